@@ -1,0 +1,58 @@
+# What can be done here. Each target sets up what it needs, once. `make` alone lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUN    ?= runs/handbook
+TASK   := programs/handbook.toml programs/backends/in_process.toml
+# Written when an installation has gone through; older than what it was made from, it is made again.
+STAMP  := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup models demo evidence test check format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## .venv with the tested set of packages (a few minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || { echo "setup: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "setup: installing PyTorch"
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
+	@echo "setup: installing the rest"
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gguf,optimizers]'
+	@touch $@
+
+models: setup ## the demo's two models into models/ (1.2 GB of downloads, 4.1 GB on disk, once)
+	@$(BIN)/python demo/fetch_models.py
+
+demo: models ## the whole of CoWest on real models, and its table (again: resumes; finished: shows it)
+	@$(BIN)/cowest cycle $(TASK) --run $(RUN)
+
+evidence: models ## the table of the README: 3 seeds, all test questions, two controls (hours; resumable)
+	@$(BIN)/python benchmarks/evidence.py
+
+test: check ## check, then every test; those that need real models fetch them, or say why they are skipped
+	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"
+	@$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadgroup
+
+check: setup ## ruff (lint and format) and pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: setup ## what ruff can mend by itself
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: models ## speed and quality beside what one would use instead
+	@set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
+
+clean: ## caches and build products; .venv/, models/ and runs/ stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""cowest_dspy: weak-strong collaboration (CoWest, arXiv 2504.15188) as declarative DSPy pipelines.
+
+A small, tunable model drafts, a large, frozen one refines. What a draft does to the strong model's answer, against the strong
+model alone, is its influence; influence makes preference pairs, and preference tuning makes drafts that help.
+
+Importing this package loads no torch, transformers or trl: they come when a model is loaded or tuned.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Collaboration": "program",
+    "CowestError": "errors",
+    "DPO": "tuning",
+    "Experiment": "experiment",
+    "Influence": "influence",
+    "InfluenceReport": "influence",
+    "LineAdapter": "adapters",
+    "Pair": "pairs",
+    "PreferencePairs": "pairs",
+    "SFT": "tuning",
+    "Sampling": "traces",
+    "Store": "store",
+    "Trace": "traces",
+    "TransformersEngine": "lms",
+    "build_lm": "lms",
+    "collect": "traces",
+    "load_config": "config",
+    "preference_pairs": "pairs",
+    "tunable": "tuning",
+    "tune": "tuning",
+}
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from cowest_dspy.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.config import load_config as load_config
+    from cowest_dspy.errors import CowestError as CowestError
+    from cowest_dspy.experiment import Experiment as Experiment
+    from cowest_dspy.influence import Influence as Influence
+    from cowest_dspy.influence import InfluenceReport as InfluenceReport
+    from cowest_dspy.lms import TransformersEngine as TransformersEngine
+    from cowest_dspy.lms import build_lm as build_lm
+    from cowest_dspy.pairs import Pair as Pair
+    from cowest_dspy.pairs import PreferencePairs as PreferencePairs
+    from cowest_dspy.pairs import preference_pairs as preference_pairs
+    from cowest_dspy.program import Collaboration as Collaboration
+    from cowest_dspy.store import Store as Store
+    from cowest_dspy.traces import Sampling as Sampling
+    from cowest_dspy.traces import Trace as Trace
+    from cowest_dspy.traces import collect as collect
+    from cowest_dspy.tuning import DPO as DPO
+    from cowest_dspy.tuning import SFT as SFT
+    from cowest_dspy.tuning import tunable as tunable
+    from cowest_dspy.tuning import tune as tune
+
+
+def __getattr__(name: str) -> Any:
+    """Names are looked up when they are first used, so that one part does not load the others."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

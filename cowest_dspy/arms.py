@@ -1,0 +1,87 @@
+"""Arms: the ways to answer the held-out examples that a run compares, and one function that asks them all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dspy
+
+from cowest_dspy.errors import DataError
+from cowest_dspy.influence import Metric, attempt, score_of
+from cowest_dspy.lms.recording import keeping
+from cowest_dspy.program import Collaboration
+from cowest_dspy.report.model import Answer
+from cowest_dspy.store import Store
+from cowest_dspy.traces import Progress, in_order
+
+Answering = Callable[[dspy.Example], dspy.Prediction]
+
+
+def collaboration_arm(program: Collaboration) -> Answering:
+    """The weak model drafts, the strong one refines."""
+    return lambda example: program(**example.inputs())
+
+
+def alone_arm(program: Collaboration) -> Answering:
+    """The strong model alone, with the instructions, demos and room of refine."""
+    return lambda example: program.answered_alone(**example.inputs())
+
+
+def oracle_arm(program: Collaboration, field: str) -> Answering:
+    """The strong model with the gold background that stands in ``field`` of each example: the ceiling of any draft."""
+
+    def answer(example: dspy.Example) -> dspy.Prediction:
+        if not example.get(field):
+            raise DataError(f'Example {example.get("id", "?")} has no "{field}", which [evaluate] oracle names.')
+        return program.refined(str(example[field]), **example.inputs())
+
+    return answer
+
+
+def module_arm(program: Collaboration, module: dspy.Module) -> Answering:
+    """Any module that answers by itself, in the program's prompt format."""
+    return lambda example: program.speaking_as_here(module, **example.inputs())
+
+
+def ask_all(
+    answering: Answering,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    *,
+    store: Store | None = None,
+    threads: int = 8,
+    on_progress: Progress | None = None,
+) -> tuple[Answer, ...]:
+    """Every example answered and scored, in order; what failed has an error and no score."""
+    answers: list[Answer] = []
+    with keeping(store), ThreadPoolExecutor(threads) as pool:
+        for done, answer in enumerate(in_order(pool, lambda e: _one(answering, e, metric), examples), start=1):
+            answers.append(answer)
+            if on_progress:
+                on_progress(done, len(examples))
+    return tuple(answers)
+
+
+def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:
+    made = attempt(lambda: answering(example))
+    outputs: dict[str, Any] = dict(made.outputs or {})
+    draft = outputs.pop("draft", None)
+    last = next(reversed(outputs), None)
+    return Answer(
+        example_id=example.id,
+        inputs=dict(example.inputs().items()),
+        gold=_gold(example, last),
+        answer=str(outputs[last]) if last else None,
+        score=score_of(metric, example, outputs) if made.outputs is not None else None,
+        error=made.error,
+        draft=None if draft is None else str(draft),
+        steps={name: str(value) for name, value in outputs.items() if name != last},
+    )
+
+
+def _gold(example: dspy.Example, field: str | None) -> str:
+    """The expected answer to show: the label of the answer's name, otherwise the first label there is."""
+    labels = {key: value for key, value in example.labels().items() if key != "id"}
+    return str(labels.get(field or "answer", labels.get("answer", next(iter(labels.values()), ""))))

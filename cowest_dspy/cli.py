@@ -1,0 +1,224 @@
+"""cowest: one verb per stage of a weak-strong collaboration, all on one run folder.
+
+Everything but Typer and Rich is imported when a verb needs it, so that ``cowest --help`` is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cowest_dspy.errors import CowestError
+
+if TYPE_CHECKING:
+    from cowest_dspy.experiment import Experiment
+
+app = typer.Typer(
+    name="cowest",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""**Weak-strong collaboration**: a small model that knows a domain drafts, a large one refines.
+
+`cowest cycle TASK.toml BACKEND.toml` runs everything: it fine-tunes the weak model on the domain, samples drafts, measures how
+much each of them changed the strong model's answer (its *influence*), turns that into preference pairs, tunes the weak model on
+them, and compares all of it on held-out questions. The other verbs run one stage each, on the same run folder.
+
+Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml --run runs/handbook`
+
+Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
+)
+console = Console(highlight=False)
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="TOML files, the task first and then the backend; a later file replaces whole tables.", show_default=False),
+]
+Run = Annotated[
+    Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
+
+
+@app.command()
+def cycle(files: Files, run: Run = None, seed: Seed = None) -> None:
+    """Runs every stage: fine-tune, collect, pair, tune, evaluate, report.
+
+    What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
+    """
+    with _experiment(files, run, seed) as experiment:
+        _show(experiment, experiment.cycle())
+
+
+@app.command()
+def ask(
+    files: Files,
+    question: Annotated[
+        str,
+        typer.Option("--question", "-q", help='The input; or JSON for several: \'{"question": ..., "options": ...}\'.'),
+    ],
+    run: Run = None,
+    seed: Seed = None,
+) -> None:
+    """Asks the collaboration one question, with the best weak model that the run has.
+
+    Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "Which holds more oil, the Arbel or the Morva?"`
+    """
+    with _experiment(files, run, seed) as experiment:
+        prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
+        for name, value in prediction.items():
+            console.print(f"[bold]{name}[/bold]: {value}", markup=True)
+
+
+@app.command()
+def evaluate(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Only this arm; may be given several times.", show_default=False)
+    ] = None,
+) -> None:
+    """Asks the held-out questions of every arm, or of some, and prints the table."""
+    with _experiment(files, run, seed) as experiment:
+        known = experiment.arm_names()
+        for name in arm or []:
+            if name not in known:
+                raise CowestError(f'There is no arm "{name}" in this configuration: it has {", ".join(known)}.')
+        experiment.evaluate(arm)
+        _show(experiment, experiment.report())
+
+
+@app.command()
+def collect(files: Files, run: Run = None, seed: Seed = None) -> None:
+    """Samples drafts for the train questions and measures the influence of each."""
+    from cowest_dspy.traces import influence_report
+
+    with _experiment(files, run, seed) as experiment:
+        console.print(str(influence_report(experiment.collect())))
+
+
+@app.command()
+def pairs(files: Files, run: Run = None, seed: Seed = None) -> None:
+    """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why."""
+    with _experiment(files, run, seed) as experiment:
+        made = experiment.pairs()
+        console.print(f"{len(made)} pairs in {experiment.run / 'pairs.jsonl'}")
+        for reason, count in made.dropped.items():
+            console.print(f"  dropped: {count} {reason}")
+
+
+@app.command()
+def tune(files: Files, run: Run = None, seed: Seed = None) -> None:
+    """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter."""
+    with _experiment(files, run, seed) as experiment:
+        console.print(f"tuned: {experiment.tune().model}")
+
+
+@app.command()
+def report(files: Files, run: Run = None, seed: Seed = None) -> None:
+    """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
+    with _experiment(files, run, seed) as experiment:
+        _show(experiment, experiment.report())
+
+
+def main() -> None:
+    """The console script: an error that the user can mend is one clear message and exit code 1."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except CowestError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]{type(error).__name__}[/bold red]", end=": ")
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nStopped. Everything that was answered is kept: the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+class _Live:
+    """Stages as progress bars in a terminal, and as plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._columns = (
+            TextColumn("{task.description:<46}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Any]:
+        """A bar while the stage runs; the last state of it stays."""
+        if not console.is_terminal:
+            yield _plain(title)
+            return
+        with Progress(*self._columns, console=console) as bars:
+            task = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        console.print(text)
+
+
+def _plain(title: str) -> Any:
+    """Without a terminal: a line when a stage begins, and at every quarter of it."""
+    console.print(f"{title} ...")
+    said = {0}
+
+    def progress(done: int, total: int) -> None:
+        quarter = 4 * done // total if total else 0
+        if quarter not in said:
+            said.add(quarter)
+            console.print(f"{title}: {done} of {total}")
+
+    return progress
+
+
+def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Experiment:
+    from cowest_dspy.config import load_config
+    from cowest_dspy.experiment import Experiment
+
+    config = load_config(files, seed=seed)
+    return Experiment(config, run or Path("runs") / config.name, watch=_Live())
+
+
+def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
+    if question.lstrip().startswith("{"):
+        try:
+            given = json.loads(question)
+        except json.JSONDecodeError as error:
+            raise CowestError(f"--question looks like JSON but is none: {error.msg}.") from None
+    else:
+        given = {names[0]: question}
+    if sorted(given) != sorted(names):
+        raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
+    return given
+
+
+def _show(experiment: Experiment, made: Any) -> None:
+    from cowest_dspy.report import print_report
+
+    print_report(made, console)
+    console.print(f"\nreport: {experiment.run / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

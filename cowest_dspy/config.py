@@ -1,0 +1,263 @@
+"""What a TOML may say: frozen pydantic models, one per table; a key that is not known is an error that names the nearest one.
+
+A run is configured by one or several files, read from left to right; a later file replaces whole tables, so that nothing of an
+earlier backend survives in a later one:
+
+    load_config(["programs/handbook.toml", "programs/backends/in_process.toml"])
+
+Paths and references in a file are relative to that file. No secret stands in a file: an API key is given by the NAME of an
+environment variable.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cowest_dspy.errors import ConfigError, nearest
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Table(BaseModel):
+    """A table of a TOML: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InProcess(Table):
+    """A transformers model in this process (CPU or one GPU)."""
+
+    kind: Literal["in_process"]
+    model: str = Field(description="a folder with config.json and *.safetensors, relative to this file, or a Hub id")
+    adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1)
+    concurrency: int = Field(32, ge=1, description="sequences computed together, at most")
+
+
+class Api(Table):
+    """Any model that dspy.LM reaches: a hosted API, or an OpenAI-compatible server that runs already."""
+
+    kind: Literal["api"]
+    model: str = Field(description='as for dspy.LM, for instance "openai/gpt-5-mini"')
+    api_base: str | None = Field(None, description="the endpoint of an OpenAI-compatible server")
+    api_key_env: str | None = Field(None, description="the NAME of the environment variable that holds the key")
+    temperature: float | None = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=1)
+    num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
+    timeout: float = Field(120.0, gt=0, description="seconds")
+    concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
+            raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
+        return value
+
+
+class Engine(Table):
+    """An engine from your own code: a function that returns an object with complete(Request) -> Response."""
+
+    kind: Literal["engine"]
+    engine: str = Field(description='a reference such as "my_engine.py:make"')
+    model: str = Field("engine/custom", description="the id under which its answers are stored")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1)
+    concurrency: int = Field(8, ge=1)
+
+
+LMSettings = Annotated[InProcess | Api | Engine, Field(discriminator="kind")]
+
+
+class Data(Table):
+    """Where the examples come from, and how many of each split are used."""
+
+    source: str = Field(
+        description='"recipe.py:examples" (a function of split and seed), a .jsonl with a "split" field, or "hub:NAME"'
+    )
+    inputs: tuple[str, ...] = Field(min_length=1, description="the fields that the program is given")
+    seed: int = Field(0, ge=0, description="given to a recipe's function; the same for every seed of the run")
+    train: int | None = Field(None, ge=1, description="use the first so many; all by default")
+    dev: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+
+
+class Sft(Table):
+    """[sft]: domain fine-tuning. ``drafts`` and ``answers`` name functions of a seed that give prompt/completion rows."""
+
+    drafts: str = Field(description="rows that teach the weak model to draft")
+    answers: str | None = Field(None, description="rows that teach it to answer alone: the fair weak baseline")
+    settings: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.SFT")
+    answer_settings: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.SFT")
+
+
+class Collect(Table):
+    """[collect]: sampling of drafts and measurement of their influence."""
+
+    drafts: int = Field(4, ge=2, description="drafts sampled for each example")
+    temperature: float = Field(1.0, gt=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_failed: float = Field(0.3, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
+
+
+class PairRules(Table):
+    """[pairs]: which drafts become a preference pair."""
+
+    margin: float = Field(0.5, gt=0, le=2, description="smallest difference of influence between chosen and rejected")
+    per_example: int = Field(1, ge=1, description="pairs of one example, at most; no draft is in two of them")
+    least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
+
+
+class Arms(Table):
+    """[evaluate]: what is compared on the test split."""
+
+    split: Literal["dev", "test"] = "test"
+    weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
+    oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")
+
+
+class Config(Table):
+    """A whole configuration: one task and its backends."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
+    metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
+    seed: int = Field(0, ge=0)
+    rounds: Literal[1] = 1
+    data: Data
+    weak: LMSettings
+    strong: LMSettings
+    sft: Sft | None = None
+    collect: Collect = Collect()  # pyright: ignore[reportCallIssue]
+    pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
+    dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
+    evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
+
+
+# Where a file may name another file or code: these values are read relative to the file in which they stand.
+_REFERENCES = (
+    "program",
+    "metric",
+    "data.source",
+    "sft.drafts",
+    "sft.answers",
+    "evaluate.weak",
+    "weak.engine",
+    "strong.engine",
+)
+_FOLDERS = ("weak.model", "strong.model", "weak.adapter", "strong.adapter")
+
+
+def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:
+    """The configuration that ``files`` make together: a later file replaces whole tables of an earlier one.
+
+    ``seed`` overrides the one in the files.
+
+    Raises:
+        ConfigError: no such file, no TOML, an unknown key (with the nearest known one), a missing table, a value out of range.
+    """
+    merged: dict[str, Any] = {}
+    names = [Path(file) for file in files]
+    for file in names:
+        merged.update(_read(file))
+    if seed is not None:
+        merged["seed"] = seed
+    return validate(Config, merged, " + ".join(str(name) for name in names) or "no file")
+
+
+def validate(model: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """``values`` as an instance of ``model``.
+
+    Raises:
+        ConfigError: naming every key that is wrong, what was expected, and the nearest known key of one that is unknown.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(model, error, where)) from None
+
+
+def fingerprint(config: Config) -> str:
+    """The configuration as canonical JSON; equal for equal settings."""
+    return json.dumps(config.model_dump(mode="json"), sort_keys=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file {file}. Tasks are in programs/*.toml, backends in programs/backends/*.toml.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from None
+    for dotted in _REFERENCES:
+        _replace(raw, dotted, lambda value: _anchored_reference(value, file.parent))
+    for dotted in _FOLDERS:
+        _replace(raw, dotted, lambda value: _anchored_folder(value, file.parent))
+    return raw
+
+
+def _replace(raw: dict[str, Any], dotted: str, change: Any) -> None:
+    *tables, key = dotted.split(".")
+    table: Any = raw
+    for name in tables:
+        table = table.get(name) if isinstance(table, dict) else None
+    if isinstance(table, dict) and isinstance(table.get(key), str):
+        table[key] = change(table[key])
+
+
+def _anchored_reference(value: str, folder: Path) -> str:
+    """ "recipe.py:name" or "rows.jsonl" as an absolute path; an installed "package.module:name" or "hub:..." as it is."""
+    path, colon, name = value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
+    if not path.endswith((".py", ".jsonl")):
+        return value
+    return str((folder / Path(path).expanduser()).resolve()) + colon + name
+
+
+def _anchored_folder(value: str, folder: Path) -> str:
+    """A folder relative to the file, when it is one or is written like one; otherwise a Hub id or an API's model as it is."""
+    path = folder / Path(value).expanduser()
+    return str(path.resolve()) if value.startswith((".", "~", "/")) or path.is_dir() else value
+
+
+def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    lines = [f"{where}:"]
+    for problem in error.errors(include_url=False):
+        keys = [str(part) for part in problem["loc"]]
+        dotted = ".".join(key for key in keys if key not in ("in_process", "api", "engine") or key == keys[-1])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(model, problem["loc"][:-1])
+            lines.append(f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: {', '.join(sorted(known))}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {dotted}: is missing.{_hint(keys)}")
+        else:
+            lines.append(f"  {dotted}: {problem['msg']} (given: {problem.get('input')!r})")
+    return "\n".join(lines)
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table at ``location``; a union's member is chosen by the tag that pydantic puts into the location."""
+    kinds: dict[str, type[BaseModel]] = {"in_process": InProcess, "api": Api, "engine": Engine}
+    current: Any = model
+    for part in location:
+        if part in kinds:
+            current = kinds[str(part)]
+            continue
+        annotation = current.model_fields[str(part)].annotation if str(part) in current.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
+    return list(current.model_fields)
+
+
+def _hint(keys: list[str]) -> str:
+    if keys[0] in ("weak", "strong") and len(keys) == 1:
+        return " Add a backend file, for instance programs/backends/in_process.toml."
+    return ""

@@ -1,0 +1,119 @@
+"""Rows -> ``dspy.Example``: from a recipe's function, a JSONL file or the Hub; with ids, splits and a check for overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from cowest_dspy.errors import DataError, nearest
+from cowest_dspy.recipes import load
+
+SPLITS = ("train", "dev", "test")
+
+
+def examples(rows: Iterable[Mapping[str, Any]], inputs: Sequence[str], *, where: str = "rows") -> list[dspy.Example]:
+    """Rows as examples whose ``inputs`` are marked; a row without an ``id`` gets one from its content.
+
+    ``examples([{"question": "2+2?", "answer": "4"}], ["question"])`` gives one example with a 12-digit ``id``.
+
+    Raises:
+        DataError: no rows, a row without one of the inputs, or two rows with one id.
+    """
+    made = [_example(dict(row), inputs, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
+    if not made:
+        raise DataError(f"{where}: there are no examples. At least one row with the fields {list(inputs)} is needed.")
+    seen: set[str] = set()
+    for example in made:
+        if example.id in seen:
+            raise DataError(f'{where}: two rows have the id "{example.id}". Ids must be unique: traces are kept by them.')
+        seen.add(example.id)
+    return made
+
+
+def read_split(source: str, split: str, inputs: Sequence[str], *, seed: int = 0, limit: int | None = None) -> list[dspy.Example]:
+    """The examples of one split: ``source`` is "file.py:function" (called with the split and ``seed=``), "file.jsonl" with a
+    ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
+
+    Raises:
+        DataError: nothing in that split, no such file, or a line that is not JSON.
+    """
+    where = f"{Path(source.rpartition(':')[0] or source).name} ({split})"
+    if source.startswith("hub:"):
+        rows = _from_hub(source, split)
+    elif source.endswith(".jsonl"):
+        rows = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
+    else:
+        function: Callable[..., Iterable[Mapping[str, Any]]] = load(source)
+        rows = function(split, seed=seed)
+    return examples(list(rows)[:limit], inputs, where=where)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; empty lines are skipped.
+
+    Raises:
+        DataError: no such file, or a line that is not a JSON object (with its number).
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file {path}.")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error.msg}.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: an object was expected, not {type(row).__name__}.")
+        rows.append(row)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes rows as JSON Lines; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def check_apart(splits: Mapping[str, Sequence[dspy.Example]], inputs: Sequence[str]) -> None:
+    """Raises DataError when the same inputs, but for case and spacing, stand in two splits."""
+    owner: dict[str, tuple[str, str]] = {}
+    for split, made in splits.items():
+        for example in made:
+            key = " | ".join(" ".join(str(example[name]).lower().split()) for name in inputs)
+            before = owner.setdefault(key, (split, example.id))
+            if before[0] != split:
+                raise DataError(
+                    f"{before[0]} ({before[1]}) and {split} ({example.id}) hold the same inputs: what is tested must not be "
+                    "trained on. Drop one of the two."
+                )
+
+
+def _example(row: dict[str, Any], inputs: Sequence[str], where: str) -> dspy.Example:
+    for name in inputs:
+        if row.get(name) in (None, ""):
+            raise DataError(f'{where}: the input "{name}" is missing.{nearest(name, row)} The row has {sorted(row)}.')
+    if row.get("id") is None:
+        content = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+        row["id"] = hashlib.sha256(content.encode()).hexdigest()[:12]
+    row["id"] = str(row["id"])
+    return dspy.Example(**row).with_inputs(*inputs)
+
+
+def _from_hub(source: str, split: str) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    _, name, *config = source.split(":")
+    try:
+        return [dict(row) for row in load_dataset(name, *config, split=split)]
+    except Exception as error:
+        raise DataError(f'The Hub dataset "{name}" ({split}) cannot be had: {type(error).__name__}: {error}') from error

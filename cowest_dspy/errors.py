@@ -1,0 +1,81 @@
+"""Every error that cowest_dspy raises on purpose, one tree under one root.
+
+    CowestError
+    |-- ConfigError     a TOML file or a settings object says something that cannot be
+    |-- RecipeError     a reference such as "programs/handbook.py:program" leads nowhere
+    |-- DataError       rows, splits or fields that do not fit
+    |-- ModelError      weights, tokenizers, adapters, engines
+    |-- ProgramError    a program that is not bound, or whose signatures do not fit together
+    |-- StoreError      the run folder: in use, damaged, or of another configuration
+    |-- CollectionError a collection that must not go on, for instance because too many calls fail
+    |-- PairsError      no pairs, or a file that holds something else
+    |-- TuningError     training that cannot start, or must not go on
+    |-- ReportError     a report that cannot be read or written
+
+A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python itself are not
+wrapped unless the wrapper can say more than they do; then the original is the ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+class CowestError(Exception):
+    """The root. ``except CowestError`` catches everything that a user can mend."""
+
+
+class ConfigError(CowestError):
+    """A configuration that cannot be: an unknown key, a missing table, a value out of range."""
+
+
+class RecipeError(CowestError):
+    """A reference to Python code that does not lead to an object."""
+
+
+class DataError(CowestError):
+    """Rows, splits or fields that do not fit what the program needs."""
+
+
+class ModelError(CowestError):
+    """A model folder, GGUF file, tokenizer, chat template or adapter that cannot be used."""
+
+
+class ProgramError(CowestError):
+    """A program that is not bound to its LMs, or whose parts do not fit together."""
+
+
+class StoreError(CowestError):
+    """A run folder that is in use, damaged, or belongs to another configuration."""
+
+
+class CollectionError(CowestError):
+    """A collection of traces that must not go on."""
+
+
+class PairsError(CowestError):
+    """Preference pairs that are missing, empty or malformed."""
+
+
+class TuningError(CowestError):
+    """Training that cannot start, or must not go on."""
+
+
+class ReportError(CowestError):
+    """A report that cannot be read or written."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean "x"?`` for the known word that is nearest to ``word``, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f' Did you mean "{close[0]}"?' if close else ""
+
+
+_SECRET = re.compile(r"\b((?:sk|pk|rk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|AIza[A-Za-z0-9_\-]{10,}|Bearer\s+\S{8,})")
+
+
+def masked(text: str) -> str:
+    """``text`` with everything that looks like an API key or a bearer token replaced by ``***``."""
+    return _SECRET.sub("***", text)

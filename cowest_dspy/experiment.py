@@ -1,0 +1,458 @@
+"""Config meets code, and only here: a configuration and a run folder, one method per stage.
+
+    with Experiment(load_config([...]), "runs/handbook") as experiment:
+        experiment.cycle()
+
+Every stage finds what earlier ones left in the run's store and adds its own; what is there already is not done again. So a run
+that was killed goes on where it stood, and a finished one is only read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import dspy
+
+from cowest_dspy import arms, data
+from cowest_dspy.config import Config, InProcess, validate
+from cowest_dspy.errors import ConfigError, PairsError, TuningError
+from cowest_dspy.influence import Metric
+from cowest_dspy.lms.build import build_lm
+from cowest_dspy.pairs import Pair, PreferencePairs, nothing_to_train_on, preference_pairs
+from cowest_dspy.program import Collaboration
+from cowest_dspy.recipes import load
+from cowest_dspy.report import (
+    Answer,
+    Arm,
+    Curve,
+    InfluenceRow,
+    PairRow,
+    PairsSummary,
+    RunReport,
+    Stage,
+    TraceRow,
+    write_report,
+)
+from cowest_dspy.store import Spent, Store
+from cowest_dspy.traces import Progress, Sampling, Trace, collect
+from cowest_dspy.tuning import DPO, SFT, PeakMemory, engine_of, tunable, tune
+
+TITLES = {
+    "weak": "weak alone, fine-tuned",
+    "strong": "strong alone",
+    "collaboration_sft": "collaboration, before preference tuning",
+    "collaboration": "collaboration, after preference tuning",
+    "oracle": "ceiling: strong with the oracle's facts",
+    "shuffled": "control: DPO on the same pairs, labels shuffled",
+    "sft_on_chosen": "control: SFT on the chosen drafts",
+    "more_sft": "control: the same SFT, continued",
+}
+PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "datasets", "pydantic")
+
+
+class Watch(Protocol):
+    """Who looks on: told of every stage, and of its progress."""
+
+    def stage(self, title: str) -> AbstractContextManager[Progress]:
+        """A context around a stage; inside it, ``progress(done, total)`` is called now and then."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        ...
+
+
+class Silent:
+    """A watch that shows nothing."""
+
+    def stage(self, title: str) -> AbstractContextManager[Progress]:
+        """Nothing."""
+        return nullcontext(lambda done, total: None)
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class Experiment:
+    """A configuration and its run folder.
+
+    Args:
+        config: the whole configuration.
+        run: the run's folder; made when it is not there.
+        watch: who is told of the progress.
+        reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
+
+    Raises:
+        ConfigError: settings of tuning that TRL or PEFT would not take.
+        StoreError: the folder is in use or damaged.
+    """
+
+    def __init__(self, config: Config, run: str | Path, *, watch: Watch | None = None, reuse: Sequence[str | Path] = ()) -> None:
+        self.config, self.run, self.watch = config, Path(run), watch or Silent()
+        self.dpo_settings = validate(DPO, config.dpo, "[dpo]")
+        self.sft_settings = validate(SFT, config.sft.settings if config.sft else {}, "[sft.settings]")
+        self.answer_settings = validate(SFT, config.sft.answer_settings if config.sft else {}, "[sft.answer_settings]")
+        self.metric: Metric = load(config.metric)
+        self.store = Store(run, reuse=reuse)
+
+    def close(self) -> None:
+        """Gives the run folder free."""
+        self.store.close()
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What the configuration means
+
+    @cached_property
+    def program(self) -> Collaboration:
+        """The recipe's program, not bound yet."""
+        program = load(self.config.program)()
+        if not isinstance(program, Collaboration):
+            raise ConfigError(
+                f"{self.config.program} gave {type(program).__name__}: a function that returns a Collaboration is expected."
+            )
+        return program
+
+    @cached_property
+    def strong(self) -> dspy.LM:
+        """The strong LM."""
+        return build_lm(self.config.strong)
+
+    @cached_property
+    def weak(self) -> dspy.LM:
+        """The weak LM as it was before any tuning; tunable when it runs in this process."""
+        lm = build_lm(self.config.weak)
+        return tunable(lm) if isinstance(self.config.weak, InProcess) else lm
+
+    @cached_property
+    def splits(self) -> dict[str, list[dspy.Example]]:
+        """The examples of train, dev and test; the same inputs in two splits are an error."""
+        source = self.config.data
+        made = {
+            split: data.read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split))
+            for split in data.SPLITS
+        }
+        data.check_apart(made, source.inputs)
+        return made
+
+    # Stages
+
+    def sft(self) -> dspy.LM:
+        """The weak model after domain fine-tuning; as it is when the configuration has no [sft]."""
+        if self.config.sft is None:
+            return self.weak
+        return self._tuned(
+            "drafts", "SFT of the drafter", self.weak, lambda: self._rows(self.config.sft, "drafts"), self.sft_settings
+        )
+
+    def answer_sft(self) -> dspy.LM:
+        """The weak model fine-tuned to answer alone: the fair baseline."""
+        if self.config.sft is None or self.config.sft.answers is None:
+            return self.weak
+        return self._tuned(
+            "answers",
+            "SFT of the weak baseline",
+            self.weak,
+            lambda: self._rows(self.config.sft, "answers"),
+            self.answer_settings,
+        )
+
+    def collect(self) -> list[Trace]:
+        """Drafts of the train split and their influence."""
+        rules = self.config.collect
+        sampling = Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed)
+        program = self.program.bind(weak=self.sft(), strong=self.strong)
+        identity = _digest([self._meaning, program.weak.model, program.strong.model])
+        if (self.store.record("done", "collect") or {}).get("identity") == identity:
+            return self._traces()
+        with self._stage("collect", "Collecting drafts and their influence") as progress:
+            self.store.forget("trace")
+            traces = collect(
+                program,
+                self.splits["train"],
+                self.metric,
+                sampling,
+                store=self.store,
+                threads=self.config.strong.concurrency,
+                max_failed=rules.max_failed,
+                on_progress=progress,
+            )
+        self.store.keep("done", "collect", {"identity": identity})
+        return traces
+
+    def pairs(self) -> PreferencePairs:
+        """The preference pairs of the collected traces, also written to ``pairs.jsonl`` in the run folder."""
+        traces = self.collect()
+        rules = self.config.pairs
+        pairs = preference_pairs(traces, margin=rules.margin, per_example=rules.per_example)
+        pairs.save(self.run / "pairs.jsonl")
+        self.store.keep("pairs", "dropped", pairs.dropped)
+        return pairs
+
+    def tune(self) -> dspy.LM:
+        """The weak model after preference tuning on the run's pairs.
+
+        Raises:
+            PairsError: fewer pairs than [pairs] least.
+        """
+        return self._preferring("dpo", "Preference tuning", self._enough_pairs().rows())
+
+    def control(self, name: str) -> dspy.LM:
+        """The weak model of a control arm, trained from where preference tuning started."""
+        pairs = self._enough_pairs()
+        if name == "shuffled":
+            return self._preferring(name, "Control: shuffled labels", shuffled(pairs, self.config.seed))
+        if name == "more_sft":
+            return self._tuned(
+                name, "Control: more SFT", self.sft(), lambda: self._rows(self.config.sft, "drafts"), self.sft_settings
+            )
+        rows = [{"prompt": list(pair.prompt), "completion": list(pair.chosen)} for pair in pairs]
+        settings = self.sft_settings.model_copy(update={"epochs": self.dpo_settings.epochs, "max_steps": None})
+        return self._tuned(name, "Control: SFT on the chosen drafts", self.sft(), lambda: rows, settings)
+
+    def evaluate(self, names: Sequence[str] | None = None) -> tuple[Arm, ...]:
+        """The arms of these names (default: all that the configuration declares) on the held-out split, and keeps them."""
+        return tuple(self._arm(name) for name in names or self.arm_names())
+
+    def arm_names(self) -> list[str]:
+        """The arms that the configuration declares, in the order of the table."""
+        wanted = self.config.evaluate
+        weak = ["weak"] if wanted.weak else []
+        oracle = ["oracle"] if wanted.oracle else []
+        return [*weak, "strong", "collaboration_sft", "collaboration", *oracle, *wanted.controls]
+
+    def cycle(self) -> RunReport:
+        """All stages: fine-tune, collect, pair, tune, evaluate, report."""
+        self.watch.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
+        self.sft()
+        if self.config.evaluate.weak:
+            self.answer_sft()
+        traces = self.collect()
+        pairs = self.pairs()
+        self.watch.say(f"{len(traces)} drafts of {len(self.splits['train'])} examples gave {len(pairs)} preference pairs")
+        self.tune()
+        for control in self.config.evaluate.controls:
+            self.control(control)
+        self.evaluate()
+        return self.report()
+
+    def report(self) -> RunReport:
+        """What the run has so far, written as ``report.json`` and ``report.html`` in its folder."""
+        traces = self._traces()
+        order = {name: place for place, name in enumerate(TITLES)}
+        found = self.store.records("arm")
+        names = sorted(found, key=lambda name: order.get(name, len(order)))
+        report = RunReport(
+            title=f"{self.config.name}: weak-strong collaboration",
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=self.config.seed,
+            reference="collaboration",
+            rivals=("weak", "strong"),
+            before="collaboration_sft",
+            after="collaboration",
+            arms=tuple(_arm_from(name, found[name]) for name in names),
+            influence=tuple(_influence_row(trace) for trace in traces),
+            pairs=self._pairs_summary(),
+            curves=tuple(Curve.from_trl(name, record["history"]) for name, record in self.store.records("adapter").items()),
+            stages=tuple(Stage(name, **value) for name, value in self.store.records("stage").items()),
+            traces=tuple(TraceRow.of(trace) for trace in traces),
+            config=self.config.model_dump(mode="json"),
+            versions=versions(),
+        )
+        write_report(report, self.run)
+        return report
+
+    def ask(self, **inputs: Any) -> dspy.Prediction:
+        """The collaboration's answer to one input, with the best weak model that the run has."""
+        tuned = self.store.record("adapter", "dpo")
+        weak = self._loaded(tuned) if tuned else self.sft()
+        return self.program.bind(weak=weak, strong=self.strong)(**inputs)
+
+    # How stages are done
+
+    def _traces(self) -> list[Trace]:
+        return [Trace.from_dict(value) for value in self.store.records("trace").values()]
+
+    @cached_property
+    def _meaning(self) -> str:
+        """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
+        parts = self.config
+        references = [parts.program, parts.metric, parts.data.source, parts.evaluate.weak or ""]
+        files = sorted({reference.rpartition(":")[0] or reference for reference in references if ".py" in reference})
+        code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        settings = parts.model_dump(mode="json", exclude={"evaluate", "pairs", "dpo", "sft"})
+        return _digest([settings, code, self.program.dump_state()])
+
+    def _rows(self, sft: Any, which: str) -> list[dict[str, Any]]:
+        rows = load(getattr(sft, which))(seed=self.config.data.seed)
+        if not rows:
+            raise ConfigError(f"[sft] {which} = {getattr(sft, which)} gave no rows.")
+        return list(rows)
+
+    def _enough_pairs(self) -> PreferencePairs:
+        pairs = self.pairs()
+        if len(pairs) < self.config.pairs.least:
+            raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
+        return pairs
+
+    def _preferring(self, name: str, title: str, rows: list[dict[str, Any]]) -> dspy.LM:
+        return self._tuned(name, title, self.sft(), lambda: rows, self.dpo_settings)
+
+    def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO) -> dspy.LM:
+        """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed."""
+        if not isinstance(self.config.weak, InProcess):
+            raise TuningError('The weak model can only be tuned in this process: set [weak] kind = "in_process".')
+        rows = make_rows()
+        identity = _digest([name, start.model, settings.model_dump(mode="json"), rows, self.config.seed])
+        known = self.store.record("adapter", name)
+        if known and known["identity"] == identity and (self.run / known["folder"]).is_dir():
+            return self._loaded(known)
+        with self._stage(name, title) as progress:
+            folder = Path("adapters") / f"{name}-{identity}"
+            kind = "preference" if isinstance(settings, DPO) else "sft"
+            tuned = tune(
+                start,
+                rows,
+                kind,
+                settings,
+                self.run / folder,
+                seed=self.config.seed,
+                on_step=lambda step, total, _: progress(step, total),
+            )
+            record = {
+                "identity": identity,
+                "folder": str(folder),
+                "model": tuned.model,
+                "history": tuned.result.history,
+            }
+            self.store.keep("adapter", name, record)
+        return tuned.lm
+
+    def _loaded(self, record: dict[str, Any]) -> dspy.LM:
+        model = engine_of(self.weak).load_adapter(self.run / record["folder"])
+        if model != record["model"]:
+            raise TuningError(
+                f"{self.run / record['folder']} does not hold the weights that were trained ({record['model']}): it was changed. "
+                "Delete that folder and run again to train it anew."
+            )
+        return self.weak.copy(model=model)
+
+    def _arm(self, name: str) -> Arm:
+        answering, models = self._answering(name)
+        examples = self.splits[self.config.evaluate.split]
+        identity = _digest([self._meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"})])
+        known = self.store.record("arm", name)
+        if known and known["identity"] == identity:
+            return _arm_from(name, known)
+        with self._stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
+            threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
+            answers = arms.ask_all(answering, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
+        arm = Arm(name, TITLES[name], answers, note=models)
+        self.store.keep("arm", name, {**asdict(arm), "identity": identity})
+        return arm
+
+    def _answering(self, name: str) -> tuple[arms.Answering, str]:
+        """How an arm answers, and the models that it uses."""
+        wanted = self.config.evaluate
+        if name == "weak":
+            weak = self.answer_sft()
+            module = load(wanted.weak or "")()
+            bound = self.program.bind(weak=weak)
+            module.set_lm(bound.weak)
+            return arms.module_arm(self.program, module), weak.model
+        if name in ("strong", "oracle"):
+            bound = self.program.bind(strong=self.strong)
+            return arms.alone_arm(bound) if name == "strong" else arms.oracle_arm(bound, wanted.oracle or ""), self.strong.model
+        drafters = {"collaboration_sft": self.sft, "collaboration": self.tune}
+        weak = drafters[name]() if name in drafters else self.control(name)
+        return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
+
+    @contextmanager
+    def _stage(self, name: str, title: str) -> Iterator[Progress]:
+        """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
+        started = time.monotonic()
+        with self.watch.stage(title) as progress, self.store.spending(name) as spent, PeakMemory() as memory:
+            yield progress
+        known = self.store.record("stage", name)
+        if known is None or spent.calls or not _only_read(spent):
+            self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
+
+    def _pairs_summary(self) -> PairsSummary | None:
+        path = self.run / "pairs.jsonl"
+        if not path.is_file() or not path.stat().st_size:
+            return None
+        pairs = PreferencePairs.load(path)
+        dropped = self.store.record("pairs", "dropped") or {}
+        rows = tuple(_pair_row(pair) for pair in pairs)
+        return PairsSummary(len(pairs), len({pair.example_id for pair in pairs}), dropped, rows)
+
+
+def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
+    """The pairs' rows with chosen and rejected exchanged in a random half: the same texts, no preference in them."""
+    rows = pairs.rows()
+    for place in random.Random(seed).sample(range(len(rows)), len(rows) // 2):
+        rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()[:12]
+
+
+def _only_read(spent: Spent) -> bool:
+    """Whether a stretch of work was answered from the store alone."""
+    return spent.cached > 0 and not spent.calls and not spent.failed
+
+
+def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None) -> dict[str, Any]:
+    """A stage's cost, added to what it had cost before it was interrupted."""
+    before = known or {}
+    return {
+        "seconds": seconds + before.get("seconds", 0.0),
+        "calls": spent.calls + before.get("calls", 0),
+        "tokens_in": spent.input_tokens + before.get("tokens_in", 0),
+        "tokens_out": spent.output_tokens + before.get("tokens_out", 0),
+        "cached_calls": spent.cached,
+        "peak_memory_bytes": max(peak, before.get("peak_memory_bytes", 0)),
+        "note": f"{spent.failed} calls failed" if spent.failed else "",
+    }
+
+
+def _arm_from(name: str, record: dict[str, Any]) -> Arm:
+    return Arm(name, record["title"], tuple(Answer(**answer) for answer in record["answers"]), record["note"])
+
+
+def _influence_row(trace: Trace) -> InfluenceRow:
+    return InfluenceRow(trace.example_id, trace.draft_index, trace.influence, trace.error, trace.draft_score, trace.round)
+
+
+def _pair_row(pair: Pair) -> PairRow:
+    texts = (messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected))
+    return PairRow(pair.example_id, *texts, pair.chosen_influence, pair.rejected_influence, pair.round)

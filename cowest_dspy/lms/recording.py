@@ -1,0 +1,157 @@
+"""What was really said: every call of a bound LM is noted for whoever listens, and served from a ledger where there is one.
+
+``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:`` each of its calls is appended
+to ``calls`` with its messages, raw completion and finish reason, whatever module or adapter made it. Inside
+``with keeping(ledger):`` a call that the ledger knows is answered by it, and any other is committed to it before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dspy
+from dspy.lm15 import LM15Error, Request, Response
+from dspy.utils.exceptions import AdapterParseError, LMError
+
+from cowest_dspy.errors import masked
+from cowest_dspy.lms import wire
+
+EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now."""
+
+    model: str
+    messages: tuple[dict[str, str], ...]
+    text: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    cached: bool
+
+
+class Ledger(Protocol):
+    """Where answers are kept: ``answer`` gives what is known for a request, or asks and commits before it returns."""
+
+    def answer(self, request: Request, ask: Any) -> tuple[Response, bool]:
+        """``(response, cached)``. ``ask()`` makes the real call; two equal requests at once cost one."""
+        ...
+
+
+_calls: ContextVar[list[Call] | None] = ContextVar("cowest_calls", default=None)
+_ledger: ContextVar[Ledger | None] = ContextVar("cowest_ledger", default=None)
+
+
+@contextmanager
+def listening() -> Iterator[list[Call]]:
+    """Collects the calls that bound LMs answer inside this context (and this thread), in order."""
+    calls: list[Call] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+@contextmanager
+def keeping(ledger: Ledger | None) -> Iterator[None]:
+    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it."""
+    token = _ledger.set(ledger)
+    try:
+        yield
+    finally:
+        _ledger.reset(token)
+
+
+def recorded(lm: dspy.LM) -> dspy.LM:
+    """``lm`` with its calls noted; the same object when it is recorded already. Its keys and endpoint stay inside ``lm``."""
+    if isinstance(lm._engine_spec, RecordingEngine):
+        return lm
+    from dspy.clients.backend_selection import CLIENT_KEYS
+
+    options = {key: value for key, value in lm.kwargs.items() if key not in CLIENT_KEYS and value is not None}
+    engine = RecordingEngine(lm)
+    return dspy.LM(lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options)
+
+
+def unrecorded(lm: dspy.LM) -> dspy.LM:
+    """The LM behind a recorded one, under the recorded one's model id; any other LM as it is."""
+    engine = lm._engine_spec
+    return engine.inner_for(lm.model) if isinstance(engine, RecordingEngine) else lm
+
+
+class RecordingEngine:
+    """An engine that asks another ``dspy.LM`` and notes what it said."""
+
+    def __init__(self, inner: dspy.LM) -> None:
+        self.inner = inner
+        self.supports_function_calling = inner.supports_function_calling
+        self.supports_reasoning = inner.supports_reasoning
+        self.supports_response_schema = inner.supports_response_schema
+        self.supported_params = inner.supported_params
+
+    def inner_for(self, model: str) -> dspy.LM:
+        """The LM behind this engine, under the id ``model`` (an adapter's, for instance)."""
+        return self.inner if self.inner.model == model else self.inner.copy(model=model)
+
+    def complete(self, request: Request) -> Response:
+        """The answer of the LM behind, or of the ledger; noted for whoever listens."""
+        ledger = _ledger.get()
+
+        def ask() -> Response:
+            with dspy.context(disable_history=True):
+                return self.inner_for(request.model)(request)
+
+        response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
+        listener = _calls.get()
+        if listener is not None:
+            answer = wire.response_to_dict(response)
+            listener.append(
+                Call(
+                    request.model,
+                    tuple(wire.request_messages(request)),
+                    answer["text"],
+                    answer["finish_reason"],
+                    answer["input_tokens"],
+                    answer["output_tokens"],
+                    cached,
+                )
+            )
+        return response
+
+    def stream(self, request: Request) -> Any:
+        """The finished answer as events."""
+        from dspy.lm15 import response_to_events
+
+        return response_to_events(self.complete(request))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecordingEngine:
+        return self
+
+
+_KINDS = (
+    ("timeout", ("timeout",)),
+    ("rate limit", ("ratelimit",)),
+    ("context", ("contextlength", "contextwindow")),
+    ("server", ("server", "serviceunavailable")),
+    ("transport", ("transport", "connection", "network")),
+    ("auth", ("auth",)),
+    ("billing", ("billing",)),
+    ("parse", ("parse",)),
+)
+
+
+def failure(error: BaseException) -> str:
+    """An expected failure as ``"kind: text"``, for instance ``"timeout: ..."``; kinds are those that tables count."""
+    deepest = error
+    while isinstance(deepest.__cause__, EXPECTED_FAILURES):
+        deepest = deepest.__cause__
+    name = type(deepest).__name__.lower()
+    kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), "error")
+    return f"{kind}: {masked(' '.join(str(deepest).split()))[:300]}"

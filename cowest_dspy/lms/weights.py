@@ -1,0 +1,187 @@
+"""Folders of weights and adapters: load them, check them, and name them by their content.
+
+A model's id contains a hash of its weights, so that nothing that was drafted, measured or computed with other weights can be
+mistaken for its work. One changed tensor under the same path, and the id is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cowest_dspy.errors import ModelError
+
+WEIGHTS = ("*.safetensors",)
+MEANING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+HASH_LENGTH = 12
+
+
+def folder_hash(folder: Path) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 over weights, configuration, tokenizer and chat template of a folder."""
+    names = sorted(
+        {path.name for pattern in WEIGHTS for path in folder.glob(pattern)} | {n for n in MEANING if (folder / n).is_file()}
+    )
+    digest = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            digest.update(name.encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else _digest(file))
+    return digest.hexdigest()[:HASH_LENGTH]
+
+
+def _digest(file: Any) -> bytes:
+    """``hashlib.file_digest`` for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.digest()
+
+
+def locate(model: str) -> Path:
+    """The folder of ``model``: itself when it is a folder, otherwise the snapshot of that Hub id (downloaded when needed).
+
+    Raises:
+        ModelError: no such folder, a folder without ``config.json`` or weights, or a Hub id that cannot be had.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return folder.resolve()
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(
+            f"There is no model folder {model}. Give a folder with config.json and *.safetensors, or a Hub id such as "
+            '"HuggingFaceTB/SmolLM2-135M-Instruct". `make models` fetches the two of the demo.'
+        )
+    return _from_hub(model)
+
+
+def _from_hub(model: str) -> Path:
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise ModelError(
+            f'"{model}" is no folder here, and the Hub did not give it: {type(error).__name__}. '
+            "Check the id and the network, log in with `hf auth login` if it is gated, or give a local folder."
+        ) from error
+    _check_folder(folder)
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no model folder: it has no config.json. For a GGUF file see cowest_dspy.lms.gguf.")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} has no *.safetensors: save the model with save_pretrained, pickled weights are not read.")
+
+
+def load_model(folder: Path, dtype: str) -> Any:
+    """The model in ``folder`` for inference, with the attention of generation.py. ``dtype``: "auto", "float32", "bfloat16"..."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cowest_dspy.lms.generation import ATTENTION, register_attention
+
+    register_attention()
+    kind = getattr(torch, choose_dtype() if dtype == "auto" else dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation=ATTENTION)
+    for parameter in model.parameters():
+        # Freshly mapped weights are read from disk page by page during the first pass; a copy is in memory at once.
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def shares_prefix(model: Any) -> bool:
+    """Whether every layer is plain full attention, so that a prefix may be computed apart from what follows it."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return set(kinds) == {"full_attention"} and not (windowed and not getattr(config, "layer_types", None))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``.
+
+    Raises:
+        ModelError: it has no chat template, so chat messages cannot be written in the model's own form.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            f"The tokenizer in {folder} has no chat template. Use an instruction-tuned model, or add chat_template.jinja."
+        )
+    return tokenizer
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ids that end a turn: those of the generation configuration and the tokenizer's own."""
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def choose_dtype() -> str:
+    """ "bfloat16" where the processor or GPU computes in it, otherwise "float32"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else "float32"
+
+
+def adapter_hash(folder: Path) -> str:
+    """The first 12 hexadecimal digits of a SHA-256 over an adapter's tensors (name, type, shape, bytes) and what they mean.
+
+    Raises:
+        ModelError: the folder holds no PEFT adapter in safetensors.
+    """
+    from safetensors import safe_open
+
+    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if not weights.is_file() or not settings.is_file():
+        raise ModelError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors were expected.")
+    config = json.loads(settings.read_text())
+    meaning = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora")}
+    if isinstance(meaning["target_modules"], list):
+        meaning["target_modules"] = sorted(meaning["target_modules"])
+    digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    with safe_open(weights, framework="pt") as tensors:
+        for name in sorted(tensors.keys()):
+            tensor = tensors.get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(_bytes()).numpy().tobytes())
+    return digest.hexdigest()[:HASH_LENGTH]
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+class quiet_loading:
+    """A context in which transformers draws no progress bar of its own."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._was = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        if self._was:
+            logging.enable_progress_bar()

@@ -1,0 +1,98 @@
+"""DSPy's canonical ``Request`` and ``Response`` as plain dictionaries of text, and back.
+
+The store, the engine and the traces speak in these dictionaries, so that only this file knows the types of DSPy's LM layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from dspy.lm15 import Config, InvalidRequestError, Message, Request, Response, Usage
+
+SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logprobs",
+)
+
+
+def request_to_dict(request: Request) -> dict[str, Any]:
+    """``{"model", "messages": [{"role", "content"}], "config": {...}}``; settings that are not set are left out.
+
+    Raises:
+        dspy.lm15.InvalidRequestError: the request holds something else than text (an image, a tool call).
+    """
+    config = {name: getattr(request.config, name) for name in SAMPLING}
+    settings = {name: value for name, value in config.items() if value is not None and value != ()}
+    if request.config.response_format is not None:
+        settings["response_format"] = request.config.response_format
+    return {"model": request.model, "messages": request_messages(request), "config": settings}
+
+
+def request_messages(request: Request) -> list[dict[str, str]]:
+    """The chat messages of a request, its system text first, as ``[{"role": ..., "content": ...}]``."""
+    messages: list[dict[str, str]] = []
+    if request.system is not None:
+        messages.append({"role": "system", "content": _text_of(request.system)})
+    for message in request.messages:
+        role = "system" if message.role == "developer" else message.role
+        messages.append({"role": role, "content": _text_of(message.parts)})
+    return messages
+
+
+def request_from_messages(model: str, messages: list[dict[str, str]], **sampling: Any) -> Request:
+    """A request from chat messages and sampling settings such as ``temperature=1.0, max_tokens=64, seed=3``."""
+    system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+    rest = messages[1:] if system is not None else messages
+    make = {"user": Message.user, "assistant": Message.assistant, "system": Message.developer}
+    return Request(model, tuple(make[m["role"]](m["content"]) for m in rest), system=system, config=Config(**sampling))
+
+
+def request_key(request: Request) -> str:
+    """The content of a request as 64 hexadecimal digits: equal for equal model id, messages and settings, on any machine."""
+    canonical = json.dumps(request_to_dict(request), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def response_text(response: Response) -> str:
+    """The text of a response; empty when the model wrote nothing."""
+    return response.message.text or ""
+
+
+def response_to_dict(response: Response) -> dict[str, Any]:
+    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens"}``."""
+    return {
+        "model": response.model,
+        "text": response_text(response),
+        "finish_reason": response.finish_reason,
+        "input_tokens": response.usage.input_tokens or 0,
+        "output_tokens": response.usage.output_tokens or 0,
+    }
+
+
+def response_from_dict(answer: dict[str, Any]) -> Response:
+    """The inverse of :func:`response_to_dict`."""
+    return make_response(answer["model"], answer["text"], answer["finish_reason"], answer["input_tokens"], answer["output_tokens"])
+
+
+def make_response(model: str, text: str, finish_reason: Any, input_tokens: int, output_tokens: int) -> Response:
+    """A text response with its token counts; ``finish_reason`` is ``"stop"`` or ``"length"``."""
+    usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+    return Response(None, model, Message.assistant(text), finish_reason, usage)
+
+
+def _text_of(parts: Any) -> str:
+    if isinstance(parts, str):
+        return parts
+    texts = [getattr(part, "text", None) for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidRequestError("Only text can be sent here: the request holds a part that is not text.")
+    return "".join(text for text in texts if isinstance(text, str))

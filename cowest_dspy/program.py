@@ -1,0 +1,222 @@
+"""Collaboration: a weak model drafts, a strong model refines, and the strong model alone is what that is measured against.
+
+program = Collaboration("question -> answer", draft="knowledge")
+program = Collaboration(draft=dspy.Predict(Draft), refine=dspy.Predict(Refine))      # modules of one's own
+together = program.bind(weak=weak, strong=strong)
+together(question="...")                                                             # Prediction(answer=..., draft=...)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import dspy
+
+from cowest_dspy.adapters import LineAdapter, label
+from cowest_dspy.errors import ProgramError
+from cowest_dspy.lms.recording import recorded
+
+DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
+DRAFT_FIELD = "background"
+LONGEST_DRAFT = 4000
+
+_DRAFT_TASKS: dict[str, str] = {
+    "direct": "Answer as well as you can.",
+    "knowledge": "Write down what you know that helps with this. Do not answer.",
+    "chain_of_thought": "Think step by step, then answer.",
+}
+
+
+class Counterfactual(dspy.Module):
+    """The strong model alone: refine without the draft. Closed to optimisers, which would otherwise change the measure."""
+
+    def __init__(self, refine: dspy.Module, draft_field: str) -> None:
+        super().__init__()
+        self.module = refine.deepcopy()
+        for _, predictor in self.module.named_predictors():
+            predictor.signature = predictor.signature.delete(draft_field)
+            predictor.demos = [_without(demo, draft_field) for demo in predictor.demos]
+        self._compiled = True
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """The strong model's answer to the inputs, no draft given."""
+        return self.module(**inputs)
+
+
+class Collaboration(dspy.Module):
+    """A program of two models: ``draft`` runs on the weak one, ``refine`` on the strong one.
+
+    Args:
+        signature: the task, such as ``"question -> answer"`` or a ``dspy.Signature``; its instructions are shared by draft and
+            refine. Leave it out when both modules are given.
+        draft: a draft format (``"direct"``: an answer, ``"knowledge"``: what is known about it, ``"chain_of_thought"``:
+            reasoning and answer) or any ``dspy.Module``.
+        refine: any ``dspy.Module`` with one input more than the draft has; by default a ``dspy.Predict`` of the task.
+        demos: worked examples for refine; alone gets the same without their draft.
+        adapter: the adapter of all prompts; by default ``dspy.settings.adapter``, otherwise :class:`LineAdapter`.
+
+    The draft reaches the strong model as data: control characters and chat-template tokens are made harmless, and its length
+    is capped at 4,000 characters.
+
+    Raises:
+        ProgramError: neither a signature nor both modules; an unknown format; it is not clear which input of refine carries the
+            draft; or the prompt of the strong model alone would still speak of a draft.
+    """
+
+    def __init__(
+        self,
+        signature: str | type[dspy.Signature] | None = None,
+        *,
+        draft: DraftFormat | dspy.Module = "knowledge",
+        refine: dspy.Module | None = None,
+        demos: list[dspy.Example] | None = None,
+        adapter: dspy.Adapter | None = None,
+    ) -> None:
+        super().__init__()
+        task = dspy.ensure_signature(signature) if signature is not None else None
+        if task is None and (isinstance(draft, str) or refine is None):
+            raise ProgramError('Give a signature, such as Collaboration("question -> answer"), or both draft= and refine= modules.')
+        self.draft: dspy.Module = _drafter(task, draft) if isinstance(draft, str) else draft
+        self.refine: dspy.Module = refine or dspy.Predict(_with_draft(cast("type[dspy.Signature]", task)))
+        if demos is not None:
+            for _, predictor in self.refine.named_predictors():
+                predictor.demos = list(demos)
+        self.draft_field = _draft_field(self.draft, self.refine)
+        self.alone = Counterfactual(self.refine, self.draft_field)
+        self.adapter = adapter
+        _no_trace_of_a_draft(self.alone, self.draft_field)
+
+    def forward(self, **inputs: Any) -> dspy.Prediction:
+        """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the strong model was given."""
+        drafted = self.drafted(**inputs)
+        return self.refined(drafted, **inputs)
+
+    def drafted(self, **inputs: Any) -> str:
+        """The weak model's draft for the inputs, as the strong model will see it."""
+        with self._speaking():
+            prediction = self.draft(**inputs)
+        return presentable(draft_text(prediction, self.draft_field))
+
+    def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
+        """The strong model's answer to the inputs and a draft."""
+        with self._speaking():
+            prediction = self.refine(**inputs, **{self.draft_field: draft})
+        prediction["draft"] = draft
+        return prediction
+
+    def answered_alone(self, **inputs: Any) -> dspy.Prediction:
+        """The strong model's answer to the inputs without any draft."""
+        with self._speaking():
+            return self.alone(**inputs)
+
+    def speaking_as_here(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
+        """The answer of any other module, in the prompt format of this program."""
+        with self._speaking():
+            return module(**inputs)
+
+    def bind(self, *, weak: dspy.LM | None = None, strong: dspy.LM | None = None) -> Collaboration:
+        """A copy of the program on these LMs; what is not given stays as it is. The calls of bound LMs are recorded."""
+        bound = self.deepcopy()
+        if weak is not None:
+            bound.draft.set_lm(recorded(weak))
+        if strong is not None:
+            bound.refine.set_lm(recorded(strong))
+            bound.alone.module.set_lm(recorded(strong))
+        return bound
+
+    @property
+    def weak(self) -> dspy.LM:
+        """The LM of draft. Raises ProgramError when the program is not bound."""
+        return _lm_of(self.draft, "weak")
+
+    @property
+    def strong(self) -> dspy.LM:
+        """The LM of refine and alone. Raises ProgramError when the program is not bound."""
+        return _lm_of(self.refine, "strong")
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """The program's state without any LM: prompts and demos are saved, models are bound when it is loaded again."""
+        unbound = self.deepcopy()
+        unbound.set_lm(None)  # pyright: ignore[reportArgumentType]
+        return super(Collaboration, unbound).dump_state(json_mode=json_mode)
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        with dspy.context(adapter=self.adapter or dspy.settings.adapter or LineAdapter()):
+            yield
+
+
+def draft_text(prediction: dspy.Prediction, field: str) -> str:
+    """A drafter's outputs as one text: the field of that name or the only one, otherwise all as labelled lines."""
+    outputs = {name: str(value) for name, value in prediction.items() if name != "logprobs" and value is not None}
+    if field in outputs:
+        return outputs[field]
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return "\n".join(f"{label(name)}: {value}" for name, value in outputs.items())
+
+
+_SPECIAL = re.compile(r"<(?=\|[^|\n]{0,60}\|>|/?s>|/?(?:start|end)_of_turn>|\|)|\[(?=/?INST\])")
+
+
+def presentable(draft: str) -> str:
+    """A draft as harmless data: no control characters, no chat-template tokens, at most 4,000 characters.
+
+    ``presentable("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes it for the end of a turn.
+    """
+    visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())
+    return _SPECIAL.sub(lambda match: match.group() + " ", visible.strip())[:LONGEST_DRAFT]
+
+
+def _drafter(task: type[dspy.Signature] | None, draft: str) -> dspy.Module:
+    if draft not in _DRAFT_TASKS:
+        raise ProgramError(f'There is no draft format "{draft}": use {", ".join(_DRAFT_TASKS)}, or any dspy.Module.')
+    signature = cast("type[dspy.Signature]", task).with_instructions(_DRAFT_TASKS[draft])
+    if draft == "knowledge":
+        for name in list(signature.output_fields):
+            signature = signature.delete(name)
+        return dspy.Predict(signature.append(DRAFT_FIELD, dspy.OutputField(), str))
+    return dspy.ChainOfThought(signature) if draft == "chain_of_thought" else dspy.Predict(signature)
+
+
+def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
+    return task.append(DRAFT_FIELD, dspy.InputField(), str)
+
+
+def _draft_field(draft: dspy.Module, refine: dspy.Module) -> str:
+    given = {name for _, predictor in draft.named_predictors() for name in predictor.signature.input_fields}
+    made = {name for _, predictor in draft.named_predictors() for name in predictor.signature.output_fields}
+    wanted = [name for _, predictor in refine.named_predictors() for name in predictor.signature.input_fields]
+    new = list(dict.fromkeys(name for name in wanted if name not in given))
+    carrying = [name for name in new if name in made] or new
+    if len(carrying) != 1:
+        raise ProgramError(
+            f"It is not clear which input of refine carries the draft: draft takes {sorted(given)}, refine takes {wanted}. "
+            "Refine needs exactly one input that the draft does not take."
+        )
+    return carrying[0]
+
+
+def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:
+    words = re.compile(rf"\b({re.escape(field)}|drafts?)\b", re.IGNORECASE)
+    for name, predictor in alone.module.named_predictors():
+        found = words.search(predictor.signature.instructions)
+        if found:
+            raise ProgramError(
+                f'The instructions of refine ({name}) say "{found.group()}", and the strong model alone gets the same ones: it '
+                "would be told of something that it is not given. Word them so that they hold with and without a draft."
+            )
+
+
+def _without(demo: Any, field: str) -> dspy.Example:
+    return dspy.Example(**{key: value for key, value in dict(demo).items() if key != field})
+
+
+def _lm_of(module: dspy.Module, role: str) -> dspy.LM:
+    lms = {id(predictor.lm): predictor.lm for _, predictor in module.named_predictors()}
+    if len(lms) != 1 or None in lms.values():
+        raise ProgramError(f"The program is not bound: call program.bind({role}=dspy.LM(...)) first.")
+    return cast(dspy.LM, next(iter(lms.values())))

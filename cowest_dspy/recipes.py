@@ -1,0 +1,77 @@
+"""References to a user's own code: ``programs/handbook.py:program`` or ``package.module:name`` -> the object.
+
+A path ends in ``.py`` before the colon and is taken relative to the file that names it (or the working directory); anything
+else is an installed module. Recipes are plain files: they are executed once per process under a private module name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cowest_dspy.errors import RecipeError, nearest
+
+
+def load(reference: str, *, relative_to: Path | None = None) -> Any:
+    """The object that ``reference`` names.
+
+    ``load("programs/handbook.py:program")`` gives the function ``program`` of that file; ``load("metrics/em.py")``, without
+    a name, gives the object called like the file (``em``).
+
+    Raises:
+        RecipeError: no such file, module or name; or the file itself fails when it is executed (its error is the cause).
+    """
+    where, _, name = reference.rpartition(":") if _names_an_object(reference) else (reference, "", "")
+    if where.endswith(".py"):
+        path = resolve(where, relative_to)
+        module = _execute(path)
+        return _attribute(module, name or path.stem, reference)
+    if not name:
+        raise RecipeError(f'"{reference}" names no object: write "file.py:name" or "package.module:name".')
+    try:
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        raise RecipeError(f'"{reference}": there is no module "{where}". For a file write "path/to/file.py:name".') from error
+    return _attribute(module, name, reference)
+
+
+def resolve(path: str | Path, relative_to: Path | None = None) -> Path:
+    """``path`` as an absolute path: ``~`` expanded, and relative paths taken from ``relative_to`` (default: here)."""
+    expanded = Path(path).expanduser()
+    return expanded.resolve() if expanded.is_absolute() else ((relative_to or Path.cwd()) / expanded).resolve()
+
+
+def _names_an_object(reference: str) -> bool:
+    head, colon, tail = reference.rpartition(":")
+    return bool(colon and head) and tail.isidentifier()
+
+
+def _execute(path: Path) -> ModuleType:
+    name = f"_cowest_recipe_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"There is no file {path}. Paths in a TOML are relative to that TOML.")
+    module = importlib.util.module_from_spec(spec)
+    # Registered before it runs: otherwise annotations of its classes cannot be resolved.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise RecipeError(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _attribute(module: ModuleType, name: str, reference: str) -> Any:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        known = [known for known in vars(module) if not known.startswith("_")]
+        raise RecipeError(f'"{reference}": nothing is called "{name}" there.{nearest(name, known)}') from None

@@ -1,0 +1,59 @@
+"""What a run shows: numbers with intervals and paired tests, in a terminal, as report.json and as one HTML file.
+
+model.py     the facts: RunReport and its parts, and their round trip through JSON
+numbers.py   the statistics, each with its source
+verdict.py   the numbers in words
+masking.py   nothing secret is written
+terminal.py  Rich tables
+charts.py    inline SVG
+browse.py    answers and traces to search and read
+html.py      report.json and report.html, written together
+"""
+
+from cowest_dspy.report.html import WrittenReport, read_report, render_html, write_report
+from cowest_dspy.report.model import (
+    Answer,
+    Arm,
+    Curve,
+    CurvePoint,
+    InfluenceRow,
+    PairRow,
+    PairsSummary,
+    RunReport,
+    Stage,
+    TraceRow,
+)
+from cowest_dspy.report.numbers import (
+    arm_table,
+    influence_by_round,
+    influence_counts,
+    paired_exact_test,
+    wilson_interval,
+)
+from cowest_dspy.report.terminal import print_report
+from cowest_dspy.report.verdict import Verdict, verdict
+
+__all__ = [
+    "Answer",
+    "Arm",
+    "Curve",
+    "CurvePoint",
+    "InfluenceRow",
+    "PairRow",
+    "PairsSummary",
+    "RunReport",
+    "Stage",
+    "TraceRow",
+    "Verdict",
+    "WrittenReport",
+    "arm_table",
+    "influence_by_round",
+    "influence_counts",
+    "paired_exact_test",
+    "print_report",
+    "read_report",
+    "render_html",
+    "verdict",
+    "wilson_interval",
+    "write_report",
+]

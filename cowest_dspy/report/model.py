@@ -1,0 +1,276 @@
+"""What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through report.json.
+
+Nothing here computes: numbers.py does, verdict.py puts it into words, terminal.py and html.py show it. A failure is
+never a score: an ``Answer`` has either a score or an error, never both and never neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cowest_dspy.errors import ReportError
+
+SCHEMA_VERSION = 1
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One example as one arm answered it. ``score`` is in [0, 1], higher is better; None when ``error`` says why.
+
+    ``draft`` is the weak model's text where the arm has one; ``steps`` are other output fields, such as the working.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    example_id: str
+    inputs: dict[str, Any]
+    gold: str
+    answer: str | None
+    score: float | None
+    error: str | None = None
+    draft: str | None = None
+    steps: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (self.error is None):
+            raise ReportError(
+                f'Answer "{self.example_id}" has score {self.score!r} and error {self.error!r}: give either a score in '
+                "[0, 1], or score=None with the error that explains it."
+            )
+        if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
+            raise ReportError(f'Answer "{self.example_id}" has score {self.score}: a score lies in [0, 1].')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to answer the held-out examples; ``title`` is for people, ``name`` for code. One answer per example."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: str
+    title: str
+    answers: tuple[Answer, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        ids = [answer.example_id for answer in self.answers]
+        if len(set(ids)) != len(ids):
+            twice = next(example_id for example_id in ids if ids.count(example_id) > 1)
+            raise ReportError(f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.')
+
+
+@dataclasses.dataclass(frozen=True)
+class InfluenceRow:
+    """Influence of one draft, in [-1, 1]: above 0 it helped the strong model. None when it failed (see ``error``).
+
+    ``draft_score`` in [0, 1] says how right the draft was by itself, where that was measured.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    example_id: str
+    draft_index: int
+    influence: float | None
+    error: str | None = None
+    draft_score: float | None = None
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.influence is None) == (self.error is None):
+            raise ReportError(
+                f'Draft {self.draft_index} of "{self.example_id}" has influence {self.influence!r} and error '
+                f"{self.error!r}: give either an influence in [-1, 1], or influence=None with its error."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRow:
+    """One preference pair as text: the last user message, the chosen draft and the rejected one."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    example_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_influence: float
+    rejected_influence: float
+    round: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsSummary:
+    """``kept`` pairs from ``examples`` different examples; ``dropped`` maps a reason to how many it dropped."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    kept: int
+    examples: int
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    rows: tuple[PairRow, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint:
+    """What training logged at one optimiser step; None where it logged nothing of the kind (or no finite number)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    step: float
+    loss: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The training curve of one stage, such as "sft" or "dpo", in order of steps."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    stage: str
+    points: tuple[CurvePoint, ...]
+
+    @classmethod
+    def from_trl(cls, stage: str, log_history: Iterable[Mapping[str, Any]]) -> Self:
+        """The curve in a TRL trainer's ``state.log_history``; rows with neither loss nor margin are left out.
+
+        >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69, "rewards/margins": 0.01}, {"train_runtime": 9.0}]).points
+        (CurvePoint(step=1.0, loss=0.69, reward_margin=0.01, reward_accuracy=None),)
+        """
+        points = []
+        for row in log_history:
+            loss, margin = _finite(row.get("loss")), _finite(row.get("rewards/margins"))
+            if "step" in row and (loss is not None or margin is not None):
+                points.append(CurvePoint(float(row["step"]), loss, margin, _finite(row.get("rewards/accuracies"))))
+        return cls(stage, tuple(points))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not measured"."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    name: str
+    seconds: float
+    calls: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cached_calls: int | None = None
+    peak_memory_bytes: int | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceRow:
+    """One draft of one example to read: the fields of a ``Trace`` that people look at, under the same names."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    example_id: str
+    draft_index: int
+    round: int
+    inputs: dict[str, Any]
+    gold: dict[str, Any]
+    completion: str
+    draft: str
+    refined: dict[str, Any] | None
+    alone: dict[str, Any] | None
+    refined_score: float | None
+    alone_score: float | None
+    influence: float | None
+    draft_score: float | None
+    error: str | None
+    weak_model: str = ""
+    strong_model: str = ""
+
+    @classmethod
+    def of(cls, trace: object) -> Self:
+        """The row of a ``cowest_dspy.traces.Trace`` (anything that has this row's fields as attributes)."""
+        return cls(**{field.name: getattr(trace, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunReport:
+    """One run, finished or not: parts that are not there yet are empty.
+
+    ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has to beat, ``before``
+    and ``after`` the arms on either side of tuning. A name may stand here before its arm has been evaluated.
+    ``created`` is an ISO 8601 time.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    title: str
+    created: str
+    seed: int
+    reference: str
+    rivals: tuple[str, ...] = ()
+    before: str | None = None
+    after: str | None = None
+    arms: tuple[Arm, ...] = ()
+    influence: tuple[InfluenceRow, ...] = ()
+    pairs: PairsSummary | None = None
+    curves: tuple[Curve, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    traces: tuple[TraceRow, ...] = ()
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ReportError(f"Arms must have different names, got {names}.")
+
+    def arm(self, name: str | None) -> Arm | None:
+        """The arm of that name, or None when it has not been evaluated (yet)."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""
+        facts = _sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
+        return {"schema_version": SCHEMA_VERSION, **facts}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> RunReport:
+        """The report in a parsed report.json; its "numbers" are left aside, since they follow from the rest.
+
+        Raises:
+            ReportError: another schema version, an unknown or missing key, a value of the wrong type.
+        """
+        version = document.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ReportError(
+                f"The report has schema_version {version!r}, this cowest_dspy reads {SCHEMA_VERSION}. "
+                'Write it again from its run folder with "cowest report RUN".'
+            )
+        facts = {key: value for key, value in document.items() if key not in ("schema_version", "numbers")}
+        try:
+            return _ADAPTER.validate_python(facts)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'report'}: {e['msg']}" for e in error.errors()[:3])
+            raise ReportError(
+                f"The report does not fit schema_version {SCHEMA_VERSION}: {wrong}. "
+                'Write it again from its run folder with "cowest report RUN".'
+            ) from error
+
+
+def _sayable(value: Any) -> Any:
+    """The same values where JSON has a word for them: no NaN, no infinity, no half of a surrogate pair."""
+    if isinstance(value, dict):
+        return {_sayable(key): _sayable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_sayable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", errors="replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def _finite(value: Any) -> float | None:
+    """TRL logs numbers, in some versions as text; what is not a finite number is None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_ADAPTER = TypeAdapter(RunReport)

@@ -1,0 +1,109 @@
+"""The report in words: whether the collaboration pays, then what tuning did; as plain about a loss as about a gain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cowest_dspy.report.model import RunReport
+from cowest_dspy.report.numbers import Interval, PairedTest, compare
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence per claim; ``good`` is True when every claim holds, False when one does not, None without claims."""
+
+    sentences: tuple[str, ...]
+    good: bool | None
+
+
+def verdict(report: RunReport) -> Verdict:
+    """What the run shows, from the paired tests of its arms. A claim holds for a gain with a two-sided p < 0.05."""
+    claims = [_rival_claim(report, rival) for rival in report.rivals]
+    claims.append(_tuning_claim(report))
+    made = [claim for claim in claims if claim is not None]
+    if not made:
+        return Verdict((_open_text(report),), None)
+    sentences = tuple(f"{text[0].upper()}{text[1:]}." for text, _ in made)
+    return Verdict(sentences, all(good for _, good in made))
+
+
+def format_p(p: float) -> str:
+    """
+    >>> format_p(0.00001), format_p(0.0312), format_p(1.0)
+    ('p < 0.001', 'p = 0.031', 'p = 1')
+    """
+    if p < 0.001:
+        return "p < 0.001"
+    return "p = 1" if p >= 0.9995 else f"p = {p:.3f}"
+
+
+def bare_p(p: float) -> str:
+    """p for the column of a table that is headed "p": ``< 0.001``, ``0.031``."""
+    return format_p(p).removeprefix("p ").removeprefix("= ")
+
+
+def format_share(share: float | None) -> str:
+    """A share as a percentage with one decimal; a dash when there is none."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def format_interval(interval: Interval | None) -> str:
+    """A 95 % interval of a share, in percent; a dash when there is none."""
+    return "-" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+
+def format_points(test: PairedTest) -> str:
+    """A signed difference in points with its interval: ``+41.0 points [+33.0, +49.0]``."""
+    if test.difference is None:
+        return "-"
+    text = f"{100 * test.difference:+.1f} points"
+    if test.interval is not None:
+        text += f" [{100 * test.interval.low:+.1f}, {100 * test.interval.high:+.1f}]"
+    return text
+
+
+def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
+    test = compare(report, rival, report.reference)
+    if test is None or test.difference is None:
+        return None
+    direction = _direction(test)
+    verb = {1: "beats", -1: "is WORSE than", 0: "does NOT reliably beat"}[direction]
+    left = f", {test.left_out} left out because an answer is missing or failed" if test.left_out else ""
+    return (
+        f"{_title(report, report.reference)} {verb} {_title(report, rival)}: {format_points(test)}, n {test.n}{left}, "
+        f"{format_p(test.p)}",
+        direction > 0,
+    )
+
+
+def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
+    test = compare(report, report.before, report.after)
+    if test is None or test.difference is None:
+        return None
+    counts = f"it fixed {test.fixed} and broke {test.broken} of {test.n} ({format_p(test.p)})"
+    words = {1: "tuning helped", -1: "tuning did HARM", 0: "tuning made NO reliable difference"}
+    direction = _direction(test)
+    return f"{words[direction]}: {counts}", direction > 0
+
+
+def _direction(test: PairedTest) -> int:
+    """1 for a gain, -1 for a loss, 0 when chance explains it, or when graded scores rise in number but fall in mean."""
+    if test.p >= ALPHA or test.difference is None:
+        return 0
+    if test.fixed > test.broken and test.difference > 0:
+        return 1
+    return -1 if test.fixed < test.broken and test.difference < 0 else 0
+
+
+def _open_text(report: RunReport) -> str:
+    if not report.arms:
+        return "No verdict yet: no arm has been evaluated."
+    have = ", ".join(arm.title for arm in report.arms)
+    return f"No verdict yet: there is nothing to compare. Evaluated so far: {have}."
+
+
+def _title(report: RunReport, name: str) -> str:
+    arm = report.arm(name)
+    return arm.title if arm else name

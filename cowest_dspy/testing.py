@@ -1,0 +1,77 @@
+"""Public strict fakes for tests of programs and recipes: they fail on what they were not told.
+
+    engine = ScriptedEngine({"What is 2+2?": "4"})            # the last user message contains the key
+    lm = engine.lm()                                          # a dspy.LM; engine.asked lists every request
+
+A scripted engine answers through the real LM layer of DSPy, so that prompts, adapters, parsing and the store are the real ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dspy
+from dspy.lm15 import InvalidRequestError, Request, Response, response_to_events
+
+from cowest_dspy.lms import wire
+
+Script = Mapping[str, "str | Exception"] | Callable[[dict[str, Any]], "str | Exception"]
+
+
+class ScriptedEngine:
+    """An engine that answers from a script, and refuses what is not in it.
+
+    Args:
+        script: from a part of the last user message to the answer; or a function of the request as a dictionary (``model``,
+            ``messages``, ``config``). An answer that is an exception is raised. An answer that ends in ``"..."`` counts as cut
+            off (finish reason "length").
+        model: the id of its LM.
+    """
+
+    supports_function_calling = False
+    supports_reasoning = False
+    supports_response_schema = False
+    supported_params = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
+
+    def __init__(self, script: Script, *, model: str = "scripted/model") -> None:
+        self.script, self.model = script, model
+        self.asked: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    def lm(self, **settings: Any) -> dspy.LM:
+        """A ``dspy.LM`` on this engine."""
+        settings.setdefault("temperature", 0.0)
+        settings.setdefault("max_tokens", 64)
+        return dspy.LM(self.model, engine=self, cache=False, num_retries=0, **settings)
+
+    def complete(self, request: Request) -> Response:
+        """The scripted answer.
+
+        Raises:
+            dspy.lm15.InvalidRequestError: the script has no answer to this request, or more than one.
+        """
+        asked = wire.request_to_dict(request)
+        with self._lock:
+            self.asked.append(asked)
+        answer = self.script(asked) if callable(self.script) else self._found(self.script, asked["messages"][-1]["content"])
+        if isinstance(answer, Exception):
+            raise answer
+        reason = "length" if answer.endswith("...") else "stop"
+        words = sum(len(message["content"].split()) for message in asked["messages"])
+        return wire.make_response(request.model, answer, reason, words, len(answer.split()))
+
+    def stream(self, request: Request) -> Any:
+        """The scripted answer as events."""
+        return response_to_events(self.complete(request))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScriptedEngine:
+        return self
+
+    @staticmethod
+    def _found(script: Mapping[str, str | Exception], text: str) -> str | Exception:
+        keys = [key for key in script if key in text]
+        if len(keys) != 1:
+            raise InvalidRequestError(f"The script has {len(keys)} answers ({keys}) to: {text!r}. Exactly one is needed.")
+        return script[keys[0]]

@@ -1,0 +1,45 @@
+"""Tuning of the weak model: settings, trainings with TRL and PEFT, and DSPy's provider around them.
+
+settings.py   SFT, DPO, Lora: what may be said, checked at once
+rows.py       what training rows look like
+schedule.py   the order of rows
+watching.py   progress, peak memory, divergence
+adapters.py   adapters in a model and on disk
+trainers.py   TRL's trainers
+training.py   train_sft, train_dpo -> Tuned
+provider.py   TRLProvider, tunable, tune
+"""
+
+from cowest_dspy.tuning.provider import (
+    JobStatus,
+    TRLProvider,
+    TRLTrainingJob,
+    TunedLM,
+    TuningCancelled,
+    engine_of,
+    tunable,
+    tune,
+)
+from cowest_dspy.tuning.settings import DPO, LOSS_TYPES, SFT, Lora
+from cowest_dspy.tuning.training import Tuned, train_dpo, train_sft
+from cowest_dspy.tuning.watching import OnStep, PeakMemory
+
+__all__ = [
+    "DPO",
+    "LOSS_TYPES",
+    "SFT",
+    "JobStatus",
+    "Lora",
+    "OnStep",
+    "PeakMemory",
+    "TRLProvider",
+    "TRLTrainingJob",
+    "Tuned",
+    "TunedLM",
+    "TuningCancelled",
+    "engine_of",
+    "train_dpo",
+    "train_sft",
+    "tunable",
+    "tune",
+]

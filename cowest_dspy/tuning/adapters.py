@@ -1,0 +1,111 @@
+"""Adapters on disk and in a model: start one, continue one, save one as safetensors and nothing else, atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cowest_dspy.errors import TuningError
+from cowest_dspy.lms.weights import adapter_hash, quiet_loading
+from cowest_dspy.tuning.settings import Lora
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def load_base(folder: Path) -> Any:
+    """A fresh copy of the model in ``folder``, in float32: training changes a model in place, so nobody else's is used."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def lora_config(lora: Lora) -> Any:
+    """``lora`` as PEFT's configuration."""
+    from peft import LoraConfig
+
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def continued(base: Any, adapter: Path, lora: Lora | None) -> Any:
+    """``base`` with the adapter in ``adapter``, to be trained further.
+
+    Raises:
+        ModelError: the folder holds no adapter.
+        TuningError: ``lora`` is given and asks for another size than the adapter has.
+    """
+    from peft import PeftModel
+
+    adapter_hash(adapter)
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    has: Any = model.peft_config["default"]
+    if lora and (lora.rank, lora.alpha) != (has.r, has.lora_alpha):
+        raise TuningError(
+            f"lora asks for rank {lora.rank}, alpha {lora.alpha}, but the adapter in {adapter} has rank {has.r}, alpha {has.lora_alpha}, "
+            "and training goes on from it. Leave lora out, or start without an adapter."
+        )
+    return model
+
+
+def count_trainable(model: Any) -> int:
+    """Numbers that training may change.
+
+    Raises:
+        TuningError: there are none.
+    """
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if not trainable:
+        raise TuningError("Nothing in this model can be trained: no parameter of an adapter requires a gradient.")
+    return trainable
+
+
+@contextmanager
+def workplace(output: Path) -> Iterator[Path]:
+    """A folder beside ``output`` for everything that training writes; gone when the context ends.
+
+    Raises:
+        TuningError: ``output`` exists and is not an adapter, so it must not be replaced.
+    """
+    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= set(FILES)):
+        raise TuningError(f"{output} exists and is not an adapter of ours: it is not overwritten. Give another output folder.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save(model: Any, work: Path, output: Path, base_name: str) -> str:
+    """Writes the trained adapter of ``model`` into ``output``, all of it or nothing; gives its content hash.
+
+    The configuration names the base by ``base_name``, not by its path on this machine, and does not depend on hash order.
+    """
+    staged = work / "adapter"
+    model.save_pretrained(staged, selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False)
+    for path in staged.iterdir():
+        if path.name not in FILES:
+            path.unlink()
+    config = json.loads((staged / FILES[0]).read_text())
+    config["base_model_name_or_path"] = base_name
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    (staged / FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if output.exists():
+        os.replace(output, work / "replaced")
+    os.replace(staged, output)
+    return adapter_hash(output)

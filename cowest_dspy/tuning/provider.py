@@ -1,0 +1,264 @@
+"""TRLProvider: DSPy's way to tune an in-process model, so that ``dspy.LM.finetune`` and ``BootstrapFinetune`` work with it.
+
+    weak = tunable(engine.lm())
+    tuned = tune(weak, pairs.rows(), "preference", DPO(), Path("adapters/r1"))
+    tuned.lm            # a dspy.LM like ``weak``, with the adapter; its model id ends in a hash of the adapter's weights
+
+The provider is handed an engine: whatever has the four members of :class:`TunableEngine`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import dspy
+from dspy.clients.provider import Provider, TrainingJob
+from dspy.clients.utils_finetune import TrainDataFormat
+from pydantic import ValidationError
+
+from cowest_dspy.errors import TuningError, nearest
+from cowest_dspy.tuning.rows import Row, chat_rows
+from cowest_dspy.tuning.settings import DPO, SFT
+from cowest_dspy.tuning.training import Tuned, train_dpo, train_sft
+from cowest_dspy.tuning.watching import OnStep
+
+FORMATS = ("sft", "chat", "preference")
+OPTIONS = ("settings", "output", "seed", "on_step", "adapter")
+
+
+@runtime_checkable
+class TunableEngine(Protocol):
+    """What a provider needs of an engine that runs a model in this process."""
+
+    base_folder: str
+    """The folder or Hub id of the model without any adapter."""
+
+    def adapter_folder(self, model: str) -> Path | None:
+        """The adapter that a model id stands for; None for the base."""
+        ...
+
+    def load_adapter(self, folder: Path) -> str:
+        """Makes an adapter available, and gives its model id, which holds a hash of its weights."""
+        ...
+
+
+class TuningCancelled(TuningError):
+    """Training was stopped by ``job.cancel()``; nothing was saved."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a job is: ``state``, optimiser steps done and wanted (0 until training has begun), and the newest logs."""
+
+    state: Literal["running", "cancelled", "failed", "done"]
+    step: int
+    total: int
+    logs: Mapping[str, float]
+
+
+class TRLTrainingJob(TrainingJob):
+    """A training in a thread of ``dspy.LM.finetune``.
+
+    As in all of DSPy, ``result()`` is the tuned LM, or the exception as a value; :func:`tune` raises it instead.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.tuned: Tuned | None = None
+        self._cancel = threading.Event()
+        self._progress: tuple[int, int, dict[str, float]] = (0, 0, {})
+
+    def status(self) -> JobStatus:
+        """Where the job is."""
+        state: Literal["running", "cancelled", "failed", "done"] = "running"
+        if self.done():
+            result = self.result()
+            failed: Literal["cancelled", "failed"] = "cancelled" if isinstance(result, TuningCancelled) else "failed"
+            state = failed if isinstance(result, Exception) else "done"
+        return JobStatus(state, *self._progress)
+
+    def cancel(self) -> bool:
+        """Stops the training after the optimiser step that it is at; False when it is over already."""
+        if self.done():
+            return False
+        self._cancel.set()
+        return True
+
+    def on_step(self, step: int, total: int, logs: dict[str, float]) -> None:
+        """Notes the progress.
+
+        Raises:
+            TuningCancelled: someone has asked for it.
+        """
+        self._progress = (step, total, logs)
+        if self._cancel.is_set():
+            raise TuningCancelled(f"Training was cancelled at step {step} of {total}; nothing was saved.")
+
+
+class TRLProvider(Provider):
+    """Tunes the model of an in-process engine with TRL, and loads the result into that engine.
+
+    ``train_kwargs``: ``settings`` (an ``SFT``, a ``DPO``, or a dictionary of one), ``output`` (the adapter's folder),
+    ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
+    a new one). Data formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion), and
+    "preference" (prompt, chosen, rejected).
+    """
+
+    def __init__(self, engine: TunableEngine) -> None:
+        super().__init__()
+        self.engine = engine
+        self.finetunable = True
+        self.TrainingJob = TRLTrainingJob
+
+    # DSPy copies programs deeply; weights must not be copied with them.
+    def __deepcopy__(self, memo: dict[int, Any]) -> TRLProvider:
+        return self
+
+    def __copy__(self) -> TRLProvider:
+        return self
+
+    def finetune(  # pyright: ignore[reportIncompatibleMethodOverride] - static in DSPy, called on the instance
+        self,
+        job: TrainingJob,
+        model: str,
+        train_data: Sequence[Row],
+        train_data_format: TrainDataFormat | str | None,
+        train_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """Trains, loads the adapter into the engine, and gives its model id.
+
+        Raises:
+            TuningError: options or data that do not fit, or a training that must not go on.
+            TuningCancelled: ``job.cancel()`` was called.
+        """
+        tuned = self.train(
+            model, train_data, train_data_format, train_kwargs or {}, job if isinstance(job, TRLTrainingJob) else None
+        )
+        return self.engine.load_adapter(tuned.path)
+
+    def train(
+        self,
+        model: str,
+        data: Sequence[Row],
+        data_format: TrainDataFormat | str | None,
+        options: Mapping[str, Any],
+        job: TRLTrainingJob | None = None,
+    ) -> Tuned:
+        """As :meth:`finetune`, without loading the adapter."""
+        kind = _format(data_format)
+        settings = _settings(kind, options)
+        train: Any = train_dpo if kind == "preference" else train_sft
+        tuned = train(
+            settings,
+            chat_rows(data) if kind == "chat" else data,
+            base=self.engine.base_folder,
+            adapter=options["adapter"] if "adapter" in options else self.engine.adapter_folder(model),
+            output=Path(options["output"]),
+            seed=options.get("seed", 0),
+            on_step=_together(job.on_step if job else None, options.get("on_step")),
+        )
+        if job:
+            job.tuned = tuned
+        return tuned
+
+
+@dataclass(frozen=True)
+class TunedLM:
+    """What :func:`tune` gives: the tuned LM, its model id, and the training's result."""
+
+    lm: dspy.LM
+    model: str
+    result: Tuned
+
+
+def tune(
+    lm: dspy.LM,
+    data: Sequence[Row],
+    data_format: Literal["sft", "chat", "preference"] | TrainDataFormat,
+    settings: SFT | DPO,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> TunedLM:
+    """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
+
+    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised.
+
+    Raises:
+        TuningError: an LM that is not tunable, data that do not fit, or a training that must not go on.
+    """
+    provider = lm.provider
+    if not isinstance(provider, TRLProvider):
+        raise TuningError(f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use tunable(lm) first.")
+    options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step}
+    tuned = provider.train(lm.model, data, data_format, options)
+    model = provider.engine.load_adapter(tuned.path)
+    return TunedLM(lm.copy(model=model), model, tuned)
+
+
+def tunable(lm: dspy.LM) -> dspy.LM:
+    """A copy of ``lm`` that can be tuned, by :func:`tune`, by ``finetune`` and by DSPy's ``BootstrapFinetune``.
+
+    Raises:
+        TuningError: it does not run in this process.
+    """
+    return lm.copy(provider=TRLProvider(engine_of(lm)))
+
+
+def engine_of(lm: dspy.LM) -> TunableEngine:
+    """The engine behind an LM.
+
+    Raises:
+        TuningError: it is a hosted model or a server's: its weights are not here.
+    """
+    engine = lm.engine
+    if not isinstance(engine, TunableEngine):
+        raise TuningError(
+            f"{lm.model} does not run in this process, so its weights cannot be tuned here. "
+            'Use a model with kind = "in_process", or TransformersEngine("...").lm().'
+        )
+    return engine
+
+
+def _format(given: TrainDataFormat | str | None) -> str:
+    name = given.value if isinstance(given, TrainDataFormat) else given
+    if name not in FORMATS:
+        raise TuningError(f"The data format {name!r} cannot be tuned on.{nearest(str(name), FORMATS)} Known: {', '.join(FORMATS)}.")
+    return name
+
+
+def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO:
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise TuningError(
+            f"train_kwargs has no {unknown[0]!r}.{nearest(unknown[0], OPTIONS)} It has {', '.join(OPTIONS)}; "
+            "learning rates and the like belong to settings=SFT(...) or settings=DPO(...)."
+        )
+    if "output" not in options:
+        raise TuningError('train_kwargs needs output, the folder of the adapter: {"settings": SFT(), "output": "adapters/first"}.')
+    wanted = DPO if kind == "preference" else SFT
+    given = options.get("settings", {})
+    if isinstance(given, Mapping):
+        try:
+            return wanted(**given)
+        except ValidationError as error:
+            raise TuningError(f"settings are no {wanted.__name__}: {error}") from None
+    if not isinstance(given, wanted):
+        raise TuningError(f"{kind} data are tuned on with {wanted.__name__}(...), but settings is {type(given).__name__}(...).")
+    return given
+
+
+def _together(first: OnStep | None, second: OnStep | None) -> OnStep | None:
+    if first is None or second is None:
+        return first or second
+
+    def both(step: int, total: int, logs: dict[str, float]) -> None:
+        first(step, total, logs)
+        second(step, total, logs)
+
+    return both

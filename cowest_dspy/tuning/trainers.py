@@ -1,0 +1,166 @@
+"""TRL's trainers, set up and run: the one place that knows their arguments."""
+
+from __future__ import annotations
+
+import gc
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cowest_dspy.lms import weights
+from cowest_dspy.tuning import adapters
+from cowest_dspy.tuning.settings import DPO, SFT, Lora
+
+
+def sft_trainer(settings: SFT, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
+    """A ``trl.SFTTrainer`` with its data tokenised, on a fresh copy of ``base``; prompts carry no loss."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(**_arguments(settings, len(data), work, seed), completion_only_loss=True)
+    return SFTTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+
+
+def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
+    """A ``trl.DPOTrainer`` with its data tokenised; its reference is the untrained adapter, or the bare base."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    args = DPOConfig(
+        **_arguments(settings, len(data), work, seed),
+        beta=settings.beta,
+        loss_type=list(settings.losses),
+        loss_weights=list(settings.loss_weights) if settings.loss_weights else None,
+        label_smoothing=settings.label_smoothing,
+    )
+    return DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+
+
+def lengths(trainer: Any) -> list[int]:
+    """Tokens of every row as it is trained on; of a pair, of its longer side."""
+    data = trainer.train_dataset
+    if "input_ids" in data.column_names:
+        return [len(ids) for ids in data["input_ids"]]
+    sides = zip(data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True)
+    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
+
+
+def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
+    """Trains on the rows in ``order``, and tells ``callback``."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(callback)
+    if "chosen_ids" in trainer.train_dataset.column_names:
+        _compute_reference(trainer)
+    trainer.train_dataset = trainer.train_dataset.select(order)
+    trainer.train()
+
+
+def release(trainer: Any) -> None:
+    """Lets go of weights, gradients and optimiser, which point at one another in circles."""
+    trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
+    trainer.accelerator.free_memory()
+    gc.collect()
+
+
+def _compute_reference(trainer: Any) -> None:
+    """Adds the reference's log-probabilities to the pairs, so that they are computed once and not in every pass.
+
+    TRL can do so itself (``precompute_ref_log_probs``), but it hashes all weights first and leaves a file in the user's cache.
+    """
+    data = trainer.train_dataset
+    sizes = lengths(trainer)
+    by_length = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    found: dict[int, tuple[float, float]] = {}
+    trainer.model.eval()
+    for start in range(0, len(by_length), trainer.args.per_device_train_batch_size):
+        indices = by_length[start : start + trainer.args.per_device_train_batch_size]
+        batch = trainer._prepare_inputs(trainer.data_collator([data[index] for index in indices]))
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
+        found.update(zip(indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
+    data = data.add_column("ref_chosen_logps", [found[index][0] for index in range(len(data))])
+    trainer.train_dataset = data.add_column("ref_rejected_logps", [found[index][1] for index in range(len(data))])
+    trainer.precompute_ref_logps = True
+
+
+def _parts(settings: SFT | DPO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
+    """Model, tokenizer and adapter as both trainers take them."""
+    from transformers import set_seed
+
+    model = adapters.load_base(base)
+    parts: dict[str, Any] = {"processing_class": weights.load_tokenizer(base)}
+    if adapter is not None:
+        return parts | {"model": adapters.continued(model, Path(adapter), settings.lora)}
+    set_seed(seed)
+    return parts | {"model": model, "peft_config": adapters.lora_config(settings.lora or Lora())}
+
+
+def _arguments(settings: SFT | DPO, rows: int, work: Path, seed: int) -> dict[str, Any]:
+    """What both trainers share. Rows come in the order in which they are given: schedule.py has shuffled them."""
+    import torch
+
+    schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and weights.choose_dtype() == "bfloat16")
+    steps = settings.steps(rows)
+    return {
+        "output_dir": str(work / "trainer"),
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": settings.batch_size // settings.micro_batch,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": schedulers[settings.lr_scheduler],
+        "warmup_steps": int(settings.warmup * steps),
+        "train_sampling_strategy": "sequential",
+        # Lengths are checked by us: TRL would cut rows and leave out pairs without a word.
+        "max_length": None,
+        "bf16": bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "activation_checkpointing": False,
+        "gradient_checkpointing": None,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "seed": seed,
+    }
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """A context that seeds what it likes: the global random generators are afterwards as they were."""
+    import numpy
+    import torch
+
+    python, numbers = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(numbers)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A context in which transformers, TRL and datasets draw no bars and print no advice; progress is told by callbacks."""
+    import datasets
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        with weights.quiet_loading(), warnings.catch_warnings():
+            # Of PEFT and transformers to one another: PEFT 0.21 uses a name that transformers 5.23 has renamed.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,33 @@
+"""What holds for every test: no network, one torch thread, no cache shared with the user's own work."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+MODELS = Path(__file__).parents[1] / "models"
+
+# Before anything imports torch, transformers or dspy. One thread: tiny models are faster so, and results repeat.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="cowest-test-cache-")
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The folder of the demo's two models; a test that asks for it is skipped when they are not there."""
+    missing = [name for name in ("SmolLM2-135M-Instruct", "Qwen2.5-Coder-1.5B-Instruct") if not (MODELS / name).is_dir()]
+    if missing:
+        pytest.skip(f"models/ lacks {' and '.join(missing)}: make models")
+    return MODELS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests share one worker process, so that the real models are in memory once."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))

@@ -1,0 +1,85 @@
+"""Small runs for the tests of the report: arms from strings of marks, and one run that has every part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cowest_dspy.report import (
+    Answer,
+    Arm,
+    Curve,
+    CurvePoint,
+    InfluenceRow,
+    PairRow,
+    PairsSummary,
+    RunReport,
+    Stage,
+    TraceRow,
+)
+
+HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \u2028'
+
+
+def arm(name: str, marks: str, *, draft: str | None = None) -> Arm:
+    """An arm from a string: + is right, - is wrong, ! is a failure."""
+    scores = {"+": 1.0, "-": 0.0, "!": None}
+    answers = (
+        Answer(
+            example_id=f"q{index}",
+            inputs={"question": f"How much is {index}?"},
+            gold=str(index),
+            answer=None if mark == "!" else f"answer {index}",
+            score=scores[mark],
+            error="timeout: 60 s" if mark == "!" else None,
+            draft=draft,
+            steps={"working": "one step"},
+        )
+        for index, mark in enumerate(marks)
+    )
+    return Arm(name, f"The {name} arm", tuple(answers))
+
+
+def run(*arms: Arm, **changes) -> RunReport:
+    facts: dict[str, Any] = {"title": "A run", "created": "2025-01-01T00:00:00Z", "seed": 0, "arms": arms}
+    names = {"reference": "both", "rivals": ("strong",), "before": "sft", "after": "both"}
+    return RunReport(**(facts | names | changes))
+
+
+def trace(index: int, influence: float | None = 1.0, text: str = "a draft") -> TraceRow:
+    return TraceRow(
+        example_id=f"t{index}",
+        draft_index=0,
+        round=1,
+        inputs={"question": "why?", "options": "a or b"},
+        gold={"answer": "a"},
+        completion=text,
+        draft=text,
+        refined={"answer": "a"},
+        alone={"answer": "b"},
+        refined_score=None if influence is None else 1.0,
+        alone_score=0.0,
+        influence=influence,
+        draft_score=None,
+        error="parse: no answer" if influence is None else None,
+    )
+
+
+def full_run(text: str = "a draft") -> RunReport:
+    return run(
+        arm("strong", "+-!-----"),
+        arm("sft", "++------", draft=text),
+        arm("both", "+++++++!", draft=text),
+        influence=(
+            InfluenceRow("t0", 0, 1.0, None, 1.0, 1),
+            InfluenceRow("t0", 1, -1.0, None, 0.0, 1),
+            InfluenceRow("t1", 0, 0.0, None, 1.0, 2),
+            InfluenceRow("t1", 1, None, "truncated: 64 tokens", None, 2),
+        ),
+        pairs=PairsSummary(1, 1, {"no margin": 3}, (PairRow("t0", "why?", text, "worse", 1.0, -1.0),)),
+        curves=(Curve("dpo", tuple(CurvePoint(float(i), 0.7 / i, i / 10) for i in range(1, 9))),),
+        stages=(Stage("collect", 12.5, 9, 100, 50, 3, 2**30), Stage("dpo", 3.0)),
+        traces=(trace(0, text=text), trace(1, None, text)),
+        config={"strong": {"model": "m", "api_key": "plain-words", "api_base": "https://me:pw@host/v1"}},
+        versions={"dspy": "3.4.1"},
+        warnings=("one draft was truncated",),
+    )

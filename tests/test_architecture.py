@@ -1,0 +1,152 @@
+"""The shape of the house, as laws: reading order is import order, recipes stand alone, importing is light."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "cowest_dspy"
+
+# A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
+ORDER = (
+    "errors", "config", "recipes", "data", "lms", "adapters", "program", "influence", "store", "traces", "pairs",
+    "tuning", "optimizer", "cycle", "report", "arms", "gate", "serving", "experiment", "cli", "testing",
+)  # fmt: skip
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """``cowest_dspy/lms/gguf.py`` -> ``cowest_dspy.lms.gguf``; a package's ``__init__.py`` -> the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sources("cowest_dspy")}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that the file imports, wherever in it; ``from a import b`` gives ``a.b`` if that is a module."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{module}.{alias.name}"
+                yield whole if whole in MODULES else module
+
+
+def layer(module: str) -> str:
+    return module.split(".")[1]
+
+
+def inner(path: Path) -> set[str]:
+    """The modules of the library that the file imports."""
+    return {name for name in imports(path) if name.split(".")[0] == "cowest_dspy"}
+
+
+LAYERED = {name: path for name, path in MODULES.items() if name != "cowest_dspy"}
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {layer(name) for name in LAYERED} <= set(ORDER)
+
+
+@pytest.mark.parametrize("module", LAYERED)
+def test_imports_point_up_only(module: str) -> None:
+    allowed = set(ORDER[: ORDER.index(layer(module)) + 1])
+    for imported in inner(LAYERED[module]):
+        assert imported in MODULES, f"{module} imports {imported}, which is no module"
+        if imported == "cowest_dspy":
+            # The package's front names everything, so it is for users. Its version is a constant.
+            assert only_the_version(LAYERED[module]), f"{module} imports from the package's front: name the module"
+            continue
+        assert layer(imported) in allowed, f"{module} imports {imported}, which comes later in the order"
+
+
+def only_the_version(path: Path) -> bool:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "cowest_dspy"
+        for alias in node.names
+        if f"cowest_dspy.{alias.name}" not in MODULES
+    ]
+    return set(named) <= {"__version__"}
+
+
+@pytest.mark.parametrize("folder", ["lms", "tuning", "report"])
+def test_no_folder_imports_in_a_circle(folder: str) -> None:
+    inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}
+    package = f"cowest_dspy.{folder}"
+    graph = {name: (inner(path) & set(inside)) - {name, package} for name, path in inside.items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", sources("programs", "metrics"), ids=lambda path: path.name)
+def test_a_recipe_imports_only_the_library_dspy_and_the_standard_library(path: Path) -> None:
+    known = {"cowest_dspy", "dspy", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imports(path)} <= known
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_library_imports_no_recipe_and_nothing_that_is_not_declared(module: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["gguf"]]
+    packages = {requirement.split(">=")[0].split("[")[0].replace("-", "_") for requirement in declared}
+    roots = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert roots <= {"cowest_dspy", *packages, *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("module", ["cowest_dspy", "cowest_dspy.cli"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.split() == []
+
+
+def test_the_front_names_only_what_is_there() -> None:
+    import cowest_dspy
+
+    assert cowest_dspy.__all__
+    for name in cowest_dspy.__all__:
+        assert getattr(cowest_dspy, name) is not None
+
+
+OURS = sources("cowest_dspy", "programs", "metrics", "demo", "benchmarks", "tests")
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_says_what_it_is_and_stays_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree) or not tree.body, "a file opens with a docstring that says what it is"
+    assert len(text.splitlines()) <= LONGEST_FILE, "a long file hides a concept: name it and give it a file"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines: name its parts"
+
+
+def test_the_version_is_said_once_and_the_same_everywhere() -> None:
+    import cowest_dspy
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cowest_dspy.__version__ == project["version"]
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,215 @@
+"""GGUF -> Hugging Face folder, on a whole but tiny llama: Q8_0 matrices, a byte-level tokenizer, a chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cowest_dspy.errors import ModelError
+from cowest_dspy.lms import gguf
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 64, 2, 4, 2, 96
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_alphabet() -> list[str]:
+    """The 256 printable characters that stand for bytes in a byte-level vocabulary."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in kept]
+    return [chr(byte) for byte in kept] + [chr(256 + index) for index in range(len(moved))]
+
+
+def tensor_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    narrow = HIDDEN * KV_HEADS // HEADS
+    for layer in range(LAYERS):
+        block = {
+            "attn_norm": (HIDDEN,),
+            "ffn_norm": (HIDDEN,),
+            "attn_q": (HIDDEN, HIDDEN),
+            "attn_k": (narrow, HIDDEN),
+            "attn_v": (narrow, HIDDEN),
+            "attn_output": (HIDDEN, HIDDEN),
+            "ffn_gate": (FEED_FORWARD, HIDDEN),
+            "ffn_up": (FEED_FORWARD, HIDDEN),
+            "ffn_down": (HIDDEN, FEED_FORWARD),
+        }
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+    return shapes
+
+
+def write_tiny_gguf(path: Path) -> Path:
+    from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+    from gguf.quants import quantize
+
+    tokens = [*SPECIALS, *byte_alphabet(), "he", "ll"]
+    writer = GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * len(SPECIALS) + [TokenType.NORMAL] * (len(tokens) - len(SPECIALS)))
+    writer.add_token_merges(["h e", "l l"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    numbers = np.random.default_rng(0)
+    for name, shape in tensor_shapes(len(tokens)).items():
+        values = (1 + numbers.normal(0, 0.1, shape)).astype(np.float32) if len(shape) == 1 else None
+        if values is not None:
+            writer.add_tensor(name, values)
+        else:
+            values = numbers.normal(0, 0.1, shape).astype(np.float32)
+            packed = quantize(values, GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, packed, raw_dtype=GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Path) -> Path:
+    return gguf.dequantize(tiny, tiny.parent / "tiny")
+
+
+def test_the_weights_are_those_of_the_file(tiny: Path, folder: Path) -> None:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+    from safetensors.numpy import load_file
+
+    written = load_file(folder / "model.safetensors")
+    stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(tiny).tensors}
+    assert np.array_equal(written["model.embed_tokens.weight"], stored["token_embd.weight"])
+    assert np.array_equal(written["model.layers.1.mlp.down_proj.weight"], stored["blk.1.ffn_down.weight"])
+    assert np.array_equal(written["model.norm.weight"], stored["output_norm.weight"])
+    # The embedding serves as the output too, and stands in the folder once.
+    assert len(written) == len(stored)
+
+
+def test_the_folder_computes_what_the_gguf_computes(tiny: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    before = AutoModelForCausalLM.from_pretrained(tiny.parent, gguf_file=tiny.name, dtype="float32")
+    after = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.arange(3, 40).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(before(tokens).logits, after(tokens).logits)
+
+
+def test_the_folder_can_be_trained_and_saved_again(folder: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.arange(3, 40).unsqueeze(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = model(tokens, labels=tokens).loss
+    first.backward()
+    optimizer.step()
+    assert model(tokens, labels=tokens).loss < first
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_the_tokenizer_and_its_chat_template_come_along(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokens[0] == 1 and tokens.count(2) == 1
+    assert tokenizer.decode(tokens) == text
+
+
+def test_generation_stops_at_every_turn_end_of_the_vocabulary_and_can_pad(folder: Path) -> None:
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, 0]
+    assert generation["pad_token_id"] is not None
+
+
+def test_the_folder_says_where_it_came_from(tiny: Path, folder: Path) -> None:
+    lineage = gguf.source(folder)
+    assert lineage == {
+        "gguf": "tiny.gguf",
+        "bytes": tiny.stat().st_size,
+        "sha256": gguf.sha256(tiny),
+        "dtype": "float32",
+    }
+    assert gguf.source(tiny.parent) is None
+
+
+def test_the_dtype_is_the_one_asked_for(tiny: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    half = gguf.dequantize(tiny, tmp_path / "half", "bfloat16")
+    assert {tensor.dtype for tensor in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "model.gguf"
+    page.write_bytes(b"<!doctype html> not found")
+    with pytest.raises(ModelError, match=r"model\.gguf is not a GGUF file: it begins with b'<!do'.*fetch it again"):
+        gguf.dequantize(page, tmp_path / "model")
+
+
+@pytest.mark.parametrize("kept", [0.002, 0.1, 0.6, 0.999], ids=["header", "vocabulary", "half", "tail"])
+def test_a_file_that_ends_too_early_is_refused_and_leaves_nothing(tiny: Path, tmp_path: Path, kept: float) -> None:
+    cut = tmp_path / "cut.gguf"
+    whole = tiny.read_bytes()
+    cut.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ModelError, match=r"cut\.gguf.*damaged, or ends too early.*Fetch it again"):
+        gguf.dequantize(cut, tmp_path / "model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cut.gguf"]
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    strange = tmp_path / "strange.gguf"
+    writer = GGUFWriter(strange, "perpetuum")
+    writer.add_name("strange")
+    writer.add_tensor("x", np.zeros(32, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="perpetuum"):
+        gguf.dequantize(strange, tmp_path / "model")
+
+
+def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no GGUF file .*absent\.gguf"):
+        gguf.dequantize(tmp_path / "absent.gguf", tmp_path / "model")
+    with pytest.raises(ModelError, match='"int3" is unknown: write one of float32, bfloat16'):
+        gguf.dequantize(tiny, tmp_path / "model", "int3")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ModelError, match=r"taken exists already.*rm -r"):
+        gguf.dequantize(tiny, tmp_path / "taken")
+    assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
