@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,7 +73,7 @@ def ask(
 ) -> None:
     """Asks the collaboration one question, with the best weak model that the run has.
 
-    Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "Which holds more oil, the Arbel or the Morva?"`
+    Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel run at 25 bar?"`
     """
     with _experiment(files, run, seed) as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
@@ -134,23 +134,27 @@ def report(files: Files, run: Run = None, seed: Seed = None) -> None:
 
 
 def main() -> None:
-    """The console script: an error that the user can mend is one clear message and exit code 1."""
+    """The console script."""
+    report_errors(app)
+
+
+def report_errors(run: Callable[[], None]) -> None:
+    """Runs a command: an error that the user can mend becomes one clear message and exit code 1, Ctrl-C exit code 130."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     logging.getLogger("dspy").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        run()
     except CowestError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]{type(error).__name__}[/bold red]", end=": ")
-        print(error, file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("\nStopped. Everything that was answered is kept: the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
 
 
-class _Live:
+class Live:
     """Stages as progress bars in a terminal, and as plain lines elsewhere."""
 
     def __init__(self) -> None:
@@ -197,7 +201,7 @@ def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Experi
     from cowest_dspy.experiment import Experiment
 
     config = load_config(files, seed=seed)
-    return Experiment(config, run or Path("runs") / config.name, watch=_Live())
+    return Experiment(config, run or Path("runs") / config.name, watch=Live())
 
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:

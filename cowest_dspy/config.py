@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cowest_dspy.errors import ConfigError, nearest
+from cowest_dspy.errors import ConfigError, masked, nearest
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -239,7 +239,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"  {dotted}: is missing.{_hint(keys)}")
         else:
-            lines.append(f"  {dotted}: {problem['msg']} (given: {problem.get('input')!r})")
+            lines.append(f"  {dotted}: {problem['msg']} (given: {masked(repr(problem.get('input')))})")
     return "\n".join(lines)
 
 

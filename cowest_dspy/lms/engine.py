@@ -291,6 +291,7 @@ class TransformersEngine:
             self._model = PeftModel.from_pretrained(self._model, folder, adapter_name=name, autocast_adapter_dtype=False).eval()
         elif name not in self._loaded_adapters:
             self._model.load_adapter(folder, adapter_name=name, autocast_adapter_dtype=False)
+        weights.fold_linears(self._model)
         self._loaded_adapters.add(name)
         self._model.set_adapter(name)
         return nullcontext()

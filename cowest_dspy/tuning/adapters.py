@@ -55,8 +55,8 @@ def continued(base: Any, adapter: Path, lora: Lora | None) -> Any:
     has: Any = model.peft_config["default"]
     if lora and (lora.rank, lora.alpha) != (has.r, has.lora_alpha):
         raise TuningError(
-            f"lora asks for rank {lora.rank}, alpha {lora.alpha}, but the adapter in {adapter} has rank {has.r}, alpha {has.lora_alpha}, "
-            "and training goes on from it. Leave lora out, or start without an adapter."
+            f"lora asks for rank {lora.rank}, alpha {lora.alpha}, but training goes on from the adapter in {adapter}, "
+            f"which has rank {has.r}, alpha {has.lora_alpha}. Leave lora out, or start without an adapter."
         )
     return model
 

@@ -67,14 +67,13 @@ def _checked(rows: Iterable[Row], sides: tuple[str, ...], kind: str) -> list[dic
 
 
 def _messages(row: Row, key: str, index: int, sides: tuple[str, ...]) -> Messages:
-    value = row.get(key) if isinstance(row, Mapping) else None
-    fine = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(map(_is_message, value))
-    if not fine:
+    value: Any = row.get(key) if isinstance(row, Mapping) else None
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(_is_message, value)):
         raise TuningError(
             f'Row {index}: "{key}" must be a list of messages such as [{{"role": "user", "content": "..."}}]; '
             f"{_shown(value)} was given. A row has {', '.join(('prompt', *sides))}."
         )
-    messages = [{"role": message["role"], "content": message["content"]} for message in value]  # pyright: ignore[reportOptionalIterable]
+    messages: Messages = [{"role": message["role"], "content": message["content"]} for message in value]
     if key in sides and messages[-1]["role"] != "assistant":
         raise TuningError(f'Row {index}: "{key}" must end in an assistant message; it ends in one of {messages[-1]["role"]}.')
     if key in sides and not messages[-1]["content"].strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,8 @@ from cowest_dspy.tuning.settings import DPO, SFT, Lora
 def sft_trainer(settings: SFT, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
     """A ``trl.SFTTrainer`` with its data tokenised, on a fresh copy of ``base``; prompts carry no loss."""
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     args = SFTConfig(**_arguments(settings, len(data), work, seed), completion_only_loss=True)
     return SFTTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
@@ -27,7 +29,8 @@ def sft_trainer(settings: SFT, data: Sequence[dict[str, Any]], base: Path, adapt
 def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
     """A ``trl.DPOTrainer`` with its data tokenised; its reference is the untrained adapter, or the bare base."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     args = DPOConfig(
         **_arguments(settings, len(data), work, seed),
@@ -54,16 +57,18 @@ def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(callback)
-    if "chosen_ids" in trainer.train_dataset.column_names:
-        _compute_reference(trainer)
-    trainer.train_dataset = trainer.train_dataset.select(order)
-    trainer.train()
+    with scoring_completions_only():
+        if "chosen_ids" in trainer.train_dataset.column_names:
+            _compute_reference(trainer)
+        trainer.train_dataset = trainer.train_dataset.select(order)
+        trainer.train()
 
 
 def release(trainer: Any) -> None:
     """Lets go of weights, gradients and optimiser, which point at one another in circles."""
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
-    trainer.accelerator.free_memory()
+    trainer.accelerator._models.clear()
+    trainer.accelerator._optimizers.clear()
     gc.collect()
 
 
@@ -85,6 +90,25 @@ def _compute_reference(trainer: Any) -> None:
     data = data.add_column("ref_chosen_logps", [found[index][0] for index in range(len(data))])
     trainer.train_dataset = data.add_column("ref_rejected_logps", [found[index][1] for index in range(len(data))])
     trainer.precompute_ref_logps = True
+
+
+@contextmanager
+def scoring_completions_only() -> Iterator[None]:
+    """A context in which TRL projects only tokens that carry loss onto the vocabulary, on CPUs as on GPUs.
+
+    TRL 1.16 does so where Triton runs and otherwise projects the prompts, too, and throws the result away: a third of a small
+    model's time. The loss is the same. To be removed when ``add_fused_lm_head`` of trl.trainer.utils is compact by itself.
+    """
+    utils: Any = importlib.import_module("trl.trainer.utils")
+    original = getattr(utils, "_use_triton", None)
+    if original is None:
+        yield
+        return
+    utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        utils._use_triton = original
 
 
 def _parts(settings: SFT | DPO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def _check_finite(record: dict[str, float]) -> None:
     for key in ("loss", "grad_norm"):
         if not math.isfinite(record.get(key, 0.0)):
             raise TuningError(
-                f"Training diverged at step {record['step']}: {key} is {record[key]} at learning rate {record.get('learning_rate')}. "
+                f"Training diverged at step {record['step']}: {key} is {record[key]} "
+                f"at learning rate {record.get('learning_rate')}. "
                 'Lower learning_rate, raise warmup, or set precision = "fp32".'
             )

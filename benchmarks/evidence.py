@@ -1,0 +1,122 @@
+"""The evidence behind the README: the handbook with three seeds, all test questions, and controls that can say no.
+
+    make evidence                        # or: python benchmarks/evidence.py --seeds 0 1 2
+
+Each seed is a run of its own (runs/evidence/seed-N), resumable as every run is: other LoRA weights to start from, other drafts,
+another order of training. The handbook and its questions are the same for all, so that a call which one seed has made (greedy,
+of the same strong model, with the same messages) is taken over by the next instead of being made again. At the end the table
+between the two marks of README.md is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from cowest_dspy import Experiment, load_config
+from cowest_dspy.cli import Live, report_errors
+from cowest_dspy.config import Config
+from cowest_dspy.report import RunReport, paired_exact_test, read_report, wilson_interval
+from cowest_dspy.summary import TITLES
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
+CONTROLS = ("shuffled", "sft_on_chosen")
+BEGIN, END = "<!-- evidence: written by make evidence -->", "<!-- end of evidence -->"
+
+
+def settings(seed: int, test: int | None) -> Config:
+    """The recipe's configuration with this seed, all test questions (or so many), and the controls."""
+    config = load_config(FILES, seed=seed)
+    wanted = config.evaluate.model_copy(update={"controls": CONTROLS})
+    return config.model_copy(update={"evaluate": wanted, "data": config.data.model_copy(update={"test": test})})
+
+
+def run_all(seeds: list[int], folder: Path, test: int | None) -> list[RunReport]:
+    """One run per seed; the reports in the order of the seeds."""
+    reports: list[RunReport] = []
+    for place, seed in enumerate(seeds):
+        earlier = [folder / f"seed-{before}" for before in seeds[:place]]
+        with Experiment(settings(seed, test), folder / f"seed-{seed}", watch=Live(), reuse=earlier) as experiment:
+            reports.append(experiment.cycle())
+    return reports
+
+
+def table(reports: list[RunReport]) -> str:
+    """The Markdown table: per arm the correct answers of each seed, and all seeds together with a 95 % interval."""
+    seeds = [report.seed for report in reports]
+    lines = [
+        "| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " | all seeds | 95 % interval |",
+        "|---|" + "---:|" * (len(seeds) + 2),
+    ]
+    for name in [name for name in TITLES if reports[0].arm(name)]:
+        correct = [_correct(report, name) for report in reports]
+        n = [_answered(report, name) for report in reports]
+        low_high = wilson_interval(sum(correct), sum(n))
+        cells = " | ".join(f"{c} of {m}" for c, m in zip(correct, n, strict=True))
+        share = f"{100 * sum(correct) / sum(n):.1f} %"
+        lines.append(f"| {TITLES[name]} | {cells} | {share} | {100 * low_high.low:.1f} to {100 * low_high.high:.1f} % |")
+    return "\n".join([*lines, "", *_comparisons(reports)])
+
+
+def _comparisons(reports: list[RunReport]) -> list[str]:
+    """Paired exact tests of the collaboration after tuning against the other arms, seed by seed."""
+    lines = [
+        "The collaboration after preference tuning against the other arms: questions that it got right and they did not, questions "
+        "that they got right and it did not, and the p of McNemar's exact test (two-sided), for each seed:",
+        "",
+        "| against | " + " | ".join(f"seed {report.seed}" for report in reports) + " |",
+        "|---|" + "---:|" * len(reports),
+    ]
+    for name in [name for name in TITLES if name != "collaboration" and reports[0].arm(name)]:
+        cells: list[str] = []
+        for report in reports:
+            test = paired_exact_test(_scores(report, name), _scores(report, "collaboration"))
+            cells.append(f"+{test.fixed} -{test.broken}, p {'< 0.001' if test.p < 0.001 else f'= {test.p:.3f}'}")
+        lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _scores(report: RunReport, name: str) -> dict[str, float | None]:
+    arm = report.arm(name)
+    return {answer.example_id: answer.score for answer in arm.answers} if arm else {}
+
+
+def _correct(report: RunReport, name: str) -> int:
+    return sum(score == 1.0 for score in _scores(report, name).values())
+
+
+def _answered(report: RunReport, name: str) -> int:
+    """All questions that were asked: one that failed counts as not correct here."""
+    return len(_scores(report, name))
+
+
+def write_table(text: str, readme: Path) -> None:
+    """Puts ``text`` between the two marks of the README."""
+    page = readme.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/evidence", help="where the runs are kept")
+    parser.add_argument("--test", type=int, default=None, help="ask so many test questions (default: all)")
+    parser.add_argument("--table-only", action="store_true", help="only write the table from finished runs")
+    given = parser.parse_args()
+    if given.table_only:
+        reports = [read_report(given.runs / f"seed-{seed}") for seed in given.seeds]
+    else:
+        reports = run_all(given.seeds, given.runs, given.test)
+    text = table(reports)
+    write_table(text, ROOT / "README.md")
+    Console(highlight=False).print(text, markup=False)
+
+
+if __name__ == "__main__":
+    report_errors(main)

@@ -1,0 +1,96 @@
+"""What a run's store holds, as the report's facts. A run that is half done gives half a report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from cowest_dspy.config import Config
+from cowest_dspy.pairs import Pair, PreferencePairs
+from cowest_dspy.report import Answer, Arm, Curve, InfluenceRow, PairRow, PairsSummary, RunReport, Stage, TraceRow
+from cowest_dspy.store import Store
+from cowest_dspy.traces import Trace
+
+TITLES = {
+    "weak": "weak alone, fine-tuned to answer",
+    "strong": "strong alone",
+    "collaboration_sft": "collaboration, before preference tuning",
+    "collaboration": "collaboration, after preference tuning",
+    "oracle": "ceiling: strong with the oracle's facts",
+    "shuffled": "control: DPO on the same pairs, labels shuffled",
+    "sft_on_chosen": "control: SFT on the chosen drafts",
+    "more_sft": "control: the same SFT, continued",
+}
+PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "datasets", "pydantic")
+
+
+def run_report(config: Config, store: Store) -> RunReport:
+    """The report of what the run has so far. Asks no model."""
+    traces = kept_traces(store)
+    found = store.records("arm")
+    order = {name: place for place, name in enumerate(TITLES)}
+    names = sorted(found, key=lambda name: order.get(name, len(order)))
+    return RunReport(
+        title=f"{config.name}: weak-strong collaboration",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=config.seed,
+        reference="collaboration",
+        rivals=("strong", "weak"),
+        before="collaboration_sft",
+        after="collaboration",
+        arms=tuple(arm_from(name, found[name]) for name in names),
+        influence=tuple(_influence_row(trace) for trace in traces),
+        pairs=_pairs_summary(store),
+        curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
+        stages=tuple(Stage(name, **value) for name, value in store.records("stage").items()),
+        traces=tuple(TraceRow.of(trace) for trace in traces),
+        config=config.model_dump(mode="json"),
+        versions=versions(),
+        warnings=_warnings(traces),
+    )
+
+
+def kept_traces(store: Store) -> list[Trace]:
+    """The traces of the run's last collection, in the order of examples and drafts."""
+    return [Trace.from_dict(value) for value in store.records("trace").values()]
+
+
+def arm_from(name: str, record: dict[str, Any]) -> Arm:
+    """An arm from its record in the store."""
+    return Arm(name, record["title"], tuple(Answer(**answer) for answer in record["answers"]), record["note"])
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _warnings(traces: list[Trace]) -> tuple[str, ...]:
+    failed = sum(trace.error is not None for trace in traces)
+    return (f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair.",) if failed else ()
+
+
+def _pairs_summary(store: Store) -> PairsSummary | None:
+    path = store.folder / "pairs.jsonl"
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    pairs = PreferencePairs.load(path)
+    dropped = store.record("pairs", "dropped") or {}
+    return PairsSummary(len(pairs), len({pair.example_id for pair in pairs}), dropped, tuple(_pair_row(pair) for pair in pairs))
+
+
+def _influence_row(trace: Trace) -> InfluenceRow:
+    return InfluenceRow(trace.example_id, trace.draft_index, trace.influence, trace.error, trace.draft_score, trace.round)
+
+
+def _pair_row(pair: Pair) -> PairRow:
+    texts = (messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected))
+    return PairRow(pair.example_id, *texts, pair.chosen_influence, pair.rejected_influence, pair.round)

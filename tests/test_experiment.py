@@ -1,0 +1,251 @@
+"""The whole path on a toy task: a real (tiny) weak model that is really tuned, and a strong model with a rule for an answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cowest_dspy import Experiment, load_config
+from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError
+from cowest_dspy.report import read_report
+
+RECIPE = '''
+import dspy
+from cowest_dspy import Collaboration
+from cowest_dspy.testing import ScriptedEngine
+
+asked = []
+
+def rows(split, seed=0):
+    count = {"train": 10, "dev": 3, "test": 6}[split]
+    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes", "notes": "all vowels: a e i o u"} for i in range(count)]
+
+def sft_rows(seed=0):
+    texts = ["a e i", "b c d", "o u a", "x"]
+    return [{"prompt": [{"role": "user", "content": f"Question: {i}?"}], "completion": [{"role": "assistant", "content": text}]}
+            for i in range(4) for text in texts]
+
+def program():
+    return Collaboration("question -> answer", draft="knowledge")
+
+def direct():
+    return dspy.Predict("question -> answer")
+
+def strong():
+    """Says yes to a background with at least three different vowels in it; alone it says no."""
+    def answer(request):
+        asked.append(request)
+        text = request["messages"][-1]["content"]
+        return "yes" if len(set("aeiou") & set(text.partition("Background: ")[2])) >= 3 else "no"
+    return ScriptedEngine(answer, model="scripted/strong")
+
+def match(example, prediction, trace=None):
+    return float(prediction.answer == example.answer)
+'''
+
+TASK = """
+name = "toy"
+program = "toy.py:program"
+metric = "toy.py:match"
+[data]
+source = "toy.py:rows"
+inputs = ["question"]
+[sft]
+drafts = "toy.py:sft_rows"
+answers = "toy.py:sft_rows"
+[sft.settings]
+max_steps = 80
+epochs = 80
+learning_rate = 2e-2
+precision = "fp32"
+[sft.answer_settings]
+max_steps = 80
+epochs = 80
+learning_rate = 2e-2
+precision = "fp32"
+[collect]
+drafts = 6
+max_failed = 1.0
+[pairs]
+least = 2
+[dpo]
+max_steps = 2
+precision = "fp32"
+batch_size = 2
+[evaluate]
+weak = "toy.py:direct"
+oracle = "notes"
+controls = ["shuffled", "sft_on_chosen"]
+"""
+
+
+@pytest.fixture
+def task(tmp_path: Path, tiny_model: Path) -> list[Path]:
+    """The toy task and its backend, as files."""
+    (tmp_path / "toy.py").write_text(RECIPE)
+    (tmp_path / "toy.toml").write_text(TASK)
+    backend = f"""
+[weak]
+kind = "in_process"
+model = "{tiny_model}"
+max_tokens = 12
+[strong]
+kind = "engine"
+engine = "toy.py:strong"
+model = "scripted/strong"
+"""
+    (tmp_path / "backend.toml").write_text(backend)
+    return [tmp_path / "toy.toml", tmp_path / "backend.toml"]
+
+
+def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(task: list[Path], tmp_path: Path) -> None:
+    with Experiment(load_config(task), tmp_path / "run") as experiment:
+        report = experiment.cycle()
+        adapters = {name: record["model"] for name, record in experiment.store.records("adapter").items()}
+        calls = experiment.store.calls()
+    assert [arm.name for arm in report.arms] == [
+        "weak", "strong", "collaboration_sft", "collaboration", "oracle", "shuffled", "sft_on_chosen",
+    ]  # fmt: skip
+    scores = {arm.name: [answer.score for answer in arm.answers] for arm in report.arms}
+    assert scores["strong"] == [0.0] * 6 and scores["oracle"] == [1.0] * 6
+    assert report.pairs is not None and report.pairs.kept >= 2
+    assert len(set(adapters.values())) == len(adapters) - 1, "drafts and answers are trained alike here, the others differ"
+    assert read_report(tmp_path / "run") == report
+    assert "<html" in (tmp_path / "run/report.html").read_text()
+
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}
+    with Experiment(load_config(task), tmp_path / "run") as experiment:
+        again = experiment.cycle()
+        assert experiment.store.calls() == calls
+    assert again.arms == report.arms and again.traces == report.traces and again.stages == report.stages
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}
+
+
+def test_law_7_the_strong_model_and_the_base_are_never_trained(task: list[Path], tmp_path: Path, tiny_model: Path) -> None:
+    before = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+    with Experiment(load_config(task), tmp_path / "run") as experiment:
+        tuned = experiment.tune()
+        assert tuned.model.startswith(experiment.weak.model + "+")
+        assert not (tmp_path / "run/adapters/strong").exists()
+    assert before == {file.name: file.read_bytes() for file in tiny_model.iterdir()}
+
+
+def test_law_12_all_arms_answer_the_same_held_out_questions(task: list[Path], tmp_path: Path) -> None:
+    with Experiment(load_config(task), tmp_path / "run") as experiment:
+        arms = experiment.evaluate(["strong", "oracle"])
+        train = {example.id for example in experiment.splits["train"]}
+    asked = [[answer.example_id for answer in arm.answers] for arm in arms]
+    assert asked[0] == asked[1] and not train & set(asked[0])
+
+
+def test_a_changed_adapter_on_disk_is_noticed(task: list[Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    with Experiment(load_config(task), tmp_path / "run") as experiment:
+        experiment.sft()
+    file = next((tmp_path / "run/adapters").rglob("adapter_model.safetensors"))
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, file)
+    with Experiment(load_config(task), tmp_path / "run") as experiment, pytest.raises(Exception, match="does not hold the weights"):
+        experiment.sft()
+
+
+def test_the_verbs_run_one_stage_each_on_one_run_folder(task: list[Path], tmp_path: Path) -> None:
+    run = ["--run", str(tmp_path / "run")]
+    files = [str(file) for file in task]
+    assert "influence" in cowest("collect", *files, *run)
+    assert "pairs in" in cowest("pairs", *files, *run)
+    assert "tuned: local/" in cowest("tune", *files, *run)
+    assert "strong alone" in cowest("evaluate", *files, *run, "--arm", "strong", "--arm", "collaboration")
+    assert "answer" in cowest("ask", *files, *run, "-q", "test 1?")
+    assert "report.html" in cowest("report", *files, *run)
+    assert json.loads((tmp_path / "run/report.json").read_text())["schema_version"] == 1
+
+
+@pytest.mark.parametrize("verb", ["", "cycle", "ask", "evaluate", "collect", "pairs", "tune", "report"])
+def test_help_teaches(verb: str) -> None:
+    text = cowest(*([verb] if verb else []), "--help")
+    assert ("TOML" in text or "toml" in text) and len(text.split()) > 30
+
+
+def cowest(*arguments: str, fails: bool = False) -> str:
+    """What the command prints; its exit code must be 0, or not, as it is said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cowest_dspy.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def test_an_error_is_one_clear_message(task: list[Path], tmp_path: Path) -> None:
+    text = task[0].read_text().replace("drafts = 6", "draft = 6")
+    task[0].write_text(text)
+    said = cowest("collect", *[str(file) for file in task], "--run", str(tmp_path / "run"), fails=True)
+    assert said.startswith("ConfigError:") and 'Did you mean "drafts"?' in said
+    assert len(said.splitlines()) < 4
+
+
+def rewrite(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "says"),
+    [
+        ("margin", "margni", ConfigError, "there is no such key"),
+        ('program = "toy.py:program"', "", ConfigError, "program: is missing"),
+        ("max_steps = 2", "max_step = 2", ConfigError, "max_step"),
+        ("drafts = 6", "drafts = 1", ConfigError, "greater than or equal to 2"),
+        ('inputs = ["question"]', 'inputs = ["qestion"]', DataError, 'Did you mean "question"?'),
+        ("toy.py:rows", "toy.py:no_rows", DataError, "there are no examples"),
+        ("least = 2", "least = 500", PairsError, "Sample more drafts"),
+    ],
+)
+def test_what_is_wrong_in_a_task_says_what_to_do(
+    task: list[Path], tmp_path: Path, old: str, new: str, error: type[Exception], says: str
+) -> None:
+    with (tmp_path / "toy.py").open("a") as recipe:
+        recipe.write("\ndef no_rows(split, seed=0):\n    return []\n")
+    rewrite(task[0], old, new) if old != "margin" else rewrite(task[0], "least = 2", "least = 2\nmargni = 0.5")
+    with pytest.raises(error, match=says.replace("?", r"\?")), Experiment(load_config(task), tmp_path / "run") as experiment:
+        experiment.tune()
+
+
+def test_a_missing_model_folder_says_what_to_type(task: list[Path], tmp_path: Path) -> None:
+    rewrite(task[1], "model = \"/", "model = \"/no/such/folder/")
+    with pytest.raises(ModelError, match="make models"), Experiment(load_config(task), tmp_path / "run") as experiment:
+        experiment.sft()
+
+
+def test_a_missing_backend_says_which_file_to_add(task: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"Add a backend file, for instance programs/backends/in_process\.toml"):
+        load_config(task[:1])
+
+
+def test_a_key_in_a_file_is_refused(task: list[Path]) -> None:
+    text = '[weak]\nkind = "api"\nmodel = "openai/x"\napi_key_env = "sk-abcdefghijkl"\n[strong]\nkind = "api"\nmodel = "openai/x"\n'
+    task[1].write_text(text)
+    with pytest.raises(ConfigError, match="NAME of an environment variable") as caught:
+        load_config(task)
+    assert "sk-abcdefghijkl" not in str(caught.value)
+
+
+def test_a_later_file_replaces_whole_tables(task: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('[strong]\nkind = "api"\nmodel = "openai/gpt-4.1-mini"\n')
+    config = load_config([*task, tmp_path / "other.toml"], seed=7)
+    assert config.strong.model_dump(exclude_defaults=True) == {"kind": "api", "model": "openai/gpt-4.1-mini"}
+    assert config.weak.kind == "in_process" and config.seed == 7

@@ -1,0 +1,648 @@
+"""Tuning, on a real tiny model with the real TRL: what is trained, what is not, and what a failure says."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import json
+import logging
+import random
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat
+from pydantic import ValidationError
+
+from cowest_dspy.adapters import LineAdapter
+from cowest_dspy.errors import ModelError, TuningError
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.tuning import (
+    DPO,
+    LOSS_TYPES,
+    SFT,
+    Lora,
+    PeakMemory,
+    TRLProvider,
+    TRLTrainingJob,
+    TuningCancelled,
+    rows,
+    schedule,
+    train_dpo,
+    train_sft,
+    trainers,
+    tunable,
+    tune,
+)
+
+# Large enough steps that a few of them move a tiny model.
+QUICK: dict[str, Any] = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 4, "warmup": 0, "precision": "fp32"}
+LORA = Lora(rank=4, alpha=8)
+
+
+def quick(**changes: Any) -> dict[str, Any]:
+    return QUICK | changes
+
+
+def says(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def sft_rows(count: int = 8) -> list[dict[str, Any]]:
+    # Completions of different lengths, so that padding and token-wise averages matter.
+    return [
+        {
+            "prompt": [says("system", "Say what the handbook says."), says("user", f"How hot is press {number}?")],
+            "completion": [says("assistant", f"Press {number} runs at {100 + number} degrees." + " And at 4 bar." * (number % 3))],
+        }
+        for number in range(count)
+    ]
+
+
+def pair_rows(count: int = 8) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": [says("assistant", "I do not know." if index % 2 else "It is not said anywhere in the handbook.")],
+            "example_id": str(index),
+            "chosen_influence": 1.0,
+        }
+        for index, row in enumerate(sft_rows(count))
+    ]
+
+
+def kinds(count: int) -> dict[str, tuple[Any, Any, Any]]:
+    return {"sft": (train_sft, SFT, sft_rows(count)), "dpo": (train_dpo, DPO, pair_rows(count))}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_close(left: Path, right: Path, tolerance: float) -> None:
+    import torch
+
+    first, second = read(left), read(right)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def load(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer, loaded by other means than the library's."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def completion_logprob(folder: Path, prompt: list[Any], completion: list[Any], adapter: Path | None = None) -> tuple[float, int]:
+    """The log-probability of a completion's tokens given its prompt, and their number: the definition, written out."""
+    import torch
+
+    model, tokenizer = load(folder, adapter)
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
+    with torch.no_grad():
+        scores = model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
+    places = range(len(start), len(whole))
+    return sum(scores[place - 1, whole[place]].item() for place in places), len(places)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_are_no_garbage() -> Iterator[None]:
+    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
+    for name in ("dpo_trainer", "sft_trainer"):
+        importlib.import_module(f"trl.trainer.{name}")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def first_sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    settings = SFT(**quick(epochs=4), lora=LORA)
+    return train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path_factory.mktemp("sft") / "first", seed=3)
+
+
+# Settings
+
+
+def test_trl_knows_every_loss_type_that_is_offered(tiny_model: Path, tmp_path: Path) -> None:
+    # All of them added up: one that TRL does not know, or that gives no number, would stop the training.
+    settings = DPO(loss_type=LOSS_TYPES, loss_weights=(0.1,) * len(LOSS_TYPES), label_smoothing=1e-3, **QUICK, lora=LORA)
+    tuned = train_dpo(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    assert len(tuned.history) == 1
+
+
+def test_losses_are_weighted_and_added(tiny_model: Path, tmp_path: Path) -> None:
+    def first_loss(name: str, **options: Any) -> float:
+        tuned = train_dpo(DPO(**QUICK, **options, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / name)
+        return tuned.history[0]["loss"]
+
+    sft = first_loss("sft", loss_type="sft")
+    both = first_loss("both", loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.5))
+    assert sft > 1
+    assert both == pytest.approx(0.693147 + 0.5 * sft, abs=1e-4)
+
+
+def test_offered_loss_types_are_those_that_trl_documents() -> None:
+    from trl.trainer.dpo_config import DPOConfig
+
+    documented = DPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
+    assert [name for name in LOSS_TYPES if f"'{name}'" in documented] == list(LOSS_TYPES)
+    assert documented.count("`'") == len(LOSS_TYPES)
+
+
+def test_a_wrong_loss_type_is_found_when_the_settings_are_made() -> None:
+    with pytest.raises(ValidationError, match=r'TRL has no DPO loss "sigmod"\. Did you mean "sigmoid"'):
+        DPO(loss_type="sigmod")
+    with pytest.raises(ValidationError, match="give one for each"):
+        DPO(loss_type=("sigmoid", "sft"), loss_weights=(1.0,))
+    with pytest.raises(ValidationError, match="label_smoothing"):
+        DPO(loss_type="exo_pair")
+
+
+def test_settings_are_frozen_and_closed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        SFT().epochs = 5  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        SFT(learning_rat=1e-4)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValidationError, match="micro_batch_size must divide batch_size"):
+        SFT(batch_size=8, micro_batch_size=3)
+
+
+def test_a_micro_batch_is_a_divisor_of_the_batch() -> None:
+    assert [SFT(batch_size=size).micro_batch for size in (1, 6, 8, 12, 16, 22)] == [1, 6, 8, 6, 8, 2]
+
+
+def test_steps_are_whole_batches() -> None:
+    settings = SFT(batch_size=4, epochs=2)
+    assert [settings.steps(count) for count in (1, 2, 4, 5, 9)] == [1, 1, 2, 3, 5]
+    assert SFT(batch_size=4, epochs=2, max_steps=3).steps(9) == 3
+    assert SFT(batch_size=4, epochs=0.5).steps(16) == 2
+
+
+# Rows and their order
+
+
+def test_every_pass_holds_every_row_once() -> None:
+    order = schedule.order([3, 1, 4, 1, 5], steps=5, batch_size=3, seed=1)
+    assert len(order) == 15
+    assert sorted(order) == sorted([*range(5)] * 3)
+
+
+def test_the_order_depends_on_the_seed_only() -> None:
+    lengths = [random.Random(0).randrange(5, 50) for _ in range(40)]
+    first, again, other = (schedule.order(lengths, 5, 8, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert [lengths[index] for index in first[:8]] == sorted((lengths[index] for index in first[:8]), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": [says("user", "a")]}, '"completion" must be a list of messages'),
+        ({"prompt": "a", "completion": [says("assistant", "b")]}, '"prompt" must be a list of messages'),
+        ({"prompt": [says("user", "a")], "completion": [says("user", "b")]}, "must end in an assistant message"),
+        ({"prompt": [says("user", "a")], "completion": [says("assistant", " \n")]}, "is empty text"),
+        ({"prompt": [], "completion": [says("assistant", "b")]}, '"prompt" must be a list of messages'),
+    ],
+)
+def test_a_malformed_row_is_named_before_a_model_is_loaded(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        train_sft(SFT(), sft_rows(2), base=str(tmp_path / "no model"), output=tmp_path / "out")
+    with pytest.raises(TuningError, match=f"Row 1: .*{message}"):
+        rows.sft_rows([*sft_rows(1), row])
+
+
+def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="no SFT rows"):
+        rows.sft_rows([])
+    with pytest.raises(TuningError, match="no preference rows"):
+        rows.preference_rows([])
+    same = pair_rows(2)
+    same[1]["rejected"] = same[1]["chosen"]
+    with pytest.raises(TuningError, match=r"1 row \(1\): chosen and rejected are the same text"):
+        rows.preference_rows(same)
+
+
+# What is trained
+
+
+def test_law_7_the_sft_loss_is_that_of_the_completions_tokens_alone(tiny_model: Path, tmp_path: Path) -> None:
+    data = sft_rows(4)
+    tuned = train_sft(SFT(**QUICK), data, base=str(tiny_model), output=tmp_path / "out")
+    sums = [completion_logprob(tiny_model, row["prompt"], row["completion"]) for row in data]
+    expected = -sum(total for total, _ in sums) / sum(count for _, count in sums)
+    assert tuned.history[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_law_7_only_the_adapter_changes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    seen: dict[str, Any] = {}
+    run = trainers.run
+
+    def watched(trainer: Any, *arguments: Any) -> None:
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        run(trainer, *arguments)
+        after = dict(trainer.model.named_parameters())
+        seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        seen["all"] = set(after)
+
+    monkeypatch.setattr(trainers, "run", watched)
+    before = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    first = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft")
+    assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name}
+    train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first.path, output=tmp_path / "dpo")
+    # The reference, a copy of the adapter under another name, stays as it was.
+    assert any(".ref." in name for name in seen["all"])
+    assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name and ".default." in name}
+    assert {path.name: path.read_bytes() for path in tiny_model.iterdir()} == before
+
+
+def test_dpo_starts_from_the_adapter_and_holds_it_as_the_reference(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+    data = pair_rows(4)
+    settings = DPO(**quick(epochs=6))
+    tuned = train_dpo(settings, data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
+    assert tuned.history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert tuned.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert tuned.history[-1]["rewards/margins"] > 0.1
+    chosen = [completion_logprob(tiny_model, row["prompt"], row["chosen"], first_sft.path)[0] for row in data]
+    assert tuned.history[0]["logps/chosen"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-3)
+
+
+def test_dpo_makes_chosen_more_and_rejected_less_likely_than_the_reference(tiny_model: Path, tmp_path: Path) -> None:
+    data = pair_rows(4)
+    tuned = train_dpo(DPO(**quick(epochs=8), lora=LORA), data, base=str(tiny_model), output=tmp_path / "out")
+    for row in data:
+        gap = [
+            completion_logprob(tiny_model, row["prompt"], row["chosen"], adapter)[0]
+            - completion_logprob(tiny_model, row["prompt"], row["rejected"], adapter)[0]
+            for adapter in (None, tuned.path)
+        ]
+        assert gap[1] > gap[0]
+
+
+def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
+    first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DPO(**quick(epochs=3))
+    once = train_dpo(settings, pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "once")
+    monkeypatch.setattr(trainers, "_compute_reference", lambda trainer: None)
+    always = train_dpo(settings, pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "always")
+    assert_close(once.path, always.path, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_batch_1_accumulated_8_times_equals_batch_8(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    train, settings, data = kinds(20)[kind]
+    made = [
+        train(
+            settings(**quick(batch_size=8, micro_batch_size=micro), lora=LORA),
+            data,
+            base=str(tiny_model),
+            output=tmp_path / str(micro),
+        )
+        for micro in (1, 8, 4)
+    ]
+    assert [len(tuned.history) for tuned in made] == [3, 3, 3]
+    for step in zip(*(tuned.history for tuned in made), strict=True):
+        assert step[0]["loss"] == pytest.approx(step[1]["loss"], abs=2e-5) == pytest.approx(step[2]["loss"], abs=2e-5)
+    # Adam divides by the gradient's size, so that a rounding error in a tiny gradient can grow to a part of a step.
+    assert_close(made[0].path, made[1].path, 3e-4)
+    assert_close(made[0].path, made[2].path, 3e-4)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_scoring_completions_only_changes_nothing(
+    kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utils: Any = importlib.import_module("trl.trainer.utils")
+    train, settings, data = kinds(8)[kind]
+    original = utils._use_triton
+    compact = train(settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "compact")
+    assert utils._use_triton is original
+    monkeypatch.setattr(trainers, "scoring_completions_only", nullcontext)
+    stock = train(settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "stock")
+    assert [step["loss"] for step in compact.history] == pytest.approx([step["loss"] for step in stock.history], abs=1e-6)
+    assert_close(compact.path, stock.path, 1e-5)
+
+
+def test_law_8_the_same_seed_gives_the_same_bits(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+    # The first of these was trained at another time, after other random numbers had been drawn.
+    settings = SFT(**quick(epochs=4), lora=LORA)
+    again = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "again", seed=3)
+    other = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "other", seed=4)
+    assert (again.path / "adapter_model.safetensors").read_bytes() == (first_sft.path / "adapter_model.safetensors").read_bytes()
+    assert (again.path / "adapter_config.json").read_bytes() == (first_sft.path / "adapter_config.json").read_bytes()
+    assert again.adapter_hash == first_sft.adapter_hash != other.adapter_hash
+    made = [
+        train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / name, seed=5)
+        for name in ("a", "b")
+    ]
+    assert made[0].adapter_hash == made[1].adapter_hash
+    assert made[0].history == made[1].history
+
+
+def test_law_6_one_changed_tensor_is_another_adapter(first_sft: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "adapter_config.json").write_bytes((first_sft.path / "adapter_config.json").read_bytes())
+    tensors = read(first_sft.path)
+    save_file(
+        dict(reversed(tensors.items())), changed / "adapter_model.safetensors", metadata={"format": "pt", "note": "other layout"}
+    )
+    assert adapter_hash(changed) == first_sft.adapter_hash
+    tensors[next(iter(tensors))].view(-1)[0] += 1e-6
+    save_file(tensors, changed / "adapter_model.safetensors")
+    assert adapter_hash(changed) != first_sft.adapter_hash
+
+
+def test_what_has_no_loss_of_precision_trains_in_bfloat16_too(tiny_model: Path, tmp_path: Path) -> None:
+    settings = SFT(**quick(epochs=6, precision="bf16"), lora=LORA)
+    tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+    assert tuned.history[-1]["loss"] < tuned.history[0]["loss"] - 0.1
+    assert {str(tensor.dtype) for tensor in read(tuned.path).values()} == {"torch.float32"}
+
+
+# What is written and said
+
+
+def test_the_output_is_two_files_and_nothing_else_is_written(
+    first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "deep" / "out")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "deep",
+        "deep/out",
+        "deep/out/adapter_config.json",
+        "deep/out/adapter_model.safetensors",
+    ]
+    config = json.loads((tmp_path / "deep/out/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert str(tiny_model.parent) not in json.dumps(config)
+
+
+def test_a_failed_training_leaves_the_earlier_adapter_and_no_rubbish(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+    def stop(step: int, total: int, logs: dict[str, float]) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    kept = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output).adapter_hash
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1, on_step=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert adapter_hash(output) == kept
+    again = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1)
+    assert adapter_hash(output) == again.adapter_hash != kept
+
+
+def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TuningError, match="is not overwritten"):
+        train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_training_says_nothing_by_itself(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO, logger="cowest_dspy"):
+        warnings.simplefilter("always")
+        first = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft")
+        train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first.path, output=tmp_path / "dpo")
+    assert [str(warning.message) for warning in caught] == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_training_tells_its_steps_and_its_cost(tiny_model: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, dict[str, float]]] = []
+    settings = SFT(**quick(epochs=2), lora=LORA)
+    tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out", on_step=lambda *step: told.append(step))
+    assert [(step, total) for step, total, _ in told] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [logs for _, _, logs in told[1:]] == tuned.history
+    assert [step["epoch"] for step in tuned.history] == [0.5, 1.0, 1.5, 2.0]
+    assert tuned.trained_rows == 16
+    assert tuned.tokens > 16 * 20
+    assert tuned.peak_memory_bytes > 100e6
+    assert tuned.seconds > 0
+    assert SFT(**tuned.settings) == settings
+    assert tuned.base_id.startswith("tiny@")
+
+
+def test_global_random_numbers_are_as_if_nothing_had_been_trained(tiny_model: Path, tmp_path: Path) -> None:
+    import numpy
+    import torch
+
+    def draw() -> tuple[float, ...]:
+        return random.random(), float(numpy.random.rand()), float(torch.rand(()))
+
+    def seed() -> None:
+        random.seed(1)
+        numpy.random.seed(1)
+        torch.manual_seed(1)
+
+    seed()
+    expected = draw()
+    seed()
+    train_sft(SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    assert draw() == expected
+
+
+# What must not go on
+
+
+def test_rows_that_are_too_long_are_named_and_never_dropped(tiny_model: Path, tmp_path: Path) -> None:
+    data = sft_rows(6)
+    data[2]["prompt"][1]["content"] += " please" * 40
+    data[4]["completion"][0]["content"] += " please" * 40
+    with pytest.raises(
+        TuningError, match=r"2 of 6 rows are longer than max_length, 100 tokens: row 2 has \d+, row 4 has \d+. Raise max_length"
+    ):
+        train_sft(SFT(**QUICK, max_length=100), data, base=str(tiny_model), output=tmp_path / "out")
+    pairs = pair_rows(4)
+    pairs[3]["rejected"][0]["content"] += " please" * 600
+    with pytest.raises(TuningError, match="1 of 4 rows are longer than the model's context, 512 tokens: row 3 has"):
+        train_dpo(DPO(**QUICK), pairs, base=str(tiny_model), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Path) -> None:
+    # TRL cuts at 1024 by default and the rows here are shorter, so the trainer's own setting is looked at, too.
+    seen: list[Any] = []
+    data = sft_rows(4)
+    data[1]["completion"][0]["content"] += " degrees" * 200
+    tuned = train_sft(SFT(**QUICK), data, base=str(tiny_model), output=tmp_path / "out", on_step=lambda *step: seen.append(step))
+    tokens = [load(tiny_model)[1].apply_chat_template(row["prompt"] + row["completion"], return_dict=False) for row in data]
+    assert tuned.tokens == sum(map(len, tokens))
+    assert trainers._arguments(SFT(), 4, tmp_path, 0)["max_length"] is None
+
+
+def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=r"diverged at step \d+: .* Lower learning_rate"):
+        train_sft(SFT(**quick(learning_rate=1e30, epochs=5)), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_anything_to_train_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = trainers.sft_trainer
+
+    def frozen(*arguments: Any) -> Any:
+        trainer = make(*arguments)
+        trainer.model.requires_grad_(False)
+        return trainer
+
+    monkeypatch.setattr(trainers, "sft_trainer", frozen)
+    with pytest.raises(TuningError, match="Nothing in this model can be trained"):
+        train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+
+
+def test_an_adapter_of_another_size_is_refused(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=r"rank 16, alpha 32, but .* which has rank 4, alpha 8"):
+        train_dpo(DPO(**QUICK, lora=Lora()), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
+    with pytest.raises(ModelError, match="holds no adapter"):
+        train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=tmp_path, output=tmp_path / "out")
+
+
+# In DSPy
+
+
+@pytest.fixture(scope="module")
+def weak(tiny_model: Path) -> Iterator[dspy.LM]:
+    engine = TransformersEngine(tiny_model, dtype="float32")
+    yield tunable(engine.lm(temperature=0.0, max_tokens=8))
+    engine.close()
+
+
+def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_path: Path) -> None:
+    settings = SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16))
+    row = {"prompt": [says("user", "2 + 2?")], "completion": [says("assistant", "4 bar")]}
+    before = weak("2 + 2?")
+    tuned = tune(weak, [row] * 4, "sft", settings, tmp_path / "first")
+    assert tuned.lm("2 + 2?") == ["4 bar"]
+    assert weak("2 + 2?") == before != ["4 bar"]
+    assert tuned.model == tuned.lm.model == f"{weak.model}+{tuned.result.adapter_hash}"
+    # The next training goes on from the adapter that the model id names.
+    further = tune(tuned.lm, [row] * 4, "sft", SFT(**QUICK), tmp_path / "second")
+    assert further.result.history[0]["loss"] == pytest.approx(tuned.result.history[-1]["loss"], abs=0.01)
+    assert further.result.history[0]["loss"] < 1 < tuned.result.history[0]["loss"]
+
+
+def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="no preference rows"):
+        tune(weak, [], "preference", DPO(), tmp_path / "out")
+    with pytest.raises(TuningError, match="preference data are tuned on with DPO"):
+        tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
+    with pytest.raises(TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""):
+        tune(weak, pair_rows(), "preferences", DPO(), tmp_path / "out")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TuningError, match="does not run in this process"):
+        tunable(dspy.LM("openai/gpt-5-mini"))
+    with pytest.raises(TuningError, match="Use tunable"):
+        tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
+
+
+def test_finetune_gives_the_tuned_lm_and_a_failure_as_its_result(weak: dspy.LM, tmp_path: Path) -> None:
+    data = [{"messages": [*row["prompt"], *row["completion"]]} for row in sft_rows(4)]
+    settings = QUICK | {"lora": {"rank": 4, "alpha": 8}}
+    job = weak.finetune(data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1})
+    assert isinstance(job, TRLTrainingJob)
+    assert job.result().model.endswith(adapter_hash(tmp_path / "out"))
+    assert (job.status().state, job.status().step, job.status().total) == ("done", 1, 1)
+    assert job.tuned is not None and job.tuned.history[0]["loss"] == job.status().logs["loss"]
+    failed = weak.finetune(data, TrainDataFormat.CHAT, {"learning_rate": 1e-4})
+    assert isinstance(failed.result(), TuningError)
+    assert "train_kwargs has no 'learning_rate'" in str(failed.result())
+    assert failed.status().state == "failed"  # pyright: ignore[reportAttributeAccessIssue]
+    assert not job.cancel()
+
+
+def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
+    messages = [says("user", "a"), says("assistant", "b"), says("user", "c"), says("assistant", "d")]
+    assert rows.chat_rows([{"messages": messages}]) == [{"prompt": messages[:3], "completion": messages[3:]}]
+    with pytest.raises(TuningError, match="Row 0"):
+        rows.chat_rows([{"messages": messages[:3]}])
+    with pytest.raises(TuningError, match="Row 0 is no chat row"):
+        rows.chat_rows([{"prompt": messages}])
+
+
+def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(weak: dspy.LM, tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(step: int, total: int, logs: dict[str, float]) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    options = {"settings": SFT(**quick(epochs=50)), "output": tmp_path / "out", "on_step": wait}
+    job = weak.finetune(sft_rows(), "sft", options)  # pyright: ignore[reportArgumentType]
+    assert begun.wait(60)
+    assert job.status().state == "running"
+    assert job.cancel()
+    go_on.set()
+    assert isinstance(job.result(timeout=60), TuningCancelled)
+    assert (job.status().state, job.status().step, job.status().total) == ("cancelled", 1, 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_provider_is_copied_with_its_program_and_its_weights_are_not(weak: dspy.LM) -> None:
+    assert isinstance(weak.provider, TRLProvider)
+    assert copy.deepcopy(weak.provider) is weak.provider is copy.copy(weak.provider)
+    program = dspy.Predict("question -> answer")
+    program.lm = weak
+    copied: Any = program.deepcopy()
+    assert copied.lm.provider.engine is weak.provider.engine
+
+
+def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path: Path) -> None:
+    teach = tune(
+        weak,
+        [
+            {"prompt": [says("system", "Answer."), says("user", f"Question: {n}?")], "completion": [says("assistant", "4 bar")]}
+            for n in range(4)
+        ],
+        "sft",
+        SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16)),
+        tmp_path / "teacher",
+    )
+    student = dspy.Predict(dspy.make_signature("question -> answer", "Answer."))
+    student.set_lm(weak)
+    teacher = student.deepcopy()
+    teacher.set_lm(teach.lm)
+
+    def right(example: Any, made: Any, trace: Any = None) -> bool:
+        return made.answer == example.answer
+
+    train = [dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question") for number in range(4)]
+    options = {"settings": SFT(**quick(epochs=15, learning_rate=1e-2)), "output": tmp_path / "student"}
+    with dspy.context(adapter=LineAdapter()):
+        assert student(question="0?").answer != "4 bar"
+        optimizer = dspy.BootstrapFinetune(metric=right, train_kwargs=options, num_threads=1)
+        tuned: Any = optimizer.compile(student, trainset=train, teacher=teacher)
+        assert tuned(question="0?").answer == "4 bar"
+    assert tuned.lm.model == f"{weak.model}+{adapter_hash(tmp_path / 'student')}"
+
+
+def test_peak_memory_sees_what_was_taken_in_between() -> None:
+    with PeakMemory() as memory:
+        before = memory.peak_bytes
+        block = b"x" * 200_000_000
+        threading.Event().wait(0.3)
+        del block
+    assert memory.peak_bytes >= before + 120_000_000
