@@ -35,7 +35,28 @@ _HOMES = {
     "tunable": "tuning",
     "tune": "tuning",
 }
-__all__ = sorted(_HOMES)
+__all__ = [  # noqa: RUF022 - checked by a test against _HOMES
+    "Collaboration",
+    "CowestError",
+    "DPO",
+    "Experiment",
+    "Influence",
+    "InfluenceReport",
+    "LineAdapter",
+    "Pair",
+    "PreferencePairs",
+    "SFT",
+    "Sampling",
+    "Store",
+    "Trace",
+    "TransformersEngine",
+    "build_lm",
+    "collect",
+    "load_config",
+    "preference_pairs",
+    "tunable",
+    "tune",
+]
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter

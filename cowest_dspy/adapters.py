@@ -13,7 +13,7 @@ lines of a value are indented by two spaces: no value, whatever it holds, can be
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import dspy
 from dspy.adapters.utils import format_field_value, parse_value
@@ -76,7 +76,7 @@ class LineAdapter(dspy.ChatAdapter):
             except ValueError as error:
                 raise AdapterParseError(
                     adapter_name="LineAdapter",
-                    signature=signature,
+                    signature=cast(Any, signature),
                     lm_response=completion,
                     message=f"field {name}: {error}",
                 ) from error

@@ -40,6 +40,7 @@ Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml 
 Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
 )
 console = Console(highlight=False)
+STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
 Files = Annotated[
     list[Path],
@@ -150,7 +151,7 @@ def report_errors(run: Callable[[], None]) -> None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\nStopped. Everything that was answered is kept: the same command goes on from here.", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         sys.exit(130)
 
 
@@ -196,12 +197,18 @@ def _plain(title: str) -> Any:
     return progress
 
 
-def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Experiment:
+@contextmanager
+def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Iterator[Experiment]:
     from cowest_dspy.config import load_config
     from cowest_dspy.experiment import Experiment
 
     config = load_config(files, seed=seed)
-    return Experiment(config, run or Path("runs") / config.name, watch=Live())
+    try:
+        with Experiment(config, run or Path("runs") / config.name, watch=Live()) as experiment:
+            yield experiment
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -199,19 +199,18 @@ def _read(file: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     for dotted in _REFERENCES:
-        _replace(raw, dotted, lambda value: _anchored_reference(value, file.parent))
+        _replace(raw, dotted, _anchored_reference, file.parent)
     for dotted in _FOLDERS:
-        _replace(raw, dotted, lambda value: _anchored_folder(value, file.parent))
+        _replace(raw, dotted, _anchored_folder, file.parent)
     return raw
 
 
-def _replace(raw: dict[str, Any], dotted: str, change: Any) -> None:
-    *tables, key = dotted.split(".")
-    table: Any = raw
-    for name in tables:
-        table = table.get(name) if isinstance(table, dict) else None
-    if isinstance(table, dict) and isinstance(table.get(key), str):
-        table[key] = change(table[key])
+def _replace(raw: dict[str, Any], dotted: str, change: Callable[[str, Path], str], folder: Path) -> None:
+    table_name, _, key = dotted.rpartition(".")
+    table: Any = raw.get(table_name) if table_name else raw
+    value = cast("dict[str, Any]", table).get(key) if isinstance(table, dict) else None
+    if isinstance(value, str):
+        table[key] = change(value, folder)
 
 
 def _anchored_reference(value: str, folder: Path) -> str:
@@ -239,7 +238,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"  {dotted}: is missing.{_hint(keys)}")
         else:
-            lines.append(f"  {dotted}: {problem['msg']} (given: {masked(repr(problem.get('input')))})")
+            # What stands in the place of a variable's name may be a key: it is not repeated.
+            given = "" if keys[-1] == "api_key_env" else f" (given: {masked(repr(problem.get('input')))})"
+            lines.append(f"  {dotted}: {problem['msg']}{given}")
     return "\n".join(lines)
 
 

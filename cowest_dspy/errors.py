@@ -73,9 +73,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
-_SECRET = re.compile(r"\b((?:sk|pk|rk|hf|gsk|xai|ghp|key)[-_][A-Za-z0-9_\-]{8,}|AIza[A-Za-z0-9_\-]{10,}|Bearer\s+\S{8,})")
+MASK = "***"
+_SECRET = re.compile(
+    r"\b(?:sk|pk|rk|gsk|hf|xai|ghp|gho|glpat|pypi|key)[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}"
+    r"|\bAKIA[0-9A-Z]{16}\b|\bAIza[A-Za-z0-9_-]{10,}"
+    r"|(?<=\bBearer )[^\s\"']{8,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
+)
 
 
 def masked(text: str) -> str:
-    """``text`` with everything that looks like an API key or a bearer token replaced by ``***``."""
-    return _SECRET.sub("***", text)
+    """``text`` with everything that looks like an API key, a bearer token or a password in a URL replaced by ``***``."""
+    return _SECRET.sub(MASK, text)

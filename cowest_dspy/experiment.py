@@ -138,13 +138,13 @@ class Experiment:
         )
 
     def answer_sft(self) -> dspy.LM:
-        """The weak model fine-tuned to answer alone: the fair baseline."""
+        """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that has learned the domain."""
         if self.config.sft is None or self.config.sft.answers is None:
             return self.weak
         return self._tuned(
             "answers",
             "SFT of the weak baseline",
-            self.weak,
+            self.sft(),
             lambda: self._rows(self.config.sft, "answers"),
             self.answer_settings,
         )

@@ -37,7 +37,7 @@ class Counterfactual(dspy.Module):
         super().__init__()
         self.module = refine.deepcopy()
         for _, predictor in self.module.named_predictors():
-            predictor.signature = predictor.signature.delete(draft_field)
+            predictor.signature = _signature(predictor).delete(draft_field)
             predictor.demos = [_without(demo, draft_field) for demo in predictor.demos]
         self._compiled = True
 
@@ -187,9 +187,9 @@ def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
 
 
 def _draft_field(draft: dspy.Module, refine: dspy.Module) -> str:
-    given = {name for _, predictor in draft.named_predictors() for name in predictor.signature.input_fields}
-    made = {name for _, predictor in draft.named_predictors() for name in predictor.signature.output_fields}
-    wanted = [name for _, predictor in refine.named_predictors() for name in predictor.signature.input_fields]
+    given = {name for _, predictor in draft.named_predictors() for name in _signature(predictor).input_fields}
+    made = {name for _, predictor in draft.named_predictors() for name in _signature(predictor).output_fields}
+    wanted = [name for _, predictor in refine.named_predictors() for name in _signature(predictor).input_fields]
     new = list(dict.fromkeys(name for name in wanted if name not in given))
     carrying = [name for name in new if name in made] or new
     if len(carrying) != 1:
@@ -203,12 +203,17 @@ def _draft_field(draft: dspy.Module, refine: dspy.Module) -> str:
 def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:
     words = re.compile(rf"\b({re.escape(field)}|drafts?)\b", re.IGNORECASE)
     for name, predictor in alone.module.named_predictors():
-        found = words.search(predictor.signature.instructions)
+        found = words.search(_signature(predictor).instructions)
         if found:
             raise ProgramError(
                 f'The instructions of refine ({name}) say "{found.group()}", and the strong model alone gets the same ones: it '
                 "would be told of something that it is not given. Word them so that they hold with and without a draft."
             )
+
+
+def _signature(predictor: dspy.Predict) -> type[dspy.Signature]:
+    """DSPy leaves the type of a predictor's signature open."""
+    return cast("type[dspy.Signature]", predictor.signature)
 
 
 def _without(demo: Any, field: str) -> dspy.Example:

@@ -92,5 +92,5 @@ def _influence_row(trace: Trace) -> InfluenceRow:
 
 
 def _pair_row(pair: Pair) -> PairRow:
-    texts = (messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected))
-    return PairRow(pair.example_id, *texts, pair.chosen_influence, pair.rejected_influence, pair.round)
+    prompt, chosen, rejected = (messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected))
+    return PairRow(pair.example_id, prompt, chosen, rejected, pair.chosen_influence, pair.rejected_influence, pair.round)

@@ -23,7 +23,8 @@ asked = []
 
 def rows(split, seed=0):
     count = {"train": 10, "dev": 3, "test": 6}[split]
-    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes", "notes": "all vowels: a e i o u"} for i in range(count)]
+    same = {"answer": "yes", "notes": "all vowels: a e i o u"}
+    return [{"id": f"{split}{i}", "question": f"{split} {i}?", **same} for i in range(count)]
 
 def sft_rows(seed=0):
     texts = ["a e i", "b c d", "o u a", "x"]
@@ -114,7 +115,7 @@ def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(task: list[Pa
     scores = {arm.name: [answer.score for answer in arm.answers] for arm in report.arms}
     assert scores["strong"] == [0.0] * 6 and scores["oracle"] == [1.0] * 6
     assert report.pairs is not None and report.pairs.kept >= 2
-    assert len(set(adapters.values())) == len(adapters) - 1, "drafts and answers are trained alike here, the others differ"
+    assert len(set(adapters.values())) == len(adapters) == 5
     assert read_report(tmp_path / "run") == report
     assert "<html" in (tmp_path / "run/report.html").read_text()
 
@@ -226,7 +227,7 @@ def test_what_is_wrong_in_a_task_says_what_to_do(
 
 
 def test_a_missing_model_folder_says_what_to_type(task: list[Path], tmp_path: Path) -> None:
-    rewrite(task[1], "model = \"/", "model = \"/no/such/folder/")
+    rewrite(task[1], 'model = "/', 'model = "/no/such/folder/')
     with pytest.raises(ModelError, match="make models"), Experiment(load_config(task), tmp_path / "run") as experiment:
         experiment.sft()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import dspy
 
@@ -32,7 +33,7 @@ def build_lm(settings: InProcess | Api | Engine) -> dspy.LM:
 
 
 def _api_lm(settings: Api) -> dspy.LM:
-    options: dict[str, object] = {"timeout": settings.timeout}
+    options: dict[str, Any] = {"timeout": settings.timeout}
     if settings.api_base:
         options["api_base"] = settings.api_base
     if settings.api_key_env:

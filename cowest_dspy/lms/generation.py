@@ -80,7 +80,8 @@ def compute_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
         cache = DynamicCache(config=model.config)
         ids = torch.tensor([list(tokens)], device=model.device)
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefix(tuple((layer.keys.float(), layer.values.float()) for layer in cache.layers), len(tokens))
+    layers: Any = cache.layers
+    return Prefix(tuple((layer.keys.float(), layer.values.float()) for layer in layers), len(tokens))
 
 
 def generate(

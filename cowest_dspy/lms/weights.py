@@ -92,7 +92,7 @@ def load_model(folder: Path, dtype: str) -> Any:
     kind = getattr(torch, choose_dtype() if dtype == "auto" else dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with quiet_loading():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation=ATTENTION)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation=ATTENTION)
     for parameter in model.parameters():
         # Freshly mapped weights are read from disk page by page during the first pass; a copy is in memory at once.
         parameter.data = parameter.data.clone()

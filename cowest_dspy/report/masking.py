@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-MASK = "***"
+from cowest_dspy.errors import MASK, masked
+
 _SECRET_NAME = re.compile(
     r"(^|[_-])(api[_-]?key|apikey|secret|password|passwd|credentials?|authorization|access[_-]?key|"
     r"(access|auth|api|hf|bearer|session|refresh)[_-]?token)$|^token$",
     re.IGNORECASE,
-)
-_SECRET_TEXT = re.compile(
-    r"\b(?:sk|gsk|hf|xai|ghp|gho|glpat|pypi)[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|\bAIza[A-Za-z0-9_-]{30,}"
-    r"|(?<=\bBearer )[^\s\"']{8,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
 )
 
 
@@ -28,7 +24,7 @@ def mask_text(value: Any) -> Any:
         return {key: item if key == "example_id" else mask_text(item) for key, item in value.items()}
     if isinstance(value, list):
         return [mask_text(item) for item in value]
-    return _SECRET_TEXT.sub(MASK, value) if isinstance(value, str) else value
+    return masked(value) if isinstance(value, str) else value
 
 
 def mask_settings(value: Any) -> Any:

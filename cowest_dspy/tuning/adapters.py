@@ -24,7 +24,9 @@ def load_base(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     with quiet_loading():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        # On a CPU the backward pass of plain attention is faster than that of the fused one: a fifth of a whole step.
+        attention = None if torch.cuda.is_available() else "eager"
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
 
 
 def lora_config(lora: Lora) -> Any:

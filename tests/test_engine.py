@@ -1,0 +1,191 @@
+"""The in-process engine, on a real model that is tiny, beside transformers' own generate."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import ContextLengthError, InvalidRequestError
+
+from cowest_dspy.errors import ModelError
+from cowest_dspy.lms import TransformersEngine, wire
+from cowest_dspy.lms.engine import shared_engine
+from cowest_dspy.lms.weights import adapter_hash, folder_hash, locate
+
+SHOTS = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "one two three"}] * 3
+SYSTEM = {"role": "system", "content": "You are a terse machine that answers with a few letters, whatever it is asked."}
+
+
+def prompts(count: int) -> list[list[dict[str, str]]]:
+    return [[SYSTEM, *SHOTS, {"role": "user", "content": f"Question {'x' * i} {i}?"}] for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> TransformersEngine:
+    return TransformersEngine(tiny_model, dtype="float32", max_batch=8)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), seed=1)
+
+
+def make_adapter(base: Path, folder: Path, seed: int) -> Path:
+    """A LoRA adapter with random weights, large enough to change the texts."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.save_pretrained(folder)
+    return folder
+
+
+def ask_all(engine: TransformersEngine, asked: list[list[dict[str, str]]], model: str | None = None, **settings: Any) -> list[str]:
+    requests = [wire.request_from_messages(model or engine.model_id, messages, **settings) for messages in asked]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return [wire.response_text(response) for response in pool.map(engine.complete, requests)]
+
+
+def generated(folder: Path, messages: list[dict[str, str]], max_tokens: int, adapter: Path | None = None) -> str:
+    """What transformers' generate makes of one prompt."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    out = model.generate(**ids, max_new_tokens=max_tokens, do_sample=False)
+    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_a_batch_with_a_shared_beginning_says_what_generate_says_one_by_one(engine: TransformersEngine, tiny_model: Path) -> None:
+    asked = prompts(5)
+    assert ask_all(engine, asked, max_tokens=12, temperature=0.0) == [generated(tiny_model, m, 12) for m in asked]
+
+
+def test_a_prompt_without_anything_to_share_says_what_generate_says(engine: TransformersEngine, tiny_model: Path) -> None:
+    asked = [[{"role": "user", "content": text}] for text in ("a", "something longer than that")]
+    assert ask_all(engine, asked, max_tokens=8, temperature=0.0) == [generated(tiny_model, m, 8) for m in asked]
+
+
+def test_base_and_adapters_share_the_weights_and_keep_apart(engine: TransformersEngine, tiny_model: Path, adapter: Path) -> None:
+    tuned = engine.load_adapter(adapter)
+    asked = prompts(2)
+    base_before = ask_all(engine, asked, max_tokens=8)
+    assert ask_all(engine, asked, tuned, max_tokens=8) == [generated(tiny_model, m, 8, adapter) for m in asked]
+    assert ask_all(engine, asked, max_tokens=8) == base_before
+    assert tuned == f"{engine.model_id}+{adapter_hash(adapter)}"
+
+
+def test_the_same_seed_gives_the_same_sample_whatever_shares_the_batch(engine: TransformersEngine) -> None:
+    asked = prompts(6)
+    alone = [ask_all(engine, [messages], temperature=1.0, seed=7, max_tokens=8)[0] for messages in asked]
+    assert ask_all(engine, asked, temperature=1.0, seed=7, max_tokens=8) == alone
+    assert ask_all(engine, asked, temperature=1.0, seed=8, max_tokens=8) != alone
+
+
+def test_top_k_1_and_a_tiny_top_p_are_greedy(engine: TransformersEngine) -> None:
+    asked = prompts(3)
+    greedy = ask_all(engine, asked, max_tokens=6)
+    assert ask_all(engine, asked, max_tokens=6, temperature=1.0, top_k=1) == greedy
+    assert ask_all(engine, asked, max_tokens=6, temperature=1.0, top_p=1e-6) == greedy
+
+
+def test_stop_strings_max_tokens_and_usage(engine: TransformersEngine) -> None:
+    messages = prompts(1)[0]
+    whole = engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10))
+    answer = wire.response_to_dict(whole)
+    assert answer["finish_reason"] == "length" and answer["output_tokens"] == 10 and answer["input_tokens"] > 50
+    stop = answer["text"][3:5]
+    cut = wire.response_to_dict(engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,))))
+    assert cut["text"] == answer["text"].split(stop)[0] and cut["finish_reason"] == "stop"
+
+
+def test_what_the_engine_does_not_know_is_refused(engine: TransformersEngine) -> None:
+    messages = prompts(1)[0]
+    with pytest.raises(InvalidRequestError, match="does not know the model"):
+        engine.complete(wire.request_from_messages("local/other", messages))
+    with pytest.raises(InvalidRequestError, match="frequency_penalty"):
+        engine.complete(wire.request_from_messages(engine.model_id, messages, frequency_penalty=0.5))
+    with pytest.raises(ContextLengthError, match="do not fit"):
+        engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10_000_000))
+
+
+def test_a_failure_in_one_batch_loses_nothing_else(engine: TransformersEngine) -> None:
+    with pytest.raises(InvalidRequestError):
+        engine.complete(wire.request_from_messages("local/other", prompts(1)[0]))
+    assert ask_all(engine, prompts(2), max_tokens=3)
+
+
+def test_an_engine_is_never_copied_and_travels_as_settings(engine: TransformersEngine, adapter: Path, tiny_model: Path) -> None:
+    assert copy.deepcopy(engine) is engine
+    shared = shared_engine(tiny_model, dtype="float32")
+    shared.load_adapter(adapter)
+    assert len(pickle.dumps(shared)) < 2000
+    assert pickle.loads(pickle.dumps(shared)) is shared
+    lm = shared.lm(max_tokens=4)
+    assert dspy.LM.load_state(lm.dump_state(), allow_custom_lm_class=True)("Hello?") == lm("Hello?")
+
+
+async def _ask(lm: dspy.LM) -> Any:
+    return await lm.acall("Hello?")
+
+
+def test_the_engine_answers_asyncio(engine: TransformersEngine) -> None:
+    import asyncio
+
+    lm = engine.lm(max_tokens=4)
+    assert asyncio.run(_ask(lm)) == lm("Hello?")
+
+
+def test_law_6_one_changed_tensor_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copied = shutil.copytree(tiny_model, tmp_path / "copy")
+    assert folder_hash(copied) == folder_hash(tiny_model)
+    tensors = load_file(copied / "model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name][0, 0] += 1e-3
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    assert folder_hash(copied) != folder_hash(tiny_model)
+
+
+def test_law_6_another_adapter_is_another_id(tiny_model: Path, tmp_path: Path) -> None:
+    one, two = (adapter_hash(make_adapter(tiny_model, tmp_path / str(seed), seed)) for seed in (1, 2))
+    assert one != two
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: folder / "missing", "There is no model folder"),
+        (lambda folder: folder, "it has no config.json"),
+    ],
+)
+def test_a_folder_that_is_no_model_says_so(tmp_path: Path, make: Any, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        locate(str(make(tmp_path)))
+
+
+def test_a_tokenizer_without_a_chat_template_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"chat_template"', '"no_template"'))
+    engine = TransformersEngine(folder)
+    with pytest.raises(ModelError, match="no chat template"):
+        engine.complete(wire.request_from_messages(engine.model_id, prompts(1)[0]))
