@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cowest_dspy.errors import ModelError
 WEIGHTS = ("*.safetensors",)
 MEANING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 HASH_LENGTH = 12
+_loading = threading.RLock()
 
 
 def folder_hash(folder: Path) -> str:
@@ -91,7 +93,7 @@ def load_model(folder: Path, dtype: str) -> Any:
     register_attention()
     kind = getattr(torch, choose_dtype() if dtype == "auto" else dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with quiet_loading():
+    with loading():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation=ATTENTION)
     for parameter in model.parameters():
         # Freshly mapped weights are read from disk page by page during the first pass; a copy is in memory at once.
@@ -196,12 +198,16 @@ def _bytes() -> Any:
     return torch.uint8
 
 
-class quiet_loading:
-    """A context in which transformers draws no progress bar of its own."""
+class loading:
+    """A context for ``from_pretrained``: one model at a time, and no progress bar of transformers' own.
+
+    Two loads at once disturb each other: transformers keeps what it is doing (initialising, tying weights) in global state.
+    """
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
+        _loading.acquire()
         self._was = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
 
@@ -210,3 +216,4 @@ class quiet_loading:
 
         if self._was:
             logging.enable_progress_bar()
+        _loading.release()

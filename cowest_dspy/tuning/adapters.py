@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms.weights import adapter_hash, quiet_loading
+from cowest_dspy.lms.weights import adapter_hash, loading
 from cowest_dspy.tuning.settings import Lora
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -23,7 +23,7 @@ def load_base(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with quiet_loading():
+    with loading():
         # On a CPU the backward pass of plain attention is faster than that of the fused one: a fifth of a whole step.
         attention = None if torch.cuda.is_available() else "eager"
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)

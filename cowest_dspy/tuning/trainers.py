@@ -180,7 +180,7 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        with weights.quiet_loading(), warnings.catch_warnings():
+        with weights.loading(), warnings.catch_warnings():
             # Of PEFT and transformers to one another: PEFT 0.21 uses a name that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
             yield
