@@ -112,7 +112,7 @@ class PairRules(Table):
     """[pairs]: which drafts become a preference pair."""
 
     margin: float = Field(0.5, gt=0, le=2, description="smallest difference of influence between chosen and rejected")
-    per_example: int = Field(1, ge=1, description="pairs of one example, at most; no draft is in two of them")
+    per_example: int = Field(1, ge=1, description="pairs of one example, at most; no draft is rejected twice")
     least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
 
 

@@ -26,13 +26,13 @@ from cowest_dspy import arms, data
 from cowest_dspy.config import Config, InProcess, validate
 from cowest_dspy.errors import ConfigError, PairsError, TuningError
 from cowest_dspy.influence import Metric
-from cowest_dspy.lms.build import build_lm
+from cowest_dspy.lms import TransformersEngine, build_lm
 from cowest_dspy.pairs import PreferencePairs, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.store import Spent, Store
-from cowest_dspy.summary import TITLES, arm_from, kept_traces, run_report
+from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
 from cowest_dspy.traces import Progress, Sampling, Trace, collect
 from cowest_dspy.tuning import DPO, SFT, PeakMemory, engine_of, tunable, tune
 
@@ -282,6 +282,7 @@ class Experiment:
         known = self.store.record("adapter", name)
         if known and known["identity"] == identity and (self.run / known["folder"]).is_dir():
             return self._loaded(known)
+        self._make_room()
         with self._stage(name, title) as progress:
             folder = Path("adapters") / f"{name}-{identity}"
             kind = "preference" if isinstance(settings, DPO) else "sft"
@@ -303,6 +304,13 @@ class Experiment:
             self.store.keep("adapter", name, record)
         return tuned.lm
 
+    def _make_room(self) -> None:
+        """Lets go of in-process weights while something is trained; the next question loads them again."""
+        for lm in (self.weak, *([self.strong] if "strong" in self.__dict__ else [])):
+            engine = getattr(lm, "engine", None)
+            if isinstance(engine, TransformersEngine):
+                engine.close()
+
     def _loaded(self, record: dict[str, Any]) -> dspy.LM:
         model = engine_of(self.weak).load_adapter(self.run / record["folder"])
         if model != record["model"]:
@@ -323,7 +331,7 @@ class Experiment:
         with self._stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
             threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
             answers = arms.ask_all(answering, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
-        arm = Arm(name, TITLES[name], answers, note=models)
+        arm = Arm(name, TITLES[name], answers, note=NOTES.get(name, ""))
         self.store.keep("arm", name, {**asdict(arm), "identity": identity})
         return arm
 

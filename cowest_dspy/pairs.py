@@ -85,11 +85,12 @@ class PreferencePairs:
 
 
 def preference_pairs(traces: Iterable[Trace], *, margin: float = 0.5, per_example: int = 1) -> PreferencePairs:
-    """The best draft of each example against its worst, by influence.
+    """The best drafts of each example against its worst, by influence.
 
     Args:
         margin: smallest difference of influence, above 0 and at most 2.
-        per_example: at most so many pairs per example: second best against second worst, and so on; no draft is used twice.
+        per_example: at most so many pairs per example: its worst, second worst, ... draft, each rejected once, against the
+            best one; where several are equally good, they take turns.
 
     Ties are broken by the order in which drafts were sampled, so that equal traces give equal pairs.
 
@@ -135,17 +136,16 @@ def _usable(drafts: Sequence[Trace], dropped: Counter[str]) -> list[Trace]:
 
 
 def _pairs_of(ranked: list[Trace], margin: float, per_example: int, dropped: Counter[str]) -> list[Pair]:
-    made: list[Pair] = []
-    for best, worst in zip(ranked, reversed(ranked), strict=True):
-        reason = _objection(best, worst, margin)
-        if reason and not made:
-            dropped[f"examples: {reason}"] += 1
-        if reason or len(made) == per_example:
-            break
-        made.append(_pair(best, worst))
     if not ranked:
         dropped["examples: every draft failed"] += 1
-    return made
+        return []
+    reason = _objection(ranked[0], ranked[-1], margin)
+    if reason:
+        dropped[f"examples: {reason}"] += 1
+        return []
+    best = [trace for trace in ranked if trace.influence == ranked[0].influence]
+    worst = [trace for trace in reversed(ranked) if _objection(ranked[0], trace, margin) is None][:per_example]
+    return [_pair(best[place % len(best)], rejected) for place, rejected in enumerate(worst)]
 
 
 def _objection(best: Trace, worst: Trace, margin: float) -> str | None:

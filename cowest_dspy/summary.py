@@ -23,6 +23,11 @@ TITLES = {
     "sft_on_chosen": "control: SFT on the chosen drafts",
     "more_sft": "control: the same SFT, continued",
 }
+NOTES = {
+    "weak": "it learned the same handbook, and the answers of the training questions",
+    "strong": "the instructions, worked examples and room of refining, less the draft",
+    "oracle": "what perfect drafts would give",
+}
 PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "datasets", "pydantic")
 
 

@@ -129,8 +129,9 @@ def test_law_2_chosen_never_hurt_and_pairs_differ(examples: list[Any], margin: f
         assert pair.prompt[0]["content"] == f"prompt of {pair.example_id}"
         assert influence[pair.example_id, pair.chosen_index] == pair.chosen_influence
         assert influence[pair.example_id, pair.rejected_index] == pair.rejected_influence
-    used = [(pair.example_id, index) for pair in pairs for index in (pair.chosen_index, pair.rejected_index)]
-    assert len(used) == len(set(used))
+    rejected = [(pair.example_id, pair.rejected_index) for pair in pairs]
+    assert len(rejected) == len(set(rejected))
+    assert not set(rejected) & {(pair.example_id, pair.chosen_index) for pair in pairs}
     assert preference_pairs(traces, margin=margin, per_example=per_example) == pairs
 
 

@@ -2,122 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import importlib
 import json
 import logging
 import random
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import dspy
 import pytest
-from dspy.clients.utils_finetune import TrainDataFormat
-from pydantic import ValidationError
+from tuning_rows import LORA, QUICK, assert_close, completion_logprob, kinds, load, pair_rows, quick, read, sft_rows
 
-from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.lms.weights import adapter_hash
 from cowest_dspy.tuning import (
     DPO,
-    LOSS_TYPES,
     SFT,
     Lora,
-    PeakMemory,
-    TRLProvider,
-    TRLTrainingJob,
-    TuningCancelled,
-    rows,
-    schedule,
     train_dpo,
     train_sft,
     trainers,
-    tunable,
-    tune,
 )
-
-# Large enough steps that a few of them move a tiny model.
-QUICK: dict[str, Any] = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 4, "warmup": 0, "precision": "fp32"}
-LORA = Lora(rank=4, alpha=8)
-
-
-def quick(**changes: Any) -> dict[str, Any]:
-    return QUICK | changes
-
-
-def says(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def sft_rows(count: int = 8) -> list[dict[str, Any]]:
-    # Completions of different lengths, so that padding and token-wise averages matter.
-    return [
-        {
-            "prompt": [says("system", "Say what the handbook says."), says("user", f"How hot is press {number}?")],
-            "completion": [says("assistant", f"Press {number} runs at {100 + number} degrees." + " And at 4 bar." * (number % 3))],
-        }
-        for number in range(count)
-    ]
-
-
-def pair_rows(count: int = 8) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": row["prompt"],
-            "chosen": row["completion"],
-            "rejected": [says("assistant", "I do not know." if index % 2 else "It is not said anywhere in the handbook.")],
-            "example_id": str(index),
-            "chosen_influence": 1.0,
-        }
-        for index, row in enumerate(sft_rows(count))
-    ]
-
-
-def kinds(count: int) -> dict[str, tuple[Any, Any, Any]]:
-    return {"sft": (train_sft, SFT, sft_rows(count)), "dpo": (train_dpo, DPO, pair_rows(count))}
-
-
-def read(folder: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def assert_close(left: Path, right: Path, tolerance: float) -> None:
-    import torch
-
-    first, second = read(left), read(right)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def load(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
-    """Model and tokenizer, loaded by other means than the library's."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def completion_logprob(folder: Path, prompt: list[Any], completion: list[Any], adapter: Path | None = None) -> tuple[float, int]:
-    """The log-probability of a completion's tokens given its prompt, and their number: the definition, written out."""
-    import torch
-
-    model, tokenizer = load(folder, adapter)
-    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-    whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
-    with torch.no_grad():
-        scores = model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
-    places = range(len(start), len(whole))
-    return sum(scores[place - 1, whole[place]].item() for place in places), len(places)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,108 +43,6 @@ def modules_are_no_garbage() -> Iterator[None]:
 def first_sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     settings = SFT(**quick(epochs=4), lora=LORA)
     return train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path_factory.mktemp("sft") / "first", seed=3)
-
-
-# Settings
-
-
-def test_trl_knows_every_loss_type_that_is_offered(tiny_model: Path, tmp_path: Path) -> None:
-    # All of them added up: one that TRL does not know, or that gives no number, would stop the training.
-    settings = DPO(loss_type=LOSS_TYPES, loss_weights=(0.1,) * len(LOSS_TYPES), label_smoothing=1e-3, **QUICK, lora=LORA)
-    tuned = train_dpo(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
-    assert len(tuned.history) == 1
-
-
-def test_losses_are_weighted_and_added(tiny_model: Path, tmp_path: Path) -> None:
-    def first_loss(name: str, **options: Any) -> float:
-        tuned = train_dpo(DPO(**QUICK, **options, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / name)
-        return tuned.history[0]["loss"]
-
-    sft = first_loss("sft", loss_type="sft")
-    both = first_loss("both", loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.5))
-    assert sft > 1
-    assert both == pytest.approx(0.693147 + 0.5 * sft, abs=1e-4)
-
-
-def test_offered_loss_types_are_those_that_trl_documents() -> None:
-    from trl.trainer.dpo_config import DPOConfig
-
-    documented = DPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
-    assert [name for name in LOSS_TYPES if f"'{name}'" in documented] == list(LOSS_TYPES)
-    assert documented.count("`'") == len(LOSS_TYPES)
-
-
-def test_a_wrong_loss_type_is_found_when_the_settings_are_made() -> None:
-    with pytest.raises(ValidationError, match=r'TRL has no DPO loss "sigmod"\. Did you mean "sigmoid"'):
-        DPO(loss_type="sigmod")
-    with pytest.raises(ValidationError, match="give one for each"):
-        DPO(loss_type=("sigmoid", "sft"), loss_weights=(1.0,))
-    with pytest.raises(ValidationError, match="label_smoothing"):
-        DPO(loss_type="exo_pair")
-
-
-def test_settings_are_frozen_and_closed() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        SFT().epochs = 5  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ValidationError, match="Extra inputs"):
-        SFT(learning_rat=1e-4)  # pyright: ignore[reportCallIssue]
-    with pytest.raises(ValidationError, match="micro_batch_size must divide batch_size"):
-        SFT(batch_size=8, micro_batch_size=3)
-
-
-def test_a_micro_batch_is_a_divisor_of_the_batch() -> None:
-    assert [SFT(batch_size=size).micro_batch for size in (1, 6, 8, 12, 16, 22)] == [1, 3, 4, 4, 4, 2]
-
-
-def test_steps_are_whole_batches() -> None:
-    settings = SFT(batch_size=4, epochs=2)
-    assert [settings.steps(count) for count in (1, 2, 4, 5, 9)] == [1, 1, 2, 3, 5]
-    assert SFT(batch_size=4, epochs=2, max_steps=3).steps(9) == 3
-    assert SFT(batch_size=4, epochs=0.5).steps(16) == 2
-
-
-# Rows and their order
-
-
-def test_every_pass_holds_every_row_once() -> None:
-    order = schedule.order([3, 1, 4, 1, 5], steps=5, batch_size=3, seed=1)
-    assert len(order) == 15
-    assert sorted(order) == sorted([*range(5)] * 3)
-
-
-def test_the_order_depends_on_the_seed_only() -> None:
-    lengths = [random.Random(0).randrange(5, 50) for _ in range(40)]
-    first, again, other = (schedule.order(lengths, 5, 8, seed) for seed in (0, 0, 1))
-    assert first == again != other
-    assert [lengths[index] for index in first[:8]] == sorted((lengths[index] for index in first[:8]), reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": [says("user", "a")]}, '"completion" must be a list of messages'),
-        ({"prompt": "a", "completion": [says("assistant", "b")]}, '"prompt" must be a list of messages'),
-        ({"prompt": [says("user", "a")], "completion": [says("user", "b")]}, "must end in an assistant message"),
-        ({"prompt": [says("user", "a")], "completion": [says("assistant", " \n")]}, "is empty text"),
-        ({"prompt": [], "completion": [says("assistant", "b")]}, '"prompt" must be a list of messages'),
-    ],
-)
-def test_a_malformed_row_is_named_before_a_model_is_loaded(row: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError):
-        train_sft(SFT(), sft_rows(2), base=str(tmp_path / "no model"), output=tmp_path / "out")
-    with pytest.raises(TuningError, match=f"Row 1: .*{message}"):
-        rows.sft_rows([*sft_rows(1), row])
-
-
-def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match="no SFT rows"):
-        rows.sft_rows([])
-    with pytest.raises(TuningError, match="no preference rows"):
-        rows.preference_rows([])
-    same = pair_rows(2)
-    same[1]["rejected"] = same[1]["chosen"]
-    with pytest.raises(TuningError, match=r"1 row \(1\): chosen and rejected are the same text"):
-        rows.preference_rows(same)
 
 
 # What is trained
@@ -520,129 +326,3 @@ def test_an_adapter_of_another_size_is_refused(first_sft: Any, tiny_model: Path,
         train_dpo(DPO(**QUICK, lora=Lora()), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
     with pytest.raises(ModelError, match="holds no adapter"):
         train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=tmp_path, output=tmp_path / "out")
-
-
-# In DSPy
-
-
-@pytest.fixture(scope="module")
-def weak(tiny_model: Path) -> Iterator[dspy.LM]:
-    engine = TransformersEngine(tiny_model, dtype="float32")
-    yield tunable(engine.lm(temperature=0.0, max_tokens=8))
-    engine.close()
-
-
-def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_path: Path) -> None:
-    settings = SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16))
-    row = {"prompt": [says("user", "2 + 2?")], "completion": [says("assistant", "4 bar")]}
-    before = weak("2 + 2?")
-    tuned = tune(weak, [row] * 4, "sft", settings, tmp_path / "first")
-    assert tuned.lm("2 + 2?") == ["4 bar"]
-    assert weak("2 + 2?") == before != ["4 bar"]
-    assert tuned.model == tuned.lm.model == f"{weak.model}+{tuned.result.adapter_hash}"
-    # The next training goes on from the adapter that the model id names.
-    further = tune(tuned.lm, [row] * 4, "sft", SFT(**QUICK), tmp_path / "second")
-    assert further.result.history[0]["loss"] == pytest.approx(tuned.result.history[-1]["loss"], abs=0.01)
-    assert further.result.history[0]["loss"] < 1 < tuned.result.history[0]["loss"]
-
-
-def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match="no preference rows"):
-        tune(weak, [], "preference", DPO(), tmp_path / "out")
-    with pytest.raises(TuningError, match="preference data are tuned on with DPO"):
-        tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
-    with pytest.raises(TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""):
-        tune(weak, pair_rows(), "preferences", DPO(), tmp_path / "out")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TuningError, match="does not run in this process"):
-        tunable(dspy.LM("openai/gpt-5-mini"))
-    with pytest.raises(TuningError, match="Use tunable"):
-        tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
-
-
-def test_finetune_gives_the_tuned_lm_and_a_failure_as_its_result(weak: dspy.LM, tmp_path: Path) -> None:
-    data = [{"messages": [*row["prompt"], *row["completion"]]} for row in sft_rows(4)]
-    settings = QUICK | {"lora": {"rank": 4, "alpha": 8}}
-    job = weak.finetune(data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1})
-    assert isinstance(job, TRLTrainingJob)
-    assert job.result().model.endswith(adapter_hash(tmp_path / "out"))
-    assert (job.status().state, job.status().step, job.status().total) == ("done", 1, 1)
-    assert job.tuned is not None and job.tuned.history[0]["loss"] == job.status().logs["loss"]
-    failed = weak.finetune(data, TrainDataFormat.CHAT, {"learning_rate": 1e-4})
-    assert isinstance(failed.result(), TuningError)
-    assert "train_kwargs has no 'learning_rate'" in str(failed.result())
-    assert failed.status().state == "failed"  # pyright: ignore[reportAttributeAccessIssue]
-    assert not job.cancel()
-
-
-def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
-    messages = [says("user", "a"), says("assistant", "b"), says("user", "c"), says("assistant", "d")]
-    assert rows.chat_rows([{"messages": messages}]) == [{"prompt": messages[:3], "completion": messages[3:]}]
-    with pytest.raises(TuningError, match="Row 0"):
-        rows.chat_rows([{"messages": messages[:3]}])
-    with pytest.raises(TuningError, match="Row 0 is no chat row"):
-        rows.chat_rows([{"prompt": messages}])
-
-
-def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(weak: dspy.LM, tmp_path: Path) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-
-    def wait(step: int, total: int, logs: dict[str, float]) -> None:
-        begun.set()
-        assert go_on.wait(60)
-
-    options = {"settings": SFT(**quick(epochs=50)), "output": tmp_path / "out", "on_step": wait}
-    job = weak.finetune(sft_rows(), "sft", options)  # pyright: ignore[reportArgumentType]
-    assert begun.wait(60)
-    assert job.status().state == "running"
-    assert job.cancel()
-    go_on.set()
-    assert isinstance(job.result(timeout=60), TuningCancelled)
-    assert (job.status().state, job.status().step, job.status().total) == ("cancelled", 1, 100)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_provider_is_copied_with_its_program_and_its_weights_are_not(weak: dspy.LM) -> None:
-    assert isinstance(weak.provider, TRLProvider)
-    assert copy.deepcopy(weak.provider) is weak.provider is copy.copy(weak.provider)
-    program = dspy.Predict("question -> answer")
-    program.lm = weak
-    copied: Any = program.deepcopy()
-    assert copied.lm.provider.engine is weak.provider.engine
-
-
-def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path: Path) -> None:
-    teach = tune(
-        weak,
-        [
-            {"prompt": [says("system", "Answer."), says("user", f"Question: {n}?")], "completion": [says("assistant", "4 bar")]}
-            for n in range(4)
-        ],
-        "sft",
-        SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16)),
-        tmp_path / "teacher",
-    )
-    student = dspy.Predict(dspy.make_signature("question -> answer", "Answer."))
-    student.set_lm(weak)
-    teacher = student.deepcopy()
-    teacher.set_lm(teach.lm)
-
-    def right(example: Any, made: Any, trace: Any = None) -> bool:
-        return made.answer == example.answer
-
-    train = [dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question") for number in range(4)]
-    options = {"settings": SFT(**quick(epochs=15, learning_rate=1e-2)), "output": tmp_path / "student"}
-    with dspy.context(adapter=LineAdapter()):
-        assert student(question="0?").answer != "4 bar"
-        optimizer = dspy.BootstrapFinetune(metric=right, train_kwargs=options, num_threads=1)
-        tuned: Any = optimizer.compile(student, trainset=train, teacher=teacher)
-        assert tuned(question="0?").answer == "4 bar"
-    assert tuned.lm.model == f"{weak.model}+{adapter_hash(tmp_path / 'student')}"
-
-
-def test_peak_memory_sees_what_was_taken_in_between() -> None:
-    with PeakMemory() as memory:
-        before = memory.peak_bytes
-        block = b"x" * 200_000_000
-        threading.Event().wait(0.3)
-        del block
-    assert memory.peak_bytes >= before + 120_000_000

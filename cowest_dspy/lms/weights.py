@@ -95,10 +95,8 @@ def load_model(folder: Path, dtype: str) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with loading():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation=ATTENTION)
-    for parameter in model.parameters():
-        # Freshly mapped weights are read from disk page by page during the first pass; a copy is in memory at once.
-        parameter.data = parameter.data.clone()
-        parameter.requires_grad_(False)
+    # The weights stay mapped from their file, which was read whole when it was hashed: a copy would double the peak of memory.
+    model.requires_grad_(False)
     return fold_linears(model.to(device).eval())
 
 

@@ -1,0 +1,170 @@
+"""Tuning behind a dspy.LM: tune, finetune, jobs, and DSPy's own BootstrapFinetune, on a real tiny model."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.clients.utils_finetune import TrainDataFormat
+from tuning_rows import QUICK, pair_rows, quick, says, sft_rows
+
+from cowest_dspy.adapters import LineAdapter
+from cowest_dspy.errors import TuningError
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.tuning import (
+    DPO,
+    SFT,
+    Lora,
+    PeakMemory,
+    TRLProvider,
+    TRLTrainingJob,
+    TuningCancelled,
+    rows,
+    tunable,
+    tune,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_are_no_garbage() -> Iterator[None]:
+    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
+    for name in ("dpo_trainer", "sft_trainer"):
+        importlib.import_module(f"trl.trainer.{name}")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+# In DSPy
+
+
+@pytest.fixture(scope="module")
+def weak(tiny_model: Path) -> Iterator[dspy.LM]:
+    engine = TransformersEngine(tiny_model, dtype="float32")
+    yield tunable(engine.lm(temperature=0.0, max_tokens=8))
+    engine.close()
+
+
+def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_path: Path) -> None:
+    settings = SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16))
+    row = {"prompt": [says("user", "2 + 2?")], "completion": [says("assistant", "4 bar")]}
+    before = weak("2 + 2?")
+    tuned = tune(weak, [row] * 4, "sft", settings, tmp_path / "first")
+    assert tuned.lm("2 + 2?") == ["4 bar"]
+    assert weak("2 + 2?") == before != ["4 bar"]
+    assert tuned.model == tuned.lm.model == f"{weak.model}+{tuned.result.adapter_hash}"
+    # The next training goes on from the adapter that the model id names.
+    further = tune(tuned.lm, [row] * 4, "sft", SFT(**QUICK), tmp_path / "second")
+    assert further.result.history[0]["loss"] == pytest.approx(tuned.result.history[-1]["loss"], abs=0.01)
+    assert further.result.history[0]["loss"] < 1 < tuned.result.history[0]["loss"]
+
+
+def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match="no preference rows"):
+        tune(weak, [], "preference", DPO(), tmp_path / "out")
+    with pytest.raises(TuningError, match="preference data are tuned on with DPO"):
+        tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
+    with pytest.raises(TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""):
+        tune(weak, pair_rows(), "preferences", DPO(), tmp_path / "out")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TuningError, match="does not run in this process"):
+        tunable(dspy.LM("openai/gpt-5-mini"))
+    with pytest.raises(TuningError, match="Use tunable"):
+        tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
+
+
+def test_finetune_gives_the_tuned_lm_and_a_failure_as_its_result(weak: dspy.LM, tmp_path: Path) -> None:
+    data = [{"messages": [*row["prompt"], *row["completion"]]} for row in sft_rows(4)]
+    settings = QUICK | {"lora": {"rank": 4, "alpha": 8}}
+    job = weak.finetune(data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1})
+    assert isinstance(job, TRLTrainingJob)
+    assert job.result().model.endswith(adapter_hash(tmp_path / "out"))
+    assert (job.status().state, job.status().step, job.status().total) == ("done", 1, 1)
+    assert job.tuned is not None and job.tuned.history[0]["loss"] == job.status().logs["loss"]
+    failed = weak.finetune(data, TrainDataFormat.CHAT, {"learning_rate": 1e-4})
+    assert isinstance(failed.result(), TuningError)
+    assert "train_kwargs has no 'learning_rate'" in str(failed.result())
+    assert failed.status().state == "failed"  # pyright: ignore[reportAttributeAccessIssue]
+    assert not job.cancel()
+
+
+def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
+    messages = [says("user", "a"), says("assistant", "b"), says("user", "c"), says("assistant", "d")]
+    assert rows.chat_rows([{"messages": messages}]) == [{"prompt": messages[:3], "completion": messages[3:]}]
+    with pytest.raises(TuningError, match="Row 0"):
+        rows.chat_rows([{"messages": messages[:3]}])
+    with pytest.raises(TuningError, match="Row 0 is no chat row"):
+        rows.chat_rows([{"prompt": messages}])
+
+
+def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(weak: dspy.LM, tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(step: int, total: int, logs: dict[str, float]) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    options = {"settings": SFT(**quick(epochs=50)), "output": tmp_path / "out", "on_step": wait}
+    job = weak.finetune(sft_rows(), "sft", options)  # pyright: ignore[reportArgumentType]
+    assert begun.wait(60)
+    assert job.status().state == "running"
+    assert job.cancel()
+    go_on.set()
+    assert isinstance(job.result(timeout=60), TuningCancelled)
+    assert (job.status().state, job.status().step, job.status().total) == ("cancelled", 1, 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_provider_is_copied_with_its_program_and_its_weights_are_not(weak: dspy.LM) -> None:
+    assert isinstance(weak.provider, TRLProvider)
+    assert copy.deepcopy(weak.provider) is weak.provider is copy.copy(weak.provider)
+    program = dspy.Predict("question -> answer")
+    program.lm = weak
+    copied: Any = program.deepcopy()
+    assert copied.lm.provider.engine is weak.provider.engine
+
+
+def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path: Path) -> None:
+    teach = tune(
+        weak,
+        [
+            {"prompt": [says("system", "Answer."), says("user", f"Question: {n}?")], "completion": [says("assistant", "4 bar")]}
+            for n in range(4)
+        ],
+        "sft",
+        SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16)),
+        tmp_path / "teacher",
+    )
+    student = dspy.Predict(dspy.make_signature("question -> answer", "Answer."))
+    student.set_lm(weak)
+    teacher = student.deepcopy()
+    teacher.set_lm(teach.lm)
+
+    def right(example: Any, made: Any, trace: Any = None) -> bool:
+        return made.answer == example.answer
+
+    train = [dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question") for number in range(4)]
+    options = {"settings": SFT(**quick(epochs=15, learning_rate=1e-2)), "output": tmp_path / "student"}
+    with dspy.context(adapter=LineAdapter()):
+        assert student(question="0?").answer != "4 bar"
+        optimizer = dspy.BootstrapFinetune(metric=right, train_kwargs=options, num_threads=1)
+        tuned: Any = optimizer.compile(student, trainset=train, teacher=teacher)
+        assert tuned(question="0?").answer == "4 bar"
+    assert tuned.lm.model == f"{weak.model}+{adapter_hash(tmp_path / 'student')}"
+
+
+def test_peak_memory_sees_what_was_taken_in_between() -> None:
+    with PeakMemory() as memory:
+        before = memory.peak_bytes
+        block = b"x" * 200_000_000
+        threading.Event().wait(0.3)
+        del block
+    assert memory.peak_bytes >= before + 120_000_000

@@ -1,0 +1,91 @@
+"""Rows, settings and measures that the tests of tuning share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cowest_dspy.tuning import (
+    DPO,
+    SFT,
+    Lora,
+    train_dpo,
+    train_sft,
+)
+
+# Large enough steps that a few of them move a tiny model.
+QUICK: dict[str, Any] = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 4, "warmup": 0, "precision": "fp32"}
+LORA = Lora(rank=4, alpha=8)
+
+
+def quick(**changes: Any) -> dict[str, Any]:
+    return QUICK | changes
+
+
+def says(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def sft_rows(count: int = 8) -> list[dict[str, Any]]:
+    # Completions of different lengths, so that padding and token-wise averages matter.
+    return [
+        {
+            "prompt": [says("system", "Say what the handbook says."), says("user", f"How hot is press {number}?")],
+            "completion": [says("assistant", f"Press {number} runs at {100 + number} degrees." + " And at 4 bar." * (number % 3))],
+        }
+        for number in range(count)
+    ]
+
+
+def pair_rows(count: int = 8) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": [says("assistant", "I do not know." if index % 2 else "It is not said anywhere in the handbook.")],
+            "example_id": str(index),
+            "chosen_influence": 1.0,
+        }
+        for index, row in enumerate(sft_rows(count))
+    ]
+
+
+def kinds(count: int) -> dict[str, tuple[Any, Any, Any]]:
+    return {"sft": (train_sft, SFT, sft_rows(count)), "dpo": (train_dpo, DPO, pair_rows(count))}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_close(left: Path, right: Path, tolerance: float) -> None:
+    import torch
+
+    first, second = read(left), read(right)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def load(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
+    """Model and tokenizer, loaded by other means than the library's."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def completion_logprob(folder: Path, prompt: list[Any], completion: list[Any], adapter: Path | None = None) -> tuple[float, int]:
+    """The log-probability of a completion's tokens given its prompt, and their number: the definition, written out."""
+    import torch
+
+    model, tokenizer = load(folder, adapter)
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(prompt + completion, return_dict=False)
+    with torch.no_grad():
+        scores = model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
+    places = range(len(start), len(whole))
+    return sum(scores[place - 1, whole[place]].item() for place in places), len(places)
