@@ -142,7 +142,6 @@ def main() -> None:
 def report_errors(run: Callable[[], None]) -> None:
     """Runs a command: an error that the user can mend becomes one clear message and exit code 1, Ctrl-C exit code 130."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    logging.getLogger("dspy").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -202,6 +201,8 @@ def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Iterat
     from cowest_dspy.config import load_config
     from cowest_dspy.experiment import Experiment
 
+    # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
+    logging.getLogger("dspy").setLevel(logging.ERROR)
     config = load_config(files, seed=seed)
     try:
         with Experiment(config, run or Path("runs") / config.name, watch=Live()) as experiment:
