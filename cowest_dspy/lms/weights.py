@@ -29,16 +29,8 @@ def folder_hash(folder: Path) -> str:
     for name in names:
         with (folder / name).open("rb") as file:
             digest.update(name.encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else _digest(file))
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:HASH_LENGTH]
-
-
-def _digest(file: Any) -> bytes:
-    """``hashlib.file_digest`` for Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.digest()
 
 
 def locate(model: str) -> Path:
