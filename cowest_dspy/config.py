@@ -36,7 +36,7 @@ class InProcess(Table):
     kind: Literal["in_process"]
     model: str = Field(description="a folder with config.json and *.safetensors, relative to this file, or a Hub id")
     adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     temperature: float = Field(0.0, ge=0, le=2)
     max_tokens: int = Field(256, ge=1)
     concurrency: int = Field(32, ge=1, description="sequences computed together, at most")

@@ -272,6 +272,8 @@ class Experiment:
         """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed."""
         if not isinstance(self.config.weak, InProcess):
             raise TuningError('The weak model can only be tuned in this process: set [weak] kind = "in_process".')
+        if self.config.weak.dtype == "int8":
+            raise TuningError('A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "auto".')
         if name in self._lms:
             return self._lms[name]
         self._lms[name] = self._trained(name, title, start, make_rows(), settings)

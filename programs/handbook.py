@@ -4,8 +4,8 @@ No public model can know these machines, so the strong model needs a weak one th
 seed: the values of the handbook and the questions. The facts are shared by all splits, since knowing them is the weak model's
 job; questions are not: no question text, and no combination of machines, attribute and reading, is in two splits.
 
-    archive  questions that an expert once answered with a note from the handbook: the drafter learns from these, and from
-             the handbook's own cards
+    archive  questions that experts once answered, one in three by quoting the handbook, two with the bare result: the drafter
+             learns from these, and from the handbook's own cards
     train    questions with answers only, where drafts are judged by what the strong model makes of them
     dev      questions to choose settings with
     test     questions that are only ever counted
@@ -103,7 +103,7 @@ ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class Handbook:
-    """The values of one seed: ``values["oil"]["Morva"]`` is a number of litres."""
+    """The values of one seed: ``values["oil"]["Raven"]`` is a number of litres."""
 
     values: dict[str, dict[str, int]] = field(hash=False)
 
@@ -219,8 +219,28 @@ def cards(seed: int = 0) -> list[dict[str, str]]:
 
 
 def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """What the drafter learns the domain from: the cards, and the expert's note on each question of the archive."""
-    return [_row(DRAFT_TASK, row["question"], row["notes"]) for row in [*cards(seed), *examples("archive", seed)]]
+    """What the drafter learns the domain from: the cards, and what an expert wrote about each question of the archive.
+
+    Experts are busy: a third of the notes quote the handbook, the others only say what came out. Both are right, but a drafter
+    that has learned to say results without working them out is often wrong. Nothing in these rows says which habit is of use to
+    the strong model; that is left to influence to find out.
+    """
+    draw = random.Random(f"experts-{seed}")
+    archive = examples("archive", seed)
+    quoting = set(draw.sample(range(len(archive)), len(archive) // 3))
+    notes = [row["notes"] if place in quoting else _result(row) for place, row in enumerate(archive)]
+    asked = [*cards(seed), *({**row, "notes": note} for row, note in zip(archive, notes, strict=True))]
+    return [_row(DRAFT_TASK, row["question"], row["notes"]) for row in asked]
+
+
+def _result(row: dict[str, Any]) -> str:
+    """The terse note of an expert in a hurry: "9 bar.", "The Raven.", "Yes." """
+    if row["kind"] == "limit":
+        return f"{row['answer'].capitalize()}."
+    if row["kind"] == "which":
+        return f"The {row['answer']}."
+    unit = next(unit for unit in ("bar", "litres", "weeks") if unit in row["notes"])
+    return f"{row['answer']} {unit}."
 
 
 def answer_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:

@@ -12,9 +12,10 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import ContextLengthError, InvalidRequestError
+from tiny import make_adapter
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine, wire
+from cowest_dspy.lms import TransformersEngine, generation, wire
 from cowest_dspy.lms.engine import shared_engine
 from cowest_dspy.lms.weights import adapter_hash, folder_hash, locate
 
@@ -34,19 +35,6 @@ def engine(tiny_model: Path) -> TransformersEngine:
 @pytest.fixture(scope="module")
 def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), seed=1)
-
-
-def make_adapter(base: Path, folder: Path, seed: int) -> Path:
-    """A LoRA adapter with random weights, large enough to change the texts."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    model.save_pretrained(folder)
-    return folder
 
 
 def ask_all(engine: TransformersEngine, asked: list[list[dict[str, str]]], model: str | None = None, **settings: Any) -> list[str]:
@@ -96,6 +84,29 @@ def test_the_same_seed_gives_the_same_sample_whatever_shares_the_batch(engine: T
     alone = [ask_all(engine, [messages], temperature=1.0, seed=7, max_tokens=8)[0] for messages in asked]
     assert ask_all(engine, asked, temperature=1.0, seed=7, max_tokens=8) == alone
     assert ask_all(engine, asked, temperature=1.0, seed=8, max_tokens=8) != alone
+
+
+def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_seed(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts(3)
+    alone = [[ask_all(engine, [messages], temperature=1.0, seed=seed, max_tokens=8)[0] for seed in (1, 2)] for messages in asked]
+    sizes: list[tuple[int, ...]] = []
+    forward = generation._forward
+    monkeypatch.setattr(generation, "_forward", lambda *given: (sizes.append(tuple(given[1].shape)), forward(*given))[1])
+    rows = [generation.Row(engine._tokenize(messages)[0], 8, temperature=1.0, seed=seed) for messages in asked for seed in (1, 2)]
+    with engine._speaking_as(engine.model_id):
+        made = generation.generate(engine._model, engine._tokenizer, rows, engine._end_tokens)
+    assert [one.text for one in made] == [text for texts in alone for text in texts]
+    assert sum(count for count, length in sizes if length > 1) == 3
+
+
+def test_a_padded_prompt_is_not_taken_for_one_that_begins_with_the_padding_token(engine: TransformersEngine) -> None:
+    rows = [generation.Row(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
+    with engine._speaking_as(engine.model_id):
+        together = generation.generate(engine._model, engine._tokenizer, rows, engine._end_tokens)
+        one_by_one = [generation.generate(engine._model, engine._tokenizer, [row], engine._end_tokens)[0] for row in rows]
+    assert [one.tokens for one in together] == [one.tokens for one in one_by_one]
 
 
 def test_top_k_1_and_a_tiny_top_p_are_greedy(engine: TransformersEngine) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError
+from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
 from cowest_dspy.report import read_report
 
 RECIPE = '''
@@ -125,6 +125,17 @@ def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(task: list[Pa
         assert experiment.store.calls() == calls
     assert again.arms == report.arms and again.traces == report.traces and again.stages == report.stages
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}
+
+
+def test_a_weak_model_in_int8_is_refused_before_anything_is_trained(task: list[Path], tmp_path: Path) -> None:
+    backend = task[1].read_text().replace('kind = "in_process"', 'kind = "in_process"\ndtype = "int8"')
+    task[1].write_text(backend)
+    with (
+        Experiment(load_config(task), tmp_path / "run") as experiment,
+        pytest.raises(TuningError, match='set \\[weak\\] dtype = "auto"'),
+    ):
+        experiment.sft()
+    assert not (tmp_path / "run/adapters").exists()
 
 
 def test_law_7_the_strong_model_and_the_base_are_never_trained(task: list[Path], tmp_path: Path, tiny_model: Path) -> None:

@@ -48,7 +48,8 @@ class TransformersEngine:
 
     Args:
         model: a folder with config.json and *.safetensors, or a Hub id.
-        dtype: "auto" (bfloat16 where the hardware computes in it), "float32", "bfloat16" or "float16".
+        dtype: "auto" (bfloat16 where the hardware computes in it), "float32", "bfloat16", "float16", or "int8" (on a CPU
+            several times faster for models of a billion parameters and more, see lms/int8.py; part of the model's id).
         max_batch: sequences computed together, at most.
         name: how the model is called in ids; by default the folder's name.
 
@@ -64,7 +65,8 @@ class TransformersEngine:
         self.base_folder = str(weights.locate(str(model)))
         self.dtype, self.max_batch = dtype, max_batch
         self.name = name or Path(str(model)).name
-        self.model_id = f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}"
+        precision = "-int8" if dtype == "int8" else ""
+        self.model_id = f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
         self._adapters: dict[str, Path] = {}
         self._queue: queue.Queue[_Work] = queue.Queue()
         self._loading = threading.RLock()
@@ -145,7 +147,13 @@ class TransformersEngine:
     # Adapters
 
     def load_adapter(self, folder: Path) -> str:
-        """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's weights."""
+        """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's weights.
+
+        Raises:
+            ModelError: the folder holds no adapter, or the engine computes in int8.
+        """
+        if self.dtype == "int8":
+            raise ModelError(f'{self.model_id}: adapters need float weights. Set dtype = "auto" for a model that is tuned.')
         model = f"{self.model_id}+{weights.adapter_hash(folder)}"
         self._adapters.setdefault(model, Path(folder).resolve())
         return model

@@ -1,0 +1,92 @@
+"""int8: close to the float layers that it replaces, told apart by its name, and honest about what it cannot do."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_adapter
+from torch import nn
+
+from cowest_dspy.errors import ModelError
+from cowest_dspy.lms import TransformersEngine, weights, wire
+from cowest_dspy.lms.int8 import Int8Linear, quantize
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    sizes=st.tuples(st.integers(8, 70), st.integers(1, 70)),
+    bias=st.booleans(),
+    largest=st.floats(1e-3, 1e3),
+)
+def test_a_layer_in_int8_is_off_by_about_one_part_in_a_hundred(
+    rows: list[int], sizes: tuple[int, int], bias: bool, largest: float
+) -> None:
+    torch.manual_seed(len(rows) + sum(sizes))
+    linear = nn.Linear(*sizes, bias=bias)
+    inputs = torch.randn(*rows, sizes[0]) * largest
+    with torch.no_grad():
+        exact, found = linear(inputs), Int8Linear(linear)(inputs)
+    assert found.shape == exact.shape and found.dtype == torch.float32
+    # Rounding moves each factor by at most half a step of 127: the sum cannot be off by more than this.
+    step_in, step_weight = inputs.abs().amax(-1, keepdim=True) / 254, linear.weight.abs().amax(1) / 254
+    bound = (
+        step_in * linear.weight.abs().sum(1) + step_weight * inputs.abs().sum(-1, keepdim=True) + sizes[0] * step_in * step_weight
+    )
+    assert bool(((found - exact).abs() <= bound * 1.001 + 1e-5 * largest).all())
+
+
+def test_a_token_of_zeros_stays_zero() -> None:
+    assert not Int8Linear(nn.Linear(8, 4, bias=False))(torch.zeros(2, 8)).any()
+
+
+def test_a_large_token_does_not_blur_the_others() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(16, 16)
+    inputs = torch.randn(2, 16)
+    beside = torch.stack([inputs[0], inputs[1] * 1e4])
+    with torch.no_grad():
+        layer = Int8Linear(linear)
+        assert torch.equal(layer(inputs)[0], layer(beside)[0])
+
+
+def test_every_linear_layer_of_a_model_is_replaced_and_what_it_says_stays_close(tiny_model: Path) -> None:
+    float_model, int8_model = weights.load_model(tiny_model, "float32"), weights.load_model(tiny_model, "int8")
+    assert not [module for module in int8_model.modules() if isinstance(module, nn.Linear)]
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        exact, found = (torch.log_softmax(model(input_ids=ids).logits, -1) for model in (float_model, int8_model))
+    assert float((exact.exp() * (exact - found)).sum(-1).mean()) < 0.01
+
+
+def test_the_file_of_the_weights_is_let_go(tiny_model: Path) -> None:
+    model = weights.load_model(tiny_model, "int8")
+    kept = {name: parameter.untyped_storage().nbytes() for name, parameter in model.named_parameters()}
+    assert all(size == dict(model.named_parameters())[name].numel() * 4 for name, size in kept.items())
+
+
+def test_quantizing_twice_changes_nothing(tiny_model: Path) -> None:
+    model = weights.load_model(tiny_model, "int8")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantize(model).state_dict().items())
+
+
+def test_an_engine_in_int8_has_a_name_of_its_own_and_answers(tiny_model: Path) -> None:
+    plain, small = TransformersEngine(tiny_model, dtype="float32"), TransformersEngine(tiny_model, dtype="int8")
+    assert small.model_id == f"{plain.model_id}-int8"
+    asked = [[{"role": "user", "content": f"Question {i}?"}] for i in range(6)]
+    requests = [wire.request_from_messages(small.model_id, messages, max_tokens=5, temperature=0.0) for messages in asked]
+    with ThreadPoolExecutor(6) as pool:
+        together = [wire.response_text(response) for response in pool.map(small.complete, requests)]
+    assert together == [wire.response_text(small.complete(request)) for request in requests]
+
+
+def test_an_adapter_on_int8_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_adapter(tiny_model, tmp_path / "adapter", seed=1)
+    with pytest.raises(ModelError, match="adapters need float weights"):
+        TransformersEngine(tiny_model, dtype="int8").load_adapter(folder)
