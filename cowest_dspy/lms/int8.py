@@ -7,50 +7,65 @@ per-token scales (as in Dettmers et al., 2022, arXiv 2208.07339, without its sep
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
 
-
-class Int8Linear(nn.Module):
-    """``nn.Linear`` for inference: int8 weight ``[out, in]``, one float32 scale per row; inputs of any shape ``[..., in]``."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-        self.weight: torch.Tensor
-        self.scale: torch.Tensor
-        self.bias: torch.Tensor | None
-        self.register_buffer("weight", (weight / scale[:, None]).round_().to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``[..., in]`` to ``[..., out]``, both float32."""
-        tokens = input.reshape(-1, self.in_features)
-        largest = torch.maximum(tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg_())
-        scale = largest.clamp_(min=1e-12).div_(127)
-        whole = tokens.mul(scale.reciprocal()).round_().to(torch.int8)
-        # Underscored, but it is what torch has for this since 2.1; torchao calls it too.
-        product = torch._int_mm(whole, self.weight.t())  # pyright: ignore[reportPrivateImportUsage]
-        product = product.float().mul_(scale).mul_(self.scale)
-        if self.bias is not None:
-            product.add_(self.bias)
-        return product.view(*input.shape[:-1], self.out_features)
+# Rows of a weight that are rounded together: the float copies of a large head would cost gigabytes.
+ROWS = 4096
 
 
 def quantize(model: Any) -> Any:
-    """Replaces every linear layer of ``model`` in place, the head included, and gives ``model``.
+    """Makes every linear layer of ``model``, the head included, compute in int8, and gives ``model``. For inference only.
 
-    Whatever stays (embeddings, norms) becomes float32, and with it all that is computed between the layers.
+    The float weights are let go. What stays (embeddings, norms) becomes float32, and with it all that is computed between
+    the layers.
     """
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child))
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight is not None:
+            module.forward = int8_product(module.weight, module.bias)
+            module.register_parameter("weight", None)
+            module.register_parameter("bias", None)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32, copy=True)
     return model
+
+
+def int8_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The linear layer with this weight ``[out, in]`` and bias ``[out]`` in int8, from ``[..., in]`` to ``[..., out]``, float32."""
+    import torch
+
+    rows, row_scales = _rounded(weight.detach())
+    offset = None if bias is None else bias.detach().float()
+
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        tokens = input.reshape(-1, input.shape[-1])
+        largest = torch.maximum(tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg_())
+        scales = largest.clamp_(min=1e-12).div_(127)
+        whole = tokens.mul(scales.reciprocal()).round_().to(torch.int8)
+        # Underscored, but it is what torch has for this since 2.1; torchao calls it too.
+        product = torch._int_mm(whole, rows.t())  # pyright: ignore[reportPrivateImportUsage]
+        product = product.float().mul_(scales).mul_(row_scales)
+        if offset is not None:
+            product.add_(offset)
+        return product.view(*input.shape[:-1], product.shape[-1])
+
+    return forward
+
+
+def _rounded(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``weight`` in int8, and what each row is to be multiplied by, float32 ``[out]``."""
+    import torch
+
+    rows = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[0], dtype=torch.float32)
+    for start in range(0, weight.shape[0], ROWS):
+        part = weight[start : start + ROWS].float()
+        scale = part.abs().amax(dim=1).clamp_(min=1e-12).div_(127)
+        rows[start : start + ROWS] = part.div(scale[:, None]).round_()
+        scales[start : start + ROWS] = scale
+    return rows, scales
