@@ -24,14 +24,22 @@ from cowest_dspy.summary import TITLES
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
 CONTROLS = ("shuffled", "sft_on_chosen")
+# The weak baseline gets four times the passes of the demo here: a fair rival has fitted its own training questions.
+ANSWER_EPOCHS = 12
 BEGIN, END = "<!-- evidence: written by make evidence -->", "<!-- end of evidence -->"
 
 
 def settings(seed: int, test: int | None) -> Config:
-    """The recipe's configuration with this seed, all test questions (or so many), and the controls."""
+    """The recipe's configuration with this seed, all test questions (or so many), the controls, and a patient baseline."""
     config = load_config(FILES, seed=seed)
-    wanted = config.evaluate.model_copy(update={"controls": CONTROLS})
-    return config.model_copy(update={"evaluate": wanted, "data": config.data.model_copy(update={"test": test})})
+    changed = {
+        "evaluate": config.evaluate.model_copy(update={"controls": CONTROLS}),
+        "data": config.data.model_copy(update={"test": test}),
+    }
+    if config.sft:
+        patient = {**config.sft.answer_settings, "epochs": ANSWER_EPOCHS}
+        changed["sft"] = config.sft.model_copy(update={"answer_settings": patient})
+    return config.model_copy(update=changed)
 
 
 def run_all(seeds: list[int], folder: Path, test: int | None) -> list[RunReport]:

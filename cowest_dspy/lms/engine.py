@@ -110,6 +110,7 @@ class TransformersEngine:
             self._model = None
             self._loaded_adapters.clear()
             self._prefixes.clear()
+            weights.return_memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
         return self

@@ -25,8 +25,9 @@ def quantize(model: Any) -> Any:
     """
     import torch
 
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight is not None:
+    linears: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for module in linears:
+        if module.weight is not None:
             module.forward = int8_product(module.weight, module.bias)
             module.register_parameter("weight", None)
             module.register_parameter("bias", None)

@@ -6,6 +6,9 @@ mistaken for its work. One changed tensor under the same path, and the id is ano
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 import threading
@@ -78,7 +81,7 @@ def _check_folder(folder: Path) -> None:
 def load_model(folder: Path, dtype: str) -> Any:
     """The model in ``folder`` for inference, with the attention of generation.py.
 
-    ``dtype``: "auto", "float32", "bfloat16", "float16", or "int8": linear layers in 8-bit integers, the rest as of "auto".
+    ``dtype``: "auto", "float32", "bfloat16", "float16", or "int8": linear layers in 8-bit integers, the rest in float32.
 
     Raises:
         ModelError: "int8" on a GPU.
@@ -89,7 +92,8 @@ def load_model(folder: Path, dtype: str) -> Any:
     from cowest_dspy.lms.generation import ATTENTION, register_attention
 
     register_attention()
-    kind = getattr(torch, choose_dtype() if dtype in ("auto", "int8") else dtype)
+    # For int8 as they are in the file, mapped and not copied: float32 weights would double the peak of memory.
+    kind: Any = "auto" if dtype == "int8" else getattr(torch, choose_dtype() if dtype == "auto" else dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "int8" and device != "cpu":
         raise ModelError('dtype = "int8" is for processors: on this GPU use "auto".')
@@ -158,6 +162,17 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def return_memory() -> None:
+    """Gives the memory of models that are no longer used back to the system, where that can be asked for (glibc).
+
+    A model refers to itself, so that Python alone would free it some time later; and what was loaded in one thread would stay
+    reserved for that thread: a second load would stand beside the first.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def choose_dtype() -> str:
