@@ -4,13 +4,14 @@
 
 Each seed is a run of its own (runs/evidence/seed-N), resumable as every run is: other LoRA weights to start from, other drafts,
 another order of training. The handbook and its questions are the same for all, so that a call which one seed has made (greedy,
-of the same strong model, with the same messages) is taken over by the next instead of being made again; so are those of
-`make demo`. At the end the table between the two marks of README.md is written anew.
+of the same strong model, with the same messages) is taken over by the next instead of being made again. Seed 0 goes on from what
+`make demo` has done, if it was run. At the end the table between the two marks of README.md is written anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -18,56 +19,57 @@ from rich.console import Console
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.cli import Live, report_errors
 from cowest_dspy.config import Config
-from cowest_dspy.report import RunReport, paired_exact_test, read_report, wilson_interval
+from cowest_dspy.report import RunReport, paired_exact_test, read_report
+from cowest_dspy.report.numbers import bootstrap_mean_interval
 from cowest_dspy.summary import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
 CONTROLS = ("shuffled", "sft_on_chosen")
-# The weak baseline gets twice the passes of the demo: a fair rival is trained until more passes only memorise.
-ANSWER_EPOCHS = 6
 DEMO = ROOT / "runs/handbook"
 BEGIN, END = "<!-- evidence: written by make evidence -->", "<!-- end of evidence -->"
 
 
 def settings(seed: int, test: int | None) -> Config:
-    """The recipe's configuration with this seed, all test questions (or so many), the controls, and a patient baseline."""
+    """The recipe's configuration with this seed, all test questions (or so many), and the controls."""
     config = load_config(FILES, seed=seed)
     changed = {
         "evaluate": config.evaluate.model_copy(update={"controls": CONTROLS}),
         "data": config.data.model_copy(update={"test": test}),
     }
-    if config.sft:
-        patient = {**config.sft.answer_settings, "epochs": ANSWER_EPOCHS}
-        changed["sft"] = config.sft.model_copy(update={"answer_settings": patient})
     return config.model_copy(update=changed)
 
 
 def run_all(seeds: list[int], folder: Path, test: int | None) -> list[RunReport]:
     """One run per seed; the reports in the order of the seeds."""
     reports: list[RunReport] = []
-    demo = [DEMO] if (DEMO / "run.sqlite").is_file() else []
     for place, seed in enumerate(seeds):
-        earlier = demo + [folder / f"seed-{before}" for before in seeds[:place]]
+        earlier = [folder / f"seed-{before}" for before in seeds[:place]]
+        if seed == 0 and DEMO.is_dir() and not (folder / "seed-0").exists():
+            shutil.copytree(DEMO, folder / "seed-0")
         with Experiment(settings(seed, test), folder / f"seed-{seed}", watch=Live(), reuse=earlier) as experiment:
             reports.append(experiment.cycle())
     return reports
 
 
 def table(reports: list[RunReport]) -> str:
-    """The Markdown table: per arm the correct answers of each seed, and all seeds together with a 95 % interval."""
+    """The Markdown table: per arm the correct answers of each seed, and all seeds together with a 95 % interval.
+
+    The interval is a bootstrap over questions, a question's answers of all seeds drawn together: they are not independent.
+    """
     seeds = [report.seed for report in reports]
     lines = [
         "| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " | all seeds | 95 % interval |",
         "|---|" + "---:|" * (len(seeds) + 2),
     ]
     for name in [name for name in TITLES if reports[0].arm(name)]:
-        correct = [_correct(report, name) for report in reports]
-        n = [_answered(report, name) for report in reports]
-        low_high = wilson_interval(sum(correct), sum(n))
-        cells = " | ".join(f"{c} of {m}" for c, m in zip(correct, n, strict=True))
-        share = f"{100 * sum(correct) / sum(n):.1f} %"
-        lines.append(f"| {TITLES[name]} | {cells} | {share} | {100 * low_high.low:.1f} to {100 * low_high.high:.1f} % |")
+        right = [_right(report, name) for report in reports]
+        cells = " | ".join(f"{sum(one.values()):.0f} of {len(one)}" for one in right)
+        by_question = [[one[question] for one in right] for question in right[0]]
+        mean = sum(map(sum, by_question)) / sum(map(len, by_question))
+        interval = bootstrap_mean_interval(by_question)
+        low_high = f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %" if interval else ""
+        lines.append(f"| {TITLES[name]} | {cells} | {100 * mean:.1f} % | {low_high} |")
     return "\n".join([*lines, "", *_comparisons(reports)])
 
 
@@ -94,13 +96,9 @@ def _scores(report: RunReport, name: str) -> dict[str, float | None]:
     return {answer.example_id: answer.score for answer in arm.answers} if arm else {}
 
 
-def _correct(report: RunReport, name: str) -> int:
-    return sum(score == 1.0 for score in _scores(report, name).values())
-
-
-def _answered(report: RunReport, name: str) -> int:
-    """All questions that were asked: one that failed counts as not correct here."""
-    return len(_scores(report, name))
+def _right(report: RunReport, name: str) -> dict[str, float]:
+    """1.0 for each question that the arm got right, 0.0 for every other that it was asked; one that failed counts as wrong here."""
+    return {question: float(score == 1.0) for question, score in _scores(report, name).items()}
 
 
 def write_table(text: str, readme: Path) -> None:

@@ -219,7 +219,7 @@ def cards(seed: int = 0) -> list[dict[str, str]]:
 
 
 def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """What the drafter learns the domain from: the cards, and what an expert wrote about each question of the archive.
+    """What the drafter learns the domain from: the cards, each twice, and what an expert wrote about each question of the archive.
 
     Experts are busy: a third of the notes quote the handbook, the others only say what came out. Both are right, but a drafter
     that has learned to say results without working them out is often wrong. Nothing in these rows says which habit is of use to
@@ -229,7 +229,7 @@ def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
     archive = examples("archive", seed)
     quoting = set(draw.sample(range(len(archive)), len(archive) // 3))
     notes = [row["notes"] if place in quoting else _result(row) for place, row in enumerate(archive)]
-    asked = [*cards(seed), *({**row, "notes": note} for row, note in zip(archive, notes, strict=True))]
+    asked = [*cards(seed), *cards(seed), *({**row, "notes": note} for row, note in zip(archive, notes, strict=True))]
     return [_row(DRAFT_TASK, row["question"], row["notes"]) for row in asked]
 
 

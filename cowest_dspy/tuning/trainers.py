@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import random
 import warnings
@@ -65,11 +64,10 @@ def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
 
 
 def release(trainer: Any) -> None:
-    """Lets go of weights, gradients and optimiser, which point at one another in circles."""
+    """Lets go of weights, gradients and optimiser, which point at one another in circles: the garbage collector frees them."""
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator._models.clear()
     trainer.accelerator._optimizers.clear()
-    gc.collect()
 
 
 def _compute_reference(trainer: Any) -> None:

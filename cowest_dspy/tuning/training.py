@@ -108,6 +108,8 @@ def _train(
         trainers.run(trainer, order, callback)
         digest = adapters.save(trainer.model, work, output, folder.name)
         trainers.release(trainer)
+    del trainer
+    weights.return_memory()
     return Tuned(
         path=output,
         adapter_hash=digest,
