@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from torch import nn
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import TransformersEngine, int8, weights, wire
 from cowest_dspy.lms.int8 import int8_product, quantize
+from cowest_dspy.lms.mapped import drop_pages
 
 
 @settings(max_examples=30, deadline=None)
@@ -68,6 +70,27 @@ def test_the_file_of_the_weights_is_let_go(tiny_model: Path) -> None:
     model = weights.load_model(tiny_model, "int8")
     kept = {name: parameter.untyped_storage().nbytes() for name, parameter in model.named_parameters()}
     assert all(size == dict(model.named_parameters())[name].numel() * 4 for name, size in kept.items())
+
+
+def test_pages_of_a_mapped_weight_leave_memory_and_read_the_same_again(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    numbers = torch.arange(16 * 2**20, dtype=torch.float32)
+    save_file({"weight": numbers}, tmp_path / "weights.safetensors")
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("weight")
+    total = mapped.sum()
+    before = psutil.Process().memory_info().rss
+    assert drop_pages(mapped)
+    assert before - psutil.Process().memory_info().rss > 60 * 2**20, "64 MiB had been read"
+    assert mapped.sum() == total and torch.equal(mapped, numbers)
+
+
+def test_pages_of_a_weight_in_memory_stay() -> None:
+    numbers = torch.arange(2**20, dtype=torch.float32)
+    assert not drop_pages(numbers)
+    assert numbers[-1] == 2**20 - 1
 
 
 def test_quantizing_twice_changes_nothing(tiny_model: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cowest_dspy.lms.mapped import drop_pages
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +31,7 @@ def quantize(model: Any) -> Any:
     for module in linears:
         if module.weight is not None:
             module.forward = int8_product(module.weight, module.bias)
+            drop_pages(module.weight)
             module.register_parameter("weight", None)
             module.register_parameter("bias", None)
     for parameter in model.parameters():

@@ -108,7 +108,9 @@ def load_model(folder: Path, dtype: str) -> Any:
     if dtype == "int8":
         from cowest_dspy.lms.int8 import quantize
 
-        return quantize(model.eval())
+        quantize(model.eval())
+        return_memory()
+        return model
     return fold_linears(model.to(device).eval())
 
 
