@@ -19,8 +19,8 @@ from rich.console import Console
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.cli import Live, report_errors
 from cowest_dspy.config import Config
+from cowest_dspy.intervals import bootstrap_mean_interval
 from cowest_dspy.report import RunReport, paired_exact_test, read_report
-from cowest_dspy.report.numbers import bootstrap_mean_interval
 from cowest_dspy.summary import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,15 +8,15 @@ timeout, an answer that cannot be parsed or one that was cut off has no influenc
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from cowest_dspy.errors import DataError
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening
 from cowest_dspy.program import Collaboration
 
@@ -124,10 +124,14 @@ class Influence:
 class InfluenceReport:
     """Influences of a set of drafts; None where one of the two answers failed.
 
+    ``examples`` holds the id of each draft's example, since drafts of one example are not independent; empty when every draft
+    is of an example of its own.
+
     ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5  n 200``
     """
 
     values: tuple[float | None, ...]
+    examples: tuple[str, ...] = ()
 
     @property
     def scored(self) -> list[float]:
@@ -159,21 +163,16 @@ class InfluenceReport:
         """Mean influence of the scored drafts, in [-1, 1]; nan when there are none."""
         return sum(self.scored) / len(self.scored) if self.scored else float("nan")
 
-    def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap interval of the mean over examples (Efron and Tibshirani, 1993, chapter 13)."""
-        if not self.scored:
-            return float("nan"), float("nan")
-        draw = random.Random(seed)
-        means = sorted(sum(draw.choices(self.scored, k=len(self.scored))) / len(self.scored) for _ in range(resamples))
-        cut = int((1 - level) / 2 * resamples)
-        return means[cut], means[resamples - 1 - cut]
+    def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
+        """The bootstrap interval of the mean, drawing examples with all their drafts; None for fewer than two examples."""
+        drafts: dict[str, list[float]] = {}
+        for place, value in enumerate(self.values):
+            if value is not None:
+                drafts.setdefault(self.examples[place] if self.examples else str(place), []).append(value)
+        return bootstrap_mean_interval(list(drafts.values()), level=level, seed=seed, repeats=resamples)
 
     def __str__(self) -> str:
-        low, high = self.interval()
+        interval = self.interval()
+        spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
         counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}  n {len(self.values)}"
-        return f"influence {self.mean:+.2f} [{low:+.2f}, {high:+.2f}]  {counts}"
-
-
-def influences(values: Iterable[float | None]) -> InfluenceReport:
-    """A report of influences that are known already, for instance those of traces."""
-    return InfluenceReport(tuple(values))
+        return f"influence {self.mean:+.2f}{spread}  {counts}"

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import dspy
 
 from cowest_dspy.errors import CollectionError
-from cowest_dspy.influence import Attempt, InfluenceReport, Metric, attempt, influences, score_of
+from cowest_dspy.influence import Attempt, InfluenceReport, Metric, attempt, score_of
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
@@ -139,7 +139,7 @@ def trace_example(program: Collaboration, example: dspy.Example, metric: Metric,
 
 def influence_report(traces: Sequence[Trace]) -> InfluenceReport:
     """The influences of traces: helped, hurt, same, failed."""
-    return influences(trace.influence for trace in traces)
+    return InfluenceReport(tuple(trace.influence for trace in traces), tuple(trace.example_id for trace in traces))
 
 
 def in_order(pool: Executor, function: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:

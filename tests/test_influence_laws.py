@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy.errors import CollectionError, DataError, PairsError, ProgramError, StoreError
-from cowest_dspy.influence import Influence
+from cowest_dspy.influence import Influence, InfluenceReport
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
 from cowest_dspy.program import Collaboration, presentable
 from cowest_dspy.store import Store
@@ -279,6 +279,14 @@ def test_influence_is_a_dspy_metric() -> None:
     assert result.score == 100.0
     report = influence.report(questions(3))
     assert str(report) == "influence +1.00 [+1.00, +1.00]  helped 3  hurt 0  same 0  failed 0  n 3"
+
+
+def test_drafts_of_one_example_are_not_counted_as_independent() -> None:
+    influence = [1.0, 0.0, 0.0, 1.0, 0.0, -1.0, 1.0, 0.0]
+    once = InfluenceReport(tuple(influence), tuple("abcdefgh"))
+    copied = InfluenceReport(tuple(influence * 4), tuple("abcdefgh" * 4))
+    assert copied.interval() == once.interval() == InfluenceReport(tuple(influence)).interval()
+    assert copied.interval() != InfluenceReport(tuple(influence * 4)).interval()
 
 
 def test_a_metric_outside_its_range_is_an_error() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, arm, full_run, run, trace
 
 from cowest_dspy.errors import ReportError
+from cowest_dspy.intervals import bootstrap_mean_interval, paired_difference_interval
 from cowest_dspy.report import (
     Answer,
     Arm,
@@ -32,7 +33,7 @@ from cowest_dspy.report import (
     wilson_interval,
     write_report,
 )
-from cowest_dspy.report.numbers import bootstrap_mean_interval, exact_sign_p, paired_difference_interval
+from cowest_dspy.report.numbers import exact_sign_p
 
 BINARY = st.lists(st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=60)
 
@@ -254,8 +255,8 @@ def test_a_trace_row_takes_the_fields_it_shows_from_anything_that_has_them():
 # The examples in the docstrings
 
 
-@pytest.mark.parametrize("name", ["charts", "masking", "model", "numbers", "verdict"])
+@pytest.mark.parametrize("name", ["intervals", "report.charts", "report.masking", "report.model", "report.verdict"])
 def test_the_examples_in_the_docstrings_are_true(name):
-    module = importlib.import_module(f"cowest_dspy.report.{name}")
+    module = importlib.import_module(f"cowest_dspy.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0 and found.failed == 0
