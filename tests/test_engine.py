@@ -18,6 +18,7 @@ from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import TransformersEngine, generation, wire
 from cowest_dspy.lms.engine import shared_engine
 from cowest_dspy.lms.weights import adapter_hash, folder_hash, locate
+from cowest_dspy.store import Store
 
 SHOTS = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "one two three"}] * 3
 SYSTEM = {"role": "system", "content": "You are a terse machine that answers with a few letters, whatever it is asked."}
@@ -124,6 +125,79 @@ def test_stop_strings_max_tokens_and_usage(engine: TransformersEngine) -> None:
     stop = answer["text"][3:5]
     cut = wire.response_to_dict(engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,))))
     assert cut["text"] == answer["text"].split(stop)[0] and cut["finish_reason"] == "stop"
+
+
+def logprobs_of(folder: Path, messages: list[dict[str, str]], text: str | list[int], adapter: Path | None = None) -> Any:
+    """``[tokens, vocabulary]``: what transformers alone gives for each token of a text and its end (or for these tokens), and
+    the tokens."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter) if adapter else model
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if isinstance(text, str):
+        text = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    tokens = list(text)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*before, *tokens]])).logits[0, len(before) - 1 : -1]
+    return logits.log_softmax(-1), tokens
+
+
+TEXTS = ["yes", "no, it is not", "12 bar"]
+
+
+def test_the_likelihood_of_a_text_is_what_transformers_gives(engine: TransformersEngine, tiny_model: Path, adapter: Path) -> None:
+    asked = [*zip(prompts(3), TEXTS, strict=True), ([{"role": "user", "content": "a"}], "b")]
+    tuned = engine.load_adapter(adapter)
+    for model, folder in ((None, None), (tuned, adapter)):
+        for one, (messages, text) in zip(engine.score(asked, model), asked, strict=True):
+            logprobs, tokens = logprobs_of(tiny_model, messages, text, folder)
+            assert one.logprob == pytest.approx(float(logprobs[range(len(tokens)), tokens].sum()), abs=1e-3)
+            assert one.tokens == len(tokens) and one.per_token == one.logprob / len(tokens)
+    assert engine.score(asked, tuned) != engine.score(asked)
+    assert engine.score([]) == []
+
+
+def test_a_text_beyond_the_context_has_no_likelihood(engine: TransformersEngine) -> None:
+    with pytest.raises(ContextLengthError, match="a text of"):
+        engine.score([(prompts(1)[0], "far too long " * 500)])
+
+
+def test_logprobs_are_those_of_the_model_and_cover_the_text(engine: TransformersEngine, tiny_model: Path) -> None:
+    messages = prompts(1)[0]
+    answer = wire.response_to_dict(
+        engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=6, temperature=1.5, seed=3, logprobs=2))
+    )
+    expected, _ = logprobs_of(tiny_model, messages, [one["token_id"] for one in answer["logprobs"]])
+    assert "".join(one["token"] for one in answer["logprobs"]) == answer["text"]
+    for place, one in enumerate(answer["logprobs"]):
+        assert one["logprob"] == pytest.approx(float(expected[place, one["token_id"]]), abs=1e-3)
+        best = [other["logprob"] for other in one["top"]]
+        assert best == pytest.approx(expected[place].topk(2).values.tolist(), abs=1e-3)
+
+
+def test_logprobs_end_where_a_stop_string_cuts_the_text(engine: TransformersEngine) -> None:
+    messages = prompts(1)[0]
+    whole = engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10))
+    stop = wire.response_text(whole)[3:5]
+    request = wire.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,), logprobs=0)
+    cut = wire.response_to_dict(engine.complete(request))
+    assert "".join(one["token"] for one in cut["logprobs"])[: len(cut["text"])] == cut["text"]
+    assert sum(len(one["token"]) for one in cut["logprobs"][:-1]) < len(cut["text"])
+
+
+def test_logprobs_reach_a_prediction_and_survive_the_store(engine: TransformersEngine, tmp_path: Path) -> None:
+    first = engine.lm(max_tokens=4)("Hello?", logprobs=True)
+    assert first[0]["logprobs"]["content"]
+    request = wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=4, logprobs=1)
+    with Store(tmp_path) as store:
+        answered, _ = store.answer(request, lambda: engine.complete(request))
+        assert store.answer(request, lambda: pytest.fail("asked again")) == (answered, True)
+    assert answered.logprobs is not None and len(answered.logprobs[0].top) == 1
 
 
 def test_what_the_engine_does_not_know_is_refused(engine: TransformersEngine) -> None:

@@ -13,20 +13,21 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
-from dspy.lm15 import ContextLengthError, InvalidRequestError, Request, Response, response_to_events
+from dspy.lm15 import ContextLengthError, InvalidRequestError, Request, Response, TokenLogprob, response_to_events
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import generation, weights, wire
+from cowest_dspy.lms import generation, likelihood, weights, wire
 
 PREFIXES_KEPT = 8
 SHORTEST_PREFIX = 32
-SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed")
+SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
 
 # Engines share the machine's cores: two batches at once would only slow each other down.
 _compute = threading.Lock()
@@ -98,11 +99,37 @@ class TransformersEngine:
         self._ensure_worker()
         self._queue.put(work)
         done = work.future.result()
-        return wire.make_response(request.model, done.text, done.finish_reason, len(work.tokens), len(done.tokens))
+        logprobs = None if done.scores is None else tuple(map(self._logprob, done.scores))
+        return wire.make_response(request.model, done.text, done.finish_reason, len(work.tokens), len(done.tokens), logprobs)
 
     def stream(self, request: Request) -> Any:
         """The finished answer as a stream of events (the text comes in one piece)."""
         return response_to_events(self.complete(request))
+
+    def score(self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None) -> list[likelihood.Likelihood]:
+        """How likely the model finds texts as its answers: for each (chat messages, text) the log-probability of that text and
+        of ending there, in order. Nothing is sampled.
+
+        ``model`` is an adapter's id; by default the base is asked.
+
+        Raises:
+            dspy.lm15.ContextLengthError: a prompt and its text do not fit the model's context.
+            ModelError: a model id that this engine does not know.
+        """
+        self._load()
+        rows = [self._scorable(messages, text) for messages, text in asked]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, (tokens, head, _) in enumerate(rows):
+            groups.setdefault(tokens[:head], []).append(place)
+        found: dict[int, likelihood.Likelihood] = {}
+        for head, places in groups.items():
+            with _compute:
+                self._load()
+                with self._speaking_as(model or self.model_id):
+                    prefix = self._prefix(model or self.model_id, head) if head else None
+                    parts = [(rows[place][0][len(head) :], rows[place][2]) for place in places]
+                    found.update(zip(places, likelihood.score(self._model, parts, prefix), strict=True))
+        return [found[place] for place in range(len(rows))]
 
     def close(self) -> None:
         """Lets go of the weights; the next request loads them again."""
@@ -182,7 +209,7 @@ class TransformersEngine:
             raise InvalidRequestError(f"{self.model_id}: this engine does not know {wrong}.")
         self._load()
         tokens, head = self._tokenize(described["messages"])
-        room = getattr(self._model.config, "max_position_embeddings", 1 << 30) - len(tokens)
+        room = self._room(tokens)
         if room < 1 or config.get("max_tokens", 1) > room:
             raise ContextLengthError(
                 f"{self.model_id}: {len(tokens)} prompt tokens and max_tokens={config.get('max_tokens')} do not fit its context."
@@ -195,8 +222,27 @@ class TransformersEngine:
             top_k=int(config.get("top_k", 0)),
             seed=int(config.get("seed", 0)),
             stop=tuple(config.get("stop", ())),
+            logprobs=config.get("logprobs"),
         )
         return _Work(tokens, head, row, request.model, Future())
+
+    def _room(self, tokens: tuple[int, ...]) -> int:
+        """How many tokens the context still takes after these."""
+        return getattr(self._model.config, "max_position_embeddings", 1 << 30) - len(tokens)
+
+    def _scorable(self, messages: list[dict[str, str]], text: str) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+        """The prompt's tokens, how many of them can be shared, and the tokens of ``text`` with the end of the turn."""
+        tokens, head = self._tokenize(messages)
+        target = (*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id)
+        if len(target) > self._room(tokens):
+            raise ContextLengthError(
+                f"{self.model_id}: {len(tokens)} prompt tokens and a text of {len(target)} do not fit its context."
+            )
+        return tokens, head, target
+
+    def _logprob(self, score: generation.TokenScore) -> TokenLogprob:
+        top = [{"token": self._tokenizer.decode([token]), "logprob": lp, "token_id": token} for token, lp in score.top]
+        return wire.token_logprob(self._tokenizer.decode([score.token]), score.logprob, score.token, top)
 
     def _tokenize(self, messages: list[dict[str, str]]) -> tuple[tuple[int, ...], int]:
         """The prompt's tokens, and how many of them come from all messages but the last (0 when too few to share)."""

@@ -11,7 +11,8 @@ Every row has its own sampling settings and its own random generator, and leaves
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,10 @@ _current = threading.local()
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and how to continue it. ``tokens`` are those after the prefix; lengths are in tokens."""
+    """One prompt and how to continue it. ``tokens`` are those after the prefix; lengths are in tokens.
+
+    ``logprobs``: None for none, otherwise how many of the likeliest tokens to note beside each chosen one (0: only that).
+    """
 
     tokens: Sequence[int]
     max_tokens: int
@@ -35,15 +39,30 @@ class Row:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token and its natural log-probability under the model, before temperature, top_p and top_k; ``top``: the likeliest."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length" (``max_tokens`` reached)."""
+    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length" (``max_tokens`` reached).
+
+    ``tokens`` are all that were generated, an end token included; ``scores`` those of the tokens that ``text`` is made of, when
+    the row asked for them.
+    """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: str
+    scores: tuple[TokenScore, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class _Live:
     row: Row
     generator: Any
     tokens: list[int] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
 
 
 def register_attention() -> None:
@@ -95,16 +115,23 @@ def generate(
     not depend on what else is in the batch. (The logits may, in the last bits: a matrix product of another size can add in
     another order.)
     """
+    done: dict[int, Completion] = {}
+    with attending_to(prefix):
+        _run(model, tokenizer, rows, end_tokens, prefix.length if prefix else 0, done)
+    return [done[index] for index in range(len(rows))]
+
+
+@contextmanager
+def attending_to(prefix: Prefix | None) -> Iterator[None]:
+    """A context for passes of the model, without gradients, in which all rows also see ``prefix``."""
     import torch
 
-    done: dict[int, Completion] = {}
     _current.prefix = prefix
     try:
         with torch.inference_mode():
-            _run(model, tokenizer, rows, end_tokens, prefix.length if prefix else 0, done)
+            yield
     finally:
         _current.prefix = None
-    return [done[index] for index in range(len(rows))]
 
 
 def _run(
@@ -119,7 +146,7 @@ def _run(
     from transformers import DynamicCache
 
     live = [_Live(index, row, torch.Generator().manual_seed(row.seed % (2**63))) for index, row in enumerate(rows)]
-    ids, real = _left_padded([row.tokens for row in rows], model.device)
+    ids, real = left_padded([row.tokens for row in rows], model.device)
     positions = (real.long().cumsum(1) - 1).clamp(min=0) + offset
     cache = DynamicCache(config=model.config)
     logits = _prefill(model, ids, real, positions, cache)
@@ -164,7 +191,7 @@ def _prefill(model: Any, ids: Any, real: Any, positions: Any, cache: Any) -> Any
     for start in range(0, len(firsts), size):
         group = firsts[start : start + size]
         caches.append(DynamicCache(config=model.config))
-        logits.append(_forward(model, ids[group], _prefill_mask(real[group]), positions[group], caches[-1]))
+        logits.append(_forward(model, ids[group], prefill_mask(real[group]), positions[group], caches[-1]))
     where = torch.tensor(copies, device=ids.device)
     for index, layers in enumerate(zip(*(part.layers for part in caches), strict=True)):
         keys, values = torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers])
@@ -172,7 +199,7 @@ def _prefill(model: Any, ids: Any, real: Any, positions: Any, cache: Any) -> Any
     return torch.cat(logits)[where]
 
 
-def _left_padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
+def left_padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
     """``ids [rows, longest]`` and ``real [rows, longest]``, false where a row is padded on its left."""
     import torch
 
@@ -185,7 +212,7 @@ def _left_padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Any, 
     return ids.to(device), real.to(device)
 
 
-def _prefill_mask(real: Any) -> Any:
+def prefill_mask(real: Any) -> Any:
     """``[rows, 1, longest, longest]``: causal, and no padding is seen, but every position sees itself (no empty softmax)."""
     import torch
 
@@ -203,7 +230,15 @@ def _choose(logits: Any, live: list[_Live]) -> list[int]:
         if item.row.temperature > 0:
             weights = _filtered(logits[slot].cpu() / item.row.temperature, item.row)
             chosen[slot] = int(torch.multinomial(weights, 1, generator=item.generator))
+        if item.row.logprobs is not None:
+            item.scores.append(_token_score(logits[slot], chosen[slot], item.row.logprobs))
     return chosen
+
+
+def _token_score(logits: Any, token: int, count: int) -> TokenScore:
+    logprobs = logits.log_softmax(dim=-1)
+    best = logprobs.topk(count)
+    return TokenScore(token, float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 def _filtered(logits: Any, row: Row) -> Any:
@@ -234,7 +269,12 @@ def _finished(item: _Live, token: int, tokenizer: Any, end_tokens: frozenset[int
         return False
     text = tokenizer.decode(spoken, skip_special_tokens=True)
     reason = "stop" if ended or cut >= 0 else "length"
-    done[item.index] = Completion(text[:cut] if cut >= 0 else text, tuple(item.tokens), reason)
+    scores: tuple[TokenScore, ...] | None = None
+    if item.row.logprobs is not None:
+        while cut >= 0 and spoken and len(tokenizer.decode(spoken[:-1], skip_special_tokens=True)) >= cut:
+            spoken = spoken[:-1]
+        scores = tuple(item.scores[: len(spoken)])
+    done[item.index] = Completion(text[:cut] if cut >= 0 else text, tuple(item.tokens), reason, scores)
     return True
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspy.lm15 import Config, InvalidRequestError, Message, Request, Response, Usage
+from dspy.lm15 import Config, InvalidRequestError, Message, Request, Response, TokenLogprob, TopLogprob, Usage
 
 SAMPLING = (
     "max_tokens",
@@ -68,25 +69,53 @@ def response_text(response: Response) -> str:
 
 
 def response_to_dict(response: Response) -> dict[str, Any]:
-    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens"}``."""
-    return {
+    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens"}``, and ``"logprobs"`` where there are any: a list of
+    ``{"token", "logprob", "token_id", "top": [...]}``."""
+    answer: dict[str, Any] = {
         "model": response.model,
         "text": response_text(response),
         "finish_reason": response.finish_reason,
         "input_tokens": response.usage.input_tokens or 0,
         "output_tokens": response.usage.output_tokens or 0,
     }
+    if response.logprobs is not None:
+        answer["logprobs"] = [{**_scored(one), "top": [_scored(other) for other in one.top]} for one in response.logprobs]
+    return answer
 
 
 def response_from_dict(answer: dict[str, Any]) -> Response:
     """The inverse of :func:`response_to_dict`."""
-    return make_response(answer["model"], answer["text"], answer["finish_reason"], answer["input_tokens"], answer["output_tokens"])
+    logprobs = answer.get("logprobs")
+    return make_response(
+        answer["model"],
+        answer["text"],
+        answer["finish_reason"],
+        answer["input_tokens"],
+        answer["output_tokens"],
+        None if logprobs is None else tuple(token_logprob(**one) for one in logprobs),
+    )
 
 
-def make_response(model: str, text: str, finish_reason: Any, input_tokens: int, output_tokens: int) -> Response:
+def make_response(
+    model: str,
+    text: str,
+    finish_reason: Any,
+    input_tokens: int,
+    output_tokens: int,
+    logprobs: tuple[TokenLogprob, ...] | None = None,
+) -> Response:
     """A text response with its token counts; ``finish_reason`` is ``"stop"`` or ``"length"``."""
     usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-    return Response(None, model, Message.assistant(text), finish_reason, usage)
+    return Response(None, model, Message.assistant(text), finish_reason, usage, logprobs)
+
+
+def token_logprob(token: str, logprob: float, token_id: int | None, top: Sequence[Mapping[str, Any]] = ()) -> TokenLogprob:
+    """A token of an answer with its natural log-probability; ``top`` are the likeliest, each of the same three keys."""
+    return TokenLogprob(token, logprob, token_id=token_id, top=tuple(TopLogprob(**other) for other in top))
+
+
+def _scored(one: TokenLogprob | TopLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "token_id": one.token_id}
 
 
 def _text_of(parts: Any) -> str:
