@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cowest_dspy.errors import ConfigError, masked, nearest
 
@@ -42,8 +42,15 @@ class InProcess(Table):
     concurrency: int = Field(32, ge=1, description="sequences computed together, at most")
 
 
+class Price(Table):
+    """What an API takes, in US dollars per million tokens."""
+
+    input: float = Field(ge=0, description="USD per million prompt tokens")
+    output: float = Field(ge=0, description="USD per million generated tokens")
+
+
 class Api(Table):
-    """Any model that dspy.LM reaches: a hosted API, or an OpenAI-compatible server that runs already."""
+    """A hosted model: anything that dspy.LM reaches over a network."""
 
     kind: Literal["api"]
     model: str = Field(description='as for dspy.LM, for instance "openai/gpt-5-mini"')
@@ -54,13 +61,54 @@ class Api(Table):
     num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
     timeout: float = Field(120.0, gt=0, description="seconds")
     concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
+    requests_per_minute: int | None = Field(None, ge=1, description="respected across all threads")
+    tokens_per_minute: int | None = Field(None, ge=1, description="prompt and generated tokens, respected across all threads")
+    price: Price | None = Field(None, description="overrides the price table that DSPy ships")
 
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
-        if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
-            raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
-        return value
+        return _name_of_a_variable(value)
+
+
+class Server(Table):
+    """A server that speaks the OpenAI protocol: one that runs already (``api_base``), or one that is started (``command``)."""
+
+    kind: Literal["server"]
+    server: Literal["openai", "llama_cpp", "vllm"] = Field(
+        "openai", description="what speaks there: it decides how adapters are put in (openai: not at all)"
+    )
+    model: str = Field(description="the name under which it serves the model")
+    api_base: str | None = Field(None, description="of a server that runs already, for instance http://127.0.0.1:8000/v1")
+    command: tuple[str, ...] = Field(
+        (),
+        description='starts it when first needed; "{port}" becomes a free port, "{here}" the folder of this file',
+    )
+    weights: str | None = Field(
+        None, description="the same model as a folder or Hub id: needed to tune it, and to name it by content"
+    )
+    adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
+    api_key_env: str | None = Field(None, description="the NAME of the environment variable that holds the key")
+    startup: float = Field(600.0, gt=0, description="seconds until a started server must answer")
+    log: str | None = Field(None, description="the file that a started server writes to, relative to this file")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1)
+    num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
+    timeout: float = Field(600.0, gt=0, description="seconds; an answer waits for those before it")
+    concurrency: int = Field(32, ge=1, description="calls under way at once, at most")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return _name_of_a_variable(value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Server:
+        if (self.api_base is None) == (not self.command):
+            raise ValueError("give either api_base (a server that runs already) or command (one that is to be started)")
+        if self.adapter and self.server == "openai":
+            raise ValueError('an adapter needs server = "llama_cpp" or "vllm": the OpenAI protocol has no way to load one')
+        return self
 
 
 class Engine(Table):
@@ -74,7 +122,14 @@ class Engine(Table):
     concurrency: int = Field(8, ge=1)
 
 
-LMSettings = Annotated[InProcess | Api | Engine, Field(discriminator="kind")]
+LMSettings = Annotated[InProcess | Api | Server | Engine, Field(discriminator="kind")]
+KINDS: dict[str, type[Table]] = {"in_process": InProcess, "api": Api, "server": Server, "engine": Engine}
+
+
+def _name_of_a_variable(value: str | None) -> str | None:
+    if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
+        raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
+    return value
 
 
 class Data(Table):
@@ -136,12 +191,15 @@ class Config(Table):
     data: Data
     weak: LMSettings
     strong: LMSettings
+    judge: LMSettings | None = Field(None, description="an evaluator's LM; by default the strong one")
     sft: Sft | None = None
     collect: Collect = Collect()  # pyright: ignore[reportCallIssue]
     pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
 
+
+ROLES = ("weak", "strong", "judge")
 
 # Where a file may name another file or code: these values are read relative to the file in which they stand.
 _REFERENCES = (
@@ -151,10 +209,9 @@ _REFERENCES = (
     "sft.drafts",
     "sft.answers",
     "evaluate.weak",
-    "weak.engine",
-    "strong.engine",
+    *(f"{role}.engine" for role in ROLES),
 )
-_FOLDERS = ("weak.model", "strong.model", "weak.adapter", "strong.adapter")
+_FOLDERS = tuple(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter"))
 
 
 def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:
@@ -202,27 +259,44 @@ def _read(file: Path) -> dict[str, Any]:
         _replace(raw, dotted, _anchored_reference, file.parent)
     for dotted in _FOLDERS:
         _replace(raw, dotted, _anchored_folder, file.parent)
+    for role in ROLES:
+        _replace(raw, f"{role}.log", _anchored_file, file.parent)
+        _replace(raw, f"{role}.command", _anchored_command, file.parent)
     return raw
 
 
-def _replace(raw: dict[str, Any], dotted: str, change: Callable[[str, Path], str], folder: Path) -> None:
+def _replace(raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any], folder: Path) -> None:
     table_name, _, key = dotted.rpartition(".")
     table: Any = raw.get(table_name) if table_name else raw
     value = cast("dict[str, Any]", table).get(key) if isinstance(table, dict) else None
-    if isinstance(value, str):
+    if isinstance(value, str | list):
         table[key] = change(value, folder)
 
 
-def _anchored_reference(value: str, folder: Path) -> str:
+def _anchored_file(value: Any, folder: Path) -> Any:
+    return str((folder / Path(value).expanduser()).resolve()) if isinstance(value, str) else value
+
+
+def _anchored_command(value: Any, folder: Path) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [part.replace("{here}", str(folder.resolve())) if isinstance(part, str) else part for part in cast("list[Any]", value)]
+
+
+def _anchored_reference(value: Any, folder: Path) -> Any:
     """ "recipe.py:name" or "rows.jsonl" as an absolute path; an installed "package.module:name" or "hub:..." as it is."""
+    if not isinstance(value, str):
+        return value
     path, colon, name = value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
     if not path.endswith((".py", ".jsonl")):
         return value
     return str((folder / Path(path).expanduser()).resolve()) + colon + name
 
 
-def _anchored_folder(value: str, folder: Path) -> str:
+def _anchored_folder(value: Any, folder: Path) -> Any:
     """A folder relative to the file, when it is one or is written like one; otherwise a Hub id or an API's model as it is."""
+    if not isinstance(value, str):
+        return value
     path = folder / Path(value).expanduser()
     return str(path.resolve()) if value.startswith((".", "~", "/")) or path.is_dir() else value
 
@@ -231,7 +305,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = [f"{where}:"]
     for problem in error.errors(include_url=False):
         keys = [str(part) for part in problem["loc"]]
-        dotted = ".".join(key for key in keys if key not in ("in_process", "api", "engine") or key == keys[-1])
+        dotted = ".".join(key for key in keys if key not in KINDS or key == keys[-1])
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, problem["loc"][:-1])
             lines.append(f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: {', '.join(sorted(known))}")
@@ -246,11 +320,10 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at ``location``; a union's member is chosen by the tag that pydantic puts into the location."""
-    kinds: dict[str, type[BaseModel]] = {"in_process": InProcess, "api": Api, "engine": Engine}
     current: Any = model
     for part in location:
-        if part in kinds:
-            current = kinds[str(part)]
+        if part in KINDS:
+            current = KINDS[str(part)]
             continue
         annotation = current.model_fields[str(part)].annotation if str(part) in current.model_fields else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
@@ -259,6 +332,6 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 
 def _hint(keys: list[str]) -> str:
-    if keys[0] in ("weak", "strong") and len(keys) == 1:
+    if keys[0] in ROLES and len(keys) == 1:
         return " Add a backend file, for instance programs/backends/in_process.toml."
     return ""

@@ -111,6 +111,11 @@ class Experiment:
         return build_lm(self.config.strong)
 
     @cached_property
+    def judge(self) -> dspy.LM:
+        """The judge's LM: that of [judge], or the strong one."""
+        return build_lm(self.config.judge) if self.config.judge else self.strong
+
+    @cached_property
     def weak(self) -> dspy.LM:
         """The weak LM as it was before any tuning; tunable when it runs in this process."""
         lm = build_lm(self.config.weak)

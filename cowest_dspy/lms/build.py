@@ -8,13 +8,13 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.config import Api, Engine, InProcess
+from cowest_dspy.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.lms.engine import shared_engine
 from cowest_dspy.recipes import load
 
 
-def build_lm(settings: InProcess | Api | Engine) -> dspy.LM:
+def build_lm(settings: LMSettings) -> dspy.LM:
     """The LM that ``settings`` describe. In-process weights are loaded at the first call, not here.
 
     Raises:
@@ -29,6 +29,8 @@ def build_lm(settings: InProcess | Api | Engine) -> dspy.LM:
     if isinstance(settings, Engine):
         engine = load(settings.engine)()
         return dspy.LM(settings.model, engine=engine, cache=False, temperature=settings.temperature, max_tokens=settings.max_tokens)
+    if isinstance(settings, Server):
+        raise ConfigError('kind = "server" is not built yet.')
     return _api_lm(settings)
 
 
