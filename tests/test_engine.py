@@ -17,6 +17,7 @@ from tiny import make_adapter
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import TransformersEngine, generation, wire
 from cowest_dspy.lms.engine import shared_engine
+from cowest_dspy.lms.sampling import Row
 from cowest_dspy.lms.weights import adapter_hash, folder_hash, locate
 from cowest_dspy.store import Store
 
@@ -88,25 +89,29 @@ def test_the_same_seed_gives_the_same_sample_whatever_shares_the_batch(engine: T
 
 
 def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_seed(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    engine: TransformersEngine,
 ) -> None:
     asked = prompts(3)
     alone = [[ask_all(engine, [messages], temperature=1.0, seed=seed, max_tokens=8)[0] for seed in (1, 2)] for messages in asked]
+    loaded = engine._load()
+    rows = [Row(engine._tokens(messages)[0], 8, temperature=1.0, seed=seed) for messages in asked for seed in (1, 2)]
     sizes: list[tuple[int, ...]] = []
-    forward = generation._forward
-    monkeypatch.setattr(generation, "_forward", lambda *given: (sizes.append(tuple(given[1].shape)), forward(*given))[1])
-    rows = [generation.Row(engine._tokenize(messages)[0], 8, temperature=1.0, seed=seed) for messages in asked for seed in (1, 2)]
-    with engine._speaking_as(engine.model_id):
-        made = generation.generate(engine._model, engine._tokenizer, rows, engine._end_tokens)
+
+    def counting(**given: Any) -> Any:
+        sizes.append(tuple(given["input_ids"].shape))
+        return loaded.voices.model(**given)
+
+    session = generation.Session(loaded.voices.model, loaded.tokenizer, loaded.end_tokens, lambda names: counting)
+    made = generation.run(session, rows)
     assert [one.text for one in made] == [text for texts in alone for text in texts]
     assert sum(count for count, length in sizes if length > 1) == 3
 
 
 def test_a_padded_prompt_is_not_taken_for_one_that_begins_with_the_padding_token(engine: TransformersEngine) -> None:
-    rows = [generation.Row(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
-    with engine._speaking_as(engine.model_id):
-        together = generation.generate(engine._model, engine._tokenizer, rows, engine._end_tokens)
-        one_by_one = [generation.generate(engine._model, engine._tokenizer, [row], engine._end_tokens)[0] for row in rows]
+    rows = [Row(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
+    begin = engine._load().begin
+    together = generation.run(begin(), rows)
+    one_by_one = [generation.run(begin(), [row])[0] for row in rows]
     assert [one.tokens for one in together] == [one.tokens for one in one_by_one]
 
 

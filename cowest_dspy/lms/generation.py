@@ -1,54 +1,42 @@
-"""One batch of prompts -> texts, with the beginning that all prompts share computed once.
+"""Prompts -> texts: a batch that rows join and leave at any step.
 
-Prompts of a collaboration differ only in their last turn: instructions and worked examples come first and are the same for
-every question. Their keys and values are computed once (``Prefix``) and attended to by all rows of a batch without a copy per
-row: the queries of all rows meet the one prefix in a single matrix product, and one softmax spans prefix and row. The idea of
-splitting attention at a shared prefix is that of Hydragen (Juravsky et al., 2024, arXiv 2402.05099).
+    session = Session(model, tokenizer, end_tokens)
+    done = session.admit(rows)          # computes their prompts, each distinct one once
+    while session.live:
+        for row, completion in session.step(): ...
 
-Every row has its own sampling settings and its own random generator, and leaves the batch as soon as it is done.
+Every row has its own settings, its own random numbers (sampling.py) and its own adapter. What rows share is computed and kept
+once (attention.py): a beginning of many prompts, and a prompt of which several drafts are sampled. The memory of a row that
+ends is taken by another (blocks.py).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+from cowest_dspy.lms.attention import (
+    Prefix,
+    Sharing,
+    attending,
+    attending_to,
+    by_heads,
+    left_padded,
+    mean_of_part,
+    prefill_mask,
+    together,
+)
+from cowest_dspy.lms.blocks import Blocks, LayerShape
+from cowest_dspy.lms.sampling import Draws, Row, TokenScore, choose
 
-ATTENTION = "cowest_shared_prefix"
 # Prompt tokens computed together on a processor (measured: with more of them, the time goes into moving memory).
 PREFILL_TOKENS = 256
-_current = threading.local()
+_SHORTEST_POOL = 32
 
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt and how to continue it. ``tokens`` are those after the prefix; lengths are in tokens.
-
-    ``logprobs``: None for none, otherwise how many of the likeliest tokens to note beside each chosen one (0: only that).
-    """
-
-    tokens: Sequence[int]
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """A token and its natural log-probability under the model, before temperature, top_p and top_k; ``top``: the likeliest."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+# The adapters of the rows of a pass (None: the base) -> the model as it is to be called for them.
+Speak = Callable[[Sequence[str | None]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -65,249 +53,298 @@ class Completion:
     scores: tuple[TokenScore, ...] | None = None
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of a prompt's beginning, per layer ``[1, kv heads, length, head size]`` in float32; ``length`` in tokens."""
-
-    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    length: int
+Finished = list[tuple[Row, Completion]]
 
 
-@dataclass
-class _Live:
-    """A row on its way: where it stands in the input, and what it has so far."""
+@dataclass(eq=False)
+class _Prompt:
+    """A prompt that is computed: where its keys and values stand, and its last logits ``[vocabulary]``."""
 
-    index: int
     row: Row
-    generator: Any
-    tokens: list[int] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
+    pool: Blocks
+    number: int
+    logits: Any
+    rows: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.row.tokens)
+
+    @property
+    def end(self) -> int:
+        """The position of the first generated token."""
+        return self.length + (self.row.prefix.length if self.row.prefix else 0)
 
 
-def register_attention() -> None:
-    """Makes the shared-prefix attention known to transformers under the name ``ATTENTION``; harmless when repeated."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+@dataclass(eq=False)
+class _Live:
+    """A row on its way: what it has so far, and the prompt it came from."""
 
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def compute_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
-    """The keys and values of ``tokens`` under ``model``, to be shared by many calls of :func:`generate`."""
-    import torch
-    from transformers import DynamicCache
-
-    with torch.inference_mode():
-        cache = DynamicCache(config=model.config)
-        ids = torch.tensor([list(tokens)], device=model.device)
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    layers: Any = cache.layers
-    return Prefix(tuple((layer.keys.float(), layer.values.float()) for layer in layers), len(tokens))
+    draws: Draws
+    prompt: _Prompt
 
 
-def generate(
-    model: Any, tokenizer: Any, rows: Sequence[Row], end_tokens: frozenset[int], prefix: Prefix | None = None
-) -> list[Completion]:
-    """Continues every row; the result is in the order of ``rows``.
+@dataclass(frozen=True)
+class _View:
+    """A part of the attention: what is stored per layer, and who attends to it."""
 
-    Greedy where ``temperature`` is 0, otherwise a sample whose random numbers come from the row's own seed, so that they do
-    not depend on what else is in the batch. (The logits may, in the last bits: a matrix product of another size can add in
-    another order.)
+    layers: Callable[[int], tuple[Any, Any]]
+    sharing: Sharing
+
+
+class Session:
+    """A batch on its way. Not for several threads at once.
+
+    Args:
+        model: a causal LM of transformers with the attention of attention.py.
+        end_tokens: ids that end a text.
+        speak: gives the model that speaks as the rows' adapters; by default only the base is there.
     """
-    done: dict[int, Completion] = {}
-    with attending_to(prefix):
-        _run(model, tokenizer, rows, end_tokens, prefix.length if prefix else 0, done)
-    return [done[index] for index in range(len(rows))]
 
+    def __init__(self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None) -> None:
+        self._tokenizer, self._end_tokens = tokenizer, end_tokens
+        self._config, self._device = model.config, model.device
+        self._speak: Speak = speak or (lambda adapters: model)
+        self._rows: list[_Live] = []
+        self._prompts: dict[Any, _Prompt] = {}
+        self._pools: dict[int, Blocks] = {}
+        self._own: Blocks | None = None
+        self._views: list[_View] | None = None
 
-@contextmanager
-def attending_to(prefix: Prefix | None) -> Iterator[None]:
-    """A context for passes of the model, without gradients, in which all rows also see ``prefix``."""
-    import torch
+    @property
+    def live(self) -> int:
+        """How many rows are on their way."""
+        return len(self._rows)
 
-    _current.prefix = prefix
-    try:
-        with torch.inference_mode():
+    @property
+    def adapters(self) -> list[str | None]:
+        """The adapters of the rows on their way."""
+        return [item.prompt.row.adapter for item in self._rows]
+
+    def admit(self, rows: Sequence[Row]) -> Finished:
+        """Takes rows in: computes those of their prompts that are not there yet, and chooses every row's first token."""
+        import torch
+
+        if not rows:
+            return []
+        new = {_key(row): row for row in rows if _key(row) not in self._prompts}
+        self._compute_prompts(list(new.values()))
+        prompts = [self._prompts[_key(row)] for row in rows]
+        draws = [Draws(row) for row in rows]
+        choose(torch.stack([prompt.logits for prompt in prompts]), draws)
+        finished: Finished = []
+        for item, prompt in zip(draws, prompts, strict=True):
+            completion = completed(item, self._tokenizer, self._end_tokens)
+            if completion is None:
+                prompt.rows += 1
+                self._rows.append(_Live(item, prompt))
+            else:
+                finished.append((item.row, completion))
+        for prompt in prompts:
+            self._release(prompt)
+        if self._rows and self._own:
+            self._own.make_room(len(self._rows), 1)
+            self._own.count = len(self._rows)
+        self._views = None
+        return finished
+
+    def step(self) -> Finished:
+        """One more token for every row; gives those that are done with it."""
+        import torch
+
+        device = self._device
+        ids = torch.tensor([[item.draws.tokens[-1]] for item in self._rows], device=device)
+        written = [len(item.draws.tokens) - 1 for item in self._rows]
+        positions = torch.tensor([[item.prompt.end + at] for item, at in zip(self._rows, written, strict=True)], device=device)
+        model = self._speak(self.adapters)
+        mask = torch.ones((len(ids), 1, 1, 1), dtype=torch.bool, device=device)
+        with self._decoding(written):
+            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+            choose(out.logits[:, -1].float(), [item.draws for item in self._rows])
+        return self._leave()
+
+    def _leave(self) -> Finished:
+        """Takes out the rows that are done; from the last to the first, since the last one fills the gap."""
+        finished: Finished = []
+        for slot in reversed(range(len(self._rows))):
+            item = self._rows[slot]
+            completion = completed(item.draws, self._tokenizer, self._end_tokens)
+            if completion is None:
+                continue
+            finished.append((item.draws.row, completion))
+            if self._own:
+                self._own.remove(slot, len(self._rows[-1].draws.tokens))
+            self._rows[slot] = self._rows[-1]
+            self._rows.pop()
+            item.prompt.rows -= 1
+            self._release(item.prompt)
+            self._views = None
+        return finished
+
+    def _release(self, prompt: _Prompt) -> None:
+        """Forgets a prompt of which no row is left."""
+        key = _key(prompt.row)
+        if prompt.rows or key not in self._prompts:
+            return
+        del self._prompts[key]
+        beside = [other for other in self._prompts.values() if other.pool is prompt.pool]
+        last = next((other for other in beside if other.number == prompt.pool.count - 1), prompt)
+        prompt.pool.remove(prompt.number, last.length)
+        last.number = prompt.number
+
+    # Prompts
+
+    def _compute_prompts(self, rows: list[Row]) -> None:
+        """In groups that speak alike after the same beginning; on a processor small ones, whose intermediate results stay in its
+        caches."""
+        alike: dict[tuple[str | None, int], list[Row]] = {}
+        for row in sorted(rows, key=lambda row: len(row.tokens)):
+            alike.setdefault((row.adapter, id(row.prefix)), []).append(row)
+        for group in alike.values():
+            while group:
+                size = max(1, PREFILL_TOKENS // len(group[-1].tokens)) if self._device.type == "cpu" else len(group)
+                group, some = group[:-size], group[-size:]
+                self._prefill(some)
+
+    def _prefill(self, rows: list[Row]) -> None:
+        from transformers import DynamicCache
+
+        first = rows[0]
+        ids, real = left_padded([row.tokens for row in rows], self._device)
+        positions = (real.long().cumsum(1) - 1).clamp(min=0) + (first.prefix.length if first.prefix else 0)
+        model = self._speak([row.adapter for row in rows])
+        cache: Any = DynamicCache(config=self._config)
+        with attending_to(first.prefix):
+            out = model(
+                input_ids=ids,
+                attention_mask=prefill_mask(real),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = out.logits[:, -1].float()
+        if self._own is None:
+            shapes = [LayerShape(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]
+            self._own = Blocks(shapes, self._device)
+        for index, row in enumerate(rows):
+            self._prompts[_key(row)] = self._stored(row, cache, index, logits[index])
+
+    def _stored(self, row: Row, cache: Any, index: int, logits: Any) -> _Prompt:
+        """The prompt's keys and values, copied to others of like length."""
+        assert self._own is not None
+        size = max(_SHORTEST_POOL, 1 << (len(row.tokens) - 1).bit_length())
+        pool = self._pools.setdefault(size, Blocks(self._own.layers, self._own.device))
+        pool.make_room(pool.count + 1, size)
+        pad = cache.layers[0].keys.shape[2] - len(row.tokens)
+        keys = [layer.keys[index, :, pad:] for layer in cache.layers]
+        values = [layer.values[index, :, pad:] for layer in cache.layers]
+        return _Prompt(row, pool, pool.append(keys, values), logits)
+
+    # Attention of a step
+
+    @contextmanager
+    def _decoding(self, written: list[int]) -> Iterator[None]:
+        """A context in which every row sees its prompt's beginning, its prompt, and its own text, whose newest token is written
+        at ``written``."""
+        import torch
+
+        own, count = self._own, len(written)
+        assert own is not None
+        longest = max(written) + 1
+        own.make_room(count, longest)
+        own.count = count
+        level = min(written) + 1 == longest
+        at = torch.tensor(written, device=own.device)
+        slots = torch.arange(count, device=own.device)
+        hidden = None if level else torch.arange(longest, device=own.device)[None] > at[:, None]
+        to_itself = Sharing(None, None, None, hidden)
+        views = self._views = self._views if self._views is not None else [*self._beginnings(), *self._of_prompts()]
+
+        def attend(layer: int, query: Any, key: Any, value: Any, mask: Any, scaling: float) -> Any:
+            keys, values = own.keys[layer], own.values[layer]
+            if level:
+                keys[:count, :, longest - 1], values[:count, :, longest - 1] = key[:, :, 0], value[:, :, 0]
+            else:
+                keys[slots, :, at], values[slots, :, at] = key[:, :, 0].float(), value[:, :, 0].float()
+            asked = by_heads(query, key.shape[1], scaling)
+            parts = [mean_of_part(asked, *view.layers(layer), view.sharing) for view in views]
+            parts.append(mean_of_part(asked, keys[:count, :, :longest], values[:count, :, :longest], to_itself))
+            return together(parts).reshape(query.shape)
+
+        with attending(attend):
             yield
-    finally:
-        _current.prefix = None
+
+    def _beginnings(self) -> list[_View]:
+        prefixes = {id(item.prompt.row.prefix): item.prompt.row.prefix for item in self._rows if item.prompt.row.prefix}
+        return [self._beginning(prefix) for prefix in prefixes.values()]
+
+    def _beginning(self, prefix: Prefix) -> _View:
+        rows = [slot for slot, item in enumerate(self._rows) if item.prompt.row.prefix is prefix]
+        return _View(lambda layer: prefix.layers[layer], self._sharing([rows], None))
+
+    def _of_prompts(self) -> list[_View]:
+        members: dict[int, dict[int, list[int]]] = {}
+        for slot, item in enumerate(self._rows):
+            members.setdefault(id(item.prompt.pool), {}).setdefault(item.prompt.number, []).append(slot)
+        pools = {id(pool): pool for pool in self._pools.values()}
+        return [self._of_pool(pools[pool], [numbers[n] for n in range(pools[pool].count)]) for pool, numbers in members.items()]
+
+    def _of_pool(self, pool: Blocks, members: list[list[int]]) -> _View:
+        lengths = [self._rows[rows[0]].prompt.length for rows in members]
+        count, longest = pool.count, max(lengths)
+        sharing = self._sharing(members, lengths if min(lengths) < longest else None)
+        return _View(lambda layer: (pool.keys[layer][:count, :, :longest], pool.values[layer][:count, :, :longest]), sharing)
+
+    def _sharing(self, members: list[list[int]], lengths: list[int] | None) -> Sharing:
+        import torch
+
+        device, total = self._device, len(self._rows)
+        most = max(map(len, members))
+        rows = [slot for group in members for slot in group]
+        places = [number * most + place for number, group in enumerate(members) for place in range(len(group))]
+        hidden = None
+        if lengths is not None:
+            hidden = torch.arange(max(lengths), device=device)[None] >= torch.tensor(lengths, device=device)[:, None]
+        if most == 1 and rows == list(range(total)):
+            return Sharing(None, None, None, hidden)
+        filled = torch.tensor([group + [group[0]] * (most - len(group)) for group in members], device=device)
+        if len(rows) == total:
+            ordered = [place for _, place in sorted(zip(rows, places, strict=True))]
+            return Sharing(filled, None, torch.tensor(ordered, device=device), hidden)
+        return Sharing(filled, torch.tensor(rows, device=device), torch.tensor(places, device=device), hidden)
 
 
-def _run(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    end_tokens: frozenset[int],
-    offset: int,
-    done: dict[int, Completion],
-) -> None:
-    import torch
-    from transformers import DynamicCache
-
-    live = [_Live(index, row, torch.Generator().manual_seed(row.seed % (2**63))) for index, row in enumerate(rows)]
-    ids, real = left_padded([row.tokens for row in rows], model.device)
-    positions = (real.long().cumsum(1) - 1).clamp(min=0) + offset
-    cache = DynamicCache(config=model.config)
-    logits = _prefill(model, ids, real, positions, cache)
-    while True:
-        chosen = _choose(logits, live)
-        keep = [slot for slot, token in enumerate(chosen) if not _finished(live[slot], token, tokenizer, end_tokens, done)]
-        if len(keep) < len(live):
-            where = torch.tensor(keep, device=model.device, dtype=torch.long)
-            live = [live[slot] for slot in keep]
-            if not live:
-                return
-            cache.batch_select_indices(where)
-            real, positions = real[where], positions[where]
-        ids = torch.tensor([[item.tokens[-1]] for item in live], device=model.device)
-        real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
-        positions = positions[:, -1:] + 1
-        logits = _forward(model, ids, real[:, None, None, :], positions, cache)
+def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
+    """Takes ``rows`` into a session that is empty and runs it to its end; in the order of ``rows``."""
+    done = dict(session.admit(rows))
+    while session.live:
+        done.update(session.step())
+    return [done[row] for row in rows]
 
 
-def _forward(model: Any, ids: Any, mask: Any, positions: Any, cache: Any) -> Any:
-    """Logits of the last position, ``[rows, vocabulary]`` in float32; keys and values go to ``cache``."""
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1].float()
-
-
-def _prefill(model: Any, ids: Any, real: Any, positions: Any, cache: Any) -> Any:
-    """The first logits of all rows; equal prompts (several drafts of one question) are computed once.
-
-    On a processor in small groups of rows, whose intermediate results stay in its caches.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    places: dict[tuple[int, ...], int] = {}
-    copies = [
-        places.setdefault((length, *row), len(places)) for length, row in zip(real.sum(1).tolist(), ids.tolist(), strict=True)
-    ]
-    firsts = [copies.index(place) for place in range(len(places))]
-    size = max(1, PREFILL_TOKENS // ids.shape[1]) if ids.device.type == "cpu" else len(ids)
-    logits: list[Any] = []
-    caches: list[Any] = []
-    for start in range(0, len(firsts), size):
-        group = firsts[start : start + size]
-        caches.append(DynamicCache(config=model.config))
-        logits.append(_forward(model, ids[group], prefill_mask(real[group]), positions[group], caches[-1]))
-    where = torch.tensor(copies, device=ids.device)
-    for index, layers in enumerate(zip(*(part.layers for part in caches), strict=True)):
-        keys, values = torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers])
-        cache.update(keys[where], values[where], index)
-    return torch.cat(logits)[where]
-
-
-def left_padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """``ids [rows, longest]`` and ``real [rows, longest]``, false where a row is padded on its left."""
-    import torch
-
-    longest = max(len(tokens) for tokens in sequences)
-    ids = torch.zeros((len(sequences), longest), dtype=torch.long)
-    real = torch.zeros((len(sequences), longest), dtype=torch.bool)
-    for index, tokens in enumerate(sequences):
-        ids[index, longest - len(tokens) :] = torch.tensor(list(tokens))
-        real[index, longest - len(tokens) :] = True
-    return ids.to(device), real.to(device)
-
-
-def prefill_mask(real: Any) -> Any:
-    """``[rows, 1, longest, longest]``: causal, and no padding is seen, but every position sees itself (no empty softmax)."""
-    import torch
-
-    size = real.shape[1]
-    causal = torch.ones((size, size), dtype=torch.bool, device=real.device).tril()
-    itself = torch.eye(size, dtype=torch.bool, device=real.device)
-    return ((causal & real[:, None, :]) | itself)[:, None]
-
-
-def _choose(logits: Any, live: list[_Live]) -> list[int]:
-    import torch
-
-    chosen = logits.argmax(dim=-1).tolist()
-    for slot, item in enumerate(live):
-        if item.row.temperature > 0:
-            weights = _filtered(logits[slot].cpu() / item.row.temperature, item.row)
-            chosen[slot] = int(torch.multinomial(weights, 1, generator=item.generator))
-        if item.row.logprobs is not None:
-            item.scores.append(_token_score(logits[slot], chosen[slot], item.row.logprobs))
-    return chosen
-
-
-def _token_score(logits: Any, token: int, count: int) -> TokenScore:
-    logprobs = logits.log_softmax(dim=-1)
-    best = logprobs.topk(count)
-    return TokenScore(token, float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-
-
-def _filtered(logits: Any, row: Row) -> Any:
-    """Probabilities after top-k, then top-p (the smallest set of tokens whose mass reaches ``top_p``; the first always stays)."""
-    import torch
-
-    if row.top_k > 0:
-        floor = torch.topk(logits, min(row.top_k, logits.shape[-1])).values[-1]
-        logits = logits.masked_fill(logits < floor, float("-inf"))
-    weights = torch.softmax(logits, dim=-1)
-    if row.top_p < 1:
-        ordered, order = weights.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= row.top_p
-        weights = weights.index_fill(0, order[outside], 0.0)
-    return weights
-
-
-def _finished(item: _Live, token: int, tokenizer: Any, end_tokens: frozenset[int], done: dict[int, Completion]) -> bool:
-    """Takes ``token`` into the row; when that ends the row, notes its completion and says so."""
-    ended = token in end_tokens
-    item.tokens.append(token)
-    spoken = item.tokens[:-1] if ended else item.tokens
+def completed(draws: Draws, tokenizer: Any, end_tokens: frozenset[int]) -> Completion | None:
+    """What the row has become, when its newest token ends it; otherwise None."""
+    row, tokens = draws.row, draws.tokens
+    ended = tokens[-1] in end_tokens
+    spoken = tokens[:-1] if ended else tokens
     cut = -1
-    if item.row.stop:
+    if row.stop:
         text = tokenizer.decode(spoken, skip_special_tokens=True)
-        cut = min((at for at in (text.find(stop) for stop in item.row.stop) if at >= 0), default=-1)
-    if not ended and cut < 0 and len(item.tokens) < item.row.max_tokens:
-        return False
+        cut = min((at for at in (text.find(stop) for stop in row.stop) if at >= 0), default=-1)
+    if not ended and cut < 0 and len(tokens) < row.max_tokens:
+        if row.watch:
+            row.watch(tokens)
+        return None
     text = tokenizer.decode(spoken, skip_special_tokens=True)
-    reason = "stop" if ended or cut >= 0 else "length"
     scores: tuple[TokenScore, ...] | None = None
-    if item.row.logprobs is not None:
+    if row.logprobs is not None:
         while cut >= 0 and spoken and len(tokenizer.decode(spoken[:-1], skip_special_tokens=True)) >= cut:
             spoken = spoken[:-1]
-        scores = tuple(item.scores[: len(spoken)])
-    done[item.index] = Completion(text[:cut] if cut >= 0 else text, tuple(item.tokens), reason, scores)
-    return True
+        scores = tuple(draws.scores[: len(spoken)])
+    reason = "stop" if ended or cut >= 0 else "length"
+    return Completion(text[:cut] if cut >= 0 else text, tuple(tokens), reason, scores)
 
 
-def _attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **_: Any) -> tuple[Any, None]:
-    """Attention of ``query [rows, heads, q, d]`` over the shared prefix, if there is one, and the rows' own ``key``, ``value``.
-
-    Grouped-query attention without repeating keys: the query heads of one key head are stacked along the query axis.
-    Without a prefix this is transformers' own ``sdpa``.
-    """
-    import torch
-
-    prefix: Prefix | None = getattr(_current, "prefix", None)
-    if prefix is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
-    rows, heads, length, size = query.shape
-    # In float32: scores rounded to bfloat16 would be off by whole tenths before the softmax, and this part is cheap.
-    kind, query, key, value = query.dtype, query.float() * scaling, key.float(), value.float()
-    kv_heads = key.shape[1]
-    group = heads // kv_heads
-    shared_key, shared_value = prefix.layers[module.layer_idx]
-    shared_key, shared_value = shared_key[0], shared_value[0]
-    shared = shared_key.shape[1]
-    grouped = query.reshape(rows, kv_heads, group * length, size)
-    stacked = grouped.transpose(0, 1).reshape(kv_heads, rows * group * length, size)
-    to_prefix = torch.matmul(stacked, shared_key.transpose(1, 2)).view(kv_heads, rows, group, length, shared).transpose(0, 1)
-    to_row = torch.matmul(grouped, key.transpose(2, 3)).view(rows, kv_heads, group, length, -1)
-    if attention_mask is not None:
-        to_row = to_row.masked_fill(~attention_mask[:, :, None], float("-inf"))
-    weights = torch.softmax(torch.cat([to_prefix, to_row], dim=-1), dim=-1)
-    of_prefix = weights[..., :shared].transpose(0, 1).reshape(kv_heads, rows * group * length, shared)
-    from_prefix = torch.matmul(of_prefix, shared_value).view(kv_heads, rows, group * length, size).transpose(0, 1)
-    from_row = torch.matmul(weights[..., shared:].reshape(rows, kv_heads, group * length, -1), value)
-    mixed = (from_prefix + from_row).reshape(rows, heads, length, size)
-    return mixed.transpose(1, 2).contiguous().to(kind), None
+def _key(row: Row) -> Any:
+    return (row.adapter, id(row.prefix), tuple(row.tokens))

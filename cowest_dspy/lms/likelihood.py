@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cowest_dspy.lms.generation import PREFILL_TOKENS, Prefix, attending_to, left_padded, prefill_mask
+from cowest_dspy.lms.attention import Prefix, attending_to, left_padded, prefill_mask
+from cowest_dspy.lms.generation import PREFILL_TOKENS
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _score_group(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
     longest = max(len(text) for _, text in rows)
     out = model(
         input_ids=ids,
-        attention_mask=prefill_mask(real),
+        attention_mask=prefill_mask(real) if offset else real.long(),
         position_ids=positions,
         use_cache=False,
         logits_to_keep=longest + 1,

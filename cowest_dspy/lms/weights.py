@@ -83,7 +83,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def load_model(folder: Path, dtype: str) -> Any:
-    """The model in ``folder`` for inference, with the attention of generation.py.
+    """The model in ``folder`` for inference, with transformers' usual attention.
 
     ``dtype``: "auto", "float32", "bfloat16", "float16", or "int8": linear layers in 8-bit integers, the rest in float32.
 
@@ -93,16 +93,13 @@ def load_model(folder: Path, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from cowest_dspy.lms.generation import ATTENTION, register_attention
-
-    register_attention()
     # For int8 as they are in the file, mapped and not copied: float32 weights would double the peak of memory.
     kind: Any = "auto" if dtype == "int8" else getattr(torch, choose_dtype() if dtype == "auto" else dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "int8" and device != "cpu":
         raise ModelError('dtype = "int8" is for processors: on this GPU use "auto".')
     with loading():
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation=ATTENTION)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
     # The weights stay mapped from their file, which was read whole when it was hashed: a copy would double the peak of memory.
     model.requires_grad_(False)
     if dtype == "int8":
@@ -137,14 +134,6 @@ def _matrix_product(linear: Any) -> Any:
         return flat.view(*input.shape[:-1], flat.shape[-1])
 
     return forward
-
-
-def shares_prefix(model: Any) -> bool:
-    """Whether every layer is plain full attention, so that a prefix may be computed apart from what follows it."""
-    config = model.config
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return set(kinds) == {"full_attention"} and not (windowed and not getattr(config, "layer_types", None))
 
 
 def load_tokenizer(folder: Path) -> Any:
