@@ -100,7 +100,9 @@ class TransformersEngine:
         self._queue.put(work)
         done = work.future.result()
         logprobs = None if done.scores is None else tuple(map(self._logprob, done.scores))
-        return wire.make_response(request.model, done.text, done.finish_reason, len(work.tokens), len(done.tokens), logprobs)
+        return wire.make_response(
+            request.model, done.text, done.finish_reason, len(work.tokens), len(done.tokens), logprobs, usd=0.0
+        )
 
     def stream(self, request: Request) -> Any:
         """The finished answer as a stream of events (the text comes in one piece)."""
