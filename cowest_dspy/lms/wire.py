@@ -72,8 +72,8 @@ def response_text(response: Response) -> str:
 
 
 def response_to_dict(response: Response) -> dict[str, Any]:
-    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens", "usd"}``, and ``"logprobs"`` where there are any: a list
-    of ``{"token", "logprob", "token_id", "top": [...]}``. ``usd`` is None where the price is not known."""
+    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens", "usd"}``, the last None where the price is not known;
+    and ``"logprobs"`` where there are any: a list of ``{"token", "logprob", "token_id", "top": [...]}``."""
     answer: dict[str, Any] = {
         "model": response.model,
         "text": response_text(response),
