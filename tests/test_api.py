@@ -114,9 +114,8 @@ def test_retry_after_is_waited_for_by_all_calls_to_the_endpoint() -> None:
         other = build_lm(settings(server))
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(lm, "What is 2+2?")
-            while not server.received:
+            while engine_of(lm).limits._held_until < 0:
                 time.sleep(0.001)
-            time.sleep(0.2)
             other("long")
             first.result()
     refused, *later = [one.at for one in server.received]
@@ -268,6 +267,15 @@ def test_the_key_is_in_no_error_repr_history_or_saved_state(status: int, tmp_pat
         assert again.lm is not None and again.lm("What is 2+2?") == ["It is 4."]
 
 
+def test_a_word_in_the_place_of_a_key_is_not_masked_out_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COWEST_TEST_KEY", "none")
+    with (
+        OpenAIServer(SCRIPT, faults=[Fault.status(400, message="none of it")]) as server,
+        pytest.raises(LMError, match="none of it"),
+    ):
+        build_lm(settings(server))("What is 2+2?")
+
+
 def test_a_key_that_is_not_set_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COWEST_TEST_KEY")
     with OpenAIServer(SCRIPT) as server, pytest.raises(ConfigError, match="COWEST_TEST_KEY is not set"):
@@ -275,6 +283,11 @@ def test_a_key_that_is_not_set_names_the_variable(monkeypatch: pytest.MonkeyPatc
 
 
 # As part of DSPy and of a run
+
+
+def engine_of(lm: dspy.LM) -> ApiEngine:
+    assert isinstance(lm.engine, ApiEngine)
+    return lm.engine
 
 
 def token_limit(received: Received) -> int | None:

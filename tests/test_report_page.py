@@ -239,7 +239,7 @@ def test_the_terminal_shows_the_verdict_first_and_no_colour_codes_where_it_is_pi
     text = stream.getvalue()
     assert text.startswith("The both arm beats") or text.startswith("The both arm does NOT")
     assert "\x1b" not in text
-    for words in ("helped", "dropped: no margin", "collect", "failed", "one draft was truncated"):
+    for words in ("helped", "dropped: no margin", "collect", "failed", "unknown", "one draft was truncated"):
         assert words in text
 
 

@@ -28,6 +28,8 @@ from cowest_dspy.lms.limits import Limits, current_stopping, rest, shared_limits
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.
 CHARACTERS_PER_TOKEN = 3
+# A server that needs no key is given a word such as "none", which would be masked wherever it is said.
+SHORTEST_SECRET = 8
 # The connection's own timeout comes later than ours, and only ends threads that nobody waits for any more.
 GRACE = 5.0
 
@@ -133,7 +135,7 @@ class ApiEngine:
 
     def _told(self, error: BaseException) -> BaseException:
         """The error as it is raised: without the key, and a body that is no JSON as the broken transport that it is."""
-        if self._key and _says(error, self._key):
+        if self._key and len(self._key) >= SHORTEST_SECRET and _says(error, self._key):
             # A server has repeated the key. The cause repeats it too, so that the error is told anew, without one.
             plain = type(error) if isinstance(error, LMError) else LMError
             text = str(getattr(error, "message", error)).replace(self._key, MASK)
