@@ -10,6 +10,7 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence import Metric, attempt, score_of
+from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration
 from cowest_dspy.report.model import Answer
@@ -56,7 +57,7 @@ def ask_all(
 ) -> tuple[Answer, ...]:
     """Every example answered and scored, in order; what failed has an error and no score."""
     answers: list[Answer] = []
-    with keeping(store), ThreadPoolExecutor(threads) as pool:
+    with keeping(store), ThreadPoolExecutor(threads) as pool, stoppable():
         for done, answer in enumerate(in_order(pool, lambda e: _one(answering, e, metric), examples), start=1):
             answers.append(answer)
             if on_progress:

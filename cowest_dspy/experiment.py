@@ -27,6 +27,7 @@ from cowest_dspy.config import Config, InProcess, validate
 from cowest_dspy.errors import ConfigError, PairsError, TuningError
 from cowest_dspy.influence import Metric
 from cowest_dspy.lms import TransformersEngine, build_lm
+from cowest_dspy.lms.prices import added
 from cowest_dspy.pairs import PreferencePairs, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
@@ -365,7 +366,7 @@ class Experiment:
         with self.watch.stage(title) as progress, self.store.spending(name) as spent, PeakMemory() as memory:
             yield progress
         known = self.store.record("stage", name)
-        if known is None or spent.calls or not _only_read(spent):
+        if known is None or spent.calls or not spent.only_read:
             self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
 
 
@@ -381,11 +382,6 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()[:12]
 
 
-def _only_read(spent: Spent) -> bool:
-    """Whether a stretch of work was answered from the store alone."""
-    return spent.cached > 0 and not spent.calls and not spent.failed
-
-
 def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None) -> dict[str, Any]:
     """A stage's cost, added to what it had cost before it was interrupted."""
     before = known or {}
@@ -394,6 +390,7 @@ def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None)
         "calls": spent.calls + before.get("calls", 0),
         "tokens_in": spent.input_tokens + before.get("tokens_in", 0),
         "tokens_out": spent.output_tokens + before.get("tokens_out", 0),
+        "usd": added(spent.usd, before.get("usd", None if before.get("calls") else 0.0)),
         "cached_calls": spent.cached,
         "peak_memory_bytes": max(peak, before.get("peak_memory_bytes", 0)),
         "note": f"{spent.failed} calls failed" if spent.failed else "",

@@ -22,6 +22,7 @@ from dspy.lm15 import Request, Response
 
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.lms import wire
+from cowest_dspy.lms.prices import added
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -35,13 +36,22 @@ CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL
 
 @dataclass
 class Spent:
-    """What a stretch of work cost: calls made and answered from the store, failures, and tokens of the calls made."""
+    """What a stretch of work cost: calls made and answered from the store, failures, and tokens of the calls made.
+
+    ``usd`` is US dollars for the calls made; None as soon as the price of one of them is not known.
+    """
 
     calls: int = 0
     cached: int = 0
     failed: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    usd: float | None = 0.0
+
+    @property
+    def only_read(self) -> bool:
+        """Whether the work was answered from the store alone."""
+        return self.cached > 0 and not self.calls and not self.failed
 
 
 class Store:
@@ -168,6 +178,7 @@ class Store:
             self.spent.calls += 1
             self.spent.input_tokens += answer["input_tokens"]
             self.spent.output_tokens += answer["output_tokens"]
+            self.spent.usd = added(self.spent.usd, answer["usd"])
 
     def _fail(self, key: str, model: str, error: Exception) -> None:
         text = masked(f"{type(error).__name__}: {error}")[:1000]

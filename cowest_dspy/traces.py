@@ -18,6 +18,7 @@ import dspy
 
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence import Attempt, InfluenceReport, Metric, attempt, score_of
+from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
@@ -113,6 +114,7 @@ def collect(
         keeping(store),
         ThreadPoolExecutor(threads) as outer,
         ThreadPoolExecutor(min(threads * settings.drafts, 256)) as inner,
+        stoppable(),
     ):
         work = in_order(outer, lambda example: trace_example(program, example, metric, settings, inner), examples)
         for done, made in enumerate(work, start=1):

@@ -116,6 +116,7 @@ def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(task: list[Pa
     assert scores["strong"] == [0.0] * 6 and scores["oracle"] == [1.0] * 6
     assert report.pairs is not None and report.pairs.kept >= 2
     assert len(set(adapters.values())) == len(adapters) == 5
+    assert {stage.usd for stage in report.stages} == {0.0}, "models in this process and scripted ones cost nothing"
     assert read_report(tmp_path / "run") == report
     assert "<html" in (tmp_path / "run/report.html").read_text()
 

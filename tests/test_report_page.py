@@ -202,9 +202,9 @@ def test_filters_offer_only_what_would_show_something():
     assert answers["fixed"] == "fixed by tuning (5)" and "broken" not in answers
 
 
-def test_a_total_is_over_what_was_measured_and_a_dash_when_nothing_was():
+def test_a_total_is_over_what_was_measured_and_an_unknown_price_stays_unknown():
     report = run(stages=(Stage("a", 1.5, calls=2), Stage("b", 2.0, calls=40), Stage("c", 0.5)))
-    assert "total 4.0 42 - - - -" in Page(render_html(report)).text
+    assert "total 4.0 42 - - - unknown -" in Page(render_html(report)).text
 
 
 # Charts
@@ -239,7 +239,7 @@ def test_the_terminal_shows_the_verdict_first_and_no_colour_codes_where_it_is_pi
     text = stream.getvalue()
     assert text.startswith("The both arm beats") or text.startswith("The both arm does NOT")
     assert "\x1b" not in text
-    for words in ("helped", "dropped: no margin", "collect", "failed", "one draft was truncated"):
+    for words in ("helped", "dropped: no margin", "collect", "failed", "unknown", "one draft was truncated"):
         assert words in text
 
 

@@ -5,6 +5,9 @@ gguf.py         a GGUF file -> an ordinary Hugging Face folder
 weights.py      folders of weights and adapters: load, check, name by content
 generation.py   one batch of prompts -> texts, the shared beginning computed once
 engine.py       TransformersEngine: requests from any number of threads -> batches
+limits.py       requests and tokens per minute, across all threads
+prices.py       what an answer cost
+api.py          ApiEngine: a hosted model, with limits, retries and a deadline
 build.py        ``[weak]``, ``[strong]`` of a TOML -> dspy.LM
 """
 

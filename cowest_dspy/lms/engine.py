@@ -252,7 +252,8 @@ class TransformersEngine:
 
     def _response(self, request: Request, work: Work, done: Completion) -> Response:
         logprobs = None if done.scores is None else tuple(map(self._logprob, done.scores))
-        return wire.make_response(request.model, done.text, done.finish_reason, len(work.tokens), len(done.tokens), logprobs)
+        read, written = len(work.tokens), len(done.tokens)
+        return wire.make_response(request.model, done.text, done.finish_reason, read, written, logprobs, usd=0.0)
 
     def _logprob(self, score: TokenScore) -> TokenLogprob:
         decode = self._load().tokenizer.decode

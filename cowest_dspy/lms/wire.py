@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dspy.lm15 import Config, InvalidRequestError, Message, Request, Response, TokenLogprob, TopLogprob, Usage
@@ -23,6 +24,8 @@ SAMPLING = (
     "presence_penalty",
     "logprobs",
 )
+# Under this key of a response's provider_data an engine says what the answer cost.
+PRICE = "cowest_usd"
 
 
 def request_to_dict(request: Request) -> dict[str, Any]:
@@ -69,14 +72,15 @@ def response_text(response: Response) -> str:
 
 
 def response_to_dict(response: Response) -> dict[str, Any]:
-    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens"}``, and ``"logprobs"`` where there are any: a list of
-    ``{"token", "logprob", "token_id", "top": [...]}``."""
+    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens", "usd"}``, the last None where the price is not known;
+    and ``"logprobs"`` where there are any: a list of ``{"token", "logprob", "token_id", "top": [...]}``."""
     answer: dict[str, Any] = {
         "model": response.model,
         "text": response_text(response),
         "finish_reason": response.finish_reason,
         "input_tokens": response.usage.input_tokens or 0,
         "output_tokens": response.usage.output_tokens or 0,
+        "usd": response_usd(response),
     }
     if response.logprobs is not None:
         answer["logprobs"] = [{**_scored(one), "top": [_scored(other) for other in one.top]} for one in response.logprobs]
@@ -93,6 +97,7 @@ def response_from_dict(answer: dict[str, Any]) -> Response:
         answer["input_tokens"],
         answer["output_tokens"],
         None if logprobs is None else tuple(token_logprob(**one) for one in logprobs),
+        usd=answer.get("usd"),
     )
 
 
@@ -103,10 +108,23 @@ def make_response(
     input_tokens: int,
     output_tokens: int,
     logprobs: tuple[TokenLogprob, ...] | None = None,
+    *,
+    usd: float | None = None,
 ) -> Response:
-    """A text response with its token counts; ``finish_reason`` is ``"stop"`` or ``"length"``."""
+    """A text response with its token counts; ``finish_reason`` is ``"stop"`` or ``"length"``, ``usd`` as for :func:`priced`."""
     usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-    return Response(None, model, Message.assistant(text), finish_reason, usage, logprobs)
+    return priced(Response(None, model, Message.assistant(text), finish_reason, usage, logprobs), usd)
+
+
+def priced(response: Response, usd: float | None) -> Response:
+    """The response, and with it what it cost in US dollars; None is "not known", which is never 0."""
+    return replace(response, provider_data={**(response.provider_data or {}), PRICE: usd})
+
+
+def response_usd(response: Response) -> float | None:
+    """What the response cost in US dollars, where its engine said so; None when it is not known."""
+    usd = (response.provider_data or {}).get(PRICE)
+    return float(usd) if isinstance(usd, int | float) else None
 
 
 def token_logprob(token: str, logprob: float, token_id: int | None, top: Sequence[Mapping[str, Any]] = ()) -> TokenLogprob:

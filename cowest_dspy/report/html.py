@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cowest_dspy.errors import ReportError
+from cowest_dspy.lms.prices import added
 from cowest_dspy.report import charts
 from cowest_dspy.report.browse import MAX_ROWS, answer_list, change, clipped, evenly, labelled, outcome, trace_list
 from cowest_dspy.report.masking import mask_settings, mask_text
 from cowest_dspy.report.model import Curve, RunReport
 from cowest_dspy.report.numbers import arm_table, compare, influence_by_round, influence_counts
-from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, verdict
+from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, format_usd, verdict
 
 MAX_PAIRS = 30
 MAX_CHANGES = 4
@@ -99,6 +101,7 @@ def render_html(report: RunReport, *, max_rows: int = MAX_ROWS) -> str:
         "p": format_p,
         "bare_p": bare_p,
         "points": format_points,
+        "usd": format_usd,
     }
     environment.filters |= {"labelled": labelled, "clipped": clipped, "gib": _gibibytes, "count": _count}
     lines = arm_table(report)
@@ -116,6 +119,7 @@ def render_html(report: RunReport, *, max_rows: int = MAX_ROWS) -> str:
         pair_rows=evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else [],
         left_out=max((line.test.left_out for line in lines if line.test), default=0),
         totals={field: _total(report, field) for field in ("calls", "cached_calls", "tokens_in", "tokens_out")},
+        usd=reduce(added, (stage.usd for stage in report.stages), 0.0),
         peak=max((stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes), default=None),
         curves=[(curve.stage, drawn) for curve in report.curves if (drawn := _curve_charts(curve))],
         browsers={"answers": answer_list(report, max_rows), "traces": trace_list(report, max_rows)},

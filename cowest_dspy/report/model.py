@@ -147,7 +147,10 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not measured"."""
+    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not measured".
+
+    ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: str
@@ -157,6 +160,7 @@ class Stage:
     tokens_out: int | None = None
     cached_calls: int | None = None
     peak_memory_bytes: int | None = None
+    usd: float | None = None
     note: str = ""
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cowest_dspy.report.model import PairsSummary, RunReport, Stage
 from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, arm_table, influence_by_round
-from cowest_dspy.report.verdict import Verdict, bare_p, format_share, verdict
+from cowest_dspy.report.verdict import Verdict, bare_p, format_share, format_usd, verdict
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
@@ -89,10 +89,10 @@ def _pairs(pairs: PairsSummary) -> Table:
 
 
 def _stages(stages: tuple[Stage, ...]) -> Table:
-    table = _table("Stages", "stage", "seconds", "calls", "cached", "tokens in", "tokens out", "peak memory")
+    table = _table("Stages", "stage", "seconds", "calls", "cached", "tokens\nin", "tokens\nout", "USD", "peak\nmemory")
     for stage in stages:
         numbers = (stage.calls, stage.cached_calls, stage.tokens_in, stage.tokens_out)
         peak = "-" if stage.peak_memory_bytes is None else f"{stage.peak_memory_bytes / 2**30:.2f} GiB"
         counts = ["-" if number is None else f"{number:,}" for number in numbers]
-        table.add_row(Text(stage.name), f"{stage.seconds:,.1f}", *counts, peak)
+        table.add_row(Text(stage.name), f"{stage.seconds:,.1f}", *counts, format_usd(stage.usd), peak)
     return table

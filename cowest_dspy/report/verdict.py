@@ -49,6 +49,17 @@ def format_share(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def format_usd(usd: float | None) -> str:
+    """US dollars; "unknown" where the price of a part is not known.
+
+    >>> format_usd(0.0), format_usd(0.00042), format_usd(1234.5), format_usd(None)
+    ('0.00', '0.00042', '1,234.50', 'unknown')
+    """
+    if usd is None:
+        return "unknown"
+    return f"{usd:,.2f}" if usd == 0 or usd >= 0.1 else f"{usd:.2g}"
+
+
 def format_interval(interval: Interval | None) -> str:
     """A 95 % interval of a share, in percent; a dash when there is none."""
     return "-" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

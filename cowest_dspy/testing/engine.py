@@ -1,23 +1,15 @@
-"""Public strict fakes for tests of programs and recipes: they fail on what they were not told.
-
-    engine = ScriptedEngine({"What is 2+2?": "4"})            # the last user message contains the key
-    lm = engine.lm()                                          # a dspy.LM; engine.asked lists every request
-
-A scripted engine answers through the real LM layer of DSPy, so that prompts, adapters, parsing and the store are the real ones.
-"""
+"""An engine that answers from a script, inside the process."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import dspy
 from dspy.lm15 import InvalidRequestError, Request, Response, response_to_events
 
 from cowest_dspy.lms import wire
-
-Script = Mapping[str, "str | Exception"] | Callable[[dict[str, Any]], "str | Exception"]
+from cowest_dspy.testing.script import NotScripted, Script, scripted
 
 
 class ScriptedEngine:
@@ -35,7 +27,7 @@ class ScriptedEngine:
     supports_response_schema = False
     supported_params = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
 
-    def __init__(self, script: Script, *, model: str = "scripted/model") -> None:
+    def __init__(self, script: Script[str | Exception], *, model: str = "scripted/model") -> None:
         self.script, self.model = script, model
         self.asked: list[dict[str, Any]] = []
         self._lock = threading.Lock()
@@ -47,7 +39,7 @@ class ScriptedEngine:
         return dspy.LM(self.model, engine=self, cache=False, num_retries=0, **settings)
 
     def complete(self, request: Request) -> Response:
-        """The scripted answer.
+        """The scripted answer; it costs nothing.
 
         Raises:
             dspy.lm15.InvalidRequestError: the script has no answer to this request, or more than one.
@@ -55,12 +47,15 @@ class ScriptedEngine:
         asked = wire.request_to_dict(request)
         with self._lock:
             self.asked.append(asked)
-        answer = self.script(asked) if callable(self.script) else self._found(self.script, asked["messages"][-1]["content"])
+        try:
+            answer = scripted(self.script, asked)
+        except NotScripted as error:
+            raise InvalidRequestError(str(error)) from None
         if isinstance(answer, Exception):
             raise answer
         reason = "length" if answer.endswith("...") else "stop"
         words = sum(len(message["content"].split()) for message in asked["messages"])
-        return wire.make_response(request.model, answer, reason, words, len(answer.split()))
+        return wire.make_response(request.model, answer, reason, words, len(answer.split()), usd=0.0)
 
     def stream(self, request: Request) -> Any:
         """The scripted answer as events."""
@@ -68,10 +63,3 @@ class ScriptedEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ScriptedEngine:
         return self
-
-    @staticmethod
-    def _found(script: Mapping[str, str | Exception], text: str) -> str | Exception:
-        keys = [key for key in script if key in text]
-        if len(keys) != 1:
-            raise InvalidRequestError(f"The script has {len(keys)} answers ({keys}) to: {text!r}. Exactly one is needed.")
-        return script[keys[0]]

@@ -1,0 +1,234 @@
+"""A hosted model: rate limits, retries and a deadline around ``dspy.LM``, which reaches it.
+
+    lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY", requests_per_minute=60)).lm()
+
+Every attempt, first or repeated, waits for room in the limits of its endpoint (limits.py). A failure that passes (429, 5xx, a
+broken or silent connection, a body that is cut or no JSON) is tried again after an exponential, jittered pause; ``Retry-After``
+holds back every call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so they are off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import random
+import threading
+from typing import Any
+
+import dspy
+from dspy.lm15 import Request, Response, response_to_events
+from dspy.utils.exceptions import LMError, LMProviderError, LMTimeoutError, LMTransportError, is_retryable_lm_error
+
+from cowest_dspy.config import Api
+from cowest_dspy.errors import MASK, ConfigError
+from cowest_dspy.lms import prices, wire
+from cowest_dspy.lms.limits import Limits, current_stopping, rest, shared_limits
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+# English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.
+CHARACTERS_PER_TOKEN = 3
+# A server that needs no key is given a word such as "none", which would be masked wherever it is said.
+SHORTEST_SECRET = 8
+# The connection's own timeout comes later than ours, and only ends threads that nobody waits for any more.
+GRACE = 5.0
+
+
+class ApiEngine:
+    """An engine that reaches a hosted model as its settings say.
+
+    The key is read from the environment here and stays inside: it is in no saved state, history or error message.
+
+    Args:
+        settings: as in a TOML.
+        limits: those of its endpoint by default, shared with every other engine for the same model, address and key.
+
+    Raises:
+        ConfigError: the environment variable of the key is not set.
+    """
+
+    def __init__(self, settings: Api, *, limits: Limits | None = None) -> None:
+        self.settings = settings
+        self.limits = limits or shared_limits(
+            settings.model,
+            settings.api_base,
+            settings.api_key_env,
+            requests=settings.requests_per_minute,
+            tokens=settings.tokens_per_minute,
+        )
+        self._key = _key(settings)
+        self._inner = _connection(settings, self._key)
+        self.supports_function_calling = self._inner.supports_function_calling
+        self.supports_reasoning = self._inner.supports_reasoning
+        self.supports_response_schema = self._inner.supports_response_schema
+        self.supported_params = self._inner.supported_params
+
+    def lm(self) -> dspy.LM:
+        """A ``dspy.LM`` on this engine."""
+        settings = self.settings
+        return dspy.LM(
+            settings.model,
+            engine=self,
+            async_engine=AsyncApiEngine(self),
+            provider=self._inner.provider,
+            cache=False,
+            num_retries=0,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )
+
+    def complete(self, request: Request) -> Response:
+        """The answer, with what it cost (``wire.response_usd``).
+
+        Raises:
+            dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that might have.
+            KeyboardInterrupt: the work was stopped while the call waited.
+        """
+        for retries in range(self.settings.num_retries + 1):
+            admission = self.limits.enter(self._estimated_tokens(request))
+            used: int | None = None
+            try:
+                response = self._attempt(request)
+                used = _used_tokens(response)
+                return wire.priced(response, prices.usd(self._inner, self.settings.price, response))
+            except LMError as error:
+                used = 0 if error.status is not None and 400 <= error.status < 500 else None  # refused: nothing was generated
+                if retries == self.settings.num_retries or not is_retryable_lm_error(error):
+                    raise
+                pause = self._pause(error, retries)
+            finally:
+                self.limits.leave(admission, used)
+            rest(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def stream(self, request: Request) -> Any:
+        """The finished answer as events: an answer that is not whole could not be tried again."""
+        return response_to_events(self.complete(request))
+
+    def dump_state(self) -> dict[str, Any]:
+        """The settings. The key is not among them, only the name of its variable."""
+        return {"settings": self.settings.model_dump(mode="json")}
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> ApiEngine:
+        """The inverse of :meth:`dump_state`; the key is read from the environment."""
+        return cls(Api.model_validate(state["settings"]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).load_state, (self.dump_state(),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ApiEngine:
+        return self
+
+    def _attempt(self, request: Request) -> Response:
+        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does."""
+        attempt, stopping = _Attempt(self._inner, request), current_stopping()
+        with stopping.waking(attempt.done):
+            attempt.start()
+            attempt.done.wait(self.settings.timeout)
+        if attempt.response is not None:
+            return attempt.response
+        if attempt.error is not None:
+            raise self._told(attempt.error)
+        stopping.check()
+        raise LMTimeoutError(f"No whole answer within timeout = {self.settings.timeout:g} seconds.", model=request.model)
+
+    def _told(self, error: BaseException) -> BaseException:
+        """The error as it is raised: without the key, and a body that is no JSON as the broken transport that it is."""
+        if self._key and len(self._key) >= SHORTEST_SECRET and _says(error, self._key):
+            # A server has repeated the key. The cause repeats it too, so that the error is told anew, without one.
+            plain = type(error) if isinstance(error, LMError) else LMError
+            text = str(getattr(error, "message", error)).replace(self._key, MASK)
+            details = {name: getattr(error, name, None) for name in ("model", "provider", "provider_code", "status", "retry_after")}
+            error = plain(text, **details)
+        if type(error) is LMProviderError and error.status is not None and error.status < 300:
+            return LMTransportError(f"The answer is garbled: {error.message}", model=error.model)
+        return error
+
+    def _pause(self, error: LMError, retries: int) -> float:
+        """Seconds before the next attempt; what the server asks for, all calls to it wait."""
+        asked = min(error.retry_after or 0.0, self.settings.timeout)
+        if asked:
+            self.limits.hold(asked)
+        growing = min(FIRST_PAUSE * 2**retries, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        return max(asked, growing)
+
+    def _estimated_tokens(self, request: Request) -> int:
+        letters = sum(len(message["content"]) for message in wire.request_messages(request))
+        return letters // CHARACTERS_PER_TOKEN + (request.config.max_tokens or self.settings.max_tokens)
+
+
+class AsyncApiEngine:
+    """The same engine for ``await lm.acall(...)``: a thread waits for each answer."""
+
+    def __init__(self, engine: ApiEngine) -> None:
+        self.engine = engine
+
+    async def complete(self, request: Request) -> Response:
+        """As :meth:`ApiEngine.complete`."""
+        return await asyncio.to_thread(self.engine.complete, request)
+
+    def dump_state(self) -> dict[str, Any]:
+        """As :meth:`ApiEngine.dump_state`."""
+        return self.engine.dump_state()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> AsyncApiEngine:
+        """As :meth:`ApiEngine.load_state`."""
+        return cls(ApiEngine.load_state(state))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncApiEngine:
+        return self
+
+
+class _Attempt:
+    """A request in a thread of its own, so that a deadline or Ctrl-C need not wait for it. It is a daemon: so need not exit."""
+
+    def __init__(self, inner: dspy.LM, request: Request) -> None:
+        self.done = threading.Event()
+        self.response: Response | None = None
+        self.error: BaseException | None = None
+        self._ask = inner if inner.model == request.model else inner.copy(model=request.model)
+        self._request = request
+
+    def start(self) -> None:
+        """Sends it, in the caller's context."""
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._run,), name="cowest-api", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            # The LM around this engine keeps history, counts usage and streams: not twice.
+            with dspy.context(disable_history=True, usage_tracker=None, send_stream=None):
+                self.response = self._ask(self._request)
+        except BaseException as error:
+            self.error = error
+        self.done.set()
+
+
+def _says(error: BaseException | None, text: str) -> bool:
+    """Whether the error, or one that led to it, has the text in it."""
+    return error is not None and (text in f"{error} {vars(error)}" or _says(error.__cause__ or error.__context__, text))
+
+
+def _key(settings: Api) -> str | None:
+    if not settings.api_key_env:
+        return None
+    key = os.environ.get(settings.api_key_env)
+    if not key:
+        raise ConfigError(f"The environment variable {settings.api_key_env} is not set: export it, it holds the API key.")
+    return key
+
+
+def _connection(settings: Api, key: str | None) -> dspy.LM:
+    options: dict[str, Any] = {"timeout": settings.timeout + GRACE}
+    if settings.api_base:
+        options["api_base"] = settings.api_base
+    if key:
+        options["api_key"] = key
+    return dspy.LM(settings.model, cache=False, num_retries=0, **options)
+
+
+def _used_tokens(response: Response) -> int | None:
+    usage = response.usage
+    return None if usage.input_tokens is None or usage.output_tokens is None else usage.input_tokens + usage.output_tokens

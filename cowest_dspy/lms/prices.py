@@ -1,0 +1,51 @@
+"""What an answer cost in US dollars: by the settings' own price, else by the table that DSPy ships, else not known.
+
+Not known is None and never 0: a sum with an unknown part is unknown. What is computed in this process costs nothing.
+"""
+
+from __future__ import annotations
+
+import dspy
+from dspy.lm15 import LM15Error, Response
+
+from cowest_dspy.config import Price
+
+MILLION = 1_000_000
+
+
+def usd(lm: dspy.LM, price: Price | None, response: Response) -> float | None:
+    """What ``response`` of ``lm`` cost; None when its price, or its number of tokens, is not known.
+
+    A table prices a provider's own endpoint. An LM with an address of its own (``api_base``) is somebody else's: without a
+    ``price`` its cost is not known.
+    """
+    if price is not None:
+        return priced_tokens(price, response.usage.input_tokens, response.usage.output_tokens)
+    return None if lm.kwargs.get("api_base") else _shipped(lm, response)
+
+
+def priced_tokens(price: Price, input_tokens: int | None, output_tokens: int | None) -> float | None:
+    """US dollars for so many tokens, None when a number is not known.
+
+    >>> priced_tokens(Price(input=0.25, output=2.0), 2_000_000, 500_000)
+    1.5
+    """
+    if input_tokens is None or output_tokens is None:
+        return None
+    return (price.input * input_tokens + price.output * output_tokens) / MILLION
+
+
+def added(one: float | None, other: float | None) -> float | None:
+    """The sum of two costs; not known when one of them is not."""
+    return None if one is None or other is None else one + other
+
+
+def _shipped(lm: dspy.LM, response: Response) -> float | None:
+    from dspy.clients.capabilities import resolve
+    from dspy.clients.costs import estimate_cost
+
+    try:
+        route = resolve(lm)
+    except LM15Error:
+        return None  # a provider that only LiteLLM knows
+    return estimate_cost(response, provider=route.provider, requested_model=route.model)[0]
