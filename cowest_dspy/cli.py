@@ -39,6 +39,13 @@ Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml 
 
 Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
 )
+config_app = typer.Typer(
+    name="config",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
+)
+app.add_typer(config_app)
 console = Console(highlight=False)
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
@@ -132,6 +139,39 @@ def report(files: Files, run: Run = None, seed: Seed = None) -> None:
     """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
     with _experiment(files, run, seed) as experiment:
         _show(experiment, experiment.report())
+
+
+@config_app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)] = None,
+) -> None:
+    """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them, and marks what is misspelled.
+
+    `cowest config schema --out cowest.schema.json`, and as the first line of a TOML its path from there:
+    `#:schema ../cowest.schema.json`. That is how Taplo reads it, and with it Even Better TOML in VS Code and others.
+    """
+    from cowest_dspy.config_text import json_schema
+
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if out is None:
+        print(text, end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"{out}: name it in the first line of a TOML, as #:schema and the path from there.")
+
+
+@config_app.command()
+def show(files: Files, seed: Seed = None) -> None:
+    """Prints the configuration that TOML files make together, with every default, as TOML; secrets are masked.
+
+    Example: `cowest config show programs/handbook.toml programs/backends/in_process.toml`
+    """
+    from cowest_dspy.config import load_config
+    from cowest_dspy.config_text import effective_toml
+
+    # Not through Rich, which would break lines at the width of the terminal.
+    print(effective_toml(load_config(files, seed=seed)), end="")
 
 
 def main() -> None:
