@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from cowest_dspy.errors import CowestError
 
 if TYPE_CHECKING:
+    from cowest_dspy.doctor import Diagnosis
     from cowest_dspy.experiment import Experiment
 
 app = typer.Typer(
@@ -139,6 +142,28 @@ def report(files: Files, run: Run = None, seed: Seed = None) -> None:
     """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
     with _experiment(files, run, seed) as experiment:
         _show(experiment, experiment.report())
+
+
+@app.command()
+def doctor(
+    files: Files,
+    seed: Seed = None,
+    no_ask: Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")] = False,
+) -> None:
+    """Loads or reaches each model of the TOML files, checks that it can do its part, and says what a run would ask of it.
+
+    One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit code 0: no error was found.
+
+    Example: `cowest doctor programs/handbook.toml programs/backends/openai.toml`
+    """
+    from cowest_dspy.config import load_config
+    from cowest_dspy.doctor import examine
+
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    diagnosis = examine(load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False))
+    _show_diagnosis(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
 
 
 @config_app.command()
@@ -263,6 +288,19 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    """A table in a terminal; elsewhere lines, none of which is broken at some width."""
+    rows = [(check.level, check.role, check.name, check.text) for check in diagnosis.checks]
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for level, *cells in rows:
+            table.add_row(Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")), *map(Text, cells))
+        console.print("", table)
+    else:
+        print("", *("{:<9}{:<8}{:<15}{}".format(*row) for row in rows), sep="\n")
+    print("", *diagnosis.measured(), sep="\n")
 
 
 def _show(experiment: Experiment, made: Any) -> None:
