@@ -30,7 +30,7 @@ class Endpoint(ThreadingHTTPServer):
 def serving(pages: dict[str, Any] | None = None, *, answer: str = "yes", key: str | None = None) -> Iterator[Endpoint]:
     """An endpoint that runs inside this context; with a ``key`` it refuses any other."""
     endpoint = Endpoint(pages or {}, answer, key)
-    thread = threading.Thread(target=endpoint.serve_forever, daemon=True)
+    thread = threading.Thread(target=endpoint.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield endpoint
