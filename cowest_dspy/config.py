@@ -369,6 +369,8 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 
 def _hint(keys: list[str]) -> str:
-    if keys[0] in ROLES and len(keys) == 1:
+    if len(keys) > 1:
+        return ""
+    if keys[0] in ROLES:
         return " Add a backend file, for instance programs/backends/in_process.toml."
-    return ""
+    return " It belongs into a task file, for instance programs/handbook.toml." if keys[0] in Config.model_fields else ""

@@ -36,7 +36,8 @@ def json_schema() -> dict[str, Any]:
     for name in ("sft", "judge"):
         schema["properties"][name]["anyOf"].append({"type": "object", "maxProperties": 0})
     del schema["required"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "a task or a backend of cowest_dspy"}
+    # Nothing newer than draft 7 is used, and older releases of Taplo know no newer one (tamasfe/taplo issue 497).
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "title": "a task or a backend of cowest_dspy"}
 
 
 def effective_toml(config: Config) -> str:

@@ -41,22 +41,25 @@ def serving(pages: dict[str, Any] | None = None, *, answer: str = "yes", key: st
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
+    @property
+    def endpoint(self) -> Endpoint:
+        assert isinstance(self.server, Endpoint)
+        return self.server
 
     def do_GET(self) -> None:
-        page = self.server.pages.get(self.path, 404)
+        page = self.endpoint.pages.get(self.path, 404)
         self._send(page if isinstance(page, int) else 200, {"error": {"message": "no"}} if isinstance(page, int) else page)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.server.answer}}
+        self.endpoint.asked.append(body)
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.endpoint.answer}}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         head = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
         self._send(200, {**head, "choices": [choice], "usage": usage})
 
     def _send(self, status: int, value: Any) -> None:
-        if self.server.key and self.headers.get("Authorization") != f"Bearer {self.server.key}":
+        if self.endpoint.key and self.headers.get("Authorization") != f"Bearer {self.endpoint.key}":
             status, value = 401, {"error": {"message": "wrong key"}}
         data = json.dumps(value).encode()
         self.send_response(status)

@@ -11,13 +11,19 @@ from cowest_dspy.influence import attempt
 from cowest_dspy.program import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
-SIGNATURE = dspy.ensure_signature("question -> working, answer")
+
+class Worked(dspy.Signature):
+    """Answer with the working."""
+
+    question: str = dspy.InputField()
+    working: str = dspy.OutputField()
+    answer: str = dspy.OutputField()
 
 
 @pytest.mark.parametrize("completion", ["", "9", "no label\nin two lines", "Working: 4 + 5", "answer 9", "Answer:"])
 def test_an_answer_that_lacks_a_label_is_a_parse_error_with_what_was_said(completion: str) -> None:
     with pytest.raises(AdapterParseError) as caught:
-        LineAdapter().parse(SIGNATURE, completion)
+        LineAdapter().parse(Worked, completion)
     assert caught.value.lm_response == completion
 
 
@@ -29,4 +35,4 @@ def test_an_answer_without_any_label_is_recorded_and_no_end_of_a_run() -> None:
 
 
 def test_text_before_the_first_label_belongs_to_the_first_field() -> None:
-    assert LineAdapter().parse(SIGNATURE, "4 + 5 = 9\nAnswer: 9") == {"working": "4 + 5 = 9", "answer": "9"}
+    assert LineAdapter().parse(Worked, "4 + 5 = 9\nAnswer: 9") == {"working": "4 + 5 = 9", "answer": "9"}
