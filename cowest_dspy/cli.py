@@ -160,7 +160,9 @@ def doctor(
     from cowest_dspy.doctor import examine
 
     logging.getLogger("dspy").setLevel(logging.ERROR)
-    diagnosis = examine(load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False))
+    diagnosis = examine(
+        load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False, soft_wrap=True)
+    )
     _show_diagnosis(diagnosis)
     if not diagnosis.healthy:
         raise typer.Exit(1)

@@ -157,15 +157,17 @@ def _length(example: dspy.Example) -> int:
 
 
 def _examine_model(visit: _Visit, role: str, settings: LMSettings) -> None:
-    # One question, one answer: a retry would hide what is wrong, and take minutes.
-    once = settings.model_copy(update={"num_retries": 0}) if isinstance(settings, Api | Server) else settings
     visit.say(f"{role}: looking at {masked(settings.model)}")
-    lm = build_lm(once)
+    _examine_adapters(visit, role, settings)
     if isinstance(settings, InProcess):
+        lm = build_lm(settings)
         ready = _examine_weights(visit, role, settings, lm)
     else:
-        ready = _examine_endpoint(visit, role, settings)
-    _examine_adapters(visit, role, settings)
+        if not _examine_endpoint(visit, role, settings):
+            return
+        # One question, one answer: a retry would hide what is wrong, and take minutes.
+        once = settings if isinstance(settings, Engine) else settings.model_copy(update={"num_retries": 0})
+        lm, ready = build_lm(once), True
     if ready and visit.ask and visit.task:
         _ask(visit, visit.task, role, settings, lm)
 
@@ -207,19 +209,26 @@ def _enough_memory(visit: _Visit, role: str, needed: int) -> bool:
 
 
 def _examine_endpoint(visit: _Visit, role: str, settings: Api | Server | Engine) -> bool:
-    """Reaches for an endpoint whose address is known. Gives whether the model can be asked."""
+    """Reaches for an endpoint whose address is known. Gives whether the model can be built and asked."""
     prompt = prompt_for(visit.task, role) if visit.task else []
     tokens = round(sum(len(message["content"]) for message in prompt) / CHARACTERS_PER_TOKEN) if prompt else None
     if isinstance(settings, Engine) or not settings.api_base:
-        how = "your own engine was made" if isinstance(settings, Engine) else "to be reached by a question"
-        visit.note(role, "model", "ok", f"{settings.model}: {how}")
+        visit.note(role, "model", "ok", f"{settings.model}: {_how_it_is_reached(settings)}")
         _note_context(visit, role, None, tokens, "about ")
         return True
     found = endpoints.reach(settings)
     visit.note(role, "model", found.level, found.text)
-    if found.level != "error":
-        _note_context(visit, role, found.context, tokens, "about ")
-    return found.level != "error"
+    if found.level == "error":
+        return False
+    _note_context(visit, role, found.context, tokens, "about ")
+    return True
+
+
+def _how_it_is_reached(settings: Api | Server | Engine) -> str:
+    """Of a model without an address to look at: a question will tell."""
+    if isinstance(settings, Engine):
+        return "an engine of your own"
+    return "a server that is started for it" if isinstance(settings, Server) else "at its provider's address"
 
 
 def _note_context(visit: _Visit, role: str, context: int | None, tokens: int | None, about: str) -> None:

@@ -285,6 +285,23 @@ def test_a_context_that_the_endpoint_says_is_compared_with_the_prompt(folder: Pa
     )
 
 
+def test_a_dead_server_is_an_error_before_anything_is_built(folder: Path) -> None:
+    table = f'[strong]\nkind = "server"\nmodel = "large"\napi_base = "http://127.0.0.1:{closed_port()}/v1"\n'
+    diagnosis = examine(configured(folder, SCRIPTED_WEAK, table))
+    assert not diagnosis.healthy and "cannot be reached" in text(diagnosis, "strong", "model")
+
+
+def test_a_server_that_only_speaks_the_protocol_cannot_be_tuned(folder: Path) -> None:
+    table = '[weak]\nkind = "server"\nmodel = "small"\napi_base = "http://127.0.0.1:9/v1"\nserver = '
+    for server, weights, says in (
+        ('"openai"', "", 'server = "openai" takes none'),
+        ('"vllm"', "", "weights = ..."),
+        ('"vllm"', '\nweights = "a/b"', "it takes adapters"),
+    ):
+        diagnosis = examine(configured(folder, table + server + weights, STRONG, TUNED))
+        assert says in text(diagnosis, "weak", "adapters"), server
+
+
 @pytest.mark.parametrize(
     ("server", "pages", "found"),
     [

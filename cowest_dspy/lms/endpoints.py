@@ -29,6 +29,8 @@ class Reached:
 def reach(settings: Api | Server) -> Reached:
     """Asks the endpoint at ``api_base`` for its models; an answer must begin within 5 seconds."""
     address = masked(settings.api_base or "")
+    if settings.api_key_env and not os.environ.get(settings.api_key_env):
+        return Reached("error", f"The environment variable {settings.api_key_env} is not set: export it, it holds the API key.")
     try:
         answer = httpx.get(f"{_base(settings)}/models", headers=_headers(settings), timeout=DEADLINE)
     except httpx.TimeoutException:
