@@ -4,7 +4,7 @@
     diagnosis.healthy, [check.text for check in diagnosis.checks]
 
 Every check is ok, a warning or an error, and says what to do. A model that fails does not keep the others from being checked.
-Nothing is written, and no run folder is made.
+Nothing is written, no run folder is made, and what was loaded is let go of at the end.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class _Visit:
     needed_memory: int = 0
     checks: list[Check] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
+    opened: list[dspy.LM] = field(default_factory=list)
 
     def note(self, role: str, name: str, level: Level, text: str) -> None:
         self.checks.append(Check(role, name, level, masked(text)))
@@ -105,6 +106,9 @@ def examine(config: Config, *, ask: bool = True, say: Callable[[str], None] = la
         settings: LMSettings | None = getattr(config, role)
         if settings is not None:
             _surviving(visit, role, settings)
+    for lm in visit.opened:
+        # Only now: in a run all weights are in memory together, so they are here.
+        getattr(lm.engine, "close", lambda: None)()
     planned = planned_calls(config, visit.task.sizes) if visit.task else ()
     return Diagnosis(tuple(visit.checks), tuple(visit.probes), planned, _forecasts(config, planned, visit.probes))
 
@@ -161,6 +165,7 @@ def _examine_model(visit: _Visit, role: str, settings: LMSettings) -> None:
     _examine_adapters(visit, role, settings)
     if isinstance(settings, InProcess):
         lm = build_lm(settings)
+        visit.opened.append(lm)
         ready = _examine_weights(visit, role, settings, lm)
     else:
         if not _examine_endpoint(visit, role, settings):
@@ -168,6 +173,8 @@ def _examine_model(visit: _Visit, role: str, settings: LMSettings) -> None:
         # One question, one answer: a retry would hide what is wrong, and take minutes.
         once = settings if isinstance(settings, Engine) else settings.model_copy(update={"num_retries": 0})
         lm, ready = build_lm(once), True
+        if isinstance(settings, Server):
+            visit.opened.append(lm)
     if ready and visit.ask and visit.task:
         _ask(visit, visit.task, role, settings, lm)
 

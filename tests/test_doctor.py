@@ -129,6 +129,20 @@ def test_without_asking_nothing_is_asked_and_the_weights_are_loaded_all_the_same
     assert load(f"{folder}/toy.py:asked") == [] and "loaded in" in text(diagnosis, "weak", "model")
 
 
+def test_what_was_loaded_is_let_go_of(folder: Path, tiny_model: Path) -> None:
+    import gc
+
+    from transformers import LlamaForCausalLM
+
+    def loaded() -> int:
+        gc.collect()
+        return sum(type(one) is LlamaForCausalLM for one in gc.get_objects())
+
+    before = loaded()
+    assert examine(configured(folder, weak(tiny_model), STRONG)).healthy
+    assert loaded() <= before
+
+
 def test_a_wrong_folder_is_an_error_and_the_others_are_examined(folder: Path) -> None:
     diagnosis = examine(configured(folder, weak(folder / "no"), STRONG))
     assert not diagnosis.healthy and "There is no model folder" in text(diagnosis, "weak", "model")
