@@ -97,7 +97,7 @@ def _split(names: list[str], completion: str) -> dict[str, str]:
     found = list(pattern.finditer(completion))
     by_label = {label(name).lower(): name for name in names}
     texts: dict[str, str] = {}
-    for match, following in zip(found, [*found[1:], None], strict=True):
+    for match, following in zip(found, [*found[1:], None], strict=False):
         text = completion[match.end() : following.start() if following else len(completion)].strip()
         texts.setdefault(by_label[match.group(1).lower()], text)
     before = completion[: found[0].start()].strip() if found else ""

@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from cowest_dspy.errors import CowestError
 
 if TYPE_CHECKING:
+    from cowest_dspy.doctor import Diagnosis
     from cowest_dspy.experiment import Experiment
 
 app = typer.Typer(
@@ -39,6 +42,13 @@ Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml 
 
 Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
 )
+config_app = typer.Typer(
+    name="config",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
+)
+app.add_typer(config_app)
 console = Console(highlight=False)
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
@@ -134,6 +144,63 @@ def report(files: Files, run: Run = None, seed: Seed = None) -> None:
         _show(experiment, experiment.report())
 
 
+@app.command()
+def doctor(
+    files: Files,
+    seed: Seed = None,
+    no_ask: Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")] = False,
+) -> None:
+    """Loads or reaches each model of the TOML files, checks that it can do its part, and says what a run would ask of it.
+
+    One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit code 0: no error was found.
+
+    Example: `cowest doctor programs/handbook.toml programs/backends/openai.toml`
+    """
+    from cowest_dspy.config import load_config
+    from cowest_dspy.doctor import examine
+
+    logging.getLogger("dspy").setLevel(logging.ERROR)
+    diagnosis = examine(
+        load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False, soft_wrap=True)
+    )
+    _show_diagnosis(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+@config_app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)] = None,
+) -> None:
+    """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them, and marks what is misspelled.
+
+    `cowest config schema --out cowest.schema.json`, and as the first line of a TOML its path from there:
+    `#:schema ../cowest.schema.json`. That is how Taplo reads it, and with it Even Better TOML in VS Code and others.
+    """
+    from cowest_dspy.config_text import json_schema
+
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if out is None:
+        print(text, end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"{out}: name it in the first line of a TOML, as #:schema and the path from there.")
+
+
+@config_app.command()
+def show(files: Files, seed: Seed = None) -> None:
+    """Prints the configuration that TOML files make together, with every default, as TOML; secrets are masked.
+
+    Example: `cowest config show programs/handbook.toml programs/backends/in_process.toml`
+    """
+    from cowest_dspy.config import load_config
+    from cowest_dspy.config_text import effective_toml
+
+    # Not through Rich, which would break lines at the width of the terminal.
+    print(effective_toml(load_config(files, seed=seed)), end="")
+
+
 def main() -> None:
     """The console script."""
     report_errors(app)
@@ -223,6 +290,19 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    """A table in a terminal; elsewhere lines, none of which is broken at some width."""
+    rows = [(check.level, check.role, check.name, check.text) for check in diagnosis.checks]
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for level, *cells in rows:
+            table.add_row(Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")), *map(Text, cells))
+        console.print("", table)
+    else:
+        print("", *("{:<9}{:<8}{:<15}{}".format(*row) for row in rows), sep="\n")
+    print("", *diagnosis.measured(), sep="\n")
 
 
 def _show(experiment: Experiment, made: Any) -> None:

@@ -5,6 +5,8 @@ earlier backend survives in a later one:
 
     load_config(["programs/handbook.toml", "programs/backends/in_process.toml"])
 
+A later [sft] or [judge] without any key takes the earlier one away.
+
 Paths and references in a file are relative to that file. No secret stands in a file: an API key is given by the NAME of an
 environment variable.
 """
@@ -198,6 +200,11 @@ class Config(Table):
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
 
+    @field_validator("sft", "judge", mode="before")
+    @classmethod
+    def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
+        return None if value == {} else value
+
 
 ROLES = ("weak", "strong", "judge")
 
@@ -304,25 +311,55 @@ def _anchored_folder(value: Any, folder: Path) -> Any:
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = [f"{where}:"]
     for problem in error.errors(include_url=False):
-        keys = [str(part) for part in problem["loc"]]
-        dotted = ".".join(key for key in keys if key not in KINDS or key == keys[-1])
+        location = problem["loc"]
+        keys = [str(part) for part in (location[:1] + location[2:] if _has_kind(location) else location)]
+        dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(model, problem["loc"][:-1])
+            known = _known_keys(model, location[:-1])
             lines.append(f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: {', '.join(sorted(known))}")
         elif problem["type"] == "missing":
             lines.append(f"  {dotted}: is missing.{_hint(keys)}")
+        elif problem["type"] == "union_tag_not_found":
+            lines.append(f"  {dotted}.kind: is missing. Give one of: {', '.join(KINDS)}.")
+        elif problem["type"] == "union_tag_invalid":
+            kind = str(problem.get("ctx", {}).get("tag", ""))
+            meant = nearest(_MEANT.get(kind, kind), KINDS)
+            lines.append(f'  {dotted}.kind: there is no kind "{masked(kind)}".{meant} Known: {", ".join(KINDS)}.')
         else:
             # What stands in the place of a variable's name may be a key: it is not repeated.
-            given = "" if keys[-1] == "api_key_env" else f" (given: {masked(repr(problem.get('input')))})"
-            lines.append(f"  {dotted}: {problem['msg']}{given}")
-    return "\n".join(lines)
+            shown = "" if keys and keys[-1] == "api_key_env" else f" (given: {_shown(given)})"
+            lines.append(f"  {dotted or model.__name__}: {_EXPECTED.get(problem['type'], problem['msg'])}{shown}")
+    return "\n".join(lines).replace("Value error, ", "")
+
+
+# What stands under "server" or in a model's id is easily taken for a kind.
+_MEANT = {"openai": "api", "llama_cpp": "server", "vllm": "server", "ollama": "server", "hub": "in_process"}
+# pydantic's own words for these speak of Python, not of TOML.
+_EXPECTED = {
+    "dict_type": "a table is expected",
+    "model_type": "a table is expected",
+    "model_attributes_type": "a table is expected",
+    "tuple_type": 'a list is expected, such as ["one", "two"]',
+}
+
+
+def _has_kind(location: tuple[int | str, ...]) -> bool:
+    """Whether pydantic put the kind of an LM into the location: ``("weak", "server", "api_bas")``."""
+    return len(location) > 1 and location[0] in ROLES and location[1] in KINDS
+
+
+def _shown(given: Any) -> str:
+    """What was given, with secrets masked; of a whole table only the keys."""
+    if isinstance(given, dict):
+        return ", ".join(str(key) for key in cast("dict[Any, Any]", given)) or "an empty table"
+    return masked(repr(given))
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at ``location``; a union's member is chosen by the tag that pydantic puts into the location."""
     current: Any = model
-    for part in location:
-        if part in KINDS:
+    for place, part in enumerate(location):
+        if place == 1 and _has_kind(location):
             current = KINDS[str(part)]
             continue
         annotation = current.model_fields[str(part)].annotation if str(part) in current.model_fields else None
@@ -332,6 +369,8 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 
 def _hint(keys: list[str]) -> str:
-    if keys[0] in ROLES and len(keys) == 1:
+    if len(keys) > 1:
+        return ""
+    if keys[0] in ROLES:
         return " Add a backend file, for instance programs/backends/in_process.toml."
-    return ""
+    return " It belongs into a task file, for instance programs/handbook.toml." if keys[0] in Config.model_fields else ""

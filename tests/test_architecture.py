@@ -18,7 +18,8 @@ LIBRARY = ROOT / "cowest_dspy"
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
     "errors", "intervals", "config", "recipes", "data", "lms", "adapters", "program", "influence", "store", "traces", "pairs",
-    "tuning", "optimizer", "cycle", "report", "arms", "summary", "gate", "serving", "experiment", "cli", "testing",
+    "tuning", "config_text", "optimizer", "cycle", "report", "arms", "summary", "gate", "serving", "experiment",
+    "forecast", "probing", "doctor", "cli", "testing",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -182,9 +182,11 @@ def test_the_verbs_run_one_stage_each_on_one_run_folder(task: list[Path], tmp_pa
     assert json.loads((tmp_path / "run/report.json").read_text())["schema_version"] == 1
 
 
-@pytest.mark.parametrize("verb", ["", "cycle", "ask", "evaluate", "collect", "pairs", "tune", "report"])
+@pytest.mark.parametrize(
+    "verb", ["", "cycle", "ask", "evaluate", "collect", "pairs", "tune", "report", "doctor", "config schema", "config show"]
+)
 def test_help_teaches(verb: str) -> None:
-    text = cowest(*([verb] if verb else []), "--help")
+    text = cowest(*verb.split(), "--help")
     assert ("TOML" in text or "toml" in text) and len(text.split()) > 30
 
 
