@@ -36,7 +36,7 @@ class InProcess(Table):
     """A transformers model in this process (CPU or one GPU)."""
 
     kind: Literal["in_process"]
-    model: str = Field(description="a folder with config.json and *.safetensors, relative to this file, or a Hub id")
+    model: str = Field(description="a folder with config.json and *.safetensors or a GGUF file, relative to this file, or a Hub id")
     adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     temperature: float = Field(0.0, ge=0, le=2)
@@ -301,11 +301,11 @@ def _anchored_reference(value: Any, folder: Path) -> Any:
 
 
 def _anchored_folder(value: Any, folder: Path) -> Any:
-    """A folder relative to the file, when it is one or is written like one; otherwise a Hub id or an API's model as it is."""
+    """A folder or GGUF file relative to the file, when it is one or is written like one; otherwise a Hub id or a name as it is."""
     if not isinstance(value, str):
         return value
     path = folder / Path(value).expanduser()
-    return str(path.resolve()) if value.startswith((".", "~", "/")) or path.is_dir() else value
+    return str(path.resolve()) if value.startswith((".", "~", "/")) or path.is_dir() or path.suffix == ".gguf" else value
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:

@@ -12,6 +12,7 @@ import functools
 import gc
 import hashlib
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -41,21 +42,40 @@ def folder_hash(folder: Path) -> str:
 
 
 def locate(model: str) -> Path:
-    """The folder of ``model``: itself when it is a folder, otherwise the snapshot of that Hub id (downloaded when needed).
+    """The folder of ``model``: itself when it is a folder; of a GGUF file the folder that it is turned into, once; otherwise the
+    snapshot of that Hub id (downloaded when needed).
 
     Raises:
-        ModelError: no such folder, a folder without ``config.json`` or weights, or a Hub id that cannot be had.
+        ModelError: no such folder, a folder without ``config.json`` or weights, a GGUF file that cannot be read, or a Hub id
+            that cannot be had.
     """
     folder = Path(model).expanduser()
+    if folder.is_file() or folder.suffix == ".gguf":
+        return _from_gguf(folder)
     if folder.is_dir():
         _check_folder(folder)
         return folder.resolve()
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(
-            f"There is no model folder {model}. Give a folder with config.json and *.safetensors, or a Hub id such as "
-            '"HuggingFaceTB/SmolLM2-135M-Instruct". `make models` fetches the two of the demo.'
+            f"There is no model folder {model}. Give a folder with config.json and *.safetensors, a GGUF file, or a Hub id such "
+            'as "HuggingFaceTB/SmolLM2-135M-Instruct". `make models` fetches the two of the demo.'
         )
     return _from_hub(model)
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``COWEST_CACHE``, by default ``~/.cache/cowest_dspy``."""
+    return Path(os.environ.get("COWEST_CACHE") or Path.home() / ".cache" / "cowest_dspy")
+
+
+def _from_gguf(file: Path) -> Path:
+    """The folder of a GGUF file, in bfloat16: what its quantisation kept of the weights is less than that."""
+    from cowest_dspy.lms import gguf
+
+    gguf.check(file)
+    folder = cache_folder() / "gguf" / f"{file.stem}-{gguf.sha256(file)[:HASH_LENGTH]}"
+    with _loading:
+        return folder if folder.is_dir() else gguf.dequantize(file, folder, "bfloat16")
 
 
 def _from_hub(model: str) -> Path:
@@ -77,7 +97,7 @@ def _from_hub(model: str) -> Path:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder: it has no config.json. For a GGUF file see cowest_dspy.lms.gguf.")
+        raise ModelError(f"{folder} is no model folder: it has no config.json. A GGUF file is given as the file itself.")
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder} has no *.safetensors: save the model with save_pretrained, pickled weights are not read.")
 
