@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import dspy
 
 from cowest_dspy.config import Api, Engine, InProcess, LMSettings, Server
-from cowest_dspy.errors import ConfigError
 from cowest_dspy.lms.engine import shared_engine
+from cowest_dspy.lms.server import key_in, shared_server
 from cowest_dspy.recipes import load
 
 
 def build_lm(settings: LMSettings) -> dspy.LM:
-    """The LM that ``settings`` describe. In-process weights are loaded at the first call, not here.
+    """The LM that ``settings`` describe. In-process weights are loaded, and servers started, at the first call, not here.
 
     Raises:
-        ModelError: an in-process model's folder or Hub id cannot be used.
+        ModelError: the folder or Hub id of a model, or an adapter, cannot be used.
         ConfigError: the environment variable of an API key is not set.
         RecipeError: an engine's reference leads nowhere.
     """
@@ -30,8 +29,16 @@ def build_lm(settings: LMSettings) -> dspy.LM:
         engine = load(settings.engine)()
         return dspy.LM(settings.model, engine=engine, cache=False, temperature=settings.temperature, max_tokens=settings.max_tokens)
     if isinstance(settings, Server):
-        raise ConfigError('kind = "server" is not built yet.')
+        return _server_lm(settings)
     return _api_lm(settings)
+
+
+def _server_lm(settings: Server) -> dspy.LM:
+    if settings.api_key_env:
+        key_in(settings.api_key_env)
+    engine = shared_server(settings)
+    model = engine.load_adapter(Path(settings.adapter)) if settings.adapter else None
+    return engine.lm(model, temperature=settings.temperature, max_tokens=settings.max_tokens, num_retries=settings.num_retries)
 
 
 def _api_lm(settings: Api) -> dspy.LM:
@@ -39,10 +46,7 @@ def _api_lm(settings: Api) -> dspy.LM:
     if settings.api_base:
         options["api_base"] = settings.api_base
     if settings.api_key_env:
-        key = os.environ.get(settings.api_key_env)
-        if not key:
-            raise ConfigError(f"The environment variable {settings.api_key_env} is not set: export it, it holds the API key.")
-        options["api_key"] = key
+        options["api_key"] = key_in(settings.api_key_env)
     return dspy.LM(
         settings.model,
         cache=False,

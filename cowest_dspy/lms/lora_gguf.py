@@ -1,6 +1,6 @@
 """A PEFT LoRA adapter -> the GGUF file that llama.cpp's server can be started with.
 
-    lora_gguf.convert(Path("runs/handbook/adapters/dpo"), base=Path("models/SmolLM2-135M-Instruct"))   # -> .../cowest-9f31c2a07b1e.gguf
+    lora_gguf.convert(Path("adapters/dpo"), base=Path("models/SmolLM2-135M-Instruct"))    # adapters/dpo/cowest-9f31c2a07b1e.gguf
 
 The file's name holds the hash of the adapter's weights, so that a server's list of adapters says which ones it has. How PEFT
 scales an adapter (rank, alpha, rsLoRA, patterns) is put into one alpha and the B matrices.
