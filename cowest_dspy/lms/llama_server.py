@@ -13,6 +13,7 @@ was compiled on the machine is faster.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import signal
@@ -48,8 +49,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def parameters(given: argparse.Namespace) -> Any:
     """What was typed, as xllamacpp wants it."""
-    import xllamacpp
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     wanted = xllamacpp.CommonParams()
     wanted.model.path = str(given.model)
     wanted.hostnames, wanted.port = [given.host], given.port
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("xllamacpp") is None:
         print('llama_server: needs the package xllamacpp: pip install "cowest-dspy[llama_cpp]"', file=sys.stderr)
         return 1
-    import xllamacpp
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     asked_to_end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_end.set())
