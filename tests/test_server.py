@@ -180,7 +180,8 @@ def test_an_engine_is_never_copied_and_travels_as_settings(tiny_model: Path, ada
     lm = build_lm(settings.model_copy(update={"adapter": str(adapters[0])}))
     assert lm.model == f"server/m@{folder_hash(tiny_model)}+{adapter_hash(adapters[0])}"
     assert copy.deepcopy(lm.engine) is lm.engine and pickle.loads(pickle.dumps(lm.engine)) is lm.engine
-    assert dspy.LM.load_state(lm.dump_state(), allow_custom_lm_class=True).engine is lm.engine
+    loaded = dspy.LM.load_state(lm.dump_state(), allow_custom_lm_class=True)
+    assert isinstance(loaded, dspy.LM) and loaded.engine is lm.engine
     assert build_lm(settings.model_copy(update={"temperature": 1.0})).engine is lm.engine
 
 
