@@ -13,9 +13,9 @@ from dspy.lm15 import ContextLengthError
 from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter
 from test_processes import is_gone
 
-from cowest_dspy import TransformersEngine
+from cowest_dspy import Experiment, TransformersEngine
 from cowest_dspy.config import load_config
-from cowest_dspy.lms import ServerEngine, build_lm, wire
+from cowest_dspy.lms import ServerEngine, wire
 from cowest_dspy.tuning import TunableEngine
 
 pytestmark = pytest.mark.slow
@@ -156,12 +156,23 @@ def test_close_leaves_no_process_and_the_next_question_starts_another(real_model
         assert is_gone(group)
 
 
-def test_the_backend_file_of_llama_cpp_runs_as_it_stands(real_models: Path) -> None:
+def test_the_backend_file_of_llama_cpp_runs_as_it_stands_and_its_weak_model_is_tuned(real_models: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     config = load_config([root / "programs/handbook.toml", root / "programs/backends/llama_cpp.toml"])
     llama_cpp_engine(real_models)  # skips where its file or its package is missing
-    lm = build_lm(config.weak)
-    try:
-        assert lm("What is the capital of France?")[0].startswith("The capital of France is Paris")
-    finally:
-        close(lm)
+    assert config.sft is not None
+    once = config.sft.model_copy(update={"settings": {**config.sft.settings, "max_steps": 1}})
+    config = config.model_copy(update={"sft": once})
+    question = "What is the capital of France?"
+    with Experiment(config, tmp_path / "run") as experiment:
+        try:
+            assert experiment.weak(question)[0].startswith("The capital of France is Paris")
+            tuned = experiment.sft()
+            assert tuned.model.startswith(f"{experiment.weak.model}+") and tuned(question)[0]
+        finally:
+            close(experiment.weak)
+    with Experiment(config, tmp_path / "run") as again:
+        try:
+            assert again.sft().model == tuned.model
+        finally:
+            close(again.weak)

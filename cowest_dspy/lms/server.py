@@ -8,8 +8,8 @@
 The engine routes on ``request.model``, as TransformersEngine does, and like it owns no cache and no retry; DSPy and the run's store
 do. It can be copied, pickled and saved with a program: only its settings travel. Weights stay in the server.
 
-Unlike TransformersEngine, an equal seed need not give an equal text: in a server the sums depend, in their last bits, on what shares
-the batch and what is left of earlier prompts. What was said once is in the run's store.
+Unlike TransformersEngine, an equal seed need not give an equal text: in a server the sums depend, in their last bits, on what
+shares the batch and what is left of earlier prompts. What was said once is in the run's store.
 """
 
 from __future__ import annotations
