@@ -20,7 +20,7 @@ ORDER = (
     "errors", "intervals", "config", "recipes", "data", "lms", "adapters", "program", "influence", "store", "traces", "pairs",
     "tuning", "optimizer", "cycle", "report", "arms", "summary", "gate", "serving", "experiment", "cli", "testing",
 )  # fmt: skip
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 

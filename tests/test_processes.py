@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import processes
+from cowest_dspy.lms import llama_server, processes
 from cowest_dspy.lms.processes import ServerProcess
 
 # It answers /v1/models with its arguments and has no /health, as servers of other makers.
@@ -189,3 +189,12 @@ def test_a_command_that_cannot_be_says_so(log: Path) -> None:
     missing = ServerProcess(["no-such-server-here", "{port}"], startup=1, log=log)
     with pytest.raises(ModelError, match="there is no program no-such-server-here"), missing.running():
         pass
+
+
+def test_the_launcher_of_llama_cpp_teaches_and_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        llama_server.main(["--help"])
+    help_text = capsys.readouterr().out
+    assert "until SIGTERM" in help_text and "--lora-init-without-apply" in help_text and "BF16" in help_text
+    assert llama_server.main(["--model", "nowhere.gguf", "--lora", "none.gguf"]) == 1
+    assert "there is no file nowhere.gguf, none.gguf" in capsys.readouterr().err

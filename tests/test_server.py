@@ -118,6 +118,12 @@ def test_a_server_that_is_silent_or_away_is_a_failure_that_passes() -> None:
         ask(ServerEngine(settings_for(away)))
 
 
+def test_a_server_that_must_be_there_and_is_not_is_one_clear_error(tiny_model: Path, adapters: list[Path]) -> None:
+    engine = ServerEngine(settings_for("http://127.0.0.1:9", server="vllm", weights=str(tiny_model)))
+    with pytest.raises(ModelError, match=r"cannot be had from http://127\.0\.0\.1:9/v1: .*ConnectError"):
+        engine.require(engine.load_adapter(adapters[0]))
+
+
 def test_dspy_tries_a_failure_that_passes_again() -> None:
     said = iter([Said("{}", 500, {"retry-after": "0"}), Said("{}", 429, {"retry-after": "0"}), completion("at last")])
     with local_server({CHAT: lambda _: next(said)}) as server:

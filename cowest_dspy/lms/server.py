@@ -25,7 +25,7 @@ from typing import Any
 
 import dspy
 import httpx
-from dspy.lm15 import InvalidRequestError, Request, Response, TransportError, response_to_events
+from dspy.lm15 import InvalidRequestError, LM15Error, Request, Response, TransportError, response_to_events
 
 from cowest_dspy.config import Server
 from cowest_dspy.errors import ConfigError, ModelError
@@ -174,11 +174,13 @@ class ServerEngine:
 
         Raises:
             ModelError: it does not.
-            dspy.lm15.LM15Error: it cannot be reached.
         """
         adapter = self._adapter_of(model)
-        with self._reached() as place:
-            self._served.fields(self._client(), place, adapter)
+        try:
+            with self._reached() as place:
+                self._served.fields(self._client(), place, adapter)
+        except LM15Error as error:
+            raise ModelError(f"{model} cannot be had from {self.settings.api_base or 'its server'}: {error}") from error
 
     # The server
 
