@@ -84,7 +84,7 @@ class Server(Table):
     api_base: str | None = Field(None, description="of a server that runs already, for instance http://127.0.0.1:8000/v1")
     command: tuple[str, ...] = Field(
         (),
-        description='starts it when first needed; "{port}" becomes a free port, "{here}" the folder of this file',
+        description='starts it when needed; "{port}" becomes a free port, "{here}" this file\'s folder, "{python}" this Python',
     )
     weights: str | None = Field(
         None, description="the same model as a folder or Hub id: needed to tune it, and to name it by content"

@@ -20,7 +20,7 @@ from cowest_dspy import data
 from cowest_dspy.config import ROLES, Api, Config, Engine, InProcess, LMSettings, Server, validate
 from cowest_dspy.errors import ConfigError, CowestError, masked
 from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_calls
-from cowest_dspy.lms import TransformersEngine, build_lm, endpoints, footprint, weights
+from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, footprint, prices, weights
 from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
@@ -175,6 +175,7 @@ def _examine_model(visit: _Visit, role: str, settings: LMSettings) -> None:
         lm, ready = build_lm(once), True
         if isinstance(settings, Server):
             visit.opened.append(lm)
+            _examine_server(visit, role, settings, lm)
     if ready and visit.ask and visit.task:
         _ask(visit, visit.task, role, settings, lm)
 
@@ -198,6 +199,15 @@ def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM)
     engine.score([([{"role": "user", "content": "Hello"}], "Hello")], lm.model)
     visit.note(role, "model", "ok", f"{lm.model}, loaded in {time.monotonic() - started:.1f} s")
     return True
+
+
+def _examine_server(visit: _Visit, role: str, settings: Server, lm: dspy.LM) -> None:
+    """Sees that the server answers, and has the adapter that it is to have; starts it when it is ours."""
+    if isinstance(lm.engine, ServerEngine):
+        visit.say(f"{role}: starting {settings.model}" if settings.command else f"{role}: asking for {settings.model}")
+        started = time.monotonic()
+        lm.engine.require(lm.model)
+        visit.note(role, "server", "ok", f"answers after {time.monotonic() - started:.1f} s")
 
 
 def _enough_memory(visit: _Visit, role: str, needed: int) -> bool:
@@ -303,11 +313,7 @@ def _forecasts(config: Config, planned: tuple[Planned, ...], probes: Sequence[Pr
 
 def _usd(settings: LMSettings, input_tokens: int, output_tokens: int) -> float | None:
     """US dollars of so many tokens; 0 for what runs on one's own machines, None when no price is known."""
-    if not isinstance(settings, Api):
-        return 0.0
-    if settings.price is None:
-        return None
-    return (input_tokens * settings.price.input + output_tokens * settings.price.output) / 1e6
+    return prices.of_settings(settings, input_tokens, output_tokens) if isinstance(settings, Api) else 0.0
 
 
 def _count(number: int) -> str:

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import dspy
 
 from cowest_dspy import arms, data
-from cowest_dspy.config import Config, InProcess, validate
+from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import ConfigError, PairsError, TuningError
 from cowest_dspy.influence import Metric
-from cowest_dspy.lms import TransformersEngine, build_lm
+from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.lms.prices import added
 from cowest_dspy.pairs import PreferencePairs, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
@@ -35,7 +35,7 @@ from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.store import Spent, Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
 from cowest_dspy.traces import Progress, Sampling, Trace, collect
-from cowest_dspy.tuning import DPO, SFT, PeakMemory, engine_of, tunable, tune
+from cowest_dspy.tuning import DPO, SFT, PeakMemory, TunableEngine, engine_of, tunable, tune
 
 
 class Watch(Protocol):
@@ -118,9 +118,9 @@ class Experiment:
 
     @cached_property
     def weak(self) -> dspy.LM:
-        """The weak LM as it was before any tuning; tunable when it runs in this process."""
+        """The weak LM as it was before any tuning; tunable when its weights are here and its engine takes adapters."""
         lm = build_lm(self.config.weak)
-        return tunable(lm) if isinstance(self.config.weak, InProcess) else lm
+        return tunable(lm) if isinstance(lm.engine, TunableEngine) else lm
 
     @cached_property
     def splits(self) -> dict[str, list[dspy.Example]]:
@@ -276,13 +276,13 @@ class Experiment:
 
     def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO) -> dspy.LM:
         """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed."""
-        if not isinstance(self.config.weak, InProcess):
-            raise TuningError('The weak model can only be tuned in this process: set [weak] kind = "in_process".')
-        if self.config.weak.dtype == "int8":
+        engine = engine_of(self.weak)
+        if getattr(self.config.weak, "dtype", None) == "int8":
             raise TuningError('A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "auto".')
-        if name in self._lms:
-            return self._lms[name]
-        self._lms[name] = self._trained(name, title, start, make_rows(), settings)
+        if name not in self._lms:
+            self._lms[name] = self._trained(name, title, start, make_rows(), settings)
+            if isinstance(engine, ServerEngine):
+                engine.require(self._lms[name].model)  # A server that lacks it is one error now, not one of every call.
         return self._lms[name]
 
     def _trained(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
@@ -313,10 +313,10 @@ class Experiment:
         return tuned.lm
 
     def _make_room(self) -> None:
-        """Lets go of in-process weights while something is trained; the next question loads them again."""
+        """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""
         for lm in (self.weak, *([self.strong] if "strong" in self.__dict__ else [])):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, TransformersEngine):
+            if isinstance(engine, TransformersEngine | ServerEngine):
                 engine.close()
 
     def _loaded(self, record: dict[str, Any]) -> dspy.LM:

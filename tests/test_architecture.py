@@ -21,7 +21,7 @@ ORDER = (
     "tuning", "config_text", "optimizer", "cycle", "report", "arms", "summary", "gate", "serving", "experiment",
     "forecast", "probing", "doctor", "cli", "testing",
 )  # fmt: skip
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 
@@ -109,7 +109,8 @@ def test_a_recipe_imports_only_the_library_dspy_and_the_standard_library(path: P
 @pytest.mark.parametrize("module", MODULES)
 def test_the_library_imports_no_recipe_and_nothing_that_is_not_declared(module: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["gguf"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["gguf"], *extras["llama_cpp"]]
     packages = {requirement.split(">=")[0].split("[")[0].replace("-", "_") for requirement in declared}
     roots = {name.split(".")[0] for name in imports(MODULES[module])}
     assert roots <= {"cowest_dspy", *packages, *sys.stdlib_module_names}

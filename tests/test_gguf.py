@@ -227,3 +227,29 @@ def test_the_engine_takes_a_gguf_file_and_converts_it_once(tiny: Path, tmp_path:
     again = TransformersEngine(tiny, dtype="float32")
     assert again.model_id == engine.model_id and wire.response_text(again.complete(request)) == wire.response_text(answer)
     assert folder.stat().st_mtime_ns == made
+
+
+def test_a_bf16_file_has_the_metadata_of_its_source_and_its_weights_to_eight_bits(tiny: Path, tmp_path: Path) -> None:
+    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf.quants import dequantize
+
+    before, after = GGUFReader(tiny), GGUFReader(gguf.to_bf16(tiny, tmp_path / "tiny.BF16.gguf"))
+    kept = [name for name in before.fields if not name.startswith("GGUF.")]
+    assert all(after.fields[name].contents() == before.fields[name].contents() for name in kept)
+    for one, other in zip(before.tensors, after.tensors, strict=True):
+        assert one.name == other.name and list(one.shape) == list(other.shape)
+        kind = GGMLQuantizationType.BF16 if len(one.shape) > 1 else GGMLQuantizationType.F32
+        values = dequantize(one.data, one.tensor_type)
+        assert other.tensor_type == kind and np.allclose(dequantize(other.data, kind), values, rtol=2**-8, atol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.BF16.gguf"]
+
+
+def test_a_bf16_file_appears_whole_or_not_at_all_and_overwrites_nothing(tiny: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="ends too early"):
+        gguf.to_bf16(tmp_path / "cut.gguf", target)
+    assert not target.exists() and not list(tmp_path.glob(".*"))
+    target.write_text("mine")
+    with pytest.raises(ModelError, match="exists already"):
+        gguf.to_bf16(tiny, target)

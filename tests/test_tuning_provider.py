@@ -75,7 +75,7 @@ def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
         tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
     with pytest.raises(TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""):
         tune(weak, pair_rows(), "preferences", DPO(), tmp_path / "out")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TuningError, match="does not run in this process"):
+    with pytest.raises(TuningError, match="its weights are not here"):
         tunable(dspy.LM("openai/gpt-5-mini"))
     with pytest.raises(TuningError, match="Use tunable"):
         tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")

@@ -24,10 +24,17 @@ endpoints.py    whether an endpoint is there, and what it says of its model
 limits.py       requests and tokens per minute, across all threads
 prices.py       what an answer cost
 api.py          ApiEngine: a hosted model, with limits, retries and a deadline
+processes.py    a server that we start: port, health, log, end (watched.py ends it when we cannot)
+protocol.py     the OpenAI protocol: request -> body, answer -> Response, failure -> DSPy's error
+lora_gguf.py    a PEFT adapter -> what llama.cpp's server takes
+served_adapters.py  how adapters get into a running server: llama.cpp's way, vLLM's way
+server.py       ServerEngine: a server that speaks the OpenAI protocol, running already or started by us
+llama_server.py llama.cpp's server from a pip package, as a command
 build.py        ``[weak]``, ``[strong]`` of a TOML -> dspy.LM
 """
 
 from cowest_dspy.lms.build import build_lm
 from cowest_dspy.lms.engine import TransformersEngine
+from cowest_dspy.lms.server import ServerEngine
 
-__all__ = ["TransformersEngine", "build_lm"]
+__all__ = ["ServerEngine", "TransformersEngine", "build_lm"]

@@ -7,17 +7,17 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy.config import Engine, InProcess, LMSettings, Server
-from cowest_dspy.errors import ConfigError
 from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.lms.engine import shared_engine
+from cowest_dspy.lms.server import key_in, shared_server
 from cowest_dspy.recipes import load
 
 
 def build_lm(settings: LMSettings) -> dspy.LM:
-    """The LM that ``settings`` describe. In-process weights are loaded at the first call, not here.
+    """The LM that ``settings`` describe. In-process weights are loaded, and servers started, at the first call, not here.
 
     Raises:
-        ModelError: an in-process model's folder or Hub id cannot be used.
+        ModelError: the folder or Hub id of a model, or an adapter, cannot be used.
         ConfigError: the environment variable of an API key is not set.
         RecipeError: an engine's reference leads nowhere.
     """
@@ -29,5 +29,13 @@ def build_lm(settings: LMSettings) -> dspy.LM:
         engine = load(settings.engine)()
         return dspy.LM(settings.model, engine=engine, cache=False, temperature=settings.temperature, max_tokens=settings.max_tokens)
     if isinstance(settings, Server):
-        raise ConfigError('kind = "server" is not built yet.')
+        return _server_lm(settings)
     return ApiEngine(settings).lm()
+
+
+def _server_lm(settings: Server) -> dspy.LM:
+    if settings.api_key_env:
+        key_in(settings.api_key_env)
+    engine = shared_server(settings)
+    model = engine.load_adapter(Path(settings.adapter)) if settings.adapter else None
+    return engine.lm(model, temperature=settings.temperature, max_tokens=settings.max_tokens, num_retries=settings.num_retries)

@@ -1,8 +1,9 @@
-"""A GGUF file -> an ordinary Hugging Face folder that can be loaded, trained and saved.
+"""A GGUF file -> an ordinary Hugging Face folder that can be loaded, trained and saved; or a GGUF of plain BF16 weights.
 
 A GGUF holds quantised weights, the tokenizer and the chat template in one file. Tuning needs plain tensors, so the
-file is turned, once, into a folder that ``from_pretrained`` takes like any other. The weights are those of the
-quantised file: what its quantisation lost stays lost.
+file is turned, once, into a folder that ``from_pretrained`` takes like any other; and a server of llama.cpp that is to
+speak with the same weights gets them as BF16. The weights are those of the quantised file: what its quantisation lost
+stays lost.
 """
 
 from __future__ import annotations
@@ -60,6 +61,62 @@ def dequantize(gguf: Path, folder: Path, dtype: str = "float32") -> Path:
     return folder
 
 
+def to_bf16(gguf: Path, target: Path) -> Path:
+    """Write the model in ``gguf`` with plain BF16 matrices to the new file ``target``, and give that file back.
+
+    Metadata (tokenizer, chat template) are kept; vectors, such as the weights of norms, become float32, as llama.cpp's own
+    conversion has them. Why: a server of llama.cpp computes small quantised models in 8-bit integers, and a model of 135
+    million parameters then answers easy questions with nonsense; in BF16 it answers as transformers does. The file appears
+    whole or not at all.
+
+    Raises:
+        ModelError: the file is missing, no GGUF or damaged; the target is taken; the package ``gguf`` is not installed.
+    """
+    gguf, target = Path(gguf), Path(target)
+    if target.exists():
+        raise ModelError(f"{target} exists already. Name a new file, or delete this one first: rm {target}")
+    check(gguf)
+    _require_package()
+    staging = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _rewrite(gguf, staging)
+        staging.rename(target)
+    except _UNREADABLE as error:
+        raise ModelError(f"{gguf} cannot be read: it is damaged or ends too early. Fetch it again. It said: {error}") from error
+    finally:
+        staging.unlink(missing_ok=True)
+    return target
+
+
+def _rewrite(gguf: Path, target: Path) -> None:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
+    from gguf.quants import dequantize as plain
+    from gguf.quants import quantize
+
+    reader = GGUFReader(gguf)
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        # These the writer writes itself.
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), field.types[0], inner)
+    writer.add_file_type(LlamaFileType.MOSTLY_BF16)
+    for tensor in reader.tensors:
+        values = plain(tensor.data, tensor.tensor_type).astype(np.float32)
+        if values.ndim < 2:
+            writer.add_tensor(tensor.name, values)
+        else:
+            kind = GGMLQuantizationType.BF16
+            writer.add_tensor(tensor.name, quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def source(folder: Path) -> dict[str, Any] | None:
     """Where a folder written by :func:`dequantize` came from (gguf, bytes, sha256, dtype), or None for any other
     folder."""
@@ -114,9 +171,13 @@ def _appears_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _convert(gguf: Path, staging: Path, dtype: str) -> None:
+def _require_package() -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError('Reading GGUF files needs the package gguf: pip install "cowest-dspy[gguf]"')
+
+
+def _convert(gguf: Path, staging: Path, dtype: str) -> None:
+    _require_package()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dspy
 from dspy.lm15 import LM15Error, Response
 
-from cowest_dspy.config import Price
+from cowest_dspy.config import Api, Price
+from cowest_dspy.lms import wire
 
 MILLION = 1_000_000
 
@@ -33,6 +34,20 @@ def priced_tokens(price: Price, input_tokens: int | None, output_tokens: int | N
     if input_tokens is None or output_tokens is None:
         return None
     return (price.input * input_tokens + price.output * output_tokens) / MILLION
+
+
+def of_settings(settings: Api, input_tokens: int, output_tokens: int) -> float | None:
+    """What so many tokens of a hosted model would cost; None when its price is not known.
+
+    By the thousand, as in many calls of ordinary length: prices of very long prompts are left out.
+    """
+    if settings.price is not None:
+        return priced_tokens(settings.price, input_tokens, output_tokens)
+    address = {"api_base": settings.api_base} if settings.api_base else {}
+    lm = dspy.LM(settings.model, cache=False, **address)
+    read = usd(lm, None, wire.make_response(settings.model, "", "stop", 1000, 0))
+    written = usd(lm, None, wire.make_response(settings.model, "", "stop", 0, 1000))
+    return None if read is None or written is None else (read * input_tokens + written * output_tokens) / 1000
 
 
 def added(one: float | None, other: float | None) -> float | None:

@@ -32,7 +32,7 @@ OPTIONS = ("settings", "output", "seed", "on_step", "adapter")
 
 @runtime_checkable
 class TunableEngine(Protocol):
-    """What a provider needs of an engine that runs a model in this process."""
+    """What a provider needs of an engine: its weights are on this machine, and it takes adapters."""
 
     base_folder: str
     """The folder or Hub id of the model without any adapter."""
@@ -205,7 +205,7 @@ def tunable(lm: dspy.LM) -> dspy.LM:
     """A copy of ``lm`` that can be tuned, by :func:`tune`, by ``finetune`` and by DSPy's ``BootstrapFinetune``.
 
     Raises:
-        TuningError: it does not run in this process.
+        TuningError: its weights are not on this machine, or its engine takes no adapters.
     """
     return lm.copy(provider=TRLProvider(engine_of(lm)))
 
@@ -214,13 +214,13 @@ def engine_of(lm: dspy.LM) -> TunableEngine:
     """The engine behind an LM.
 
     Raises:
-        TuningError: it is a hosted model or a server's: its weights are not here.
+        TuningError: a hosted model, or a server that takes no adapters or whose weights are not named.
     """
     engine = lm.engine
     if not isinstance(engine, TunableEngine):
         raise TuningError(
-            f"{lm.model} does not run in this process, so its weights cannot be tuned here. "
-            'Use a model with kind = "in_process", or TransformersEngine("...").lm().'
+            f"{lm.model} cannot be tuned here: its weights are not here, or what answers takes no adapters. "
+            'Set kind = "in_process"; or kind = "server" with weights and server = "llama_cpp" or "vllm".'
         )
     return engine
 
