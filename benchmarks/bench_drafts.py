@@ -1,16 +1,24 @@
-"""Sampling drafts: our engine beside what a user would write first, transformers' generate one prompt after another.
+"""Sampling drafts: our engine beside what a user would use instead, on the same prompts, weights, machine and in one run.
 
-    make bench                                  # or: python benchmarks/bench_drafts.py --prompts 16 --drafts 4
+    make bench                                          # 64 prompts x 8 drafts of up to 64 tokens
+    python benchmarks/bench_drafts.py --prompts 16      # smaller
 
-Both run in this process, in one go, on the same weights, precision and threads, from the same prompts; new tokens are counted, not
-assumed. The ratio is what counts: machines differ and are shared.
+Beside it stand transformers' `generate`, one call per draft (what one writes first; on `--one-by-one` drafts only, since it is
+slow), and llama.cpp's server with parallel slots (xllamacpp from PyPI, a BF16 file of the same weights). Every one runs in a
+process of its own, which also gives its peak memory. New tokens are counted, not assumed. Then the engine alone: under 1, 4, 16
+and 64 threads, and what a call through it costs beside calling the model directly. Ratios are what counts: machines differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import resource
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,77 +26,187 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy import TransformersEngine, recipes
-from cowest_dspy.lms import wire
-from cowest_dspy.lms.weights import choose_dtype
-
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/SmolLM2-135M-Instruct"
-NEW_TOKENS = 32
+GGUF = ROOT / "models/SmolLM2-135M-Instruct.BF16.gguf"
+NEW_TOKENS = 64
+WORDS = 84  # about 200 tokens of prompt
+
+Measured = dict[str, float]
 
 
 def prompts(count: int) -> list[list[dict[str, str]]]:
-    """Questions of the handbook's dev split in the drafter's prompt."""
-    rows = recipes.load(f"{ROOT / 'programs/handbook.py'}:examples")("dev")[:count]
-    task = recipes.load(f"{ROOT / 'programs/handbook.py'}:DRAFT_TASK")
-    return [[{"role": "system", "content": task}, {"role": "user", "content": f"Question: {row['question']}"}] for row in rows]
+    """Distinct prompts of about 200 tokens: words of the project's own README in a random order that a seed decides."""
+    words, rng = (ROOT / "README.md").read_text(encoding="utf-8").split(), random.Random(0)
+    task = {"role": "system", "content": "You write short notes about a text."}
+    return [[task, {"role": "user", "content": f"Text: {' '.join(rng.sample(words, WORDS))}\nWrite two sentences about it."}] for _ in range(count)]  # fmt: skip
 
 
-def ours(asked: list[list[dict[str, str]]], drafts: int) -> tuple[float, int]:
-    """Seconds and new tokens of the engine, asked from as many threads as there are drafts."""
-    engine = TransformersEngine(MODEL, max_batch=64)
-    engine.complete(wire.request_from_messages(engine.model_id, asked[0], max_tokens=2))
-    requests = [
-        wire.request_from_messages(engine.model_id, messages, max_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
-        for messages in asked
+def requests(model: str, count: int, drafts: int) -> list[Any]:
+    """What is asked: ``drafts`` samples of every prompt."""
+    from cowest_dspy.lms import wire
+
+    return [
+        wire.request_from_messages(model, messages, max_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
+        for messages in prompts(count)
         for seed in range(drafts)
     ]
+
+
+def ask_all(engine: Any, asked: Sequence[Any], threads: int) -> Measured:
+    """Asks from ``threads`` threads: seconds, drafts and new tokens."""
     started = time.perf_counter()
-    with ThreadPoolExecutor(len(requests)) as pool:
-        answers = list(pool.map(engine.complete, requests))
-    return time.perf_counter() - started, sum(answer.usage.output_tokens or 0 for answer in answers)
+    with ThreadPoolExecutor(threads) as pool:
+        answers = list(pool.map(engine.complete, asked))
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "drafts": len(answers), "tokens": sum(answer.usage.output_tokens or 0 for answer in answers)}
 
 
-def one_by_one(asked: list[list[dict[str, str]]], drafts: int) -> tuple[float, int]:
-    """Seconds and new tokens of ``generate``, one call per draft."""
+def engine_of(batch: int) -> Any:
+    """Our engine, its weights loaded and warm."""
+    from cowest_dspy import TransformersEngine
+    from cowest_dspy.lms import wire
+
+    engine = TransformersEngine(MODEL, max_batch=batch)
+    engine.complete(wire.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
+    return engine
+
+
+def ours(given: argparse.Namespace) -> Measured:
+    """The engine, with everything asked at once."""
+    engine = engine_of(given.batch)
+    asked = requests(engine.model_id, given.prompts, given.drafts)
+    return ask_all(engine, asked, len(asked))
+
+
+def under_threads(given: argparse.Namespace) -> Measured:
+    """The engine's tokens/s when 1, 4, 16, 64 threads ask one request after another."""
+    engine = engine_of(given.batch)
+    found: Measured = {}
+    for threads in (1, 4, 16, 64):
+        asked = requests(engine.model_id, max(1, 2 * threads // given.drafts), given.drafts)[: max(4, 2 * threads)]
+        one = ask_all(engine, asked, threads)
+        found[str(threads)] = one["tokens"] / one["seconds"]
+    return found
+
+
+def overhead(given: argparse.Namespace) -> Measured:
+    """Milliseconds of a greedy call of 16 tokens: through `dspy.LM` and the engine, and as a batch of one without either."""
+    from cowest_dspy.lms import generation
+    from cowest_dspy.lms.sampling import Row
+
+    engine = engine_of(given.batch)
+    lm, loaded = engine.lm(max_tokens=16), engine._load()
+    tokens = engine._tokens([{"role": "user", "content": "Write about the sea."}])[0]
+
+    def median(call: Callable[[], object]) -> float:
+        call()
+        taken: list[float] = []
+        for _ in range(9):
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+        return sorted(taken)[4] * 1000
+
+    return {
+        "through dspy.LM": median(lambda: lm("Write about the sea.")),
+        "directly": median(lambda: generation.run(loaded.begin(), [Row(tokens, 16)])),
+    }
+
+
+def one_by_one(given: argparse.Namespace) -> Measured:
+    """`generate`, one call per draft, for the first few drafts."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from cowest_dspy.lms.weights import choose_dtype
+
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, choose_dtype())).eval()
-    seconds, made = 0.0, 0
-    for messages in asked:
+    seconds, made, asked = 0.0, 0, prompts(given.one_by_one)
+    for seed, messages in enumerate(asked):
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        for seed in range(drafts):
-            torch.manual_seed(seed)
-            started = time.perf_counter()
-            out = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0)
-            seconds += time.perf_counter() - started
-            made += out.shape[1] - ids["input_ids"].shape[1]
-    return seconds, made
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+        out = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0)
+        seconds += time.perf_counter() - started
+        made += out.shape[1] - ids["input_ids"].shape[1]
+    return {"seconds": seconds, "drafts": len(asked), "tokens": made}
+
+
+def llama_cpp(given: argparse.Namespace) -> Measured:
+    """llama.cpp's server with parallel slots and all cores, asked from as many threads."""
+    from cowest_dspy.config import Server
+    from cowest_dspy.lms import ServerEngine, wire
+
+    slots, context = given.slots, 320
+    command = ["{python}", "-m", "cowest_dspy.lms.llama_server", "--model", str(GGUF), "--port", "{port}"]
+    command += ["--parallel", str(slots), "--ctx-size", str(slots * context)]
+    settings: dict[str, Any] = {"server": "llama_cpp", "model": "smol", "command": command, "concurrency": slots}
+    engine = ServerEngine(Server.model_validate({"kind": "server", **settings}))
+    try:
+        engine.complete(wire.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
+        return ask_all(engine, requests(engine.model_id, given.prompts, given.drafts), slots)
+    finally:
+        engine.close()
+
+
+CANDIDATES = {
+    "cowest_dspy engine": ours,
+    "generate, one by one": one_by_one,
+    "llama.cpp server": llama_cpp,
+    "threads": under_threads,
+    "overhead": overhead,
+}
+
+
+def apart(name: str, arguments: list[str]) -> Measured | None:
+    """Measures one candidate in a process of its own; None when it could not be run, and why on stderr."""
+    done = subprocess.run([sys.executable, __file__, "--only", name, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--drafts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--drafts", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=64, help="sequences that the engine computes together, at most")
+    parser.add_argument("--slots", type=int, default=16, help="parallel slots of llama.cpp's server")
+    parser.add_argument("--one-by-one", type=int, default=12, help="drafts that generate is timed on")
+    parser.add_argument("--only", choices=CANDIDATES, help="measure one, print JSON")
     given = parser.parse_args()
     if not MODEL.is_dir():
         raise SystemExit(f"{MODEL} is missing: make models")
-    asked = prompts(given.prompts)
-    measured = {"cowest_dspy engine": ours(asked, given.drafts), "generate, one by one": one_by_one(asked, given.drafts)}
-    base = measured["generate, one by one"]
+    if given.only:
+        found = CANDIDATES[given.only](given)
+        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(json.dumps({**found, "peak": peak / 2**20}))
+        return
+    show(given, sys.argv[1:])
+
+
+def show(given: argparse.Namespace, arguments: list[str]) -> None:
+    """Measures everything, and prints the tables."""
+    measured = {name: apart(name, arguments) for name in CANDIDATES}
     table = Table(title=f"{given.prompts} prompts x {given.drafts} drafts, at most {NEW_TOKENS} new tokens each")
-    for column in ("", "seconds", "new tokens", "tokens/s", "times as fast"):
+    for column in ("", "drafts", "seconds", "drafts/s", "new tokens/s", "times as fast", "peak GiB"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, (seconds, made) in measured.items():
-        ratio = (made / seconds) / (base[1] / base[0])
-        table.add_row(name, f"{seconds:.1f}", str(made), f"{made / seconds:.1f}", f"{ratio:.1f}")
+    base = measured["generate, one by one"]
+    for name in ("cowest_dspy engine", "llama.cpp server", "generate, one by one"):
+        one = measured[name]
+        if one is None or base is None:
+            table.add_row(name, "could not be run")
+            continue
+        rate = one["tokens"] / one["seconds"]
+        cells = [f"{one['drafts']:.0f}", f"{one['seconds']:.1f}", f"{one['drafts'] / one['seconds']:.2f}", f"{rate:.0f}"]
+        table.add_row(name, *cells, f"{rate / (base['tokens'] / base['seconds']):.1f}", f"{one['peak']:.2f}")
     console = Console()
     console.print(table)
-    console.print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    for title, name, unit in (("the engine under threads", "threads", "tokens/s"), ("a call of 16 tokens", "overhead", "ms")):
+        one = measured[name] or {}
+        console.print(f"{title}: " + ", ".join(f"{key} {value:.0f} {unit}" for key, value in one.items() if key != "peak"))
 
 
 if __name__ == "__main__":

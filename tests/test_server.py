@@ -49,7 +49,7 @@ def test_a_request_is_sent_as_it_is_and_the_answer_counted() -> None:
     sent = {"model": "m", "messages": ASKED, "stream": False, "temperature": 0.5, "max_tokens": 4, "stop": ["\n"], "seed": 3}
     assert server.bodies() == [sent | {"top_k": 5}]
     counted = {"finish_reason": "length", "input_tokens": 7, "output_tokens": 3}
-    assert answer == {"model": "server/m", "text": "yes", **counted}
+    assert answer == {"model": "server/m", "text": "yes", "usd": 0.0, **counted}
 
 
 @pytest.mark.parametrize("kind", ["llama_cpp", "vllm"])

@@ -5,6 +5,8 @@ Not known is None and never 0: a sum with an unknown part is unknown. What is co
 
 from __future__ import annotations
 
+from typing import Any
+
 import dspy
 from dspy.lm15 import LM15Error, Response
 
@@ -43,7 +45,7 @@ def of_settings(settings: Api, input_tokens: int, output_tokens: int) -> float |
     """
     if settings.price is not None:
         return priced_tokens(settings.price, input_tokens, output_tokens)
-    address = {"api_base": settings.api_base} if settings.api_base else {}
+    address: dict[str, Any] = {"api_base": settings.api_base} if settings.api_base else {}
     lm = dspy.LM(settings.model, cache=False, **address)
     read = usd(lm, None, wire.make_response(settings.model, "", "stop", 1000, 0))
     written = usd(lm, None, wire.make_response(settings.model, "", "stop", 0, 1000))
