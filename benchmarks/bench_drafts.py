@@ -39,7 +39,8 @@ def prompts(count: int) -> list[list[dict[str, str]]]:
     """Distinct prompts of about 200 tokens: words of the project's own README in a random order that a seed decides."""
     words, rng = (ROOT / "README.md").read_text(encoding="utf-8").split(), random.Random(0)
     task = {"role": "system", "content": "You write short notes about a text."}
-    return [[task, {"role": "user", "content": f"Text: {' '.join(rng.sample(words, WORDS))}\nWrite two sentences about it."}] for _ in range(count)]  # fmt: skip
+    texts = [" ".join(rng.sample(words, WORDS)) for _ in range(count)]
+    return [[task, {"role": "user", "content": f"Text: {text}\nWrite two sentences about it."}] for text in texts]
 
 
 def requests(model: str, count: int, drafts: int) -> list[Any]:
