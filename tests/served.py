@@ -15,14 +15,14 @@ CONTEXT = 1024
 """Tokens that a prompt and its answer may have together."""
 
 
-def llama_cpp_engine(models: Path, *, parallel: int = 4, threads: int = 1) -> ServerEngine:
+def llama_cpp_engine(models: Path, *, parallel: int = 4, threads: int = 1, context: int = CONTEXT) -> ServerEngine:
     """An engine on a server of llama.cpp that has the weak model of the demo; close() stops it. One thread: others may be busy."""
     pytest.importorskip("xllamacpp")
     file = models / f"{SMOL}.BF16.gguf"
     if not file.is_file():
         pytest.skip(f"models/ lacks {file.name}: make models")
     command = ["{python}", "-m", "cowest_dspy.lms.llama_server", "--model", str(file), "--port", "{port}"]
-    command += ["--parallel", str(parallel), "--ctx-size", str(parallel * CONTEXT), "--threads", str(threads)]
+    command += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--threads", str(threads)]
     settings = Server(
         kind="server",
         server="llama_cpp",

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
+from served import llama_cpp_engine
 
 from cowest_dspy import Collaboration, Experiment, build_lm, load_config
 from cowest_dspy.config import KINDS, Config
 from cowest_dspy.data import read_split
 from cowest_dspy.errors import TuningError
 from cowest_dspy.influence import attempt
+from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.recording import listening
 from cowest_dspy.recipes import load
 
@@ -27,7 +29,7 @@ SCRIPTED = ROOT / "programs/backends/scripted.toml"
 
 
 def test_there_is_a_backend_for_every_place_where_models_run() -> None:
-    assert {"in_process", "hub", "openai", "ollama", "scripted"} <= {path.stem for path in BACKENDS}
+    assert {"in_process", "hub", "llama_cpp", "vllm", "openai", "ollama", "scripted"} <= {path.stem for path in BACKENDS}
 
 
 @pytest.mark.parametrize("path", BACKENDS, ids=lambda path: path.stem)
@@ -54,17 +56,26 @@ def program() -> Collaboration:
 
 
 @pytest.fixture(params=["in_process", pytest.param("llama_cpp", marks=pytest.mark.slow)])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Config]:
     """A configuration whose models, weak and strong, are of a kind."""
     if request.param == "llama_cpp":
-        pytest.skip("to be filled in: a llama.cpp server for both models of the demo")
+        engine = llama_cpp_engine(request.getfixturevalue("real_models"), parallel=1, context=8192)
+        values = engine.settings.model_dump(mode="json", exclude_none=True)
+        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (values | {"max_tokens": 8}).items())
+        (tmp_path / "llama_cpp.toml").write_text(f"[weak]\n{lines}\n[strong]\n{lines}\n")
+        config = load_config([HANDBOOK, tmp_path / "llama_cpp.toml"])
+        yield config
+        for engine in {id(lm.engine): lm.engine for lm in (build_lm(config.weak), build_lm(config.strong))}.values():
+            assert isinstance(engine, ServerEngine)
+            engine.close()
+        return
     tiny = Path(shutil.copytree(request.getfixturevalue("tiny_model"), tmp_path / "tiny"))
     settings = json.loads((tiny / "config.json").read_text())
     # The worked examples of the handbook are longer than its 512 tokens; a rotary model computes beyond its length, if badly.
     (tiny / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 8192}))
     table = 'kind = "in_process"\nmodel = "./tiny"\nmax_tokens = 8\n'
     (tmp_path / "tiny.toml").write_text(f"[weak]\n{table}[strong]\n{table}")
-    return load_config([HANDBOOK, tmp_path / "tiny.toml"])
+    yield load_config([HANDBOOK, tmp_path / "tiny.toml"])
 
 
 def heard(program: Collaboration, weak: dspy.LM, strong: dspy.LM, finishing: dspy.LM) -> Heard:
