@@ -193,17 +193,30 @@ def test_turns_are_given_in_the_order_in_which_they_were_asked_for() -> None:
     release = [threading.Event() for _ in range(3)]
 
     def take(number: int) -> None:
-        with turns.mine():
-            order.append(number)
-            release[number].wait(30)
+        turns.run(lambda: (order.append(number), release[number].wait(30)))
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(3)]
     for number, thread in enumerate(threads):
         thread.start()
-        while len(order) + len(turns._waiting) <= number:
+        while len(order) + turns._tasks.qsize() <= number:
             pass
     assert turns.wanted
     for number in range(3):
         release[number].set()
         threads[number].join(30)
     assert order == [0, 1, 2] and not turns.wanted
+
+
+def test_a_turn_gives_what_its_work_gives_or_raises_and_may_ask_for_more() -> None:
+    turns = Turns()
+    assert turns.run(lambda: turns.run(threading.current_thread).name) == "cowest compute"
+    with pytest.raises(ZeroDivisionError):
+        turns.run(lambda: 1 / 0)
+    assert turns.run(lambda: 1) == 1
+
+
+def test_who_has_nothing_to_do_ends_and_is_there_again_when_needed() -> None:
+    turns = Turns()
+    first = turns.run(threading.current_thread)
+    first.join(30)
+    assert not first.is_alive() and turns.run(threading.current_thread) is not first

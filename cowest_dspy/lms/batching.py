@@ -123,9 +123,11 @@ class Batcher:
         while True:
             if not waiting:
                 waiting.append(self._queue.get())
-            with COMPUTE.mine():
-                waiting.extend(self._arrived(self._max_batch - len(waiting)))
-                self._stretch(waiting)
+            COMPUTE.run(lambda: self._turn(waiting))
+
+    def _turn(self, waiting: list[Work]) -> None:
+        waiting.extend(self._arrived(self._max_batch - len(waiting)))
+        self._stretch(waiting)
 
     def _arrived(self, wanted: int) -> list[Work]:
         """What has come in; as long as fewer than ``wanted`` have, after a moment for threads that are about to ask."""

@@ -17,6 +17,7 @@ scale is that of a row, so that it is as reproducible as float32.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -65,7 +66,6 @@ class TransformersEngine:
         self.model_id = f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
         self._adapters: dict[str, Path] = {}
         self._by_name: dict[str, Path] = {}
-        self._loading = threading.RLock()
         self._loaded: Loaded | None = None
         self._chat: ChatTokens | None = None
         self._batcher = Batcher(self._load, max_batch, f"cowest {self.name}")
@@ -114,7 +114,6 @@ class TransformersEngine:
             dspy.lm15.ContextLengthError: a prompt and its text do not fit the model's context.
             ModelError: a model id that this engine does not know.
         """
-        loaded = self._load()
         name = self._adapter_name(model or self.model_id)
         rows = [self._scorable(messages, text) for messages, text in asked]
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -122,19 +121,14 @@ class TransformersEngine:
             groups.setdefault(tokens[:head], []).append(place)
         found: dict[int, likelihood.Likelihood] = {}
         for head, places in groups.items():
-            with COMPUTE.mine():
-                prefix = self._batcher.prefix(loaded, name, head) if head else None
-                speaker = loaded.voices.speak([name])
-                parts = [(rows[place][0][len(head) :], rows[place][2]) for place in places]
-                found.update(zip(places, likelihood.score(speaker, parts, prefix), strict=True))
+            parts = [(rows[place][0][len(head) :], rows[place][2]) for place in places]
+            made = COMPUTE.run(functools.partial(self._likelihoods, name, head, parts))
+            found.update(zip(places, made, strict=True))
         return [found[place] for place in range(len(rows))]
 
     def close(self) -> None:
         """Lets go of the weights; the next request loads them again."""
-        with COMPUTE.mine(), self._loading:
-            self._loaded = None
-            self._batcher.forget()
-            weights.return_memory()
+        COMPUTE.run(self._let_go)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
         return self
@@ -260,18 +254,33 @@ class TransformersEngine:
         top = [{"token": decode([token]), "logprob": lp, "token_id": token} for token, lp in score.top]
         return wire.token_logprob(decode([score.token]), score.logprob, score.token, top)
 
+    def _likelihoods(
+        self, name: str | None, head: tuple[int, ...], parts: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> list[likelihood.Likelihood]:
+        loaded = self._load()
+        prefix = self._batcher.prefix(loaded, name, head) if head else None
+        speaker: Any = loaded.voices.speak([name])
+        return likelihood.score(speaker, parts, prefix)
+
     def _load(self) -> Loaded:
         """The model in memory; loaded when it is not there."""
-        with self._loading:
-            if self._loaded is None:
-                tokenizer = weights.load_tokenizer(Path(self.base_folder))
-                model = weights.load_model(Path(self.base_folder), self.dtype)
-                in_parts = attention.take_over(model)
-                ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._by_name)
-                kind = Session if in_parts else PlainSession
-                self._chat = ChatTokens(tokenizer)
-                self._loaded = Loaded(voices, tokenizer, ends, lambda: kind(model, tokenizer, ends, voices.speak), in_parts)
-            return self._loaded
+        return self._loaded or COMPUTE.run(self._load_now)
+
+    def _load_now(self) -> Loaded:
+        if self._loaded is None:
+            tokenizer = weights.load_tokenizer(Path(self.base_folder))
+            model = weights.load_model(Path(self.base_folder), self.dtype)
+            in_parts = attention.take_over(model)
+            ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._by_name)
+            kind = Session if in_parts else PlainSession
+            self._chat = ChatTokens(tokenizer)
+            self._loaded = Loaded(voices, tokenizer, ends, lambda: kind(model, tokenizer, ends, voices.speak), in_parts)
+        return self._loaded
+
+    def _let_go(self) -> None:
+        self._loaded = None
+        self._batcher.forget()
+        weights.return_memory()
 
 
 _engines: dict[tuple[str, str], TransformersEngine] = {}
