@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,6 +144,23 @@ def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
     assert texts == [generated(tiny_model, messages, 5) for messages in prompts(6)[:5]]
     with pytest.raises(InvalidRequestError, match=r"Out of memory for one request alone, of .* prompt tokens and max_tokens = 5"):
         futures[5].result()
+
+
+def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(tiny_model: Path, tmp_path: Path) -> None:
+    engine = TransformersEngine(tiny_model, dtype="float32", max_batch=16)
+    gone = engine.load_adapter(make_adapter(tiny_model, tmp_path / "gone", 7))
+    shutil.rmtree(tmp_path / "gone")
+    asked = prompts(4)
+    requests = [
+        wire.request_from_messages(gone if place % 2 else engine.model_id, messages, max_tokens=5)
+        for place, messages in enumerate(asked)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(engine.complete, request) for request in requests]
+    assert [wire.response_text(futures[place].result()) for place in (0, 2)] == [generated(tiny_model, asked[p], 5) for p in (0, 2)]
+    for place in (1, 3):
+        with pytest.raises(Exception, match="gone"):
+            futures[place].result()
 
 
 def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(tiny_model: Path) -> None:

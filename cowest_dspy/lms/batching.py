@@ -161,7 +161,9 @@ class Batcher:
                     _settle(batch.step(), alive)
                 waiting.extend(self._arrived(0))
         except Exception as error:
-            self._apart([work for work in {*alive.values(), *joining} if not work.future.done()], error)
+            unanswered = [work for work in {*alive.values(), *joining} if not work.future.done()]
+            self._apart(unanswered or waiting[:1], error)
+            waiting[:] = [work for work in waiting if not work.future.done()]
 
     def _joining(self, waiting: list[Work], batch: BatchOnItsWay, loaded: Loaded) -> list[Work]:
         """Takes out of ``waiting`` who joins now: in the order of arrival, those of one prompt together."""
@@ -188,7 +190,11 @@ class Batcher:
     def _mix(self, present: Sequence[str | None], adapter: str | None, loaded: Loaded) -> bool:
         if set(present) <= {adapter}:
             return True
-        return loaded.joinable and loaded.voices.mix([*present, adapter])
+        try:
+            return loaded.joinable and loaded.voices.mix([*present, adapter])
+        except Exception:
+            # An adapter that cannot be loaded: in a batch of its own the error falls on those who asked for it.
+            return False
 
     def _worth_a_pass(self, taken: Sequence[Work]) -> bool:
         if not taken:
@@ -206,6 +212,8 @@ class Batcher:
     def _apart(self, works: list[Work], error: Exception) -> None:
         """After a failure: each half for itself, down to the request that it belongs to."""
         weights.return_memory()
+        if not works:
+            return
         if len(works) == 1:
             works[0].future.set_exception(_explained(error, works[0]))
             return
