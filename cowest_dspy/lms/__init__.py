@@ -20,6 +20,7 @@ batching.py     requests from any number of threads -> batches
 engine.py       TransformersEngine: all of this behind dspy.LM
 
 Elsewhere:
+keys.py         API keys, held by environment variables
 endpoints.py    whether an endpoint is there, and what it says of its model
 limits.py       requests and tokens per minute, across all threads
 prices.py       what an answer cost

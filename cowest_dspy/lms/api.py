@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import random
 import threading
 from typing import Any
@@ -21,8 +20,9 @@ from dspy.lm15 import Request, Response, response_to_events
 from dspy.utils.exceptions import LMError, LMProviderError, LMTimeoutError, LMTransportError, is_retryable_lm_error
 
 from cowest_dspy.config import Api
-from cowest_dspy.errors import MASK, ConfigError
+from cowest_dspy.errors import MASK
 from cowest_dspy.lms import prices, wire
+from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.limits import Limits, current_stopping, rest, shared_limits
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -56,7 +56,7 @@ class ApiEngine:
             requests=settings.requests_per_minute,
             tokens=settings.tokens_per_minute,
         )
-        self._key = _key(settings)
+        self._key = key_in(settings.api_key_env) if settings.api_key_env else None
         self._inner = _connection(settings, self._key)
         self.supports_function_calling = self._inner.supports_function_calling
         self.supports_reasoning = self._inner.supports_reasoning
@@ -209,15 +209,6 @@ class _Attempt:
 def _says(error: BaseException | None, text: str) -> bool:
     """Whether the error, or one that led to it, has the text in it."""
     return error is not None and (text in f"{error} {vars(error)}" or _says(error.__cause__ or error.__context__, text))
-
-
-def _key(settings: Api) -> str | None:
-    if not settings.api_key_env:
-        return None
-    key = os.environ.get(settings.api_key_env)
-    if not key:
-        raise ConfigError(f"The environment variable {settings.api_key_env} is not set: export it, it holds the API key.")
-    return key
 
 
 def _connection(settings: Api, key: str | None) -> dspy.LM:

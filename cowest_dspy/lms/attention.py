@@ -64,6 +64,8 @@ def take_over(model: Any) -> bool:
     """
     import torch
 
+    if not _sees_everything(model.config):
+        return False
     usual = model.config._attn_implementation
     ids = torch.arange(1, 1 + 2 * _PROBE, device=model.device)[None] * 7 % model.config.vocab_size
     with attending(None):
@@ -79,9 +81,11 @@ def take_over(model: Any) -> bool:
             out = model(input_ids=ids[:, _PROBE:], attention_mask=mask, position_ids=positions, use_cache=False)
         found = out.logits[0, -1].float()
         same = bool((found - expected).norm() < _ALIKE * expected.norm())
+    # A model's own code, of any architecture, runs here in a way that it was not written for: what it raises (a mask of a form
+    # that it does not take, a cache that it does not have, our own refusal) is its answer "no", and it stays as it was.
     except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError):
         same = False
-    if not same or not _sees_everything(model.config):
+    if not same:
         model.set_attn_implementation(usual)
         return False
     return True

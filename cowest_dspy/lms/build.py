@@ -9,7 +9,8 @@ import dspy
 from cowest_dspy.config import Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.lms.engine import shared_engine
-from cowest_dspy.lms.server import key_in, shared_server
+from cowest_dspy.lms.keys import key_in
+from cowest_dspy.lms.server import shared_server
 from cowest_dspy.recipes import load
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,9 @@ import httpx
 from dspy.lm15 import InvalidRequestError, LM15Error, Request, Response, TransportError, response_to_events
 
 from cowest_dspy.config import Server
-from cowest_dspy.errors import ConfigError, ModelError
+from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import protocol, weights, wire
+from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.processes import Place, ServerProcess
 from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAdapters, VllmAdapters
 
@@ -220,18 +220,6 @@ class ServerEngine:
     def _headers(self) -> dict[str, str]:
         variable = self.settings.api_key_env
         return {} if variable is None else {"Authorization": f"Bearer {key_in(variable)}"}
-
-
-def key_in(variable: str) -> str:
-    """The API key that an environment variable holds.
-
-    Raises:
-        ConfigError: it is not set.
-    """
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(f"The environment variable {variable} is not set: export it, it holds the API key.")
-    return key
 
 
 def _served_adapters(settings: Server, base: str | None) -> ServedAdapters:

@@ -1,0 +1,19 @@
+"""API keys: named in files, held by environment variables."""
+
+from __future__ import annotations
+
+import os
+
+from cowest_dspy.errors import ConfigError
+
+
+def key_in(variable: str) -> str:
+    """The API key that an environment variable holds.
+
+    Raises:
+        ConfigError: it is not set.
+    """
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(f"The environment variable {variable} is not set: export it, it holds the API key.")
+    return key
