@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+VLLM   := .venv-vllm
 RUN    ?= runs/handbook
 TASK   := programs/handbook.toml programs/backends/in_process.toml
 # Written when an installation has gone through; older than what it was made from, it is made again.
@@ -12,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo evidence test check format bench clean
+.PHONY: help setup models demo evidence test check format vllm bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,9 +51,20 @@ format: setup ## what ruff can mend by itself
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+vllm: $(VLLM)/.installed ## vLLM for the CPU in .venv-vllm (3.5 GB), for `make bench` and its own tests
+
+# Its pins are not ours, so it gets an environment of its own. It imports only where the three packages it does not need are gone.
+$(VLLM)/.installed: benchmarks/vllm-requirements.txt
+	@echo "vllm: installing vLLM into $(VLLM)"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -qq --disable-pip-version-check --requirement $<
+	@$(VLLM)/bin/pip uninstall -qq --disable-pip-version-check --yes torchvision torchaudio torchcodec
+	@touch $@
+
 bench: models ## speed and quality beside what one would use instead
+	@$(MAKE) --no-print-directory vllm || echo "bench: vLLM cannot be installed here, so its row says so"
 	@set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
 
-clean: ## caches and build products; .venv/, models/ and runs/ stay
+clean: ## caches and build products; .venv*/, models/ and runs/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

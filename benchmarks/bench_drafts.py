@@ -4,9 +4,10 @@
     python benchmarks/bench_drafts.py --prompts 16      # smaller
 
 Beside it stand transformers' `generate`, one call per draft (what one writes first; on `--one-by-one` drafts only, since it is
-slow), and llama.cpp's server with parallel slots (xllamacpp from PyPI, a BF16 file of the same weights). Every one runs in a
-process of its own, which also gives its peak memory. New tokens are counted, not assumed. Then the engine alone: under 1, 4, 16
-and 64 threads, and what a call through it costs beside calling the model directly. Ratios are what counts: machines differ.
+slow), llama.cpp's server with parallel slots (xllamacpp from PyPI, a BF16 file of the same weights) and vLLM for the CPU (from
+`make vllm`; without it the row says so). Every one runs in a process of its own, which also gives its peak memory. New tokens
+are counted, not assumed. Then the engine alone: under 1, 4, 16 and 64 threads, and what a call through it costs beside calling
+the model directly. Ratios are what counts: machines differ.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/SmolLM2-135M-Instruct"
 GGUF = ROOT / "models/SmolLM2-135M-Instruct.BF16.gguf"
+VLLM = ROOT / ".venv-vllm/bin/python"
 NEW_TOKENS = 64
 WORDS = 84  # about 200 tokens of prompt
 
@@ -138,17 +140,30 @@ def one_by_one(given: argparse.Namespace) -> Measured:
 
 def llama_cpp(given: argparse.Namespace) -> Measured:
     """llama.cpp's server with parallel slots and all cores, asked from as many threads."""
-    from cowest_dspy.config import Server
-    from cowest_dspy.lms import ServerEngine, wire
-
     slots, context = given.slots, 320
     command = ["{python}", "-m", "cowest_dspy.lms.llama_server", "--model", str(GGUF), "--port", "{port}"]
     command += ["--parallel", str(slots), "--ctx-size", str(slots * context)]
-    settings: dict[str, Any] = {"server": "llama_cpp", "model": "smol", "command": command, "concurrency": slots}
+    return served("llama_cpp", command, given, slots)
+
+
+def vllm(given: argparse.Namespace) -> Measured:
+    """vLLM's server for the CPU in bfloat16, with as many sequences together as our engine has."""
+    command = ["env", "VLLM_CPU_KVCACHE_SPACE=2", str(VLLM), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--host", "127.0.0.1", "--port", "{port}", "--model", str(MODEL), "--served-model-name", "smol"]
+    command += ["--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", str(given.batch)]
+    return served("vllm", command, given, given.batch)
+
+
+def served(server: str, command: list[str], given: argparse.Namespace, threads: int) -> Measured:
+    """A server that is started for it, and asked from ``threads`` threads when it is warm."""
+    from cowest_dspy.config import Server
+    from cowest_dspy.lms import ServerEngine, wire
+
+    settings: dict[str, Any] = {"server": server, "model": "smol", "command": command, "concurrency": threads}
     engine = ServerEngine(Server.model_validate({"kind": "server", **settings}))
     try:
         engine.complete(wire.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
-        return ask_all(engine, requests(engine.model_id, given.prompts, given.drafts), slots)
+        return ask_all(engine, requests(engine.model_id, given.prompts, given.drafts), threads)
     finally:
         engine.close()
 
@@ -157,6 +172,7 @@ CANDIDATES = {
     "cowest_dspy engine": ours,
     "generate, one by one": one_by_one,
     "llama.cpp server": llama_cpp,
+    "vLLM server": vllm,
     "threads": under_threads,
     "overhead": overhead,
 }
@@ -195,7 +211,7 @@ def show(given: argparse.Namespace, arguments: list[str]) -> None:
     for column in ("", "drafts", "seconds", "drafts/s", "new tokens/s", "times as fast", "peak GiB"):
         table.add_column(column, justify="left" if not column else "right")
     base = measured["generate, one by one"]
-    for name in ("cowest_dspy engine", "llama.cpp server", "generate, one by one"):
+    for name in ("cowest_dspy engine", "vLLM server", "llama.cpp server", "generate, one by one"):
         one = measured[name]
         if one is None or base is None:
             table.add_row(name, "could not be run")

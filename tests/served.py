@@ -1,4 +1,4 @@
-"""Real servers for tests, as engines: llama.cpp's with SmolLM2 in BF16, started when first asked."""
+"""Real servers for tests, as engines: llama.cpp's and vLLM's with SmolLM2 in bfloat16, started when first asked."""
 
 from __future__ import annotations
 
@@ -31,6 +31,29 @@ def llama_cpp_engine(models: Path, *, parallel: int = 4, threads: int = 1, conte
         weights=str(models / SMOL),
         startup=120,
         concurrency=32,
+    )  # pyright: ignore[reportCallIssue] - pydantic's defaults
+    return ServerEngine(settings)
+
+
+def vllm_engine(models: Path, log: Path) -> ServerEngine:
+    """The same for vLLM on the CPU, where `make vllm` has installed it."""
+    program = models.parent / ".venv-vllm/bin/python"
+    if not program.is_file():
+        pytest.skip("vLLM is not installed: make vllm")
+    environment = ["env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", "VLLM_CPU_KVCACHE_SPACE=1"]
+    command = [*environment, str(program), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", "{port}"]
+    command += ["--model", str(models / SMOL), "--served-model-name", SMOL, "--dtype", "bfloat16"]
+    command += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "32"]
+    command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
+    settings = Server(
+        kind="server",
+        server="vllm",
+        model=SMOL,
+        command=tuple(command),
+        weights=str(models / SMOL),
+        startup=400,
+        concurrency=32,
+        log=str(log),
     )  # pyright: ignore[reportCallIssue] - pydantic's defaults
     return ServerEngine(settings)
 

@@ -1,7 +1,7 @@
 """One contract for every kind of backend: whoever passes it can stand behind [weak], [strong] and [judge].
 
-In process (a tiny model) and behind the OpenAI protocol (the strict server) in the default tier; llama.cpp's real server with
-SmolLM2, and SmolLM2 in process, in the slow one. A new backend gets a fixture here, and passes or is none.
+In process (a tiny model) and behind the OpenAI protocol (the strict server) in the default tier; SmolLM2 in process and in the
+real servers of llama.cpp and (after `make vllm`) vLLM in the slow one. A new backend gets a fixture here, and passes or is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.utils.exceptions import LMError
-from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter
+from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 from tiny import make_adapter
 
 from cowest_dspy import TransformersEngine
@@ -81,6 +81,16 @@ def llama_cpp(request: pytest.FixtureRequest) -> Iterator[Backend]:
     engine.close()
 
 
+def vllm(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    models: Path = request.getfixturevalue("real_models")
+    made = request.getfixturevalue("tmp_path_factory").mktemp("contract")
+    engine = vllm_engine(models, made / "vllm.log")
+    adapter = lambda: engine.load_adapter(make_mild_adapter(models / SMOL, made / "mild", 3))  # noqa: E731
+    # What shares a batch changes the last bits of its sums, and so now and then a sample.
+    yield Backend(engine.lm(temperature=0.0), adapter, samples=False, beyond="too long " * CONTEXT)
+    engine.close()
+
+
 def openai_server(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with OpenAIServer(echo) as server:
         settings = {"kind": "server", "model": server.model, "api_base": server.api_base, "num_retries": 0}
@@ -94,8 +104,8 @@ def openai_api(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield Backend(build_lm(Api.model_validate({**settings, "api_key_env": "CONTRACT_KEY"})), beyond=None)
 
 
-BACKENDS = {made.__name__: made for made in (in_process, openai_server, openai_api, smol_in_process, llama_cpp)}
-SLOW = ("smol_in_process", "llama_cpp")
+BACKENDS = {made.__name__: made for made in (in_process, openai_server, openai_api, smol_in_process, llama_cpp, vllm)}
+SLOW = ("smol_in_process", "llama_cpp", "vllm")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BACKENDS])

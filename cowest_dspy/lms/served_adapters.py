@@ -77,7 +77,12 @@ class NoAdapters:
 
 
 class VllmAdapters:
-    """vLLM loads an adapter's folder at run time, and serves it as a model of its own name."""
+    """vLLM loads an adapter's folder at run time, and serves it as a model of its own name.
+
+    On a CPU, do not ask the base and an adapter at the same time: vLLM 0.32 adds the adapter of its last slot to the base's rows of
+    a batch that has both (vLLM pull request 48421; base log-probabilities were off by 0.11 on average, up to 0.65). A stage of a
+    run asks one of them at a time. GPUs have other kernels, and those leave the base alone.
+    """
 
     # vLLM would otherwise sample with what the model's generation_config.json says.
     neutral: dict[str, Any] = _QUIET | {"top_k": -1, "repetition_penalty": 1.0}

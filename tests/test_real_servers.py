@@ -1,4 +1,5 @@
-"""The real server of llama.cpp with the demo's weak model, beside the in-process engine with the same weights. Slow tier."""
+"""Real servers, llama.cpp's and (after `make vllm`) vLLM's, with the demo's weak model, beside the engine in this process with the
+same weights. Slow tier."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import ContextLengthError
-from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter
+from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 from test_processes import is_gone
 
 from cowest_dspy import Experiment, TransformersEngine
@@ -34,9 +35,10 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def engine(real_models: Path) -> Iterator[ServerEngine]:
-    made = llama_cpp_engine(real_models)
+@pytest.fixture(scope="module", params=["llama_cpp", "vllm"])
+def engine(request: pytest.FixtureRequest, real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerEngine]:
+    log = tmp_path_factory.mktemp("log") / "vllm.log"
+    made = llama_cpp_engine(real_models) if request.param == "llama_cpp" else vllm_engine(real_models, log)
     yield made
     made.close()
 
@@ -72,18 +74,19 @@ def agree(engine: ServerEngine, in_process: TransformersEngine, models: tuple[st
         served, ours = (ask(one, question, model, max_tokens=12, logprobs=0) for one, model in zip((engine, in_process), models))  # noqa: B905
         same += served["text"] == ours["text"]
         for one, other in zip(served["logprobs"], ours["logprobs"], strict=False):
-            if one["token_id"] != other["token_id"]:
+            if one["token"] != other["token"]:
                 break
             apart.append(abs(one["logprob"] - other["logprob"]))
-    # What another adapter had computed, or rows in another order, is apart by 0.4 and more. This is BF16 against float32.
-    assert max(apart) < 0.25 and sum(apart) / len(apart) < 0.04
+    # What another adapter had computed, or rows in another order, is apart by 0.4 and more. This is BF16 against float32: of the
+    # weights alone in llama.cpp, of everything in vLLM.
+    assert max(apart) < 0.4 and sum(apart) / len(apart) < 0.05
     return same
 
 
 def test_greedy_answers_and_usage_are_those_of_the_engine_in_this_process(
     engine: ServerEngine, in_process: TransformersEngine
 ) -> None:
-    assert agree(engine, in_process) >= 8
+    assert agree(engine, in_process) >= 7
     served, ours = (ask(one, QUESTIONS[0], max_tokens=24) for one in (engine, in_process))
     assert "Paris" in served["text"] and served["finish_reason"] == "stop"
     assert (served["input_tokens"], served["output_tokens"]) == (ours["input_tokens"], ours["output_tokens"])
@@ -107,14 +110,15 @@ def test_stop_strings_and_max_tokens_end_an_answer(engine: ServerEngine) -> None
     stop = whole["text"][8:11]
     cut = ask(engine, QUESTIONS[3], max_tokens=10, stop=(stop,), logprobs=0)
     assert cut["text"] == whole["text"].split(stop)[0] and cut["finish_reason"] == "stop"
-    # Of a token that a stop string cuts in two, llama.cpp keeps the text and not the log-probability.
-    assert cut["text"].startswith("".join(one["token"] for one in cut["logprobs"])) and cut["logprobs"]
+    # Of a token that a stop string cuts in two, llama.cpp keeps the text alone, and vLLM gives the log-probability of all of it.
+    spelled = "".join(one["token"] for one in cut["logprobs"])
+    assert spelled and (cut["text"].startswith(spelled) or spelled.startswith(cut["text"]))
 
 
 def test_any_text_goes_through_and_a_long_prompt_up_to_the_context(engine: ServerEngine) -> None:
     assert ask(engine, "Grüße, 東京 🌊 \u200b\x07 <|im_end|> {{x}}", max_tokens=8)["output_tokens"] > 0
     assert ask(engine, "word " * (CONTEXT - 80), max_tokens=4)["input_tokens"] > CONTEXT - 100
-    with pytest.raises(ContextLengthError, match="exceeds the available context size"):
+    with pytest.raises(ContextLengthError, match="exceeds"):
         ask(engine, "word " * CONTEXT, max_tokens=4)
 
 
@@ -136,13 +140,18 @@ def test_adapters_speak_as_in_this_process_and_the_base_stays_as_it_was(
         assert ids[0].rpartition("+")[2] == ids[1].rpartition("+")[2]
         assert agree(engine, in_process, ids) >= 7
     models = [engine.model_id, *(engine.load_adapter(adapter) for adapter in adapters)]
+    if engine.settings.server == "vllm":
+        # On the CPU, vLLM 0.32 adds the adapter of its last slot to the base's rows of a mixed batch (see VllmAdapters).
+        assert [ask(engine, question, max_tokens=12)["text"] for question in QUESTIONS] == before
+        models = models[1:]
     # Base and adapters at once, over and over: what one has computed of a prompt is never another's.
+    alone = [ask(engine, question, models[0], max_tokens=12)["text"] for question in QUESTIONS]
     asked = [(question, model) for question in QUESTIONS for model in models] * 2
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda one: ask(engine, *one, max_tokens=12)["text"], asked))
     spoken = {model: [a for a, (_, m) in zip(answers, asked, strict=True) if m == model] for model in models}
-    assert sum(one == other for one, other in zip(spoken[models[0]], before * 2, strict=True)) >= 16
-    assert len({tuple(texts[:10]) for texts in spoken.values()}) == 3
+    assert sum(one == other for one, other in zip(spoken[models[0]], alone * 2, strict=True)) >= 14
+    assert len({tuple(texts[:10]) for texts in spoken.values()}) == len(models)
     assert isinstance(engine, TunableEngine)
 
 
