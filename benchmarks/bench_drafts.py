@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--drafts", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=64, help="sequences that the engine computes together, at most")
+    parser.add_argument("--batch", type=int, default=128, help="sequences that the engine computes together, at most")
     parser.add_argument("--slots", type=int, default=16, help="parallel slots of llama.cpp's server")
     parser.add_argument("--one-by-one", type=int, default=12, help="drafts that generate is timed on")
     parser.add_argument("--only", choices=CANDIDATES, help="measure one, print JSON")

@@ -67,6 +67,39 @@ def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) 
     return value
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a metric said of an answer: a score in [0, 1] with words beside it, or why there is none; and the calls that it made
+    (a judge's)."""
+
+    score: float | None
+    feedback: str = ""
+    error: str | None = None
+    calls: tuple[Call, ...] = ()
+
+
+def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> Scored:
+    """E(answer), where the metric itself may ask a model: an expected failure of it is a failure here, and never a score.
+
+    A metric may return a number, a bool, or ``dspy.Prediction(score=..., feedback=...)``. It is called as in an evaluation.
+
+    Raises:
+        DataError: the metric's value is not in [0, 1].
+    """
+    with listening() as calls:
+        try:
+            given = metric(example, dspy.Prediction(**outputs), trace=None)
+        except EXPECTED_FAILURES as error:
+            return Scored(None, error=f"judge {failure(error)}", calls=tuple(calls))
+    value = float(given)
+    if not 0.0 <= value <= 1.0:
+        raise DataError(
+            f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 and 1, higher is better."
+        )
+    feedback = given.get("feedback") if isinstance(given, dspy.Prediction) else None
+    return Scored(value, str(feedback or ""), calls=tuple(calls))
+
+
 class Influence:
     """A DSPy metric: the score of a collaboration's prediction less the score of the strong model alone.
 

@@ -3,6 +3,7 @@
 ``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:`` each of its calls is appended
 to ``calls`` with its messages, raw completion and finish reason, whatever module or adapter made it. Inside
 ``with keeping(ledger):`` a call that the ledger knows is answered by it, and any other is committed to it before it is used.
+``with sampling(temperature=1.0, seed=3):`` says how its calls sample.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import dspy
@@ -46,6 +47,7 @@ class Ledger(Protocol):
 
 _calls: ContextVar[list[Call] | None] = ContextVar("cowest_calls", default=None)
 _ledger: ContextVar[Ledger | None] = ContextVar("cowest_ledger", default=None)
+_sampling: ContextVar[dict[str, Any] | None] = ContextVar("cowest_sampling", default=None)
 
 
 @contextmanager
@@ -67,6 +69,17 @@ def keeping(ledger: Ledger | None) -> Iterator[None]:
         yield
     finally:
         _ledger.reset(token)
+
+
+@contextmanager
+def sampling(**settings: Any) -> Iterator[None]:
+    """Every call of a bound LM inside this context has these settings (``temperature``, ``top_p``, ``seed``, ...), whatever its
+    module and its LM say. No copy of a program is needed for another draft of it."""
+    token = _sampling.set(settings)
+    try:
+        yield
+    finally:
+        _sampling.reset(token)
 
 
 def recorded(lm: dspy.LM) -> dspy.LM:
@@ -102,7 +115,9 @@ class RecordingEngine:
 
     def complete(self, request: Request) -> Response:
         """The answer of the LM behind, or of the ledger; noted for whoever listens."""
-        ledger = _ledger.get()
+        ledger, settings = _ledger.get(), _sampling.get()
+        if settings:
+            request = replace(request, config=replace(request.config, **settings))
 
         def ask() -> Response:
             with dspy.context(disable_history=True):

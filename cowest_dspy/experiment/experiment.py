@@ -10,55 +10,30 @@ that was killed goes on where it stood, and a finished one is only read.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 
 from cowest_dspy import arms, data
-from cowest_dspy.config import Config, validate
-from cowest_dspy.errors import ConfigError, PairsError, TuningError
+from cowest_dspy.config import Config
+from cowest_dspy.errors import ConfigError, PairsError
+from cowest_dspy.experiment.desk import Desk, Silent, Watch, digest
+from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
-from cowest_dspy.lms.prices import added
 from cowest_dspy.pairs import PreferencePairs, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
-from cowest_dspy.store import Spent, Store
+from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
-from cowest_dspy.traces import Progress, Sampling, Trace, collect
-from cowest_dspy.tuning import DPO, SFT, PeakMemory, TunableEngine, engine_of, tunable, tune
-
-
-class Watch(Protocol):
-    """Who looks on: told of every stage, and of its progress."""
-
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """A context around a stage; inside it, ``progress(done, total)`` is called now and then."""
-        ...
-
-    def say(self, text: str) -> None:
-        """One line for people."""
-        ...
-
-
-class Silent:
-    """A watch that shows nothing."""
-
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """Nothing."""
-        return nullcontext(lambda done, total: None)
-
-    def say(self, text: str) -> None:
-        """Nothing."""
+from cowest_dspy.traces import Sampling, Trace, collect
+from cowest_dspy.tuning import TunableEngine, tunable
 
 
 class Experiment:
@@ -77,12 +52,11 @@ class Experiment:
 
     def __init__(self, config: Config, run: str | Path, *, watch: Watch | None = None, reuse: Sequence[str | Path] = ()) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
-        self.dpo_settings = validate(DPO, config.dpo, "[dpo]")
-        self.sft_settings = validate(SFT, config.sft.settings if config.sft else {}, "[sft.settings]")
-        self.answer_settings = validate(SFT, config.sft.answer_settings if config.sft else {}, "[sft.answer_settings]")
+        settings = TuningSettings.of(config)
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse)
-        self._lms: dict[str, dspy.LM] = {}
+        self._desk = Desk(config, self.run, self.store, self.watch)
+        self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)
 
     def close(self) -> None:
         """Gives the run folder free."""
@@ -137,33 +111,21 @@ class Experiment:
 
     def sft(self) -> dspy.LM:
         """The weak model after domain fine-tuning; as it is when the configuration has no [sft]."""
-        if self.config.sft is None:
-            return self.weak
-        return self._tuned(
-            "drafts", "SFT of the drafter", self.weak, lambda: self._rows(self.config.sft, "drafts"), self.sft_settings
-        )
+        return self._weak_models.drafting()
 
     def answer_sft(self) -> dspy.LM:
         """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that has learned the domain."""
-        if self.config.sft is None or self.config.sft.answers is None:
-            return self.weak
-        return self._tuned(
-            "answers",
-            "SFT of the weak baseline",
-            self.sft(),
-            lambda: self._rows(self.config.sft, "answers"),
-            self.answer_settings,
-        )
+        return self._weak_models.answering()
 
     def collect(self) -> list[Trace]:
         """Drafts of the train split and their influence."""
         rules = self.config.collect
         sampling = Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed)
         program = self.program.bind(weak=self.sft(), strong=self.strong)
-        identity = _digest([self._meaning, program.weak.model, program.strong.model])
+        identity = digest([self._meaning, program.weak.model, program.strong.model])
         if (self.store.record("done", "collect") or {}).get("identity") == identity:
             return kept_traces(self.store)
-        with self._stage("collect", "Collecting drafts and their influence") as progress:
+        with self._desk.stage("collect", "Collecting drafts and their influence") as progress:
             self.store.forget("trace")
             traces = collect(
                 program,
@@ -193,20 +155,14 @@ class Experiment:
         Raises:
             PairsError: fewer pairs than [pairs] least.
         """
-        return self._preferring("dpo", "Preference tuning", self._enough_pairs().rows())
+        return self._weak_models.preferring("dpo", "Preference tuning", self._enough_pairs().rows())
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
         pairs = self._enough_pairs()
         if name == "shuffled":
-            return self._preferring(name, "Control: shuffled labels", shuffled(pairs, self.config.seed))
-        if name == "more_sft":
-            return self._tuned(
-                name, "Control: more SFT", self.sft(), lambda: self._rows(self.config.sft, "drafts"), self.sft_settings
-            )
-        rows = [{"prompt": list(pair.prompt), "completion": list(pair.chosen)} for pair in pairs]
-        settings = self.sft_settings.model_copy(update={"epochs": self.dpo_settings.epochs, "max_steps": None})
-        return self._tuned(name, "Control: SFT on the chosen drafts", self.sft(), lambda: rows, settings)
+            return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(pairs, self.config.seed))
+        return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, pairs)
 
     def evaluate(self, names: Sequence[str] | None = None) -> tuple[Arm, ...]:
         """The arms of these names (default: all that the configuration declares) on the held-out split, and keeps them."""
@@ -242,8 +198,7 @@ class Experiment:
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
         """The collaboration's answer to one input, with the best weak model that the run has."""
-        tuned = self.store.record("adapter", "dpo")
-        weak = self._loaded(tuned) if tuned else self.sft()
+        weak = self._weak_models.kept("dpo") or self.sft()
         return self.program.bind(weak=weak, strong=self.strong)(**inputs)
 
     # How stages are done
@@ -257,60 +212,13 @@ class Experiment:
         code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
         aside = {"evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
-        return _digest([settings, code, self.program.dump_state()])
-
-    def _rows(self, sft: Any, which: str) -> list[dict[str, Any]]:
-        rows = load(getattr(sft, which))(seed=self.config.data.seed)
-        if not rows:
-            raise ConfigError(f"[sft] {which} = {getattr(sft, which)} gave no rows.")
-        return list(rows)
+        return digest([settings, code, self.program.dump_state()])
 
     def _enough_pairs(self) -> PreferencePairs:
         pairs = self.pairs()
         if len(pairs) < self.config.pairs.least:
             raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
         return pairs
-
-    def _preferring(self, name: str, title: str, rows: list[dict[str, Any]]) -> dspy.LM:
-        return self._tuned(name, title, self.sft(), lambda: rows, self.dpo_settings)
-
-    def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO) -> dspy.LM:
-        """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed."""
-        engine = engine_of(self.weak)
-        if getattr(self.config.weak, "dtype", None) == "int8":
-            raise TuningError('A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "auto".')
-        if name not in self._lms:
-            self._lms[name] = self._trained(name, title, start, make_rows(), settings)
-            if isinstance(engine, ServerEngine):
-                engine.require(self._lms[name].model)  # A server that lacks it is one error now, not one of every call.
-        return self._lms[name]
-
-    def _trained(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
-        identity = _digest([name, start.model, settings.model_dump(mode="json"), rows, self.config.seed])
-        known = self.store.record("adapter", name)
-        if known and known["identity"] == identity and (self.run / known["folder"]).is_dir():
-            return self._loaded(known)
-        self._make_room()
-        with self._stage(name, title) as progress:
-            folder = Path("adapters") / f"{name}-{identity}"
-            kind = "preference" if isinstance(settings, DPO) else "sft"
-            tuned = tune(
-                start,
-                rows,
-                kind,
-                settings,
-                self.run / folder,
-                seed=self.config.seed,
-                on_step=lambda step, total, _: progress(step, total),
-            )
-            record = {
-                "identity": identity,
-                "folder": str(folder),
-                "model": tuned.model,
-                "history": tuned.result.history,
-            }
-            self.store.keep("adapter", name, record)
-        return tuned.lm
 
     def _make_room(self) -> None:
         """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""
@@ -319,24 +227,15 @@ class Experiment:
             if isinstance(engine, TransformersEngine | ServerEngine):
                 engine.close()
 
-    def _loaded(self, record: dict[str, Any]) -> dspy.LM:
-        model = engine_of(self.weak).load_adapter(self.run / record["folder"])
-        if model != record["model"]:
-            raise TuningError(
-                f"{self.run / record['folder']} does not hold the weights that were trained ({record['model']}): it was changed. "
-                "Delete that folder and run again to train it anew."
-            )
-        return self.weak.copy(model=model)
-
     def _arm(self, name: str) -> Arm:
         answering, models = self._answering(name)
         examples = self.splits[self.config.evaluate.split]
         asked = [example.id for example in examples]
-        identity = _digest([self._meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
+        identity = digest([self._meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
         known = self.store.record("arm", name)
         if known and known["identity"] == identity:
             return arm_from(name, known)
-        with self._stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
+        with self._desk.stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
             threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
             answers = arms.ask_all(answering, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
         arm = Arm(name, TITLES[name], answers, note=NOTES.get(name, ""))
@@ -359,16 +258,6 @@ class Experiment:
         weak = drafters[name]() if name in drafters else self.control(name)
         return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
 
-    @contextmanager
-    def _stage(self, name: str, title: str) -> Iterator[Progress]:
-        """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
-        started = time.monotonic()
-        with self.watch.stage(title) as progress, self.store.spending(name) as spent, PeakMemory() as memory:
-            yield progress
-        known = self.store.record("stage", name)
-        if known is None or spent.calls or not spent.only_read:
-            self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
-
 
 def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
     """The pairs' rows with chosen and rejected exchanged in a random half: the same texts, no preference in them."""
@@ -376,22 +265,3 @@ def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
     for place in random.Random(seed).sample(range(len(rows)), len(rows) // 2):
         rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
     return rows
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()[:12]
-
-
-def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None) -> dict[str, Any]:
-    """A stage's cost, added to what it had cost before it was interrupted."""
-    before = known or {}
-    return {
-        "seconds": seconds + before.get("seconds", 0.0),
-        "calls": spent.calls + before.get("calls", 0),
-        "tokens_in": spent.input_tokens + before.get("tokens_in", 0),
-        "tokens_out": spent.output_tokens + before.get("tokens_out", 0),
-        "usd": added(spent.usd, before.get("usd", None if before.get("calls") else 0.0)),
-        "cached_calls": spent.cached,
-        "peak_memory_bytes": max(peak, before.get("peak_memory_bytes", 0)),
-        "note": f"{spent.failed} calls failed" if spent.failed else "",
-    }
