@@ -159,16 +159,17 @@ def draft_text(prediction: dspy.Prediction, field: str) -> str:
     return "\n".join(f"{label(name)}: {value}" for name, value in outputs.items())
 
 
-_SPECIAL = re.compile(r"<(?=\|[^|\n]{0,60}\|>|/?s>|/?(?:start|end)_of_turn>|\|)|\[(?=/?INST\])")
+# Tokens of chat templates (<|im_end|>, </s>, <end_of_turn>, [INST], DeepSeek's full-width bars), tags, and DSPy's field marks.
+_SPECIAL = re.compile(r"<(?=[|\uff5c]|/?[A-Za-z_]\w{0,40}\s*/?>)|\[(?=/?INST\]|\[ ?##)")
 
 
 def presentable(draft: str) -> str:
-    """A draft as harmless data: no control characters, no chat-template tokens, at most 4,000 characters.
+    """A draft as harmless data: no control characters, no chat-template tokens, no marks of a field, at most 4,000 characters.
 
     ``presentable("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes it for the end of a turn.
     """
     visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())
-    return _SPECIAL.sub(lambda match: match.group() + " ", visible.strip())[:LONGEST_DRAFT]
+    return _SPECIAL.sub(lambda match: match.group() + " ", visible.strip())[:LONGEST_DRAFT].strip()
 
 
 def _drafter(task: type[dspy.Signature] | None, draft: str) -> dspy.Module:

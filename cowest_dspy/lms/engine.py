@@ -30,6 +30,7 @@ from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import attention, likelihood, streaming, weights, wire
 from cowest_dspy.lms.batching import Batcher, Loaded, Work
 from cowest_dspy.lms.generation import Completion, Session
+from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
 from cowest_dspy.lms.lora import Voices
 from cowest_dspy.lms.plain import PlainSession
 from cowest_dspy.lms.prompts import ChatTokens
@@ -64,8 +65,7 @@ class TransformersEngine:
         self.name = name or Path(str(model)).name
         precision = "-int8" if dtype == "int8" else ""
         self.model_id = f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
-        self._adapters: dict[str, Path] = {}
-        self._by_name: dict[str, Path] = {}
+        self._adapters = KnownAdapters(self.model_id)
         self._loaded: Loaded | None = None
         self._chat: ChatTokens | None = None
         self._batcher = Batcher(self._load, max_batch, f"cowest {self.name}")
@@ -114,7 +114,7 @@ class TransformersEngine:
             dspy.lm15.ContextLengthError: a prompt and its text do not fit the model's context.
             ModelError: a model id that this engine does not know.
         """
-        name = self._adapter_name(model or self.model_id)
+        name = self._adapters.name_of(model or self.model_id)
         rows = [self._scorable(messages, text) for messages, text in asked]
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, (tokens, head, _) in enumerate(rows):
@@ -141,13 +141,12 @@ class TransformersEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings and the folders of its adapters, no weights."""
-        adapters = {model: str(folder) for model, folder in self._adapters.items()}
         return {
             "model": self.base_folder,
             "dtype": self.dtype,
             "max_batch": self.max_batch,
             "name": self.name,
-            "adapters": adapters,
+            "adapters": self._adapters.folders(),
         }
 
     @classmethod
@@ -158,9 +157,7 @@ class TransformersEngine:
             ModelError: an adapter's folder is gone, or holds other weights than when the state was saved.
         """
         engine = shared_engine(state["model"], dtype=state["dtype"], max_batch=state["max_batch"], name=state["name"])
-        for model, folder in state.get("adapters", {}).items():
-            if engine.load_adapter(Path(folder)) != model:
-                raise ModelError(f"{folder} does not hold the weights of {model} any more.")
+        load_again(engine.load_adapter, state.get("adapters", {}))
         return engine
 
     # Adapters
@@ -173,10 +170,7 @@ class TransformersEngine:
         """
         if self.dtype == "int8":
             raise ModelError(f'{self.model_id}: adapters need float weights. Set dtype = "auto" for a model that is tuned.')
-        model = f"{self.model_id}+{weights.adapter_hash(folder)}"
-        self._adapters.setdefault(model, Path(folder).resolve())
-        self._by_name[model.rpartition("+")[2]] = self._adapters[model]
-        return model
+        return self._adapters.add(weights.adapter_hash(folder), folder)
 
     def adapter_folder(self, model: str) -> Path | None:
         """The folder of the adapter that the model id ``model`` names; None for the base.
@@ -184,23 +178,15 @@ class TransformersEngine:
         Raises:
             ModelError: an id that is neither the base nor a loaded adapter.
         """
-        if model == self.model_id:
-            return None
-        if model not in self._adapters:
-            raise ModelError(f"{model} is not loaded here: the engine has {[self.model_id, *self._adapters]}.")
-        return self._adapters[model]
+        return self._adapters.folder_of(model)
 
     # From requests to batches
-
-    def _adapter_name(self, model: str) -> str | None:
-        """The name under which the adapter of a model id is loaded; None for the base."""
-        return None if self.adapter_folder(model) is None else model.rpartition("+")[2]
 
     def _work(self, request: Request, watch: streaming.Watch | None = None) -> Work:
         described = wire.request_to_dict(request)
         config = described["config"]
         unknown = [name for name in config if name not in SUPPORTED]
-        if unknown or (request.model != self.model_id and request.model not in self._adapters):
+        if unknown or request.model not in self._adapters:
             wrong = f"settings {unknown}" if unknown else f"the model {request.model}"
             raise InvalidRequestError(f"{self.model_id}: this engine does not know {wrong}.")
         tokens, head = self._tokens(described["messages"])
@@ -218,7 +204,7 @@ class TransformersEngine:
             seed=int(config.get("seed", 0)),
             stop=tuple(config.get("stop", ())),
             logprobs=config.get("logprobs"),
-            adapter=self._adapter_name(request.model),
+            adapter=self._adapters.name_of(request.model),
             watch=watch,
         )
         return Work(tokens, head, row)
@@ -271,7 +257,7 @@ class TransformersEngine:
             tokenizer = weights.load_tokenizer(Path(self.base_folder))
             model = weights.load_model(Path(self.base_folder), self.dtype)
             in_parts = attention.take_over(model)
-            ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._by_name)
+            ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._adapters.by_name)
             kind = Session if in_parts else PlainSession
             self._chat = ChatTokens(tokenizer)
             self._loaded = Loaded(voices, tokenizer, ends, lambda: kind(model, tokenizer, ends, voices.speak), in_parts)

@@ -30,6 +30,7 @@ from cowest_dspy.config import Server
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import protocol, weights, wire
 from cowest_dspy.lms.keys import key_in
+from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
 from cowest_dspy.lms.processes import Place, ServerProcess
 from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAdapters, VllmAdapters
 
@@ -65,7 +66,7 @@ class ServerEngine:
         if located and settings.server != "openai":
             self.base_folder = str(located)
         self._served = _served_adapters(settings, str(located) if located else None)
-        self._adapters: dict[str, Path] = {}
+        self._adapters = KnownAdapters(self.model_id)
         self._process = ServerProcess(settings.command, startup=settings.startup, log=settings.log) if settings.command else None
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._opening = threading.Lock()
@@ -121,8 +122,7 @@ class ServerEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings (an API key only by its variable's name), and adapters' folders."""
-        adapters = {model: str(folder) for model, folder in self._adapters.items()}
-        return {"settings": self.settings.model_dump(mode="json"), "adapters": adapters}
+        return {"settings": self.settings.model_dump(mode="json"), "adapters": self._adapters.folders()}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> ServerEngine:
@@ -132,9 +132,7 @@ class ServerEngine:
             ModelError: an adapter's folder is gone, or holds other weights than when the state was saved.
         """
         engine = shared_server(Server.model_validate(state["settings"]))
-        for model, folder in state.get("adapters", {}).items():
-            if engine.load_adapter(Path(folder)) != model:
-                raise ModelError(f"{folder} does not hold the weights of {model} any more.")
+        load_again(engine.load_adapter, state.get("adapters", {}))
         return engine
 
     # Adapters
@@ -153,9 +151,7 @@ class ServerEngine:
                 'set for instance weights = "../../models/SmolLM2-135M-Instruct".'
             )
         self._served.know(adapter_hash, Path(folder).resolve())
-        model = f"{self.model_id}+{adapter_hash}"
-        self._adapters.setdefault(model, Path(folder).resolve())
-        return model
+        return self._adapters.add(adapter_hash, Path(folder))
 
     def adapter_folder(self, model: str) -> Path | None:
         """The folder of the adapter that the model id ``model`` names; None for the base.
@@ -163,11 +159,7 @@ class ServerEngine:
         Raises:
             ModelError: an id that is neither the base nor a known adapter.
         """
-        if model == self.model_id:
-            return None
-        if model not in self._adapters:
-            raise ModelError(f"{model} is not loaded here: the engine has {[self.model_id, *self._adapters]}.")
-        return self._adapters[model]
+        return self._adapters.folder_of(model)
 
     def require(self, model: str) -> None:
         """Sees now that the server answers and has the adapter of ``model``, so that a run fails before its first question.
@@ -185,9 +177,9 @@ class ServerEngine:
     # The server
 
     def _adapter_of(self, model: str) -> str | None:
-        if model != self.model_id and model not in self._adapters:
+        if model not in self._adapters:
             raise InvalidRequestError(f"{self.model_id}: this engine does not know the model {model}.")
-        return None if model == self.model_id else model.rpartition("+")[2]
+        return self._adapters.name_of(model)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[Place]:
