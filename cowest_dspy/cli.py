@@ -117,7 +117,10 @@ def collect(files: Files, run: Run = None, seed: Seed = None) -> None:
     from cowest_dspy.traces import influence_report
 
     with _experiment(files, run, seed) as experiment:
-        console.print(str(influence_report(experiment.collect())))
+        traces = experiment.collect()
+        console.print(str(influence_report(traces)))
+        if any(traces.saved.values()):
+            console.print(f"saved: {traces.saved['weak_calls']} drafts, {traces.saved['strong_calls']} answers of the strong model")
 
 
 @app.command()

@@ -162,6 +162,10 @@ class Collect(Table):
     drafts: int = Field(4, ge=2, description="drafts sampled for each example")
     temperature: float = Field(1.0, gt=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    adaptive: bool = Field(False, description="stop sampling an example when it has a pair with [pairs] margin, or hardly will")
+    answers: int = Field(
+        1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
+    )
     max_failed: float = Field(0.3, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
 
 

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ CREATE TABLE calls (key TEXT PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NU
 CREATE TABLE failures (key TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL, error TEXT NOT NULL, created REAL NOT NULL);
 CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key));
 """
+_OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
 
 
 @dataclass
@@ -52,6 +53,16 @@ class Spent:
     def only_read(self) -> bool:
         """Whether the work was answered from the store alone."""
         return self.cached > 0 and not self.calls and not self.failed
+
+
+@dataclass(eq=False)
+class _Answer:
+    """An answer that waits for its commit."""
+
+    row: tuple[Any, ...]
+    answer: dict[str, Any]
+    done: bool = False
+    error: sqlite3.Error | None = None
 
 
 class Store:
@@ -76,7 +87,9 @@ class Store:
                 f"{self.folder} is in use by another process. Wait for it, or give another folder with --run."
             ) from None
         self._lock = threading.RLock()
-        self._asking: dict[str, threading.Lock] = {}
+        self._turns = threading.Lock()
+        self._asking: dict[str, tuple[threading.Lock, int]] = {}
+        self._queue: list[_Answer] = []
         self.stage, self.spent = "none", Spent()
         try:
             self._db = self._open(self.folder / "run.sqlite")
@@ -140,9 +153,7 @@ class Store:
         A failure of ``ask`` is noted and raised.
         """
         key = wire.request_key(request)
-        with self._lock:
-            mine = self._asking.setdefault(key, threading.Lock())
-        with mine:
+        with self._turn(key):
             known = self._known(key)
             if known is not None:
                 with self._lock:
@@ -157,28 +168,56 @@ class Store:
             self._commit(key, request, response, time.monotonic() - started)
             return response, False
 
+    @contextmanager
+    def _turn(self, key: str) -> Iterator[None]:
+        """One asks for a key at a time. Its lock is dropped when nobody waits for it."""
+        with self._turns:
+            mine, waiting = self._asking.get(key) or (threading.Lock(), 0)
+            self._asking[key] = mine, waiting + 1
+        try:
+            with mine:
+                yield
+        finally:
+            with self._turns:
+                mine, waiting = self._asking.pop(key)
+                if waiting > 1:
+                    self._asking[key] = mine, waiting - 1
+
     def _known(self, key: str) -> Response | None:
         with self._lock:
             row = self._db.execute("SELECT response FROM calls WHERE key = ?", (key,)).fetchone()
         return wire.response_from_dict(json.loads(row[0])) if row else None
 
     def _commit(self, key: str, request: Request, response: Response, seconds: float) -> None:
+        """Commits an answer, together with those that came while the last commit was under way: writing to the disk is what
+        takes time, and it is the same for one as for many. Returns when it is committed."""
         answer = wire.response_to_dict(response)
-        row = (
-            key,
-            self.stage,
-            request.model,
-            _dumps(wire.request_to_dict(request)),
-            _dumps(answer),
-            seconds,
-            time.time(),
-        )
-        with self._lock, self._db:
-            self._db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            self.spent.calls += 1
-            self.spent.input_tokens += answer["input_tokens"]
-            self.spent.output_tokens += answer["output_tokens"]
-            self.spent.usd = added(self.spent.usd, answer["usd"])
+        asked, said = _dumps(wire.request_to_dict(request)), _dumps(answer)
+        mine = _Answer((key, self.stage, request.model, asked, said, seconds, time.time()), answer)
+        with self._turns:
+            self._queue.append(mine)
+        with self._lock:
+            if not mine.done:
+                with self._turns:
+                    together, self._queue = self._queue, []
+                self._commit_all(together)
+        if mine.error is not None:
+            raise mine.error
+
+    def _commit_all(self, answers: Sequence[_Answer]) -> None:
+        try:
+            with self._db:
+                self._db.executemany("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", [one.row for one in answers])
+        except sqlite3.Error as error:
+            for one in answers:
+                one.error = error
+        for one in answers:
+            one.done = True
+            if one.error is None:
+                self.spent.calls += 1
+                self.spent.input_tokens += one.answer["input_tokens"]
+                self.spent.output_tokens += one.answer["output_tokens"]
+                self.spent.usd = added(self.spent.usd, one.answer["usd"])
 
     def _fail(self, key: str, model: str, error: Exception) -> None:
         text = masked(f"{type(error).__name__}: {error}")[:1000]
@@ -212,6 +251,34 @@ class Store:
         with self._lock:
             rows = self._db.execute("SELECT key, value FROM records WHERE kind = ? ORDER BY rowid", (kind,)).fetchall()
         return {key: json.loads(value) for key, value in rows}
+
+    def count(self, kind: str, *, start: str = "") -> int:
+        """How many records of a kind there are, of those whose key begins with ``start``. Also when the store is closed."""
+        with closing(self._reading()) as db:
+            row = db.execute(f"SELECT count(*) FROM records WHERE {_OF_KIND}", (kind, len(start), start)).fetchone()
+        return int(row[0])
+
+    def each(self, kind: str, *, start: str = "", chunk: int = 500) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Keys and records of a kind, of those whose key begins with ``start``, in the order in which they were last kept.
+
+        A chunk is in memory at a time, and no lock is held in between. Also when the store is closed.
+        """
+        # NOT INDEXED: by rowid, where the index of the primary key would have every chunk sorted.
+        query = f"SELECT rowid, key, value FROM records NOT INDEXED WHERE rowid > ? AND {_OF_KIND} ORDER BY rowid LIMIT ?"
+        place = -1
+        while True:
+            with closing(self._reading()) as db:
+                rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
+            yield from ((key, json.loads(value)) for _, key, value in rows)
+            if len(rows) < chunk:
+                return
+            place = rows[-1][0]
+
+    def _reading(self) -> sqlite3.Connection:
+        """A connection of its own: it sees what is committed, and does not wait for what is being written."""
+        db = sqlite3.connect(f"{(self.folder / 'run.sqlite').resolve().as_uri()}?mode=rw", uri=True)
+        db.execute("PRAGMA query_only=1")
+        return db
 
     def forget(self, kind: str, keys: Iterable[str] | None = None) -> None:
         """Drops records of a kind: those with these keys, or all."""

@@ -32,7 +32,7 @@ from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
-from cowest_dspy.traces import Sampling, Trace, collect
+from cowest_dspy.traces import Sampling, Traces, collect
 from cowest_dspy.tuning import TunableEngine, tunable
 
 
@@ -117,12 +117,13 @@ class Experiment:
         """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that has learned the domain."""
         return self._weak_models.answering()
 
-    def collect(self) -> list[Trace]:
+    def collect(self) -> Traces:
         """Drafts of the train split and their influence."""
         rules = self.config.collect
-        sampling = Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed)
+        margin = self.config.pairs.margin
+        sampling = Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed, adaptive=rules.adaptive, margin=margin)
         program = self.program.bind(weak=self.sft(), strong=self.strong)
-        identity = digest([self._meaning, program.weak.model, program.strong.model])
+        identity = digest([self._meaning, program.weak.model, program.strong.model, *([margin] if rules.adaptive else [])])
         if (self.store.record("done", "collect") or {}).get("identity") == identity:
             return kept_traces(self.store)
         with self._desk.stage("collect", "Collecting drafts and their influence") as progress:
@@ -134,6 +135,8 @@ class Experiment:
                 sampling,
                 store=self.store,
                 threads=self.config.strong.concurrency,
+                weak_threads=self.config.weak.concurrency,
+                answers=rules.answers,
                 max_failed=rules.max_failed,
                 on_progress=progress,
             )

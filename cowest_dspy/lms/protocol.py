@@ -80,7 +80,7 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
         said = answer.json()
         choice, usage = said["choices"][0], said.get("usage") or {}
         text = choice["message"].get("content") or ""
-        reason = choice["finish_reason"]
+        reason = "content_filter" if choice["message"].get("refusal") else choice["finish_reason"]
         wanted = request.config.logprobs
         logprobs = None if wanted is None else _logprobs(choice, text, wanted)
         return wire.make_response(

@@ -26,7 +26,8 @@ EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
 
 @dataclass(frozen=True)
 class Call:
-    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now."""
+    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now. ``usd`` is what
+    it cost when it was made, in US dollars; None where its price is not known."""
 
     model: str
     messages: tuple[dict[str, str], ...]
@@ -35,6 +36,7 @@ class Call:
     input_tokens: int
     output_tokens: int
     cached: bool
+    usd: float | None = None
 
 
 class Ledger(Protocol):
@@ -136,6 +138,7 @@ class RecordingEngine:
                     answer["input_tokens"],
                     answer["output_tokens"],
                     cached,
+                    answer["usd"],
                 )
             )
         return response
