@@ -93,6 +93,7 @@ class Store:
         self.stage, self.spent = "none", Spent()
         try:
             self._db = self._open(self.folder / "run.sqlite")
+            self._reader, self._reader_lock = self._reading(), threading.Lock()
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
         except BaseException:
             self._hold.release()
@@ -129,6 +130,7 @@ class Store:
 
     def close(self) -> None:
         """Gives the folder free; everything was committed before."""
+        self._reader.close()
         self._db.close()
         self._hold.release()
 
@@ -184,8 +186,9 @@ class Store:
                     self._asking[key] = mine, waiting - 1
 
     def _known(self, key: str) -> Response | None:
-        with self._lock:
-            row = self._db.execute("SELECT response FROM calls WHERE key = ?", (key,)).fetchone()
+        # On a connection of its own, which sees all that is committed: a question does not wait for the disk.
+        with self._reader_lock:
+            row = self._reader.execute("SELECT response FROM calls WHERE key = ?", (key,)).fetchone()
         return wire.response_from_dict(json.loads(row[0])) if row else None
 
     def _commit(self, key: str, request: Request, response: Response, seconds: float) -> None:
@@ -276,7 +279,8 @@ class Store:
 
     def _reading(self) -> sqlite3.Connection:
         """A connection of its own: it sees what is committed, and does not wait for what is being written."""
-        db = sqlite3.connect(f"{(self.folder / 'run.sqlite').resolve().as_uri()}?mode=rw", uri=True)
+        address = f"{(self.folder / 'run.sqlite').resolve().as_uri()}?mode=rw"
+        db = sqlite3.connect(address, uri=True, check_same_thread=False)
         db.execute("PRAGMA query_only=1")
         return db
 

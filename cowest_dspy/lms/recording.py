@@ -110,6 +110,9 @@ class RecordingEngine:
         self.supports_reasoning = inner.supports_reasoning
         self.supports_response_schema = inner.supports_response_schema
         self.supported_params = inner.supported_params
+        # The LM around us has checked the request, and an LM that neither caches nor retries would only do so again.
+        plain = type(inner) is dspy.LM and not isinstance(inner._engine_spec, str) and not inner.callbacks
+        self._direct: Any = inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
 
     def inner_for(self, model: str) -> dspy.LM:
         """The LM behind this engine, under the id ``model`` (an adapter's, for instance)."""
@@ -122,6 +125,8 @@ class RecordingEngine:
             request = replace(request, config=replace(request.config, **settings))
 
         def ask() -> Response:
+            if self._direct is not None and dspy.settings.send_stream is None:
+                return self._direct.complete(request)
             with dspy.context(disable_history=True):
                 return self.inner_for(request.model)(request)
 

@@ -112,7 +112,7 @@ def make_response(
     *,
     usd: float | None = None,
 ) -> Response:
-    """A text response with its token counts; ``finish_reason`` is "stop", "length" or "content_filter", ``usd`` as for :func:`priced`."""
+    """A text response with its token counts; ``finish_reason`` is stop, length or content_filter, ``usd`` as for :func:`priced`."""
     usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
     return priced(Response(None, model, Message.assistant(text), finish_reason, usage, logprobs), usd)
 
