@@ -47,7 +47,11 @@ class ProgramError(CowestError):
     """A program that is not bound to its LMs, or whose parts do not fit together."""
 
 
-class StoreError(CowestError):
+# It arises inside of a model's call. DSPy makes a failure of the model of whatever an engine raises there, and a failure is
+# counted and passed over; warnings that were made errors are the exception, which it lets through as they are.
+
+
+class StoreError(CowestError, Warning):
     """A run folder that is in use, damaged, or belongs to another configuration."""
 
 

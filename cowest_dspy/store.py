@@ -62,7 +62,7 @@ class _Answer:
     row: tuple[Any, ...]
     answer: dict[str, Any]
     done: bool = False
-    error: sqlite3.Error | None = None
+    error: StoreError | None = None
 
 
 class Store:
@@ -93,7 +93,7 @@ class Store:
         self.stage, self.spent = "none", Spent()
         try:
             self._db = self._open(self.folder / "run.sqlite")
-            self._reader, self._reader_lock = self._reading(), threading.Lock()
+            self._reader, self._reader_lock = self._open_reader(), threading.Lock()
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
         except BaseException:
             self._hold.release()
@@ -213,7 +213,7 @@ class Store:
                 self._db.executemany("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", [one.row for one in answers])
         except sqlite3.Error as error:
             for one in answers:
-                one.error = error
+                one.error = StoreError(f"An answer could not be written to {self.folder / 'run.sqlite'} ({error}): it is not used.")
         for one in answers:
             one.done = True
             if one.error is None:
@@ -257,11 +257,11 @@ class Store:
 
     def count(self, kind: str, *, start: str = "") -> int:
         """How many records of a kind there are, of those whose key begins with ``start``. Also when the store is closed."""
-        with closing(self._reading()) as db:
+        with closing(self._open_reader()) as db:
             row = db.execute(f"SELECT count(*) FROM records WHERE {_OF_KIND}", (kind, len(start), start)).fetchone()
         return int(row[0])
 
-    def each(self, kind: str, *, start: str = "", chunk: int = 500) -> Iterator[tuple[str, dict[str, Any]]]:
+    def each(self, kind: str, *, start: str = "", chunk: int = 100) -> Iterator[tuple[str, dict[str, Any]]]:
         """Keys and records of a kind, of those whose key begins with ``start``, in the order in which they were last kept.
 
         A chunk is in memory at a time, and no lock is held in between. Also when the store is closed.
@@ -270,14 +270,14 @@ class Store:
         query = f"SELECT rowid, key, value FROM records NOT INDEXED WHERE rowid > ? AND {_OF_KIND} ORDER BY rowid LIMIT ?"
         place = -1
         while True:
-            with closing(self._reading()) as db:
+            with closing(self._open_reader()) as db:
                 rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
             yield from ((key, json.loads(value)) for _, key, value in rows)
             if len(rows) < chunk:
                 return
             place = rows[-1][0]
 
-    def _reading(self) -> sqlite3.Connection:
+    def _open_reader(self) -> sqlite3.Connection:
         """A connection of its own: it sees what is committed, and does not wait for what is being written."""
         address = f"{(self.folder / 'run.sqlite').resolve().as_uri()}?mode=rw"
         db = sqlite3.connect(address, uri=True, check_same_thread=False)

@@ -160,7 +160,7 @@ class Rollout:
         """When nothing is under way: another draft, or what there is."""
         rules = self._plan.sampling
         traces = [self._trace(index) for index in range(len(self._drafts))]
-        hopeless = all(answer.error for answer in self._alone.values())
+        hopeless = any(answer.error for answer in self._alone.values())
         if len(traces) < rules.drafts and not hopeless and not enough(traces, rules):
             index = len(traces)
             self._do(self._pools.weak, lambda: self._draft(index))
@@ -250,17 +250,17 @@ class Rollout:
 
 
 class _Mean:
-    """Several answers to one prompt as one: the first that has a score, and the mean of the scores that there are."""
+    """Several answers to one prompt as one: the first, and the mean of their scores. One that failed fails the whole: a mean of
+    what is left would leave out the hard ones."""
 
     def __init__(self, answers: dict[int, Answered]) -> None:
         ordered = [answers[number] for number in sorted(answers)]
-        good = [answer for answer in ordered if answer.scored.score is not None]
-        self.scores = tuple(answer.scored.score for answer in good if answer.scored.score is not None)
+        self.error = next((answer.error for answer in ordered if answer.error), None)
+        scores = [answer.scored.score for answer in ordered if answer.scored.score is not None]
+        self.scores = () if self.error else tuple(scores)
         self.score = sum(self.scores) / len(self.scores) if self.scores else None
-        first = good[0] if good else next(iter(ordered), None)
-        self.outputs = first.made.outputs if first else None
-        self.error = None if good or first is None else first.error
-        self.feedback = first.scored.feedback if first else ""
+        self.outputs = ordered[0].made.outputs if ordered else None
+        self.feedback = ordered[0].scored.feedback if ordered else ""
 
 
 def _tokens(weak: tuple[Call, ...], strong: list[Call]) -> dict[str, int]:

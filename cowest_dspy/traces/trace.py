@@ -17,7 +17,7 @@ class Trace:
     of refining this draft, without alone and without a judge. ``feedback`` is what the metric said of the refined answer.
 
     With several answers each (``collect(answers=m)``), ``refined_score`` and ``alone_score`` are the means of ``refined_scores``
-    and ``alone_scores``, which hold those that did not fail; ``refined`` and ``alone`` are the first of them.
+    and ``alone_scores``, and ``refined`` and ``alone`` are the first of them. One that failed fails the whole.
     """
 
     example_id: str
