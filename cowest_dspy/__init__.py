@@ -26,6 +26,7 @@ _HOMES = {
     "SFT": "tuning",
     "Sampling": "traces",
     "Store": "store",
+    "StoredTraces": "traces",
     "Trace": "traces",
     "TransformersEngine": "lms",
     "build_lm": "lms",
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "SFT",
     "Sampling",
     "Store",
+    "StoredTraces",
     "Trace",
     "TransformersEngine",
     "build_lm",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from cowest_dspy.program import Collaboration as Collaboration
     from cowest_dspy.store import Store as Store
     from cowest_dspy.traces import Sampling as Sampling
+    from cowest_dspy.traces import StoredTraces as StoredTraces
     from cowest_dspy.traces import Trace as Trace
     from cowest_dspy.traces import collect as collect
     from cowest_dspy.tuning import DPO as DPO
