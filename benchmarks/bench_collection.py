@@ -67,7 +67,8 @@ class Questions(Sequence[dspy.Example]):
 
 
 class Scripted:
-    """An engine that keeps nothing. Weak: one of two drafts, by the seed. Strong: what the background says, after ``seconds``."""
+    """An engine that keeps nothing. Weak: a draft for each seed, every second one with the answer, so that none is refined twice
+    at the price of one. Strong: what the background begins with, after ``seconds``."""
 
     supports_function_calling = supports_reasoning = supports_response_schema = False
     supported_params = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
@@ -84,10 +85,11 @@ class Scripted:
         text = wire.request_messages(request)[-1]["content"]
         if self.role == "weak":
             seed = request.config.seed or 0
-            said = text.rpartition(" ")[2].rstrip("?") if seed % 2 else f"nothing, {seed}"
+            said = f"{text.rpartition(' ')[2].rstrip('?') if seed % 2 else 'nothing'} (draft {seed})"
         else:
-            time.sleep(self.seconds) if self.seconds else None
-            said = text.partition("Background: ")[2] or "unknown"
+            if self.seconds:
+                time.sleep(self.seconds)
+            said = text.partition("Background: ")[2].partition(" ")[0] or "unknown"
         return wire.make_response(request.model, said, "stop", 20, 2, usd=0.0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scripted:
@@ -124,7 +126,7 @@ def ours(given: argparse.Namespace, *, stored: bool, seconds: float = 0.0) -> Me
         traces = collect(program, examples, match, Sampling(DRAFTS), store=store, threads=given.threads)
         report = influence_report(traces)
         taken = time.perf_counter() - started
-    assert len(report.values) == len(examples) * DRAFTS and not report.failed
+    assert len(report.values) == len(examples) * DRAFTS and not report.failed and not traces.saved["strong_calls"]
     return {"seconds": taken, "traces": len(report.values)}
 
 

@@ -97,7 +97,7 @@ def influence_report(traces: Iterable[Trace]) -> InfluenceReport:
 
 def _check(plan: Plan) -> None:
     """Raises what can be known to be wrong before anything is asked."""
-    _ = plan.program.weak
+    _ = plan.models
     temperature = plan.program.strong.kwargs.get("temperature")
     if plan.answers < 1:
         raise CollectionError(f"answers is {plan.answers}: it must be 1 or more.")

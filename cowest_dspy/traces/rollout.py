@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import dspy
@@ -36,6 +37,16 @@ class Plan:
     sampling: Sampling
     answers: int = 1
     draft_metric: Metric | None = None
+
+    @cached_property
+    def models(self) -> tuple[str, str]:
+        """The ids of the weak and the strong model."""
+        return self.program.weak.model, self.program.strong.model
+
+    @cached_property
+    def answer_fields(self) -> frozenset[str]:
+        """What a draft must have to be an answer."""
+        return frozenset(self.program.answer_fields)
 
 
 @dataclass(frozen=True)
@@ -209,8 +220,7 @@ class Rollout:
         plan = self._plan
         if plan.draft_metric is not None:
             return scored(plan.draft_metric, self._example, draft).score
-        answers = set(plan.program.answer_fields) <= set(draft)
-        return scored(plan.metric, self._example, draft).score if answers else None
+        return scored(plan.metric, self._example, draft).score if plan.answer_fields <= draft.keys() else None
 
     # The traces
 
@@ -238,8 +248,8 @@ class Rollout:
             alone_score=alone.score,
             influence=refined.score - alone.score if whole and refined.score is not None and alone.score is not None else None,
             draft_score=answers[0].draft_score if answers else None,
-            weak_model=plan.program.weak.model,
-            strong_model=plan.program.strong.model,
+            weak_model=plan.models[0],
+            strong_model=plan.models[1],
             tokens=_tokens(drafted.calls, strong),
             error=error,
             feedback=refined.feedback,
