@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Budget": "budget",
+    "BudgetError": "errors",
     "Collaboration": "program",
     "CowestError": "errors",
     "DPO": "tuning",
@@ -37,6 +39,8 @@ _HOMES = {
     "tune": "tuning",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
+    "Budget",
+    "BudgetError",
     "Collaboration",
     "CowestError",
     "DPO",
@@ -62,7 +66,9 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.budget import Budget as Budget
     from cowest_dspy.config import load_config as load_config
+    from cowest_dspy.errors import BudgetError as BudgetError
     from cowest_dspy.errors import CowestError as CowestError
     from cowest_dspy.experiment import Experiment as Experiment
     from cowest_dspy.influence import Influence as Influence

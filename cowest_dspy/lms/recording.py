@@ -16,12 +16,15 @@ from typing import Any, Protocol
 
 import dspy
 from dspy.lm15 import LM15Error, Request, Response
-from dspy.utils.exceptions import AdapterParseError, LMError
+from dspy.utils.exceptions import AdapterParseError, LMError, is_retryable_lm_error
 
+from cowest_dspy.budget import another_attempt, attempts_count
 from cowest_dspy.errors import masked
 from cowest_dspy.lms import wire
+from cowest_dspy.lms.limits import rest
 
 EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
+LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class RecordingEngine:
             if self._direct is not None and dspy.settings.send_stream is None:
                 return self._direct.complete(request)
             with dspy.context(disable_history=True):
-                return self.inner_for(request.model)(request)
+                return _asked(self.inner_for(request.model), request)
 
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
         listener = _calls.get()
@@ -156,6 +159,24 @@ class RecordingEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordingEngine:
         return self
+
+
+def _asked(lm: dspy.LM, request: Request) -> Response:
+    """The answer of ``lm``. Where a budget counts attempts, DSPy's retries are made here, so that each of them is counted."""
+    if not lm.num_retries or not attempts_count():
+        return lm(request)
+    once = lm.copy(num_retries=0)
+    for retries in range(lm.num_retries + 1):
+        if retries:
+            another_attempt()
+        try:
+            return once(request)
+        except LMError as error:
+            if retries == lm.num_retries or not is_retryable_lm_error(error):
+                raise
+            pause = min(max(error.retry_after or 0.0, 0.5 * 2**retries), LONGEST_PAUSE)
+        rest(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 _KINDS = (

@@ -62,7 +62,12 @@ def request_from_messages(model: str, messages: list[dict[str, str]], **sampling
 
 def request_key(request: Request) -> str:
     """The content of a request as 64 hexadecimal digits: equal for equal model id, messages and settings, on any machine."""
-    canonical = json.dumps(request_to_dict(request), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
+    return content_key(request_to_dict(request))
+
+
+def content_key(asked: Mapping[str, Any]) -> str:
+    """:func:`request_key` of a request as a dictionary, also after a round trip through JSON."""
+    canonical = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -63,6 +63,7 @@ def collect(
         ProgramError: the program is not bound.
         CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept), or several answers were asked
             for of a strong model that does not sample.
+        BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one goes on.
     """
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
