@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Budget": "budget",
+    "BudgetError": "errors",
     "Collaboration": "program",
     "CowestError": "errors",
     "DPO": "tuning",
@@ -26,6 +28,7 @@ _HOMES = {
     "SFT": "tuning",
     "Sampling": "traces",
     "Store": "store",
+    "StoredTraces": "traces",
     "Trace": "traces",
     "TransformersEngine": "lms",
     "build_lm": "lms",
@@ -36,6 +39,8 @@ _HOMES = {
     "tune": "tuning",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
+    "Budget",
+    "BudgetError",
     "Collaboration",
     "CowestError",
     "DPO",
@@ -48,6 +53,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "SFT",
     "Sampling",
     "Store",
+    "StoredTraces",
     "Trace",
     "TransformersEngine",
     "build_lm",
@@ -60,7 +66,9 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.budget import Budget as Budget
     from cowest_dspy.config import load_config as load_config
+    from cowest_dspy.errors import BudgetError as BudgetError
     from cowest_dspy.errors import CowestError as CowestError
     from cowest_dspy.experiment import Experiment as Experiment
     from cowest_dspy.influence import Influence as Influence
@@ -73,6 +81,7 @@ if TYPE_CHECKING:
     from cowest_dspy.program import Collaboration as Collaboration
     from cowest_dspy.store import Store as Store
     from cowest_dspy.traces import Sampling as Sampling
+    from cowest_dspy.traces import StoredTraces as StoredTraces
     from cowest_dspy.traces import Trace as Trace
     from cowest_dspy.traces import collect as collect
     from cowest_dspy.tuning import DPO as DPO

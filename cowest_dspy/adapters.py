@@ -40,7 +40,7 @@ class LineAdapter(dspy.ChatAdapter):
     ) -> str:
         """One labelled line per input that is given."""
         fields = {name: field for name, field in signature.input_fields.items() if name in inputs}
-        lines = [_line(name, format_field_value(field, inputs[name])) for name, field in fields.items()]
+        lines = [_line(name, _shown(field, inputs[name])) for name, field in fields.items()]
         return "\n".join(part for part in [prefix, *lines, suffix] if part)
 
     def format_assistant_message_content(
@@ -48,7 +48,7 @@ class LineAdapter(dspy.ChatAdapter):
     ) -> str:
         """One labelled line per output; the bare value when there is only one."""
         values = {
-            name: str(format_field_value(field, outputs.get(name, missing_field_message or "")))
+            name: str(_shown(field, outputs.get(name, missing_field_message or "")))
             for name, field in signature.output_fields.items()
         }
         if len(values) == 1:
@@ -86,6 +86,11 @@ class LineAdapter(dspy.ChatAdapter):
 def label(name: str) -> str:
     """``final_answer`` -> ``Final answer``."""
     return name.replace("_", " ").strip().capitalize()
+
+
+def _shown(field: Any, value: Any) -> Any:
+    # A text is shown as it is; DSPy builds a pydantic adapter to find that out.
+    return value if type(value) is str else format_field_value(field, value)
 
 
 def _line(name: str, value: Any) -> str:

@@ -59,6 +59,7 @@ Files = Annotated[
 Run = Annotated[
     Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)
 ]
+NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
 
 
@@ -117,7 +118,10 @@ def collect(files: Files, run: Run = None, seed: Seed = None) -> None:
     from cowest_dspy.traces import influence_report
 
     with _experiment(files, run, seed) as experiment:
-        console.print(str(influence_report(experiment.collect())))
+        traces = experiment.collect()
+        console.print(str(influence_report(traces)))
+        if any(traces.saved.values()):
+            console.print(f"saved: {traces.saved['weak_calls']} drafts, {traces.saved['strong_calls']} answers of the strong model")
 
 
 @app.command()
@@ -146,16 +150,28 @@ def report(files: Files, run: Run = None, seed: Seed = None) -> None:
 
 @app.command()
 def doctor(
-    files: Files,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="TOML files, the task first and then the backend.", show_default=False)
+    ] = None,
     seed: Seed = None,
-    no_ask: Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")] = False,
+    no_ask: NoAsk = False,
+    repair: Annotated[
+        Path | None, typer.Option("--repair", help="Save what can be read of this damaged run folder; no TOML.", show_default=False)
+    ] = None,
 ) -> None:
     """Loads or reaches each model of the TOML files, checks that it can do its part, and says what a run would ask of it.
 
     One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit code 0: no error was found.
 
     Example: `cowest doctor programs/handbook.toml programs/backends/openai.toml`
+
+    `cowest doctor --repair runs/handbook` mends a run's damaged store: whole rows are kept, and the damaged file beside them.
     """
+    if repair is not None:
+        _repair(repair, files)
+        return
+    if not files:
+        raise CowestError("Name TOML files, the task first and then the backend; or --repair and a run's folder.")
     from cowest_dspy.config import load_config
     from cowest_dspy.doctor import examine
 
@@ -166,6 +182,46 @@ def doctor(
     _show_diagnosis(diagnosis)
     if not diagnosis.healthy:
         raise typer.Exit(1)
+
+
+@app.command()
+def quote(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Train examples that are asked as a run would.")] = 3,
+    no_ask: NoAsk = False,
+) -> None:
+    """Says what a cycle will cost before it is begun: calls, tokens, money and minutes, by stage and in all, against [budget].
+
+    A few train examples are collected as a run would, which an API charges for (`--no-ask`: only calls are counted, nothing is
+    asked); the answers are kept in the run's folder. Exit code 1: [budget] is expected to be exceeded.
+
+    Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
+    """
+    from cowest_dspy.config import load_config
+    from cowest_dspy.quote import counted, probed
+
+    if no_ask:
+        made = counted(load_config(files, seed=seed))
+    else:
+        with _experiment(files, run, seed) as experiment:
+            made = probed(experiment, examples)
+    rows = made.table()
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for name, *cells in rows:
+        print(name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  ")
+    print("", *made.text(), sep="\n")
+    if made.exceeded:
+        raise typer.Exit(1)
+
+
+def _repair(run: Path, files: list[Path] | None) -> None:
+    from cowest_dspy.repair import repair
+
+    if files:
+        raise CowestError("--repair takes the run's folder, and no TOML files.")
+    console.print(str(repair(run)), markup=False, soft_wrap=True)
 
 
 @config_app.command()
@@ -274,6 +330,8 @@ def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Iterat
     try:
         with Experiment(config, run or Path("runs") / config.name, watch=Live()) as experiment:
             yield experiment
+            if experiment.store.guard is not None:
+                console.print(f"budget: {experiment.store.guard.spent()}")
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         raise typer.Exit(130) from None

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -162,6 +163,10 @@ class Collect(Table):
     drafts: int = Field(4, ge=2, description="drafts sampled for each example")
     temperature: float = Field(1.0, gt=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    adaptive: bool = Field(False, description="stop sampling an example when it has a pair with [pairs] margin, or hardly will")
+    answers: int = Field(
+        1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
+    )
     max_failed: float = Field(0.3, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
 
 
@@ -199,8 +204,9 @@ class Config(Table):
     pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
+    budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 
-    @field_validator("sft", "judge", mode="before")
+    @field_validator("sft", "judge", "budget", mode="before")
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value

@@ -7,6 +7,7 @@
     |-- ModelError      weights, tokenizers, adapters, engines
     |-- ProgramError    a program that is not bound, or whose signatures do not fit together
     |-- StoreError      the run folder: in use, damaged, or of another configuration
+    |-- BudgetError     [budget] is used up: everything is kept, and a larger one goes on
     |-- CollectionError a collection that must not go on, for instance because too many calls fail
     |-- PairsError      no pairs, or a file that holds something else
     |-- TuningError     training that cannot start, or must not go on
@@ -47,8 +48,16 @@ class ProgramError(CowestError):
     """A program that is not bound to its LMs, or whose parts do not fit together."""
 
 
-class StoreError(CowestError):
+# Both arise inside of a model's call. DSPy makes a failure of the model of whatever an engine raises there, and a failure is
+# counted and passed over; warnings that were made errors are the exception, which it lets through as they are.
+
+
+class StoreError(CowestError, Warning):
     """A run folder that is in use, damaged, or belongs to another configuration."""
+
+
+class BudgetError(CowestError, Warning):
+    """A limit of [budget] is reached. It ends a collection or an evaluation; all that was answered is kept."""
 
 
 class CollectionError(CowestError):
@@ -75,12 +84,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 MASK = "***"
 _SECRET = re.compile(
-    r"\b(?:sk|pk|rk|gsk|hf|xai|ghp|gho|glpat|pypi|key)[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|\bAIza[A-Za-z0-9_-]{10,}"
-    r"|(?<=\bBearer )[^\s\"']{8,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
+    r"\b(?:sk|pk|rk|gsk|hf|xai|gh[pousr]|github_pat|glpat|pypi|key|xox[abeoprs])[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}"
+    r"|\b(?:sk-|hf_|gh[pousr]_)[A-Za-z0-9]{30,}"  # by chance without a digit
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[A-Za-z0-9_-]{10,}"
+    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # a JSON Web Token
+    r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----.*?(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----|\Z)"
+    r"|(?<=\bBearer )[^\s\"']{8,}|(?<=\b(?i:bearer) )(?=[^\s\"']*\d)[^\s\"']{8,}"
+    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)",
+    re.DOTALL,
 )
 
 
 def masked(text: str) -> str:
-    """``text`` with everything that looks like an API key, a bearer token or a password in a URL replaced by ``***``."""
+    """``text`` with everything that looks like an API key, a token, a private key or a password in a URL replaced by ``***``."""
     return _SECRET.sub(MASK, text)

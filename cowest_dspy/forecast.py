@@ -58,11 +58,12 @@ class Forecast:
 def planned_calls(config: Config, sizes: Mapping[str, int]) -> tuple[Planned, ...]:
     """The calls of each stage of a cycle, when the splits have these ``sizes`` ("train", and that of [evaluate] split).
 
-    With n drafts an example costs n + 1 strong calls: one refines each draft, one answers alone.
+    With n drafts an example costs n + 1 strong calls, each of them [collect] answers times: one refines each draft, one answers
+    alone.
     """
     train, asked, drafts = sizes["train"], sizes[config.evaluate.split], config.collect.drafts
     wanted = config.evaluate
-    stages = [Planned("collect", train * drafts, train * (drafts + 1))]
+    stages = [Planned("collect", train * drafts, train * (drafts + 1) * config.collect.answers)]
     if wanted.weak:
         stages.append(Planned("evaluate weak", asked, 0))
     stages.append(Planned("evaluate strong", 0, asked))
@@ -80,12 +81,12 @@ def forecast(stages: tuple[Planned, ...], probe: Probe, settings: LMSettings, dr
     output_tokens = calls * probe.output_tokens
     one_by_one = calls * probe.seconds / 60
     at_once = max(1, min(settings.concurrency, calls))
-    minutes = max(one_by_one / at_once, _least_minutes(settings, calls, input_tokens + output_tokens))
+    minutes = max(one_by_one / at_once, least_minutes(settings, calls, input_tokens + output_tokens))
     return Forecast(probe.role, calls, at_once, input_tokens, output_tokens, minutes, max(one_by_one, minutes))
 
 
-def _least_minutes(settings: LMSettings, calls: int, tokens: int) -> float:
-    """What the limits of an API's table leave."""
+def least_minutes(settings: LMSettings, calls: float, tokens: float) -> float:
+    """The minutes that so many calls and tokens take at least, within the limits of an API's table; 0 where there are none."""
     if not isinstance(settings, Api):
         return 0.0
     by_requests = calls / settings.requests_per_minute if settings.requests_per_minute else 0.0

@@ -36,16 +36,25 @@ class Attempt:
         """Whether any of its calls ended because ``max_tokens`` was reached."""
         return any(call.finish_reason == "length" for call in self.calls)
 
+    @property
+    def refused(self) -> bool:
+        """Whether a provider's filter, or the model itself, refused one of its calls."""
+        return any(call.finish_reason == "content_filter" for call in self.calls)
+
 
 def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
-    """Runs one step of a program. An expected failure (of the LM, its connection, parsing, a cut-off answer) becomes its error;
-    anything else is a bug in the program and is raised."""
+    """Runs one step of a program. An expected failure (of the LM, its connection, parsing, a refused or cut-off answer) becomes
+    its error; anything else is a bug in the program and is raised."""
     with listening() as calls:
         try:
             prediction = step()
         except EXPECTED_FAILURES as error:
-            return Attempt(None, failure(error), tuple(calls))
-    made = Attempt({key: value for key, value in prediction.items() if key != "logprobs"}, None, tuple(calls))
+            made = Attempt(None, failure(error), tuple(calls))
+        else:
+            made = Attempt({key: value for key, value in prediction.items() if key != "logprobs"}, None, tuple(calls))
+    # What was refused or cut off may also fail to parse: the cause is named, not what followed from it.
+    if made.refused:
+        return Attempt(None, "refusal: the provider or the model refused to answer", made.calls)
     if made.cut_off:
         return Attempt(None, "truncated: max_tokens was reached before the end", made.calls)
     return made

@@ -96,9 +96,19 @@ class Collaboration(dspy.Module):
 
     def drafted(self, **inputs: Any) -> str:
         """The weak model's draft for the inputs, as the strong model will see it."""
+        return self.draft_outputs(**inputs)["draft"]
+
+    def draft_outputs(self, **inputs: Any) -> dspy.Prediction:
+        """The weak model's outputs by field, and as ``draft`` the text that the strong model will see of them."""
         with self._speaking():
             prediction = self.draft(**inputs)
-        return presentable(draft_text(prediction, self.draft_field))
+        outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
+        return dspy.Prediction(**{**outputs, "draft": presentable(draft_text(prediction, self.draft_field))})
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        """The fields of an answer: the outputs of refine's last predictor. A draft that has them all can be scored as an answer."""
+        return tuple(_signature(self.refine.predictors()[-1]).output_fields)
 
     def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs and a draft."""

@@ -2,7 +2,10 @@
 
 A call is kept under the content of its request (model id with its weights' hash, messages, settings, seed), so that a run that
 was killed anywhere goes on where it stood and pays for nothing twice. Two equal requests at once cost one call. Failures are
-noted and asked again the next time. One process at a time may hold a run.
+noted and asked again the next time. One process at a time may hold a run, and a [budget] limits it (budget.py).
+
+A file of an older version is brought to this one when it is opened, in one transaction. A row that does not fit its checksum,
+or a page that cannot be read, is an error that names ``cowest doctor --repair`` (repair.py), which saves the rest.
 """
 
 from __future__ import annotations
@@ -12,26 +15,20 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 from dspy.lm15 import Request, Response
 
+from cowest_dspy.budget import Bill, Budget, Clock, Guard, Paying
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.lms import wire
 from cowest_dspy.lms.prices import added
+from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, crc_of, damaged, held, migrate, told, with_functions
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE calls (key TEXT PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL,
-                    response TEXT NOT NULL, seconds REAL NOT NULL, created REAL NOT NULL);
-CREATE TABLE failures (key TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL, error TEXT NOT NULL, created REAL NOT NULL);
-CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key));
-"""
+_OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
 
 
 @dataclass
@@ -54,68 +51,95 @@ class Spent:
         return self.cached > 0 and not self.calls and not self.failed
 
 
+@dataclass(eq=False)
+class _Answer:
+    """An answer that waits for its commit."""
+
+    row: tuple[Any, ...]
+    answer: dict[str, Any]
+    done: bool = False
+    error: StoreError | None = None
+
+
 class Store:
     """A run folder, held by this process. Use as a context manager, or call :meth:`close`.
 
     Args:
         folder: the run's folder; made when it is not there.
         reuse: other runs' folders, whose answers to the very same requests are taken over instead of asking again.
+        budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises BudgetError.
+        strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
 
     Raises:
         StoreError: another process holds the folder, the file is damaged, or it was written by a newer version.
     """
 
-    def __init__(self, folder: str | Path, *, reuse: Sequence[str | Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        reuse: Sequence[str | Path] = (),
+        budget: Budget | None = None,
+        strong: str | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._hold = filelock.FileLock(self.folder / "run.lock")
-        try:
-            self._hold.acquire(timeout=0)
-        except filelock.Timeout:
-            raise StoreError(
-                f"{self.folder} is in use by another process. Wait for it, or give another folder with --run."
-            ) from None
+        self._path = self.folder / "run.sqlite"
+        self._hold = held(self.folder)
         self._lock = threading.RLock()
-        self._asking: dict[str, threading.Lock] = {}
+        self._turns = threading.Lock()
+        self._asking: dict[str, tuple[threading.Lock, int]] = {}
+        self._queue: list[_Answer] = []
         self.stage, self.spent = "none", Spent()
         try:
-            self._db = self._open(self.folder / "run.sqlite")
+            self._db = self._open(self._path)
+            self._reader, self._reader_lock = self._open_reader(), threading.Lock()
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
+            self._clock, self.guard = Clock(), None
+            self._session = f"seconds of session {self._sessions() + 1}"
+            if budget is not None and budget.limited:
+                self.guard = Guard(budget, self._clock, self.bill())
+            if strong is not None:
+                self.count_as_strong(strong)
         except BaseException:
             self._hold.release()
             raise
 
     def _open(self, path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, check_same_thread=False)
+        with_functions(db)
         try:
-            db.execute("PRAGMA journal_mode=WAL")
-            # FULL: an answer that was paid for is on the disk, not only in the system's memory, when it is used.
-            db.execute("PRAGMA synchronous=FULL")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            elif version > SCHEMA_VERSION:
-                raise StoreError(f"{path} was written by a newer cowest_dspy (schema {version}): update, or start a new run.")
-        except sqlite3.DatabaseError as error:
-            db.close()
-            raise StoreError(f"{path} is damaged ({error}). Move it away to start anew; nothing was changed.") from error
-        except StoreError:
+            with told(path):
+                db.execute("PRAGMA journal_mode=WAL")
+                # FULL: an answer that was paid for is on the disk, not only in the system's memory, when it is used.
+                db.execute("PRAGMA synchronous=FULL")
+                migrate(db, path)
+                if path.stat().st_size <= CHECKED_BYTES:
+                    (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+                    if found != "ok":
+                        raise sqlite3.DatabaseError(found)
+        except BaseException:
             db.close()
             raise
         return db
 
     def _take_over(self, others: Sequence[Path]) -> None:
-        """Copies the calls of other runs; each keeps the stage under which it was first paid."""
+        """Copies the calls of other runs; each keeps the stage under which it was first paid, and costs this run nothing."""
         for other in others:
             if not other.is_file():
                 raise StoreError(f"There is no run in {other.parent}: no {other.name}.")
-            self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
-            with self._db:
-                self._db.execute("INSERT OR IGNORE INTO calls SELECT * FROM other.calls")
-            self._db.execute("DETACH DATABASE other")
+            with told(other):
+                self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
+                with self._db:
+                    self._db.execute(
+                        f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) SELECT key, stage, model, request, response, seconds, "
+                        "created, tokens_of(response), usd_of(response), 0, crc_of(key || request || response) FROM other.calls"
+                    )
+                self._db.execute("DETACH DATABASE other")
 
     def close(self) -> None:
         """Gives the folder free; everything was committed before."""
+        self._reader.close()
         self._db.close()
         self._hold.release()
 
@@ -130,65 +154,166 @@ class Store:
         """Books the calls inside this context under ``stage``; gives the running sum."""
         before, self.stage, self.spent = (self.stage, self.spent), stage, Spent()
         try:
-            yield self.spent
+            with self._clock:
+                yield self.spent
         finally:
             self.stage, self.spent = before
+            with self._writing():
+                self._note_time()
+
+    def count_as_strong(self, model: str) -> None:
+        """Says which model's calls ``strong_calls`` counts; what the run has made of them before is counted from the store."""
+        if self.guard is not None:
+            self.guard.strong, self.guard.bill = model, self.bill(model)
+
+    def bill(self, strong: str | None = None) -> Bill:
+        """What this run has spent, over all its processes; with the attempts on the model of the id ``strong``.
+
+        An answer that was taken over from another run cost nothing here.
+        """
+        with self._reading():
+            sums = "SELECT coalesce(sum(tokens), 0), sum(usd), count(*), count(usd) FROM calls WHERE attempts > 0"
+            tokens, usd, calls, priced = self._db.execute(sums).fetchone()
+            tables = "SELECT model, attempts FROM calls UNION ALL SELECT model, attempts FROM failures"
+            query = f"SELECT coalesce(sum(attempts), 0) FROM ({tables}) WHERE model = ?"
+            (attempts,) = self._db.execute(query, (strong,)).fetchone()
+            before = "SELECT coalesce(sum(value), 0) FROM meta WHERE key LIKE 'seconds of %' AND key != ?"
+            (seconds,) = self._db.execute(before, (self._session,)).fetchone()
+        return Bill(attempts, tokens, (usd or 0.0) if calls == priced else None, float(seconds))
+
+    def _sessions(self) -> int:
+        with self._reading():
+            return int(self._db.execute("SELECT count(*) FROM meta WHERE key LIKE 'seconds of %'").fetchone()[0])
+
+    def _note_time(self) -> None:
+        """Within a transaction: how long this process was at work on the run."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._session, str(self._clock.seconds)))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The connection and a transaction, for one thread."""
+        with self._lock, told(self._path), self._db:
+            yield
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The connection for one thread."""
+        with self._lock, told(self._path):
+            yield
 
     def answer(self, request: Request, ask: Callable[[], Response]) -> tuple[Response, bool]:
         """``(response, cached)``: what is kept for this request, otherwise what ``ask()`` gives, committed before it is returned.
 
         A failure of ``ask`` is noted and raised.
+
+        Raises:
+            BudgetError: the budget is used up; nothing was asked.
+            StoreError: the file cannot be read or written.
         """
         key = wire.request_key(request)
-        with self._lock:
-            mine = self._asking.setdefault(key, threading.Lock())
-        with mine:
+        with self._turn(key):
             known = self._known(key)
             if known is not None:
                 with self._lock:
                     self.spent.cached += 1
                 return known, True
             started = time.monotonic()
-            try:
-                response = ask()
-            except Exception as error:
-                self._fail(key, request.model, error)
-                raise
-            self._commit(key, request, response, time.monotonic() - started)
+            with self._clock, self.guard.paying(request.model) if self.guard else nullcontext(Paying(False)) as paying:
+                try:
+                    response = ask()
+                except BaseException as error:
+                    # Ctrl-C too: what was under way may have been paid for.
+                    self._fail(key, request.model, error, paying.attempts)
+                    raise
+                self._commit(key, request, response, time.monotonic() - started, paying.attempts)
             return response, False
 
+    @contextmanager
+    def _turn(self, key: str) -> Iterator[None]:
+        """One asks for a key at a time. Its lock is dropped when nobody waits for it."""
+        with self._turns:
+            mine, waiting = self._asking.get(key) or (threading.Lock(), 0)
+            self._asking[key] = mine, waiting + 1
+        try:
+            with mine:
+                yield
+        finally:
+            with self._turns:
+                mine, waiting = self._asking.pop(key)
+                if waiting > 1:
+                    self._asking[key] = mine, waiting - 1
+
     def _known(self, key: str) -> Response | None:
-        with self._lock:
-            row = self._db.execute("SELECT response FROM calls WHERE key = ?", (key,)).fetchone()
-        return wire.response_from_dict(json.loads(row[0])) if row else None
+        # On a connection of its own, which sees all that is committed: a question does not wait for the disk.
+        with self._reader_lock, told(self._path):
+            row = self._reader.execute("SELECT request, response, crc FROM calls WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        self._check(row[2], key, row[0], row[1])
+        return wire.response_from_dict(json.loads(row[1]))
 
-    def _commit(self, key: str, request: Request, response: Response, seconds: float) -> None:
+    def _check(self, crc: int, *texts: str) -> None:
+        if crc != crc_of("".join(texts)):
+            raise damaged(self._path, "a row is not what was written")
+
+    def _commit(self, key: str, request: Request, response: Response, seconds: float, attempts: int) -> None:
+        """Commits an answer, together with those that came while the last commit was under way: writing to the disk is what
+        takes time, and it is the same for one as for many. Returns when it is committed."""
         answer = wire.response_to_dict(response)
+        asked, said = _dumps(wire.request_to_dict(request)), _dumps(answer)
+        tokens = answer["input_tokens"] + answer["output_tokens"]
         row = (
-            key,
-            self.stage,
-            request.model,
-            _dumps(wire.request_to_dict(request)),
-            _dumps(answer),
-            seconds,
-            time.time(),
-        )
-        with self._lock, self._db:
-            self._db.execute("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            self.spent.calls += 1
-            self.spent.input_tokens += answer["input_tokens"]
-            self.spent.output_tokens += answer["output_tokens"]
-            self.spent.usd = added(self.spent.usd, answer["usd"])
+            key, self.stage, request.model, asked, said, seconds, time.time(),
+            tokens, answer["usd"], attempts, crc_of(key + asked + said),
+        )  # fmt: skip
+        mine = _Answer(row, answer)
+        with self._turns:
+            self._queue.append(mine)
+        with self._lock:
+            if not mine.done:
+                with self._turns:
+                    together, self._queue = self._queue, []
+                self._commit_all(together)
+        if mine.error is not None:
+            raise StoreError(str(mine.error)) from mine.error
+        if self.guard:
+            self.guard.paid(tokens, answer["usd"])
 
-    def _fail(self, key: str, model: str, error: Exception) -> None:
+    def _commit_all(self, answers: Sequence[_Answer]) -> None:
+        failed: StoreError | None = None
+        try:
+            with self._writing():
+                marks = ", ".join("?" * len(answers[0].row))
+                self._db.executemany(f"INSERT INTO calls ({CALL_COLUMNS}) VALUES ({marks})", [one.row for one in answers])
+                self._note_time()
+        except StoreError as error:
+            failed = error
+        for one in answers:
+            one.done, one.error = True, failed
+            if failed is None:
+                self.spent.calls += 1
+                self.spent.input_tokens += one.answer["input_tokens"]
+                self.spent.output_tokens += one.answer["output_tokens"]
+                self.spent.usd = added(self.spent.usd, one.answer["usd"])
+
+    def _fail(self, key: str, model: str, error: BaseException, attempts: int) -> None:
         text = masked(f"{type(error).__name__}: {error}")[:1000]
-        with self._lock, self._db:
-            self._db.execute("INSERT INTO failures VALUES (?, ?, ?, ?, ?)", (key, self.stage, model, text, time.time()))
+        with self._writing():
+            row = (key, self.stage, model, text, time.time(), attempts)
+            self._db.execute("INSERT INTO failures (key, stage, model, error, created, attempts) VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._note_time()
+        with self._lock:
             self.spent.failed += 1
+
+    def seconds_of(self, request: Request) -> float:
+        """How long the answer that is kept for this request took when it was asked for; 0 when there is none."""
+        with self._reading():
+            row = self._db.execute("SELECT seconds FROM calls WHERE key = ?", (wire.request_key(request),)).fetchone()
+        return float(row[0]) if row else 0.0
 
     def calls(self) -> int:
         """How many answers are kept."""
-        with self._lock:
+        with self._reading():
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])
 
     def keep(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
@@ -197,25 +322,59 @@ class Store:
 
     def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps several records in one transaction."""
-        rows = [(kind, key, _dumps(dict(value))) for key, value in values.items()]
-        with self._lock, self._db:
-            self._db.executemany("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", rows)
+        texts = {key: _dumps(dict(value)) for key, value in values.items()}
+        rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
+        with self._writing():
+            self._db.executemany("INSERT OR REPLACE INTO records (kind, key, value, crc) VALUES (?, ?, ?, ?)", rows)
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The record of that kind and key, or None."""
-        with self._lock:
-            row = self._db.execute("SELECT value FROM records WHERE kind = ? AND key = ?", (kind, key)).fetchone()
-        return json.loads(row[0]) if row else None
+        with self._reading():
+            row = self._db.execute("SELECT value, crc FROM records WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+        return self._value(kind, key, *row) if row else None
+
+    def _value(self, kind: str, key: str, text: str, crc: int) -> dict[str, Any]:
+        self._check(crc, kind, key, text)
+        return json.loads(text)
 
     def records(self, kind: str) -> dict[str, dict[str, Any]]:
         """All records of a kind by key, in the order in which they were first kept."""
-        with self._lock:
-            rows = self._db.execute("SELECT key, value FROM records WHERE kind = ? ORDER BY rowid", (kind,)).fetchall()
-        return {key: json.loads(value) for key, value in rows}
+        with self._reading():
+            rows = self._db.execute("SELECT key, value, crc FROM records WHERE kind = ? ORDER BY rowid", (kind,)).fetchall()
+        return {key: self._value(kind, key, value, crc) for key, value, crc in rows}
+
+    def count(self, kind: str, *, start: str = "") -> int:
+        """How many records of a kind there are, of those whose key begins with ``start``. Also when the store is closed."""
+        with told(self._path), closing(self._open_reader()) as db:
+            row = db.execute(f"SELECT count(*) FROM records WHERE {_OF_KIND}", (kind, len(start), start)).fetchone()
+        return int(row[0])
+
+    def each(self, kind: str, *, start: str = "", chunk: int = 100) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Keys and records of a kind, of those whose key begins with ``start``, in the order in which they were last kept.
+
+        A chunk is in memory at a time, and no lock is held in between. Also when the store is closed.
+        """
+        # NOT INDEXED: by rowid, where the index of the primary key would have every chunk sorted.
+        query = f"SELECT rowid, key, value, crc FROM records NOT INDEXED WHERE rowid > ? AND {_OF_KIND} ORDER BY rowid LIMIT ?"
+        place = -1
+        while True:
+            with told(self._path), closing(self._open_reader()) as db:
+                rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
+            yield from ((key, self._value(kind, key, value, crc)) for _, key, value, crc in rows)
+            if len(rows) < chunk:
+                return
+            place = rows[-1][0]
+
+    def _open_reader(self) -> sqlite3.Connection:
+        """A connection of its own: it sees what is committed, and does not wait for what is being written."""
+        address = f"{self._path.resolve().as_uri()}?mode=rw"
+        db = sqlite3.connect(address, uri=True, check_same_thread=False)
+        db.execute("PRAGMA query_only=1")
+        return db
 
     def forget(self, kind: str, keys: Iterable[str] | None = None) -> None:
         """Drops records of a kind: those with these keys, or all."""
-        with self._lock, self._db:
+        with self._writing():
             if keys is None:
                 self._db.execute("DELETE FROM records WHERE kind = ?", (kind,))
             else:

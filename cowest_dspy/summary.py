@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from cowest_dspy.config import Config
 from cowest_dspy.pairs import Pair, PreferencePairs
 from cowest_dspy.report import Answer, Arm, Curve, InfluenceRow, PairRow, PairsSummary, RunReport, Stage, TraceRow
 from cowest_dspy.store import Store
-from cowest_dspy.traces import Trace
+from cowest_dspy.traces import StoredTraces, Trace
 
 TITLES = {
     "weak": "weak alone, fine-tuned to answer",
@@ -57,9 +58,9 @@ def run_report(config: Config, store: Store) -> RunReport:
     )
 
 
-def kept_traces(store: Store) -> list[Trace]:
-    """The traces of the run's last collection, in the order of examples and drafts."""
-    return [Trace.from_dict(value) for value in store.records("trace").values()]
+def kept_traces(store: Store) -> StoredTraces:
+    """The traces of the run's last collection, in the order of examples and drafts; read when they are iterated over."""
+    return StoredTraces(store)
 
 
 def arm_from(name: str, record: dict[str, Any]) -> Arm:
@@ -78,7 +79,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _warnings(traces: list[Trace]) -> tuple[str, ...]:
+def _warnings(traces: Sequence[Trace]) -> tuple[str, ...]:
     failed = sum(trace.error is not None for trace in traces)
     return (f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair.",) if failed else ()
 

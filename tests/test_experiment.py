@@ -183,7 +183,8 @@ def test_the_verbs_run_one_stage_each_on_one_run_folder(task: list[Path], tmp_pa
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "cycle", "ask", "evaluate", "collect", "pairs", "tune", "report", "doctor", "config schema", "config show"]
+    "verb",
+    ["", "cycle", "ask", "evaluate", "collect", "pairs", "tune", "report", "quote", "doctor", "config schema", "config show"],
 )
 def test_help_teaches(verb: str) -> None:
     text = cowest(*verb.split(), "--help")

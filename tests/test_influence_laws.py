@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_law_5_nothing_that_was_answered_is_asked_again(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return strong_that_reads().script(request)  # type: ignore[operator]
 
-    def run(engine: ScriptedEngine) -> list[Trace]:
+    def run(engine: ScriptedEngine) -> Sequence[Trace]:
         with Store(tmp_path) as store:
             return collect(
                 together(weak_that_varies(["{n}", "x"]), engine),

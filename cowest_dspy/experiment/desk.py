@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cowest_dspy.config import Config
-from cowest_dspy.lms.prices import added
+from cowest_dspy.config import ROLES, Api, Config, LMSettings
+from cowest_dspy.errors import BudgetError, ConfigError, masked
+from cowest_dspy.lms.prices import added, of_settings
 from cowest_dspy.store import Spent, Store
 from cowest_dspy.traces import Progress
 from cowest_dspy.tuning import PeakMemory
@@ -55,10 +56,35 @@ class Desk:
         """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
         started = time.monotonic()
         with self.watch.stage(title) as progress, self.store.spending(name) as spent, PeakMemory() as memory:
-            yield progress
+            try:
+                yield progress
+            except BudgetError:
+                self._book(name, spent, started, memory)
+                raise
+        self._book(name, spent, started, memory)
+
+    def _book(self, name: str, spent: Spent, started: float, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
         if known is None or spent.calls or not spent.only_read:
             self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
+
+
+def check_prices(config: Config) -> None:
+    """Sees that a budget in US dollars can be kept.
+
+    Raises:
+        ConfigError: it cannot, since the price of an API is not known.
+    """
+    if config.budget is None or config.budget.usd is None:
+        return
+    for role in ROLES:
+        settings: LMSettings | None = getattr(config, role)
+        if isinstance(settings, Api) and of_settings(settings, 1, 1) is None:
+            raise ConfigError(
+                f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{role}] {masked(settings.model)} is not "
+                "known. Add price = { input = ..., output = ... } to its table, in US dollars per million tokens; or limit "
+                "strong_calls, tokens or minutes instead."
+            )
 
 
 def digest(value: Any) -> str:

@@ -22,7 +22,7 @@ import dspy
 from cowest_dspy import arms, data
 from cowest_dspy.config import Config
 from cowest_dspy.errors import ConfigError, PairsError
-from cowest_dspy.experiment.desk import Desk, Silent, Watch, digest
+from cowest_dspy.experiment.desk import Desk, Silent, Watch, check_prices, digest
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
@@ -32,7 +32,7 @@ from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
-from cowest_dspy.traces import Sampling, Trace, collect
+from cowest_dspy.traces import Sampling, Traces, collect
 from cowest_dspy.tuning import TunableEngine, tunable
 
 
@@ -46,15 +46,16 @@ class Experiment:
         reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
 
     Raises:
-        ConfigError: settings of tuning that TRL or PEFT would not take.
+        ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API whose price is not known.
         StoreError: the folder is in use or damaged.
     """
 
     def __init__(self, config: Config, run: str | Path, *, watch: Watch | None = None, reuse: Sequence[str | Path] = ()) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
         settings = TuningSettings.of(config)
+        check_prices(config)
         self.metric: Metric = load(config.metric)
-        self.store = Store(run, reuse=reuse)
+        self.store = Store(run, reuse=reuse, budget=config.budget)
         self._desk = Desk(config, self.run, self.store, self.watch)
         self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)
 
@@ -83,7 +84,9 @@ class Experiment:
     @cached_property
     def strong(self) -> dspy.LM:
         """The strong LM."""
-        return build_lm(self.config.strong)
+        lm = build_lm(self.config.strong)
+        self.store.count_as_strong(lm.model)
+        return lm
 
     @cached_property
     def judge(self) -> dspy.LM:
@@ -107,6 +110,12 @@ class Experiment:
         data.check_apart(made, source.inputs)
         return made
 
+    @property
+    def sampling(self) -> Sampling:
+        """How a collection samples drafts."""
+        rules, margin = self.config.collect, self.config.pairs.margin
+        return Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed, adaptive=rules.adaptive, margin=margin)
+
     # Stages
 
     def sft(self) -> dspy.LM:
@@ -117,12 +126,11 @@ class Experiment:
         """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that has learned the domain."""
         return self._weak_models.answering()
 
-    def collect(self) -> list[Trace]:
+    def collect(self) -> Traces:
         """Drafts of the train split and their influence."""
-        rules = self.config.collect
-        sampling = Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed)
+        rules, margin = self.config.collect, self.config.pairs.margin
         program = self.program.bind(weak=self.sft(), strong=self.strong)
-        identity = digest([self._meaning, program.weak.model, program.strong.model])
+        identity = digest([self._meaning, program.weak.model, program.strong.model, *([margin] if rules.adaptive else [])])
         if (self.store.record("done", "collect") or {}).get("identity") == identity:
             return kept_traces(self.store)
         with self._desk.stage("collect", "Collecting drafts and their influence") as progress:
@@ -131,9 +139,11 @@ class Experiment:
                 program,
                 self.splits["train"],
                 self.metric,
-                sampling,
+                self.sampling,
                 store=self.store,
                 threads=self.config.strong.concurrency,
+                weak_threads=self.config.weak.concurrency,
+                answers=rules.answers,
                 max_failed=rules.max_failed,
                 on_progress=progress,
             )
@@ -210,7 +220,7 @@ class Experiment:
         references = [parts.program, parts.metric, parts.data.source, parts.evaluate.weak or ""]
         files = sorted({reference.rpartition(":")[0] or reference for reference in references if ".py" in reference})
         code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-        aside = {"evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
+        aside = {"budget": True, "evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
 

@@ -19,17 +19,15 @@ import dspy
 from dspy.lm15 import Request, Response, response_to_events
 from dspy.utils.exceptions import LMError, LMProviderError, LMTimeoutError, LMTransportError, is_retryable_lm_error
 
+from cowest_dspy.budget import another_attempt
 from cowest_dspy.config import Api
-from cowest_dspy.errors import MASK
 from cowest_dspy.lms import prices, wire
-from cowest_dspy.lms.keys import key_in
+from cowest_dspy.lms.keys import SHORTEST_SECRET, hidden, key_in
 from cowest_dspy.lms.limits import Limits, current_stopping, rest, shared_limits
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.
 CHARACTERS_PER_TOKEN = 3
-# A server that needs no key is given a word such as "none", which would be masked wherever it is said.
-SHORTEST_SECRET = 8
 # The connection's own timeout comes later than ours, and only ends threads that nobody waits for any more.
 GRACE = 5.0
 
@@ -82,9 +80,12 @@ class ApiEngine:
 
         Raises:
             dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that might have.
+            BudgetError: a retry for which the run's budget has no room.
             KeyboardInterrupt: the work was stopped while the call waited.
         """
         for retries in range(self.settings.num_retries + 1):
+            if retries:
+                another_attempt()
             admission = self.limits.enter(self._estimated_tokens(request))
             used: int | None = None
             try:
@@ -138,7 +139,7 @@ class ApiEngine:
         if self._key and len(self._key) >= SHORTEST_SECRET and _says(error, self._key):
             # A server has repeated the key. The cause repeats it too, so that the error is told anew, without one.
             plain = type(error) if isinstance(error, LMError) else LMError
-            text = str(getattr(error, "message", error)).replace(self._key, MASK)
+            text = hidden(str(getattr(error, "message", error)), self._key)
             details = {name: getattr(error, name, None) for name in ("model", "provider", "provider_code", "status", "retry_after")}
             error = plain(text, **details)
         if type(error) is LMProviderError and error.status is not None and error.status < 300:

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -32,6 +33,7 @@ from dspy.lm15 import (
 
 from cowest_dspy.errors import masked
 from cowest_dspy.lms import wire
+from cowest_dspy.lms.keys import hidden
 
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
 # How servers say that a prompt is too long: OpenAI and vLLM, llama.cpp, and others in words of their own.
@@ -80,7 +82,7 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
         said = answer.json()
         choice, usage = said["choices"][0], said.get("usage") or {}
         text = choice["message"].get("content") or ""
-        reason = choice["finish_reason"]
+        reason = "content_filter" if choice["message"].get("refusal") else choice["finish_reason"]
         wanted = request.config.logprobs
         logprobs = None if wanted is None else _logprobs(choice, text, wanted)
         return wire.make_response(
@@ -93,7 +95,7 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ServerError(
-            f"The server answered, but with no chat completion ({type(error).__name__}: {error}): {_short(answer.text)}",
+            f"The server answered, but with no chat completion ({type(error).__name__}: {error}): {_short(answer.text, answer)}",
             status=answer.status_code,
         ) from error
 
@@ -141,16 +143,20 @@ def _said(answer: httpx.Response) -> tuple[str, str]:
     try:
         body = json.loads(answer.text)
     except ValueError:
-        return _short(answer.text) or f"HTTP {answer.status_code}", ""
+        return _short(answer.text, answer) or f"HTTP {answer.status_code}", ""
     inner = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(inner, dict):
-        return _short(str(inner)), ""
+        return _short(str(inner), answer), ""
     said = inner.get("message") or inner.get("detail") or inner
-    return _short(str(said)), f"{inner.get('code')} {inner.get('type')}"
+    return _short(str(said), answer), f"{inner.get('code')} {inner.get('type')}"
 
 
-def _short(text: str) -> str:
-    return masked(" ".join(text.split()))[:500]
+def _short(text: str, answer: httpx.Response) -> str:
+    """What a server says, without secrets: a server may repeat the key that it was given, in any form."""
+    key = ""
+    with suppress(RuntimeError):  # an answer that was made without a request
+        key = answer.request.headers.get("authorization", "").removeprefix("Bearer ")
+    return masked(hidden(" ".join(text.split()), key))[:500]
 
 
 def _logprobs(choice: dict[str, Any], text: str, top: int) -> tuple[TokenLogprob, ...]:

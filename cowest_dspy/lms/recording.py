@@ -16,17 +16,21 @@ from typing import Any, Protocol
 
 import dspy
 from dspy.lm15 import LM15Error, Request, Response
-from dspy.utils.exceptions import AdapterParseError, LMError
+from dspy.utils.exceptions import AdapterParseError, LMError, is_retryable_lm_error
 
+from cowest_dspy.budget import another_attempt, attempts_count
 from cowest_dspy.errors import masked
 from cowest_dspy.lms import wire
+from cowest_dspy.lms.limits import rest
 
 EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
+LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now."""
+    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now. ``usd`` is what
+    it cost when it was made, in US dollars; None where its price is not known."""
 
     model: str
     messages: tuple[dict[str, str], ...]
@@ -35,6 +39,7 @@ class Call:
     input_tokens: int
     output_tokens: int
     cached: bool
+    usd: float | None = None
 
 
 class Ledger(Protocol):
@@ -108,6 +113,9 @@ class RecordingEngine:
         self.supports_reasoning = inner.supports_reasoning
         self.supports_response_schema = inner.supports_response_schema
         self.supported_params = inner.supported_params
+        # The LM around us has checked the request, and an LM that neither caches nor retries would only do so again.
+        plain = type(inner) is dspy.LM and not isinstance(inner._engine_spec, str) and not inner.callbacks
+        self._direct: Any = inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
 
     def inner_for(self, model: str) -> dspy.LM:
         """The LM behind this engine, under the id ``model`` (an adapter's, for instance)."""
@@ -120,8 +128,10 @@ class RecordingEngine:
             request = replace(request, config=replace(request.config, **settings))
 
         def ask() -> Response:
+            if self._direct is not None and dspy.settings.send_stream is None:
+                return self._direct.complete(request)
             with dspy.context(disable_history=True):
-                return self.inner_for(request.model)(request)
+                return _asked(self.inner_for(request.model), request)
 
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
         listener = _calls.get()
@@ -136,6 +146,7 @@ class RecordingEngine:
                     answer["input_tokens"],
                     answer["output_tokens"],
                     cached,
+                    answer["usd"],
                 )
             )
         return response
@@ -148,6 +159,24 @@ class RecordingEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordingEngine:
         return self
+
+
+def _asked(lm: dspy.LM, request: Request) -> Response:
+    """The answer of ``lm``. Where a budget counts attempts, DSPy's retries are made here, so that each of them is counted."""
+    if not lm.num_retries or not attempts_count():
+        return lm(request)
+    once = lm.copy(num_retries=0)
+    for retries in range(lm.num_retries + 1):
+        if retries:
+            another_attempt()
+        try:
+            return once(request)
+        except LMError as error:
+            if retries == lm.num_retries or not is_retryable_lm_error(error):
+                raise
+            pause = min(max(error.retry_after or 0.0, 0.5 * 2**retries), LONGEST_PAUSE)
+        rest(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 _KINDS = (

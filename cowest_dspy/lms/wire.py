@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dspy.lm15 import Config, InvalidRequestError, Message, Request, Response, TokenLogprob, TopLogprob, Usage
+from dspy.lm15 import Config, InvalidRequestError, Message, RefusalPart, Request, Response, TokenLogprob, TopLogprob, Usage
 
 SAMPLING = (
     "max_tokens",
@@ -62,7 +62,12 @@ def request_from_messages(model: str, messages: list[dict[str, str]], **sampling
 
 def request_key(request: Request) -> str:
     """The content of a request as 64 hexadecimal digits: equal for equal model id, messages and settings, on any machine."""
-    canonical = json.dumps(request_to_dict(request), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
+    return content_key(request_to_dict(request))
+
+
+def content_key(asked: Mapping[str, Any]) -> str:
+    """:func:`request_key` of a request as a dictionary, also after a round trip through JSON."""
+    canonical = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -77,7 +82,8 @@ def response_to_dict(response: Response) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "model": response.model,
         "text": response_text(response),
-        "finish_reason": response.finish_reason,
+        # OpenAI says of a model that refuses that it stopped.
+        "finish_reason": "content_filter" if _refused(response) else response.finish_reason,
         "input_tokens": response.usage.input_tokens or 0,
         "output_tokens": response.usage.output_tokens or 0,
         "usd": response_usd(response),
@@ -111,7 +117,7 @@ def make_response(
     *,
     usd: float | None = None,
 ) -> Response:
-    """A text response with its token counts; ``finish_reason`` is ``"stop"`` or ``"length"``, ``usd`` as for :func:`priced`."""
+    """A text response with its token counts; ``finish_reason`` is stop, length or content_filter, ``usd`` as for :func:`priced`."""
     usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
     return priced(Response(None, model, Message.assistant(text), finish_reason, usage, logprobs), usd)
 
@@ -134,6 +140,10 @@ def token_logprob(token: str, logprob: float, token_id: int | None, top: Sequenc
 
 def _scored(one: TokenLogprob | TopLogprob) -> dict[str, Any]:
     return {"token": one.token, "logprob": one.logprob, "token_id": one.token_id}
+
+
+def _refused(response: Response) -> bool:
+    return any(isinstance(part, RefusalPart) for part in response.message.parts)
 
 
 def _text_of(parts: Any) -> str:

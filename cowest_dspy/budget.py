@@ -1,0 +1,202 @@
+"""[budget]: what a run may spend, and the guard that keeps it: one sum across threads, retries and resumes.
+
+    with Store("runs/mine", budget=Budget(strong_calls=500, usd=2.0), strong=strong.model) as store:
+        collect(program, examples, metric, store=store)      # BudgetError at the limit; the same again, with more, goes on
+
+Before each real call the guard looks at what was spent, by this process and by those before it on the same run folder; what the
+store can answer is free. ``strong_calls`` counts every attempt on the strong model's id, retries and calls under way included, so
+it is never exceeded. Tokens, dollars and minutes are known only afterwards: the run stops before the next call, over by no more
+than what was under way.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cowest_dspy.errors import BudgetError
+
+
+class Budget(BaseModel):
+    """[budget]: limits of a whole run, all of its stages and resumes together; what is not given is not limited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    usd: float | None = Field(None, ge=0, description="US dollars of all calls; models on one's own machines cost nothing")
+    strong_calls: int | None = Field(None, ge=0, description="requests to the strong model, retries and failures included")
+    tokens: int | None = Field(None, ge=0, description="prompt and generated tokens of all models")
+    minutes: float | None = Field(None, ge=0, description="time at work: in stages, and in calls outside of one")
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything is limited."""
+        return any(value is not None for value in self.model_dump().values())
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those of earlier processes."""
+
+    strong_calls: int = 0
+    tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+
+class Clock:
+    """Counts the seconds in which at least one thread is inside of ``with clock:``."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._lock = now, threading.Lock()
+        self._inside, self._since, self._before = 0, 0.0, 0.0
+
+    def __enter__(self) -> Clock:
+        with self._lock:
+            if not self._inside:
+                self._since = self._now()
+            self._inside += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before += self._now() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        with self._lock:
+            return self._before + (self._now() - self._since if self._inside else 0.0)
+
+
+@dataclass
+class Paying:
+    """One call that was let in, and how many attempts it took so far."""
+
+    strong: bool
+    attempts: int = 1
+
+
+@dataclass
+class Guard:
+    """Keeps a budget. Thread-safe.
+
+    Args:
+        budget: the limits.
+        clock: the time at work in this process.
+        bill: what was spent before.
+        strong: the strong model's id; without one no call counts as the strong model's.
+    """
+
+    budget: Budget
+    clock: Clock
+    bill: Bill = field(default_factory=Bill)
+    strong: str | None = None
+    _under_way: int = 0
+    _refused: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def paying(self, model: str) -> Iterator[Paying]:
+        """A context around one real call; :func:`another_attempt` inside of it counts a retry.
+
+        Raises:
+            BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
+        """
+        call = Paying(model == self.strong)
+        self._let_in(call)
+        token = _paying.set((self, call))
+        try:
+            yield call
+        finally:
+            _paying.reset(token)
+            if call.strong:
+                with self._lock:
+                    self._under_way -= call.attempts
+                    self.bill = replace(self.bill, strong_calls=self.bill.strong_calls + call.attempts)
+
+    def retry(self, call: Paying) -> None:
+        """Lets one more attempt of a call in, which counts as another call.
+
+        Raises:
+            BudgetError: as :meth:`paying`.
+        """
+        self._let_in(call)
+        call.attempts += 1
+
+    def paid(self, tokens: int, usd: float | None) -> None:
+        """Books what an answer took."""
+        with self._lock:
+            total = None if usd is None or self.bill.usd is None else self.bill.usd + usd
+            self.bill = replace(self.bill, tokens=self.bill.tokens + tokens, usd=total)
+
+    def spent(self) -> str:
+        """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210, minutes 3.2 of 60``."""
+        bill, limits = self.bill, self.budget
+        usd = "not known" if bill.usd is None else f"{bill.usd:.4f}"
+        parts = [
+            ("strong calls", f"{bill.strong_calls + self._under_way:,}", limits.strong_calls),
+            ("tokens", f"{bill.tokens:,}", limits.tokens),
+            ("USD", usd, limits.usd),
+            ("minutes", f"{self._minutes():.1f}", limits.minutes),
+        ]
+        return ", ".join(f"{name} {now}{'' if most is None else f' of {most:,}'}" for name, now, most in parts)
+
+    def _let_in(self, call: Paying) -> None:
+        with self._lock:
+            self._refused = self._refused or self._reached(call)
+            if self._refused:
+                raise BudgetError(
+                    f"{self._refused} Spent: {self.spent()}. Everything that was answered is kept: "
+                    "raise the number in [budget], and the same command goes on from here."
+                )
+            if call.strong:
+                self._under_way += 1
+
+    def _reached(self, call: Paying) -> str | None:
+        limits, bill = self.budget, self.bill
+        if call.strong and limits.strong_calls is not None and bill.strong_calls + self._under_way >= limits.strong_calls:
+            return f"[budget] strong_calls = {limits.strong_calls} is reached."
+        if limits.tokens is not None and bill.tokens >= limits.tokens:
+            return f"[budget] tokens = {limits.tokens} is reached."
+        if limits.minutes is not None and self._minutes() >= limits.minutes:
+            return f"[budget] minutes = {limits.minutes:g} is reached."
+        if limits.usd is not None and bill.usd is None:
+            return (
+                "[budget] usd cannot be kept: the price of an answer is not known, since its engine or its server did not say it "
+                "(price = { input = ..., output = ... } of an API, wire.priced of an engine). Limit strong_calls or tokens instead."
+            )
+        if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:
+            return f"[budget] usd = {limits.usd:g} is reached."
+        return None
+
+    def _minutes(self) -> float:
+        return (self.bill.seconds + self.clock.seconds) / 60
+
+
+_paying: ContextVar[tuple[Guard, Paying] | None] = ContextVar("cowest_paying", default=None)
+
+
+def another_attempt() -> None:
+    """Said by whoever asks a model once more: the attempt counts as a call of its own.
+
+    Raises:
+        BudgetError: there is no room for it.
+    """
+    current = _paying.get()
+    if current is not None:
+        guard, call = current
+        guard.retry(call)
+
+
+def attempts_count() -> bool:
+    """Whether somebody counts the attempts of the call that is being made."""
+    current = _paying.get()
+    return current is not None and current[1].strong and current[0].budget.strong_calls is not None

@@ -1,0 +1,175 @@
+"""collect(): every example, within its limits. It stops when too many drafts fail."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+import dspy
+
+from cowest_dspy.errors import CollectionError
+from cowest_dspy.influence import InfluenceReport, Metric
+from cowest_dspy.lms.limits import stoppable
+from cowest_dspy.lms.recording import keeping
+from cowest_dspy.program import Collaboration
+from cowest_dspy.store import Store
+from cowest_dspy.traces.kept import KIND, HeldTraces, Saved, StoredTraces, Traces
+from cowest_dspy.traces.pool import Progress, given_in_order
+from cowest_dspy.traces.rollout import Plan, Rolled, Rollouts
+from cowest_dspy.traces.trace import Sampling, Trace
+
+ENOUGH_TO_JUDGE = 20
+"""Drafts that must be done before a collection is stopped because too many failed."""
+TOGETHER, SECONDS = 200, 1.0
+"""Traces are committed so many together, or so often. A crash in between loses none: they are made again from kept answers."""
+MOST_WEAK_THREADS = 256
+
+
+def collect(
+    program: Collaboration,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    sampling: Sampling | None = None,
+    *,
+    store: Store | None = None,
+    threads: int = 8,
+    weak_threads: int | None = None,
+    answers: int = 1,
+    draft_metric: Metric | None = None,
+    max_failed: float = 1.0,
+    on_progress: Progress | None = None,
+) -> Traces:
+    """Samples drafts for every example and measures the influence of each; traces in the order of examples and drafts.
+
+    N examples with n drafts cost N*(n+1) answers of the strong model, less what ``saved`` of the result says: equal drafts are
+    refined once, and an adaptive sampling (:class:`Sampling`) stops at enough drafts. With ``answers`` = m it is m times that.
+
+    Args:
+        program: bound to its LMs (:meth:`Collaboration.bind`).
+        metric: any DSPy metric with values in [0, 1]. A draft that has the fields of an answer is scored with it too.
+        sampling: number of drafts, temperature, seed. Drafts of one request differ by their seed.
+        store: where calls and traces are kept and found again; the traces of this round replace those of an earlier collection.
+            The result is then read from it when it is iterated over, so that memory does not grow with the number of traces.
+        threads: questions to the strong model (and metrics) under way at once, at most.
+        weak_threads: drafts under way at once, at most; by default ``threads`` times the drafts of an example, up to 256.
+        answers: how often the strong model is asked, with and without a draft, when it samples; the scores are averaged.
+        draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the drafter's outputs and ``draft``.
+        max_failed: the largest part of drafts that may fail, in [0, 1]; it is looked at from 20 drafts on.
+        on_progress: called with (examples done, examples in all).
+
+    Raises:
+        ProgramError: the program is not bound.
+        CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept), or several answers were asked
+            for of a strong model that does not sample.
+        BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one goes on.
+    """
+    plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
+    _check(plan)
+    many = weak_threads or min(threads * plan.sampling.drafts, MOST_WEAK_THREADS)
+    tally, keeper = _Tally(max_failed), _Keeper(store, plan.sampling.round)
+    # DSPy's trace and history would hold every call of the run.
+    with (
+        keeper,
+        keeping(store),
+        dspy.context(trace=None, disable_history=True),
+        Rollouts(plan, threads, many) as rollouts,
+        stoppable(),
+    ):
+        ahead = max(4 * threads, many, 16)
+        for done, rolled in enumerate(given_in_order(rollouts.start, examples, ahead=ahead), start=1):
+            keeper.add(rolled)
+            if on_progress:
+                on_progress(done, len(examples))
+            tally.add(rolled.traces, last=done == len(examples))
+    return keeper.traces()
+
+
+def influence_report(traces: Iterable[Trace]) -> InfluenceReport:
+    """The influences of traces: helped, hurt, same, failed. Reads them once, and keeps two values of each."""
+    values: list[float | None] = []
+    examples: list[str] = []
+    for trace in traces:
+        values.append(trace.influence)
+        examples.append(trace.example_id)
+    return InfluenceReport(tuple(values), tuple(examples))
+
+
+def _check(plan: Plan) -> None:
+    """Raises what can be known to be wrong before anything is asked."""
+    _ = plan.models
+    temperature = plan.program.strong.kwargs.get("temperature")
+    if plan.answers < 1:
+        raise CollectionError(f"answers is {plan.answers}: it must be 1 or more.")
+    if plan.answers > 1 and temperature == 0:
+        raise CollectionError(
+            f"{plan.answers} answers were asked for, but {plan.program.strong.model} does not sample (temperature 0): they would "
+            "be one and the same. Set [strong] temperature above 0, or [collect] answers = 1."
+        )
+
+
+class _Keeper:
+    """Where traces go as they come: into the store, several in one transaction, or into a list."""
+
+    def __init__(self, store: Store | None, round: int) -> None:
+        self._store, self._round = store, round
+        self._held: list[Trace] = []
+        self._saved: Saved = {"weak_calls": 0, "strong_calls": 0}
+        self._since = time.monotonic()
+
+    def __enter__(self) -> _Keeper:
+        if self._store:
+            self._store.forget(KIND, [key for key, _ in self._store.each(KIND, start=f"{self._round}/")])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._store:
+            self._flush(self._store)
+            self._store.keep("saved", str(self._round), self._saved)
+
+    def add(self, rolled: Rolled) -> None:
+        """Takes the traces of one example."""
+        self._held.extend(rolled.traces)
+        self._saved["weak_calls"] += rolled.weak_saved
+        self._saved["strong_calls"] += rolled.strong_saved
+        if self._store and (len(self._held) >= TOGETHER or time.monotonic() - self._since > SECONDS):
+            self._flush(self._store)
+
+    def traces(self) -> Traces:
+        """All of them."""
+        if self._store:
+            return StoredTraces(self._store, round=self._round)
+        held = HeldTraces(self._held)
+        held.saved = self._saved
+        return held
+
+    def _flush(self, store: Store) -> None:
+        if self._held:
+            store.keep_all(KIND, {trace.key: trace.to_dict() for trace in self._held})
+        self._held, self._since = [], time.monotonic()
+
+
+class _Tally:
+    """Counts failures by kind, and stops the collection when there are too many."""
+
+    def __init__(self, most: float) -> None:
+        self._most, self._done, self._first = most, 0, ""
+        self._kinds: Counter[str] = Counter()
+
+    def add(self, traces: Sequence[Trace], *, last: bool) -> None:
+        """Counts the traces of an example; ``last``: there are no more.
+
+        Raises:
+            CollectionError: too many failed.
+        """
+        for error in (trace.error for trace in traces if trace.error):
+            self._first = self._first or error
+            self._kinds[error.partition(":")[0]] += 1
+        self._done += len(traces)
+        failed = self._kinds.total()
+        if failed > self._most * self._done and (last or self._done >= ENOUGH_TO_JUDGE):
+            raise CollectionError(
+                f"{failed} of {self._done} drafts failed ({dict(self._kinds)}), more than [collect] max_failed = {self._most}. The "
+                f"first: {self._first}. Everything that was answered is kept; mend the cause and run again, or raise max_failed."
+            )

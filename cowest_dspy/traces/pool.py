@@ -1,0 +1,40 @@
+"""Work done in threads and given in order: so many items ahead and no more, so that a million items take no more memory."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from itertools import islice
+from typing import TypeVar
+
+Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+AHEAD = 256
+"""Items under way or waiting to be given, unless it is said otherwise."""
+
+
+def in_order(pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Made]:
+    """``function`` of every item, computed in the pool under the caller's context, given in the items' order."""
+    return given_in_order(lambda item: pool.submit(contextvars.copy_context().run, function, item), items, ahead=ahead)
+
+
+def given_in_order(start: Callable[[Item], Future[Made]], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Made]:
+    """What ``start(item)`` promises for every item, in their order; at most ``ahead`` are started and not yet given.
+
+    When it is left early, promises that are still open are cancelled.
+    """
+    waiting: deque[Future[Made]] = deque()
+    coming = iter(items)
+    try:
+        waiting.extend(start(item) for item in islice(coming, ahead))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(start(item) for item in islice(coming, 1))
+            yield made
+    finally:
+        for future in waiting:
+            future.cancel()
