@@ -147,14 +147,14 @@ class Experiment:
             pairs = PreferencePairs.load(rules.source)
         else:
             held_out, chosen_by = self._held_out(), rules.model_dump(exclude={"least", "source"})
-            pairs = preference_pairs(self.collect(), **chosen_by, held_out=held_out, run=self.run.name)
+            pairs = preference_pairs(self.collect(), **chosen_by, held_out=held_out, run=self._lineage)
         pairs.save(self.run / "pairs.jsonl")
         self.store.keep("pairs", "dropped", pairs.dropped)
         return pairs
 
     def labelled(self) -> LabelledDrafts:
         """The collected drafts as those that helped and those that hurt, also written to ``drafts.jsonl`` in the run folder."""
-        drafts = labelled_drafts(self.collect(), leak=self.config.pairs.leak, held_out=self._held_out(), run=self.run.name)
+        drafts = labelled_drafts(self.collect(), leak=self.config.pairs.leak, held_out=self._held_out(), run=self._lineage)
         drafts.save(self.run / "drafts.jsonl")
         return drafts
 
@@ -221,6 +221,11 @@ class Experiment:
         aside = {"evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
+
+    @property
+    def _lineage(self) -> str:
+        """The run's name in the lineage of its pairs: of its configuration, so that equal runs in two folders have equal pairs."""
+        return f"{self.config.name}, seed {self.config.seed}"
 
     def _held_out(self) -> list[dspy.Example]:
         return [*self.splits["dev"], *self.splits["test"]]

@@ -52,7 +52,7 @@ class Lengths:
         spread = f" [{self.interval.low:+.1f}, {self.interval.high:+.1f}]" if self.interval else ""
         return (
             f"chosen {self.chosen:.1f} words, rejected {self.rejected:.1f}, difference {self.difference:+.1f}{spread}; chosen is "
-            f"longer in {self.longer:.0%} and shorter in {self.shorter:.0%} of the pairs"
+            f"longer in {100 * self.longer:.0f} % and shorter in {100 * self.shorter:.0f} % of the pairs"
         )
 
 

@@ -27,13 +27,19 @@ configs:
   - split: train
     path: {DATA_FILE}
 ---
-
+"""
+_MEASURED = """
 # Preference pairs from weak-strong collaboration
 
 A small, tunable weak model wrote several drafts for each example; a large, frozen strong model refined each of them into an
 answer. What a draft did to the score of that answer, against the strong model alone, is its **influence**, in [-1, 1]. In each row,
 the chosen draft has the larger influence and did not hurt, and the rejected one did worse. The method is CoWest
 ([arXiv 2504.15188](https://arxiv.org/abs/2504.15188)).
+"""
+_IMPORTED = """
+# Preference pairs
+
+They were imported from elsewhere: how they were made is not recorded here.
 """
 _COLUMNS = """
 ## Columns
@@ -86,11 +92,13 @@ def dataset_card(pairs: Shareable) -> str:
     rounds = sorted({pair.round for pair in pairs.pairs})
     numbers = [("pairs", str(len(pairs.pairs))), ("examples", str(len(examples))), ("rounds", ", ".join(map(str, rounds)))]
     numbers += [("lengths", str(pairs.lengths))] if pairs.lengths else []
+    measured = _measured(pairs.pairs)
     made = [(name, str(value)) for name, value in pairs.rules.items() if value is not None]
     made += [("cowest_dspy", __version__), ("dspy", dspy.__version__)]
     parts = [
         _HEAD,
-        _table("In numbers", ("what", "how many"), numbers + _influence(pairs.pairs)),
+        _MEASURED if measured else _IMPORTED,
+        _table("In numbers", ("what", "how many"), numbers + _influence(measured)),
         _table("Dropped by the gate", ("reason", "count"), [(reason, str(count)) for reason, count in pairs.dropped.items()]),
         _table("Models", ("role", "model"), _models(pairs.pairs)),
         _table("How they were made", ("setting", "value"), made),
@@ -144,14 +152,18 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | None = Non
     return str(made)
 
 
-def _influence(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
-    measured = [
+def _measured(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
+    """The influences of chosen and rejected, of the pairs that have them."""
+    return [
         (pair.chosen_influence, pair.rejected_influence)
         for pair in pairs
         if pair.chosen_influence is not None and pair.rejected_influence is not None
     ]
+
+
+def _influence(measured: Sequence[tuple[float, float]]) -> list[tuple[str, str]]:
     if not measured:
-        return [("influence", "not measured: these pairs were imported")]
+        return [("influence", "not measured")]
     chosen, rejected = (fmean(values) for values in zip(*measured, strict=True))
     return [
         ("mean influence of chosen drafts", f"{chosen:+.3f}"),
