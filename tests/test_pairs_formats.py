@@ -89,7 +89,7 @@ def test_the_implicit_prompt_is_the_one_that_trl_finds() -> None:
     from trl.data_utils import extract_prompt
 
     turns = [*ASKED, RIGHT, {"role": "user", "content": "And the mill?"}]
-    row = {"chosen": [*turns, RIGHT], "rejected": [*turns, WRONG]}
+    row: dict[str, Any] = {"chosen": [*turns, RIGHT], "rejected": [*turns, WRONG]}
     assert PreferencePairs.from_dataset([row]).rows(lineage=False) == [extract_prompt(row)]
 
 
@@ -131,7 +131,7 @@ def test_what_holds_no_rows_at_all_is_said(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     with pytest.raises(PairsError, match=r"give one: dataset\['train'\]"):
-        PreferencePairs.from_dataset(DatasetDict(train=Dataset.from_list([CONVERSATION])))
+        PreferencePairs.from_dataset(DatasetDict({"train": Dataset.from_list([CONVERSATION])}))
     with pytest.raises(PairsError, match="no rows"):
         PreferencePairs.from_dataset([])
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "Grüße"}'.encode("latin-1"))
@@ -166,7 +166,8 @@ def test_trls_dpo_trainer_takes_pairs_as_they_are(tiny_model: Path, tmp_path: Pa
     trainer = DPOTrainer(args=DPOConfig(**one_step(tmp_path)), train_dataset=pairs.to_dataset(), **parts(tiny_model))
     trainer.train()
     read: Any = trainer.processing_class
-    for row, pair in zip(trainer.train_dataset, pairs, strict=True):
+    rows: Any = trainer.train_dataset
+    for row, pair in zip(rows, pairs, strict=True):
         assert read.decode(row["chosen_ids"]).startswith(pair.chosen[0]["content"] + "<|im_end|>")
         assert read.decode(row["rejected_ids"]).startswith(pair.rejected[0]["content"] + "<|im_end|>")
         assert pair.prompt[0]["content"] in read.decode(row["prompt_ids"])
@@ -181,8 +182,9 @@ def test_trls_kto_trainer_takes_labelled_drafts_as_they_are(tiny_model: Path, tm
     trainer = KTOTrainer(args=KTOConfig(**one_step(tmp_path)), train_dataset=drafts.to_dataset(), **parts(tiny_model))
     trainer.train()
     read: Any = trainer.processing_class
-    rows = {read.decode(row["completion_ids"]).partition("<|im_end|>")[0]: row["label"] for row in trainer.train_dataset}
-    assert rows == {"good": True, "bad": False, "fine": True, "poor": False}
+    rows: Any = trainer.train_dataset
+    labels = {read.decode(row["completion_ids"]).partition("<|im_end|>")[0]: row["label"] for row in rows}
+    assert labels == {"good": True, "bad": False, "fine": True, "poor": False}
 
 
 def test_nothing_to_train_on_says_what_to_try() -> None:
