@@ -22,6 +22,7 @@ _HOMES = {
     "Experiment": "experiment",
     "Influence": "influence",
     "InfluenceReport": "influence",
+    "LabelledDrafts": "pairs",
     "LineAdapter": "adapters",
     "Pair": "pairs",
     "PreferencePairs": "pairs",
@@ -33,6 +34,7 @@ _HOMES = {
     "TransformersEngine": "lms",
     "build_lm": "lms",
     "collect": "traces",
+    "labelled_drafts": "pairs",
     "load_config": "config",
     "preference_pairs": "pairs",
     "tunable": "tuning",
@@ -47,6 +49,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Experiment",
     "Influence",
     "InfluenceReport",
+    "LabelledDrafts",
     "LineAdapter",
     "Pair",
     "PreferencePairs",
@@ -58,6 +61,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "TransformersEngine",
     "build_lm",
     "collect",
+    "labelled_drafts",
     "load_config",
     "preference_pairs",
     "tunable",
@@ -75,8 +79,10 @@ if TYPE_CHECKING:
     from cowest_dspy.influence import InfluenceReport as InfluenceReport
     from cowest_dspy.lms import TransformersEngine as TransformersEngine
     from cowest_dspy.lms import build_lm as build_lm
+    from cowest_dspy.pairs import LabelledDrafts as LabelledDrafts
     from cowest_dspy.pairs import Pair as Pair
     from cowest_dspy.pairs import PreferencePairs as PreferencePairs
+    from cowest_dspy.pairs import labelled_drafts as labelled_drafts
     from cowest_dspy.pairs import preference_pairs as preference_pairs
     from cowest_dspy.program import Collaboration as Collaboration
     from cowest_dspy.store import Store as Store

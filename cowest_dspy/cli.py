@@ -26,6 +26,7 @@ from cowest_dspy.errors import CowestError
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
     from cowest_dspy.experiment import Experiment
+    from cowest_dspy.pairs import PreferencePairs
 
 app = typer.Typer(
     name="cowest",
@@ -125,13 +126,33 @@ def collect(files: Files, run: Run = None, seed: Seed = None) -> None:
 
 
 @app.command()
-def pairs(files: Files, run: Run = None, seed: Seed = None) -> None:
-    """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why."""
+def pairs(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    push: Annotated[
+        str | None, typer.Option("--push", help="Upload them as this Hub dataset, OWNER/NAME; private.", show_default=False)
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+) -> None:
+    """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why.
+
+    Beside them, drafts.jsonl says of each draft whether it helped or hurt, as KTO learns. Nothing is uploaded without `--push`.
+    """
+    if public and not push:
+        raise CowestError("--public says how --push uploads: give the dataset's name too, --push OWNER/NAME.")
     with _experiment(files, run, seed) as experiment:
         made = experiment.pairs()
-        console.print(f"{len(made)} pairs in {experiment.run / 'pairs.jsonl'}")
-        for reason, count in made.dropped.items():
-            console.print(f"  dropped: {count} {reason}")
+        for line in _said_of(made, experiment.run):
+            console.print(line, markup=False, soft_wrap=True)
+        if not experiment.config.pairs.source:
+            drafts = experiment.labelled()
+            file = experiment.run / "drafts.jsonl"
+            console.print(
+                f"{drafts.helped} drafts that helped and {len(drafts) - drafts.helped} that hurt in {file}", soft_wrap=True
+            )
+        if push:
+            console.print(f"uploaded: {made.push_to_hub(push, private=not public)}", soft_wrap=True)
 
 
 @app.command()
@@ -335,6 +356,18 @@ def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Iterat
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
+    yield f"{len(made)} pairs in {run / 'pairs.jsonl'}"
+    if made.rules:
+        yield "  " + ", ".join(f"{name} {value}" for name, value in made.rules.items() if value is not None)
+    yield from (f"  dropped: {count} {reason}" for reason, count in made.dropped.items())
+    lengths = made.lengths
+    if lengths:
+        yield f"  lengths: {lengths}"
+        if lengths.warning:
+            yield f"Warning: {lengths.warning}"
 
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -174,8 +174,17 @@ class PairRules(Table):
     """[pairs]: which drafts become a preference pair."""
 
     margin: float = Field(0.5, gt=0, le=2, description="smallest difference of influence between chosen and rejected")
-    per_example: int = Field(1, ge=1, description="pairs of one example, at most; no draft is rejected twice")
+    strategy: Literal["ranked", "paper", "all"] = Field(
+        "ranked", description="best against worst; all that helped against all that did not; all with the margin"
+    )
+    per_example: int | None = Field(
+        None, ge=1, description='pairs of one example, at most; by default 1 if "ranked", else any number'
+    )
+    near: float = Field(0.95, gt=0, le=1, description="texts that are at least so similar are no pair")
+    leak: str | None = Field(None, description="a gold field that a chosen draft must not say, where that is cheating")
+    length_ratio: float | None = Field(None, ge=1, description="the longer text of a pair by the shorter one, in words, at most")
     least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
+    source: str | None = Field(None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own")
 
 
 class Arms(Table):
@@ -221,6 +230,7 @@ _REFERENCES = (
     "data.source",
     "sft.drafts",
     "sft.answers",
+    "pairs.source",
     "evaluate.weak",
     *(f"{role}.engine" for role in ROLES),
 )

@@ -57,12 +57,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; empty lines are skipped.
 
     Raises:
-        DataError: no such file, or a line that is not a JSON object (with its number).
+        DataError: no such file, no UTF-8, or a line that is not a JSON object (with its number).
     """
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(), which also breaks at signs that may stand inside a JSON text, such as U+2028.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -84,18 +85,33 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
+def inputs_key(inputs: Mapping[str, Any]) -> str:
+    """Inputs as one text, equal for equal values but for case and spacing: what makes two examples the same one."""
+    texts = (
+        value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str) for _, value in sorted(inputs.items())
+    )
+    return " | ".join(" ".join(text.lower().split()) for text in texts)
+
+
 def check_apart(splits: Mapping[str, Sequence[dspy.Example]], inputs: Sequence[str]) -> None:
     """Raises DataError when the same inputs, but for case and spacing, stand in two splits."""
     owner: dict[str, tuple[str, str]] = {}
     for split, made in splits.items():
         for example in made:
-            key = " | ".join(" ".join(str(example[name]).lower().split()) for name in inputs)
+            key = inputs_key({name: example[name] for name in inputs})
             before = owner.setdefault(key, (split, example.id))
             if before[0] != split:
                 raise DataError(
                     f"{before[0]} ({before[1]}) and {split} ({example.id}) hold the same inputs: what is tested must not be "
                     "trained on. Drop one of the two."
                 )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
 
 
 def _example(row: dict[str, Any], inputs: Sequence[str], where: str) -> dspy.Example:

@@ -34,7 +34,7 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
-    traces = kept_traces(store)
+    traces, pairs = kept_traces(store), _pairs(store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(TITLES)}
     names = sorted(found, key=lambda name: order.get(name, len(order)))
@@ -48,13 +48,13 @@ def run_report(config: Config, store: Store) -> RunReport:
         after="collaboration",
         arms=tuple(arm_from(name, found[name]) for name in names),
         influence=tuple(_influence_row(trace) for trace in traces),
-        pairs=_pairs_summary(store),
+        pairs=_pairs_summary(pairs, store),
         curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
         stages=tuple(Stage(name, **value) for name, value in store.records("stage").items()),
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(traces),
+        warnings=_warnings(traces, pairs),
     )
 
 
@@ -79,16 +79,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _warnings(traces: Sequence[Trace]) -> tuple[str, ...]:
+def _warnings(traces: Sequence[Trace], pairs: PreferencePairs | None) -> tuple[str, ...]:
     failed = sum(trace.error is not None for trace in traces)
-    return (f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair.",) if failed else ()
+    failures = [f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair."] if failed else []
+    lengths = pairs.lengths if pairs else None
+    return (*failures, *([lengths.warning] if lengths and lengths.warning else []))
 
 
-def _pairs_summary(store: Store) -> PairsSummary | None:
+def _pairs(store: Store) -> PreferencePairs | None:
+    """The run's pairs; empty when the gate let none through, None when they have not been made."""
     path = store.folder / "pairs.jsonl"
-    if not path.is_file() or not path.stat().st_size:
+    if not path.is_file():
         return None
-    pairs = PreferencePairs.load(path)
+    return PreferencePairs.load(path) if path.stat().st_size else PreferencePairs(())
+
+
+def _pairs_summary(pairs: PreferencePairs | None, store: Store) -> PairsSummary | None:
+    if pairs is None:
+        return None
     dropped = store.record("pairs", "dropped") or {}
     return PairsSummary(len(pairs), len({pair.example_id for pair in pairs}), dropped, tuple(_pair_row(pair) for pair in pairs))
 

@@ -124,6 +124,7 @@ def test_law_2_chosen_never_hurt_and_pairs_differ(examples: list[Any], margin: f
     pairs = preference_pairs(traces, margin=margin, per_example=per_example)
     influence = {(trace.example_id, trace.draft_index): trace.influence for trace in traces}
     for pair in pairs:
+        assert pair.chosen_influence is not None and pair.rejected_influence is not None
         assert pair.chosen_influence >= 0
         assert pair.chosen_influence - pair.rejected_influence >= margin
         assert pair.chosen != pair.rejected
@@ -364,7 +365,7 @@ def test_pairs_make_the_round_trip_through_a_file_and_a_dataset(tmp_path: Path) 
     ("text", "message"),
     [
         ("", "has no pairs in it"),
-        ('{"prompt": "p", "chosen": "c", "rejected": "r"}\n', "must be a list of messages"),
+        ('{"prompt": 1, "chosen": "c", "rejected": "r"}\n', "must be a list of messages"),
         ("not json\n", "line 1 is not JSON"),
     ],
 )

@@ -26,7 +26,7 @@ from cowest_dspy.experiment.desk import Desk, Silent, Watch, check_prices, diges
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
-from cowest_dspy.pairs import PreferencePairs, nothing_to_train_on, preference_pairs
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
@@ -151,13 +151,22 @@ class Experiment:
         return traces
 
     def pairs(self) -> PreferencePairs:
-        """The preference pairs of the collected traces, also written to ``pairs.jsonl`` in the run folder."""
-        traces = self.collect()
+        """The preference pairs of the collected traces, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
         rules = self.config.pairs
-        pairs = preference_pairs(traces, margin=rules.margin, per_example=rules.per_example)
+        if rules.source:
+            pairs = PreferencePairs.load(rules.source)
+        else:
+            held_out, chosen_by = self._held_out(), rules.model_dump(exclude={"least", "source"})
+            pairs = preference_pairs(self.collect(), **chosen_by, held_out=held_out, run=self._lineage)
         pairs.save(self.run / "pairs.jsonl")
         self.store.keep("pairs", "dropped", pairs.dropped)
         return pairs
+
+    def labelled(self) -> LabelledDrafts:
+        """The collected drafts as those that helped and those that hurt, also written to ``drafts.jsonl`` in the run folder."""
+        drafts = labelled_drafts(self.collect(), leak=self.config.pairs.leak, held_out=self._held_out(), run=self._lineage)
+        drafts.save(self.run / "drafts.jsonl")
+        return drafts
 
     def tune(self) -> dspy.LM:
         """The weak model after preference tuning on the run's pairs.
@@ -165,7 +174,7 @@ class Experiment:
         Raises:
             PairsError: fewer pairs than [pairs] least.
         """
-        return self._weak_models.preferring("dpo", "Preference tuning", self._enough_pairs().rows())
+        return self._weak_models.preferring("dpo", "Preference tuning", self._enough_pairs().rows(lineage=False))
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
@@ -191,9 +200,8 @@ class Experiment:
         self.sft()
         if self.config.evaluate.weak:
             self.answer_sft()
-        traces = self.collect()
         pairs = self.pairs()
-        self.watch.say(f"{len(traces)} drafts of {len(self.splits['train'])} examples gave {len(pairs)} preference pairs")
+        self.watch.say(f"{len(self.splits['train'])} examples gave {len(pairs)} preference pairs")
         self.tune()
         for control in self.config.evaluate.controls:
             self.control(control)
@@ -223,6 +231,14 @@ class Experiment:
         aside = {"budget": True, "evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
+
+    @property
+    def _lineage(self) -> str:
+        """The run's name in the lineage of its pairs: of its configuration, so that equal runs in two folders have equal pairs."""
+        return f"{self.config.name}, seed {self.config.seed}"
+
+    def _held_out(self) -> list[dspy.Example]:
+        return [*self.splits["dev"], *self.splits["test"]]
 
     def _enough_pairs(self) -> PreferencePairs:
         pairs = self.pairs()
@@ -271,7 +287,7 @@ class Experiment:
 
 def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
     """The pairs' rows with chosen and rejected exchanged in a random half: the same texts, no preference in them."""
-    rows = pairs.rows()
+    rows = pairs.rows(lineage=False)
     for place in random.Random(seed).sample(range(len(rows)), len(rows) // 2):
         rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
     return rows

@@ -88,15 +88,16 @@ class InfluenceRow:
 
 @dataclasses.dataclass(frozen=True)
 class PairRow:
-    """One preference pair as text: the last user message, the chosen draft and the rejected one."""
+    """One preference pair as text: the last user message, the chosen draft and the rejected one; an influence is None where nobody
+    measured it, as in imported pairs."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     example_id: str
     prompt: str
     chosen: str
     rejected: str
-    chosen_influence: float
-    rejected_influence: float
+    chosen_influence: float | None
+    rejected_influence: float | None
     round: int = 0
 
 

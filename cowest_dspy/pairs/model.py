@@ -1,0 +1,112 @@
+"""Preference pairs as a whole: what was kept, what was dropped; as rows, a file, a ``datasets.Dataset``, a dataset of the Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cowest_dspy.data import read_jsonl, write_jsonl
+from cowest_dspy.errors import PairsError
+from cowest_dspy.pairs import sharing
+from cowest_dspy.pairs.lengths import Lengths, lengths_of
+from cowest_dspy.pairs.pair import Pair, listed, pair_from
+
+TRAINED_ON = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class PreferencePairs:
+    """Pairs in the order of their examples; how many drafts, pairs or examples were dropped for which reason; and the gate's
+    rules (strategy, margin, ...), empty for pairs that were read from a file."""
+
+    pairs: tuple[Pair, ...]
+    dropped: dict[str, int] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """Whether chosen drafts are longer than rejected ones; None without pairs."""
+        return lengths_of(self.pairs)
+
+    def rows(self, *, lineage: bool = True) -> list[dict[str, Any]]:
+        """TRL's conversational rows, with lineage columns or with ``prompt``, ``chosen`` and ``rejected`` only."""
+        rows = ({key: listed(value) for key, value in asdict(pair).items()} for pair in self.pairs)
+        return [row if lineage else {key: row[key] for key in TRAINED_ON} for row in rows]
+
+    def to_dataset(self) -> Any:
+        """A ``datasets.Dataset`` that ``trl.DPOTrainer`` takes as it is.
+
+        Raises:
+            PairsError: there are no pairs.
+        """
+        if not self.pairs:
+            raise PairsError(nothing_to_train_on(self))
+        from datasets import Dataset
+
+        return Dataset.from_list(self.rows())
+
+    def save(self, path: Path) -> Path:
+        """Writes the pairs as JSON Lines; the file appears whole or not at all."""
+        return write_jsonl(path, self.rows())
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Uploads the pairs, with a card (:func:`dataset_card`), as the Hub dataset ``repo_id``; gives its address.
+
+        The dataset is private unless ``private=False``. Without ``token``, the one of ``hf auth login`` or of HF_TOKEN is used.
+
+        Raises:
+            PairsError: there are no pairs, a text in them looks like a secret, the Hub refuses or cannot be reached, or
+                ``private`` is wanted and the dataset exists and is public.
+        """
+        if not self.pairs:
+            raise PairsError(nothing_to_train_on(self))
+        with tempfile.TemporaryDirectory(prefix="cowest-pairs-") as folder:
+            sharing.write_folder(Path(folder), self.rows(), sharing.dataset_card(self))
+            return sharing.upload(Path(folder), repo_id, private=private, token=token)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PreferencePairs:
+        """Pairs from a file that :meth:`save` wrote, or from any JSON Lines in one of TRL's formats (see pair.py).
+
+        Raises:
+            DataError: no such file, or a line that is not JSON.
+            PairsError: the file is empty, or a row is no pair; with the row's number.
+        """
+        rows = read_jsonl(Path(path))
+        if not rows:
+            raise PairsError(f"{path} has no pairs in it. `cowest pairs` writes them from a run's traces.")
+        return cls._of(rows, str(path))
+
+    @classmethod
+    def from_dataset(cls, dataset: Iterable[Any]) -> PreferencePairs:
+        """Pairs from one split of a ``datasets.Dataset``, in one of TRL's formats.
+
+        Raises:
+            PairsError: the dataset is empty, or a row is no pair; with the row's number.
+        """
+        made = cls._of(dataset, "the dataset")
+        if not made.pairs:
+            raise PairsError("The dataset has no rows.")
+        return made
+
+    @classmethod
+    def _of(cls, rows: Iterable[Any], source: str) -> PreferencePairs:
+        return cls(tuple(pair_from(row, number, source) for number, row in enumerate(rows, start=1)))
+
+
+def nothing_to_train_on(pairs: PreferencePairs) -> str:
+    """What to say, and to try, when there are too few pairs."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items()) or "there were no traces"
+    return (
+        f"Only {len(pairs)} preference pairs: {reasons}. Sample more drafts ([collect] drafts), at a higher temperature, on more "
+        "examples, or lower [pairs] margin when scores are graded."
+    )
