@@ -17,9 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli import Live, report_errors
+from cowest_dspy.cli import report_errors
 from cowest_dspy.config import Config
 from cowest_dspy.intervals import bootstrap_mean_interval
+from cowest_dspy.live import Live
 from cowest_dspy.report import RunReport, paired_exact_test, read_report
 from cowest_dspy.summary import TITLES
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.errors import CowestError
+from cowest_dspy.live import Live, console
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -50,7 +49,6 @@ config_app = typer.Typer(
     help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
 )
 app.add_typer(config_app)
-console = Console(highlight=False)
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
 Files = Annotated[
@@ -296,48 +294,6 @@ def report_errors(run: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         sys.exit(130)
-
-
-class Live:
-    """Stages as progress bars in a terminal, and as plain lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._columns = (
-            TextColumn("{task.description:<46}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Any]:
-        """A bar while the stage runs; the last state of it stays."""
-        if not console.is_terminal:
-            yield _plain(title)
-            return
-        with Progress(*self._columns, console=console) as bars:
-            task = bars.add_task(title, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
-
-    def say(self, text: str) -> None:
-        """One line."""
-        console.print(text)
-
-
-def _plain(title: str) -> Any:
-    """Without a terminal: a line when a stage begins, and at every quarter of it."""
-    console.print(f"{title} ...")
-    said = {0}
-
-    def progress(done: int, total: int) -> None:
-        quarter = 4 * done // total if total else 0
-        if quarter not in said:
-            said.add(quarter)
-            console.print(f"{title}: {done} of {total}")
-
-    return progress
 
 
 @contextmanager

@@ -20,7 +20,7 @@ ORDER = (
     "errors", "intervals", "budget", "config", "recipes", "data", "lms", "adapters", "program", "influence", "schema", "store",
     "repair", "metering", "traces", "pairs",
     "tuning", "config_text", "optimizer", "cycle", "report", "arms", "summary", "gate", "serving", "experiment",
-    "forecast", "probing", "doctor", "quote", "cli", "testing",
+    "forecast", "probing", "doctor", "quote", "live", "cli", "testing",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowest_dspy.adapters import LineAdapter
@@ -42,7 +42,7 @@ def prompt_with(draft: str, adapter: dspy.Adapter) -> list[dict[str, str]]:
 
     def answer(request: dict[str, Any]) -> str:
         heard.append(request)
-        return "[[ ## answer ## ]]\n5\n\n[[ ## completed ## ]]" if isinstance(adapter, dspy.ChatAdapter) else "<answer>5</answer>"
+        return "[[ ## answer ## ]]\n5\n\n[[ ## completed ## ]]" if type(adapter) is dspy.ChatAdapter else "<answer>5</answer>"
 
     strong = ScriptedEngine(answer, model="scripted/strong").lm()
     program = Collaboration("question -> answer", adapter=adapter).bind(strong=strong)
@@ -66,7 +66,11 @@ def test_a_poisoned_draft_leaves_the_structure_of_the_prompt(poison: str, adapte
     assert sum(len(message["content"]) for message in poisoned) < sum(len(m["content"]) for m in harmless) + 2 * LONGEST_DRAFT
 
 
-@given(st.text() | st.lists(st.sampled_from([*POISON.values(), "<", "|", "im_end|>", "[[", " ## answer ## ]]", "\n"])).map("".join))
+PIECES = [poison for poison in POISON.values() if len(poison) < 1000]
+
+
+@settings(deadline=None)
+@given(st.text() | st.lists(st.sampled_from([*PIECES, "<", "|", "im_end|>", "[[", " ## answer ## ]]", "\n"])).map("".join))
 def test_any_draft_is_safe_short_and_safe_again(draft: str) -> None:
     safe = presentable(draft)
     assert len(safe) <= LONGEST_DRAFT and presentable(safe) == safe
