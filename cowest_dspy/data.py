@@ -10,6 +10,7 @@ from typing import Any
 
 import dspy
 
+from cowest_dspy.config import Data
 from cowest_dspy.errors import DataError, nearest
 from cowest_dspy.recipes import load
 
@@ -51,6 +52,11 @@ def read_split(source: str, split: str, inputs: Sequence[str], *, seed: int = 0,
         function: Callable[..., Iterable[Mapping[str, Any]]] = load(source)
         rows = function(split, seed=seed)
     return examples(list(rows)[:limit], inputs, where=where)
+
+
+def configured_split(source: Data, split: str) -> list[dspy.Example]:
+    """The examples of one split as a configuration's [data] names and limits them. Raises DataError as :func:`read_split`."""
+    return read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

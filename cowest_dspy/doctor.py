@@ -138,7 +138,7 @@ def _examine_task(visit: _Visit) -> Task | None:
         program = load(config.program)()
         if not isinstance(program, Collaboration):
             raise ConfigError(f"{config.program} gave {type(program).__name__}: a Collaboration is expected.")
-        splits = {split: _read(config, split) for split in ("train", config.evaluate.split)}
+        splits = {split: data.configured_split(config.data, split) for split in ("train", config.evaluate.split)}
         data.check_apart(splits, config.data.inputs)
     except CowestError as error:
         visit.note("task", "task", "error", str(error))
@@ -146,11 +146,6 @@ def _examine_task(visit: _Visit) -> Task | None:
     sizes = {split: len(examples) for split, examples in splits.items()}
     visit.note("task", "task", "ok", ", ".join(f"{size} {split} examples" for split, size in sizes.items()))
     return Task(program, max(splits["train"][:LOOKED_AT], key=_length), sizes)
-
-
-def _read(config: Config, split: str) -> list[dspy.Example]:
-    source = config.data
-    return data.read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split))
 
 
 def _length(example: dspy.Example) -> int:

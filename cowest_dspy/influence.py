@@ -68,7 +68,16 @@ def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) 
     Raises:
         DataError: the metric's value is not in [0, 1].
     """
-    value = float(metric(example, dspy.Prediction(**outputs), trace=None))
+    return in_range(metric(example, dspy.Prediction(**outputs), trace=None), example)
+
+
+def in_range(given: Any, example: dspy.Example) -> float:
+    """What a metric gave for an example, as a number.
+
+    Raises:
+        DataError: it is not in [0, 1].
+    """
+    value = float(given)
     if not 0.0 <= value <= 1.0:
         raise DataError(
             f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 and 1, higher is better."
@@ -100,11 +109,7 @@ def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) ->
             given = metric(example, dspy.Prediction(**outputs), trace=None)
         except EXPECTED_FAILURES as error:
             return Scored(None, error=f"judge {failure(error)}", calls=tuple(calls))
-    value = float(given)
-    if not 0.0 <= value <= 1.0:
-        raise DataError(
-            f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 and 1, higher is better."
-        )
+    value = in_range(given, example)
     feedback = given.get("feedback") if isinstance(given, dspy.Prediction) else None
     return Scored(value, str(feedback or ""), calls=tuple(calls))
 

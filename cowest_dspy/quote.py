@@ -140,7 +140,9 @@ class Quote:
 
 def counted(config: Config) -> Quote:
     """Calls only, from the configuration and the sizes of its splits. Nothing is asked, loaded or written."""
-    stages = planned_calls(config, {split: _size(config, split) for split in {"train", config.evaluate.split}})
+    stages = planned_calls(
+        config, {split: len(data.configured_split(config.data, split)) for split in {"train", config.evaluate.split}}
+    )
     made = [StageQuote(stage.stage, _bounds(config, stage, None), None, None, None) for stage in stages]
     return Quote(tuple(made), config.budget)
 
@@ -202,11 +204,6 @@ def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
         raise CollectionError(
             f"The {missing[0]} model gave no answer, so that there is nothing to reckon with.{why} Try `cowest doctor`."
         )
-
-
-def _size(config: Config, split: str) -> int:
-    source = config.data
-    return len(data.read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split)))
 
 
 def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Range]:

@@ -14,7 +14,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -372,13 +372,10 @@ class Store:
         db.execute("PRAGMA query_only=1")
         return db
 
-    def forget(self, kind: str, keys: Iterable[str] | None = None) -> None:
-        """Drops records of a kind: those with these keys, or all."""
+    def forget(self, kind: str, *, start: str = "") -> None:
+        """Drops the records of a kind whose key begins with ``start``."""
         with self._writing():
-            if keys is None:
-                self._db.execute("DELETE FROM records WHERE kind = ?", (kind,))
-            else:
-                self._db.executemany("DELETE FROM records WHERE kind = ? AND key = ?", [(kind, key) for key in keys])
+            self._db.execute(f"DELETE FROM records WHERE {_OF_KIND}", (kind, len(start), start))
 
 
 def _dumps(value: Any) -> str:

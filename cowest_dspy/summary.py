@@ -34,7 +34,8 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
-    traces, pairs = kept_traces(store), _pairs(store)
+    # In memory, as the report's rows will be: iterating over what is kept reads it from the disk each time.
+    traces, pairs = list(kept_traces(store)), _pairs(store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(TITLES)}
     names = sorted(found, key=lambda name: order.get(name, len(order)))

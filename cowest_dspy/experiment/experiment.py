@@ -102,12 +102,8 @@ class Experiment:
     @cached_property
     def splits(self) -> dict[str, list[dspy.Example]]:
         """The examples of train, dev and test; the same inputs in two splits are an error."""
-        source = self.config.data
-        made = {
-            split: data.read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split))
-            for split in data.SPLITS
-        }
-        data.check_apart(made, source.inputs)
+        made = {split: data.configured_split(self.config.data, split) for split in data.SPLITS}
+        data.check_apart(made, self.config.data.inputs)
         return made
 
     @property

@@ -83,7 +83,7 @@ def take_over(model: Any) -> bool:
         same = bool((found - expected).norm() < _ALIKE * expected.norm())
     # A model's own code, of any architecture, runs here in a way that it was not written for: what it raises (a mask of a form
     # that it does not take, a cache that it does not have, our own refusal) is its answer "no", and it stays as it was.
-    except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError):
+    except (ValueError, TypeError, AttributeError, RuntimeError):
         same = False
     if not same:
         model.set_attn_implementation(usual)
@@ -231,6 +231,7 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     other = [name for name in _OTHER_KINDS if rest.get(name) is not None]
     if other:
+        # A refusal, said to the probe of take_over: a model that needs this keeps transformers' own attention.
         raise NotImplementedError(f"attention with {', '.join(other)} is not computed in parts")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mixed = attend(module.layer_idx, query, key, value, attention_mask, scale)

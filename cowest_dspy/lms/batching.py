@@ -192,8 +192,9 @@ class Batcher:
             return True
         try:
             return loaded.joinable and loaded.voices.mix([*present, adapter])
+        # An adapter that cannot be loaded, for whatever reason of PEFT's, of safetensors' or of the disk's: in a batch of its own
+        # it is loaded again, and the error falls on those who asked for it.
         except Exception:
-            # An adapter that cannot be loaded: in a batch of its own the error falls on those who asked for it.
             return False
 
     def _worth_a_pass(self, taken: Sequence[Work]) -> bool:

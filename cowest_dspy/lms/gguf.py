@@ -27,7 +27,8 @@ SOURCE = "source.json"
 _BLOCK = 1 << 20
 # What ends a turn in the chat formats of today's small models. A GGUF names one end token only.
 _TURN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
-# What the reader raises, as seen, on files that are cut short or garbled; it has no error of its own.
+# What the reader raises, as seen, on files that are cut short or garbled; it has no error of its own. NotImplementedError is its
+# answer to a kind of quantisation that it does not know.
 _UNREADABLE = (struct.error, ValueError, KeyError, IndexError, OverflowError, MemoryError, NotImplementedError, OSError)
 
 

@@ -91,7 +91,8 @@ def dataset_card(pairs: Shareable) -> str:
     examples = {(pair.round, pair.example_id) for pair in pairs.pairs}
     rounds = sorted({pair.round for pair in pairs.pairs})
     numbers = [("pairs", str(len(pairs.pairs))), ("examples", str(len(examples))), ("rounds", ", ".join(map(str, rounds)))]
-    numbers += [("lengths", str(pairs.lengths))] if pairs.lengths else []
+    lengths = pairs.lengths
+    numbers += [("lengths", str(lengths))] if lengths else []
     measured = _measured(pairs.pairs)
     made = [(name, str(value)) for name, value in pairs.rules.items() if value is not None]
     made += [("cowest_dspy", __version__), ("dspy", dspy.__version__)]

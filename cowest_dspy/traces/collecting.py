@@ -120,7 +120,7 @@ class _Keeper:
 
     def __enter__(self) -> _Keeper:
         if self._store:
-            self._store.forget(KIND, [key for key, _ in self._store.each(KIND, start=f"{self._round}/")])
+            self._store.forget(KIND, start=f"{self._round}/")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -10,7 +10,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -207,10 +207,7 @@ class Rollout:
 
     def _asked(self, step: Callable[[], dspy.Prediction], number: int) -> Answered:
         settings = self._plan.sampling.answer_settings(self._example.id, number)
-        if settings:
-            with sampling(**settings):
-                made = attempt(step)
-        else:
+        with sampling(**settings) if settings else nullcontext():
             made = attempt(step)
         score = Scored(None) if made.outputs is None else scored(self._plan.metric, self._example, made.outputs)
         return Answered(made, score)
