@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from loopback import listening, send_json
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -30,14 +31,8 @@ class Endpoint(ThreadingHTTPServer):
 def serving(pages: dict[str, Any] | None = None, *, answer: str = "yes", key: str | None = None) -> Iterator[Endpoint]:
     """An endpoint that runs inside this context; with a ``key`` it refuses any other."""
     endpoint = Endpoint(pages or {}, answer, key)
-    thread = threading.Thread(target=endpoint.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with listening(endpoint):
         yield endpoint
-    finally:
-        endpoint.shutdown()
-        endpoint.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -61,12 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, value: Any) -> None:
         if self.endpoint.key and self.headers.get("Authorization") != f"Bearer {self.endpoint.key}":
             status, value = 401, {"error": {"message": "wrong key"}}
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        send_json(self, status, value)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from loopback import listening, send_json
 
 TOKEN = "hf_" + "made4thistestonly"
 
@@ -38,12 +39,7 @@ class Hub:
                 hub.asked.append(f"{self.command} {path}")
                 allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
                 status, answer = hub.answer(self.command, path, body) if allowed else (401, {"error": "Invalid token"})
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                send_json(self, status, answer)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -83,11 +79,5 @@ class Hub:
 def running_hub() -> Iterator[Hub]:
     """A Hub that listens while the context lasts."""
     hub = Hub()
-    thread = threading.Thread(target=hub.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(hub.server):
         yield hub
-    finally:
-        hub.server.shutdown()
-        hub.server.server_close()
-        thread.join()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from loopback import listening
 
 CHAT = "/v1/chat/completions"
 
@@ -72,13 +73,8 @@ def local_server(routes: dict[str, Callable[[Any], Said]]) -> Iterator[LocalServ
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server = LocalServer(f"http://127.0.0.1:{http.server_port}", routes)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(http):
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
     assert not unknown, f"asked for {unknown}, which nobody said it would be"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
+import toy
 from dspy.lm15 import ServerError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -306,17 +307,10 @@ def test_an_lm_of_ones_own_with_retries_of_dspy_is_counted_attempt_by_attempt(tm
 # In a configuration
 
 
-TASK = """
-name = "toy"
-program = "toy.py:program"
-metric = "toy.py:match"
-[data]
-source = "toy.py:rows"
-inputs = ["question"]
-[weak]
-kind = "engine"
-engine = "toy.py:weak"
-model = "scripted/weak"
+TASK = (
+    toy.TASK
+    + toy.engine("weak")
+    + """
 [strong]
 {strong}
 [collect]
@@ -324,10 +318,10 @@ drafts = 2
 [budget]
 {budget}
 """
-RECIPE = """
-from cowest_dspy import Collaboration
-from cowest_dspy.testing import ScriptedEngine
-
+)
+RECIPE = (
+    toy.RECIPE
+    + """
 def rows(split, seed=0):
     return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
 
@@ -339,10 +333,8 @@ def weak():
 
 def strong():
     return ScriptedEngine(lambda request: "yes", model="scripted/strong")
-
-def match(example, prediction, trace=None):
-    return float(prediction.answer == example.answer)
 """
+)
 ENGINE = 'kind = "engine"\nengine = "toy.py:strong"\nmodel = "scripted/strong"'
 
 

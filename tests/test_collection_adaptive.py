@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 from dspy.lm15 import ServerError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,10 +108,9 @@ def test_when_there_are_enough_drafts(influences: list[float | None], texts: str
     assert enough(made, Sampling(drafts=drafts, adaptive=True)) is stops
 
 
-RECIPE = """
-from cowest_dspy import Collaboration
-from cowest_dspy.testing import ScriptedEngine
-
+RECIPE = (
+    toy.RECIPE
+    + """
 def rows(split, seed=0):
     return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": str(i)} for i in range(4)]
 
@@ -127,32 +127,21 @@ def strong():
     def answer(request):
         return request["messages"][-1]["content"].partition("Background: ")[2] or "no"
     return ScriptedEngine(answer, model="scripted/strong")
-
-def match(example, prediction, trace=None):
-    return float(prediction.answer == example.answer)
 """
+)
 
-TASK = """
-name = "toy"
-program = "toy.py:program"
-metric = "toy.py:match"
-[data]
-source = "toy.py:rows"
-inputs = ["question"]
+TASK = (
+    toy.TASK
+    + """
 [collect]
 drafts = 12
 adaptive = true
 answers = 2
-[weak]
-kind = "engine"
-engine = "toy.py:weak"
-model = "scripted/weak"
-[strong]
-kind = "engine"
-engine = "toy.py:strong"
-model = "scripted/strong"
-temperature = 0.5
 """
+    + toy.engine("weak")
+    + toy.engine("strong")
+    + "temperature = 0.5\n"
+)
 
 
 def test_a_toml_asks_for_adaptive_drafts_and_several_answers_and_the_command_says_what_was_saved(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 from endpoint import serving
 from rich.console import Console
 from typer.testing import CliRunner
@@ -20,10 +21,9 @@ from cowest_dspy.doctor import Diagnosis, examine
 from cowest_dspy.forecast import Planned, Probe, forecast, planned_calls
 from cowest_dspy.lms import endpoints, footprint
 
-RECIPE = """
-from cowest_dspy import Collaboration
-from cowest_dspy.testing import ScriptedEngine
-
+RECIPE = (
+    toy.RECIPE
+    + """
 asked = []
 
 def rows(split, seed=0):
@@ -49,20 +49,15 @@ def broken():
     def answer(request):
         return 1 / 0
     return ScriptedEngine(answer)
-
-def match(example, prediction, trace=None):
-    return float(prediction.answer == example.answer)
 """
-TASK = """
-name = "toy"
-program = "toy.py:program"
-metric = "toy.py:match"
-[data]
-source = "toy.py:rows"
-inputs = ["question"]
+)
+TASK = (
+    toy.TASK
+    + """
 [evaluate]
 oracle = "notes"
 """
+)
 STRONG = '[strong]\nkind = "engine"\nengine = "toy.py:strong"\n'
 TUNED = '[sft]\ndrafts = "toy.py:sft_rows"\n'
 

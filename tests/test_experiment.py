@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import toy
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
 from cowest_dspy.report import read_report
 
-RECIPE = '''
+RECIPE = (
+    toy.RECIPE
+    + '''
 import dspy
-from cowest_dspy import Collaboration
-from cowest_dspy.testing import ScriptedEngine
 
 asked = []
 
@@ -44,18 +45,12 @@ def strong():
         text = request["messages"][-1]["content"]
         return "yes" if len(set("aeiou") & set(text.partition("Background: ")[2])) >= 3 else "no"
     return ScriptedEngine(answer, model="scripted/strong")
-
-def match(example, prediction, trace=None):
-    return float(prediction.answer == example.answer)
 '''
+)
 
-TASK = """
-name = "toy"
-program = "toy.py:program"
-metric = "toy.py:match"
-[data]
-source = "toy.py:rows"
-inputs = ["question"]
+TASK = (
+    toy.TASK
+    + """
 [sft]
 drafts = "toy.py:sft_rows"
 answers = "toy.py:sft_rows"
@@ -83,6 +78,7 @@ weak = "toy.py:direct"
 oracle = "notes"
 controls = ["shuffled", "sft_on_chosen"]
 """
+)
 
 
 @pytest.fixture
@@ -95,11 +91,7 @@ def task(tmp_path: Path, tiny_model: Path) -> list[Path]:
 kind = "in_process"
 model = "{tiny_model}"
 max_tokens = 12
-[strong]
-kind = "engine"
-engine = "toy.py:strong"
-model = "scripted/strong"
-"""
+{toy.engine("strong")}"""
     (tmp_path / "backend.toml").write_text(backend)
     return [tmp_path / "toy.toml", tmp_path / "backend.toml"]
 

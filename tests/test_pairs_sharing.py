@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 from hub import TOKEN, Hub, running_hub
 from pair_traces import many
 
@@ -113,10 +114,9 @@ def test_a_hub_that_refuses_says_what_to_do_and_repeats_no_token(tmp_path: Path)
         assert "Traceback" not in done.stderr and "notthis" not in done.stderr and TOKEN not in done.stderr
 
 
-RECIPE = """
-from cowest_dspy import Collaboration
-from cowest_dspy.testing import ScriptedEngine
-
+RECIPE = (
+    toy.RECIPE
+    + """
 def rows(split, seed=0):
     return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
 
@@ -130,30 +130,19 @@ def strong():
     def answer(request):
         return "yes" if "good" in request["messages"][-1]["content"] else "no"
     return ScriptedEngine(answer, model="scripted/strong")
-
-def match(example, prediction, trace=None):
-    return float(prediction.answer == example.answer)
 """
-TASK = """
-name = "toy"
-program = "toy.py:program"
-metric = "toy.py:match"
-[data]
-source = "toy.py:rows"
-inputs = ["question"]
+)
+TASK = (
+    toy.TASK
+    + """
 [collect]
 drafts = 6
 [pairs]
 {rules}
-[weak]
-kind = "engine"
-engine = "toy.py:weak"
-model = "scripted/weak"
-[strong]
-kind = "engine"
-engine = "toy.py:strong"
-model = "scripted/strong"
 """
+    + toy.engine("weak")
+    + toy.engine("strong")
+)
 
 
 def task(folder: Path, rules: str = "") -> str:

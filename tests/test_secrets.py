@@ -13,6 +13,7 @@ from typing import Any
 
 import dspy
 import pytest
+import toy
 from dspy.lm15 import AuthError, ServerError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,10 +156,10 @@ def test_law_10_a_key_that_a_server_repeats_is_written_nowhere(
 # A whole run
 
 
-RECIPE = """
+RECIPE = (
+    toy.RECIPE
+    + """
 import os
-from cowest_dspy import Collaboration
-from cowest_dspy.testing import ScriptedEngine
 from dspy.lm15 import AuthError
 
 def rows(split, seed=0):
@@ -173,21 +174,12 @@ def weak():
             return AuthError("not with " + os.environ["COWEST_PLANTED_ERROR"])
         return "a draft " + str(request["config"].get("seed"))
     return ScriptedEngine(answer, model="scripted/weak")
-
-def match(example, prediction, trace=None):
-    return float(prediction.answer == example.answer)
 """
-TASK = """
-name = "toy"
-program = "toy.py:program"
-metric = "toy.py:match"
-[data]
-source = "toy.py:rows"
-inputs = ["question"]
-[weak]
-kind = "engine"
-engine = "toy.py:weak"
-model = "scripted/weak"
+)
+TASK = (
+    toy.TASK
+    + toy.engine("weak")
+    + """
 [strong]
 kind = "api"
 model = "openai/scripted"
@@ -198,6 +190,7 @@ num_retries = 0
 drafts = 2
 max_failed = 1.0
 """
+)
 
 
 def test_law_10_of_a_whole_run_nothing_secret_is_left(
