@@ -63,7 +63,10 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for precision in PRECISIONS:
         command = [sys.executable, __file__, "--one", precision, "--questions", str(given.questions)]
-        found[precision] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(f"{precision} ended with {done.returncode}; a negative number is a signal. What it said stands above.")
+        found[precision] = json.loads(done.stdout)
     table = Table(title=f"{MODEL.name}: {given.questions} questions with the oracle's notes, one batch")
     for column in ("", "s per answer", "times as fast", "peak GiB", "right", "95 % interval", "same text"):
         table.add_column(column, justify="left" if not column else "right")

@@ -255,8 +255,12 @@ class TransformersEngine:
     def _load_now(self) -> Loaded:
         if self._loaded is None:
             tokenizer = weights.load_tokenizer(Path(self.base_folder))
-            model = weights.load_model(Path(self.base_folder), self.dtype)
-            in_parts = attention.take_over(model)
+            # Asked in floats: rounding to int8 hides whether attention in parts is the same, and would be taken for a "no".
+            answers: list[bool] = []
+            model = weights.load_model(
+                Path(self.base_folder), self.dtype, in_floats=lambda model: answers.append(attention.take_over(model))
+            )
+            (in_parts,) = answers
             ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._adapters.by_name)
             kind = Session if in_parts else PlainSession
             self._chat = ChatTokens(tokenizer)

@@ -15,6 +15,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,11 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} has no *.safetensors: save the model with save_pretrained, pickled weights are not read.")
 
 
-def load_model(folder: Path, dtype: str) -> Any:
+def load_model(folder: Path, dtype: str, *, in_floats: Callable[[Any], object] | None = None) -> Any:
     """The model in ``folder`` for inference, with transformers' usual attention.
 
     ``dtype``: "auto", "float32", "bfloat16", "float16", or "int8": linear layers in 8-bit integers, the rest in float32.
+    ``in_floats`` is called with the model while all of its weights are still floats.
 
     Raises:
         ModelError: "int8" on a GPU.
@@ -122,13 +124,16 @@ def load_model(folder: Path, dtype: str) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
     # The weights stay mapped from their file, which was read whole when it was hashed: a copy would double the peak of memory.
     model.requires_grad_(False)
+    if dtype != "int8":
+        fold_linears(model.to(device))
+    if in_floats is not None:
+        in_floats(model.eval())
     if dtype == "int8":
         from cowest_dspy.lms.int8 import quantize
 
-        quantize(model.eval())
+        quantize(model)
         return_memory()
-        return model
-    return fold_linears(model.to(device).eval())
+    return model.eval()
 
 
 def fold_linears(model: Any) -> Any:
