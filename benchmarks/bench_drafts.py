@@ -158,8 +158,8 @@ def vllm(given: argparse.Namespace) -> Measured:
 
 def served(server: str, command: list[str], given: argparse.Namespace, threads: int) -> Measured:
     """A server that is started for it, and asked from ``threads`` threads when it is warm."""
-    from cowest_dspy.config import Server
     from cowest_dspy.lms import ServerEngine, wire
+    from cowest_dspy.tables import Server
 
     settings: dict[str, Any] = {"server": server, "model": "smol", "command": command, "concurrency": threads}
     engine = ServerEngine(Server.model_validate({"kind": "server", **settings}))

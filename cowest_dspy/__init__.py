@@ -18,24 +18,31 @@ _HOMES = {
     "BudgetError": "errors",
     "Collaboration": "program",
     "CowestError": "errors",
+    "Criterion": "evaluators",
     "DPO": "tuning",
     "Experiment": "experiment",
+    "GoldLikelihood": "evaluators",
     "Influence": "influence",
-    "InfluenceReport": "influence",
+    "InfluenceReport": "influence_report",
+    "Judge": "evaluators",
     "LabelledDrafts": "pairs",
     "LineAdapter": "adapters",
+    "NoiseFloor": "influence_report",
     "Pair": "pairs",
     "PreferencePairs": "pairs",
+    "Rubric": "evaluators",
     "SFT": "tuning",
     "Sampling": "traces",
     "Store": "store",
     "StoredTraces": "traces",
     "Trace": "traces",
     "TransformersEngine": "lms",
+    "Weighted": "evaluators",
     "build_lm": "lms",
     "collect": "traces",
     "labelled_drafts": "pairs",
     "load_config": "config",
+    "noise_floor": "traces",
     "preference_pairs": "pairs",
     "tunable": "tuning",
     "tune": "tuning",
@@ -45,24 +52,31 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "BudgetError",
     "Collaboration",
     "CowestError",
+    "Criterion",
     "DPO",
     "Experiment",
+    "GoldLikelihood",
     "Influence",
     "InfluenceReport",
+    "Judge",
     "LabelledDrafts",
     "LineAdapter",
+    "NoiseFloor",
     "Pair",
     "PreferencePairs",
+    "Rubric",
     "SFT",
     "Sampling",
     "Store",
     "StoredTraces",
     "Trace",
     "TransformersEngine",
+    "Weighted",
     "build_lm",
     "collect",
     "labelled_drafts",
     "load_config",
+    "noise_floor",
     "preference_pairs",
     "tunable",
     "tune",
@@ -74,9 +88,15 @@ if TYPE_CHECKING:
     from cowest_dspy.config import load_config as load_config
     from cowest_dspy.errors import BudgetError as BudgetError
     from cowest_dspy.errors import CowestError as CowestError
+    from cowest_dspy.evaluators import Criterion as Criterion
+    from cowest_dspy.evaluators import GoldLikelihood as GoldLikelihood
+    from cowest_dspy.evaluators import Judge as Judge
+    from cowest_dspy.evaluators import Rubric as Rubric
+    from cowest_dspy.evaluators import Weighted as Weighted
     from cowest_dspy.experiment import Experiment as Experiment
     from cowest_dspy.influence import Influence as Influence
-    from cowest_dspy.influence import InfluenceReport as InfluenceReport
+    from cowest_dspy.influence_report import InfluenceReport as InfluenceReport
+    from cowest_dspy.influence_report import NoiseFloor as NoiseFloor
     from cowest_dspy.lms import TransformersEngine as TransformersEngine
     from cowest_dspy.lms import build_lm as build_lm
     from cowest_dspy.pairs import LabelledDrafts as LabelledDrafts
@@ -90,6 +110,7 @@ if TYPE_CHECKING:
     from cowest_dspy.traces import StoredTraces as StoredTraces
     from cowest_dspy.traces import Trace as Trace
     from cowest_dspy.traces import collect as collect
+    from cowest_dspy.traces import noise_floor as noise_floor
     from cowest_dspy.tuning import DPO as DPO
     from cowest_dspy.tuning import SFT as SFT
     from cowest_dspy.tuning import tunable as tunable

@@ -10,9 +10,9 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.config import Data
 from cowest_dspy.errors import DataError, nearest
 from cowest_dspy.recipes import load
+from cowest_dspy.tables import Data
 
 SPLITS = ("train", "dev", "test")
 

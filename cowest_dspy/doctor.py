@@ -17,13 +17,14 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy import data
-from cowest_dspy.config import ROLES, Api, Config, Engine, InProcess, LMSettings, Server, validate
+from cowest_dspy.config import ROLES, Config, validate
 from cowest_dspy.errors import ConfigError, CowestError, masked
 from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_calls
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, footprint, prices, weights
 from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
+from cowest_dspy.tables import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.tuning import DPO, SFT
 
 LOOKED_AT = 50
@@ -295,11 +296,13 @@ def _ask(visit: _Visit, task: Task, role: str, settings: LMSettings, lm: dspy.LM
 
 
 def _forecasts(config: Config, planned: tuple[Planned, ...], probes: Sequence[Probe]) -> tuple[Forecast, ...]:
-    """For weak and strong; a judge is asked nothing by a cycle yet."""
+    """For each model that a cycle asks; without a [judge] of its own, the judge's questions are the strong model's."""
+    if config.judge is None:
+        planned = tuple(replace(stage, strong=stage.strong + stage.judge, judge=0) for stage in planned)
     draft = next((probe.output_tokens for probe in probes if probe.role == "weak"), 0)
     made: list[Forecast] = []
     for probe in probes:
-        if planned and probe.role in ("weak", "strong"):
+        if sum(getattr(stage, probe.role) for stage in planned):
             settings: LMSettings = getattr(config, probe.role)
             plain = forecast(planned, probe, settings, draft if probe.role == "strong" else 0)
             made.append(replace(plain, usd=_usd(settings, plain.input_tokens, plain.output_tokens)))

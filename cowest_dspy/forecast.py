@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cowest_dspy.config import Api, Config, LMSettings
+from cowest_dspy.config import Config
+from cowest_dspy.tables import Api, LMSettings
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Planned:
     stage: str
     weak: int
     strong: int
+    judge: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,16 @@ def planned_calls(config: Config, sizes: Mapping[str, int]) -> tuple[Planned, ..
     """The calls of each stage of a cycle, when the splits have these ``sizes`` ("train", and that of [evaluate] split).
 
     With n drafts an example costs n + 1 strong calls, each of them [collect] answers times: one refines each draft, one answers
-    alone.
+    alone. A judge rates each of them, [influence] repeats times. The metric of a task may ask models too: nobody knows how often.
     """
     train, asked, drafts = sizes["train"], sizes[config.evaluate.split], config.collect.drafts
     wanted = config.evaluate
-    stages = [Planned("collect", train * drafts, train * (drafts + 1) * config.collect.answers)]
+    rules = config.influence
+    answers, ratings = train * (drafts + 1) * config.collect.answers, rules.repeats if rules.judge else 0
+    stages = [Planned("collect", train * drafts, answers, answers * ratings)]
+    if rules.noise and config.strong.temperature != 0 and config.collect.answers == 1:
+        again = min(rules.noise, train)
+        stages.append(Planned("noise", 0, again, again * ratings))
     if wanted.weak:
         stages.append(Planned("evaluate weak", asked, 0))
     stages.append(Planned("evaluate strong", 0, asked))

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import dspy
 
 from cowest_dspy.errors import DataError
-from cowest_dspy.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.influence_report import InfluenceReport
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program import Collaboration, presentable
 
 Metric = Callable[..., Any]
 
@@ -88,12 +88,13 @@ def in_range(given: Any, example: dspy.Example) -> float:
 @dataclass(frozen=True)
 class Scored:
     """What a metric said of an answer: a score in [0, 1] with words beside it, or why there is none; and the calls that it made
-    (a judge's)."""
+    (a judge's). ``parts`` are the scores that it is made of, where it is made of several."""
 
     score: float | None
     feedback: str = ""
     error: str | None = None
     calls: tuple[Call, ...] = ()
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> Scored:
@@ -110,18 +111,20 @@ def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) ->
         except EXPECTED_FAILURES as error:
             return Scored(None, error=f"judge {failure(error)}", calls=tuple(calls))
     value = in_range(given, example)
-    feedback = given.get("feedback") if isinstance(given, dspy.Prediction) else None
-    return Scored(value, str(feedback or ""), calls=tuple(calls))
+    said = given if isinstance(given, dspy.Prediction) else {}
+    return Scored(value, str(said.get("feedback") or ""), calls=tuple(calls), parts=dict(said.get("parts") or {}))
 
 
 class Influence:
     """A DSPy metric: the score of a collaboration's prediction less the score of the strong model alone.
 
     Args:
-        metric: any DSPy metric with values in [0, 1], higher is better.
-        program: a bound :class:`Collaboration`; its ``alone`` is asked once per example, however many drafts there are.
+        metric: any DSPy metric with values in [0, 1], higher is better; also a Judge, a GoldLikelihood or several, Weighted.
+        program: a bound :class:`Collaboration`; its ``alone`` is asked once per example, however many drafts there are, and
+            whatever an optimiser makes of the program that it optimises.
 
-    ``influence(example, prediction)`` is in [-1, 1].
+    ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser asks for words, as GEPA does, it is a
+    ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
 
     Raises, when called:
         DataError: the strong model alone failed on the example, so that there is nothing to compare with.
@@ -129,26 +132,24 @@ class Influence:
 
     def __init__(self, metric: Metric, program: Collaboration) -> None:
         self.metric, self.program = metric, program
-        self._alone: dict[str, float] = {}
+        self._alone: dict[str, Answered] = {}
         self._lock = threading.Lock()
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> float:
-        return score_of(self.metric, example, dict(prediction.items())) - self.alone_score(example)
+    ) -> float | dspy.Prediction:
+        refined = Answered.of(self.metric, example, dict(prediction.items()))
+        alone = self._answered_alone(example)
+        influence = refined.score - alone.score
+        return influence if pred_name is None else dspy.Prediction(score=influence, feedback=self._words(refined, alone))
+
+    def explained(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
+        """``score``, the influence, and ``feedback``: what the draft changed in words."""
+        return cast(dspy.Prediction, self(example, prediction, pred_name=""))
 
     def alone_score(self, example: dspy.Example) -> float:
         """The score of the strong model alone, computed at the first question for this example and kept."""
-        key = repr(sorted(example.toDict().items(), key=lambda item: item[0]))
-        with self._lock:
-            if key in self._alone:
-                return self._alone[key]
-        made = attempt(lambda: self.program.answered_alone(**example.inputs()))
-        if made.outputs is None:
-            raise DataError(f"The strong model alone failed on example {example.get('id', '?')} ({made.error}): no influence.")
-        score = score_of(self.metric, example, made.outputs)
-        with self._lock:
-            return self._alone.setdefault(key, score)
+        return self._answered_alone(example).score
 
     def report(self, examples: Sequence[dspy.Example], *, threads: int = 8) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart."""
@@ -157,69 +158,58 @@ class Influence:
         with ThreadPoolExecutor(threads) as pool:
             return InfluenceReport(tuple(pool.map(self._one, examples)))
 
+    def _answered_alone(self, example: dspy.Example) -> Answered:
+        key = repr(sorted(example.toDict().items(), key=lambda item: item[0]))
+        with self._lock:
+            if key in self._alone:
+                return self._alone[key]
+        made = attempt(lambda: self.program.answered_alone(**example.inputs()))
+        if made.outputs is None:
+            raise DataError(f"The strong model alone failed on example {example.get('id', '?')} ({made.error}): no influence.")
+        answered = Answered.of(self.metric, example, made.outputs)
+        with self._lock:
+            return self._alone.setdefault(key, answered)
+
+    def _words(self, refined: Answered, alone: Answered) -> str:
+        field = self.program.answer_fields[-1]
+        one, other = (presentable(str(answered.outputs.get(field, ""))) for answered in (alone, refined))
+        change = f'"{one}" (score {alone.score:.2f}) to "{other}" (score {refined.score:.2f})'
+        if refined.score > alone.score:
+            said = f"The draft helped: it changed the strong model's answer from {change}. Keep what made the difference."
+        elif refined.score < alone.score:
+            said = f"The draft hurt: it changed the strong model's answer from {change}. It misled a model that did better alone."
+        elif one == other:
+            said = f'The draft changed nothing: with and without it the answer is "{one}" (score {alone.score:.2f}).'
+        else:
+            said = f"The draft changed the answer but not its score: from {change}."
+        if refined.score == alone.score and refined.score < 1:
+            said += " It lacks what the strong model does not know."
+        return f"{said}\n{refined.feedback}" if refined.feedback else said
+
     def _one(self, example: dspy.Example) -> float | None:
         made = attempt(lambda: self.program(**example.inputs()))
         if made.outputs is None:
             return None
+        refined = scored(self.metric, example, made.outputs)
+        if refined.score is None:
+            return None
         try:
-            return score_of(self.metric, example, made.outputs) - self.alone_score(example)
-        except DataError:
+            return refined.score - self.alone_score(example)
+        except (DataError, *EXPECTED_FAILURES):
             return None
 
 
 @dataclass(frozen=True)
-class InfluenceReport:
-    """Influences of a set of drafts; None where one of the two answers failed.
+class Answered:
+    """An answer of the strong model, its score in [0, 1], and what the metric said of it."""
 
-    ``examples`` holds the id of each draft's example, since drafts of one example are not independent; empty when every draft
-    is of an example of its own.
+    outputs: dict[str, Any]
+    score: float
+    feedback: str
 
-    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5  n 200``
-    """
-
-    values: tuple[float | None, ...]
-    examples: tuple[str, ...] = ()
-
-    @property
-    def scored(self) -> list[float]:
-        """The influences that there are."""
-        return [value for value in self.values if value is not None]
-
-    @property
-    def helped(self) -> int:
-        """Drafts that made the answer better."""
-        return sum(value > 0 for value in self.scored)
-
-    @property
-    def hurt(self) -> int:
-        """Drafts that made the answer worse."""
-        return sum(value < 0 for value in self.scored)
-
-    @property
-    def same(self) -> int:
-        """Drafts that changed no score."""
-        return sum(value == 0 for value in self.scored)
-
-    @property
-    def failed(self) -> int:
-        """Drafts without an influence, because a call failed."""
-        return len(self.values) - len(self.scored)
-
-    @property
-    def mean(self) -> float:
-        """Mean influence of the scored drafts, in [-1, 1]; nan when there are none."""
-        return sum(self.scored) / len(self.scored) if self.scored else float("nan")
-
-    def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
-        """The bootstrap interval of the mean, drawing examples with all their drafts; None for fewer than two examples."""
-        drafts: dict[str, list[float]] = {}
-        for place, value in enumerate(self.values):
-            if value is not None:
-                drafts.setdefault(self.examples[place] if self.examples else str(place), []).append(value)
-        return bootstrap_mean_interval(list(drafts.values()), level=level, seed=seed, repeats=resamples)
-
-    def __str__(self) -> str:
-        interval = self.interval()
-        spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
-        counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}  n {len(self.values)}"
-        return f"influence {self.mean:+.2f}{spread}  {counts}"
+    @classmethod
+    def of(cls, metric: Metric, example: dspy.Example, outputs: dict[str, Any]) -> Answered:
+        """Scores an answer; whatever the metric raises is raised."""
+        given = metric(example, dspy.Prediction(**outputs), trace=None)
+        said = given.get("feedback") if isinstance(given, dspy.Prediction) else None
+        return cls(outputs, in_range(given, example), str(said or ""))

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from cowest_dspy import data
 from cowest_dspy.budget import Budget
-from cowest_dspy.config import Config, LMSettings
+from cowest_dspy.config import Config
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.forecast import Planned, least_minutes, planned_calls
 from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.metering import Measured, Meter
 from cowest_dspy.store import Spent
+from cowest_dspy.tables import LMSettings
 from cowest_dspy.traces.pool import given_in_order
 from cowest_dspy.traces.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
 
@@ -157,7 +158,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     config, splits = experiment.config, experiment.splits
     program = experiment.program.bind(weak=experiment.weak, strong=experiment.strong)
     meter = Meter(experiment.store, program.weak.model)
-    plan = Plan(program, meter.listening_to(experiment.metric), experiment.sampling, config.collect.answers)
+    plan = Plan(program, meter.listening_to(experiment.evaluator), experiment.sampling, config.collect.answers)
     chosen = splits["train"][:examples]
     with (
         experiment.store.spending("quote") as spent,
@@ -209,7 +210,9 @@ def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
 def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Range]:
     """The calls of a stage by role. Collecting needs fewer than planned where drafts are equal or enough; the rest is exact."""
     if stage.stage != "collect":
-        asked = {"weak": stage.weak, "strong": stage.strong}
+        asked = {"weak": stage.weak, "strong": stage.strong, "judge": stage.judge}
+        if done is not None and stage.judge:
+            return {role: _exactly(asked[role if role != "judge" else "strong"] * done.calls_per(role)) for role in asked}
         return {role: _exactly(count * (done.calls_per(role) if done else 1)) for role, count in asked.items()}
     rules = config.collect
     drafts = stage.weak
@@ -217,7 +220,7 @@ def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Ran
     answers = drafts // rules.drafts * rules.answers
     weak, strong = Range(fewest, drafts, drafts), Range(2 * answers, stage.strong, stage.strong)
     if done is None:
-        return {"weak": weak, "strong": strong}
+        return {"weak": weak, "strong": strong, "judge": strong.times(stage.judge / stage.strong)}
     train = drafts / rules.drafts
     weak = Range(fewest, train * done.drafts / done.examples, drafts).times(done.calls_per("weak"))
     strong = Range(2 * answers, train * done.answers / done.examples, stage.strong)

@@ -9,10 +9,25 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cowest_dspy.config import Config
+from cowest_dspy.evaluators import agreement
+from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.pairs import Pair, PreferencePairs
-from cowest_dspy.report import Answer, Arm, Curve, InfluenceRow, PairRow, PairsSummary, RunReport, Stage, TraceRow
+from cowest_dspy.report import (
+    AgreementRow,
+    Answer,
+    Arm,
+    Curve,
+    InfluenceRow,
+    Noise,
+    PairRow,
+    PairsSummary,
+    RunReport,
+    Stage,
+    TraceRow,
+    influence_counts,
+)
 from cowest_dspy.store import Store
-from cowest_dspy.traces import StoredTraces, Trace
+from cowest_dspy.traces import StoredTraces, Trace, noise_in
 
 TITLES = {
     "weak": "weak alone, fine-tuned to answer",
@@ -49,13 +64,15 @@ def run_report(config: Config, store: Store) -> RunReport:
         after="collaboration",
         arms=tuple(arm_from(name, found[name]) for name in names),
         influence=tuple(_influence_row(trace) for trace in traces),
+        noise=_noise(traces, store),
+        agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
         curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
         stages=tuple(Stage(name, **value) for name, value in store.records("stage").items()),
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(traces, pairs),
+        warnings=_warnings(config, traces, pairs, store),
     )
 
 
@@ -80,11 +97,52 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _warnings(traces: Sequence[Trace], pairs: PreferencePairs | None) -> tuple[str, ...]:
+def _warnings(config: Config, traces: Sequence[Trace], pairs: PreferencePairs | None, store: Store) -> tuple[str, ...]:
+    found: list[str] = []
     failed = sum(trace.error is not None for trace in traces)
-    failures = [f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair."] if failed else []
+    if failed:
+        found.append(f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair.")
+    noise, counts = _noise(traces, store), influence_counts([_influence_row(trace) for trace in traces])
+    if traces and noise is None and config.strong.temperature:
+        found.append(
+            "The strong model samples, and how much its answers change by themselves was not measured: set [influence] noise, or "
+            "[collect] answers above 1."
+        )
+    if noise and counts.interval and counts.interval.low <= noise.of_mean:
+        found.append(
+            f"The mean influence is not reliably more than noise: its interval begins at {counts.interval.low:+.3f}, and the "
+            f"strong model's own sampling may make a mean of {noise.of_mean:.3f}."
+        )
     lengths = pairs.lengths if pairs else None
-    return (*failures, *([lengths.warning] if lengths and lengths.warning else []))
+    return (*found, *([lengths.warning] if lengths and lengths.warning else []))
+
+
+def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:
+    """What was measured for it; otherwise what a collection with several answers has in it."""
+    kept = (store.record("noise", "floor") or {}).get("floor")
+    floor = NoiseFloor(**kept) if kept else noise_in(traces)
+    examples = len({trace.example_id for trace in traces if trace.influence is not None})
+    if floor is None or not examples:
+        return None
+    answers = max((len(trace.alone_scores) for trace in traces), default=1) or 1
+    return Noise(floor.n, floor.changed, floor.mean_change, floor.of_mean(examples, answers))
+
+
+def _agreement(traces: Sequence[Trace]) -> tuple[AgreementRow, ...]:
+    """Each evaluator against the metric, on all answers that both have scored; an answer alone counts once."""
+    answers: dict[tuple[str, str | None], dict[str, float]] = {}
+    for trace in traces:
+        answers[trace.example_id, trace.draft] = trace.refined_parts
+        answers[trace.example_id, None] = trace.alone_parts
+    names = sorted({name for parts in answers.values() if "metric" in parts for name in parts if name != "metric"})
+    rows: list[AgreementRow] = []
+    for name in names:
+        both = [(example, parts) for (example, _), parts in answers.items() if name in parts and "metric" in parts]
+        scores = [[parts[one] for _, parts in both] for one in ("metric", name)]
+        found = agreement(scores[0], scores[1], [example for example, _ in both])
+        span = found.interval
+        rows.append(AgreementRow(name, found.n, found.tau, span.low if span else None, span.high if span else None))
+    return tuple(rows)
 
 
 def _pairs(store: Store) -> PreferencePairs | None:

@@ -19,12 +19,12 @@ import pytest
 from dspy.utils.exceptions import LMError
 
 from cowest_dspy import Collaboration, Sampling, Store, build_lm, collect
-from cowest_dspy.config import Api
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.lms import wire
 from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.lms.limits import Limits, stoppable
 from cowest_dspy.lms.recording import failure, recorded
+from cowest_dspy.tables import Api
 from cowest_dspy.testing import Fault, OpenAIServer, Received, ScriptedEngine
 
 # Of a form that no pattern of secrets knows: only who knows the key can leave it out.
@@ -229,8 +229,8 @@ def test_a_recorded_lm_passes_the_price_on_and_a_scripted_one_costs_nothing(tmp_
 
 
 def test_the_table_that_dspy_ships_prices_a_providers_own_endpoint() -> None:
-    from cowest_dspy.config import Price
     from cowest_dspy.lms import prices
+    from cowest_dspy.tables import Price
 
     response = wire.make_response("gpt-4o-mini", "x", "stop", 1_000_000, 1_000_000)
     lm = dspy.LM("openai/gpt-4o-mini", cache=False)

@@ -17,11 +17,11 @@ from test_influence_laws import match, questions, strong_that_reads, together, w
 
 from cowest_dspy import Budget, Collaboration, Store, collect
 from cowest_dspy.budget import Bill, Clock, Guard, another_attempt
-from cowest_dspy.config import Api, Server
 from cowest_dspy.errors import BudgetError, ConfigError
 from cowest_dspy.influence import attempt
 from cowest_dspy.lms import build_lm, wire
 from cowest_dspy.lms.recording import keeping, recorded
+from cowest_dspy.tables import Api, Server
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
 from cowest_dspy.traces import Sampling
 

@@ -14,13 +14,13 @@ from local_server import CHAT, completion, local_server
 from scripted_weak import weak_by_seed
 from test_influence_laws import match, questions, strong_that_reads, together
 
-from cowest_dspy.config import Api, Server
 from cowest_dspy.errors import CollectionError, DataError, StoreError
 from cowest_dspy.influence import attempt
 from cowest_dspy.lms import ServerEngine, wire
 from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
+from cowest_dspy.tables import Api, Server
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
 from cowest_dspy.traces import Sampling, Trace, collect, influence_report
 

@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cowest_dspy.cli import app
-from cowest_dspy.config import Api, Config, InProcess, Server, load_config, validate
+from cowest_dspy.config import Config, load_config, validate
 from cowest_dspy.config_text import effective_toml, json_schema
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.tables import Api, InProcess, Server
 
 ROOT = Path(__file__).parents[1]
 TASK = {"name": "toy", "program": "toy.py:program", "metric": "toy.py:match", "data": {"source": "t.jsonl", "inputs": ["q"]}}

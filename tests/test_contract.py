@@ -19,9 +19,9 @@ from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engi
 from tiny import make_adapter
 
 from cowest_dspy import TransformersEngine
-from cowest_dspy.config import Api, Server
 from cowest_dspy.lms import ServerEngine, build_lm, wire
 from cowest_dspy.lms.recording import failure, listening, recorded
+from cowest_dspy.tables import Api, Server
 from cowest_dspy.testing import OpenAIServer
 
 QUESTION = "What is the capital of France?"

@@ -16,10 +16,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cowest_dspy import cli, load_config
-from cowest_dspy.config import Api, Config, Engine, Server
+from cowest_dspy.config import Config
 from cowest_dspy.doctor import Diagnosis, examine
 from cowest_dspy.forecast import Planned, Probe, forecast, planned_calls
 from cowest_dspy.lms import endpoints, footprint
+from cowest_dspy.tables import Api, Engine, Server
 
 RECIPE = (
     toy.RECIPE

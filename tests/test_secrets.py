@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from test_influence_laws import match, questions, strong_that_reads, together
 
 from cowest_dspy import Experiment, Store, collect, load_config
-from cowest_dspy.config import Api, Server
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import MASK, ConfigError, StoreError, masked
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.recording import keeping, recorded
+from cowest_dspy.tables import Api, Server
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
 from cowest_dspy.traces import Sampling
 

@@ -19,10 +19,10 @@ from dspy import lm15
 from local_server import CHAT, LocalServer, Said, completion, local_server
 from tiny import make_adapter
 
-from cowest_dspy.config import Server
 from cowest_dspy.errors import ConfigError, ModelError, TuningError
 from cowest_dspy.lms import ServerEngine, build_lm, wire
 from cowest_dspy.lms.weights import adapter_hash, folder_hash
+from cowest_dspy.tables import Server
 from cowest_dspy.tuning import TunableEngine, engine_of
 
 ASKED = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Ready?"}]

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cowest_dspy.config import ROLES, Api, Config, LMSettings
+from cowest_dspy.config import ROLES, Config
 from cowest_dspy.errors import BudgetError, ConfigError, masked
 from cowest_dspy.lms.prices import added, of_settings
 from cowest_dspy.store import Spent, Store
+from cowest_dspy.tables import Api, LMSettings
 from cowest_dspy.traces import Progress
 from cowest_dspy.tuning import PeakMemory
 

@@ -23,8 +23,10 @@ from cowest_dspy import arms, data
 from cowest_dspy.config import Config
 from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.desk import Desk, Silent, Watch, check_prices, digest
+from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
+from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
@@ -32,7 +34,7 @@ from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
-from cowest_dspy.traces import Sampling, Traces, collect
+from cowest_dspy.traces import Sampling, Traces, collect, noise_floor
 from cowest_dspy.tuning import TunableEngine, tunable
 
 
@@ -106,6 +108,11 @@ class Experiment:
         data.check_apart(made, self.config.data.inputs)
         return made
 
+    @cached_property
+    def evaluator(self) -> Metric:
+        """What gives an answer its score when drafts are compared: [influence]; by default the metric."""
+        return evaluator(self.config, self.metric, self.program.bind(strong=self.strong), lambda: self.judge)
+
     @property
     def sampling(self) -> Sampling:
         """How a collection samples drafts."""
@@ -134,7 +141,7 @@ class Experiment:
             traces = collect(
                 program,
                 self.splits["train"],
-                self.metric,
+                self.evaluator,
                 self.sampling,
                 store=self.store,
                 threads=self.config.strong.concurrency,
@@ -145,6 +152,24 @@ class Experiment:
             )
         self.store.keep("done", "collect", {"identity": identity})
         return traces
+
+    def noise(self) -> NoiseFloor | None:
+        """The noise floor, where [influence] noise asks for it: the strong model alone, asked again for so many train examples."""
+        count = self.config.influence.noise
+        if not count:
+            return None
+        program = self.program.bind(strong=self.strong)
+        identity = digest([self._meaning, program.strong.model, count])
+        known = self.store.record("noise", "floor") or {}
+        if known.get("identity") != identity:
+            with self._desk.stage("noise", "Measuring the noise floor") as progress:
+                threads, examples = self.config.strong.concurrency, self.splits["train"][:count]
+                floor = noise_floor(
+                    program, examples, self.evaluator, self.sampling, store=self.store, threads=threads, on_progress=progress
+                )
+            known = {"floor": asdict(floor) if floor else None, "identity": identity}
+            self.store.keep("noise", "floor", known)
+        return NoiseFloor(**known["floor"]) if known["floor"] else None
 
     def pairs(self) -> PreferencePairs:
         """The preference pairs of the collected traces, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
@@ -197,6 +222,7 @@ class Experiment:
         if self.config.evaluate.weak:
             self.answer_sft()
         pairs = self.pairs()
+        self.noise()
         self.watch.say(f"{len(self.splits['train'])} examples gave {len(pairs)} preference pairs")
         self.tune()
         for control in self.config.evaluate.controls:
@@ -221,10 +247,20 @@ class Experiment:
     def _meaning(self) -> str:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
         parts = self.config
-        references = [parts.program, parts.metric, parts.data.source, parts.evaluate.weak or ""]
+        references = [
+            parts.program, parts.metric, parts.data.source, parts.evaluate.weak or "", parts.influence.rubric or "",
+        ]  # fmt: skip
         files = sorted({reference.rpartition(":")[0] or reference for reference in references if ".py" in reference})
         code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-        aside = {"budget": True, "evaluate": True, "pairs": True, "dpo": True, "sft": True, "data": {"test"}}
+        aside = {
+            "budget": True,
+            "evaluate": True,
+            "pairs": True,
+            "dpo": True,
+            "sft": True,
+            "data": {"test"},
+            "influence": {"noise"},
+        }
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
 
@@ -244,7 +280,8 @@ class Experiment:
 
     def _make_room(self) -> None:
         """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""
-        for lm in (self.weak, *([self.strong] if "strong" in self.__dict__ else [])):
+        loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
+        for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
             if isinstance(engine, TransformersEngine | ServerEngine):
                 engine.close()

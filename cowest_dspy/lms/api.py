@@ -20,10 +20,10 @@ from dspy.lm15 import Request, Response, response_to_events
 from dspy.utils.exceptions import LMError, LMProviderError, LMTimeoutError, LMTransportError, is_retryable_lm_error
 
 from cowest_dspy.budget import another_attempt
-from cowest_dspy.config import Api
 from cowest_dspy.lms import prices, wire
 from cowest_dspy.lms.keys import SHORTEST_SECRET, hidden, key_in
 from cowest_dspy.lms.limits import Limits, current_stopping, rest, shared_limits
+from cowest_dspy.tables import Api
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.

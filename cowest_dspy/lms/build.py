@@ -6,12 +6,12 @@ from pathlib import Path
 
 import dspy
 
-from cowest_dspy.config import Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.lms.engine import shared_engine
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.server import shared_server
 from cowest_dspy.recipes import load
+from cowest_dspy.tables import Engine, InProcess, LMSettings, Server
 
 
 def build_lm(settings: LMSettings) -> dspy.LM:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import httpx
 
-from cowest_dspy.config import Api, Server
 from cowest_dspy.errors import masked, nearest
+from cowest_dspy.tables import Api, Server
 
 DEADLINE = 5.0
 

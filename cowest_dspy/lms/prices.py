@@ -10,8 +10,8 @@ from typing import Any
 import dspy
 from dspy.lm15 import LM15Error, Response
 
-from cowest_dspy.config import Api, Price
 from cowest_dspy.lms import wire
+from cowest_dspy.tables import Api, Price
 
 MILLION = 1_000_000
 

@@ -26,13 +26,13 @@ import dspy
 import httpx
 from dspy.lm15 import InvalidRequestError, LM15Error, Request, Response, TransportError, response_to_events
 
-from cowest_dspy.config import Server
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import protocol, weights, wire
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
 from cowest_dspy.lms.processes import Place, ServerProcess
 from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAdapters, VllmAdapters
+from cowest_dspy.tables import Server
 
 # These are the LM's, not the engine's: two roles that differ in them only share one engine, and one started server.
 _OF_THE_LM = ("temperature", "max_tokens", "num_retries", "adapter")

@@ -12,11 +12,13 @@ html.py      report.json and report.html, written together
 
 from cowest_dspy.report.html import WrittenReport, read_report, render_html, write_report
 from cowest_dspy.report.model import (
+    AgreementRow,
     Answer,
     Arm,
     Curve,
     CurvePoint,
     InfluenceRow,
+    Noise,
     PairRow,
     PairsSummary,
     RunReport,
@@ -34,11 +36,13 @@ from cowest_dspy.report.terminal import print_report
 from cowest_dspy.report.verdict import Verdict, verdict
 
 __all__ = [
+    "AgreementRow",
     "Answer",
     "Arm",
     "Curve",
     "CurvePoint",
     "InfluenceRow",
+    "Noise",
     "PairRow",
     "PairsSummary",
     "RunReport",

@@ -26,7 +26,16 @@ from cowest_dspy.report.browse import MAX_ROWS, answer_list, change, clipped, ev
 from cowest_dspy.report.masking import mask_settings, mask_text
 from cowest_dspy.report.model import Curve, RunReport
 from cowest_dspy.report.numbers import arm_table, compare, influence_by_round, influence_counts
-from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, format_usd, verdict
+from cowest_dspy.report.verdict import (
+    bare_p,
+    format_interval,
+    format_p,
+    format_points,
+    format_share,
+    format_usd,
+    influence_notes,
+    verdict,
+)
 
 MAX_PAIRS = 30
 MAX_CHANGES = 4
@@ -160,6 +169,7 @@ def _influence(report: RunReport) -> dict[str, Any]:
     return {
         "rounds": [(f"round {number}", counts, charts.share_bar(counts)) for number, counts in rounds.items()],
         "by_draft": by_draft,
+        "notes": influence_notes(report) if rounds else [],
         "histogram": charts.histogram(values, "How often each influence occurs") if graded else Markup(),
     }
 

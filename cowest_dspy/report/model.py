@@ -87,6 +87,32 @@ class InfluenceRow:
 
 
 @dataclasses.dataclass(frozen=True)
+class Noise:
+    """Alone against alone: ``changed`` of ``n`` examples had another score when the strong model answered again, by ``mean_change``
+    in [0, 1] on average. ``of_mean``: what a mean influence over the run's examples stays below, in 97.5 % of cases, when drafts do
+    nothing."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    n: int
+    changed: int
+    mean_change: float
+    of_mean: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AgreementRow:
+    """How far an evaluator orders ``n`` answers as the metric does: Kendall's tau-b in [-1, 1] with its 95 % interval; None where
+    one of them gave all answers the same score."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    evaluator: str
+    n: int
+    tau: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class PairRow:
     """One preference pair as text: the last user message, the chosen draft and the rejected one; an influence is None where nobody
     measured it, as in imported pairs."""
@@ -212,6 +238,8 @@ class RunReport:
     after: str | None = None
     arms: tuple[Arm, ...] = ()
     influence: tuple[InfluenceRow, ...] = ()
+    noise: Noise | None = None
+    agreement: tuple[AgreementRow, ...] = ()
     pairs: PairsSummary | None = None
     curves: tuple[Curve, ...] = ()
     stages: tuple[Stage, ...] = ()

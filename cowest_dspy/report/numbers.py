@@ -60,7 +60,10 @@ class ArmLine:
 
 @dataclass(frozen=True)
 class InfluenceCounts:
-    """Drafts that helped, hurt, changed nothing, or failed; the mean influence, in [-1, 1], of those that did not."""
+    """Drafts that helped, hurt, changed nothing, or failed; the mean influence, in [-1, 1], of those that did not.
+
+    ``harm`` is the 95 % interval of the harm rate; ``draft_quality`` the mean score of drafts as answers, where they hold one.
+    """
 
     helped: int
     hurt: int
@@ -68,6 +71,14 @@ class InfluenceCounts:
     failed: int
     mean: float | None
     interval: Interval | None
+    harm: Interval | None
+    draft_quality: float | None
+
+    @property
+    def harm_rate(self) -> float | None:
+        """The share of drafts that hurt among those with an influence, in [0, 1]."""
+        scored = self.n - self.failed
+        return self.hurt / scored if scored else None
 
     @property
     def n(self) -> int:
@@ -128,8 +139,9 @@ def compare(report: RunReport, first: str | None, second: str | None) -> PairedT
 
 def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> InfluenceCounts:
     """Counts and mean influence of drafts, with a bootstrap interval over examples."""
-    failed, groups = 0, defaultdict(list)
+    failed, groups, qualities = 0, defaultdict(list), list[float]()
     for row in rows:
+        qualities += [] if row.draft_score is None else [row.draft_score]
         if row.influence is None:
             failed += 1
         else:
@@ -138,7 +150,9 @@ def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> Influenc
     helped, hurt = sum(value > SAME for value in values), sum(value < -SAME for value in values)
     mean = statistics.fmean(values) if values else None
     interval = bootstrap_mean_interval(list(groups.values()), seed=seed)
-    return InfluenceCounts(helped, hurt, len(values) - helped - hurt, failed, mean, interval)
+    harm = bootstrap_mean_interval([[float(value < -SAME) for value in group] for group in groups.values()], seed=seed)
+    quality = statistics.fmean(qualities) if qualities else None
+    return InfluenceCounts(helped, hurt, len(values) - helped - hurt, failed, mean, interval, harm, quality)
 
 
 def influence_by_round(rows: Iterable[InfluenceRow]) -> dict[int, InfluenceCounts]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cowest_dspy.report.model import PairsSummary, RunReport, Stage
 from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, arm_table, influence_by_round
-from cowest_dspy.report.verdict import Verdict, bare_p, format_share, format_usd, verdict
+from cowest_dspy.report.verdict import Verdict, bare_p, format_share, format_usd, influence_notes, verdict
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
@@ -24,6 +24,8 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
         console.print(_arms(report))
     if report.influence:
         console.print(_influence(influence_by_round(report.influence)))
+        for line in influence_notes(report):
+            console.print(Text(line))
     if report.pairs is not None:
         console.print(_pairs(report.pairs))
     if report.stages:
@@ -70,13 +72,14 @@ def _arm_cells(line: ArmLine, *, tested: bool) -> list[Text]:
 
 
 def _influence(rounds: dict[int, InfluenceCounts]) -> Table:
-    columns = ("round", "drafts", "helped", "same", "hurt", "failed", "mean", "95 %")
+    columns = ("round", "drafts", "helped", "same", "hurt", "failed", "mean", "95 %", "harm")
     table = _table("Influence of drafts on the strong model", *columns)
     for number, counts in rounds.items():
         mean = "-" if counts.mean is None else f"{counts.mean:+.3f}"
         span = "-" if counts.interval is None else f"{counts.interval.low:+.3f} to {counts.interval.high:+.3f}"
         numbers = (counts.n, counts.helped, counts.same, counts.hurt, counts.failed)
-        table.add_row(str(number), *map(str, numbers), mean, span)
+        harm = "-" if counts.harm_rate is None else f"{100 * counts.harm_rate:.0f} %"
+        table.add_row(str(number), *map(str, numbers), mean, span, harm)
     return table
 
 

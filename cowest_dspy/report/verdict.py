@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cowest_dspy.report.model import RunReport
-from cowest_dspy.report.numbers import Interval, PairedTest, compare
+from cowest_dspy.report.numbers import Interval, PairedTest, compare, influence_counts
 
 ALPHA = 0.05
 
@@ -73,6 +73,30 @@ def format_points(test: PairedTest) -> str:
     if test.interval is not None:
         text += f" [{100 * test.interval.low:+.1f}, {100 * test.interval.high:+.1f}]"
     return text
+
+
+def influence_notes(report: RunReport) -> list[str]:
+    """What belongs beside the influences, one line each: harm, draft quality, the noise floor, agreement of evaluators."""
+    counts, lines = influence_counts(report.influence), list[str]()
+    if counts.harm_rate is not None and counts.harm is not None:
+        lines.append(f"Harm rate {format_share(counts.harm_rate)} (95 % {format_interval(counts.harm)}).")
+    if counts.draft_quality is not None:
+        lines.append(f"Drafts by themselves score {counts.draft_quality:.2f} on average.")
+    if report.noise is not None and report.noise.n:
+        noise = report.noise
+        lines.append(
+            f"Noise floor: asked again, the strong model alone scored otherwise on {noise.changed} of {noise.n} examples, by "
+            f"{noise.mean_change:.2f} on average; by that alone a mean influence may be {noise.of_mean:.3f}."
+        )
+    elif report.noise is not None:
+        lines.append("Noise floor 0: the strong model does not sample.")
+    for row in report.agreement:
+        if row.tau is None:
+            lines.append(f"Agreement of {row.evaluator} and metric: not defined, one of them scored all {row.n} answers alike.")
+        else:
+            spread = "" if row.low is None or row.high is None else f" (95 % {row.low:+.2f} to {row.high:+.2f})"
+            lines.append(f"Agreement of {row.evaluator} and metric: Kendall's tau-b {row.tau:+.2f}{spread}, {row.n} answers.")
+    return lines
 
 
 def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:

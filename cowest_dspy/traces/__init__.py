@@ -5,12 +5,26 @@ pool.py         work done in threads and given in order, so many items ahead and
 rollout.py      one example: its drafts, their refinements, the strong model alone, the scores; each step starts when it can
 enough.py       when an example needs no more drafts
 kept.py         the traces of a collection: a list, or a sequence that is read from the run's store
+noise.py        the noise floor: the strong model alone, asked again
 collecting.py   collect(): every example, within its limits; stops when too many fail
 """
 
 from cowest_dspy.traces.collecting import collect, influence_report
 from cowest_dspy.traces.kept import HeldTraces, StoredTraces, Traces
+from cowest_dspy.traces.noise import noise_floor, noise_in
 from cowest_dspy.traces.pool import Progress, in_order
 from cowest_dspy.traces.trace import Sampling, Trace
 
-__all__ = ["HeldTraces", "Progress", "Sampling", "StoredTraces", "Trace", "Traces", "collect", "in_order", "influence_report"]
+__all__ = [
+    "HeldTraces",
+    "Progress",
+    "Sampling",
+    "StoredTraces",
+    "Trace",
+    "Traces",
+    "collect",
+    "in_order",
+    "influence_report",
+    "noise_floor",
+    "noise_in",
+]

@@ -253,6 +253,8 @@ class Rollout:
             usd=_usd([*drafted.calls, *strong]),
             refined_scores=refined.scores,
             alone_scores=alone.scores,
+            refined_parts=refined.parts,
+            alone_parts=alone.parts,
         )
 
 
@@ -266,6 +268,8 @@ class _Mean:
         scores = [answer.scored.score for answer in ordered if answer.scored.score is not None]
         self.scores = () if self.error else tuple(scores)
         self.score = sum(self.scores) / len(self.scores) if self.scores else None
+        names = ordered[0].scored.parts if ordered and not self.error else {}
+        self.parts = {name: sum(one.scored.parts[name] for one in ordered) / len(ordered) for name in names}
         self.outputs = ordered[0].made.outputs if ordered else None
         self.feedback = ordered[0].scored.feedback if ordered else ""
 

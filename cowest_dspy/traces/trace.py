@@ -17,7 +17,8 @@ class Trace:
     of refining this draft, without alone and without a judge. ``feedback`` is what the metric said of the refined answer.
 
     With several answers each (``collect(answers=m)``), ``refined_score`` and ``alone_score`` are the means of ``refined_scores``
-    and ``alone_scores``, and ``refined`` and ``alone`` are the first of them. One that failed fails the whole.
+    and ``alone_scores``, and ``refined`` and ``alone`` are the first of them. One that failed fails the whole. ``refined_parts``
+    and ``alone_parts`` are the scores of each evaluator where there are several (``Weighted``), means too.
     """
 
     example_id: str
@@ -42,6 +43,8 @@ class Trace:
     usd: float | None = None
     refined_scores: tuple[float, ...] = ()
     alone_scores: tuple[float, ...] = ()
+    refined_parts: dict[str, float] = field(default_factory=dict)
+    alone_parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

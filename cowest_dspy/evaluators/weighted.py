@@ -1,0 +1,45 @@
+"""Weighted: several evaluators as one, by declared weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+
+from cowest_dspy.errors import ConfigError
+from cowest_dspy.influence import Metric, in_range
+
+
+class Weighted:
+    """A DSPy metric: the weighted mean of others, each with values in [0, 1].
+
+    ``Weighted(metric=(accuracy, 0.5), judge=(judge, 0.5))(example, prediction)`` is
+    ``Prediction(score=0.75, feedback="judge: ...", parts={"metric": 1.0, "judge": 0.5})``. When one of them fails, the whole fails:
+    a mean of what is left would be another measure.
+
+    Raises:
+        ConfigError: no part, or weights that are not above 0.
+    """
+
+    def __init__(self, **parts: tuple[Metric, float]) -> None:
+        if not parts or not all(math.isfinite(weight) and weight > 0 for _, weight in parts.values()):
+            raise ConfigError("Weighted needs at least one evaluator, each with a weight above 0.")
+        self.parts: Mapping[str, tuple[Metric, float]] = parts
+
+    def __call__(
+        self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> dspy.Prediction:
+        """``score``, the ``feedback`` of the parts that gave one, and the score of each part as ``parts``."""
+        scores: dict[str, float] = {}
+        words: list[str] = []
+        for name, (metric, _) in self.parts.items():
+            given = metric(example, prediction, trace=trace)
+            scores[name] = in_range(given, example)
+            said = given.get("feedback") if isinstance(given, dspy.Prediction) else None
+            if said:
+                words.append(f"{name}: {said}")
+        total = sum(weight for _, weight in self.parts.values())
+        score = sum(scores[name] * weight for name, (_, weight) in self.parts.items()) / total
+        return dspy.Prediction(score=min(1.0, max(0.0, score)), feedback="\n".join(words), parts=scores)

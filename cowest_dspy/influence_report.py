@@ -1,0 +1,131 @@
+"""What a set of drafts did: influences as counts, mean and harm rate with intervals, and the noise to hold them against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval
+
+Z = statistics.NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """Alone against alone: what the strong model's own sampling does to the score of one example, no draft in it.
+
+    ``changed`` of ``n`` examples had different scores when the strong model answered again; ``mean_change`` in [0, 1] is the mean
+    absolute difference of two such scores, and ``square`` that of its square. All are 0 for a strong model that does not sample.
+    """
+
+    n: int
+    changed: int
+    mean_change: float
+    square: float
+
+    @classmethod
+    def of(cls, scores: Iterable[Sequence[float]]) -> NoiseFloor | None:
+        """From the scores of each example's answers alone, two or more of them; None when no example has as many."""
+        answered = [group for group in scores if len(group) > 1]
+        if not answered:
+            return None
+        apart = [[abs(a - b) for a, b in itertools.combinations(group, 2)] for group in answered]
+        return cls(
+            len(answered),
+            sum(max(group) > 0 for group in apart),
+            statistics.fmean(statistics.fmean(group) for group in apart),
+            statistics.fmean(statistics.fmean(one * one for one in group) for group in apart),
+        )
+
+    def of_mean(self, examples: int, answers: int = 1) -> float:
+        """What a mean influence over so many examples, each of so many averaged answers, stays below in 97.5 % of cases when drafts
+        do nothing: ``1.96 * sqrt(square / (examples * answers))``."""
+        return Z * math.sqrt(self.square / (examples * answers)) if examples else float("nan")
+
+    def __str__(self) -> str:
+        return f"noise floor {self.mean_change:.2f} (alone against alone: {self.changed} of {self.n} changed)"
+
+
+@dataclass(frozen=True)
+class InfluenceReport:
+    """Influences of a set of drafts; None where one of the two answers failed.
+
+    ``examples`` holds the id of each draft's example, since drafts of one example are not independent; empty when every draft
+    is of an example of its own.
+
+    ``floor`` is what the strong model's own sampling does to the score, where that was measured (:func:`noise_floor`).
+
+    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5  n 200``
+    """
+
+    values: tuple[float | None, ...]
+    examples: tuple[str, ...] = ()
+    floor: NoiseFloor | None = None
+
+    @property
+    def scored(self) -> list[float]:
+        """The influences that there are."""
+        return [value for value in self.values if value is not None]
+
+    @property
+    def helped(self) -> int:
+        """Drafts that made the answer better."""
+        return sum(value > 0 for value in self.scored)
+
+    @property
+    def hurt(self) -> int:
+        """Drafts that made the answer worse."""
+        return sum(value < 0 for value in self.scored)
+
+    @property
+    def same(self) -> int:
+        """Drafts that changed no score."""
+        return sum(value == 0 for value in self.scored)
+
+    @property
+    def failed(self) -> int:
+        """Drafts without an influence, because a call failed."""
+        return len(self.values) - len(self.scored)
+
+    @property
+    def mean(self) -> float:
+        """Mean influence of the scored drafts, in [-1, 1]; nan when there are none."""
+        return sum(self.scored) / len(self.scored) if self.scored else float("nan")
+
+    @property
+    def harm_rate(self) -> float:
+        """The share of scored drafts that hurt, in [0, 1]; nan when there are none."""
+        return self.hurt / len(self.scored) if self.scored else float("nan")
+
+    def harm_interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
+        """The bootstrap interval of the harm rate, as that of the mean."""
+        groups = [[float(value < 0) for value in group] for group in self._by_example()]
+        return bootstrap_mean_interval(groups, level=level, seed=seed, repeats=resamples)
+
+    @property
+    def more_than_noise(self) -> bool | None:
+        """Whether the whole interval of the mean lies above what the strong model's own sampling does to the mean score of so
+        many examples; None while one of the two is not known."""
+        interval = self.interval()
+        return None if interval is None or self.floor is None else interval.low > self.floor.of_mean(len(self._by_example()))
+
+    def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
+        """The bootstrap interval of the mean, drawing examples with all their drafts; None for fewer than two examples."""
+        return bootstrap_mean_interval(self._by_example(), level=level, seed=seed, repeats=resamples)
+
+    def _by_example(self) -> list[list[float]]:
+        drafts: dict[str, list[float]] = {}
+        for place, value in enumerate(self.values):
+            if value is not None:
+                drafts.setdefault(self.examples[place] if self.examples else str(place), []).append(value)
+        return list(drafts.values())
+
+    def __str__(self) -> str:
+        interval = self.interval()
+        spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
+        counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}  n {len(self.values)}"
+        floor = f"  {self.floor}" if self.floor else ""
+        return f"influence {self.mean:+.2f}{spread}  {counts}{floor}"

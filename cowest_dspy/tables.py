@@ -1,0 +1,206 @@
+"""The tables of a TOML, one frozen pydantic model each; config.py puts them together and reads files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Table(BaseModel):
+    """A table of a TOML: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InProcess(Table):
+    """A transformers model in this process (CPU or one GPU)."""
+
+    kind: Literal["in_process"]
+    model: str = Field(description="a folder with config.json and *.safetensors or a GGUF file, relative to this file, or a Hub id")
+    adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1)
+    concurrency: int = Field(32, ge=1, description="sequences computed together, at most")
+
+
+class Price(Table):
+    """What an API takes, in US dollars per million tokens."""
+
+    input: float = Field(ge=0, description="USD per million prompt tokens")
+    output: float = Field(ge=0, description="USD per million generated tokens")
+
+
+class Api(Table):
+    """A hosted model: anything that dspy.LM reaches over a network."""
+
+    kind: Literal["api"]
+    model: str = Field(description='as for dspy.LM, for instance "openai/gpt-5-mini"')
+    api_base: str | None = Field(None, description="the endpoint of an OpenAI-compatible server")
+    api_key_env: str | None = Field(None, description="the NAME of the environment variable that holds the key")
+    temperature: float | None = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(512, ge=1)
+    num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
+    timeout: float = Field(120.0, gt=0, description="seconds")
+    concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
+    requests_per_minute: int | None = Field(None, ge=1, description="respected across all threads")
+    tokens_per_minute: int | None = Field(None, ge=1, description="prompt and generated tokens, respected across all threads")
+    price: Price | None = Field(None, description="overrides the price table that DSPy ships")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return _name_of_a_variable(value)
+
+
+class Server(Table):
+    """A server that speaks the OpenAI protocol: one that runs already (``api_base``), or one that is started (``command``)."""
+
+    kind: Literal["server"]
+    server: Literal["openai", "llama_cpp", "vllm"] = Field(
+        "openai", description="what speaks there: it decides how adapters are put in (openai: not at all)"
+    )
+    model: str = Field(description="the name under which it serves the model")
+    api_base: str | None = Field(None, description="of a server that runs already, for instance http://127.0.0.1:8000/v1")
+    command: tuple[str, ...] = Field(
+        (),
+        description='starts it when needed; "{port}" becomes a free port, "{here}" this file\'s folder, "{python}" this Python',
+    )
+    weights: str | None = Field(
+        None, description="the same model as a folder or Hub id: needed to tune it, and to name it by content"
+    )
+    adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
+    api_key_env: str | None = Field(None, description="the NAME of the environment variable that holds the key")
+    startup: float = Field(600.0, gt=0, description="seconds until a started server must answer")
+    log: str | None = Field(None, description="the file that a started server writes to, relative to this file")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1)
+    num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
+    timeout: float = Field(600.0, gt=0, description="seconds; an answer waits for those before it")
+    concurrency: int = Field(32, ge=1, description="calls under way at once, at most")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str | None) -> str | None:
+        return _name_of_a_variable(value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Server:
+        if (self.api_base is None) == (not self.command):
+            raise ValueError("give either api_base (a server that runs already) or command (one that is to be started)")
+        if self.adapter and self.server == "openai":
+            raise ValueError('an adapter needs server = "llama_cpp" or "vllm": the OpenAI protocol has no way to load one')
+        return self
+
+
+class Engine(Table):
+    """An engine from your own code: a function that returns an object with complete(Request) -> Response."""
+
+    kind: Literal["engine"]
+    engine: str = Field(description='a reference such as "my_engine.py:make"')
+    model: str = Field("engine/custom", description="the id under which its answers are stored")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_tokens: int = Field(256, ge=1)
+    concurrency: int = Field(8, ge=1)
+
+
+LMSettings = Annotated[InProcess | Api | Server | Engine, Field(discriminator="kind")]
+KINDS: dict[str, type[Table]] = {"in_process": InProcess, "api": Api, "server": Server, "engine": Engine}
+
+
+def _name_of_a_variable(value: str | None) -> str | None:
+    if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
+        raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
+    return value
+
+
+class Data(Table):
+    """Where the examples come from, and how many of each split are used."""
+
+    source: str = Field(
+        description='"recipe.py:examples" (a function of split and seed), a .jsonl with a "split" field, or "hub:NAME"'
+    )
+    inputs: tuple[str, ...] = Field(min_length=1, description="the fields that the program is given")
+    seed: int = Field(0, ge=0, description="given to a recipe's function; the same for every seed of the run")
+    train: int | None = Field(None, ge=1, description="use the first so many; all by default")
+    dev: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1)
+
+
+class Sft(Table):
+    """[sft]: domain fine-tuning. ``drafts`` and ``answers`` name functions of a seed that give prompt/completion rows."""
+
+    drafts: str = Field(description="rows that teach the weak model to draft")
+    answers: str | None = Field(None, description="rows that teach it to answer alone: the fair weak baseline")
+    settings: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.SFT")
+    answer_settings: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.SFT")
+
+
+class Collect(Table):
+    """[collect]: sampling of drafts and measurement of their influence."""
+
+    drafts: int = Field(4, ge=2, description="drafts sampled for each example")
+    temperature: float = Field(1.0, gt=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    adaptive: bool = Field(False, description="stop sampling an example when it has a pair with [pairs] margin, or hardly will")
+    answers: int = Field(
+        1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
+    )
+    max_failed: float = Field(0.3, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
+
+
+class PairRules(Table):
+    """[pairs]: which drafts become a preference pair."""
+
+    margin: float = Field(0.5, gt=0, le=2, description="smallest difference of influence between chosen and rejected")
+    strategy: Literal["ranked", "paper", "all"] = Field(
+        "ranked", description="best against worst; all that helped against all that did not; all with the margin"
+    )
+    per_example: int | None = Field(
+        None, ge=1, description='pairs of one example, at most; by default 1 if "ranked", else any number'
+    )
+    near: float = Field(0.95, gt=0, le=1, description="texts that are at least so similar are no pair")
+    leak: str | None = Field(None, description="a gold field that a chosen draft must not say, where that is cheating")
+    length_ratio: float | None = Field(None, ge=1, description="the longer text of a pair by the shorter one, in words, at most")
+    least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
+    source: str | None = Field(None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own")
+
+
+class InfluenceRules(Table):
+    """[influence]: what gives an answer its score when drafts are compared; by default the metric alone."""
+
+    metric: float = Field(1.0, ge=0, description="weight of the task's metric")
+    judge: float = Field(0.0, ge=0, description="weight of the judge, a model that rates by a rubric: [judge], or the strong one")
+    likelihood: float = Field(
+        0.0, ge=0, description="weight of the gold answer's probability under the strong model (in_process only)"
+    )
+    gold: str = Field("answer", description="the field with the gold answer, for judge and likelihood")
+    rubric: str | None = Field(None, description='"recipe.py:name", a Rubric; by default coherence and consistency, as in CoWest')
+    repeats: int = Field(1, ge=1, description="how often a judge that samples is asked about one answer; ratings are averaged")
+    noise: int = Field(
+        0, ge=0, description="train examples that the strong model alone answers twice, for the noise floor: one call each"
+    )
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> InfluenceRules:
+        if not self.metric + self.judge + self.likelihood:
+            raise ValueError("metric, judge and likelihood are all 0: nothing would score an answer")
+        if self.repeats > 1 and not self.judge:
+            raise ValueError("repeats is of the judge, and judge is 0: give it a weight")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The evaluators that count, with their weights."""
+        every = {"metric": self.metric, "judge": self.judge, "likelihood": self.likelihood}
+        return {name: weight for name, weight in every.items() if weight}
+
+
+class Arms(Table):
+    """[evaluate]: what is compared on the test split."""
+
+    split: Literal["dev", "test"] = "test"
+    weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
+    oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")

@@ -1,0 +1,65 @@
+"""The noise floor: the strong model alone, asked again. What changes then, no draft has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import dspy
+
+from cowest_dspy.influence import Metric, attempt, scored
+from cowest_dspy.influence_report import NoiseFloor
+from cowest_dspy.lms.limits import stoppable
+from cowest_dspy.lms.recording import keeping, sampling
+from cowest_dspy.program import Collaboration
+from cowest_dspy.store import Store
+from cowest_dspy.traces.pool import Progress, in_order
+from cowest_dspy.traces.trace import Sampling, Trace
+
+
+def noise_floor(
+    program: Collaboration,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    rules: Sampling | None = None,
+    *,
+    store: Store | None = None,
+    threads: int = 8,
+    on_progress: Progress | None = None,
+) -> NoiseFloor | None:
+    """Asks the strong model alone twice for each example, as :func:`collect` does and again with another seed.
+
+    The first answer is the one that collecting asked for, so that a store has it: the floor costs one strong call per example.
+    Examples of which an answer failed are left out. A strong model of temperature 0 is not asked: what it says does not change.
+
+    Returns:
+        the floor, or None where every example failed.
+    """
+    if program.strong.kwargs.get("temperature") == 0:
+        return NoiseFloor(0, 0, 0.0, 0.0)
+    seeds = rules or Sampling()
+
+    def one(example: dspy.Example) -> list[float]:
+        scores: list[float] = []
+        for number in (0, 1):
+            settings = seeds.answer_settings(example.id, number)
+            with sampling(**settings) if settings else nullcontext():
+                made = attempt(lambda: program.answered_alone(**example.inputs()))
+            score = scored(metric, example, made.outputs).score if made.outputs is not None else None
+            scores += [] if score is None else [score]
+        return scores
+
+    found: list[list[float]] = []
+    with keeping(store), ThreadPoolExecutor(threads) as pool, stoppable():
+        for done, scores in enumerate(in_order(pool, one, examples), start=1):
+            found.append(scores)
+            if on_progress:
+                on_progress(done, len(examples))
+    return NoiseFloor.of(found)
+
+
+def noise_in(traces: Iterable[Trace]) -> NoiseFloor | None:
+    """The floor of a collection that asked for several answers, from those it has; None where it asked for one each."""
+    alone = {(trace.round, trace.example_id): trace.alone_scores for trace in traces}
+    return NoiseFloor.of(alone.values())

@@ -1,0 +1,55 @@
+"""The documents: their figure is drawn from a real report, their TOML is one that is read, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import xml.dom.minidom
+from pathlib import Path
+
+import pytest
+
+from cowest_dspy.config import validate
+from cowest_dspy.report import Answer, Arm, InfluenceRow, PairsSummary, RunReport, write_report
+from cowest_dspy.tables import InfluenceRules
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_toml_of_the_page_on_influence_is_read() -> None:
+    text = (ROOT / "docs/influence.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert validate(InfluenceRules, tomllib.loads(block)["influence"], "docs/influence.md").judge > 0
+
+
+def test_the_figure_is_drawn_from_a_report(tmp_path: Path) -> None:
+    report = RunReport(
+        title="t",
+        created="2026-01-01T00:00:00+00:00",
+        seed=0,
+        reference="strong",
+        arms=(Arm("strong", "strong", (Answer("q", {}, "a", "a", 1.0),)),),
+        influence=(
+            InfluenceRow("q", 0, 1.0),
+            InfluenceRow("q", 1, -1.0),
+            InfluenceRow("q", 2, None, "timeout: <slow>"),
+        ),
+        pairs=PairsSummary(1, 1, {"tie & more": 7}),
+    )
+    write_report(report, tmp_path)
+    command = [sys.executable, str(ROOT / "docs/figures.py"), str(tmp_path), "--out", str(tmp_path / "out.svg")]
+    subprocess.run(command, check=True, capture_output=True)
+    drawn = xml.dom.minidom.parse(str(tmp_path / "out.svg")).documentElement
+    assert drawn and drawn.getAttribute("aria-label") == "1 drafts helped, 0 changed nothing, 1 hurt, 1 failed"
+    assert "tie &amp; more" in (tmp_path / "out.svg").read_text()
