@@ -73,7 +73,7 @@ def test_money_and_time_of_a_hosted_model(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("COWEST_TEST_KEY", "none")
     with OpenAIServer(lambda request: "yes") as server:
         table = hosted(server, "price = { input = 1000.0, output = 10000.0 }\nrequests_per_minute = 6000")
-        quote = quoted(tmp_path, "usd = 0.01", strong=table, examples=1)
+        quote = quoted(tmp_path, "usd = 0.3", strong=table, examples=1)
         assert len(server.received) == 3
     total = quote.total
     assert total.usd and total.tokens and total.minutes
