@@ -13,6 +13,7 @@ lines of a value are indented by two spaces: no value, whatever it holds, can be
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 import dspy
@@ -86,6 +87,13 @@ class LineAdapter(dspy.ChatAdapter):
 def label(name: str) -> str:
     """``final_answer`` -> ``Final answer``."""
     return name.replace("_", " ").strip().capitalize()
+
+
+def labelled_lines(values: Mapping[str, Any]) -> str:
+    """Values as one text: the only one bare, several as labelled lines."""
+    if len(values) == 1:
+        return str(next(iter(values.values())))
+    return "\n".join(f"{label(name)}: {value}" for name, value in values.items())
 
 
 def _shown(field: Any, value: Any) -> Any:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence import Metric, attempt, score_of
-from cowest_dspy.lms.limits import stoppable
-from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration
 from cowest_dspy.report.model import Answer
 from cowest_dspy.store import Store
-from cowest_dspy.traces import Progress, in_order
+from cowest_dspy.traces import Progress
+from cowest_dspy.traces.pool import all_in_order
 
 Answering = Callable[[dspy.Example], dspy.Prediction]
 
@@ -56,13 +54,11 @@ def ask_all(
     on_progress: Progress | None = None,
 ) -> tuple[Answer, ...]:
     """Every example answered and scored, in order; what failed has an error and no score."""
-    answers: list[Answer] = []
-    with keeping(store), ThreadPoolExecutor(threads) as pool, stoppable():
-        for done, answer in enumerate(in_order(pool, lambda e: _one(answering, e, metric), examples), start=1):
-            answers.append(answer)
-            if on_progress:
-                on_progress(done, len(examples))
-    return tuple(answers)
+
+    def one(example: dspy.Example) -> Answer:
+        return _one(answering, example, metric)
+
+    return tuple(all_in_order(one, examples, ledger=store, threads=threads, on_progress=on_progress))
 
 
 def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import dspy
 
@@ -68,21 +68,31 @@ def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) 
     Raises:
         DataError: the metric's value is not in [0, 1].
     """
-    return in_range(metric(example, dspy.Prediction(**outputs), trace=None), example)
+    return said(metric(example, dspy.Prediction(**outputs), trace=None), example).score
 
 
-def in_range(given: Any, example: dspy.Example) -> float:
-    """What a metric gave for an example, as a number.
+@dataclass(frozen=True)
+class Said:
+    """What a metric gave for an answer: a score in [0, 1], words beside it, and the scores that it is made of."""
+
+    score: float
+    feedback: str
+    parts: dict[str, float]
+
+
+def said(given: Any, example: dspy.Example) -> Said:
+    """What a metric gave for an example, whether a number, a bool or a ``dspy.Prediction``.
 
     Raises:
-        DataError: it is not in [0, 1].
+        DataError: the score is not in [0, 1].
     """
     value = float(given)
     if not 0.0 <= value <= 1.0:
         raise DataError(
             f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 and 1, higher is better."
         )
-    return value
+    beside = given if isinstance(given, dspy.Prediction) else {}
+    return Said(value, str(beside.get("feedback") or ""), dict(beside.get("parts") or {}))
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,8 @@ def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) ->
             given = metric(example, dspy.Prediction(**outputs), trace=None)
         except EXPECTED_FAILURES as error:
             return Scored(None, error=f"judge {failure(error)}", calls=tuple(calls))
-    value = in_range(given, example)
-    said = given if isinstance(given, dspy.Prediction) else {}
-    return Scored(value, str(said.get("feedback") or ""), calls=tuple(calls), parts=dict(said.get("parts") or {}))
+    found = said(given, example)
+    return Scored(found.score, found.feedback, calls=tuple(calls), parts=found.parts)
 
 
 class Influence:
@@ -132,24 +141,24 @@ class Influence:
 
     def __init__(self, metric: Metric, program: Collaboration) -> None:
         self.metric, self.program = metric, program
-        self._alone: dict[str, Answered] = {}
+        self._alone: dict[str, _Answered] = {}
         self._lock = threading.Lock()
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
     ) -> float | dspy.Prediction:
-        refined = Answered.of(self.metric, example, dict(prediction.items()))
-        alone = self._answered_alone(example)
-        influence = refined.score - alone.score
-        return influence if pred_name is None else dspy.Prediction(score=influence, feedback=self._words(refined, alone))
+        explained = self.explained(example, prediction)
+        return explained.score if pred_name is None else explained
 
     def explained(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
         """``score``, the influence, and ``feedback``: what the draft changed in words."""
-        return cast(dspy.Prediction, self(example, prediction, pred_name=""))
+        refined = self._answered(example, dict(prediction.items()))
+        alone = self._answered_alone(example)
+        return dspy.Prediction(score=refined.said.score - alone.said.score, feedback=self._words(refined, alone))
 
     def alone_score(self, example: dspy.Example) -> float:
         """The score of the strong model alone, computed at the first question for this example and kept."""
-        return self._answered_alone(example).score
+        return self._answered_alone(example).said.score
 
     def report(self, examples: Sequence[dspy.Example], *, threads: int = 8) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart."""
@@ -158,7 +167,10 @@ class Influence:
         with ThreadPoolExecutor(threads) as pool:
             return InfluenceReport(tuple(pool.map(self._one, examples)))
 
-    def _answered_alone(self, example: dspy.Example) -> Answered:
+    def _answered(self, example: dspy.Example, outputs: dict[str, Any]) -> _Answered:
+        return _Answered(outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example))
+
+    def _answered_alone(self, example: dspy.Example) -> _Answered:
         key = repr(sorted(example.toDict().items(), key=lambda item: item[0]))
         with self._lock:
             if key in self._alone:
@@ -166,25 +178,26 @@ class Influence:
         made = attempt(lambda: self.program.answered_alone(**example.inputs()))
         if made.outputs is None:
             raise DataError(f"The strong model alone failed on example {example.get('id', '?')} ({made.error}): no influence.")
-        answered = Answered.of(self.metric, example, made.outputs)
+        answered = self._answered(example, made.outputs)
         with self._lock:
             return self._alone.setdefault(key, answered)
 
-    def _words(self, refined: Answered, alone: Answered) -> str:
+    def _words(self, refined: _Answered, alone: _Answered) -> str:
         field = self.program.answer_fields[-1]
         one, other = (presentable(str(answered.outputs.get(field, ""))) for answered in (alone, refined))
-        change = f'"{one}" (score {alone.score:.2f}) to "{other}" (score {refined.score:.2f})'
-        if refined.score > alone.score:
-            said = f"The draft helped: it changed the strong model's answer from {change}. Keep what made the difference."
-        elif refined.score < alone.score:
-            said = f"The draft hurt: it changed the strong model's answer from {change}. It misled a model that did better alone."
+        before, after = alone.said.score, refined.said.score
+        change = f'"{one}" (score {before:.2f}) to "{other}" (score {after:.2f})'
+        if after > before:
+            words = f"The draft helped: it changed the strong model's answer from {change}. Keep what made the difference."
+        elif after < before:
+            words = f"The draft hurt: it changed the strong model's answer from {change}. It misled a model that did better alone."
         elif one == other:
-            said = f'The draft changed nothing: with and without it the answer is "{one}" (score {alone.score:.2f}).'
+            words = f'The draft changed nothing: with and without it the answer is "{one}" (score {before:.2f}).'
         else:
-            said = f"The draft changed the answer but not its score: from {change}."
-        if refined.score == alone.score and refined.score < 1:
-            said += " It lacks what the strong model does not know."
-        return f"{said}\n{refined.feedback}" if refined.feedback else said
+            words = f"The draft changed the answer but not its score: from {change}."
+        if after == before and after < 1:
+            words += " It lacks what the strong model does not know."
+        return f"{words}\n{refined.said.feedback}" if refined.said.feedback else words
 
     def _one(self, example: dspy.Example) -> float | None:
         made = attempt(lambda: self.program(**example.inputs()))
@@ -200,16 +213,8 @@ class Influence:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An answer of the strong model, its score in [0, 1], and what the metric said of it."""
+class _Answered:
+    """An answer of the strong model, and what the metric said of it."""
 
     outputs: dict[str, Any]
-    score: float
-    feedback: str
-
-    @classmethod
-    def of(cls, metric: Metric, example: dspy.Example, outputs: dict[str, Any]) -> Answered:
-        """Scores an answer; whatever the metric raises is raised."""
-        given = metric(example, dspy.Prediction(**outputs), trace=None)
-        said = given.get("feedback") if isinstance(given, dspy.Prediction) else None
-        return cls(outputs, in_range(given, example), str(said or ""))
+    said: Said

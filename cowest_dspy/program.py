@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import dspy
 
-from cowest_dspy.adapters import LineAdapter, label
+from cowest_dspy.adapters import LineAdapter, labelled_lines
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.lms.recording import recorded
 
@@ -164,9 +164,7 @@ def draft_text(prediction: dspy.Prediction, field: str) -> str:
     outputs = {name: str(value) for name, value in prediction.items() if name != "logprobs" and value is not None}
     if field in outputs:
         return outputs[field]
-    if len(outputs) == 1:
-        return next(iter(outputs.values()))
-    return "\n".join(f"{label(name)}: {value}" for name, value in outputs.items())
+    return labelled_lines(outputs)
 
 
 # Tokens of chat templates (<|im_end|>, </s>, <end_of_turn>, [INST], DeepSeek's full-width bars), tags, and DSPy's field marks.

@@ -210,9 +210,9 @@ def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
 def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Range]:
     """The calls of a stage by role. Collecting needs fewer than planned where drafts are equal or enough; the rest is exact."""
     if stage.stage != "collect":
-        asked = {"weak": stage.weak, "strong": stage.strong, "judge": stage.judge}
-        if done is not None and stage.judge:
-            return {role: _exactly(asked[role if role != "judge" else "strong"] * done.calls_per(role)) for role in asked}
+        # What was measured of a judge is its calls for one answer.
+        judged = stage.strong if done and stage.judge else stage.judge
+        asked = {"weak": stage.weak, "strong": stage.strong, "judge": judged}
         return {role: _exactly(count * (done.calls_per(role) if done else 1)) for role, count in asked.items()}
     rules = config.collect
     drafts = stage.weak

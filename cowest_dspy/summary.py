@@ -51,6 +51,7 @@ def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
     # In memory, as the report's rows will be: iterating over what is kept reads it from the disk each time.
     traces, pairs = list(kept_traces(store)), _pairs(store)
+    rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(TITLES)}
     names = sorted(found, key=lambda name: order.get(name, len(order)))
@@ -63,8 +64,8 @@ def run_report(config: Config, store: Store) -> RunReport:
         before="collaboration_sft",
         after="collaboration",
         arms=tuple(arm_from(name, found[name]) for name in names),
-        influence=tuple(_influence_row(trace) for trace in traces),
-        noise=_noise(traces, store),
+        influence=rows,
+        noise=noise,
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
         curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
@@ -72,7 +73,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(config, traces, pairs, store),
+        warnings=_warnings(config, rows, noise, pairs),
     )
 
 
@@ -97,20 +98,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _warnings(config: Config, traces: Sequence[Trace], pairs: PreferencePairs | None, store: Store) -> tuple[str, ...]:
+def _warnings(config: Config, rows: Sequence[InfluenceRow], noise: Noise | None, pairs: PreferencePairs | None) -> tuple[str, ...]:
     found: list[str] = []
-    failed = sum(trace.error is not None for trace in traces)
+    failed = sum(row.error is not None for row in rows)
     if failed:
-        found.append(f"{failed} of {len(traces)} drafts failed: they have no influence and are in no pair.")
-    noise, counts = _noise(traces, store), influence_counts([_influence_row(trace) for trace in traces])
-    if traces and noise is None and config.strong.temperature:
+        found.append(f"{failed} of {len(rows)} drafts failed: they have no influence and are in no pair.")
+    if rows and noise is None and config.strong.temperature:
         found.append(
             "The strong model samples, and how much its answers change by themselves was not measured: set [influence] noise, or "
             "[collect] answers above 1."
         )
-    if noise and counts.interval and counts.interval.low <= noise.of_mean:
+    span = influence_counts(rows).interval if noise else None
+    if noise and span and span.low <= noise.of_mean:
         found.append(
-            f"The mean influence is not reliably more than noise: its interval begins at {counts.interval.low:+.3f}, and the "
+            f"The mean influence is not reliably more than noise: its interval begins at {span.low:+.3f}, and the "
             f"strong model's own sampling may make a mean of {noise.of_mean:.3f}."
         )
     lengths = pairs.lengths if pairs else None

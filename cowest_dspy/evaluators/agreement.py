@@ -47,25 +47,25 @@ def agreement(
     _, columns = np.unique(np.round(second, DIGITS), return_inverse=True)
     _, groups = np.unique(list(examples) if examples is not None else np.arange(len(first)), return_inverse=True)
     shape, count = (int(rows.max()) + 1, int(columns.max()) + 1), int(groups.max()) + 1
-    tau = _tau(np, rows, columns, np.ones(len(first)), shape)
+    tau = _tau(rows, columns, np.ones(len(first)), shape)
     generator = np.random.default_rng(seed)
     drawn: list[float] = []
     for _ in range(repeats if count > 1 and tau is not None else 0):
         weights = np.bincount(generator.integers(count, size=count), minlength=count)[groups]
-        one = _tau(np, rows, columns, weights.astype(float), shape)
+        one = _tau(rows, columns, weights.astype(float), shape)
         drawn += [] if one is None else [one]
     interval = Interval(*(float(end) for end in np.quantile(drawn, [0.025, 0.975]))) if drawn else None
     return Agreement(tau, interval, len(first))
 
 
-def _tau(np: Any, rows: Any, columns: Any, weights: Any, shape: tuple[int, int]) -> float | None:
+def _tau(rows: Any, columns: Any, weights: Any, shape: tuple[int, int]) -> float | None:
     """tau-b of answers that count ``weights`` times, from the table of how often each two scores meet."""
+    import numpy as np
+
     table = np.zeros(shape)
     np.add.at(table, (rows, columns), weights)
     # Of each cell: what lies below and to the right of it (ordered alike), below and to the left (ordered otherwise).
-    below = np.zeros((shape[0] + 1, shape[1]))
-    below[:-1] = table[::-1].cumsum(axis=0)[::-1]
-    below = below[1:]
+    below = table[::-1].cumsum(axis=0)[::-1] - table
     right = below.sum(axis=1, keepdims=True) - below.cumsum(axis=1)
     left = below.cumsum(axis=1) - below
     alike, otherwise = float((table * right).sum()), float((table * left).sum())

@@ -19,7 +19,7 @@ from typing import Any, cast
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from cowest_dspy.adapters import LineAdapter, label
+from cowest_dspy.adapters import LineAdapter, label, labelled_lines
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.lms.recording import recorded, sampling
 from cowest_dspy.program import presentable
@@ -163,7 +163,7 @@ class Judge:
         if self.gold not in example:
             has = ", ".join(sorted(example.keys()))
             raise ConfigError(f'The judge needs the gold answer, but an example has no "{self.gold}": it has {has}.')
-        return {"task": _lines(dict(example.inputs().items())), "correct_answer": str(example[self.gold])}
+        return {"task": labelled_lines(dict(example.inputs().items())), "correct_answer": str(example[self.gold])}
 
     def _unusable(self, said: dspy.Prediction, why: str) -> AdapterParseError:
         signature = cast(Any, self.program.signature)
@@ -187,10 +187,4 @@ def _comparing(rubric: Rubric) -> str:
 
 
 def _shown(prediction: Any) -> str:
-    return presentable(_lines({name: value for name, value in dict(prediction.items()).items() if name not in NOT_SHOWN}))
-
-
-def _lines(values: Mapping[str, Any]) -> str:
-    if len(values) == 1:
-        return str(next(iter(values.values())))
-    return "\n".join(f"{label(name)}: {value}" for name, value in values.items())
+    return presentable(labelled_lines({name: value for name, value in dict(prediction.items()).items() if name not in NOT_SHOWN}))

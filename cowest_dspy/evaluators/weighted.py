@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.influence import Metric, in_range
+from cowest_dspy.influence import Metric, said
 
 
 class Weighted:
@@ -35,11 +35,10 @@ class Weighted:
         scores: dict[str, float] = {}
         words: list[str] = []
         for name, (metric, _) in self.parts.items():
-            given = metric(example, prediction, trace=trace)
-            scores[name] = in_range(given, example)
-            said = given.get("feedback") if isinstance(given, dspy.Prediction) else None
-            if said:
-                words.append(f"{name}: {said}")
+            found = said(metric(example, prediction, trace=trace), example)
+            scores[name] = found.score
+            if found.feedback:
+                words.append(f"{name}: {found.feedback}")
         total = sum(weight for _, weight in self.parts.values())
         score = sum(scores[name] * weight for name, (_, weight) in self.parts.items()) / total
         return dspy.Prediction(score=min(1.0, max(0.0, score)), feedback="\n".join(words), parts=scores)

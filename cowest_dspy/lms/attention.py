@@ -91,6 +91,11 @@ def take_over(model: Any) -> bool:
     return True
 
 
+def is_in_parts(model: Any) -> bool:
+    """Whether :func:`take_over` gave ``model`` the attention in parts."""
+    return model.config._attn_implementation == ATTENTION
+
+
 def _sees_everything(config: Any) -> bool:
     """Whether every layer is full attention: the probe is too short to meet the end of a window."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"]

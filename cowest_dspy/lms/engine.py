@@ -256,11 +256,8 @@ class TransformersEngine:
         if self._loaded is None:
             tokenizer = weights.load_tokenizer(Path(self.base_folder))
             # Asked in floats: rounding to int8 hides whether attention in parts is the same, and would be taken for a "no".
-            answers: list[bool] = []
-            model = weights.load_model(
-                Path(self.base_folder), self.dtype, in_floats=lambda model: answers.append(attention.take_over(model))
-            )
-            (in_parts,) = answers
+            model = weights.load_model(Path(self.base_folder), self.dtype, in_floats=attention.take_over)
+            in_parts = attention.is_in_parts(model)
             ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._adapters.by_name)
             kind = Session if in_parts else PlainSession
             self._chat = ChatTokens(tokenizer)

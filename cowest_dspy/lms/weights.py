@@ -123,17 +123,17 @@ def load_model(folder: Path, dtype: str, *, in_floats: Callable[[Any], object] |
     with loading():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
     # The weights stay mapped from their file, which was read whole when it was hashed: a copy would double the peak of memory.
-    model.requires_grad_(False)
+    model.requires_grad_(False).eval()
     if dtype != "int8":
         fold_linears(model.to(device))
     if in_floats is not None:
-        in_floats(model.eval())
+        in_floats(model)
     if dtype == "int8":
         from cowest_dspy.lms.int8 import quantize
 
         quantize(model)
         return_memory()
-    return model.eval()
+    return model
 
 
 def fold_linears(model: Any) -> Any:

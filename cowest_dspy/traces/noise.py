@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import dspy
 
-from cowest_dspy.influence import Metric, attempt, scored
+from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
-from cowest_dspy.lms.limits import stoppable
-from cowest_dspy.lms.recording import keeping, sampling
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
-from cowest_dspy.traces.pool import Progress, in_order
+from cowest_dspy.traces.pool import Progress, all_in_order
+from cowest_dspy.traces.rollout import asked
 from cowest_dspy.traces.trace import Sampling, Trace
 
 
@@ -41,22 +38,10 @@ def noise_floor(
     seeds = rules or Sampling()
 
     def one(example: dspy.Example) -> list[float]:
-        scores: list[float] = []
-        for number in (0, 1):
-            settings = seeds.answer_settings(example.id, number)
-            with sampling(**settings) if settings else nullcontext():
-                made = attempt(lambda: program.answered_alone(**example.inputs()))
-            score = scored(metric, example, made.outputs).score if made.outputs is not None else None
-            scores += [] if score is None else [score]
-        return scores
+        made = [asked(lambda: program.answered_alone(**example.inputs()), example, metric, seeds, number) for number in (0, 1)]
+        return [answer.scored.score for answer in made if answer.scored.score is not None]
 
-    found: list[list[float]] = []
-    with keeping(store), ThreadPoolExecutor(threads) as pool, stoppable():
-        for done, scores in enumerate(in_order(pool, one, examples), start=1):
-            found.append(scores)
-            if on_progress:
-                on_progress(done, len(examples))
-    return NoiseFloor.of(found)
+    return NoiseFloor.of(all_in_order(one, examples, ledger=store, threads=threads, on_progress=on_progress))
 
 
 def noise_in(traces: Iterable[Trace]) -> NoiseFloor | None:

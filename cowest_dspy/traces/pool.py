@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextvars
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from cowest_dspy.lms.limits import stoppable
+from cowest_dspy.lms.recording import Ledger, keeping
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
@@ -20,6 +23,25 @@ AHEAD = 256
 def in_order(pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Made]:
     """``function`` of every item, computed in the pool under the caller's context, given in the items' order."""
     return given_in_order(lambda item: pool.submit(contextvars.copy_context().run, function, item), items, ahead=ahead)
+
+
+def all_in_order(
+    function: Callable[[Item], Made],
+    items: Sequence[Item],
+    *,
+    ledger: Ledger | None,
+    threads: int,
+    on_progress: Progress | None = None,
+) -> list[Made]:
+    """``function`` of every item, in their order: so many threads, their calls served from and kept in ``ledger``, and when one
+    of them fails or is interrupted, whoever waits for a rate limit is let go. ``on_progress`` is told (done, in all)."""
+    made: list[Made] = []
+    with keeping(ledger), ThreadPoolExecutor(threads) as pool, stoppable():
+        for one in in_order(pool, function, items):
+            made.append(one)
+            if on_progress:
+                on_progress(len(made), len(items))
+    return made
 
 
 def given_in_order(start: Callable[[Item], Future[Made]], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Made]:

@@ -72,6 +72,14 @@ class Answered:
         return self.made.error or self.scored.error
 
 
+def asked(step: Callable[[], dspy.Prediction], example: dspy.Example, metric: Metric, rules: Sampling, number: int) -> Answered:
+    """The strong model's answer of that number to an example, and its score."""
+    settings = rules.answer_settings(example.id, number)
+    with sampling(**settings) if settings else nullcontext():
+        made = attempt(step)
+    return Answered(made, Scored(None) if made.outputs is None else scored(metric, example, made.outputs))
+
+
 class Rollouts:
     """Two pools of threads and the examples that are under way in them. Use as a context manager.
 
@@ -206,11 +214,7 @@ class Rollout:
             self._alone[number] = answer
 
     def _asked(self, step: Callable[[], dspy.Prediction], number: int) -> Answered:
-        settings = self._plan.sampling.answer_settings(self._example.id, number)
-        with sampling(**settings) if settings else nullcontext():
-            made = attempt(step)
-        score = Scored(None) if made.outputs is None else scored(self._plan.metric, self._example, made.outputs)
-        return Answered(made, score)
+        return asked(step, self._example, self._plan.metric, self._plan.sampling, number)
 
     def _draft_score(self, draft: dict[str, Any]) -> float | None:
         """What the draft scores as an answer; None where it holds none, or where the metric failed."""
