@@ -137,6 +137,19 @@ class Collaboration(dspy.Module):
             bound.alone.module.set_lm(recorded(strong))
         return bound
 
+    def get_lm(self) -> dspy.LM | None:
+        """The LM whose samples differ: the weak model's. DSPy's samplers (SIMBA, BestOfN, Refine) ask for it and vary it."""
+        return cast("dspy.LM | None", self.draft.get_lm())
+
+    def set_lm(self, lm: dspy.LM | None) -> None:
+        """Puts another LM in the place of the one that :meth:`get_lm` names, so that a sampler varies the drafts and leaves the
+        strong model what it was. A program whose models are not told apart yet gets it everywhere; :meth:`bind` tells them apart.
+        """
+        before = self.get_lm()
+        for _, predictor in self.named_predictors():
+            if predictor.lm is before:
+                predictor.lm = lm
+
     @property
     def weak(self) -> dspy.LM:
         """The LM of draft. Raises ProgramError when the program is not bound."""
@@ -150,7 +163,8 @@ class Collaboration(dspy.Module):
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """The program's state without any LM: prompts and demos are saved, models are bound when it is loaded again."""
         unbound = self.deepcopy()
-        unbound.set_lm(None)  # pyright: ignore[reportArgumentType]
+        for _, predictor in unbound.named_predictors():
+            predictor.lm = None
         return super(Collaboration, unbound).dump_state(json_mode=json_mode)
 
     @contextmanager

@@ -1,0 +1,138 @@
+"""Influence as the metric of DSPy's own optimisers: each really runs, on scripted models, and alone stays what it was."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any
+
+import dspy
+import pytest
+from test_influence_laws import match, questions, strong_that_reads, together
+
+from cowest_dspy import Influence
+from cowest_dspy.program import Collaboration
+from cowest_dspy.testing import ScriptedEngine
+
+HINT = "Write the number of the question."
+
+
+def weak_that_obeys(*, every: int = 0) -> ScriptedEngine:
+    """Names the number of the question once its instructions ask for it, or an example shows it; by chance every n-th time."""
+    asked = itertools.count(1)
+
+    def answer(request: dict[str, Any]) -> str:
+        lucky = every and next(asked) % every == 0
+        told = any(HINT in message["content"] for message in request["messages"][:-1])
+        number = request["messages"][-1]["content"].split("Question number ")[-1].split("?")[0]
+        return number if told or lucky or len(request["messages"]) > 2 else "I do not know."
+
+    return ScriptedEngine(answer, model="scripted/weak")
+
+
+def proposer(seen: list[str]) -> dspy.LM:
+    """Whatever it is asked, its answer holds the hint, in each form that an optimiser reads."""
+
+    def answer(request: dict[str, Any]) -> str:
+        text = request["messages"][-1]["content"]
+        seen.append(text)
+        asked = text[text.rindex("Respond with") :] if "Respond with" in text else ""
+        if "JSON object" in asked:
+            return json.dumps(dict.fromkeys(re.findall(r"`(\w+)`", asked), HINT))
+        wanted = re.findall(r"\[\[ ## (\w+) ## \]\]", asked)
+        return "\n".join(f"[[ ## {name} ## ]]\n{HINT}" for name in wanted) if wanted else f"```\n{HINT}\n```"
+
+    return ScriptedEngine(answer, model="scripted/proposer").lm(temperature=1.0, max_tokens=500)
+
+
+def instructions(module: dspy.Module) -> list[str]:
+    return [str(dspy.ensure_signature(predictor.signature).instructions) for predictor in module.predictors()]  # pyright: ignore
+
+
+@pytest.fixture
+def task() -> tuple[Collaboration, Influence]:
+    program = together(weak_that_obeys(), strong_that_reads())
+    return program, Influence(match, program)
+
+
+def test_gepa_is_told_what_the_draft_changed(task: tuple[Collaboration, Influence]) -> None:
+    program, influence = task
+    seen: list[str] = []
+    optimizer = dspy.GEPA(
+        metric=influence,
+        max_metric_calls=24,
+        reflection_lm=proposer(seen),
+        reflection_minibatch_size=2,
+        num_threads=1,
+        component_selector="all",
+    )
+    better = optimizer.compile(program, trainset=questions(4), valset=questions(4))
+    assert isinstance(better, Collaboration)
+    assert any("The draft changed the answer but not its score" in text for text in seen)
+    assert better(question="Question number 3?").answer == "3"
+    assert instructions(better.alone.module) == instructions(program.alone.module)
+
+
+def test_miprov2_takes_it(task: tuple[Collaboration, Influence]) -> None:
+    program, influence = task
+    lm = proposer([])
+    optimizer = dspy.MIPROv2(
+        metric=influence,
+        auto=None,
+        num_candidates=3,
+        prompt_model=lm,
+        task_model=lm,
+        max_bootstrapped_demos=0,
+        max_labeled_demos=0,
+        num_threads=1,
+    )
+    better = optimizer.compile(
+        program,
+        trainset=questions(4),
+        valset=questions(4),
+        num_trials=6,
+        minibatch=False,
+        program_aware_proposer=False,
+        data_aware_proposer=False,
+        view_data_batch_size=2,
+    )
+    assert better(question="Question number 3?").answer == "3"
+    assert instructions(better.alone.module) == instructions(program.alone.module)
+
+
+def test_simba_varies_the_drafts_and_leaves_the_strong_model_alone() -> None:
+    program = together(weak_that_obeys(every=2), strong_that_reads())
+    influence = Influence(match, program)
+    strong = program.strong
+    optimizer = dspy.SIMBA(metric=influence, bsize=8, num_candidates=4, max_steps=2, max_demos=2, num_threads=1)  # pyright: ignore[reportArgumentType]
+    with dspy.context(lm=proposer([])):
+        better = optimizer.compile(program, trainset=questions(16), seed=0)
+    assert isinstance(better, Collaboration)
+    assert better(question="Question number 17?").answer == "17"
+    assert better.strong is strong or better.strong.model == strong.model
+    assert instructions(better.alone.module) == instructions(program.alone.module)
+
+
+def test_best_of_n_draws_drafts_from_the_weak_model_only(task: tuple[Collaboration, Influence]) -> None:
+    program = together(weak_that_obeys(every=2), strong_that_reads())
+
+    def known(args: dict[str, Any], prediction: dspy.Prediction) -> float:
+        return float(prediction.answer == args["question"].split()[-1].rstrip("?"))
+
+    best = dspy.BestOfN(program, N=4, reward_fn=known, threshold=1.0)
+    assert best(question="Question number 5?").answer == "5"
+
+
+def test_set_lm_tells_weak_from_strong_once_they_are_bound() -> None:
+    one, other, third = (ScriptedEngine({}, model=f"scripted/{name}").lm() for name in ("one", "other", "third"))
+    unbound = Collaboration("question -> answer")
+    assert unbound.get_lm() is None
+    unbound.set_lm(one)
+    assert unbound.weak is one
+    assert unbound.strong is one
+    bound = Collaboration("question -> answer").bind(weak=one, strong=other)
+    bound.set_lm(third)
+    assert bound.weak is third
+    assert bound.strong.model == "scripted/other"
+    assert bound.get_lm() is third
