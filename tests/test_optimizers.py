@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 from test_influence_laws import match, questions, strong_that_reads, together
 
-from cowest_dspy import Influence
+from cowest_dspy import Influence, Store
+from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
@@ -136,3 +138,19 @@ def test_set_lm_tells_weak_from_strong_once_they_are_bound() -> None:
     assert bound.weak is third
     assert bound.strong.model == "scripted/other"
     assert bound.get_lm() is third
+
+
+def test_a_store_answers_dspys_own_threads_and_keeps_rollouts_apart(tmp_path: Path) -> None:
+    program = together(weak_that_obeys(every=2), strong_that_reads())
+    evaluate = dspy.Evaluate(devset=questions(6), metric=match, num_threads=3)
+    with Store(tmp_path) as store, keeping(store):
+        first = evaluate(program).score
+        calls = store.calls()
+        assert calls > 0
+        assert evaluate(program).score == first
+        assert store.calls() == calls
+        lm = program.weak
+        texts = [lm.copy(rollout_id=index, temperature=1.0)("Question number 7?")[0] for index in range(6)]
+        assert set(texts) == {"7", "I do not know."}
+        assert texts == [lm.copy(rollout_id=index, temperature=1.0)("Question number 7?")[0] for index in range(6)]
+        assert store.calls() == calls + 6

@@ -51,7 +51,6 @@ class Ledger(Protocol):
 
 
 _calls: ContextVar[list[Call] | None] = ContextVar("cowest_calls", default=None)
-_ledger: ContextVar[Ledger | None] = ContextVar("cowest_ledger", default=None)
 _sampling: ContextVar[dict[str, Any] | None] = ContextVar("cowest_sampling", default=None)
 
 
@@ -68,12 +67,10 @@ def listening() -> Iterator[list[Call]]:
 
 @contextmanager
 def keeping(ledger: Ledger | None) -> Iterator[None]:
-    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it."""
-    token = _ledger.set(ledger)
-    try:
+    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it; also those that DSPy's executors
+    (Evaluate, Parallel, optimisers) make in threads: DSPy's settings go there, and the ledger is one of them."""
+    with dspy.context(cowest_ledger=ledger):
         yield
-    finally:
-        _ledger.reset(token)
 
 
 @contextmanager
@@ -95,7 +92,7 @@ def recorded(lm: dspy.LM) -> dspy.LM:
 
     options = {key: value for key, value in lm.kwargs.items() if key not in CLIENT_KEYS and value is not None}
     engine = RecordingEngine(lm)
-    return dspy.LM(lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options)
+    return RecordedLM(lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options)
 
 
 def unrecorded(lm: dspy.LM) -> dspy.LM:
@@ -104,11 +101,23 @@ def unrecorded(lm: dspy.LM) -> dspy.LM:
     return engine.inner_for(lm.model) if isinstance(engine, RecordingEngine) else lm
 
 
-class RecordingEngine:
-    """An engine that asks another ``dspy.LM`` and notes what it said."""
+class RecordedLM(dspy.LM):
+    """What :func:`recorded` gives. A copy for another rollout, as DSPy's samplers make it, draws other samples, and a ledger keeps
+    them apart: the rollout is the seed of calls that have none."""
 
-    def __init__(self, inner: dspy.LM) -> None:
-        self.inner = inner
+    def copy(self, **kwargs: Any) -> dspy.LM:
+        """As ``dspy.LM.copy``."""
+        rollout, engine = kwargs.get("rollout_id"), self._engine_spec
+        if rollout is not None and "engine" not in kwargs and isinstance(engine, RecordingEngine):
+            kwargs["engine"] = RecordingEngine(engine.inner, int(rollout))
+        return super().copy(**kwargs)
+
+
+class RecordingEngine:
+    """An engine that asks another ``dspy.LM`` and notes what it said; ``rollout`` is the seed of a call that has none."""
+
+    def __init__(self, inner: dspy.LM, rollout: int | None = None) -> None:
+        self.inner, self._rollout = inner, rollout
         self.supports_function_calling = inner.supports_function_calling
         self.supports_reasoning = inner.supports_reasoning
         self.supports_response_schema = inner.supports_response_schema
@@ -123,15 +132,19 @@ class RecordingEngine:
 
     def complete(self, request: Request) -> Response:
         """The answer of the LM behind, or of the ledger; noted for whoever listens."""
-        ledger, settings = _ledger.get(), _sampling.get()
+        ledger, settings = dspy.settings.get("cowest_ledger"), _sampling.get()
         if settings:
             request = replace(request, config=replace(request.config, **settings))
+        plain = request
+        if self._rollout is not None and request.config.seed is None:
+            request = replace(request, config=replace(request.config, seed=self._rollout))
+            plain = request if "seed" in (self.supported_params or ()) else plain
 
         def ask() -> Response:
             if self._direct is not None and dspy.settings.send_stream is None:
-                return self._direct.complete(request)
+                return self._direct.complete(plain)
             with dspy.context(disable_history=True):
-                return _asked(self.inner_for(request.model), request)
+                return _asked(self.inner_for(plain.model), plain)
 
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
         listener = _calls.get()
