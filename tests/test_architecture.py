@@ -19,7 +19,8 @@ LIBRARY = ROOT / "cowest_dspy"
 ORDER = (
     "errors", "intervals", "budget", "tables", "config", "recipes", "data", "lms", "adapters", "program",
     "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "pairs",
-    "tuning", "config_text", "optimizer", "cycle", "report", "arms", "summary", "gate", "serving", "experiment",
+    "tuning", "config_text", "report", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
+    "summary", "gate", "serving", "experiment",
     "forecast", "probing", "doctor", "quote", "live", "cli", "testing",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}

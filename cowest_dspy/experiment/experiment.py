@@ -22,7 +22,7 @@ import dspy
 from cowest_dspy import arms, data
 from cowest_dspy.config import Config
 from cowest_dspy.errors import ConfigError, PairsError
-from cowest_dspy.experiment.desk import Desk, Silent, Watch, check_prices, digest
+from cowest_dspy.experiment.desk import Desk, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
@@ -32,6 +32,7 @@ from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, 
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
+from cowest_dspy.stages import Silent, Watch, digest
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
 from cowest_dspy.traces import Sampling, Traces, collect, noise_floor
@@ -58,7 +59,7 @@ class Experiment:
         check_prices(config)
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse, budget=config.budget)
-        self._desk = Desk(config, self.run, self.store, self.watch)
+        self._desk = Desk(self.run, self.store, self.watch, config)
         self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)
 
     def close(self) -> None:

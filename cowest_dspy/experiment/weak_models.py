@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import dspy
 
 from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import ConfigError, TuningError
-from cowest_dspy.experiment.desk import Desk, digest
-from cowest_dspy.lms import ServerEngine
+from cowest_dspy.experiment.desk import Desk
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.recipes import load
-from cowest_dspy.tuning import DPO, SFT, engine_of, tune
+from cowest_dspy.trained import TrainedModels
+from cowest_dspy.tuning import DPO, SFT, engine_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class WeakModels:
     """
 
     def __init__(self, desk: Desk, settings: TuningSettings, base: Callable[[], dspy.LM], make_room: Callable[[], None]) -> None:
-        self._desk, self._settings, self._base, self._make_room = desk, settings, base, make_room
-        self._lms: dict[str, dspy.LM] = {}
+        self._desk, self._settings, self._base = desk, settings, base
+        self.models = TrainedModels(desk, base, desk.config.seed, make_room)
 
     def drafting(self) -> dspy.LM:
         """After domain fine-tuning; as it is when the configuration has no [sft]."""
@@ -90,8 +89,7 @@ class WeakModels:
 
     def kept(self, name: str) -> dspy.LM | None:
         """The one of that name, when the run has it."""
-        record = self._desk.store.record("adapter", name)
-        return self._loaded(record) if record else None
+        return self.models.kept(name)
 
     def _rows(self, reference: str, which: str) -> list[dict[str, Any]]:
         rows = load(reference)(seed=self._desk.config.data.seed)
@@ -100,49 +98,7 @@ class WeakModels:
         return list(rows)
 
     def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO) -> dspy.LM:
-        """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed."""
-        engine = engine_of(self._base())
+        engine_of(self._base())
         if getattr(self._desk.config.weak, "dtype", None) == "int8":
             raise TuningError('A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "auto".')
-        if name not in self._lms:
-            self._lms[name] = self._trained(name, title, start, make_rows(), settings)
-            if isinstance(engine, ServerEngine):
-                engine.require(self._lms[name].model)  # A server that lacks it is one error now, not one of every call.
-        return self._lms[name]
-
-    def _trained(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
-        identity = digest([name, start.model, settings.model_dump(mode="json"), rows, self._desk.config.seed])
-        known = self._desk.store.record("adapter", name)
-        if known and known["identity"] == identity and (self._desk.run / known["folder"]).is_dir():
-            return self._loaded(known)
-        self._make_room()
-        with self._desk.stage(name, title) as progress:
-            folder = Path("adapters") / f"{name}-{identity}"
-            kind = "preference" if isinstance(settings, DPO) else "sft"
-            tuned = tune(
-                start,
-                rows,
-                kind,
-                settings,
-                self._desk.run / folder,
-                seed=self._desk.config.seed,
-                on_step=lambda step, total, _: progress(step, total),
-            )
-            record = {
-                "identity": identity,
-                "folder": str(folder),
-                "model": tuned.model,
-                "history": tuned.result.history,
-            }
-            self._desk.store.keep("adapter", name, record)
-        return tuned.lm
-
-    def _loaded(self, record: dict[str, Any]) -> dspy.LM:
-        folder = self._desk.run / record["folder"]
-        model = engine_of(self._base()).load_adapter(folder)
-        if model != record["model"]:
-            raise TuningError(
-                f"{folder} does not hold the weights that were trained ({record['model']}): it was changed. "
-                "Delete that folder and run again to train it anew."
-            )
-        return self._base().copy(model=model)
+        return self.models.trained(name, title, start, make_rows, settings)

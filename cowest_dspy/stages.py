@@ -1,0 +1,87 @@
+"""Stages of a run: who looks on, and what a stage cost; used by everything that works on a run for long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cowest_dspy.errors import BudgetError
+from cowest_dspy.lms.prices import added
+from cowest_dspy.store import Spent, Store
+from cowest_dspy.traces import Progress
+from cowest_dspy.tuning import PeakMemory
+
+
+class Watch(Protocol):
+    """Who looks on: told of every stage, and of its progress."""
+
+    def stage(self, title: str) -> AbstractContextManager[Progress]:
+        """A context around a stage; inside it, ``progress(done, total)`` is called now and then."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        ...
+
+
+class Silent:
+    """A watch that shows nothing."""
+
+    def stage(self, title: str) -> AbstractContextManager[Progress]:
+        """Nothing."""
+        return nullcontext(lambda done, total: None)
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A run folder with the store in it, and who looks on."""
+
+    run: Path
+    store: Store
+    watch: Watch
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[Progress]:
+        """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
+        started = time.monotonic()
+        with self.watch.stage(title) as progress, self.store.spending(name) as spent, PeakMemory() as memory:
+            try:
+                yield progress
+            except BudgetError:
+                self._book(name, spent, started, memory)
+                raise
+        self._book(name, spent, started, memory)
+
+    def _book(self, name: str, spent: Spent, started: float, memory: PeakMemory) -> None:
+        known = self.store.record("stage", name)
+        if known is None or spent.calls or not spent.only_read:
+            self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
+
+
+def digest(value: Any) -> str:
+    """JSON-able content as 12 hexadecimal digits: equal for equal content."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()[:12]
+
+
+def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None) -> dict[str, Any]:
+    """A stage's cost, added to what it had cost before it was interrupted."""
+    before = known or {}
+    return {
+        "seconds": seconds + before.get("seconds", 0.0),
+        "calls": spent.calls + before.get("calls", 0),
+        "tokens_in": spent.input_tokens + before.get("tokens_in", 0),
+        "tokens_out": spent.output_tokens + before.get("tokens_out", 0),
+        "usd": added(spent.usd, before.get("usd", None if before.get("calls") else 0.0)),
+        "cached_calls": spent.cached,
+        "peak_memory_bytes": max(peak, before.get("peak_memory_bytes", 0)),
+        "note": f"{spent.failed} calls failed" if spent.failed else "",
+    }

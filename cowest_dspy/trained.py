@@ -1,0 +1,84 @@
+"""The models that a run trains: each once, from rows and a start that are its identity, and found again afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from cowest_dspy.errors import TuningError
+from cowest_dspy.lms import ServerEngine
+from cowest_dspy.stages import Stages, digest
+from cowest_dspy.tuning import DPO, SFT, engine_of, tune
+
+
+class TrainedModels:
+    """Trains weak models and keeps them in a run, as records "adapter" and folders beside the store.
+
+    Args:
+        stages: the run.
+        base: gives the weak LM as it was before any tuning.
+        seed: of every training.
+        make_room: called before something is trained.
+    """
+
+    def __init__(
+        self, stages: Stages, base: Callable[[], dspy.LM], seed: int, make_room: Callable[[], None] = lambda: None
+    ) -> None:
+        self._stages, self._base, self._seed, self._make_room = stages, base, seed, make_room
+        self._lms: dict[str, dspy.LM] = {}
+
+    def trained(
+        self, name: str, title: str, start: dspy.LM, make_rows: Callable[[], list[dict[str, Any]]], settings: SFT | DPO
+    ) -> dspy.LM:
+        """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed.
+
+        Raises:
+            TuningError: an LM that cannot be tuned, rows that cannot be trained on, a training that diverges, or an adapter in the
+                run's folder that was changed.
+        """
+        engine = engine_of(self._base())
+        if name not in self._lms:
+            self._lms[name] = self._train(name, title, start, make_rows(), settings)
+            if isinstance(engine, ServerEngine):
+                engine.require(self._lms[name].model)  # A server that lacks it is one error now, not one of every call.
+        return self._lms[name]
+
+    def kept(self, name: str) -> dspy.LM | None:
+        """The one of that name, when the run has it."""
+        record = self._stages.store.record("adapter", name)
+        return self._loaded(record) if record else None
+
+    def _train(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
+        identity = digest([name, start.model, settings.model_dump(mode="json"), rows, self._seed])
+        known = self._stages.store.record("adapter", name)
+        if known and known["identity"] == identity and (self._stages.run / known["folder"]).is_dir():
+            return self._loaded(known)
+        self._make_room()
+        with self._stages.stage(name, title) as progress:
+            folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
+            kind = "preference" if isinstance(settings, DPO) else "sft"
+            tuned = tune(
+                start,
+                rows,
+                kind,
+                settings,
+                self._stages.run / folder,
+                seed=self._seed,
+                on_step=lambda step, total, _: progress(step, total),
+            )
+            record = {"identity": identity, "folder": str(folder), "model": tuned.model, "history": tuned.result.history}
+            self._stages.store.keep("adapter", name, record)
+        return tuned.lm
+
+    def _loaded(self, record: dict[str, Any]) -> dspy.LM:
+        folder = self._stages.run / record["folder"]
+        model = engine_of(self._base()).load_adapter(folder)
+        if model != record["model"]:
+            raise TuningError(
+                f"{folder} does not hold the weights that were trained ({record['model']}): it was changed. "
+                "Delete that folder and run again to train it anew."
+            )
+        return self._base().copy(model=model)
