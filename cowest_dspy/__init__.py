@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "budget",
     "BudgetError": "errors",
+    "CoWest": "optimizer",
     "Collaboration": "program",
     "CowestError": "errors",
     "Criterion": "evaluators",
@@ -50,6 +51,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Budget",
     "BudgetError",
+    "CoWest",
     "Collaboration",
     "CowestError",
     "Criterion",
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
     from cowest_dspy.influence_report import NoiseFloor as NoiseFloor
     from cowest_dspy.lms import TransformersEngine as TransformersEngine
     from cowest_dspy.lms import build_lm as build_lm
+    from cowest_dspy.optimizer import CoWest as CoWest
     from cowest_dspy.pairs import LabelledDrafts as LabelledDrafts
     from cowest_dspy.pairs import Pair as Pair
     from cowest_dspy.pairs import PreferencePairs as PreferencePairs

@@ -17,13 +17,13 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
-from cowest_dspy.tables import KINDS, Arms, Collect, Data, InfluenceRules, LMSettings, PairRules, Sft, Table
+from cowest_dspy.tables import KINDS, Arms, Collect, Data, InfluenceRules, LMSettings, PairRules, RoundRules, Sft, Table
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -35,7 +35,6 @@ class Config(Table):
     program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
     metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
     seed: int = Field(0, ge=0)
-    rounds: Literal[1] = 1
     data: Data
     weak: LMSettings
     strong: LMSettings
@@ -45,6 +44,7 @@ class Config(Table):
     collect: Collect = Collect()  # pyright: ignore[reportCallIssue]
     pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
+    rounds: RoundRules = RoundRules()  # pyright: ignore[reportCallIssue]
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 

@@ -36,6 +36,25 @@ def examples(rows: Iterable[Mapping[str, Any]], inputs: Sequence[str], *, where:
     return made
 
 
+def with_ids(given: Iterable[dspy.Example]) -> list[dspy.Example]:
+    """Copies of examples, each with an ``id``: its own, or one from its content. The same example twice is one.
+
+    Raises:
+        DataError: no examples, one without marked inputs, or two different ones with one id.
+    """
+    made: dict[str, dspy.Example] = {}
+    for one in given:
+        if not one.inputs().toDict():
+            raise DataError(f"An example has no inputs: mark them, with_inputs(...): {one}")
+        row = one.toDict()
+        copy = _example(row, tuple(one.inputs().keys()), "examples")
+        if made.setdefault(copy.id, copy).toDict() != copy.toDict():
+            raise DataError(f'Two different examples have the id "{copy.id}". Ids must be unique: traces are kept by them.')
+    if not made:
+        raise DataError("There are no examples.")
+    return list(made.values())
+
+
 def read_split(source: str, split: str, inputs: Sequence[str], *, seed: int = 0, limit: int | None = None) -> list[dspy.Example]:
     """The examples of one split: ``source`` is "file.py:function" (called with the split and ``seed=``), "file.jsonl" with a
     ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").

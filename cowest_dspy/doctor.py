@@ -139,13 +139,13 @@ def _examine_task(visit: _Visit) -> Task | None:
         program = load(config.program)()
         if not isinstance(program, Collaboration):
             raise ConfigError(f"{config.program} gave {type(program).__name__}: a Collaboration is expected.")
-        splits = {split: data.configured_split(config.data, split) for split in ("train", config.evaluate.split)}
+        splits = {split: data.configured_split(config.data, split) for split in data.SPLITS}
         data.check_apart(splits, config.data.inputs)
     except CowestError as error:
         visit.note("task", "task", "error", str(error))
         return None
     sizes = {split: len(examples) for split, examples in splits.items()}
-    visit.note("task", "task", "ok", ", ".join(f"{size} {split} examples" for split, size in sizes.items()))
+    visit.note("task", "task", "ok", ", ".join(f"{size} {split} examples" for split, size in sizes.items() if size))
     return Task(program, max(splits["train"][:LOOKED_AT], key=_length), sizes)
 
 

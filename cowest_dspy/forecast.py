@@ -21,6 +21,11 @@ class Planned:
     strong: int
     judge: int = 0
 
+    @property
+    def later(self) -> bool:
+        """Whether it is of a round after the first, which may not come."""
+        return self.stage.startswith(("collect ", "dev "))
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -58,7 +63,7 @@ class Forecast:
 
 
 def planned_calls(config: Config, sizes: Mapping[str, int]) -> tuple[Planned, ...]:
-    """The calls of each stage of a cycle, when the splits have these ``sizes`` ("train", and that of [evaluate] split).
+    """The calls of each stage of a cycle, when the splits have these ``sizes`` ("train", "dev", and that of [evaluate] split).
 
     With n drafts an example costs n + 1 strong calls, each of them [collect] answers times: one refines each draft, one answers
     alone. A judge rates each of them, [influence] repeats times. The metric of a task may ask models too: nobody knows how often.
@@ -68,6 +73,12 @@ def planned_calls(config: Config, sizes: Mapping[str, int]) -> tuple[Planned, ..
     rules = config.influence
     answers, ratings = train * (drafts + 1) * config.collect.answers, rules.repeats if rules.judge else 0
     stages = [Planned("collect", train * drafts, answers, answers * ratings)]
+    dev = sizes.get("dev", 0)
+    if dev:
+        stages.append(Planned("dev", 2 * dev, 2 * dev))  # Before tuning and after it; later rounds know what was before.
+    for number in range(2, config.rounds.count + 1):
+        stages.append(Planned(f"collect {number}", train * drafts, answers, answers * ratings))
+        stages.append(Planned(f"dev {number}", dev, dev))
     if rules.noise and config.strong.temperature != 0 and config.collect.answers == 1:
         again = min(rules.noise, train)
         stages.append(Planned("noise", 0, again, again * ratings))

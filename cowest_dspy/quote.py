@@ -12,7 +12,7 @@ What they took, times what is left to do, is the quote. Tuning is not in it: it 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cowest_dspy import data
@@ -141,9 +141,7 @@ class Quote:
 
 def counted(config: Config) -> Quote:
     """Calls only, from the configuration and the sizes of its splits. Nothing is asked, loaded or written."""
-    stages = planned_calls(
-        config, {split: len(data.configured_split(config.data, split)) for split in {"train", config.evaluate.split}}
-    )
+    stages = planned_calls(config, {split: len(data.configured_split(config.data, split)) for split in data.SPLITS})
     made = [StageQuote(stage.stage, _bounds(config, stage, None), None, None, None) for stage in stages]
     return Quote(tuple(made), config.budget)
 
@@ -208,7 +206,11 @@ def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
 
 
 def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Range]:
-    """The calls of a stage by role. Collecting needs fewer than planned where drafts are equal or enough; the rest is exact."""
+    """The calls of a stage by role. Collecting needs fewer than planned where drafts are equal or enough; the rest is exact.
+    Rounds after the first may not come at all."""
+    if stage.later:
+        certain = _bounds(config, replace(stage, stage=stage.stage.partition(" ")[0]), done)
+        return {role: replace(calls, least=0) for role, calls in certain.items()}
     if stage.stage != "collect":
         # What was measured of a judge is its calls for one answer.
         judged = stage.strong if done and stage.judge else stage.judge

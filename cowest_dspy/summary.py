@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +23,13 @@ from cowest_dspy.report import (
     Noise,
     PairRow,
     PairsSummary,
+    RoundRow,
     RunReport,
     Stage,
     TraceRow,
     influence_counts,
 )
+from cowest_dspy.rounds import Round
 from cowest_dspy.store import Store
 from cowest_dspy.traces import StoredTraces, Trace, noise_in
 
@@ -68,6 +72,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         noise=noise,
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
+        rounds=tuple(_round_row(Round.from_dict(record)) for record in store.records("round").values()),
         curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
         stages=tuple(Stage(name, **value) for name, value in store.records("stage").items()),
         traces=tuple(TraceRow.of(trace) for trace in traces),
@@ -148,17 +153,28 @@ def _agreement(traces: Sequence[Trace]) -> tuple[AgreementRow, ...]:
 
 def _pairs(store: Store) -> PreferencePairs | None:
     """The run's pairs; empty when the gate let none through, None when they have not been made."""
-    path = store.folder / "pairs.jsonl"
-    if not path.is_file():
+    files = [store.folder / f"pairs{'' if number == '1' else f'-{number}'}.jsonl" for number in store.records("round") or ["1"]]
+    there = [path for path in files if path.is_file()]
+    if not there:
         return None
-    return PreferencePairs.load(path) if path.stat().st_size else PreferencePairs(())
+    return PreferencePairs(tuple(pair for path in there if path.stat().st_size for pair in PreferencePairs.load(path)))
 
 
 def _pairs_summary(pairs: PreferencePairs | None, store: Store) -> PairsSummary | None:
     if pairs is None:
         return None
-    dropped = store.record("pairs", "dropped") or {}
-    return PairsSummary(len(pairs), len({pair.example_id for pair in pairs}), dropped, tuple(_pair_row(pair) for pair in pairs))
+    dropped: Counter[str] = Counter()
+    for counts in store.records("pairs").values():
+        dropped.update(counts)
+    return PairsSummary(
+        len(pairs), len({pair.example_id for pair in pairs}), dict(dropped), tuple(_pair_row(pair) for pair in pairs)
+    )
+
+
+def _round_row(made: Round) -> RoundRow:
+    row = RoundRow(made.number, made.pairs, made.replayed, made.accepted, made.reason)
+    found = made.gain
+    return replace(row, n=found.n, mean=found.mean, low=found.low, high=found.high, confidence=found.confidence) if found else row
 
 
 def _influence_row(trace: Trace) -> InfluenceRow:

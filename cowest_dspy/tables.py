@@ -197,6 +197,19 @@ class InfluenceRules(Table):
         return {name: weight for name, weight in every.items() if weight}
 
 
+class RoundRules(Table):
+    """[rounds]: how often drafts are collected and the weak model is tuned, and when a tuned model is taken."""
+
+    count: int = Field(1, ge=1, description="rounds, at most: each collects drafts of the model that the last one left")
+    confidence: float = Field(0.9, gt=0, lt=1, description="of the paired bootstrap interval of the gain on the dev split")
+    least_gain: float = Field(
+        0.0, ge=-1, le=1, description="a tuned model is taken when the lower end of that interval is above this"
+    )
+    more_failures: float = Field(0.05, ge=0, le=1, description="the part of the dev split that may fail in addition, at most")
+    patience: int = Field(1, ge=1, description="rounds in a row that may be rolled back before no more is tried")
+    replay: bool = Field(False, description="tune on the pairs of earlier rounds too")
+
+
 class Arms(Table):
     """[evaluate]: what is compared on the test split."""
 

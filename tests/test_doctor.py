@@ -269,7 +269,7 @@ def test_a_hosted_model_is_asked_one_question_that_is_announced_and_priced(folde
     assert "0 strong: one question is asked. This is paid for (openai/large); --no-ask leaves it out." in said
     # 60 train examples of 4 drafts and alone, and 6 test examples in four arms.
     strong = diagnosis.forecasts[1]
-    assert strong.calls == 60 * 5 + 6 * 4
+    assert strong.calls == 60 * 5 + 2 * 3 + 6 * 4
     # 100 tokens in and 10 out each; a draft of one word ("yes") is added where something is refined.
     assert strong.input_tokens == strong.calls * 100 + (strong.calls - 6) and strong.output_tokens == strong.calls * 10
     assert strong.usd == pytest.approx((strong.input_tokens * 1.0 + strong.output_tokens * 10.0) / 1e6)
@@ -343,6 +343,19 @@ def test_the_calls_of_a_cycle_are_those_of_its_stages(folder: Path) -> None:
     )
 
 
+def test_rounds_collect_again_and_ask_the_dev_split_before_and_after(folder: Path) -> None:
+    config = configured(folder, SCRIPTED_WEAK, STRONG, "[collect]\ndrafts = 6\n[rounds]\ncount = 3")
+    rounds = [one for one in planned_calls(config, {"train": 10, "dev": 4, "test": 5}) if not one.stage.startswith("evaluate")]
+    assert rounds == [
+        Planned("collect", 60, 70),
+        Planned("dev", 8, 8),
+        Planned("collect 2", 60, 70),
+        Planned("dev 2", 4, 4),
+        Planned("collect 3", 60, 70),
+        Planned("dev 3", 4, 4),
+    ]
+
+
 def test_time_is_shared_by_calls_at_once_and_held_by_limits() -> None:
     stages = (Planned("collect", 100, 600),)
     probe = Probe("strong", "m", "yes", 2.0, 100, 10)
@@ -368,7 +381,7 @@ def test_the_exit_code_tells_and_each_check_is_a_line_without_a_terminal(folder:
     configured(folder, SCRIPTED_WEAK, STRONG)
     code, said = run(folder)
     assert code == 0 and "ok       strong  answer" in said and "weak said: yes" in said
-    assert "a cycle asks strong at most 324 times" in said
+    assert "a cycle asks strong at most 330 times" in said
     configured(folder, weak(folder / "no"), STRONG)
     code, said = run(folder, "--no-ask")
     assert code == 1 and "error    weak    model          There is no model folder" in said

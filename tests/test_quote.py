@@ -30,11 +30,11 @@ def hosted(server: OpenAIServer, more: str = "") -> str:
 
 
 def test_without_asking_calls_are_counted_and_nothing_is_written(tmp_path: Path) -> None:
-    quote = counted(load_config([configured(tmp_path, "strong_calls = 23")]))
-    # 4 train examples of 2 drafts: at least 2 answers each, at most 3. 4 test examples in three arms.
+    quote = counted(load_config([configured(tmp_path, "strong_calls = 31")]))
+    # 4 train examples of 2 drafts: 2 or 3 answers each. 4 dev examples before and after tuning; 4 test examples in three arms.
     assert stage(quote, "collect").calls["strong"] == Range(8, 12, 12)
-    assert quote.total.calls["strong"] == Range(20, 24, 24) and quote.total.calls["weak"] == Range(16, 16, 16)
-    assert quote.total.tokens is None and quote.exceeded == ("strong_calls: about 24 of 23",)
+    assert quote.total.calls["strong"] == Range(28, 32, 32) and quote.total.calls["weak"] == Range(24, 24, 24)
+    assert quote.total.tokens is None and quote.exceeded == ("strong_calls: about 32 of 31",)
     assert not (tmp_path / "run").exists()
 
 
@@ -60,13 +60,13 @@ def test_a_second_quote_costs_nothing_and_says_the_same(tmp_path: Path) -> None:
 
 
 def test_equal_drafts_are_expected_to_save_calls(tmp_path: Path) -> None:
-    file = configured(tmp_path, "strong_calls = 22")
+    file = configured(tmp_path, "strong_calls = 30")
     recipe = tmp_path / "toy.py"
     recipe.write_text(recipe.read_text().replace("f\"draft {request['config'].get('seed')}\"", '"one draft"'))
     with Experiment(load_config([file]), tmp_path / "run") as experiment:
         quote = probed(experiment)
     assert stage(quote, "collect").calls["strong"] == Range(8, 8, 12)
-    assert quote.exceeded == () and quote.doubtful == ("strong_calls: at most 24 of 22",)
+    assert quote.exceeded == () and quote.doubtful == ("strong_calls: at most 32 of 30",)
 
 
 def test_money_and_time_of_a_hosted_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ def test_money_and_time_of_a_hosted_model(tmp_path: Path, monkeypatch: pytest.Mo
         assert len(server.received) == 3
     total = quote.total
     assert total.usd and total.tokens and total.minutes
-    assert total.usd.expected > 24 * 0.02, "each answer has two tokens at least, and 24 are wanted"
-    assert total.minutes.expected >= 24 / 6000
+    assert total.usd.expected > 32 * 0.02, "each answer has two tokens at least, and 32 are wanted"
+    assert total.minutes.expected >= 32 / 6000
     assert len(quote.exceeded) == 1 and quote.exceeded[0].startswith("usd: about ")
 
 
@@ -143,14 +143,14 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_the_exit_code_says_whether_the_budget_is_enough(tmp_path: Path) -> None:
-    configured(tmp_path, "strong_calls = 30")
+    configured(tmp_path, "strong_calls = 40")
     code, said = run(tmp_path)
     lines = said.splitlines()
     assert code == 0 and "[budget] fits." in said
     assert lines[-5].split()[:2] == ["in", "all"] or any(line.startswith("in all") for line in lines)
     configured(tmp_path, "strong_calls = 20")
     code, said = run(tmp_path, "--examples", "1")
-    assert code == 1 and "[budget] is exceeded: strong_calls: about 24 of 20." in said
+    assert code == 1 and "[budget] is exceeded: strong_calls: about 32 of 20." in said
     configured(tmp_path, "")
     code, said = run(tmp_path, "--no-ask")
     assert code == 0 and "There is no [budget]." in said
@@ -160,5 +160,5 @@ def test_the_table_is_aligned(tmp_path: Path) -> None:
     configured(tmp_path, "")
     lines = run(tmp_path)[1].splitlines()
     table = lines[: next(place for place, line in enumerate(lines) if line.startswith("in all")) + 1]
-    assert len({len(line) for line in table[-6:]}) == 1
-    assert json.dumps(table[-6].split()) == json.dumps(["stage", "weak", "strong", "judge", "tokens", "USD", "minutes"])
+    assert len({len(line) for line in table[-7:]}) == 1
+    assert json.dumps(table[-7].split()) == json.dumps(["stage", "weak", "strong", "judge", "tokens", "USD", "minutes"])

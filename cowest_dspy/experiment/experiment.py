@@ -21,21 +21,22 @@ import dspy
 
 from cowest_dspy import arms, data
 from cowest_dspy.config import Config
-from cowest_dspy.errors import ConfigError, PairsError
+from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.desk import Desk, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.report import Arm, RunReport, write_report
+from cowest_dspy.rounds import Rounds, Task
 from cowest_dspy.stages import Silent, Watch, digest
 from cowest_dspy.store import Store
-from cowest_dspy.summary import NOTES, TITLES, arm_from, kept_traces, run_report
-from cowest_dspy.traces import Sampling, Traces, collect, noise_floor
+from cowest_dspy.summary import NOTES, TITLES, arm_from, run_report
+from cowest_dspy.traces import Sampling, Traces, noise_floor
 from cowest_dspy.tuning import TunableEngine, tunable
 
 
@@ -60,6 +61,7 @@ class Experiment:
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse, budget=config.budget)
         self._desk = Desk(self.run, self.store, self.watch, config)
+        self._tuned: dspy.LM | None = None
         self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)
 
     def close(self) -> None:
@@ -120,6 +122,33 @@ class Experiment:
         rules, margin = self.config.collect, self.config.pairs.margin
         return Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed, adaptive=rules.adaptive, margin=margin)
 
+    @cached_property
+    def rounds(self) -> Rounds:
+        """The rounds: collect, pair, tune, decide."""
+        return Rounds(self._desk, self._weak_models.models, self._task, self.config.rounds)
+
+    def _task(self) -> Task:
+        """What the rounds work on."""
+        config = self.config
+        gate = config.pairs.model_dump(exclude={"least", "source"})
+        return Task(
+            program=self.program.bind(strong=self.strong),
+            trainset=self.splits["train"],
+            valset=self.splits["dev"],
+            metric=self.metric,
+            evaluator=self.evaluator,
+            tuner=self._weak_models.settings.preferring,
+            sampling=self.sampling,
+            gate={**gate, "held_out": self._held_out(), "run": self._lineage},
+            least=config.pairs.least,
+            threads=config.strong.concurrency,
+            weak_threads=config.weak.concurrency,
+            answers=config.collect.answers,
+            max_failed=config.collect.max_failed,
+            meaning=self._meaning,
+            given=config.pairs.source,
+        )
+
     # Stages
 
     def sft(self) -> dspy.LM:
@@ -131,28 +160,8 @@ class Experiment:
         return self._weak_models.answering()
 
     def collect(self) -> Traces:
-        """Drafts of the train split and their influence."""
-        rules, margin = self.config.collect, self.config.pairs.margin
-        program = self.program.bind(weak=self.sft(), strong=self.strong)
-        identity = digest([self._meaning, program.weak.model, program.strong.model, *([margin] if rules.adaptive else [])])
-        if (self.store.record("done", "collect") or {}).get("identity") == identity:
-            return kept_traces(self.store)
-        with self._desk.stage("collect", "Collecting drafts and their influence") as progress:
-            self.store.forget("trace")
-            traces = collect(
-                program,
-                self.splits["train"],
-                self.evaluator,
-                self.sampling,
-                store=self.store,
-                threads=self.config.strong.concurrency,
-                weak_threads=self.config.weak.concurrency,
-                answers=rules.answers,
-                max_failed=rules.max_failed,
-                on_progress=progress,
-            )
-        self.store.keep("done", "collect", {"identity": identity})
-        return traces
+        """Drafts of the train split and their influence: those of the first round."""
+        return self.rounds.collected(self.sft())
 
     def noise(self) -> NoiseFloor | None:
         """The noise floor, where [influence] noise asks for it: the strong model alone, asked again for so many train examples."""
@@ -173,34 +182,28 @@ class Experiment:
         return NoiseFloor(**known["floor"]) if known["floor"] else None
 
     def pairs(self) -> PreferencePairs:
-        """The preference pairs of the collected traces, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
-        rules = self.config.pairs
-        if rules.source:
-            pairs = PreferencePairs.load(rules.source)
-        else:
-            held_out, chosen_by = self._held_out(), rules.model_dump(exclude={"least", "source"})
-            pairs = preference_pairs(self.collect(), **chosen_by, held_out=held_out, run=self._lineage)
-        pairs.save(self.run / "pairs.jsonl")
-        self.store.keep("pairs", "dropped", pairs.dropped)
-        return pairs
+        """The preference pairs of the first round, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
+        return self.rounds.paired(self.weak if self.config.pairs.source else self.sft())
 
     def labelled(self) -> LabelledDrafts:
         """The collected drafts as those that helped and those that hurt, also written to ``drafts.jsonl`` in the run folder."""
-        drafts = labelled_drafts(self.collect(), leak=self.config.pairs.leak, held_out=self._held_out(), run=self._lineage)
+        drafts = self.rounds.labelled(self.sft())
         drafts.save(self.run / "drafts.jsonl")
         return drafts
 
     def tune(self) -> dspy.LM:
-        """The weak model after preference tuning on the run's pairs.
+        """The weak model after all rounds of preference tuning: that of the last round that was taken.
 
         Raises:
-            PairsError: fewer pairs than [pairs] least.
+            PairsError: the first round gave fewer pairs than [pairs] least.
         """
-        return self._weak_models.preferring("dpo", "Preference tuning", self._enough_pairs().rows(lineage=False))
+        if self._tuned is None:
+            self._tuned, _ = self.rounds.run(self.sft())
+        return self._tuned
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
-        pairs = self._enough_pairs()
+        pairs = self.rounds.enough(self.weak if self.config.pairs.source else self.sft())
         if name == "shuffled":
             return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(pairs, self.config.seed))
         return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, pairs)
@@ -239,7 +242,8 @@ class Experiment:
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
         """The collaboration's answer to one input, with the best weak model that the run has."""
-        weak = self._weak_models.kept("dpo") or self.sft()
+        final = (self.store.record("final", "weak") or {}).get("adapter")
+        weak = (self._weak_models.kept(final) if final else None) or self.sft()
         return self.program.bind(weak=weak, strong=self.strong)(**inputs)
 
     # How stages are done
@@ -258,6 +262,7 @@ class Experiment:
             "evaluate": True,
             "pairs": True,
             "dpo": True,
+            "rounds": True,
             "sft": True,
             "data": {"test"},
             "influence": {"noise"},
@@ -272,12 +277,6 @@ class Experiment:
 
     def _held_out(self) -> list[dspy.Example]:
         return [*self.splits["dev"], *self.splits["test"]]
-
-    def _enough_pairs(self) -> PreferencePairs:
-        pairs = self.pairs()
-        if len(pairs) < self.config.pairs.least:
-            raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
-        return pairs
 
     def _make_room(self) -> None:
         """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""

@@ -49,7 +49,7 @@ class WeakModels:
     """
 
     def __init__(self, desk: Desk, settings: TuningSettings, base: Callable[[], dspy.LM], make_room: Callable[[], None]) -> None:
-        self._desk, self._settings, self._base = desk, settings, base
+        self._desk, self.settings, self._base = desk, settings, base
         self.models = TrainedModels(desk, base, desk.config.seed, make_room)
 
     def drafting(self) -> dspy.LM:
@@ -58,7 +58,7 @@ class WeakModels:
         if sft is None:
             return self._base()
         rows = lambda: self._rows(sft.drafts, "drafts")  # noqa: E731
-        return self._tuned("drafts", "SFT of the drafter", self._base(), rows, self._settings.drafting)
+        return self._tuned("drafts", "SFT of the drafter", self._base(), rows, self.settings.drafting)
 
     def answering(self) -> dspy.LM:
         """Fine-tuned to answer alone. It starts from the one that has learned the domain."""
@@ -67,11 +67,11 @@ class WeakModels:
         if answers is None:
             return self._base()
         title = "SFT of the weak baseline"
-        return self._tuned("answers", title, self.drafting(), lambda: self._rows(answers, "answers"), self._settings.answering)
+        return self._tuned("answers", title, self.drafting(), lambda: self._rows(answers, "answers"), self.settings.answering)
 
     def preferring(self, name: str, title: str, rows: list[dict[str, Any]]) -> dspy.LM:
         """After preference tuning on these rows, from the one that drafts."""
-        return self._tuned(name, title, self.drafting(), lambda: rows, self._settings.preferring)
+        return self._tuned(name, title, self.drafting(), lambda: rows, self.settings.preferring)
 
     def fine_tuned_more(self, name: str) -> dspy.LM:
         """A control: the same SFT, continued."""
@@ -79,12 +79,12 @@ class WeakModels:
         if sft is None:
             raise ConfigError(f"The control {name} continues [sft], and there is no [sft].")
         title = "Control: more SFT"
-        return self._tuned(name, title, self.drafting(), lambda: self._rows(sft.drafts, "drafts"), self._settings.drafting)
+        return self._tuned(name, title, self.drafting(), lambda: self._rows(sft.drafts, "drafts"), self.settings.drafting)
 
     def on_chosen(self, name: str, pairs: PreferencePairs) -> dspy.LM:
         """A control: SFT on the chosen drafts alone, as long as preference tuning."""
         rows = [{"prompt": list(pair.prompt), "completion": list(pair.chosen)} for pair in pairs]
-        settings = self._settings.drafting.model_copy(update={"epochs": self._settings.preferring.epochs, "max_steps": None})
+        settings = self.settings.drafting.model_copy(update={"epochs": self.settings.preferring.epochs, "max_steps": None})
         return self._tuned(name, "Control: SFT on the chosen drafts", self.drafting(), lambda: rows, settings)
 
     def kept(self, name: str) -> dspy.LM | None:

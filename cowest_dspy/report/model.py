@@ -139,6 +139,39 @@ class PairsSummary:
 
 
 @dataclasses.dataclass(frozen=True)
+class RoundRow:
+    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds), whether it was taken, and why.
+
+    ``mean`` is the paired gain of score on the ``n`` dev examples that both answered, in [-1, 1], with the ends of its interval at
+    ``confidence``; None where nothing was tested.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    number: int
+    pairs: int
+    replayed: int
+    accepted: bool
+    reason: str
+    n: int = 0
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+
+    @property
+    def outcome(self) -> str:
+        """In a word or two."""
+        return "accepted" if self.accepted else "rolled back"
+
+    @property
+    def gain(self) -> str:
+        """The mean gain and its interval, or "-"."""
+        if self.mean is None or self.low is None or self.high is None:
+            return "-"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclasses.dataclass(frozen=True)
 class CurvePoint:
     """What training logged at one optimiser step; None where it logged nothing of the kind (or no finite number)."""
 
@@ -241,6 +274,7 @@ class RunReport:
     noise: Noise | None = None
     agreement: tuple[AgreementRow, ...] = ()
     pairs: PairsSummary | None = None
+    rounds: tuple[RoundRow, ...] = ()
     curves: tuple[Curve, ...] = ()
     stages: tuple[Stage, ...] = ()
     traces: tuple[TraceRow, ...] = ()

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cowest_dspy.report.model import PairsSummary, RunReport, Stage
+from cowest_dspy.report.model import PairsSummary, RoundRow, RunReport, Stage
 from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, arm_table, influence_by_round
 from cowest_dspy.report.verdict import Verdict, bare_p, format_share, format_usd, influence_notes, verdict
 
@@ -28,6 +28,10 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
             console.print(Text(line))
     if report.pairs is not None:
         console.print(_pairs(report.pairs))
+    if report.rounds:
+        console.print(_rounds(report.rounds))
+        for row in report.rounds:
+            console.print(Text(f"Round {row.number}: {row.outcome}, {row.reason}."))
     if report.stages:
         console.print(_stages(report.stages))
 
@@ -88,6 +92,13 @@ def _pairs(pairs: PairsSummary) -> Table:
     table.add_row(Text(f"kept, from {pairs.examples} examples"), str(pairs.kept))
     for reason, count in sorted(pairs.dropped.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(Text(f"dropped: {reason}"), str(count))
+    return table
+
+
+def _rounds(rounds: tuple[RoundRow, ...]) -> Table:
+    table = _table("Rounds", "round", "pairs", "replayed", "gain on the dev split", "n", "outcome")
+    for row in rounds:
+        table.add_row(str(row.number), str(row.pairs), str(row.replayed), row.gain, str(row.n), row.outcome)
     return table
 
 

@@ -1,0 +1,176 @@
+"""CoWest as a DSPy optimiser: rounds of collecting, pairing, tuning and deciding, in one ``compile``.
+
+    optimizer = CoWest(metric=answer_match, tuner=DPO(beta=0.1), drafts=4, rounds=2)
+    better = optimizer.compile(program, trainset=train, valset=dev)
+    better.rounds[0].reason      # "gain +0.100 [+0.025, +0.175] on 40 examples (4 better, 0 worse): ..."
+
+It plugs into ``dspy.BetterTogether`` as any weight optimiser: ``BetterTogether(metric=m, p=dspy.GEPA(...), w=CoWest(...))``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from cowest_dspy.adapters import LineAdapter
+from cowest_dspy.data import with_ids
+from cowest_dspy.errors import ProgramError
+from cowest_dspy.evaluators import Rubric
+from cowest_dspy.influence import Metric
+from cowest_dspy.lms.recording import unrecorded
+from cowest_dspy.program import Collaboration
+from cowest_dspy.rounds import Round, Rounds, Task
+from cowest_dspy.stages import Silent, Stages, Watch, digest
+from cowest_dspy.store import Store
+from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.traces import Sampling
+from cowest_dspy.trained import TrainedModels
+from cowest_dspy.tuning import DPO, SFT, TRLProvider, tunable
+
+PLAIN = (str, int, float, tuple, Rubric)
+HELD_OUT = 0.2
+"""The part of the trainset that decides, when there is no valset."""
+
+logger = logging.getLogger(__name__)
+
+
+class Tuned(Collaboration):
+    """For types: a Collaboration that :meth:`CoWest.compile` made. ``rounds`` is their history, ``run`` the folder."""
+
+    rounds: tuple[Round, ...]
+    run: Path
+
+
+class CoWest(Teleprompter):
+    """Tunes a Collaboration's weak model towards drafts that help its strong model.
+
+    Args:
+        metric: any DSPy metric with values in [0, 1]; it decides on the valset whether a round is taken.
+        tuner: settings of each round's training: ``DPO`` on preference pairs, or ``SFT`` on their chosen drafts.
+        drafts: drafts sampled for each example.
+        rounds: how many rounds, at most; or ``RoundRules`` with the thresholds of taking one.
+        evaluator: what influence is made of, where it is not ``metric``: a Judge, a GoldLikelihood, several Weighted.
+        sampling: temperature, top_p, seed, adaptive sampling; overrides ``drafts``.
+        pairs: ``PairRules``, the rules of the gate: margin, strategy, least, ...
+        answers: how often a strong model that samples is asked; the scores are averaged.
+        max_failed: the largest part of drafts that may fail, in [0, 1].
+        threads: questions to the strong model under way at once. weak_threads: drafts under way at once.
+        seed: of sampling and training.
+        run: the folder of store and adapters, for resuming; by default a new temporary folder, which is kept.
+        watch: who is told of the progress, for instance ``cowest_dspy.live.Live()``.
+
+    The student's weak LM must be one that can be tuned: an in-process model, or a server that takes adapters.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        tuner: DPO | SFT | None = None,
+        drafts: int = 4,
+        rounds: int | RoundRules = 1,
+        *,
+        evaluator: Metric | None = None,
+        sampling: Sampling | None = None,
+        pairs: PairRules | None = None,
+        answers: int = 1,
+        max_failed: float = 0.3,
+        threads: int = 8,
+        weak_threads: int | None = None,
+        seed: int = 0,
+        run: str | Path | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.metric, self.evaluator, self.tuner = metric, evaluator or metric, tuner or DPO()
+        self.sampling = sampling or Sampling(drafts, seed=seed)
+        self.rules = rounds if isinstance(rounds, RoundRules) else RoundRules.model_validate({"count": rounds})
+        self.gate = pairs or PairRules.model_validate({})
+        self.answers, self.max_failed, self.threads, self.weak_threads = answers, max_failed, threads, weak_threads
+        self.seed, self.run, self.watch = seed, run, watch or Silent()
+
+    def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        student: Collaboration,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: Any = None,
+        valset: Sequence[dspy.Example] | None = None,
+    ) -> Tuned:
+        """A copy of ``student`` with the weak model of the last round that was taken; the student stays as it is.
+
+        Only the weak model is trained, on its own completions. Without a valset, the last fifth of the trainset decides. Calls,
+        traces and adapters are kept in ``run``: the same call goes on there where it was interrupted.
+
+        Raises:
+            ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come from the model that is tuned.
+            TuningError: a weak LM that cannot be tuned, or a training that must not go on.
+            PairsError: the first round gave fewer pairs than ``pairs.least``.
+        """
+        _check(student, teacher)
+        examples = with_ids(trainset)
+        held = with_ids(valset) if valset is not None else examples[len(examples) - int(HELD_OUT * len(examples)) :]
+        train = examples if valset is not None else examples[: len(examples) - len(held)]
+        weak = unrecorded(student.weak)
+        start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
+        folder = Path(self.run) if self.run is not None else Path(tempfile.mkdtemp(prefix="cowest-"))
+        logger.info("CoWest works in %s", folder)
+        with Store(folder, strong=student.strong.model) as store:
+            stages = Stages(folder, store, self.watch)
+            models = TrainedModels(stages, lambda: start, self.seed)
+            lm, history = Rounds(stages, models, lambda: self._task(student, train, held), self.rules).run(start)
+        made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
+        made.rounds, made.run, made._compiled = history, folder, True
+        return made
+
+    def _task(self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]) -> Task:
+        adapter = type(student.adapter or dspy.settings.adapter or LineAdapter()).__name__
+        asked = [digest(example.toDict()) for example in train]
+        meaning = digest(
+            [student.dump_state(), adapter, vars(self.sampling), self.answers, _says(self.evaluator), _says(self.metric), asked]
+        )
+        return Task(
+            program=student,
+            trainset=train,
+            valset=held,
+            metric=self.metric,
+            evaluator=self.evaluator,
+            tuner=self.tuner,
+            sampling=self.sampling,
+            gate={**self.gate.model_dump(exclude={"least", "source"}), "held_out": held},
+            least=self.gate.least,
+            threads=self.threads,
+            weak_threads=self.weak_threads,
+            answers=self.answers,
+            max_failed=self.max_failed,
+            meaning=meaning,
+            given=self.gate.source,
+        )
+
+
+def _check(student: Any, teacher: Any) -> None:
+    if not isinstance(student, Collaboration):
+        raise ProgramError(f"CoWest tunes a Collaboration; a {type(student).__name__} was given.")
+    if teacher is not None:
+        raise ProgramError("CoWest takes no teacher: it samples drafts of the weak model that it tunes.")
+    _ = student.weak, student.strong
+
+
+def _says(metric: Any) -> str:
+    """What a metric is, as far as it can be told: a function's source, an object's type and its plain values."""
+    if inspect.isfunction(metric):
+        try:
+            return inspect.getsource(metric)
+        except OSError:
+            return metric.__qualname__
+    plain = (
+        {name: repr(value) for name, value in vars(metric).items() if isinstance(value, PLAIN)}
+        if hasattr(metric, "__dict__")
+        else {}
+    )
+    return f"{type(metric).__name__} {sorted(plain.items())}"

@@ -1,0 +1,10 @@
+"""Rounds: collect on policy, make pairs, tune, evaluate on held-out examples, and accept the tuned model or roll it back.
+
+deciding.py   whether a tuned model is better, on the same examples
+rounds.py     the rounds of a run, each of their steps done once
+"""
+
+from cowest_dspy.rounds.deciding import Decision, Gain, decide, gain
+from cowest_dspy.rounds.rounds import Round, Rounds, Task
+
+__all__ = ["Decision", "Gain", "Round", "Rounds", "Task", "decide", "gain"]

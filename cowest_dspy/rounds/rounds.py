@@ -1,0 +1,247 @@
+"""The rounds of a run: each collects drafts of the model that the last one left, and is taken or rolled back.
+
+    collect on policy -> pairs -> tune from the current adapter, with it as the reference -> evaluate on the dev split -> decide
+
+Every step is kept in the run's store under what it depends on: a run that was killed goes on where it stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import dspy
+
+from cowest_dspy import arms
+from cowest_dspy.errors import PairsError
+from cowest_dspy.influence import Metric
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
+from cowest_dspy.program import Collaboration
+from cowest_dspy.rounds.deciding import Gain, Scores, decide, gain
+from cowest_dspy.stages import Stages, digest
+from cowest_dspy.tables import RoundRules
+from cowest_dspy.traces import Sampling, StoredTraces, Traces, collect
+from cowest_dspy.trained import TrainedModels
+from cowest_dspy.tuning import DPO, SFT
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did. ``start`` and ``model`` are the ids of the weak model before and after tuning; ``model`` is None where
+    nothing was tuned. ``replayed`` of the ``pairs`` are of earlier rounds. ``reason`` says why it was taken or rolled back."""
+
+    number: int
+    start: str
+    model: str | None
+    pairs: int
+    replayed: int
+    accepted: bool
+    reason: str
+    gain: Gain | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Round:
+        """The inverse of ``dataclasses.asdict``."""
+        return cls(**{**values, "gain": Gain(**values["gain"]) if values["gain"] else None})
+
+    def __str__(self) -> str:
+        return f"round {self.number}: {'accepted' if self.accepted else 'rolled back'}, {self.reason}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What rounds work on, and how.
+
+    program: bound to its strong LM. metric: decides on held-out examples. evaluator: gives the scores that influence is made of.
+    trainset, valset: examples with ids; none of valset may be among trainset. tuner: the settings of each round's tuning.
+    gate: keyword arguments of ``preference_pairs``. least: fewer pairs are not trained on. meaning: whatever else answers depend
+    on (prompts, settings, code), for the identity of what is kept. given: pairs of the first round that were made elsewhere.
+    """
+
+    program: Collaboration
+    trainset: Sequence[dspy.Example]
+    valset: Sequence[dspy.Example]
+    metric: Metric
+    evaluator: Metric
+    tuner: SFT | DPO
+    sampling: Sampling
+    gate: dict[str, Any] = field(default_factory=dict)
+    least: int = 8
+    threads: int = 8
+    weak_threads: int | None = None
+    answers: int = 1
+    max_failed: float = 0.3
+    meaning: str = ""
+    given: str | None = None
+
+
+class Rounds:
+    """The rounds of a run.
+
+    Args:
+        stages: the run.
+        models: trains weak models and finds them again.
+        task: what is worked on.
+        rules: how many rounds, and when one is taken.
+    """
+
+    def __init__(self, stages: Stages, models: TrainedModels, task: Callable[[], Task], rules: RoundRules) -> None:
+        self._stages, self._models, self._make_task, self._rules = stages, models, task, rules
+
+    @cached_property
+    def task(self) -> Task:
+        """What is worked on; made when it is needed first."""
+        return self._make_task()
+
+    def run(self, start: dspy.LM) -> tuple[dspy.LM, tuple[Round, ...]]:
+        """The weak LM after all rounds, which is that of the last round that was taken (``start`` if none was), and the rounds.
+
+        Raises:
+            PairsError: the first round gave too few pairs.
+            CollectionError, TuningError, BudgetError, StoreError: as their steps do; what was done is kept.
+        """
+        store, current, rolled_back = self._stages.store, start, 0
+        done: list[Round] = []
+        for number in range(1, self._rules.count + 1):
+            made, candidate = self._round(number, current, [one.number for one in done if one.accepted])
+            done.append(made)
+            store.keep("round", str(number), asdict(made))
+            self._stages.watch.say(str(made))
+            if made.accepted and candidate is not None:
+                current, rolled_back = candidate, 0
+                continue
+            rolled_back += 1
+            if rolled_back >= self._rules.patience or candidate is None:
+                break
+        self._forget_after(len(done))
+        taken = next((one for one in reversed(done) if one.accepted), None)
+        store.keep("final", "weak", {"adapter": _named("dpo", taken.number) if taken else None, "model": current.model})
+        return current, tuple(done)
+
+    def _forget_after(self, number: int) -> None:
+        """Drops what an earlier configuration left of later rounds, so that it is in no table."""
+        store = self._stages.store
+        for later in count(number + 1):
+            found = store.record("done", _named("collect", later)) or store.record("round", str(later))
+            if not found and not store.count("trace", start=f"{later}/"):
+                return
+            store.forget("trace", start=f"{later}/")
+            for kind, key in (("round", str(later)), ("saved", str(later)), ("done", _named("collect", later))):
+                store.forget(kind, start=key)
+
+    # Steps
+
+    def collected(self, start: dspy.LM, number: int = 1) -> Traces:
+        """Drafts of the weak LM ``start`` for the train examples, and their influence."""
+        task, store, name = self.task, self._stages.store, _named("collect", number)
+        program = task.program.bind(weak=start)
+        margin = [task.sampling.margin] if task.sampling.adaptive else []
+        identity = digest([task.meaning, number, program.weak.model, program.strong.model, *margin])
+        if (store.record("done", name) or {}).get("identity") == identity:
+            return StoredTraces(store, round=number)
+        title = f"Collecting drafts and their influence{_of_round(number)}"
+        with self._stages.stage(name, title) as progress:
+            traces = collect(
+                program,
+                task.trainset,
+                task.evaluator,
+                _of(task.sampling, number),
+                store=store,
+                threads=task.threads,
+                weak_threads=task.weak_threads,
+                answers=task.answers,
+                max_failed=task.max_failed,
+                on_progress=progress,
+            )
+        store.keep("done", name, {"identity": identity})
+        return traces
+
+    def paired(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
+        """The round's preference pairs, also written to its file in the run folder."""
+        if number == 1 and self.task.given:
+            pairs = PreferencePairs.load(self.task.given)
+        else:
+            pairs = preference_pairs(self.collected(start, number), **self.task.gate)
+        pairs.save(self._stages.run / f"{_named('pairs', number).replace(' ', '-')}.jsonl")
+        self._stages.store.keep("pairs", _named("dropped", number), pairs.dropped)
+        return pairs
+
+    def labelled(self, start: dspy.LM, number: int = 1) -> LabelledDrafts:
+        """The round's drafts as those that helped and those that hurt."""
+        gate = {name: self.task.gate[name] for name in ("leak", "held_out", "run") if name in self.task.gate}
+        return labelled_drafts(self.collected(start, number), **gate)
+
+    def enough(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
+        """The round's pairs.
+
+        Raises:
+            PairsError: there are fewer than ``least``.
+        """
+        pairs = self.paired(start, number)
+        if len(pairs) < self.task.least:
+            raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.task.least}.")
+        return pairs
+
+    def scores(self, lm: dspy.LM, number: int) -> Scores:
+        """The score of every dev example when the weak model is ``lm``, of round ``number``; None where it failed."""
+        task, store = self.task, self._stages.store
+        program = task.program.bind(weak=lm)
+        identity = digest([task.meaning, program.weak.model, program.strong.model, [example.id for example in task.valset]])
+        known = store.record("scores", lm.model) or {}
+        if known.get("identity") != identity:
+            with self._stages.stage(_named("dev", number), f"Evaluating on the dev split{_of_round(number)}") as progress:
+                answering = arms.collaboration_arm(program)
+                made = arms.ask_all(answering, task.valset, task.metric, store=store, threads=task.threads, on_progress=progress)
+            known = {"identity": identity, "scores": {answer.example_id: answer.score for answer in made}}
+            store.keep("scores", lm.model, known)
+        return known["scores"]
+
+    def _round(self, number: int, start: dspy.LM, earlier: list[int]) -> tuple[Round, dspy.LM | None]:
+        try:
+            pairs = self.enough(start, number)
+        except PairsError as error:
+            if number == 1:
+                raise
+            return Round(number, start.model, None, 0, 0, False, str(error)), None
+        rows, replayed = pairs.rows(lineage=False), 0
+        if self._rules.replay:
+            old = [row for one in earlier for row in self._kept_rows(one)]
+            rows, replayed = [*old, *rows], len(old)
+        tuned = self.tuned(_named("dpo", number), f"Preference tuning{_of_round(number)}", start, rows)
+        about = (number, start.model, tuned.model, len(rows), replayed)
+        if tuned.model == start.model:
+            return Round(*about, False, "training left the weights as they were"), None
+        if not self.task.valset:
+            return Round(*about, True, "there is no dev split, so it was not tested"), tuned
+        before, after = self.scores(start, number), self.scores(tuned, number)
+        found = gain(before, after, confidence=self._rules.confidence)
+        made = decide(found, self._rules)
+        return Round(*about, made.accepted, made.reason, found), tuned
+
+    def tuned(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]]) -> dspy.LM:
+        """The weak LM tuned from ``start`` on preference rows; with SFT as the tuner, on their chosen drafts."""
+        tuner = self.task.tuner
+        if isinstance(tuner, SFT):
+            rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+        return self._models.trained(name, title, start, lambda: rows, tuner)
+
+    def _kept_rows(self, number: int) -> list[dict[str, Any]]:
+        path = self._stages.run / f"{_named('pairs', number).replace(' ', '-')}.jsonl"
+        return PreferencePairs.load(path).rows(lineage=False)
+
+
+def _named(name: str, number: int) -> str:
+    """The name of a round's step: the first round's is the plain name."""
+    return name if number == 1 else f"{name} {number}"
+
+
+def _of_round(number: int) -> str:
+    return "" if number == 1 else f", round {number}"
+
+
+def _of(sampling: Sampling, number: int) -> Sampling:
+
+    return replace(sampling, round=number)
