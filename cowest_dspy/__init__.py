@@ -20,6 +20,7 @@ _HOMES = {
     "Collaboration": "program",
     "CowestError": "errors",
     "Criterion": "evaluators",
+    "Cycle": "cycle",
     "DPO": "tuning",
     "Experiment": "experiment",
     "GoldLikelihood": "evaluators",
@@ -55,6 +56,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Collaboration",
     "CowestError",
     "Criterion",
+    "Cycle",
     "DPO",
     "Experiment",
     "GoldLikelihood",
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
     from cowest_dspy.budget import Budget as Budget
     from cowest_dspy.config import load_config as load_config
+    from cowest_dspy.cycle import Cycle as Cycle
     from cowest_dspy.errors import BudgetError as BudgetError
     from cowest_dspy.errors import CowestError as CowestError
     from cowest_dspy.evaluators import Criterion as Criterion

@@ -64,6 +64,7 @@ class CoWest(Teleprompter):
         threads: questions to the strong model under way at once. weak_threads: drafts under way at once.
         seed: of sampling and training.
         run: the folder of store and adapters, for resuming; by default a new temporary folder, which is kept.
+            Inside ``keeping(store)``, as in a Cycle, it is that store's.
         watch: who is told of the progress, for instance ``cowest_dspy.live.Live()``.
 
     The student's weak LM must be one that can be tuned: an in-process model, or a server that takes adapters.
@@ -118,15 +119,25 @@ class CoWest(Teleprompter):
         train = examples if valset is not None else examples[: len(examples) - len(held)]
         weak = unrecorded(student.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
-        folder = Path(self.run) if self.run is not None else Path(tempfile.mkdtemp(prefix="cowest-"))
-        logger.info("CoWest works in %s", folder)
-        with Store(folder, strong=student.strong.model) as store:
-            stages = Stages(folder, store, self.watch)
-            models = TrainedModels(stages, lambda: start, self.seed)
-            lm, history = Rounds(stages, models, lambda: self._task(student, train, held), self.rules).run(start)
+        given = dspy.settings.get("cowest_ledger")
+        if isinstance(given, Store):
+            lm, history = self._rounds(given, student, start, train, held)
+            folder = given.folder
+        else:
+            folder = Path(self.run) if self.run is not None else Path(tempfile.mkdtemp(prefix="cowest-"))
+            logger.info("CoWest works in %s", folder)
+            with Store(folder, strong=student.strong.model) as store:
+                lm, history = self._rounds(store, student, start, train, held)
         made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
         made.rounds, made.run, made._compiled = history, folder, True
         return made
+
+    def _rounds(
+        self, store: Store, student: Collaboration, start: dspy.LM, train: list[dspy.Example], held: list[dspy.Example]
+    ) -> tuple[dspy.LM, tuple[Round, ...]]:
+        stages = Stages(store.folder, store, self.watch)
+        models = TrainedModels(stages, lambda: start, self.seed)
+        return Rounds(stages, models, lambda: self._task(student, train, held), self.rules).run(start)
 
     def _task(self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]) -> Task:
         adapter = type(student.adapter or dspy.settings.adapter or LineAdapter()).__name__

@@ -4,7 +4,7 @@ deciding.py   whether a tuned model is better, on the same examples
 rounds.py     the rounds of a run, each of their steps done once
 """
 
-from cowest_dspy.rounds.deciding import Decision, Gain, decide, gain
+from cowest_dspy.rounds.deciding import Decision, Gain, Scores, decide, gain
 from cowest_dspy.rounds.rounds import Round, Rounds, Task
 
-__all__ = ["Decision", "Gain", "Round", "Rounds", "Task", "decide", "gain"]
+__all__ = ["Decision", "Gain", "Round", "Rounds", "Scores", "Task", "decide", "gain"]
