@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
-from cowest_dspy.tables import KINDS, Arms, Collect, Data, InfluenceRules, LMSettings, PairRules, RoundRules, Sft, Table
+from cowest_dspy.tables import KINDS, Arms, Collect, CycleRules, Data, InfluenceRules, LMSettings, PairRules, RoundRules, Sft, Table
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -45,10 +45,11 @@ class Config(Table):
     pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
     rounds: RoundRules = RoundRules()  # pyright: ignore[reportCallIssue]
+    cycle: CycleRules | None = Field(None, description="optimisers in order; without it: sft, then weights")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 
-    @field_validator("sft", "judge", "budget", mode="before")
+    @field_validator("sft", "judge", "budget", "cycle", mode="before")
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value
@@ -116,6 +117,9 @@ def _read(file: Path) -> dict[str, Any]:
         _replace(raw, dotted, _anchored_reference, file.parent)
     for dotted in _FOLDERS:
         _replace(raw, dotted, _anchored_folder, file.parent)
+    steps: Any = raw["cycle"].get("steps") if isinstance(raw.get("cycle"), dict) else None
+    for step in cast("dict[str, Any]", steps).values() if isinstance(steps, dict) else ():
+        _replace({"step": step}, "step.optimizer", _anchored_reference, file.parent)
     for role in ROLES:
         _replace(raw, f"{role}.log", _anchored_file, file.parent)
         _replace(raw, f"{role}.command", _anchored_command, file.parent)

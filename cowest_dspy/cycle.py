@@ -189,6 +189,8 @@ class _Walk:
         best = self._student.deepcopy()
         first = self._scores(best, "start")
         done, highest = [self._result(0, "start", best, first, None)], first
+        self._stages.store.forget("cycle")
+        self._stages.store.keep("cycle", "0", asdict(done[0]))
         for number, name in enumerate(self._cycle.names, start=1):
             made, scores = self._step(number, name, best)
             better = (_mean(scores) or 0.0) > (_mean(highest) or 0.0)

@@ -122,6 +122,17 @@ class Collaboration(dspy.Module):
         with self._speaking():
             return self.alone(**inputs)
 
+    def measured_anew(self) -> Collaboration:
+        """A copy whose alone is made anew from refine as it is now: the strong model alone with the prompts that were found.
+
+        Raises:
+            ProgramError: the prompt of alone would speak of a draft.
+        """
+        made = self.deepcopy()
+        made.alone = Counterfactual(made.refine, made.draft_field)
+        _no_trace_of_a_draft(made.alone, made.draft_field)
+        return made
+
     def speaking_as_here(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
         """The answer of any other module, in the prompt format of this program."""
         with self._speaking():

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cowest_dspy.config import Config
+from cowest_dspy.cycle import StepResult
 from cowest_dspy.evaluators import agreement
 from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.pairs import Pair, PreferencePairs
@@ -26,6 +27,7 @@ from cowest_dspy.report import (
     RoundRow,
     RunReport,
     Stage,
+    StepRow,
     TraceRow,
     influence_counts,
 )
@@ -36,6 +38,7 @@ from cowest_dspy.traces import StoredTraces, Trace, noise_in
 TITLES = {
     "weak": "weak alone, fine-tuned to answer",
     "strong": "strong alone",
+    "strong_prompted": "strong alone, with the prompts that the cycle found",
     "collaboration_sft": "collaboration, before preference tuning",
     "collaboration": "collaboration, after preference tuning",
     "oracle": "ceiling: strong with the oracle's facts",
@@ -73,6 +76,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
         rounds=tuple(_round_row(Round.from_dict(record)) for record in store.records("round").values()),
+        steps=tuple(_step_row(StepResult.from_dict(record)) for record in store.records("cycle").values()),
         curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
         stages=tuple(Stage(name, **value) for name, value in store.records("stage").items()),
         traces=tuple(TraceRow.of(trace) for trace in traces),
@@ -175,6 +179,11 @@ def _round_row(made: Round) -> RoundRow:
     row = RoundRow(made.number, made.pairs, made.replayed, made.accepted, made.reason)
     found = made.gain
     return replace(row, n=found.n, mean=found.mean, low=found.low, high=found.high, confidence=found.confidence) if found else row
+
+
+def _step_row(made: StepResult) -> StepRow:
+    row = StepRow(made.number, made.name, made.score, made.n, made.failed, made.best)
+    return replace(row, mean=made.gain.mean, low=made.gain.low, high=made.gain.high) if made.gain else row
 
 
 def _influence_row(trace: Trace) -> InfluenceRow:

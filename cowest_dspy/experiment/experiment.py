@@ -22,6 +22,7 @@ import dspy
 from cowest_dspy import arms, data
 from cowest_dspy.config import Config
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
@@ -58,6 +59,7 @@ class Experiment:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
         settings = TuningSettings.of(config)
         check_prices(config)
+        check_steps(config)
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse, budget=config.budget)
         self._desk = Desk(self.run, self.store, self.watch, config)
@@ -201,6 +203,15 @@ class Experiment:
             self._tuned, _ = self.rounds.run(self.sft())
         return self._tuned
 
+    @cached_property
+    def final(self) -> Collaboration:
+        """The program on the models that all tuning ended with: after [cycle], otherwise after the rounds."""
+        if self.config.cycle is None:
+            return self.program.bind(weak=self.tune(), strong=self.strong)
+        weak = self.sft() if "sft" in self.config.cycle.names else self.weak
+        weights = Weights(self._desk, self._task, self.config.seed, self._make_room, self.weak)
+        return cycled(self.program.bind(weak=weak, strong=self.strong), weights, self._desk, self.splits, self.evaluator)
+
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
         pairs = self.rounds.enough(self.weak if self.config.pairs.source else self.sft())
@@ -217,7 +228,8 @@ class Experiment:
         wanted = self.config.evaluate
         weak = ["weak"] if wanted.weak else []
         oracle = ["oracle"] if wanted.oracle else []
-        return [*weak, "strong", "collaboration_sft", "collaboration", *oracle, *wanted.controls]
+        prompted = ["strong_prompted"] if self.config.cycle and self.config.cycle.steps else []
+        return [*weak, "strong", *prompted, "collaboration_sft", "collaboration", *oracle, *wanted.controls]
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
@@ -225,10 +237,10 @@ class Experiment:
         self.sft()
         if self.config.evaluate.weak:
             self.answer_sft()
-        pairs = self.pairs()
+        if self.config.cycle is None:
+            self.watch.say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
         self.noise()
-        self.watch.say(f"{len(self.splits['train'])} examples gave {len(pairs)} preference pairs")
-        self.tune()
+        _ = self.final
         for control in self.config.evaluate.controls:
             self.control(control)
         self.evaluate()
@@ -242,6 +254,8 @@ class Experiment:
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
         """The collaboration's answer to one input, with the best weak model that the run has."""
+        if self.config.cycle is not None:
+            return self.final(**inputs)
         final = (self.store.record("final", "weak") or {}).get("adapter")
         weak = (self._weak_models.kept(final) if final else None) or self.sft()
         return self.program.bind(weak=weak, strong=self.strong)(**inputs)
@@ -263,6 +277,7 @@ class Experiment:
             "pairs": True,
             "dpo": True,
             "rounds": True,
+            "cycle": True,
             "sft": True,
             "data": {"test"},
             "influence": {"noise"},
@@ -313,8 +328,13 @@ class Experiment:
         if name in ("strong", "oracle"):
             bound = self.program.bind(strong=self.strong)
             return arms.alone_arm(bound) if name == "strong" else arms.oracle_arm(bound, wanted.oracle or ""), self.strong.model
-        drafters = {"collaboration_sft": self.sft, "collaboration": self.tune}
-        weak = drafters[name]() if name in drafters else self.control(name)
+        if name in ("collaboration", "strong_prompted"):
+            program = self.final
+            state = digest(program.dump_state())
+            if name == "strong_prompted":
+                return arms.alone_arm(program.measured_anew()), f"{state}, {self.strong.model}"
+            return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {self.strong.model}"
+        weak = self.sft() if name == "collaboration_sft" else self.control(name)
         return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
 
 

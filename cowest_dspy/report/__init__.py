@@ -24,6 +24,7 @@ from cowest_dspy.report.model import (
     RoundRow,
     RunReport,
     Stage,
+    StepRow,
     TraceRow,
 )
 from cowest_dspy.report.numbers import (
@@ -49,6 +50,7 @@ __all__ = [
     "RoundRow",
     "RunReport",
     "Stage",
+    "StepRow",
     "TraceRow",
     "Verdict",
     "WrittenReport",

@@ -166,9 +166,34 @@ class RoundRow:
     @property
     def gain(self) -> str:
         """The mean gain and its interval, or "-"."""
-        if self.mean is None or self.low is None or self.high is None:
-            return "-"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return spanned(self.mean, self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRow:
+    """One candidate of a cycle on the dev split: its mean ``score`` in [0, 1] on ``n`` examples, ``failed`` apart; ``best``: the
+    best so far. ``mean``, ``low`` and ``high`` are of its paired gain over the program that the cycle began with."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    number: int
+    name: str
+    score: float | None
+    n: int
+    failed: int
+    best: bool
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def gain(self) -> str:
+        """The mean gain and its interval, or "-"."""
+        return spanned(self.mean, self.low, self.high)
+
+
+def spanned(mean: float | None, low: float | None, high: float | None) -> str:
+    """A signed mean with its interval, or "-"."""
+    return "-" if mean is None or low is None or high is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +300,7 @@ class RunReport:
     agreement: tuple[AgreementRow, ...] = ()
     pairs: PairsSummary | None = None
     rounds: tuple[RoundRow, ...] = ()
+    steps: tuple[StepRow, ...] = ()
     curves: tuple[Curve, ...] = ()
     stages: tuple[Stage, ...] = ()
     traces: tuple[TraceRow, ...] = ()

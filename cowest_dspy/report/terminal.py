@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cowest_dspy.report.model import PairsSummary, RoundRow, RunReport, Stage
+from cowest_dspy.report.model import PairsSummary, RoundRow, RunReport, Stage, StepRow
 from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, arm_table, influence_by_round
 from cowest_dspy.report.verdict import Verdict, bare_p, format_share, format_usd, influence_notes, verdict
 
@@ -32,6 +32,8 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
         console.print(_rounds(report.rounds))
         for row in report.rounds:
             console.print(Text(f"Round {row.number}: {row.outcome}, {row.reason}."))
+    if report.steps:
+        console.print(_steps(report.steps))
     if report.stages:
         console.print(_stages(report.stages))
 
@@ -99,6 +101,15 @@ def _rounds(rounds: tuple[RoundRow, ...]) -> Table:
     table = _table("Rounds", "round", "pairs", "replayed", "gain on the dev split", "n", "outcome")
     for row in rounds:
         table.add_row(str(row.number), str(row.pairs), str(row.replayed), row.gain, str(row.n), row.outcome)
+    return table
+
+
+def _steps(steps: tuple[StepRow, ...]) -> Table:
+    table = _table("Cycle, on the dev split", "step", "score", "n", "failed", "gain over the start", "best so far")
+    for row in steps:
+        score = "-" if row.score is None else f"{row.score:.3f}"
+        name = f"{row.number} {row.name}"
+        table.add_row(Text(name), score, str(row.n), str(row.failed), row.gain, "yes" if row.best else "")
     return table
 
 

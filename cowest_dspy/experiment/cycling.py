@@ -1,0 +1,163 @@
+"""[cycle] as optimisers: DSPy's by name, one's own by reference, and the rounds of the experiment as a step among them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from cowest_dspy.config import Config
+from cowest_dspy.cycle import Cycle, Cycled, MakeOptimizer
+from cowest_dspy.errors import ConfigError, nearest
+from cowest_dspy.experiment.desk import Desk
+from cowest_dspy.influence import Influence, Metric
+from cowest_dspy.lms.recording import keeping, recorded, unrecorded
+from cowest_dspy.program import Collaboration
+from cowest_dspy.recipes import load
+from cowest_dspy.rounds import Rounds, Task
+from cowest_dspy.stages import digest
+from cowest_dspy.tables import StepRules
+from cowest_dspy.trained import TrainedModels
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an optimiser is made with. ``metric`` scores answers, ``influence`` is that of the program's drafts with words for
+    GEPA, ``lm`` is the strong model at temperature 1 for proposing, ``threads`` what may be asked at once, ``seed`` the run's."""
+
+    program: Collaboration
+    metric: Metric
+    influence: Influence
+    lm: dspy.LM
+    threads: int
+    seed: int
+
+
+def _gepa(tools: Tools) -> dict[str, Any]:
+    return {"metric": tools.influence, "reflection_lm": tools.lm, "num_threads": tools.threads, "seed": tools.seed}
+
+
+def _miprov2(tools: Tools) -> dict[str, Any]:
+    return {
+        "metric": tools.metric,
+        "prompt_model": tools.lm,
+        "task_model": tools.lm,
+        "num_threads": tools.threads,
+        "seed": tools.seed,
+    }
+
+
+def _simba(tools: Tools) -> dict[str, Any]:
+    return {"metric": tools.metric, "prompt_model": tools.lm, "num_threads": tools.threads}
+
+
+OPTIMIZERS: dict[str, Callable[[Tools], dict[str, Any]]] = {
+    "GEPA": _gepa,
+    "MIPROv2": _miprov2,
+    "SIMBA": _simba,
+    "BootstrapFewShot": lambda tools: {"metric": tools.metric},
+    "BootstrapFewShotWithRandomSearch": lambda tools: {"metric": tools.metric, "num_threads": tools.threads},
+    "LabeledFewShot": lambda tools: {},
+}
+"""DSPy's optimisers that may be named, and what they are given unless the settings say otherwise."""
+
+
+class Weights(Teleprompter):
+    """The rounds of an experiment as a step: tunes the weak model of the program as it is then."""
+
+    def __init__(self, desk: Desk, task: Callable[[], Task], seed: int, make_room: Callable[[], None], base: dspy.LM) -> None:
+        self._desk, self._task, self._seed, self._make_room, self._base = desk, task, seed, make_room, base
+
+    def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, student: Collaboration, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None
+    ) -> Collaboration:
+        """The program with the weak model of the last round that was taken."""
+
+        def task() -> Task:
+            of = self._task()
+            return replace(of, program=student, meaning=digest([of.meaning, student.dump_state()]))
+
+        models = TrainedModels(self._desk, lambda: self._base, self._seed, self._make_room)
+        lm, _ = Rounds(self._desk, models, task, self._desk.config.rounds).run(unrecorded(student.weak))
+        return student.bind(weak=lm)
+
+
+def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str, list[dspy.Example]], tools: Metric) -> Cycled:
+    """The best program that [cycle] finds, from a program on its LMs. ``tools`` is the evaluator that influence is made of."""
+    config = desk.config
+    assert config.cycle is not None
+    metric = load(config.metric)
+    strong = recorded(unrecorded(program.strong).copy(temperature=1.0, max_tokens=max(1024, config.strong.max_tokens)))
+    names = [name for name in config.cycle.names if name != "sft"]
+    made: dict[str, MakeOptimizer] = {"weights": weights}
+    for name, rules in config.cycle.steps.items():
+
+        def make(now: Collaboration, name: str = name, rules: StepRules = rules) -> Teleprompter:
+            of = Tools(now, metric, Influence(tools, now), strong, config.strong.concurrency, config.seed)
+            return optimizer(name, rules, of)
+
+        made[name] = make
+    if not data["dev"]:
+        raise ConfigError("[cycle] compares its candidates on the dev split, and there is none: give the data a dev split.")
+    cycle = Cycle(
+        metric,
+        " -> ".join(names),
+        made,
+        targets={name: rules.target for name, rules in config.cycle.steps.items()},
+        compile_args={name: rules.compile for name, rules in config.cycle.steps.items() if rules.compile},
+        confidence=config.rounds.confidence,
+        threads=config.strong.concurrency,
+        watch=desk.watch,
+    )
+    with keeping(desk.store):
+        return cycle.compile(program, trainset=data["train"], valset=data["dev"])
+
+
+def check_steps(config: Config) -> None:
+    """Sees, before anything is asked, that each optimiser of [cycle] exists and takes its settings.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for name, rules in config.cycle.steps.items() if config.cycle else ():
+        if ".py" in rules.optimizer or ":" in rules.optimizer:
+            load(rules.optimizer)
+            continue
+        taken = inspect.signature(_class(name, rules.optimizer).__init__).parameters
+        unknown = [key for key in rules.settings if key not in taken]
+        if unknown:
+            raise ConfigError(
+                f"[cycle.steps.{name}] settings: {rules.optimizer} has no {unknown[0]}.{nearest(unknown[0], taken)} "
+                f"It has {', '.join(key for key in taken if key != 'self')}."
+            )
+
+
+def optimizer(name: str, rules: StepRules, tools: Tools) -> Teleprompter:
+    """The optimiser of one step. One's own is made by a function ``make(tools, **settings)``.
+
+    Raises:
+        ConfigError: it cannot be made with these settings.
+    """
+    try:
+        if rules.optimizer in OPTIMIZERS:
+            made = _class(name, rules.optimizer)(**{**OPTIMIZERS[rules.optimizer](tools), **rules.settings})
+        else:
+            made = load(rules.optimizer)(tools, **rules.settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"[cycle.steps.{name}]: {rules.optimizer} cannot be made with these settings: {error}") from error
+    if not isinstance(made, Teleprompter):
+        raise ConfigError(f"[cycle.steps.{name}]: {rules.optimizer} gave a {type(made).__name__}; a Teleprompter is expected.")
+    return made
+
+
+def _class(name: str, optimizer: str) -> Any:
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError(
+            f'[cycle.steps.{name}] optimizer: there is no "{optimizer}".{nearest(optimizer, OPTIMIZERS)} '
+            f'Known: {", ".join(OPTIMIZERS)}; or "recipe.py:make".'
+        )
+    return getattr(dspy, optimizer)

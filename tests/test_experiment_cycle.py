@@ -1,0 +1,104 @@
+"""[rounds] and [cycle] of a configuration, on the toy task: a real tiny weak model, and a strong model with a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from test_experiment import cowest, rewrite, task  # noqa: F401 - a fixture
+
+from cowest_dspy import Experiment, load_config
+from cowest_dspy.errors import ConfigError
+from cowest_dspy.report import read_report
+
+CYCLE = """
+[rounds]
+least_gain = -1.0
+more_failures = 1.0
+[cycle]
+strategy = "sft -> shots -> weights -> own"
+[cycle.steps.shots]
+optimizer = "LabeledFewShot"
+target = "refine"
+settings = { k = 1 }
+[cycle.steps.own]
+optimizer = "toy.py:make"
+settings = { shots = 2 }
+"""
+OWN = """
+
+def make(tools, shots):
+    assert tools.influence is not None and tools.lm is not None and tools.threads > 0
+    return dspy.LabeledFewShot(k=shots)
+"""
+
+
+@pytest.fixture
+def cycle(task: list[Path]) -> list[Path]:  # noqa: F811
+    with task[0].open("a") as file:
+        file.write(CYCLE)
+    with task[0].with_name("toy.py").open("a") as file:
+        file.write(OWN)
+    rewrite(task[0], 'controls = ["shuffled", "sft_on_chosen"]', "controls = []")
+    return task
+
+
+def run(files: Sequence[Path], folder: Path) -> Experiment:
+    with Experiment(load_config(files), folder) as experiment:
+        experiment.cycle()
+    return experiment
+
+
+def test_rounds_of_a_configuration_are_in_the_report_and_done_once(task: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    with task[0].open("a") as file:
+        file.write("\n[rounds]\ncount = 2\nleast_gain = -1.0\nmore_failures = 1.0\n")
+    run(task, tmp_path / "run")
+    first = read_report(tmp_path / "run")
+    assert [row.number for row in first.rounds] == [1, 2] or first.rounds[-1].reason
+    assert {row.round for row in first.influence} >= {1}
+    assert first.pairs and first.pairs.kept >= first.rounds[0].pairs
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Rounds</h2>" in page and first.rounds[0].outcome in page
+    with Experiment(load_config(task), tmp_path / "run") as experiment:
+        calls = experiment.store.calls()
+        again = experiment.cycle()
+        assert experiment.store.calls() == calls
+    assert again.rounds == first.rounds and again.arms == first.arms
+
+
+def test_a_cycle_of_steps_is_done_once_and_its_best_program_is_compared(cycle: list[Path], tmp_path: Path) -> None:
+    run(cycle, tmp_path / "run")
+    first = read_report(tmp_path / "run")
+    assert [row.name for row in first.steps] == ["start", "shots", "weights", "own"]
+    assert {"strong", "strong_prompted", "collaboration", "collaboration_sft"} <= {arm.name for arm in first.arms}
+    with Experiment(load_config(cycle), tmp_path / "run") as experiment:
+        calls = experiment.store.calls()
+        again = experiment.cycle()
+        assert experiment.store.calls() == calls
+        assert experiment.ask(question="Test 1?").answer in ("yes", "no")
+        state = (experiment.store.record("step", "1 shots") or {})["state"]
+    assert state["refine"]["demos"] and not state["draft"]["demos"]
+    assert again.steps == first.steps and again.arms == first.arms
+    assert "Cycle, on the dev split" in cowest("report", *map(str, cycle), "--run", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("sft -> shots", "shots -> sft", "it can only be the first step"),
+        ("-> own", "-> owm", r'names "owm", which is no step. Did you mean "own"'),
+        ("LabeledFewShot", "LabelledFewShot", r'there is no "LabelledFewShot". Did you mean "LabeledFewShot"'),
+        ("{ k = 1 }", "{ kk = 1 }", r"LabeledFewShot has no kk"),
+        ("toy.py:make", "toy.py:mkae", "mkae"),
+        ('target = "refine"', 'target = "alone"', "cycle.steps.shots.target"),
+    ],
+)
+def test_what_is_wrong_in_a_cycle_is_said_before_anything_is_asked(
+    cycle: list[Path], tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    rewrite(cycle[0], old, new)
+    with pytest.raises(Exception, match=says) as caught, Experiment(load_config(cycle), tmp_path / "run"):
+        pass
+    assert isinstance(caught.value, ConfigError) or "mkae" in says
+    assert not (tmp_path / "run").exists()
