@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,3 +106,19 @@ def test_what_is_wrong_in_a_cycle_is_said_before_anything_is_asked(
         pass
     assert isinstance(caught.value, ConfigError) or "mkae" in says
     assert not (tmp_path / "run").exists()
+
+
+def test_law_5_a_cycle_killed_in_each_of_its_stages_ends_with_the_same_adapter_and_report(
+    cycle: list[Path], tmp_path: Path
+) -> None:
+    script = Path(__file__).with_name("killed_cycle.py")
+    (tmp_path / "lives").mkdir()
+    command = [sys.executable, str(script), str(tmp_path / "lives"), "0", *map(str, cycle)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["killed"]) >= 10
+    assert set(found["killed"]) <= set(found["stages"])
+    assert found["differ"] == []
