@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "budget",
     "BudgetError": "errors",
+    "BundleError": "errors",
     "CoWest": "optimizer",
     "Collaboration": "program",
     "CowestError": "errors",
@@ -41,6 +42,7 @@ _HOMES = {
     "TransformersEngine": "lms",
     "Weighted": "evaluators",
     "build_lm": "lms",
+    "load_bundle": "bundle",
     "collect": "traces",
     "labelled_drafts": "pairs",
     "load_config": "config",
@@ -48,10 +50,13 @@ _HOMES = {
     "preference_pairs": "pairs",
     "tunable": "tuning",
     "tune": "tuning",
+    "verify_bundle": "bundle",
+    "write_bundle": "bundle",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Budget",
     "BudgetError",
+    "BundleError",
     "CoWest",
     "Collaboration",
     "CowestError",
@@ -77,6 +82,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "TransformersEngine",
     "Weighted",
     "build_lm",
+    "load_bundle",
     "collect",
     "labelled_drafts",
     "load_config",
@@ -84,14 +90,20 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "preference_pairs",
     "tunable",
     "tune",
+    "verify_bundle",
+    "write_bundle",
 ]
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
     from cowest_dspy.budget import Budget as Budget
+    from cowest_dspy.bundle import load_bundle as load_bundle
+    from cowest_dspy.bundle import verify_bundle as verify_bundle
+    from cowest_dspy.bundle import write_bundle as write_bundle
     from cowest_dspy.config import load_config as load_config
     from cowest_dspy.cycle import Cycle as Cycle
     from cowest_dspy.errors import BudgetError as BudgetError
+    from cowest_dspy.errors import BundleError as BundleError
     from cowest_dspy.errors import CowestError as CowestError
     from cowest_dspy.evaluators import Criterion as Criterion
     from cowest_dspy.evaluators import GoldLikelihood as GoldLikelihood
