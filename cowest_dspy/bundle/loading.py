@@ -71,14 +71,14 @@ def merged(path: str | Path, base: str | Path, output: str | Path) -> Path:
     if target.exists():
         raise BundleError(f"{target} exists: it is not overwritten.")
     wanted = AutoConfig.from_pretrained(source).dtype
-    model: Any = weights.load_model(source, "float32")
-    model = PeftModel.from_pretrained(model, folder / ADAPTER).merge_and_unload()
-    if wanted is not None:
-        model = model.to(wanted)
     staged = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(staged, safe_serialization=True)
-    weights.load_tokenizer(source).save_pretrained(staged)
+    with weights.loading():
+        model: Any = PeftModel.from_pretrained(weights.load_model(source, "float32"), folder / ADAPTER).merge_and_unload()
+        if wanted is not None:
+            model = model.to(wanted)
+        model.save_pretrained(staged, safe_serialization=True)
+        weights.load_tokenizer(source).save_pretrained(staged)
     staged.rename(target)
     return target
 
