@@ -61,9 +61,10 @@ class JobStatus:
 
 
 class TRLTrainingJob(TrainingJob):
-    """A training in a thread of ``dspy.LM.finetune``.
+    """A training in a thread of ``dspy.LM.finetune``: ``result()`` gives the tuned LM, or raises what ended the training.
 
-    As in all of DSPy, ``result()`` is the tuned LM, or the exception as a value; :func:`tune` raises it instead.
+    DSPy hands a failure over as a result, which a caller who does not look would use as an LM. Here it is an exception: of
+    ``result()``, of ``exception()``, and of whoever waits for the job, such as ``BootstrapFinetune``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -72,13 +73,20 @@ class TRLTrainingJob(TrainingJob):
         self._cancel = threading.Event()
         self._progress: tuple[int, int, dict[str, float]] = (0, 0, {})
 
+    def set_result(self, result: Any) -> None:
+        """Ends the job: with an LM, or, when DSPy says so, with a failure."""
+        if isinstance(result, BaseException):
+            self.set_exception(result)
+        else:
+            super().set_result(result)
+
     def status(self) -> JobStatus:
         """Where the job is."""
         state: Literal["running", "cancelled", "failed", "done"] = "running"
         if self.done():
-            result = self.result()
-            failed: Literal["cancelled", "failed"] = "cancelled" if isinstance(result, TuningCancelled) else "failed"
-            state = failed if isinstance(result, Exception) else "done"
+            error = self.exception()
+            failed: Literal["cancelled", "failed"] = "cancelled" if isinstance(error, TuningCancelled) else "failed"
+            state = failed if error else "done"
         return JobStatus(state, *self._progress)
 
     def cancel(self) -> bool:
