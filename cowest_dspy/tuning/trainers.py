@@ -12,7 +12,7 @@ from typing import Any
 
 from cowest_dspy.lms import weights
 from cowest_dspy.tuning import adapters
-from cowest_dspy.tuning.settings import DPO, SFT, Lora
+from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
 
 def sft_trainer(settings: SFT, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
@@ -41,11 +41,31 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
     return DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
 
 
+def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
+    """A ``trl.KTOTrainer`` with its data tokenised; its reference is the untrained adapter, or the bare base."""
+    from datasets import Dataset
+    from trl.trainer.kto_config import KTOConfig
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    desirable = sum(row["label"] for row in data)
+    good, bad = settings.weights(desirable, len(data) - desirable)
+    args = KTOConfig(
+        **_arguments(settings, len(data), work, seed),
+        beta=settings.beta,
+        loss_type=settings.loss_type,
+        desirable_weight=good,
+        undesirable_weight=bad,
+    )
+    return KTOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+
+
 def lengths(trainer: Any) -> list[int]:
     """Tokens of every row as it is trained on; of a pair, of its longer side."""
     data = trainer.train_dataset
     if "input_ids" in data.column_names:
         return [len(ids) for ids in data["input_ids"]]
+    if "completion_ids" in data.column_names:
+        return [len(prompt) + len(ids) for prompt, ids in zip(data["prompt_ids"], data["completion_ids"], strict=True)]
     sides = zip(data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True)
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
 
@@ -59,7 +79,10 @@ def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
     with scoring_completions_only():
         if "chosen_ids" in trainer.train_dataset.column_names:
             _compute_reference(trainer)
+        longest = max(lengths(trainer))
         trainer.train_dataset = trainer.train_dataset.select(order)
+        if "KL_completion_ids" in trainer.train_dataset.column_names:
+            _mix_completions(trainer, longest)
         trainer.train()
 
 
@@ -90,6 +113,22 @@ def _compute_reference(trainer: Any) -> None:
     trainer.precompute_ref_logps = True
 
 
+def _mix_completions(trainer: Any, longest: int) -> None:
+    """Gives each row the completion of the one before it in the same forward pass, from which KTO estimates its KL term.
+
+    TRL has done so for the rows as they were given, but they are trained on in another order: the mixed completions would be of
+    rows that are not in the batch. One that would make its row longer than every real one is cut: it is only a sample for a mean.
+    """
+    data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
+    prompts, completions = data["prompt_ids"], list(data["completion_ids"])
+    mixed = []
+    for start in range(0, len(completions), size):
+        part = completions[start : start + size]
+        mixed += [part[-1], *part[:-1]]
+    cut = [ids[: longest - len(prompt)] for prompt, ids in zip(prompts, mixed, strict=True)]
+    trainer.train_dataset = data.remove_columns("KL_completion_ids").add_column("KL_completion_ids", cut)
+
+
 @contextmanager
 def scoring_completions_only() -> Iterator[None]:
     """A context in which TRL projects only tokens that carry loss onto the vocabulary, on CPUs as on GPUs.
@@ -109,8 +148,8 @@ def scoring_completions_only() -> Iterator[None]:
         utils._use_triton = original
 
 
-def _parts(settings: SFT | DPO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
-    """Model, tokenizer and adapter as both trainers take them."""
+def _parts(settings: SFT | DPO | KTO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
+    """Model, tokenizer and adapter as all trainers take them."""
     from transformers import set_seed
 
     model = adapters.load_base(base)
@@ -121,8 +160,8 @@ def _parts(settings: SFT | DPO, base: Path, adapter: Path | None, seed: int) -> 
     return parts | {"model": model, "peft_config": adapters.lora_config(settings.lora or Lora())}
 
 
-def _arguments(settings: SFT | DPO, rows: int, work: Path, seed: int) -> dict[str, Any]:
-    """What both trainers share. Rows come in the order in which they are given: schedule.py has shuffled them."""
+def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> dict[str, Any]:
+    """What all trainers share. Rows come in the order in which they are given: schedule.py has shuffled them."""
     import torch
 
     schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
