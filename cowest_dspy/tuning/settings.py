@@ -205,14 +205,13 @@ class KTO(_Training):
         both labels weigh the same as a whole, n_D lambda_D = n_U lambda_U, the lower end of what the paper's section on
         imbalanced data recommends (1 to 4/3); the commoner label then has 1, or what was given. TRL's default is 1 and 1.
     epochs, learning_rate: as of DPO.
-    batch_size: rows of one optimiser step. TRL's documentation recommends 16 to 128.
-    micro_batch_size: rows of one forward pass, at least 2 and better 4 or more. Here it does change the result: KTO compares each
-        row with an estimate of the KL divergence from the reference, and that estimate is the mean over the rows of a forward
-        pass, each prompt with the completion of the row before it. More rows: a steadier estimate. (If both are of one question,
-        the estimate is of its own drafts and too high.) "apo_zero_unpaired" has no such term: there it changes nothing.
+    batch_size: rows of one optimiser step, at least 2. TRL's documentation recommends 16 to 128. KTO compares each row with an
+        estimate of the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the completion
+        of another (unpaired.py): more rows, a steadier estimate.
+    micro_batch_size: rows of one forward pass. TRL estimates the KL from these alone; here they do not change the result.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts. Its log-probabilities are
-    computed in each pass, since the KL term's mixed rows are others each time: a step has three forward passes more than one of SFT.
+    computed once, those of mixed rows too; a step has one forward pass without gradients more than one of SFT.
     """
 
     epochs: Positive = 4.0
@@ -250,14 +249,9 @@ class KTO(_Training):
 
     @model_validator(mode="after")
     def _the_kl_term_can_be_estimated(self) -> KTO:
-        if self.loss_type == "kto" and self.micro_batch == 1:
+        if self.loss_type == "kto" and self.batch_size == 1:
             raise ValueError(
-                "KTO estimates its KL term from the rows of one forward pass and needs at least 2, but "
-                + (
-                    "micro_batch_size is 1: give 2 or more"
-                    if self.micro_batch_size
-                    else f"batch_size = {self.batch_size} has no divisor from 2 to 4: give another one, or micro_batch_size"
-                )
-                + ', or loss_type = "apo_zero_unpaired"'
+                "KTO estimates its KL term from prompts with completions of other rows of the same optimiser step, and batch_size "
+                'is 1: give 2 or more, better 16, or loss_type = "apo_zero_unpaired"'
             )
         return self

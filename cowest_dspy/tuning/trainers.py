@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters
+from cowest_dspy.tuning import adapters, unpaired
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
 
@@ -42,10 +42,9 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
 
 
 def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
-    """A ``trl.KTOTrainer`` with its data tokenised; its reference is the untrained adapter, or the bare base."""
+    """A ``trl.KTOTrainer`` (unpaired.py) with its data tokenised; its reference is the untrained adapter, or the bare base."""
     from datasets import Dataset
     from trl.trainer.kto_config import KTOConfig
-    from trl.trainer.kto_trainer import KTOTrainer
 
     desirable = sum(row["label"] for row in data)
     good, bad = settings.weights(desirable, len(data) - desirable)
@@ -56,7 +55,8 @@ def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapt
         desirable_weight=good,
         undesirable_weight=bad,
     )
-    return KTOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    trainer_class = unpaired.kto_trainer_class()
+    return trainer_class(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
 
 
 def lengths(trainer: Any) -> list[int]:
@@ -79,10 +79,10 @@ def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
     with scoring_completions_only():
         if "chosen_ids" in trainer.train_dataset.column_names:
             _compute_reference(trainer)
-        longest = max(lengths(trainer))
-        trainer.train_dataset = trainer.train_dataset.select(order)
-        if "KL_completion_ids" in trainer.train_dataset.column_names:
-            _mix_completions(trainer, longest)
+        if "label" in trainer.train_dataset.column_names:
+            unpaired.prepare(trainer, order)
+        else:
+            trainer.train_dataset = trainer.train_dataset.select(order)
         trainer.train()
 
 
@@ -111,22 +111,6 @@ def _compute_reference(trainer: Any) -> None:
     data = data.add_column("ref_chosen_logps", [found[index][0] for index in range(len(data))])
     trainer.train_dataset = data.add_column("ref_rejected_logps", [found[index][1] for index in range(len(data))])
     trainer.precompute_ref_logps = True
-
-
-def _mix_completions(trainer: Any, longest: int) -> None:
-    """Gives each row the completion of the one before it in the same forward pass, from which KTO estimates its KL term.
-
-    TRL has done so for the rows as they were given, but they are trained on in another order: the mixed completions would be of
-    rows that are not in the batch. One that would make its row longer than every real one is cut: it is only a sample for a mean.
-    """
-    data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    prompts, completions = data["prompt_ids"], list(data["completion_ids"])
-    mixed = []
-    for start in range(0, len(completions), size):
-        part = completions[start : start + size]
-        mixed += [part[-1], *part[:-1]]
-    cut = [ids[: longest - len(prompt)] for prompt, ids in zip(prompts, mixed, strict=True)]
-    trainer.train_dataset = data.remove_columns("KL_completion_ids").add_column("KL_completion_ids", cut)
 
 
 @contextmanager
