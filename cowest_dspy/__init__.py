@@ -28,6 +28,7 @@ _HOMES = {
     "Influence": "influence",
     "InfluenceReport": "influence_report",
     "Judge": "evaluators",
+    "KTO": "tuning",
     "LabelledDrafts": "pairs",
     "LineAdapter": "adapters",
     "NoiseFloor": "influence_report",
@@ -68,6 +69,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Influence",
     "InfluenceReport",
     "Judge",
+    "KTO",
     "LabelledDrafts",
     "LineAdapter",
     "NoiseFloor",
@@ -130,6 +132,7 @@ if TYPE_CHECKING:
     from cowest_dspy.traces import collect as collect
     from cowest_dspy.traces import noise_floor as noise_floor
     from cowest_dspy.tuning import DPO as DPO
+    from cowest_dspy.tuning import KTO as KTO
     from cowest_dspy.tuning import SFT as SFT
     from cowest_dspy.tuning import tunable as tunable
     from cowest_dspy.tuning import tune as tune

@@ -1,18 +1,21 @@
-"""What tuning may be told: ``SFT``, ``DPO`` and ``Lora``, frozen and checked when they are made, not at the first step.
+"""What tuning may be told: ``SFT``, ``DPO``, ``KTO`` and ``Lora``, frozen and checked when they are made, not at the first step.
 
     SFT(epochs=4, learning_rate=3e-4)
     DPO(beta=0.1, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.2), lora=Lora(rank=32, alpha=64))
+    KTO(beta=0.1, desirable_weight=1.5)
 
 A TOML table with the same keys makes the same object.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
+from cowest_dspy.tuning import other_names
 
 # The names that trl.DPOConfig documents (TRL 1.16). TRL itself finds a wrong one only at the first step.
 LOSS_TYPES = (
@@ -33,6 +36,8 @@ LOSS_TYPES = (
     "sigmoid_norm",
 )
 
+# The names that trl.KTOConfig documents.
+KTO_LOSS_TYPES = ("kto", "apo_zero_unpaired")
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -41,6 +46,18 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, given: Any) -> Any:
+        """A name that TRL has or had, and another settings object's, gets a sentence that says what to write instead."""
+        if isinstance(given, Mapping) and (told := other_names.unknown_keys(given, cls.model_fields, *cls._other_keys())):
+            raise ValueError("\n  ".join(told))
+        return given
+
+    @classmethod
+    def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return {}, {}
 
 
 class Lora(_Frozen):
@@ -56,6 +73,10 @@ class Lora(_Frozen):
     dropout: Part = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
+    @classmethod
+    def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return other_names.LORA, {}
+
 
 class _Training(_Frozen):
     """What all ways of tuning share; see :class:`SFT` for the meaning of each field."""
@@ -70,6 +91,11 @@ class _Training(_Frozen):
     max_length: Annotated[int, Field(ge=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     lora: Lora | None = None
+
+    @classmethod
+    def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        kinds = {"SFT": SFT, "DPO": DPO, "KTO": KTO, "lora = Lora(...)": Lora}
+        return other_names.TRAINING, {key: name for name, kind in kinds.items() for key in kind.model_fields}
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> _Training:
@@ -125,6 +151,10 @@ class DPO(_Training):
         change the result: give it explicitly there.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts.
+
+    "cpo", "simpo" and "orpo" are refused: TRL has them only in trl.experimental, whose trainers cut rows that are longer than a
+    limit, and tokenise a chat template's text anew (ORPO's also puts loss on prompts). "sigmoid_norm" divides by lengths as SimPO
+    does; ("sigmoid", "sft") adds the likelihood of the chosen side as CPO and ORPO do.
     """
 
     epochs: Positive = 4.0
@@ -147,6 +177,10 @@ class DPO(_Training):
         if not names:
             raise ValueError('loss_type is empty: name at least one, for instance "sigmoid"')
         for name in names:
+            if name in other_names.EXPERIMENTAL:
+                raise ValueError(other_names.refusal(name))
+            if name in KTO_LOSS_TYPES:
+                raise ValueError(f'"{name}" is a loss of KTO(...), [kto] in a TOML: it learns from labelled drafts, not pairs')
             if name not in LOSS_TYPES:
                 raise ValueError(f'TRL has no DPO loss "{name}".{nearest(name, LOSS_TYPES)} It has: {", ".join(LOSS_TYPES)}')
         return value
@@ -157,4 +191,67 @@ class DPO(_Training):
             raise ValueError(f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses: give one for each")
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError('"exo_pair" needs label_smoothing > 0, for instance 1e-3')
+        return self
+
+
+class KTO(_Training):
+    """Tuning on drafts one by one, each labelled as desirable or not: KTO (Ethayarajh et al., 2024, arXiv 2402.01306).
+
+    It needs no two drafts of one question to compare, so every draft that helped or hurt teaches, also where all helped.
+
+    beta: how strongly the tuned model is held to the reference; higher holds more. 0.1 is the paper's and TRL's.
+    loss_type: "kto"; or "apo_zero_unpaired", which has no KL term (D'Oosterlinck et al., 2024, arXiv 2408.06266).
+    desirable_weight, undesirable_weight: the paper's lambda_D and lambda_U, factors of the losses of either label. None: so that
+        both labels weigh the same as a whole, n_D lambda_D = n_U lambda_U, the lower end of what the paper's section on
+        imbalanced data recommends (1 to 4/3); the commoner label then has 1, or what was given. TRL's default is 1 and 1.
+    epochs, learning_rate: as of DPO.
+    batch_size: rows of one optimiser step, at least 2. TRL's documentation recommends 16 to 128. KTO compares each row with an
+        estimate of the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the completion
+        of another (unpaired.py): more rows, a steadier estimate.
+    micro_batch_size: rows of one forward pass. TRL estimates the KL from these alone; here they do not change the result.
+
+    Everything else is as in :class:`SFT`. The reference is the model as it is when training starts. Its log-probabilities are
+    computed once, those of mixed rows too; a step has one forward pass without gradients more than one of SFT.
+    """
+
+    epochs: Positive = 4.0
+    learning_rate: Positive = 3e-4
+    batch_size: Count = 16
+    beta: Positive = 0.1
+    loss_type: str = "kto"
+    desirable_weight: Positive | None = None
+    undesirable_weight: Positive | None = None
+
+    def weights(self, desirable: int, undesirable: int) -> tuple[float, float]:
+        """The factors of desirable and undesirable losses for so many rows of each; where neither is given, the smaller is 1.
+
+        >>> KTO().weights(desirable=30, undesirable=10), KTO(desirable_weight=2.0).weights(desirable=30, undesirable=10)
+        ((1.0, 3.0), (2.0, 6.0))
+        """
+        good, bad = self.desirable_weight, self.undesirable_weight
+        if good is None and bad is None:
+            most = max(desirable, undesirable)
+            return most / desirable, most / undesirable
+        if good is None:
+            assert bad is not None
+            return bad * undesirable / desirable, bad
+        return good, good * desirable / undesirable if bad is None else bad
+
+    @field_validator("loss_type")
+    @classmethod
+    def _loss_exists(cls, value: str) -> str:
+        if value not in KTO_LOSS_TYPES:
+            raise ValueError(
+                f'TRL has no KTO loss "{value}".{nearest(value, KTO_LOSS_TYPES)} It has: {", ".join(KTO_LOSS_TYPES)}'
+                + ("; that one is of DPO(...), [dpo] in a TOML" if value in LOSS_TYPES else "")
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _the_kl_term_can_be_estimated(self) -> KTO:
+        if self.loss_type == "kto" and self.batch_size == 1:
+            raise ValueError(
+                "KTO estimates its KL term from prompts with completions of other rows of the same optimiser step, and batch_size "
+                'is 1: give 2 or more, better 16, or loss_type = "apo_zero_unpaired"'
+            )
         return self

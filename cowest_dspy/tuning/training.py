@@ -1,4 +1,4 @@
-"""``train_sft`` and ``train_dpo``: rows in, an adapter out. TRL's trainers and PEFT's LoRA on a freshly loaded base.
+"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out. TRL's trainers and PEFT's LoRA on a freshly loaded base.
 
     tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct", adapter=None, output=Path("adapters/r1"))
     tuned.adapter_hash        # "5f2c09a1b3de"
@@ -18,7 +18,7 @@ from typing import Any
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import weights
 from cowest_dspy.tuning import adapters, rows, schedule, trainers
-from cowest_dspy.tuning.settings import DPO, SFT
+from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
 
@@ -28,7 +28,7 @@ class Tuned:
 
     path: the adapter's folder. adapter_hash: 12 hexadecimal digits of its content; another tensor, another hash.
     base_id: name and content hash of the base that it belongs to.
-    history: one record per optimiser step: step, epoch, loss, learning_rate, grad_norm, and of DPO rewards/margins, ...
+    history: one record per optimiser step: step, epoch, loss, learning_rate, grad_norm, and of DPO and KTO rewards/margins, ...
     seconds, peak_memory_bytes: of the whole training, loading included. tokens: read by the model, all passes together.
     trained_rows: rows that were seen, a row of two passes counted twice. settings: as they were given.
     """
@@ -83,6 +83,24 @@ def train_dpo(
     computed once, before the first step. Everything else is as in :func:`train_sft`.
     """
     return _train(settings, rows.preference_rows(data), trainers.dpo_trainer, base, adapter, output, seed, on_step)
+
+
+def train_kto(
+    settings: KTO,
+    data: Iterable[rows.Row],
+    *,
+    base: str,
+    adapter: Path | None = None,
+    output: Path,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Tuned:
+    """Tunes on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those labelled True, away from the others.
+
+    The reference is the model as it is at the start: the base, or the base with ``adapter``. Both labels must occur.
+    Everything else is as in :func:`train_sft`.
+    """
+    return _train(settings, rows.unpaired_rows(data), trainers.kto_trainer, base, adapter, output, seed, on_step)
 
 
 def _train(
