@@ -7,9 +7,11 @@ watching.py   progress, peak memory, divergence
 adapters.py   adapters in a model and on disk
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo -> Tuned
+launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
 provider.py   TRLProvider, tunable, tune
 """
 
+from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.provider import (
     JobStatus,
     TRLProvider,
@@ -40,6 +42,7 @@ __all__ = [
     "TunedLM",
     "TuningCancelled",
     "engine_of",
+    "launch",
     "train_dpo",
     "train_sft",
     "tunable",
