@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ from cowest_dspy.tuning.watching import OnStep
 
 COMPARING = {"sft", "aot", "aot_unpaired", "bco_pair"}
 """Losses of DPO that depend on which rows are in one forward pass."""
+# What the launcher says of a process that a signal has ended; SIGTERM is what it ends the others with itself.
+_KILLED = re.compile(r"rank +: (\d+) .*\n *exitcode +: -\d+ \(pid: \d+\) +\((SIG(?!TERM)\w+)\)")
 POLL = 0.1
 """Seconds between two looks at the progress."""
 
@@ -73,7 +76,7 @@ def launch(
         (job / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         (job / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checked), encoding="utf-8")
         _run(job, processes, cpu=cards == 0, on_step=on_step)
-        results = [json.loads((job / f"result-{rank}.json").read_text(encoding="utf-8")) for rank in range(processes)]
+        results = [json.loads(file.read_text(encoding="utf-8")) for _, file in _files(job, "result", processes)]
         if len({result["adapter_hash"] for result in results}) > 1:
             raise TuningError("The processes ended with different weights, so none of them can be trusted. Train with one process.")
         adapters.place(Path(results[0]["path"]), job, output)
@@ -95,7 +98,7 @@ def dealt_out(settings: SFT | DPO, processes: int) -> SFT | DPO:
     Raises:
         TuningError: there is no such number; or it is not the one of a single process, and the loss depends on it.
     """
-    size, share = settings.batch_size, settings.batch_size // processes
+    size, share = settings.batch_size, settings.batch_size // max(processes, 1)
     if processes < 1 or size % processes:
         raise TuningError(
             f"batch_size = {size} cannot be dealt out to {processes} processes: "
@@ -213,18 +216,28 @@ class Progress:
 
 
 def _failure(job: Path, processes: int, code: int) -> errors.CowestError:
-    """What to raise: the error of the process that has one, or the log's last lines."""
-    for rank in range(processes):
-        file = job / f"error-{rank}.json"
-        if not file.is_file():
-            continue
-        error = json.loads(file.read_text(encoding="utf-8"))
+    """What to raise. When one process ends, the others lose their connection to it and fail, too: the cause is looked for first."""
+    text = (job / "log.txt").read_text(encoding="utf-8", errors="replace")
+    found = {rank: json.loads(file.read_text(encoding="utf-8")) for rank, file in _files(job, "error", processes)}
+    for error in found.values():
         kind = getattr(errors, error["type"], None)
         if isinstance(kind, type) and issubclass(kind, errors.CowestError):
             return kind(error["text"])
+    killed = _KILLED.search(text)
+    if killed:
+        rank, name = killed.groups()
+        return TuningError(
+            f"Process {rank} of {processes} was ended by {name}, and training with it. "
+            "Where nobody did so by hand, memory ran out: lower micro_batch_size, or train with fewer processes."
+        )
+    for rank, error in found.items():
         return TuningError(f"Process {rank} of {processes} failed:" + _last(error["text"]))
-    text = (job / "log.txt").read_text(encoding="utf-8", errors="replace")
     return TuningError(f"Training by {processes} processes ended with exit code {code}. The last that was said:" + _last(text))
+
+
+def _files(job: Path, name: str, processes: int) -> list[tuple[int, Path]]:
+    """The files of that name that there are, with the number of the process that has written each."""
+    return [(rank, file) for rank in range(processes) if (file := job / f"{name}-{rank}.json").is_file()]
 
 
 def _last(text: str) -> str:

@@ -106,8 +106,8 @@ class TRLProvider(Provider):
 
     ``train_kwargs``: ``settings`` (an ``SFT``, a ``DPO``, or a dictionary of one), ``output`` (the adapter's folder),
     ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
-    a new one), ``processes`` (that train together, launching.py; default 1, this one). Data formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion), and
-    "preference" (prompt, chosen, rejected).
+    a new one), ``processes`` (that train together; default 1, this one). Data formats: "sft" (prompt and completion), DSPy's
+    chat (the last message is the completion), and "preference" (prompt, chosen, rejected).
     """
 
     def __init__(self, engine: TunableEngine) -> None:
