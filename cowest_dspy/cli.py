@@ -62,16 +62,20 @@ Run = Annotated[
     Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)
 ]
 NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
+Accelerate = Annotated[
+    int,
+    typer.Option("--accelerate", min=1, help="Processes that train together: as many as GPUs; without a GPU they share the CPU."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
 
 
 @app.command()
-def cycle(files: Files, run: Run = None, seed: Seed = None) -> None:
+def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1) -> None:
     """Runs every stage: fine-tune, collect, pair, tune, evaluate, report.
 
     What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
     """
-    with _experiment(files, run, seed) as experiment:
+    with _experiment(files, run, seed, accelerate) as experiment:
         _show(experiment, experiment.cycle())
 
 
@@ -157,9 +161,12 @@ def pairs(
 
 
 @app.command()
-def tune(files: Files, run: Run = None, seed: Seed = None) -> None:
-    """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter."""
-    with _experiment(files, run, seed) as experiment:
+def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1) -> None:
+    """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter.
+
+    `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding.
+    """
+    with _experiment(files, run, seed, accelerate) as experiment:
         console.print(f"tuned: {experiment.tune().model}")
 
 
@@ -300,7 +307,7 @@ def report_errors(run: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Iterator[Experiment]:
+def _experiment(files: list[Path], run: Path | None, seed: int | None, processes: int = 1) -> Iterator[Experiment]:
     from cowest_dspy.config import load_config
     from cowest_dspy.experiment import Experiment
 
@@ -308,7 +315,7 @@ def _experiment(files: list[Path], run: Path | None, seed: int | None) -> Iterat
     logging.getLogger("dspy").setLevel(logging.ERROR)
     config = load_config(files, seed=seed)
     try:
-        with Experiment(config, run or Path("runs") / config.name, watch=Live()) as experiment:
+        with Experiment(config, run or Path("runs") / config.name, watch=Live(), processes=processes) as experiment:
             yield experiment
             if experiment.store.guard is not None:
                 console.print(f"budget: {experiment.store.guard.spent()}")

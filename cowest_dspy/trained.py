@@ -22,11 +22,18 @@ class TrainedModels:
         base: gives the weak LM as it was before any tuning.
         seed: of every training.
         make_room: called before something is trained.
+        processes: that train together. It is no part of a model's identity: the result is the same but for rounding.
     """
 
     def __init__(
-        self, stages: Stages, base: Callable[[], dspy.LM], seed: int, make_room: Callable[[], None] = lambda: None
+        self,
+        stages: Stages,
+        base: Callable[[], dspy.LM],
+        seed: int,
+        make_room: Callable[[], None] = lambda: None,
+        processes: int = 1,
     ) -> None:
+        self._processes = processes
         self._stages, self._base, self._seed, self._make_room = stages, base, seed, make_room
         self._lms: dict[str, dspy.LM] = {}
 
@@ -68,6 +75,7 @@ class TrainedModels:
                 self._stages.run / folder,
                 seed=self._seed,
                 on_step=lambda step, total, _: progress(step, total),
+                processes=self._processes,
             )
             record = {"identity": identity, "folder": str(folder), "model": tuned.model, "history": tuned.result.history}
             self._stages.store.keep("adapter", name, record)

@@ -81,7 +81,7 @@ class Weights(Teleprompter):
             of = self._task()
             return replace(of, program=student, meaning=digest([of.meaning, student.dump_state()]))
 
-        models = TrainedModels(self._desk, lambda: self._base, self._seed, self._make_room)
+        models = TrainedModels(self._desk, lambda: self._base, self._seed, self._make_room, self._desk.processes)
         lm, _ = Rounds(self._desk, models, task, self._desk.config.rounds).run(unrecorded(student.weak))
         return student.bind(weak=lm)
 

@@ -13,9 +13,10 @@ from cowest_dspy.tables import Api, LMSettings
 
 @dataclass(frozen=True)
 class Desk(Stages):
-    """A run folder with the store in it, who looks on, and the configuration."""
+    """A run folder with the store in it, who looks on, the configuration, and how many processes train together."""
 
     config: Config
+    processes: int = 1
 
 
 def check_prices(config: Config) -> None:

@@ -50,13 +50,22 @@ class Experiment:
         run: the run's folder; made when it is not there.
         watch: who is told of the progress.
         reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
+        processes: that train together, one for each GPU, or on the CPU where there is none.
 
     Raises:
         ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API whose price is not known.
         StoreError: the folder is in use or damaged.
     """
 
-    def __init__(self, config: Config, run: str | Path, *, watch: Watch | None = None, reuse: Sequence[str | Path] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: str | Path,
+        *,
+        watch: Watch | None = None,
+        reuse: Sequence[str | Path] = (),
+        processes: int = 1,
+    ) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
         settings = TuningSettings.of(config)
         check_prices(config)
@@ -64,7 +73,7 @@ class Experiment:
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse, budget=config.budget)
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
-        self._desk = Desk(self.run, self.store, self.watch, config)
+        self._desk = Desk(self.run, self.store, self.watch, config, processes)
         self._tuned: dspy.LM | None = None
         self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)
 

@@ -50,7 +50,7 @@ class WeakModels:
 
     def __init__(self, desk: Desk, settings: TuningSettings, base: Callable[[], dspy.LM], make_room: Callable[[], None]) -> None:
         self._desk, self.settings, self._base = desk, settings, base
-        self.models = TrainedModels(desk, base, desk.config.seed, make_room)
+        self.models = TrainedModels(desk, base, desk.config.seed, make_room, desk.processes)
 
     def drafting(self) -> dspy.LM:
         """After domain fine-tuning; as it is when the configuration has no [sft]."""

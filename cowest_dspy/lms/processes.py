@@ -34,7 +34,8 @@ GRACE = 10.0
 TAIL = 15
 """Lines of the log that an error repeats."""
 _logger = logging.getLogger(__name__)
-_WATCHED = Path(__file__).with_name("watched.py")
+WATCHED = Path(__file__).with_name("watched.py")
+"""The script that runs a command in a process group of its own, and ends it when we are gone."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class ServerProcess:
             raise
 
     def _start(self, more: tuple[str, ...]) -> None:
-        port = _free_port()
+        port = free_port()
         command = [part for word in self.command for part in (more if word == "{more}" else [word])]
         command += [] if "{more}" in self.command else more
         command = [part.replace("{port}", str(port)).replace("{python}", sys.executable) for part in command]
@@ -144,7 +145,7 @@ class ServerProcess:
         with self.log.open("ab") as log:
             log.write(f"\n$ {masked(' '.join(command))}\n".encode())
             log.flush()
-            watched = [sys.executable, "-I", str(_WATCHED), str(os.getpid()), *command]
+            watched = [sys.executable, "-I", str(WATCHED), str(os.getpid()), *command]
             self._process = subprocess.Popen(
                 watched, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -182,13 +183,18 @@ class ServerProcess:
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return
-        for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
-            if process.poll() is not None:
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=seconds)
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a group, and the group with it: asks, and after a grace period ends by force."""
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        if process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=seconds)
 
 
 def _answers(client: object, url: str) -> bool:
@@ -209,7 +215,8 @@ def _new_log() -> Path:
     return Path(name)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

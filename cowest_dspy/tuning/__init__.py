@@ -8,9 +8,11 @@ watching.py   progress, peak memory, divergence
 adapters.py   adapters in a model and on disk
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
+launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
 provider.py   TRLProvider, tunable, tune
 """
 
+from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.provider import (
     JobStatus,
     TRLProvider,
@@ -45,6 +47,7 @@ __all__ = [
     "TuningCancelled",
     "data_format",
     "engine_of",
+    "launch",
     "train_dpo",
     "train_kto",
     "train_sft",

@@ -107,7 +107,12 @@ def save(model: Any, work: Path, output: Path, base_name: str) -> str:
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
     (staged / FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    place(staged, work, output)
+    return adapter_hash(output)
+
+
+def place(staged: Path, work: Path, output: Path) -> None:
+    """Moves a whole adapter to ``output``; what was there goes into ``work``."""
     if output.exists():
         os.replace(output, work / "replaced")
     os.replace(staged, output)
-    return adapter_hash(output)

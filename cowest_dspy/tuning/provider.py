@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -21,6 +22,7 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from pydantic import ValidationError
 
 from cowest_dspy.errors import TuningError, nearest
+from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
@@ -28,7 +30,7 @@ from cowest_dspy.tuning.watching import OnStep
 
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {"sft": SFT, "chat": SFT, "preference": DPO, "unpaired": KTO}
 """Data formats, and the settings that each is tuned on with."""
-OPTIONS = ("settings", "output", "seed", "on_step", "adapter")
+OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes")
 
 
 @runtime_checkable
@@ -113,8 +115,9 @@ class TRLProvider(Provider):
 
     ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one), ``output`` (the adapter's folder),
     ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
-    a new one). Data formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion),
-    "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion, label).
+    a new one), ``processes`` (that train together; default 1, this one). Data formats: "sft" (prompt and completion), DSPy's
+    chat (the last message is the completion), "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion,
+    label).
     """
 
     def __init__(self, engine: TunableEngine) -> None:
@@ -161,6 +164,8 @@ class TRLProvider(Provider):
         kind = _format(data_format)
         settings = _settings(kind, options)
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
+        if options.get("processes", 1) != 1:
+            train = partial(launch, processes=options["processes"])
         tuned = train(
             settings,
             chat_rows(data) if kind == "chat" else data,
@@ -193,10 +198,12 @@ def tune(
     *,
     seed: int = 0,
     on_step: OnStep | None = None,
+    processes: int = 1,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
 
-    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised.
+    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. With ``processes`` above 1 that many are started, one
+    for each GPU, or on the CPU where there is none; the result is the same but for rounding.
 
     Raises:
         TuningError: an LM that is not tunable, data that do not fit, or a training that must not go on.
@@ -204,7 +211,7 @@ def tune(
     provider = lm.provider
     if not isinstance(provider, TRLProvider):
         raise TuningError(f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use tunable(lm) first.")
-    options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step}
+    options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step, "processes": processes}
     tuned = provider.train(lm.model, data, data_format, options)
     model = provider.engine.load_adapter(tuned.path)
     return TunedLM(lm.copy(model=model), model, tuned)

@@ -156,7 +156,7 @@ def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> d
         "output_dir": str(work / "trainer"),
         "max_steps": steps,
         "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": settings.batch_size // settings.micro_batch,
+        "gradient_accumulation_steps": settings.batch_size // (settings.micro_batch * processes()),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": schedulers[settings.lr_scheduler],
         "warmup_steps": int(settings.warmup * steps),
@@ -175,6 +175,13 @@ def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> d
         "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": seed,
     }
+
+
+def processes() -> int:
+    """How many processes train together (launched.py): each takes its part of every optimiser step's rows."""
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 @contextmanager

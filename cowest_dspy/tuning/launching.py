@@ -1,0 +1,247 @@
+"""Training by several processes at once, started by ``accelerate launch``: one for each GPU, or some that share a CPU.
+
+    tune(weak, pairs.rows(), "preference", DPO(), "adapters/r1", processes=2)
+
+Each process takes its part of every optimiser step's rows (launched.py); an optimiser step has the rows that it has with one
+process, and the adapter is the same but for rounding: sums are added in another order. Dropout draws other random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cowest_dspy import errors
+from cowest_dspy.errors import TuningError, masked
+from cowest_dspy.lms import weights
+from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
+from cowest_dspy.tuning import adapters, rows
+from cowest_dspy.tuning.settings import DPO, KTO, SFT
+from cowest_dspy.tuning.training import Tuned
+from cowest_dspy.tuning.watching import OnStep
+
+COMPARING = {"sft", "aot", "aot_unpaired", "bco_pair"}
+"""Losses of DPO that depend on which rows are in one forward pass."""
+# What the launcher says of a process that a signal has ended; SIGTERM is what it ends the others with itself.
+_KILLED = re.compile(r"rank +: (\d+) .*\n *exitcode +: -\d+ \(pid: \d+\) +\((SIG(?!TERM)\w+)\)")
+POLL = 0.1
+"""Seconds between two looks at the progress."""
+
+
+def launch(
+    settings: SFT | DPO | KTO,
+    data: Sequence[rows.Row],
+    processes: int,
+    *,
+    base: str,
+    adapter: Path | None = None,
+    output: Path,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Tuned:
+    """As ``train_sft`` or ``train_dpo``, by so many processes. Nothing of them is left when it ends, however it ends.
+
+    ``peak_memory_bytes`` is of all processes together; ``history`` is of all rows, as with one process.
+
+    Raises:
+        TuningError: KTO or held-out rows, which work with one process only; a batch that cannot be dealt out, fewer GPUs than
+            processes, a process that dies, or what ``train_sft`` and ``train_dpo`` raise.
+        ModelError: a base or an adapter that cannot be used.
+    """
+    import torch
+
+    started = time.monotonic()
+    if isinstance(settings, KTO) or settings.held_out:
+        what = "KTO, whose KL term is of all rows of a step," if isinstance(settings, KTO) else "held_out"
+        raise TuningError(f"{what} works with one process only: leave processes (--accelerate) out.")
+    preference = isinstance(settings, DPO)
+    checked = rows.preference_rows(data) if preference else rows.sft_rows(data)
+    cards = torch.cuda.device_count()
+    if 0 < cards < processes:
+        raise TuningError(f"{processes} processes need a GPU each, and this machine has {cards}: ask for {cards} at most.")
+    output, dealt = Path(output), dealt_out(settings, processes)
+    spec = {
+        "kind": "preference" if preference else "sft",
+        "settings": dealt.model_dump(mode="json"),
+        "base": str(weights.locate(base)),
+        "adapter": str(adapter) if adapter else None,
+        "seed": seed,
+        "cpu": cards == 0,
+    }
+    with adapters.workplace(output) as job:
+        (job / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+        (job / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checked), encoding="utf-8")
+        _run(job, processes, cpu=cards == 0, on_step=on_step)
+        results = [json.loads(file.read_text(encoding="utf-8")) for _, file in _files(job, "result", processes)]
+        if len({result["adapter_hash"] for result in results}) > 1:
+            raise TuningError("The processes ended with different weights, so none of them can be trusted. Train with one process.")
+        adapters.place(Path(results[0]["path"]), job, output)
+    own = {
+        "path": output,
+        "seconds": time.monotonic() - started,
+        "peak_memory_bytes": sum(result["peak_memory_bytes"] for result in results),
+        "settings": settings.model_dump(mode="json"),
+    }
+    return Tuned(**{**results[0], **own})
+
+
+def dealt_out(settings: SFT | DPO, processes: int) -> SFT | DPO:
+    """``settings`` with rows of one forward pass such that every process has equally many passes in each optimiser step.
+
+    >>> dealt_out(SFT(batch_size=4), 2).micro_batch_size
+    2
+
+    Raises:
+        TuningError: there is no such number; or it is not the one of a single process, and the loss depends on it.
+    """
+    size, share = settings.batch_size, settings.batch_size // max(processes, 1)
+    if processes < 1 or size % processes:
+        raise TuningError(
+            f"batch_size = {size} cannot be dealt out to {processes} processes: "
+            "each takes equally many rows of every optimiser step. Set batch_size to a multiple of the number of processes."
+        )
+    if share % settings.micro_batch == 0:
+        return settings.model_copy(update={"micro_batch_size": settings.micro_batch})
+    comparing = COMPARING.intersection(settings.losses) if isinstance(settings, DPO) else set()
+    if settings.micro_batch_size or comparing:
+        why = f"micro_batch_size = {settings.micro_batch}"
+        if comparing:
+            why = f"the loss {sorted(comparing)[0]}, which depends on the rows of a forward pass ({settings.micro_batch})"
+        raise TuningError(
+            f"{processes} processes have {share} rows each of batch_size = {size}, which does not go with {why}. "
+            f"Set micro_batch_size to a divisor of {share}."
+        )
+    micro = max(number for number in range(1, 5) if share % number == 0)
+    return settings.model_copy(update={"micro_batch_size": micro})
+
+
+def command(job: Path, processes: int, *, cpu: bool) -> list[str]:
+    """What starts the processes. The user's own configuration of Accelerate is left out: it could ask for something else."""
+    # "multi_gpu" is what makes Accelerate start several processes on one machine, also where there is no GPU.
+    config = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU",
+        "mixed_precision": "no",
+        "num_machines": 1,
+        "num_processes": processes,
+        "use_cpu": cpu,
+    }
+    (job / "accelerate.json").write_text(json.dumps(config), encoding="utf-8")
+    return [
+        *(sys.executable, "-I", str(WATCHED), str(os.getpid())),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(job / "accelerate.json")),
+        *("--num_cpu_threads_per_process", str(threads_of_each(processes))),
+        *("--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())),
+        *("-m", "cowest_dspy.tuning.launched", str(job)),
+    ]
+
+
+def threads_of_each(processes: int) -> int:
+    """Threads that each process computes with: together as many as this process alone would have, but at least one each."""
+    import torch
+
+    return max(1, torch.get_num_threads() // processes)
+
+
+def _run(job: Path, processes: int, *, cpu: bool, on_step: OnStep | None) -> None:
+    """Starts the processes, tells ``on_step`` of their steps, and waits for their end.
+
+    Raises:
+        TuningError: one ended with an error; ModelError where that is what it was.
+    """
+    log = job / "log.txt"
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            command(job, processes, cpu=cpu),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(os.environ, cpu=cpu),
+        )
+    with _ended(process):
+        progress = Progress(job / "progress.jsonl", on_step)
+        while process.poll() is None:
+            progress.tell()
+            time.sleep(POLL)
+        progress.tell()
+    if process.returncode:
+        raise _failure(job, processes, process.returncode)
+
+
+def _environment(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
+    environment = {**given, "TOKENIZERS_PARALLELISM": "false"}
+    # Another launcher's, in which this process may have been started.
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "ACCELERATE_MIXED_PRECISION",
+    ):
+        environment.pop(name, None)
+    return environment | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A context after which the process is gone, and with it those that it has started: they look after their launcher."""
+    try:
+        yield
+    finally:
+        end_group(process)
+
+
+class Progress:
+    """The steps that the first process writes down, told to ``on_step`` in order, each once."""
+
+    def __init__(self, file: Path, on_step: OnStep | None) -> None:
+        self._file, self._on_step, self._told = file, on_step, 0
+
+    def tell(self) -> None:
+        """Tells of what is new."""
+        if self._on_step is None or not self._file.is_file():
+            return
+        lines = self._file.read_text(encoding="utf-8").split("\n")[:-1]  # What follows the last line's end is still written.
+        for line in lines[self._told :]:
+            self._told += 1
+            step, total, logs = json.loads(line)
+            self._on_step(step, total, logs)
+
+
+def _failure(job: Path, processes: int, code: int) -> errors.CowestError:
+    """What to raise. When one process ends, the others lose their connection to it and fail, too: the cause is looked for first."""
+    text = (job / "log.txt").read_text(encoding="utf-8", errors="replace")
+    found = {rank: json.loads(file.read_text(encoding="utf-8")) for rank, file in _files(job, "error", processes)}
+    for error in found.values():
+        kind = getattr(errors, error["type"], None)
+        if isinstance(kind, type) and issubclass(kind, errors.CowestError):
+            return kind(error["text"])
+    killed = _KILLED.search(text)
+    if killed:
+        rank, name = killed.groups()
+        return TuningError(
+            f"Process {rank} of {processes} was ended by {name}, and training with it. "
+            "Where nobody did so by hand, memory ran out: lower micro_batch_size, or train with fewer processes."
+        )
+    for rank, error in found.items():
+        return TuningError(f"Process {rank} of {processes} failed:" + _last(error["text"]))
+    return TuningError(f"Training by {processes} processes ended with exit code {code}. The last that was said:" + _last(text))
+
+
+def _files(job: Path, name: str, processes: int) -> list[tuple[int, Path]]:
+    """The files of that name that there are, with the number of the process that has written each."""
+    return [(rank, file) for rank in range(processes) if (file := job / f"{name}-{rank}.json").is_file()]
+
+
+def _last(text: str) -> str:
+    return masked("".join(f"\n  {line}" for line in text.splitlines()[-TAIL:]))
