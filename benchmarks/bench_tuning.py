@@ -6,8 +6,9 @@
 The stock script has TRL's defaults; only ``use_cpu`` is said to it, and what all share: one epoch, 8 pairs in a step, the learning
 rate, beta, LoRA with rank 16, the seed. Each candidate runs in a process of its own, which gives its peak of memory. Timed is
 everything from loading the model to the saved adapter, imports aside: ours computes the reference before the first step, and
-that is inside. "loss after" is measured afterwards and alike for all, in float32: the DPO loss of the saved adapter on 64 of the
-pairs; before training it is ln 2 = 0.693. Every candidate shuffles in its own way, so these agree about, not exactly.
+that is inside. "CPU s" counts all threads; with OMP_NUM_THREADS=1 it is what to compare on a busy machine. "loss after" is measured
+afterwards and alike for all, in float32: the DPO loss of the saved adapter on 64 of the pairs; before training it is ln 2 = 0.693.
+Every candidate shuffles in its own way, so these agree about, not exactly.
 """
 
 from __future__ import annotations
@@ -128,18 +129,18 @@ def loss_after(rows: Pairs, adapter: Path) -> float:
 
 
 def measure(name: str, count: int) -> dict[str, float]:
-    """Trains one candidate in this process: seconds, peak GiB, loss after."""
+    """Trains one candidate in this process: seconds, seconds of processor (all threads), peak GiB, loss after."""
     import peft  # noqa: F401  # imports are not timed
     import trl.trainer.dpo_trainer  # noqa: F401
 
     rows = pairs(count)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "adapter"
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         CANDIDATES[name](rows, output)
-        seconds = time.perf_counter() - started
+        seconds, busy = time.perf_counter() - started, time.process_time() - worked
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return {"seconds": seconds, "gib": gib, "loss": loss_after(rows[:SCORED], output)}
+        return {"seconds": seconds, "busy": busy, "gib": gib, "loss": loss_after(rows[:SCORED], output)}
 
 
 def main() -> None:
@@ -163,7 +164,7 @@ def main() -> None:
             raise SystemExit(f"{name} ended with {done.returncode}; a negative number is a signal.\n{done.stderr[-2000:]}")
         found[name] = json.loads(done.stdout.splitlines()[-1])
     table = Table(title=f"DPO of {MODEL.name}: {given.pairs} pairs, LoRA r={RANK}, {BATCH} pairs in a step, one epoch")
-    for column in ("", "pairs/s", "seconds", "times as fast", "peak GiB", "loss after"):
+    for column in ("", "pairs/s", "seconds", "CPU s", "times as fast", "peak GiB", "loss after"):
         table.add_column(column, justify="left" if not column else "right")
     slowest = max(one["seconds"] for one in found.values())
     for name, one in found.items():
@@ -171,6 +172,7 @@ def main() -> None:
             name,
             f"{given.pairs / one['seconds']:.2f}",
             f"{one['seconds']:.1f}",
+            f"{one['busy']:.1f}",
             f"{found.get('stock TRL script', {'seconds': slowest})['seconds'] / one['seconds']:.2f}",
             f"{one['gib']:.2f}",
             f"{one['loss']:.4f}",
