@@ -6,6 +6,7 @@ rows.py       what training rows look like
 schedule.py   the order of rows
 watching.py   progress, peak memory, divergence
 adapters.py   adapters in a model and on disk
+shared_prompt.py   the prompt of a pair computed once
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs

@@ -184,6 +184,8 @@ class DPO(_Training):
     batch_size: pairs of one optimiser step; ``micro_batch_size``: pairs of one forward pass. For "sft", which averages over
         the tokens of a forward pass, and for "aot", "aot_unpaired" and "bco_pair", which compare the pairs of one, it does
         change the result: give it explicitly there.
+    share_prompt: compute the prompt of a pair once for both sides, where the model's log-probabilities allow it (found out
+        before training). It changes speed and memory, not the result.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts.
 
@@ -199,6 +201,7 @@ class DPO(_Training):
     loss_type: str | tuple[str, ...] = "sigmoid"
     loss_weights: tuple[float, ...] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    share_prompt: bool = True
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters, unpaired
+from cowest_dspy.tuning import adapters, shared_prompt, unpaired
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
 
@@ -38,7 +38,11 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
         loss_weights=list(settings.loss_weights) if settings.loss_weights else None,
         label_smoothing=settings.label_smoothing,
     )
-    return DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    trainer = DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    if settings.share_prompt:
+        with scoring_completions_only():
+            shared_prompt.share_if_equal(trainer, lengths(trainer))
+    return trainer
 
 
 def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
@@ -77,6 +81,8 @@ def run(trainer: Any, order: Sequence[int], *callbacks: Any) -> None:
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)
+    if trainer.args.bf16:
+        shared_prompt.round_frozen(trainer.model)
     with scoring_completions_only():
         if "chosen_ids" in trainer.train_dataset.column_names:
             _compute_reference(trainer)
