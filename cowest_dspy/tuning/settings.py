@@ -206,8 +206,8 @@ class KTO(_Training):
         imbalanced data recommends (1 to 4/3); the commoner label then has 1, or what was given. TRL's default is 1 and 1.
     epochs, learning_rate: as of DPO.
     batch_size: rows of one optimiser step, at least 2. TRL's documentation recommends 16 to 128. KTO compares each row with an
-        estimate of the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the completion
-        of another (unpaired.py): more rows, a steadier estimate.
+        estimate of the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the
+        completion of another (unpaired.py): more rows, a steadier estimate.
     micro_batch_size: rows of one forward pass. TRL estimates the KL from these alone; here they do not change the result.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts. Its log-probabilities are
