@@ -39,6 +39,9 @@ LOSS_TYPES = (
 # The names that trl.KTOConfig documents.
 KTO_LOSS_TYPES = ("kto", "apo_zero_unpaired")
 
+# Names of transformers that are packages' names, too. "all" is not offered: it would send to whatever happens to be installed.
+REPORTERS = ("mlflow", "tensorboard", "trackio", "wandb")
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Part = Annotated[float, Field(ge=0, lt=1)]
@@ -91,6 +94,31 @@ class _Training(_Frozen):
     max_length: Annotated[int, Field(ge=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     lora: Lora | None = None
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    evaluate_every: Count | None = None
+    patience: Count | None = None
+    keep_best: bool = True
+    report_to: tuple[str, ...] = ()
+
+    @field_validator("report_to")
+    @classmethod
+    def _reporters_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in REPORTERS:
+                raise ValueError(f'report_to has no "{name}".{nearest(name, REPORTERS)} It has: {", ".join(REPORTERS)}')
+        return value
+
+    @model_validator(mode="after")
+    def _what_evaluates_has_rows(self) -> _Training:
+        if not self.held_out and (self.evaluate_every or self.patience):
+            given = "evaluate_every" if self.evaluate_every else "patience"
+            raise ValueError(f"{given} needs rows to evaluate on: set held_out, for instance 0.1, or leave {given} out")
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings as JSON values, without those that cannot change the adapter: where logs go, how to evaluate on nothing."""
+        idle = set() if self.held_out else {"held_out", "evaluate_every", "patience", "keep_best"}
+        return self.model_dump(mode="json", exclude={"report_to", *idle})
 
     @classmethod
     def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
@@ -134,6 +162,13 @@ class SFT(_Training):
         bfloat16 is faster, but what an adapter adds to an activation is lost while it is below 1/256 of it, so the very
         first steps do less than in float32 (measured: SmolLM2-135M lags one step behind).
     lora: the adapter's size. None: ``Lora()``, or that of the adapter that is trained further.
+    held_out: part of the rows, in [0, 0.5], that is not trained on but evaluated on. Rows of one example or of one prompt stay
+        together. 0: nothing is evaluated. See evaluation.py.
+    evaluate_every: optimiser steps from one evaluation to the next; the last step is always one. None: about ten evaluations.
+    patience: stop after so many evaluations in a row without a lower held-out loss than the lowest before. None: never.
+    keep_best: give the adapter of the evaluation with the lowest held-out loss, not that of the last step.
+    report_to: where else the logs go, names of ``REPORTERS`` such as "tensorboard" or "mlflow"; nowhere by default. What writes
+        files writes them into the folder ``<output>.logs``, unless its own environment variable says otherwise.
     """
 
 

@@ -70,12 +70,13 @@ def lengths(trainer: Any) -> list[int]:
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
 
 
-def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
-    """Trains on the rows in ``order``, and tells ``callback``."""
+def run(trainer: Any, order: Sequence[int], *callbacks: Any) -> None:
+    """Trains on the rows in ``order``, and tells ``callbacks``, in this order."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(callback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     with scoring_completions_only():
         if "chosen_ids" in trainer.train_dataset.column_names:
             _compute_reference(trainer)
@@ -169,7 +170,7 @@ def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> d
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "report_to": "none",
+        "report_to": list(settings.report_to) or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": seed,
