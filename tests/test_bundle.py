@@ -30,6 +30,7 @@ from cowest_dspy import (
     write_bundle,
 )
 from cowest_dspy.bundle import as_gguf, merged, read_manifest
+from cowest_dspy.bundle.manifest import files_in
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.pairs import PreferencePairs
@@ -127,6 +128,33 @@ def test_an_adapter_that_was_exchanged_with_its_hash_is_noticed(bundle: Path) ->
     manifest = json.loads((bundle / "cowest.json").read_text())
     (bundle / "cowest.json").write_text(json.dumps({**manifest, "adapter": "0" * 12}))
     assert "and the manifest says 000000000000" in verify_bundle(bundle)[0]
+
+
+def resealed(bundle: Path) -> Path:
+    """The bundle with its manifest made to fit what was changed, as a forger would."""
+    manifest = json.loads((bundle / "cowest.json").read_text())
+    (bundle / "cowest.json").write_text(json.dumps({**manifest, "files": files_in(bundle)}))
+    return bundle
+
+
+@pytest.mark.parametrize(
+    "forged", [{"config": {"api_base": "http://127.0.0.1:1"}}, {"lm": {"model": "openai/other"}}, {"_compiled": 1}]
+)
+def test_a_forged_state_sets_nothing_but_prompts(bundle: Path, tiny_model: Path, forged: dict[str, Any]) -> None:
+    state = json.loads((bundle / "program.json").read_text())
+    state["refine"].update(forged)
+    (bundle / "program.json").write_text(json.dumps(state))
+    weak = weak_of(tiny_model)
+    with pytest.raises(BundleError, match="more than prompts and demos"):
+        load_bundle(resealed(bundle), weak=weak, strong=weak, trust_recipe=True)
+
+
+def test_what_a_download_and_llama_cpp_leave_beside_it_is_no_damage(bundle: Path) -> None:
+    (bundle / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (bundle / ".cache" / "huggingface").mkdir(parents=True)
+    (bundle / ".cache" / "huggingface" / "x.metadata").write_text("")
+    (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
+    assert verify_bundle(bundle) == ()
 
 
 @pytest.mark.parametrize(

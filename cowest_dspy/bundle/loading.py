@@ -17,6 +17,9 @@ from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.tuning import engine_of
 
+SAID = frozenset({"traces", "train", "demos", "signature", "lm"})
+"""What DSPy's dump_state says of a predictor."""
+
 
 def load_bundle(
     path: str | Path,
@@ -51,7 +54,7 @@ def load_bundle(
         raise BundleError(f"{manifest.program} of the bundle gave no Collaboration.")
     built = program.deepcopy()
     try:
-        built.load_state(json.loads((folder / "program.json").read_text(encoding="utf-8")))
+        built.load_state(_prompts(json.loads((folder / "program.json").read_text(encoding="utf-8"))))
     except (KeyError, ValueError, AttributeError) as error:
         raise BundleError(f"The program is built otherwise than the bundled one: {type(error).__name__}: {error}") from error
     return built.bind(weak=_with_adapter(weak, folder, manifest), strong=strong)
@@ -104,6 +107,21 @@ def as_gguf(path: str | Path, base: str | Path, output: str | Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(lora_gguf.convert(copy, source), target)
     return target
+
+
+def _prompts(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a program, if it says nothing but prompts and demos: DSPy would set whatever else stands there.
+
+    Raises:
+        BundleError: it says more.
+    """
+    for name, predictor in state.items():
+        other = sorted(set(predictor) - SAID) if isinstance(predictor, dict) else [str(predictor)]
+        if other or predictor.get("lm") is not None:
+            raise BundleError(
+                f"program.json says of {name} more than prompts and demos ({', '.join(other) or 'an LM'}): not loaded."
+            )
+    return state
 
 
 def _whole(path: str | Path) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cowest_dspy.errors import BundleError
 
 FILE, FORMAT = "cowest.json", 1
 ADAPTER = "adapter"
+_BESIDE = re.compile(rf"\.gitattributes|\.cache/.*|{ADAPTER}/cowest-[0-9a-f]+\.gguf")
 
 
 class Manifest(BaseModel):
@@ -48,9 +50,10 @@ def sha256(path: Path) -> str:
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a folder but the manifest, by its path with "/" in it."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths if path.relative_to(folder).as_posix() != FILE}
+    """The SHA-256 of every file of a folder by its path with "/" in it; but for the manifest, and what the Hub's client and
+    llama.cpp's converter put beside a bundle when it is downloaded and used."""
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()}
+    return {name: sha256(path) for name, path in names.items() if name != FILE and not _BESIDE.fullmatch(name)}
 
 
 def read_manifest(bundle: str | Path) -> Manifest:
@@ -84,7 +87,7 @@ def verify_bundle(bundle: str | Path) -> tuple[str, ...]:
     """
     folder, manifest = Path(bundle), read_manifest(bundle)
     for path in folder.rglob("*"):
-        if path.is_symlink():
+        if path.is_symlink() and not _BESIDE.fullmatch(path.relative_to(folder).as_posix()):
             return (f"{path.relative_to(folder).as_posix()}: is a link, which a bundle does not have",)
     there = files_in(folder)
     wrong = [f"{name}: is missing" for name in manifest.files if name not in there]
