@@ -17,7 +17,7 @@ from typing import Any
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, trainers
+from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, stalling, trainers
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
@@ -150,6 +150,7 @@ def _train(
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
         order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
         evaluation.log_kl(trainer, order, settings)
+        callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
         trainers.run(trainer, order, *callbacks)
         if evaluating:
             evaluating.finish()
