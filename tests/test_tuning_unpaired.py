@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 from tuning_rows import LORA, assert_close, completion_logprob, load, quick, says, sft_rows
 
-from cowest_dspy.tuning import KTO, train_kto, trainers, unpaired
+from cowest_dspy.tuning import KTO, evaluation, train_kto, trainers, unpaired
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,3 +116,48 @@ def test_a_single_row_has_no_partner() -> None:
     with pytest.raises(ValidationError, match="batch_size is 1: give 2 or more"):
         KTO(batch_size=1)
     assert KTO(batch_size=1, loss_type="apo_zero_unpaired").micro_batch == KTO(batch_size=7).micro_batch == 1
+
+
+def test_held_out_rows_are_measured_with_their_own_estimate(tiny_model: Path, tmp_path: Path) -> None:
+    """Against the definition, written out: log-probabilities of rows and of mixed rows, before and after."""
+    data = labelled_rows(8)
+    wanted = settings(held_out=0.25, evaluate_every=100, keep_best=False, micro_batch_size=2)
+    tuned = train_kto(wanted, data, base=str(tiny_model), output=tmp_path / "out", seed=4)
+    first, last = (record for record in tuned.history if "eval_loss" in record)
+    held = evaluation.split(data, 0.25, 4).held
+    assert len({str(data[row]["prompt"]) for row in held}) > 1
+    good, bad = wanted.weights(sum(row["label"] for row in data), sum(not row["label"] for row in data))
+    assert first["eval_loss"] == pytest.approx(
+        sum(0.5 * (good if data[row]["label"] else bad) for row in held) / len(held), abs=1e-5
+    )
+    assert first["eval_kl"] == pytest.approx(0, abs=1e-5)
+
+    sizes = {row: completion_logprob(tiny_model, data[row]["prompt"], data[row]["completion"]) for row in held}
+    ratios = {
+        row: completion_logprob(tiny_model, data[row]["prompt"], data[row]["completion"], tuned.path)[0] - sizes[row][0]
+        for row in held
+    }
+    tokens = sum(count for _, count in sizes.values())
+    assert last["eval_kl"] == pytest.approx(sum(ratios.values()) / tokens, abs=1e-4)
+    rewards = {label: [wanted.beta * ratios[row] for row in held if data[row]["label"] is label] for label in (True, False)}
+    margin = sum(rewards[True]) / len(rewards[True]) - sum(rewards[False]) / len(rewards[False])
+    assert last["eval_rewards/margins"] == pytest.approx(margin, abs=1e-3)
+    assert margin > 0.01
+
+
+def test_a_held_out_estimate_does_not_depend_on_the_micro_batch(tiny_model: Path, tmp_path: Path) -> None:
+    made = [
+        train_kto(
+            settings(held_out=0.3, micro_batch_size=micro),
+            labelled_rows(8),
+            base=str(tiny_model),
+            output=tmp_path / str(micro),
+        ).history
+        for micro in (1, 8)
+    ]
+    for one, other in zip(*made, strict=True):
+        # A step's rewards are TRL's: means over forward passes, which lack a margin where a pass has one label only.
+        keys = {"eval_loss", "eval_rewards/margins", "eval_kl", "kl", "loss"}
+        assert keys & one.keys() == keys & other.keys()
+        for key in keys & one.keys():
+            assert one[key] == pytest.approx(other[key], abs=1e-4)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.tuning import trainers
+from cowest_dspy.tuning import trainers, unpaired
 
 MARGINS, ACCURACIES = "rewards/margins", "rewards/accuracies"
 
@@ -91,8 +91,10 @@ class Evaluation:
 
     Each evaluation adds a record to ``history`` and goes to whatever the trainer reports to:
 
-    eval_loss: of SFT the mean of -log p per completion token; of DPO the mean of the trainer's own loss per pair. Lower is better.
-    eval_rewards/margins, eval_rewards/accuracies: of DPO, means over pairs; a reward is beta times the log-ratio to the reference.
+    eval_loss: of SFT the mean of -log p per completion token; of DPO the mean of the trainer's own loss per pair, of KTO per row,
+        with the KL term of the held-out rows. Lower is better.
+    eval_rewards/margins: of DPO and KTO, the difference of the mean rewards of both sides; a reward is beta times the log-ratio to
+        the reference. eval_rewards/accuracies: of DPO, the share of pairs whose chosen side has the higher reward.
     eval_kl: the mean over all completion tokens of the held-out rows (of pairs, chosen and rejected) of log p - log p_ref, in nats.
         The reference is the model as training began. The completions are the data's, not samples of the model, so this is a mean
         log-ratio that stands in for the Kullback-Leibler divergence: it may be negative, and it is when the data's completions have
@@ -104,13 +106,13 @@ class Evaluation:
     """
 
     def __init__(self, trainer: Any, settings: Any, held: Sequence[int], history: list[dict[str, float]], per_epoch: float) -> None:
-        data = trainer.train_dataset.select(list(held))
-        sizes = [trainers.lengths(trainer)[index] for index in held]
-        order = sorted(range(len(held)), key=lambda index: -sizes[index])
-        size = settings.micro_batch
+        sizes = trainers.lengths(trainer)
+        order = sorted(held, key=lambda index: -sizes[index])
+        labelled = "label" in trainer.train_dataset.column_names
+        data = unpaired.prepared(trainer, order, len(order)) if labelled else trainer.train_dataset.select(order)
         self._batches = [
-            _Batch(trainer.data_collator([data[index] for index in order[start : start + size]]), len(order[start : start + size]))
-            for start in range(0, len(order), size)
+            _Batch(trainer.data_collator([data[place] for place in range(start, min(start + settings.micro_batch, len(order)))]))
+            for start in range(0, len(order), settings.micro_batch)
         ]
         self._trainer, self._settings, self._history, self._per_epoch = trainer, settings, history, per_epoch
         self._start: float | None = None
@@ -198,37 +200,86 @@ class Evaluation:
                 self._best_weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad}
 
     def _measure(self) -> dict[str, float]:
-        """The numbers of one evaluation; what TRL logs of a batch is a mean over its pairs."""
-        loss = weight = ratio = tokens = 0.0
-        sums: dict[str, float] = {}
-        for batch in self._batches:
-            value, _, _ = self._trainer.prediction_step(self._trainer.model, dict(batch.inputs), prediction_loss_only=True)
-            logged = self._trainer._metrics["eval"]
-            of_pairs = "ref_chosen_logps" in batch.inputs
-            share = batch.rows if of_pairs else batch.tokens
-            loss, weight, tokens = loss + float(value) * share, weight + share, tokens + batch.tokens
-            for key in (MARGINS, ACCURACIES):
-                if key in logged:
-                    sums[key] = sums.get(key, 0.0) + logged[key][-1] * batch.rows
-            if of_pairs:
-                policy = batch.rows * (logged["logps/chosen"][-1] + logged["logps/rejected"][-1])
-                ratio += policy - float(batch.inputs["ref_chosen_logps"].sum() + batch.inputs["ref_rejected_logps"].sum())
-            logged.clear()
+        """The numbers of one evaluation; what TRL logs of a batch is a mean over its pairs, or its rows of one label."""
+        trainer, sums = self._trainer, _Sums()
+        loss = weight = 0.0
+        inputs = [dict(batch.inputs) for batch in self._batches]
+        if self._batches[0].kind == "unpaired":
+            trainer.estimate(inputs)
+        for batch, given in zip(self._batches, inputs, strict=True):
+            value, _, _ = trainer.prediction_step(trainer.model, given, prediction_loss_only=True)
+            share = batch.tokens if batch.kind == "sft" else batch.rows
+            loss, weight = loss + float(value) * share, weight + share
+            sums.add(batch, trainer._metrics["eval"])
+            trainer._metrics["eval"].clear()
         loss /= weight
-        # Without pairs the loss is the mean of -log p, and the reference's was measured before the first step.
+        # Of SFT the loss is the mean of -log p, and the reference's was measured before the first step.
         self._start = loss if self._start is None else self._start
-        kl = ratio / tokens if "ref_chosen_logps" in self._batches[0].inputs else self._start - loss
-        means = {f"eval_{key}": total / weight for key, total in sums.items()}
-        return {"eval_loss": loss, **means, "eval_kl": kl}
+        kl = self._start - loss if self._batches[0].kind == "sft" else sums.log_ratio()
+        return {"eval_loss": loss, **sums.means(), "eval_kl": kl}
+
+
+class _Sums:
+    """Sums over batches of what TRL logs as means: of rewards and of log-probabilities, for each side."""
+
+    def __init__(self) -> None:
+        self._rows = {"chosen": 0, "rejected": 0}
+        self._rewards = {"chosen": 0.0, "rejected": 0.0}
+        self._right: float | None = None
+        self._ratio = self._tokens = 0.0
+
+    def add(self, batch: _Batch, logged: Mapping[str, Sequence[float]]) -> None:
+        """Adds a batch and what was logged of it."""
+        self._tokens += batch.tokens
+        if batch.kind == "sft":
+            return
+        for side, rows in batch.sides.items():
+            if rows:
+                self._rows[side] += rows
+                self._rewards[side] += rows * logged[f"rewards/{side}"][-1]
+                self._ratio += rows * logged[f"logps/{side}"][-1]
+        self._ratio -= batch.reference
+        if batch.kind == "pairs":
+            self._right = (self._right or 0.0) + batch.rows * logged[ACCURACIES][-1]
+
+    def log_ratio(self) -> float:
+        """The mean over all completion tokens of log p - log p_ref."""
+        return self._ratio / self._tokens
+
+    def means(self) -> dict[str, float]:
+        """The difference of the mean rewards of the sides, where both occur, and the accuracy of pairs."""
+        made: dict[str, float] = {}
+        if all(self._rows.values()):
+            chosen, rejected = (self._rewards[side] / self._rows[side] for side in ("chosen", "rejected"))
+            made[f"eval_{MARGINS}"] = chosen - rejected
+        if self._right is not None:
+            made[f"eval_{ACCURACIES}"] = self._right / self._rows["chosen"]
+        return made
 
 
 class _Batch:
-    """Held-out rows as the trainer's collator makes them, how many they are, and their completions' tokens."""
+    """Held-out rows as the trainer's collator makes them; how many they are, of each side, and their completions' tokens."""
 
-    def __init__(self, inputs: Mapping[str, Any], rows: int) -> None:
-        self.inputs, self.rows = dict(inputs), rows
-        counted = inputs["completion_mask"] if "completion_mask" in inputs else inputs["labels"] != -100
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self.inputs = dict(inputs)
+        masked = "completion_mask" in inputs
+        self.kind = "unpaired" if "label" in inputs else "pairs" if masked else "sft"
+        rows = int(inputs["input_ids"].shape[0])
+        desirable = int(inputs["label"].sum()) if self.kind == "unpaired" else 0
+        self.rows = rows // 2 if self.kind == "pairs" else rows
+        self.sides = (
+            {"chosen": desirable, "rejected": rows - desirable}
+            if self.kind == "unpaired"
+            else {"chosen": self.rows, "rejected": self.rows}
+        )
+        counted = inputs["completion_mask"] if masked else inputs["labels"] != -100
         self.tokens = int(counted[:, 1:].sum())
+
+    @property
+    def reference(self) -> float:
+        """The sum of the reference's log-probabilities of all completions."""
+        names = ("ref_logps",) if self.kind == "unpaired" else ("ref_chosen_logps", "ref_rejected_logps")
+        return float(sum(self.inputs[name].sum() for name in names))
 
 
 def log_kl(trainer: Any, order: Sequence[int], settings: Any) -> None:

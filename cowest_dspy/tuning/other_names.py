@@ -15,7 +15,7 @@ _WEIGHTS = "weights and the optimiser are float32; precision says what activatio
 _LORA = "the adapter's size is lora = Lora(rank=..., alpha=...), in a TOML lora = { rank = ..., alpha = ... }"
 _FIXED = "it is set by the trainings themselves"
 _KEPT = "nothing is written but the finished adapter, whose folder is given to the training"
-_HELD_OUT = "what a training is worth is measured on held-out examples by rounds and arms, not inside of it"
+_HELD_OUT = "here it is held_out, a share of the rows, and evaluate_every, patience, keep_best"
 
 TRAINING: Mapping[str, str] = {
     # Removed from TRL.
@@ -86,7 +86,6 @@ TRAINING: Mapping[str, str] = {
     "seed": "the seed is an argument of tune() and CoWest(), and a key of its own in a TOML",
     "data_seed": "the seed is an argument of tune() and CoWest(), and a key of its own in a TOML",
     "logging_steps": "every step is logged: on_step, and the history of the result",
-    "report_to": "every step is logged: on_step, and the history of the result",
     "eval_strategy": _HELD_OUT,
     "eval_steps": _HELD_OUT,
     "optim": "the optimiser is AdamW without weight decay",

@@ -17,7 +17,7 @@ from typing import Any
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, trainers
+from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, stalling, trainers
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
@@ -108,7 +108,9 @@ def train_kto(
     The reference is the model as it is at the start: the base, or the base with ``adapter``. Both labels must occur.
     Everything else is as in :func:`train_sft`.
     """
-    return _train(settings, rows.unpaired_rows(data), trainers.kto_trainer, base, adapter, output, seed, on_step)
+    data = list(data)
+    checked, examples = rows.unpaired_rows(data), evaluation.example_ids(data)
+    return _train(settings, checked, trainers.kto_trainer, base, adapter, output, seed, on_step, examples)
 
 
 def _train(
@@ -148,6 +150,7 @@ def _train(
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
         order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
         evaluation.log_kl(trainer, order, settings)
+        callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
         trainers.run(trainer, order, *callbacks)
         if evaluating:
             evaluating.finish()

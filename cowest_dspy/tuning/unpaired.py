@@ -52,12 +52,15 @@ def kto_trainer_class() -> type[Any]:
         def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
             """The micro-batches of the next optimiser step, with their common z0 computed."""
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-            if self.calculate_KL and batches:
-                self._z0 = self._estimated(batches)
+            self.estimate(batches)
             return batches, items
 
-        def _estimated(self, batches: Sequence[dict[str, Any]]) -> Any:
+        def estimate(self, batches: Sequence[dict[str, Any]]) -> None:
+            """Computes the z0 of these batches, for the losses of exactly these, and notes in them that it is done."""
             import torch
+
+            if not self.calculate_KL or not batches:
+                return
 
             ratios: list[Any] = []
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -67,10 +70,10 @@ def kto_trainer_class() -> type[Any]:
                     ratios.append(now - inputs["ref_KL_logps"])
                     # What the loss subtracts from _compute_kl_logps is subtracted already.
                     batch["ref_KL_logps"] = torch.zeros_like(batch["ref_KL_logps"])
-            return torch.cat(ratios).mean()
+            self._z0 = torch.cat(ratios).mean()
 
         def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
-            if self._z0 is None or not model.training:
+            if self._z0 is None:
                 return super()._compute_kl_logps(model, batch)
             return self._z0.expand_as(batch["ref_KL_logps"])
 
@@ -78,15 +81,20 @@ def kto_trainer_class() -> type[Any]:
 
 
 def prepare(trainer: Any, order: Sequence[int]) -> None:
-    """Puts the rows into ``order``, whole steps, and adds each one's partner and the reference's log-probabilities of both.
+    """Makes :func:`prepared` rows of the trainer's, in ``order``, its training rows; a step is what its arguments say."""
+    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    trainer.train_dataset, trainer.precompute_ref_logps = prepared(trainer, order, step), True
 
-    What occurs together in several passes is computed once. A partner's completion that would make its row longer than every real
+
+def prepared(trainer: Any, order: Sequence[int], step: int) -> Any:
+    """The trainer's rows in ``order``, with each one's partner and the reference's log-probabilities of both.
+
+    What occurs together several times is computed once. A partner's completion that would make its row longer than every real
     one is cut: it is a sample for a mean, not trained on.
     """
     data = trainer.train_dataset
     prompts, completions = list(data["prompt_ids"]), list(data["completion_ids"])
     most = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
-    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     own = [(row, row) for row in order]
     others = partners([tuple(prompts[row]) for row in order], step) if trainer.calculate_KL else []
     mixed = [(row, order[other]) for row, other in zip(order, others, strict=False)]
@@ -96,7 +104,7 @@ def prepare(trainer: Any, order: Sequence[int]) -> None:
     if trainer.calculate_KL:
         data = data.remove_columns("KL_completion_ids").add_column("KL_completion_ids", [texts[pair][1] for pair in mixed])
         data = data.add_column("ref_KL_logps", [found[pair] for pair in mixed])
-    trainer.train_dataset, trainer.precompute_ref_logps = data, True
+    return data
 
 
 def _reference(trainer: Any, pairs: dict[tuple[int, int], tuple[list[int], list[int]]]) -> dict[tuple[int, int], float]:
