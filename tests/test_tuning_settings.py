@@ -70,6 +70,7 @@ def test_settings_are_frozen_and_closed() -> None:
 
 def test_a_micro_batch_is_a_divisor_of_the_batch() -> None:
     assert [SFT(batch_size=size).micro_batch for size in (1, 6, 8, 12, 16, 22)] == [1, 3, 4, 4, 4, 2]
+    assert [DPO(batch_size=size).micro_batch for size in (1, 6, 8, 9)] == [1, 2, 2, 1]
 
 
 def test_steps_are_whole_batches() -> None:
