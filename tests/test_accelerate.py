@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -197,6 +198,30 @@ def test_progress_is_told_once_and_only_of_whole_lines(tmp_path: Path) -> None:
             lines.write(text)
         progress.tell()
     assert told == [(0, 2, {}), (1, 2, {"loss": 0.5})]
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "says"),
+    [
+        (
+            {"error-0.json": ("ValueError", "connection lost"), "error-1.json": ("ModelError", "no such base")},
+            ModelError,
+            "^no such base$",
+        ),
+        (
+            {"error-1.json": ("ValueError", "line\n" * 50 + "odd shape")},
+            TuningError,
+            r"Process 1 of 2 failed:(\n  line){14}\n  odd shape$",
+        ),
+        ({}, TuningError, r"(?s)exit code 7.*\n  no port; key \*\*\*$"),
+    ],
+)
+def test_a_failure_is_told_by_its_cause(files: dict[str, Any], kind: type[Exception], says: str, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("starting\nno port; key sk-abcdefghijklmnop1234")
+    for name, (error, text) in files.items():
+        (tmp_path / name).write_text(json.dumps({"type": error, "text": text}))
+    with pytest.raises(kind, match=says):
+        raise launching._failure(tmp_path, 2, 7)
 
 
 @pytest.fixture
