@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "budget",
     "BudgetError": "errors",
+    "BundleError": "errors",
     "CoWest": "optimizer",
     "Collaboration": "program",
     "CowestError": "errors",
@@ -27,6 +28,7 @@ _HOMES = {
     "Influence": "influence",
     "InfluenceReport": "influence_report",
     "Judge": "evaluators",
+    "KTO": "tuning",
     "LabelledDrafts": "pairs",
     "LineAdapter": "adapters",
     "NoiseFloor": "influence_report",
@@ -41,6 +43,7 @@ _HOMES = {
     "TransformersEngine": "lms",
     "Weighted": "evaluators",
     "build_lm": "lms",
+    "load_bundle": "bundle",
     "collect": "traces",
     "labelled_drafts": "pairs",
     "load_config": "config",
@@ -48,10 +51,13 @@ _HOMES = {
     "preference_pairs": "pairs",
     "tunable": "tuning",
     "tune": "tuning",
+    "verify_bundle": "bundle",
+    "write_bundle": "bundle",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Budget",
     "BudgetError",
+    "BundleError",
     "CoWest",
     "Collaboration",
     "CowestError",
@@ -63,6 +69,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Influence",
     "InfluenceReport",
     "Judge",
+    "KTO",
     "LabelledDrafts",
     "LineAdapter",
     "NoiseFloor",
@@ -77,6 +84,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "TransformersEngine",
     "Weighted",
     "build_lm",
+    "load_bundle",
     "collect",
     "labelled_drafts",
     "load_config",
@@ -84,14 +92,20 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "preference_pairs",
     "tunable",
     "tune",
+    "verify_bundle",
+    "write_bundle",
 ]
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
     from cowest_dspy.budget import Budget as Budget
+    from cowest_dspy.bundle import load_bundle as load_bundle
+    from cowest_dspy.bundle import verify_bundle as verify_bundle
+    from cowest_dspy.bundle import write_bundle as write_bundle
     from cowest_dspy.config import load_config as load_config
     from cowest_dspy.cycle import Cycle as Cycle
     from cowest_dspy.errors import BudgetError as BudgetError
+    from cowest_dspy.errors import BundleError as BundleError
     from cowest_dspy.errors import CowestError as CowestError
     from cowest_dspy.evaluators import Criterion as Criterion
     from cowest_dspy.evaluators import GoldLikelihood as GoldLikelihood
@@ -118,6 +132,7 @@ if TYPE_CHECKING:
     from cowest_dspy.traces import collect as collect
     from cowest_dspy.traces import noise_floor as noise_floor
     from cowest_dspy.tuning import DPO as DPO
+    from cowest_dspy.tuning import KTO as KTO
     from cowest_dspy.tuning import SFT as SFT
     from cowest_dspy.tuning import tunable as tunable
     from cowest_dspy.tuning import tune as tune

@@ -19,6 +19,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.errors import CowestError
 from cowest_dspy.live import Live, console
 
@@ -49,6 +50,8 @@ config_app = typer.Typer(
     help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
 )
 app.add_typer(config_app)
+app.command()(bundle)
+app.command()(verify)
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
 Files = Annotated[

@@ -216,6 +216,8 @@ class _Walk:
             made = self._compiled(name, target, program)
         scores = self._scores(made, key)
         folder = _adapter_folder(made.weak)
+        if folder and folder.resolve().is_relative_to(self._stages.run.resolve()):
+            folder = folder.resolve().relative_to(self._stages.run.resolve())  # A run's folder may be moved.
         record = {"state": made.dump_state(), "weak": made.weak.model, "folder": str(folder) if folder else None, "scores": scores}
         store.keep("step", key, {**record, "identity": identity})
         return made, scores
@@ -254,7 +256,7 @@ class _Walk:
         made.load_state(known["state"])
         weak = program.weak
         if known["folder"] and known["weak"] != weak.model:
-            model = engine_of(unrecorded(weak)).load_adapter(Path(known["folder"]))
+            model = engine_of(unrecorded(weak)).load_adapter(self._stages.run / known["folder"])
             weak = weak.copy(model=model)
         return self._rebound(made, program.bind(weak=weak))
 

@@ -12,6 +12,7 @@
     |-- PairsError      no pairs, or a file that holds something else
     |-- TuningError     training that cannot start, or must not go on
     |-- ReportError     a report that cannot be read or written
+    |-- BundleError     a bundle that cannot be written, was changed, or does not fit
 
 A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python itself are not
 wrapped unless the wrapper can say more than they do; then the original is the ``__cause__``.
@@ -74,6 +75,10 @@ class TuningError(CowestError):
 
 class ReportError(CowestError):
     """A report that cannot be read or written."""
+
+
+class BundleError(CowestError):
+    """A bundle that cannot be written, was changed, or does not fit the models that it is given."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

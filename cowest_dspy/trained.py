@@ -59,7 +59,7 @@ class TrainedModels:
         return self._loaded(record) if record else None
 
     def _train(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
-        identity = digest([name, start.model, settings.model_dump(mode="json"), rows, self._seed])
+        identity = digest([name, start.model, settings.decisive(), rows, self._seed])
         known = self._stages.store.record("adapter", name)
         if known and known["identity"] == identity and (self._stages.run / known["folder"]).is_dir():
             return self._loaded(known)

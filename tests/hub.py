@@ -15,7 +15,7 @@ TOKEN = "hf_" + "made4thistestonly"
 
 
 class Hub:
-    """Takes datasets of one owner. ``files`` holds what was committed, ``datasets`` name -> whether it is private."""
+    """Takes datasets and models. ``files`` holds what was committed, ``datasets`` name -> whether it is private (models too)."""
 
     def __init__(self) -> None:
         self.datasets: dict[str, bool] = {}
@@ -53,13 +53,14 @@ class Hub:
             wanted = json.loads(body)
             name = f"{wanted['organization']}/{wanted['name']}"
             there = name in self.datasets
-            assert wanted["type"] == "dataset"
+            kind = wanted.get("type", "model")
+            assert kind in ("dataset", "model")
             self.datasets.setdefault(name, wanted["visibility"] == "private")
-            return (409 if there else 200), {"url": f"{self.url}/datasets/{name}", "name": name}
+            return (409 if there else 200), {"url": f"{self.url}/{'datasets/' if kind == 'dataset' else ''}{name}", "name": name}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         name = "/".join(path.split("/")[3:5])
-        if not path.startswith("/api/datasets/") or name not in self.datasets:
+        if not path.startswith(("/api/datasets/", "/api/models/")) or name not in self.datasets:
             return 404, {"error": f"no {path}"}
         if command == "GET":
             return 200, {"id": name, "private": self.datasets[name], "sha": "0" * 40}

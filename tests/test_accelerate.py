@@ -19,7 +19,7 @@ from tuning_rows import LORA, assert_close, kinds, quick, sft_rows
 
 from cowest_dspy import Store
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.tuning import DPO, SFT, launch, launching
+from cowest_dspy.tuning import DPO, KTO, SFT, launch, launching
 from cowest_dspy.tuning.launching import dealt_out
 
 TESTS = Path(__file__).parent
@@ -180,6 +180,19 @@ def test_a_batch_is_dealt_out_in_equal_parts(settings: Any, processes: int, micr
 def test_a_batch_that_cannot_be_dealt_out_says_what_to_set(settings: Any, processes: int, says: str) -> None:
     with pytest.raises(TuningError, match=says):
         dealt_out(settings, processes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (KTO(), "KTO compares the rows of a whole step: train with one process"),
+        (SFT(held_out=0.25), "held_out works with one process only"),
+        (SFT(report_to=("tensorboard",)), "report_to works with one process only"),
+    ],
+)
+def test_what_needs_one_process_is_refused(settings: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=says):
+        launch(settings, sft_rows(), 2, base="nowhere/at-all", output=tmp_path / "out")
 
 
 def test_fewer_gpus_than_processes_are_an_error(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

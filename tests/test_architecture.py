@@ -18,10 +18,10 @@ LIBRARY = ROOT / "cowest_dspy"
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
     "errors", "intervals", "budget", "tables", "config", "recipes", "data", "lms", "adapters", "program",
-    "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "pairs",
+    "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
-    "summary", "gate", "serving", "experiment",
-    "forecast", "probing", "doctor", "quote", "live", "cli", "testing",
+    "summary", "gate", "serving", "experiment", "bundle",
+    "forecast", "probing", "doctor", "quote", "live", "bundle_verbs", "cli", "testing",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

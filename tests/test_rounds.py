@@ -50,6 +50,13 @@ def test_law_3_failures_are_no_scores_and_more_of_them_are_no_gain() -> None:
     assert decide(found, rules(more_failures=0.25)).accepted
 
 
+def test_law_8_the_order_of_examples_changes_no_interval() -> None:
+    before = {f"q{i}": float(i % 3 == 0) for i in range(57)}
+    after = {name: float(place % 5 > 1) for place, name in enumerate(before)}
+    turned = gain(dict(reversed(before.items())), dict(sorted(after.items())))
+    assert gain(before, after) == turned
+
+
 def test_too_few_examples_say_nothing() -> None:
     assert decide(gain({"q": 0.0}, {"q": 1.0}), rules()).accepted is False
     assert decide(gain({}, {}), rules()).reason.startswith("the gain is not known")

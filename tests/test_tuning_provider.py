@@ -81,7 +81,7 @@ def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
         tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
 
 
-def test_finetune_gives_the_tuned_lm_and_a_failure_as_its_result(weak: dspy.LM, tmp_path: Path) -> None:
+def test_finetune_gives_the_tuned_lm_and_raises_a_failure(weak: dspy.LM, tmp_path: Path) -> None:
     data = [{"messages": [*row["prompt"], *row["completion"]]} for row in sft_rows(4)]
     settings = QUICK | {"lora": {"rank": 4, "alpha": 8}}
     job = weak.finetune(data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1})
@@ -90,8 +90,9 @@ def test_finetune_gives_the_tuned_lm_and_a_failure_as_its_result(weak: dspy.LM, 
     assert (job.status().state, job.status().step, job.status().total) == ("done", 1, 1)
     assert job.tuned is not None and job.tuned.history[0]["loss"] == job.status().logs["loss"]
     failed = weak.finetune(data, TrainDataFormat.CHAT, {"learning_rate": 1e-4})
-    assert isinstance(failed.result(), TuningError)
-    assert "train_kwargs has no 'learning_rate'" in str(failed.result())
+    with pytest.raises(TuningError, match="train_kwargs has no 'learning_rate'"):
+        failed.result()
+    assert isinstance(failed.exception(), TuningError)
     assert failed.status().state == "failed"  # pyright: ignore[reportAttributeAccessIssue]
     assert not job.cancel()
 
@@ -118,7 +119,8 @@ def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(weak: dspy.LM,
     assert job.status().state == "running"
     assert job.cancel()
     go_on.set()
-    assert isinstance(job.result(timeout=60), TuningCancelled)
+    with pytest.raises(TuningCancelled):
+        job.result(timeout=60)
     assert (job.status().state, job.status().step, job.status().total) == ("cancelled", 1, 100)
     assert list(tmp_path.iterdir()) == []
 
@@ -159,6 +161,17 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
         tuned: Any = optimizer.compile(student, trainset=train, teacher=teacher)
         assert tuned(question="0?").answer == "4 bar"
     assert tuned.lm.model == f"{weak.model}+{adapter_hash(tmp_path / 'student')}"
+
+
+def test_bootstrap_finetune_ends_with_the_error_of_the_training(weak: dspy.LM, tmp_path: Path) -> None:
+    student = dspy.Predict("question -> answer")
+    student.set_lm(weak)
+    train = [dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question") for number in range(2)]
+    (tmp_path / "thesis.tex").write_text("years of work")
+    optimizer = dspy.BootstrapFinetune(train_kwargs={"settings": SFT(**QUICK), "output": tmp_path}, num_threads=1)
+    with dspy.context(adapter=LineAdapter()), pytest.raises(TuningError, match="is not overwritten"):
+        optimizer.compile(student, trainset=train, teacher=student.deepcopy())
+    assert student.lm is weak
 
 
 def test_peak_memory_sees_what_was_taken_in_between() -> None:

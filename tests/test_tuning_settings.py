@@ -62,7 +62,7 @@ def test_a_wrong_loss_type_is_found_when_the_settings_are_made() -> None:
 def test_settings_are_frozen_and_closed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         SFT().epochs = 5  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ValidationError, match="Extra inputs"):
+    with pytest.raises(ValidationError, match=r'learning_rat: there is no such key. Did you mean "learning_rate"'):
         SFT(learning_rat=1e-4)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValidationError, match="micro_batch_size must divide batch_size"):
         SFT(batch_size=8, micro_batch_size=3)

@@ -21,6 +21,7 @@ import dspy
 
 from cowest_dspy import arms, data
 from cowest_dspy.config import Config
+from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_prices
@@ -71,6 +72,7 @@ class Experiment:
         check_steps(config)
         self.metric: Metric = load(config.metric)
         self.store = Store(run, reuse=reuse, budget=config.budget)
+        (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
         self._desk = Desk(self.run, self.store, self.watch, config, processes)
         self._tuned: dspy.LM | None = None
         self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)

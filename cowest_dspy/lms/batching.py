@@ -150,7 +150,7 @@ class Batcher:
         joining: list[Work] = []
         batch, first = loaded.begin(), True
         try:
-            while first or batch.live:
+            while (first or batch.live) and not COMPUTE.ending:
                 joining = self._joining(waiting, batch, loaded) if first or not COMPUTE.wanted else []
                 first = False
                 if joining:

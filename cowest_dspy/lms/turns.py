@@ -8,6 +8,7 @@ when it has had nothing to do for a moment: training, in its own thread, then ha
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _IDLE = 0.5  # seconds
+_PATIENCE = 30.0  # seconds
 
 
 class Turns:
@@ -26,6 +28,16 @@ class Turns:
         self._lock = threading.Lock()
         self._tasks: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self.ending = False
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        """At the end of the process: waits for the work in hand. Python ends threads that are in the midst of a computation by
+        unwinding them, which C++ answers by aborting the process. Long work looks at ``ending`` now and then, and stops."""
+        self.ending = True
+        thread = self._thread
+        if thread is not None:
+            thread.join(_PATIENCE)
 
     @property
     def wanted(self) -> bool:
@@ -54,12 +66,16 @@ class Turns:
                         self._thread = None
                         return
                 continue
+            if self.ending:
+                return
             try:
                 result.set_result(work())
             except BaseException as error:
                 result.set_exception(error)
             # Otherwise the weights that a task closes over would live until the next one.
             del work, result
+            if self.ending:
+                return
 
 
 COMPUTE = Turns()

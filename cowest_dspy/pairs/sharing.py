@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from cowest_dspy import __version__
+from cowest_dspy import __version__, hub
 from cowest_dspy.data import write_jsonl
 from cowest_dspy.errors import PairsError, masked
 from cowest_dspy.pairs.lengths import Lengths
@@ -132,25 +132,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | None = Non
     Raises:
         PairsError: no permission, no connection, no such owner; or ``private`` is wanted of a dataset that is public.
     """
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    api = HfApi(token=token)
-    try:
-        made = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        if private and api.dataset_info(made.repo_id).private is not True:
-            raise PairsError(
-                f"The dataset {made.repo_id} exists and is public: nothing was uploaded. Give another name, make it private on the "
-                "Hub, or say that it may be public (--public, private=False)."
-            )
-        api.upload_folder(repo_id=made.repo_id, repo_type="dataset", folder_path=folder, commit_message="Preference pairs")
-    except (httpx.HTTPError, OSError, HFValidationError) as error:
-        raise PairsError(
-            f"The Hub did not take {repo_id}: {masked(' '.join(str(error).split()))[:300]}. Log in with `hf auth login`, or set "
-            "HF_TOKEN to a token that may write."
-        ) from error
-    return str(made)
+    return hub.upload(folder, repo_id, kind="dataset", message="Preference pairs", private=private, token=token, error=PairsError)
 
 
 def _measured(pairs: Sequence[Pair]) -> list[tuple[float, float]]:

@@ -58,7 +58,8 @@ class Decision:
 
 def gain(before: Scores, after: Scores, *, confidence: float = 0.9, seed: int = 0) -> Gain:
     """The paired gain of ``after`` over ``before``; both have the same examples."""
-    both = [(one, other) for name, one in before.items() if one is not None and (other := after.get(name)) is not None]
+    # By name: the bootstrap draws by place, and scores that were kept come back in another order.
+    both = [(one, other) for name, one in sorted(before.items()) if one is not None and (other := after.get(name)) is not None]
     changes = [other - one for one, other in both]
     span = bootstrap_mean_interval([[change] for change in changes], level=confidence, seed=seed)
     return Gain(

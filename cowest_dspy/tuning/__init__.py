@@ -1,12 +1,13 @@
 """Tuning of the weak model: settings, trainings with TRL and PEFT, and DSPy's provider around them.
 
-settings.py   SFT, DPO, Lora: what may be said, checked at once
+other_names.py   what options of TRL and PEFT are called here
+settings.py   SFT, DPO, KTO, Lora: what may be said, checked at once
 rows.py       what training rows look like
 schedule.py   the order of rows
 watching.py   progress, peak memory, divergence
 adapters.py   adapters in a model and on disk
 trainers.py   TRL's trainers
-training.py   train_sft, train_dpo -> Tuned
+training.py   train_sft, train_dpo, train_kto -> Tuned
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
 provider.py   TRLProvider, tunable, tune
 """
@@ -19,16 +20,19 @@ from cowest_dspy.tuning.provider import (
     TunableEngine,
     TunedLM,
     TuningCancelled,
+    data_format,
     engine_of,
     tunable,
     tune,
 )
-from cowest_dspy.tuning.settings import DPO, LOSS_TYPES, SFT, Lora
-from cowest_dspy.tuning.training import Tuned, train_dpo, train_sft
+from cowest_dspy.tuning.settings import DPO, KTO, KTO_LOSS_TYPES, LOSS_TYPES, SFT, Lora
+from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep, PeakMemory
 
 __all__ = [
     "DPO",
+    "KTO",
+    "KTO_LOSS_TYPES",
     "LOSS_TYPES",
     "SFT",
     "JobStatus",
@@ -41,9 +45,11 @@ __all__ = [
     "Tuned",
     "TunedLM",
     "TuningCancelled",
+    "data_format",
     "engine_of",
     "launch",
     "train_dpo",
+    "train_kto",
     "train_sft",
     "tunable",
     "tune",

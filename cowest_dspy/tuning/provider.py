@@ -24,11 +24,12 @@ from pydantic import ValidationError
 from cowest_dspy.errors import TuningError, nearest
 from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
-from cowest_dspy.tuning.settings import DPO, SFT
-from cowest_dspy.tuning.training import Tuned, train_dpo, train_sft
+from cowest_dspy.tuning.settings import DPO, KTO, SFT
+from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep
 
-FORMATS = ("sft", "chat", "preference")
+FORMATS: dict[str, type[SFT | DPO | KTO]] = {"sft": SFT, "chat": SFT, "preference": DPO, "unpaired": KTO}
+"""Data formats, and the settings that each is tuned on with."""
 OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes")
 
 
@@ -63,9 +64,10 @@ class JobStatus:
 
 
 class TRLTrainingJob(TrainingJob):
-    """A training in a thread of ``dspy.LM.finetune``.
+    """A training in a thread of ``dspy.LM.finetune``: ``result()`` gives the tuned LM, or raises what ended the training.
 
-    As in all of DSPy, ``result()`` is the tuned LM, or the exception as a value; :func:`tune` raises it instead.
+    DSPy hands a failure over as a result, which a caller who does not look would use as an LM. Here it is an exception: of
+    ``result()``, of ``exception()``, and of whoever waits for the job, such as ``BootstrapFinetune``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -74,13 +76,20 @@ class TRLTrainingJob(TrainingJob):
         self._cancel = threading.Event()
         self._progress: tuple[int, int, dict[str, float]] = (0, 0, {})
 
+    def set_result(self, result: Any) -> None:
+        """Ends the job: with an LM, or, when DSPy says so, with a failure."""
+        if isinstance(result, BaseException):
+            self.set_exception(result)
+        else:
+            super().set_result(result)
+
     def status(self) -> JobStatus:
         """Where the job is."""
         state: Literal["running", "cancelled", "failed", "done"] = "running"
         if self.done():
-            result = self.result()
-            failed: Literal["cancelled", "failed"] = "cancelled" if isinstance(result, TuningCancelled) else "failed"
-            state = failed if isinstance(result, Exception) else "done"
+            error = self.exception()
+            failed: Literal["cancelled", "failed"] = "cancelled" if isinstance(error, TuningCancelled) else "failed"
+            state = failed if error else "done"
         return JobStatus(state, *self._progress)
 
     def cancel(self) -> bool:
@@ -104,10 +113,10 @@ class TRLTrainingJob(TrainingJob):
 class TRLProvider(Provider):
     """Tunes the model of an in-process engine with TRL, and loads the result into that engine.
 
-    ``train_kwargs``: ``settings`` (an ``SFT``, a ``DPO``, or a dictionary of one), ``output`` (the adapter's folder),
+    ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one), ``output`` (the adapter's folder),
     ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
     a new one), ``processes`` (that train together; default 1, this one). Data formats: "sft" (prompt and completion), DSPy's
-    chat (the last message is the completion), and "preference" (prompt, chosen, rejected).
+    chat (the last message is the completion), "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion, label).
     """
 
     def __init__(self, engine: TunableEngine) -> None:
@@ -153,7 +162,7 @@ class TRLProvider(Provider):
         """As :meth:`finetune`, without loading the adapter."""
         kind = _format(data_format)
         settings = _settings(kind, options)
-        train: Any = train_dpo if kind == "preference" else train_sft
+        train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
         if options.get("processes", 1) != 1:
             train = partial(launch, processes=options["processes"])
         tuned = train(
@@ -182,8 +191,8 @@ class TunedLM:
 def tune(
     lm: dspy.LM,
     data: Sequence[Row],
-    data_format: Literal["sft", "chat", "preference"] | TrainDataFormat,
-    settings: SFT | DPO,
+    data_format: Literal["sft", "chat", "preference", "unpaired"] | TrainDataFormat,
+    settings: SFT | DPO | KTO,
     output: str | Path,
     *,
     seed: int = 0,
@@ -231,6 +240,11 @@ def engine_of(lm: dspy.LM) -> TunableEngine:
     return engine
 
 
+def data_format(settings: SFT | DPO | KTO) -> Literal["sft", "preference", "unpaired"]:
+    """The data format that these settings are for."""
+    return "preference" if isinstance(settings, DPO) else "unpaired" if isinstance(settings, KTO) else "sft"
+
+
 def _format(given: TrainDataFormat | str | None) -> str:
     name = given.value if isinstance(given, TrainDataFormat) else given
     if name not in FORMATS:
@@ -238,16 +252,16 @@ def _format(given: TrainDataFormat | str | None) -> str:
     return name
 
 
-def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO:
+def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO | KTO:
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise TuningError(
             f"train_kwargs has no {unknown[0]!r}.{nearest(unknown[0], OPTIONS)} It has {', '.join(OPTIONS)}; "
-            "learning rates and the like belong to settings=SFT(...) or settings=DPO(...)."
+            "learning rates and the like belong to settings=SFT(...), DPO(...) or KTO(...)."
         )
     if "output" not in options:
         raise TuningError('train_kwargs needs output, the folder of the adapter: {"settings": SFT(), "output": "adapters/first"}.')
-    wanted = DPO if kind == "preference" else SFT
+    wanted = FORMATS[kind]
     given = options.get("settings", {})
     if isinstance(given, Mapping):
         try:

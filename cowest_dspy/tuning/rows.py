@@ -2,6 +2,7 @@
 
     SFT         {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
     preference  {"prompt": [...], "chosen": [{"role": "assistant", ...}], "rejected": [{"role": "assistant", ...}]}
+    unpaired    {"prompt": [...], "completion": [{"role": "assistant", ...}], "label": true}
     chat        {"messages": [..., {"role": "assistant", "content": "4"}]}     DSPy's; the last message is the completion
 
 Other columns, such as a pair's lineage, are allowed and ignored. Everything wrong is found before a model is loaded.
@@ -40,6 +41,26 @@ def preference_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:
             f"{_some(same)}: chosen and rejected are the same text, so nothing can be learnt from them. Leave them out."
         )
     return checked
+
+
+def unpaired_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Checked rows with exactly ``prompt``, ``completion`` and ``label``, which is True for a desirable completion.
+
+    Raises:
+        TuningError: no rows, one that is not of this shape, a label that is no bool, or only one label.
+    """
+    rows = list(rows)
+    checked = _checked(rows, ("completion",), "unpaired")
+    labels = [row.get("label") for row in rows]
+    for index, label in enumerate(labels):
+        if not isinstance(label, bool):
+            raise TuningError(f'Row {index}: "label" must be true (desirable) or false (undesirable); {_shown(label)} was given.')
+    if len(set(labels)) < 2:
+        raise TuningError(
+            f"All {len(labels)} rows have the label {str(labels[0]).lower()}: KTO learns from the difference, so both labels are "
+            "needed. Add rows of the other label" + (", or use SFT." if labels[0] else ".")
+        )
+    return [{**row, "label": label} for row, label in zip(checked, labels, strict=True)]
 
 
 def chat_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:

@@ -1,18 +1,21 @@
-"""What tuning may be told: ``SFT``, ``DPO`` and ``Lora``, frozen and checked when they are made, not at the first step.
+"""What tuning may be told: ``SFT``, ``DPO``, ``KTO`` and ``Lora``, frozen and checked when they are made, not at the first step.
 
     SFT(epochs=4, learning_rate=3e-4)
     DPO(beta=0.1, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.2), lora=Lora(rank=32, alpha=64))
+    KTO(beta=0.1, desirable_weight=1.5)
 
 A TOML table with the same keys makes the same object.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
+from cowest_dspy.tuning import other_names
 
 # The names that trl.DPOConfig documents (TRL 1.16). TRL itself finds a wrong one only at the first step.
 LOSS_TYPES = (
@@ -33,6 +36,11 @@ LOSS_TYPES = (
     "sigmoid_norm",
 )
 
+# The names that trl.KTOConfig documents.
+KTO_LOSS_TYPES = ("kto", "apo_zero_unpaired")
+
+# Names of transformers that are packages' names, too. "all" is not offered: it would send to whatever happens to be installed.
+REPORTERS = ("mlflow", "tensorboard", "trackio", "wandb")
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -41,6 +49,18 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, given: Any) -> Any:
+        """A name that TRL has or had, and another settings object's, gets a sentence that says what to write instead."""
+        if isinstance(given, Mapping) and (told := other_names.unknown_keys(given, cls.model_fields, *cls._other_keys())):
+            raise ValueError("\n  ".join(told))
+        return given
+
+    @classmethod
+    def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return {}, {}
 
 
 class Lora(_Frozen):
@@ -56,6 +76,10 @@ class Lora(_Frozen):
     dropout: Part = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
+    @classmethod
+    def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return other_names.LORA, {}
+
 
 class _Training(_Frozen):
     """What all ways of tuning share; see :class:`SFT` for the meaning of each field."""
@@ -70,6 +94,36 @@ class _Training(_Frozen):
     max_length: Annotated[int, Field(ge=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     lora: Lora | None = None
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    evaluate_every: Count | None = None
+    patience: Count | None = None
+    keep_best: bool = True
+    report_to: tuple[str, ...] = ()
+
+    @field_validator("report_to")
+    @classmethod
+    def _reporters_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in REPORTERS:
+                raise ValueError(f'report_to has no "{name}".{nearest(name, REPORTERS)} It has: {", ".join(REPORTERS)}')
+        return value
+
+    @model_validator(mode="after")
+    def _what_evaluates_has_rows(self) -> _Training:
+        if not self.held_out and (self.evaluate_every or self.patience):
+            given = "evaluate_every" if self.evaluate_every else "patience"
+            raise ValueError(f"{given} needs rows to evaluate on: set held_out, for instance 0.1, or leave {given} out")
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings as JSON values, without those that cannot change the adapter: where logs go, how to evaluate on nothing."""
+        idle = set() if self.held_out else {"held_out", "evaluate_every", "patience", "keep_best"}
+        return self.model_dump(mode="json", exclude={"report_to", *idle})
+
+    @classmethod
+    def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        kinds = {"SFT": SFT, "DPO": DPO, "KTO": KTO, "lora = Lora(...)": Lora}
+        return other_names.TRAINING, {key: name for name, kind in kinds.items() for key in kind.model_fields}
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> _Training:
@@ -108,6 +162,13 @@ class SFT(_Training):
         bfloat16 is faster, but what an adapter adds to an activation is lost while it is below 1/256 of it, so the very
         first steps do less than in float32 (measured: SmolLM2-135M lags one step behind).
     lora: the adapter's size. None: ``Lora()``, or that of the adapter that is trained further.
+    held_out: part of the rows, in [0, 0.5], that is not trained on but evaluated on. Rows of one example or of one prompt stay
+        together. 0: nothing is evaluated. See evaluation.py.
+    evaluate_every: optimiser steps from one evaluation to the next; the last step is always one. None: about ten evaluations.
+    patience: stop after so many evaluations in a row without a lower held-out loss than the lowest before. None: never.
+    keep_best: give the adapter of the evaluation with the lowest held-out loss, not that of the last step.
+    report_to: where else the logs go, names of ``REPORTERS`` such as "tensorboard" or "mlflow"; nowhere by default. What writes
+        files writes them into the folder ``<output>.logs``, unless its own environment variable says otherwise.
     """
 
 
@@ -125,6 +186,10 @@ class DPO(_Training):
         change the result: give it explicitly there.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts.
+
+    "cpo", "simpo" and "orpo" are refused: TRL has them only in trl.experimental, whose trainers cut rows that are longer than a
+    limit, and tokenise a chat template's text anew (ORPO's also puts loss on prompts). "sigmoid_norm" divides by lengths as SimPO
+    does; ("sigmoid", "sft") adds the likelihood of the chosen side as CPO and ORPO do.
     """
 
     epochs: Positive = 4.0
@@ -147,6 +212,10 @@ class DPO(_Training):
         if not names:
             raise ValueError('loss_type is empty: name at least one, for instance "sigmoid"')
         for name in names:
+            if name in other_names.EXPERIMENTAL:
+                raise ValueError(other_names.refusal(name))
+            if name in KTO_LOSS_TYPES:
+                raise ValueError(f'"{name}" is a loss of KTO(...), [kto] in a TOML: it learns from labelled drafts, not pairs')
             if name not in LOSS_TYPES:
                 raise ValueError(f'TRL has no DPO loss "{name}".{nearest(name, LOSS_TYPES)} It has: {", ".join(LOSS_TYPES)}')
         return value
@@ -157,4 +226,67 @@ class DPO(_Training):
             raise ValueError(f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses: give one for each")
         if "exo_pair" in self.losses and not self.label_smoothing:
             raise ValueError('"exo_pair" needs label_smoothing > 0, for instance 1e-3')
+        return self
+
+
+class KTO(_Training):
+    """Tuning on drafts one by one, each labelled as desirable or not: KTO (Ethayarajh et al., 2024, arXiv 2402.01306).
+
+    It needs no two drafts of one question to compare, so every draft that helped or hurt teaches, also where all helped.
+
+    beta: how strongly the tuned model is held to the reference; higher holds more. 0.1 is the paper's and TRL's.
+    loss_type: "kto"; or "apo_zero_unpaired", which has no KL term (D'Oosterlinck et al., 2024, arXiv 2408.06266).
+    desirable_weight, undesirable_weight: the paper's lambda_D and lambda_U, factors of the losses of either label. None: so that
+        both labels weigh the same as a whole, n_D lambda_D = n_U lambda_U, the lower end of what the paper's section on
+        imbalanced data recommends (1 to 4/3); the commoner label then has 1, or what was given. TRL's default is 1 and 1.
+    epochs, learning_rate: as of DPO.
+    batch_size: rows of one optimiser step, at least 2. TRL's documentation recommends 16 to 128. KTO compares each row with an
+        estimate of the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the
+        completion of another (unpaired.py): more rows, a steadier estimate.
+    micro_batch_size: rows of one forward pass. TRL estimates the KL from these alone; here they do not change the result.
+
+    Everything else is as in :class:`SFT`. The reference is the model as it is when training starts. Its log-probabilities are
+    computed once, those of mixed rows too; a step has one forward pass without gradients more than one of SFT.
+    """
+
+    epochs: Positive = 4.0
+    learning_rate: Positive = 3e-4
+    batch_size: Count = 16
+    beta: Positive = 0.1
+    loss_type: str = "kto"
+    desirable_weight: Positive | None = None
+    undesirable_weight: Positive | None = None
+
+    def weights(self, desirable: int, undesirable: int) -> tuple[float, float]:
+        """The factors of desirable and undesirable losses for so many rows of each; where neither is given, the smaller is 1.
+
+        >>> KTO().weights(desirable=30, undesirable=10), KTO(desirable_weight=2.0).weights(desirable=30, undesirable=10)
+        ((1.0, 3.0), (2.0, 6.0))
+        """
+        good, bad = self.desirable_weight, self.undesirable_weight
+        if good is None and bad is None:
+            most = max(desirable, undesirable)
+            return most / desirable, most / undesirable
+        if good is None:
+            assert bad is not None
+            return bad * undesirable / desirable, bad
+        return good, good * desirable / undesirable if bad is None else bad
+
+    @field_validator("loss_type")
+    @classmethod
+    def _loss_exists(cls, value: str) -> str:
+        if value not in KTO_LOSS_TYPES:
+            raise ValueError(
+                f'TRL has no KTO loss "{value}".{nearest(value, KTO_LOSS_TYPES)} It has: {", ".join(KTO_LOSS_TYPES)}'
+                + ("; that one is of DPO(...), [dpo] in a TOML" if value in LOSS_TYPES else "")
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _the_kl_term_can_be_estimated(self) -> KTO:
+        if self.loss_type == "kto" and self.batch_size == 1:
+            raise ValueError(
+                "KTO estimates its KL term from prompts with completions of other rows of the same optimiser step, and batch_size "
+                'is 1: give 2 or more, better 16, or loss_type = "apo_zero_unpaired"'
+            )
         return self

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters
-from cowest_dspy.tuning.settings import DPO, SFT, Lora
+from cowest_dspy.tuning import adapters, unpaired
+from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
 
 def sft_trainer(settings: SFT, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
@@ -41,25 +41,49 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
     return DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
 
 
+def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
+    """A ``trl.KTOTrainer`` (unpaired.py) with its data tokenised; its reference is the untrained adapter, or the bare base."""
+    from datasets import Dataset
+    from trl.trainer.kto_config import KTOConfig
+
+    desirable = sum(row["label"] for row in data)
+    good, bad = settings.weights(desirable, len(data) - desirable)
+    args = KTOConfig(
+        **_arguments(settings, len(data), work, seed),
+        beta=settings.beta,
+        loss_type=settings.loss_type,
+        desirable_weight=good,
+        undesirable_weight=bad,
+    )
+    trainer_class = unpaired.kto_trainer_class()
+    return trainer_class(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+
+
 def lengths(trainer: Any) -> list[int]:
     """Tokens of every row as it is trained on; of a pair, of its longer side."""
     data = trainer.train_dataset
     if "input_ids" in data.column_names:
         return [len(ids) for ids in data["input_ids"]]
+    if "completion_ids" in data.column_names:
+        return [len(prompt) + len(ids) for prompt, ids in zip(data["prompt_ids"], data["completion_ids"], strict=True)]
     sides = zip(data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True)
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
 
 
-def run(trainer: Any, order: Sequence[int], callback: Any) -> None:
-    """Trains on the rows in ``order``, and tells ``callback``."""
+def run(trainer: Any, order: Sequence[int], *callbacks: Any) -> None:
+    """Trains on the rows in ``order``, and tells ``callbacks``, in this order."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(callback)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     with scoring_completions_only():
         if "chosen_ids" in trainer.train_dataset.column_names:
             _compute_reference(trainer)
-        trainer.train_dataset = trainer.train_dataset.select(order)
+        if "label" in trainer.train_dataset.column_names:
+            unpaired.prepare(trainer, order)
+        else:
+            trainer.train_dataset = trainer.train_dataset.select(order)
         trainer.train()
 
 
@@ -109,8 +133,8 @@ def scoring_completions_only() -> Iterator[None]:
         utils._use_triton = original
 
 
-def _parts(settings: SFT | DPO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
-    """Model, tokenizer and adapter as both trainers take them."""
+def _parts(settings: SFT | DPO | KTO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
+    """Model, tokenizer and adapter as all trainers take them."""
     from transformers import set_seed
 
     model = adapters.load_base(base)
@@ -121,8 +145,8 @@ def _parts(settings: SFT | DPO, base: Path, adapter: Path | None, seed: int) -> 
     return parts | {"model": model, "peft_config": adapters.lora_config(settings.lora or Lora())}
 
 
-def _arguments(settings: SFT | DPO, rows: int, work: Path, seed: int) -> dict[str, Any]:
-    """What both trainers share. Rows come in the order in which they are given: schedule.py has shuffled them."""
+def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> dict[str, Any]:
+    """What all trainers share. Rows come in the order in which they are given: schedule.py has shuffled them."""
     import torch
 
     schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -146,7 +170,7 @@ def _arguments(settings: SFT | DPO, rows: int, work: Path, seed: int) -> dict[st
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "report_to": "none",
+        "report_to": list(settings.report_to) or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": seed,

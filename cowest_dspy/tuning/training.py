@@ -1,4 +1,4 @@
-"""``train_sft`` and ``train_dpo``: rows in, an adapter out. TRL's trainers and PEFT's LoRA on a freshly loaded base.
+"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out. TRL's trainers and PEFT's LoRA on a freshly loaded base.
 
     tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct", adapter=None, output=Path("adapters/r1"))
     tuned.adapter_hash        # "5f2c09a1b3de"
@@ -17,8 +17,8 @@ from typing import Any
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters, rows, schedule, trainers
-from cowest_dspy.tuning.settings import DPO, SFT
+from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, trainers
+from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
 
@@ -28,9 +28,11 @@ class Tuned:
 
     path: the adapter's folder. adapter_hash: 12 hexadecimal digits of its content; another tensor, another hash.
     base_id: name and content hash of the base that it belongs to.
-    history: one record per optimiser step: step, epoch, loss, learning_rate, grad_norm, and of DPO rewards/margins, ...
+    history: one record per optimiser step: step, epoch, loss, learning_rate, grad_norm, and of DPO and KTO rewards/margins, ...
     seconds, peak_memory_bytes: of the whole training, loading included. tokens: read by the model, all passes together.
     trained_rows: rows that were seen, a row of two passes counted twice. settings: as they were given.
+    best_step: of the lowest held-out loss; None when nothing is held out. stopped_early: patience was over before the last step.
+    With held-out rows, history has records of their own for them: step, epoch, eval_loss, eval_kl, ...; see evaluation.py.
     """
 
     path: Path
@@ -42,6 +44,8 @@ class Tuned:
     trained_rows: int
     peak_memory_bytes: int
     settings: dict[str, Any] = field(default_factory=dict)
+    best_step: int | None = None
+    stopped_early: bool = False
 
 
 def train_sft(
@@ -64,7 +68,9 @@ def train_sft(
             no number, an output folder that holds something else.
         ModelError: a base or an adapter that cannot be used.
     """
-    return _train(settings, rows.sft_rows(data), trainers.sft_trainer, base, adapter, output, seed, on_step)
+    data = list(data)
+    checked, examples = rows.sft_rows(data), evaluation.example_ids(data)
+    return _train(settings, checked, trainers.sft_trainer, base, adapter, output, seed, on_step, examples)
 
 
 def train_dpo(
@@ -82,7 +88,27 @@ def train_dpo(
     The reference is the model as it is at the start: the base, or the base with ``adapter``. Its log-probabilities are
     computed once, before the first step. Everything else is as in :func:`train_sft`.
     """
-    return _train(settings, rows.preference_rows(data), trainers.dpo_trainer, base, adapter, output, seed, on_step)
+    data = list(data)
+    checked, examples = rows.preference_rows(data), evaluation.example_ids(data)
+    return _train(settings, checked, trainers.dpo_trainer, base, adapter, output, seed, on_step, examples)
+
+
+def train_kto(
+    settings: KTO,
+    data: Iterable[rows.Row],
+    *,
+    base: str,
+    adapter: Path | None = None,
+    output: Path,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Tuned:
+    """Tunes on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those labelled True, away from the others.
+
+    The reference is the model as it is at the start: the base, or the base with ``adapter``. Both labels must occur.
+    Everything else is as in :func:`train_sft`.
+    """
+    return _train(settings, rows.unpaired_rows(data), trainers.kto_trainer, base, adapter, output, seed, on_step)
 
 
 def _train(
@@ -94,18 +120,37 @@ def _train(
     output: Path,
     seed: int,
     on_step: OnStep | None,
+    examples: Sequence[Any] | None = None,
 ) -> Tuned:
     started = time.monotonic()
+    reporting.check(settings.report_to)
     folder, output = weights.locate(base), Path(output)
-    steps, history = settings.steps(len(data)), []
-    callback = step_callback(on_step, history, len(data) / settings.batch_size)
-    with adapters.workplace(output) as work, PeakMemory() as memory, trainers.quiet(), trainers.own_random_state():
-        trainer = make_trainer(settings, data, folder, adapter, work, seed)
+    split = evaluation.split(data, settings.held_out, seed, examples)
+    steps, history, evaluating = settings.steps(len(split.kept)), [], None
+    per_epoch = len(split.kept) / settings.batch_size
+    callbacks = [step_callback(on_step, history, per_epoch)]
+    with (
+        adapters.workplace(output) as work,
+        PeakMemory() as memory,
+        trainers.quiet(),
+        trainers.own_random_state(),
+        reporting.places(settings.report_to, output),
+    ):
+        # All rows go through the trainer's tokenisation; the steps are of those that are kept.
+        trainer = make_trainer(settings.model_copy(update={"max_steps": steps}), data, folder, adapter, work, seed)
+        trainer.args.run_name = output.name
         lengths = trainers.lengths(trainer)
         _check_lengths(lengths, settings.max_length, trainer.model.config)
         adapters.count_trainable(trainer.model)
-        order = schedule.order(lengths, steps, settings.batch_size, seed)
-        trainers.run(trainer, order, callback)
+        if split.held:
+            evaluating = evaluation.Evaluation(trainer, settings, split.held, history, per_epoch)
+            callbacks.append(evaluating.callback())
+            trainer.train_dataset = trainer.train_dataset.select(split.kept)
+        order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
+        evaluation.log_kl(trainer, order, settings)
+        trainers.run(trainer, order, *callbacks)
+        if evaluating:
+            evaluating.finish()
         digest = adapters.save(trainer.model, work, output, folder.name)
         trainers.release(trainer)
     del trainer
@@ -116,10 +161,12 @@ def _train(
         base_id=f"{folder.name}@{weights.folder_hash(folder)}",
         history=history,
         seconds=time.monotonic() - started,
-        tokens=int(history[-1].get("num_tokens", 0)),
-        trained_rows=len(order),
+        tokens=int(max((record.get("num_tokens", 0) for record in history), default=0)),
+        trained_rows=int(history[-1]["step"]) * settings.batch_size,
         peak_memory_bytes=memory.peak_bytes,
         settings=settings.model_dump(mode="json"),
+        best_step=evaluating.best_step if evaluating else None,
+        stopped_early=bool(evaluating and evaluating.stopped_early),
     )
 
 

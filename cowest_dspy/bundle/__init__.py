@@ -1,0 +1,18 @@
+"""A bundle: what a run ended with, in one folder that can be moved, checked, loaded and published.
+
+    program.json    prompts and demos (no LM)         adapter/       the weak model's adapter, safetensors
+    recipe/         the task's Python files           config.toml    the configuration, no secrets, no paths of a machine
+    pairs.jsonl     preference pairs with lineage     metrics.json   arms with n and intervals, influence, rounds
+    README.md       the model card                    cowest.json    the manifest: versions, models, a hash of every file
+
+manifest.py   what cowest.json says, and verify_bundle
+writing.py    write_bundle, from a finished run
+card.py       the model card
+loading.py    load_bundle, merged, as_gguf
+"""
+
+from cowest_dspy.bundle.loading import as_gguf, load_bundle, merged
+from cowest_dspy.bundle.manifest import Manifest, read_manifest, verify_bundle
+from cowest_dspy.bundle.writing import push_bundle, write_bundle
+
+__all__ = ["Manifest", "as_gguf", "load_bundle", "merged", "push_bundle", "read_manifest", "verify_bundle", "write_bundle"]

@@ -1,0 +1,42 @@
+"""Uploads to the Hub: of a folder, in one commit, private unless it is said otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cowest_dspy.errors import CowestError, masked
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    kind: Literal["dataset", "model"],
+    message: str,
+    private: bool,
+    token: str | None,
+    error: type[CowestError],
+) -> str:
+    """Uploads a folder as a Hub dataset or model, made when it is not there; gives its address. Failures are raised as ``error``:
+    no permission, no connection, no such owner; or ``private`` is wanted of what is public."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    api = HfApi(token=token)
+    try:
+        made = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        info = api.dataset_info if kind == "dataset" else api.model_info
+        if private and info(made.repo_id).private is not True:
+            raise error(
+                f"The {kind} {made.repo_id} exists and is public: nothing was uploaded. Give another name, make it private on the "
+                "Hub, or say that it may be public (--public, private=False)."
+            )
+        api.upload_folder(repo_id=made.repo_id, repo_type=kind, folder_path=folder, commit_message=message)
+    except (httpx.HTTPError, OSError, HFValidationError) as found:
+        raise error(
+            f"The Hub did not take {repo_id}: {masked(' '.join(str(found).split()))[:300]}. Log in with `hf auth login`, or set "
+            "HF_TOKEN to a token that may write."
+        ) from found
+    return str(made)
