@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tuning_rows import LORA, assert_close, kinds, quick, sft_rows
 
 from cowest_dspy import Store
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.tuning import DPO, SFT, launch, launching
+from cowest_dspy.tuning import DPO, KTO, SFT, launch, launching
 from cowest_dspy.tuning.launching import dealt_out
 
 TESTS = Path(__file__).parent
@@ -181,6 +182,19 @@ def test_a_batch_that_cannot_be_dealt_out_says_what_to_set(settings: Any, proces
         dealt_out(settings, processes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (KTO(), "KTO compares the rows of a whole step: train with one process"),
+        (SFT(held_out=0.25), "held_out works with one process only"),
+        (SFT(report_to=("tensorboard",)), "report_to works with one process only"),
+    ],
+)
+def test_what_needs_one_process_is_refused(settings: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=says):
+        launch(settings, sft_rows(), 2, base="nowhere/at-all", output=tmp_path / "out")
+
+
 def test_fewer_gpus_than_processes_are_an_error(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(TuningError, match="2 processes need a GPU each, and this machine has 1"):
@@ -197,6 +211,30 @@ def test_progress_is_told_once_and_only_of_whole_lines(tmp_path: Path) -> None:
             lines.write(text)
         progress.tell()
     assert told == [(0, 2, {}), (1, 2, {"loss": 0.5})]
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "says"),
+    [
+        (
+            {"error-0.json": ("ValueError", "connection lost"), "error-1.json": ("ModelError", "no such base")},
+            ModelError,
+            "^no such base$",
+        ),
+        (
+            {"error-1.json": ("ValueError", "line\n" * 50 + "odd shape")},
+            TuningError,
+            r"Process 1 of 2 failed:(\n  line){14}\n  odd shape$",
+        ),
+        ({}, TuningError, r"(?s)exit code 7.*\n  no port; key \*\*\*$"),
+    ],
+)
+def test_a_failure_is_told_by_its_cause(files: dict[str, Any], kind: type[Exception], says: str, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("starting\nno port; key sk-abcdefghijklmnop1234")
+    for name, (error, text) in files.items():
+        (tmp_path / name).write_text(json.dumps({"type": error, "text": text}))
+    with pytest.raises(kind, match=says):
+        raise launching._failure(tmp_path, 2, 7)
 
 
 @pytest.fixture

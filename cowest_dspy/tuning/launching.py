@@ -51,16 +51,14 @@ def launch(
     ``peak_memory_bytes`` is of all processes together; ``history`` is of all rows, as with one process.
 
     Raises:
-        TuningError: KTO or held-out rows, which work with one process only; a batch that cannot be dealt out, fewer GPUs than
-            processes, a process that dies, or what ``train_sft`` and ``train_dpo`` raise.
+        TuningError: KTO, held-out rows or reports elsewhere, which need one process; a batch that cannot be dealt out, fewer GPUs
+            than processes, a process that dies, or what ``train_sft`` and ``train_dpo`` raise.
         ModelError: a base or an adapter that cannot be used.
     """
     import torch
 
     started = time.monotonic()
-    if isinstance(settings, KTO) or settings.held_out:
-        what = "KTO, whose KL term is of all rows of a step," if isinstance(settings, KTO) else "held_out"
-        raise TuningError(f"{what} works with one process only: leave processes (--accelerate) out.")
+    _check_known(settings)
     preference = isinstance(settings, DPO)
     checked = rows.preference_rows(data) if preference else rows.sft_rows(data)
     cards = torch.cuda.device_count()
@@ -90,6 +88,15 @@ def launch(
         "settings": settings.model_dump(mode="json"),
     }
     return Tuned(**{**results[0], **own})
+
+
+def _check_known(settings: object) -> None:
+    """What needs all rows in one process, or has not been compared with one, is refused and not done somehow."""
+    if not isinstance(settings, SFT | DPO):
+        raise TuningError(f"{type(settings).__name__} compares the rows of a whole step: train with one process.")
+    for name in ("held_out", "report_to"):
+        if getattr(settings, name):
+            raise TuningError(f"{name} works with one process only: leave it out, or train with one process.")
 
 
 def dealt_out(settings: SFT | DPO, processes: int) -> SFT | DPO:
