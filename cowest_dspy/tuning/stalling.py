@@ -44,7 +44,7 @@ def callback(trainer: Any, warmup_steps: int) -> Any:
             if abs(before) > LEARNT and abs(after - before) <= LEAST * abs(before):
                 raise TuningError(
                     f"The loss does not move: of the rows of the first batch it was {before:.6f}, and after {state.global_step} "
-                    f"steps it is {after:.6f}. Raise learning_rate ({args.learning_rate:g}; an adapter takes about 1e-4 to 1e-3, more "
+                    f"steps it is {after:.6f}. Raise learning_rate ({args.learning_rate:g}; an adapter takes 1e-4 to 1e-3, more "
                     "than full fine-tuning), or see whether the rows contradict each other."
                 )
 
