@@ -12,8 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(highlight=False)
 
 
+# Rich forgets, for the time that is left, what is older than its 30 seconds; a step of training can take longer than that.
+_REMEMBERED_SECONDS = 1800.0
+
+
 class Live:
-    """Stages as progress bars in a terminal, and as plain lines elsewhere."""
+    """Stages as progress bars in a terminal, with what is done, of how much, and the time left; and as plain lines elsewhere."""
 
     def __init__(self) -> None:
         self._columns = (
@@ -31,7 +35,7 @@ class Live:
         if not console.is_terminal:
             yield _plain(title)
             return
-        with Progress(*self._columns, console=console) as bars:
+        with Progress(*self._columns, console=console, speed_estimate_period=_REMEMBERED_SECONDS) as bars:
             task = bars.add_task(title, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
 

@@ -247,6 +247,20 @@ def test_a_curve_from_trl_keeps_steps_and_leaves_summaries_out():
     assert points == (CurvePoint(1.0, 0.69, 0.0, 0.5), CurvePoint(2.0, None, 0.2, None))
 
 
+def test_a_curve_from_trl_has_its_evaluations_as_points_of_their_own():
+    history = [
+        {"step": 0, "epoch": 0.0, "eval_loss": 0.7, "eval_kl": 0.0},
+        {"step": 1, "loss": 0.6, "kl": -0.1},
+        {"step": 1, "epoch": 1.0, "eval_loss": math.nan, "eval_rewards/margins": 0.2},
+        {"step": 2, "eval_loss": 0.5, "eval_rewards/margins": 0.2, "eval_rewards/accuracies": 1.0, "eval_kl": 0.3},
+    ]
+    assert Curve.from_trl("dpo", history).points == (
+        CurvePoint(0.0, eval_loss=0.7, eval_kl=0.0),
+        CurvePoint(1.0, 0.6, kl=-0.1),
+        CurvePoint(2.0, eval_loss=0.5, eval_reward_margin=0.2, eval_reward_accuracy=1.0, eval_kl=0.3),
+    )
+
+
 def test_a_trace_row_takes_the_fields_it_shows_from_anything_that_has_them():
     row = trace(0)
     assert TraceRow.of(SimpleNamespace(**dataclasses.asdict(row), tokens={}, prompt=())) == row

@@ -226,6 +226,32 @@ def test_a_line_chart_has_a_point_per_value_and_says_what_it_shows():
     assert not line_chart([(1.0, 0.7)], "step", "loss")
 
 
+def test_a_line_chart_shows_held_out_rows_beside_those_of_the_training():
+    training, held_out = [(1.0, 0.7), (2.0, 0.5)], [(0.0, 0.9), (1.0, 0.8), (2.0, 0.6)]
+    chart = line_chart(training, "step", "loss", held_out=held_out)
+    assert [len(points.split()) for points in re.findall(r'<polyline points="([^"]+)"', chart)] == [2, 3]
+    assert 'aria-label="loss over step: from 0.7 to 0.5; loss, held out over step: from 0.9 to 0.6"' in chart
+    assert "dashed: held out" in chart and chart.count('class="line held-out"') == 1
+    # All points are inside the axes, also those at step 0.
+    numbers = [float(x) for points in re.findall(r'points="([^"]+)"', chart) for x in re.findall(r"([\d.]+),", points)]
+    assert min(numbers) == 52 and max(numbers) == 408
+    alone = line_chart([], "step", "loss", held_out=held_out)
+    assert "polyline" in alone and 'aria-label="loss, held out over step: from 0.9 to 0.6"' in alone
+
+
+def test_a_page_shows_the_evaluations_of_a_training():
+    history = [
+        {"step": 0, "eval_loss": 0.69, "eval_rewards/margins": 0.0, "eval_rewards/accuracies": 0.5, "eval_kl": 0.0},
+        {"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5, "kl": 0.0},
+        {"step": 2, "loss": 0.5, "rewards/margins": 0.4, "rewards/accuracies": 1.0, "kl": -0.25},
+        {"step": 2, "eval_loss": 0.61, "eval_rewards/margins": 0.3, "eval_rewards/accuracies": 0.75, "eval_kl": -0.125},
+    ]
+    page = render_html(dataclasses.replace(full_run(), curves=(Curve.from_trl("dpo", history),)))
+    assert "loss over step: from 0.69 to 0.5; loss, held out over step: from 0.69 to 0.61" in page
+    assert "reward accuracy, held out over step: from 0.5 to 0.75" in page
+    assert "log-ratio to the reference over step: from 0 to -0.25; log-ratio to the reference, held out over step" in page
+
+
 def test_svg_elements_escape_what_they_are_given():
     assert tag("text", "<b>", class_='"x') == '<text class="&#34;x">&lt;b&gt;</text>'
 

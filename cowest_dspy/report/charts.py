@@ -67,25 +67,30 @@ def histogram(values: Sequence[float], label: str, *, bins: int = 21) -> Markup:
     return _svg(label, *axes, *bars, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
 
 
-def line_chart(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
-    """One line over axes with round ticks; with fewer than two points nothing is drawn (an empty Markup)."""
-    if len(points) < 2:
+def line_chart(points: Sequence[Point], x_label: str, y_label: str, *, held_out: Sequence[Point] = ()) -> Markup:
+    """A line over axes with round ticks, and a dashed one of what was measured on held-out rows, named in the chart.
+
+    With fewer than two points in each nothing is drawn (an empty Markup).
+    """
+    named = ((points, "line", ""), (held_out, "line held-out", ", held out"))
+    lines = [(line, kind, name) for line, kind, name in named if len(line) >= 2]
+    if not lines:
         return Markup()
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    xs, ys = ([point[axis] for line, _, _ in lines for point in line] for axis in (0, 1))
     y_ticks = nice_ticks(min(ys), max(ys))
     frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
-    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
     x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), 6) if min(xs) <= tick <= max(xs)]
-    axes = frame.axes(x_ticks, y_ticks, x_label, y_label)
-    x, y = points[-1]
-    title = tag("title", f"{y_label} {y:.4g} at {x_label} {x:g}")
-    parts = [
-        *axes,
-        tag("polyline", points=path, class_="line"),
-        tag("circle", title, cx=frame.x(x), cy=frame.y(y), r=3.5),
-    ]
-    label = f"{y_label} over {x_label}: from {ys[0]:.4g} to {ys[-1]:.4g}"
-    return _svg(label, *parts, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
+    parts, said = frame.axes(x_ticks, y_ticks, x_label, y_label), []
+    for line, kind, name in lines:
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line)
+        x, y = line[-1]
+        title = tag("title", f"{y_label}{name} {y:.4g} at {x_label} {x:g}")
+        parts.append(tag("polyline", points=path, class_=kind))
+        parts.append(tag("circle", title, cx=frame.x(x), cy=frame.y(y), r=3.5))
+        said.append(f"{y_label}{name} over {x_label}: from {line[0][1]:.4g} to {y:.4g}")
+    if len(held_out) >= 2:
+        parts.append(tag("text", "dashed: held out", x=_WIDTH - _RIGHT, y=_TOP - 2, class_="tick end"))
+    return _svg("; ".join(said), *parts, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:

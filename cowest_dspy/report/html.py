@@ -175,11 +175,17 @@ def _influence(report: RunReport) -> dict[str, Any]:
 
 
 def _curve_charts(curve: Curve) -> list[Markup]:
-    names = (("loss", "loss"), ("reward_margin", "reward margin"), ("reward_accuracy", "reward accuracy"))
-    drawn = []
-    for field, label in names:
-        points = [(point.step, value) for point in curve.points if (value := getattr(point, field)) is not None]
-        drawn.append(charts.line_chart(points, "step", label))
+    names = (
+        ("loss", "loss"),
+        ("reward_margin", "reward margin"),
+        ("reward_accuracy", "reward accuracy"),
+        ("kl", "log-ratio to the reference"),
+    )
+
+    def points(field: str) -> list[charts.Point]:
+        return [(point.step, value) for point in curve.points if (value := getattr(point, field)) is not None]
+
+    drawn = [charts.line_chart(points(field), "step", label, held_out=points(f"eval_{field}")) for field, label in names]
     return [chart for chart in drawn if chart]
 
 

@@ -198,13 +198,31 @@ def spanned(mean: float | None, low: float | None, high: float | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-    """What training logged at one optimiser step; None where it logged nothing of the kind (or no finite number)."""
+    """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation gave after it; None
+    where it logged nothing of the kind (or no finite number). ``kl``: mean log-ratio to the reference, in nats per token."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     step: float
     loss: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
+    kl: float | None = None
+    eval_loss: float | None = None
+    eval_reward_margin: float | None = None
+    eval_reward_accuracy: float | None = None
+    eval_kl: float | None = None
+
+
+_LOGGED = {
+    "loss": "loss",
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "kl": "kl",
+    "eval_loss": "eval_loss",
+    "eval_rewards/margins": "eval_reward_margin",
+    "eval_rewards/accuracies": "eval_reward_accuracy",
+    "eval_kl": "eval_kl",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,16 +235,16 @@ class Curve:
 
     @classmethod
     def from_trl(cls, stage: str, log_history: Iterable[Mapping[str, Any]]) -> Self:
-        """The curve in a TRL trainer's ``state.log_history``; rows with neither loss nor margin are left out.
+        """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin are left out.
 
-        >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69, "rewards/margins": 0.01}, {"train_runtime": 9.0}]).points
-        (CurvePoint(step=1.0, loss=0.69, reward_margin=0.01, reward_accuracy=None),)
+        >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]).points[1].eval_loss
+        0.7
         """
         points = []
         for row in log_history:
-            loss, margin = _finite(row.get("loss")), _finite(row.get("rewards/margins"))
-            if "step" in row and (loss is not None or margin is not None):
-                points.append(CurvePoint(float(row["step"]), loss, margin, _finite(row.get("rewards/accuracies"))))
+            found = {field: _finite(row.get(key)) for key, field in _LOGGED.items()}
+            if "step" in row and any(found[field] is not None for field in ("loss", "reward_margin", "eval_loss")):
+                points.append(CurvePoint(float(row["step"]), **found))
         return cls(stage, tuple(points))
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from cowest_dspy import errors
 from cowest_dspy.errors import TuningError, masked
@@ -64,7 +65,7 @@ def launch(
     cards = torch.cuda.device_count()
     if 0 < cards < processes:
         raise TuningError(f"{processes} processes need a GPU each, and this machine has {cards}: ask for {cards} at most.")
-    output, dealt = Path(output), dealt_out(settings, processes)
+    output, dealt = Path(output), dealt_out(cast("SFT | DPO", settings), processes)
     spec = {
         "kind": "preference" if preference else "sft",
         "settings": dealt.model_dump(mode="json"),
