@@ -13,7 +13,7 @@ import pytest
 
 from cowest_dspy.config import validate
 from cowest_dspy.report import Answer, Arm, InfluenceRow, PairsSummary, RunReport, write_report
-from cowest_dspy.tables import InfluenceRules
+from cowest_dspy.tables import CycleRules, InfluenceRules, RoundRules
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +31,20 @@ def test_the_toml_of_the_page_on_influence_is_read() -> None:
     assert blocks
     for block in blocks:
         assert validate(InfluenceRules, tomllib.loads(block)["influence"], "docs/influence.md").judge > 0
+
+
+def test_the_page_on_cycles_runs_and_its_toml_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/cycles.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code) == 2
+    names: dict[str, object] = {}
+    exec("\n".join(code), names)
+    assert vars(names["cycle"])["names"] == ("shots", "weights", "shots")
+    tables = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
+    assert validate(RoundRules, tables[0]["rounds"], "docs/cycles.md") == RoundRules.model_validate({"count": 2})
+    cycle = validate(CycleRules, tables[1]["cycle"], "docs/cycles.md")
+    assert cycle.names == ("sft", "prompts", "weights", "prompts")
 
 
 def test_the_figure_is_drawn_from_a_report(tmp_path: Path) -> None:
