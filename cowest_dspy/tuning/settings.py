@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.tuning import other_names
@@ -52,7 +53,7 @@ class _Frozen(BaseModel):
     def _keys_are_known(cls, given: Any) -> Any:
         """A name that TRL has or had, and another settings object's, gets a sentence that says what to write instead."""
         if isinstance(given, Mapping) and (told := other_names.unknown_keys(given, cls.model_fields, *cls._other_keys())):
-            raise ValueError("\n  ".join(told))
+            raise PydanticCustomError(other_names.UNKNOWN, "{told}", {"told": "\n  ".join(told)})
         return given
 
     @classmethod
@@ -212,7 +213,7 @@ class KTO(_Training):
         the estimate is of its own drafts and too high.) "apo_zero_unpaired" has no such term: there it changes nothing.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts. Its log-probabilities are
-    computed in each pass, since the KL term's mixed rows are others each time: a step has three forward passes more than one of SFT.
+    computed in each pass, since the KL term's mixed rows are others each time: a step has three forward passes more than SFT's.
     """
 
     epochs: Positive = 4.0
