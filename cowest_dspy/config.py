@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
@@ -44,6 +44,7 @@ class Config(Table):
     collect: Collect = Collect()  # pyright: ignore[reportCallIssue]
     pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
+    kto: dict[str, Any] | None = Field(None, description="as cowest_dspy.tuning.KTO; tunes on labelled drafts, instead of [dpo]")
     rounds: RoundRules = RoundRules()  # pyright: ignore[reportCallIssue]
     cycle: CycleRules | None = Field(None, description="optimisers in order; without it: sft, then weights")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
@@ -53,6 +54,15 @@ class Config(Table):
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value
+
+    @model_validator(mode="after")
+    def _one_way_of_preference_tuning(self) -> Config:
+        if self.dpo and self.kto is not None:
+            raise ValueError(
+                "[dpo] and [kto] are both given: keep one. [dpo] tunes on pairs, [kto] on labelled drafts; an empty [dpo] in a "
+                "later file takes an earlier one away"
+            )
+        return self
 
 
 ROLES = ("weak", "strong", "judge")
@@ -171,6 +181,8 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location[:-1])
             lines.append(f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: {', '.join(sorted(known))}")
+        elif problem["type"] == "unknown_keys":  # of settings that say themselves what is known, as those of tuning do
+            lines.append(f"  {dotted}{'.' if dotted else ''}{problem['msg']}")
         elif problem["type"] == "missing":
             lines.append(f"  {dotted}: is missing.{_hint(keys)}")
         elif problem["type"] == "union_tag_not_found":

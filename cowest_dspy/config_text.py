@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import MASK, masked
-from cowest_dspy.tuning import DPO, SFT
+from cowest_dspy.tuning import DPO, KTO, SFT
 
 # Free tables of Config, and what is validated as their content when a run begins.
-TUNING: dict[str, type[BaseModel]] = {"dpo": DPO, "sft.settings": SFT, "sft.answer_settings": SFT}
+TUNING: dict[str, type[BaseModel]] = {"dpo": DPO, "kto": KTO, "sft.settings": SFT, "sft.answer_settings": SFT}
 INDENT = " " * 4
 
 
@@ -26,11 +26,12 @@ def json_schema() -> dict[str, Any]:
     """
     schema = Config.model_json_schema()
     definitions = cast("dict[str, Any]", schema["$defs"])
-    for model in (DPO, SFT):
+    for model in (DPO, KTO, SFT):
         made = model.model_json_schema()
         definitions.update(made.pop("$defs", {}))
         definitions[model.__name__] = made
     schema["properties"]["dpo"] = {"$ref": "#/$defs/DPO"}
+    schema["properties"]["kto"] = {"$ref": "#/$defs/KTO"}
     for key in ("settings", "answer_settings"):
         definitions["Sft"]["properties"][key] = {"$ref": "#/$defs/SFT"}
     for name in ("sft", "judge"):
@@ -43,7 +44,7 @@ def json_schema() -> dict[str, Any]:
 def effective_toml(config: Config) -> str:
     """``config`` as TOML with every default filled in; ``load_config`` makes an equal one of it unless a secret was masked.
 
-    What [dpo] and the tables of [sft] do not say is added as comments, with the defaults of ``cowest_dspy.tuning``.
+    What [dpo], [kto] and the tables of [sft] do not say is added as comments, with the defaults of ``cowest_dspy.tuning``.
 
     Raises:
         ConfigError: settings of tuning that cannot be.

@@ -25,7 +25,7 @@ from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.tables import Api, Engine, InProcess, LMSettings, Server
-from cowest_dspy.tuning import DPO, SFT
+from cowest_dspy.tuning import DPO, KTO, SFT
 
 LOOKED_AT = 50
 # Of a model whose tokenizer is not here. English has some four characters to a token; a prompt of numbers has fewer.
@@ -131,6 +131,7 @@ def _examine_task(visit: _Visit) -> Task | None:
     config = visit.config
     try:
         validate(DPO, config.dpo, "[dpo]")
+        validate(KTO, config.kto or {}, "[kto]")
         if config.sft:
             validate(SFT, config.sft.settings, "[sft.settings]")
             validate(SFT, config.sft.answer_settings, "[sft.answer_settings]")
@@ -265,8 +266,9 @@ def _examine_adapters(visit: _Visit, role: str, settings: LMSettings) -> None:
         return
     if missing is None:
         visit.note(role, "adapters", "ok", "it takes adapters, so it can be tuned")
-    elif visit.config.sft or visit.config.dpo:
-        visit.note(role, "adapters", "error", f"it cannot be tuned, and the task has [sft] or [dpo]: {missing}")
+    elif visit.config.sft or visit.config.dpo or visit.config.kto is not None:
+        table = "[kto]" if visit.config.kto is not None else "[dpo]"
+        visit.note(role, "adapters", "error", f"it cannot be tuned, and the task has [sft] or {table}: {missing}")
     else:
         visit.note(role, "adapters", "warning", f"it cannot be tuned, so `cowest tune` and `cycle` will stop: {missing}")
 

@@ -32,7 +32,7 @@ from cowest_dspy.store import Store
 from cowest_dspy.tables import PairRules, RoundRules
 from cowest_dspy.traces import Sampling
 from cowest_dspy.trained import TrainedModels
-from cowest_dspy.tuning import DPO, SFT, TRLProvider, tunable
+from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, tunable
 
 PLAIN = (str, int, float, tuple, Rubric)
 HELD_OUT = 0.2
@@ -53,7 +53,8 @@ class CoWest(Teleprompter):
 
     Args:
         metric: any DSPy metric with values in [0, 1]; it decides on the valset whether a round is taken.
-        tuner: settings of each round's training: ``DPO`` on preference pairs, or ``SFT`` on their chosen drafts.
+        tuner: settings of each round's training: ``DPO`` on preference pairs, ``SFT`` on their chosen drafts, or ``KTO`` on
+            all drafts that helped or hurt, as such.
         drafts: drafts sampled for each example.
         rounds: how many rounds, at most; or ``RoundRules`` with the thresholds of taking one.
         evaluator: what influence is made of, where it is not ``metric``: a Judge, a GoldLikelihood, several Weighted.
@@ -73,7 +74,7 @@ class CoWest(Teleprompter):
     def __init__(
         self,
         metric: Metric,
-        tuner: DPO | SFT | None = None,
+        tuner: DPO | KTO | SFT | None = None,
         drafts: int = 4,
         rounds: int | RoundRules = 1,
         *,
@@ -111,7 +112,8 @@ class CoWest(Teleprompter):
         Raises:
             ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come from the model that is tuned.
             TuningError: a weak LM that cannot be tuned, or a training that must not go on.
-            PairsError: the first round gave fewer pairs than ``pairs.least``.
+            PairsError: the first round gave fewer pairs (with KTO: labelled drafts) than ``pairs.least``, or with KTO only
+                drafts that helped, or only drafts that hurt.
         """
         _check(student, teacher)
         examples = with_ids(trainset)

@@ -11,7 +11,7 @@ import dspy
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.stages import Stages, digest
-from cowest_dspy.tuning import DPO, SFT, engine_of, tune
+from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, tune
 
 
 class TrainedModels:
@@ -38,7 +38,7 @@ class TrainedModels:
         self._lms: dict[str, dspy.LM] = {}
 
     def trained(
-        self, name: str, title: str, start: dspy.LM, make_rows: Callable[[], list[dict[str, Any]]], settings: SFT | DPO
+        self, name: str, title: str, start: dspy.LM, make_rows: Callable[[], list[dict[str, Any]]], settings: SFT | DPO | KTO
     ) -> dspy.LM:
         """The LM trained from ``start`` on these rows; trained now, or found in the store when nothing of it has changed.
 
@@ -58,7 +58,7 @@ class TrainedModels:
         record = self._stages.store.record("adapter", name)
         return self._loaded(record) if record else None
 
-    def _train(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO) -> dspy.LM:
+    def _train(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO | KTO) -> dspy.LM:
         identity = digest([name, start.model, settings.decisive(), rows, self._seed])
         known = self._stages.store.record("adapter", name)
         if known and known["identity"] == identity and (self._stages.run / known["folder"]).is_dir():
@@ -66,11 +66,10 @@ class TrainedModels:
         self._make_room()
         with self._stages.stage(name, title) as progress:
             folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
-            kind = "preference" if isinstance(settings, DPO) else "sft"
             tuned = tune(
                 start,
                 rows,
-                kind,
+                data_format(settings),
                 settings,
                 self._stages.run / folder,
                 seed=self._seed,

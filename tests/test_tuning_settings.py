@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tuning_rows import LORA, QUICK, pair_rows, says, sft_rows
+from tuning_rows import LORA, QUICK, pair_rows, read, says, sft_rows
 
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.tuning import (
     DPO,
+    KTO,
     LOSS_TYPES,
     SFT,
+    other_names,
     rows,
     schedule,
     train_dpo,
     train_sft,
+    trainers,
 )
 
 # Settings
 
 
-def test_trl_knows_every_loss_type_that_is_offered(tiny_model: Path, tmp_path: Path) -> None:
-    # All of them added up: one that TRL does not know, or that gives no number, would stop the training.
-    settings = DPO(loss_type=LOSS_TYPES, loss_weights=(0.1,) * len(LOSS_TYPES), label_smoothing=1e-3, **QUICK, lora=LORA)
+@pytest.mark.parametrize("name", LOSS_TYPES)
+def test_every_loss_type_that_is_offered_trains(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    settings = DPO(**{**QUICK, "batch_size": 2}, loss_type=name, max_steps=2, label_smoothing=1e-3, lora=LORA)
     tuned = train_dpo(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
-    assert len(tuned.history) == 1
+    assert [step["step"] for step in tuned.history] == [1, 2]
+    assert any(bool(tensor.any()) for key, tensor in read(tuned.path).items() if "lora_B" in key), "nothing was learnt"
+
+
+def test_no_other_loss_type_is_accepted_by_trl(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TRL names all of them in the error of one that it does not know.
+    make = trainers.dpo_trainer
+
+    def unknown(*arguments: Any) -> Any:
+        trainer = make(*arguments)
+        trainer.loss_types = ["nonsense"]
+        return trainer
+
+    monkeypatch.setattr(trainers, "dpo_trainer", unknown)
+    with pytest.raises(ValueError, match="Unknown loss type: nonsense") as caught:
+        train_dpo(DPO(**QUICK, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    named = set(re.findall(r"'([a-z_]+)'", str(caught.value)))
+    assert named <= set(LOSS_TYPES) and "sigmoid" in named
+    # The loss types that its code compares with.
+    import trl.trainer.dpo_trainer as source
+
+    compared = set(re.findall(r'loss_type == "([a-z_]+)"', Path(source.__file__).read_text(encoding="utf-8")))
+    assert compared == set(LOSS_TYPES)
 
 
 def test_losses_are_weighted_and_added(tiny_model: Path, tmp_path: Path) -> None:
@@ -57,6 +83,53 @@ def test_a_wrong_loss_type_is_found_when_the_settings_are_made() -> None:
         DPO(loss_type=("sigmoid", "sft"), loss_weights=(1.0,))
     with pytest.raises(ValidationError, match="label_smoothing"):
         DPO(loss_type="exo_pair")
+
+
+@pytest.mark.parametrize("name", ["cpo", "simpo", "orpo", "alphapo"])
+def test_losses_of_experimental_trainers_are_refused_with_a_reason(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf'"{name}" is not offered: TRL 1.16 has it only in trl.experimental.*The nearest'):
+        DPO(loss_type=("sigmoid", name))
+    with pytest.raises(ValidationError, match=r'"kto" is a loss of KTO'):
+        DPO(loss_type="kto")
+
+
+OLD = (
+    "max_prompt_length", "max_completion_length", "max_seq_length", "warmup_ratio", "rpo_alpha", "reference_free",
+    "precompute_ref_log_probs", "gradient_checkpointing", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "lora_r", "peft_config", "bf16", "output_dir", "seed", "packing",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [SFT, DPO, KTO])
+def test_a_name_of_trl_is_told_what_to_write_instead(settings: Any) -> None:
+    for name in OLD:
+        with pytest.raises(ValidationError, match=rf"{name}: there is no such key here: \w.*\.") as caught:
+            settings(**{name: 1})
+        assert "Known:" not in str(caught.value)
+    for name, clause in {**other_names.TRAINING, **other_names.LORA}.items():
+        assert clause and not clause.endswith(".") and name not in settings.model_fields
+
+
+def test_all_unknown_keys_are_told_at_once_also_those_of_other_settings_and_of_lora() -> None:
+    with pytest.raises(ValidationError) as caught:
+        SFT(beta=0.1, desirable_weight=1, rank=8, epoch=3)  # pyright: ignore[reportCallIssue]
+    told = str(caught.value)
+    assert "beta: there is no such key here: it is one of" in told and "DPO" in told
+    assert "desirable_weight: there is no such key here: it is one of KTO" in told
+    assert "rank: there is no such key here: it is one of lora" in told
+    assert 'epoch: there is no such key. Did you mean "epochs"? Known: epochs, ' in told
+    with pytest.raises(ValidationError, match="r: there is no such key here: write rank"):
+        DPO(lora={"r": 8})  # pyright: ignore[reportArgumentType]
+
+
+def test_every_option_that_is_explained_is_one_of_trl_peft_or_transformers_or_was() -> None:
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.kto_config import KTOConfig
+    from trl.trainer.sft_config import SFTConfig
+
+    has = {name for config in (DPOConfig, KTOConfig, SFTConfig) for name in config.__dataclass_fields__}
+    removed = {name for name, clause in other_names.TRAINING.items() if "removed it" in clause or "gone from" in clause}
+    assert not removed & has, "what is said to be removed is there"
 
 
 def test_settings_are_frozen_and_closed() -> None:

@@ -50,6 +50,16 @@ def pair_rows(count: int = 8) -> list[dict[str, Any]]:
     ]
 
 
+def labelled_rows(count: int = 8) -> list[dict[str, Any]]:
+    """The sides of ``count`` pairs, one by one: twice as many rows."""
+    sides = (("chosen", True), ("rejected", False))
+    return [
+        {"prompt": row["prompt"], "completion": row[side], "label": label, "influence": 1.0}
+        for row in pair_rows(count)
+        for side, label in sides
+    ]
+
+
 def kinds(count: int) -> dict[str, tuple[Any, Any, Any]]:
     return {"sft": (train_sft, SFT, sft_rows(count)), "dpo": (train_dpo, DPO, pair_rows(count))}
 

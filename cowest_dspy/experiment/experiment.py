@@ -225,10 +225,10 @@ class Experiment:
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
-        pairs = self.rounds.enough(self.weak if self.config.pairs.source else self.sft())
+        rows = self.rounds.rows(self.weak if self.config.pairs.source else self.sft())
         if name == "shuffled":
-            return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(pairs, self.config.seed))
-        return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, pairs)
+            return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(rows, self.config.seed))
+        return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, rows)
 
     def evaluate(self, names: Sequence[str] | None = None) -> tuple[Arm, ...]:
         """The arms of these names (default: all that the configuration declares) on the held-out split, and keeps them."""
@@ -287,6 +287,7 @@ class Experiment:
             "evaluate": True,
             "pairs": True,
             "dpo": True,
+            "kto": True,
             "rounds": True,
             "cycle": True,
             "sft": True,
@@ -349,9 +350,13 @@ class Experiment:
         return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
 
 
-def shuffled(pairs: PreferencePairs, seed: int) -> list[dict[str, Any]]:
-    """The pairs' rows with chosen and rejected exchanged in a random half: the same texts, no preference in them."""
-    rows = pairs.rows(lineage=False)
-    for place in random.Random(seed).sample(range(len(rows)), len(rows) // 2):
+def shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Rows of pairs with chosen and rejected exchanged in a random half, labelled rows with their labels dealt out anew: the same
+    texts, as many of each label, no preference in them."""
+    chance, rows = random.Random(seed), [dict(row) for row in rows]
+    if rows and "label" in rows[0]:
+        labels = chance.sample([row["label"] for row in rows], len(rows))
+        return [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+    for place in chance.sample(range(len(rows)), len(rows) // 2):
         rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
     return rows

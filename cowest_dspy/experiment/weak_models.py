@@ -11,10 +11,9 @@ import dspy
 from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import ConfigError, TuningError
 from cowest_dspy.experiment.desk import Desk
-from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.recipes import load
 from cowest_dspy.trained import TrainedModels
-from cowest_dspy.tuning import DPO, SFT, engine_of
+from cowest_dspy.tuning import DPO, KTO, SFT, engine_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TuningSettings:
 
     drafting: SFT
     answering: SFT
-    preferring: DPO
+    preferring: DPO | KTO
 
     @classmethod
     def of(cls, config: Config) -> TuningSettings:
@@ -35,7 +34,7 @@ class TuningSettings:
         return cls(
             validate(SFT, config.sft.settings if config.sft else {}, "[sft.settings]"),
             validate(SFT, config.sft.answer_settings if config.sft else {}, "[sft.answer_settings]"),
-            validate(DPO, config.dpo, "[dpo]"),
+            validate(DPO, config.dpo, "[dpo]") if config.kto is None else validate(KTO, config.kto, "[kto]"),
         )
 
 
@@ -81,9 +80,10 @@ class WeakModels:
         title = "Control: more SFT"
         return self._tuned(name, title, self.drafting(), lambda: self._rows(sft.drafts, "drafts"), self.settings.drafting)
 
-    def on_chosen(self, name: str, pairs: PreferencePairs) -> dspy.LM:
-        """A control: SFT on the chosen drafts alone, as long as preference tuning."""
-        rows = [{"prompt": list(pair.prompt), "completion": list(pair.chosen)} for pair in pairs]
+    def on_chosen(self, name: str, data: list[dict[str, Any]]) -> dspy.LM:
+        """A control: SFT on the chosen drafts alone (of labelled rows: those that helped), as long as preference tuning."""
+        wanted = [row for row in data if row.get("label", True)]
+        rows = [{"prompt": row["prompt"], "completion": row.get("chosen") or row["completion"]} for row in wanted]
         settings = self.settings.drafting.model_copy(update={"epochs": self.settings.preferring.epochs, "max_steps": None})
         return self._tuned(name, "Control: SFT on the chosen drafts", self.drafting(), lambda: rows, settings)
 
@@ -97,7 +97,7 @@ class WeakModels:
             raise ConfigError(f"[sft] {which} = {reference} gave no rows.")
         return list(rows)
 
-    def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO) -> dspy.LM:
+    def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO | KTO) -> dspy.LM:
         engine_of(self._base())
         if getattr(self._desk.config.weak, "dtype", None) == "int8":
             raise TuningError('A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "auto".')

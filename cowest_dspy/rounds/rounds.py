@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -25,13 +26,14 @@ from cowest_dspy.stages import Stages, digest
 from cowest_dspy.tables import RoundRules
 from cowest_dspy.traces import Sampling, StoredTraces, Traces, collect
 from cowest_dspy.trained import TrainedModels
-from cowest_dspy.tuning import DPO, SFT
+from cowest_dspy.tuning import DPO, KTO, SFT
 
 
 @dataclass(frozen=True)
 class Round:
     """What one round did. ``start`` and ``model`` are the ids of the weak model before and after tuning; ``model`` is None where
-    nothing was tuned. ``replayed`` of the ``pairs`` are of earlier rounds. ``reason`` says why it was taken or rolled back."""
+    nothing was tuned. ``pairs`` counts the rows of training (with KTO: labelled drafts); ``replayed`` of them are of earlier
+    rounds. ``reason`` says why it was taken or rolled back."""
 
     number: int
     start: str
@@ -66,7 +68,7 @@ class Task:
     valset: Sequence[dspy.Example]
     metric: Metric
     evaluator: Metric
-    tuner: SFT | DPO
+    tuner: SFT | DPO | KTO
     sampling: Sampling
     gate: dict[str, Any] = field(default_factory=dict)
     least: int = 8
@@ -118,7 +120,7 @@ class Rounds:
                 break
         self._forget_after(len(done))
         taken = next((one for one in reversed(done) if one.accepted), None)
-        store.keep("final", "weak", {"adapter": _named("dpo", taken.number) if taken else None, "model": current.model})
+        store.keep("final", "weak", {"adapter": self._step(taken.number) if taken else None, "model": current.model})
         return current, tuple(done)
 
     def _forget_after(self, number: int) -> None:
@@ -165,7 +167,7 @@ class Rounds:
             pairs = PreferencePairs.load(self.task.given)
         else:
             pairs = preference_pairs(self.collected(start, number), **self.task.gate)
-        pairs.save(self._stages.run / f"{_named('pairs', number).replace(' ', '-')}.jsonl")
+        pairs.save(self._file("pairs", number))
         self._stages.store.keep("pairs", _named("dropped", number), pairs.dropped)
         return pairs
 
@@ -185,6 +187,22 @@ class Rounds:
             raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.task.least}.")
         return pairs
 
+    def rows(self, start: dspy.LM, number: int = 1) -> list[dict[str, Any]]:
+        """What the round trains on: pairs, or with KTO labelled drafts, which are also written to their file in the run folder.
+
+        Pairs that were made elsewhere are for KTO a desirable and an undesirable draft each.
+
+        Raises:
+            PairsError: there are fewer than ``least``, or with KTO only one label.
+        """
+        if not isinstance(self.task.tuner, KTO) or (number == 1 and self.task.given):
+            rows = self.enough(start, number).rows(lineage=False)
+            return _unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
+        drafts = self.labelled(start, number)
+        drafts.save(self._file("drafts", number))
+        _check_labels(drafts, self.task.least)
+        return _training_rows(drafts)
+
     def scores(self, lm: dspy.LM, number: int) -> Scores:
         """The score of every dev example when the weak model is ``lm``, of round ``number``; None where it failed."""
         task, store = self.task, self._stages.store
@@ -201,16 +219,15 @@ class Rounds:
 
     def _round(self, number: int, start: dspy.LM, earlier: list[int]) -> tuple[Round, dspy.LM | None]:
         try:
-            pairs = self.enough(start, number)
+            rows, replayed = self.rows(start, number), 0
         except PairsError as error:
             if number == 1:
                 raise
             return Round(number, start.model, None, 0, 0, False, str(error)), None
-        rows, replayed = pairs.rows(lineage=False), 0
         if self._rules.replay:
             old = [row for one in earlier for row in self._kept_rows(one)]
             rows, replayed = [*old, *rows], len(old)
-        tuned = self.tuned(_named("dpo", number), f"Preference tuning{_of_round(number)}", start, rows)
+        tuned = self.tuned(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
         about = (number, start.model, tuned.model, len(rows), replayed)
         if tuned.model == start.model:
             return Round(*about, False, "training left the weights as they were"), None
@@ -222,15 +239,46 @@ class Rounds:
         return Round(*about, made.accepted, made.reason, found), tuned
 
     def tuned(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]]) -> dspy.LM:
-        """The weak LM tuned from ``start`` on preference rows; with SFT as the tuner, on their chosen drafts."""
+        """The weak LM tuned from ``start`` on rows of pairs or labelled drafts; with SFT as the tuner, on the chosen drafts."""
         tuner = self.task.tuner
         if isinstance(tuner, SFT):
             rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
         return self._models.trained(name, title, start, lambda: rows, tuner)
 
+    def _step(self, number: int) -> str:
+        return _named("kto" if isinstance(self.task.tuner, KTO) else "dpo", number)
+
     def _kept_rows(self, number: int) -> list[dict[str, Any]]:
-        path = self._stages.run / f"{_named('pairs', number).replace(' ', '-')}.jsonl"
-        return PreferencePairs.load(path).rows(lineage=False)
+        if not isinstance(self.task.tuner, KTO):
+            return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
+        if number == 1 and self.task.given:
+            return _unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
+        return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
+
+    def _file(self, name: str, number: int) -> Path:
+        return self._stages.run / f"{_named(name, number).replace(' ', '-')}.jsonl"
+
+
+def _training_rows(drafts: LabelledDrafts) -> list[dict[str, Any]]:
+    """Without lineage, which training does not depend on."""
+    return [{key: row[key] for key in ("prompt", "completion", "label")} for row in drafts.rows()]
+
+
+def _unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sides = (("chosen", True), ("rejected", False))
+    return [{"prompt": row["prompt"], "completion": row[side], "label": label} for row in rows for side, label in sides]
+
+
+def _check_labels(drafts: LabelledDrafts, least: int) -> None:
+    hurt = len(drafts) - drafts.helped
+    reasons = "".join(f", {count} {reason}" for reason, count in drafts.dropped.items())
+    found = f"{drafts.helped} drafts helped and {hurt} hurt{reasons}."
+    advice = "Sample more drafts ([collect] drafts), at a higher temperature, or on more examples"
+    if len(drafts) < least:
+        raise PairsError(f"Too few labelled drafts for KTO: {found} {advice}. [pairs] least asks for {least}.")
+    if not drafts.helped or not hurt:
+        instead = "; or tune with SFT, or with DPO if some helped more than others." if drafts.helped else "."
+        raise PairsError(f"KTO needs drafts that helped and drafts that hurt: {found} {advice}{instead}")
 
 
 def _named(name: str, number: int) -> str:

@@ -122,6 +122,9 @@ LORA: Mapping[str, str] = {
 }
 """The same for the keys of ``lora``."""
 
+UNKNOWN = "unknown_keys"
+"""The type of a validation error whose message already names the keys."""
+
 # A loss that an experimental trainer of TRL has, and why it is refused.
 EXPERIMENTAL = ("cpo", "simpo", "alphapo", "orpo")
 

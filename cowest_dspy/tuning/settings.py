@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.tuning import other_names
@@ -55,7 +56,7 @@ class _Frozen(BaseModel):
     def _keys_are_known(cls, given: Any) -> Any:
         """A name that TRL has or had, and another settings object's, gets a sentence that says what to write instead."""
         if isinstance(given, Mapping) and (told := other_names.unknown_keys(given, cls.model_fields, *cls._other_keys())):
-            raise ValueError("\n  ".join(told))
+            raise PydanticCustomError(other_names.UNKNOWN, "{told}", {"told": "\n  ".join(told)})
         return given
 
     @classmethod

@@ -1,0 +1,197 @@
+"""KTO, on a real tiny model with the real TRL: labels matter, the KL term is of the batch, and what cannot be says why."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tuning_rows import LORA, QUICK, completion_logprob, labelled_rows, pair_rows, quick, read, says, sft_rows
+
+from cowest_dspy.errors import TuningError
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, train_sft, trainers, tunable, tune
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_are_no_garbage() -> Iterator[None]:
+    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
+    for name in ("kto_trainer", "sft_trainer"):
+        importlib.import_module(f"trl.trainer.{name}")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def first_sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    settings = SFT(**quick(epochs=4), lora=LORA)
+    return train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path_factory.mktemp("sft") / "first", seed=3)
+
+
+def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:
+    """For each pair, how much more likely the chosen side is than the rejected one."""
+    return [
+        completion_logprob(tiny_model, row["prompt"], row["chosen"], adapter)[0]
+        - completion_logprob(tiny_model, row["prompt"], row["rejected"], adapter)[0]
+        for row in pair_rows(4)
+    ]
+
+
+def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(tiny_model: Path, tmp_path: Path) -> None:
+    settings = KTO(**quick(epochs=8), lora=LORA)
+    tuned = train_kto(settings, labelled_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    assert tuned.history[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert tuned.history[-1]["loss"] < 0.4
+    assert all(after > before for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, tuned.path), strict=True))
+    # The same rows with the labels exchanged teach the opposite.
+    wrong = [{**row, "label": not row["label"]} for row in labelled_rows(4)]
+    other = train_kto(settings, wrong, base=str(tiny_model), output=tmp_path / "wrong")
+    assert all(after < before for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, other.path), strict=True))
+
+
+def test_kto_starts_from_the_adapter_holds_it_as_the_reference_and_changes_nothing_else(
+    first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    seen: dict[str, Any] = {}
+    run = trainers.run
+
+    def watched(trainer: Any, *arguments: Any) -> None:
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        run(trainer, *arguments)
+        after = dict(trainer.model.named_parameters())
+        seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        seen["all"] = set(after)
+
+    monkeypatch.setattr(trainers, "run", watched)
+    files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    data = labelled_rows(2)
+    tuned = train_kto(KTO(**QUICK), data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
+    assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name and ".default." in name}
+    assert any(".ref." in name for name in seen["all"])
+    assert {path.name: path.read_bytes() for path in tiny_model.iterdir()} == files
+    assert tuned.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    desirable = [
+        completion_logprob(tiny_model, row["prompt"], row["completion"], first_sft.path)[0] for row in data if row["label"]
+    ]
+    assert tuned.history[0]["logps/chosen"] == pytest.approx(sum(desirable) / len(desirable), abs=1e-3)
+
+
+def test_law_8_the_same_seed_gives_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
+    made = [
+        train_kto(KTO(**quick(epochs=2), lora=LORA), labelled_rows(4), base=str(tiny_model), output=tmp_path / name, seed=seed)
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    ]
+    assert made[0].adapter_hash == made[1].adapter_hash != made[2].adapter_hash
+    assert made[0].history == made[1].history
+
+
+def test_mixed_completions_are_of_the_rows_of_the_forward_pass(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    mix = trainers._mix_completions
+
+    def watched(trainer: Any, longest: int) -> None:
+        mix(trainer, longest)
+        seen.extend(trainer.train_dataset)
+        assert max(len(row["prompt_ids"]) + len(row["KL_completion_ids"]) for row in seen) <= longest
+
+    monkeypatch.setattr(trainers, "_mix_completions", watched)
+    settings = KTO(**quick(epochs=2, batch_size=8, micro_batch_size=4), lora=LORA)
+    train_kto(settings, labelled_rows(6), base=str(tiny_model), output=tmp_path / "out")
+    assert len(seen) == 24
+    for start in range(0, len(seen), 4):
+        part = seen[start : start + 4]
+        for place, row in enumerate(part):
+            mixed = row["KL_completion_ids"]
+            assert mixed == part[place - 1]["completion_ids"][: len(mixed)] and mixed
+
+
+def test_without_a_kl_term_the_micro_batch_does_not_matter_and_with_it_one_row_is_too_few(tiny_model: Path, tmp_path: Path) -> None:
+    losses = [
+        [step["loss"] for step in made.history]
+        for micro in (1, 4)
+        for made in [
+            train_kto(
+                KTO(**quick(epochs=2, micro_batch_size=micro), loss_type="apo_zero_unpaired", lora=LORA),
+                labelled_rows(4),
+                base=str(tiny_model),
+                output=tmp_path / str(micro),
+            )
+        ]
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+    with pytest.raises(ValidationError, match="needs at least 2, but micro_batch_size is 1: give 2 or more"):
+        KTO(micro_batch_size=1)
+    with pytest.raises(ValidationError, match="batch_size = 7 has no divisor from 2 to 4"):
+        KTO(batch_size=7)
+    assert KTO(batch_size=7, micro_batch_size=7).micro_batch == 7 and KTO(batch_size=7, loss_type="apo_zero_unpaired")
+
+
+def test_the_rarer_label_weighs_more_and_weights_are_those_of_the_loss(tiny_model: Path, tmp_path: Path) -> None:
+    assert KTO().weights(30, 10) == (1.0, 3.0) and KTO().weights(10, 30) == (3.0, 1.0) and KTO().weights(4, 4) == (1.0, 1.0)
+    assert KTO(undesirable_weight=2.0).weights(30, 10) == pytest.approx((2 / 3, 2.0))
+    assert KTO(desirable_weight=1.0, undesirable_weight=1.0).weights(30, 10) == (1.0, 1.0)
+    data = [row for place, row in enumerate(labelled_rows(4)) if row["label"] or place == 1]
+    first = [
+        train_kto(KTO(**quick(batch_size=5, micro_batch_size=5), **weights, lora=LORA), data, base=str(tiny_model), output=path)
+        for path, weights in ((tmp_path / "even", {}), (tmp_path / "one", {"desirable_weight": 1.0, "undesirable_weight": 1.0}))
+    ]
+    # Every loss is 1/2 at the start: four desirable ones and one undesirable, which weighs 4.
+    assert [made.history[0]["loss"] for made in first] == pytest.approx([(4 * 0.5 + 4 * 0.5) / 5, 0.5], abs=1e-5)
+
+
+def test_training_says_nothing_by_itself_and_writes_two_files(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = KTO(**QUICK, desirable_weight=1.0, undesirable_weight=1.0, lora=LORA)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = [row for place, row in enumerate(labelled_rows(4)) if row["label"] or place == 1]
+        tuned = train_kto(settings, data, base=str(tiny_model), output=tmp_path / "out")
+    assert [str(warning.message) for warning in caught] == [] and capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert KTO(**tuned.settings) == settings and read(tuned.path)
+
+
+def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: Path) -> None:
+    engine = TransformersEngine(tiny_model, dtype="float32")
+    weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
+    tuned = tune(weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out")
+    assert tuned.model == f"{weak.model}+{tuned.result.adapter_hash}"
+    with pytest.raises(TuningError, match=r"unpaired data are tuned on with KTO\(...\), but settings is SFT"):
+        tune(weak, labelled_rows(2), "unpaired", SFT(), tmp_path / "no")
+    with pytest.raises(TuningError, match=r"preference data are tuned on with DPO\(...\), but settings is KTO"):
+        tune(weak, pair_rows(2), "preference", KTO(), tmp_path / "no")
+    engine.close()
+
+
+def test_a_malformed_row_is_named() -> None:
+    good = labelled_rows(1)
+    assert rows.unpaired_rows(good) == [{key: row[key] for key in ("prompt", "completion", "label")} for row in good]
+    with pytest.raises(TuningError, match='Row 1: "label" must be true .* 1 was given'):
+        rows.unpaired_rows([good[0], {**good[1], "label": 1}])
+    with pytest.raises(TuningError, match='Row 0: "completion" must be a list of messages'):
+        rows.unpaired_rows([{"prompt": [says("user", "a")], "label": True}])
+    with pytest.raises(TuningError, match="no unpaired rows"):
+        rows.unpaired_rows([])
+    with pytest.raises(TuningError, match="All 2 rows have the label true: .* or use SFT"):
+        rows.unpaired_rows([good[0], good[0]])
+
+
+def test_offered_losses_are_those_that_trl_documents() -> None:
+    from trl.trainer.kto_config import KTOConfig
+
+    assert tuple(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]) == KTO_LOSS_TYPES
+    with pytest.raises(ValidationError, match=r'TRL has no KTO loss "sigmoid".*that one is of DPO'):
+        KTO(loss_type="sigmoid")
