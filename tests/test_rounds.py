@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as some
 from test_influence_laws import strong_that_reads
 from test_optimizers import weak_that_obeys
 
-from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, Store, TransformersEngine, tunable, tune
+from cowest_dspy import DPO, KTO, SFT, Collaboration, CoWest, LineAdapter, Store, TransformersEngine, tunable, tune
 from cowest_dspy.errors import DataError, PairsError, ProgramError, TuningError
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.rounds import Decision, Round, decide, gain
@@ -185,6 +186,20 @@ def test_sft_on_the_chosen_drafts_is_a_tuner_too(student: Collaboration, optimiz
     settings = SFT(max_steps=2, precision="fp32", batch_size=2, learning_rate=1e-3)
     made = optimizer(tuner=settings, **ALWAYS).compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
     assert made.rounds[0].model not in (None, student.weak.model) and made.rounds[0].start == student.weak.model
+
+
+def test_kto_learns_from_labelled_drafts_that_need_no_pair(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
+    settings = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
+    # The strong model alone says no: where that is right, a draft with many vowels hurts.
+    wrong = [dspy.Example(**{**one.toDict(), "answer": "no"}).with_inputs("question") for one in examples("other", 8)]
+    train = [*examples("train", 8), *wrong]
+    made = optimizer(tuner=settings, count=2, replay=True, **ALWAYS).compile(student, trainset=train, valset=examples("dev", 4))
+    first = made.rounds[0]
+    assert first.model not in (None, student.weak.model) and first.pairs >= 2
+    with Store(made.run) as store:
+        assert set(store.records("adapter")) <= {"kto", "kto 2"} and store.record("adapter", "kto")
+    rows = [json.loads(line) for line in (made.run / "drafts.jsonl").read_text().splitlines()]
+    assert {row["label"] for row in rows} == {True, False}
 
 
 def test_what_cannot_be_optimised_says_why(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:

@@ -125,7 +125,12 @@ class _Training(_Frozen):
     @classmethod
     def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
         kinds = {"SFT": SFT, "DPO": DPO, "KTO": KTO, "lora = Lora(...)": Lora}
-        return other_names.TRAINING, {key: name for name, kind in kinds.items() for key in kind.model_fields}
+        owners = {
+            key: [name for name, kind in kinds.items() if key in kind.model_fields]
+            for one in kinds.values()
+            for key in one.model_fields
+        }
+        return other_names.TRAINING, {key: " and ".join(names) for key, names in owners.items()}
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> _Training:
