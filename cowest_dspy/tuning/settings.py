@@ -70,6 +70,7 @@ class _Training(_Frozen):
     max_length: Annotated[int, Field(ge=2)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     lora: Lora | None = None
+    checkpoint_steps: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> _Training:
@@ -108,6 +109,8 @@ class SFT(_Training):
         bfloat16 is faster, but what an adapter adds to an activation is lost while it is below 1/256 of it, so the very
         first steps do less than in float32 (measured: SmolLM2-135M lags one step behind).
     lora: the adapter's size. None: ``Lora()``, or that of the adapter that is trained further.
+    checkpoint_steps: optimiser steps between two checkpoints, from which a killed training goes on. None: one about every
+        minute. 0: none. It does not change the result.
     """
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import weights
 from cowest_dspy.tuning import adapters, rows, schedule, trainers
+from cowest_dspy.tuning.checkpoints import Checkpoint
 from cowest_dspy.tuning.settings import DPO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
@@ -59,12 +60,15 @@ def train_sft(
     ``base`` is a model folder or Hub id; ``adapter`` an adapter to train further, or None for a new one; ``output`` the
     folder of the result, written at the end and whole. ``on_step`` is told of every optimiser step.
 
+    A training whose process was killed goes on from its last checkpoint (``checkpoint_steps``) when it is started again with the
+    same arguments, and gives what it would have given; checkpoints stand beside ``output`` until then.
+
     Raises:
         TuningError: rows that cannot be trained on, a row longer than ``max_length`` or the model's context, a loss that is
             no number, an output folder that holds something else.
         ModelError: a base or an adapter that cannot be used.
     """
-    return _train(settings, rows.sft_rows(data), trainers.sft_trainer, base, adapter, output, seed, on_step)
+    return _train(settings, rows.sft_rows(data), trainers.sft_trainer, base, adapter, output, seed, on_step, None)
 
 
 def train_dpo(
@@ -76,13 +80,15 @@ def train_dpo(
     output: Path,
     seed: int = 0,
     on_step: OnStep | None = None,
+    cache: Path | None = None,
 ) -> Tuned:
     """Tunes on ``{"prompt": [...], "chosen": [...], "rejected": [...]}`` rows, towards the chosen and away from the rejected.
 
     The reference is the model as it is at the start: the base, or the base with ``adapter``. Its log-probabilities are
-    computed once, before the first step. Everything else is as in :func:`train_sft`.
+    computed once, before the first step; with ``cache``, a folder, they are kept there for the next training that starts from
+    the same weights with the same pairs, whatever its settings. Everything else is as in :func:`train_sft`.
     """
-    return _train(settings, rows.preference_rows(data), trainers.dpo_trainer, base, adapter, output, seed, on_step)
+    return _train(settings, rows.preference_rows(data), trainers.dpo_trainer, base, adapter, output, seed, on_step, cache)
 
 
 def _train(
@@ -94,9 +100,11 @@ def _train(
     output: Path,
     seed: int,
     on_step: OnStep | None,
+    cache: Path | None,
 ) -> Tuned:
     started = time.monotonic()
     folder, output = weights.locate(base), Path(output)
+    start = _start(folder, adapter)
     steps, history = settings.steps(len(data)), []
     callback = step_callback(on_step, history, len(data) / settings.batch_size)
     with adapters.workplace(output) as work, PeakMemory() as memory, trainers.quiet(), trainers.own_random_state():
@@ -105,22 +113,43 @@ def _train(
         _check_lengths(lengths, settings.max_length, trainer.model.config)
         adapters.count_trainable(trainer.model)
         order = schedule.order(lengths, steps, settings.batch_size, seed)
-        trainers.run(trainer, order, callback)
+        checkpoint = Checkpoint(output, _identity(settings, data, start, seed, trainer), settings.checkpoint_steps)
+        callbacks = [checkpoint.callback(trainer, history), callback]
+        with checkpoint.given_up_on(TuningError):
+            trainers.run(trainer, order[checkpoint.step * settings.batch_size :], callbacks, cache / start if cache else None)
         digest = adapters.save(trainer.model, work, output, folder.name)
+        checkpoint.delete()
         trainers.release(trainer)
     del trainer
     weights.return_memory()
     return Tuned(
         path=output,
         adapter_hash=digest,
-        base_id=f"{folder.name}@{weights.folder_hash(folder)}",
+        base_id=f"{folder.name}@{start.split('-')[0]}",
         history=history,
-        seconds=time.monotonic() - started,
+        seconds=checkpoint.seconds + time.monotonic() - started,
         tokens=int(history[-1].get("num_tokens", 0)),
         trained_rows=len(order),
         peak_memory_bytes=memory.peak_bytes,
         settings=settings.model_dump(mode="json"),
     )
+
+
+def _start(folder: Path, adapter: Path | None) -> str:
+    """The weights that training starts from: hashes of the base and of the adapter, "5f2c09a1b3de-new" without one."""
+    return f"{weights.folder_hash(folder)}-{weights.adapter_hash(Path(adapter)) if adapter else 'new'}"
+
+
+def _identity(settings: Any, data: Sequence[dict[str, Any]], start: str, seed: int, trainer: Any) -> dict[str, Any]:
+    """What the trained adapter depends on; ``bf16`` is what precision "auto" has become on this machine."""
+    return {
+        "kind": type(settings).__name__,
+        "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        "rows": data,
+        "start": start,
+        "seed": seed,
+        "bf16": bool(trainer.args.bf16),
+    }
 
 
 def _check_lengths(lengths: Sequence[int], allowed: int | None, config: Any) -> None:
