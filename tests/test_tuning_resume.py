@@ -168,7 +168,7 @@ def test_law_8_a_training_killed_again_and_again_gives_the_same_bits(kind: str, 
     assert found["same"], "weights, settings and history are those of a training that nobody has killed"
     assert found["kills"] == killed_training.KILLS
     # Each life began at the last checkpoint of the one before it, so hardly anything was done twice.
-    assert found["began"][0] == 0 and all(0 < later for later in found["began"][1:])
+    assert found["began"][0] == 0 and all(later > 0 for later in found["began"][1:])
     assert found["began"] == sorted(found["began"])
     assert found["left"] == []
 

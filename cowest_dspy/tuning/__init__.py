@@ -5,6 +5,9 @@ rows.py       what training rows look like
 schedule.py   the order of rows
 watching.py   progress, peak memory, divergence
 adapters.py   adapters in a model and on disk
+kept.py       tensors and facts in a file, whole or not at all
+checkpoints.py  a killed training goes on
+reference.py  the reference's log-probabilities, computed once
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo -> Tuned
 provider.py   TRLProvider, tunable, tune
