@@ -75,6 +75,7 @@ class TrainedModels:
                 seed=self._seed,
                 on_step=lambda step, total, _: progress(step, total),
                 processes=self._processes,
+                cache=self._stages.run / "reference",
             )
             record = {"identity": identity, "folder": str(folder), "model": tuned.model, "history": tuned.result.history}
             self._stages.store.keep("adapter", name, record)

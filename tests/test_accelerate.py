@@ -159,7 +159,7 @@ def test_nothing_outlives_a_killed_driver(tiny_model: Path, tmp_path: Path) -> N
         (SFT(batch_size=4), 2, 2),
         (SFT(batch_size=6), 2, 3),
         (SFT(batch_size=8, micro_batch_size=1), 4, 1),
-        (DPO(batch_size=8, loss_type="aot"), 2, 4),
+        (DPO(batch_size=8, loss_type="aot"), 2, 2),
     ],
 )
 def test_a_batch_is_dealt_out_in_equal_parts(settings: Any, processes: int, micro: int) -> None:
@@ -174,7 +174,11 @@ def test_a_batch_is_dealt_out_in_equal_parts(settings: Any, processes: int, micr
         (SFT(batch_size=4), 3, "batch_size = 4 cannot be dealt out to 3 processes"),
         (SFT(batch_size=4), 0, "cannot be dealt out to 0 processes"),
         (SFT(batch_size=8, micro_batch_size=4), 4, "Set micro_batch_size to a divisor of 2"),
-        (DPO(batch_size=4, loss_type=("sigmoid", "sft")), 2, "the loss sft, which depends on the rows of a forward pass"),
+        (
+            DPO(batch_size=4, micro_batch_size=4, loss_type=("sigmoid", "sft")),
+            2,
+            "the loss sft, which depends on the rows of a forward pass",
+        ),
     ],
 )
 def test_a_batch_that_cannot_be_dealt_out_says_what_to_set(settings: Any, processes: int, says: str) -> None:

@@ -7,6 +7,9 @@ schedule.py   the order of rows
 watching.py   progress, peak memory, divergence
 adapters.py   adapters in a model and on disk
 shared_prompt.py   the prompt of a pair computed once
+kept.py       tensors and facts in a file, whole or not at all
+checkpoints.py  a killed training goes on
+reference.py  the reference's log-probabilities, computed once
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -79,17 +80,30 @@ def count_trainable(model: Any) -> int:
 def workplace(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` for everything that training writes; gone when the context ends.
 
+    Those that killed processes have left for the same output go, too.
+
     Raises:
         TuningError: ``output`` exists and is not an adapter, so it must not be replaced.
     """
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= set(FILES)):
         raise TuningError(f"{output} exists and is not an adapter of ours: it is not overwritten. Give another output folder.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+    _clear(output)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.{os.getpid()}.", suffix=".tmp", dir=output.parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(output: Path) -> None:
+    import psutil
+
+    name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.\w+\.tmp")
+    for path in output.parent.glob(".*.tmp"):
+        process = name.fullmatch(path.name)
+        if process and not psutil.pid_exists(int(process[1])):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def save(model: Any, work: Path, output: Path, base_name: str) -> str:

@@ -68,7 +68,7 @@ def launch(
     output, dealt = Path(output), dealt_out(cast("SFT | DPO", settings), processes)
     spec = {
         "kind": "preference" if preference else "sft",
-        "settings": dealt.model_dump(mode="json"),
+        "settings": dealt.model_copy(update={"checkpoint_steps": 0}).model_dump(mode="json"),
         "base": str(weights.locate(base)),
         "adapter": str(adapter) if adapter else None,
         "seed": seed,

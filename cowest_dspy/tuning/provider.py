@@ -30,7 +30,7 @@ from cowest_dspy.tuning.watching import OnStep
 
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {"sft": SFT, "chat": SFT, "preference": DPO, "unpaired": KTO}
 """Data formats, and the settings that each is tuned on with."""
-OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes")
+OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes", "cache")
 
 
 @runtime_checkable
@@ -115,7 +115,8 @@ class TRLProvider(Provider):
 
     ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one), ``output`` (the adapter's folder),
     ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
-    a new one), ``processes`` (that train together; default 1, this one). Data formats: "sft" (prompt and completion), DSPy's
+    a new one), ``processes`` (that train together; default 1, this one), ``cache`` (a folder for the reference's
+    log-probabilities of pairs). Data formats: "sft" (prompt and completion), DSPy's
     chat (the last message is the completion), "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion,
     label).
     """
@@ -166,6 +167,8 @@ class TRLProvider(Provider):
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
         if options.get("processes", 1) != 1:
             train = partial(launch, processes=options["processes"])
+        elif kind == "preference" and options.get("cache") is not None:
+            train = partial(train_dpo, cache=Path(options["cache"]))
         tuned = train(
             settings,
             chat_rows(data) if kind == "chat" else data,
@@ -199,10 +202,12 @@ def tune(
     seed: int = 0,
     on_step: OnStep | None = None,
     processes: int = 1,
+    cache: str | Path | None = None,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
 
-    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. With ``processes`` above 1 that many are started, one
+    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder, the reference's
+    log-probabilities are kept, for the next training on the same pairs from the same weights. With ``processes`` above 1 that many are started, one
     for each GPU, or on the CPU where there is none; the result is the same but for rounding.
 
     Raises:
@@ -211,7 +216,7 @@ def tune(
     provider = lm.provider
     if not isinstance(provider, TRLProvider):
         raise TuningError(f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use tunable(lm) first.")
-    options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step, "processes": processes}
+    options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step, "processes": processes, "cache": cache}
     tuned = provider.train(lm.model, data, data_format, options)
     model = provider.engine.load_adapter(tuned.path)
     return TunedLM(lm.copy(model=model), model, tuned)

@@ -100,6 +100,7 @@ class _Training(_Frozen):
     patience: Count | None = None
     keep_best: bool = True
     report_to: tuple[str, ...] = ()
+    checkpoint_steps: Annotated[int, Field(ge=0)] | None = None
     together: ClassVar[int] = 4
 
     @field_validator("report_to")
@@ -118,9 +119,10 @@ class _Training(_Frozen):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """The settings as JSON values, without those that cannot change the adapter: where logs go, how to evaluate on nothing."""
+        """The settings as JSON values, without those that cannot change the adapter: where logs go, checkpoints, how to evaluate on
+        nothing."""
         idle = set() if self.held_out else {"held_out", "evaluate_every", "patience", "keep_best"}
-        return self.model_dump(mode="json", exclude={"report_to", *idle})
+        return self.model_dump(mode="json", exclude={"report_to", "checkpoint_steps", *idle})
 
     @classmethod
     def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
@@ -176,6 +178,8 @@ class SFT(_Training):
     keep_best: give the adapter of the evaluation with the lowest held-out loss, not that of the last step.
     report_to: where else the logs go, names of ``REPORTERS`` such as "tensorboard" or "mlflow"; nowhere by default. What writes
         files writes them into the folder ``<output>.logs``, unless its own environment variable says otherwise.
+    checkpoint_steps: optimiser steps between two checkpoints, from which a killed training goes on. None: one about every
+        minute. 0: none. It does not change the result. With ``held_out`` there are none.
     """
 
 

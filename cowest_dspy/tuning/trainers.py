@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.lms import weights
-from cowest_dspy.tuning import adapters, shared_prompt, unpaired
+from cowest_dspy.tuning import adapters, reference, shared_prompt, unpaired
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
 
@@ -74,8 +74,9 @@ def lengths(trainer: Any) -> list[int]:
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
 
 
-def run(trainer: Any, order: Sequence[int], *callbacks: Any) -> None:
-    """Trains on the rows in ``order``, and tells ``callbacks``, in this order."""
+def run(trainer: Any, order: Sequence[int], *callbacks: Any, references: Path | None = None, done: int = 0) -> None:
+    """Trains on the rows in ``order`` but for the first ``done``, and tells ``callbacks``, in this order; ``references``: where
+    :func:`reference.add` keeps its values."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -85,11 +86,13 @@ def run(trainer: Any, order: Sequence[int], *callbacks: Any) -> None:
         shared_prompt.round_frozen(trainer.model)
     with scoring_completions_only():
         if "chosen_ids" in trainer.train_dataset.column_names:
-            _compute_reference(trainer)
+            reference.add(trainer, lengths(trainer), references)
         if "label" in trainer.train_dataset.column_names:
             unpaired.prepare(trainer, order)
         else:
             trainer.train_dataset = trainer.train_dataset.select(order)
+        if done:
+            trainer.train_dataset = trainer.train_dataset.select(range(done, len(order)))
         trainer.train()
 
 
@@ -98,26 +101,6 @@ def release(trainer: Any) -> None:
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator._models.clear()
     trainer.accelerator._optimizers.clear()
-
-
-def _compute_reference(trainer: Any) -> None:
-    """Adds the reference's log-probabilities to the pairs, so that they are computed once and not in every pass.
-
-    TRL can do so itself (``precompute_ref_log_probs``), but it hashes all weights first and leaves a file in the user's cache.
-    """
-    data = trainer.train_dataset
-    sizes = lengths(trainer)
-    by_length = sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    found: dict[int, tuple[float, float]] = {}
-    trainer.model.eval()
-    for start in range(0, len(by_length), trainer.args.per_device_train_batch_size):
-        indices = by_length[start : start + trainer.args.per_device_train_batch_size]
-        batch = trainer._prepare_inputs(trainer.data_collator([data[index] for index in indices]))
-        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
-        found.update(zip(indices, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True))
-    data = data.add_column("ref_chosen_logps", [found[index][0] for index in range(len(data))])
-    trainer.train_dataset = data.add_column("ref_rejected_logps", [found[index][1] for index in range(len(data))])
-    trainer.precompute_ref_logps = True
 
 
 @contextmanager

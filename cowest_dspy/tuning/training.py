@@ -18,6 +18,7 @@ from typing import Any
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import weights
 from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, stalling, trainers
+from cowest_dspy.tuning.checkpoints import Checkpoint
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
@@ -63,6 +64,9 @@ def train_sft(
     ``base`` is a model folder or Hub id; ``adapter`` an adapter to train further, or None for a new one; ``output`` the
     folder of the result, written at the end and whole. ``on_step`` is told of every optimiser step.
 
+    A training whose process was killed goes on from its last checkpoint (``checkpoint_steps``) when it is started again with the
+    same arguments, and gives what it would have given; checkpoints stand beside ``output`` until then.
+
     Raises:
         TuningError: rows that cannot be trained on, a row longer than ``max_length`` or the model's context, a loss that is
             no number, an output folder that holds something else.
@@ -82,15 +86,17 @@ def train_dpo(
     output: Path,
     seed: int = 0,
     on_step: OnStep | None = None,
+    cache: Path | None = None,
 ) -> Tuned:
     """Tunes on ``{"prompt": [...], "chosen": [...], "rejected": [...]}`` rows, towards the chosen and away from the rejected.
 
     The reference is the model as it is at the start: the base, or the base with ``adapter``. Its log-probabilities are
-    computed once, before the first step. Everything else is as in :func:`train_sft`.
+    computed once, before the first step; with ``cache``, a folder, they are kept there for the next training that starts from
+    the same weights with the same pairs, whatever its settings. Everything else is as in :func:`train_sft`.
     """
     data = list(data)
     checked, examples = rows.preference_rows(data), evaluation.example_ids(data)
-    return _train(settings, checked, trainers.dpo_trainer, base, adapter, output, seed, on_step, examples)
+    return _train(settings, checked, trainers.dpo_trainer, base, adapter, output, seed, on_step, examples, cache)
 
 
 def train_kto(
@@ -123,10 +129,12 @@ def _train(
     seed: int,
     on_step: OnStep | None,
     examples: Sequence[Any] | None = None,
+    cache: Path | None = None,
 ) -> Tuned:
     started = time.monotonic()
     reporting.check(settings.report_to)
     folder, output = weights.locate(base), Path(output)
+    start = _start(folder, adapter)
     split = evaluation.split(data, settings.held_out, seed, examples)
     steps, history, evaluating = settings.steps(len(split.kept)), [], None
     per_epoch = len(split.kept) / settings.batch_size
@@ -150,20 +158,27 @@ def _train(
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
         order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
         evaluation.log_kl(trainer, order, settings)
+        # What evaluations have seen is in no checkpoint.
+        every = 0 if evaluating else settings.checkpoint_steps
+        checkpoint = Checkpoint(output, _identity(settings, data, start, seed, trainer), every)
+        callbacks = [checkpoint.callback(trainer, history), *callbacks]
         callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
-        trainers.run(trainer, order, *callbacks)
+        done, references = checkpoint.step * settings.batch_size, cache / start if cache else None
+        with checkpoint.given_up_on(TuningError):
+            trainers.run(trainer, order, *callbacks, references=references, done=done)
         if evaluating:
             evaluating.finish()
         digest = adapters.save(trainer.model, work, output, folder.name)
+        checkpoint.delete()
         trainers.release(trainer)
     del trainer
     weights.return_memory()
     return Tuned(
         path=output,
         adapter_hash=digest,
-        base_id=f"{folder.name}@{weights.folder_hash(folder)}",
+        base_id=f"{folder.name}@{start.split('-')[0]}",
         history=history,
-        seconds=time.monotonic() - started,
+        seconds=checkpoint.seconds + time.monotonic() - started,
         tokens=int(max((record.get("num_tokens", 0) for record in history), default=0)),
         trained_rows=int(history[-1]["step"]) * settings.batch_size,
         peak_memory_bytes=memory.peak_bytes,
@@ -171,6 +186,23 @@ def _train(
         best_step=evaluating.best_step if evaluating else None,
         stopped_early=bool(evaluating and evaluating.stopped_early),
     )
+
+
+def _start(folder: Path, adapter: Path | None) -> str:
+    """The weights that training starts from: hashes of the base and of the adapter, "5f2c09a1b3de-new" without one."""
+    return f"{weights.folder_hash(folder)}-{weights.adapter_hash(Path(adapter)) if adapter else 'new'}"
+
+
+def _identity(settings: Any, data: Sequence[dict[str, Any]], start: str, seed: int, trainer: Any) -> dict[str, Any]:
+    """What the trained adapter depends on; ``bf16`` is what precision "auto" has become on this machine."""
+    return {
+        "kind": type(settings).__name__,
+        "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        "rows": data,
+        "start": start,
+        "seed": seed,
+        "bf16": bool(trainer.args.bf16),
+    }
 
 
 def _check_lengths(lengths: Sequence[int], allowed: int | None, config: Any) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from cowest_dspy.errors import TuningError
 
 OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called with (step, total, logs): once with step 0 and no logs when training begins, then after each optimiser step.
+"""Called with (step, total, logs): once with no logs when training begins, then after each optimiser step.
+
+The first step is 0, or that of the checkpoint from which training goes on.
 
 An exception that it raises stops the training and comes out of it.
 """
@@ -55,7 +57,7 @@ def step_callback(on_step: OnStep | None, history: list[dict[str, float]], batch
     class Steps(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if on_step:
-                on_step(0, state.max_steps, {})
+                on_step(state.global_step, state.max_steps, {})
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
