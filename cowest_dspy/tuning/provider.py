@@ -207,8 +207,8 @@ def tune(
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
 
     Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder, the reference's
-    log-probabilities are kept, for the next training on the same pairs from the same weights. With ``processes`` above 1 that many are started, one
-    for each GPU, or on the CPU where there is none; the result is the same but for rounding.
+    log-probabilities are kept, for the next training on the same pairs from the same weights. With ``processes`` above 1 that
+    many are started, one for each GPU, or on the CPU where there is none; the result is the same but for rounding.
 
     Raises:
         TuningError: an LM that is not tunable, data that do not fit, or a training that must not go on.
