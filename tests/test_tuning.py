@@ -327,3 +327,12 @@ def test_an_adapter_of_another_size_is_refused(first_sft: Any, tiny_model: Path,
         train_dpo(DPO(**QUICK, lora=Lora()), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
     with pytest.raises(ModelError, match="holds no adapter"):
         train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=tmp_path, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_dropout_of_an_adapter_has_an_effect(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    run, settings, data = kinds(4)[kind]
+    loras = [Lora(rank=4, alpha=8, dropout=dropout) for dropout in (0.0, 0.5)]
+    made = [run(settings(**quick(lora=lora)), data, base=str(tiny_model), output=tmp_path / f"{lora.dropout}") for lora in loras]
+    assert made[0].adapter_hash != made[1].adapter_hash
+    assert all(one.history[-1]["loss"] < 20 for one in made)

@@ -64,6 +64,17 @@ def continued(base: Any, adapter: Path, lora: Lora | None) -> Any:
     return model
 
 
+def drop_out_as_configured(model: Any) -> None:
+    """Gives adapters the dropout of their configuration again: TRL takes every dropout out of a model that it tunes on pairs, which
+    is meant for the base, and would leave ``Lora(dropout=...)`` without any effect."""
+    import torch
+
+    for module in model.modules():
+        for name, dropout in getattr(module, "lora_dropout", {}).items():
+            if isinstance(dropout, torch.nn.Dropout):
+                dropout.p = model.peft_config[name].lora_dropout
+
+
 def count_trainable(model: Any) -> int:
     """Numbers that training may change.
 

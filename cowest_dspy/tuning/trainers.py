@@ -39,6 +39,7 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
         label_smoothing=settings.label_smoothing,
     )
     trainer = DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    adapters.drop_out_as_configured(trainer.model)
     if settings.share_prompt:
         with scoring_completions_only():
             shared_prompt.share_if_equal(trainer, lengths(trainer))
