@@ -8,6 +8,7 @@ import sys
 import tomllib
 import xml.dom.minidom
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,16 @@ def test_the_page_on_cycles_runs_and_its_toml_is_read(tmp_path: Path, monkeypatc
     assert validate(RoundRules, tables[0]["rounds"], "docs/cycles.md") == RoundRules.model_validate({"count": 2})
     cycle = validate(CycleRules, tables[1]["cycle"], "docs/cycles.md")
     assert cycle.names == ("sft", "prompts", "weights", "prompts")
+
+
+def test_the_page_on_tuning_makes_the_settings_that_it_shows() -> None:
+    text = (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert names["dpo"].losses == ("sigmoid", "sft") and names["careful"].patience == 3
+    for gone in ("simpo", "orpo", "cpo"):
+        with pytest.raises(ValueError, match="loss"):
+            names["DPO"](loss_type=gone)
 
 
 def test_the_figure_is_drawn_from_a_report(tmp_path: Path) -> None:

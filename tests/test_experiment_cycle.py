@@ -71,6 +71,38 @@ def test_rounds_of_a_configuration_are_in_the_report_and_done_once(task: list[Pa
     assert again.rounds == first.rounds and again.arms == first.arms
 
 
+def test_kto_of_a_configuration_tunes_on_labelled_drafts_with_its_controls(task: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    rewrite(task[0], "[dpo]", "[kto]")
+    # Alone it knows some answers, so that a draft can hurt.
+    knows = 'else ("yes" if "Background" not in text and any(f" {n}?" in text for n in (1, 3, 5)) else "no")'
+    rewrite(task[0].with_name("toy.py"), 'else "no"', knows)
+    experiment = run(task, tmp_path / "run")
+    assert experiment.config.kto == {"max_steps": 2, "precision": "fp32", "batch_size": 2} and experiment.config.dpo == {}
+    made = read_report(tmp_path / "run")
+    assert {"collaboration", "shuffled", "sft_on_chosen"} <= {arm.name for arm in made.arms}
+    labels = [json.loads(line)["label"] for line in (tmp_path / "run" / "drafts.jsonl").read_text().splitlines()]
+    assert set(labels) == {True, False} and made.rounds[0].pairs == len(labels)
+    with Experiment(load_config(task), tmp_path / "run") as again:
+        assert set(again.store.records("adapter")) >= {"kto", "shuffled", "sft_on_chosen"}
+
+
+def test_what_is_wrong_in_kto_is_said_before_anything_is_asked(task: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    with task[0].open("a") as file:
+        file.write("\n[kto]\nbeta = 0.1\n")
+    with pytest.raises(ConfigError, match=r"\[dpo\] and \[kto\] are both given: keep one"):
+        load_config(task)
+    rewrite(task[0], "[dpo]\nmax_steps = 2\nprecision", "[dpo]\n[pairs.unused]\nprecision")
+    rewrite(task[0], '[pairs.unused]\nprecision = "fp32"\nbatch_size = 2\n', "")
+    for bad, says in (("betta = 0.1", 'betta: there is no such key. Did you mean "beta"'), ("lora_r = 8", "the adapter's size")):
+        text = task[0].read_text()
+        rewrite(task[0], "[kto]\nbeta = 0.1", f"[kto]\n{bad}")
+        with pytest.raises(ConfigError) as caught, Experiment(load_config(task), tmp_path / "run"):
+            pass
+        assert str(caught.value).startswith("[kto]:\n  ") and says in str(caught.value)
+        task[0].write_text(text)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_cycle_of_steps_is_done_once_and_its_best_program_is_compared(cycle: list[Path], tmp_path: Path) -> None:
     run(cycle, tmp_path / "run")
     first = read_report(tmp_path / "run")
