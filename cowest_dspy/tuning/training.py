@@ -10,7 +10,8 @@ Only the adapter is trained, and only the completion's tokens carry loss. The sa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,13 +140,7 @@ def _train(
     steps, history, evaluating = settings.steps(len(split.kept)), [], None
     per_epoch = len(split.kept) / settings.batch_size
     callbacks = [step_callback(on_step, history, per_epoch)]
-    with (
-        adapters.workplace(output) as work,
-        PeakMemory() as memory,
-        trainers.quiet(),
-        trainers.own_random_state(),
-        reporting.places(settings.report_to, output),
-    ):
+    with _surroundings(settings, output) as (work, memory):
         # All rows go through the trainer's tokenisation; the steps are of those that are kept.
         trainer = make_trainer(settings.model_copy(update={"max_steps": steps}), data, folder, adapter, work, seed)
         trainer.args.run_name = output.name
@@ -158,8 +153,7 @@ def _train(
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
         order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
         evaluation.log_kl(trainer, order, settings)
-        # What evaluations have seen is in no checkpoint.
-        every = 0 if evaluating else settings.checkpoint_steps
+        every = 0 if evaluating else settings.checkpoint_steps  # What evaluations have seen is in no checkpoint.
         checkpoint = Checkpoint(output, _identity(settings, data, start, seed, trainer), every)
         callbacks = [checkpoint.callback(trainer, history), *callbacks]
         callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
@@ -186,6 +180,19 @@ def _train(
         best_step=evaluating.best_step if evaluating else None,
         stopped_early=bool(evaluating and evaluating.stopped_early),
     )
+
+
+@contextmanager
+def _surroundings(settings: Any, output: Path) -> Iterator[tuple[Path, PeakMemory]]:
+    """A folder to work in, and the memory that is taken; nothing is printed, random generators are ours, and logs have a place."""
+    with (
+        adapters.workplace(output) as work,
+        PeakMemory() as memory,
+        trainers.quiet(),
+        trainers.own_random_state(),
+        reporting.places(settings.report_to, output),
+    ):
+        yield work, memory
 
 
 def _start(folder: Path, adapter: Path | None) -> str:
