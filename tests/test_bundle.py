@@ -29,7 +29,7 @@ from cowest_dspy import (
     verify_bundle,
     write_bundle,
 )
-from cowest_dspy.bundle import as_gguf, merged, read_manifest
+from cowest_dspy.bundle import as_gguf, merged, read_manifest, writing
 from cowest_dspy.bundle.manifest import files_in
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.lms.recording import unrecorded
@@ -209,6 +209,17 @@ def test_it_is_written_whole_over_a_bundle_and_over_nothing_else(finished: Path,
         assert experiment.store.calls() == calls, "nothing is asked"
     assert verify_bundle(bundle) == () and (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "mine"}
+
+
+def test_law_10_no_bundle_with_a_secret_in_it_is_written(finished: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "toy.py"
+    recipe.write_text(RECIPE + '\nKEY = "sk-proj-' + 'abcdefghijkl1234"\n')
+    config = load_config([finished / "run" / "config.toml"]).model_copy(update={"program": f"{recipe}:program"})
+    with pytest.raises(BundleError, match=r"toy\.py would hold what looks like a secret"):
+        writing._relocated(config, tmp_path / "recipe")
+    with pytest.raises(BundleError, match=r"program\.json would hold"):
+        writing._write(tmp_path / "program.json", json.dumps({"demos": [{"answer": "hf_" + "abcdefghijklmnop1234"}]}))
+    assert not (tmp_path / "program.json").exists() and list((tmp_path / "recipe").iterdir()) == []
 
 
 def test_a_run_that_is_not_finished_says_what_to_do(finished: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _relocated(config: Config, recipe: Path) -> Config:
             taken = set(copied.values())
             own = Path(path).name
             own = own if own not in taken else f"{len(taken)}_{own}"
-            shutil.copyfile(path, recipe / own)
+            _write(recipe / own, Path(path).read_text(encoding="utf-8"))
             copied[path] = own
         return f"{RECIPE}/{copied[path]}{colon}{name}"
 
