@@ -1,7 +1,7 @@
 """BetterTogether with GEPA and with MIPROv2 around CoWest, on a real small model in this process. Slow tier.
 
-SmolLM2 is all of the models here: it drafts, it refines, it proposes instructions. It is too small to propose good ones; what is
-tested is that everything runs for real and that weights are tuned on the drafts that were sampled.
+SmolLM2 drafts and refines, and for GEPA it proposes instructions; MIPROv2 asks for an answer in fields, which takes a larger model.
+Neither proposes good ones; what is tested is that everything runs for real and that weights are tuned on the drafts that were sampled.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path
         max_failed=1.0,
         run=tmp_path / "run",
     )
-    both = dspy.BetterTogether(metric=short, p=optimizer(prompts, engine.lm(temperature=1.0, max_tokens=200)), w=weights)
+    larger = TransformersEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
+    proposing = (engine if prompts == "gepa" else larger).lm(temperature=1.0, max_tokens=200)
+    both = dspy.BetterTogether(metric=short, p=optimizer(prompts, proposing), w=weights)
     more = {"num_trials": 2, "minibatch": False, "program_aware_proposer": False, "data_aware_proposer": False}
     best: Any = both.compile(
         student,
@@ -69,3 +71,4 @@ def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path
     tuned = {one["strategy"]: one["program"].weak.model for one in best.candidate_programs}
     assert len(tuned) == 3 and tuned["p"] == tuned[""] == student.weak.model != tuned["p -> w"]
     engine.close()
+    larger.close()

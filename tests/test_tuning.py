@@ -63,9 +63,9 @@ def test_law_7_only_the_adapter_changes(tiny_model: Path, tmp_path: Path, monkey
     seen: dict[str, Any] = {}
     run = trainers.run
 
-    def watched(trainer: Any, *arguments: Any) -> None:
+    def watched(trainer: Any, *arguments: Any, **options: Any) -> None:
         before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-        run(trainer, *arguments)
+        run(trainer, *arguments, **options)
         after = dict(trainer.model.named_parameters())
         seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
         seen["all"] = set(after)

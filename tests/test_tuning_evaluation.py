@@ -267,10 +267,10 @@ def test_held_out_rows_do_not_train(kind: str, tiny_model: Path, tmp_path: Path,
     seen: list[Any] = []
     run = trainers.run
 
-    def watched(trainer: Any, order: Any, *callbacks: Any) -> None:
+    def watched(trainer: Any, order: Any, *callbacks: Any, **options: Any) -> None:
         column = "completion" if kind == "sft" else "chosen"
         seen.extend(row[column][0]["content"] for row in trainer.train_dataset)
-        run(trainer, order, *callbacks)
+        run(trainer, order, *callbacks, **options)
 
     monkeypatch.setattr(trainers, "run", watched)
     train, settings, data = kinds(8)[kind]
