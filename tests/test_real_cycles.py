@@ -1,7 +1,7 @@
 """BetterTogether with GEPA and with MIPROv2 around CoWest, on a real small model in this process. Slow tier.
 
 SmolLM2 drafts and refines, and for GEPA it proposes instructions; MIPROv2 asks for an answer in fields, which takes a larger model.
-Neither proposes good ones; what is tested is that everything runs for real and that weights are tuned on the drafts that were sampled.
+Neither proposes good ones: what is tested is that everything runs for real, and that weights are tuned on the sampled drafts.
 """
 
 from __future__ import annotations
