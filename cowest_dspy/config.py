@@ -154,11 +154,16 @@ def _anchored_command(value: Any, folder: Path) -> Any:
     return [part.replace("{here}", str(folder.resolve())) if isinstance(part, str) else part for part in cast("list[Any]", value)]
 
 
+def split_reference(value: str) -> tuple[str, str, str]:
+    """``"recipe.py:name"`` as ``("recipe.py", ":", "name")``; what names nothing in a file, as it is with two empty strings."""
+    return value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
+
+
 def _anchored_reference(value: Any, folder: Path) -> Any:
     """ "recipe.py:name" or "rows.jsonl" as an absolute path; an installed "package.module:name" or "hub:..." as it is."""
     if not isinstance(value, str):
         return value
-    path, colon, name = value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
+    path, colon, name = split_reference(value)
     if not path.endswith((".py", ".jsonl")):
         return value
     return str((folder / Path(path).expanduser()).resolve()) + colon + name

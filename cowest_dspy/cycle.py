@@ -15,9 +15,7 @@ on examples that no step has seen.
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,8 +30,7 @@ from cowest_dspy.influence import Metric
 from cowest_dspy.lms.recording import keeping, unrecorded
 from cowest_dspy.program import Collaboration
 from cowest_dspy.rounds import Gain, Scores, gain
-from cowest_dspy.stages import Silent, Stages, Watch, digest
-from cowest_dspy.store import Store
+from cowest_dspy.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.tuning import TunableEngine, engine_of
 
 ARROW = "->"
@@ -146,9 +143,7 @@ class Cycle(Teleprompter):
         if not isinstance(student, Collaboration):
             raise ProgramError(f"Cycle optimises a Collaboration; a {type(student).__name__} was given.")
         train, held = with_ids(trainset), with_ids(valset)
-        given = dspy.settings.get("cowest_ledger")
-        store = given if isinstance(given, Store) else Store(self.run or tempfile.mkdtemp(prefix="cowest-"))
-        with nullcontext(store) if given is store else store:
+        with store_in_use(self.run) as store:
             walk = _Walk(self, Stages(store.folder, store, self.watch), student, train, held, teacher)
             return walk.through()
 

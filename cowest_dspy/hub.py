@@ -1,11 +1,21 @@
-"""Uploads to the Hub: of a folder, in one commit, private unless it is said otherwise."""
+"""For the Hub: the upload of a folder, in one commit, private unless it is said otherwise; and tables of the cards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cowest_dspy.errors import CowestError, masked
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A section of a card with a Markdown table; nothing without rows."""
+    if not rows:
+        return ""
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in cells)]
+    return f"\n## {title}\n\n" + "\n".join(lines) + "\n"
 
 
 def upload(

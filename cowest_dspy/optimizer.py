@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +26,7 @@ from cowest_dspy.influence import Metric
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration
 from cowest_dspy.rounds import Round, Rounds, Task
-from cowest_dspy.stages import Silent, Stages, Watch, digest
+from cowest_dspy.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.store import Store
 from cowest_dspy.tables import PairRules, RoundRules
 from cowest_dspy.traces import Sampling
@@ -121,15 +120,10 @@ class CoWest(Teleprompter):
         train = examples if valset is not None else examples[: len(examples) - len(held)]
         weak = unrecorded(student.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
-        given = dspy.settings.get("cowest_ledger")
-        if isinstance(given, Store):
-            lm, history = self._rounds(given, student, start, train, held)
-            folder = given.folder
-        else:
-            folder = Path(self.run) if self.run is not None else Path(tempfile.mkdtemp(prefix="cowest-"))
+        with store_in_use(self.run, strong=student.strong.model) as store:
+            folder = store.folder
             logger.info("CoWest works in %s", folder)
-            with Store(folder, strong=student.strong.model) as store:
-                lm, history = self._rounds(store, student, start, train, held)
+            lm, history = self._rounds(store, student, start, train, held)
         made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
         made.rounds, made.run, made._compiled = history, folder, True
         return made

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import dspy
 
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.lms.prices import added
@@ -65,6 +68,18 @@ class Stages:
         known = self.store.record("stage", name)
         if known is None or spent.calls or not spent.only_read:
             self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
+
+
+@contextmanager
+def store_in_use(run: str | Path | None, *, strong: str | None = None) -> Iterator[Store]:
+    """The store that calls are kept in already (``keeping``), which stays open; otherwise that of ``run``, or of a new temporary
+    folder, which is kept."""
+    given = dspy.settings.get("cowest_ledger")
+    if isinstance(given, Store):
+        yield given
+        return
+    with Store(run if run is not None else tempfile.mkdtemp(prefix="cowest-"), strong=strong) as store:
+        yield store
 
 
 def digest(value: Any) -> str:

@@ -31,7 +31,7 @@ from cowest_dspy.report import (
     TraceRow,
     influence_counts,
 )
-from cowest_dspy.rounds import Round
+from cowest_dspy.rounds import Round, rows_file
 from cowest_dspy.store import Store
 from cowest_dspy.traces import StoredTraces, Trace, noise_in
 
@@ -57,7 +57,7 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
     # In memory, as the report's rows will be: iterating over what is kept reads it from the disk each time.
-    traces, pairs = list(kept_traces(store)), _pairs(store)
+    traces, pairs = list(kept_traces(store)), kept_pairs(store)
     rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(TITLES)}
@@ -155,9 +155,9 @@ def _agreement(traces: Sequence[Trace]) -> tuple[AgreementRow, ...]:
     return tuple(rows)
 
 
-def _pairs(store: Store) -> PreferencePairs | None:
+def kept_pairs(store: Store) -> PreferencePairs | None:
     """The run's pairs; empty when the gate let none through, None when they have not been made."""
-    files = [store.folder / f"pairs{'' if number == '1' else f'-{number}'}.jsonl" for number in store.records("round") or ["1"]]
+    files = [rows_file(store.folder, "pairs", int(number)) for number in store.records("round") or ["1"]]
     there = [path for path in files if path.is_file()]
     if not there:
         return None

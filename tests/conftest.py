@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group("slow"))
+
+
+@pytest.fixture(scope="module")
+def first_sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A short SFT of the tiny model, to go on from: a ``cowest_dspy.tuning.Tuned``."""
+    from tuning_rows import LORA, quick, sft_rows
+
+    from cowest_dspy.tuning import SFT, train_sft
+
+    settings = SFT(**quick(epochs=4), lora=LORA)
+    return train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path_factory.mktemp("sft") / "first", seed=3)

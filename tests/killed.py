@@ -13,14 +13,13 @@ import signal
 import sqlite3
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import dspy
 from dspy.lm15 import Request, Response
+from forked import child
 
 from cowest_dspy.lms import wire
 from cowest_dspy.pairs import preference_pairs
@@ -74,19 +73,6 @@ def work(folder: Path) -> None:
         traces = collect(program, examples, match, Sampling(DRAFTS), store=store, threads=THREADS)
         (folder / "traces.json").write_text(json.dumps([trace.to_dict() for trace in traces], sort_keys=True))
         preference_pairs(traces).save(folder / "pairs.jsonl")
-
-
-def child(job: Callable[[], None]) -> int:
-    """The job in a process of its own; gives its id."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        job()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def committed(folder: Path) -> set[str]:

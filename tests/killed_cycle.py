@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import trl.trainer.dpo_trainer  # pyright: ignore[reportUnusedImport] - imported once, before any fork
 import trl.trainer.sft_trainer  # noqa: F401 # pyright: ignore[reportUnusedImport]
+from forked import child
 
 from cowest_dspy import Experiment, load_config
 
@@ -46,24 +46,11 @@ class Noted:
 
 def work(folder: Path, files: list[str]) -> None:
     """One process's whole work."""
+    torch.set_num_threads(1)
     with Experiment(load_config(files), folder / "run", watch=Noted(folder / "stages.log")) as experiment:
         experiment.cycle()
         weak = experiment.final.weak.model
     (folder / "weak.txt").write_text(weak)
-
-
-def child(job: Callable[[], None]) -> int:
-    """The job in a process of its own; gives its id."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        torch.set_num_threads(1)
-        job()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def begun(folder: Path) -> list[str]:

@@ -12,14 +12,13 @@ import random
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl.trainer.dpo_trainer  # pyright: ignore[reportUnusedImport] - imported once, before any fork
 import trl.trainer.sft_trainer  # noqa: F401 # pyright: ignore[reportUnusedImport]
+from forked import child
 from tuning_rows import kinds
 
 from cowest_dspy.tuning import Lora
@@ -37,6 +36,7 @@ SETTINGS: dict[str, Any] = {
 
 def work(folder: Path, base: str, kind: str, every: int) -> None:
     """One process's whole work; notes each step as it is done."""
+    torch.set_num_threads(1)
     train, settings, data = kinds(8)[kind]
     with (folder / "steps.log").open("a") as log:
 
@@ -47,20 +47,6 @@ def work(folder: Path, base: str, kind: str, every: int) -> None:
         made = settings(**SETTINGS, checkpoint_steps=every)
         tuned = train(made, data, base=base, output=folder / "adapters" / "out", seed=2, on_step=on_step)
     (folder / "history.json").write_text(json.dumps(tuned.history))
-
-
-def child(job: Callable[[], None]) -> int:
-    """The job in a process of its own; gives its id."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        torch.set_num_threads(1)
-        job()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def steps(folder: Path) -> list[tuple[str, int]]:

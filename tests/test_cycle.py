@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 import pytest
 from test_influence_laws import match, questions, strong_that_reads, together
-from test_optimizers import instructions, proposer, weak_that_obeys
+from test_optimizers import instructions, miprov2, proposer, weak_that_obeys
 from test_rounds import examples, student, taught  # noqa: F401 - fixtures
 
 from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
@@ -28,19 +28,6 @@ def gepa(program: Collaboration) -> Any:
         reflection_minibatch_size=2,
         num_threads=1,
         component_selector="all",
-    )
-
-
-def miprov2(metric: Any) -> dspy.MIPROv2:
-    return dspy.MIPROv2(
-        metric=metric,
-        auto=None,
-        num_candidates=3,
-        prompt_model=proposer([]),
-        task_model=proposer([]),
-        max_bootstrapped_demos=0,
-        max_labeled_demos=0,
-        num_threads=1,
     )
 
 
@@ -148,7 +135,7 @@ def grading(example: dspy.Example, prediction: Any, trace: Any = None, pred_name
 def test_better_together(student: Collaboration, tmp_path: Path, strategy: str, prompts: str) -> None:  # noqa: F811
     of = {
         "gepa": lambda: dspy.GEPA(metric=grading, max_metric_calls=12, reflection_lm=proposer([]), num_threads=1),
-        "miprov2": lambda: miprov2(grading),
+        "miprov2": lambda: miprov2(grading, proposer([])),
     }
     both = dspy.BetterTogether(metric=grading, p=of[prompts](), w=cowest(tmp_path / "run"))
     arguments = {"p": MIPRO} if prompts == "miprov2" else {}

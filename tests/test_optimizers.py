@@ -52,6 +52,20 @@ def instructions(module: dspy.Module) -> list[str]:
     return [str(dspy.ensure_signature(predictor.signature).instructions) for predictor in module.predictors()]  # pyright: ignore
 
 
+def miprov2(metric: Any, lm: dspy.LM, *, candidates: int = 3, threads: int = 1) -> dspy.MIPROv2:
+    """MIPROv2 over instructions alone, with as little as it takes."""
+    return dspy.MIPROv2(
+        metric=metric,
+        auto=None,
+        num_candidates=candidates,
+        prompt_model=lm,
+        task_model=lm,
+        max_bootstrapped_demos=0,
+        max_labeled_demos=0,
+        num_threads=threads,
+    )
+
+
 @pytest.fixture
 def task() -> tuple[Collaboration, Influence]:
     program = together(weak_that_obeys(), strong_that_reads())
@@ -78,17 +92,7 @@ def test_gepa_is_told_what_the_draft_changed(task: tuple[Collaboration, Influenc
 
 def test_miprov2_takes_it(task: tuple[Collaboration, Influence]) -> None:
     program, influence = task
-    lm = proposer([])
-    optimizer = dspy.MIPROv2(
-        metric=influence,
-        auto=None,
-        num_candidates=3,
-        prompt_model=lm,
-        task_model=lm,
-        max_bootstrapped_demos=0,
-        max_labeled_demos=0,
-        num_threads=1,
-    )
+    optimizer = miprov2(influence, proposer([]))
     better = optimizer.compile(
         program,
         trainset=questions(4),

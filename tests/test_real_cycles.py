@@ -11,6 +11,7 @@ from typing import Any
 
 import dspy
 import pytest
+from test_optimizers import miprov2
 
 from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, TransformersEngine, tunable
 from cowest_dspy.tables import PairRules, RoundRules
@@ -29,16 +30,7 @@ def short(example: dspy.Example, prediction: Any, trace: Any = None, pred_name: 
 def optimizer(name: str, lm: dspy.LM) -> Any:
     if name == "gepa":
         return dspy.GEPA(metric=short, max_metric_calls=8, reflection_lm=lm, reflection_minibatch_size=2, num_threads=4)
-    return dspy.MIPROv2(
-        metric=short,
-        auto=None,
-        num_candidates=2,
-        prompt_model=lm,
-        task_model=lm,
-        max_bootstrapped_demos=0,
-        max_labeled_demos=0,
-        num_threads=4,
-    )
+    return miprov2(short, lm, candidates=2, threads=4)
 
 
 @pytest.mark.parametrize("prompts", ["gepa", "miprov2"])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import logging
 import random
 import warnings
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import LORA, QUICK, assert_close, completion_logprob, kinds, load, pair_rows, quick, read, sft_rows
 
 from cowest_dspy.errors import ModelError, TuningError
@@ -27,24 +26,6 @@ from cowest_dspy.tuning import (
     train_sft,
     trainers,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
-    for name in ("dpo_trainer", "sft_trainer"):
-        importlib.import_module(f"trl.trainer.{name}")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
-def first_sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    settings = SFT(**quick(epochs=4), lora=LORA)
-    return train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path_factory.mktemp("sft") / "first", seed=3)
-
 
 # What is trained
 

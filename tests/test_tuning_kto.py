@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tuning_rows import LORA, QUICK, completion_logprob, labelled_rows, pair_rows, quick, read, says, sft_rows
+from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
+from tuning_rows import LORA, QUICK, completion_logprob, labelled_rows, pair_rows, quick, read, says
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, train_sft, trainers, tunable, tune
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
-    for name in ("kto_trainer", "sft_trainer"):
-        importlib.import_module(f"trl.trainer.{name}")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture(scope="module")
-def first_sft(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    settings = SFT(**quick(epochs=4), lora=LORA)
-    return train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path_factory.mktemp("sft") / "first", seed=3)
+from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, trainers, tunable, tune
 
 
 def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:

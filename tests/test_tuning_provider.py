@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import importlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
+from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import QUICK, pair_rows, quick, says, sft_rows
 
 from cowest_dspy.adapters import LineAdapter
@@ -31,18 +30,6 @@ from cowest_dspy.tuning import (
     tunable,
     tune,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
-    for name in ("dpo_trainer", "sft_trainer"):
-        importlib.import_module(f"trl.trainer.{name}")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
 
 # In DSPy
 

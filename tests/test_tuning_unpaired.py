@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import LORA, assert_close, completion_logprob, load, quick, says, sft_rows
 
 from cowest_dspy.tuning import KTO, evaluation, train_kto, trainers, unpaired
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_are_no_garbage() -> Iterator[None]:
-    """Every training collects garbage twice; with TRL's modules set aside that takes no time."""
-    importlib.import_module("trl.trainer.kto_trainer")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def labelled_rows(count: int) -> list[dict[str, Any]]:

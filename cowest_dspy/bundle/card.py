@@ -7,6 +7,7 @@ from typing import Any
 
 from cowest_dspy.bundle.manifest import Manifest
 from cowest_dspy.errors import masked
+from cowest_dspy.hub import table
 from cowest_dspy.report import RunReport, arm_table, influence_by_round
 
 _HEAD = """---
@@ -58,7 +59,7 @@ def _arms(report: RunReport) -> str:
         span = f"{100 * line.interval.low:.0f} to {100 * line.interval.high:.0f} %" if line.interval else "-"
         share = "-" if line.accuracy is None else f"{100 * line.accuracy:.1f} %"
         rows.append((line.title, line.answered, line.failed, share, span))
-    return _table("Measured on held-out questions", ("arm", "n", "failed", "mean score", "95 % interval"), rows)
+    return table("Measured on held-out questions", ("arm", "n", "failed", "mean score", "95 % interval"), rows)
 
 
 def _influence(report: RunReport) -> str:
@@ -68,20 +69,11 @@ def _influence(report: RunReport) -> str:
         harm = "-" if counts.harm_rate is None else f"{100 * counts.harm_rate:.0f} %"
         rows.append((number, counts.n, counts.helped, counts.same, counts.hurt, counts.failed, mean, harm))
     columns = ("round", "drafts", "helped", "same", "hurt", "failed", "mean influence", "harm rate")
-    return _table("Influence of the sampled drafts", columns, rows)
+    return table("Influence of the sampled drafts", columns, rows)
 
 
 def _rounds(report: RunReport) -> str:
     rows = [(row.number, row.pairs, row.gain, row.n, row.outcome, row.reason) for row in report.rounds]
     steps = [(row.number, row.name, row.gain, row.n, "best so far" if row.best else "") for row in report.steps]
-    made = _table("Rounds", ("round", "pairs", "gain on the dev split", "n", "outcome", "why"), rows)
-    return made + _table("Cycle", ("step", "optimiser", "gain over the start, dev split", "n", ""), steps)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    if not rows:
-        return ""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return f"\n## {title}\n\n" + "".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
-    )
+    made = table("Rounds", ("round", "pairs", "gain on the dev split", "n", "outcome", "why"), rows)
+    return made + table("Cycle", ("step", "optimiser", "gain over the start, dev split", "n", ""), steps)

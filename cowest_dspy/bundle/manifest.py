@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cowest_dspy.errors import BundleError
+from cowest_dspy.lms.gguf import sha256
 
 FILE, FORMAT = "cowest.json", 1
 ADAPTER = "adapter"
@@ -38,15 +38,6 @@ class Manifest(BaseModel):
     metric: str
     versions: dict[str, str]
     files: dict[str, str]
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file as 64 hexadecimal digits."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def files_in(folder: Path) -> dict[str, str]:

@@ -13,16 +13,17 @@ from typing import Any, cast
 
 from cowest_dspy.bundle.card import card
 from cowest_dspy.bundle.manifest import ADAPTER, FILE, FORMAT, Manifest, files_in, read_manifest
-from cowest_dspy.config import Config
+from cowest_dspy.config import Config, split_reference
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import BundleError, masked
 from cowest_dspy.experiment import Experiment
 from cowest_dspy.hub import upload
 from cowest_dspy.lms import weights
 from cowest_dspy.lms.recording import unrecorded
+from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.report import RunReport
 from cowest_dspy.report.html import figures
-from cowest_dspy.summary import versions
+from cowest_dspy.summary import kept_pairs, versions
 from cowest_dspy.tuning import engine_of
 from cowest_dspy.tuning.adapters import FILES
 
@@ -71,8 +72,8 @@ def _fill(folder: Path, experiment: Experiment) -> None:
     _write(folder / "config.toml", effective_toml(moved))
     _write(folder / "program.json", _json(program.dump_state()))
     _write(folder / "metrics.json", _json(_metrics(report)))
-    rows = [line for path in sorted(experiment.run.glob("pairs*.jsonl")) for line in path.read_text("utf-8").splitlines() if line]
-    _write(folder / "pairs.jsonl", "".join(f"{line}\n" for line in rows))
+    pairs = (kept_pairs(experiment.store) or PreferencePairs(())).save(folder / "pairs.jsonl")
+    _write(pairs, pairs.read_text(encoding="utf-8"))
     if adapter is not None:
         (folder / ADAPTER).mkdir()
         for name in FILES:
@@ -116,7 +117,7 @@ def _relocated(config: Config, recipe: Path) -> Config:
     copied: dict[str, str] = {}
 
     def named(value: str) -> str:
-        path, colon, name = value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
+        path, colon, name = split_reference(value)
         if not Path(path).is_absolute():
             return value
         if not path.endswith(".py"):

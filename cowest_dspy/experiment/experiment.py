@@ -196,7 +196,7 @@ class Experiment:
 
     def pairs(self) -> PreferencePairs:
         """The preference pairs of the first round, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
-        return self.rounds.paired(self.weak if self.config.pairs.source else self.sft())
+        return self.rounds.paired(self._drafting())
 
     def labelled(self) -> LabelledDrafts:
         """The collected drafts as those that helped and those that hurt, also written to ``drafts.jsonl`` in the run folder."""
@@ -225,7 +225,7 @@ class Experiment:
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
-        rows = self.rounds.rows(self.weak if self.config.pairs.source else self.sft())
+        rows = self.rounds.rows(self._drafting())
         if name == "shuffled":
             return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(rows, self.config.seed))
         return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, rows)
@@ -301,6 +301,10 @@ class Experiment:
     def _lineage(self) -> str:
         """The run's name in the lineage of its pairs: of its configuration, so that equal runs in two folders have equal pairs."""
         return f"{self.config.name}, seed {self.config.seed}"
+
+    def _drafting(self) -> dspy.LM:
+        """Whose drafts the first round's pairs are; of pairs from elsewhere nobody's here, so that nothing is trained for them."""
+        return self.weak if self.config.pairs.source else self.sft()
 
     def _held_out(self) -> list[dspy.Example]:
         return [*self.splits["dev"], *self.splits["test"]]

@@ -99,10 +99,10 @@ def dataset_card(pairs: Shareable) -> str:
     parts = [
         _HEAD,
         _MEASURED if measured else _IMPORTED,
-        _table("In numbers", ("what", "how many"), numbers + _influence(measured)),
-        _table("Dropped by the gate", ("reason", "count"), [(reason, str(count)) for reason, count in pairs.dropped.items()]),
-        _table("Models", ("role", "model"), _models(pairs.pairs)),
-        _table("How they were made", ("setting", "value"), made),
+        hub.table("In numbers", ("what", "how many"), numbers + _influence(measured)),
+        hub.table("Dropped by the gate", ("reason", "count"), [(reason, str(count)) for reason, count in pairs.dropped.items()]),
+        hub.table("Models", ("role", "model"), _models(pairs.pairs)),
+        hub.table("How they were made", ("setting", "value"), made),
         _COLUMNS,
     ]
     return masked("".join(parts))
@@ -158,12 +158,3 @@ def _influence(measured: Sequence[tuple[float, float]]) -> list[tuple[str, str]]
 def _models(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
     weak, strong = dict.fromkeys(pair.weak_model for pair in pairs), dict.fromkeys(pair.strong_model for pair in pairs)
     return [*(("weak", f"`{name}`") for name in weak), *(("strong", f"`{name}`") for name in strong)]
-
-
-def _table(title: str, head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    """A section with a table; nothing without rows."""
-    if not rows:
-        return ""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {one} | {other} |" for one, other in cells)]
-    return f"\n## {title}\n\n" + "\n".join(lines) + "\n"

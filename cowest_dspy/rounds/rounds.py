@@ -256,7 +256,7 @@ class Rounds:
         return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
 
     def _file(self, name: str, number: int) -> Path:
-        return self._stages.run / f"{_named(name, number).replace(' ', '-')}.jsonl"
+        return rows_file(self._stages.run, name, number)
 
 
 def _training_rows(drafts: LabelledDrafts) -> list[dict[str, Any]]:
@@ -279,6 +279,11 @@ def _check_labels(drafts: LabelledDrafts, least: int) -> None:
     if not drafts.helped or not hurt:
         instead = "; or tune with SFT, or with DPO if some helped more than others." if drafts.helped else "."
         raise PairsError(f"KTO needs drafts that helped and drafts that hurt: {found} {advice}{instead}")
+
+
+def rows_file(run: Path, name: str, number: int) -> Path:
+    """Where a run keeps the rows of a round, ``name`` being "pairs" or "drafts"."""
+    return run / f"{_named(name, number).replace(' ', '-')}.jsonl"
 
 
 def _named(name: str, number: int) -> str:
