@@ -45,6 +45,7 @@ _HOMES = {
     "build_lm": "lms",
     "load_bundle": "bundle",
     "collect": "traces",
+    "corpus_metric": "corpus",
     "labelled_drafts": "pairs",
     "load_config": "config",
     "noise_floor": "traces",
@@ -86,6 +87,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "build_lm",
     "load_bundle",
     "collect",
+    "corpus_metric",
     "labelled_drafts",
     "load_config",
     "noise_floor",
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from cowest_dspy.bundle import verify_bundle as verify_bundle
     from cowest_dspy.bundle import write_bundle as write_bundle
     from cowest_dspy.config import load_config as load_config
+    from cowest_dspy.corpus import corpus_metric as corpus_metric
     from cowest_dspy.cycle import Cycle as Cycle
     from cowest_dspy.errors import BudgetError as BudgetError
     from cowest_dspy.errors import BundleError as BundleError
