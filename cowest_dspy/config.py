@@ -23,7 +23,20 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
-from cowest_dspy.tables import KINDS, Arms, Collect, CycleRules, Data, InfluenceRules, LMSettings, PairRules, RoundRules, Sft, Table
+from cowest_dspy.tables import (
+    KINDS,
+    Arms,
+    Collect,
+    CycleRules,
+    Data,
+    DraftFormat,
+    InfluenceRules,
+    LMSettings,
+    PairRules,
+    RoundRules,
+    Sft,
+    Table,
+)
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -34,6 +47,7 @@ class Config(Table):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
     metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
+    draft: DraftFormat | None = Field(None, description="the format of drafts, given to the program's and [sft]'s functions")
     seed: int = Field(0, ge=0)
     data: Data
     weak: LMSettings
@@ -79,7 +93,7 @@ _REFERENCES = (
     "evaluate.weak",
     *(f"{role}.engine" for role in ROLES),
 )
-_FOLDERS = tuple(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter"))
+_FOLDERS = ("data.rows", *(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter")))
 
 
 def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:

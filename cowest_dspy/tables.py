@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cowest_dspy.errors import nearest
 
+DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
+"""What a draft is: an answer, what is known about it, or reasoning and an answer."""
+
 
 class Table(BaseModel):
     """A table of a TOML: frozen, and closed to keys that it does not know."""
@@ -125,6 +128,9 @@ class Data(Table):
     )
     inputs: tuple[str, ...] = Field(min_length=1, description="the fields that the program is given")
     seed: int = Field(0, ge=0, description="given to a recipe's function; the same for every seed of the run")
+    rows: str | None = Field(
+        None, description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s functions as rows='
+    )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
     dev: int | None = Field(None, ge=1)
     test: int | None = Field(None, ge=1)
@@ -166,6 +172,7 @@ class PairRules(Table):
     leak: str | None = Field(None, description="a gold field that a chosen draft must not say, where that is cheating")
     length_ratio: float | None = Field(None, ge=1, description="the longer text of a pair by the shorter one, in words, at most")
     least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
+    most: int | None = Field(None, ge=1, description="use so many pairs of a round, drawn with the run's seed; all by default")
     source: str | None = Field(None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own")
 
 
