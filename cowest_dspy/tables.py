@@ -260,7 +260,9 @@ class Arms(Table):
     split: Literal["dev", "test"] = "test"
     weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
-    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = Field(
+        (), description="arms that can say no"
+    )
 
 
 # The options of each kind, besides kind and title.
