@@ -25,6 +25,7 @@ _HOMES = {
     "DPO": "tuning",
     "Experiment": "experiment",
     "GoldLikelihood": "evaluators",
+    "Grounded": "baselines",
     "Influence": "influence",
     "InfluenceReport": "influence_report",
     "Judge": "evaluators",
@@ -34,6 +35,7 @@ _HOMES = {
     "NoiseFloor": "influence_report",
     "Pair": "pairs",
     "PreferencePairs": "pairs",
+    "Retriever": "baselines",
     "Rubric": "evaluators",
     "SFT": "tuning",
     "Sampling": "traces",
@@ -46,10 +48,12 @@ _HOMES = {
     "load_bundle": "bundle",
     "collect": "traces",
     "corpus_metric": "corpus",
+    "grounded": "baselines",
     "labelled_drafts": "pairs",
     "load_config": "config",
     "noise_floor": "traces",
     "preference_pairs": "pairs",
+    "rag": "baselines",
     "tunable": "tuning",
     "tune": "tuning",
     "verify_bundle": "bundle",
@@ -67,6 +71,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "DPO",
     "Experiment",
     "GoldLikelihood",
+    "Grounded",
     "Influence",
     "InfluenceReport",
     "Judge",
@@ -76,6 +81,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "NoiseFloor",
     "Pair",
     "PreferencePairs",
+    "Retriever",
     "Rubric",
     "SFT",
     "Sampling",
@@ -88,10 +94,12 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "load_bundle",
     "collect",
     "corpus_metric",
+    "grounded",
     "labelled_drafts",
     "load_config",
     "noise_floor",
     "preference_pairs",
+    "rag",
     "tunable",
     "tune",
     "verify_bundle",
@@ -100,6 +108,10 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.baselines import Grounded as Grounded
+    from cowest_dspy.baselines import Retriever as Retriever
+    from cowest_dspy.baselines import grounded as grounded
+    from cowest_dspy.baselines import rag as rag
     from cowest_dspy.budget import Budget as Budget
     from cowest_dspy.bundle import load_bundle as load_bundle
     from cowest_dspy.bundle import verify_bundle as verify_bundle
