@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Baseline": "baselines",
     "Budget": "budget",
     "BudgetError": "errors",
     "BundleError": "errors",
@@ -21,6 +22,7 @@ _HOMES = {
     "Collaboration": "program",
     "CowestError": "errors",
     "Criterion": "evaluators",
+    "Confident": "baselines",
     "Cycle": "cycle",
     "DPO": "tuning",
     "Experiment": "experiment",
@@ -39,27 +41,33 @@ _HOMES = {
     "Rubric": "evaluators",
     "SFT": "tuning",
     "Sampling": "traces",
+    "SelfConsistency": "baselines",
+    "SelfRefine": "baselines",
     "Store": "store",
     "StoredTraces": "traces",
     "Trace": "traces",
     "TransformersEngine": "lms",
     "Weighted": "evaluators",
     "build_lm": "lms",
+    "chain_of_thought": "baselines",
     "load_bundle": "bundle",
     "collect": "traces",
     "corpus_metric": "corpus",
+    "few_shot": "baselines",
     "grounded": "baselines",
     "labelled_drafts": "pairs",
     "load_config": "config",
     "noise_floor": "traces",
     "preference_pairs": "pairs",
     "rag": "baselines",
+    "super_icl": "baselines",
     "tunable": "tuning",
     "tune": "tuning",
     "verify_bundle": "bundle",
     "write_bundle": "bundle",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
+    "Baseline",
     "Budget",
     "BudgetError",
     "BundleError",
@@ -67,6 +75,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Collaboration",
     "CowestError",
     "Criterion",
+    "Confident",
     "Cycle",
     "DPO",
     "Experiment",
@@ -85,21 +94,26 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Rubric",
     "SFT",
     "Sampling",
+    "SelfConsistency",
+    "SelfRefine",
     "Store",
     "StoredTraces",
     "Trace",
     "TransformersEngine",
     "Weighted",
     "build_lm",
+    "chain_of_thought",
     "load_bundle",
     "collect",
     "corpus_metric",
+    "few_shot",
     "grounded",
     "labelled_drafts",
     "load_config",
     "noise_floor",
     "preference_pairs",
     "rag",
+    "super_icl",
     "tunable",
     "tune",
     "verify_bundle",
@@ -108,10 +122,17 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.baselines import Baseline as Baseline
+    from cowest_dspy.baselines import Confident as Confident
     from cowest_dspy.baselines import Grounded as Grounded
     from cowest_dspy.baselines import Retriever as Retriever
+    from cowest_dspy.baselines import SelfConsistency as SelfConsistency
+    from cowest_dspy.baselines import SelfRefine as SelfRefine
+    from cowest_dspy.baselines import chain_of_thought as chain_of_thought
+    from cowest_dspy.baselines import few_shot as few_shot
     from cowest_dspy.baselines import grounded as grounded
     from cowest_dspy.baselines import rag as rag
+    from cowest_dspy.baselines import super_icl as super_icl
     from cowest_dspy.budget import Budget as Budget
     from cowest_dspy.bundle import load_bundle as load_bundle
     from cowest_dspy.bundle import verify_bundle as verify_bundle
