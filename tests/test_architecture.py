@@ -95,7 +95,9 @@ def only_the_version(path: Path) -> bool:
     return set(named) <= {"__version__"}
 
 
-@pytest.mark.parametrize("folder", ["lms", "evaluators", "traces", "pairs", "tuning", "report", "experiment", "testing"])
+@pytest.mark.parametrize(
+    "folder", ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "experiment", "testing"]
+)
 def test_no_folder_imports_in_a_circle(folder: str) -> None:
     inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}
     package = f"cowest_dspy.{folder}"
