@@ -1,0 +1,385 @@
+"""The statistics of a comparison: pure functions from arms under seeds to named numbers, each with its source.
+
+Three rules hold everywhere. A failure is not a score: each arm has a score over what it answered and a strict one that
+counts failures as wrong, and each test is made both ways. What is compared is compared on the same examples. The answers to
+one example under several seeds are not independent: they are drawn together, never apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from cowest_dspy.comparison.model import ComparedArm, Comparison
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval, bootstrap_means, central_interval, wilson_interval
+from cowest_dspy.lms.prices import added
+from cowest_dspy.report.model import Stage
+from cowest_dspy.report.numbers import SAME, paired_exact_test
+
+REPEATS = 10_000
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One arm against another on the same examples; ``p`` is two-sided, in (0, 1].
+
+    ``method`` is "mcnemar" or "bootstrap". ``n`` counts examples, ``answers`` the pairs of answers (examples times seeds),
+    ``higher`` and ``lower`` those where this arm scores more or less; ``left_out`` those that one of the two has no score for.
+    ``difference`` is this arm's mean less the other's, in [-1, 1]; None without a single pair. ``interval`` is its 95 %
+    interval, not corrected for the number of tests.
+    """
+
+    method: str
+    n: int
+    answers: int
+    higher: int
+    lower: int
+    left_out: int
+    difference: float | None
+    interval: Interval | None
+    p: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation (n - 1)."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further score over the corpus: one value per seed that has it, and their mean. ``interval`` only for a single seed."""
+
+    values: tuple[float, ...]
+    mean: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store answered; None: not known."""
+
+    calls: int | None
+    calls_in_all: int | None
+    tokens_in: int | None
+    tokens_out: int | None
+    usd: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ArmNumbers:
+    """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and ``failed`` count answers of all seeds.
+
+    ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as wrong, both with 95 % intervals; ``seed_scores``
+    are over the answered of single seeds, in the order of ``seeds``; ``spread`` is theirs, None for fewer than two. ``test`` and
+    ``strict_test`` go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p corrected over all arms; None for
+    ``against`` itself, and while there is nothing to test.
+    """
+
+    name: str
+    title: str
+    note: str
+    seeds: tuple[int, ...]
+    n: int
+    asked: int
+    answered: int
+    failed: int
+    score: float | None
+    interval: Interval | None
+    strict_score: float | None
+    strict_interval: Interval | None
+    seed_scores: tuple[float | None, ...]
+    spread: Spread | None
+    extra: dict[str, Extra]
+    cost: Cost
+    is_against: bool
+    test: Paired | None
+    strict_test: Paired | None
+    holm: float | None = None
+    strict_holm: float | None = None
+
+    @property
+    def finding(self) -> int | None:
+        """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not tested."""
+        return found(self.test, self.holm)
+
+
+@dataclass(frozen=True)
+class ControlTest:
+    """The target against one of its controls: above 0 the target is better. ``holm`` is corrected over the controls."""
+
+    name: str
+    title: str
+    test: Paired
+    holm: float
+
+
+@dataclass(frozen=True)
+class PointNumbers:
+    """One setting of a sweep; ``pairs`` per seed. Its p is corrected over the sweep, apart from the arms."""
+
+    settings: dict[str, Any]
+    pairs: tuple[int | None, ...]
+    arm: ArmNumbers
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Everything that follows from a comparison. ``tests`` is the number of arms that Holm's correction is over."""
+
+    arms: tuple[ArmNumbers, ...]
+    controls: tuple[ControlTest, ...]
+    sweep: tuple[PointNumbers, ...]
+    tests: int
+
+    def arm(self, name: str) -> ArmNumbers | None:
+        """The arm of that name, or None."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of further scores, in order of appearance."""
+        lines = [*self.arms, *(point.arm for point in self.sweep)]
+        return tuple(dict.fromkeys(name for line in lines for name in line.extra))
+
+
+def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
+    """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and answers changes nothing."""
+    seeds = _by_name(comparison.arms)
+    against = seeds.get(comparison.against)
+    arms = [_arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
+    points = defaultdict(list)
+    for point in comparison.sweep:
+        points[point.key].append(point)
+    measured = []
+    for group in points.values():
+        ordered = sorted(group, key=lambda point: point.arm.seed)
+        line = _arm_numbers([point.arm for point in ordered], None, against, repeats)
+        measured.append((ordered[0].settings, tuple(point.pairs for point in ordered), line))
+    sweep = _corrected([line for _, _, line in measured])
+    corrected = _corrected(arms)
+    return Numbers(
+        arms=tuple(corrected),
+        controls=_controls(comparison, seeds, repeats),
+        sweep=tuple(PointNumbers(at, pairs, line) for (at, pairs, _), line in zip(measured, sweep, strict=True)),
+        tests=sum(line.holm is not None for line in corrected),
+    )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in the order given: the step-down method of Holm (1979, Scand. J. Statistics 6:65).
+
+    The i-th smallest of m is multiplied by m - i + 1, never falls below a smaller one's, and ends at 1.
+
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    corrected, highest = [1.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def paired_test(
+    arm: Sequence[ComparedArm], other: Sequence[ComparedArm], *, strict: bool = False, repeats: int = REPEATS
+) -> Paired:
+    """One arm (its seeds) against another on the examples that both have a score for; ``strict`` scores a failure 0.
+
+    Seeds: the same ones are paired; a single seed of one side goes with every seed of the other; seeds that share none go
+    each with each. For scores of 0 and 1 under one seed: the exact McNemar test (McNemar 1947, Psychometrika 12:153, as a
+    two-sided binomial test) with Newcombe's interval. Otherwise ``bootstrap_test``, all seeds of an example drawn together.
+    """
+    scores, others = [_scores(run, strict) for run in arm], [_scores(run, strict) for run in other]
+    matched = [(scores[i], others[j]) for i, j in _matched([run.seed for run in arm], [run.seed for run in other])]
+    groups: dict[str, list[float]] = defaultdict(list)
+    asked, binary = 0, True
+    for mine, theirs in matched:
+        asked += len(mine.keys() | theirs.keys())
+        for example in mine.keys() & theirs.keys():
+            one, two = mine[example], theirs[example]
+            if one is not None and two is not None:
+                groups[example].append(one - two)
+                binary = binary and one in (0, 1) and two in (0, 1)
+    differences = [value for group in groups.values() for value in group]
+    counts = {
+        "n": len(groups),
+        "answers": len(differences),
+        "higher": sum(value > SAME for value in differences),
+        "lower": sum(value < -SAME for value in differences),
+        "left_out": asked - len(differences),
+    }
+    if not differences:
+        return Paired(method="bootstrap", **counts, difference=None, interval=None, p=1.0)
+    if binary and len(matched) == 1:
+        exact = paired_exact_test(matched[0][1], matched[0][0])
+        return Paired(method="mcnemar", **counts, difference=exact.difference, interval=exact.interval, p=exact.p)
+    p, interval = bootstrap_test([groups[example] for example in sorted(groups)], repeats=repeats)
+    mean = math.fsum(differences) / len(differences)
+    return Paired(method="bootstrap", **counts, difference=mean, interval=interval, p=p)
+
+
+def bootstrap_test(groups: Sequence[Sequence[float]], *, repeats: int = REPEATS, seed: int = 0) -> tuple[float, Interval | None]:
+    """A two-sided p that the mean of all differences is 0, and the mean's 95 % percentile interval, from the same samples.
+
+    Groups (one per example) are drawn whole. Under the null the differences are shifted to mean 0, so that the samples'
+    means spread around 0 as they do around the observed mean (Efron and Tibshirani 1993, section 16.4); p is the share of
+    ``repeats`` + 1 samples, the observed one among them, whose mean is at least as far from 0 (Davison and Hinkley 1997,
+    section 4.2). It is never below 2 to the power 1 - d with d examples that differ: the least that exchanging the arms
+    within examples, an exact test, could give. With fewer than about 20 examples p is a little too small.
+    """
+    if not groups:
+        return 1.0, None
+    count, total = sum(len(group) for group in groups), math.fsum(value for group in groups for value in group)
+    mean = total / count
+    differing = sum(abs(math.fsum(group)) > SAME for group in groups)
+    if abs(mean) <= SAME or differing < 2:
+        return 1.0, central_interval(bootstrap_means(groups, seed=seed, repeats=repeats)) if len(groups) > 1 else None
+    means = bootstrap_means(groups, seed=seed, repeats=repeats)
+    as_far = int((abs(means - mean) >= abs(mean) - SAME).sum())
+    return max((1 + as_far) / (1 + repeats), 2.0 ** (1 - differing)), central_interval(means)
+
+
+def found(test: Paired | None, corrected: float | None) -> int | None:
+    """1 for a gain at the corrected level 0.05, -1 for a loss, 0 when chance explains it, None without a test."""
+    if test is None or test.difference is None or corrected is None:
+        return None
+    return 0 if corrected >= ALPHA else 1 if test.difference > 0 else -1
+
+
+def is_control(run: ComparedArm) -> bool:
+    """Whether the arm is a control: its name begins with "control", or its note has that word."""
+    return run.arm.name.lower().startswith("control") or re.search(r"\bcontrols?\b", run.arm.note, re.IGNORECASE) is not None
+
+
+def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
+    """The seeds of each arm, ascending; names in order of appearance."""
+    groups: dict[str, list[ComparedArm]] = defaultdict(list)
+    for run in arms:
+        groups[run.arm.name].append(run)
+    return {name: sorted(runs, key=lambda run: run.seed) for name, runs in groups.items()}
+
+
+def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
+    """Which run of one arm goes with which of the other, as positions."""
+    common = [(seeds.index(seed), others.index(seed)) for seed in seeds if seed in others]
+    if len(seeds) > 1 and len(others) > 1 and common:
+        return common
+    return [(i, j) for i in range(len(seeds)) for j in range(len(others))]
+
+
+def _scores(run: ComparedArm, strict: bool) -> dict[str, float | None]:
+    return {answer.example_id: 0.0 if strict and answer.score is None else answer.score for answer in run.arm.answers}
+
+
+def _arm_numbers(
+    runs: Sequence[ComparedArm], against_name: str | None, against: Sequence[ComparedArm] | None, repeats: int
+) -> ArmNumbers:
+    first = runs[0].arm
+    by_seed = [_scores(run, strict=False) for run in runs]
+    known = [[score for score in scores.values() if score is not None] for scores in by_seed]
+    asked, answered = sum(map(len, by_seed)), sum(map(len, known))
+    score, interval = _mean(by_seed)
+    strict_score, strict_interval = _mean([_scores(run, strict=True) for run in runs])
+    seed_scores = tuple(math.fsum(scores) / len(scores) if scores else None for scores in known)
+    is_against = first.name == against_name
+    test = strict_test = None
+    if against is not None and not is_against:
+        test = paired_test(runs, against, repeats=repeats)
+        failures = answered < asked or any(answer.score is None for run in against for answer in run.arm.answers)
+        strict_test = paired_test(runs, against, strict=True, repeats=repeats) if failures else test
+    return ArmNumbers(
+        name=first.name,
+        title=first.title,
+        note=first.note,
+        seeds=tuple(run.seed for run in runs),
+        n=len(set[str]().union(*by_seed)),
+        asked=asked,
+        answered=answered,
+        failed=asked - answered,
+        score=score,
+        interval=interval,
+        strict_score=strict_score,
+        strict_interval=strict_interval,
+        seed_scores=seed_scores,
+        spread=_spread([value for value in seed_scores if value is not None]),
+        extra={name: _extra(name, runs) for name in dict.fromkeys(name for run in runs for name in run.extra)},
+        cost=_cost(runs),
+        is_against=is_against,
+        test=test,
+        strict_test=strict_test,
+    )
+
+
+def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:
+    """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over examples."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for scores in by_seed:
+        for example, score in scores.items():
+            if score is not None:
+                groups[example].append(score)
+    values = [value for group in groups.values() for value in group]
+    if not values:
+        return None, None
+    mean = math.fsum(values) / len(values)
+    if len(by_seed) == 1 and all(value in (0, 1) for value in values):
+        return mean, wilson_interval(round(sum(values)), len(values))
+    return mean, bootstrap_mean_interval([groups[example] for example in sorted(groups)])
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if len(values) < 2:
+        return None
+    return Spread(statistics.fmean(values), min(values), max(values), statistics.stdev(values))
+
+
+def _extra(name: str, runs: Sequence[ComparedArm]) -> Extra:
+    values = tuple(value for run in runs if (value := run.extra.get(name)) is not None)
+    ends = runs[0].extra_intervals.get(name) if len(runs) == 1 else None
+    return Extra(values, statistics.fmean(values) if values else None, Interval(*ends) if ends else None)
+
+
+def _cost(runs: Sequence[ComparedArm]) -> Cost:
+    def total(field: str) -> Any:
+        return reduce(added, (getattr(run.cost, field) if run.cost else None for run in runs))
+
+    def in_all(cost: Stage | None) -> Any:
+        return added(cost.calls, cost.cached_calls) if cost else None
+
+    one = {field: total(field) for field in ("calls", "tokens_in", "tokens_out", "usd", "seconds")}
+    calls_in_all: Any = reduce(added, (in_all(run.cost) for run in runs))
+    return Cost(**one, calls_in_all=calls_in_all)
+
+
+def _corrected(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
+    """The lines with Holm's p over those that have something to test."""
+    changed = list(lines)
+    for test, field in (("test", "holm"), ("strict_test", "strict_holm")):
+        tested = [(index, made) for index, line in enumerate(lines) if (made := getattr(line, test)) is not None and made.n]
+        for (index, _), p in zip(tested, holm([made.p for _, made in tested]), strict=True):
+            changed[index] = dataclasses.replace(changed[index], **{field: p})
+    return changed
+
+
+def _controls(comparison: Comparison, seeds: Mapping[str, Sequence[ComparedArm]], repeats: int) -> tuple[ControlTest, ...]:
+    target = seeds.get(comparison.target)
+    if target is None:
+        return ()
+    named = [(name, runs) for name, runs in seeds.items() if name != comparison.target and any(map(is_control, runs))]
+    tests = [(name, runs, paired_test(target, runs, repeats=repeats)) for name, runs in named]
+    made = [(name, runs[0].arm.title, test) for name, runs, test in tests if test.n]
+    corrected = holm([test.p for _, _, test in made])
+    return tuple(ControlTest(name, title, test, p) for (name, title, test), p in zip(made, corrected, strict=True))
