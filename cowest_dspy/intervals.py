@@ -6,10 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,6 @@ def bootstrap_mean_interval(
     """
     if len(groups) < 2:
         return None
-    return central_interval(bootstrap_means(groups, seed=seed, repeats=repeats), level)
-
-
-def bootstrap_means(groups: Sequence[Sequence[float]], *, seed: int = 0, repeats: int = 2000) -> np.ndarray:
-    """The means of all values in ``repeats`` bootstrap samples, each of ``len(groups)`` whole groups; shape ``(repeats,)``.
-
-    The same seed gives the same samples. ``groups`` must not be empty, and no group may be.
-    """
     import numpy as np
 
     sums = np.array([math.fsum(group) for group in groups])
@@ -88,13 +76,6 @@ def bootstrap_means(groups: Sequence[Sequence[float]], *, seed: int = 0, repeats
     for index in range(repeats):
         drawn = generator.integers(len(groups), size=len(groups))
         means[index] = sums[drawn].sum() / sizes[drawn].sum()
-    return means
-
-
-def central_interval(means: np.ndarray, level: float = 0.95) -> Interval:
-    """The interval that holds the middle ``level`` of bootstrap means (the percentile interval)."""
-    import numpy as np
-
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 

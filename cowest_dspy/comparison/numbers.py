@@ -18,34 +18,10 @@ from functools import reduce
 from typing import Any
 
 from cowest_dspy.comparison.model import ComparedArm, Comparison
-from cowest_dspy.intervals import Interval, bootstrap_mean_interval, bootstrap_means, central_interval, wilson_interval
+from cowest_dspy.comparison.significance import REPEATS, Paired, found, holm, paired_test, scores_of
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report.model import Stage
-from cowest_dspy.report.numbers import SAME, paired_exact_test
-
-REPEATS = 10_000
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Paired:
-    """One arm against another on the same examples; ``p`` is two-sided, in (0, 1].
-
-    ``method`` is "mcnemar" or "bootstrap". ``n`` counts examples, ``answers`` the pairs of answers (examples times seeds),
-    ``higher`` and ``lower`` those where this arm scores more or less; ``left_out`` those that one of the two has no score for.
-    ``difference`` is this arm's mean less the other's, in [-1, 1]; None without a single pair. ``interval`` is its 95 %
-    interval, not corrected for the number of tests.
-    """
-
-    method: str
-    n: int
-    answers: int
-    higher: int
-    lower: int
-    left_out: int
-    difference: float | None
-    interval: Interval | None
-    p: float
 
 
 @dataclass(frozen=True)
@@ -83,10 +59,10 @@ class Cost:
 class ArmNumbers:
     """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and ``failed`` count answers of all seeds.
 
-    ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as wrong, both with 95 % intervals; ``seed_scores``
-    are over the answered of single seeds, in the order of ``seeds``; ``spread`` is theirs, None for fewer than two. ``test`` and
-    ``strict_test`` go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p corrected over all arms; None for
-    ``against`` itself, and while there is nothing to test.
+    ``binary``: every score is 0 or 1. ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as wrong, both
+    with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in the order of ``seeds``; ``spread`` is theirs,
+    None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p
+    corrected over all arms; None for ``against`` itself, and while there is nothing to test.
     """
 
     name: str
@@ -97,6 +73,7 @@ class ArmNumbers:
     asked: int
     answered: int
     failed: int
+    binary: bool
     score: float | None
     interval: Interval | None
     strict_score: float | None
@@ -179,87 +156,6 @@ def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
     )
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in the order given: the step-down method of Holm (1979, Scand. J. Statistics 6:65).
-
-    The i-th smallest of m is multiplied by m - i + 1, never falls below a smaller one's, and ends at 1.
-
-    >>> holm([0.01, 0.04, 0.03, 0.005])
-    [0.03, 0.06, 0.06, 0.02]
-    """
-    corrected, highest = [1.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = highest
-    return corrected
-
-
-def paired_test(
-    arm: Sequence[ComparedArm], other: Sequence[ComparedArm], *, strict: bool = False, repeats: int = REPEATS
-) -> Paired:
-    """One arm (its seeds) against another on the examples that both have a score for; ``strict`` scores a failure 0.
-
-    Seeds: the same ones are paired; a single seed of one side goes with every seed of the other; seeds that share none go
-    each with each. For scores of 0 and 1 under one seed: the exact McNemar test (McNemar 1947, Psychometrika 12:153, as a
-    two-sided binomial test) with Newcombe's interval. Otherwise ``bootstrap_test``, all seeds of an example drawn together.
-    """
-    scores, others = [_scores(run, strict) for run in arm], [_scores(run, strict) for run in other]
-    matched = [(scores[i], others[j]) for i, j in _matched([run.seed for run in arm], [run.seed for run in other])]
-    groups: dict[str, list[float]] = defaultdict(list)
-    asked, binary = 0, True
-    for mine, theirs in matched:
-        asked += len(mine.keys() | theirs.keys())
-        for example in mine.keys() & theirs.keys():
-            one, two = mine[example], theirs[example]
-            if one is not None and two is not None:
-                groups[example].append(one - two)
-                binary = binary and one in (0, 1) and two in (0, 1)
-    differences = [value for group in groups.values() for value in group]
-    counts = {
-        "n": len(groups),
-        "answers": len(differences),
-        "higher": sum(value > SAME for value in differences),
-        "lower": sum(value < -SAME for value in differences),
-        "left_out": asked - len(differences),
-    }
-    if not differences:
-        return Paired(method="bootstrap", **counts, difference=None, interval=None, p=1.0)
-    if binary and len(matched) == 1:
-        exact = paired_exact_test(matched[0][1], matched[0][0])
-        return Paired(method="mcnemar", **counts, difference=exact.difference, interval=exact.interval, p=exact.p)
-    p, interval = bootstrap_test([groups[example] for example in sorted(groups)], repeats=repeats)
-    mean = math.fsum(differences) / len(differences)
-    return Paired(method="bootstrap", **counts, difference=mean, interval=interval, p=p)
-
-
-def bootstrap_test(groups: Sequence[Sequence[float]], *, repeats: int = REPEATS, seed: int = 0) -> tuple[float, Interval | None]:
-    """A two-sided p that the mean of all differences is 0, and the mean's 95 % percentile interval, from the same samples.
-
-    Groups (one per example) are drawn whole. Under the null the differences are shifted to mean 0, so that the samples'
-    means spread around 0 as they do around the observed mean (Efron and Tibshirani 1993, section 16.4); p is the share of
-    ``repeats`` + 1 samples, the observed one among them, whose mean is at least as far from 0 (Davison and Hinkley 1997,
-    section 4.2). It is never below 2 to the power 1 - d with d examples that differ: the least that exchanging the arms
-    within examples, an exact test, could give. With fewer than about 20 examples p is a little too small.
-    """
-    if not groups:
-        return 1.0, None
-    count, total = sum(len(group) for group in groups), math.fsum(value for group in groups for value in group)
-    mean = total / count
-    differing = sum(abs(math.fsum(group)) > SAME for group in groups)
-    if abs(mean) <= SAME or differing < 2:
-        return 1.0, central_interval(bootstrap_means(groups, seed=seed, repeats=repeats)) if len(groups) > 1 else None
-    means = bootstrap_means(groups, seed=seed, repeats=repeats)
-    as_far = int((abs(means - mean) >= abs(mean) - SAME).sum())
-    return max((1 + as_far) / (1 + repeats), 2.0 ** (1 - differing)), central_interval(means)
-
-
-def found(test: Paired | None, corrected: float | None) -> int | None:
-    """1 for a gain at the corrected level 0.05, -1 for a loss, 0 when chance explains it, None without a test."""
-    if test is None or test.difference is None or corrected is None:
-        return None
-    return 0 if corrected >= ALPHA else 1 if test.difference > 0 else -1
-
-
 def is_control(run: ComparedArm) -> bool:
     """Whether the arm is a control: its name begins with "control", or its note has that word."""
     return run.arm.name.lower().startswith("control") or re.search(r"\bcontrols?\b", run.arm.note, re.IGNORECASE) is not None
@@ -273,27 +169,15 @@ def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
     return {name: sorted(runs, key=lambda run: run.seed) for name, runs in groups.items()}
 
 
-def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
-    """Which run of one arm goes with which of the other, as positions."""
-    common = [(seeds.index(seed), others.index(seed)) for seed in seeds if seed in others]
-    if len(seeds) > 1 and len(others) > 1 and common:
-        return common
-    return [(i, j) for i in range(len(seeds)) for j in range(len(others))]
-
-
-def _scores(run: ComparedArm, strict: bool) -> dict[str, float | None]:
-    return {answer.example_id: 0.0 if strict and answer.score is None else answer.score for answer in run.arm.answers}
-
-
 def _arm_numbers(
     runs: Sequence[ComparedArm], against_name: str | None, against: Sequence[ComparedArm] | None, repeats: int
 ) -> ArmNumbers:
     first = runs[0].arm
-    by_seed = [_scores(run, strict=False) for run in runs]
+    by_seed = [scores_of(run, strict=False) for run in runs]
     known = [[score for score in scores.values() if score is not None] for scores in by_seed]
     asked, answered = sum(map(len, by_seed)), sum(map(len, known))
     score, interval = _mean(by_seed)
-    strict_score, strict_interval = _mean([_scores(run, strict=True) for run in runs])
+    strict_score, strict_interval = _mean([scores_of(run, strict=True) for run in runs])
     seed_scores = tuple(math.fsum(scores) / len(scores) if scores else None for scores in known)
     is_against = first.name == against_name
     test = strict_test = None
@@ -310,6 +194,7 @@ def _arm_numbers(
         asked=asked,
         answered=answered,
         failed=asked - answered,
+        binary=all(value in (0, 1) for scores in known for value in scores),
         score=score,
         interval=interval,
         strict_score=strict_score,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cowest_dspy.comparison.model import Comparison
-from cowest_dspy.comparison.numbers import ALPHA, ArmNumbers, Numbers, Paired, found, is_control
+from cowest_dspy.comparison.numbers import ArmNumbers, Numbers, is_control
+from cowest_dspy.comparison.significance import ALPHA, Paired, found
 from cowest_dspy.report.verdict import Verdict, format_p
 
 
