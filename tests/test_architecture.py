@@ -20,7 +20,7 @@ ORDER = (
     "errors", "intervals", "budget", "tables", "config", "recipes", "data", "corpus", "lms", "adapters", "program",
     "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
-    "tuning", "config_text", "report", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
+    "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "gate", "serving", "experiment", "bundle",
     "forecast", "probing", "doctor", "quote", "live", "bundle_verbs", "cli", "testing",
 )  # fmt: skip
@@ -96,7 +96,8 @@ def only_the_version(path: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "folder", ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "experiment", "testing"]
+    "folder",
+    ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "comparison", "experiment", "testing"],
 )
 def test_no_folder_imports_in_a_circle(folder: str) -> None:
     inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}

@@ -61,8 +61,8 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
     shown = RunReport.from_json(facts)
     document = json.dumps({**facts, "numbers": figures(shown)}, ensure_ascii=False, indent=1, allow_nan=False)
     written = WrittenReport(target / "report.json", target / "report.html")
-    _write_whole(written.json, document + "\n")
-    _write_whole(written.html, render_html(shown))
+    write_whole(written.json, document + "\n")
+    write_whole(written.html, render_html(shown))
     return written
 
 
@@ -132,7 +132,7 @@ def render_html(report: RunReport, *, max_rows: int = MAX_ROWS) -> str:
         peak=max((stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes), default=None),
         curves=[(curve.stage, drawn) for curve in report.curves if (drawn := _curve_charts(curve))],
         browsers={"answers": answer_list(report, max_rows), "traces": trace_list(report, max_rows)},
-        settings=_flat(report.config),
+        settings=flat(report.config),
     )
 
 
@@ -189,12 +189,12 @@ def _curve_charts(curve: Curve) -> list[Markup]:
     return [chart for chart in drawn if chart]
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted names and their values as JSON."""
     rows = []
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows
@@ -231,7 +231,7 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes beside the target and renames: a reader sees the old file or the new one, never half of one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
