@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,17 +123,14 @@ def _alike(one: tuple[str, ...], other: tuple[str, ...]) -> float:
     return len(grams & others) / max(1, len(grams | others))
 
 
-def _ranked(kept: list[tuple[str, ...]], asked: list[tuple[str, ...]]) -> Any:
+def _ranked(kept: list[tuple[str, ...]], asked: list[tuple[str, ...]]) -> Iterator[Sequence[int]]:
     """For each of ``asked`` the places of the candidates among ``kept``, as an iterator."""
-    if not kept or not asked:
-        return iter([()] * len(asked))
+    if len(kept) <= CANDIDATES or not asked:
+        return iter([range(len(kept))] * len(asked))
     import bm25s
 
-    count = min(CANDIDATES, len(kept))
-    if count == len(kept):
-        return iter([range(count)] * len(asked))
     # Sets of words: a text that says one word often must not push out the one that says the same words.
     index = bm25s.BM25()
     index.index([sorted(set(words)) for words in kept], show_progress=False)
-    places, _ = index.retrieve([sorted(set(words)) for words in asked], k=count, show_progress=False)
+    places, _ = index.retrieve([sorted(set(words)) for words in asked], k=CANDIDATES, show_progress=False)
     return iter(places.tolist())
