@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +29,7 @@ from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.adapters import labelled_lines
 from cowest_dspy.data import inputs_key, read_jsonl, read_split
 from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.rationales import rationales
 
 ROWS = "hub:allenai/prosocial-dialog"
 Label = Literal["casual", "possibly needs caution", "probably needs caution", "needs caution", "needs intervention"]
@@ -41,7 +42,7 @@ TAUGHT = 600
 """Rows of the archive that the weak model is fine-tuned on."""
 JUDGED = 100
 """Rows of train whose answers the weak model learns from too when it answers alone: as many as prosocial.toml judges drafts on."""
-LONGEST_CONTEXT, LONGEST_NOTES = 80, 45
+LONGEST_CONTEXT, LONGEST_NOTES = 80, 32
 """In words, of rows to learn from: with the task they are about 200 tokens. What is judged or tested is never left out."""
 
 DRAFT_TASK = "Write in a sentence or two what matters for how carefully one should reply to this. Do not name a label."
@@ -221,6 +222,32 @@ def draft_rows(seed: int = 0, rows: str = ROWS, draft: str = "knowledge") -> lis
     draw = random.Random(f"backgrounds-{seed}")
     asked = taught(seed, rows)
     return [_row(draft, row, row["notes"] or draw.choice(BACKGROUNDS[row["answer"]])) for row in asked]
+
+
+def rationalised_rows(
+    seed: int = 0,
+    rows: str = ROWS,
+    draft: str = "knowledge",
+    *,
+    strong: dspy.LM,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """As :func:`draft_rows`, but what rows do not bring is written by the strong model, which is told the label: for knowledge
+    what matters about the text, without the label, for chain_of_thought the reason for it. At most TAUGHT calls.
+
+    Rows for which it fails, or for which it names a label all the same, are left out. direct asks nothing.
+
+    Raises:
+        DataError: it failed for all of them.
+    """
+    asked = taught(seed, rows)
+    notes = {row["id"]: row["notes"] for row in asked if row["notes"]}
+    bare = [dspy.Example(**row).with_inputs("context") for row in asked if not row["notes"]]
+    if draft in ("knowledge", "chain_of_thought") and bare:
+        task = "How carefully should one reply to what somebody says? Write of rules of good conduct, and of what may go wrong."
+        made = rationales(bare, strong, task=task, draft=draft, secret=lambda example: LABELS, on_progress=progress)
+        notes |= {example.id: " ".join(example.rationale.split()) for example in made.examples}
+    return [_row(draft, row, notes.get(row["id"], "")) for row in asked if draft == "direct" or row["id"] in notes]
 
 
 def answer_rows(seed: int = 0, rows: str = ROWS, balance: bool = False) -> list[dict[str, Any]]:

@@ -63,16 +63,16 @@ def full(tmp_path: Path) -> str:
         turns = [
             published(number, turn, **({"context": f"Reply to {number}"} if turn else {})) for number in numbers for turn in (0, 1)
         ]
-        write_jsonl(tmp_path / f"{split}.jsonl", turns)
-    return str(tmp_path)
+        write_jsonl(tmp_path / "full" / f"{split}.jsonl", turns)
+    return str(tmp_path / "full")
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> str:
     """As the full rows, but with few fields, and without a test split."""
-    write_jsonl(tmp_path / "train.jsonl", [reduced(number) for number in range(60)])
-    write_jsonl(tmp_path / "dev.jsonl", [reduced(number) for number in range(60, 84)])
-    return str(tmp_path)
+    write_jsonl(tmp_path / "small" / "train.jsonl", [reduced(number) for number in range(60)])
+    write_jsonl(tmp_path / "small" / "dev.jsonl", [reduced(number) for number in range(60, 84)])
+    return str(tmp_path / "small")
 
 
 @pytest.fixture(params=["full", "small"])
@@ -151,6 +151,36 @@ def test_without_notes_a_template_says_what_the_level_means_but_not_its_name(sma
     assert all(text in of("BACKGROUNDS")[row["answer"]] for row, text in zip(asked, taught, strict=True))
     assert not any(word in text.lower() for text in taught for word in ("casual", "caution", "intervention"))
     assert len(set(taught)) > len(LABELS), "one level is said in several ways"
+
+
+def test_what_rows_do_not_bring_the_strong_model_writes(small: str) -> None:
+    strong = ScriptedEngine(lambda request: f"{request['messages'][-1]['content'].split()[2]} is what one did.")
+    told: list[tuple[int, int]] = []
+    made = of("rationalised_rows")(0, small, strong=strong.lm(), progress=lambda *now: told.append(now))
+    asked = of("taught")(0, small)
+    assert completions(made) == [f"{row['context'].split()[1]} is what one did." for row in asked]
+    assert [row["prompt"] for row in made] == [row["prompt"] for row in of("draft_rows")(0, small)]
+    assert told[-1] == (len(asked), len(asked)) == (45, 45)
+
+
+def test_background_that_names_a_label_is_left_out_but_reasoning_may(small: str) -> None:
+    def naming(request: dict[str, Any]) -> str:
+        return "One needs caution." if "garden" in request["messages"][-1]["content"] else "One should be kind."
+
+    known, thought = (
+        of("rationalised_rows")(0, small, draft, strong=ScriptedEngine(naming).lm()) for draft in ("knowledge", "chain_of_thought")
+    )
+    asked = of("taught")(0, small)
+    assert len(thought) == len(asked)
+    assert len(known) == sum("garden" not in row["context"] for row in asked) < len(asked)
+    assert set(completions(known)) == {"One should be kind."}
+
+
+def test_where_rows_bring_notes_nothing_is_asked(full: str, small: str) -> None:
+    silent = ScriptedEngine({})
+    assert of("rationalised_rows")(0, full, strong=silent.lm()) == of("draft_rows")(0, full)
+    assert of("rationalised_rows")(0, small, "direct", strong=silent.lm()) == of("draft_rows")(0, small, "direct")
+    assert silent.asked == []
 
 
 def test_answers_are_learned_from_the_archive_and_from_train(rows: str) -> None:
