@@ -263,6 +263,12 @@ class Arms(Table):
     controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")
 
 
+class Shown(Table):
+    """[report]: what pages and the terminal show."""
+
+    hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
+
+
 # The options of each kind, besides kind and title.
 _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "alone": (),

@@ -295,6 +295,7 @@ class Experiment:
             "dpo": True,
             "kto": True,
             "rounds": True,
+            "report": True,
             "cycle": True,
             "sft": True,
             "data": {"test"},
