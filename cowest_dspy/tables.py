@@ -265,6 +265,12 @@ class Arms(Table):
     )
 
 
+class Shown(Table):
+    """[report]: what pages and the terminal show."""
+
+    hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
+
+
 # The options of each kind, besides kind and title.
 _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "alone": (),

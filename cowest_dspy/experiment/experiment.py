@@ -311,6 +311,7 @@ class Experiment:
             "dpo": True,
             "kto": True,
             "rounds": True,
+            "report": True,
             "cycle": True,
             "sft": True,
             "data": {"test"},
