@@ -26,8 +26,8 @@ def new(
     from cowest_dspy.scaffold import FILES, new_domain
 
     written = new_domain(name, folder)
-    for path, (_, about) in zip(written, FILES.values(), strict=True):
-        _say(f"{path}  {about}")
+    width = max(len(str(path)) for path in written)
+    _say(*(f"{path!s:<{width}}  {about}" for path, (_, about) in zip(written, FILES.values(), strict=True)))
     files = {key: shlex.quote(str(path)) for key, path in zip(FILES, written, strict=True)}
     rules = f"{files['task.toml.txt']} {files['scripted.toml.txt']}"
     _say("", "Next, at once, on two rules in the place of models:")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cowest_dspy import cli, load_config, recipes
+from cowest_dspy import Experiment, cli, load_config, recipes
 from cowest_dspy.config import Config, validate
 from cowest_dspy.doctor import examine
 from cowest_dspy.errors import CowestError, DataError
@@ -78,6 +78,25 @@ def test_each_backend_fits_the_task(domain: Path) -> None:
         assert (config.sft is None, config.dpo == {}) == ((True, True) if backend == "scripted" else (False, False))
     assert config.sft and SFT(**config.sft.settings) and SFT(**config.sft.answer_settings) and DPO(**config.dpo)
     assert recipes.load(config.sft.drafts)() and recipes.load(config.sft.answers or "")()
+
+
+def test_a_real_weak_model_learns_the_rows_of_a_new_domain(tmp_path: Path, tiny_model: Path) -> None:
+    """Fine-tuned to draft, and to answer by itself; then it drafts for each train question, behind the scripted strong model."""
+    new_domain("tools", tmp_path)
+    models = (tmp_path / "tools_models.toml").read_text().partition("[strong]")[0]
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in models
+    strong = "[strong]" + (tmp_path / "tools_scripted.toml").read_text().partition("[strong]")[2].partition("#")[0]
+    (tmp_path / "tiny.toml").write_text(models.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_model)) + strong)
+    text = (tmp_path / "tools.toml").read_text()
+    assert text.count("learning_rate = 1e-3") == 2
+    text = text.replace("learning_rate = 1e-3", 'learning_rate = 1e-3\nprecision = "fp32"\nmax_steps = 2')
+    (tmp_path / "tools.toml").write_text(text.replace("temperature = 1.0", "temperature = 1.0\nmax_failed = 1.0"))
+    with Experiment(load_config([tmp_path / "tools.toml", tmp_path / "tiny.toml"]), tmp_path / "run") as experiment:
+        ids = [lm.model for lm in (experiment.weak, experiment.sft(), experiment.answer_sft())]
+        assert len(set(ids)) == 3
+        traces = list(experiment.collect())
+    assert {trace.weak_model for trace in traces} == {ids[1]}
+    assert len(traces) == 8 * 4
 
 
 def test_the_commented_lines_are_toml_that_is_read(domain: Path) -> None:
