@@ -32,7 +32,7 @@ from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import call, load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.rounds import Rounds, Task
 from cowest_dspy.stages import Silent, Watch, digest
@@ -51,6 +51,7 @@ class Experiment:
         watch: who is told of the progress.
         reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
         processes: that train together, one for each GPU, or on the CPU where there is none.
+        store: an open one, which stays open; ``reuse`` and [budget] are then its own.
 
     Raises:
         ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API whose price is not known.
@@ -65,21 +66,24 @@ class Experiment:
         watch: Watch | None = None,
         reuse: Sequence[str | Path] = (),
         processes: int = 1,
+        store: Store | None = None,
     ) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
         settings = TuningSettings.of(config)
         check_prices(config)
         check_steps(config)
         self.metric: Metric = load(config.metric)
-        self.store = Store(run, reuse=reuse, budget=config.budget)
+        self._owned = store is None
+        self.store = store or Store(run, reuse=reuse, budget=config.budget)
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
         self._desk = Desk(self.run, self.store, self.watch, config, processes)
         self._tuned: dspy.LM | None = None
-        self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room)
+        self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
 
     def close(self) -> None:
-        """Gives the run folder free."""
-        self.store.close()
+        """Gives the run folder free, unless the store was given."""
+        if self._owned:
+            self.store.close()
 
     def __enter__(self) -> Experiment:
         return self
@@ -92,7 +96,7 @@ class Experiment:
     @cached_property
     def program(self) -> Collaboration:
         """The recipe's program, not bound yet."""
-        program = load(self.config.program)()
+        program = call(self.config.program, given={"draft": self.config.draft})
         if not isinstance(program, Collaboration):
             raise ConfigError(
                 f"{self.config.program} gave {type(program).__name__}: a function that returns a Collaboration is expected."
@@ -143,7 +147,7 @@ class Experiment:
     def _task(self) -> Task:
         """What the rounds work on."""
         config = self.config
-        gate = config.pairs.model_dump(exclude={"least", "source"})
+        gate = config.pairs.model_dump(exclude={"least", "most", "source"})
         return Task(
             program=self.program.bind(strong=self.strong),
             trainset=self.splits["train"],
@@ -154,6 +158,7 @@ class Experiment:
             sampling=self.sampling,
             gate={**gate, "held_out": self._held_out(), "run": self._lineage},
             least=config.pairs.least,
+            most=config.pairs.most,
             threads=config.strong.concurrency,
             weak_threads=config.weak.concurrency,
             answers=config.collect.answers,
@@ -284,6 +289,7 @@ class Experiment:
         code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
         aside = {
             "budget": True,
+            "compare": True,
             "evaluate": True,
             "pairs": True,
             "dpo": True,

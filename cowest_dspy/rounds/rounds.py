@@ -59,7 +59,8 @@ class Task:
 
     program: bound to its strong LM. metric: decides on held-out examples. evaluator: gives the scores that influence is made of.
     trainset, valset: examples with ids; none of valset may be among trainset. tuner: the settings of each round's tuning.
-    gate: keyword arguments of ``preference_pairs``. least: fewer pairs are not trained on. meaning: whatever else answers depend
+    gate: keyword arguments of ``preference_pairs``. least: fewer pairs are not trained on. most: no more pairs of a round are
+    used. meaning: whatever else answers depend
     on (prompts, settings, code), for the identity of what is kept. given: pairs of the first round that were made elsewhere.
     """
 
@@ -72,6 +73,7 @@ class Task:
     sampling: Sampling
     gate: dict[str, Any] = field(default_factory=dict)
     least: int = 8
+    most: int | None = None
     threads: int = 8
     weak_threads: int | None = None
     answers: int = 1
@@ -167,6 +169,7 @@ class Rounds:
             pairs = PreferencePairs.load(self.task.given)
         else:
             pairs = preference_pairs(self.collected(start, number), **self.task.gate)
+        pairs = pairs.at_most(self.task.most, seed=self.task.sampling.seed)
         pairs.save(self._file("pairs", number))
         self._stages.store.keep("pairs", _named("dropped", number), pairs.dropped)
         return pairs
