@@ -22,6 +22,7 @@ from rich.text import Text
 from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.errors import CowestError
 from cowest_dspy.live import Live, console
+from cowest_dspy.new_verb import new
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -52,6 +53,7 @@ config_app = typer.Typer(
 app.add_typer(config_app)
 app.command()(bundle)
 app.command()(verify)
+app.command()(new)
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
 Files = Annotated[
