@@ -68,10 +68,12 @@ class Variants:
         Raises:
             ConfigError: an unknown key, or a value that cannot be.
         """
-        config = overridden(self.base.config, changes)
-        if config == self.base.config:
+        base = self.base.config
+        made = {key: value for key, value in changes.items() if overridden(base, {key: value}) != base}
+        if not made:
             return self.base
-        name = _folder_name(changes, config)
+        config = overridden(base, made)
+        name = _folder_name(made, config)
         if name not in self.made:
             self.made[name] = self.base.variant(name, config)
         return self.made[name]
