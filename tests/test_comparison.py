@@ -332,7 +332,7 @@ def test_a_seed_twice_and_a_score_that_is_no_number_are_refused():
 # The examples in the docstrings
 
 
-@pytest.mark.parametrize("name", ["significance", "verdict", "tables", "markdown"])
+@pytest.mark.parametrize("name", ["significance", "verdict", "tables", "markdown", "latex"])
 def test_the_examples_in_the_docstrings_are_true(name):
     module = importlib.import_module(f"cowest_dspy.comparison.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
