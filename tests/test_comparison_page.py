@@ -147,9 +147,11 @@ def check_structure(text: str) -> list[list[list[str]]]:
     assert depth == 0
     assert re.findall(r"\\begin\{([a-z*]+)\}", text) == ["table*", "tabular"] * (text.count("tabular}") // 2)
     tables = []
-    for columns, body in re.findall(r"\\begin\{tabular\}\{(l?r*)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
+    for _, numeric, body in re.findall(
+        r"\\begin\{tabular\}\{(l|p\{0\.2\\linewidth\})(r*)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL
+    ):
         rows = [cells_of(line) for line in body.splitlines() if line.endswith(r"\\")]
-        assert {len(row) for row in rows} == {len(columns)}
+        assert {len(row) for row in rows} == {1 + len(numeric)}
         tables.append(rows)
     return tables
 

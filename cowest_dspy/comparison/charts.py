@@ -111,7 +111,7 @@ def _curve(frame: Frame, kind: str, marks: Sequence[tuple[float, PointNumbers]])
     for x, point in marks:
         if point.arm.interval is not None:
             low, high = (frame.y(100 * end) for end in _ends(point.arm.interval))
-            parts.append(tag("line", x1=x, x2=x, y1=low, y2=high, class_=f"line {kind}"))
+            parts.append(tag("line", x1=x, x2=x, y1=low, y2=high, class_=f"span {kind}"))
         where = settings_text(point.settings, list(point.settings))
         title = tag("title", f"{where}: {format_percent(point.arm.score)} % [{format_interval(point.arm.interval)}]")
         parts.append(tag("circle", title, cx=x, cy=frame.y(100 * (point.arm.score or 0.0)), r=3.5, class_=kind))

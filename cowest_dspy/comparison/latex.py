@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from cowest_dspy.comparison.model import Comparison
-from cowest_dspy.comparison.numbers import ArmNumbers, Numbers
-from cowest_dspy.comparison.tables import format_count, format_extra, format_percent, interval_kinds, sweep_table, test_kinds
+from cowest_dspy.comparison.numbers import ArmNumbers, Extra, Numbers
+from cowest_dspy.comparison.tables import format_count, format_number, format_percent, interval_kinds, sweep_table, test_kinds
 from cowest_dspy.intervals import Interval
 from cowest_dspy.report.verdict import bare_p
 
@@ -25,8 +25,9 @@ _WORDS = {
 } | {character: f"\\{character}" for character in "{}$&#_%"}
 
 
-_CORE = ("Failed", r"Score, \%", r"95 \% interval", r"Strict, \%")
-_TESTED = (r"Difference, 95 \% interval", r"$p_{\mathrm{Holm}}$")
+_LONG = 30  # characters
+_CORE = ("Failed", r"Score, \%", r"95 \%", r"Strict, \%")
+_TESTED = ("Difference", r"$p_{\mathrm{Holm}}$")
 
 
 def to_latex(comparison: Comparison, numbers: Numbers) -> str:
@@ -64,14 +65,16 @@ def escape_latex(text: str) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]], caption: str, label: str) -> str:
+    first = "l" if all(len(row[0]) <= _LONG for row in rows) else r"p{0.2\linewidth}"  # a long title wraps
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
         r"\centering",
-        r"\small",
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{4pt}",
         f"\\caption{{{caption}}}",
         f"\\label{{tab:{label}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        f"\\begin{{tabular}}{{{first}{'r' * (len(heads) - 1)}}}",
         r"\toprule",
         f"{' & '.join(heads)} \\\\",
         r"\midrule",
@@ -85,8 +88,13 @@ def _table(heads: list[str], rows: list[list[str]], caption: str, label: str) ->
 
 def _row(line: ArmNumbers, numbers: Numbers, tested: bool) -> list[str]:
     per_answer = "-" if line.cost.calls_in_all is None or not line.asked else f"{line.cost.calls_in_all / line.asked:.1f}"
-    extras = (escape_latex(format_extra(line.extra.get(name))) for name in numbers.extras)
+    extras = (_extra(line.extra.get(name)) for name in numbers.extras)
     return [escape_latex(line.title), _grouped(line.n), *_core(line, tested), *extras, per_answer]
+
+
+def _extra(extra: Extra | None) -> str:
+    """The mean over seeds; a range would make the table too wide for a page."""
+    return "-" if extra is None else format_number(extra.mean)
 
 
 def _core(line: ArmNumbers, tested: bool) -> list[str]:
@@ -109,7 +117,7 @@ def _caption(comparison: Comparison, numbers: Numbers) -> str:
     parts.append(interval_kinds(numbers) if numbers.arms else "")
     against = numbers.arm(comparison.against)
     if against is not None and numbers.tests:
-        parts.append(f"Difference: points over {against.title}, where both answered. {test_kinds(numbers)}")
+        parts.append(f"Difference: points over {against.title}, where both answered, with its 95 % interval. {test_kinds(numbers)}")
     parts.append("Calls: per answer, those answered from a store among them.")
     return escape_latex(" ".join(part for part in parts if part))
 

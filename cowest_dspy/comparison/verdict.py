@@ -87,12 +87,13 @@ def _controls(comparison: Comparison, numbers: Numbers) -> tuple[str, bool | Non
         f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)})"
         for control in lost or numbers.controls
     )
+    over = f"(Holm over {len(numbers.controls)} {'test' if len(numbers.controls) == 1 else 'tests'})"
     if lost:
         return (
-            f"{target.title} does NOT reliably beat its controls: {told}. A method that cannot beat its controls is not shown to "
-            "owe its score to what they leave out.",
+            f"{target.title} does NOT reliably beat its controls {over}: {told}. A method that cannot beat its controls is not "
+            "shown to owe its score to what they leave out.",
             False,
         )
     missing = len(names) - len(numbers.controls)
     left = f"; {missing} more could not be compared" if missing else ""
-    return f"{target.title} beats its controls: {told}{left}.", missing == 0
+    return f"{target.title} beats its controls {over}: {told}{left}.", missing == 0
