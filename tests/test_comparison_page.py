@@ -135,7 +135,7 @@ def test_a_title_in_csv_is_no_formula(title):
 
 
 def cells_of(row: str) -> list[str]:
-    return re.split(r"(?<!\\) & ", row.removesuffix(r" \\"))
+    return re.split(r"(?<!\\) & ", row.removesuffix(r" \\").removeprefix(r"\raggedright "))
 
 
 def check_structure(text: str) -> list[list[list[str]]]:

@@ -25,7 +25,7 @@ _WORDS = {
 } | {character: f"\\{character}" for character in "{}$&#_%"}
 
 
-_LONG = 30  # characters
+_LONG = 36  # characters
 _CORE = ("Failed", r"Score, \%", r"95 \%", r"Strict, \%")
 _TESTED = ("Difference", r"$p_{\mathrm{Holm}}$")
 
@@ -65,7 +65,7 @@ def escape_latex(text: str) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]], caption: str, label: str) -> str:
-    first = "l" if all(len(row[0]) <= _LONG for row in rows) else r"p{0.2\linewidth}"  # a long title wraps
+    first, begin = ("l", "") if all(len(row[0]) <= _LONG for row in rows) else (r"p{0.2\linewidth}", r"\raggedright ")
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
@@ -78,7 +78,7 @@ def _table(heads: list[str], rows: list[list[str]], caption: str, label: str) ->
         r"\toprule",
         f"{' & '.join(heads)} \\\\",
         r"\midrule",
-        *(f"{' & '.join(row)} \\\\" for row in rows),
+        *(f"{begin}{' & '.join(row)} \\\\" for row in rows),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table*}",
