@@ -241,6 +241,11 @@ def test_points_of_a_sweep_are_grouped_by_setting_and_corrected_apart_from_the_a
     assert [point.arm.holm for point in numbers.sweep] == holm([test.p for test in tests if test])
 
 
+def test_arms_of_the_same_title_are_told_apart_by_their_names():
+    numbers = worked(*(compared(name, "+", title="collaboration, tuned") for name in ("a", "b")), compared("c", "+", title="c"))
+    assert [arm.title for arm in numbers.arms] == ["collaboration, tuned (a)", "collaboration, tuned (b)", "c"]
+
+
 # Words
 
 
@@ -286,6 +291,11 @@ def test_a_method_that_cannot_beat_its_controls_is_reported_as_such():
 def test_a_control_that_could_not_be_compared_is_no_victory():
     found = words(compared("collaboration", "+" * 40), compared("control_a", "-" * 40), compared("control_b", "!" * 40))
     assert "1 more could not be compared" in found.sentences[-1] and found.good is False
+
+
+def test_a_sentence_begins_with_a_capital_whatever_the_title():
+    found = words(compared("collaboration", "+" * 40, title="collaboration, tuned"), compared("control", "-" * 40))
+    assert found.sentences[-1].startswith("Collaboration, tuned beats its controls")
 
 
 def test_uncontrolled_is_not_a_control():

@@ -31,7 +31,8 @@ def verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
         claims += [] if judged[1] is None else [judged[1]]
     if not sentences:
         return Verdict(("No verdict yet: there is nothing to compare.",), None)
-    return Verdict(tuple(sentences), all(claims) if claims else None)
+    said = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
+    return Verdict(said, all(claims) if claims else None)
 
 
 def format_difference(test: Paired) -> str:

@@ -24,6 +24,7 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report import charts
 from cowest_dspy.report.browse import MAX_ROWS, answer_list, change, clipped, evenly, labelled, outcome, trace_list
+from cowest_dspy.report.hiding import hidden
 from cowest_dspy.report.masking import mask_settings, mask_text
 from cowest_dspy.report.model import Curve, RunReport
 from cowest_dspy.report.numbers import arm_table, compare, influence_by_round, influence_counts
@@ -96,7 +97,9 @@ def figures(report: RunReport) -> dict[str, Any]:
 
 
 def render_html(report: RunReport, *, max_rows: int = MAX_ROWS) -> str:
-    """The page. At most ``max_rows`` answers and as many traces go into it, and it says when there are more."""
+    """The page. At most ``max_rows`` answers and as many traces go into it, and it says when there are more. Inputs that the
+    report's configuration hides ([report] hide) are not in it."""
+    report = hidden(report)
     environment = Environment(
         loader=PackageLoader("cowest_dspy.report"),
         autoescape=True,
