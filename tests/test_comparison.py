@@ -122,6 +122,15 @@ def test_the_bootstrap_p_is_the_share_of_all_samples_that_are_as_far_from_zero()
     assert exact > 2**-5 and bootstrap_test([[value] for value in values], repeats=20_000) == pytest.approx(exact, abs=0.012)
 
 
+def test_the_bootstrap_p_of_many_values_is_near_that_of_a_t_test():
+    stats = pytest.importorskip("scipy.stats")
+    chance = random.Random(2)
+    for mean in (0.0, 0.05, 0.1):
+        values = [chance.gauss(mean, 0.5) for _ in range(150)]
+        expected = stats.ttest_1samp(values, 0).pvalue
+        assert bootstrap_test([[value] for value in values]) == pytest.approx(expected, abs=0.02)
+
+
 def test_the_bootstrap_rejects_a_true_null_about_as_often_as_it_says():
     chance, rejected = random.Random(1), 0
     for _ in range(300):
@@ -232,6 +241,11 @@ def test_points_of_a_sweep_are_grouped_by_setting_and_corrected_apart_from_the_a
     assert [point.arm.holm for point in numbers.sweep] == holm([test.p for test in tests if test])
 
 
+def test_arms_of_the_same_title_are_told_apart_by_their_names():
+    numbers = worked(*(compared(name, "+", title="collaboration, tuned") for name in ("a", "b")), compared("c", "+", title="c"))
+    assert [arm.title for arm in numbers.arms] == ["collaboration, tuned (a)", "collaboration, tuned (b)", "c"]
+
+
 # Words
 
 
@@ -261,10 +275,15 @@ def test_a_method_that_cannot_beat_its_controls_is_reported_as_such():
     strong, target = compared("strong", "-" * 40), compared("collaboration", "+" * 40)
     weak, even = compared("control_shuffled", "-" * 40), compared("plain", "+" * 40, note="A control: drafts of another example.")
     lost = words(strong, target, weak, even)
-    assert "does NOT reliably beat its controls: The plain arm (+0.0" in lost.sentences[-1] and lost.good is False
+    assert (
+        "does NOT reliably beat its controls (Holm over 2 tests): The plain arm (+0.0" in lost.sentences[-1] and lost.good is False
+    )
     assert "cannot beat its controls" in lost.sentences[-1] and "shuffled" not in lost.sentences[-1]
     won = words(strong, target, weak)
-    assert "The collaboration arm beats its controls: The control_shuffled arm (+100.0" in won.sentences[-1] and won.good is True
+    assert (
+        "The collaboration arm beats its controls (Holm over 1 test): The control_shuffled arm (+100.0" in won.sentences[-1]
+        and won.good is True
+    )
     named = words(strong, compared("ours", "+" * 40), weak, target="ours")
     assert "The ours arm beats its controls" in named.sentences[-1]
 
@@ -272,6 +291,11 @@ def test_a_method_that_cannot_beat_its_controls_is_reported_as_such():
 def test_a_control_that_could_not_be_compared_is_no_victory():
     found = words(compared("collaboration", "+" * 40), compared("control_a", "-" * 40), compared("control_b", "!" * 40))
     assert "1 more could not be compared" in found.sentences[-1] and found.good is False
+
+
+def test_a_sentence_begins_with_a_capital_whatever_the_title():
+    found = words(compared("collaboration", "+" * 40, title="collaboration, tuned"), compared("control", "-" * 40))
+    assert found.sentences[-1].startswith("Collaboration, tuned beats its controls")
 
 
 def test_uncontrolled_is_not_a_control():
@@ -332,7 +356,7 @@ def test_a_seed_twice_and_a_score_that_is_no_number_are_refused():
 # The examples in the docstrings
 
 
-@pytest.mark.parametrize("name", ["significance", "verdict", "tables", "markdown"])
+@pytest.mark.parametrize("name", ["significance", "verdict", "tables", "markdown", "latex"])
 def test_the_examples_in_the_docstrings_are_true(name):
     module = importlib.import_module(f"cowest_dspy.comparison.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
+import hashlib
 import io
+import json
+import math
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 from compared import compared, comparison, full
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_runs import HOSTILE
 from rich.console import Console
+from test_report_page import Page
 
-from cowest_dspy.comparison import numbers_of, print_comparison, to_csv, to_markdown
+from cowest_dspy.comparison import (
+    SweepPoint,
+    charts,
+    numbers_of,
+    print_comparison,
+    read_comparison,
+    render_comparison,
+    to_csv,
+    to_latex,
+    to_markdown,
+    write_comparison,
+)
+from cowest_dspy.comparison.latex import escape_latex
 from cowest_dspy.comparison.markdown import escape_markdown
 from cowest_dspy.comparison.tables import text_tables
+from cowest_dspy.errors import ReportError
+from cowest_dspy.report import Answer, Arm
 
 NASTY = 'a|b *c* _d_ <b>e</b> [f](http://g) `h`\n- i\\ & "j" 50% $k$ #l ^m ~n {o}'
 WHOLE = full()
@@ -106,3 +129,211 @@ def test_a_title_in_csv_is_no_formula(title):
     whole = comparison(compared("strong", "+", title=title))
     row = next(csv.DictReader(io.StringIO(to_csv(whole, numbers_of(whole)))))
     assert row["title"] == "'" + title
+
+
+# LaTeX
+
+
+def cells_of(row: str) -> list[str]:
+    return re.split(r"(?<!\\) & ", row.removesuffix(r" \\").removeprefix(r"\raggedright "))
+
+
+def check_structure(text: str) -> list[list[list[str]]]:
+    """Balanced braces and environments, as many cells as columns in every row; the rows of each table."""
+    depth = 0
+    for brace in re.sub(r"\\[\\{}]", "", text):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert re.findall(r"\\begin\{([a-z*]+)\}", text) == ["table*", "tabular"] * (text.count("tabular}") // 2)
+    tables = []
+    for _, numeric, body in re.findall(
+        r"\\begin\{tabular\}\{(l|p\{0\.2\\linewidth\})(r*)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL
+    ):
+        rows = [cells_of(line) for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(row) for row in rows} == {1 + len(numeric)}
+        tables.append(rows)
+    return tables
+
+
+def test_latex_has_a_row_per_arm_with_its_numbers_and_a_table_of_the_sweep():
+    arms, sweep = check_structure(to_latex(WHOLE, NUMBERS))
+    assert [row[0] for row in arms] == ["Arm", "Strong plain", r"The control\_shuffled arm", "The collaboration arm"]
+    assert arms[3][1:4] == ["40", "5", "93.3"] and arms[3][6].startswith("$+76.9$ {[}$+") and arms[1][6:8] == ["reference", ""]
+    assert [row[0] for row in sweep[1:3]] == ["beta 0.01, format dpo", "beta 0.1, format dpo"] and len(sweep) == 7
+
+
+def test_the_caption_in_latex_says_n_interval_and_test():
+    caption = next(line for line in to_latex(WHOLE, NUMBERS).splitlines() if line.startswith(r"\caption"))
+    for words in ("on 40 examples, over up to 2 seeds", "Wilson", "bootstrap", "McNemar", "Holm-corrected over 2 tests"):
+        assert words in caption
+
+
+def test_latex_sets_every_text_as_it_stands():
+    whole = full(NASTY)
+    text = to_latex(whole, numbers_of(whole, repeats=100))
+    assert check_structure(text)[0][1][0].startswith(r"Strong a\textbar{}b {*}c{*} \_d\_ \textless{}b\textgreater{}e")
+    assert r"\textbackslash{} \& {\char34}j{\char34} 50\% \$k\$ \#l \textasciicircum{}m \textasciitilde{}n \{o\}" in text
+    assert escape_latex("a--b---c") == "a-{}-b-{}-{}-c"
+
+
+def test_a_row_of_latex_that_begins_with_a_bracket_is_no_option_of_the_row_before():
+    whole = comparison(compared("strong", "+", title="[1cm]"), compared("a", "+", title="* b"))
+    rows = check_structure(to_latex(whole, numbers_of(whole)))[0]
+    assert rows[1][0] == "{[}1cm{]}" and rows[2][0] == "{*} b"
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_any_title_leaves_the_table_whole(title):
+    whole = comparison(compared("strong", "+-", title=title), title=title)
+    assert len(check_structure(to_latex(whole, numbers_of(whole)))[0]) == 2
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+def test_latex_compiles(tmp_path):
+    whole = full(NASTY)
+    body = to_latex(whole, numbers_of(whole, repeats=100))
+    source = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + body + "\\end{document}\n"
+    (tmp_path / "page.tex").write_text(source, encoding="utf-8")
+    run = subprocess.run(["pdflatex", "-interaction=batchmode", "-halt-on-error", "page.tex"], cwd=tmp_path, check=False)
+    assert run.returncode == 0, (tmp_path / "page.log").read_text(errors="replace")[-2000:]
+
+
+# The page
+
+
+def test_the_page_shows_every_number_of_the_tables():
+    page = Page(render_comparison(WHOLE, NUMBERS))
+    for table in text_tables(WHOLE, NUMBERS):
+        for row in table.rows:
+            assert " ".join(row) in page.text
+    assert "Better than Strong plain" in page.text and "one warning: plain" in page.text
+
+
+def test_the_page_runs_nothing_asks_for_nothing_and_allows_only_its_style():
+    html = render_comparison(full(HOSTILE), numbers_of(full(HOSTILE), repeats=100))
+    page = Page(html)
+    assert not page.scripts and not page.handlers and " style=" not in html
+    assert all(address == "data:," for address in page.addresses)
+    assert HOSTILE.split(" \u2028")[0] in page.text
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style.group(1).encode()).digest()).decode()
+    assert page.policy.startswith("default-src 'none'") and f"style-src 'sha256-{digest}'" in page.policy
+    assert "script-src" not in page.policy
+
+
+def test_no_input_and_no_answer_is_on_the_page_nor_in_the_tables(tmp_path):
+    answers = tuple(
+        Answer(f"q{i}", {"post": "a cruel post"}, "cruel gold", "cruel answer", 1.0, draft="cruel draft") for i in range(3)
+    )
+    whole = comparison(dataclasses.replace(compared("strong", "+"), arm=Arm("strong", "Strong", answers)))
+    written = write_comparison(whole, tmp_path)
+    for path in (written.html, written.csv, written.tex, written.md):
+        assert "cruel" not in path.read_text(encoding="utf-8")
+    assert "a cruel post" in written.json.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("whole", [comparison(), comparison(compared("strong", "!!")), comparison(compared("a", "+-"))])
+def test_the_page_of_an_unfinished_comparison_renders(whole, tmp_path):
+    page = Page(write_comparison(whole, tmp_path).html.read_text(encoding="utf-8"))
+    assert "yet" in page.text or "No arm is tested" in page.text
+
+
+# Charts
+
+
+def circles(chart: str, kind: str) -> list[float]:
+    return [float(x) for x in re.findall(rf'<circle cx="([-\d.]+)%?" cy="[^"]+" r="[^"]+" class="{kind}"', chart)]
+
+
+def test_a_score_is_a_dot_at_its_place_with_its_seeds_beside_it():
+    line = NUMBERS.arms[2]
+    chart = charts.score_dots(line, NUMBERS.arms[0])
+    assert circles(chart, "dot") == [93.33] and circles(chart, "seed") == [100.0, 87.5]
+    assert 'x1="14.29%" x2="14.29%" y1="0" y2="30" class="against"' in chart
+    assert line.interval is not None and f'x1="{100 * line.interval.low:.2f}%"' in chart
+    assert 'aria-label="The collaboration arm: 93.3 %, 95 %' in chart
+
+
+def test_a_difference_has_its_place_and_the_colour_of_what_was_found():
+    assert charts.difference_reach(NUMBERS) == 90
+    assert circles(charts.difference_dots(NUMBERS.arms[2], 90), "dot helped") == [pytest.approx(50 + 50 * 76.92 / 90, abs=0.01)]
+    assert circles(charts.difference_dots(NUMBERS.arms[1], 90), "dot") == [50.0]
+    assert "not tested" in charts.difference_dots(NUMBERS.arms[0], 90)
+
+
+def test_a_sweep_is_a_curve_per_series_over_the_number_that_varies_most():
+    assert charts.sweep_axis(NUMBERS) == "dpo.beta"
+    series = charts.sweep_series(NUMBERS, "dpo.beta")
+    assert list(series) == ["format dpo", "format plain"] and all(len(points) == 3 for points in series.values())
+    chart = charts.sweep_chart(NUMBERS, "dpo.beta", NUMBERS.arms[0])
+    paths = re.findall(r'<polyline points="([^"]+)" class="line series-\d"', chart)
+    assert [len(path.split()) for path in paths] == [3, 3] and "dpo.beta, logarithmic" in chart
+    assert "format dpo: 25.0 % at 0.01, 62.5 % at 0.1, 42.9 % at 0.5" in chart
+    places = [float(point.split(",")[0]) for point in paths[0].split()]
+    # log 0.01, 0.1, 0.5: the first step is log 10 / log 50 of the whole.
+    assert (places[1] - places[0]) / (places[2] - places[0]) == pytest.approx(math.log(10) / math.log(50), abs=0.002)
+    assert min(places) > 52 and max(places) < 408
+
+
+def test_a_sweep_without_a_number_has_a_table_and_no_chart():
+    points = tuple(SweepPoint({"format": kind}, compared("tuned", "+-")) for kind in ("dpo", "kto"))
+    whole = comparison(compared("strong", "--"), sweep=points)
+    numbers = numbers_of(whole)
+    assert charts.sweep_axis(numbers) is None
+    text = Page(render_comparison(whole, numbers)).text
+    assert "Sweep, in numbers" in text and "format kto 1 - 2 0 50.0" in text
+    assert charts.sweep_axis(numbers_of(comparison(sweep=(SweepPoint({"on": True}, compared("a", "+")),)))) is None
+
+
+# Files
+
+
+def test_all_five_files_are_written_whole_and_read_back(tmp_path):
+    written = write_comparison(WHOLE, tmp_path / "run")
+    names = [f"comparison.{kind}" for kind in ("csv", "html", "json", "md", "tex")]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
+    again = read_comparison(tmp_path / "run")
+    assert again.arms == WHOLE.arms and again.sweep == WHOLE.sweep and again == read_comparison(written.json)
+    other = write_comparison(again, tmp_path / "again")
+    assert all(
+        getattr(written, kind).read_bytes() == getattr(other, kind).read_bytes() for kind in ("csv", "html", "json", "md", "tex")
+    )
+    numbers = json.loads(written.json.read_text(encoding="utf-8"))["numbers"]
+    assert numbers["arms"][2]["holm"] == numbers_of(WHOLE).arms[2].holm and numbers["tests"] == 2
+
+
+def test_an_error_while_writing_leaves_the_old_files(tmp_path, monkeypatch):
+    old = write_comparison(comparison(compared("strong", "+")), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, made = os.chmod, []
+
+    def full_disk(path, mode):
+        made.append(path)
+        if len(made) == 4:
+            raise OSError("No space left on device")
+        real(path, mode)
+
+    monkeypatch.setattr(os, "chmod", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_comparison(comparison(compared("strong", "-")), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before and old.html.exists()
+
+
+def test_a_missing_or_broken_comparison_says_what_to_type(tmp_path):
+    with pytest.raises(ReportError, match="cowest compare"):
+        read_comparison(tmp_path)
+    for text in ("{", "[]"):
+        (tmp_path / "comparison.json").write_text(text)
+        with pytest.raises(ReportError):
+            read_comparison(tmp_path)
+
+
+def test_secrets_are_masked_in_every_file(tmp_path):
+    key = "sk-" + "a1B2" * 6
+    written = write_comparison(full(f"my key is {key}"), tmp_path)
+    for path in dataclasses.asdict(written).values():
+        text = path.read_text(encoding="utf-8")
+        assert key not in text and "plain-words" not in text and "my key is" in text

@@ -7,8 +7,13 @@ verdict.py       the numbers in words
 tables.py        the numbers as tables of text, and as CSV
 terminal.py      Rich tables
 markdown.py      for a page of results
+latex.py         for a paper
+charts.py        inline SVG
+html.py          the page, and all files together
 """
 
+from cowest_dspy.comparison.html import WrittenComparison, read_comparison, render_comparison, write_comparison
+from cowest_dspy.comparison.latex import to_latex
 from cowest_dspy.comparison.markdown import to_markdown
 from cowest_dspy.comparison.model import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
@@ -23,12 +28,17 @@ __all__ = [
     "Numbers",
     "Paired",
     "SweepPoint",
+    "WrittenComparison",
     "bootstrap_test",
     "holm",
     "numbers_of",
     "paired_test",
     "print_comparison",
+    "read_comparison",
+    "render_comparison",
     "to_csv",
+    "to_latex",
     "to_markdown",
     "verdict",
+    "write_comparison",
 ]

@@ -134,8 +134,11 @@ class Numbers:
 
 
 def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
-    """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and answers changes nothing."""
-    seeds = _by_name(comparison.arms)
+    """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and answers changes nothing.
+
+    Arms of the same title get their names into it, so that they can be told apart.
+    """
+    seeds = _apart(_by_name(comparison.arms))
     against = seeds.get(comparison.against)
     arms = [_arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
     points = defaultdict(list)
@@ -207,6 +210,17 @@ def _arm_numbers(
         test=test,
         strict_test=strict_test,
     )
+
+
+def _apart(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
+    """The same with titles that differ."""
+    titles = [runs[0].arm.title for runs in seeds.values()]
+    return {
+        name: runs
+        if titles.count(title := runs[0].arm.title) == 1
+        else [dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=f"{title} ({name})")) for run in runs]
+        for name, runs in seeds.items()
+    }
 
 
 def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:

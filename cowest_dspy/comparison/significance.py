@@ -109,23 +109,29 @@ def bootstrap_test(groups: Sequence[Sequence[float]], *, repeats: int = REPEATS,
     sizes = np.array([len(group) for group in groups])
     if differing < 2 or abs(sums.sum()) <= SAME * sizes.sum():
         return 1.0
-    sums = sums - sizes * (sums.sum() / sizes.sum())  # the null: mean 0
-    observed = _studentised(math.fsum(value for group in groups for value in group), sums)
+    total = math.fsum(sums)
+    sums = sums - sizes * (total / sizes.sum())  # the null: mean 0
+    observed = float(_studentised(np.array([total]), sums[None, :])[0])
     generator = np.random.default_rng(seed)
-    as_far = 0
-    for _ in range(repeats):
-        drawn = generator.integers(len(groups), size=len(groups))
-        total = sums[drawn].sum()
-        as_far += _studentised(total, sums[drawn] - sizes[drawn] * (total / sizes[drawn].sum())) >= observed - SAME
+    as_far, left, at_once = 0, repeats, max(1, 200_000 // len(groups))
+    while left > 0:
+        drawn = generator.integers(len(groups), size=(min(left, at_once), len(groups)))
+        totals, counts = sums[drawn].sum(axis=1), sizes[drawn].sum(axis=1)
+        residuals = sums[drawn] - sizes[drawn] * (totals / counts)[:, None]
+        as_far += int((_studentised(totals, residuals) >= observed - SAME).sum())
+        left -= len(drawn)
     return max((1 + as_far) / (1 + repeats), 2.0 ** (1 - differing))
 
 
-def _studentised(total: float, residuals: np.ndarray) -> float:
-    """The size of a mean over its standard error, from the sum and the residuals of groups; the number of values cancels."""
-    spread = math.sqrt(float(residuals @ residuals))
-    if spread > SAME:
-        return abs(total) / spread
-    return math.inf if abs(total) > SAME else 0.0
+def _studentised(totals: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """The size of means over their standard errors, from the sums, shape (s,), and the residuals, (s, groups).
+
+    The numbers of values cancel. Without spread it is 0 for a sum of 0, else infinite.
+    """
+    import numpy as np
+
+    spread, size = np.sqrt((residuals * residuals).sum(axis=1)), np.abs(totals)
+    return np.where(spread > SAME, size / np.maximum(spread, SAME), np.where(size > SAME, np.inf, 0.0))
 
 
 def found(test: Paired | None, corrected: float | None) -> int | None:

@@ -36,7 +36,7 @@ def text_tables(comparison: Comparison, numbers: Numbers) -> list[TextTable]:
     if any(line.cost.seconds is not None or line.cost.calls is not None for line in numbers.arms):
         tables.append(_costs(numbers))
     if numbers.sweep:
-        tables.append(_sweep(numbers))
+        tables.append(sweep_table(numbers))
     return tables
 
 
@@ -180,7 +180,8 @@ def _costs(numbers: Numbers) -> TextTable:
     return TextTable("Costs", heads, tuple(rows), caption="All seeds together. Calls in all: made, and answered from a store.")
 
 
-def _sweep(numbers: Numbers) -> TextTable:
+def sweep_table(numbers: Numbers) -> TextTable:
+    """One line per point of the sweep, under the settings that vary; its caption has the others."""
     keys, rows = varying(numbers), []
     extras = tuple(name for name in numbers.extras if any(name in point.arm.extra for point in numbers.sweep))
     for point in numbers.sweep:

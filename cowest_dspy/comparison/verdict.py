@@ -31,7 +31,8 @@ def verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
         claims += [] if judged[1] is None else [judged[1]]
     if not sentences:
         return Verdict(("No verdict yet: there is nothing to compare.",), None)
-    return Verdict(tuple(sentences), all(claims) if claims else None)
+    said = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
+    return Verdict(said, all(claims) if claims else None)
 
 
 def format_difference(test: Paired) -> str:
@@ -87,12 +88,13 @@ def _controls(comparison: Comparison, numbers: Numbers) -> tuple[str, bool | Non
         f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)})"
         for control in lost or numbers.controls
     )
+    over = f"(Holm over {len(numbers.controls)} {'test' if len(numbers.controls) == 1 else 'tests'})"
     if lost:
         return (
-            f"{target.title} does NOT reliably beat its controls: {told}. A method that cannot beat its controls is not shown to "
-            "owe its score to what they leave out.",
+            f"{target.title} does NOT reliably beat its controls {over}: {told}. A method that cannot beat its controls is not "
+            "shown to owe its score to what they leave out.",
             False,
         )
     missing = len(names) - len(numbers.controls)
     left = f"; {missing} more could not be compared" if missing else ""
-    return f"{target.title} beats its controls: {told}{left}.", missing == 0
+    return f"{target.title} beats its controls {over}: {told}{left}.", missing == 0

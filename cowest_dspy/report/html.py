@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class WrittenReport:
 
 
 def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenReport:
-    """Writes report.json and report.html into the folder, each at once or not at all. Secrets are masked in both.
+    """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked in both.
 
     The JSON holds the report and, under "numbers", what follows from it. The HTML is drawn from the JSON as read back.
     """
@@ -62,8 +63,7 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
     shown = RunReport.from_json(facts)
     document = json.dumps({**facts, "numbers": figures(shown)}, ensure_ascii=False, indent=1, allow_nan=False)
     written = WrittenReport(target / "report.json", target / "report.html")
-    write_whole(written.json, document + "\n")
-    write_whole(written.html, render_html(shown))
+    write_whole({written.json: document + "\n", written.html: render_html(shown)})
     return written
 
 
@@ -234,14 +234,20 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes beside the target and renames: a reader sees the old file or the new one, never half of one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def write_whole(texts: Mapping[Path, str]) -> None:
+    """Writes all texts beside their targets and renames only then: a reader sees an old file or a new one, never half of one,
+    and an error while writing leaves all the old ones."""
+    staged = list[tuple[str, Path]]()
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        for path, text in texts.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            staged.append((name, path))
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode("utf-8"))
+            os.chmod(name, 0o644)
+        for name, path in staged:
+            os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        for name, _ in staged:
+            Path(name).unlink(missing_ok=True)
         raise
