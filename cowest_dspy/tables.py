@@ -260,7 +260,15 @@ class Arms(Table):
     split: Literal["dev", "test"] = "test"
     weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
-    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = Field(
+        (), description="arms that can say no"
+    )
+
+
+class Shown(Table):
+    """[report]: what pages and the terminal show."""
+
+    hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
 
 
 # The options of each kind, besides kind and title.
