@@ -316,7 +316,7 @@ class ArmRules(Table):
     def _fits_its_kind(self) -> ArmRules:
         known = _ARM_OPTIONS[self.kind]
         for key in sorted(self.model_fields_set - {"kind", "title"}):
-            if key not in known:
+            if key not in known and getattr(self, key) != type(self).model_fields[key].default:
                 takes = ", ".join(known) or "no other key"
                 raise ValueError(f'an arm of kind "{self.kind}" has no "{key}": it takes {takes}')
         for key in ("corpus", "control", "program"):
