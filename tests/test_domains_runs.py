@@ -12,6 +12,7 @@ from cowest_dspy import Collaboration, Experiment, load_config, recipes
 from cowest_dspy.config import Config
 from cowest_dspy.data import SPLITS, check_apart, configured_split
 from cowest_dspy.errors import DataError
+from cowest_dspy.experiment.comparing import Compared
 
 ROOT = Path(__file__).parents[1]
 INVENTED = {"medmcqa": medical, "ifqa": counterfactual}
@@ -99,6 +100,19 @@ def test_the_formats_differ_in_what_the_weak_model_is_asked_for(task: str) -> No
     }
     assert outputs == {"direct": ["answer"], "knowledge": ["background"], "chain_of_thought": ["reasoning", "answer"]}
     assert isinstance(recipes.call(f"{ROOT}/programs/{task}.py:program"), Collaboration)
+
+
+def test_the_declared_arms_are_compared_and_only_what_has_the_passage_knows(task: str, tmp_path: Path) -> None:
+    """On rules there is nothing to tune, so these are the arms that need no trained weak model."""
+    config = configured(task, tmp_path, more="[sft]\n[dpo]\n")
+    with Experiment(config, tmp_path / "run") as experiment:
+        made = Compared(experiment).run(["alone", "rag", "oracle"])
+    rates = {one.arm.name: sum(answer.score or 0.0 for answer in one.arm.answers) / 10 for one in made.arms}
+    assert rates["oracle"] == 1.0
+    # The passages of IfQA are those of all questions; the explanations of MedMCQA are those of other questions.
+    assert rates["rag"] > 0.8 if task == "ifqa" else rates["rag"] < 0.8
+    also = {"medmcqa": "macro_f1", "ifqa": "token_f1"}[task]
+    assert [one.extra[also] for one in made.arms if one.arm.name == "oracle"] == [1.0]
 
 
 def test_without_rows_the_error_says_where_they_come_from(task: str) -> None:
