@@ -94,6 +94,33 @@ def test_what_nearly_stands_in_a_more_protected_split_is_dropped_and_counted(tmp
     assert sum(len(part) for part in made.values()) == 32
 
 
+ASKED = {
+    "question": "Best test?",
+    "opa": "serum of the left tarn",
+    "opb": "salts in morning mist",
+    "opc": "heat under both soles",
+    "cop": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cop": 1},
+        {"opa": "salts in morning mist", "opb": "serum of the left tarn"},
+        {"opb": "hair under a lens", "opc": "a walk up two hills", "opd": "a night without sleep"},
+    ],
+    ids=["another answer is said to be right", "in another order", "the same answer among others"],
+)
+def test_a_question_that_was_changed_a_little_is_still_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**ASKED, "opd": "the pulse of twins", "id": "asked", "exp": None}
+    stranger = {**asked, "id": "stranger", "opa": "hair under a lens", "opb": "a walk up two hills"}
+    train = [*medical(8, "train"), {**asked, **changes, "id": "changed"}, stranger]
+    rows = str(write_rows(tmp_path, train=train, dev=medical(4, "dev"), test=[asked]))
+    left = ids(splits(rows)["archive"] + splits(rows)["train"])
+    assert "changed" not in left and "stranger" in left and len(left) == 9
+
+
 def test_rows_that_do_not_fit_are_errors_that_say_so(tmp_path: Path, rows: str) -> None:
     with pytest.raises(DataError, match="There is no folder"):
         named("examples")("dev", rows=str(tmp_path / "none"))
