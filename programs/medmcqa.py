@@ -39,7 +39,7 @@ FIELDS = ("id", "question", "opa", "opb", "opc", "opd", "cop")
 
 ARCHIVE = 0.75  # of the training rows
 DEV = 600  # cut off the Hub's training rows
-MOST_TRAINING = 20_000  # of the Hub's 180,000 training rows, drawn by the seed
+MOST_TRAINING = 10_000  # of the Hub's 180,000 training rows, drawn by the seed
 MOST_SFT = 600  # rows that the drafter learns from
 MOST_ANSWERED = 100  # rows of train, beside as many of archive, that the weak model learns to answer alone from
 MOST_WORDS = 45  # of an explanation

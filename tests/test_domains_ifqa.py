@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import listening, send_json
 
-from cowest_dspy import Experiment, load_config, recipes
+from cowest_dspy import load_config, recipes
 from cowest_dspy.data import check_apart
 from cowest_dspy.data import examples as as_examples
 from cowest_dspy.errors import DataError, ProgramError
@@ -238,48 +238,3 @@ def test_the_metric_accepts_every_accepted_answer(rows: str) -> None:
     metric = recipes.load(load_config([ROOT / "programs/ifqa.toml", ROOT / "programs/backends/scripted.toml"]).metric)
     for example in as_examples(splits(rows)["test"], ["question"]):
         assert [metric(example, dspy.Prediction(answer=answer)) for answer in (*example.answers, "1")] == [1.0, 1.0, 0.0]
-
-
-HERE = """
-import re
-from cowest_dspy import recipes
-from cowest_dspy.testing import ScriptedEngine
-made = recipes.load(RECIPE + ":examples")
-
-def examples(split, seed=0):
-    return made(split, seed=seed, rows=ROWS)
-
-def weak():
-    return ScriptedEngine(lambda request: "Nothing is told of it.", model="scripted/weak")
-
-def strong():
-    def answer(request):
-        found = re.search(r"over the [a-zA-Z]+ in (\\d+)", request["messages"][-1]["content"])
-        return found.group(1) if found else "never"
-    return ScriptedEngine(answer, model="scripted/strong")
-"""
-BACKEND = """
-[data]
-source = "here.py:examples"
-inputs = ["question"]
-[sft]
-[dpo]
-[weak]
-kind = "engine"
-engine = "here.py:weak"
-model = "scripted/weak"
-[strong]
-kind = "engine"
-engine = "here.py:strong"
-model = "scripted/strong"
-"""
-
-
-def test_the_task_runs_from_its_toml_and_whoever_reads_the_passage_knows(rows: str, tmp_path: Path) -> None:
-    (tmp_path / "here.py").write_text(f"RECIPE, ROWS = {str(RECIPE)!r}, {rows!r}\n{HERE}", encoding="utf-8")
-    (tmp_path / "here.toml").write_text(BACKEND, encoding="utf-8")
-    with Experiment(load_config([ROOT / "programs/ifqa.toml", tmp_path / "here.toml"]), tmp_path / "run") as experiment:
-        arms = {arm.name: [answer.score for answer in arm.answers] for arm in experiment.evaluate(["strong", "oracle", "weak"])}
-        traces = experiment.collect()
-    assert arms["oracle"] == [1.0] * 10 and arms["strong"] == [0.0] * 10 == arms["weak"]
-    assert len(traces) == 40 and not [trace for trace in traces if trace.error]

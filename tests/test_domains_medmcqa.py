@@ -11,7 +11,7 @@ from domain_rows import SECRET, medical, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import Experiment, load_config, recipes
+from cowest_dspy import recipes
 from cowest_dspy.data import check_apart
 from cowest_dspy.data import examples as as_examples
 from cowest_dspy.errors import DataError, ProgramError
@@ -92,6 +92,33 @@ def test_what_nearly_stands_in_a_more_protected_split_is_dropped_and_counted(tmp
     dropped = named("dropped")(rows=rows)
     assert dropped["test"] == 0 and dropped["dev"] == 1 and dropped["train"] + dropped["archive"] == 2
     assert sum(len(part) for part in made.values()) == 32
+
+
+ASKED = {
+    "question": "Best test?",
+    "opa": "serum of the left tarn",
+    "opb": "salts in morning mist",
+    "opc": "heat under both soles",
+    "cop": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cop": 1},
+        {"opa": "salts in morning mist", "opb": "serum of the left tarn"},
+        {"opb": "hair under a lens", "opc": "a walk up two hills", "opd": "a night without sleep"},
+    ],
+    ids=["another answer is said to be right", "in another order", "the same answer among others"],
+)
+def test_a_question_that_was_changed_a_little_is_still_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**ASKED, "opd": "the pulse of twins", "id": "asked", "exp": None}
+    stranger = {**asked, "id": "stranger", "opa": "hair under a lens", "opb": "a walk up two hills"}
+    train = [*medical(8, "train"), {**asked, **changes, "id": "changed"}, stranger]
+    rows = str(write_rows(tmp_path, train=train, dev=medical(4, "dev"), test=[asked]))
+    left = ids(splits(rows)["archive"] + splits(rows)["train"])
+    assert "changed" not in left and "stranger" in left and len(left) == 9
 
 
 def test_rows_that_do_not_fit_are_errors_that_say_so(tmp_path: Path, rows: str) -> None:
@@ -255,57 +282,3 @@ def test_the_worked_examples_hold_right_and_wrong_drafts_in_the_format_of_the_dr
     assert {demo.answer for demo in named("program")().refine.demos} == set("ABCD")
     with pytest.raises(ProgramError, match='no draft format "cot"'):
         named("program")("cot")
-
-
-@pytest.fixture
-def task(rows: str, tmp_path: Path) -> list[Path]:
-    """The task of the project, on invented rows and on models that follow a rule."""
-    (tmp_path / "here.py").write_text(
-        f"""
-import re
-from cowest_dspy import recipes
-from cowest_dspy.testing import ScriptedEngine
-made = recipes.load({str(RECIPE)!r} + ":examples")
-
-def examples(split, seed=0):
-    return made(split, seed=seed, rows={rows!r})
-
-def weak():
-    return ScriptedEngine(lambda request: "The gland makes nothing.", model="scripted/weak")
-
-def strong():
-    def answer(request):
-        found = re.search(r"gives (\\w+) to", request["messages"][-1]["content"])
-        options = dict((text, letter) for letter, text in re.findall(r"([A-D])\\. (\\w+)", request["messages"][-1]["content"]))
-        return options[found.group(1)] if found else "B"
-    return ScriptedEngine(answer, model="scripted/strong")
-""",
-        encoding="utf-8",
-    )
-    (tmp_path / "here.toml").write_text(
-        """
-[data]
-source = "here.py:examples"
-inputs = ["question", "options"]
-[sft]
-[dpo]
-[weak]
-kind = "engine"
-engine = "here.py:weak"
-model = "scripted/weak"
-[strong]
-kind = "engine"
-engine = "here.py:strong"
-model = "scripted/strong"
-""",
-        encoding="utf-8",
-    )
-    return [ROOT / "programs/medmcqa.toml", tmp_path / "here.toml"]
-
-
-def test_the_task_runs_from_its_toml_and_whoever_reads_the_explanation_knows(task: list[Path], tmp_path: Path) -> None:
-    with Experiment(load_config(task), tmp_path / "run") as experiment:
-        arms = {arm.name: [answer.score for answer in arm.answers] for arm in experiment.evaluate(["strong", "oracle", "weak"])}
-        traces = experiment.collect()
-    assert arms["oracle"] == [1.0] * 10 and sum(score or 0 for score in arms["strong"]) < 10
-    assert len(traces) == 40 and not [trace for trace in traces if trace.error]
