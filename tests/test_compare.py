@@ -272,7 +272,7 @@ def test_the_budget_holds_over_all_arms(task: list[Path], tmp_path: Path) -> Non
     with pytest.raises(BudgetError, match="strong_calls"):
         compared(declared(task, arms), tmp_path / "run")
     with Experiment(load_config(declared(task, arms)), tmp_path / "run") as experiment:
-        assert experiment.store.bill("scripted/strong").attempts == 8
+        assert experiment.store.bill("scripted/strong").strong_calls == 8
 
 
 @pytest.mark.parametrize(
