@@ -23,7 +23,22 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
-from cowest_dspy.tables import KINDS, Arms, Collect, CycleRules, Data, InfluenceRules, LMSettings, PairRules, RoundRules, Sft, Table
+from cowest_dspy.tables import (
+    KINDS,
+    Arms,
+    Collect,
+    CompareRules,
+    CycleRules,
+    Data,
+    DraftFormat,
+    InfluenceRules,
+    LMSettings,
+    PairRules,
+    RoundRules,
+    Sft,
+    Shown,
+    Table,
+)
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -34,6 +49,7 @@ class Config(Table):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
     metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
+    draft: DraftFormat | None = Field(None, description="the format of drafts, given to the program's and [sft]'s functions")
     seed: int = Field(0, ge=0)
     data: Data
     weak: LMSettings
@@ -48,12 +64,22 @@ class Config(Table):
     rounds: RoundRules = RoundRules()  # pyright: ignore[reportCallIssue]
     cycle: CycleRules | None = Field(None, description="optimisers in order; without it: sft, then weights")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
+    compare: CompareRules | None = Field(None, description="what `cowest compare` compares")
+    report: Shown = Shown()  # pyright: ignore[reportCallIssue]
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 
-    @field_validator("sft", "judge", "budget", "cycle", mode="before")
+    @field_validator("sft", "judge", "budget", "cycle", "compare", mode="before")
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value
+
+    @model_validator(mode="after")
+    def _only_inputs_are_hidden(self) -> Config:
+        for name in self.report.hide:
+            if name not in self.data.inputs:
+                known = ", ".join(self.data.inputs)
+                raise ValueError(f'[report] hide: there is no input "{name}".{nearest(name, self.data.inputs)} Inputs: {known}')
+        return self
 
     @model_validator(mode="after")
     def _one_way_of_preference_tuning(self) -> Config:
@@ -79,7 +105,7 @@ _REFERENCES = (
     "evaluate.weak",
     *(f"{role}.engine" for role in ROLES),
 )
-_FOLDERS = tuple(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter"))
+_FOLDERS = ("data.rows", *(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter")))
 
 
 def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:
@@ -127,13 +153,55 @@ def _read(file: Path) -> dict[str, Any]:
         _replace(raw, dotted, _anchored_reference, file.parent)
     for dotted in _FOLDERS:
         _replace(raw, dotted, _anchored_folder, file.parent)
-    steps: Any = raw["cycle"].get("steps") if isinstance(raw.get("cycle"), dict) else None
-    for step in cast("dict[str, Any]", steps).values() if isinstance(steps, dict) else ():
+    for dotted, values in _tables(raw, "compare", "sweep").items():
+        if isinstance(values, list):
+            raw["compare"]["sweep"][dotted] = [_anchored(dotted, value, file.parent) for value in cast("list[Any]", values)]
+    for step in _tables(raw, "cycle", "steps").values():
         _replace({"step": step}, "step.optimizer", _anchored_reference, file.parent)
+    for arm in _tables(raw, "compare", "arms").values():
+        for key in ("corpus", "program"):
+            _replace({"arm": arm}, f"arm.{key}", _anchored_reference, file.parent)
+    also: Any = raw["compare"].get("also") if isinstance(raw.get("compare"), dict) else None
+    if isinstance(also, list):
+        raw["compare"]["also"] = [_anchored_reference(one, file.parent) for one in cast("list[Any]", also)]
     for role in ROLES:
         _replace(raw, f"{role}.log", _anchored_file, file.parent)
         _replace(raw, f"{role}.command", _anchored_command, file.parent)
     return raw
+
+
+def _tables(raw: dict[str, Any], table: str, key: str) -> dict[str, Any]:
+    """The tables under ``[table.key]``, none where there is something else."""
+    found: Any = raw[table].get(key) if isinstance(raw.get(table), dict) else None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _anchored(dotted: str, value: Any, folder: Path) -> Any:
+    """The value of a dotted key as it would be read in the file itself; a whole table is read key by key."""
+    if isinstance(value, dict):
+        table = cast("dict[str, Any]", value)
+        return {key: _anchored(f"{dotted}.{key}", one, folder) for key, one in table.items()}
+    if dotted in _REFERENCES:
+        return _anchored_reference(value, folder)
+    return _anchored_folder(value, folder) if dotted in _FOLDERS else value
+
+
+def overridden(config: Config, changes: Mapping[str, Any]) -> Config:
+    """``config`` with other values of dotted keys: ``overridden(config, {"pairs.most": 32, "draft": "direct"})``.
+
+    Raises:
+        ConfigError: an unknown key, or a value that cannot be.
+    """
+    values = config.model_dump(mode="json")
+    for dotted, value in changes.items():
+        *tables, key = dotted.split(".")
+        place = values
+        for name in tables:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        place[key] = value
+    return validate(Config, values, ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items()))
 
 
 def _replace(raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any], folder: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dspy
 
 from cowest_dspy.errors import DataError, nearest
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import call
 from cowest_dspy.tables import Data
 
 SPLITS = ("train", "dev", "test")
@@ -55,27 +55,49 @@ def with_ids(given: Iterable[dspy.Example]) -> list[dspy.Example]:
     return list(made.values())
 
 
-def read_split(source: str, split: str, inputs: Sequence[str], *, seed: int = 0, limit: int | None = None) -> list[dspy.Example]:
-    """The examples of one split: ``source`` is "file.py:function" (called with the split and ``seed=``), "file.jsonl" with a
-    ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
+def read_split(
+    source: str, split: str, inputs: Sequence[str], *, seed: int = 0, limit: int | None = None, rows: str | None = None
+) -> list[dspy.Example]:
+    """The examples of one split: ``source`` is "file.py:function" (called with the split, ``seed=``, and ``rows=`` where that
+    is given), "file.jsonl" with a ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
         DataError: nothing in that split, no such file, or a line that is not JSON.
     """
     where = f"{Path(source.rpartition(':')[0] or source).name} ({split})"
     if source.startswith("hub:"):
-        rows = _from_hub(source, split)
+        found = _from_hub(source, split)
     elif source.endswith(".jsonl"):
-        rows = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
+        found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        function: Callable[..., Iterable[Mapping[str, Any]]] = load(source)
-        rows = function(split, seed=seed)
-    return examples(list(rows)[:limit], inputs, where=where)
+        found = call(source, split, given={"seed": seed, "rows": rows})
+    return examples(list(found)[:limit], inputs, where=where)
 
 
 def configured_split(source: Data, split: str) -> list[dspy.Example]:
     """The examples of one split as a configuration's [data] names and limits them. Raises DataError as :func:`read_split`."""
-    return read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split))
+    return read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split), rows=source.rows)
+
+
+def read_rows(where: str | Path, split: str) -> list[dict[str, Any]]:
+    """The rows of one split as they were published: ``where`` is a folder with ``<split>.jsonl``, or "hub:NAME[:CONFIG]".
+
+    A recipe over a public dataset reads its rows with this, so that the same recipe works from a local copy and from the Hub.
+
+    Raises:
+        DataError: no such folder or file (with what the folder holds), a line that is not JSON, or a Hub dataset that cannot be
+            had, for instance without a network.
+    """
+    if str(where).startswith("hub:"):
+        return _from_hub(str(where), split)
+    folder = Path(where).expanduser()
+    file = folder / f"{split}.jsonl"
+    if not folder.is_dir():
+        raise DataError(f'There is no folder {folder}. Rows come from a folder with {file.name}, or from the Hub: "hub:NAME".')
+    if not file.is_file():
+        held = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+        raise DataError(f"There is no {file.name} in {folder}, which holds {held}.")
+    return read_jsonl(file)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

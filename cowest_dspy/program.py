@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import dspy
 
 from cowest_dspy.adapters import LineAdapter, labelled_lines
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.lms.recording import recorded
+from cowest_dspy.tables import DraftFormat
 
-DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
 DRAFT_FIELD = "background"
 LONGEST_DRAFT = 4000
 

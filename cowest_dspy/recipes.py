@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,37 @@ def load(reference: str, *, relative_to: Path | None = None) -> Any:
     except ModuleNotFoundError as error:
         raise RecipeError(f'"{reference}": there is no module "{where}". For a file write "path/to/file.py:name".') from error
     return _attribute(module, name, reference)
+
+
+def call(reference: str, *arguments: Any, given: Mapping[str, Any] | None = None, offered: Mapping[str, Any] | None = None) -> Any:
+    """What the function that ``reference`` names returns.
+
+    ``given`` are keyword arguments that a configuration gives: None means not given, and a function that has no such parameter is
+    an error. ``offered`` ones are passed only to a function that asks for them by name.
+
+    Raises:
+        RecipeError: as :func:`load`; nothing callable; or it does not take what is given.
+    """
+    function = load(reference)
+    if not callable(function):
+        raise RecipeError(f'"{reference}" is a {type(function).__name__}, and a function is expected.')
+    taken = inspect.signature(function).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    wanted = {name: value for name, value in (given or {}).items() if value is not None}
+    for name in wanted:
+        if name not in taken and not anything:
+            raise RecipeError(
+                f'"{reference}" takes no "{name}", which the configuration gives: add the parameter {name}= to that function, or '
+                f"take {name} out of the configuration."
+            )
+    asked = {name: value for name, value in (offered or {}).items() if name in taken}
+    return function(*arguments, **asked, **wanted)
+
+
+def takes(reference: str, name: str) -> bool:
+    """Whether the function that ``reference`` names has a parameter of that name. Raises RecipeError as :func:`load`."""
+    function = load(reference)
+    return callable(function) and name in inspect.signature(function).parameters
 
 
 def resolve(path: str | Path, relative_to: Path | None = None) -> Path:

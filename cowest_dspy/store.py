@@ -10,6 +10,7 @@ or a page that cannot be read, is an error that names ``cowest doctor --repair``
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 import threading
@@ -84,7 +85,7 @@ class Store:
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._path = self.folder / "run.sqlite"
+        self._path, self._part = self.folder / "run.sqlite", ""
         self._hold = held(self.folder)
         self._lock = threading.RLock()
         self._turns = threading.Lock()
@@ -137,8 +138,19 @@ class Store:
                     )
                 self._db.execute("DETACH DATABASE other")
 
+    def within(self, name: str) -> Store:
+        """The same store for a part of the run: it shares calls, budget and file, and keeps its own records and stages, under
+        ``name``, and a folder of its own below this one. Closing it closes nothing."""
+        part = copy.copy(self)
+        part.folder, part._part = self.folder / "variants" / name, f"{self._part}{name}/"
+        part._queue, part.stage, part.spent = [], "none", Spent()
+        part.folder.mkdir(parents=True, exist_ok=True)
+        return part
+
     def close(self) -> None:
         """Gives the folder free; everything was committed before."""
+        if self._part:
+            return
         self._reader.close()
         self._db.close()
         self._hold.release()
@@ -152,7 +164,7 @@ class Store:
     @contextmanager
     def spending(self, stage: str) -> Iterator[Spent]:
         """Books the calls inside this context under ``stage``; gives the running sum."""
-        before, self.stage, self.spent = (self.stage, self.spent), stage, Spent()
+        before, self.stage, self.spent = (self.stage, self.spent), self._part + stage, Spent()
         try:
             with self._clock:
                 yield self.spent
@@ -323,12 +335,14 @@ class Store:
     def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps several records in one transaction."""
         texts = {key: _dumps(dict(value)) for key, value in values.items()}
+        kind = self._part + kind
         rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
         with self._writing():
             self._db.executemany("INSERT OR REPLACE INTO records (kind, key, value, crc) VALUES (?, ?, ?, ?)", rows)
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The record of that kind and key, or None."""
+        kind = self._part + kind
         with self._reading():
             row = self._db.execute("SELECT value, crc FROM records WHERE kind = ? AND key = ?", (kind, key)).fetchone()
         return self._value(kind, key, *row) if row else None
@@ -339,6 +353,7 @@ class Store:
 
     def records(self, kind: str) -> dict[str, dict[str, Any]]:
         """All records of a kind by key, in the order in which they were first kept."""
+        kind = self._part + kind
         with self._reading():
             rows = self._db.execute("SELECT key, value, crc FROM records WHERE kind = ? ORDER BY rowid", (kind,)).fetchall()
         return {key: self._value(kind, key, value, crc) for key, value, crc in rows}
@@ -346,7 +361,7 @@ class Store:
     def count(self, kind: str, *, start: str = "") -> int:
         """How many records of a kind there are, of those whose key begins with ``start``. Also when the store is closed."""
         with told(self._path), closing(self._open_reader()) as db:
-            row = db.execute(f"SELECT count(*) FROM records WHERE {_OF_KIND}", (kind, len(start), start)).fetchone()
+            row = db.execute(f"SELECT count(*) FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start)).fetchone()
         return int(row[0])
 
     def each(self, kind: str, *, start: str = "", chunk: int = 100) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -356,7 +371,7 @@ class Store:
         """
         # NOT INDEXED: by rowid, where the index of the primary key would have every chunk sorted.
         query = f"SELECT rowid, key, value, crc FROM records NOT INDEXED WHERE rowid > ? AND {_OF_KIND} ORDER BY rowid LIMIT ?"
-        place = -1
+        place, kind = -1, self._part + kind
         while True:
             with told(self._path), closing(self._open_reader()) as db:
                 rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
@@ -375,7 +390,7 @@ class Store:
     def forget(self, kind: str, *, start: str = "") -> None:
         """Drops the records of a kind whose key begins with ``start``."""
         with self._writing():
-            self._db.execute(f"DELETE FROM records WHERE {_OF_KIND}", (kind, len(start), start))
+            self._db.execute(f"DELETE FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start))
 
 
 def _dumps(value: Any) -> str:

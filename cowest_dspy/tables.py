@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cowest_dspy.errors import nearest
 
+DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
+"""What a draft is: an answer, what is known about it, or reasoning and an answer."""
+
 
 class Table(BaseModel):
     """A table of a TOML: frozen, and closed to keys that it does not know."""
@@ -125,6 +128,9 @@ class Data(Table):
     )
     inputs: tuple[str, ...] = Field(min_length=1, description="the fields that the program is given")
     seed: int = Field(0, ge=0, description="given to a recipe's function; the same for every seed of the run")
+    rows: str | None = Field(
+        None, description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s functions as rows='
+    )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
     dev: int | None = Field(None, ge=1)
     test: int | None = Field(None, ge=1)
@@ -166,6 +172,7 @@ class PairRules(Table):
     leak: str | None = Field(None, description="a gold field that a chosen draft must not say, where that is cheating")
     length_ratio: float | None = Field(None, ge=1, description="the longer text of a pair by the shorter one, in words, at most")
     least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
+    most: int | None = Field(None, ge=1, description="use so many pairs of a round, drawn with the run's seed; all by default")
     source: str | None = Field(None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own")
 
 
@@ -253,4 +260,97 @@ class Arms(Table):
     split: Literal["dev", "test"] = "test"
     weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
-    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = Field(
+        (), description="arms that can say no"
+    )
+
+
+class Shown(Table):
+    """[report]: what pages and the terminal show."""
+
+    hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
+
+
+# The options of each kind, besides kind and title.
+_ARM_OPTIONS: dict[str, tuple[str, ...]] = {
+    "alone": (),
+    "strong": ("style",),
+    "weak": ("weak", "shots"),
+    "self_refine": ("rounds",),
+    "self_consistency": ("samples", "temperature"),
+    "rag": ("corpus", "passages"),
+    "grounded": ("corpus", "passages", "weak"),
+    "super_icl": ("weak", "shots", "samples", "temperature"),
+    "collaboration": ("draft", "weak"),
+    "oracle": ("field",),
+    "control": ("control",),
+    "module": ("program", "role"),
+}
+
+
+class ArmRules(Table):
+    """[compare.arms.NAME]: one way to answer the examples. ``kind`` says which; the other keys are of some kinds only."""
+
+    kind: Literal[
+        "alone", "strong", "weak", "self_refine", "self_consistency", "rag", "grounded", "super_icl", "collaboration", "oracle",
+        "control", "module",
+    ]  # fmt: skip
+    title: str | None = Field(None, description="for people")
+    weak: Literal["base", "sft", "tuned"] = Field("sft", description="the weak model: as it came, after [sft], after all tuning")
+    draft: DraftFormat | None = Field(None, description="collaboration: another format of drafts, with its own SFT and tuning")
+    style: Literal["direct", "chain_of_thought"] = Field("direct", description="strong: how it answers by itself")
+    shots: int = Field(0, ge=0, description="weak, super_icl: worked examples of the train split in the prompt")
+    rounds: int = Field(1, ge=1, description="self_refine: how often the answer is criticised and written anew")
+    samples: int = Field(5, ge=2, description="self_consistency, super_icl: answers that are sampled for each example")
+    temperature: float = Field(0.7, gt=0, le=2, description="of these samples")
+    corpus: str | None = Field(None, description='rag, grounded: "recipe.py:corpus", a function that gives texts')
+    passages: int = Field(3, ge=1, description="rag, grounded: texts that are retrieved for each example")
+    field: str | None = Field(None, description="oracle: the field with gold background; by default that of [evaluate]")
+    control: Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness", "other_draft"] | None = Field(
+        None, description="control: what is not influence"
+    )
+    program: str | None = Field(None, description='module: "recipe.py:make", a function that gives any dspy.Module')
+    role: Literal["weak", "strong"] = Field("strong", description="module: which model it runs on")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> ArmRules:
+        known = _ARM_OPTIONS[self.kind]
+        for key in sorted(self.model_fields_set - {"kind", "title"}):
+            if key not in known and getattr(self, key) != type(self).model_fields[key].default:
+                takes = ", ".join(known) or "no other key"
+                raise ValueError(f'an arm of kind "{self.kind}" has no "{key}": it takes {takes}')
+        for key in ("corpus", "control", "program"):
+            if key in known and getattr(self, key) is None:
+                raise ValueError(f'an arm of kind "{self.kind}" needs "{key}"')
+        return self
+
+
+class CompareRules(Table):
+    """[compare]: the arms of ``cowest compare``, all on the same examples, and ablations as a grid."""
+
+    against: str = Field("alone", description="the arm that every other one is tested against")
+    split: Literal["dev", "test"] = "test"
+    seeds: tuple[int, ...] = Field((), description="of runs that are compared as one; by default the run's own seed")
+    also: tuple[str, ...] = Field((), description='more scores, beside the metric: "metric.py:macro_f1"')
+    arms: dict[str, ArmRules] = Field(default_factory=dict)
+    sweep: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description='"dotted.key" = [values]: the tuned collaboration with every combination of them'
+    )
+
+    @field_validator("arms")
+    @classmethod
+    def _names_of_files(cls, value: dict[str, ArmRules]) -> dict[str, ArmRules]:
+        for name in value:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f'the name of an arm is made of letters, digits, "_" and "-"; given: "{name}"')
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> CompareRules:
+        if self.arms and self.against not in self.arms:
+            raise ValueError(f'against names "{self.against}", which is no arm.{nearest(self.against, self.arms)}')
+        if not self.arms and not self.sweep:
+            raise ValueError("there is nothing to compare: declare [compare.arms.NAME] tables, or a [compare.sweep]")
+        if any(not values for values in self.sweep.values()):
+            raise ValueError("sweep: every key needs a list of values")
+        return self

@@ -11,7 +11,8 @@ import dspy
 from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import ConfigError, TuningError
 from cowest_dspy.experiment.desk import Desk
-from cowest_dspy.recipes import load
+from cowest_dspy.lms.recording import keeping, recorded
+from cowest_dspy.recipes import call, takes
 from cowest_dspy.trained import TrainedModels
 from cowest_dspy.tuning import DPO, KTO, SFT, engine_of
 
@@ -45,10 +46,18 @@ class WeakModels:
         desk: the run.
         base: gives the weak LM as it was before any tuning.
         make_room: called before something is trained.
+        strong: gives the strong LM, for [sft] functions that ask it for rationales.
     """
 
-    def __init__(self, desk: Desk, settings: TuningSettings, base: Callable[[], dspy.LM], make_room: Callable[[], None]) -> None:
-        self._desk, self.settings, self._base = desk, settings, base
+    def __init__(
+        self,
+        desk: Desk,
+        settings: TuningSettings,
+        base: Callable[[], dspy.LM],
+        make_room: Callable[[], None],
+        strong: Callable[[], dspy.LM],
+    ) -> None:
+        self._desk, self.settings, self._base, self._strong = desk, settings, base, strong
         self.models = TrainedModels(desk, base, desk.config.seed, make_room, desk.processes)
 
     def drafting(self) -> dspy.LM:
@@ -92,7 +101,16 @@ class WeakModels:
         return self.models.kept(name)
 
     def _rows(self, reference: str, which: str) -> list[dict[str, Any]]:
-        rows = load(reference)(seed=self._desk.config.data.seed)
+        config = self._desk.config
+        given: dict[str, Any] = {"seed": config.data.seed, "rows": config.data.rows}
+        if which == "drafts":
+            given["draft"] = config.draft
+        if takes(reference, "strong"):
+            with self._desk.stage(f"rows {which}", "Asking the strong model what to teach") as progress, keeping(self._desk.store):
+                offered = {"strong": recorded(self._strong()), "progress": progress}
+                rows = call(reference, given=given, offered=offered)
+        else:
+            rows = call(reference, given=given)
         if not rows:
             raise ConfigError(f"[sft] {which} = {reference} gave no rows.")
         return list(rows)

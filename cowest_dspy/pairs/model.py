@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ class PreferencePairs:
     def lengths(self) -> Lengths | None:
         """Whether chosen drafts are longer than rejected ones; None without pairs."""
         return lengths_of(self.pairs)
+
+    def at_most(self, count: int | None, *, seed: int = 0) -> PreferencePairs:
+        """So many pairs, drawn at random and left in their order; all when there are no more, or ``count`` is None. With one seed,
+        the pairs of a smaller count are among those of a larger one. What is left out is counted among ``dropped``."""
+        if count is None or count >= len(self.pairs):
+            return self
+        drawn = set(random.Random(seed).sample(range(len(self.pairs)), len(self.pairs))[:count])
+        kept = tuple(pair for place, pair in enumerate(self.pairs) if place in drawn)
+        left_out = {"over [pairs] most": len(self.pairs) - count}
+        return replace(self, pairs=kept, dropped={**self.dropped, **left_out}, rules={**self.rules, "most": count})
 
     def rows(self, *, lineage: bool = True) -> list[dict[str, Any]]:
         """TRL's conversational rows, with lineage columns or with ``prompt``, ``chosen`` and ``rejected`` only."""
