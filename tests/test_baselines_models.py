@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_a_baseline_of_a_module_or_a_signature() -> None:
         Baseline(dspy.Module())
     with pytest.raises(ProgramError, match="asks no model"):
         Confident(dspy.Module())
+
+
+def test_the_page_on_baselines_runs() -> None:
+    text = (Path(__file__).parents[1] / "docs/baselines.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    strong = ScriptedEngine(lambda request: "Reasoning: 180 is more.\nAnswer: Orvane")
+    with dspy.context(lm=strong.lm()):
+        assert names["voted"](question="What?").agreement == 1.0
+        assert names["read"].refined(names["read"].drafted(question="Tamber"), question="Tamber").draft.endswith("90 degrees.")
+    assert "Reasoning: 180 degrees is more than 90.\nAnswer: Orvane" in strong.asked[0]["messages"][2]["content"]
 
 
 # Chain of thought

@@ -14,7 +14,7 @@ from test_baselines import refiner
 from test_baselines_models import TASK, collaboration
 from test_influence_laws import match, questions
 
-from cowest_dspy import Collaboration, SelfConsistency, Store, chain_of_thought, super_icl
+from cowest_dspy import Collaboration, SelfConsistency, Store, TransformersEngine, chain_of_thought, super_icl
 from cowest_dspy.baselines import Confident
 from cowest_dspy.baselines.voting import normalised
 from cowest_dspy.errors import ProgramError
@@ -98,6 +98,18 @@ def test_each_sample_has_its_own_seed_and_none_is_served_for_another(tmp_path: P
     unbound = SelfConsistency("question -> answer", samples=2)
     with dspy.context(lm=engine.lm()):
         assert unbound(question="What?").agreement == 0.5, "an LM that was never bound too"
+
+
+def test_samples_of_a_real_engine_differ_and_come_again(tiny_model: Path) -> None:
+    lm = TransformersEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
+
+    def texts() -> list[str]:
+        made = attempt(lambda: SelfConsistency("question -> answer", samples=4, temperature=1.5)(question="What?"))
+        return [call.text for call in made.calls]
+
+    with dspy.context(lm=lm):
+        assert len(set(texts())) > 1
+        assert texts() == texts()
 
 
 def test_an_lm_with_a_cache_of_its_own_keeps_samples_apart(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from cowest_dspy.errors import ProgramError
 ATTEMPT, ATTEMPTS, FEEDBACK = "attempt", "attempts", "feedback"
 
 _CRITICISE = (
-    "An attempt at this is given. Say what is wrong with it and how to mend it, or that nothing is. Do not write the answer anew."
+    "An attempt at this task is given. Say what is wrong with it and how to mend it, or that nothing is. Do not answer anew."
 )
-_AGAIN = "Attempts at this and feedback on them are given. Answer once more, better; keep what is right."
+_AGAIN = "Attempts at this task and feedback on them are given. Answer once more, better; keep what is right."
 
 
 class SelfRefine(Baseline):

@@ -148,29 +148,27 @@ class _Index:
             raise ProgramError("Retriever: the corpus is one string; give a list of passages.")
         self.passages = [text for text in dict.fromkeys(" ".join(str(passage).split()) for passage in corpus) if text]
         self._stopwords: Any = stopwords or []
-        words = self._words(self.passages)
-        if not any(words):
+        words = self._words(self.passages, return_ids=True)
+        if not any(words.ids):
             raise ProgramError("Retriever: the corpus has no passage with a word to search for.")
         self._bm25 = bm25s.BM25()
         self._bm25.index(words, show_progress=False)
 
     def search(self, query: str, k: int) -> list[str]:
         """At most ``k`` passages with a score above 0, best first, then in the corpus' order."""
-        words = self._words([query])[0]
+        words = self._words([query], return_ids=False)[0]
         if not words:
             return []
         scores = self._bm25.get_scores(words)
         order = (-scores).argsort(kind="stable")[:k]
         return [self.passages[place] for place in order.tolist() if scores[place] > 0]
 
-    def _words(self, texts: list[str]) -> list[list[str]]:
+    def _words(self, texts: list[str], *, return_ids: bool) -> Any:
         import bm25s
 
         # bm25s drops words of one letter unless it is told: vitamin C, 5 bar.
-        found = bm25s.tokenize(
-            texts, token_pattern=r"(?u)\b\w+\b", stopwords=self._stopwords, return_ids=False, show_progress=False
-        )
-        return cast("list[list[str]]", found)
+        whole = r"(?u)\b\w+\b"
+        return bm25s.tokenize(texts, token_pattern=whole, stopwords=self._stopwords, return_ids=return_ids, show_progress=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Index:
         return self

@@ -71,8 +71,9 @@ class Baseline(dspy.Module):
 def chain_of_thought(task: Task) -> Baseline:
     """The task with a reasoning before its first output (Wei et al. 2022), as ``dspy.ChainOfThought`` asks for it.
 
-    Its instructions and demos stay; a demo without a reasoning is shown without one. A task that has an output of the name
-    ``reasoning`` stays as it is. In the format of a :class:`LineAdapter`, which says nothing of lines by itself, one sentence
+    Its instructions and demos stay. A demo without a reasoning is shown with DSPy's note that there is none; demos that have one
+    come from ``few_shot(chain_of_thought(task), examples)`` with examples that have a field ``reasoning``. A task that has such an
+    output already stays as it is. In the format of a :class:`LineAdapter`, which says nothing of lines by itself, one sentence
     about them follows the instructions.
     """
     made = Baseline(task)
