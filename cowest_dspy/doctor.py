@@ -18,7 +18,7 @@ import dspy
 
 from cowest_dspy import data
 from cowest_dspy.config import ROLES, Config, validate
-from cowest_dspy.errors import ConfigError, CowestError, masked
+from cowest_dspy.errors import ConfigError, CowestError, masked, nearest
 from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_calls
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, footprint, prices, weights
 from cowest_dspy.probing import Level, Task, ask_one, prompt_for
@@ -135,8 +135,9 @@ def _examine_task(visit: _Visit) -> Task | None:
         if config.sft:
             validate(SFT, config.sft.settings, "[sft.settings]")
             validate(SFT, config.sft.answer_settings, "[sft.answer_settings]")
-            load(config.sft.drafts)
-        load(config.metric)
+        for reference in (config.metric, config.evaluate.weak, *((config.sft.drafts, config.sft.answers) if config.sft else ())):
+            if reference:
+                load(reference)
         program = load(config.program)()
         if not isinstance(program, Collaboration):
             raise ConfigError(f"{config.program} gave {type(program).__name__}: a Collaboration is expected.")
@@ -145,9 +146,23 @@ def _examine_task(visit: _Visit) -> Task | None:
     except CowestError as error:
         visit.note("task", "task", "error", str(error))
         return None
+    except Exception as error:  # of a user's own functions
+        visit.note("task", "task", "error", f"{type(error).__name__}: {error}")
+        return None
     sizes = {split: len(examples) for split, examples in splits.items()}
     visit.note("task", "task", "ok", ", ".join(f"{size} {split} examples" for split, size in sizes.items() if size))
+    _note_oracle(visit, splits[config.evaluate.split])
     return Task(program, max(splits["train"][:LOOKED_AT], key=_length), sizes)
+
+
+def _note_oracle(visit: _Visit, examples: Sequence[dspy.Example]) -> None:
+    """Whether the examples of the table have the background that [evaluate] oracle names."""
+    name = visit.config.evaluate.oracle
+    lacking = [example for example in examples if name and not example.get(name)]
+    if lacking:
+        split = visit.config.evaluate.split
+        text = f'{len(lacking)} of {len(examples)} {split} examples have no "{name}", which [evaluate] oracle names'
+        visit.note("task", "oracle", "error", f"{text}.{nearest(str(name), lacking[0].keys())} Without a ceiling, leave oracle out")
 
 
 def _length(example: dspy.Example) -> int:

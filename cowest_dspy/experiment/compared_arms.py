@@ -10,6 +10,7 @@ import dspy
 
 from cowest_dspy import arms
 from cowest_dspy.baselines import Retriever, SelfConsistency, SelfRefine, chain_of_thought, few_shot, grounded, rag, super_icl
+from cowest_dspy.baselines.tasks import signature_of
 from cowest_dspy.config import Config, overridden
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.controls import other_draft_arm
@@ -186,12 +187,11 @@ def _bare(program: Collaboration) -> dspy.Module:
 def _drafts_as_answers(experiment: Experiment) -> Answerer:
     """What the tuned weak model drafts, taken as its answer."""
     program = experiment.final
-    drafted = {name for _, predictor in program.draft.named_predictors() for name in predictor.signature.output_fields}
-    missing = [name for name in program.answer_fields if name not in drafted]
-    if program.answer_fields[-1] in missing:
+    answer = program.answer_fields[-1]
+    if answer not in signature_of(program.draft.predictors()[-1]).output_fields:
         raise ConfigError(
-            f'An arm of kind "weak" with weak = "tuned" takes the draft as the answer, and drafts have no "{missing[-1]}": use draft = '
-            '"direct" or "chain_of_thought", or weak = "sft".'
+            f'An arm of kind "weak" with weak = "tuned" takes the draft as the answer, and drafts have no "{answer}": use '
+            'draft = "direct" or "chain_of_thought", or weak = "sft".'
         )
     module = program.draft.deepcopy()
     return _of_module(experiment, module, program.weak, threads=experiment.config.weak.concurrency, note="its draft is its answer")
@@ -204,7 +204,8 @@ def _rag(experiment: Experiment, rules: ArmRules) -> Answerer:
 
 
 def _grounded(experiment: Experiment, rules: ArmRules) -> Answerer:
-    program = grounded(experiment.program, _retriever(experiment, rules)).bind(weak=_state(experiment, rules), strong=experiment.strong)
+    drafting = grounded(experiment.program, _retriever(experiment, rules))
+    program = drafting.bind(weak=_state(experiment, rules), strong=experiment.strong)
     made = _of_program(experiment, program, arms.collaboration_arm(program))
     return Answerer(made.answering, [made.depends_on, rules.corpus, rules.passages], made.note, made.threads)
 

@@ -28,7 +28,7 @@ from cowest_dspy.stages import digest
 from cowest_dspy.summary import arm_from, versions
 from cowest_dspy.tables import ArmRules, CompareRules
 
-TUNED = ArmRules(kind="collaboration", weak="tuned")
+TUNED = ArmRules.model_validate({"kind": "collaboration", "weak": "tuned"})
 
 
 class Compared:
@@ -44,8 +44,8 @@ class Compared:
     def __init__(self, experiment: Experiment) -> None:
         if experiment.config.compare is None:
             raise ConfigError(
-                "The configuration has no [compare]: declare arms, [compare.arms.NAME] with a kind, in the task's file or in one of "
-                "its own."
+                "The configuration has no [compare]: declare arms, [compare.arms.NAME] with a kind, in the task's file or in "
+                "one of its own."
             )
         self.rules: CompareRules = experiment.config.compare
         self.experiment, self.variants = experiment, Variants(experiment)
