@@ -179,7 +179,7 @@ def _first_utterances(rows: Iterable[Mapping[str, Any]], split: str) -> list[dic
 def _notes(row: Mapping[str, Any]) -> str:
     """Rules of thumb, or else the annotators' reasons, each a sentence; what names a label is left out, and what gets too long."""
     for field in ("rots", "safety_annotation_reasons"):
-        said = [" ".join(str(text).split()) for text in row.get(field) or ()]
+        said = [" ".join(str(text or "").split()) for text in row.get(field) or ()]
         kept = [text for text in dict.fromkeys(said) if text and not _NAMES_A_LABEL.search(text)]
         notes = ""
         for text in kept:

@@ -42,7 +42,7 @@ def published(number: int, response_id: int = 0, **more: Any) -> dict[str, Any]:
         "rots": thumb,
         "safety_label": f"__{label.replace(' ', '_')}__",
         "safety_annotations": [label] * 3,
-        "safety_annotation_reasons": [f"somebody works in the {PLACES[number % 5]}", "casual", "a deed"],
+        "safety_annotation_reasons": [None, f"somebody works in the {PLACES[number % 5]}", "casual", "a deed"],
         "dialogue_id": number,
         "response_id": response_id,
         "episode_done": response_id == 1,
