@@ -100,7 +100,7 @@ _NEVER = re.compile(r"(?!)")
 _OPENING = re.compile(r"""^(?:[\s"'\u201c\u201d\u2018\u2019`*_#(\[{:;!?>]|[-+.,](?!\d))+""")
 _CLOSING = re.compile(r"""[\s"'\u201c\u201d\u2018\u2019`*_)\]}:;.,!?-]+$""")
 _JOINTS = re.compile(r"[\s_]+|(?<=[^\W_])-+(?=[^\W_])")
-_LEAD_IN = r"(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|choice|option|label|{name})(?:\s+is\b|[\s:=])[\s:]*"
+_LEAD_IN = r"(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|choice|option|label|{name})(?:\s+is\b|[\s:=])[\s:=]*"
 # After a choice of several signs: its end, not a compound or number that goes on. After one of a single letter or digit: nothing,
 # or punctuation that sets it apart, so that none of "A genetic disease", "B-cell", "E.coli", "A's" and "2.5" begins with one.
 _WORDS_END = r"""(?=$|[\s.,;:!?)\]}"'\u201d\u2019*`_-])(?![-'\u2019.,][^\W_])"""
@@ -166,15 +166,15 @@ def _begins(choice: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=256)
 def _beside(choice: str) -> re.Pattern[str]:
-    """Finds a choice that is named after another one. A single letter counts as the next thing said, in brackets or a list, or
-    after "or": "B. Vitamin D" and "D. Both A and B" name one."""
+    """Finds a choice that is named after another one. A single letter counts as the next thing said, before a bracket or
+    colon, in a list, or after "or": "B. Vitamin D" and "D. Both A and B" name one, "A: this B: that" two."""
     if not _bare(choice):
         return _NEVER
     one = _pattern(choice)
     if len(_bare(choice)) > 1:
         return re.compile(rf"(?<![^\W_]){one}(?![^\W_])", re.IGNORECASE)
     alternative = rf"(?:^[\W_]*|[(,;/]\s*|\bor\s+)(?:(?:or|and)\s+)?[(\[]?{one}{_LETTER_ENDS}"
-    return re.compile(rf"{alternative}|\band\s+{one.replace('?P<choice>', '?:')}[):]", re.IGNORECASE)
+    return re.compile(rf"{alternative}|\s[(\[]?{one.replace('?P<choice>', '?:')}[):]", re.IGNORECASE)
 
 
 def labelled_lines(values: Mapping[str, Any]) -> str:

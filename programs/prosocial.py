@@ -27,7 +27,7 @@ import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.adapters import labelled_lines
-from cowest_dspy.data import inputs_key, read_jsonl, read_split
+from cowest_dspy.data import inputs_key, read_rows
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.rationales import rationales
 
@@ -136,10 +136,11 @@ def examples(split: str, seed: int = 0, rows: str = ROWS) -> list[dict[str, Any]
 def _splits(rows: str, seed: int) -> dict[str, list[dict[str, Any]]]:
     taken: set[str] = set()
     draw = random.Random(f"prosocial-{seed}")
+    named = {"dev": "validation"} if rows.startswith("hub:") else {}
 
     def fresh(split: str) -> list[dict[str, Any]]:
         made: list[dict[str, Any]] = []
-        for row in _first_utterances(_read(rows, split), split):
+        for row in _first_utterances(read_rows(rows, named.get(split, split)), split):
             key = inputs_key({"context": row["context"]})
             if key not in taken:
                 taken.add(key)
@@ -161,12 +162,6 @@ def _has_test(rows: str) -> bool:
     return rows.startswith("hub:") or (Path(rows).expanduser() / "test.jsonl").is_file()
 
 
-def _read(rows: str, split: str) -> list[dict[str, Any]]:
-    if rows.startswith("hub:"):
-        return [row.toDict() for row in read_split(rows, {"dev": "validation"}.get(split, split), ["context"])]
-    return read_jsonl(Path(rows).expanduser() / f"{split}.jsonl")
-
-
 def _first_utterances(rows: Iterable[Mapping[str, Any]], split: str) -> list[dict[str, Any]]:
     """Rows as examples; ``response_id`` (as published) or ``turn`` says which utterance of a dialogue a row is, from 0."""
     made: list[dict[str, Any]] = []
@@ -184,7 +179,7 @@ def _first_utterances(rows: Iterable[Mapping[str, Any]], split: str) -> list[dic
 def _notes(row: Mapping[str, Any]) -> str:
     """Rules of thumb, or else the annotators' reasons, each a sentence; what names a label is left out, and what gets too long."""
     for field in ("rots", "safety_annotation_reasons"):
-        said = [" ".join(str(text).split()) for text in row.get(field) or ()]
+        said = [" ".join(str(text or "").split()) for text in row.get(field) or ()]
         kept = [text for text in dict.fromkeys(said) if text and not _NAMES_A_LABEL.search(text)]
         notes = ""
         for text in kept:

@@ -42,7 +42,7 @@ def published(number: int, response_id: int = 0, **more: Any) -> dict[str, Any]:
         "rots": thumb,
         "safety_label": f"__{label.replace(' ', '_')}__",
         "safety_annotations": [label] * 3,
-        "safety_annotation_reasons": [f"somebody works in the {PLACES[number % 5]}", "casual", "a deed"],
+        "safety_annotation_reasons": [None, f"somebody works in the {PLACES[number % 5]}", "casual", "a deed"],
         "dialogue_id": number,
         "response_id": response_id,
         "episode_done": response_id == 1,
@@ -116,10 +116,23 @@ def test_a_row_without_context_or_label_is_an_error_that_shows_no_text(full: str
     assert "not to be shown" not in str(caught.value)
 
 
+def test_the_hub_is_asked_for_its_own_names_of_splits(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"train": "train", "validation": "dev", "test": "test"}
+
+    def hub(where: str, split: str) -> list[dict[str, Any]]:
+        assert where == "hub:allenai/prosocial-dialog"
+        return read_jsonl(Path(full, f"{files[split]}.jsonl"))
+
+    expected = {split: of("examples")(split, 5, full) for split in ("archive", *SPLITS)}
+    monkeypatch.setitem(of("examples").__globals__, "read_rows", hub)
+    assert {split: of("examples")(split, 5) for split in ("archive", *SPLITS)} == expected
+    of("_splits").cache_clear()
+
+
 def test_an_unknown_split_or_folder_is_an_error(small: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="archive, train, dev, test"):
         of("examples")("validation", 0, small)
-    with pytest.raises(DataError, match=r"dev\.jsonl"):
+    with pytest.raises(DataError, match="nowhere"):
         of("examples")("dev", 0, str(tmp_path / "nowhere"))
 
 

@@ -3,8 +3,8 @@
 [report]
 hide = ["context"]        # report.html says "(hidden: 74 characters)"
 
-The store and report.json keep them, since pages and tables are made from these. Where another text of the same example (a draft,
-an answer) repeats such an input word for word, it is hidden there too; a draft that puts it into words of its own is shown.
+The run's data keep them: the store, report.json, pairs.jsonl, and what is bundled of these. Where another text of the same example
+(a draft, an answer) repeats such an input word for word, it is hidden there too; one that says it in its own words is shown.
 """
 
 from __future__ import annotations
