@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Baseline": "baselines",
     "Budget": "budget",
     "BudgetError": "errors",
     "BundleError": "errors",
@@ -21,10 +22,12 @@ _HOMES = {
     "Collaboration": "program",
     "CowestError": "errors",
     "Criterion": "evaluators",
+    "Confident": "baselines",
     "Cycle": "cycle",
     "DPO": "tuning",
     "Experiment": "experiment",
     "GoldLikelihood": "evaluators",
+    "Grounded": "baselines",
     "Influence": "influence",
     "InfluenceReport": "influence_report",
     "Judge": "evaluators",
@@ -34,28 +37,37 @@ _HOMES = {
     "NoiseFloor": "influence_report",
     "Pair": "pairs",
     "PreferencePairs": "pairs",
+    "Retriever": "baselines",
     "Rubric": "evaluators",
     "SFT": "tuning",
     "Sampling": "traces",
+    "SelfConsistency": "baselines",
+    "SelfRefine": "baselines",
     "Store": "store",
     "StoredTraces": "traces",
     "Trace": "traces",
     "TransformersEngine": "lms",
     "Weighted": "evaluators",
     "build_lm": "lms",
+    "chain_of_thought": "baselines",
     "load_bundle": "bundle",
     "collect": "traces",
     "corpus_metric": "corpus",
+    "few_shot": "baselines",
+    "grounded": "baselines",
     "labelled_drafts": "pairs",
     "load_config": "config",
     "noise_floor": "traces",
     "preference_pairs": "pairs",
+    "rag": "baselines",
+    "super_icl": "baselines",
     "tunable": "tuning",
     "tune": "tuning",
     "verify_bundle": "bundle",
     "write_bundle": "bundle",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
+    "Baseline",
     "Budget",
     "BudgetError",
     "BundleError",
@@ -63,10 +75,12 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Collaboration",
     "CowestError",
     "Criterion",
+    "Confident",
     "Cycle",
     "DPO",
     "Experiment",
     "GoldLikelihood",
+    "Grounded",
     "Influence",
     "InfluenceReport",
     "Judge",
@@ -76,22 +90,30 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "NoiseFloor",
     "Pair",
     "PreferencePairs",
+    "Retriever",
     "Rubric",
     "SFT",
     "Sampling",
+    "SelfConsistency",
+    "SelfRefine",
     "Store",
     "StoredTraces",
     "Trace",
     "TransformersEngine",
     "Weighted",
     "build_lm",
+    "chain_of_thought",
     "load_bundle",
     "collect",
     "corpus_metric",
+    "few_shot",
+    "grounded",
     "labelled_drafts",
     "load_config",
     "noise_floor",
     "preference_pairs",
+    "rag",
+    "super_icl",
     "tunable",
     "tune",
     "verify_bundle",
@@ -100,6 +122,17 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
 
 if TYPE_CHECKING:
     from cowest_dspy.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.baselines import Baseline as Baseline
+    from cowest_dspy.baselines import Confident as Confident
+    from cowest_dspy.baselines import Grounded as Grounded
+    from cowest_dspy.baselines import Retriever as Retriever
+    from cowest_dspy.baselines import SelfConsistency as SelfConsistency
+    from cowest_dspy.baselines import SelfRefine as SelfRefine
+    from cowest_dspy.baselines import chain_of_thought as chain_of_thought
+    from cowest_dspy.baselines import few_shot as few_shot
+    from cowest_dspy.baselines import grounded as grounded
+    from cowest_dspy.baselines import rag as rag
+    from cowest_dspy.baselines import super_icl as super_icl
     from cowest_dspy.budget import Budget as Budget
     from cowest_dspy.bundle import load_bundle as load_bundle
     from cowest_dspy.bundle import verify_bundle as verify_bundle

@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.bundle_verbs import bundle, verify
+from cowest_dspy.compare_verb import compare
 from cowest_dspy.errors import CowestError
-from cowest_dspy.live import Live, console
+from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Seed, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -51,24 +52,10 @@ config_app = typer.Typer(
     help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
 )
 app.add_typer(config_app)
+app.command()(compare)
 app.command()(bundle)
 app.command()(verify)
 app.command()(new)
-STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
-
-Files = Annotated[
-    list[Path],
-    typer.Argument(help="TOML files, the task first and then the backend; a later file replaces whole tables.", show_default=False),
-]
-Run = Annotated[
-    Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)
-]
-NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
-Accelerate = Annotated[
-    int,
-    typer.Option("--accelerate", min=1, help="Processes that train together: as many as GPUs; without a GPU they share the CPU."),
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
 
 
 @app.command()
@@ -77,7 +64,7 @@ def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelera
 
     What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
     """
-    with _experiment(files, run, seed, accelerate) as experiment:
+    with running(files, run, seed, accelerate) as experiment:
         _show(experiment, experiment.cycle())
 
 
@@ -95,7 +82,7 @@ def ask(
 
     Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel run at 25 bar?"`
     """
-    with _experiment(files, run, seed) as experiment:
+    with running(files, run, seed) as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
         for name, value in prediction.items():
             console.print(f"[bold]{name}[/bold]: {value}", markup=True)
@@ -111,7 +98,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Asks the held-out questions of every arm, or of some, and prints the table."""
-    with _experiment(files, run, seed) as experiment:
+    with running(files, run, seed) as experiment:
         known = experiment.arm_names()
         for name in arm or []:
             if name not in known:
@@ -125,7 +112,7 @@ def collect(files: Files, run: Run = None, seed: Seed = None) -> None:
     """Samples drafts for the train questions and measures the influence of each."""
     from cowest_dspy.traces import influence_report
 
-    with _experiment(files, run, seed) as experiment:
+    with running(files, run, seed) as experiment:
         traces = experiment.collect()
         console.print(str(influence_report(traces)))
         if any(traces.saved.values()):
@@ -148,7 +135,7 @@ def pairs(
     """
     if public and not push:
         raise CowestError("--public says how --push uploads: give the dataset's name too, --push OWNER/NAME.")
-    with _experiment(files, run, seed) as experiment:
+    with running(files, run, seed) as experiment:
         made = experiment.pairs()
         for line in _said_of(made, experiment.run):
             console.print(line, markup=False, soft_wrap=True)
@@ -168,14 +155,14 @@ def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerat
 
     `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding.
     """
-    with _experiment(files, run, seed, accelerate) as experiment:
+    with running(files, run, seed, accelerate) as experiment:
         console.print(f"tuned: {experiment.tune().model}")
 
 
 @app.command()
 def report(files: Files, run: Run = None, seed: Seed = None) -> None:
     """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
-    with _experiment(files, run, seed) as experiment:
+    with running(files, run, seed) as experiment:
         _show(experiment, experiment.report())
 
 
@@ -236,7 +223,7 @@ def quote(
     if no_ask:
         made = counted(load_config(files, seed=seed))
     else:
-        with _experiment(files, run, seed) as experiment:
+        with running(files, run, seed) as experiment:
             made = probed(experiment, examples)
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -306,24 +293,6 @@ def report_errors(run: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         sys.exit(130)
-
-
-@contextmanager
-def _experiment(files: list[Path], run: Path | None, seed: int | None, processes: int = 1) -> Iterator[Experiment]:
-    from cowest_dspy.config import load_config
-    from cowest_dspy.experiment import Experiment
-
-    # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
-    logging.getLogger("dspy").setLevel(logging.ERROR)
-    config = load_config(files, seed=seed)
-    try:
-        with Experiment(config, run or Path("runs") / config.name, watch=Live(), processes=processes) as experiment:
-            yield experiment
-            if experiment.store.guard is not None:
-                console.print(f"budget: {experiment.store.guard.spent()}")
-    except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:

@@ -36,6 +36,7 @@ from cowest_dspy.tables import (
     PairRules,
     RoundRules,
     Sft,
+    Shown,
     Table,
 )
 
@@ -64,12 +65,21 @@ class Config(Table):
     cycle: CycleRules | None = Field(None, description="optimisers in order; without it: sft, then weights")
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
     compare: CompareRules | None = Field(None, description="what `cowest compare` compares")
+    report: Shown = Shown()  # pyright: ignore[reportCallIssue]
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 
     @field_validator("sft", "judge", "budget", "cycle", "compare", mode="before")
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value
+
+    @model_validator(mode="after")
+    def _only_inputs_are_hidden(self) -> Config:
+        for name in self.report.hide:
+            if name not in self.data.inputs:
+                known = ", ".join(self.data.inputs)
+                raise ValueError(f'[report] hide: there is no input "{name}".{nearest(name, self.data.inputs)} Inputs: {known}')
+        return self
 
     @model_validator(mode="after")
     def _one_way_of_preference_tuning(self) -> Config:

@@ -31,6 +31,7 @@ from cowest_dspy.lms.recording import keeping, unrecorded
 from cowest_dspy.program import Collaboration
 from cowest_dspy.rounds import Gain, Scores, gain
 from cowest_dspy.stages import Silent, Stages, Watch, digest, store_in_use
+from cowest_dspy.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of
 
 ARROW = "->"
@@ -177,6 +178,7 @@ class _Walk:
     ) -> None:
         self._cycle, self._stages, self._student, self._train, self._held = cycle, stages, student, train, held
         self._teacher = teacher
+        self._rounds = 0  # made by the steps so far: those of a later step count on from there
         self._data = digest([[example.toDict() for example in split] for split in (train, held)])
 
     def through(self) -> Cycled:
@@ -206,6 +208,8 @@ class _Walk:
         identity = digest([key, target, program.dump_state(), program.weak.model, program.strong.model, self._data])
         known = store.record("step", key) or {}
         if known.get("identity") == identity:
+            # A run of before that was kept has the rounds of one step.
+            self._rounds = known.get("rounds", _last_round(store) if _numbers_rounds(self._cycle.steps[name]) else self._rounds)
             return self._read(known, program), known["scores"]
         with self._stages.stage(key, f"Step {number}: {name}"), keeping(store):
             made = self._compiled(name, target, program)
@@ -214,7 +218,7 @@ class _Walk:
         if folder and folder.resolve().is_relative_to(self._stages.run.resolve()):
             folder = folder.resolve().relative_to(self._stages.run.resolve())  # A run's folder may be moved.
         record = {"state": made.dump_state(), "weak": made.weak.model, "folder": str(folder) if folder else None, "scores": scores}
-        store.keep("step", key, {**record, "identity": identity})
+        store.keep("step", key, {**record, "rounds": self._rounds, "identity": identity})
         return made, scores
 
     def _compiled(self, name: str, target: Target, program: Collaboration) -> Collaboration:
@@ -227,9 +231,12 @@ class _Walk:
         if closed:
             setattr(student, closed, Frozen(getattr(student, closed)))
         possible = {"trainset": list(self._train), "valset": list(self._held), "teacher": self._teacher}
+        possible["first_round"] = self._rounds + 1
         taken = inspect.signature(optimizer.compile).parameters
         wanted = {key: value for key, value in possible.items() if key in taken and value is not None}
         made = optimizer.compile(student, **{**wanted, **self._cycle.compile_args.get(name, {})})
+        if _numbers_rounds(optimizer):
+            self._rounds = _last_round(self._stages.store)
         if not isinstance(made, Collaboration):
             raise ProgramError(f'Step "{name}", {type(optimizer).__name__}, gave a {type(made).__name__} and no Collaboration.')
         if closed:
@@ -273,6 +280,15 @@ class _Walk:
     ) -> StepResult:
         answered = sum(score is not None for score in scores.values())
         return StepResult(number, name, program.weak.model, _mean(scores), answered, len(scores) - answered, better, found)
+
+
+def _numbers_rounds(optimizer: MakeOptimizer) -> bool:
+    return isinstance(optimizer, Teleprompter) and "first_round" in inspect.signature(optimizer.compile).parameters
+
+
+def _last_round(store: Store) -> int:
+    """The highest number of a round in the store; 0 where there is none."""
+    return max(map(int, store.records("round")), default=0)
 
 
 def _mean(scores: Scores) -> float | None:

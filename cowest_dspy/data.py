@@ -79,6 +79,27 @@ def configured_split(source: Data, split: str) -> list[dspy.Example]:
     return read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split), rows=source.rows)
 
 
+def read_rows(where: str | Path, split: str) -> list[dict[str, Any]]:
+    """The rows of one split as they were published: ``where`` is a folder with ``<split>.jsonl``, or "hub:NAME[:CONFIG]".
+
+    A recipe over a public dataset reads its rows with this, so that the same recipe works from a local copy and from the Hub.
+
+    Raises:
+        DataError: no such folder or file (with what the folder holds), a line that is not JSON, or a Hub dataset that cannot be
+            had, for instance without a network.
+    """
+    if str(where).startswith("hub:"):
+        return _from_hub(str(where), split)
+    folder = Path(where).expanduser()
+    file = folder / f"{split}.jsonl"
+    if not folder.is_dir():
+        raise DataError(f'There is no folder {folder}. Rows come from a folder with {file.name}, or from the Hub: "hub:NAME".')
+    if not file.is_file():
+        held = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+        raise DataError(f"There is no {file.name} in {folder}, which holds {held}.")
+    return read_jsonl(file)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; empty lines are skipped.
 

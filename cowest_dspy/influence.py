@@ -34,12 +34,12 @@ class Attempt:
     @property
     def cut_off(self) -> bool:
         """Whether any of its calls ended because ``max_tokens`` was reached."""
-        return any(call.finish_reason == "length" for call in self.calls)
+        return any(call.finish_reason == "length" and not call.left_out for call in self.calls)
 
     @property
     def refused(self) -> bool:
         """Whether a provider's filter, or the model itself, refused one of its calls."""
-        return any(call.finish_reason == "content_filter" for call in self.calls)
+        return any(call.finish_reason == "content_filter" and not call.left_out for call in self.calls)
 
 
 def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:

@@ -102,11 +102,13 @@ class CoWest(Teleprompter):
         trainset: Sequence[dspy.Example],
         teacher: Any = None,
         valset: Sequence[dspy.Example] | None = None,
+        first_round: int = 1,
     ) -> Tuned:
         """A copy of ``student`` with the weak model of the last round that was taken; the student stays as it is.
 
         Only the weak model is trained, on its own completions. Without a valset, the last fifth of the trainset decides. Calls,
-        traces and adapters are kept in ``run``: the same call goes on there where it was interrupted.
+        traces and adapters are kept in ``run``: the same call goes on there where it was interrupted. ``first_round`` is the number
+        of the first round, and in the names of what is kept: a Cycle counts on from the rounds of the steps before.
 
         Raises:
             ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come from the model that is tuned.
@@ -123,17 +125,23 @@ class CoWest(Teleprompter):
         with store_in_use(self.run, strong=student.strong.model) as store:
             folder = store.folder
             logger.info("CoWest works in %s", folder)
-            lm, history = self._rounds(store, student, start, train, held)
+            lm, history = self._rounds(store, student, start, train, held, first_round)
         made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
         made.rounds, made.run, made._compiled = history, folder, True
         return made
 
     def _rounds(
-        self, store: Store, student: Collaboration, start: dspy.LM, train: list[dspy.Example], held: list[dspy.Example]
+        self,
+        store: Store,
+        student: Collaboration,
+        start: dspy.LM,
+        train: list[dspy.Example],
+        held: list[dspy.Example],
+        first: int,
     ) -> tuple[dspy.LM, tuple[Round, ...]]:
         stages = Stages(store.folder, store, self.watch)
         models = TrainedModels(stages, lambda: start, self.seed)
-        return Rounds(stages, models, lambda: self._task(student, train, held), self.rules).run(start)
+        return Rounds(stages, models, lambda: self._task(student, train, held), self.rules, first=first).run(start)
 
     def _task(self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]) -> Task:
         adapter = type(student.adapter or dspy.settings.adapter or LineAdapter()).__name__

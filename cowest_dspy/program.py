@@ -16,7 +16,7 @@ from typing import Any, cast
 import dspy
 
 from cowest_dspy.adapters import LineAdapter, labelled_lines
-from cowest_dspy.errors import ProgramError
+from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.lms.recording import recorded
 from cowest_dspy.tables import DraftFormat
 
@@ -55,6 +55,8 @@ class Collaboration(dspy.Module):
         draft: a draft format (``"direct"``: an answer, ``"knowledge"``: what is known about it, ``"chain_of_thought"``:
             reasoning and answer) or any ``dspy.Module``.
         refine: any ``dspy.Module`` with one input more than the draft has; by default a ``dspy.Predict`` of the task.
+        draft_field: the input of refine that carries the draft, where it cannot be told from the signatures. A drafter that asks
+            no model, or whose prediction says more than its draft, names the fields of its draft as ``output_names``.
         demos: worked examples for refine; alone gets the same without their draft.
         adapter: the adapter of all prompts; by default ``dspy.settings.adapter``, otherwise :class:`LineAdapter`.
 
@@ -72,6 +74,7 @@ class Collaboration(dspy.Module):
         *,
         draft: DraftFormat | dspy.Module = "knowledge",
         refine: dspy.Module | None = None,
+        draft_field: str | None = None,
         demos: list[dspy.Example] | None = None,
         adapter: dspy.Adapter | None = None,
     ) -> None:
@@ -84,7 +87,7 @@ class Collaboration(dspy.Module):
         if demos is not None:
             for _, predictor in self.refine.named_predictors():
                 predictor.demos = list(demos)
-        self.draft_field = _draft_field(self.draft, self.refine)
+        self.draft_field = _draft_field(self.draft, self.refine, draft_field)
         self.alone = Counterfactual(self.refine, self.draft_field)
         self.adapter = adapter
         _no_trace_of_a_draft(self.alone, self.draft_field)
@@ -103,7 +106,9 @@ class Collaboration(dspy.Module):
         with self._speaking():
             prediction = self.draft(**inputs)
         outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
-        return dspy.Prediction(**{**outputs, "draft": presentable(draft_text(prediction, self.draft_field))})
+        names = _declared(self.draft) or tuple(outputs)
+        said = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
+        return dspy.Prediction(**{**outputs, "draft": presentable(draft_text(said, self.draft_field))})
 
     @property
     def answer_fields(self) -> tuple[str, ...]:
@@ -149,8 +154,9 @@ class Collaboration(dspy.Module):
         return bound
 
     def get_lm(self) -> dspy.LM | None:
-        """The LM whose samples differ: the weak model's. DSPy's samplers (SIMBA, BestOfN, Refine) ask for it and vary it."""
-        return cast("dspy.LM | None", self.draft.get_lm())
+        """The LM whose samples differ: the weak model's, or the strong one's where the draft asks no model. DSPy's samplers (SIMBA,
+        BestOfN, Refine) ask for it and vary it."""
+        return cast("dspy.LM | None", (self.draft if self.draft.predictors() else self.refine).get_lm())
 
     def set_lm(self, lm: dspy.LM | None) -> None:
         """Puts another LM in the place of the one that :meth:`get_lm` names, so that a sampler varies the drafts and leaves the
@@ -163,7 +169,12 @@ class Collaboration(dspy.Module):
 
     @property
     def weak(self) -> dspy.LM:
-        """The LM of draft. Raises ProgramError when the program is not bound."""
+        """The LM of draft. Raises ProgramError when the program is not bound, or when its draft asks no model."""
+        if not self.draft.predictors():
+            raise ProgramError(
+                f"The draft ({type(self.draft).__name__}) asks no model: no weak model's drafts can be sampled or tuned. "
+                "Such a program can answer and be scored; to tune a drafter that reads passages, use Grounded(retriever, drafter)."
+            )
         return _lm_of(self.draft, "weak")
 
     @property
@@ -180,8 +191,15 @@ class Collaboration(dspy.Module):
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:
-        with dspy.context(adapter=self.adapter or dspy.settings.adapter or LineAdapter()):
+        with speaking(self.adapter):
             yield
+
+
+@contextmanager
+def speaking(adapter: dspy.Adapter | None) -> Iterator[None]:
+    """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``, otherwise a LineAdapter."""
+    with dspy.context(adapter=adapter or dspy.settings.adapter or LineAdapter()):
+        yield
 
 
 def draft_text(prediction: dspy.Prediction, field: str) -> str:
@@ -220,18 +238,28 @@ def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
     return task.append(DRAFT_FIELD, dspy.InputField(), str)
 
 
-def _draft_field(draft: dspy.Module, refine: dspy.Module) -> str:
+def _draft_field(draft: dspy.Module, refine: dspy.Module, named: str | None) -> str:
     given = {name for _, predictor in draft.named_predictors() for name in _signature(predictor).input_fields}
     made = {name for _, predictor in draft.named_predictors() for name in _signature(predictor).output_fields}
+    made |= set(_declared(draft))
     wanted = [name for _, predictor in refine.named_predictors() for name in _signature(predictor).input_fields]
+    if named is not None:
+        if named not in wanted:
+            raise ProgramError(f'draft_field is "{named}", but refine takes {wanted}.{nearest(named, wanted)}')
+        return named
     new = list(dict.fromkeys(name for name in wanted if name not in given))
     carrying = [name for name in new if name in made] or new
     if len(carrying) != 1:
         raise ProgramError(
             f"It is not clear which input of refine carries the draft: draft takes {sorted(given)}, refine takes {wanted}. "
-            "Refine needs exactly one input that the draft does not take."
+            "Refine needs exactly one input that the draft does not take; or name it: Collaboration(..., draft_field=...)."
         )
     return carrying[0]
+
+
+def _declared(drafter: dspy.Module) -> tuple[str, ...]:
+    """The fields of a prediction that are the draft, where the drafter says so."""
+    return tuple(getattr(drafter, "output_names", ()))
 
 
 def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:

@@ -45,6 +45,22 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Within:
+    """A watch that tells another one, with the name of a part of the run before each title and line."""
+
+    name: str
+    watch: Watch
+
+    def stage(self, title: str) -> AbstractContextManager[Progress]:
+        """As of the other watch."""
+        return self.watch.stage(f"{self.name}: {title}")
+
+    def say(self, text: str) -> None:
+        """As of the other watch."""
+        self.watch.say(f"{self.name}: {text}")
+
+
+@dataclass(frozen=True)
 class Stages:
     """A run folder with the store in it, and who looks on."""
 

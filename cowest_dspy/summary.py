@@ -45,6 +45,7 @@ TITLES = {
     "shuffled": "control: DPO on the same pairs, labels shuffled",
     "sft_on_chosen": "control: SFT on the chosen drafts",
     "more_sft": "control: the same SFT, continued",
+    "by_correctness": "control: DPO on drafts ranked by their own answers",
 }
 NOTES = {
     "weak": "it learned the same handbook, and the answers of the training questions",

@@ -260,7 +260,15 @@ class Arms(Table):
     split: Literal["dev", "test"] = "test"
     weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
-    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft"], ...] = Field((), description="arms that can say no")
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = Field(
+        (), description="arms that can say no"
+    )
+
+
+class Shown(Table):
+    """[report]: what pages and the terminal show."""
+
+    hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
 
 
 # The options of each kind, besides kind and title.
@@ -308,7 +316,7 @@ class ArmRules(Table):
     def _fits_its_kind(self) -> ArmRules:
         known = _ARM_OPTIONS[self.kind]
         for key in sorted(self.model_fields_set - {"kind", "title"}):
-            if key not in known:
+            if key not in known and getattr(self, key) != type(self).model_fields[key].default:
                 takes = ", ".join(known) or "no other key"
                 raise ValueError(f'an arm of kind "{self.kind}" has no "{key}": it takes {takes}')
         for key in ("corpus", "control", "program"):

@@ -14,6 +14,7 @@ from test_rounds import examples, student, taught  # noqa: F401 - fixtures
 from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.cycle import StepResult
 from cowest_dspy.errors import ProgramError
+from cowest_dspy.stages import Silent
 from cowest_dspy.tables import PairRules, RoundRules
 
 ALWAYS = RoundRules.model_validate({"least_gain": -1.0})
@@ -120,6 +121,49 @@ def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) 
     assert again.steps == first.steps and again.weak.model == first.weak.model
     with Store(tmp_path / "run") as store:
         assert store.calls() == calls
+
+
+class InterruptedAt(Silent):
+    """A watch that interrupts the run when a stage of this title begins."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def stage(self, title: str) -> Any:
+        if title == self.title:
+            raise KeyboardInterrupt
+        return super().stage(title)
+
+
+def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_path: Path) -> None:  # noqa: F811
+    def walk(run: Path, interrupted_at: str = "") -> Any:
+        optimizer = cowest(tmp_path / "unused")
+        optimizer.watch = InterruptedAt(interrupted_at)
+        steps = {"weights": optimizer, "prompts": dspy.LabeledFewShot(k=1)}
+        cycle = Cycle(match, "weights -> prompts -> weights", steps, targets={"prompts": "refine"}, run=run)
+        return cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
+
+    def kept(run: Path) -> Any:
+        with Store(run) as store:
+            adapters = {name: (record["model"], record["history"]) for name, record in store.records("adapter").items()}
+            traces = {key: (record["round"], record["completion"]) for key, record in store.records("trace").items()}
+            return adapters, traces, store.records("round"), list(store.records("done")), store.calls()
+
+    whole = walk(tmp_path / "whole")
+    adapters, traces, rounds, done, calls = kept(tmp_path / "whole")
+    assert list(adapters) == ["dpo", "dpo 2"] and done == ["collect", "collect 2"]
+    assert [record["number"] for record in rounds.values()] == [1, 2] and {number for number, _ in traces.values()} == {1, 2}
+    assert (rounds["1"]["start"], rounds["1"]["model"]) == (whole.steps[0].weak, whole.steps[1].weak)
+    assert (rounds["2"]["start"], rounds["2"]["model"]) == (whole.steps[2].weak, whole.steps[3].weak)
+    assert (tmp_path / "whole" / "pairs.jsonl").read_bytes() != (tmp_path / "whole" / "pairs-2.jsonl").read_bytes()
+    again = walk(tmp_path / "whole")
+    assert again.steps == whole.steps and kept(tmp_path / "whole") == (adapters, traces, rounds, done, calls)
+    for title in ("Collecting drafts and their influence, round 2", "Preference tuning, round 2"):
+        run = tmp_path / title.split()[0]
+        with pytest.raises(KeyboardInterrupt):
+            walk(run, title)
+        assert walk(run).steps == whole.steps
+        assert kept(run) == (adapters, traces, rounds, done, calls)
 
 
 # DSPy's BetterTogether

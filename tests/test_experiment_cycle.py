@@ -119,6 +119,25 @@ def test_a_cycle_of_steps_is_done_once_and_its_best_program_is_compared(cycle: l
     assert "Cycle, on the dev split" in cowest("report", *map(str, cycle), "--run", str(tmp_path / "run"))
 
 
+def test_both_weights_steps_of_a_cycle_are_in_the_report_in_order(cycle: list[Path], tmp_path: Path) -> None:
+    rewrite(cycle[0], "sft -> shots -> weights -> own", "sft -> weights -> shots -> weights")
+    run(cycle, tmp_path / "run")
+    first = read_report(tmp_path / "run")
+    assert [row.name for row in first.steps] == ["start", "weights", "shots", "weights"]
+    assert [row.number for row in first.rounds] == [1, 2]
+    assert [curve.stage for curve in first.curves if curve.stage.startswith("dpo")] == ["dpo", "dpo 2"]
+    assert {row.round for row in first.influence} == {1, 2} == {trace.round for trace in first.traces}
+    files = [(tmp_path / "run" / name).read_text().splitlines() for name in ("pairs.jsonl", "pairs-2.jsonl")]
+    assert [row.pairs for row in first.rounds] == [len(lines) for lines in files]
+    assert first.pairs and first.pairs.kept == sum(len(lines) for lines in files)
+    assert {"collect", "collect 2", "dpo", "dpo 2", "dev", "dev 2"} <= {stage.name for stage in first.stages}
+    with Experiment(load_config(cycle), tmp_path / "run") as experiment:
+        calls = experiment.store.calls()
+        again = experiment.cycle()
+        assert experiment.store.calls() == calls
+    assert (again.steps, again.rounds, again.curves, again.arms) == (first.steps, first.rounds, first.curves, first.arms)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

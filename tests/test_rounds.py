@@ -17,6 +17,7 @@ from test_optimizers import weak_that_obeys
 from cowest_dspy import DPO, KTO, SFT, Collaboration, CoWest, LineAdapter, Store, TransformersEngine, tunable, tune
 from cowest_dspy.errors import DataError, PairsError, ProgramError, TuningError
 from cowest_dspy.lms.recording import unrecorded
+from cowest_dspy.pairs import LabelledDrafts
 from cowest_dspy.rounds import Decision, Round, decide, gain
 from cowest_dspy.tables import PairRules, RoundRules
 from cowest_dspy.testing import ScriptedEngine
@@ -115,7 +116,7 @@ def student(taught: dspy.LM) -> Collaboration:
 def optimizer(tmp_path: Path) -> Callable[..., CoWest]:
     def make(folder: str = "run", **values: Any) -> CoWest:
         tuner = values.pop("tuner", DPO(max_steps=2, precision="fp32", batch_size=2))
-        gate = PairRules.model_validate({"least": 2})
+        gate = PairRules.model_validate({"least": values.pop("least", 2)})
         return CoWest(match, tuner, 6, rules(**values), pairs=gate, max_failed=1.0, run=tmp_path / folder)
 
     return make
@@ -200,6 +201,58 @@ def test_kto_learns_from_labelled_drafts_that_need_no_pair(student: Collaboratio
         assert set(store.records("adapter")) <= {"kto", "kto 2"} and store.record("adapter", "kto")
     rows = [json.loads(line) for line in (made.run / "drafts.jsonl").read_text().splitlines()]
     assert {row["label"] for row in rows} == {True, False}
+
+
+def labelled_by(examples: list[dspy.Example], answer: str) -> list[dspy.Example]:
+    """The same questions with another answer: where it is "no", the strong model alone is right, and vowels hurt."""
+    return [dspy.Example(**{**one.toDict(), "answer": answer}).with_inputs("question") for one in examples]
+
+
+QUICK_KTO = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
+
+
+def test_kto_trains_the_second_round_on_the_labelled_drafts_of_both(
+    student: Collaboration, optimizer: Callable[..., CoWest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[dict[str, Any]]] = []
+
+    def watched(start: dspy.LM, rows: list[dict[str, Any]], *others: Any, **options: Any) -> Any:
+        trained.append(rows)
+        return tune(start, rows, *others, **options)
+
+    monkeypatch.setattr("cowest_dspy.trained.tune", watched)
+    train = [*examples("train", 8), *labelled_by(examples("other", 8), "no")]
+    held = examples("dev", 4)
+    made = optimizer(tuner=QUICK_KTO, count=2, replay=True, **ALWAYS).compile(student, trainset=train, valset=held)
+    first, second = made.rounds
+    of_first, of_second = (LabelledDrafts.load(made.run / name).rows() for name in ("drafts.jsonl", "drafts-2.jsonl"))
+    plain = [[{key: row[key] for key in ("prompt", "completion", "label")} for row in rows] for rows in (of_first, of_second)]
+    assert trained == [plain[0], plain[0] + plain[1]]
+    assert (first.pairs, first.replayed, second.pairs, second.replayed) == (
+        len(of_first), 0, len(of_first) + len(of_second), len(of_first),
+    )  # fmt: skip
+    assert {row["weak_model"] for row in of_second} == {first.model} != {row["weak_model"] for row in of_first}
+    alone = optimizer("dropped", tuner=QUICK_KTO, count=2, **ALWAYS).compile(student, trainset=train, valset=held)
+    assert trained[2:] == plain and [one.replayed for one in alone.rounds] == [0, 0], "without replay each has its own"
+
+
+def test_kto_says_what_labelled_drafts_it_lacks(student: Collaboration, optimizer: Callable[..., CoWest], tmp_path: Path) -> None:
+    train, held = examples("train", 8), examples("dev", 2)
+    advice = r"Sample more drafts \(\[collect\] drafts\), at a higher temperature, or on more examples"
+    with pytest.raises(
+        PairsError,
+        match=rf"Too few labelled drafts for KTO: \d+ drafts helped and 0 hurt.*{advice}\. \[pairs\] least asks for 1000",
+    ):
+        optimizer("few", tuner=QUICK_KTO, least=1000).compile(student, trainset=train, valset=held)
+    needs = "KTO needs drafts that helped and drafts that hurt: "
+    with pytest.raises(PairsError, match=rf"{needs}[1-9]\d* drafts helped and 0 hurt.*{advice}; or tune with SFT, or with DPO"):
+        optimizer("helped", tuner=QUICK_KTO).compile(student, trainset=train, valset=held)
+    with pytest.raises(PairsError, match=rf"{needs}0 drafts helped and [1-9]\d* hurt.*{advice}\.$"):
+        optimizer("hurt", tuner=QUICK_KTO).compile(student, trainset=labelled_by(train, "no"), valset=held)
+    for name in ("few", "helped", "hurt"):
+        with Store(tmp_path / name) as store:
+            assert not store.records("adapter") and not store.records("round")
+    assert (tmp_path / "hurt" / "drafts.jsonl").read_text().count('"label": false') >= 2, "what there was can be read"
 
 
 def test_what_cannot_be_optimised_says_why(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:

@@ -73,16 +73,22 @@ class Weights(Teleprompter):
         self._desk, self._task, self._seed, self._make_room, self._base = desk, task, seed, make_room, base
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, student: Collaboration, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None
+        self,
+        student: Collaboration,
+        *,
+        trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None = None,
+        first_round: int = 1,
     ) -> Collaboration:
-        """The program with the weak model of the last round that was taken."""
+        """The program with the weak model of the last round that was taken; rounds are numbered from ``first_round``."""
 
         def task() -> Task:
             of = self._task()
             return replace(of, program=student, meaning=digest([of.meaning, student.dump_state()]))
 
         models = TrainedModels(self._desk, lambda: self._base, self._seed, self._make_room, self._desk.processes)
-        lm, _ = Rounds(self._desk, models, task, self._desk.config.rounds).run(unrecorded(student.weak))
+        rounds = Rounds(self._desk, models, task, self._desk.config.rounds, first=first_round)
+        lm, _ = rounds.run(unrecorded(student.weak))
         return student.bind(weak=lm)
 
 

@@ -10,7 +10,6 @@ that was killed goes on where it stood, and a finished one is only read.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -20,9 +19,10 @@ from typing import Any
 import dspy
 
 from cowest_dspy import arms, data
-from cowest_dspy.config import Config
+from cowest_dspy.config import ROLES, Config
 from cowest_dspy.config_text import effective_toml
-from cowest_dspy.errors import ConfigError
+from cowest_dspy.errors import ConfigError, PairsError
+from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
@@ -30,12 +30,12 @@ from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_on
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.rounds import Rounds, Task
-from cowest_dspy.stages import Silent, Watch, digest
+from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, run_report
 from cowest_dspy.traces import Sampling, Traces, noise_floor
@@ -76,9 +76,9 @@ class Experiment:
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
-        self._desk = Desk(self.run, self.store, self.watch, config, processes)
+        self.desk = Desk(self.run, self.store, self.watch, config, processes)
         self._tuned: dspy.LM | None = None
-        self._weak_models = WeakModels(self._desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
+        self._weak_models = WeakModels(self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
 
     def close(self) -> None:
         """Gives the run folder free, unless the store was given."""
@@ -90,6 +90,16 @@ class Experiment:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def variant(self, name: str, config: Config) -> Experiment:
+        """The same run under other settings, as a part of it: calls, budget and models that are the same are shared; records and
+        files are its own, in ``variants/NAME`` of the run's folder. Needs no closing."""
+        store = self.store.within(name)
+        made = Experiment(config, store.folder, watch=Within(name, self.watch), processes=self.desk.processes, store=store)
+        for role in ROLES:
+            if getattr(config, role) == getattr(self.config, role):
+                made.__dict__[role] = getattr(self, role)
+        return made
 
     # What the configuration means
 
@@ -142,7 +152,7 @@ class Experiment:
     @cached_property
     def rounds(self) -> Rounds:
         """The rounds: collect, pair, tune, decide."""
-        return Rounds(self._desk, self._weak_models.models, self._task, self.config.rounds)
+        return Rounds(self.desk, self._weak_models.models, self._task, self.config.rounds)
 
     def _task(self) -> Task:
         """What the rounds work on."""
@@ -163,7 +173,7 @@ class Experiment:
             weak_threads=config.weak.concurrency,
             answers=config.collect.answers,
             max_failed=config.collect.max_failed,
-            meaning=self._meaning,
+            meaning=self.meaning,
             given=config.pairs.source,
         )
 
@@ -187,10 +197,10 @@ class Experiment:
         if not count:
             return None
         program = self.program.bind(strong=self.strong)
-        identity = digest([self._meaning, program.strong.model, count])
+        identity = digest([self.meaning, program.strong.model, count])
         known = self.store.record("noise", "floor") or {}
         if known.get("identity") != identity:
-            with self._desk.stage("noise", "Measuring the noise floor") as progress:
+            with self.desk.stage("noise", "Measuring the noise floor") as progress:
                 threads, examples = self.config.strong.concurrency, self.splits["train"][:count]
                 floor = noise_floor(
                     program, examples, self.evaluator, self.sampling, store=self.store, threads=threads, on_progress=progress
@@ -225,11 +235,17 @@ class Experiment:
         if self.config.cycle is None:
             return self.program.bind(weak=self.tune(), strong=self.strong)
         weak = self.sft() if "sft" in self.config.cycle.names else self.weak
-        weights = Weights(self._desk, self._task, self.config.seed, self._make_room, self.weak)
-        return cycled(self.program.bind(weak=weak, strong=self.strong), weights, self._desk, self.splits, self.evaluator)
+        weights = Weights(self.desk, self._task, self.config.seed, self._make_room, self.weak)
+        return cycled(self.program.bind(weak=weak, strong=self.strong), weights, self.desk, self.splits, self.evaluator)
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started."""
+        if name == "by_correctness":
+            pairs = by_correctness(self.rounds.collected(self._drafting()), self._task().gate)
+            pairs = pairs.at_most(self.config.pairs.most, seed=self.config.seed)
+            if len(pairs) < self.config.pairs.least:
+                raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
+            return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", pairs.rows(lineage=False))
         rows = self.rounds.rows(self._drafting())
         if name == "shuffled":
             return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(rows, self.config.seed))
@@ -279,7 +295,7 @@ class Experiment:
     # How stages are done
 
     @cached_property
-    def _meaning(self) -> str:
+    def meaning(self) -> str:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
         parts = self.config
         references = [
@@ -295,6 +311,7 @@ class Experiment:
             "dpo": True,
             "kto": True,
             "rounds": True,
+            "report": True,
             "cycle": True,
             "sft": True,
             "data": {"test"},
@@ -327,11 +344,11 @@ class Experiment:
         answering, models = self._answering(name)
         examples = self.splits[self.config.evaluate.split]
         asked = [example.id for example in examples]
-        identity = digest([self._meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
+        identity = digest([self.meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
         known = self.store.record("arm", name)
         if known and known["identity"] == identity:
             return arm_from(name, known)
-        with self._desk.stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
+        with self.desk.stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
             threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
             answers = arms.ask_all(answering, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
         arm = Arm(name, TITLES[name], answers, note=NOTES.get(name, ""))
@@ -358,15 +375,3 @@ class Experiment:
             return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {self.strong.model}"
         weak = self.sft() if name == "collaboration_sft" else self.control(name)
         return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
-
-
-def shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Rows of pairs with chosen and rejected exchanged in a random half, labelled rows with their labels dealt out anew: the same
-    texts, as many of each label, no preference in them."""
-    chance, rows = random.Random(seed), [dict(row) for row in rows]
-    if rows and "label" in rows[0]:
-        labels = chance.sample([row["label"] for row in rows], len(rows))
-        return [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
-    for place in chance.sample(range(len(rows)), len(rows) // 2):
-        rows[place]["chosen"], rows[place]["rejected"] = rows[place]["rejected"], rows[place]["chosen"]
-    return rows

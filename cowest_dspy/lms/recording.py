@@ -8,7 +8,8 @@ to ``calls`` with its messages, raw completion and finish reason, whatever modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ LONGEST_PAUSE = 30.0
 @dataclass(frozen=True)
 class Call:
     """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now. ``usd`` is what
-    it cost when it was made, in US dollars; None where its price is not known."""
+    it cost when it was made, in US dollars; None where its price is not known. ``left_out``: its sample failed and a vote went on
+    without it, so that the way it ended is not the way its step ended."""
 
     model: str
     messages: tuple[dict[str, str], ...]
@@ -40,6 +42,7 @@ class Call:
     output_tokens: int
     cached: bool
     usd: float | None = None
+    left_out: bool = False
 
 
 class Ledger(Protocol):
@@ -63,6 +66,13 @@ def listening() -> Iterator[list[Call]]:
         yield calls
     finally:
         _calls.reset(token)
+
+
+def note(calls: Iterable[Call]) -> None:
+    """Tells whoever listens here of calls that were listened to further inside."""
+    listener = _calls.get()
+    if listener is not None:
+        listener.extend(calls)
 
 
 @contextmanager
@@ -103,7 +113,7 @@ def unrecorded(lm: dspy.LM) -> dspy.LM:
 
 class RecordedLM(dspy.LM):
     """What :func:`recorded` gives. A copy for another rollout, as DSPy's samplers make it, draws other samples, and a ledger keeps
-    them apart: the rollout is the seed of calls that have none."""
+    them apart: the rollout is the seed of calls that have none, and makes another one of the seed of those that have."""
 
     def copy(self, **kwargs: Any) -> dspy.LM:
         """As ``dspy.LM.copy``."""
@@ -114,7 +124,8 @@ class RecordedLM(dspy.LM):
 
 
 class RecordingEngine:
-    """An engine that asks another ``dspy.LM`` and notes what it said; ``rollout`` is the seed of a call that has none."""
+    """An engine that asks another ``dspy.LM`` and notes what it said. ``rollout`` is the seed of a call that has none; with the
+    seed of a call it makes another, so that the rollouts of a draft that is itself sampled differ too."""
 
     def __init__(self, inner: dspy.LM, rollout: int | None = None) -> None:
         self.inner, self._rollout = inner, rollout
@@ -136,15 +147,16 @@ class RecordingEngine:
         if settings:
             request = replace(request, config=replace(request.config, **settings))
         plain = request
-        if self._rollout is not None and request.config.seed is None:
-            request = replace(request, config=replace(request.config, seed=self._rollout))
+        if self._rollout is not None:
+            seed = _of_both(request.config.seed, self._rollout)
+            request = replace(request, config=replace(request.config, seed=seed))
             plain = request if "seed" in (self.supported_params or ()) else plain
 
         def ask() -> Response:
             if self._direct is not None and dspy.settings.send_stream is None:
                 return self._direct.complete(plain)
             with dspy.context(disable_history=True):
-                return _asked(self.inner_for(plain.model), plain)
+                return _asked(self.inner_for(plain.model), plain, self._rollout)
 
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
         listener = _calls.get()
@@ -174,16 +186,25 @@ class RecordingEngine:
         return self
 
 
-def _asked(lm: dspy.LM, request: Request) -> Response:
-    """The answer of ``lm``. Where a budget counts attempts, DSPy's retries are made here, so that each of them is counted."""
+def _of_both(seed: int | None, rollout: int) -> int:
+    """The seed of a rollout, in 31 bits where the call has a seed of its own."""
+    if seed is None:
+        return rollout
+    return int.from_bytes(hashlib.sha256(f"{seed}|rollout {rollout}".encode()).digest()[:4], "big") >> 1
+
+
+def _asked(lm: dspy.LM, request: Request, rollout: int | None) -> Response:
+    """The answer of ``lm``, whose own cache keeps rollouts apart. Where a budget counts attempts, DSPy's retries are made here, so
+    that each of them is counted."""
+    apart: dict[str, Any] = {} if rollout is None else {"rollout_id": rollout}
     if not lm.num_retries or not attempts_count():
-        return lm(request)
+        return lm(request, **apart)
     once = lm.copy(num_retries=0)
     for retries in range(lm.num_retries + 1):
         if retries:
             another_attempt()
         try:
-            return once(request)
+            return once(request, **apart)
         except LMError as error:
             if retries == lm.num_retries or not is_retryable_lm_error(error):
                 raise

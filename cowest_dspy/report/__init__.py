@@ -4,6 +4,7 @@ model.py     the facts: RunReport and its parts, and their round trip through JS
 numbers.py   the statistics, each with its source
 verdict.py   the numbers in words
 masking.py   nothing secret is written
+hiding.py    inputs that are not shown unasked
 terminal.py  Rich tables
 charts.py    inline SVG
 browse.py    answers and traces to search and read

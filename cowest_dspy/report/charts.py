@@ -22,7 +22,7 @@ def interval_bar(line: ArmLine) -> Markup:
     """The accuracy of an arm as a bar over 0 to 100 %, with its interval as a whisker and light quarter lines."""
     grid = [tag("line", x1=f"{x}%", x2=f"{x}%", y1=0, y2=30, class_="grid") for x in (0, 25, 50, 75, 100)]
     if line.accuracy is None:
-        return _svg(f"{line.title}: no answers", *grid, class_="bar", height=30)
+        return svg(f"{line.title}: no answers", *grid, class_="bar", height=30)
     bar = tag("rect", x=0, y=8, width=_percent(line.accuracy), height=14, rx=2, class_="fill")
     whisker = []
     if line.interval is not None:
@@ -33,7 +33,7 @@ def interval_bar(line: ArmLine) -> Markup:
             for kind in ("halo", "whisker")  # a halo keeps the dark line readable on a dark bar
             for x1, x2, y1, y2 in ends
         ]
-    return _svg(f"{line.title}: accuracy {_percent(line.accuracy)}", *grid, bar, *whisker, class_="bar", height=30)
+    return svg(f"{line.title}: accuracy {_percent(line.accuracy)}", *grid, bar, *whisker, class_="bar", height=30)
 
 
 def share_bar(counts: InfluenceCounts) -> Markup:
@@ -45,7 +45,7 @@ def share_bar(counts: InfluenceCounts) -> Markup:
         parts.append(tag("rect", title, x=_percent(start), y=0, width=_percent(share), height=22, class_=name))
         start += share
     label = f"{counts.helped} helped, {counts.same} same, {counts.hurt} hurt, {counts.failed} failed"
-    return _svg(label, *parts, class_="share", height=22)
+    return svg(label, *parts, class_="share", height=22)
 
 
 def histogram(values: Sequence[float], label: str, *, bins: int = 21) -> Markup:
@@ -54,7 +54,7 @@ def histogram(values: Sequence[float], label: str, *, bins: int = 21) -> Markup:
     for value in values:
         counts[min(bins - 1, max(0, int((value + 1) / 2 * bins)))] += 1
     y_ticks = nice_ticks(0, max([*counts, 1]))
-    frame = _Frame((-1.0, 1.0), (0.0, y_ticks[-1]))
+    frame = Frame((-1.0, 1.0), (0.0, y_ticks[-1]))
     width = (_WIDTH - _LEFT - _RIGHT) / bins
     bars = []
     for index, count in enumerate(counts):
@@ -64,7 +64,7 @@ def histogram(values: Sequence[float], label: str, *, bins: int = 21) -> Markup:
         left, height = _LEFT + index * width + 0.5, frame.y(0) - top
         bars.append(tag("rect", title, x=left, y=top, width=width - 1, height=height, class_=kind))
     axes = frame.axes([-1, -0.5, 0, 0.5, 1], y_ticks, "influence", "drafts")
-    return _svg(label, *axes, *bars, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
+    return svg(label, *axes, *bars, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
 
 
 def line_chart(points: Sequence[Point], x_label: str, y_label: str, *, held_out: Sequence[Point] = ()) -> Markup:
@@ -78,7 +78,7 @@ def line_chart(points: Sequence[Point], x_label: str, y_label: str, *, held_out:
         return Markup()
     xs, ys = ([point[axis] for line, _, _ in lines for point in line] for axis in (0, 1))
     y_ticks = nice_ticks(min(ys), max(ys))
-    frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
+    frame = Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
     x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), 6) if min(xs) <= tick <= max(xs)]
     parts, said = frame.axes(x_ticks, y_ticks, x_label, y_label), []
     for line, kind, name in lines:
@@ -90,7 +90,7 @@ def line_chart(points: Sequence[Point], x_label: str, y_label: str, *, held_out:
         said.append(f"{y_label}{name} over {x_label}: from {line[0][1]:.4g} to {y:.4g}")
     if len(held_out) >= 2:
         parts.append(tag("text", "dashed: held out", x=_WIDTH - _RIGHT, y=_TOP - 2, class_="tick end"))
-    return _svg("; ".join(said), *parts, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
+    return svg("; ".join(said), *parts, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -113,7 +113,7 @@ def tag(name: str, content: Markup | str = "", **attributes: object) -> Markup:
     return Markup(f"<{name}{''.join(pairs)}>{escape(content)}</{name}>")
 
 
-class _Frame:
+class Frame:
     """From data to the pixels inside the axes."""
 
     def __init__(self, x_span: Point, y_span: Point) -> None:
@@ -143,7 +143,7 @@ class _Frame:
         return [*parts, tag("text", y_label, x=12, y=middle, transform=turned, class_="axis middle")]
 
 
-def _svg(label: str, *parts: Markup, **attributes: object) -> Markup:
+def svg(label: str, *parts: Markup, **attributes: object) -> Markup:
     return tag("svg", Markup().join(parts), role="img", aria_label=label, **attributes)
 
 

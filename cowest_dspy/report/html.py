@@ -23,6 +23,7 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report import charts
 from cowest_dspy.report.browse import MAX_ROWS, answer_list, change, clipped, evenly, labelled, outcome, trace_list
+from cowest_dspy.report.hiding import hidden
 from cowest_dspy.report.masking import mask_settings, mask_text
 from cowest_dspy.report.model import Curve, RunReport
 from cowest_dspy.report.numbers import arm_table, compare, influence_by_round, influence_counts
@@ -61,8 +62,8 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
     shown = RunReport.from_json(facts)
     document = json.dumps({**facts, "numbers": figures(shown)}, ensure_ascii=False, indent=1, allow_nan=False)
     written = WrittenReport(target / "report.json", target / "report.html")
-    _write_whole(written.json, document + "\n")
-    _write_whole(written.html, render_html(shown))
+    write_whole(written.json, document + "\n")
+    write_whole(written.html, render_html(shown))
     return written
 
 
@@ -96,7 +97,9 @@ def figures(report: RunReport) -> dict[str, Any]:
 
 
 def render_html(report: RunReport, *, max_rows: int = MAX_ROWS) -> str:
-    """The page. At most ``max_rows`` answers and as many traces go into it, and it says when there are more."""
+    """The page. At most ``max_rows`` answers and as many traces go into it, and it says when there are more. Inputs that the
+    report's configuration hides ([report] hide) are not in it."""
+    report = hidden(report)
     environment = Environment(
         loader=PackageLoader("cowest_dspy.report"),
         autoescape=True,
@@ -132,7 +135,7 @@ def render_html(report: RunReport, *, max_rows: int = MAX_ROWS) -> str:
         peak=max((stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes), default=None),
         curves=[(curve.stage, drawn) for curve in report.curves if (drawn := _curve_charts(curve))],
         browsers={"answers": answer_list(report, max_rows), "traces": trace_list(report, max_rows)},
-        settings=_flat(report.config),
+        settings=flat(report.config),
     )
 
 
@@ -189,12 +192,12 @@ def _curve_charts(curve: Curve) -> list[Markup]:
     return [chart for chart in drawn if chart]
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted names and their values as JSON."""
     rows = []
     for key, value in settings.items():
         if isinstance(value, dict) and value:
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return rows
@@ -231,7 +234,7 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes beside the target and renames: a reader sees the old file or the new one, never half of one."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

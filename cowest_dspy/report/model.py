@@ -337,7 +337,7 @@ class RunReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""
-        facts = _sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
+        facts = sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
         return {"schema_version": SCHEMA_VERSION, **facts}
 
     @classmethod
@@ -364,12 +364,12 @@ class RunReport:
             ) from error
 
 
-def _sayable(value: Any) -> Any:
+def sayable(value: Any) -> Any:
     """The same values where JSON has a word for them: no NaN, no infinity, no half of a surrogate pair."""
     if isinstance(value, dict):
-        return {_sayable(key): _sayable(item) for key, item in value.items()}
+        return {sayable(key): sayable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_sayable(item) for item in value]
+        return [sayable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.encode("utf-8", errors="replace").decode("utf-8") if isinstance(value, str) else value

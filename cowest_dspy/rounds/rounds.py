@@ -90,10 +90,14 @@ class Rounds:
         models: trains weak models and finds them again.
         task: what is worked on.
         rules: how many rounds, and when one is taken.
+        first: the number of the first one. What is kept of a round has its number in its name, so that the rounds of two steps
+            of one run need different numbers.
     """
 
-    def __init__(self, stages: Stages, models: TrainedModels, task: Callable[[], Task], rules: RoundRules) -> None:
-        self._stages, self._models, self._make_task, self._rules = stages, models, task, rules
+    def __init__(
+        self, stages: Stages, models: TrainedModels, task: Callable[[], Task], rules: RoundRules, *, first: int = 1
+    ) -> None:
+        self._stages, self._models, self._make_task, self._rules, self._first = stages, models, task, rules, first
 
     @cached_property
     def task(self) -> Task:
@@ -104,12 +108,12 @@ class Rounds:
         """The weak LM after all rounds, which is that of the last round that was taken (``start`` if none was), and the rounds.
 
         Raises:
-            PairsError: the first round gave too few pairs.
+            PairsError: round 1 gave too few pairs; a later one of which this is true is rolled back.
             CollectionError, TuningError, BudgetError, StoreError: as their steps do; what was done is kept.
         """
         store, current, rolled_back = self._stages.store, start, 0
         done: list[Round] = []
-        for number in range(1, self._rules.count + 1):
+        for number in range(self._first, self._first + self._rules.count):
             made, candidate = self._round(number, current, [one.number for one in done if one.accepted])
             done.append(made)
             store.keep("round", str(number), asdict(made))
@@ -120,7 +124,7 @@ class Rounds:
             rolled_back += 1
             if rolled_back >= self._rules.patience or candidate is None:
                 break
-        self._forget_after(len(done))
+        self._forget_after(done[-1].number)
         taken = next((one for one in reversed(done) if one.accepted), None)
         store.keep("final", "weak", {"adapter": self._step(taken.number) if taken else None, "model": current.model})
         return current, tuple(done)
@@ -165,7 +169,7 @@ class Rounds:
 
     def paired(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
         """The round's preference pairs, also written to its file in the run folder."""
-        if number == 1 and self.task.given:
+        if self.task.given and number == self._first:
             pairs = PreferencePairs.load(self.task.given)
         else:
             pairs = preference_pairs(self.collected(start, number), **self.task.gate)
@@ -198,7 +202,7 @@ class Rounds:
         Raises:
             PairsError: there are fewer than ``least``, or with KTO only one label.
         """
-        if not isinstance(self.task.tuner, KTO) or (number == 1 and self.task.given):
+        if not isinstance(self.task.tuner, KTO) or (self.task.given and number == self._first):
             rows = self.enough(start, number).rows(lineage=False)
             return _unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
         drafts = self.labelled(start, number)
@@ -254,7 +258,7 @@ class Rounds:
     def _kept_rows(self, number: int) -> list[dict[str, Any]]:
         if not isinstance(self.task.tuner, KTO):
             return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
-        if number == 1 and self.task.given:
+        if self.task.given and number == self._first:
             return _unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
         return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
 

@@ -1,0 +1,37 @@
+"""The verb `cowest compare`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cowest_dspy.live import console
+from cowest_dspy.verbs import Accelerate, Files, Run, Seed, running
+
+
+def compare(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Only this arm, and no sweep; may be given several times.", show_default=False)
+    ] = None,
+    accelerate: Accelerate = 1,
+) -> None:
+    """Answers the same examples with every arm of [compare], and says which is better, with intervals and corrected tests.
+
+    Arms are the models alone, other ways to combine them, controls, and the collaboration before and after tuning; whatever has to
+    be trained is. A run that `cowest cycle` has begun is used. The tables are written to the run's folder as JSON, CSV, LaTeX,
+    Markdown and HTML.
+
+    Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
+    """
+    from cowest_dspy.comparison import print_comparison, write_comparison
+    from cowest_dspy.experiment import Compared
+
+    with running(files, run, seed, accelerate) as experiment:
+        made = Compared(experiment).run(arm)
+        written = write_comparison(made, experiment.run / "comparison")
+        print_comparison(made, console)
+        console.print(f"\ncomparison: {written.html}", soft_wrap=True)

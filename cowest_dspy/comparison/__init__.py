@@ -1,0 +1,34 @@
+"""Arms that answered the same examples, side by side: what `cowest compare` measured, tested and written out. Asks no model.
+
+model.py         the facts: Comparison and its parts, and their round trip through JSON
+significance.py  paired tests over seeds, and the correction for many
+numbers.py       everything that follows from the facts
+verdict.py       the numbers in words
+tables.py        the numbers as tables of text, and as CSV
+terminal.py      Rich tables
+markdown.py      for a page of results
+"""
+
+from cowest_dspy.comparison.markdown import to_markdown
+from cowest_dspy.comparison.model import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.comparison.numbers import Numbers, numbers_of
+from cowest_dspy.comparison.significance import Paired, bootstrap_test, holm, paired_test
+from cowest_dspy.comparison.tables import to_csv
+from cowest_dspy.comparison.terminal import print_comparison
+from cowest_dspy.comparison.verdict import verdict
+
+__all__ = [
+    "ComparedArm",
+    "Comparison",
+    "Numbers",
+    "Paired",
+    "SweepPoint",
+    "bootstrap_test",
+    "holm",
+    "numbers_of",
+    "paired_test",
+    "print_comparison",
+    "to_csv",
+    "to_markdown",
+    "verdict",
+]

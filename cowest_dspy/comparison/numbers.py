@@ -1,0 +1,270 @@
+"""The statistics of a comparison: pure functions from arms under seeds to named numbers, each with its source.
+
+Three rules hold everywhere. A failure is not a score: each arm has a score over what it answered and a strict one that
+counts failures as wrong, and each test is made both ways. What is compared is compared on the same examples. The answers to
+one example under several seeds are not independent: they are drawn together, never apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from cowest_dspy.comparison.model import ComparedArm, Comparison
+from cowest_dspy.comparison.significance import REPEATS, Paired, found, holm, paired_test, scores_of
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval, wilson_interval
+from cowest_dspy.lms.prices import added
+from cowest_dspy.report.model import Stage
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation (n - 1)."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further score over the corpus: one value per seed that has it, and their mean. ``interval`` only for a single seed."""
+
+    values: tuple[float, ...]
+    mean: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store answered; None: not known."""
+
+    calls: int | None
+    calls_in_all: int | None
+    tokens_in: int | None
+    tokens_out: int | None
+    usd: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ArmNumbers:
+    """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and ``failed`` count answers of all seeds.
+
+    ``binary``: every score is 0 or 1. ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as wrong, both
+    with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in the order of ``seeds``; ``spread`` is theirs,
+    None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p
+    corrected over all arms; None for ``against`` itself, and while there is nothing to test.
+    """
+
+    name: str
+    title: str
+    note: str
+    seeds: tuple[int, ...]
+    n: int
+    asked: int
+    answered: int
+    failed: int
+    binary: bool
+    score: float | None
+    interval: Interval | None
+    strict_score: float | None
+    strict_interval: Interval | None
+    seed_scores: tuple[float | None, ...]
+    spread: Spread | None
+    extra: dict[str, Extra]
+    cost: Cost
+    is_against: bool
+    test: Paired | None
+    strict_test: Paired | None
+    holm: float | None = None
+    strict_holm: float | None = None
+
+    @property
+    def finding(self) -> int | None:
+        """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not tested."""
+        return found(self.test, self.holm)
+
+
+@dataclass(frozen=True)
+class ControlTest:
+    """The target against one of its controls: above 0 the target is better. ``holm`` is corrected over the controls."""
+
+    name: str
+    title: str
+    test: Paired
+    holm: float
+
+
+@dataclass(frozen=True)
+class PointNumbers:
+    """One setting of a sweep; ``pairs`` per seed. Its p is corrected over the sweep, apart from the arms."""
+
+    settings: dict[str, Any]
+    pairs: tuple[int | None, ...]
+    arm: ArmNumbers
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Everything that follows from a comparison. ``tests`` is the number of arms that Holm's correction is over."""
+
+    arms: tuple[ArmNumbers, ...]
+    controls: tuple[ControlTest, ...]
+    sweep: tuple[PointNumbers, ...]
+    tests: int
+
+    def arm(self, name: str) -> ArmNumbers | None:
+        """The arm of that name, or None."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of further scores, in order of appearance."""
+        lines = [*self.arms, *(point.arm for point in self.sweep)]
+        return tuple(dict.fromkeys(name for line in lines for name in line.extra))
+
+
+def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
+    """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and answers changes nothing."""
+    seeds = _by_name(comparison.arms)
+    against = seeds.get(comparison.against)
+    arms = [_arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
+    points = defaultdict(list)
+    for point in comparison.sweep:
+        points[point.key].append(point)
+    measured = []
+    for group in points.values():
+        ordered = sorted(group, key=lambda point: point.arm.seed)
+        line = _arm_numbers([point.arm for point in ordered], None, against, repeats)
+        measured.append((ordered[0].settings, tuple(point.pairs for point in ordered), line))
+    sweep = _corrected([line for _, _, line in measured])
+    corrected = _corrected(arms)
+    return Numbers(
+        arms=tuple(corrected),
+        controls=_controls(comparison, seeds, repeats),
+        sweep=tuple(PointNumbers(at, pairs, line) for (at, pairs, _), line in zip(measured, sweep, strict=True)),
+        tests=sum(line.holm is not None for line in corrected),
+    )
+
+
+def is_control(run: ComparedArm) -> bool:
+    """Whether the arm is a control: its name begins with "control", or its note has that word."""
+    return run.arm.name.lower().startswith("control") or re.search(r"\bcontrols?\b", run.arm.note, re.IGNORECASE) is not None
+
+
+def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
+    """The seeds of each arm, ascending; names in order of appearance."""
+    groups: dict[str, list[ComparedArm]] = defaultdict(list)
+    for run in arms:
+        groups[run.arm.name].append(run)
+    return {name: sorted(runs, key=lambda run: run.seed) for name, runs in groups.items()}
+
+
+def _arm_numbers(
+    runs: Sequence[ComparedArm], against_name: str | None, against: Sequence[ComparedArm] | None, repeats: int
+) -> ArmNumbers:
+    first = runs[0].arm
+    by_seed = [scores_of(run, strict=False) for run in runs]
+    known = [[score for score in scores.values() if score is not None] for scores in by_seed]
+    asked, answered = sum(map(len, by_seed)), sum(map(len, known))
+    score, interval = _mean(by_seed)
+    strict_score, strict_interval = _mean([scores_of(run, strict=True) for run in runs])
+    seed_scores = tuple(math.fsum(scores) / len(scores) if scores else None for scores in known)
+    is_against = first.name == against_name
+    test = strict_test = None
+    if against is not None and not is_against:
+        test = paired_test(runs, against, repeats=repeats)
+        failures = answered < asked or any(answer.score is None for run in against for answer in run.arm.answers)
+        strict_test = paired_test(runs, against, strict=True, repeats=repeats) if failures else test
+    return ArmNumbers(
+        name=first.name,
+        title=first.title,
+        note=first.note,
+        seeds=tuple(run.seed for run in runs),
+        n=len(set[str]().union(*by_seed)),
+        asked=asked,
+        answered=answered,
+        failed=asked - answered,
+        binary=all(value in (0, 1) for scores in known for value in scores),
+        score=score,
+        interval=interval,
+        strict_score=strict_score,
+        strict_interval=strict_interval,
+        seed_scores=seed_scores,
+        spread=_spread([value for value in seed_scores if value is not None]),
+        extra={name: _extra(name, runs) for name in dict.fromkeys(name for run in runs for name in run.extra)},
+        cost=_cost(runs),
+        is_against=is_against,
+        test=test,
+        strict_test=strict_test,
+    )
+
+
+def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:
+    """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over examples."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for scores in by_seed:
+        for example, score in scores.items():
+            if score is not None:
+                groups[example].append(score)
+    values = [value for group in groups.values() for value in group]
+    if not values:
+        return None, None
+    mean = math.fsum(values) / len(values)
+    if len(by_seed) == 1 and all(value in (0, 1) for value in values):
+        return mean, wilson_interval(round(sum(values)), len(values))
+    return mean, bootstrap_mean_interval([groups[example] for example in sorted(groups)])
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if len(values) < 2:
+        return None
+    return Spread(statistics.fmean(values), min(values), max(values), statistics.stdev(values))
+
+
+def _extra(name: str, runs: Sequence[ComparedArm]) -> Extra:
+    values = tuple(value for run in runs if (value := run.extra.get(name)) is not None)
+    ends = runs[0].extra_intervals.get(name) if len(runs) == 1 else None
+    return Extra(values, statistics.fmean(values) if values else None, Interval(*ends) if ends else None)
+
+
+def _cost(runs: Sequence[ComparedArm]) -> Cost:
+    def total(field: str) -> Any:
+        return reduce(added, (getattr(run.cost, field) if run.cost else None for run in runs))
+
+    def in_all(cost: Stage | None) -> Any:
+        return added(cost.calls, cost.cached_calls) if cost else None
+
+    one = {field: total(field) for field in ("calls", "tokens_in", "tokens_out", "usd", "seconds")}
+    calls_in_all: Any = reduce(added, (in_all(run.cost) for run in runs))
+    return Cost(**one, calls_in_all=calls_in_all)
+
+
+def _corrected(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
+    """The lines with Holm's p over those that have something to test."""
+    changed = list(lines)
+    for test, field in (("test", "holm"), ("strict_test", "strict_holm")):
+        tested = [(index, made) for index, line in enumerate(lines) if (made := getattr(line, test)) is not None and made.n]
+        for (index, _), p in zip(tested, holm([made.p for _, made in tested]), strict=True):
+            changed[index] = dataclasses.replace(changed[index], **{field: p})
+    return changed
+
+
+def _controls(comparison: Comparison, seeds: Mapping[str, Sequence[ComparedArm]], repeats: int) -> tuple[ControlTest, ...]:
+    target = seeds.get(comparison.target)
+    if target is None:
+        return ()
+    named = [(name, runs) for name, runs in seeds.items() if name != comparison.target and any(map(is_control, runs))]
+    tests = [(name, runs, paired_test(target, runs, repeats=repeats)) for name, runs in named]
+    made = [(name, runs[0].arm.title, test) for name, runs, test in tests if test.n]
+    corrected = holm([test.p for _, _, test in made])
+    return tuple(ControlTest(name, title, test, p) for (name, title, test), p in zip(made, corrected, strict=True))

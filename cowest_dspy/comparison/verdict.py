@@ -1,0 +1,98 @@
+"""The comparison in words: what is better than the arm to beat, what is not, and whether the method beats its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cowest_dspy.comparison.model import Comparison
+from cowest_dspy.comparison.numbers import ArmNumbers, Numbers, is_control
+from cowest_dspy.comparison.significance import ALPHA, Paired, found
+from cowest_dspy.report.verdict import Verdict, format_p
+
+
+def verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
+    """What the comparison shows after Holm's correction at the two-sided level 0.05.
+
+    ``good`` is True when the target is better than ``against`` and than every control, as far as these are there; False when
+    it is not; None when there is no such claim to judge.
+    """
+    sentences, claims = list[str](), list[bool]()
+    against = numbers.arm(comparison.against)
+    if against is not None and numbers.tests:
+        sentences += _findings(against.title, numbers)
+        target = numbers.arm(comparison.target)
+        if target is not None and target.finding is not None:
+            claims.append(target.finding > 0)
+    elif against is None and numbers.arms:
+        sentences.append(f'No arm is tested: "{comparison.against}", which they are to be tested against, has not been evaluated.')
+    judged = _controls(comparison, numbers)
+    if judged is not None:
+        sentences.append(judged[0])
+        claims += [] if judged[1] is None else [judged[1]]
+    if not sentences:
+        return Verdict(("No verdict yet: there is nothing to compare.",), None)
+    return Verdict(tuple(sentences), all(claims) if claims else None)
+
+
+def format_difference(test: Paired) -> str:
+    """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
+
+    >>> from cowest_dspy.intervals import Interval
+    >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
+    '+20.0 [+5.7, +34.0]'
+    """
+    if test.difference is None:
+        return "-"
+    text = f"{100 * test.difference:+.1f}"
+    return text if test.interval is None else f"{text} [{100 * test.interval.low:+.1f}, {100 * test.interval.high:+.1f}]"
+
+
+def _findings(against: str, numbers: Numbers) -> list[str]:
+    better, same, worse = ([line for line in numbers.arms if line.finding == sign] for sign in (1, 0, -1))
+    over = f"Holm over {numbers.tests} {'test' if numbers.tests == 1 else 'tests'}, two-sided {ALPHA:g}"
+    if better:
+        sentences = [f"Better than {against} ({over}): {_listed(better)}."]
+    else:
+        sentences = [f"No arm is reliably better than {against} ({over})."]
+    if same:
+        sentences.append(f"Not distinguishable from {against}: {_listed(same)}.")
+    if worse:
+        sentences.append(f"WORSE than {against}: {_listed(worse)}.")
+    turned = [line.title for line in numbers.arms if line.finding != found(line.strict_test, line.strict_holm)]
+    if turned:
+        sentences.append(f"With failures counted as wrong the finding is another one for: {', '.join(turned)}.")
+    return sentences
+
+
+def _listed(lines: Sequence[ArmNumbers]) -> str:
+    return "; ".join(
+        f"{line.title} ({format_difference(line.test)} points, {format_p(line.holm)})"
+        for line in lines
+        if line.test is not None and line.holm is not None
+    )
+
+
+def _controls(comparison: Comparison, numbers: Numbers) -> tuple[str, bool | None] | None:
+    """Whether the target beats every one of its controls, in a sentence; None when there is no control."""
+    names = dict.fromkeys(run.arm.name for run in comparison.arms if is_control(run) and run.arm.name != comparison.target)
+    target = numbers.arm(comparison.target)
+    if not names:
+        return None
+    if target is None:
+        return f'The controls are not judged: the arm "{comparison.target}", which has to beat them, has not been evaluated.', None
+    if not numbers.controls:
+        return f"The controls are not judged: {target.title} shares no scored example with them.", None
+    lost = [control for control in numbers.controls if found(control.test, control.holm) != 1]
+    told = "; ".join(
+        f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)})"
+        for control in lost or numbers.controls
+    )
+    if lost:
+        return (
+            f"{target.title} does NOT reliably beat its controls: {told}. A method that cannot beat its controls is not shown to "
+            "owe its score to what they leave out.",
+            False,
+        )
+    missing = len(names) - len(numbers.controls)
+    left = f"; {missing} more could not be compared" if missing else ""
+    return f"{target.title} beats its controls: {told}{left}.", missing == 0

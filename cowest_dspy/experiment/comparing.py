@@ -1,0 +1,173 @@
+"""``cowest compare``: every arm of [compare] on the same examples, and the points of its sweep, as one comparison.
+
+Each arm is kept in the run's store when it is done, so that a comparison that was killed goes on with the next; answers that arms
+have in common are asked once, since all share the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import product
+from typing import Any
+
+import dspy
+
+from cowest_dspy import arms
+from cowest_dspy.comparison import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.corpus import corpus_interval, is_corpus_metric
+from cowest_dspy.errors import ConfigError, PairsError, nearest
+from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, depends_on_seed, title_of
+from cowest_dspy.experiment.experiment import Experiment
+from cowest_dspy.influence import score_of
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.recipes import load
+from cowest_dspy.report import Arm, Stage
+from cowest_dspy.stages import digest
+from cowest_dspy.summary import arm_from, versions
+from cowest_dspy.tables import ArmRules, CompareRules
+
+TUNED = ArmRules.model_validate({"kind": "collaboration", "weak": "tuned"})
+
+
+class Compared:
+    """The comparison of a run.
+
+    Args:
+        experiment: the run; its configuration has [compare].
+
+    Raises:
+        ConfigError: there is no [compare], or a score of ``also`` is no function.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        if experiment.config.compare is None:
+            raise ConfigError(
+                "The configuration has no [compare]: declare arms, [compare.arms.NAME] with a kind, in the task's file or in "
+                "one of its own."
+            )
+        self.rules: CompareRules = experiment.config.compare
+        self.experiment, self.variants = experiment, Variants(experiment)
+        self.scores = {reference.rpartition(":")[2]: load(reference) for reference in self.rules.also}
+        self.warnings: list[str] = []
+
+    def run(self, only: Sequence[str] | None = None) -> Comparison:
+        """The comparison, with every arm and every point of the sweep, or with these arms alone.
+
+        An arm whose weak model cannot be tuned, since there are too few pairs, is left out with a warning.
+
+        Raises:
+            ConfigError: ``only`` names an arm that there is not; or an arm lacks what it needs.
+        """
+        for name in only or ():
+            if name not in self.rules.arms:
+                raise ConfigError(f'There is no arm "{name}" in [compare.arms].{nearest(name, self.rules.arms)}')
+        wanted = {name: rules for name, rules in self.rules.arms.items() if only is None or name in only}
+        made = [one for name, rules in wanted.items() for one in self._arm(name, rules)]
+        points = [] if only is not None else [one for changes in self._grid() for one in self._point(changes)]
+        config = self.experiment.config
+        return Comparison(
+            title=f"{config.name}: comparison",
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            against=self.rules.against,
+            metric=getattr(self.experiment.metric, "__name__", type(self.experiment.metric).__name__),
+            arms=tuple(made),
+            sweep=tuple(points),
+            config=config.model_dump(mode="json"),
+            versions=versions(),
+            warnings=tuple(self.warnings),
+            target=self._target(),
+        )
+
+    def _target(self) -> str:
+        """The arm that has to beat the controls: the first tuned collaboration."""
+        tuned = (name for name, rules in self.rules.arms.items() if rules.kind == "collaboration" and rules.weak == "tuned")
+        return next(tuned, "collaboration")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs that are compared as one."""
+        return self.rules.seeds or (self.experiment.config.seed,)
+
+    def _arm(self, name: str, rules: ArmRules) -> Iterator[ComparedArm]:
+        seeds = self.seeds if depends_on_seed(rules, self.experiment.config) else self.seeds[:1]
+        for seed in seeds:
+            changes: dict[str, Any] = {"seed": seed}
+            if rules.kind == "collaboration" and rules.draft:
+                changes["draft"] = rules.draft
+            found = self._measured(self.variants.of(changes), name, rules, seed)
+            if found:
+                yield found
+
+    def _grid(self) -> Iterator[dict[str, Any]]:
+        if self.rules.sweep:
+            keys = list(self.rules.sweep)
+            yield from (dict(zip(keys, values, strict=True)) for values in product(*self.rules.sweep.values()))
+
+    def _point(self, changes: dict[str, Any]) -> Iterator[SweepPoint]:
+        for seed in self.seeds:
+            part = self.variants.of({"seed": seed, **changes})
+            found = self._measured(part, "tuned", TUNED, seed)
+            if found:
+                rounds = list(part.store.records("round").values())
+                yield SweepPoint(_plain(changes), found, pairs=sum(made["pairs"] for made in rounds) if rounds else None)
+
+    def _measured(self, part: Experiment, name: str, rules: ArmRules, seed: int) -> ComparedArm | None:
+        try:
+            arm = self._answered(part, name, rules)
+        except PairsError as error:
+            self.warnings.append(f"{title_of(rules)} (seed {seed}) is left out, since it cannot be tuned: {error}")
+            return None
+        cost = part.store.record("stage", _stage(name))
+        extra, intervals = self._more_scores(arm, part.splits[self.rules.split], part.program.answer_fields[-1])
+        return ComparedArm(arm, seed, extra, intervals, Stage(_stage(name), **cost) if cost else None)
+
+    def _answered(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
+        made: Answerer = answerer(part, rules.model_copy(update={"draft": None}))
+        examples = part.splits[self.rules.split]
+        asked = [example.id for example in examples]
+        identity = digest([part.meaning, rules.kind, made.depends_on, asked])
+        known = part.store.record("compared", name)
+        if known and known["identity"] == identity:
+            return arm_from(name, {**known, "title": title_of(rules), "note": made.note})
+        with part.desk.stage(_stage(name), f"Evaluating {title_of(rules)}") as progress:
+            answers = arms.ask_all(
+                made.answering, examples, part.metric, store=part.store, threads=made.threads, on_progress=progress
+            )
+        arm = Arm(name, title_of(rules), answers, note=made.note)
+        part.store.keep("compared", name, {**asdict(arm), "identity": identity})
+        return arm
+
+    def _more_scores(
+        self, arm: Arm, examples: Sequence[dspy.Example], answer_field: str
+    ) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
+        """The scores of [compare] also. Failures are none of a score of single examples; one of a corpus is told of them."""
+        given = [
+            dspy.Prediction(**answer.steps, **{answer_field: answer.answer}) if answer.error is None else None
+            for answer in arm.answers
+        ]
+        values: dict[str, float | None] = {}
+        ends: dict[str, tuple[float, float] | None] = {}
+        for name, metric in self.scores.items():
+            span: Interval | None
+            if is_corpus_metric(metric):
+                answered = any(one is not None for one in given)
+                values[name] = float(metric(examples, given)) if answered else None
+                span = corpus_interval(metric, examples, given) if answered else None
+            else:
+                both = [(example, one) for example, one in zip(examples, given, strict=True) if one is not None]
+                scores = [score_of(metric, example, dict(one.items())) for example, one in both]
+                values[name] = sum(scores) / len(scores) if scores else None
+                span = bootstrap_mean_interval([[score] for score in scores])
+            ends[name] = (span.low, span.high) if span else None
+        return values, ends
+
+
+def _stage(name: str) -> str:
+    return f"compare {name}"
+
+
+def _plain(changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a chart names them: of a whole table of a model its id."""
+    return {key: value.get("model", str(value)) if isinstance(value, dict) else value for key, value in changes.items()}
