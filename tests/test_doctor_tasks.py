@@ -70,7 +70,7 @@ def test_a_background_that_one_example_lacks_is_an_error_too(domain: Path) -> No
 
 @pytest.mark.parametrize("draft", ["direct", "knowledge", "chain_of_thought"])
 def test_each_draft_format_is_taught_as_it_is_asked_for(domain: Path, draft: str) -> None:
-    change(domain / "loans.toml", 'name = "loans"', f'name = "loans"\ndraft = "{draft}"')
+    change(domain / "loans.toml", 'draft = "knowledge"', f'draft = "{draft}"')
     assert [check.level for check in of_the_task(domain)] == ["ok", "ok"]
 
 
