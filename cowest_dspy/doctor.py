@@ -23,9 +23,10 @@ from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_cal
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, footprint, prices, weights
 from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import call, load, takes
 from cowest_dspy.tables import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.tuning import DPO, KTO, SFT
+from cowest_dspy.tuning.rows import sft_rows
 
 LOOKED_AT = 50
 # Of a model whose tokenizer is not here. English has some four characters to a token; a prompt of numbers has fewer.
@@ -138,7 +139,7 @@ def _examine_task(visit: _Visit) -> Task | None:
         for reference in (config.metric, config.evaluate.weak, *((config.sft.drafts, config.sft.answers) if config.sft else ())):
             if reference:
                 load(reference)
-        program = load(config.program)()
+        program = call(config.program, given={"draft": config.draft})
         if not isinstance(program, Collaboration):
             raise ConfigError(f"{config.program} gave {type(program).__name__}: a Collaboration is expected.")
         splits = {split: data.configured_split(config.data, split) for split in data.SPLITS}
@@ -152,7 +153,9 @@ def _examine_task(visit: _Visit) -> Task | None:
     sizes = {split: len(examples) for split, examples in splits.items()}
     visit.note("task", "task", "ok", ", ".join(f"{size} {split} examples" for split, size in sizes.items() if size))
     _note_oracle(visit, splits[config.evaluate.split])
-    return Task(program, max(splits["train"][:LOOKED_AT], key=_length), sizes)
+    task = Task(program, max(splits["train"][:LOOKED_AT], key=_length), sizes)
+    _note_lessons(visit, prompt_for(task, "weak"))
+    return task
 
 
 def _note_oracle(visit: _Visit, examples: Sequence[dspy.Example]) -> None:
@@ -163,6 +166,27 @@ def _note_oracle(visit: _Visit, examples: Sequence[dspy.Example]) -> None:
         split = visit.config.evaluate.split
         text = f'{len(lacking)} of {len(examples)} {split} examples have no "{name}", which [evaluate] oracle names'
         visit.note("task", "oracle", "error", f"{text}.{nearest(str(name), lacking[0].keys())} Without a ceiling, leave oracle out")
+
+
+def _note_lessons(visit: _Visit, asked: list[dict[str, str]]) -> None:
+    """Whether [sft] has rows, in the form in which drafts will be asked for. Rows that the strong model makes are not asked for."""
+    sft, own = visit.config.sft, visit.config.data
+    if sft is None or takes(sft.drafts, "strong"):
+        return
+    try:
+        given = {"seed": own.seed, "rows": own.rows, "draft": visit.config.draft}
+        rows = sft_rows(call(sft.drafts, given=given))
+    except Exception as error:  # also of a user's own function
+        text = str(error) if isinstance(error, CowestError) else f"{type(error).__name__}: {error}"
+        visit.note("task", "[sft] drafts", "error", text)
+        return
+    alike = sum(row["prompt"][:-1] == asked[:-1] for row in rows)
+    text = f"{len(rows)} rows, {alike} with the instructions that drafts are asked for with"
+    if alike:
+        visit.note("task", "[sft] drafts", "ok", text)
+    else:
+        text += ": it would learn to answer another prompt. Make prompts as the program does: adapter.format(signature, [], inputs)"
+        visit.note("task", "[sft] drafts", "warning", text)
 
 
 def _length(example: dspy.Example) -> int:

@@ -137,6 +137,22 @@ def resealed(bundle: Path) -> Path:
     return bundle
 
 
+def test_the_recipe_is_given_the_draft_format_of_the_run(bundle: Path, tiny_model: Path) -> None:
+    recipe, config = bundle / "recipe" / "toy.py", bundle / "config.toml"
+    before = load_bundle(bundle, weak=weak_of(tiny_model), strong=weak_of(tiny_model), program=Collaboration("question -> answer"))
+    for old, new in (
+        ("def program()", 'def program(draft="chain_of_thought")'),
+        ('draft="knowledge")\n\ndef direct', "draft=draft)\n\ndef direct"),
+    ):
+        assert old in recipe.read_text()
+        recipe.write_text(recipe.read_text().replace(old, new))
+    config.write_text('draft = "knowledge"\n' + config.read_text())
+    loaded = load_bundle(resealed(bundle), weak=weak_of(tiny_model), strong=weak_of(tiny_model), trust_recipe=True)
+    drafting: Any = loaded.draft
+    assert list(drafting.signature.output_fields) == ["background"]
+    assert loaded.dump_state() == before.dump_state()
+
+
 @pytest.mark.parametrize(
     "forged", [{"config": {"api_base": "http://127.0.0.1:1"}}, {"lm": {"model": "openai/other"}}, {"_compiled": 1}]
 )

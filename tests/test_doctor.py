@@ -32,7 +32,7 @@ def rows(split, seed=0):
     return [{"id": f"{split}{i}", "question": f"{split} {i}?" + " and" * i, "answer": "yes", "notes": "a"} for i in range(count)]
 
 def sft_rows(seed=0):
-    return []
+    return [{"prompt": [{"role": "user", "content": "a?"}], "completion": [{"role": "assistant", "content": "b"}]}]
 
 def program():
     return Collaboration("question -> answer", draft="knowledge")

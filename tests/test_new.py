@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -158,6 +159,38 @@ def test_a_spreadsheet_s_csv_is_read(tmp_path: Path) -> None:
     (tmp_path / "rows_here.csv").write_bytes("\r\n".join(lines).encode())
     rows = recipes.load(f"{tmp_path / 'rows_here.py'}:examples")("train")
     assert rows == [{"split": "train", "background": "one\ntwo", "answer": "a, b", "question": 'Say "it"?'}]
+
+
+def test_the_generated_test_passes_on_other_rows(tmp_path: Path) -> None:
+    """Answers of several words, cells of several lines, questions that begin alike, columns in another order and one more."""
+    new_domain("rows-here", tmp_path)
+    lines = ["split,note,answer,background,question"]
+    for number, split in enumerate(["archive"] * 3 + ["train"] * 9 + ["dev"] * 2 + ["test"] * 4):
+        question = f"Who keeps the key?\n(house {number}{number})" if number % 2 else f"Who keeps the key of house {number}"
+        lines.append(f'{split},,"Mrs. Ott, no. {number}","The key hangs at\nMrs. Ott\'s (no. {number}).","{question}"')
+    (tmp_path / "rows_here.csv").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_rows_here.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=CODE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_generated_test_fails_on_what_is_broken(tmp_path: Path) -> None:
+    """Four domains in one folder, each broken in its own way, and one that is not."""
+    broken = {
+        "metric": ("_metric.py", "float(bool(given)", "float(not given"),
+        "lesson": (".py", "drafter = program(draft).draft", 'drafter = program("direct").draft'),
+        "ceiling": (".toml", 'oracle = "background"', 'oracle = "question"'),
+        "splits": (".csv", ",test", ",dev"),
+    }
+    new_domain("whole", tmp_path)
+    for name, (ending, old, new) in broken.items():
+        new_domain(name, tmp_path)
+        file = tmp_path / f"{name}{ending}"
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=CODE, capture_output=True, text=True, check=False)
+    assert set(re.findall(r"^FAILED test_(\w+)\.py", done.stdout, re.MULTILINE)) == set(broken), done.stdout[-3000:]
 
 
 # What is refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cowest_dspy.errors import BundleError, ModelError
 from cowest_dspy.lms import weights
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import call
 from cowest_dspy.tuning import engine_of
 
 SAID = frozenset({"traces", "train", "demos", "signature", "lm"})
@@ -48,7 +49,8 @@ def load_bundle(
                 f"How the program is built stands in {manifest.program} of the bundle, which is Python code: give "
                 "trust_recipe=True to execute it, or program=, a Collaboration that you made alike."
             )
-        made: Any = load(str(folder.resolve() / manifest.program))()
+        draft = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")).get("draft")
+        made: Any = call(str(folder.resolve() / manifest.program), given={"draft": draft})
         program = made if isinstance(made, Collaboration) else None
     if program is None:
         raise BundleError(f"{manifest.program} of the bundle gave no Collaboration.")
