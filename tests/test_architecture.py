@@ -22,7 +22,7 @@ ORDER = (
     "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "gate", "serving", "experiment", "bundle",
-    "forecast", "probing", "doctor", "quote", "live", "bundle_verbs", "cli", "testing",
+    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "bundle_verbs", "cli", "testing",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
