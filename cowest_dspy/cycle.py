@@ -85,6 +85,8 @@ class Cycled(Collaboration):
 class Cycle(Teleprompter):
     """Optimisers in the order of a strategy.
 
+    A step trains as its optimiser says: by several processes where it is ``CoWest(..., processes=2)``.
+
     Args:
         metric: any DSPy metric with values in [0, 1]; it compares the candidates.
         strategy: names of ``steps``, in order, with "->" between them; one may stand there several times.

@@ -72,6 +72,8 @@ class Diagnosis:
                 f"fast as one) and {_time(made.minutes_one_by_one)} (one by one)"
             )
         if self.forecasts:
+            unknown = [f"{stage.stage} ({stage.unknown})" for stage in self.planned if stage.unknown]
+            lines += [f"That is without {', '.join(unknown)}: nobody knows how often it asks."] if unknown else []
             lines.append("Estimated from one answer each, measured alone. Tuning is not in it, nor what a run has answered.")
         return lines
 

@@ -6,20 +6,28 @@ Calls are the most that can come: equal drafts are refined once, and what a run'
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cowest_dspy.config import Config
-from cowest_dspy.tables import Api, LMSettings
+from cowest_dspy.prompt_calls import asked
+from cowest_dspy.tables import Api, LMSettings, StepRules
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage of ``cowest cycle`` and how many calls of each model it makes, at most."""
+    """A stage of ``cowest cycle`` and how many calls of each model it makes, at most.
+
+    ``expected`` are the calls that are expected, where those are fewer and no probe tells. ``unknown`` says of whom nobody knows
+    how often it asks.
+    """
 
     stage: str
     weak: int
     strong: int
     judge: int = 0
+    expected: Planned | None = None
+    unknown: str = ""
 
     @property
     def later(self) -> bool:
@@ -68,27 +76,60 @@ def planned_calls(config: Config, sizes: Mapping[str, int]) -> tuple[Planned, ..
     With n drafts an example costs n + 1 strong calls, each of them [collect] answers times: one refines each draft, one answers
     alone. A judge rates each of them, [influence] repeats times. The metric of a task may ask models too: nobody knows how often.
     """
-    train, asked, drafts = sizes["train"], sizes[config.evaluate.split], config.collect.drafts
-    wanted = config.evaluate
-    rules = config.influence
-    answers, ratings = train * (drafts + 1) * config.collect.answers, rules.repeats if rules.judge else 0
-    stages = [Planned("collect", train * drafts, answers, answers * ratings)]
-    dev = sizes.get("dev", 0)
-    if dev:
-        stages.append(Planned("dev", 2 * dev, 2 * dev))  # Before tuning and after it; later rounds know what was before.
-    for number in range(2, config.rounds.count + 1):
-        stages.append(Planned(f"collect {number}", train * drafts, answers, answers * ratings))
-        stages.append(Planned(f"dev {number}", dev, dev))
+    train, tested, dev = sizes["train"], sizes[config.evaluate.split], sizes.get("dev", 0)
+    wanted, rules = config.evaluate, config.influence
+    ratings = rules.repeats if rules.judge else 0
+    stages: list[Planned] = []
+    steps = [name for name in config.cycle.names if name != "sft"] if config.cycle else ["weights"]
+    first = 1
+    for number, name in enumerate(steps, start=1):
+        if name == "weights":
+            stages += _rounds(config, train, dev, first)
+            first += config.rounds.count
+        else:
+            assert config.cycle
+            stages.append(_prompts(f"step {number} {name}", config.cycle.steps[name], train, dev, ratings))
+    if config.cycle:
+        stages.append(Planned("valset", (len(steps) + 1) * dev, (len(steps) + 1) * dev))  # The start, and what each step made.
     if rules.noise and config.strong.temperature != 0 and config.collect.answers == 1:
         again = min(rules.noise, train)
         stages.append(Planned("noise", 0, again, again * ratings))
     if wanted.weak:
-        stages.append(Planned("evaluate weak", asked, 0))
-    stages.append(Planned("evaluate strong", 0, asked))
-    stages += [Planned(f"evaluate {name}", asked, asked) for name in ("collaboration_sft", "collaboration", *wanted.controls)]
+        stages.append(Planned("evaluate weak", tested, 0))
+    alone = ["strong", "strong_prompted"] if config.cycle and config.cycle.steps else ["strong"]
+    stages += [Planned(f"evaluate {name}", 0, tested) for name in alone]
+    stages += [Planned(f"evaluate {name}", tested, tested) for name in ("collaboration_sft", "collaboration", *wanted.controls)]
     if wanted.oracle:
-        stages.append(Planned("evaluate oracle", 0, asked))
+        stages.append(Planned("evaluate oracle", 0, tested))
     return tuple(stages)
+
+
+def _rounds(config: Config, train: int, dev: int, first: int) -> list[Planned]:
+    """The rounds of one step, from number ``first`` on. Before tuning and after it dev is asked; later rounds know what was
+    before."""
+    drafts, rules = config.collect.drafts, config.influence
+    answers, ratings = train * (drafts + 1) * config.collect.answers, rules.repeats if rules.judge else 0
+    stages: list[Planned] = []
+    for number in range(first, first + config.rounds.count):
+        which = "" if number == 1 else f" {number}"
+        stages.append(Planned(f"collect{which}", train * drafts, answers, answers * ratings))
+        if dev:
+            runs = 2 * dev if number == first else dev
+            stages.append(Planned(f"dev{which}", runs, runs))
+    return stages
+
+
+def _prompts(stage: str, rules: StepRules, train: int, dev: int, ratings: int) -> Planned:
+    """A prompt optimiser: its runs of the program, its proposals, and the answers alone that influence is measured against."""
+    found = asked(rules, train, dev)
+    if found is None:
+        return Planned(stage, 0, 0, unknown=Path(rules.optimizer).name)
+    alone = train + dev if found.judged else 0
+
+    def planned(runs: int, proposals: int) -> Planned:
+        return Planned(stage, runs, runs + alone + proposals, (runs + alone) * ratings if found.judged else 0)
+
+    return replace(planned(found.most_runs, found.most_proposals), expected=planned(found.runs, found.proposals))
 
 
 def forecast(stages: tuple[Planned, ...], probe: Probe, settings: LMSettings, draft_tokens: int = 0) -> Forecast:

@@ -31,7 +31,7 @@ from cowest_dspy.store import Store
 from cowest_dspy.tables import PairRules, RoundRules
 from cowest_dspy.traces import Sampling
 from cowest_dspy.trained import TrainedModels
-from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, tunable
+from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
 
 PLAIN = (str, int, float, tuple, Rubric)
 HELD_OUT = 0.2
@@ -63,11 +63,15 @@ class CoWest(Teleprompter):
         max_failed: the largest part of drafts that may fail, in [0, 1].
         threads: questions to the strong model under way at once. weak_threads: drafts under way at once.
         seed: of sampling and training.
+        processes: that train together, one for each GPU, or on the CPU where there is none.
         run: the folder of store and adapters, for resuming; by default a new temporary folder, which is kept.
             Inside ``keeping(store)``, as in a Cycle, it is that store's.
         watch: who is told of the progress, for instance ``cowest_dspy.live.Live()``.
 
     The student's weak LM must be one that can be tuned: an in-process model, or a server that takes adapters.
+
+    Raises:
+        TuningError: a tuner that so many processes cannot train by.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class CoWest(Teleprompter):
         threads: int = 8,
         weak_threads: int | None = None,
         seed: int = 0,
+        processes: int = 1,
         run: str | Path | None = None,
         watch: Watch | None = None,
     ) -> None:
@@ -93,7 +98,9 @@ class CoWest(Teleprompter):
         self.rules = rounds if isinstance(rounds, RoundRules) else RoundRules.model_validate({"count": rounds})
         self.gate = pairs or PairRules.model_validate({})
         self.answers, self.max_failed, self.threads, self.weak_threads = answers, max_failed, threads, weak_threads
-        self.seed, self.run, self.watch = seed, run, watch or Silent()
+        self.seed, self.processes, self.run, self.watch = seed, processes, run, watch or Silent()
+        if processes != 1:
+            check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -140,7 +147,7 @@ class CoWest(Teleprompter):
         first: int,
     ) -> tuple[dspy.LM, tuple[Round, ...]]:
         stages = Stages(store.folder, store, self.watch)
-        models = TrainedModels(stages, lambda: start, self.seed)
+        models = TrainedModels(stages, lambda: start, self.seed, processes=self.processes)
         return Rounds(stages, models, lambda: self._task(student, train, held), self.rules, first=first).run(start)
 
     def _task(self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]) -> Task:

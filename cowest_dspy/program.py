@@ -167,6 +167,13 @@ class Collaboration(dspy.Module):
             if predictor.lm is before:
                 predictor.lm = lm
 
+    def reset_copy(self) -> Collaboration:
+        """DSPy's: a copy without demonstrations. It stays on its LMs, so that a few-shot optimiser can run it."""
+        made: Collaboration = super().reset_copy()
+        for now, before in zip(made.predictors(), self.predictors(), strict=True):
+            now.lm = before.lm
+        return made
+
     @property
     def weak(self) -> dspy.LM:
         """The LM of draft. Raises ProgramError when the program is not bound, or when its draft asks no model."""

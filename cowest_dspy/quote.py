@@ -6,7 +6,8 @@
     quote.exceeded          # ("usd: about 3.2 of 2",)
 
 A few train examples are collected as a run would, through the run's store, so that the run itself does not ask the same again.
-What they took, times what is left to do, is the quote. Tuning is not in it: it asks no model.
+What they took, times what is left to do, is the quote. Tuning is not in it: it asks no model. Prompt optimisers of [cycle] are
+reckoned from their settings (prompt_calls.py); of one's own nobody knows.
 """
 
 from __future__ import annotations
@@ -59,13 +60,15 @@ NONE = Range(0, 0, 0)
 
 @dataclass(frozen=True)
 class StageQuote:
-    """The calls of one stage by role, and what they take: None where nothing was measured, usd also where no price is known."""
+    """The calls of one stage by role, and what they take: None where nothing was measured, usd also where no price is known.
+    ``unknown`` says of whom nobody knows how often it asks; the stage is then in no sum."""
 
     stage: str
     calls: dict[str, Range]
     tokens: Range | None
     usd: Range | None
     minutes: Range | None
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,10 @@ class Quote:
 
     @property
     def total(self) -> StageQuote:
-        """All stages together."""
-        calls = {role: _sum(stage.calls.get(role, NONE) for stage in self.stages) or NONE for role in ROLES}
-        tokens, usd, minutes = (_sum(getattr(stage, name) for stage in self.stages) for name in ("tokens", "usd", "minutes"))
+        """All stages together, but for those of which nobody knows."""
+        known = [stage for stage in self.stages if not stage.unknown]
+        calls = {role: _sum(stage.calls.get(role, NONE) for stage in known) or NONE for role in ROLES}
+        tokens, usd, minutes = (_sum(getattr(stage, name) for stage in known) for name in ("tokens", "usd", "minutes"))
         return StageQuote("in all", calls, tokens, usd, minutes)
 
     @property
@@ -107,6 +111,9 @@ class Quote:
         """Rows of cells, the heading first: stage, calls of each role, tokens, USD, minutes; "?" where nobody knows."""
         rows = [["stage", *ROLES, "tokens", "USD", "minutes"]]
         for stage in (*self.stages, self.total):
+            if stage.unknown:
+                rows.append([stage.stage, *["?"] * 6])
+                continue
             calls = [str(stage.calls.get(role, NONE)) for role in ROLES]
             rest = [_about(stage.tokens, ",.0f"), _about(stage.usd, ",.2f"), _about(stage.minutes, ",.1f")]
             rows.append([stage.stage, *calls, *rest])
@@ -121,6 +128,13 @@ class Quote:
             again = "drafts are of the model before [sft]" if self.before_sft else "the run does not make these calls again"
             lines.append(f"From {self.examples} train examples: {asked}; {price}; {again}.")
         lines.append("Expected (at least to at most). Equal drafts and adaptive sampling save calls; tuning is not in it.")
+        if any(stage.stage.startswith("step ") and not stage.unknown for stage in self.stages):
+            lines.append("Steps of [cycle] are reckoned from their optimisers' settings: what is expected of them is an estimate.")
+        for stage in self.stages:
+            if stage.unknown:
+                lines.append(
+                    f"{stage.stage}: nobody knows how often {stage.unknown} asks. It is in no sum, nor held against [budget]."
+                )
         if self.budget is None or not self.budget.limited:
             return [*lines, "There is no [budget]."]
         if self.exceeded:
@@ -142,7 +156,7 @@ class Quote:
 def counted(config: Config) -> Quote:
     """Calls only, from the configuration and the sizes of its splits. Nothing is asked, loaded or written."""
     stages = planned_calls(config, {split: len(data.configured_split(config.data, split)) for split in data.SPLITS})
-    made = [StageQuote(stage.stage, _bounds(config, stage, None), None, None, None) for stage in stages]
+    made = [StageQuote(stage.stage, _bounds(config, stage, None), None, None, None, stage.unknown) for stage in stages]
     return Quote(tuple(made), config.budget)
 
 
@@ -211,6 +225,9 @@ def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Ran
     if stage.later:
         certain = _bounds(config, replace(stage, stage=stage.stage.partition(" ")[0]), done)
         return {role: replace(calls, least=0) for role, calls in certain.items()}
+    if stage.expected:
+        most, expected = (_bounds(config, one, done) for one in (replace(stage, expected=None), stage.expected))
+        return {role: Range(0, expected[role].most, most[role].most) for role in most}
     if stage.stage != "collect":
         # What was measured of a judge is its calls for one answer.
         judged = stage.strong if done and stage.judge else stage.judge
@@ -235,6 +252,8 @@ def _exactly(count: float) -> Range:
 
 def _stage(config: Config, stage: Planned, done: _Done) -> StageQuote:
     calls = _bounds(config, stage, done)
+    if stage.unknown:
+        return StageQuote(stage.stage, calls, None, None, None, stage.unknown)
     tokens, usd, minutes = NONE, NONE, NONE
     for role, found in done.measured.items():
         asked = calls.get(role, NONE)

@@ -15,11 +15,13 @@ import psutil
 import pytest
 import test_experiment
 import toy
+from test_rounds import examples, match, student, taught  # noqa: F401 - fixtures
 from tuning_rows import LORA, assert_close, kinds, quick, sft_rows
 
-from cowest_dspy import Store
+from cowest_dspy import CoWest, Cycle, Store
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.tuning import DPO, KTO, SFT, launch, launching
+from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.tuning import DPO, KTO, SFT, launch, launching, provider
 from cowest_dspy.tuning.launching import dealt_out
 
 TESTS = Path(__file__).parent
@@ -254,6 +256,38 @@ def task(tmp_path: Path, tiny_model: Path) -> list[str]:
 def test_the_option_reaches_the_training(task: list[str]) -> None:
     said = test_experiment.cowest("tune", *task, "--accelerate", "3", fails=True)
     assert said.startswith("TuningError: batch_size = 16 cannot be dealt out to 3 processes")
+
+
+def test_the_optimiser_sees_at_once_whether_its_tuner_can_be_dealt_out() -> None:
+    with pytest.raises(TuningError, match="batch_size = 4 cannot be dealt out to 3 processes"):
+        CoWest(match, DPO(batch_size=4), processes=3)
+    with pytest.raises(TuningError, match="KTO compares the rows of a whole step: train with one process"):
+        CoWest(match, KTO(), processes=2)
+    assert CoWest(match, KTO()).processes == 1
+
+
+@pytest.mark.slow
+def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(student: Any, tmp_path: Path) -> None:  # noqa: F811
+    tuner = DPO(max_steps=2, precision="fp32", batch_size=4, micro_batch_size=1, learning_rate=1e-3)
+
+    def trained(processes: int) -> tuple[Path, list[dict[str, float]]]:
+        run = tmp_path / str(processes)
+        rules = RoundRules.model_validate({"least_gain": -1.0})
+        gate = PairRules.model_validate({"least": 2})
+        optimizer = CoWest(match, tuner, 6, rules, pairs=gate, max_failed=1.0, processes=processes)
+        cycle = Cycle(match, "weights", {"weights": optimizer}, run=run)
+        cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 3))
+        with Store(run) as store:
+            record = store.record("adapter", "dpo") or {}
+        return run / record["folder"], record["history"]
+
+    launched: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provider, "launch", lambda *given, **named: launched.append(named["processes"]) or launch(*given, **named))
+        (one, alone), (two, together) = trained(1), trained(2)
+    assert launched == [2]
+    assert_close(one, two, 1e-5)
+    assert [compared(record) for record in together] == [pytest.approx(compared(record), rel=1e-4, abs=1e-5) for record in alone]
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ ORDER = (
     "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "gate", "serving", "experiment", "bundle",
-    "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs", "scaffold",
-    "new_verb", "cli", "testing",
+    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs",
+    "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -107,6 +107,24 @@ def test_miprov2_takes_it(task: tuple[Collaboration, Influence]) -> None:
     assert instructions(better.alone.module) == instructions(program.alone.module)
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_few_shot_optimisers_run_the_program_on_its_own_models(search: bool) -> None:
+    weak, strong = weak_that_obeys(every=3), strong_that_reads()
+    program = together(weak, strong)
+    few: dict[str, Any] = {"max_bootstrapped_demos": 2, "max_labeled_demos": 0}
+    optimizer: Any = dspy.BootstrapFewShot(metric=match, **few)
+    if search:
+        optimizer = dspy.BootstrapFewShotWithRandomSearch(metric=match, num_candidate_programs=1, num_threads=1, **few)
+    better = optimizer.compile(program, trainset=questions(8))
+    assert weak.asked and strong.asked
+    assert better.draft.predictors()[0].demos[0]["background"].isdigit(), "a draft that led to a right answer"
+    assert better(question="Question number 40?").answer == "40"
+    assert (better.weak.model, better.strong.model) == (program.weak.model, program.strong.model)
+    assert not program.draft.predictors()[0].demos
+    cleared = better.reset_copy()
+    assert not any(predictor.demos for predictor in cleared.predictors()) and cleared.weak is better.weak
+
+
 def test_simba_varies_the_drafts_and_leaves_the_strong_model_alone() -> None:
     program = together(weak_that_obeys(every=2), strong_that_reads())
     influence = Influence(match, program)

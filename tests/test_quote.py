@@ -134,6 +134,66 @@ def test_what_a_run_has_collected_is_still_there_after_a_quote(tmp_path: Path) -
         assert [trace.to_dict() for trace in experiment.collect()] == before
 
 
+# Prompt optimisers
+
+
+CYCLE = """
+[cycle]
+strategy = "prompts -> weights -> own -> weights"
+[cycle.steps.prompts]
+optimizer = "GEPA"
+target = "draft"
+settings = { max_metric_calls = 30, reflection_minibatch_size = 2 }
+[cycle.steps.own]
+optimizer = "toy.py:make"
+"""
+
+
+def with_a_cycle(folder: Path, budget: str = "") -> Path:
+    file = configured(folder, budget)
+    file.write_text(file.read_text() + CYCLE)
+    recipe = folder / "toy.py"
+    recipe.write_text(recipe.read_text() + "\ndef make(tools):\n    import dspy\n    return dspy.LabeledFewShot(k=1)\n")
+    return file
+
+
+def test_steps_of_a_cycle_are_reckoned_and_what_nobody_knows_is_no_number(tmp_path: Path) -> None:
+    quote = counted(load_config([with_a_cycle(tmp_path, "strong_calls = 200")]))
+    names = [stage.stage for stage in quote.stages]
+    assert names[:7] == ["step 1 prompts", "collect", "dev", "step 3 own", "collect 2", "dev 2", "valset"]
+    # 30 runs, and one more try: two minibatches of 2, or a merged program's 5 examples, and the 4 of dev.
+    prompts = stage(quote, "step 1 prompts").calls
+    assert prompts["weak"] == Range(0, 30, 39)
+    # Besides, 8 answers alone; and one prompt for each 4 runs after the first 4, or for each 2 where no prompt was better.
+    assert prompts["strong"] == Range(0, 30 + 8 + 7, 39 + 8 + 13)
+    assert stage(quote, "valset").calls["strong"] == Range(20, 20, 20), "the start and four steps"
+    assert stage(quote, "dev 2").calls["weak"] == Range(0, 8, 8), "the second step's program is another one"
+    assert quote.table()[4] == ["step 3 own", *["?"] * 6]
+    known = [one for one in quote.stages if one.stage != "step 3 own"]
+    assert quote.total.calls["strong"].most == sum(one.calls["strong"].most for one in known)
+    said = "\n".join(quote.text())
+    assert "Steps of [cycle] are reckoned from their optimisers' settings" in said
+    assert "step 3 own: nobody knows how often toy.py:make asks. It is in no sum" in said
+    assert "step" not in "\n".join(counted(load_config([configured(tmp_path, "")])).text())
+
+
+def test_a_probe_prices_the_steps_and_is_above_what_the_cycle_then_asks(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    file = with_a_cycle(tmp_path / "own")
+    # Prompts alone: scripted models cannot be tuned.
+    file.write_text(file.read_text().replace("prompts -> weights -> own -> weights", "prompts").replace('target = "draft"', ""))
+    with Experiment(load_config([file]), tmp_path / "run") as experiment:
+        quote = probed(experiment)
+        before = experiment.store.calls()
+        _ = experiment.final
+        asked = experiment.store.calls() - before
+    assert [stage.stage for stage in quote.stages][:2] == ["step 1 prompts", "valset"]
+    counted = [stage(quote, name) for name in ("step 1 prompts", "valset")]
+    assert all(one.tokens and one.tokens.expected > 0 and one.minutes is not None for one in counted)
+    most = sum(calls.most for one in counted for calls in one.calls.values())
+    assert 0 < asked <= most
+
+
 # The command
 
 

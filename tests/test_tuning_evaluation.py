@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tuning_rows import LORA, QUICK, completion_logprob, kinds, pair_rows, quick, read, says, sft_rows
+from tuning_rows import (
+    LORA,
+    QUICK,
+    completion_logprob,
+    held_of,
+    kinds,
+    pair_rows,
+    pairs_with_one_turned_round,
+    quick,
+    read,
+    says,
+    sft_rows,
+)
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.tuning import DPO, SFT, evaluation, train_dpo, train_sft, trainers
@@ -183,18 +195,6 @@ def test_global_random_numbers_are_untouched_by_an_evaluation(tiny_model: Path, 
 
 def overfitting(**changes: Any) -> DPO:
     return DPO(**quick(epochs=15, learning_rate=5e-3, lr_scheduler="constant"), lora=LORA, held_out=0.4, **changes)
-
-
-def held_of(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [data[index] for index in evaluation.split(data, 0.4, 1, [row["example_id"] for row in data]).held]
-
-
-def pairs_with_one_turned_round() -> list[dict[str, Any]]:
-    """Three of the four held-out pairs are like those that are trained on, one is the other way round: too sure is too much."""
-    data = pair_rows(10)
-    turned = held_of(data)[0]
-    turned["chosen"], turned["rejected"] = turned["rejected"], turned["chosen"]
-    return data
 
 
 def test_the_best_adapter_is_what_is_given(tiny_model: Path, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import killed_training
 import pytest
-from tuning_rows import kinds, quick, sft_rows
+from tuning_rows import kinds, labelled, pairs_with_one_turned_round, quick, sft_rows
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.tuning import SFT, Lora, checkpoints, train_sft
+from cowest_dspy.tuning import DPO, KTO, SFT, Lora, checkpoints, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.kept import keep, kept
 
 # Dropout draws random numbers in every forward pass; two micro-batches make a step; 8 rows in 5 passes make 10 of them.
@@ -68,6 +68,55 @@ def test_law_8_a_training_that_was_stopped_goes_on_to_the_same_bits(kind: str, t
     assert same(third, whole)
     assert (third.tokens, third.trained_rows) == (whole.tokens, whole.trained_rows)
     assert left(output) == [], "the checkpoint goes when the adapter is there"
+
+
+def evaluated(kind: str, base: Path, output: Path, stop: int | None = None, **changes: Any) -> Any:
+    """A training with held-out rows, stopped after so many steps (None then); 12 steps if patience does not end it."""
+
+    def on_step(step: int, total: int, logs: dict[str, float]) -> None:
+        if step == stop:
+            raise Stopped
+
+    hard = quick(epochs=50, max_steps=12, micro_batch_size=2, learning_rate=5e-3, lr_scheduler="constant")
+    hard |= {"lora": Lora(rank=4, alpha=8, dropout=0.2), "held_out": 0.4, "evaluate_every": 2} | changes
+    pairs = pairs_with_one_turned_round()
+    run, settings, data = {
+        "sft": (train_sft, SFT, sft_rows(10)),
+        "dpo": (train_dpo, DPO, pairs),
+        "kto": (train_kto, KTO, labelled(pairs)),
+    }[kind]
+    try:
+        return run(settings(**hard), data, base=str(base), output=output, seed=1, on_step=on_step)
+    except Stopped:
+        return None
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
+def test_law_8_evaluations_go_on_where_they_were(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    whole = evaluated(kind, tiny_model, tmp_path / "whole", checkpoint_steps=0)
+    output = tmp_path / "twice" / "out"
+    # After an evaluation, in the middle between two, and before the first.
+    for stop in (2, 6, 9, 10):
+        assert evaluated(kind, tiny_model, output, stop=stop, checkpoint_steps=1) is None
+    again = evaluated(kind, tiny_model, output, checkpoint_steps=3)
+    assert same(again, whole) and (again.best_step, again.stopped_early) == (whole.best_step, False)
+    assert [record["step"] for record in again.history if "eval_loss" in record] == list(range(0, 13, 2))
+    assert left(output) == []
+
+
+def test_law_8_patience_and_the_best_adapter_outlive_a_process(tiny_model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"patience": 3, "evaluate_every": 1, "max_steps": 30}
+    whole = evaluated("dpo", tiny_model, tmp_path / "whole", **options)
+    last = whole.history[-1]["step"]
+    assert whole.stopped_early and last == whole.best_step + 3
+    for back in (3, 2, 1):
+        output = tmp_path / str(back) / "out"
+        assert evaluated("dpo", tiny_model, output, stop=last - back + 1, checkpoint_steps=1, **options) is None
+        again = evaluated("dpo", tiny_model, output, **options)
+        assert same(again, whole) and (again.best_step, again.stopped_early) == (whole.best_step, True)
+    # Without the best there is the last: it was another one.
+    plain = evaluated("dpo", tiny_model, tmp_path / "last", keep_best=False, **options)
+    assert plain.adapter_hash != whole.adapter_hash
 
 
 def test_writing_checkpoints_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
@@ -159,7 +208,7 @@ def test_what_is_kept_comes_back_with_the_same_bits_or_not_at_all(tmp_path: Path
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "held"])
 def test_law_8_a_training_killed_again_and_again_gives_the_same_bits(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     script = [sys.executable, killed_training.__file__, str(tmp_path), str(tiny_model), kind, "5"]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)
@@ -171,6 +220,8 @@ def test_law_8_a_training_killed_again_and_again_gives_the_same_bits(kind: str, 
     assert found["began"][0] == 0 and all(later > 0 for later in found["began"][1:])
     assert found["began"] == sorted(found["began"])
     assert found["left"] == []
+    if kind == "held":
+        assert 0 < found["best"] < max(found["began"]) < found["steps"], "the best was found in an earlier life"
 
 
 def test_a_resumed_training_needs_no_other_machine_state(tiny_model: Path, tmp_path: Path) -> None:

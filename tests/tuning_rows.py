@@ -9,6 +9,7 @@ from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
+    evaluation,
     train_dpo,
     train_sft,
 )
@@ -52,12 +53,29 @@ def pair_rows(count: int = 8) -> list[dict[str, Any]]:
 
 def labelled_rows(count: int = 8) -> list[dict[str, Any]]:
     """The sides of ``count`` pairs, one by one: twice as many rows."""
+    return labelled(pair_rows(count))
+
+
+def labelled(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sides of pairs, one by one."""
     sides = (("chosen", True), ("rejected", False))
     return [
         {"prompt": row["prompt"], "completion": row[side], "label": label, "influence": 1.0}
-        for row in pair_rows(count)
+        for row in pairs
         for side, label in sides
     ]
+
+
+def held_of(data: list[dict[str, Any]], part: float = 0.4, seed: int = 1) -> list[dict[str, Any]]:
+    return [data[index] for index in evaluation.split(data, part, seed, [row["example_id"] for row in data]).held]
+
+
+def pairs_with_one_turned_round(count: int = 10, part: float = 0.4, seed: int = 1) -> list[dict[str, Any]]:
+    """All of the held-out pairs but one are like those that are trained on, one is the other way round: too sure is too much."""
+    data = pair_rows(count)
+    turned = held_of(data, part, seed)[0]
+    turned["chosen"], turned["rejected"] = turned["rejected"], turned["chosen"]
+    return data
 
 
 def kinds(count: int) -> dict[str, tuple[Any, Any, Any]]:

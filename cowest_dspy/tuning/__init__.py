@@ -16,7 +16,7 @@ launching.py  the same by several processes: launch -> Tuned; launched.py is wha
 provider.py   TRLProvider, tunable, tune
 """
 
-from cowest_dspy.tuning.launching import launch
+from cowest_dspy.tuning.launching import check_processes, launch
 from cowest_dspy.tuning.provider import (
     JobStatus,
     TRLProvider,
@@ -49,6 +49,7 @@ __all__ = [
     "Tuned",
     "TunedLM",
     "TuningCancelled",
+    "check_processes",
     "data_format",
     "engine_of",
     "launch",

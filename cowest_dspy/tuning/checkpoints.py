@@ -5,8 +5,9 @@
     checkpoint.callback(trainer, history)
 
 A checkpoint is one safetensors file beside the output: the adapter's weights, the optimiser's moments, the places of schedule
-and random generators, and the history. It is named by everything that the result depends on, so one of another training is
-never taken; it is written whole or not at all, and nothing in it is pickled.
+and random generators, the history, and what evaluations have found, with the best adapter's weights. It is named by everything
+that the result depends on, so one of another training is never taken; it is written whole or not at all, and nothing in it is
+pickled.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.tuning.evaluation import Evaluation
 from cowest_dspy.tuning.kept import keep, kept
 
 # Seconds between two checkpoints when no number of steps is asked for: writing one takes far less than a hundredth of that.
@@ -50,11 +52,11 @@ class Checkpoint:
         self.seconds: float = self._facts.get("seconds", 0.0)
         self._started = self._last = time.monotonic()
 
-    def callback(self, trainer: Any, history: list[dict[str, float]]) -> Any:
+    def callback(self, trainer: Any, history: list[dict[str, float]], evaluating: Evaluation | None = None) -> Any:
         """A ``transformers.TrainerCallback`` that puts the training where it was, and keeps where it is; to be added first.
 
         The trainer's data must be what is left to train on: without the rows of the first ``step`` batches. ``history`` is
-        filled with the records of these.
+        filled with the records of these, and ``evaluating`` with what it had found.
         """
         from transformers import TrainerCallback
 
@@ -63,9 +65,9 @@ class Checkpoint:
         class Keeping(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if checkpoint.step:
-                    checkpoint._restore(trainer, history)
+                    checkpoint._restore(trainer, history, evaluating)
 
-            # Here, not at the end of a step: by now the step's record is in the history.
+            # Here, not at the end of a step: by now the step's record is in the history, and it was evaluated.
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if state.global_step == checkpoint.step:
                     # Here, not when training begins: a loader of batches draws a random number when it is made.
@@ -73,7 +75,7 @@ class Checkpoint:
                         _restore_chance(checkpoint._tensors, checkpoint._facts["chance"])
                     checkpoint._tensors = {}
                 elif checkpoint._due(state.global_step):
-                    checkpoint._keep(trainer, history)
+                    checkpoint._keep(trainer, history, evaluating)
 
         return Keeping()
 
@@ -98,7 +100,7 @@ class Checkpoint:
             return time.monotonic() - self._last >= SECONDS
         return self._every > 0 and step % self._every == 0
 
-    def _keep(self, trainer: Any, history: list[dict[str, float]]) -> None:
+    def _keep(self, trainer: Any, history: list[dict[str, float]], evaluating: Evaluation | None) -> None:
         import torch
 
         optimizer, scheduler = trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict()
@@ -111,6 +113,8 @@ class Checkpoint:
                 else:
                     numbers.setdefault(str(index), {})[name] = value
         chance, places = _chance()
+        best, found = evaluating.kept() if evaluating else ({}, None)
+        tensors |= {f"best.{name}": value for name, value in best.items()}
         facts = {
             "step": trainer.state.global_step,
             "seconds": self.seconds + time.monotonic() - self._started,
@@ -119,11 +123,12 @@ class Checkpoint:
             "optimizer": {"numbers": numbers, "groups": optimizer["param_groups"]},
             "scheduler": {key: scheduler[key] for key in ("base_lrs", "last_epoch", "_step_count", "_last_lr")},
             "chance": places,
+            "evaluation": found,
         }
         keep(self.path, tensors | chance, facts)
         self._last = time.monotonic()
 
-    def _restore(self, trainer: Any, history: list[dict[str, float]]) -> None:
+    def _restore(self, trainer: Any, history: list[dict[str, float]], evaluating: Evaluation | None) -> None:
         import torch
 
         facts = self._facts
@@ -138,6 +143,9 @@ class Checkpoint:
         trainer.optimizer.load_state_dict({"state": states, "param_groups": facts["optimizer"]["groups"]})
         trainer.lr_scheduler.load_state_dict(trainer.lr_scheduler.state_dict() | facts["scheduler"])
         history[:] = facts["history"]
+        if evaluating:
+            best = {name.removeprefix("best."): value for name, value in self._tensors.items() if name.startswith("best.")}
+            evaluating.go_on(best, facts["evaluation"])
         trainer._total_train_tokens = facts["tokens"]
         trainer.state.global_step = self.step
         # Of transformers' Trainer: the loss that it logs is the sum since then, divided by the steps since then.

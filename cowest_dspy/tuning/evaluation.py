@@ -130,7 +130,8 @@ class Evaluation:
         class Evaluating(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 evaluation.add_reference()
-                evaluation.evaluate(state.global_step)
+                if state.global_step == 0:  # A training that goes on was evaluated where it stands.
+                    evaluation.evaluate(0)
 
             def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
                 step, total = state.global_step, state.max_steps
@@ -179,6 +180,24 @@ class Evaluation:
         self._last = step
         if step:
             self._note(step, measured["eval_loss"])
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What has been found so far, for a checkpoint: the weights of the best adapter, and JSON-able numbers."""
+        best = self._best_loss if self.best_step else None
+        found = {
+            "start": self._start,
+            "since_best": self._since_best,
+            "last": self._last,
+            "best": best,
+            "best_step": self.best_step,
+        }
+        return dict(self._best_weights), found
+
+    def go_on(self, weights: dict[str, Any], found: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`kept` gave in an earlier process."""
+        self._best_weights, self._start = weights, found["start"]
+        self._since_best, self._last, self.best_step = found["since_best"], found["last"], found["best_step"]
+        self._best_loss = math.inf if found["best"] is None else found["best"]
 
     def finish(self) -> None:
         """Puts the best adapter back into the model, when it is wanted and not the last."""

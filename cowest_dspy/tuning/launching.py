@@ -91,6 +91,16 @@ def launch(
     return Tuned(**{**results[0], **own})
 
 
+def check_processes(settings: SFT | DPO | KTO, processes: int) -> None:
+    """Sees whether so many processes can train by these settings, before there is anything to train on.
+
+    Raises:
+        TuningError: KTO, held-out rows or reports elsewhere, which need one process; a batch that cannot be dealt out.
+    """
+    _check_known(settings)
+    dealt_out(cast("SFT | DPO", settings), processes)
+
+
 def _check_known(settings: object) -> None:
     """What needs all rows in one process, or has not been compared with one, is refused and not done somehow."""
     if not isinstance(settings, SFT | DPO):

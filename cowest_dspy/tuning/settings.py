@@ -179,7 +179,7 @@ class SFT(_Training):
     report_to: where else the logs go, names of ``REPORTERS`` such as "tensorboard" or "mlflow"; nowhere by default. What writes
         files writes them into the folder ``<output>.logs``, unless its own environment variable says otherwise.
     checkpoint_steps: optimiser steps between two checkpoints, from which a killed training goes on. None: one about every
-        minute. 0: none. It does not change the result. With ``held_out`` there are none.
+        minute. 0: none. It does not change the result.
     """
 
 

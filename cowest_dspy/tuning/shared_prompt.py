@@ -127,7 +127,7 @@ def round_frozen(model: Any) -> None:
 
     Autocast rounds the same float32 weights in every pass and keeps the rounded ones until the backward pass; so the numbers are
     the same bits, and the memory is less. Embeddings, norms, the LM head and the adapter stay float32. Not undone: the model
-    is thrown away after training, and its adapter saved.
+    is the training's own, thrown away after it, and its adapter saved; outside autocast it could not be computed with.
     """
     import torch
 

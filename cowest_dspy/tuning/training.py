@@ -153,9 +153,8 @@ def _train(
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
         order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
         evaluation.log_kl(trainer, order, settings)
-        every = 0 if evaluating else settings.checkpoint_steps  # What evaluations have seen is in no checkpoint.
-        checkpoint = Checkpoint(output, _identity(settings, data, start, seed, trainer), every)
-        callbacks = [checkpoint.callback(trainer, history), *callbacks]
+        checkpoint = Checkpoint(output, _identity(settings, data, start, seed, trainer), settings.checkpoint_steps)
+        callbacks = [checkpoint.callback(trainer, history, evaluating), *callbacks]
         callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
         done, references = checkpoint.step * settings.batch_size, cache / start if cache else None
         with checkpoint.given_up_on(TuningError):

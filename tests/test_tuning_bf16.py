@@ -1,0 +1,81 @@
+"""Training in bfloat16 rounds frozen weights of its own copy of the model: its every pass takes that, and no one else sees it."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tuning_rows import LORA, labelled_rows, pair_rows, quick, sft_rows
+
+from cowest_dspy.errors import TuningError
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.tuning import DPO, KTO, SFT, shared_prompt, stalling, tunable, tune
+
+KINDS: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
+    "sft": (SFT, "sft", sft_rows(8)),
+    "preference": (DPO, "preference", pair_rows(8)),
+    "unpaired": (KTO, "unpaired", labelled_rows(8)),
+}
+
+
+def dtypes() -> Counter[str]:
+    """The types of all parameters that are left in this process, and how many have each."""
+    import torch
+
+    gc.collect()
+    return Counter(str(one.dtype) for one in gc.get_objects() if type(one) is torch.nn.Parameter)
+
+
+def rounded() -> int:
+    return dtypes()["torch.bfloat16"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_left(
+    kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    round_frozen = shared_prompt.round_frozen
+
+    def watched(model: Any) -> None:
+        round_frozen(model)
+        seen.append(rounded())
+
+    monkeypatch.setattr(shared_prompt, "round_frozen", watched)
+    monkeypatch.setattr(stalling, "AFTER", 2)
+    make, form, data = KINDS[kind]
+    # The reference, evaluations, the look at whether the loss moves, and a second start from a checkpoint.
+    settings = quick(epochs=4, precision="bf16", micro_batch_size=2, held_out=0.25, evaluate_every=2, checkpoint_steps=1)
+    with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
+        weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
+        before, found = weak("How hot is press 1?"), dtypes()
+
+        def stop(step: int, total: int, _: dict[str, float]) -> None:
+            if step == 3:
+                raise RuntimeError("enough")
+
+        with pytest.raises(RuntimeError, match="enough"):
+            tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out", on_step=stop)
+        tuned = tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out")
+        assert len(seen) == 2 and all(seen), "it has rounded them, each time"
+        assert rounded() == 0
+        assert dtypes() == found and weak("How hot is press 1?", cache=False) == before
+        assert tuned.lm("How hot is press 1?") and tuned.result.history[-1]["eval_loss"] > 0
+
+
+def test_nothing_rounded_is_left_of_a_training_that_failed(tiny_model: Path, tmp_path: Path) -> None:
+    with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
+        weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
+        settings = SFT(**quick(epochs=4, precision="bf16", learning_rate=1e30), lora=LORA)
+        said = ""
+        try:  # pytest.raises would keep the frames of the training, and with them its model.
+            tune(weak, sft_rows(4), "sft", settings, tmp_path / "out")
+        except TuningError as error:
+            said = str(error)
+        assert "diverged" in said
+        assert rounded() == 0
+        assert weak("How hot is press 1?")
