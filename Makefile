@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo evidence test check format vllm bench clean
+.PHONY: help setup models demo evidence quality test check format vllm bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: models ## the whole of CoWest on real models, and its table (again: resume
 
 evidence: models ## the table of the README: 3 seeds, all test questions, two controls (hours; resumable)
 	@$(BIN)/python benchmarks/evidence.py
+
+quality: models ## docs/RESULTS.md: the three domains of the paper, every arm and control (hours; resumable; wants their rows)
+	@$(BIN)/python benchmarks/quality.py
 
 test: check ## check, then every test; those that need real models fetch them, or say why they are skipped
 	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"

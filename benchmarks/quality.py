@@ -1,0 +1,193 @@
+"""The three domains of the paper on real data and real models: every arm, the controls, and what drafts did; writes docs/RESULTS.md.
+
+    make quality                                              # all domains and arms (hours; resumable)
+    python benchmarks/quality.py --domains prosocial --core   # the arms that the two claims need
+    python benchmarks/quality.py --table-only                 # only write docs/RESULTS.md from what is done
+
+Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below; a run that was stopped goes on
+where it stood. Rows are read from --data: a folder with one folder for each domain, which has train.jsonl and dev.jsonl with the
+fields as published. Without a test.jsonl there, a recipe halves dev.jsonl by a seeded shuffle: one half is the dev split (accepts
+rounds), the other is counted. Of the texts of the data nothing is written to docs/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cowest_dspy import Experiment, load_config
+from cowest_dspy.cli import report_errors
+from cowest_dspy.comparison import Comparison, numbers_of, print_comparison, read_comparison, to_markdown, write_comparison
+from cowest_dspy.config import Config, overridden
+from cowest_dspy.experiment import Compared
+from cowest_dspy.intervals import wilson_interval
+from cowest_dspy.live import Live
+from cowest_dspy.report.model import Answer, Arm
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKEND = ROOT / "programs/backends/in_process.toml"
+RESULTS = ROOT / "docs/RESULTS.md"
+BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
+DOMAINS = ("prosocial", "ifqa", "medmcqa")
+
+# What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so that
+# the arm after tuning shows what tuning did; whether it would have been rolled back is in the note of the arm without this.
+SIZES: dict[str, Any] = {
+    "data.train": 64,
+    "data.dev": 64,
+    "data.test": 120,
+    "sft.settings.max_steps": 50,
+    "sft.answer_settings.max_steps": 50,
+    "dpo.epochs": 2,
+    "rounds.least_gain": -1.0,
+    "rounds.more_failures": 1.0,
+}
+CORE = (
+    "alone", "weak", "collaboration_sft", "collaboration", "direct_sft", "direct", "chain_of_thought", "oracle", "rag",
+    "control_other_draft", "control_shuffled",
+)  # fmt: skip
+
+
+def settings(domain: str, data: Path | None, seed: int) -> Config:
+    """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``, the recipe's own."""
+    config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
+    changes = {**SIZES, **({"data.rows": str((data / domain).resolve())} if data else {})}
+    return overridden(config, changes)
+
+
+def run(domain: str, data: Path | None, folder: Path, *, core: bool, seed: int) -> Comparison:
+    """The comparison of one domain, kept in its run's folder."""
+    with Experiment(settings(domain, data, seed), folder / domain, watch=Live()) as experiment:
+        declared = experiment.config.compare.arms if experiment.config.compare else {}
+        made = Compared(experiment).run([name for name in CORE if name in declared] if core else None)
+        write_comparison(made, folder / domain / "comparison")
+    return made
+
+
+# What drafts did
+
+
+def effects(comparison: Comparison) -> str:
+    """A Markdown table: what each collaborating arm did to the answers of the strong model alone.
+
+    "recall" is how often the draft holds the gold answer; the two columns after it are how often the refined answer is right where it
+    does and where it does not. "helped" counts wrong answers alone that became right, "harm rate" is the part of the right ones that
+    became wrong, with Wilson's 95 % interval.
+    """
+    alone = _answers(comparison, comparison.against)
+    lines = [
+        "| arm | recall of drafts | right with it | right without | helped | hurt | harm rate |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for arm in (one.arm for one in comparison.arms):
+        found = [answer for answer in arm.answers if answer.draft is not None and answer.score is not None]
+        if not found or arm.name in ("alone", "oracle"):
+            continue
+        held = [answer for answer in found if holds_gold(answer)]
+        lacked = [answer for answer in found if not holds_gold(answer)]
+        both = [(alone[answer.example_id], answer) for answer in found if alone[answer.example_id].score is not None]
+        kept = [(before.score == 1, after.score == 1) for before, after in both]
+        right, broken = sum(before for before, _ in kept), sum(before and not after for before, after in kept)
+        span = wilson_interval(broken, right)
+        lines.append(
+            f"| {arm.title} | {len(held)} of {len(found)} | {_right(held)} | {_right(lacked)} | "
+            f"{sum(after and not before for before, after in kept)} of {len(kept) - right} | {broken} of {right} | "
+            f"{100 * broken / max(right, 1):.0f} % ({100 * span.low:.0f}-{100 * span.high:.0f}) |"
+        )
+    return "\n".join(lines)
+
+
+def _right(answers: list[Answer]) -> str:
+    return f"{sum(answer.score == 1 for answer in answers)} of {len(answers)}"
+
+
+def _answers(comparison: Comparison, name: str) -> dict[str, Answer]:
+    arm: Arm = next(one.arm for one in comparison.arms if one.arm.name == name)
+    return {answer.example_id: answer for answer in arm.answers}
+
+
+def holds_gold(answer: Answer) -> bool:
+    """Whether a draft says the gold answer: its text, or of one among options the option's text or its letter at the beginning."""
+    draft, gold = " ".join((answer.draft or "").lower().split()), answer.gold.lower()
+    options = str(answer.inputs.get("options", ""))
+    if options:
+        text = next((line[3:] for line in options.splitlines() if line.startswith(f"{answer.gold}.")), "").lower().strip()
+        last = draft.rpartition("answer:")[2].strip()
+        return bool(text and text in draft) or last[:2] in (f"{gold}.", gold)
+    return gold in draft
+
+
+# The page
+
+
+def section(comparison: Comparison, command: str) -> str:
+    """One domain's part of the page."""
+    return "\n\n".join(
+        [
+            to_markdown(comparison, numbers_of(comparison)).rstrip(),
+            "### What drafts did",
+            effects(comparison),
+            f"Command: `{command}`",
+        ]
+    )
+
+
+def write_results(parts: dict[str, str], page: Path = RESULTS) -> None:
+    """Puts the domains' parts between the two marks of the page; those of other domains are left as they are."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Results\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    old, _, after = rest.partition(END)
+    known = dict(_sections(old))
+    known.update(parts)
+    body = "\n\n".join(f"<!-- {domain} -->\n{known[domain].strip()}" for domain in DOMAINS if domain in known)
+    page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+
+
+def _sections(text: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for domain in DOMAINS:
+        mark = f"<!-- {domain} -->"
+        if mark in text:
+            rest = text.partition(mark)[2]
+            ends = [place for other in DOMAINS if (place := rest.find(f"<!-- {other} -->")) >= 0]
+            found.append((domain, rest[: min(ends, default=len(rest))]))
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="a folder with a folder for each domain")
+    parser.add_argument("--hub", action="store_true", help="read what the recipes read by themselves, over the network")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality", help="where the runs are kept")
+    parser.add_argument("--core", action="store_true", help="only the arms that the claims need")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table-only", action="store_true", help="only write docs/RESULTS.md from finished comparisons")
+    given = parser.parse_args()
+    console, parts = Console(), dict[str, str]()
+    for domain in given.domains:
+        data: Path | None = None if given.hub else given.data
+        if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
+            sys.exit(
+                f"There is no {data / domain / 'train.jsonl'}: put the rows there, name another folder (--data), or use --hub."
+            )
+        make: Callable[[], Comparison] = (
+            (lambda domain=domain: read_comparison(given.runs / domain / "comparison"))
+            if given.table_only
+            else (lambda domain=domain, data=data: run(domain, data, given.runs, core=given.core, seed=given.seed))
+        )
+        made = make()
+        print_comparison(made, console)
+        core = " --core" if len(made.arms) <= len(CORE) else ""
+        parts[domain] = section(made, f"python benchmarks/quality.py --domains {domain}{core}")
+        write_results(parts)
+
+
+if __name__ == "__main__":
+    report_errors(main)
