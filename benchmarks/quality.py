@@ -1,4 +1,4 @@
-"""The three domains of the paper on real data and real models: every arm, the controls, and what drafts did; writes docs/RESULTS.md.
+"""The three domains of the paper on real data, with real models: every arm and control, and what drafts did; for docs/RESULTS.md.
 
     make quality                                              # all domains and arms (hours; resumable)
     python benchmarks/quality.py --domains prosocial --core   # the arms that the two claims need
@@ -35,8 +35,8 @@ RESULTS = ROOT / "docs/RESULTS.md"
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 DOMAINS = ("prosocial", "ifqa", "medmcqa")
 
-# What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so that
-# the arm after tuning shows what tuning did; whether it would have been rolled back is in the note of the arm without this.
+# What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so
+# that the arm after tuning shows what tuning did.
 SIZES: dict[str, Any] = {
     "data.train": 64,
     "data.dev": 64,
@@ -75,9 +75,9 @@ def run(domain: str, data: Path | None, folder: Path, *, core: bool, seed: int) 
 def effects(comparison: Comparison) -> str:
     """A Markdown table: what each collaborating arm did to the answers of the strong model alone.
 
-    "recall" is how often the draft holds the gold answer; the two columns after it are how often the refined answer is right where it
-    does and where it does not. "helped" counts wrong answers alone that became right, "harm rate" is the part of the right ones that
-    became wrong, with Wilson's 95 % interval.
+    "recall" is how often the draft holds the gold answer; the two columns after it are how often the refined answer is right where
+    it does and where it does not. "helped" counts wrong answers alone that became right, "harm rate" is the part of the right ones
+    that became wrong, with Wilson's 95 % interval.
     """
     alone = _answers(comparison, comparison.against)
     lines = [
@@ -174,9 +174,8 @@ def main() -> None:
     for domain in given.domains:
         data: Path | None = None if given.hub else given.data
         if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
-            sys.exit(
-                f"There is no {data / domain / 'train.jsonl'}: put the rows there, name another folder (--data), or use --hub."
-            )
+            missing = data / domain / "train.jsonl"
+            sys.exit(f"There is no {missing}: put the rows there, name another folder (--data), or use --hub.")
         make: Callable[[], Comparison] = (
             (lambda domain=domain: read_comparison(given.runs / domain / "comparison"))
             if given.table_only
