@@ -1,7 +1,7 @@
 """The tutorial is followed as it stands, in an empty folder: its files are written, its commands run, their output is looked at.
 
 A fence with a file name ("```toml ferries.toml") is that file, "bash" are commands, "text" are lines of what the commands before it
-printed. "bash slow" needs real models.
+printed. "bash tuned" are commands for a model that is trained.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from cowest_dspy import load_config, recipes
 from cowest_dspy.tuning import DPO, SFT
@@ -73,7 +71,7 @@ def test_every_fence_is_one_that_is_followed() -> None:
     text = TUTORIAL.read_text(encoding="utf-8")
     assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(BLOCKS)
     for block in BLOCKS:
-        notes = {"bash": r"|slow", "text": "", "csv": r"\w+\.csv", "python": r"\w+\.py", "toml": r"\w+\.toml"}[block.language]
+        notes = {"bash": r"|tuned", "text": "", "csv": r"\w+\.csv", "python": r"\w+\.py", "toml": r"\w+\.toml"}[block.language]
         assert re.fullmatch(notes, block.note), block
     assert len({block.note for block in BLOCKS if "." in block.note}) == sum("." in block.note for block in BLOCKS)
 
@@ -114,10 +112,25 @@ def test_its_code_is_as_this_project_would_have_it(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
-def test_the_tutorial_runs_on_real_models(tmp_path: Path, real_models: Path) -> None:
+def test_the_commands_for_real_models_run_with_a_tiny_one_that_is_tuned(tmp_path: Path, tiny_model: Path) -> None:
+    """A real cycle, trained and all: a tiny model in the place of the weak one, the rule in the place of the strong one."""
     write_files(tmp_path)
-    (tmp_path / "models").symlink_to(real_models, target_is_directory=True)
-    for command, _ in commands("slow"):
-        run(command, tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "SmolLM2-135M-Instruct").symlink_to(tiny_model, target_is_directory=True)
+    weak = (tmp_path / "models.toml").read_text().partition("[strong]")[0]
+    strong = (tmp_path / "stand_ins.toml").read_text().partition("[strong]")[2].partition("[sft]")[0]
+    (tmp_path / "models.toml").write_text(f"{weak}[strong]{strong}")
+    task = (tmp_path / "ferries.toml").read_text()
+    for old, new in (
+        ("epochs = 4, learning_rate = 1e-3", 'epochs = 60, learning_rate = 2e-2, precision = "fp32", batch_size = 4'),
+        ("drafts = 4", "drafts = 6\nmax_failed = 1.0"),
+        ("least = 4", "least = 1"),
+        ("beta = 0.1", 'beta = 0.1\nmax_steps = 2\nprecision = "fp32"'),
+    ):
+        assert old in task
+        task = task.replace(old, new)
+    (tmp_path / "ferries.toml").write_text(task)
+    asked = [run(command, tmp_path) for command, _ in commands("tuned")]
+    assert len(asked) == 2 and "it takes adapters" in asked[0]
+    assert "collaboration, after preference tuning" in asked[1]
     assert (tmp_path / "runs/real/report.html").is_file()
