@@ -93,6 +93,7 @@ def test_the_tutorial_runs_and_prints_what_it_says(tmp_path: Path) -> None:
         asked, told = asked + 1, told + len(said)
     assert asked >= 8 and told >= 7
     assert (tmp_path / "runs/try/report.html").is_file()
+    assert (tmp_path / "runs/formats/comparison/comparison.html").is_file()
 
 
 def test_the_backends_of_the_tutorial_fit_its_task(tmp_path: Path) -> None:
