@@ -165,7 +165,10 @@ def optimizer(name: str, rules: StepRules, tools: Tools) -> Teleprompter:
     """
     try:
         if rules.optimizer in OPTIMIZERS:
-            made = _class(name, rules.optimizer)(**{**OPTIMIZERS[rules.optimizer](tools), **rules.settings})
+            given = {**OPTIMIZERS[rules.optimizer](tools), **rules.settings}
+            if rules.optimizer == "MIPROv2" and "num_candidates" in given:
+                given.setdefault("auto", None)  # It takes one or the other, and a TOML cannot say None.
+            made = _class(name, rules.optimizer)(**given)
         else:
             made = load(rules.optimizer)(tools, **rules.settings)
     except (TypeError, ValueError, AssertionError) as error:
