@@ -14,7 +14,9 @@ from test_experiment import cowest, rewrite, task  # noqa: F401 - a fixture
 
 from cowest_dspy import Experiment, Store, load_config
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.report import read_report
+from cowest_dspy.tuning import tune
 
 CYCLE = """
 [rounds]
@@ -136,6 +138,37 @@ def test_both_weights_steps_of_a_cycle_are_in_the_report_in_order(cycle: list[Pa
         again = experiment.cycle()
         assert experiment.store.calls() == calls
     assert (again.steps, again.rounds, again.curves, again.arms) == (first.steps, first.rounds, first.curves, first.arms)
+
+
+def test_controls_of_a_cycle_are_trained_on_the_rows_of_its_weights_step(
+    cycle: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: dict[str, list[dict[str, object]]] = {}
+
+    def watched(
+        start: object, rows: list[dict[str, object]], kind: str, settings: object, output: Path, **options: object
+    ) -> object:
+        trained[output.name.rpartition("-")[0]] = rows
+        return tune(start, rows, kind, settings, output, **options)  # pyright: ignore
+
+    monkeypatch.setattr("cowest_dspy.trained.tune", watched)
+
+    def collected() -> tuple[dict[str, object] | None, dict[str, dict[str, object]], bytes]:
+        with Store(tmp_path / "run") as store:
+            return store.record("done", "collect"), store.records("trace"), (tmp_path / "run" / "pairs.jsonl").read_bytes()
+
+    run(cycle, tmp_path / "run")
+    before = collected()
+    rewrite(cycle[0], "controls = []", 'controls = ["shuffled"]')
+    run(cycle, tmp_path / "run")
+    assert collected() == before, "the drafts of the report are those that the weights step has learned from"
+    sides = [
+        [{str(row["chosen"]), str(row["rejected"])} for row in rows]
+        for rows in (PreferencePairs.load(tmp_path / "run" / "pairs.jsonl").rows(), trained["dpo"], trained["shuffled"])
+    ]
+    assert sides[0] == sides[1] == sides[2]
+    with Store(tmp_path / "run") as store:
+        assert "evaluate shuffled" in store.records("stage") and "shuffled" in store.records("arm")
 
 
 def test_a_step_whose_settings_have_changed_is_made_anew(cycle: list[Path], tmp_path: Path) -> None:

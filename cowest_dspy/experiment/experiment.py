@@ -224,8 +224,12 @@ class Experiment:
         return cycled(self.program.bind(weak=weak, strong=self.strong), weights, self._desk, self.splits, self.evaluator)
 
     def control(self, name: str) -> dspy.LM:
-        """The weak model of a control arm, trained from where preference tuning started."""
-        rows = self.rounds.rows(self._drafting())
+        """The weak model of a control arm, trained from where preference tuning started, on the rows of its first round."""
+        if self.config.cycle and "weights" in self.config.cycle.names:
+            _ = self.final  # There the drafts are of the program as it was at that step.
+            rows = self.rounds.kept_rows(1)
+        else:
+            rows = self.rounds.rows(self._drafting())
         if name == "shuffled":
             return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(rows, self.config.seed))
         return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, rows)
@@ -351,6 +355,9 @@ class Experiment:
                 return arms.alone_arm(program.measured_anew()), f"{state}, {self.strong.model}"
             return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {self.strong.model}"
         weak = self.sft() if name == "collaboration_sft" else self.control(name)
+        if self.config.cycle and name != "collaboration_sft":  # A control differs in its weights, and not in its prompts.
+            state = digest(self.final.dump_state())
+            return arms.collaboration_arm(self.final.bind(weak=weak)), f"{state}, {weak.model}, {self.strong.model}"
         return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
 
 
