@@ -232,7 +232,7 @@ class Rounds:
                 raise
             return Round(number, start.model, None, 0, 0, False, str(error)), None
         if self._rules.replay:
-            old = [row for one in earlier for row in self._kept_rows(one)]
+            old = [row for one in earlier for row in self.kept_rows(one)]
             rows, replayed = [*old, *rows], len(old)
         tuned = self.tuned(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
         about = (number, start.model, tuned.model, len(rows), replayed)
@@ -255,7 +255,8 @@ class Rounds:
     def _step(self, number: int) -> str:
         return _named("kto" if isinstance(self.task.tuner, KTO) else "dpo", number)
 
-    def _kept_rows(self, number: int) -> list[dict[str, Any]]:
+    def kept_rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows that a round which is done has collected, read from the run folder; without those that it replayed."""
         if not isinstance(self.task.tuner, KTO):
             return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
         if self.task.given and number == self._first:
