@@ -34,7 +34,7 @@ from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, load
 from cowest_dspy.report import Arm, RunReport, write_report
-from cowest_dspy.rounds import Rounds, Task
+from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, run_report
@@ -245,7 +245,8 @@ class Experiment:
             pairs = pairs.at_most(self.config.pairs.most, seed=self.config.seed)
             if len(pairs) < self.config.pairs.least:
                 raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
-            return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", pairs.rows(lineage=False))
+            rows = pairs.rows(lineage=False) if self.config.kto is None else unpaired(pairs.rows(lineage=False))
+            return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", rows)
         if self.config.cycle and "weights" in self.config.cycle.names:
             _ = self.final  # There the drafts are of the program as it was at that step.
             rows = self.rounds.kept_rows(1)

@@ -204,7 +204,7 @@ class Rounds:
         """
         if not isinstance(self.task.tuner, KTO) or (self.task.given and number == self._first):
             rows = self.enough(start, number).rows(lineage=False)
-            return _unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
+            return unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
         drafts = self.labelled(start, number)
         drafts.save(self._file("drafts", number))
         _check_labels(drafts, self.task.least)
@@ -260,7 +260,7 @@ class Rounds:
         if not isinstance(self.task.tuner, KTO):
             return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
         if self.task.given and number == self._first:
-            return _unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
+            return unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
         return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
 
     def _file(self, name: str, number: int) -> Path:
@@ -272,7 +272,8 @@ def _training_rows(drafts: LabelledDrafts) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("prompt", "completion", "label")} for row in drafts.rows()]
 
 
-def _unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of pairs as labelled rows, two of each: for KTO."""
     sides = (("chosen", True), ("rejected", False))
     return [{"prompt": row["prompt"], "completion": row[side], "label": label} for row in rows for side, label in sides]
 
