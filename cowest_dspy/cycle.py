@@ -93,6 +93,8 @@ class Cycle(Teleprompter):
         steps: an optimiser for each name; or a function of the program as it is then, for optimisers whose metric is an Influence.
         targets: what a step may change: "draft", "refine" or "both" (the default). The strong model alone never changes.
         compile_args: further arguments of ``compile`` for a step, for instance ``{"prompts": {"num_trials": 10}}`` of MIPROv2.
+        settings: by name of a step, what its optimiser is made of, as a string. A finished step is made anew when it has changed;
+            without it, an optimiser of the same name counts as the same.
         confidence: of the interval of each gain.
         threads: examples that are evaluated at once.
         run: the folder of the store, for resuming; by default a new temporary folder. A cycle inside a run uses that run's.
@@ -110,6 +112,7 @@ class Cycle(Teleprompter):
         *,
         targets: Mapping[str, Target] | None = None,
         compile_args: Mapping[str, Mapping[str, Any]] | None = None,
+        settings: Mapping[str, str] | None = None,
         confidence: float = 0.9,
         threads: int = 8,
         run: str | Path | None = None,
@@ -118,8 +121,8 @@ class Cycle(Teleprompter):
         self.metric, self.steps = metric, steps
         self.names = parsed(strategy, steps)
         self.targets: dict[str, Target] = dict(targets or {})
-        self.compile_args = dict(compile_args or {})
-        for name in (*self.targets, *self.compile_args):
+        self.compile_args, self.settings = dict(compile_args or {}), dict(settings or {})
+        for name in (*self.targets, *self.compile_args, *self.settings):
             parsed(name, steps)
         for name, target in self.targets.items():
             if target not in ("draft", "refine", "both"):
@@ -208,8 +211,8 @@ class _Walk:
         store, key = self._stages.store, f"{number} {name}"
         target: Target = self._cycle.targets.get(name, "both")
         identity = digest([key, target, program.dump_state(), program.weak.model, program.strong.model, self._data])
-        known = store.record("step", key) or {}
-        if known.get("identity") == identity:
+        known, settings = store.record("step", key) or {}, self._cycle.settings.get(name)
+        if known.get("identity") == identity and known.get("settings", settings) == settings:
             # A run of before that was kept has the rounds of one step.
             self._rounds = known.get("rounds", _last_round(store) if _numbers_rounds(self._cycle.steps[name]) else self._rounds)
             return self._read(known, program), known["scores"]
@@ -220,7 +223,7 @@ class _Walk:
         if folder and folder.resolve().is_relative_to(self._stages.run.resolve()):
             folder = folder.resolve().relative_to(self._stages.run.resolve())  # A run's folder may be moved.
         record = {"state": made.dump_state(), "weak": made.weak.model, "folder": str(folder) if folder else None, "scores": scores}
-        store.keep("step", key, {**record, "rounds": self._rounds, "identity": identity})
+        store.keep("step", key, {**record, "rounds": self._rounds, "settings": settings, "identity": identity})
         return made, scores
 
     def _compiled(self, name: str, target: Target, program: Collaboration) -> Collaboration:

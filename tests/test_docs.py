@@ -8,13 +8,14 @@ import sys
 import tomllib
 import xml.dom.minidom
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from cowest_dspy.config import validate
+from cowest_dspy.corpus import is_corpus_metric
 from cowest_dspy.report import Answer, Arm, InfluenceRow, PairsSummary, RunReport, write_report
-from cowest_dspy.tables import CycleRules, InfluenceRules, RoundRules
+from cowest_dspy.tables import ArmRules, CompareRules, CycleRules, InfluenceRules, RoundRules
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +47,20 @@ def test_the_page_on_cycles_runs_and_its_toml_is_read(tmp_path: Path, monkeypatc
     assert validate(RoundRules, tables[0]["rounds"], "docs/cycles.md") == RoundRules.model_validate({"count": 2})
     cycle = validate(CycleRules, tables[1]["cycle"], "docs/cycles.md")
     assert cycle.names == ("sft", "prompts", "weights", "prompts")
+
+
+def test_the_toml_and_the_code_of_the_page_on_comparing_are_read() -> None:
+    text = (ROOT / "docs/compare.md").read_text(encoding="utf-8")
+    blocks = [tomllib.loads(block)["compare"] for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
+    rules = [validate(CompareRules, block, "docs/compare.md") for block in blocks]
+    assert rules[0].arms["after"].weak == "tuned" and rules[1].sweep["pairs.most"] == (16, 32, 64)
+    named = set(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))
+    kinds = {kind for row in named for kind in re.findall(r"`(\w+)`", row)}
+    fields = ArmRules.model_fields
+    assert {*get_args(fields["kind"].annotation), *get_args(get_args(fields["control"].annotation)[0])} <= kinds
+    names: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    assert is_corpus_metric(names["share_of_yes"])
 
 
 def test_the_page_on_tuning_makes_the_settings_that_it_shows() -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from test_experiment import cowest, rewrite, task  # noqa: F401 - a fixture
 
-from cowest_dspy import Experiment, load_config
+from cowest_dspy import Experiment, Store, load_config
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.report import read_report
+from cowest_dspy.tuning import tune
 
 CYCLE = """
 [rounds]
@@ -136,6 +138,66 @@ def test_both_weights_steps_of_a_cycle_are_in_the_report_in_order(cycle: list[Pa
         again = experiment.cycle()
         assert experiment.store.calls() == calls
     assert (again.steps, again.rounds, again.curves, again.arms) == (first.steps, first.rounds, first.curves, first.arms)
+
+
+def test_controls_of_a_cycle_are_trained_on_the_rows_of_its_weights_step(
+    cycle: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: dict[str, list[dict[str, object]]] = {}
+
+    def watched(
+        start: object, rows: list[dict[str, object]], kind: str, settings: object, output: Path, **options: object
+    ) -> object:
+        trained[output.name.rpartition("-")[0]] = rows
+        return tune(start, rows, kind, settings, output, **options)  # pyright: ignore
+
+    monkeypatch.setattr("cowest_dspy.trained.tune", watched)
+
+    def collected() -> tuple[dict[str, object] | None, dict[str, dict[str, object]], bytes]:
+        with Store(tmp_path / "run") as store:
+            return store.record("done", "collect"), store.records("trace"), (tmp_path / "run" / "pairs.jsonl").read_bytes()
+
+    run(cycle, tmp_path / "run")
+    before = collected()
+    rewrite(cycle[0], "controls = []", 'controls = ["shuffled"]')
+    run(cycle, tmp_path / "run")
+    assert collected() == before, "the drafts of the report are those that the weights step has learned from"
+    sides = [
+        [{str(row["chosen"]), str(row["rejected"])} for row in rows]
+        for rows in (PreferencePairs.load(tmp_path / "run" / "pairs.jsonl").rows(), trained["dpo"], trained["shuffled"])
+    ]
+    assert sides[0] == sides[1] == sides[2]
+    with Store(tmp_path / "run") as store:
+        assert "evaluate shuffled" in store.records("stage") and "shuffled" in store.records("arm")
+
+
+def test_a_step_whose_settings_have_changed_is_made_anew(cycle: list[Path], tmp_path: Path) -> None:
+    def kept() -> tuple[dict[str, dict[str, object]], dict[str, str], int]:
+        with Store(tmp_path / "run") as store:
+            adapters = {name: record["model"] for name, record in store.records("adapter").items()}
+            return store.records("step"), adapters, store.calls()
+
+    run(cycle, tmp_path / "run")
+    first, adapters, calls = kept()
+    # A run of before settings were kept is read as it is.
+    with Store(tmp_path / "run") as store:
+        for key, record in first.items():
+            store.keep("step", key, {name: value for name, value in record.items() if name not in ("settings", "rounds")})
+    run(cycle, tmp_path / "run")
+    assert kept()[1:] == (adapters, calls)
+    with Store(tmp_path / "run") as store:
+        for key, record in first.items():
+            store.keep("step", key, record)
+    rewrite(cycle[0], "[dpo]\nmax_steps = 2", "[dpo]\nmax_steps = 3")
+    run(cycle, tmp_path / "run")
+    second, others, _ = kept()
+    assert others["dpo"] != adapters["dpo"] and others["drafts"] == adapters["drafts"]
+    assert second["1 shots"] == first["1 shots"] and second["2 weights"]["settings"] != first["2 weights"]["settings"]
+    rewrite(cycle[0], "{ k = 1 }", "{ k = 2 }")
+    run(cycle, tmp_path / "run")
+    third, _, _ = kept()
+    demos = [len(record["1 shots"]["state"]["refine"]["demos"]) for record in (second, third)]  # pyright: ignore
+    assert demos == [1, 2]
 
 
 @pytest.mark.parametrize(

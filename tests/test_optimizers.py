@@ -13,8 +13,10 @@ import pytest
 from test_influence_laws import match, questions, strong_that_reads, together
 
 from cowest_dspy import Influence, Store
+from cowest_dspy.experiment.cycling import Tools, optimizer
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration
+from cowest_dspy.tables import StepRules
 from cowest_dspy.testing import ScriptedEngine
 
 HINT = "Write the number of the question."
@@ -123,6 +125,19 @@ def test_few_shot_optimisers_run_the_program_on_its_own_models(search: bool) -> 
     assert not program.draft.predictors()[0].demos
     cleared = better.reset_copy()
     assert not any(predictor.demos for predictor in cleared.predictors()) and cleared.weak is better.weak
+
+
+def test_miprov2_of_a_configuration_takes_numbers_in_the_place_of_auto(task: tuple[Collaboration, Influence]) -> None:
+    program, influence = task
+    tools = Tools(program, match, influence, proposer([]), threads=1, seed=0)
+    settings = {"num_candidates": 3, "max_bootstrapped_demos": 0, "max_labeled_demos": 0}
+    compiled = {"num_trials": 5, "minibatch": False, "program_aware_proposer": False, "data_aware_proposer": False}
+    rules = StepRules.model_validate({"optimizer": "MIPROv2", "settings": settings, "compile": compiled})
+    made: Any = optimizer("prompts", rules, tools)
+    better = made.compile(program, trainset=questions(4), valset=questions(4), **rules.compile)
+    assert better(question="Question number 3?").answer == "3"
+    light: Any = optimizer("prompts", StepRules.model_validate({"optimizer": "MIPROv2"}), tools)
+    assert (made.auto, made.num_candidates, light.auto) == (None, 3, "light")
 
 
 def test_simba_varies_the_drafts_and_leaves_the_strong_model_alone() -> None:

@@ -117,7 +117,8 @@ def test_tensorboard_finds_the_scalars_in_the_folder_of_the_logs(
     tuned = train_dpo(settings, pair_rows(8), base=str(tiny_model), output=tmp_path / "r1")
     events = EventAccumulator(str(tmp_path / "r1.logs" / "tensorboard"))
     events.Reload()
-    for tag, key in (("train/loss", "loss"), ("train/kl", "kl"), ("eval/loss", "eval_loss"), ("eval/kl", "eval_kl")):
+    for key in ("loss", "kl", "rewards/margins", "eval_loss", "eval_kl", "eval_rewards/margins"):
+        tag = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
         kept = [(record["step"], pytest.approx(record[key], abs=1e-6)) for record in tuned.history if key in record]
         assert [(scalar.step, scalar.value) for scalar in events.Scalars(tag)] == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r1", "r1.logs"]

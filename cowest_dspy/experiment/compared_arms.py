@@ -265,7 +265,7 @@ def _control(experiment: Experiment, rules: ArmRules) -> Answerer:
         examples = experiment.splits[experiment.config.compare.split if experiment.config.compare else "test"]
         made = _of_program(experiment, program, other_draft_arm(program, examples, experiment.config.seed))
         return Answerer(made.answering, [made.depends_on, name, experiment.config.seed], "control", made.threads)
-    program = experiment.program.bind(weak=experiment.control(name), strong=experiment.strong)
+    program = experiment.controlled(name)
     made = _of_program(experiment, program, arms.collaboration_arm(program), "control")
     return Answerer(made.answering, made.depends_on, "control", made.threads)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -70,7 +72,7 @@ class Weights(Teleprompter):
     """The rounds of an experiment as a step: tunes the weak model of the program as it is then."""
 
     def __init__(self, desk: Desk, task: Callable[[], Task], seed: int, make_room: Callable[[], None], base: dspy.LM) -> None:
-        self._desk, self._task, self._seed, self._make_room, self._base = desk, task, seed, make_room, base
+        self._desk, self.task, self._seed, self._make_room, self._base = desk, task, seed, make_room, base
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -83,7 +85,7 @@ class Weights(Teleprompter):
         """The program with the weak model of the last round that was taken; rounds are numbered from ``first_round``."""
 
         def task() -> Task:
-            of = self._task()
+            of = self.task()
             return replace(of, program=student, meaning=digest([of.meaning, student.dump_state()]))
 
         models = TrainedModels(self._desk, lambda: self._base, self._seed, self._make_room, self._desk.processes)
@@ -115,12 +117,25 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
         made,
         targets={name: rules.target for name, rules in config.cycle.steps.items()},
         compile_args={name: rules.compile for name, rules in config.cycle.steps.items() if rules.compile},
+        settings={name: _made_of(name, weights.task(), config) for name in names},
         confidence=config.rounds.confidence,
         threads=config.strong.concurrency,
         watch=desk.watch,
     )
     with keeping(desk.store):
         return cycle.compile(program, trainset=data["train"], valset=data["dev"])
+
+
+def _made_of(name: str, task: Task, config: Config) -> str:
+    """What a step's optimiser is made of: its settings, the code of one's own, and whatever answers depend on."""
+    if name == "weights":
+        made: list[Any] = [task.tuner.decisive(), config.rounds.model_dump(), config.pairs.model_dump()]
+    else:
+        assert config.cycle is not None
+        rules = config.cycle.steps[name]
+        file = Path(rules.optimizer.rpartition(":")[0])
+        made = [rules.model_dump(), hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""]
+    return digest([task.meaning, config.seed, made])
 
 
 def check_steps(config: Config) -> None:
@@ -150,7 +165,10 @@ def optimizer(name: str, rules: StepRules, tools: Tools) -> Teleprompter:
     """
     try:
         if rules.optimizer in OPTIMIZERS:
-            made = _class(name, rules.optimizer)(**{**OPTIMIZERS[rules.optimizer](tools), **rules.settings})
+            given = {**OPTIMIZERS[rules.optimizer](tools), **rules.settings}
+            if rules.optimizer == "MIPROv2" and "num_candidates" in given:
+                given.setdefault("auto", None)  # It takes one or the other, and a TOML cannot say None.
+            made = _class(name, rules.optimizer)(**given)
         else:
             made = load(rules.optimizer)(tools, **rules.settings)
     except (TypeError, ValueError, AssertionError) as error:

@@ -34,7 +34,7 @@ from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, load
 from cowest_dspy.report import Arm, RunReport, write_report
-from cowest_dspy.rounds import Rounds, Task
+from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, run_report
@@ -239,17 +239,27 @@ class Experiment:
         return cycled(self.program.bind(weak=weak, strong=self.strong), weights, self.desk, self.splits, self.evaluator)
 
     def control(self, name: str) -> dspy.LM:
-        """The weak model of a control arm, trained from where preference tuning started."""
+        """The weak model of a control arm, trained from where preference tuning started, on the rows of its first round."""
         if name == "by_correctness":
             pairs = by_correctness(self.rounds.collected(self._drafting()), self._task().gate)
             pairs = pairs.at_most(self.config.pairs.most, seed=self.config.seed)
             if len(pairs) < self.config.pairs.least:
                 raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
-            return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", pairs.rows(lineage=False))
-        rows = self.rounds.rows(self._drafting())
+            rows = pairs.rows(lineage=False) if self.config.kto is None else unpaired(pairs.rows(lineage=False))
+            return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", rows)
+        if self.config.cycle and "weights" in self.config.cycle.names:
+            _ = self.final  # There the drafts are of the program as it was at that step.
+            rows = self.rounds.kept_rows(1)
+        else:
+            rows = self.rounds.rows(self._drafting())
         if name == "shuffled":
             return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(rows, self.config.seed))
         return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, rows)
+
+    def controlled(self, name: str) -> Collaboration:
+        """The program of a control arm: it differs from the tuned one in its weights, and not in its prompts."""
+        weak = self.control(name)
+        return self.final.bind(weak=weak) if self.config.cycle else self.program.bind(weak=weak, strong=self.strong)
 
     def evaluate(self, names: Sequence[str] | None = None) -> tuple[Arm, ...]:
         """The arms of these names (default: all that the configuration declares) on the held-out split, and keeps them."""
@@ -373,5 +383,9 @@ class Experiment:
             if name == "strong_prompted":
                 return arms.alone_arm(program.measured_anew()), f"{state}, {self.strong.model}"
             return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {self.strong.model}"
-        weak = self.sft() if name == "collaboration_sft" else self.control(name)
-        return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
+        if name == "collaboration_sft":
+            weak = self.sft()
+            return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
+        program = self.controlled(name)
+        state = f"{digest(program.dump_state())}, " if self.config.cycle else ""
+        return arms.collaboration_arm(program), f"{state}{program.weak.model}, {self.strong.model}"

@@ -204,7 +204,7 @@ class Rounds:
         """
         if not isinstance(self.task.tuner, KTO) or (self.task.given and number == self._first):
             rows = self.enough(start, number).rows(lineage=False)
-            return _unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
+            return unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
         drafts = self.labelled(start, number)
         drafts.save(self._file("drafts", number))
         _check_labels(drafts, self.task.least)
@@ -232,7 +232,7 @@ class Rounds:
                 raise
             return Round(number, start.model, None, 0, 0, False, str(error)), None
         if self._rules.replay:
-            old = [row for one in earlier for row in self._kept_rows(one)]
+            old = [row for one in earlier for row in self.kept_rows(one)]
             rows, replayed = [*old, *rows], len(old)
         tuned = self.tuned(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
         about = (number, start.model, tuned.model, len(rows), replayed)
@@ -255,11 +255,12 @@ class Rounds:
     def _step(self, number: int) -> str:
         return _named("kto" if isinstance(self.task.tuner, KTO) else "dpo", number)
 
-    def _kept_rows(self, number: int) -> list[dict[str, Any]]:
+    def kept_rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows that a round which is done has collected, read from the run folder; without those that it replayed."""
         if not isinstance(self.task.tuner, KTO):
             return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
         if self.task.given and number == self._first:
-            return _unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
+            return unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
         return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
 
     def _file(self, name: str, number: int) -> Path:
@@ -271,7 +272,8 @@ def _training_rows(drafts: LabelledDrafts) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("prompt", "completion", "label")} for row in drafts.rows()]
 
 
-def _unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of pairs as labelled rows, two of each: for KTO."""
     sides = (("chosen", True), ("rejected", False))
     return [{"prompt": row["prompt"], "completion": row[side], "label": label} for row in rows for side, label in sides]
 
