@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ DOMAINS = ("prosocial", "ifqa", "medmcqa")
 # What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so
 # that the arm after tuning shows what tuning did.
 SIZES: dict[str, Any] = {
-    "data.train": 64,
-    "data.dev": 64,
+    "data.train": 48,
+    "data.dev": 48,
     "data.test": 120,
-    "sft.settings.max_steps": 50,
-    "sft.answer_settings.max_steps": 50,
+    "sft.settings.max_steps": 40,
+    "sft.answer_settings.max_steps": 40,
     "dpo.epochs": 2,
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
@@ -60,11 +60,11 @@ def settings(domain: str, data: Path | None, seed: int) -> Config:
     return overridden(config, changes)
 
 
-def run(domain: str, data: Path | None, folder: Path, *, core: bool, seed: int) -> Comparison:
-    """The comparison of one domain, kept in its run's folder."""
+def run(domain: str, data: Path | None, folder: Path, *, arms: Sequence[str] | None, seed: int) -> Comparison:
+    """The comparison of one domain, kept in its run's folder; of these arms, where it declares them, or of all."""
     with Experiment(settings(domain, data, seed), folder / domain, watch=Live()) as experiment:
         declared = experiment.config.compare.arms if experiment.config.compare else {}
-        made = Compared(experiment).run([name for name in CORE if name in declared] if core else None)
+        made = Compared(experiment).run([name for name in declared if name in arms] if arms is not None else None)
         write_comparison(made, folder / domain / "comparison")
     return made
 
@@ -167,10 +167,12 @@ def main() -> None:
     parser.add_argument("--hub", action="store_true", help="read what the recipes read by themselves, over the network")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality", help="where the runs are kept")
     parser.add_argument("--core", action="store_true", help="only the arms that the claims need")
+    parser.add_argument("--arms", nargs="+", help="only these arms")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table-only", action="store_true", help="only write docs/RESULTS.md from finished comparisons")
     given = parser.parse_args()
     console, parts = Console(), dict[str, str]()
+    arms: Sequence[str] | None = given.arms or (CORE if given.core else None)
     for domain in given.domains:
         data: Path | None = None if given.hub else given.data
         if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
@@ -179,12 +181,12 @@ def main() -> None:
         make: Callable[[], Comparison] = (
             (lambda domain=domain: read_comparison(given.runs / domain / "comparison"))
             if given.table_only
-            else (lambda domain=domain, data=data: run(domain, data, given.runs, core=given.core, seed=given.seed))
+            else (lambda domain=domain, data=data: run(domain, data, given.runs, arms=arms, seed=given.seed))
         )
         made = make()
         print_comparison(made, console)
-        core = " --core" if len(made.arms) <= len(CORE) else ""
-        parts[domain] = section(made, f"python benchmarks/quality.py --domains {domain}{core}")
+        asked = " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
+        parts[domain] = section(made, f"python benchmarks/quality.py --domains {domain}{asked}")
         write_results(parts)
 
 
