@@ -70,7 +70,7 @@ def test_a_baseline_of_the_strong_model_never_sees_a_draft(name: str, adapter: d
     assert len(strong.asked) == CALLS[name]
     assert "background" not in prompts(strong).lower() and "draft" not in prompts(strong).lower()
     assert all(TASK in request["messages"][0]["content"] for request in strong.asked)
-    assert ("Worked?" in prompts(strong)) == (name not in ("shots", "refined thoughts with demos"))
+    assert ("Worked?" in prompts(strong)) == (name in ("task", "refined", "votes")), "shown where its fields are all there"
     assert ("Shown?" in prompts(strong)) == (name in ("shots", "refined thoughts with demos"))
     assert ("[[ ##" in prompts(strong)) == (adapter is not None), "in the prompt format of the program"
     assert str(program.dump_state()) == before, "the program that it was made of stays as it was"
@@ -147,11 +147,14 @@ def test_chain_of_thought_asks_as_dspy_does() -> None:
     own: Any = chain_of_thought("question -> reasoning, answer").module
     assert list(own.signature.output_fields) == ["reasoning", "answer"]
     strong = ScriptedEngine({"What?": "So it is.\nAnswer: a"})
-    demos = [dspy.Example(question="Worked?", background="b", answer="w")]
-    answer = chain_of_thought(collaboration(strong, demos=demos))(question="What?")
+    bare = dspy.Example(question="Bare?", background="b", answer="w")
+    reasoned = dspy.Example(question="Reasoned?", background="b", reasoning="For so it is.", answer="w")
+    answer = chain_of_thought(collaboration(strong, demos=[bare, reasoned]))(question="What?")
     assert answer.toDict() == {"reasoning": "So it is.", "answer": "a"}
     said = f'{TASK}\nThink step by step first. Write lines: "Reasoning: ...", "Answer: ...".'
-    assert strong.asked[0]["messages"][0] == {"role": "system", "content": said}
+    shown = ["Question: Reasoned?", "Reasoning: For so it is.\nAnswer: w", "Question: What?"]
+    # A demo without a reasoning says "Not supplied", and that is what a model then writes.
+    assert [message["content"] for message in strong.asked[0]["messages"]] == [said, *shown]
 
 
 # Demos

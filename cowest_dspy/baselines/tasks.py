@@ -71,10 +71,12 @@ class Baseline(dspy.Module):
 def chain_of_thought(task: Task) -> Baseline:
     """The task with a reasoning before its first output (Wei et al. 2022), as ``dspy.ChainOfThought`` asks for it.
 
-    Its instructions and demos stay. A demo without a reasoning is shown with DSPy's note that there is none; demos that have one
-    come from ``few_shot(chain_of_thought(task), examples)`` with examples that have a field ``reasoning``. A task that has such an
-    output already stays as it is. In the format of a :class:`LineAdapter`, which says nothing of lines by itself, one sentence
-    about them follows the instructions.
+    Its instructions stay, and demos that have a ``reasoning``. One without would be shown with DSPy's note that it is "not
+    supplied", and small models write that note instead of reasoning: it is left out. Demos with a reasoning also come from
+    ``few_shot(chain_of_thought(task), examples)``. A task that has such an output already stays as it is.
+
+    In the format of a :class:`LineAdapter`, which says nothing of lines by itself, one sentence about them follows the
+    instructions.
     """
     made = Baseline(task)
     predictor = predictors_of(made.module)[-1]
@@ -88,6 +90,7 @@ def chain_of_thought(task: Task) -> Baseline:
             f"{signature.instructions.strip()}\nThink step by step first. Write lines: {lines}."
         )
     predictor.signature = signature
+    predictor.demos = [demo for demo in predictor.demos if dict(demo).get(REASONING)]
     return made
 
 
