@@ -37,7 +37,7 @@ def published(number: int, response_id: int = 0, **more: Any) -> dict[str, Any]:
     label = LABELS[max(number % 6 - 1, 0)]
     thumb = [] if label == "casual" else [f"It's good to think of others in the {PLACES[number % 5]}", "This needs caution."]
     return {
-        "context": f"I {DEEDS[number % 8]} number {number} in the {PLACES[number % 5]}.",
+        "context": f"I {DEEDS[number % 8]} thing{number} with man{number} on day{number} in the {PLACES[number % 5]}.",
         "response": "Is that so?",
         "rots": thumb,
         "safety_label": f"__{label.replace(' ', '_')}__",
