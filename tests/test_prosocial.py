@@ -262,3 +262,11 @@ def test_no_row_to_learn_from_is_long(rows: str) -> None:
     for draft in of("DRAFTS"):
         for row in of("draft_rows")(0, rows, draft):
             assert len(json.dumps(row).split()) < 130
+
+
+def test_what_nearly_stands_in_a_held_out_split_is_not_trained_on(full: str) -> None:
+    path = Path(full, "train.jsonl")
+    near = published(72)["context"].replace(".", " today.")
+    write_jsonl(path, [*read_jsonl(path), {**published(500), "context": near, "dialogue_id": 500}])
+    for split in ("archive", "train"):
+        assert near not in {row["context"] for row in of("examples")(split, 0, full)}
