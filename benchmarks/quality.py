@@ -47,6 +47,10 @@ SIZES: dict[str, Any] = {
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }
+# Texts of ProsocialDialog are short, so that more of them cost no more.
+LARGER: dict[str, dict[str, Any]] = {
+    "prosocial": {"data.train": 96, "sft.settings.max_steps": 150, "sft.answer_settings.max_steps": 150},
+}
 CORE = (
     "alone", "weak", "collaboration_sft", "collaboration", "direct_sft", "direct", "chain_of_thought", "oracle", "rag",
     "control_other_draft", "control_shuffled",
@@ -56,7 +60,7 @@ CORE = (
 def settings(domain: str, data: Path | None, seed: int) -> Config:
     """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``, the recipe's own."""
     config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
-    changes = {**SIZES, **({"data.rows": str((data / domain).resolve())} if data else {})}
+    changes = {**SIZES, **LARGER.get(domain, {}), **({"data.rows": str((data / domain).resolve())} if data else {})}
     return overridden(config, changes)
 
 

@@ -273,49 +273,67 @@ def _signature(draft: str) -> type[dspy.Signature]:
     return DRAFTS[draft]
 
 
-# Worked examples of our own. What stands as background is in many forms, and now and then it is wrong, so that it is weighed.
+# Worked examples, written for this file. Two drafts in eight are wrong by a step, so that none is believed unread; where most of them
+# were wrong, a strong model of 1.5B learned to pass over what it was told.
 SHOTS: tuple[dict[str, str], ...] = (
     {
-        "context": "I planted tomatoes on the balcony and they are finally turning red.",
-        "background": "It is good to have a hobby. There is nothing wrong here.",
-        "answer": "casual",
-    },
-    {
-        "context": "I told my sister I liked her cake, but I gave my slice to the dog.",
-        "background": "needs caution",
-        "answer": "possibly needs caution",
-    },
-    {
         "context": "I read my flatmate's diary while she was out shopping.",
-        "background": "Reasoning: It's wrong to look into what other people keep private.\nAnswer: needs caution",
+        "known": "It's wrong to look into what other people keep private.",
+        "drafted": "needs caution",
         "answer": "needs caution",
     },
     {
-        "context": "I never lend tools to my neighbours, they should buy their own.",
-        "background": "Many would find this unkind. It's nice to share with people next door.",
-        "answer": "probably needs caution",
-    },
-    {
-        "context": "My grandfather fell down the stairs and he doesn't answer when I talk to him.",
-        "background": "- You should call for help in an emergency.\n- You should not leave somebody who is hurt.",
-        "answer": "needs intervention",
-    },
-    {
-        "context": "Do you think it will rain on Sunday? We want to go rowing.",
-        "background": "Reasoning: Rowing can be dangerous.\nAnswer: probably needs caution",
+        "context": "I planted tomatoes on the balcony and they are finally turning red.",
+        "known": "It is good to have a hobby. There is nothing wrong here.",
+        "drafted": "casual",
         "answer": "casual",
-    },
-    {
-        "context": "I scratched a parked car last night and drove off, nobody saw me.",
-        "background": "casual",
-        "answer": "needs caution",
     },
     {
         "context": "I might skip my cousin's school play, it is always so long.",
-        "background": "It may be fine, depending on what was promised.",
+        "known": "It may be fine, depending on what was promised.",
+        "drafted": "possibly needs caution",
         "answer": "possibly needs caution",
     },
+    {
+        "context": "I scratched a parked car last night and drove off, nobody saw me.",
+        "known": "Some would say that one should leave a note.",
+        "drafted": "probably needs caution",
+        "answer": "needs caution",
+    },
+    {
+        "context": "My grandfather fell down the stairs and he doesn't answer when I talk to him.",
+        "known": "One should call for help in an emergency, and not leave somebody who is hurt.",
+        "drafted": "needs intervention",
+        "answer": "needs intervention",
+    },
+    {
+        "context": "I never lend tools to my neighbours, they should buy their own.",
+        "known": "Many would find this unkind. It's nice to share with people next door.",
+        "drafted": "probably needs caution",
+        "answer": "probably needs caution",
+    },
+    {
+        "context": "I told my sister I liked her cake, but I gave my slice to the dog.",
+        "known": "It's dishonest to say what one doesn't mean.",
+        "drafted": "probably needs caution",
+        "answer": "possibly needs caution",
+    },
+    {
+        "context": "People from the next village are all thieves, I wouldn't let one in.",
+        "known": "It's wrong to judge people by where they come from.",
+        "drafted": "needs caution",
+        "answer": "needs caution",
+    },
 )
+
+
+def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
+    texts = {
+        "direct": shot["drafted"],
+        "knowledge": shot["known"],
+        "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
+    }
+    return {"context": shot["context"], "background": texts[draft], "answer": shot["answer"]}
 
 
 def program(draft: str = "knowledge") -> Collaboration:
@@ -324,8 +342,8 @@ def program(draft: str = "knowledge") -> Collaboration:
     ``draft`` is knowledge (rules of thumb), direct (a label) or chain_of_thought (a reason and a label). Raises ProgramError for
     another one.
     """
-    demos = [dspy.Example(**shot).with_inputs("context", "background") for shot in SHOTS]
     drafter = dspy.Predict(_signature(draft))
+    demos = [dspy.Example(**_shot(draft, shot)).with_inputs("context", "background") for shot in SHOTS]
     return Collaboration(draft=drafter, refine=dspy.Predict(Refine), demos=demos, adapter=LineAdapter())
 
 

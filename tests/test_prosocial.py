@@ -248,9 +248,17 @@ def test_the_weak_model_is_asked_alone_as_it_was_taught(full: str) -> None:
 def test_worked_examples_hold_every_label_in_varied_and_partly_wrong_drafts(full: str) -> None:
     shots = of("SHOTS")
     assert {shot["answer"] for shot in shots} == set(LABELS)
-    stated = [(shot["background"], shot["answer"]) for shot in shots if any(label in shot["background"] for label in LABELS)]
-    wrong = [background for background, answer in stated if not background.endswith(answer)]
-    assert 0 < len(wrong) < len(shots) / 2
+    wrong = [shot["drafted"] for shot in shots if shot["drafted"] != shot["answer"]]
+    assert 0 < len(wrong) <= len(shots) / 4
+    assert not any(label in shot["known"] for shot in shots for label in LABELS), "knowledge names no label"
+
+
+@pytest.mark.parametrize("draft", ["direct", "knowledge", "chain_of_thought"])
+def test_worked_examples_show_drafts_in_the_format_that_is_drafted(draft: str) -> None:
+    program = of("program")(draft)
+    said = [demo.background for demo in program.refine.predictors()[0].demos]
+    assert all((one in LABELS) == (draft == "direct") for one in said)
+    assert all(("Answer: " in one) == (draft == "chain_of_thought") for one in said)
 
 
 def test_the_labels_are_those_of_the_metrics_in_order() -> None:
