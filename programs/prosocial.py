@@ -273,8 +273,8 @@ def _signature(draft: str) -> type[dspy.Signature]:
     return DRAFTS[draft]
 
 
-# Worked examples, written for this file. Two drafts in eight are wrong by a step, so that none is believed unread; where most of them
-# were wrong, a strong model of 1.5B learned to pass over what it was told.
+# Worked examples, written for this file. Two drafts in eight are wrong by a step, so that none is believed unread. Where most were
+# wrong, a strong model of 1.5B learned to pass over what it was told.
 SHOTS: tuple[dict[str, str], ...] = (
     {
         "context": "I read my flatmate's diary while she was out shopping.",
