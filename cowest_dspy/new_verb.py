@@ -32,7 +32,7 @@ def new(
     rules = f"{files['task.toml.txt']} {files['scripted.toml.txt']}"
     _say("", "Next, at once, on two rules in the place of models:")
     _say(f"  pytest {files['test.py.txt']}", f"  cowest collect {rules}", f"  cowest pairs {rules}")
-    _say(f"  cowest evaluate {rules} --arm strong --arm collaboration_sft --arm oracle")
+    _say(f"  cowest evaluate {rules} --arm strong --arm collaboration_sft --arm oracle", f"  cowest compare {rules}")
     _say("", "Then with your own rows, and with real models:")
     _say(f"  cowest doctor {files['task.toml.txt']} {files['models.toml.txt']}")
     _say(f"  cowest cycle {files['task.toml.txt']} {files['models.toml.txt']}")
