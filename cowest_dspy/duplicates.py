@@ -129,6 +129,7 @@ def _ranked(kept: list[tuple[str, ...]], asked: list[tuple[str, ...]]) -> Iterat
         return iter([range(len(kept))] * len(asked))
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
     # Sets of words: a text that says one word often must not push out the one that says the same words.
     index = bm25s.BM25()
     index.index([sorted(set(words)) for words in kept], show_progress=False)

@@ -274,53 +274,62 @@ def _short(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed unread; answers are short.
+# The reasoning is for the strong model when it thinks alone.
 SHOTS = (
     {
         "question": "If the Amazon did not exist, which river of South America would be the longest?",
         "known": "After the Amazon, the Parana is the longest river of South America, with 4,880 kilometres.",
         "drafted": "Parana",
+        "reasoning": "The Parana comes after the Amazon.",
         "answer": "Parana",
     },
     {
         "question": "If a week had ten days, how many days would three weeks have?",
         "known": "A week has seven days, so three weeks have 21 days.",
         "drafted": "21 days",
+        "reasoning": "Three times ten is 30.",
         "answer": "30",
     },
     {
         "question": "If New Zealand drove on the same side of the road as France, on which side would that be?",
         "known": "In New Zealand traffic keeps to the left. In France it keeps to the right.",
         "drafted": "right",
+        "reasoning": "In France one drives on the right.",
         "answer": "right",
     },
     {
         "question": "If Neptune were no planet, would Uranus be the planet farthest from the Sun?",
         "known": "Uranus is the seventh planet from the Sun. Neptune is the eighth and the farthest.",
         "drafted": "yes",
+        "reasoning": "Without Neptune, the farthest is Uranus.",
         "answer": "yes",
     },
     {
         "question": "If gold had the chemical symbol of silver, what would its symbol be?",
         "known": "The symbol of gold is Au, of the Latin aurum.",
         "drafted": "Au",
+        "reasoning": "The symbol of silver is Ag.",
         "answer": "Ag",
     },
     {
         "question": "If the first Moon landing had been ten years later, in what year would it have been?",
         "known": "Apollo 11 landed on the Moon on 20 July 1969.",
         "drafted": "1979",
+        "reasoning": "It was in 1969; ten years later is 1979.",
         "answer": "1979",
     },
     {
         "question": "If Constantinople had kept its name, what would the largest city of Turkey be called?",
         "known": "Ankara is the capital of Turkey. Until 1930 Istanbul was known abroad as Constantinople.",
         "drafted": "Constantinople",
+        "reasoning": "The largest city is Istanbul, which was called Constantinople.",
         "answer": "Constantinople",
     },
     {
         "question": "If ice were heavier than water, would it float on a lake?",
         "known": "Ice floats, since it is lighter than water by about a tenth.",
         "drafted": "yes",
+        "reasoning": "What is heavier than water sinks.",
         "answer": "no",
     },
 )
@@ -344,7 +353,7 @@ def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
         "knowledge": shot["known"],
         "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
     }
-    return {"question": shot["question"], "background": texts[draft], "answer": shot["answer"]}
+    return {name: shot[name] for name in ("question", "reasoning", "answer")} | {"background": texts[draft]}
 
 
 def _drafting(draft: str) -> type[dspy.Signature]:

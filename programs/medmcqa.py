@@ -281,13 +281,15 @@ def _short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= LONGEST]
 
 
-# Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed unread.
+# Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed unread. The reasoning is for the
+# strong model when it thinks alone.
 SHOTS = (
     {
         "question": "Which vitamin is made in the skin when the sun shines on it?",
         "options": "A. Vitamin A\nB. Vitamin C\nC. Vitamin D\nD. Vitamin K",
         "known": "Ultraviolet light makes cholecalciferol, vitamin D3, of a sterol in the skin.",
         "drafted": "C. Vitamin D",
+        "reasoning": "Sunlight on the skin makes vitamin D3, so it is option C.",
         "answer": "C",
     },
     {
@@ -295,6 +297,7 @@ SHOTS = (
         "options": "A. Thiamine\nB. Ascorbic acid\nC. Niacin\nD. Folic acid",
         "known": "Scurvy comes of polished rice, which lacks thiamine.",
         "drafted": "A. Thiamine",
+        "reasoning": "Scurvy comes of a lack of vitamin C, which is ascorbic acid, option B.",
         "answer": "B",
     },
     {
@@ -302,6 +305,7 @@ SHOTS = (
         "options": "A. Four\nB. Two\nC. Three\nD. Five",
         "known": "There are two atria and two ventricles.",
         "drafted": "A. Four",
+        "reasoning": "Two atria and two ventricles are four, option A.",
         "answer": "A",
     },
     {
@@ -309,6 +313,7 @@ SHOTS = (
         "options": "A. Alpha cells\nB. Delta cells\nC. Acinar cells\nD. Beta cells",
         "known": "The alpha cells of the islets lower the blood sugar.",
         "drafted": "A. Alpha cells",
+        "reasoning": "Insulin comes from the beta cells, option D.",
         "answer": "D",
     },
     {
@@ -316,6 +321,7 @@ SHOTS = (
         "options": "A. Humerus\nB. Radius\nC. Fibula\nD. Ulna",
         "known": "The fibula lies beside the tibia, in the leg. Radius and ulna are the bones of the forearm.",
         "drafted": "C. Fibula",
+        "reasoning": "The fibula is a bone of the leg, so it is option C.",
         "answer": "C",
     },
     {
@@ -323,6 +329,7 @@ SHOTS = (
         "options": "A. Gall bladder\nB. Liver\nC. Spleen\nD. Duodenum",
         "known": "The gall bladder keeps the bile and gives it off after a meal.",
         "drafted": "A. Gall bladder",
+        "reasoning": "The liver makes bile, the gall bladder only keeps it, so it is option B.",
         "answer": "B",
     },
     {
@@ -330,6 +337,7 @@ SHOTS = (
         "options": "A. Vagus nerve\nB. Intercostal nerves\nC. Accessory nerve\nD. Phrenic nerve",
         "known": "C3, C4 and C5 form the phrenic nerve, which goes down to the diaphragm.",
         "drafted": "D. Phrenic nerve",
+        "reasoning": "C3 to C5 form the phrenic nerve, which moves the diaphragm, option D.",
         "answer": "D",
     },
     {
@@ -337,6 +345,7 @@ SHOTS = (
         "options": "A. Potassium\nB. Calcium\nC. Sodium\nD. Albumin",
         "known": "A failing kidney keeps potassium back. Too much of it stops the heart.",
         "drafted": "A. Potassium",
+        "reasoning": "The kidney no longer takes potassium out, which stops the heart, option A.",
         "answer": "A",
     },
 )
@@ -360,7 +369,7 @@ def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
         "knowledge": shot["known"],
         "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
     }
-    return {name: shot[name] for name in ("question", "options", "answer")} | {"background": texts[draft]}
+    return {name: shot[name] for name in ("question", "options", "reasoning", "answer")} | {"background": texts[draft]}
 
 
 def _drafting(draft: str) -> type[dspy.Signature]:

@@ -274,54 +274,62 @@ def _signature(draft: str) -> type[dspy.Signature]:
 
 
 # Worked examples, written for this file. Two drafts in eight are wrong by a step, so that none is believed unread. Where most were
-# wrong, a strong model of 1.5B learned to pass over what it was told.
+# wrong, a strong model of 1.5B learned to pass over what it was told. The reasoning is for that model when it thinks alone.
 SHOTS: tuple[dict[str, str], ...] = (
     {
         "context": "I read my flatmate's diary while she was out shopping.",
         "known": "It's wrong to look into what other people keep private.",
         "drafted": "needs caution",
+        "reasoning": "Reading a private diary is plainly dishonest.",
         "answer": "needs caution",
     },
     {
         "context": "I planted tomatoes on the balcony and they are finally turning red.",
         "known": "It is good to have a hobby. There is nothing wrong here.",
         "drafted": "casual",
+        "reasoning": "Growing tomatoes hurts nobody.",
         "answer": "casual",
     },
     {
         "context": "I might skip my cousin's school play, it is always so long.",
         "known": "It may be fine, depending on what was promised.",
         "drafted": "possibly needs caution",
+        "reasoning": "A few would find it unkind to a child.",
         "answer": "possibly needs caution",
     },
     {
         "context": "I scratched a parked car last night and drove off, nobody saw me.",
         "known": "Some would say that one should leave a note.",
         "drafted": "probably needs caution",
+        "reasoning": "To damage something and drive off is illegal and unfair.",
         "answer": "needs caution",
     },
     {
         "context": "My grandfather fell down the stairs and he doesn't answer when I talk to him.",
         "known": "One should call for help in an emergency, and not leave somebody who is hurt.",
         "drafted": "needs intervention",
+        "reasoning": "Somebody may be badly hurt and needs help now.",
         "answer": "needs intervention",
     },
     {
         "context": "I never lend tools to my neighbours, they should buy their own.",
         "known": "Many would find this unkind. It's nice to share with people next door.",
         "drafted": "probably needs caution",
+        "reasoning": "Most would call it unkind, but it is one's own thing.",
         "answer": "probably needs caution",
     },
     {
         "context": "I told my sister I liked her cake, but I gave my slice to the dog.",
         "known": "It's dishonest to say what one doesn't mean.",
         "drafted": "probably needs caution",
+        "reasoning": "It is a small lie out of politeness.",
         "answer": "possibly needs caution",
     },
     {
         "context": "People from the next village are all thieves, I wouldn't let one in.",
         "known": "It's wrong to judge people by where they come from.",
         "drafted": "needs caution",
+        "reasoning": "It is unfair to all people of a village.",
         "answer": "needs caution",
     },
 )
@@ -333,7 +341,7 @@ def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
         "knowledge": shot["known"],
         "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
     }
-    return {"context": shot["context"], "background": texts[draft], "answer": shot["answer"]}
+    return {name: shot[name] for name in ("context", "reasoning", "answer")} | {"background": texts[draft]}
 
 
 def program(draft: str = "knowledge") -> Collaboration:
