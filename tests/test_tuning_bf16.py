@@ -61,13 +61,14 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
         with pytest.raises(RuntimeError, match="enough"):
             tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out", on_step=stop)
         tuned = tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out")
-        assert len(seen) == 2 and all(seen), "it has rounded them, each time"
-        assert rounded() == 0
-        assert dtypes() == found and weak("How hot is press 1?", cache=False) == before
+        assert len(seen) == 2 and min(seen) > found["torch.bfloat16"], "it has rounded them, each time"
+        assert not dtypes() - found, "models of other tests may be in this process, and may go; nothing is added"
+        assert weak("How hot is press 1?", cache=False) == before
         assert tuned.lm("How hot is press 1?") and tuned.result.history[-1]["eval_loss"] > 0
 
 
 def test_nothing_rounded_is_left_of_a_training_that_failed(tiny_model: Path, tmp_path: Path) -> None:
+    already = rounded()
     with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
         settings = SFT(**quick(epochs=4, precision="bf16", learning_rate=1e30), lora=LORA)
@@ -77,5 +78,5 @@ def test_nothing_rounded_is_left_of_a_training_that_failed(tiny_model: Path, tmp
         except TuningError as error:
             said = str(error)
         assert "diverged" in said
-        assert rounded() == 0
+        assert rounded() <= already
         assert weak("How hot is press 1?")
