@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ LARGER: dict[str, dict[str, Any]] = {
 }
 CORE = (
     "alone", "weak", "collaboration_sft", "collaboration", "direct_sft", "direct", "chain_of_thought", "oracle", "rag",
-    "control_other_draft", "control_shuffled",
+    "control_other_draft", "control_shuffled", "control_shuffled_direct", "control_other_direct",
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def effects(comparison: Comparison) -> str:
     that became wrong, with Wilson's 95 % interval.
     """
     alone = _answers(comparison, comparison.against)
+    golds = {answer.gold for answer in alone.values()}
     lines = [
         "| arm | recall of drafts | right with it | right without | helped | hurt | harm rate |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -93,8 +94,8 @@ def effects(comparison: Comparison) -> str:
         found = [answer for answer in arm.answers if answer.draft is not None and answer.score is not None]
         if not found or arm.name in ("alone", "oracle"):
             continue
-        held = [answer for answer in found if holds_gold(answer)]
-        lacked = [answer for answer in found if not holds_gold(answer)]
+        held = [answer for answer in found if holds_gold(answer, golds)]
+        lacked = [answer for answer in found if not holds_gold(answer, golds)]
         both = [(alone[answer.example_id], answer) for answer in found if alone[answer.example_id].score is not None]
         kept = [(before.score == 1, after.score == 1) for before, after in both]
         right, broken = sum(before for before, _ in kept), sum(before and not after for before, after in kept)
@@ -116,8 +117,15 @@ def _answers(comparison: Comparison, name: str) -> dict[str, Answer]:
     return {answer.example_id: answer for answer in arm.answers}
 
 
-def holds_gold(answer: Answer) -> bool:
-    """Whether a draft says the gold answer: its text, or of one among options the option's text or its letter at the beginning."""
+def holds_gold(answer: Answer, golds: Collection[str] = ()) -> bool:
+    """Whether a draft says the gold answer: its text, or of one among options the option's text or its letter at the beginning.
+
+    What answers with one of ``golds`` (of all examples) says that one and none that stands in it: "possibly needs caution" is not
+    "needs caution".
+    """
+    stated = (answer.draft or "").lower().rpartition("answer:")[2].strip(" .\n")
+    if stated in {gold.lower() for gold in golds}:
+        return stated == answer.gold.lower()
     draft, gold = " ".join((answer.draft or "").lower().split()), answer.gold.lower()
     options = str(answer.inputs.get("options", ""))
     if options:

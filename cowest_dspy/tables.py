@@ -283,7 +283,7 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "super_icl": ("weak", "shots", "samples", "temperature"),
     "collaboration": ("draft", "weak"),
     "oracle": ("field",),
-    "control": ("control",),
+    "control": ("control", "draft"),
     "module": ("program", "role"),
 }
 
@@ -297,7 +297,9 @@ class ArmRules(Table):
     ]  # fmt: skip
     title: str | None = Field(None, description="for people")
     weak: Literal["base", "sft", "tuned"] = Field("sft", description="the weak model: as it came, after [sft], after all tuning")
-    draft: DraftFormat | None = Field(None, description="collaboration: another format of drafts, with its own SFT and tuning")
+    draft: DraftFormat | None = Field(
+        None, description="collaboration, control: another format of drafts, with its own SFT and tuning"
+    )
     style: Literal["direct", "chain_of_thought"] = Field("direct", description="strong: how it answers by itself")
     shots: int = Field(0, ge=0, description="weak, super_icl: worked examples of the train split in the prompt")
     rounds: int = Field(1, ge=1, description="self_refine: how often the answer is criticised and written anew")

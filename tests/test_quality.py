@@ -44,6 +44,13 @@ def test_a_draft_holds_the_gold_answer_when_it_says_its_text_or_its_letter(
     assert quality("holds_gold")(answer(1, 1.0, draft, gold=gold, inputs=inputs)) is holds
 
 
+def test_a_label_that_stands_in_another_one_is_not_that_one() -> None:
+    labels = {"needs caution", "possibly needs caution"}
+    holds = quality("holds_gold")
+    assert not holds(answer(1, 0.0, "possibly needs caution", gold="needs caution"), labels)
+    assert holds(answer(1, 1.0, "Reasoning: so\nAnswer: Needs caution.", gold="needs caution"), labels)
+
+
 def comparison() -> Comparison:
     alone = (answer(1, 1.0), answer(2, 0.0), answer(3, 1.0), answer(4, 0.0))
     both = (answer(1, 0.0, "tin"), answer(2, 1.0, "copper"), answer(3, 1.0, "copper"), answer(4, None))

@@ -91,7 +91,7 @@ def title_of(rules: ArmRules) -> str:
     if rules.title:
         return rules.title
     if rules.kind == "control":
-        return _CONTROLS[str(rules.control)]
+        return _CONTROLS[str(rules.control)] + (f", draft = {rules.draft}" if rules.draft else "")
     if rules.kind == "weak":
         return f"weak alone, {_STATES[rules.weak]}" + (f", {rules.shots} worked examples" if rules.shots else "")
     if rules.kind == "collaboration":
@@ -117,7 +117,7 @@ def answerer(experiment: Experiment, rules: ArmRules) -> Answerer:
         ConfigError: the configuration lacks what the arm needs.
         PairsError: there are too few pairs for a model that has to be tuned.
     """
-    if rules.kind == "collaboration" and rules.draft and rules.draft != experiment.config.draft:
+    if rules.draft and rules.draft != experiment.config.draft:
         raise ConfigError(f'An arm with draft = "{rules.draft}" belongs to the variant of that format.')
     return _KINDS[rules.kind](experiment, rules)
 

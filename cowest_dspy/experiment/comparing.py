@@ -94,7 +94,7 @@ class Compared:
         seeds = self.seeds if depends_on_seed(rules, self.experiment.config) else self.seeds[:1]
         for seed in seeds:
             changes: dict[str, Any] = {"seed": seed}
-            if rules.kind == "collaboration" and rules.draft:
+            if rules.draft:
                 changes["draft"] = rules.draft
             found = self._measured(self.variants.of(changes), name, rules, seed)
             if found:
