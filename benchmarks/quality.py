@@ -48,9 +48,11 @@ SIZES: dict[str, Any] = {
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }
-# Texts of ProsocialDialog are short, so that more of them cost no more.
+# Texts of ProsocialDialog are short, so that more of them cost no more. Exact match is too coarse for IfQA here: of 48 questions 45 had
+# drafts of one influence, so its influence is what a draft does to the likelihood of the gold answer.
 LARGER: dict[str, dict[str, Any]] = {
     "prosocial": {"data.train": 96, "sft.settings.max_steps": 150, "sft.answer_settings.max_steps": 150},
+    "ifqa": {"influence.metric": 0.0, "influence.likelihood": 1.0, "pairs.margin": 0.05},
 }
 CORE = (
     "alone", "weak", "collaboration_sft", "collaboration", "direct_sft", "direct", "chain_of_thought", "oracle", "rag",
