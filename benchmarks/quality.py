@@ -48,8 +48,8 @@ SIZES: dict[str, Any] = {
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }
-# Texts of ProsocialDialog are short, so that more of them cost no more. Exact match is too coarse for IfQA here: the drafts of 45 in
-# 48 questions had one influence. So its influence is what a draft does to the likelihood of the gold answer.
+# Texts of ProsocialDialog are short, so that more of them cost no more. Exact match is too coarse for IfQA here: the drafts of 45
+# in 48 questions had one influence. So its influence is what a draft does to the likelihood of the gold answer.
 LARGER: dict[str, dict[str, Any]] = {
     "prosocial": {"data.train": 96, "sft.settings.max_steps": 150, "sft.answer_settings.max_steps": 150},
     "ifqa": {"influence.metric": 0.0, "influence.likelihood": 1.0, "pairs.margin": 0.05},
