@@ -18,6 +18,7 @@ looked up (``corpus``); they stand in no input and no other prompt.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import urllib.request
@@ -173,7 +174,8 @@ def nearest_sentences(row: Mapping[str, Any], most_words: int = MOST_WORDS) -> s
     answers = [_WORD.findall(str(answer).casefold()) for answer in row["answers"]]
 
     def nearness(place: int) -> float:
-        shared = sum(1 / sum(word in bag for bag in bags) for word in asked & bags[place])
+        # fsum: exact, so that the order of a set, which differs from process to process, decides no tie.
+        shared = math.fsum(1 / sum(word in bag for bag in bags) for word in asked & bags[place])
         spoken = f" {' '.join(_WORD.findall(sentences[place].casefold()))} "
         return shared + 2 * len(asked) * any(f" {' '.join(answer)} " in spoken for answer in answers if answer)
 
