@@ -179,4 +179,7 @@ def _from_hub(source: str, split: str) -> list[dict[str, Any]]:
     try:
         return [dict(row) for row in load_dataset(name, *config, split=split)]
     except Exception as error:
-        raise DataError(f'The Hub dataset "{name}" ({split}) cannot be had: {type(error).__name__}: {error}') from error
+        raise DataError(
+            f'The Hub dataset "{name}" ({split}) cannot be had: {type(error).__name__}: {error}. Rows that are here are named in '
+            'the TOML: [data] rows = "FOLDER", with a file for each split, such as train.jsonl.'
+        ) from error
