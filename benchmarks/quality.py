@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +193,10 @@ def main() -> None:
         if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
             missing = data / domain / "train.jsonl"
             sys.exit(f"There is no {missing}: put the rows there, name another folder (--data), or use --hub.")
-        make: Callable[[], Comparison] = (
-            (lambda domain=domain: read_comparison(given.runs / domain / "comparison"))
-            if given.table_only
-            else (lambda domain=domain, data=data: run(domain, data, given.runs, arms=arms, seed=given.seed))
-        )
-        made = make()
+        if given.table_only:
+            made = read_comparison(given.runs / domain / "comparison")
+        else:
+            made = run(domain, data, given.runs, arms=arms, seed=given.seed)
         print_comparison(made, console)
         asked = " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
         parts[domain] = section(made, f"python benchmarks/quality.py --domains {domain}{asked}")

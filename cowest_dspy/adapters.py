@@ -90,6 +90,16 @@ class LineAdapter(dspy.ChatAdapter):
         return fields
 
 
+def training_row(signature: type[dspy.Signature], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for SFT: the prompt in which a predictor of ``signature`` asks, without demos, and ``outputs`` in the form that it
+    reads; others than those of the signature are left aside."""
+    adapter = LineAdapter()
+    wanted = {name: outputs[name] for name in signature.output_fields}
+    completion = adapter.format_assistant_message_content(signature, wanted)
+    prompt = adapter.format(signature, [], dict(inputs))
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
+
+
 def label(name: str) -> str:
     """``final_answer`` -> ``Final answer``."""
     return name.replace("_", " ").strip().capitalize()

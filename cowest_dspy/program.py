@@ -37,7 +37,7 @@ class Counterfactual(dspy.Module):
         super().__init__()
         self.module = refine.deepcopy()
         for _, predictor in self.module.named_predictors():
-            predictor.signature = _signature(predictor).delete(draft_field)
+            predictor.signature = signature_of(predictor).delete(draft_field)
             predictor.demos = [_without(demo, draft_field) for demo in predictor.demos]
         self._compiled = True
 
@@ -113,7 +113,7 @@ class Collaboration(dspy.Module):
     @property
     def answer_fields(self) -> tuple[str, ...]:
         """The fields of an answer: the outputs of refine's last predictor. A draft that has them all can be scored as an answer."""
-        return tuple(_signature(self.refine.predictors()[-1]).output_fields)
+        return tuple(signature_of(self.refine.predictors()[-1]).output_fields)
 
     def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs and a draft."""
@@ -246,10 +246,10 @@ def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
 
 
 def _draft_field(draft: dspy.Module, refine: dspy.Module, named: str | None) -> str:
-    given = {name for _, predictor in draft.named_predictors() for name in _signature(predictor).input_fields}
-    made = {name for _, predictor in draft.named_predictors() for name in _signature(predictor).output_fields}
+    given = {name for _, predictor in draft.named_predictors() for name in signature_of(predictor).input_fields}
+    made = {name for _, predictor in draft.named_predictors() for name in signature_of(predictor).output_fields}
     made |= set(_declared(draft))
-    wanted = [name for _, predictor in refine.named_predictors() for name in _signature(predictor).input_fields]
+    wanted = [name for _, predictor in refine.named_predictors() for name in signature_of(predictor).input_fields]
     if named is not None:
         if named not in wanted:
             raise ProgramError(f'draft_field is "{named}", but refine takes {wanted}.{nearest(named, wanted)}')
@@ -272,7 +272,7 @@ def _declared(drafter: dspy.Module) -> tuple[str, ...]:
 def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:
     words = re.compile(rf"\b({re.escape(field)}|drafts?)\b", re.IGNORECASE)
     for name, predictor in alone.module.named_predictors():
-        found = words.search(_signature(predictor).instructions)
+        found = words.search(signature_of(predictor).instructions)
         if found:
             raise ProgramError(
                 f'The instructions of refine ({name}) say "{found.group()}", and the strong model alone gets the same ones: it '
@@ -280,8 +280,8 @@ def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:
             )
 
 
-def _signature(predictor: dspy.Predict) -> type[dspy.Signature]:
-    """DSPy leaves the type of a predictor's signature open."""
+def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
+    """A predictor's signature; DSPy leaves its type open."""
     return cast("type[dspy.Signature]", predictor.signature)
 
 

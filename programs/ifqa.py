@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
+from cowest_dspy.adapters import training_row
 from cowest_dspy.data import read_rows
 from cowest_dspy.duplicates import Apart, kept_apart
 from cowest_dspy.errors import DataError, ProgramError
@@ -246,7 +247,7 @@ def draft_rows(seed: int = 0, rows: str = PUBLISHED, draft: str = "knowledge", m
         known = nearest_sentences(row)
         if known or draft == "direct":
             outputs = {"background": known, "reasoning": known, "answer": str(row["answers"][0])}
-            made.append(_sft_row(signature, _question(row), outputs))
+            made.append(training_row(signature, {"question": _question(row)}, outputs))
     return _short(made)[:most]
 
 
@@ -255,20 +256,10 @@ def answer_rows(seed: int = 0, rows: str = PUBLISHED, most: int = MOST_SFT) -> l
     100 of train, about those whose answers the collaboration learns from, too."""
     made = _splits(str(rows), seed).splits
     asked = [
-        [_sft_row(Alone, _question(row), {"answer": str(row["answers"][0])}) for row in made[part]] for part in ("archive", "train")
+        [training_row(Alone, {"question": _question(row)}, {"answer": str(row["answers"][0])}) for row in made[part]]
+        for part in ("archive", "train")
     ]
     return _short(asked[0])[:most] + _short(asked[1])[:MOST_ANSWERED]
-
-
-def _sft_row(signature: type[dspy.Signature], question: str, outputs: Mapping[str, str]) -> dict[str, Any]:
-    """The prompt that the program sends at inference, and the completion that it reads."""
-    adapter = LineAdapter()
-    wanted = {name: outputs[name] for name in signature.output_fields}
-    completion = adapter.format_assistant_message_content(signature, wanted)
-    return {
-        "prompt": adapter.format(signature, [], {"question": question}),
-        "completion": [{"role": "assistant", "content": completion}],
-    }
 
 
 def _short(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from typing import Any, Literal
 import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
+from cowest_dspy.adapters import training_row
 from cowest_dspy.data import read_rows
 from cowest_dspy.duplicates import Apart, kept_apart
 from cowest_dspy.errors import DataError, ProgramError
@@ -252,7 +253,7 @@ def draft_rows(seed: int = 0, rows: str = HUB, draft: str = "knowledge", most: i
         known = cleaned(row)
         if known or draft == "direct":
             outputs = {"background": known, "reasoning": known, "answer": _choice(row)}
-            made.append(_sft_row(signature, _inputs(row), outputs))
+            made.append(training_row(signature, _inputs(row), outputs))
     return _short(made)[:most]
 
 
@@ -261,20 +262,10 @@ def answer_rows(seed: int = 0, rows: str = HUB, most: int = MOST_SFT) -> list[di
     about those whose answers the collaboration learns from, too."""
     made = _splits(str(rows), seed).splits
     asked = [
-        [_sft_row(Alone, _inputs(row), {"answer": LETTERS[row["cop"]]}) for row in made[split]] for split in ("archive", "train")
+        [training_row(Alone, _inputs(row), {"answer": LETTERS[row["cop"]]}) for row in made[split]]
+        for split in ("archive", "train")
     ]
     return _short(asked[0])[:most] + _short(asked[1])[:MOST_ANSWERED]
-
-
-def _sft_row(signature: type[dspy.Signature], inputs: Mapping[str, str], outputs: Mapping[str, str]) -> dict[str, Any]:
-    """The prompt that the program sends at inference, and the completion that it reads."""
-    adapter = LineAdapter()
-    wanted = {name: outputs[name] for name in signature.output_fields}
-    completion = adapter.format_assistant_message_content(signature, wanted)
-    return {
-        "prompt": adapter.format(signature, [], dict(inputs)),
-        "completion": [{"role": "assistant", "content": completion}],
-    }
 
 
 def _short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.adapters import labelled_lines
+from cowest_dspy.adapters import training_row
 from cowest_dspy.data import inputs_key, read_rows
 from cowest_dspy.duplicates import kept_apart
 from cowest_dspy.errors import DataError, ProgramError
@@ -261,10 +261,7 @@ def answer_rows(seed: int = 0, rows: str = ROWS, balance: bool = False) -> list[
 
 def _row(draft: str, row: Mapping[str, Any], notes: str) -> dict[str, Any]:
     outputs = {"background": notes, "reasoning": notes, "answer": row["answer"]}
-    signature = _signature(draft)
-    completion = labelled_lines({name: outputs[name] for name in signature.output_fields})
-    prompt = LineAdapter().format(signature, [], {"context": row["context"]})
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
+    return training_row(_signature(draft), {"context": row["context"]}, outputs)
 
 
 def _signature(draft: str) -> type[dspy.Signature]:

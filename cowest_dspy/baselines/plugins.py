@@ -13,11 +13,11 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.baselines.tasks import answer_of, demo_of, outputs_of, predictors_of, signature_of
+from cowest_dspy.baselines.tasks import answer_of, demo_of, outputs_of, predictors_of
 from cowest_dspy.baselines.voting import Key, check_sampling, voted
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.lms.recording import EXPECTED_FAILURES
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program import Collaboration, signature_of
 
 STATED = "stated_answer"
 

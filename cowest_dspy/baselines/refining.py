@@ -7,8 +7,9 @@ from typing import Any
 import dspy
 
 from cowest_dspy.adapters import labelled_lines
-from cowest_dspy.baselines.tasks import Baseline, Task, outputs_of, predictors_of, signature_of
+from cowest_dspy.baselines.tasks import Baseline, Task, outputs_of, predictors_of
 from cowest_dspy.errors import ProgramError
+from cowest_dspy.program import signature_of
 
 ATTEMPT, ATTEMPTS, FEEDBACK = "attempt", "attempts", "feedback"
 

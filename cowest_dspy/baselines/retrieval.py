@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import dspy
 
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.program import DRAFT_FIELD, LONGEST_DRAFT, Collaboration, draft_text, presentable
+from cowest_dspy.program import DRAFT_FIELD, LONGEST_DRAFT, Collaboration, draft_text, presentable, signature_of
 
 NOTHING_FOUND = "No passage was found."
 PASSAGES_FIELD = "passages"
@@ -100,7 +100,7 @@ class Grounded(dspy.Module):
         super().__init__()
         self.retriever, self.field = retriever, field
         self.drafter: dspy.Module = drafter.deepcopy() if isinstance(drafter, dspy.Module) else dspy.Predict(drafter)
-        signatures = [cast("type[dspy.Signature]", predictor.signature) for predictor in self.drafter.predictors()]
+        signatures = [signature_of(predictor) for predictor in self.drafter.predictors()]
         if not any(field in signature.input_fields for signature in signatures):
             if len(signatures) != 1:
                 raise ProgramError(

@@ -17,7 +17,7 @@ import dspy
 
 from cowest_dspy.adapters import LineAdapter, label
 from cowest_dspy.errors import DataError, ProgramError
-from cowest_dspy.program import Collaboration, speaking
+from cowest_dspy.program import Collaboration, signature_of, speaking
 
 Task: TypeAlias = "Collaboration | dspy.Module | str | type[dspy.Signature]"
 REASONING = "reasoning"
@@ -134,11 +134,6 @@ def predictors_of(module: dspy.Module) -> list[dspy.Predict]:
     """Every predictor of a module: those that DSPy names, in its order, then those in parts that are closed to optimisers."""
     parts = [*module.predictors(), *(part for _, part in module.named_sub_modules(dspy.Predict))]
     return list({id(part): cast(dspy.Predict, part) for part in parts}.values())
-
-
-def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
-    """A predictor's signature; DSPy leaves its type open."""
-    return cast("type[dspy.Signature]", predictor.signature)
 
 
 def answer_of(module: dspy.Module, prediction: dspy.Prediction) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import dspy
 
@@ -16,7 +16,7 @@ from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.lms.likelihood import Likelihood
 from cowest_dspy.lms.recording import unrecorded
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program import Collaboration, signature_of
 
 
 @runtime_checkable
@@ -81,7 +81,7 @@ class GoldLikelihood:
         if draft is not None:
             inputs[program.draft_field] = draft
         predictor = module.predictors()[0]
-        signature = cast("type[dspy.Signature]", predictor.signature)
+        signature = signature_of(predictor)
         for name in signature.output_fields:
             if name != self.field:
                 signature = signature.delete(name)

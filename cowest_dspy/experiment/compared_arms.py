@@ -10,13 +10,12 @@ import dspy
 
 from cowest_dspy import arms
 from cowest_dspy.baselines import Retriever, SelfConsistency, SelfRefine, chain_of_thought, few_shot, grounded, rag, super_icl
-from cowest_dspy.baselines.tasks import signature_of
 from cowest_dspy.config import Config, overridden
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.controls import other_draft_arm
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.lms.recording import keeping
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program import Collaboration, signature_of
 from cowest_dspy.recipes import call
 from cowest_dspy.stages import digest
 from cowest_dspy.tables import ArmRules
@@ -46,8 +45,7 @@ _CONTROLS = {
 
 @dataclass(frozen=True)
 class Answerer:
-    """How an arm answers; what that depends on besides the run's meaning (prompts, demos, model ids); and how many pairs the weak
-    model was tuned on, where it was."""
+    """How an arm answers, and what that depends on besides the run's meaning (prompts, demos, model ids)."""
 
     answering: arms.Answering
     depends_on: Any
