@@ -24,8 +24,7 @@ from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
 from cowest_dspy.comparison.tables import text_tables, to_csv
 from cowest_dspy.comparison.verdict import format_difference, verdict
-from cowest_dspy.errors import ReportError
-from cowest_dspy.report.html import flat, write_whole
+from cowest_dspy.report.html import flat, read_document, write_whole
 from cowest_dspy.report.masking import mask_settings, mask_text
 from cowest_dspy.report.verdict import format_share
 
@@ -72,16 +71,7 @@ def read_comparison(path: str | os.PathLike[str]) -> Comparison:
     Raises:
         ReportError: there is none, or it is not one that this version reads.
     """
-    file = Path(path) / "comparison.json" if Path(path).is_dir() else Path(path)
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReportError(f'No comparison at {file}. Write one with "cowest compare".') from error
-    except ValueError as error:
-        raise ReportError(f'{file} is not JSON ({error}). Write it again with "cowest compare".') from error
-    if not isinstance(document, dict):
-        raise ReportError(f"{file} holds a {type(document).__name__}, a comparison.json holds an object.")
-    return Comparison.from_json(document)
+    return Comparison.from_json(read_document(path, "comparison", "cowest compare"))
 
 
 def figures(comparison: Comparison, numbers: Numbers) -> dict[str, Any]:

@@ -73,16 +73,25 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
     Raises:
         ReportError: there is none, or it is not one that this version reads.
     """
-    file = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
+    return RunReport.from_json(read_document(path, "report", "cowest report RUN"))
+
+
+def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict[str, Any]:
+    """The JSON object in the file, or in KIND.json of the folder, that ``command`` writes.
+
+    Raises:
+        ReportError: there is none.
+    """
+    file = Path(path) / f"{kind}.json" if Path(path).is_dir() else Path(path)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReportError(f'No report at {file}. Write one with "cowest report RUN".') from error
+        raise ReportError(f'No {kind} at {file}. Write one with "{command}".') from error
     except ValueError as error:
-        raise ReportError(f'{file} is not JSON ({error}). Write it again with "cowest report RUN".') from error
+        raise ReportError(f'{file} is not JSON ({error}). Write it again with "{command}".') from error
     if not isinstance(document, dict):
-        raise ReportError(f"{file} holds a {type(document).__name__}, a report.json holds an object.")
-    return RunReport.from_json(document)
+        raise ReportError(f"{file} holds a {type(document).__name__}, a {kind}.json holds an object.")
+    return document
 
 
 def figures(report: RunReport) -> dict[str, Any]:
