@@ -18,6 +18,7 @@ from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration, signature_of
 from cowest_dspy.recipes import call
 from cowest_dspy.stages import digest
+from cowest_dspy.summary import NOTES, TITLES
 from cowest_dspy.tables import ArmRules
 
 SHOTS = 4
@@ -34,13 +35,7 @@ _TITLES = {
     "oracle": "ceiling: strong with gold background",
 }
 _STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference tuning"}
-_CONTROLS = {
-    "shuffled": "control: DPO on the same pairs, labels shuffled",
-    "sft_on_chosen": "control: SFT on the chosen drafts",
-    "more_sft": "control: the same SFT, continued",
-    "by_correctness": "control: DPO on drafts ranked by their own answers",
-    "other_draft": "control: tuned, with the draft of another example",
-}
+_CONTROLS = {**TITLES, "other_draft": "control: tuned, with the draft of another example"}
 
 
 @dataclass(frozen=True)
@@ -252,7 +247,7 @@ def _oracle(experiment: Experiment, rules: ArmRules) -> Answerer:
     if not name:
         raise ConfigError('An arm of kind "oracle" needs field = "...", or [evaluate] oracle: which field has the gold background.')
     bound = experiment.program.bind(strong=experiment.strong)
-    made = _of_program(experiment, bound, arms.oracle_arm(bound, name), "what perfect drafts would give")
+    made = _of_program(experiment, bound, arms.oracle_arm(bound, name), NOTES["oracle"])
     return Answerer(made.answering, [made.depends_on, name], made.note, made.threads)
 
 
