@@ -85,7 +85,7 @@ class Store:
     ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._path, self._part = self.folder / "run.sqlite", ""
+        self._path, self._part, self.root = self.folder / "run.sqlite", "", self
         self._hold = held(self.folder)
         self._lock = threading.RLock()
         self._turns = threading.Lock()

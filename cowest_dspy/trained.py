@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ class TrainedModels:
 
     def _train(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO | KTO) -> dspy.LM:
         identity = digest([name, start.model, settings.decisive(), rows, self._seed])
-        known = self._stages.store.record("adapter", name)
-        if known and known["identity"] == identity and (self._stages.run / known["folder"]).is_dir():
+        known = self._known(name, identity)
+        if known:
             return self._loaded(known)
         self._make_room()
         with self._stages.stage(name, title) as progress:
@@ -79,7 +80,21 @@ class TrainedModels:
             )
             record = {"identity": identity, "folder": str(folder), "model": tuned.model, "history": tuned.result.history}
             self._stages.store.keep("adapter", name, record)
+            whole = self._stages.store.root
+            whole.keep("trained", identity, {**record, "folder": os.path.relpath(self._stages.run / folder, whole.folder)})
         return tuned.lm
+
+    def _known(self, name: str, identity: str) -> dict[str, Any] | None:
+        """The record of a model with this identity: this part's own, or one that another part of the run has trained."""
+        own, whole = self._stages.store.record("adapter", name), self._stages.store.root
+        if own and own["identity"] == identity and (self._stages.run / own["folder"]).is_dir():
+            return own
+        other = whole.record("trained", identity)
+        if other is None or not (whole.folder / other["folder"]).is_dir():
+            return None
+        record = {**other, "folder": os.path.relpath(whole.folder / other["folder"], self._stages.run)}
+        self._stages.store.keep("adapter", name, record)
+        return record
 
     def _loaded(self, record: dict[str, Any]) -> dspy.LM:
         folder = self._stages.run / record["folder"]

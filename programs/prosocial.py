@@ -206,21 +206,22 @@ def balanced(rows: Sequence[Mapping[str, Any]], count: int, seed: int = 0) -> li
     return made
 
 
-def taught(seed: int = 0, rows: str = ROWS, balance: bool = True) -> list[dict[str, Any]]:
+def taught(seed: int = 0, rows: str = ROWS, balance: bool = False) -> list[dict[str, Any]]:
     """The rows of the archive that are learned from: TAUGHT of them, by label as often as they come or, balanced, equally."""
     short = [row for row in examples("archive", seed, rows) if len(row["context"].split()) <= LONGEST_CONTEXT]
     return balanced(short, TAUGHT, seed) if balance else short[:TAUGHT]
 
 
-def draft_rows(seed: int = 0, rows: str = ROWS, draft: str = "knowledge") -> list[dict[str, Any]]:
-    """What the drafter learns from, as prompt and completion, equally many rows of each label.
+def draft_rows(seed: int = 0, rows: str = ROWS, draft: str = "knowledge", balance: bool = False) -> list[dict[str, Any]]:
+    """What the drafter learns from, as prompt and completion; labels come as often as in the data or, balanced, equally often.
+    A drafter of balanced rows calls for too much or too little care too often: any tuning on real rows then mends that.
 
     direct: the label. knowledge: the row's rules of thumb, or else its annotators' reasons. chain_of_thought: these, then the
     label. Rows that bring neither get a template, a sentence on what their level means that says nothing of the text itself; a
     strong model says more (:func:`rationalised_rows`).
     """
     draw = random.Random(f"backgrounds-{seed}")
-    asked = taught(seed, rows)
+    asked = taught(seed, rows, balance)
     return [_row(draft, row, row["notes"] or draw.choice(BACKGROUNDS[row["answer"]])) for row in asked]
 
 

@@ -103,3 +103,19 @@ def test_the_draft_of_another_example_is_never_its_own(task: list[Path], tmp_pat
     assert answers == ["yes"] * 6
     assert sorted(asked) == sorted(example.question for example in examples)
     assert all(question != example.question for question, example in zip(asked, examples, strict=True))
+
+
+def test_parts_share_the_models_that_are_the_same(task: list[Path], tmp_path: Path) -> None:
+    """Another gate changes nothing of the domain's training: before, each part of a sweep trained its own."""
+    config = load_config(task)
+    with Experiment(config, tmp_path / "run") as experiment:
+        first = experiment.sft()
+        part = experiment.variant("fewer", overridden(config, {"pairs.most": 2}))
+        assert part.sft().model == first.model
+        assert part.store.records("stage") == {}, "nothing is trained for it"
+        other = experiment.variant("seed-1", overridden(config, {"seed": 1}))
+        assert other.sft().model != first.model and other.store.records("stage")
+    with Experiment(config, tmp_path / "run") as again:  # Found again, with its folder read from where it was trained.
+        part = again.variant("fewer", overridden(config, {"pairs.most": 2}))
+        assert part.sft().model == first.model
+        assert len(list((tmp_path / "run").rglob("adapters/*/adapter_model.safetensors"))) == 2

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import make_adapter
 from torch import nn
@@ -20,7 +20,17 @@ from cowest_dspy.lms.int8 import int8_product, quantize
 from cowest_dspy.lms.mapped import drop_pages
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.fixture(autouse=True, params=["plain", "packed"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Every test with each of the two ways to multiply; gives the largest value of an input's token."""
+    packed = request.param == "packed"
+    if packed and "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this PyTorch has no FBGEMM")
+    monkeypatch.setattr(int8, "packs", lambda: packed)
+    return 63 if packed else 127
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.integers(1, 5), min_size=1, max_size=2),
     sizes=st.tuples(st.integers(8, 70), st.integers(1, 70)),
@@ -28,7 +38,7 @@ from cowest_dspy.lms.mapped import drop_pages
     largest=st.floats(1e-3, 1e3),
 )
 def test_a_layer_in_int8_is_off_by_about_one_part_in_a_hundred(
-    rows: list[int], sizes: tuple[int, int], bias: bool, largest: float
+    arithmetic: int, rows: list[int], sizes: tuple[int, int], bias: bool, largest: float
 ) -> None:
     torch.manual_seed(len(rows) + sum(sizes))
     linear = nn.Linear(*sizes, bias=bias)
@@ -36,8 +46,8 @@ def test_a_layer_in_int8_is_off_by_about_one_part_in_a_hundred(
     with torch.no_grad():
         exact, found = linear(inputs), int8_product(linear.weight, linear.bias)(inputs)
     assert found.shape == exact.shape and found.dtype == torch.float32
-    # Rounding moves each factor by at most half a step of 127: the sum cannot be off by more than this.
-    step_in, step_weight = inputs.abs().amax(-1, keepdim=True) / 254, linear.weight.abs().amax(1) / 254
+    # Rounding moves each factor by at most half a step: the sum cannot be off by more than this.
+    step_in, step_weight = inputs.abs().amax(-1, keepdim=True) / (2 * arithmetic), linear.weight.abs().amax(1) / 254
     bound = (
         step_in * linear.weight.abs().sum(1) + step_weight * inputs.abs().sum(-1, keepdim=True) + sizes[0] * step_in * step_weight
     )
@@ -138,3 +148,19 @@ def test_rounding_does_not_keep_an_engine_from_sharing_prompts(tiny_model: Path,
     monkeypatch.setattr(attention, "take_over", asked)
     assert TransformersEngine(tiny_model, dtype="int8")._load().joinable
     assert seen and all(seen), "all weights were floats when it was asked"
+
+
+def test_sums_are_exact_at_the_largest_values(arithmetic: int) -> None:
+    """All weights and inputs at the ends of their ranges: where 16 bits would overflow, if the input had all of its 8."""
+    weight, inputs = torch.full((4, 4096), -1.0), torch.full((3, 4096), 1.0)
+    weight[1], inputs[1], weight[2, ::2] = 1.0, -1.0, 1.0
+    assert torch.allclose(int8_product(weight)(inputs), inputs @ weight.T, rtol=1e-6)
+
+
+def test_both_ways_say_nearly_the_same(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, said = torch.arange(3, 40)[None], []
+    for packed in (False, True):
+        monkeypatch.setattr(int8, "packs", lambda packed=packed: packed)
+        with torch.inference_mode():
+            said.append(torch.log_softmax(weights.load_model(tiny_model, "int8")(input_ids=ids).logits, -1))
+    assert float((said[0].exp() * (said[0] - said[1])).sum(-1).mean()) < 0.01

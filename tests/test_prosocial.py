@@ -278,3 +278,10 @@ def test_what_nearly_stands_in_a_held_out_split_is_not_trained_on(full: str) -> 
     write_jsonl(path, [*read_jsonl(path), {**published(500), "context": near, "dialogue_id": 500}])
     for split in ("archive", "train"):
         assert near not in {row["context"] for row in of("examples")(split, 0, full)}
+
+
+def test_the_drafter_learns_labels_as_often_as_they_come(full: str) -> None:
+    asked = of("taught")(0, full)
+    assert completions(of("draft_rows")(0, full, "direct")) == [row["answer"] for row in asked]
+    even = completions(of("draft_rows")(0, full, "direct", True))
+    assert even == [row["answer"] for row in of("taught")(0, full, True)]
