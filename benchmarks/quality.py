@@ -2,6 +2,7 @@
 
     make quality                                              # all domains and arms (hours; resumable)
     python benchmarks/quality.py --domains prosocial --core   # the arms that the two claims need
+    python benchmarks/quality.py --domains prosocial --seeds  # drafts that are answers, three seeds, every control, and sweeps
     python benchmarks/quality.py --table-only                 # only write docs/RESULTS.md from what is done
 
 Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below; a run that was stopped goes on
@@ -34,6 +35,7 @@ BACKEND = ROOT / "programs/backends/in_process.toml"
 RESULTS = ROOT / "docs/RESULTS.md"
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 DOMAINS = ("prosocial", "ifqa", "medmcqa")
+PARTS = ("prosocial", "prosocial-seeds", "ifqa", "medmcqa")
 
 # What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so
 # that the arm after tuning shows what tuning did.
@@ -54,25 +56,48 @@ LARGER: dict[str, dict[str, Any]] = {
     "prosocial": {"data.train": 96, "sft.settings.max_steps": 150, "sft.answer_settings.max_steps": 150},
     "ifqa": {"influence.metric": 0.0, "influence.likelihood": 1.0, "pairs.margin": 0.05},
 }
+# Drafts that are answers: few of them differ, and the same draft is refined once, so that seeds, controls and sweeps cost little.
+SEEDED: dict[str, dict[str, Any]] = {
+    "prosocial": {
+        "draft": "direct",
+        "sft.answers": None,  # the drafter answers the question itself
+        "sft.settings.max_steps": 60,
+        "data.train": 64,
+        "data.dev": 32,
+        "pairs.most": 64,
+        "compare.seeds": (0, 1, 2),
+    },
+}
+SWEEPS: dict[str, dict[str, tuple[Any, ...]]] = {"prosocial": {"pairs.most": (16, 32, 64), "rounds.count": (1, 2)}}
+CONTROLS = ("shuffled", "sft_on_chosen", "by_correctness", "other_draft")
+SEEDED_ARMS: dict[str, dict[str, str]] = {
+    "alone": {"kind": "alone"},
+    "weak": {"kind": "weak"},
+    "collaboration_sft": {"kind": "collaboration"},
+    "collaboration": {"kind": "collaboration", "weak": "tuned"},
+    **{f"control_{name}": {"kind": "control", "control": name} for name in CONTROLS},
+}
 CORE = (
     "alone", "weak", "collaboration_sft", "collaboration", "direct_sft", "direct", "chain_of_thought", "oracle", "rag",
     "control_other_draft", "control_shuffled", "control_shuffled_direct", "control_other_direct",
 )  # fmt: skip
 
 
-def settings(domain: str, data: Path | None, seed: int) -> Config:
+def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False) -> Config:
     """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``, the recipe's own."""
     config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
     changes = {**SIZES, **LARGER.get(domain, {}), **({"data.rows": str((data / domain).resolve())} if data else {})}
+    if seeded:
+        changes |= SEEDED[domain] | {"compare.arms": SEEDED_ARMS, "compare.sweep": SWEEPS[domain]}
     return overridden(config, changes)
 
 
-def run(domain: str, data: Path | None, folder: Path, *, arms: Sequence[str] | None, seed: int) -> Comparison:
-    """The comparison of one domain, kept in its run's folder; of these arms, where it declares them, or of all."""
-    with Experiment(settings(domain, data, seed), folder / domain, watch=Live()) as experiment:
+def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
+    """The comparison of a configuration, kept in its run's folder; of these arms, where it declares them, or of all."""
+    with Experiment(config, folder, watch=Live()) as experiment:
         declared = experiment.config.compare.arms if experiment.config.compare else {}
         made = Compared(experiment).run([name for name in declared if name in arms] if arms is not None else None)
-        write_comparison(made, folder / domain / "comparison")
+        write_comparison(made, folder / "comparison")
     return made
 
 
@@ -159,17 +184,17 @@ def write_results(parts: dict[str, str], page: Path = RESULTS) -> None:
     old, _, after = rest.partition(END)
     known = dict(_sections(old))
     known.update(parts)
-    body = "\n\n".join(f"<!-- {domain} -->\n{known[domain].strip()}" for domain in DOMAINS if domain in known)
+    body = "\n\n".join(f"<!-- {domain} -->\n{known[domain].strip()}" for domain in PARTS if domain in known)
     page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
 
 
 def _sections(text: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    for domain in DOMAINS:
+    for domain in PARTS:
         mark = f"<!-- {domain} -->"
         if mark in text:
             rest = text.partition(mark)[2]
-            ends = [place for other in DOMAINS if (place := rest.find(f"<!-- {other} -->")) >= 0]
+            ends = [place for other in PARTS if (place := rest.find(f"<!-- {other} -->")) >= 0]
             found.append((domain, rest[: min(ends, default=len(rest))]))
     return found
 
@@ -182,24 +207,26 @@ def main() -> None:
     parser.add_argument("--hub", action="store_true", help="read what the recipes read by themselves, over the network")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality", help="where the runs are kept")
     parser.add_argument("--core", action="store_true", help="only the arms that the claims need")
+    parser.add_argument("--seeds", action="store_true", help="the part with three seeds, every control, and sweeps")
     parser.add_argument("--arms", nargs="+", help="only these arms")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table-only", action="store_true", help="only write docs/RESULTS.md from finished comparisons")
     given = parser.parse_args()
     console, parts = Console(), dict[str, str]()
     arms: Sequence[str] | None = given.arms or (CORE if given.core else None)
-    for domain in given.domains:
+    for domain in [domain for domain in given.domains if not given.seeds or domain in SEEDED]:
+        part = f"{domain}-seeds" if given.seeds else domain
         data: Path | None = None if given.hub else given.data
         if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
             missing = data / domain / "train.jsonl"
             sys.exit(f"There is no {missing}: put the rows there, name another folder (--data), or use --hub.")
         if given.table_only:
-            made = read_comparison(given.runs / domain / "comparison")
+            made = read_comparison(given.runs / part / "comparison")
         else:
-            made = run(domain, data, given.runs, arms=arms, seed=given.seed)
+            made = run(settings(domain, data, given.seed, seeded=given.seeds), given.runs / part, arms)
         print_comparison(made, console)
-        asked = " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
-        parts[domain] = section(made, f"python benchmarks/quality.py --domains {domain}{asked}")
+        asked = " --seeds" if given.seeds else " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
+        parts[part] = section(made, f"python benchmarks/quality.py --domains {domain}{asked}")
         write_results(parts)
 
 

@@ -162,8 +162,11 @@ def _on_strong(experiment: Experiment, module: dspy.Module, more: Any = None) ->
 def _weak(experiment: Experiment, rules: ArmRules) -> Answerer:
     """The weak model by itself: with the recipe's own program, otherwise with the task as the strong model is given it."""
     threads = experiment.config.weak.concurrency
+    sft = experiment.config.sft
     if rules.weak == "tuned":
-        return _drafts_as_answers(experiment)
+        return _drafts_as_answers(experiment, experiment.final)
+    if rules.weak == "sft" and sft and not sft.answers and not rules.shots and _drafts_answer(experiment.program):
+        return _drafts_as_answers(experiment, experiment.program.bind(weak=experiment.sft(), strong=experiment.strong))
     reference = experiment.config.evaluate.weak
     module: dspy.Module = call(reference) if reference else _bare(experiment.program)
     if rules.shots:
@@ -179,14 +182,18 @@ def _bare(program: Collaboration) -> dspy.Module:
     return module
 
 
-def _drafts_as_answers(experiment: Experiment) -> Answerer:
-    """What the tuned weak model drafts, taken as its answer."""
-    program = experiment.final
-    answer = program.answer_fields[-1]
-    if answer not in signature_of(program.draft.predictors()[-1]).output_fields:
+def _drafts_answer(program: Collaboration) -> bool:
+    """Whether drafts hold an answer, as those of the formats "direct" and "chain_of_thought" do."""
+    drafting = program.draft.predictors()
+    return bool(drafting) and program.answer_fields[-1] in signature_of(drafting[-1]).output_fields
+
+
+def _drafts_as_answers(experiment: Experiment, program: Collaboration) -> Answerer:
+    """What the weak model of this program drafts, taken as its answer."""
+    if not _drafts_answer(program):
         raise ConfigError(
-            f'An arm of kind "weak" with weak = "tuned" takes the draft as the answer, and drafts have no "{answer}": use '
-            'draft = "direct" or "chain_of_thought", or weak = "sft".'
+            f'An arm of kind "weak" with weak = "tuned" takes the draft as the answer, and drafts have no '
+            f'"{program.answer_fields[-1]}": use draft = "direct" or "chain_of_thought", or weak = "sft".'
         )
     module = program.draft.deepcopy()
     return _of_module(experiment, module, program.weak, threads=experiment.config.weak.concurrency, note="its draft is its answer")
