@@ -9,11 +9,12 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence import Metric, attempt, score_of
+from cowest_dspy.lms.recording import keeping
+from cowest_dspy.pool import all_in_order
 from cowest_dspy.program import Collaboration
 from cowest_dspy.report.model import Answer
 from cowest_dspy.store import Store
 from cowest_dspy.traces import Progress
-from cowest_dspy.traces.pool import all_in_order
 
 Answering = Callable[[dspy.Example], dspy.Prediction]
 
@@ -58,7 +59,8 @@ def ask_all(
     def one(example: dspy.Example) -> Answer:
         return _one(answering, example, metric)
 
-    return tuple(all_in_order(one, examples, ledger=store, threads=threads, on_progress=on_progress))
+    with keeping(store):
+        return tuple(all_in_order(one, examples, threads=threads, on_progress=on_progress))
 
 
 def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:

@@ -18,6 +18,7 @@ import dspy
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence_report import InfluenceReport
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening
+from cowest_dspy.pool import all_in_order
 from cowest_dspy.program import Collaboration, presentable
 
 Metric = Callable[..., Any]
@@ -162,10 +163,7 @@ class Influence:
 
     def report(self, examples: Sequence[dspy.Example], *, threads: int = 8) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(threads) as pool:
-            return InfluenceReport(tuple(pool.map(self._one, examples)))
+        return InfluenceReport(tuple(all_in_order(self._one, examples, threads=threads)))
 
     def _answered(self, example: dspy.Example, outputs: dict[str, Any]) -> _Answered:
         return _Answered(outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example))

@@ -8,11 +8,9 @@ The calls are recorded: in a run they are kept in its store, count in its budget
 
 from __future__ import annotations
 
-import contextvars
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,8 +18,8 @@ import dspy
 
 from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.errors import DataError
-from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, failure, listening, recorded
+from cowest_dspy.pool import all_in_order
 
 Rationalised = Literal["knowledge", "chain_of_thought"]
 _ASKED: dict[str, tuple[str, str]] = {
@@ -97,33 +95,12 @@ def rationales(
             return "", "states the answer"
         return text, ""
 
-    made = _each(one, examples, threads, on_progress)
+    made = all_in_order(one, examples, threads=threads, on_progress=on_progress)
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
         raise DataError(f"Not one of {len(made)} rationales was had: {_counted(failures)}. Is the strong model up to the task?")
     written = zip(examples, made, strict=True)
     return Rationales([example.copy(rationale=text) for example, (text, _) in written if text], failures)
-
-
-def _each(
-    function: Callable[[dspy.Example], tuple[str, str]],
-    examples: Sequence[dspy.Example],
-    threads: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> list[tuple[str, str]]:
-    """``function`` of each example in threads, under the caller's context (its ledger above all), in their order."""
-    made: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(threads) as pool, stoppable():
-        futures = [pool.submit(contextvars.copy_context().run, function, example) for example in examples]
-        try:
-            for future in futures:
-                made.append(future.result())
-                if on_progress:
-                    on_progress(len(made), len(futures))
-        finally:
-            for future in futures:
-                future.cancel()
-    return made
 
 
 def _inputs(examples: Sequence[dspy.Example], answer: str) -> list[str]:

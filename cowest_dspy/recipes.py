@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,6 +71,13 @@ def takes(reference: str, name: str) -> bool:
     """Whether the function that ``reference`` names has a parameter of that name. Raises RecipeError as :func:`load`."""
     function = load(reference)
     return callable(function) and name in inspect.signature(function).parameters
+
+
+def code_of(references: Iterable[str | None]) -> list[str]:
+    """The SHA-256 of the files that these references name, each file once, sorted by path; None and installed modules are passed
+    over: of these the version is what counts."""
+    files = {reference.rpartition(":")[0] or reference for reference in references if reference and ".py" in reference}
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)]
 
 
 def resolve(path: str | Path, relative_to: Path | None = None) -> Path:

@@ -49,11 +49,12 @@ def share(examples, predictions):
     return sum(one is not None and one.answer == "yes" for one in predictions) / len(examples)
 
 def strong():
-    """Says yes to a background with at least three different vowels in it; alone it says no. Feedback and reasoning are given."""
+    """Says yes to a background with a vowel in it; alone it says no. Feedback and reasoning are given. A vowel is in some drafts
+    and not in others whatever the tiny model has learned: that differs with the processor."""
     def answer(request):
         ASKED.append(request)
         text = request["messages"][-1]["content"]
-        said = "yes" if len(set("aeiou") & set(text.partition("Background: ")[2])) >= 3 else "no"
+        said = "yes" if set("aeiou") & set(text.partition("Background: ")[2]) else "no"
         if "easoning" in request["messages"][0]["content"]:
             return f"Reasoning: so\\nAnswer: {said}"
         return said

@@ -31,6 +31,7 @@ def test_every_kind_of_arm_answers_the_same_examples_and_a_second_time_nothing_i
         "control_shuffled", "control_other",
     ]  # fmt: skip
     assert made.target == "after" and not made.warnings
+    assert made.controls == {"after": ("control_shuffled", "control_other")}
     assert {tuple(answer.example_id for answer in one.arm.answers) for one in found.values()} == {
         tuple(f"test{i}" for i in range(6))
     }
@@ -51,6 +52,22 @@ def test_an_arm_that_was_asked_for_alone_is_the_only_one(task: list[Path], tmp_p
     assert list(by_name(made)) == ["alone"] and calls == 6
     with pytest.raises(ConfigError, match=r'no arm "alon".*Did you mean "alone"'):
         compared(files, tmp_path / "run", only=["alon"])
+
+
+def test_a_module_whose_code_has_changed_is_asked_anew(task: list[Path], tmp_path: Path) -> None:
+    """Before, an arm of a file that is not the task's own was taken from the run as it had once been."""
+    other = task[0].parent / "mine.py"
+    other.write_text('import dspy\n\ndef make():\n    return dspy.Predict("question -> answer")\n')
+    arms = '[compare]\nagainst = "mine"\n[compare.arms.mine]\nkind = "module"\nprogram = "mine.py:make"\n'
+    files = declared(task, arms)
+    _, calls = compared(files, tmp_path / "run")
+    other.write_text(other.read_text().replace('"question', '"question: str'))
+    with Experiment(load_config(files), tmp_path / "run") as experiment:
+        before = experiment.store.record("compared", "mine")
+    compared(files, tmp_path / "run")
+    with Experiment(load_config(files), tmp_path / "run") as experiment:
+        after = experiment.store.record("compared", "mine")
+    assert before and after and before["identity"] != after["identity"] and calls == 6
 
 
 def test_arms_share_the_answers_that_they_have_in_common(task: list[Path], tmp_path: Path) -> None:

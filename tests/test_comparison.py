@@ -288,6 +288,18 @@ def test_a_method_that_cannot_beat_its_controls_is_reported_as_such():
     assert "The ours arm beats its controls" in named.sentences[-1]
 
 
+def test_each_tuned_arm_is_judged_by_its_own_controls():
+    """Before, the first tuned arm was tested against the controls of every format of drafts."""
+    arms = [compared(name, marks * 40) for name, marks in (("a", "+"), ("b", "-"), ("control_a", "-"), ("control_b", "+"))]
+    made = comparison(*arms, target="a", controls={"b": ("control_b",), "a": ("control_a",), "c": ()})
+    numbers = numbers_of(made)
+    assert [(test.target, test.name) for test in numbers.controls] == [("a", "control_a"), ("b", "control_b")]
+    said = verdict(made, numbers)
+    assert said.sentences[-2].startswith("The a arm beats its controls") and "control_b" not in said.sentences[-2]
+    assert said.sentences[-1].startswith("The b arm does NOT reliably beat its controls")
+    assert said.good is True, "what the target beats is its own"
+
+
 def test_a_control_that_could_not_be_compared_is_no_victory():
     found = words(compared("collaboration", "+" * 40), compared("control_a", "-" * 40), compared("control_b", "!" * 40))
     assert "1 more could not be compared" in found.sentences[-1] and found.good is False

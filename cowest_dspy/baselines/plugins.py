@@ -6,9 +6,7 @@ program = super_icl(collaboration, train[:8])       # a Collaboration: the demos
 
 from __future__ import annotations
 
-import contextvars
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -17,6 +15,7 @@ from cowest_dspy.baselines.tasks import answer_of, demo_of, outputs_of, predicto
 from cowest_dspy.baselines.voting import Key, check_sampling, voted
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.lms.recording import EXPECTED_FAILURES
+from cowest_dspy.pool import all_in_order
 from cowest_dspy.program import Collaboration, signature_of
 
 STATED = "stated_answer"
@@ -119,9 +118,7 @@ def _drafts(program: Collaboration, examples: Sequence[dspy.Example], threads: i
             errors.append(error)
             return None
 
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = [pool.submit(contextvars.copy_context().run, one, example) for example in examples]
-        drafts = [future.result() for future in waiting]
+    drafts = all_in_order(one, examples, threads=threads)
     if errors and not any(drafts):
         raise errors[0]
     return drafts

@@ -71,7 +71,8 @@ class Comparison:
     """Arms that answered the same examples. ``against`` names the arm that all others are tested against; ``metric`` is a name.
 
     ``target`` names the arm that has to beat its controls: the arms whose name begins with "control", or whose note says so.
-    A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601 time.
+    ``controls`` says of each tuned arm by name which arms are its controls, such as those of its own format of drafts; where it is
+    empty, all controls are the target's. A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601 time.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -85,6 +86,7 @@ class Comparison:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     target: str = "collaboration"
+    controls: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _refuse_twins([(f'Arm "{one.arm.name}"', one.seed) for one in self.arms])

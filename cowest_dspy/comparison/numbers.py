@@ -96,12 +96,13 @@ class ArmNumbers:
 
 @dataclass(frozen=True)
 class ControlTest:
-    """The target against one of its controls: above 0 the target is better. ``holm`` is corrected over the controls."""
+    """A tuned arm against one of its controls: above 0 the tuned arm is better. ``holm`` is corrected over this arm's controls."""
 
     name: str
     title: str
     test: Paired
     holm: float
+    target: str
 
 
 @dataclass(frozen=True)
@@ -273,12 +274,24 @@ def _corrected(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
     return changed
 
 
+def controls_of(comparison: Comparison) -> dict[str, tuple[str, ...]]:
+    """The controls of each tuned arm that has some, by name, whether or not it has been evaluated; the target's first."""
+    there = dict.fromkeys(run.arm.name for run in comparison.arms if is_control(run))
+    declared = comparison.controls or {comparison.target: tuple(there)}
+    made = {target: tuple(name for name in names if name in there and name != target) for target, names in declared.items()}
+    return {target: made[target] for target in sorted(made, key=lambda name: name != comparison.target) if made[target]}
+
+
 def _controls(comparison: Comparison, seeds: Mapping[str, Sequence[ComparedArm]], repeats: int) -> tuple[ControlTest, ...]:
-    target = seeds.get(comparison.target)
-    if target is None:
-        return ()
-    named = [(name, runs) for name, runs in seeds.items() if name != comparison.target and any(map(is_control, runs))]
-    tests = [(name, runs, paired_test(target, runs, repeats=repeats)) for name, runs in named]
-    made = [(name, runs[0].arm.title, test) for name, runs, test in tests if test.n]
-    corrected = holm([test.p for _, _, test in made])
-    return tuple(ControlTest(name, title, test, p) for (name, title, test), p in zip(made, corrected, strict=True))
+    found = list[ControlTest]()
+    for name, controls in controls_of(comparison).items():
+        if name not in seeds:
+            continue
+        tests = [(control, paired_test(seeds[name], seeds[control], repeats=repeats)) for control in controls]
+        made = [(control, test) for control, test in tests if test.n]
+        corrected = holm([test.p for _, test in made])
+        found += [
+            ControlTest(control, seeds[control][0].arm.title, test, p, name)
+            for (control, test), p in zip(made, corrected, strict=True)
+        ]
+    return tuple(found)

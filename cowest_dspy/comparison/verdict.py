@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cowest_dspy.comparison.model import Comparison
-from cowest_dspy.comparison.numbers import ArmNumbers, Numbers, is_control
+from cowest_dspy.comparison.numbers import ArmNumbers, Numbers, controls_of
 from cowest_dspy.comparison.significance import ALPHA, Paired, found
 from cowest_dspy.report.verdict import Verdict, format_p
 
@@ -25,10 +25,10 @@ def verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
             claims.append(target.finding > 0)
     elif against is None and numbers.arms:
         sentences.append(f'No arm is tested: "{comparison.against}", which they are to be tested against, has not been evaluated.')
-    judged = _controls(comparison, numbers)
-    if judged is not None:
-        sentences.append(judged[0])
-        claims += [] if judged[1] is None else [judged[1]]
+    for name, controls in controls_of(comparison).items():
+        sentence, beaten = _controls(name, len(controls), numbers)
+        sentences.append(sentence)
+        claims += [beaten] if name == comparison.target and beaten is not None else []
     if not sentences:
         return Verdict(("No verdict yet: there is nothing to compare.",), None)
     said = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
@@ -73,28 +73,24 @@ def _listed(lines: Sequence[ArmNumbers]) -> str:
     )
 
 
-def _controls(comparison: Comparison, numbers: Numbers) -> tuple[str, bool | None] | None:
-    """Whether the target beats every one of its controls, in a sentence; None when there is no control."""
-    names = dict.fromkeys(run.arm.name for run in comparison.arms if is_control(run) and run.arm.name != comparison.target)
-    target = numbers.arm(comparison.target)
-    if not names:
-        return None
+def _controls(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:
+    """Whether the arm of that name beats every one of its ``count`` controls, in a sentence; None where that cannot be said."""
+    target, tests = numbers.arm(name), [control for control in numbers.controls if control.target == name]
     if target is None:
-        return f'The controls are not judged: the arm "{comparison.target}", which has to beat them, has not been evaluated.', None
-    if not numbers.controls:
+        return f'The controls are not judged: the arm "{name}", which has to beat them, has not been evaluated.', None
+    if not tests:
         return f"The controls are not judged: {target.title} shares no scored example with them.", None
-    lost = [control for control in numbers.controls if found(control.test, control.holm) != 1]
+    lost = [control for control in tests if found(control.test, control.holm) != 1]
     told = "; ".join(
-        f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)})"
-        for control in lost or numbers.controls
+        f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)})" for control in lost or tests
     )
-    over = f"(Holm over {len(numbers.controls)} {'test' if len(numbers.controls) == 1 else 'tests'})"
+    over = f"(Holm over {len(tests)} {'test' if len(tests) == 1 else 'tests'})"
     if lost:
         return (
             f"{target.title} does NOT reliably beat its controls {over}: {told}. A method that cannot beat its controls is not "
             "shown to owe its score to what they leave out.",
             False,
         )
-    missing = len(names) - len(numbers.controls)
+    missing = count - len(tests)
     left = f"; {missing} more could not be compared" if missing else ""
     return f"{target.title} beats its controls {over}: {told}{left}.", missing == 0

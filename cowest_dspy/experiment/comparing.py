@@ -22,7 +22,7 @@ from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, d
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.influence import score_of
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import code_of, load
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.stages import digest
 from cowest_dspy.summary import arm_from, versions
@@ -78,12 +78,20 @@ class Compared:
             versions=versions(),
             warnings=tuple(self.warnings),
             target=self._target(),
+            controls=self._controls(),
         )
 
     def _target(self) -> str:
-        """The arm that has to beat the controls: the first tuned collaboration."""
+        """The arm that the verdict is about: the first tuned collaboration."""
         tuned = (name for name, rules in self.rules.arms.items() if rules.kind == "collaboration" and rules.weak == "tuned")
         return next(tuned, "collaboration")
+
+    def _controls(self) -> dict[str, tuple[str, ...]]:
+        """The controls of each tuned collaboration: those of its own format of drafts."""
+        rules, own = self.rules.arms, self.experiment.config.draft
+        tuned = {name: arm.draft or own for name, arm in rules.items() if arm.kind == "collaboration" and arm.weak == "tuned"}
+        controls = {name: arm.draft or own for name, arm in rules.items() if arm.kind == "control"}
+        return {name: tuple(one for one, of in controls.items() if of == draft) for name, draft in tuned.items()}
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -127,7 +135,7 @@ class Compared:
         made: Answerer = answerer(part, rules.model_copy(update={"draft": None}))
         examples = part.splits[self.rules.split]
         asked = [example.id for example in examples]
-        identity = digest([part.meaning, rules.kind, made.depends_on, asked])
+        identity = digest([part.meaning, rules.kind, made.depends_on, asked, code_of([rules.program, rules.corpus])])
         known = part.store.record("compared", name)
         if known and known["identity"] == identity:
             return arm_from(name, {**known, "title": title_of(rules), "note": made.note})

@@ -9,7 +9,6 @@ that was killed goes on where it stood, and a finished one is only read.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -32,7 +31,7 @@ from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_on
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import call, load
+from cowest_dspy.recipes import call, code_of, load
 from cowest_dspy.report import Arm, RunReport, write_report
 from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
@@ -308,11 +307,7 @@ class Experiment:
     def meaning(self) -> str:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
         parts = self.config
-        references = [
-            parts.program, parts.metric, parts.data.source, parts.evaluate.weak or "", parts.influence.rubric or "",
-        ]  # fmt: skip
-        files = sorted({reference.rpartition(":")[0] or reference for reference in references if ".py" in reference})
-        code = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        code = code_of([parts.program, parts.metric, parts.data.source, parts.evaluate.weak, parts.influence.rubric])
         aside = {
             "budget": True,
             "compare": True,

@@ -9,10 +9,10 @@ noise.py        the noise floor: the strong model alone, asked again
 collecting.py   collect(): every example, within its limits; stops when too many fail
 """
 
+from cowest_dspy.pool import Progress, in_order
 from cowest_dspy.traces.collecting import collect, influence_report
 from cowest_dspy.traces.kept import HeldTraces, StoredTraces, Traces
 from cowest_dspy.traces.noise import noise_floor, noise_in
-from cowest_dspy.traces.pool import Progress, in_order
 from cowest_dspy.traces.trace import Sampling, Trace
 
 __all__ = [

@@ -13,10 +13,10 @@ from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence import InfluenceReport, Metric
 from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
+from cowest_dspy.pool import Progress, given_in_order
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
 from cowest_dspy.traces.kept import KIND, HeldTraces, Saved, StoredTraces, Traces
-from cowest_dspy.traces.pool import Progress, given_in_order
 from cowest_dspy.traces.rollout import Plan, Rolled, Rollouts
 from cowest_dspy.traces.trace import Sampling, Trace
 

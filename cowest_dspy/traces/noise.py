@@ -8,9 +8,10 @@ import dspy
 
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
+from cowest_dspy.lms.recording import keeping
+from cowest_dspy.pool import Progress, all_in_order
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
-from cowest_dspy.traces.pool import Progress, all_in_order
 from cowest_dspy.traces.rollout import asked
 from cowest_dspy.traces.trace import Sampling, Trace
 
@@ -41,7 +42,8 @@ def noise_floor(
         made = [asked(lambda: program.answered_alone(**example.inputs()), example, metric, seeds, number) for number in (0, 1)]
         return [answer.scored.score for answer in made if answer.scored.score is not None]
 
-    return NoiseFloor.of(all_in_order(one, examples, ledger=store, threads=threads, on_progress=on_progress))
+    with keeping(store):
+        return NoiseFloor.of(all_in_order(one, examples, threads=threads, on_progress=on_progress))
 
 
 def noise_in(traces: Iterable[Trace]) -> NoiseFloor | None:

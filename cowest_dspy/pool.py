@@ -10,7 +10,6 @@ from itertools import islice
 from typing import TypeVar
 
 from cowest_dspy.lms.limits import stoppable
-from cowest_dspy.lms.recording import Ledger, keeping
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
@@ -29,14 +28,13 @@ def all_in_order(
     function: Callable[[Item], Made],
     items: Sequence[Item],
     *,
-    ledger: Ledger | None,
     threads: int,
     on_progress: Progress | None = None,
 ) -> list[Made]:
-    """``function`` of every item, in their order: so many threads, their calls served from and kept in ``ledger``, and when one
-    of them fails or is interrupted, whoever waits for a rate limit is let go. ``on_progress`` is told (done, in all)."""
+    """``function`` of every item, in their order: in so many threads under the caller's context (its ledger above all), and when
+    one of them fails or is interrupted, whoever waits for a rate limit is let go. ``on_progress`` is told (done, in all)."""
     made: list[Made] = []
-    with keeping(ledger), ThreadPoolExecutor(threads) as pool, stoppable():
+    with ThreadPoolExecutor(threads) as pool, stoppable():
         for one in in_order(pool, function, items):
             made.append(one)
             if on_progress:
