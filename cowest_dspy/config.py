@@ -46,11 +46,11 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class Config(Table):
     """A whole configuration: one task and its backends."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the task; the run's folder is runs/NAME by default")
     program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
     metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
     draft: DraftFormat | None = Field(None, description="the format of drafts, given to the program's and [sft]'s functions")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of sampling, order and training; --seed goes before it")
     data: Data
     weak: LMSettings
     strong: LMSettings

@@ -24,9 +24,11 @@ class InProcess(Table):
     kind: Literal["in_process"]
     model: str = Field(description="a folder with config.json and *.safetensors or a GGUF file, relative to this file, or a Hub id")
     adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    temperature: float = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(256, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="what weights are held in: auto is what the machine computes in best; int8 only where nothing is tuned"
+    )
+    temperature: float = Field(0.0, ge=0, le=2, description="of sampling; 0: the likeliest token; drafts have that of [collect]")
+    max_tokens: int = Field(256, ge=1, description="tokens of one answer, at most; a longer one is cut off, and counts as failed")
     concurrency: int = Field(32, ge=1, description="sequences computed together, at most")
 
 
@@ -44,8 +46,10 @@ class Api(Table):
     model: str = Field(description='as for dspy.LM, for instance "openai/gpt-5-mini"')
     api_base: str | None = Field(None, description="the endpoint of an OpenAI-compatible server")
     api_key_env: str | None = Field(None, description="the NAME of the environment variable that holds the key")
-    temperature: float | None = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(512, ge=1)
+    temperature: float | None = Field(
+        0.0, ge=0, le=2, description="of sampling; 0: the likeliest token; drafts have that of [collect]"
+    )
+    max_tokens: int = Field(512, ge=1, description="tokens of one answer, at most; a longer one is cut off, and counts as failed")
     num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
     timeout: float = Field(120.0, gt=0, description="seconds")
     concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
@@ -79,8 +83,8 @@ class Server(Table):
     api_key_env: str | None = Field(None, description="the NAME of the environment variable that holds the key")
     startup: float = Field(600.0, gt=0, description="seconds until a started server must answer")
     log: str | None = Field(None, description="the file that a started server writes to, relative to this file")
-    temperature: float = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="of sampling; 0: the likeliest token; drafts have that of [collect]")
+    max_tokens: int = Field(256, ge=1, description="tokens of one answer, at most; a longer one is cut off, and counts as failed")
     num_retries: int = Field(4, ge=0, description="retries of a passing failure, with exponential backoff")
     timeout: float = Field(600.0, gt=0, description="seconds; an answer waits for those before it")
     concurrency: int = Field(32, ge=1, description="calls under way at once, at most")
@@ -105,9 +109,9 @@ class Engine(Table):
     kind: Literal["engine"]
     engine: str = Field(description='a reference such as "my_engine.py:make"')
     model: str = Field("engine/custom", description="the id under which its answers are stored")
-    temperature: float = Field(0.0, ge=0, le=2)
-    max_tokens: int = Field(256, ge=1)
-    concurrency: int = Field(8, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2, description="of sampling; 0: the likeliest token; drafts have that of [collect]")
+    max_tokens: int = Field(256, ge=1, description="tokens of one answer, at most; a longer one is cut off, and counts as failed")
+    concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
 
 
 LMSettings = Annotated[InProcess | Api | Server | Engine, Field(discriminator="kind")]
@@ -132,8 +136,8 @@ class Data(Table):
         None, description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s functions as rows='
     )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
-    dev: int | None = Field(None, ge=1)
-    test: int | None = Field(None, ge=1)
+    dev: int | None = Field(None, ge=1, description="as train: what rounds are taken or rolled back by")
+    test: int | None = Field(None, ge=1, description="as train: what is only counted, at the end")
 
 
 class Sft(Table):
@@ -149,8 +153,8 @@ class Collect(Table):
     """[collect]: sampling of drafts and measurement of their influence."""
 
     drafts: int = Field(4, ge=2, description="drafts sampled for each example")
-    temperature: float = Field(1.0, gt=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0, le=2, description="of the drafts: higher ones differ more, and fail more often")
+    top_p: float = Field(1.0, gt=0, le=1, description="drafts are sampled from the likeliest tokens that together have this part")
     adaptive: bool = Field(False, description="stop sampling an example when it has a pair with [pairs] margin, or hardly will")
     answers: int = Field(
         1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
@@ -232,7 +236,7 @@ class CycleRules(Table):
     """[cycle]: optimisers in order. "sft" is [sft], only as the first; "weights" are the [rounds]; others are in ``steps``."""
 
     strategy: str = Field(description='for instance "sft -> prompts -> weights -> prompts"')
-    steps: dict[str, StepRules] = Field(default_factory=dict)
+    steps: dict[str, StepRules] = Field(default_factory=dict, description="the optimisers that strategy names, by name")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -257,7 +261,7 @@ class CycleRules(Table):
 class Arms(Table):
     """[evaluate]: what is compared on the test split."""
 
-    split: Literal["dev", "test"] = "test"
+    split: Literal["dev", "test"] = Field("test", description="whose questions are asked")
     weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
     controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = Field(
@@ -294,7 +298,7 @@ class ArmRules(Table):
     kind: Literal[
         "alone", "strong", "weak", "self_refine", "self_consistency", "rag", "grounded", "super_icl", "collaboration", "oracle",
         "control", "module",
-    ]  # fmt: skip
+    ] = Field(description="who answers, and how: the table in compare.md")  # fmt: skip
     title: str | None = Field(None, description="for people")
     weak: Literal["base", "sft", "tuned"] = Field("sft", description="the weak model: as it came, after [sft], after all tuning")
     draft: DraftFormat | None = Field(
@@ -331,10 +335,10 @@ class CompareRules(Table):
     """[compare]: the arms of ``cowest compare``, all on the same examples, and ablations as a grid."""
 
     against: str = Field("alone", description="the arm that every other one is tested against")
-    split: Literal["dev", "test"] = "test"
+    split: Literal["dev", "test"] = Field("test", description="whose questions are asked")
     seeds: tuple[int, ...] = Field((), description="of runs that are compared as one; by default the run's own seed")
     also: tuple[str, ...] = Field((), description='more scores, beside the metric: "metric.py:macro_f1"')
-    arms: dict[str, ArmRules] = Field(default_factory=dict)
+    arms: dict[str, ArmRules] = Field(default_factory=dict, description="the ways to answer, by name")
     sweep: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict, description='"dotted.key" = [values]: the tuned collaboration with every combination of them'
     )

@@ -4,7 +4,7 @@
     DPO(beta=0.1, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.2), lora=Lora(rank=32, alpha=64))
     KTO(beta=0.1, desirable_weight=1.5)
 
-A TOML table with the same keys makes the same object.
+A TOML table with the same keys makes the same object. What stands under a field is shown by editors and in the documentation, too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Part = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -65,17 +65,17 @@ class _Frozen(BaseModel):
 
 
 class Lora(_Frozen):
-    """The size of a LoRA adapter (Hu et al., 2021, arXiv 2106.09685).
-
-    ``alpha / rank`` scales what the adapter adds; 2 is the ratio that most recipes share. ``dropout`` is a probability, and
-    0 because small data is seen a few times only. "all-linear" adapts every linear layer but the LM head, which is what
-    LoRA needs to learn as well as full fine-tuning does (Dettmers et al., 2023, arXiv 2305.14314, section 4).
-    """
+    """The size of a LoRA adapter (Hu et al., 2021, arXiv 2106.09685)."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rows of the two matrices that a layer gets: more can learn more, and take more memory."""
     alpha: Positive = 32
+    """``alpha / rank`` scales what the adapter adds; 2 is the ratio that most recipes share."""
     dropout: Part = 0.0
+    """The probability that an input of the adapter is left out; 0 because small data is seen a few times only."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """The layers that are adapted. "all-linear": every linear layer but the LM head, which is what LoRA needs to learn as well as
+    full fine-tuning does (Dettmers et al., 2023, arXiv 2305.14314, section 4)."""
 
     @classmethod
     def _other_keys(cls) -> tuple[Mapping[str, str], Mapping[str, str]]:
@@ -83,24 +83,46 @@ class Lora(_Frozen):
 
 
 class _Training(_Frozen):
-    """What all ways of tuning share; see :class:`SFT` for the meaning of each field."""
+    """What all ways of tuning share."""
 
     epochs: Positive = 3.0
+    """Passes over the rows; a fraction such as 0.5 is allowed. Training stops after whole batches."""
     learning_rate: Positive = 2e-4
+    """The highest one, reached after the warm-up. 2e-4 is QLoRA's for small models (arXiv 2305.14314, table 9)."""
     batch_size: Count = 16
+    """Rows of one optimiser step."""
     micro_batch_size: Count | None = None
+    """Rows of one forward pass; must divide ``batch_size``. It decides memory and speed, not the result. None: the largest
+    divisor of ``batch_size`` that is at most 4 (on a CPU, 2 took half the memory of 8 for a tenth more time)."""
     warmup: Part = 0.1
+    """Part of all steps, rounded down, during which the learning rate rises; it is 0 at the first of them."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warm-up: falls to 0 linearly or as a cosine, or stays."""
     max_steps: Count | None = None
+    """Stop after so many optimiser steps; the learning-rate schedule ends there, too."""
     max_length: Annotated[int, Field(ge=2)] | None = None
+    """Tokens of the longest row that is allowed. A longer one is an error, never cut. None: whatever the model takes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of activations; weights and the optimiser are float32. "auto" is bfloat16 where the hardware computes in it. bfloat16 is
+    faster, but what an adapter adds to an activation is lost while it is below 1/256 of it, so the very first steps do less than
+    in float32 (measured: SmolLM2-135M lags one step behind)."""
     lora: Lora | None = None
+    """The adapter's size. None: ``Lora()``, or that of the adapter that is trained further."""
     held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Part of the rows that is not trained on but evaluated on. Rows of one example or of one prompt stay together. 0: nothing is
+    evaluated. See evaluation.py."""
     evaluate_every: Count | None = None
+    """Optimiser steps from one evaluation to the next; the last step is always one. None: about ten evaluations."""
     patience: Count | None = None
+    """Stop after so many evaluations in a row without a lower held-out loss than the lowest before. None: never."""
     keep_best: bool = True
+    """Give the adapter of the evaluation with the lowest held-out loss, not that of the last step."""
     report_to: tuple[str, ...] = ()
+    """Where else the logs go: "mlflow", "tensorboard", "trackio", "wandb"; nowhere by default. What writes files writes them into
+    the folder ``<output>.logs``, unless its own environment variable says otherwise."""
     checkpoint_steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimiser steps between two checkpoints, from which a killed training goes on. None: one about every minute. 0: none. It
+    does not change the result."""
     together: ClassVar[int] = 4
 
     @field_validator("report_to")
@@ -155,49 +177,11 @@ class _Training(_Frozen):
 
 
 class SFT(_Training):
-    """Supervised fine-tuning on completions.
-
-    epochs: passes over the rows; a fraction such as 0.5 is allowed. Training stops after whole batches.
-    learning_rate: the highest one, reached after the warm-up. 2e-4 is QLoRA's for small models (arXiv 2305.14314, table 9).
-    batch_size: rows of one optimiser step.
-    micro_batch_size: rows of one forward pass; must divide ``batch_size``. It decides memory and speed, not the result.
-        None: the largest divisor of ``batch_size`` that is at most 4 (on a CPU, 2 took half the memory of 8 for a tenth
-        more time).
-    warmup: part of all steps, rounded down, during which the learning rate rises; it is 0 at the first of them.
-    lr_scheduler: what the learning rate does after the warm-up: falls to 0 linearly or as a cosine, or stays.
-    max_steps: stop after so many optimiser steps; the learning-rate schedule ends there, too.
-    max_length: tokens of the longest row that is allowed. A longer one is an error, never cut. None: whatever the model takes.
-    precision: of activations; weights and the optimiser are float32. "auto" is bfloat16 where the hardware computes in it.
-        bfloat16 is faster, but what an adapter adds to an activation is lost while it is below 1/256 of it, so the very
-        first steps do less than in float32 (measured: SmolLM2-135M lags one step behind).
-    lora: the adapter's size. None: ``Lora()``, or that of the adapter that is trained further.
-    held_out: part of the rows, in [0, 0.5], that is not trained on but evaluated on. Rows of one example or of one prompt stay
-        together. 0: nothing is evaluated. See evaluation.py.
-    evaluate_every: optimiser steps from one evaluation to the next; the last step is always one. None: about ten evaluations.
-    patience: stop after so many evaluations in a row without a lower held-out loss than the lowest before. None: never.
-    keep_best: give the adapter of the evaluation with the lowest held-out loss, not that of the last step.
-    report_to: where else the logs go, names of ``REPORTERS`` such as "tensorboard" or "mlflow"; nowhere by default. What writes
-        files writes them into the folder ``<output>.logs``, unless its own environment variable says otherwise.
-    checkpoint_steps: optimiser steps between two checkpoints, from which a killed training goes on. None: one about every
-        minute. 0: none. It does not change the result.
-    """
+    """Supervised fine-tuning on completions."""
 
 
 class DPO(_Training):
     """Preference tuning on pairs: DPO (Rafailov et al., 2023, arXiv 2305.18290) and the losses that TRL has beside it.
-
-    beta: how strongly the tuned model is held to the reference; higher holds more. 0.1 is the paper's.
-    loss_type: a name of TRL's, or several to be added: "sigmoid" is DPO; "ipo", "robust", "sppo_hard", "apo_zero", ...
-    loss_weights: one weight per name of ``loss_type``; None: 1 each.
-    label_smoothing: the probability that a pair is labelled the wrong way round, for "robust", and the smoothing of
-        "exo_pair" (its paper has 1e-3). In [0, 0.5).
-    learning_rate, epochs: 3e-4 and 4 moved a 135M model with LoRA on 61 pairs, where 5e-5 changed nothing.
-    batch_size: pairs of one optimiser step; ``micro_batch_size``: pairs of one forward pass; None: at most 2, which were as
-        fast as 4 on a CPU in less memory. For "sft", which averages over
-        the tokens of a forward pass, and for "aot", "aot_unpaired" and "bco_pair", which compare the pairs of one, it does
-        change the result: give it explicitly there.
-    share_prompt: compute the prompt of a pair once for both sides, where the model's log-probabilities allow it (found out
-        before training). It changes speed and memory, not the result.
 
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts.
 
@@ -207,13 +191,28 @@ class DPO(_Training):
     """
 
     epochs: Positive = 4.0
+    """Passes over the pairs. With the learning rate 3e-4, 4 of them moved a 135M model with LoRA on 61 pairs, where 5e-5 changed
+    nothing."""
     learning_rate: Positive = 3e-4
+    """The highest one, reached after the warm-up."""
     batch_size: Count = 8
+    """Pairs of one optimiser step."""
+    micro_batch_size: Count | None = None
+    """Pairs of one forward pass; None: at most 2, which were as fast as 4 on a CPU in less memory. For "sft", which averages over
+    the tokens of a forward pass, and for "aot", "aot_unpaired" and "bco_pair", which compare the pairs of one, it does change the
+    result: give it explicitly there."""
     beta: Positive = 0.1
+    """How strongly the tuned model is held to the reference; higher holds more. 0.1 is the paper's."""
     loss_type: str | tuple[str, ...] = "sigmoid"
+    """A name of TRL's, or several to be added: "sigmoid" is DPO; "ipo", "robust", "sppo_hard", "apo_zero", ..."""
     loss_weights: tuple[float, ...] | None = None
+    """One weight per name of ``loss_type``; None: 1 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """The probability that a pair is labelled the wrong way round, for "robust", and the smoothing of "exo_pair" (its paper has
+    1e-3)."""
     share_prompt: bool = True
+    """Compute the prompt of a pair once for both sides, where the model's log-probabilities allow it (found out before training).
+    It changes speed and memory, not the result."""
     together: ClassVar[int] = 2
 
     @property
@@ -250,28 +249,30 @@ class KTO(_Training):
 
     It needs no two drafts of one question to compare, so every draft that helped or hurt teaches, also where all helped.
 
-    beta: how strongly the tuned model is held to the reference; higher holds more. 0.1 is the paper's and TRL's.
-    loss_type: "kto"; or "apo_zero_unpaired", which has no KL term (D'Oosterlinck et al., 2024, arXiv 2408.06266).
-    desirable_weight, undesirable_weight: the paper's lambda_D and lambda_U, factors of the losses of either label. None: so that
-        both labels weigh the same as a whole, n_D lambda_D = n_U lambda_U, the lower end of what the paper's section on
-        imbalanced data recommends (1 to 4/3); the commoner label then has 1, or what was given. TRL's default is 1 and 1.
-    epochs, learning_rate: as of DPO.
-    batch_size: rows of one optimiser step, at least 2. TRL's documentation recommends 16 to 128. KTO compares each row with an
-        estimate of the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the
-        completion of another (unpaired.py): more rows, a steadier estimate.
-    micro_batch_size: rows of one forward pass. TRL estimates the KL from these alone; here they do not change the result.
-
     Everything else is as in :class:`SFT`. The reference is the model as it is when training starts. Its log-probabilities are
     computed once, those of mixed rows too; a step has one forward pass without gradients more than one of SFT.
     """
 
     epochs: Positive = 4.0
+    """Passes over the drafts."""
     learning_rate: Positive = 3e-4
+    """The highest one, reached after the warm-up."""
     batch_size: Count = 16
+    """Rows of one optimiser step, at least 2. TRL's documentation recommends 16 to 128. KTO compares each row with an estimate of
+    the KL divergence from the reference, which is the mean over the rows of the step, each prompt with the completion of another
+    (unpaired.py): more rows, a steadier estimate."""
+    micro_batch_size: Count | None = None
+    """Rows of one forward pass. TRL estimates the KL from these alone; here they do not change the result."""
     beta: Positive = 0.1
+    """How strongly the tuned model is held to the reference; higher holds more. 0.1 is the paper's and TRL's."""
     loss_type: str = "kto"
+    """Either "kto" or "apo_zero_unpaired", which has no KL term (D'Oosterlinck et al., 2024, arXiv 2408.06266)."""
     desirable_weight: Positive | None = None
+    """The paper's lambda_D, a factor of the losses of drafts that helped. None: so that both labels weigh the same as a whole,
+    n_D lambda_D = n_U lambda_U, the lower end of what the paper's section on imbalanced data recommends (1 to 4/3); the commoner
+    label then has 1, or what was given. TRL's default is 1."""
     undesirable_weight: Positive | None = None
+    """The paper's lambda_U, the same for drafts that hurt."""
 
     def weights(self, desirable: int, undesirable: int) -> tuple[float, float]:
         """The factors of desirable and undesirable losses for so many rows of each; where neither is given, the smaller is 1.
