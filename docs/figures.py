@@ -1,6 +1,7 @@
-"""Draws the figure of docs/influence.md from a run's report.json: what drafts did, and what the gate made of them.
+"""Draws the figures of the documentation.
 
-python docs/figures.py runs/handbook        # after make demo; writes docs/influence.svg
+python docs/figures.py                      # writes docs/round.svg: one round, for docs/index.md
+python docs/figures.py runs/handbook        # after make demo; writes docs/influence.svg: what drafts did, and what became of them
 """
 
 from __future__ import annotations
@@ -53,14 +54,67 @@ def drawing(report: RunReport) -> Markup:
     return tag("svg", style + Markup().join(rows), xmlns="http://www.w3.org/2000/svg", viewBox=box, role="img", aria_label=label)
 
 
+# Boxes of the figure of a round: name, what it says, place, and how it looks.
+BOXES = (
+    ("question", ("question",), (0, 62), "plain"),
+    ("weak", ("weak model", "drafts n times"), (150, 16), "weak"),
+    ("refine", ("strong model", "refines each draft"), (330, 16), "strong"),
+    ("alone", ("strong model alone", "no draft, asked once"), (330, 108), "strong"),
+    ("influence", ("influence", "refined less alone"), (530, 62), "plain"),
+    ("gate", ("gate", "best ≻ worst draft"), (530, 178), "plain"),
+    ("tune", ("DPO", "tunes the weak model"), (330, 200), "weak"),
+)
+SIZE = (150, 50)
+# Arrows as SVG paths.
+ARROWS = (
+    "M150 87 C140 87 135 41 148 41",
+    "M150 87 H240 C300 87 290 133 328 133",
+    "M300 41 H328",
+    "M480 41 C510 41 505 80 528 82",
+    "M480 133 C510 133 505 94 528 92",
+    "M605 112 V176",
+    "M530 205 C510 205 505 225 482 225",
+    "M330 225 C225 225 225 130 225 68",
+)
+ROUND_STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #1c2128; text-anchor: middle } .soft { fill: #59616e; font-size: 12px }
+.head { font-weight: 600 } rect { stroke-width: 1.5; fill: #fff; stroke: #8b949e }
+.weak { stroke: #0b7a6b } .strong { stroke: #4457c4 }
+path { fill: none; stroke: #59616e; stroke-width: 1.5; marker-end: url(#tip) }
+#tip path { fill: #59616e; stroke: none; marker-end: none }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e7e9ec } .soft { fill: #a2abb8 } rect { fill: #1c2128 } .weak { stroke: #3cc4ad } .strong { stroke: #93a1ff }
+  path { stroke: #a2abb8 } #tip path { fill: #a2abb8 }
+}
+"""
+
+
+def round_drawing() -> Markup:
+    """The figure of a round: who is asked, what is compared, who is tuned."""
+    width, height = SIZE
+    rows: list[Markup] = []
+    for _, (name, *more), (x, y), kind in BOXES:
+        rows.append(tag("rect", x=x, y=y, width=width, height=height, rx=6, class_=kind))
+        rows.append(tag("text", name, x=x + width / 2, y=y + (20 if more else 30), class_="head"))
+        rows.extend(tag("text", line, x=x + width / 2, y=y + 38, class_="soft") for line in more)
+    rows.extend(tag("path", d=path) for path in ARROWS)
+    tip = tag("path", d="M0 0 L8 4 L0 8 Z")
+    marker = tag("marker", tip, id="tip", viewBox="0 0 8 8", refX=7, refY=4, markerWidth=7, markerHeight=7, orient="auto")
+    style = tag("style", Markup(ROUND_STYLE))
+    label = "the strong model answers with each draft and alone; the difference is the influence, and the weak model is tuned on it"
+    content = style + tag("defs", marker) + Markup().join(rows)
+    return tag("svg", content, xmlns="http://www.w3.org/2000/svg", viewBox="-4 0 690 262", role="img", aria_label=label)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder, or its report.json")
-    parser.add_argument("--out", type=Path, default=HERE / "influence.svg")
+    parser.add_argument("run", type=Path, nargs="?", help="a run folder, or its report.json")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    given.out.write_text(str(drawing(read_report(given.run))) + "\n", encoding="utf-8")
-    print(f"wrote {given.out}")
+    out = given.out or HERE / ("influence.svg" if given.run else "round.svg")
+    out.write_text(str(drawing(read_report(given.run)) if given.run else round_drawing()) + "\n", encoding="utf-8")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -1,79 +1,18 @@
-"""The tutorial is followed as it stands, in an empty folder: its files are written, its commands run, their output is looked at.
-
-A fence with a file name ("```toml ferries.toml") is that file, "bash" are commands, "text" are lines of what the commands before it
-printed. "bash tuned" are commands for a model that is trained.
-"""
+"""The tutorial, besides what holds for every page (test_pages.py): what it prints, how little Python it takes, its style."""
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+from pages import ROOT, TUTORIAL, blocks, prepare, run, with_a_tiny_model
 
 from cowest_dspy import load_config, recipes
 from cowest_dspy.tuning import DPO, SFT
 
-ROOT = Path(__file__).parents[1]
-TUTORIAL = ROOT / "docs" / "tutorial.md"
-FENCE = re.compile(r"^```(?P<language>\w*) ?(?P<note>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE)
-PROGRAMS = {"cowest": ["-m", "cowest_dspy.cli"], "pytest": ["-m", "pytest", "-p", "no:cacheprovider"]}
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, what else stands on the fence's first line, and its text."""
-
-    language: str
-    note: str
-    text: str
-
-
-BLOCKS = [Block(found["language"], found["note"], found["text"]) for found in FENCE.finditer(TUTORIAL.read_text(encoding="utf-8"))]
-
-
-def run(command: str, folder: Path) -> str:
-    """A command of the tutorial, in a process of its own: what it prints."""
-    program, *arguments = shlex.split(command)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    whole = [sys.executable, *PROGRAMS[program], *arguments]
-    done = subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    return done.stdout
-
-
-def lines(text: str) -> list[str]:
-    """Lines that are not empty, with one blank where there are more."""
-    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-
-
-def write_files(folder: Path) -> None:
-    for block in BLOCKS:
-        if block.language in ("csv", "python", "toml"):
-            (folder / block.note).write_text(block.text, encoding="utf-8")
-
-
-def commands(*notes: str) -> Iterator[tuple[str, list[str]]]:
-    """Each command of the "bash" blocks with these notes, and with the last of a block the lines that it is said to print."""
-    for place, block in enumerate(BLOCKS):
-        if block.language == "bash" and block.note in notes:
-            following = BLOCKS[place + 1] if place + 1 < len(BLOCKS) else None
-            said = lines(following.text) if following and following.language == "text" else []
-            made = block.text.splitlines()
-            yield from ((command, said if command == made[-1] else []) for command in made)
-
-
-def test_every_fence_is_one_that_is_followed() -> None:
-    text = TUTORIAL.read_text(encoding="utf-8")
-    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(BLOCKS)
-    for block in BLOCKS:
-        notes = {"bash": r"|tuned", "text": "", "csv": r"\w+\.csv", "python": r"\w+\.py", "toml": r"\w+\.toml"}[block.language]
-        assert re.fullmatch(notes, block.note), block
-    assert len({block.note for block in BLOCKS if "." in block.note}) == sum("." in block.note for block in BLOCKS)
+BLOCKS = blocks(TUTORIAL)
 
 
 def test_the_users_own_python_has_fewer_than_40_lines() -> None:
@@ -81,21 +20,16 @@ def test_the_users_own_python_has_fewer_than_40_lines() -> None:
     assert 0 < len(code) < 40
 
 
-def test_the_tutorial_runs_and_prints_what_it_says(tmp_path: Path) -> None:
-    write_files(tmp_path)
-    (tmp_path / "models").mkdir()
-    asked, told = 0, 0
-    for command, said in commands(""):
-        printed = lines(run(command, tmp_path))
-        assert [line for line in said if line not in printed] == [], command
-        asked, told = asked + 1, told + len(said)
-    assert asked >= 8 and told >= 7
+def test_the_tutorial_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepare(TUTORIAL, tmp_path))
+    ran = run(TUTORIAL, tmp_path, {""})
+    assert len(ran.commands) >= 8 and ran.compared >= 7
     assert (tmp_path / "runs/try/report.html").is_file()
     assert (tmp_path / "runs/formats/comparison/comparison.html").is_file()
 
 
 def test_the_backends_of_the_tutorial_fit_its_task(tmp_path: Path) -> None:
-    write_files(tmp_path)
+    prepare(TUTORIAL, tmp_path)
     backends = [block.note for block in BLOCKS if block.language == "toml" and "[weak]" in block.text]
     assert len(backends) >= 3
     for backend in backends:
@@ -105,7 +39,7 @@ def test_the_backends_of_the_tutorial_fit_its_task(tmp_path: Path) -> None:
 
 
 def test_its_code_is_as_this_project_would_have_it(tmp_path: Path) -> None:
-    write_files(tmp_path)
+    prepare(TUTORIAL, tmp_path)
     settings = ["--no-cache", "--config", str(ROOT / "pyproject.toml"), "--config", f"src = ['{ROOT}']"]
     for check in (["check", *settings], ["format", "--check", "--diff", *settings]):
         done = subprocess.run([sys.executable, "-m", "ruff", *check, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -114,23 +48,8 @@ def test_its_code_is_as_this_project_would_have_it(tmp_path: Path) -> None:
 
 def test_the_commands_for_real_models_run_with_a_tiny_one_that_is_tuned(tmp_path: Path, tiny_model: Path) -> None:
     """A real cycle, trained and all: a tiny model in the place of the weak one, the rule in the place of the strong one."""
-    write_files(tmp_path)
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "SmolLM2-135M-Instruct").symlink_to(tiny_model, target_is_directory=True)
-    weak = (tmp_path / "models.toml").read_text().partition("[strong]")[0]
-    strong = (tmp_path / "stand_ins.toml").read_text().partition("[strong]")[2].partition("[sft]")[0]
-    (tmp_path / "models.toml").write_text(f"{weak}[strong]{strong}")
-    task = (tmp_path / "ferries.toml").read_text()
-    for old, new in (
-        ("epochs = 4, learning_rate = 1e-3", 'epochs = 60, learning_rate = 2e-2, precision = "fp32", batch_size = 4'),
-        ("drafts = 4", "drafts = 6\nmax_failed = 1.0"),
-        ("least = 4", "least = 1"),
-        ("beta = 0.1", 'beta = 0.1\nmax_steps = 2\nprecision = "fp32"'),
-    ):
-        assert old in task
-        task = task.replace(old, new)
-    (tmp_path / "ferries.toml").write_text(task)
-    asked = [run(command, tmp_path) for command, _ in commands("tuned")]
+    with_a_tiny_model(prepare(TUTORIAL, tmp_path), tiny_model)
+    asked = [printed for _, printed in run(TUTORIAL, tmp_path, {"tuned"}).commands]
     assert len(asked) == 2 and "it takes adapters" in asked[0]
     assert "collaboration, after preference tuning" in asked[1]
     assert (tmp_path / "runs/real/report.html").is_file()

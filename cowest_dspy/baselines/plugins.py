@@ -30,7 +30,9 @@ class Confident(dspy.Module):
 
     Args:
         predict: a module, or a signature. It is copied.
-        samples, temperature, key: as for :class:`SelfConsistency`; a question costs so many calls.
+        samples: as for :class:`SelfConsistency`; a question costs so many calls.
+        temperature: as for :class:`SelfConsistency`.
+        key: as for :class:`SelfConsistency`.
 
     The prediction has the fields of the answer, ``confidence``, and as the draft ``stated_answer``: the last field of the answer
     with its confidence. It is made for answering, not for tuning: a trace keeps one of the samples, not the text with the number.

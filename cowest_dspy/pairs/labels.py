@@ -100,8 +100,9 @@ def labelled_drafts(
     Args:
         traces: read once, as a stream, in which the drafts of an example stand together.
         same: the label of drafts that changed nothing; None drops them, False is the paper's (not above 0 is rejected).
-        leak, held_out, run: as for :func:`~cowest_dspy.pairs.preference_pairs`;
-            a draft that says the answer is never labelled True.
+        leak: as for :func:`~cowest_dspy.pairs.preference_pairs`: a draft that says the answer is never labelled True.
+        held_out: as there, examples none of which may be among the traces.
+        run: the run's name, for the drafts' lineage.
 
     Raises:
         PairsError: as for :func:`~cowest_dspy.pairs.preference_pairs`.
