@@ -56,7 +56,7 @@ def drawing(report: RunReport) -> Markup:
 
 # Boxes of the figure of a round: name, what it says, place, and how it looks.
 BOXES = (
-    ("question", ("question",), (0, 62), "plain"),
+    ("question", ("question",), (-42, 62), "plain"),
     ("weak", ("weak model", "drafts n times"), (150, 16), "weak"),
     ("refine", ("strong model", "refines each draft"), (330, 16), "strong"),
     ("alone", ("strong model alone", "no draft, asked once"), (330, 108), "strong"),
@@ -67,8 +67,8 @@ BOXES = (
 SIZE = (150, 50)
 # Arrows as SVG paths.
 ARROWS = (
-    "M150 87 C140 87 135 41 148 41",
-    "M150 87 H240 C300 87 290 133 328 133",
+    "M108 81 C130 81 125 41 148 41",
+    "M108 93 C130 93 130 133 150 133 H328",
     "M300 41 H328",
     "M480 41 C510 41 505 80 528 82",
     "M480 133 C510 133 505 94 528 92",
@@ -103,7 +103,7 @@ def round_drawing() -> Markup:
     style = tag("style", Markup(ROUND_STYLE))
     label = "the strong model answers with each draft and alone; the difference is the influence, and the weak model is tuned on it"
     content = style + tag("defs", marker) + Markup().join(rows)
-    return tag("svg", content, xmlns="http://www.w3.org/2000/svg", viewBox="-4 0 690 262", role="img", aria_label=label)
+    return tag("svg", content, xmlns="http://www.w3.org/2000/svg", viewBox="-46 0 732 262", role="img", aria_label=label)
 
 
 def main() -> None:
