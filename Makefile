@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo evidence quality test check format vllm bench clean
+.PHONY: help setup models demo evidence quality docs reference test check format vllm bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,14 @@ evidence: models ## the table of the README: 3 seeds, all test questions, two co
 
 quality: models ## docs/RESULTS.md: the three domains of the paper, every arm and control (hours; resumable; wants their rows)
 	@$(BIN)/python benchmarks/quality.py
+
+# NO_MKDOCS_2_WARNING: the theme tells of a later MkDocs at every build, which the range in pyproject.toml keeps out.
+docs: setup reference ## the documentation as a site in site/, offline; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "docs: open site/index.html"
+
+reference: setup ## docs/reference/cli.md and toml.md, from the code
+	@$(BIN)/python docs/make_reference.py
 
 test: check ## check, then every test; those that need real models fetch them, or say why they are skipped
 	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"
@@ -69,5 +77,5 @@ bench: models ## speed and quality beside what one would use instead
 	@set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
 
 clean: ## caches and build products; .venv*/, models/ and runs/ stay
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from typing import TypeVar
 from cowest_dspy.lms.limits import stoppable
 
 Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 

@@ -16,7 +16,6 @@ from string import Template
 
 from cowest_dspy.errors import CowestError
 
-# Template -> the file that is made of it, and what that is, in the order in which a user would read them.
 FILES: dict[str, tuple[str, str]] = {
     "rows.csv.txt": ("{stem}.csv", "question, answer, background, split: put your own rows here first"),
     "recipe.py.txt": ("{stem}.py", "reads the rows; what the weak model learns; the program"),
@@ -27,6 +26,7 @@ FILES: dict[str, tuple[str, str]] = {
     "models.toml.txt": ("{stem}_models.toml", "a backend of real models, from a Hub or behind an API"),
     "test.py.txt": ("test_{stem}.py", "a test of the whole, for pytest"),
 }
+"""Template -> the file that is made of it, and what that is, in the order in which a user would read them."""
 LONGEST_NAME = 40
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
-# From a part of the last message to the answer; or a function of the request: "model", "messages", "config".
 Script = Mapping[str, Answer] | Callable[[dict[str, Any]], Answer]
+"""From a part of the last message to the answer; or a function of the request: "model", "messages", "config"."""
 
 
 class NotScripted(LookupError):

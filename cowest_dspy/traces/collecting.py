@@ -154,7 +154,7 @@ class _Tally:
     """Counts failures by kind, and stops the collection when there are too many."""
 
     def __init__(self, most: float) -> None:
-        self._most, self._done, self._first = most, 0, ""
+        self._most, self._done, self._first, self._cure = most, 0, "", ""
         self._kinds: Counter[str] = Counter()
 
     def add(self, traces: Sequence[Trace], *, last: bool) -> None:
@@ -163,13 +163,23 @@ class _Tally:
         Raises:
             CollectionError: too many failed.
         """
-        for error in (trace.error for trace in traces if trace.error):
-            self._first = self._first or error
-            self._kinds[error.partition(":")[0]] += 1
+        for trace in traces:
+            if trace.error:
+                self._first, self._cure = self._first or trace.error, self._cure or _cure(trace)
+                self._kinds[trace.error.partition(":")[0]] += 1
         self._done += len(traces)
         failed = self._kinds.total()
         if failed > self._most * self._done and (last or self._done >= ENOUGH_TO_JUDGE):
             raise CollectionError(
                 f"{failed} of {self._done} drafts failed ({dict(self._kinds)}), more than [collect] max_failed = {self._most}. The "
-                f"first: {self._first}. Everything that was answered is kept; mend the cause and run again, or raise max_failed."
+                f"first: {self._first}. Everything that was answered is kept; {self._cure} and run again, or raise max_failed."
             )
+
+
+def _cure(trace: Trace) -> str:
+    """What to do about a draft that failed."""
+    if "truncated" not in (trace.error or "").partition(":")[0]:
+        return "mend the cause"
+    if trace.draft:
+        return "raise [strong] max_tokens"
+    return "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), until its drafts come to an end,"

@@ -73,3 +73,4 @@ class StoredTraces(Sequence[Trace]):
 
 
 Traces = StoredTraces | HeldTraces
+"""The traces of a collection, with a store or without one: a sequence."""

@@ -18,7 +18,6 @@ from pydantic_core import PydanticCustomError
 from cowest_dspy.errors import nearest
 from cowest_dspy.tuning import other_names
 
-# The names that trl.DPOConfig documents (TRL 1.16). TRL itself finds a wrong one only at the first step.
 LOSS_TYPES = (
     "sigmoid",
     "hinge",
@@ -36,9 +35,10 @@ LOSS_TYPES = (
     "sft",
     "sigmoid_norm",
 )
+"""The names that trl.DPOConfig documents (TRL 1.16). TRL itself finds a wrong one only at the first step."""
 
-# The names that trl.KTOConfig documents.
 KTO_LOSS_TYPES = ("kto", "apo_zero_unpaired")
+"""The names that trl.KTOConfig documents."""
 
 # Names of transformers that are packages' names, too. "all" is not offered: it would send to whatever happens to be installed.
 REPORTERS = ("mlflow", "tensorboard", "trackio", "wandb")
