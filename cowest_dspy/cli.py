@@ -169,7 +169,7 @@ def report(files: Files, run: Run = None, seed: Seed = None) -> None:
 @app.command()
 def doctor(
     files: Annotated[
-        list[Path] | None, typer.Argument(help="TOML files, the task first and then the backend.", show_default=False)
+        list[Path] | None, typer.Argument(metavar="TOML", help="Files, the task first and then the backend.", show_default=False)
     ] = None,
     seed: Seed = None,
     no_ask: NoAsk = False,

@@ -146,7 +146,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no file {file}. Tasks are in programs/*.toml, backends in programs/backends/*.toml.") from None
+        raise ConfigError(f"There is no file {file}.{_files_near(file)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from None
     for dotted in _REFERENCES:
@@ -168,6 +168,16 @@ def _read(file: Path) -> dict[str, Any]:
         _replace(raw, f"{role}.log", _anchored_file, file.parent)
         _replace(raw, f"{role}.command", _anchored_command, file.parent)
     return raw
+
+
+def _files_near(file: Path) -> str:
+    """What could have been meant: the TOML files of that folder, the nearest first; otherwise how to get some."""
+    there = sorted(path.name for path in file.parent.glob("*.toml"))
+    if not there:
+        return f" There is no TOML in {file.parent.resolve()}. `cowest new NAME` writes a task and its backends."
+    shown = ", ".join(str(file.parent / name) for name in there[:12])
+    meant = nearest(str(file), [str(file.parent / name) for name in there])
+    return f"{meant} There is: {shown}{', ...' if len(there) > 12 else ''}."
 
 
 def _tables(raw: dict[str, Any], table: str, key: str) -> dict[str, Any]:
@@ -311,5 +321,9 @@ def _hint(keys: list[str]) -> str:
     if len(keys) > 1:
         return ""
     if keys[0] in ROLES:
-        return " Add a backend file, for instance programs/backends/in_process.toml."
-    return " It belongs into a task file, for instance programs/handbook.toml." if keys[0] in Config.model_fields else ""
+        return " Name a backend's TOML after the task's, such as programs/backends/in_process.toml or one that `cowest new` wrote."
+    return (
+        " Name the task's TOML first, such as programs/handbook.toml or one that `cowest new` wrote."
+        if keys[0] in Config.model_fields
+        else ""
+    )

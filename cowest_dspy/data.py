@@ -62,7 +62,7 @@ def read_split(
     is given), "file.jsonl" with a ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
-        DataError: nothing in that split, no such file, or a line that is not JSON.
+        DataError: nothing in that split, no such file (also one that a recipe's function reads), or a line that is not JSON.
     """
     where = f"{Path(source.rpartition(':')[0] or source).name} ({split})"
     if source.startswith("hub:"):
@@ -70,7 +70,10 @@ def read_split(
     elif source.endswith(".jsonl"):
         found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        found = call(source, split, given={"seed": seed, "rows": rows})
+        try:
+            found = list(call(source, split, given={"seed": seed, "rows": rows}))
+        except FileNotFoundError as error:
+            raise DataError(f"{where}: [data] source {source} reads {error.filename}, and there is no such file.") from error
     return examples(list(found)[:limit], inputs, where=where)
 
 

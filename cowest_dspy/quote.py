@@ -107,6 +107,13 @@ class Quote:
         found = [(name, of, most) for name, of, most in self._compared() if of.expected <= most < of.most]
         return tuple(f"{name}: at most {_number(of.most)} of {most:,}" for name, of, most in found)
 
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Those that nothing is known of, since nothing was asked or a price is not known."""
+        total, limits = self.total, self.budget or Budget()  # pyright: ignore[reportCallIssue]
+        names = ("tokens", "usd", "minutes")
+        return tuple(name for name in names if getattr(limits, name) is not None and getattr(total, name) is None)
+
     def table(self) -> list[list[str]]:
         """Rows of cells, the heading first: stage, calls of each role, tokens, USD, minutes; "?" where nobody knows."""
         rows = [["stage", *ROLES, "tokens", "USD", "minutes"]]
@@ -139,6 +146,9 @@ class Quote:
             return [*lines, "There is no [budget]."]
         if self.exceeded:
             return [*lines, f"[budget] is exceeded: {'; '.join(self.exceeded)}."]
+        if self.unmeasured:
+            asking = "leave out --no-ask to ask a few questions for it" if self.probe is None else "a price is not known"
+            return [*lines, f"Whether [budget] fits is not known for {' and '.join(self.unmeasured)}: {asking}."]
         return [*lines, f"[budget] fits, but may be reached: {'; '.join(self.doubtful)}." if self.doubtful else "[budget] fits."]
 
     def _compared(self) -> list[tuple[str, Range, float]]:

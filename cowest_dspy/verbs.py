@@ -20,7 +20,11 @@ STOPPED = "\nStopped. Everything that was answered is kept: the same command goe
 
 Files = Annotated[
     list[Path],
-    typer.Argument(help="TOML files, the task first and then the backend; a later file replaces whole tables.", show_default=False),
+    typer.Argument(
+        metavar="TOML",
+        help="TOML files, the task first and then the backend; a later file replaces whole tables.",
+        show_default=False,
+    ),
 ]
 Run = Annotated[
     Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)

@@ -126,7 +126,7 @@ def with_a_tiny_model(folder: Path, tiny_model: Path) -> Path:
     (folder / "models.toml").write_text(f"{weak}[strong]{strong}")
     task = (folder / "ferries.toml").read_text()
     for old, new in (
-        ("epochs = 20, learning_rate = 1e-3", 'epochs = 60, learning_rate = 2e-2, precision = "fp32"'),
+        ("epochs = 10, learning_rate = 1e-3", 'epochs = 60, learning_rate = 2e-2, precision = "fp32"'),
         ("drafts = 4", "drafts = 6\nmax_failed = 1.0"),
         ("least = 4", "least = 1"),
         ("beta = 0.1", 'beta = 0.1\nmax_steps = 2\nprecision = "fp32"'),

@@ -151,10 +151,16 @@ def test_a_judge_is_a_table_like_the_others_and_an_empty_one_takes_it_away(tmp_p
 
 
 def test_a_backend_without_a_task_says_which_file_to_add() -> None:
-    with pytest.raises(
-        ConfigError, match=r"program: is missing. It belongs into a task file, for instance programs/handbook\.toml"
-    ):
+    with pytest.raises(ConfigError, match=r"program: is missing. Name the task's TOML first, such as programs/handbook\.toml"):
         load_config([ROOT / "programs/backends/scripted.toml"])
+
+
+def test_a_file_that_is_not_there_says_what_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no TOML in .* `cowest new NAME`"):
+        load_config([tmp_path / "ferries.toml"])
+    written(tmp_path, "ferries.toml", "")
+    with pytest.raises(ConfigError, match=r'Did you mean ".*ferries\.toml"\? There is: .*ferries\.toml\.'):
+        load_config([tmp_path / "ferry.toml"])
 
 
 # The schema

@@ -13,6 +13,7 @@ import toy
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
+from cowest_dspy.lms import weights
 from cowest_dspy.report import read_report
 
 RECIPE = (
@@ -233,6 +234,37 @@ def test_what_is_wrong_in_a_task_says_what_to_do(
         experiment.tune()
 
 
+def test_a_key_that_is_not_set_is_said_before_anything_is_trained(
+    task: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    weak = task[1].read_text().partition("[strong]")[0]
+    task[1].write_text(f'{weak}[strong]\nkind = "api"\nmodel = "openai/any"\napi_key_env = "NO_SUCH_KEY"\n')
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"), Experiment(load_config(task), tmp_path / "run") as experiment:
+        experiment.sft()
+    assert not (tmp_path / "run/adapters").exists()
+
+
+def test_a_file_that_the_recipe_reads_and_is_not_there_is_named(task: list[Path], tmp_path: Path) -> None:
+    with (tmp_path / "toy.py").open("a") as recipe:
+        recipe.write("\ndef lost(split, seed=0):\n    return open('/no/such/rows.csv').readlines()\n")
+    rewrite(task[0], "toy.py:rows", "toy.py:lost")
+    with (
+        pytest.raises(DataError, match=r"reads /no/such/rows\.csv, and there is no such file"),
+        Experiment(load_config(task), tmp_path / "run") as experiment,
+    ):
+        experiment.collect()
+
+
+def test_a_folder_that_is_misspelt_like_a_hub_id_names_the_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models/SmolLM2-135M-Instruct").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match='Did you mean "models/SmolLM2-135M-Instruct"'):
+        weights.locate("models/SmolLM2-135M")
+
+
 def test_a_missing_model_folder_says_what_to_type(task: list[Path], tmp_path: Path) -> None:
     rewrite(task[1], 'model = "/', 'model = "/no/such/folder/')
     with pytest.raises(ModelError, match="make models"), Experiment(load_config(task), tmp_path / "run") as experiment:
@@ -240,7 +272,7 @@ def test_a_missing_model_folder_says_what_to_type(task: list[Path], tmp_path: Pa
 
 
 def test_a_missing_backend_says_which_file_to_add(task: list[Path]) -> None:
-    with pytest.raises(ConfigError, match=r"Add a backend file, for instance programs/backends/in_process\.toml"):
+    with pytest.raises(ConfigError, match=r"Name a backend's TOML after the task's, such as programs/backends/in_process\.toml"):
         load_config(task[:1])
 
 

@@ -157,11 +157,11 @@ def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) 
 
 
 def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
-    endless = ScriptedEngine("it goes on and on ...")
+    endless = ScriptedEngine(lambda request: "it goes on and on ...")
     with pytest.raises(CollectionError, match=r"raise \[weak\] max_tokens, or fine-tune the weak model longer"):
         collect(together(endless, strong_that_reads()), questions(3), match, Sampling(drafts=2), max_failed=0.5)
     with pytest.raises(CollectionError, match=r"raise \[strong\] max_tokens and run again"):
-        collect(together(ScriptedEngine("fine"), endless), questions(3), match, Sampling(drafts=2), max_failed=0.5)
+        collect(together(ScriptedEngine(lambda request: "fine"), endless), questions(3), match, Sampling(drafts=2), max_failed=0.5)
 
 
 def test_law_4_the_counterfactual_is_paid_once_per_example(tmp_path: Path) -> None:

@@ -90,6 +90,12 @@ def test_a_price_that_is_not_known_is_not_zero(tmp_path: Path, monkeypatch: pyte
     assert "price not known" in quote.text()[0]
 
 
+def test_what_nothing_is_known_of_is_not_said_to_fit(tmp_path: Path) -> None:
+    config = load_config([configured(tmp_path, "usd = 2.0\ntokens = 1000\nstrong_calls = 1000")])
+    said = counted(config).text()[-1]
+    assert said == "Whether [budget] fits is not known for tokens and usd: leave out --no-ask to ask a few questions for it."
+
+
 def test_a_metric_that_asks_a_model_is_in_it(tmp_path: Path) -> None:
     file = configured(tmp_path, "")
     recipe = tmp_path / "toy.py"

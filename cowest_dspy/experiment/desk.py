@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.errors import ConfigError, masked
+from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.prices import of_settings
 from cowest_dspy.stages import Stages
 from cowest_dspy.tables import Api, LMSettings
@@ -17,6 +18,18 @@ class Desk(Stages):
 
     config: Config
     processes: int = 1
+
+
+def check_keys(config: Config) -> None:
+    """Sees that the API keys are there which the configuration names, before hours are spent on a training.
+
+    Raises:
+        ConfigError: an environment variable is not set.
+    """
+    for role in ROLES:
+        variable: str | None = getattr(getattr(config, role), "api_key_env", None)
+        if variable:
+            key_in(variable)
 
 
 def check_prices(config: Config) -> None:

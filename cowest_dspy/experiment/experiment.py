@@ -23,7 +23,7 @@ from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
-from cowest_dspy.experiment.desk import Desk, check_prices
+from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
@@ -339,6 +339,7 @@ class Experiment:
 
     def _make_room(self) -> None:
         """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""
+        check_keys(self.config)
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)

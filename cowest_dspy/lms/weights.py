@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.errors import ModelError
+from cowest_dspy.errors import ModelError, nearest
 
 WEIGHTS = ("*.safetensors",)
 MEANING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -89,11 +89,18 @@ def _from_hub(model: str) -> Path:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise ModelError(
-            f'"{model}" is no folder here, and the Hub did not give it: {type(error).__name__}. '
-            "Check the id and the network, log in with `hf auth login` if it is gated, or give a local folder."
+            f'"{model}" is no folder beside the TOML or here, and the Hub did not give it: {type(error).__name__}.{_near(model)} '
+            "Check the id and the network, unset HF_HUB_OFFLINE where it is set, log in with `hf auth login` if it is gated; "
+            "or give a folder, which is looked for beside the TOML."
         ) from error
     _check_folder(folder)
     return folder
+
+
+def _near(model: str) -> str:
+    """The folder that could have been meant, of those beside it."""
+    above = Path(model).parent
+    return nearest(model, [str(path) for path in above.iterdir() if path.is_dir()]) if above.is_dir() else ""
 
 
 def _check_folder(folder: Path) -> None:

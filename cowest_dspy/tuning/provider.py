@@ -241,7 +241,8 @@ def engine_of(lm: dspy.LM) -> TunableEngine:
     if not isinstance(engine, TunableEngine):
         raise TuningError(
             f"{lm.model} cannot be tuned here: its weights are not here, or what answers takes no adapters. "
-            'Set kind = "in_process"; or kind = "server" with weights and server = "llama_cpp" or "vllm".'
+            'Set kind = "in_process"; or kind = "server" with weights and server = "llama_cpp" or "vllm". Without tuning there are '
+            "`cowest collect`, `pairs`, `ask`, `report`, and `evaluate` with --arm strong --arm collaboration_sft."
         )
     return engine
 
