@@ -20,15 +20,11 @@ def track(
             "--to", help="mlflow, trackio or wandb, instead of [tracking] to; may be given several times.", show_default=False
         ),
     ] = None,
-    uri: Annotated[
-        str | None, typer.Option("--uri", help="Where MLflow is, instead of [tracking] uri.", show_default=False)
-    ] = None,
-    project: Annotated[
-        str | None, typer.Option("--project", help="Experiment or project, instead of [tracking] project.", show_default=False)
-    ] = None,
+    uri: Annotated[str | None, typer.Option("--uri", help="Where MLflow is.", show_default=False)] = None,
+    project: Annotated[str | None, typer.Option("--project", help="Experiment or project.", show_default=False)] = None,
     bundle: Annotated[bool, typer.Option("--bundle", help="Write the bundle of a finished run first, and upload it too.")] = False,
 ) -> None:
-    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose tracker was down. Asks no model.
+    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose tracker was down. Asks no model. Options come before what [tracking] says.
 
     What a tracker has already is not sent again. Exit code 0: every tracker has taken it.
 

@@ -47,7 +47,7 @@ class Reading:
         rounds = {made.number: made for made in (Round.from_dict(record) for record in store.records("round").values())}
         begun = [number for number in range(1, max(rounds, default=0) + 2) if self._begun(number, rounds, adapters)]
         trainings = {name: record for name, record in adapters.items() if _round_of(name) is None}
-        parts = [_training(name, record, stages.get(name)) for name, record in trainings.items()]
+        parts = [_training(name, self._config, record, stages.get(name)) for name, record in trainings.items()]
         parts += [self._round(number, rounds.get(number), adapters, stages) for number in begun]
         whole = self._whole(stages, list(rounds.values()), [*trainings, *begun], report)
         return Facts(self.title, whole, tuple(parts))
@@ -111,7 +111,6 @@ class Reading:
         for stage in OF_A_ROUND:
             cost = stages.get(step_name(stage, number))
             metrics |= _cost(f"cost/{stage}/", cost) if cost else {}
-        metrics |= {"round/number": float(number)}
         dropped = self._store.record("pairs", step_name("dropped", number))
         metrics |= {"pairs/dropped": float(sum(dropped.values()))} if dropped is not None else {}
         tags: dict[str, str] = {}
@@ -123,7 +122,8 @@ class Reading:
         names = [name for name in (step_name("dpo", number), step_name("kto", number)) if name in adapters]
         record = adapters[names[-1]] if names else None
         rows, training = (_curve(names[-1], record), record["identity"]) if record else ((), None)
-        return Part(f"round {number}", {}, _texts(tags), metrics, rows, training, made is not None)
+        params = _settings(self._config, "kto" if self._config.kto is not None else "dpo")
+        return Part(f"round {number}", params, _texts(tags), metrics, rows, training, made is not None)
 
     def _helped(self, number: int) -> dict[str, float]:
         """What the round's drafts did to the strong model's answers, once they are all collected."""
@@ -160,9 +160,10 @@ def _round_of(stage: str) -> int | None:
     return int(number or 1)
 
 
-def _training(name: str, record: Mapping[str, Any], cost: Mapping[str, Any] | None) -> Part:
-    metrics = _cost("cost/", cost) if cost else {}
-    return Part(name, {}, _texts({"model.tuned": record["model"]}), metrics, _curve(name, record), record["identity"], True)
+def _training(name: str, config: Config, record: Mapping[str, Any], cost: Mapping[str, Any] | None) -> Part:
+    metrics, table = _cost("cost/", cost) if cost else {}, _TABLES.get(name)
+    params = _settings(config, *table) if table else {}
+    return Part(name, params, _texts({"model.tuned": record["model"]}), metrics, _curve(name, record), record["identity"], True)
 
 
 def _curve(name: str, record: Mapping[str, Any]) -> tuple[Row, ...]:
@@ -215,6 +216,17 @@ def _params(config: Config) -> dict[str, str]:
     settings = mask_settings(shown_settings(config))
     settings.pop("tracking", None)
     return _texts(dict(_flat(settings)))
+
+
+_TABLES = {"drafts": ("sft", "settings"), "answers": ("sft", "answer_settings")}
+
+
+def _settings(config: Config, *table: str) -> dict[str, str]:
+    """The settings of a training, without the name of their table."""
+    found = mask_settings(shown_settings(config))
+    for name in table:
+        found = found.get(name, {})
+    return _texts(dict(_flat(found)))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from cowest_dspy.store import Store
 from cowest_dspy.tracking import ledger as ledgers
 from cowest_dspy.tracking.checking import check_installed, uri_of
 from cowest_dspy.tracking.child import Child
+from cowest_dspy.tracking.facts import Part
 from cowest_dspy.tracking.files import gather
 from cowest_dspy.tracking.reading import Reading, round_part
 from cowest_dspy.tuning import reporting
@@ -81,10 +82,11 @@ class Tracking:
             if answer is None:
                 going.remove(tracker)
                 continue
-            run = answer["ledger"]["parts"][part]["run"]
-            variables |= self._variables(tracker, run, answer.get("folder", ""))
-            if tracker == "trackio":
-                called = (self._project, run)
+            known = answer["ledger"]["parts"][part]
+            variables |= self._variables(tracker, known["run"], answer.get("folder", ""))
+            if tracker == "trackio":  # It finds a run by its name.
+                called = (self._project, known["run"])
+            called = called or (self._project, ledgers.title_of(self._reading.title, Part(part), known))
         with _environment(variables), reporting.called(called):
             yield settings.model_copy(update={"report_to": tuple(going)})
 
@@ -238,7 +240,7 @@ class Tracking:
         if tracker == "mlflow":
             made = {"MLFLOW_RUN_ID": run, "MLFLOW_EXPERIMENT_NAME": self._project, "MLFLOW_NESTED_RUN": "true"}
             # Of the hundreds of parameters that a trainer has, those that were chosen are in the run's own.
-            made |= {"MLFLOW_MAX_LOG_PARAMS": "0"}
+            made |= {"MLFLOW_MAX_LOG_PARAMS": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
             uri = uri_of(self._config)
             return made | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
         if tracker == "trackio":
