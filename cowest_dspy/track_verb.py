@@ -24,9 +24,9 @@ def track(
     project: Annotated[str | None, typer.Option("--project", help="Experiment or project.", show_default=False)] = None,
     bundle: Annotated[bool, typer.Option("--bundle", help="Write the bundle of a finished run first, and upload it too.")] = False,
 ) -> None:
-    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose tracker was down. Asks no model. Options come before what [tracking] says.
+    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose tracker was down. Asks no model.
 
-    What a tracker has already is not sent again. Exit code 0: every tracker has taken it.
+    Options come before what [tracking] says. What a tracker has already is not sent again. Exit code 0: every tracker has taken it.
 
     Example: `cowest track runs/handbook --to mlflow --uri http://127.0.0.1:5000`
     """

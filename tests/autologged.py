@@ -30,7 +30,7 @@ from cowest_dspy import (
 from cowest_dspy.tables import PairRules, RoundRules
 from cowest_dspy.testing import ScriptedEngine
 
-QUESTIONS = [dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question") for n in range(6)]
+QUESTIONS = [dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question") for n in range(14)]
 
 
 def right(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
@@ -107,14 +107,19 @@ def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
         max_failed=1.0,
     )  # fmt: skip
     before = len(traces())
-    made = optimizer.compile(program, trainset=QUESTIONS[:4], valset=QUESTIONS[4:])
+    made = optimizer.compile(program, trainset=QUESTIONS[:10], valset=QUESTIONS[10:])
     runs = mlflow.search_runs(output_format="list")
     files = sorted(file.path for run in runs for file in mlflow.MlflowClient().list_artifacts(run.info.run_id))
     text = json.dumps([run.data.to_dictionary() for run in runs])
     return {
-        "rounds": len(made.rounds), "model": made.weak.model != weak.model, "new traces": len(traces()) - before,
-        "runs": len(runs), "files": files if detailed else [], "params": sorted(runs[0].data.params) if runs else [], "text": text,
-    }  # fmt: skip
+        "rounds": len(made.rounds),
+        "reason": made.rounds[0].reason,
+        "tuned": made.weak.model != weak.model,
+        "new traces": len(traces()) - before,
+        "runs": len(runs),
+        "files": files if detailed else [],
+        "text": text,
+    }
 
 
 def main(folder: Path, model: Path) -> None:

@@ -1,6 +1,6 @@
 """Which runs of a tracker a run of ours has, and what they were told: plain JSON, kept in the run's store.
 
-{"key": "3f0c...", "parts": {"": {"run": "...", "training": null, "times": 1, ...}, "round 1": {...}}, "files": {...}}
+{"key": "3f0c...", "place": "...", "parts": {"": {"run": "...", "training": null, ...}, "round 1": {...}}, "files": {...}}
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cowest_dspy.tracking.facts import Part, Row
 Ledger = dict[str, Any]
 
 
-def new() -> Ledger:
-    """Of a run that no tracker knows. Its key is in every run that a tracker has of it, so that they are found again."""
-    return {"key": uuid.uuid4().hex, "parts": {}, "files": {}}
+def new(place: str = "", key: str | None = None) -> Ledger:
+    """Of a run that nobody knows in that place. Its key is in every run that a tracker has of it, so that they are found again."""
+    return {"key": key or uuid.uuid4().hex, "place": place, "parts": {}, "files": {}}
 
 
 def entry(ledger: Ledger, part: Part, *, begins: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:

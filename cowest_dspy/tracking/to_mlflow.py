@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.errors import masked
 from cowest_dspy.tracking import ledger as ledgers
 from cowest_dspy.tracking.facts import Facts, Part
 
@@ -98,7 +99,7 @@ class _Sending:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
             else:
-                if run.info.lifecycle_stage == "active" and run.data.tags.get(KEY) == self.ledger["key"]:
+                if run.info.lifecycle_stage == "active" and run.info.experiment_id == self.experiment:
                     return run
         tags = {KEY: self.ledger["key"], PART: part.name or "whole", TIMES: str(known["times"])}
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
@@ -163,7 +164,7 @@ class _Sending:
 
     def where(self, run: str) -> str:
         """The page of a run on a server; otherwise its id and the address of the store."""
-        uri = self.client.tracking_uri
+        uri = masked(self.client.tracking_uri)
         if uri.startswith("http"):
             return f"{uri.rstrip('/')}/#/experiments/{self.experiment}/runs/{run}"
         return f"run {run} in {uri}"

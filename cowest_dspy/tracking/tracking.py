@@ -13,7 +13,7 @@ from typing import Any, Literal
 from cowest_dspy.config import Config
 from cowest_dspy.errors import CowestError, masked
 from cowest_dspy.report import RunReport
-from cowest_dspy.stages import Settings, Watch
+from cowest_dspy.stages import Settings, Watch, digest
 from cowest_dspy.store import Store
 from cowest_dspy.tracking import ledger as ledgers
 from cowest_dspy.tracking.checking import check_installed, uri_of
@@ -25,7 +25,7 @@ from cowest_dspy.tuning import reporting
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 FOLDER = "tracking"
-STOPPING = 10.0
+STOPPING = 15.0
 """Seconds that an interrupted command waits for a tracker, at most."""
 
 
@@ -146,14 +146,15 @@ class Tracking:
     def _give(
         self, child: Child, facts: dict[str, Any], status: Status, *, begins: str = "", files: list[str] | None = None
     ) -> None:
+        place = self._place(child.tracker)
         ledger = self._store.record("tracking", child.tracker)
-        if ledger is None:
-            ledger = ledgers.new()
+        if ledger is None or ledger.get("place") != place:
+            ledger = ledgers.new(place, ledger["key"] if ledger else None)
             self._store.keep("tracking", child.tracker, ledger)
         job = {
             "tracker": child.tracker,
             "project": self._project,
-            "uri": uri_of(self._config),
+            "uri": self._rules.uri if self._rules else None,  # That of the environment may hold a password, and is read there.
             "facts": facts,
             "ledger": ledger,
             "status": status,
@@ -228,6 +229,11 @@ class Tracking:
     def _project(self) -> str:
         return (self._rules.project if self._rules else None) or self._config.name
 
+    def _place(self, tracker: str) -> str:
+        """Where a tracker keeps the run; in another place it knows nothing of it."""
+        where = uri_of(self._config) if tracker == "mlflow" else os.environ.get(f"{tracker.upper()}_DIR")
+        return digest([where, self._project])
+
     def _places(self) -> dict[str, str]:
         """W&B writes into the working directory unless it is told otherwise."""
         folder = os.environ.get("WANDB_DIR") or str(self._folder.absolute())
@@ -241,8 +247,7 @@ class Tracking:
             made = {"MLFLOW_RUN_ID": run, "MLFLOW_EXPERIMENT_NAME": self._project, "MLFLOW_NESTED_RUN": "true"}
             # Of the hundreds of parameters that a trainer has, those that were chosen are in the run's own.
             made |= {"MLFLOW_MAX_LOG_PARAMS": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
-            uri = uri_of(self._config)
-            return made | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+            return made | ({"MLFLOW_TRACKING_URI": self._rules.uri} if self._rules and self._rules.uri else {})
         if tracker == "trackio":
             return {"TRACKIO_DIR": folder}
         return {"WANDB_PROJECT": self._project, "WANDB_RUN_ID": run, "WANDB_RESUME": "allow", "WANDB_DIR": folder}
