@@ -31,7 +31,8 @@ def send(job: Mapping[str, Any]) -> dict[str, Any]:
         values = {key: value for key, value in part.metrics.items() if known["values"].get(key) != value}
         files = [] if part.name else job["files"]
         changed = ledgers.changed_files(made.ledger, Path(job["folder"]), files) if files else {}
-        if not (rows or values or changed or known["run"] is None):
+        # A report that was only written again, at another time, is no news.
+        if not (rows or values or known["run"] is None or set(changed) - {"report.html", "report.json"}):
             continue
         with_config = {**part.params, **part.tags}
         run = made.open(facts.title, part, known, with_config)
@@ -95,7 +96,13 @@ class _Wandb:
         identity = f"{self.ledger['key']} {part.name} {known['times']}"
         known["run"] = known["run"] or hashlib.sha256(identity.encode()).hexdigest()[:16]
         quiet = self._api.Settings(
-            console="off", silent=True, disable_git=True, x_disable_meta=True, x_disable_stats=True, init_timeout=30
+            console="off",
+            silent=True,
+            disable_git=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+            init_timeout=30,
         )
         run = self._api.init(
             project=self._project,
