@@ -114,7 +114,7 @@ def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
     return {
         "rounds": len(made.rounds),
         "reason": made.rounds[0].reason,
-        "tuned": made.weak.model != weak.model,
+        "tuned": made.rounds[0].model not in (None, made.rounds[0].start),
         "new traces": len(traces()) - before,
         "runs": len(runs),
         "files": files if detailed else [],

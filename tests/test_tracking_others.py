@@ -1,4 +1,4 @@
-"""[tracking] with trackio in a folder and W&B offline: nothing goes over a network, no server is left, and nothing is there twice."""
+"""[tracking] with trackio in a folder and W&B offline: nothing goes over a network, and nothing is there twice."""
 
 from __future__ import annotations
 

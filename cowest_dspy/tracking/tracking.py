@@ -246,6 +246,7 @@ class Tracking:
         if tracker == "mlflow":
             made = {"MLFLOW_RUN_ID": run, "MLFLOW_EXPERIMENT_NAME": self._project, "MLFLOW_NESTED_RUN": "true"}
             # Of the hundreds of parameters that a trainer has, those that were chosen are in the run's own.
+            made |= {"MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true")}
             made |= {"MLFLOW_MAX_LOG_PARAMS": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
             return made | ({"MLFLOW_TRACKING_URI": self._rules.uri} if self._rules and self._rules.uri else {})
         if tracker == "trackio":
