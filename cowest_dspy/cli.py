@@ -23,6 +23,7 @@ from cowest_dspy.compare_verb import compare
 from cowest_dspy.errors import CowestError
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
+from cowest_dspy.track_verb import track
 from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Seed, running
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app.add_typer(config_app)
 app.command()(compare)
 app.command()(bundle)
 app.command()(verify)
+app.command()(track)
 app.command()(new)
 
 

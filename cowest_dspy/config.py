@@ -38,6 +38,7 @@ from cowest_dspy.tables import (
     Sft,
     Shown,
     Table,
+    TrackingRules,
 )
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -66,9 +67,10 @@ class Config(Table):
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
     compare: CompareRules | None = Field(None, description="what `cowest compare` compares")
     report: Shown = Shown()  # pyright: ignore[reportCallIssue]
+    tracking: TrackingRules | None = Field(None, description="where else the run is logged while it goes on")
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 
-    @field_validator("sft", "judge", "budget", "cycle", "compare", mode="before")
+    @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", mode="before")
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value
@@ -153,6 +155,7 @@ def _read(file: Path) -> dict[str, Any]:
         _replace(raw, dotted, _anchored_reference, file.parent)
     for dotted in _FOLDERS:
         _replace(raw, dotted, _anchored_folder, file.parent)
+    _replace(raw, "tracking.uri", _anchored_uri, file.parent)
     for dotted, values in _tables(raw, "compare", "sweep").items():
         if isinstance(values, list):
             raw["compare"]["sweep"][dotted] = [_anchored(dotted, value, file.parent) for value in cast("list[Any]", values)]
@@ -224,6 +227,14 @@ def _replace(raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any
 
 def _anchored_file(value: Any, folder: Path) -> Any:
     return str((folder / Path(value).expanduser()).resolve()) if isinstance(value, str) else value
+
+
+def _anchored_uri(value: Any, folder: Path) -> Any:
+    """A file of SQLite, or a folder, relative to the file in which it stands; another address as it is."""
+    scheme, found, path = str(value).rpartition("sqlite:///")
+    if found and not scheme and not path.startswith("/"):
+        return found + str((folder / path).resolve())
+    return value if found else _anchored_folder(value, folder)
 
 
 def _anchored_command(value: Any, folder: Path) -> Any:

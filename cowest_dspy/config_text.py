@@ -61,6 +61,25 @@ def effective_toml(config: Config) -> str:
     return "\n".join([*lines, *tables]) + "\n"
 
 
+def shown_settings(config: Config) -> dict[str, Any]:
+    """``config`` as JSON values with secrets masked, and with what [dpo], [kto] and the tables of [sft] leave to their defaults.
+
+    Raises:
+        ConfigError: settings of tuning that cannot be.
+    """
+    shown = _masked(config.model_dump(mode="json", exclude_none=True))
+    for name, model in TUNING.items():
+        *tables, key = name.split(".")
+        place = shown
+        for table in tables:
+            place = place.get(table, {})
+        if key in place:
+            place[key] = {**validate(model, place[key], f"[{name}]").model_dump(mode="json", exclude_none=True), **place[key]}
+    if "kto" in shown:
+        shown.pop("dpo", None)
+    return shown
+
+
 def _table(name: str, values: dict[str, Any]) -> list[str]:
     """The lines of a table: its plain values first, then the tables in it."""
     lines = ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in values.items() if not isinstance(value, dict))]

@@ -25,6 +25,7 @@ from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, load, takes
 from cowest_dspy.tables import Api, Engine, InProcess, LMSettings, Server
+from cowest_dspy.tracking import look_at
 from cowest_dspy.tuning import DPO, KTO, SFT
 from cowest_dspy.tuning.rows import sft_rows
 
@@ -35,7 +36,7 @@ CHARACTERS_PER_TOKEN = 3.5
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: of whom ("task", "weak", "strong" or "judge"), what, how it is, and what to do."""
+    """One thing that was looked at: of whom ("task", "weak", "strong", "judge" or "run"), what, how it is, and what to do."""
 
     role: str
     name: str
@@ -110,6 +111,8 @@ def examine(config: Config, *, ask: bool = True, say: Callable[[str], None] = la
         settings: LMSettings | None = getattr(config, role)
         if settings is not None:
             _surviving(visit, role, settings)
+    for found in look_at(config):
+        visit.note("run", found.tracker, found.level, found.text)
     for lm in visit.opened:
         # Only now: in a run all weights are in memory together, so they are here.
         getattr(lm.engine, "close", lambda: None)()

@@ -140,6 +140,9 @@ class Influence:
         DataError: the strong model alone failed on the example, so that there is nothing to compare with.
     """
 
+    # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
+    __name__ = "influence"
+
     def __init__(self, metric: Metric, program: Collaboration) -> None:
         self.metric, self.program = metric, program
         self._alone: dict[str, _Answered] = {}

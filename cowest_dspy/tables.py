@@ -275,6 +275,36 @@ class Shown(Table):
     hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
 
 
+class TrackingRules(Table):
+    """[tracking]: where else a run is logged while it goes on; nowhere by default."""
+
+    to: tuple[Literal["mlflow", "trackio", "wandb"], ...] = Field(min_length=1, description="the trackers that are told")
+    project: str | None = Field(
+        None, min_length=1, description="MLflow's experiment, the project of trackio and W&B; by default the task's name"
+    )
+    name: str | None = Field(None, min_length=1, description='of the run; by default the task\'s name and its seed, "toy, seed 0"')
+    uri: str | None = Field(
+        None, description="of MLflow: http://..., sqlite:///FILE; by default MLFLOW_TRACKING_URI, otherwise what MLflow takes"
+    )
+    artifacts: bool = Field(True, description="upload report, configuration, pairs, comparison, and the bundle if there is one")
+    wait: float = Field(60.0, gt=0, description="seconds that a command waits for a tracker, at its end, before it goes without")
+
+    @field_validator("to")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "a user and a password do not belong into a file: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_URI, in the environment"
+            )
+        return value
+
+
 # The options of each kind, besides kind and title.
 _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "alone": (),

@@ -65,7 +65,7 @@ class TrainedModels:
         if known:
             return self._loaded(known)
         self._make_room()
-        with self._stages.stage(name, title) as progress:
+        with self._stages.stage(name, title) as progress, self._stages.reporting(name, settings) as settings:
             folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
             tuned = tune(
                 start,

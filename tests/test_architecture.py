@@ -21,11 +21,11 @@ ORDER = (
     "program", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
-    "summary", "gate", "serving", "experiment", "bundle",
-    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs",
+    "summary", "tracking", "gate", "serving", "experiment", "bundle",
+    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs", "track_verb",
     "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 
@@ -98,7 +98,7 @@ def only_the_version(path: Path) -> bool:
 
 @pytest.mark.parametrize(
     "folder",
-    ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "comparison", "experiment", "testing"],
+    ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "comparison", "tracking", "experiment", "testing"],
 )
 def test_no_folder_imports_in_a_circle(folder: str) -> None:
     inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}

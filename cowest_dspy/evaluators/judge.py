@@ -92,6 +92,9 @@ class Judge:
         adapter: of its prompts; by default :class:`LineAdapter`.
     """
 
+    # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
+    __name__ = "judge"
+
     def __init__(
         self, lm: dspy.LM, rubric: Rubric = PAPER, *, gold: str = "answer", repeats: int = 1, adapter: dspy.Adapter | None = None
     ) -> None:

@@ -44,6 +44,9 @@ class GoldLikelihood:
         ConfigError: the strong model's backend gives no log-probabilities of given texts (in-process models do).
     """
 
+    # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
+    __name__ = "gold_likelihood"
+
     def __init__(self, program: Collaboration, *, gold: str = "answer", field: str | None = None) -> None:
         strong = unrecorded(program.strong)
         engine = strong._engine_spec

@@ -23,6 +23,9 @@ class Weighted:
         ConfigError: no part, or weights that are not above 0.
     """
 
+    # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
+    __name__ = "weighted"
+
     def __init__(self, **parts: tuple[Metric, float]) -> None:
         if not parts or not all(math.isfinite(weight) and weight > 0 for _, weight in parts.values()):
             raise ConfigError("Weighted needs at least one evaluator, each with a weight above 0.")

@@ -76,7 +76,7 @@ def _folder_name(changes: dict[str, Any], config: Config) -> str:
     text = "-".join(f"{key}-{value}" for key, value in sorted(changes.items()) if isinstance(value, str | int | float))
     plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in text).strip(".-")
     short = len(plain) <= 60 and all(isinstance(value, int) or str(value).isidentifier() for value in changes.values())
-    return plain if short and plain else f"{plain[:40]}-{digest(config.model_dump(mode='json'))}".lstrip("-")
+    return plain if short and plain else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude={'tracking'}))}".lstrip("-")
 
 
 def title_of(rules: ArmRules) -> str:

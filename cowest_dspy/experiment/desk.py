@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.errors import ConfigError, masked
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.prices import of_settings
-from cowest_dspy.stages import Stages
+from cowest_dspy.stages import Settings, Stages
 from cowest_dspy.tables import Api, LMSettings
+from cowest_dspy.traces import Progress
+from cowest_dspy.tracking import Tracking
 
 
 @dataclass(frozen=True)
 class Desk(Stages):
-    """A run folder with the store in it, who looks on, the configuration, and how many processes train together."""
+    """A run folder with the store in it, who looks on, the configuration, how many processes train together, and the trackers."""
 
     config: Config
     processes: int = 1
+    tracking: Tracking | None = None
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[Progress]:
+        """As of all stages; the trackers are told first what there is so far."""
+        if self.tracking is not None:
+            self.tracking.update()
+        with super().stage(name, title) as progress:
+            yield progress
+
+    def reporting(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
+        """With a training's own logs in the trackers' run of its round, where its settings ask for them."""
+        return super().reporting(name, settings) if self.tracking is None else self.tracking.training(name, settings)
 
 
 def check_keys(config: Config) -> None:

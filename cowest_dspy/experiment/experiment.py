@@ -38,6 +38,7 @@ from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
 from cowest_dspy.summary import NOTES, TITLES, arm_from, run_report
 from cowest_dspy.traces import Sampling, Traces, noise_floor
+from cowest_dspy.tracking import Tracking, check_installed
 from cowest_dspy.tuning import TunableEngine, tunable
 
 
@@ -71,24 +72,27 @@ class Experiment:
         settings = TuningSettings.of(config)
         check_prices(config)
         check_steps(config)
+        check_installed(config)
         self.metric: Metric = load(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
-        self.desk = Desk(self.run, self.store, self.watch, config, processes)
+        self.tracking = Tracking(config, self.store, self.watch, on=self._owned)  # A part of a run is told of with the whole of it.
+        self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
         self._tuned: dspy.LM | None = None
         self._weak_models = WeakModels(self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
 
-    def close(self) -> None:
-        """Gives the run folder free, unless the store was given."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Gives the run folder free, unless the store was given; the trackers are told the rest, and of what ended the work."""
         if self._owned:
-            self.store.close()
+            with self.store:
+                self.tracking.close(lambda: run_report(self.config, self.store), error)
 
     def __enter__(self) -> Experiment:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        self.close(error)
 
     def variant(self, name: str, config: Config) -> Experiment:
         """The same run under other settings, as a part of it: calls, budget and models that are the same are shared; records and
@@ -291,6 +295,7 @@ class Experiment:
         """What the run has so far, written as ``report.json`` and ``report.html`` in its folder."""
         made = run_report(self.config, self.store)
         write_report(made, self.run)
+        self.tracking.touch()
         return made
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
@@ -317,6 +322,7 @@ class Experiment:
             "kto": True,
             "rounds": True,
             "report": True,
+            "tracking": True,
             "cycle": True,
             "sft": True,
             "data": {"test"},

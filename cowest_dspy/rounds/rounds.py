@@ -133,18 +133,18 @@ class Rounds:
         """Drops what an earlier configuration left of later rounds, so that it is in no table."""
         store = self._stages.store
         for later in count(number + 1):
-            found = store.record("done", _named("collect", later)) or store.record("round", str(later))
+            found = store.record("done", step_name("collect", later)) or store.record("round", str(later))
             if not found and not store.count("trace", start=f"{later}/"):
                 return
             store.forget("trace", start=f"{later}/")
-            for kind, key in (("round", str(later)), ("saved", str(later)), ("done", _named("collect", later))):
+            for kind, key in (("round", str(later)), ("saved", str(later)), ("done", step_name("collect", later))):
                 store.forget(kind, start=key)
 
     # Steps
 
     def collected(self, start: dspy.LM, number: int = 1) -> Traces:
         """Drafts of the weak LM ``start`` for the train examples, and their influence."""
-        task, store, name = self.task, self._stages.store, _named("collect", number)
+        task, store, name = self.task, self._stages.store, step_name("collect", number)
         program = task.program.bind(weak=start)
         margin = [task.sampling.margin] if task.sampling.adaptive else []
         identity = digest([task.meaning, number, program.weak.model, program.strong.model, *margin])
@@ -175,7 +175,7 @@ class Rounds:
             pairs = preference_pairs(self.collected(start, number), **self.task.gate)
         pairs = pairs.at_most(self.task.most, seed=self.task.sampling.seed)
         pairs.save(self._file("pairs", number))
-        self._stages.store.keep("pairs", _named("dropped", number), pairs.dropped)
+        self._stages.store.keep("pairs", step_name("dropped", number), pairs.dropped)
         return pairs
 
     def labelled(self, start: dspy.LM, number: int = 1) -> LabelledDrafts:
@@ -217,7 +217,7 @@ class Rounds:
         identity = digest([task.meaning, program.weak.model, program.strong.model, [example.id for example in task.valset]])
         known = store.record("scores", lm.model) or {}
         if known.get("identity") != identity:
-            with self._stages.stage(_named("dev", number), f"Evaluating on the dev split{_of_round(number)}") as progress:
+            with self._stages.stage(step_name("dev", number), f"Evaluating on the dev split{_of_round(number)}") as progress:
                 answering = arms.collaboration_arm(program)
                 made = arms.ask_all(answering, task.valset, task.metric, store=store, threads=task.threads, on_progress=progress)
             known = {"identity": identity, "scores": {answer.example_id: answer.score for answer in made}}
@@ -253,7 +253,7 @@ class Rounds:
         return self._models.trained(name, title, start, lambda: rows, tuner)
 
     def _step(self, number: int) -> str:
-        return _named("kto" if isinstance(self.task.tuner, KTO) else "dpo", number)
+        return step_name("kto" if isinstance(self.task.tuner, KTO) else "dpo", number)
 
     def kept_rows(self, number: int) -> list[dict[str, Any]]:
         """The rows that a round which is done has collected, read from the run folder; without those that it replayed."""
@@ -292,10 +292,10 @@ def _check_labels(drafts: LabelledDrafts, least: int) -> None:
 
 def rows_file(run: Path, name: str, number: int) -> Path:
     """Where a run keeps the rows of a round, ``name`` being "pairs" or "drafts"."""
-    return run / f"{_named(name, number).replace(' ', '-')}.jsonl"
+    return run / f"{step_name(name, number).replace(' ', '-')}.jsonl"
 
 
-def _named(name: str, number: int) -> str:
+def step_name(name: str, number: int) -> str:
     """The name of a round's step: the first round's is the plain name."""
     return name if number == 1 else f"{name} {number}"
 

@@ -143,7 +143,8 @@ def _train(
     with _surroundings(settings, output) as (work, memory):
         # All rows go through the trainer's tokenisation; the steps are of those that are kept.
         trainer = make_trainer(settings.model_copy(update={"max_steps": steps}), data, folder, adapter, work, seed)
-        trainer.args.run_name = output.name
+        reporting.name(trainer.args, output)
+        reporting.guard(trainer)
         lengths = trainers.lengths(trainer)
         _check_lengths(lengths, settings.max_length, trainer.model.config)
         adapters.count_trainable(trainer.model)
@@ -203,7 +204,7 @@ def _identity(settings: Any, data: Sequence[dict[str, Any]], start: str, seed: i
     """What the trained adapter depends on; ``bf16`` is what precision "auto" has become on this machine."""
     return {
         "kind": type(settings).__name__,
-        "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps", "report_to"}),
         "rows": data,
         "start": start,
         "seed": seed,
