@@ -1,14 +1,16 @@
 """Answers and traces as lists to search and read: what the page's script pages through, cut to a size a browser likes.
 
-A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts``, ``rows``, and ``total``, how many
-there are. A row is ``[tags, cells, steps]``: a cell is the number of a text, or ``[text, kind]``; a step is ``[label, text]``, with a
-kind it is a heading. Each text stands in the page once: drafts of one example share their input and the answer without a draft.
+A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and ``rows``. A row is ``[tags, cells, steps]``: a cell is the number of a text, or ``[text, kind]``; a step is the numbers of its label and
+its text, with a kind it is a heading. Each text stands in the page once: drafts of one example share their input and the answer without a draft.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from markupsafe import Markup
 
 from cowest_dspy.report.model import Answer, Arm, RunReport, TraceRow
 from cowest_dspy.report.numbers import SAME
@@ -16,8 +18,8 @@ from cowest_dspy.report.page import data_block
 
 MAX_ROWS = 20_000
 MAX_TEXT = 4000
-# Bytes of a list. With charts, tables and pairs a page stays under 10 MB.
-MAX_BYTES = {"answers": 2_500_000, "traces": 6_000_000}
+# Bytes of the answers, and of both lists together. With charts, tables and pairs a page stays under 10 MB.
+MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
 EFFECTS = ("helped", "hurt", "same", "failed")
 T = TypeVar("T")
 Row = tuple[list[str], list[Any], list[list[str]]]
@@ -36,7 +38,23 @@ class Texts:
         return list(self._numbers)
 
 
-def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Browser:
+    """A list as the page carries it: its JSON, how many ``rows`` it has, and of how many in ``total``."""
+
+    json: Markup
+    rows: int
+    total: int
+
+
+def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
+    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be too large."""
+    answers = answer_list(report, max_rows)
+    left = MAX_BYTES - len(answers.json.encode("utf-8", errors="replace"))
+    return {"answers": answers, "traces": trace_list(report, max_rows, left)}
+
+
+def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
     """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which arm was right."""
     by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
     ids = list(dict.fromkeys(example_id for answers in by_id for example_id in answers))
@@ -47,10 +65,10 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Any]:
 
     columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
     filters = [("Show", _answer_options(report))]
-    return _fitting(ids, row, columns, filters, max_rows, MAX_BYTES["answers"])
+    return _fitting(ids, row, columns, filters, max_rows, MAX_ANSWERS)
 
 
-def trace_list(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Any]:
+def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
     """The drafts, one row each, with every step from input to influence: those of training rounds, then those of held-out arms,
     beside what the first rival answered without them."""
     traces: list[tuple[str, TraceRow]] = [(f"round {trace.round}", trace) for trace in report.traces]
@@ -63,7 +81,7 @@ def trace_list(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Any]:
         ("Arm", [[title, f"{title}, held out"] for title in arms]),
     ]
     columns = ["Example", "Where", "Draft", "Alone", "With draft", "Influence"]
-    return _fitting(traces, lambda item: _trace_row(*item), columns, filters, max_rows, MAX_BYTES["traces"])
+    return _fitting(traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes)
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
@@ -118,18 +136,19 @@ def _fitting(
     filters: Sequence[tuple[str, list[list[str]]]],
     max_rows: int,
     max_bytes: int,
-) -> dict[str, Any]:
+) -> Browser:
     """The list of these items, or of as many of them, evenly spaced, as go into so many rows and bytes."""
-    most = min(len(items), max_rows)
+    made = [row(item) for item in evenly(items, max_rows)]
+    most = len(made)
     while True:
         texts, counts = Texts(), dict[str, int]()
-        rows = [_numbered(row(item), texts, counts) for item in evenly(items, most)]
+        rows = [_numbered(one, texts, counts) for one in evenly(made, most)]
         used = [{"label": label, "options": _used(options, counts)} for label, options in filters]
-        found = {"columns": columns, "filters": used, "total": len(items), "texts": texts.all(), "rows": rows}
-        size = len(data_block(found).encode("utf-8", errors="replace"))
+        text = data_block({"columns": columns, "filters": used, "texts": texts.all(), "rows": rows})
+        size = len(text.encode("utf-8", errors="replace"))
         if size <= max_bytes or most <= 1:
-            return found
-        most = max(1, min(most - 1, int(0.97 * most * max_bytes / size)))
+            return Browser(text, most, len(items))
+        most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
 
 
 def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
@@ -137,7 +156,7 @@ def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
     tags, cells, steps = row
     for name in tags:
         counts[name] = counts.get(name, 0) + 1
-    shown = [[label, texts.number(clipped(text)), *kind] for label, text, *kind in steps if text]
+    shown = [[texts.number(label), texts.number(clipped(text)), *kind] for label, text, *kind in steps if text]
     return [tags, [cell if isinstance(cell, list) else texts.number(clipped(cell)) for cell in cells], shown]
 
 

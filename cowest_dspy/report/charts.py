@@ -269,7 +269,7 @@ def _mark(kind: str, data: list[Spec], encoding: Spec, *, fill: bool = False, **
     """One layer. ``fill``: each mark has the colour of its row and says what is ``said`` of it."""
     coloured = {"fill": _raw("colour")} if fill else {}
     told = {"description": {"field": "said", "type": "nominal"}} if look.get("aria", True) else {}
-    return {"data": {"values": data}, "mark": {"type": kind, **look}, "encoding": {**encoding, **coloured, **told}}
+    return {"data": {"values": data}, "mark": {"type": kind, **({"baseline": "alphabetic"} if kind == "text" else {}), **look}, "encoding": {**encoding, **coloured, **told}}
 
 
 def _plot(layers: list[Spec], width: int, height: int) -> Spec:

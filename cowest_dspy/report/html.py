@@ -15,13 +15,13 @@ from typing import Any
 from markupsafe import Markup
 
 from cowest_dspy.report import charts
-from cowest_dspy.report.browse import MAX_ROWS, answer_list, change, clipped, evenly, labelled, outcome, trace_list
+from cowest_dspy.report.browse import MAX_ROWS, browsers, change, clipped, evenly, labelled, outcome
 from cowest_dspy.report.differing import WordDiff, word_diff
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.hiding import hidden
 from cowest_dspy.report.masking import mask_settings, mask_text
 from cowest_dspy.report.model import Curve, PairRow, RunReport
-from cowest_dspy.report.page import asset, data_block, flat, page_environment, policy, read_document, write_whole
+from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
 from cowest_dspy.report.sections import drawings
 from cowest_dspy.report.verdict import format_share, format_usd, influence_notes, spoken
 
@@ -78,7 +78,7 @@ def render_html(report: RunReport, numbers: Figures | None = None, *, max_rows: 
     """
     numbers = numbers or figures(report)
     report = hidden(report)
-    environment = page_environment(labelled=labelled, clipped=clipped, data_block=data_block)
+    environment = page_environment(labelled=labelled, clipped=clipped)
     style, script = asset(environment, "page.css", "report.css"), asset(environment, "report.js")
     rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
     return environment.get_template("report.html.j2").render(
@@ -98,7 +98,7 @@ def render_html(report: RunReport, numbers: Figures | None = None, *, max_rows: 
         pairs=_pairs(report),
         left_out=max((line.test.left_out for line in numbers.arms if line.test), default=0),
         curves=[found for curve in report.curves if (found := _curve(curve))],
-        browsers={"answers": answer_list(report, max_rows), "traces": trace_list(report, max_rows)},
+        browsers=browsers(report, max_rows),
         settings=flat(report.config),
     )
 

@@ -70,9 +70,9 @@ def _tuning(report: RunReport, numbers: Figures) -> Markup:
     if test is None or not test.n:
         return Markup()
     rest = test.n - numbers.right_both - test.fixed - test.broken
-    counts = [("helped", test.fixed), ("plain", numbers.right_both), ("same", max(rest, 0)), ("hurt", test.broken)]
+    counts = [("helped", test.fixed), ("plain", numbers.right_both), ("failed", max(rest, 0)), ("hurt", test.broken)]
     label = f"{test.fixed} fixed, {numbers.right_both} right both times, {rest} no better and no worse, {test.broken} broken"
-    named = {"helped": "fixed", "plain": "right both times", "same": "no better, no worse, and not right", "hurt": "broken"}
+    named = {"helped": "fixed", "plain": "right both times", "failed": "no better, no worse, and not right", "hurt": "broken"}
     return charts.shares([("before and after tuning", f"n {test.n:,}", counts)], label, named)
 
 

@@ -133,7 +133,7 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
         -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
         0: f"{ours} does NOT reliably beat {theirs}: {format_points(test)}",
     }[direction]
-    left = f", {test.left_out} left out because an answer is missing or failed" if test.left_out else ""
+    left = f" ({test.left_out:,} left out, failed or missing)" if test.left_out else ""
     return f"{told}, n {test.n:,}{left}, {format_p(test.p)}", direction > 0
 
 

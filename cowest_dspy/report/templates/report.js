@@ -17,7 +17,7 @@
     for (const [label, text, kind] of steps) {
       const part = kind ? "head" : "";
       const shown = make("p", { class: kind ? `kind ${kind}` : "text" }, texts[text]);
-      list.append(make("dt", { class: part }, label), make("dd", { class: part }, shown));
+      list.append(make("dt", { class: part }, texts[label]), make("dd", { class: part }, shown));
     }
     return make("tr", { class: "steps", id, role: "row", hidden: "" }, make("td", { role: "cell", colspan: columns }, list));
   };
