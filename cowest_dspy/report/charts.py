@@ -181,6 +181,71 @@ def lines(training: Sequence[Point], held_out: Sequence[Point], x_title: str, y_
     return draw(_plot(drawn, NARROW, 190), "; ".join(told), "plot") if drawn else Markup()
 
 
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A point of a curve with its interval, and what its mark is described by."""
+
+    x: float
+    y: float
+    said: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One series: its ``kind`` is the colour, a CSS variable of the page, and its place in the order is its dashes."""
+
+    name: str
+    kind: str
+    marks: Sequence[Mark]
+
+
+_DASHES = ([1, 0], [7, 3], [2, 3], [8, 3, 2, 3], [12, 4], [4, 4])
+
+
+def curves(
+    series: Sequence[Curve],
+    label: str,
+    titles: tuple[str, str],
+    ticks: Sequence[float],
+    *,
+    logarithmic: bool = False,
+    level: float | None = None,
+) -> Markup:
+    """A line per series with its points and their intervals, over an x axis with a tick at each measured value (``ticks``, ascending);
+    a dashed line across at ``level``. Drawn for a wide page and for a narrow one."""
+    scale: Spec = {"type": "log"} if logarithmic else {"zero": False}
+    ends = [ticks[0], ticks[-1]]
+    if logarithmic:
+        ends = [ends[0] / (ends[1] / ends[0]) ** 0.06, ends[1] * (ends[1] / ends[0]) ** 0.06]
+    else:
+        ends = [end + sign * 0.06 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True)]
+    x = {
+        "field": "x",
+        "type": "quantitative",
+        "title": titles[0],
+        "scale": {**scale, "domain": ends, "nice": False},
+        "axis": {"values": list(ticks), "grid": False, "format": "~r", "labelOverlap": True},
+    }
+    layers: list[Spec] = []
+    if level is not None:
+        across = {"y": _free("y", titles[1])}
+        layers.append(_mark("rule", [{"y": level}], across, color="var(--accent)", strokeDash=[4, 3], strokeWidth=1.5, aria=False))
+    for index, curve in enumerate(series):
+        data = [dataclasses.asdict(mark) for mark in curve.marks]
+        # In pixels: intervals at one x stand beside each other.
+        apart = {"xOffset": (index - (len(series) - 1) / 2) * 4, "color": f"var(--{curve.kind})"}
+        place = {"x": x, "y": _free("y", titles[1])}
+        spans = [row for row in data if row["low"] is not None]
+        upright = {"x": x, "y": _free("low", titles[1]), "y2": {"field": "high"}}
+        layers.append(_mark("line", data, place, strokeWidth=2, strokeDash=_DASHES[index % len(_DASHES)], aria=False, **apart))
+        layers.append(_mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **apart))
+        layers.append(_mark("circle", data, place, size=48, opacity=1, **apart))
+    sizes = ((620, 250, "plot at-wide"), (NARROW, 220, "plot at-narrow"))
+    return Markup().join(draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes)
+
+
 def _thinned(series: Sequence[Point]) -> list[Point]:
     if len(series) <= _MOST_POINTS:
         return list(series)
