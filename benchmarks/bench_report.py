@@ -81,7 +81,9 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
         traces=rows,
         config={"name": "handbook", "seed": seed, "weak": {"kind": "transformers", "max_tokens": 96}, "dpo": {"beta": 0.1}},
         versions={"python": "3.11.9", "dspy": "3.4.1"},
-        warnings=(f"{sum(row.error is not None for row in rows)} of {traces} drafts failed: they have no influence and are in no pair.",),
+        warnings=(
+            f"{sum(row.error is not None for row in rows)} of {traces} drafts failed: they have no influence and are in no pair.",
+        ),
     )
 
 
@@ -99,7 +101,16 @@ def _arm(draw: random.Random, name: str, title: str, questions: list[str], share
         draft = text(draw, 25) if name.startswith("collaboration") else None
         score, error = (None, "timeout: 60 s") if failed else (float(right), None)
         answers.append(
-            Answer(f"q{index}", {"question": question}, number, None if failed else number, score, error, draft, {"working": text(draw, 12)})
+            Answer(
+                f"q{index}",
+                {"question": question},
+                number,
+                None if failed else number,
+                score,
+                error,
+                draft,
+                {"working": text(draw, 12)},
+            )
         )
     return Arm(name, title, tuple(answers), "the instructions of refining, less the draft" if name == "strong" else "")
 

@@ -18,6 +18,7 @@ from cowest_dspy.report.drawing import draw
 Point = tuple[float, float]
 Spec = dict[str, Any]
 NARROW = 343  # pixels: a phone of 375 less its margins
+SMALL = 240  # one of four beside each other on a wide page
 _LEFT, _PLOT, _RIGHT = 240, 570, 178
 _MOST_POINTS = 400
 
@@ -77,24 +78,24 @@ class Layout:
         return cls(_LEFT, _PLOT, _RIGHT, step, step // 2, 36)
 
     @classmethod
-    def narrow(cls, rows: Sequence[Row]) -> Layout:
-        characters = 50 - max((len(row.text) for row in rows), default=0)
+    def narrow(cls, rows: Sequence[Row], width: int = NARROW) -> Layout:
+        characters = width // 7 - max((len(row.text) for row in rows), default=0)
         lines = max((_wrapped(row.label, characters).count("\n") + 1 for row in rows), default=1)
-        return cls(2, NARROW - 4, 2, 16 * lines + 36, 16 * lines + 18, characters)
+        return cls(2, width - 4, 2, 16 * lines + 36, 16 * lines + 18, characters)
 
     @property
     def is_narrow(self) -> bool:
         return self.right < _RIGHT
 
 
-def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, only_narrow: bool = False) -> Markup:
-    """A bar per row from 0 to its value, with its interval as a whisker. ``only_narrow``: one drawing, for a column of a grid."""
+def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = False) -> Markup:
+    """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing, for a column of a grid."""
 
     def layers(data: list[Spec]) -> list[Spec]:
         bar = {"x": _across("value", axis), "x2": {"datum": axis.low}, "y": _down("top"), "y2": _down("bottom")}
         return [_mark("rect", data, bar, fill=True), *_whiskers(data, axis, halo=True)]
 
-    return _both(rows, label, axis, layers, only_narrow)
+    return _both(rows, label, axis, layers, small)
 
 
 def points(
@@ -135,7 +136,12 @@ def shares(
             for kind, count in counts:
                 share = count / total
                 told = f"{name}: {count:,} of {total:,} {(words or {}).get(kind, kind)}"
-                ends = {"start": start, "end": start + share, "mid": start + share / 2, "count": f"{count:,}" if share >= 0.08 else ""}
+                ends = {
+                    "start": start,
+                    "end": start + share,
+                    "mid": start + share / 2,
+                    "count": f"{count:,}" if share >= 0.08 else "",
+                }
                 parts += [{**row, **ends, "colour": f"var(--{kind})", "on": f"var(--on-{kind})", "said": told}] if count else []
                 start += share
         x = {"x": _across("start", SHARE), "x2": {"field": "end"}, "y": _down("top"), "y2": _down("bottom")}
@@ -154,11 +160,11 @@ def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
         told = f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts"
         data.append({"low": low, "high": high, "count": count, "colour": f"var(--{kind})", "said": told})
     x = {"field": "low", "type": "quantitative", "scale": {"domain": [-1, 1]}, "title": "influence"}
-    across = {**x, "axis": {"values": [-1, -0.5, 0, 0.5, 1], "labelExpr": SIGNED, "grid": False}}
-    y = {"field": "count", "type": "quantitative", "title": "drafts", "axis": {"tickCount": 4, "format": ",d"}}
+    across = {**x, "axis": {"values": [-1, 0, 1], "labelExpr": SIGNED, "grid": False}}
+    y = {"field": "count", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": ",d"}}
     encoding = {"x": across, "x2": {"field": "high"}, "y": y, "y2": {"datum": 0}}
     bar = _mark("rect", data, encoding, fill=True, stroke="var(--paper)", strokeWidth=1)
-    return draw(_plot([bar], NARROW, 170), label, "plot")
+    return draw(_plot([bar], SMALL, 150), label, "plot")
 
 
 def lines(training: Sequence[Point], held_out: Sequence[Point], x_title: str, y_title: str) -> Markup:
@@ -172,13 +178,13 @@ def lines(training: Sequence[Point], held_out: Sequence[Point], x_title: str, y_
         if len(series) < 2:
             continue
         data = [{"x": x, "y": y, "said": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"} for x, y in _thinned(series)]
-        encoding = {"x": _free("x", x_title, grid=False), "y": _free("y", y_title)}
+        encoding = {"x": _free("x", x_title, grid=False), "y": _free("y", "")}
         look = {"color": f"var(--{colour})", "strokeWidth": 2, "strokeDash": dash, "strokeJoin": "round", "aria": False}
         drawn.append(_mark("line", data, encoding, **look))
         marked = data if len(data) <= 40 else data[-1:]
         drawn.append(_mark("circle", marked, encoding, color=f"var(--{colour})", size=24, opacity=1))
         told.append(f"{y_title}{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}")
-    return draw(_plot(drawn, NARROW, 190), "; ".join(told), "plot") if drawn else Markup()
+    return draw(_plot(drawn, SMALL, 160), "; ".join(told), "plot") if drawn else Markup()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,15 +258,13 @@ def _thinned(series: Sequence[Point]) -> list[Point]:
     return [*(series[index * len(series) // _MOST_POINTS] for index in range(_MOST_POINTS)), series[-1]]
 
 
-def _both(
-    rows: Sequence[Row], label: str, axis: Axis, layers: Callable[[list[Spec]], list[Spec]], only_narrow: bool = False
-) -> Markup:
+def _both(rows: Sequence[Row], label: str, axis: Axis, layers: Callable[[list[Spec]], list[Spec]], small: bool = False) -> Markup:
     """The drawing of these rows for a wide page and the one for a narrow page, in that order."""
     if not rows:
         return Markup()
-    drawings = [(Layout.narrow(rows), "rows" if only_narrow else "rows at-narrow")]
-    if not only_narrow:
-        drawings.insert(0, (Layout.wide(rows), "rows at-wide"))
+    drawings = [(Layout.wide(rows), "rows at-wide"), (Layout.narrow(rows), "rows at-narrow")]
+    if small:
+        drawings = [(Layout.narrow(rows, SMALL), "rows")]
     made = [draw(_rows_spec(rows, axis, layout, layers), label, kind) for layout, kind in drawings]
     return Markup().join(made)
 
@@ -302,7 +306,7 @@ def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
     along = {"x": _across("low", axis), "x2": {"field": "high"}, "y": _down("middle")}
     upright = {"x": _across("end", axis), "y": _down("w0"), "y2": _down("w1")}
     found: list[Spec] = []
-    for colour, width in ((("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),)):
+    for colour, width in (("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),):
         look = {"color": colour, "strokeWidth": width, "aria": False}
         found += [_mark("rule", spans, along, **look), _mark("rule", ends, upright, **look)]
     return found if spans else []
@@ -315,9 +319,9 @@ def _across(field: str, axis: Axis) -> Spec:
 
 
 def _free(field: str, title: str, *, grid: bool = True) -> Spec:
-    axis = {"tickCount": 4 if grid else 5, "grid": grid}
+    axis = {"tickCount": 4, "grid": grid}
     scale = {"zero": False, "nice": grid}
-    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+    return {"field": field, "type": "quantitative", "title": title or None, "scale": scale, "axis": axis}
 
 
 def _down(field: str) -> Spec:
@@ -334,12 +338,17 @@ def _mark(kind: str, data: list[Spec], encoding: Spec, *, fill: bool = False, **
     """One layer. ``fill``: each mark has the colour of its row and says what is ``said`` of it."""
     coloured = {"fill": _raw("colour")} if fill else {}
     told = {"description": {"field": "said", "type": "nominal"}} if look.get("aria", True) else {}
-    return {"data": {"values": data}, "mark": {"type": kind, **({"baseline": "alphabetic"} if kind == "text" else {}), **look}, "encoding": {**encoding, **coloured, **told}}
+    return {
+        "data": {"values": data},
+        "mark": {"type": kind, **({"baseline": "alphabetic"} if kind == "text" else {}), **look},
+        "encoding": {**encoding, **coloured, **told},
+    }
 
 
 def _plot(layers: list[Spec], width: int, height: int) -> Spec:
-    padding = {"left": 52, "right": 12, "top": 10, "bottom": 44}
-    return {"width": width - 64, "height": height, "autosize": "none", "padding": padding, "layer": layers}
+    left = 42 if width == SMALL else 52
+    padding = {"left": left, "right": 12, "top": 10, "bottom": 44}
+    return {"width": width - left - 12, "height": height, "autosize": "none", "padding": padding, "layer": layers}
 
 
 def _wrapped(text: str, characters: int) -> str:

@@ -25,7 +25,7 @@ _PLAIN = {"opacity": "1", "stroke-width": "1", "fill-opacity": "1", "stroke-opac
 _DROPPED = ("role", "pointer-events", "font-family", "style", "stroke-miterlimit")
 
 CONFIG: dict[str, Any] = {
-    "background": None,
+    "background": "transparent",
     "view": {"stroke": None},
     "axis": {
         "domain": False,
@@ -101,7 +101,7 @@ def _clean(node: ElementTree.Element, prefix: str, axis: bool = False) -> None:
 
 
 def _empty(node: ElementTree.Element) -> bool:
-    """Vega draws a background and a foreground of each group, which have no colour; and groups without marks."""
-    if node.get("display") == "none" or node.get("class") in ("background", "foreground"):
+    """Vega draws backgrounds and foregrounds of groups, which have no colour here; and groups without marks."""
+    if node.get("display") == "none" or node.get("fill") == "transparent" or node.get("class") in ("background", "foreground"):
         return True
     return node.tag in ("g", "defs") and len(node) == 0

@@ -1,6 +1,6 @@
 """The JSON Schema of report.json, made from the classes that write it.
 
-python -m cowest_dspy.report.schema        # prints it; docs/report.schema.json is what it printed last
+cowest report --schema        # prints it; docs/report.schema.json is what it printed last
 """
 
 from __future__ import annotations
@@ -39,7 +39,3 @@ def report_schema() -> dict[str, Any]:
 def schema_text() -> str:
     """The schema as a file has it."""
     return json.dumps(report_schema(), ensure_ascii=False, indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    print(schema_text(), end="")

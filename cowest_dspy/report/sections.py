@@ -24,14 +24,19 @@ def drawings(report: RunReport, numbers: Figures) -> dict[str, Any]:
         "arms": charts.bars([arm_row(line) for line in numbers.arms], "Score of each arm"),
         "tuning": _tuning(report, numbers),
         "rounds": _gains("Gain of each round on the dev split", [(f"round {row.number}", row) for row in report.rounds]),
-        "cycle": _gains("Gain of each step over the start, on the dev split", [(f"{row.number} {row.name}", row) for row in report.steps]),
+        "cycle": _gains(
+            "Gain of each step over the start, on the dev split", [(f"{row.number} {row.name}", row) for row in report.steps]
+        ),
         "influence": charts.shares(
             [(f"round {number}", f"n {counts.n:,}", _counts(counts)) for number, counts in numbers.influence.items()],
             "Drafts that helped, changed nothing, hurt or failed, by round",
         ),
         "means": _means(report, numbers),
         "distribution": [
-            (f"round {number}", charts.histogram([(one.low, one.high, one.count) for one in bins], f"Influences in round {number}"))
+            (
+                f"drafts of round {number}",
+                charts.histogram([(one.low, one.high, one.count) for one in bins], f"Influences in round {number}"),
+            )
             for number, bins in numbers.distribution.items()
             if numbers.graded
         ],
@@ -126,5 +131,5 @@ def _stages(report: RunReport) -> list[tuple[str, Markup]]:
             continue
         axis = Axis(0.0, float(max(value for _, value in known)), (), "''")
         rows = [Row(name, value, f"{name}: {words(value)} {title}", kind="accent", text=words(value)) for name, value in known]
-        found.append((title, charts.bars(rows, f"{title} of each stage", axis, only_narrow=True)))
+        found.append((title, charts.bars(rows, f"{title} of each stage", axis, small=True)))
     return found

@@ -1,7 +1,7 @@
 // Pages through the lists that the report carries as JSON. Texts go in by textContent only, never as HTML.
 (() => {
   "use strict";
-  const PAGE = 20;
+  const PAGE = window.matchMedia("(max-width: 640px)").matches ? 10 : 20;
   const SHOWN = 300;
 
   const make = (name, attributes = {}, ...children) => {
