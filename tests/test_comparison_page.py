@@ -18,9 +18,9 @@ import pytest
 from compared import compared, comparison, full
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import Page, titles
 from report_runs import HOSTILE
 from rich.console import Console
-from pages import Page, titles
 
 from cowest_dspy.comparison import (
     SweepPoint,
@@ -250,7 +250,7 @@ def test_a_score_is_a_point_at_its_place_with_its_seeds_beside_it():
     assert [title.partition(", 95 %")[0] for title in titles(chart)] == said * 2  # a wide page's, and a phone's
     places = [float(x) for x in re.findall(r'<path transform="translate\(([\d.]+),\d+\)"', str(chart).partition("</svg>")[0])]
     # Small dots of single seeds first, then a point per arm, on 570 pixels.
-    assert places == [pytest.approx(570 * share, abs=0.1) for share in (1.0, 0.875, *(line.score for line in NUMBERS.arms))]
+    assert places == [pytest.approx(570 * share, abs=0.1) for share in (1.0, 0.875, *(line.score or 0.0 for line in NUMBERS.arms))]
 
 
 def test_a_difference_has_its_place_and_the_colour_of_what_was_found():

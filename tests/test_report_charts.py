@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_a_long_training_is_drawn_in_part_and_to_its_end() -> None:
 def test_bins_hold_every_value_once_and_lie_beside_each_other(values: list[float], count: int) -> None:
     found = bins(values, count)
     assert sum(one.count for one in found) == len(values) and len(found) == count
-    assert found[0].low == -1 and found[-1].high == 1 and all(a.high == b.low for a, b in zip(found, found[1:], strict=False))
+    assert found[0].low == -1 and found[-1].high == 1 and all(a.high == b.low for a, b in itertools.pairwise(found))
 
 
 def test_the_middle_of_a_histogram_is_the_colour_of_what_changed_nothing() -> None:

@@ -23,15 +23,14 @@ from cowest_dspy.report import (
     PairRow,
     PairsSummary,
     Stage,
+    browse,
     print_report,
     read_report,
     render_html,
     write_report,
 )
-from cowest_dspy.report import browse
 from cowest_dspy.report.browse import evenly
 from cowest_dspy.report.page import data_block
-
 
 # Files
 

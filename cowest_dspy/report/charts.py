@@ -73,13 +73,13 @@ class Layout:
 
     @classmethod
     def wide(cls, rows: Sequence[Row]) -> Layout:
-        lines = max((_wrapped(row.label, 36).count("\n") + 1 for row in rows), default=1)
+        lines = max((_wrapped(row.label, 32).count("\n") + 1 for row in rows), default=1)
         step = max(34, 16 * lines + 10)
-        return cls(_LEFT, _PLOT, _RIGHT, step, step // 2, 36)
+        return cls(_LEFT, _PLOT, _RIGHT, step, step // 2, 32)
 
     @classmethod
     def narrow(cls, rows: Sequence[Row], width: int = NARROW) -> Layout:
-        characters = width // 7 - max((len(row.text) for row in rows), default=0)
+        characters = width // 8 - max((len(row.text) for row in rows), default=0)
         lines = max((_wrapped(row.label, characters).count("\n") + 1 for row in rows), default=1)
         return cls(2, width - 4, 2, 16 * lines + 36, 16 * lines + 18, characters)
 
@@ -92,7 +92,7 @@ def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = F
     """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing, for a column of a grid."""
 
     def layers(data: list[Spec]) -> list[Spec]:
-        bar = {"x": _across("value", axis), "x2": {"datum": axis.low}, "y": _down("top"), "y2": _down("bottom")}
+        bar = {"x": _across("value", axis), "x2": {"datum": axis.low}, "y": _down("top"), "y2": {"field": "bottom"}}
         return [_mark("rect", data, bar, fill=True), *_whiskers(data, axis, halo=True)]
 
     return _both(rows, label, axis, layers, small)
@@ -144,7 +144,7 @@ def shares(
                 }
                 parts += [{**row, **ends, "colour": f"var(--{kind})", "on": f"var(--on-{kind})", "said": told}] if count else []
                 start += share
-        x = {"x": _across("start", SHARE), "x2": {"field": "end"}, "y": _down("top"), "y2": _down("bottom")}
+        x = {"x": _across("start", SHARE), "x2": {"field": "end"}, "y": _down("top"), "y2": {"field": "bottom"}}
         gap = {"stroke": "var(--paper)", "strokeWidth": 1.5}
         text = {"x": _across("mid", SHARE), "y": _down("middle"), "text": {"field": "count"}, "color": _raw("on")}
         return [_mark("rect", parts, x, fill=True, **gap), _mark("text", parts, text, baseline="middle", fontSize=12, aria=False)]
@@ -219,8 +219,8 @@ def curves(
     logarithmic: bool = False,
     level: float | None = None,
 ) -> Markup:
-    """A line per series with its points and their intervals, over an x axis with a tick at each measured value (``ticks``, ascending);
-    a dashed line across at ``level``. Drawn for a wide page and for a narrow one."""
+    """A line per series with its points and their intervals, over an x axis with a tick at each measured value (``ticks``,
+    ascending); a dashed line across at ``level``. Drawn for a wide page and for a narrow one."""
     scale: Spec = {"type": "log"} if logarithmic else {"zero": False}
     ends = [ticks[0], ticks[-1]]
     if logarithmic:
@@ -304,7 +304,7 @@ def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
     spans = [row for row in data if row["low"] is not None and row["high"] is not None]
     ends = [{**row, "end": row[end]} for row in spans for end in ("low", "high")]
     along = {"x": _across("low", axis), "x2": {"field": "high"}, "y": _down("middle")}
-    upright = {"x": _across("end", axis), "y": _down("w0"), "y2": _down("w1")}
+    upright = {"x": _across("end", axis), "y": _down("w0"), "y2": {"field": "w1"}}
     found: list[Spec] = []
     for colour, width in (("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),):
         look = {"color": colour, "strokeWidth": width, "aria": False}
@@ -326,7 +326,7 @@ def _free(field: str, title: str, *, grid: bool = True) -> Spec:
 
 def _down(field: str) -> Spec:
     """A place in pixels, as it stands in the data."""
-    return {"field": field, "type": "quantitative", "scale": None, "axis": None} if not field.endswith("2") else {"field": field}
+    return {"field": field, "type": "quantitative", "scale": None, "axis": None}
 
 
 def _raw(field: str) -> Spec:

@@ -1,4 +1,4 @@
-"""Every number that a page shows, from a report's facts: "numbers" in report.json, and what the charts and tables are drawn from."""
+"""Every number that a page shows, from a report's facts: "numbers" in report.json, and what charts and tables are drawn from."""
 
 from __future__ import annotations
 

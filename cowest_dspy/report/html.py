@@ -1,6 +1,6 @@
 """report.json and report.html, written together: the page shows nothing that does not follow from the JSON beside it.
 
-The page is one file that asks the network for nothing (page.py). Its charts are SVG that Vega-Lite drew (charts.py), its only script
+The page is one file that asks the network for nothing (page.py). Its charts are SVG that Vega-Lite drew (charts.py), its one script
 pages through answers and traces. Jinja2 escapes every text: a draft with ``<script>`` in it is shown, and not run.
 """
 

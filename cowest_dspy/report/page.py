@@ -1,6 +1,6 @@
 """What every page of ours is made with: one Jinja environment, its assets, its content security policy, and files written whole.
 
-A page is one file that asks the network for nothing: its policy allows only the styles and scripts that it carries, by their hashes.
+A page is one file that asks the network for nothing: its policy allows only the styles and scripts it carries, by their hashes.
 Jinja2 escapes every text; what a script reads of it is JSON in a block that nobody runs.
 """
 

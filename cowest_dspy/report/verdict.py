@@ -1,4 +1,4 @@
-"""The report in words: whether the collaboration pays, which rounds were taken, what tuning did; as plain about a loss as a gain."""
+"""The report in words: whether the collaboration pays, which rounds were taken, what tuning did; plain about a loss too."""
 
 from __future__ import annotations
 
