@@ -1,4 +1,4 @@
-"""The report and the comparison in a real browser: nothing runs but our script, nothing is asked of a network, everything can be used."""
+"""Report and comparison in a real browser: nothing runs but our script, no network is asked, everything can be used."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ def test_a_script_in_a_draft_is_shown_and_not_run(browser: Any, report: Path) ->
 def test_the_policy_of_the_page_refuses_what_is_not_its_own(browser: Any, report: Path) -> None:
     with opened(browser, report) as seen:
         seen.page.evaluate(
-            """() => { const one = document.createElement("script"); one.textContent = "document.title = 'owned'"; document.body.append(one); }"""
+            """() => {
+              const one = document.createElement("script");
+              one.textContent = "document.title = 'owned'";
+              document.body.append(one);
+            }"""
         )
         assert seen.page.title() == "A run"
         assert len(seen.faults) == 1 and "Content Security Policy" in seen.faults.pop()
@@ -139,13 +143,13 @@ def test_a_screen_reader_has_names_for_everything(browser: Any, report: Path, co
     for path in (report, comparison):
         with opened(browser, path) as seen:
             nameless = seen.page.evaluate(
-                """() => [...document.querySelectorAll("svg, input, select, button, [role=region], nav, table[role]")].filter((node) =>
+                """() => [...document.querySelectorAll("svg, input, select, button, [role=region], nav, table[role]")].filter(
+                  (node) =>
                   !(node.getAttribute("aria-label") || (node.labels && node.labels.length) || node.textContent.trim())).length"""
             )
             assert nameless == 0
-            levels = [
-                int(name[1]) for name in seen.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((one) => one.tagName)")
-            ]
+            heads = seen.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((one) => one.tagName)")
+            levels = [int(name[1]) for name in heads]
             assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
             assert seen.page.get_attribute("html", "lang") == "en"
             assert seen.page.locator("main").count() == 1
@@ -191,8 +195,8 @@ def test_a_drawn_bar_has_the_number_of_report_json(browser: Any, report: Path) -
         with opened(browser, report, size) as seen:
             bars = seen.page.evaluate(
                 """() => [...document.querySelectorAll("#arms svg")].filter((one) => one.getClientRects().length).flatMap((chart) => {
-                  const plot = Math.max(...[...chart.querySelectorAll(".role-axis-grid line")].map((one) => one.getBoundingClientRect().x))
-                    - Math.min(...[...chart.querySelectorAll(".role-axis-grid line")].map((one) => one.getBoundingClientRect().x));
+                  const grid = [...chart.querySelectorAll(".role-axis-grid line")].map((one) => one.getBoundingClientRect().x);
+                  const plot = Math.max(...grid) - Math.min(...grid);
                   return [...chart.querySelectorAll(".mark-rect path")].map((bar) =>
                     [bar.querySelector("title").textContent, bar.getBoundingClientRect().width / plot]);
                 })"""
