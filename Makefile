@@ -13,10 +13,10 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo evidence quality docs reference test check format vllm bench clean
+.PHONY: help setup models demo report-screenshots evidence quality docs reference test check format vllm bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## .venv with the tested set of packages (a few minutes, once)
 
@@ -34,6 +34,9 @@ models: setup ## the demo's two models into models/ (1.2 GB of downloads, 4.1 GB
 
 demo: models ## the whole of CoWest on real models, and its table (again: resumes; finished: shows it)
 	@$(BIN)/cowest cycle $(TASK) --run $(RUN)
+
+report-screenshots: setup ## pictures of the demo's report (of a small scripted run before make demo) in build/screenshots; wants Chromium
+	@$(BIN)/python demo/screenshots.py $(RUN)
 
 evidence: models ## the table of the README: 3 seeds, all test questions, two controls (hours; resumable)
 	@$(BIN)/python benchmarks/evidence.py

@@ -24,7 +24,7 @@ from cowest_dspy.errors import CowestError
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
 from cowest_dspy.track_verb import track
-from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Seed, running
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Schema, Seed, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -162,7 +162,7 @@ def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerat
 
 
 @app.command()
-def report(files: Files, run: Run = None, seed: Seed = None) -> None:
+def report(files: Files, run: Run = None, seed: Seed = None, schema: Schema = False) -> None:
     """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
     with running(files, run, seed) as experiment:
         _show(experiment, experiment.report())

@@ -37,6 +37,19 @@ Accelerate = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
 
 
+def _schema(asked: bool) -> None:
+    if asked:
+        from cowest_dspy.report.schema import schema_text
+
+        print(schema_text(), end="")
+        raise typer.Exit()
+
+
+Schema = Annotated[
+    bool, typer.Option("--schema", callback=_schema, is_eager=True, help="Print the JSON Schema of report.json, and nothing else.")
+]
+
+
 @contextmanager
 def running(files: list[Path], run: Path | None, seed: int | None, processes: int = 1) -> Iterator[Experiment]:
     """The run of these files while a verb works on it; afterwards what its budget has spent is said. Ctrl-C is exit code 130."""

@@ -12,46 +12,31 @@ from pathlib import Path
 from markupsafe import Markup
 
 from cowest_dspy.report import RunReport, influence_counts, read_report
-from cowest_dspy.report.charts import tag
+from cowest_dspy.report.charts import Axis, Row, bars
 
 HERE = Path(__file__).resolve().parent
-WIDTH, LEFT, ROW, BAR = 760, 250, 34, 22
+# A file of its own has no page around it that says what its colours are.
 STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #1c2128 } .soft { fill: #59616e } .head { font-weight: 600 }
-.helped { fill: #0b7a6b } .same { fill: #c3c8d0 } .hurt { fill: #c2410c } .failed { fill: #4d5562 } .dropped { fill: #a9b1bd }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e7e9ec } .soft { fill: #a2abb8 } .helped { fill: #3cc4ad } .same { fill: #505966 } .hurt { fill: #f58a4b }
-}
+svg { --ink: #1c2128; --soft: #59616e; --paper: #ffffff; --grid: #e8e5df; --helped: #0b7a6b; --same: #868e9b; --hurt: #b93c0b;
+--failed: #454d59; --plain: #808a98 } text { font-family: system-ui, sans-serif }
+@media (prefers-color-scheme: dark) { svg { --ink: #e7e9ec; --soft: #a6aebb; --paper: #14171b; --grid: #282d35; --helped: #3cc4ad;
+--same: #6b7585; --hurt: #f58a4b; --failed: #aab3c0; --plain: #778294 } }
 """
 
 
 def drawing(report: RunReport) -> Markup:
     """The figure: bars of drafts by what they did, then bars of examples by what the gate said."""
-    counts = influence_counts(report.influence)
-    pairs = report.pairs
-    drafts = [(name, getattr(counts, name), name) for name in ("helped", "same", "hurt", "failed")]
-    gate = (
-        [("kept as a pair", pairs.kept, "helped"), *((why, n, "dropped") for why, n in sorted(pairs.dropped.items()))]
-        if pairs
-        else []
-    )
-    rows: list[Markup] = []
-    y = 20
-    for title, bars in ((f"What {counts.n} drafts did to the strong model's answer", drafts), ("What the gate made of them", gate)):
-        rows.append(tag("text", title, x=0, y=y, class_="head"))
-        y += 12
-        longest = max((count for _, count, _ in bars), default=1) or 1
-        for name, count, kind in bars:
-            width = max(1.0, (WIDTH - LEFT - 60) * count / longest)
-            rows.append(tag("text", name, x=LEFT - 10, y=y + 16, text_anchor="end"))
-            rows.append(tag("rect", x=LEFT, y=y, width=width, height=BAR, rx=2, class_=kind))
-            rows.append(tag("text", str(count), x=LEFT + width + 6, y=y + 16, class_="soft"))
-            y += ROW
-        y += 24
+    counts, pairs = influence_counts(report.influence), report.pairs
+    found = [(f"drafts: {name}", getattr(counts, name), name) for name in ("helped", "same", "hurt", "failed")]
+    if pairs:
+        found.append(("gate: kept as a pair", pairs.kept, "helped"))
+        found += [(f"gate: {why}", count, "plain") for why, count in sorted(pairs.dropped.items())]
+    rows = [Row(name, count, f"{name}, {count:,}", kind=kind, text=f"{count:,}") for name, count, kind in found]
     label = f"{counts.helped} drafts helped, {counts.same} changed nothing, {counts.hurt} hurt, {counts.failed} failed"
-    style = tag("style", Markup(STYLE))
-    box = f"0 0 {WIDTH} {y - 20}"
-    return tag("svg", style + Markup().join(rows), xmlns="http://www.w3.org/2000/svg", viewBox=box, role="img", aria_label=label)
+    axis = Axis(0.0, float(max((count for _, count, _ in found), default=1) or 1), (), "''")
+    wide = str(bars(rows, label, axis)).partition("</svg>")[0]
+    inside = wide.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{STYLE}</style>", 1)
+    return Markup(inside + "</svg>")
 
 
 # Boxes of the figure of a round: name, what it says, place, and how it looks.

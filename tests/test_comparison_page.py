@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import HOSTILE
 from rich.console import Console
-from test_report_page import Page
+from written_page import Page, titles
 
 from cowest_dspy.comparison import (
     SweepPoint,
@@ -215,7 +215,7 @@ def test_the_page_runs_nothing_asks_for_nothing_and_allows_only_its_style():
     html = render_comparison(full(HOSTILE), numbers_of(full(HOSTILE), repeats=100))
     page = Page(html)
     assert not page.scripts and not page.handlers and " style=" not in html
-    assert all(address == "data:," for address in page.addresses)
+    assert all(address in ("data:,", "#main") for address in page.addresses)
     assert HOSTILE.split(" \u2028")[0] in page.text
     style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert style is not None
@@ -244,38 +244,40 @@ def test_the_page_of_an_unfinished_comparison_renders(whole, tmp_path):
 # Charts
 
 
-def circles(chart: str, kind: str) -> list[float]:
-    return [float(x) for x in re.findall(rf'<circle cx="([-\d.]+)%?" cy="[^"]+" r="[^"]+" class="{kind}"', chart)]
-
-
-def test_a_score_is_a_dot_at_its_place_with_its_seeds_beside_it():
-    line = NUMBERS.arms[2]
-    chart = charts.score_dots(line, NUMBERS.arms[0])
-    assert circles(chart, "dot") == [93.33] and circles(chart, "seed") == [100.0, 87.5]
-    assert 'x1="14.29%" x2="14.29%" y1="0" y2="30" class="against"' in chart
-    assert line.interval is not None and f'x1="{100 * line.interval.low:.2f}%"' in chart
-    assert 'aria-label="The collaboration arm: 93.3 %, 95 %' in chart
+def test_a_score_is_a_point_at_its_place_with_its_seeds_beside_it():
+    chart = charts.score_chart(NUMBERS, NUMBERS.arms[0])
+    said = [f"{line.title}: {100 * (line.score or 0):.1f} %" for line in NUMBERS.arms]
+    assert [title.partition(", 95 %")[0] for title in titles(chart)] == said * 2  # a wide page's, and a phone's
+    places = [float(x) for x in re.findall(r'<path transform="translate\(([\d.]+),\d+\)"', str(chart).partition("</svg>")[0])]
+    # Small dots of single seeds first, then a point per arm, on 570 pixels.
+    assert places == [pytest.approx(570 * share, abs=0.1) for share in (1.0, 0.875, *(line.score or 0.0 for line in NUMBERS.arms))]
 
 
 def test_a_difference_has_its_place_and_the_colour_of_what_was_found():
     assert charts.difference_reach(NUMBERS) == 90
-    assert circles(charts.difference_dots(NUMBERS.arms[2], 90), "dot helped") == [pytest.approx(50 + 50 * 76.92 / 90, abs=0.01)]
-    assert circles(charts.difference_dots(NUMBERS.arms[1], 90), "dot") == [50.0]
-    assert "not tested" in charts.difference_dots(NUMBERS.arms[0], 90)
+    wide = str(charts.difference_chart(NUMBERS)).partition("</svg>")[0]
+    assert titles(wide + "</svg>") == [
+        "The control_shuffled arm: +0.0 [-8.8, +8.8] points",
+        "The collaboration arm: +76.9 [+63.1, +89.1] points",
+    ]
+    found = re.findall(r'<path transform="translate\(([\d.]+),\d+\)"[^>]*fill="var\(--(\w+)\)"', wide)
+    assert [kind for _, kind in found] == ["plain", "helped"]
+    assert [float(x) for x, _ in found] == [285, pytest.approx(285 + 285 * 76.92 / 90, abs=0.1)]
 
 
 def test_a_sweep_is_a_curve_per_series_over_the_number_that_varies_most():
     assert charts.sweep_axis(NUMBERS) == "dpo.beta"
     series = charts.sweep_series(NUMBERS, "dpo.beta")
     assert list(series) == ["format dpo", "format plain"] and all(len(points) == 3 for points in series.values())
-    chart = charts.sweep_chart(NUMBERS, "dpo.beta", NUMBERS.arms[0])
-    paths = re.findall(r'<polyline points="([^"]+)" class="line series-\d"', chart)
-    assert [len(path.split()) for path in paths] == [3, 3] and "dpo.beta, logarithmic" in chart
-    assert "format dpo: 25.0 % at 0.01, 62.5 % at 0.1, 42.9 % at 0.5" in chart
-    places = [float(point.split(",")[0]) for point in paths[0].split()]
+    chart = str(charts.sweep_chart(NUMBERS, "dpo.beta", NUMBERS.arms[0]))
+    assert "format dpo: 25.0 % at 0.01, 62.5 % at 0.1, 42.9 % at 0.5" in chart and "dpo.beta, logarithmic" in chart
+    assert [title.partition(":")[0] for title in titles(chart)[:2]] == ["beta 0.01, format dpo", "beta 0.1, format dpo"]
+    wide = chart.partition("</svg>")[0]
+    lines = re.findall(r'<path d="([^"]+)" stroke="var\(--s\d\)"', wide)
+    assert [len(re.findall(r"[ML]", line)) for line in lines] == [3, 3]
+    places = [float(x) for x in re.findall(r"[ML]([-\d.]+),", lines[0])]
     # log 0.01, 0.1, 0.5: the first step is log 10 / log 50 of the whole.
     assert (places[1] - places[0]) / (places[2] - places[0]) == pytest.approx(math.log(10) / math.log(50), abs=0.002)
-    assert min(places) > 52 and max(places) < 408
 
 
 def test_a_sweep_without_a_number_has_a_table_and_no_chart():

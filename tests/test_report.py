@@ -23,6 +23,7 @@ from cowest_dspy.report import (
     Curve,
     CurvePoint,
     InfluenceRow,
+    RoundRow,
     RunReport,
     TraceRow,
     arm_table,
@@ -161,18 +162,32 @@ def test_rounding_noise_of_graded_scores_is_not_an_influence():
 
 def test_the_verdict_claims_a_gain_only_when_the_test_does():
     gain = verdict(run(arm("strong", "-" * 40), arm("sft", "-" * 40), arm("both", "+" * 30 + "-" * 10)))
-    assert gain.good is True and len(gain.sentences) == 2
-    assert "The both arm beats The strong arm: +75.0 points" in gain.sentences[0] and "p < 0.001" in gain.sentences[0]
-    assert gain.sentences[1] == "Tuning helped: it fixed 30 and broke 0 of 40 (p < 0.001)."
+    assert gain.good is True
+    assert gain.sentences == (
+        "The both arm beats the strong model alone by 75.0 points [57.5, 85.8], n 40, p < 0.001; "
+        "tuning helped: it fixed 30 and broke 0 of 40 (p < 0.001).",
+    )
 
 
 def test_the_verdict_says_so_when_the_collaboration_loses_or_nothing_can_be_told():
     worse = verdict(run(arm("strong", "+" * 40), arm("sft", "+" * 40), arm("both", "-" * 30 + "+" * 10)))
     assert worse.good is False
-    assert "is WORSE than" in worse.sentences[0] and "Tuning did HARM" in worse.sentences[1]
+    assert "is WORSE than the strong model alone by 75.0 points [57.5, 85.8]" in worse.sentences[0]
+    assert "; tuning did HARM: it fixed 0 and broke 30" in worse.sentences[0]
     close = verdict(run(arm("strong", "+-+-"), arm("sft", "+-+-"), arm("both", "+++-")))
     assert close.good is False
-    assert "does NOT reliably beat" in close.sentences[0] and "NO reliable difference" in close.sentences[1]
+    assert "does NOT reliably beat" in close.sentences[0] and "; tuning made NO reliable difference" in close.sentences[0]
+
+
+def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_taken():
+    arms = arm("strong", "-" * 40), arm("sft", "-" * 40), arm("both", "+" * 30 + "-" * 10), arm("weak", "-" * 40)
+    rounds = tuple(RoundRow(number, 9, 0, number == 1, "why") for number in (1, 2, 3))
+    found = verdict(run(*arms, rounds=rounds, rivals=("strong", "weak")))
+    first, second = found.sentences
+    assert "p < 0.001; round 1 was taken, rounds 2 and 3 were rolled back; tuning helped:" in first
+    assert second.startswith("The both arm beats the weak model alone by 75.0 points")
+    alone = verdict(run(*arms[:1], arms[2], rounds=rounds[:1])).sentences
+    assert len(alone) == 1 and alone[0].endswith("p < 0.001; round 1 was taken.")
 
 
 def test_one_lost_claim_spoils_the_verdict():
@@ -269,7 +284,9 @@ def test_a_trace_row_takes_the_fields_it_shows_from_anything_that_has_them():
 # The examples in the docstrings
 
 
-@pytest.mark.parametrize("name", ["intervals", "report.charts", "report.masking", "report.model", "report.verdict"])
+@pytest.mark.parametrize(
+    "name", ["intervals", "report.differing", "report.figures", "report.masking", "report.model", "report.verdict"]
+)
 def test_the_examples_in_the_docstrings_are_true(name):
     module = importlib.import_module(f"cowest_dspy.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)

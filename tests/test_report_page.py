@@ -8,69 +8,29 @@ import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import HOSTILE, arm, full_run, run, trace
 from rich.console import Console
+from written_page import Page
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.report import (
     Curve,
     CurvePoint,
+    PairRow,
     PairsSummary,
     Stage,
+    browse,
     print_report,
     read_report,
     render_html,
     write_report,
 )
 from cowest_dspy.report.browse import evenly
-from cowest_dspy.report.charts import line_chart, nice_ticks, tag
-
-
-class Page(HTMLParser):
-    """What a browser would make of the page: its scripts, its text, and every address that it could ask for."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.texts: list[str] = []
-        self.addresses: list[str] = []
-        self.handlers: list[str] = []
-        self.policy = ""
-        self._raw: str | None = None
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.addresses += [found[key] or "" for key in ("src", "href", "srcset", "data") if key in found]
-        self.handlers += [key for key in found if key.startswith("on")]
-        if found.get("http-equiv") == "Content-Security-Policy":
-            self.policy = found["content"] or ""
-        self._raw = tag if tag in ("script", "style") else None
-        if tag == "script":
-            self.scripts.append((found, ""))
-
-    def handle_endtag(self, tag):
-        self._raw = None
-
-    def handle_data(self, data):
-        if self._raw == "script":
-            attributes, text = self.scripts[-1]
-            self.scripts[-1] = (attributes, text + data)
-        elif self._raw is None:
-            self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.texts))
-
-    def data(self, name: str) -> dict:
-        return next(json.loads(text) for found, text in self.scripts if found.get("id") == f"{name}-data")
-
+from cowest_dspy.report.page import data_block
 
 # Files
 
@@ -92,6 +52,7 @@ def test_the_numbers_in_the_json_are_those_of_the_page(tmp_path):
     for sentence in numbers["verdict"]["sentences"]:
         assert sentence in page.text
     assert numbers["tuning"]["fixed"] == 5 and "Fixed : 4 of 5" in page.text
+    assert [counts["helped"] for counts in numbers["influence"].values()] == [1, 0] and numbers["totals"]["calls"] == 9
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path):
@@ -129,7 +90,7 @@ def test_a_draft_that_holds_a_script_is_shown_and_not_run():
     assert len(executable) == 1 and "owned" not in executable[0]
     assert not page.handlers
     assert HOSTILE.split(" \u2028")[0] in page.text
-    shown = [step[1] for row in page.data("traces")["rows"] for step in row["steps"] if step[0].startswith("Draft")]
+    shown = [text for index in range(2) for label, text in page.row("traces", index) if label.startswith("Draft")]
     assert shown == [HOSTILE, HOSTILE]
 
 
@@ -177,14 +138,43 @@ def test_the_report_of_a_half_finished_run_renders(report, tmp_path):
 def test_a_large_run_is_sampled_evenly_and_says_so():
     report = dataclasses.replace(full_run(), traces=tuple(trace(index) for index in range(500)))
     page = Page(render_html(report, max_rows=50))
-    rows = page.data("traces")["rows"]
-    assert len(rows) == 50 and rows[0]["steps"][0][1].startswith("t0,") and rows[-1]["steps"][0][1].startswith("t490,")
-    assert "50 of 500 traces" in page.text
+    # 500 drafts, and behind them those of the 16 held-out answers that had one.
+    assert len(page.data("traces")["rows"]) == 50 and page.row("traces")[0][1].startswith("t0,")
+    assert page.row("traces", 47)[0][1].startswith("t485,") and page.row("traces", 49)[0][1].startswith("q5,")
+    assert "50 of 516 traces" in page.text
 
 
 def test_a_very_long_text_is_cut_and_says_how_much_is_missing():
     html = render_html(full_run("x" * 100_000))
     assert "96,000 more characters in report.json" in html and len(html) < 200_000
+
+
+def test_a_page_stays_small_however_long_the_texts_are(monkeypatch):
+    monkeypatch.setattr(browse, "MAX_BYTES", 200_000)
+    report = dataclasses.replace(full_run(), traces=tuple(trace(index, text=f"{index} " * 400) for index in range(300)))
+    html = render_html(report)
+    rows = len(Page(html).data("traces")["rows"])
+    assert 60 < rows < 300 and f"{rows} of 316 traces" in Page(html).text and len(html) < 400_000
+
+
+def test_a_held_out_draft_is_a_trace_beside_what_the_strong_model_answered_alone():
+    rows = [dict(Page(render_html(full_run())).row("traces", index)) for index in range(18)]
+    found = next(row for row in rows if row["Example"].startswith("q1,") and "The both arm" in row["Example"])
+    assert found["Influence"] == "+1.00, helped" and "Alone (score 0)" in found and "With draft (score 1)" in found
+    failed = next(row for row in rows if row["Example"].startswith("q2,") and "The both arm" in row["Example"])
+    assert failed["Error"] == "timeout: 60 s" and "Influence" not in failed
+
+
+def test_every_text_stands_in_the_page_once():
+    long = "a rather long question that four drafts have in common"
+    rows = tuple(dataclasses.replace(trace(0), draft_index=index, inputs={"question": long}) for index in range(4))
+    assert render_html(dataclasses.replace(full_run(), traces=rows, pairs=None)).count(long) == 1
+
+
+@given(st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_no_text_of_a_data_block_ends_it_and_all_of_it_comes_back(value):
+    block = str(data_block(value))
+    assert not set(block) & set("<>&") and json.loads(block) == value
 
 
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
@@ -196,47 +186,18 @@ def test_an_even_sample_keeps_order_and_size(items, most):
 
 def test_filters_offer_only_what_would_show_something():
     page = Page(render_html(full_run()))
-    effects = [name for name, _ in page.data("traces")["filters"][0]["options"]]
-    assert effects == ["helped", "failed"]
+    effects, rounds, arms = (dict(one["options"]) for one in page.data("traces")["filters"])
+    assert effects == {"helped": "helped (7)", "same": "same (7)", "failed": "failed (4)"}
+    assert rounds == {"round 1": "round 1, training (2)"}
+    assert arms == {"The sft arm": "The sft arm, held out (8)", "The both arm": "The both arm, held out (8)"}
     answers = dict(page.data("answers")["filters"][0]["options"])
     assert answers["fixed"] == "fixed by tuning (5)" and "broken" not in answers
 
 
-def test_a_total_is_over_what_was_measured_and_an_unknown_price_stays_unknown():
-    report = run(stages=(Stage("a", 1.5, calls=2), Stage("b", 2.0, calls=40), Stage("c", 0.5)))
-    assert "total 4.0 42 - - - unknown -" in Page(render_html(report)).text
-
-
-# Charts
-
-
-@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_ticks_ascend_and_span_the_data(low, span):
-    ticks = nice_ticks(low, low + span)
-    slack = 1e-6 * max(1.0, abs(low), span)
-    assert ticks == sorted(set(ticks)) and len(ticks) >= 2
-    assert ticks[0] <= low + slack and ticks[-1] >= low + span - slack
-
-
-def test_a_line_chart_has_a_point_per_value_and_says_what_it_shows():
-    chart = line_chart([(1.0, 0.7), (2.0, 0.5), (3.0, 0.1)], "step", "loss")
-    points = re.search(r'points="([^"]+)"', chart)
-    assert points is not None and len(points.group(1).split()) == 3
-    assert 'aria-label="loss over step: from 0.7 to 0.1"' in chart
-    assert not line_chart([(1.0, 0.7)], "step", "loss")
-
-
-def test_a_line_chart_shows_held_out_rows_beside_those_of_the_training():
-    training, held_out = [(1.0, 0.7), (2.0, 0.5)], [(0.0, 0.9), (1.0, 0.8), (2.0, 0.6)]
-    chart = line_chart(training, "step", "loss", held_out=held_out)
-    assert [len(points.split()) for points in re.findall(r'<polyline points="([^"]+)"', chart)] == [2, 3]
-    assert 'aria-label="loss over step: from 0.7 to 0.5; loss, held out over step: from 0.9 to 0.6"' in chart
-    assert "dashed: held out" in chart and chart.count('class="line held-out"') == 1
-    # All points are inside the axes, also those at step 0.
-    numbers = [float(x) for points in re.findall(r'points="([^"]+)"', chart) for x in re.findall(r"([\d.]+),", points)]
-    assert min(numbers) == 52 and max(numbers) == 408
-    alone = line_chart([], "step", "loss", held_out=held_out)
-    assert "polyline" in alone and 'aria-label="loss, held out over step: from 0.9 to 0.6"' in alone
+def test_a_pair_shows_which_words_its_drafts_do_not_share():
+    row = PairRow("t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", 1.0, None)
+    html = render_html(dataclasses.replace(full_run(), pairs=PairsSummary(1, 1, {}, (row,))))
+    assert "The valve &lt;b&gt; holds <ins>12</ins> bar." in html and "The valve &lt;b&gt; holds <del>14</del> bar." in html
 
 
 def test_a_page_shows_the_evaluations_of_a_training():
@@ -250,10 +211,12 @@ def test_a_page_shows_the_evaluations_of_a_training():
     assert "loss over step: from 0.69 to 0.5; loss, held out over step: from 0.69 to 0.61" in page
     assert "reward accuracy, held out over step: from 0.5 to 0.75" in page
     assert "log-ratio to the reference over step: from 0 to -0.25; log-ratio to the reference, held out over step" in page
+    assert "2 0.5 - 0.4 - 1 - -0.25 -" in Page(page).text and "2 - 0.61 - 0.3 - 0.75 - -0.125" in Page(page).text
 
 
-def test_svg_elements_escape_what_they_are_given():
-    assert tag("text", "<b>", class_='"x') == '<text class="&#34;x">&lt;b&gt;</text>'
+def test_a_total_is_over_what_was_measured_and_an_unknown_price_stays_unknown():
+    report = run(stages=(Stage("a", 1.5, calls=2), Stage("b", 2.0, calls=40), Stage("c", 0.5)))
+    assert "total 4.0 42 - - - unknown -" in Page(render_html(report)).text
 
 
 # The terminal

@@ -22,7 +22,7 @@ from cowest_dspy.lms import weights
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.report import RunReport
-from cowest_dspy.report.html import figures
+from cowest_dspy.report.figures import figures
 from cowest_dspy.summary import kept_pairs, versions
 from cowest_dspy.tuning import engine_of
 from cowest_dspy.tuning.adapters import FILES
@@ -103,7 +103,7 @@ def _metrics(report: RunReport) -> dict[str, Any]:
     facts = report.to_json()
     pairs = facts["pairs"] or {}
     return {
-        **figures(report),
+        **figures(report).to_json(),
         "rounds": facts["rounds"],
         "steps": facts["steps"],
         "noise": facts["noise"],

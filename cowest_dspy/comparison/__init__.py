@@ -8,7 +8,7 @@ tables.py        the numbers as tables of text, and as CSV
 terminal.py      Rich tables
 markdown.py      for a page of results
 latex.py         for a paper
-charts.py        inline SVG
+charts.py        points, differences and sweeps
 html.py          the page, and all files together
 """
 

@@ -6,15 +6,12 @@ that it carries, by its hash. Jinja2 escapes every text. No input and no answer 
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cowest_dspy.comparison import charts
@@ -24,9 +21,8 @@ from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
 from cowest_dspy.comparison.tables import text_tables, to_csv
 from cowest_dspy.comparison.verdict import format_difference, verdict
-from cowest_dspy.report.html import flat, read_document, write_whole
 from cowest_dspy.report.masking import mask_settings, mask_text
-from cowest_dspy.report.verdict import format_share
+from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,28 +78,18 @@ def figures(comparison: Comparison, numbers: Numbers) -> dict[str, Any]:
 def render_comparison(comparison: Comparison, numbers: Numbers | None = None) -> str:
     """The page; ``numbers`` are those of ``numbers_of(comparison)``, where they are at hand already."""
     numbers = numbers or numbers_of(comparison)
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("cowest_dspy.comparison"), PackageLoader("cowest_dspy.report")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": format_share, "difference": format_difference}
-    style = Markup("\n").join(_asset(environment, name) for name in ("report.css", "comparison.css"))
+    environment = page_environment("cowest_dspy.comparison", difference=format_difference)
+    style = asset(environment, "page.css", "comparison.css")
     against, axis = numbers.arm(comparison.against), charts.sweep_axis(numbers)
-    tested = [line for line in numbers.arms if line.test is not None and line.test.n]
-    reach = charts.difference_reach(numbers)
     return environment.get_template("comparison.html.j2").render(
         comparison=comparison,
         found=verdict(comparison, numbers),
         style=style,
-        policy=_policy(style),
+        policy=policy([style]),
         against=against,
         seeds=any(line.spread for line in numbers.arms),
-        scores=[(line, charts.score_dots(line, against)) for line in numbers.arms],
-        differences=[(line, charts.difference_dots(line, reach)) for line in tested],
-        reach=reach,
+        scores=charts.score_chart(numbers, against),
+        differences=charts.difference_chart(numbers),
         axis=axis,
         sweep_chart=charts.sweep_chart(numbers, axis, against) if axis else Markup(),
         series=list(charts.sweep_series(numbers, axis)) if axis else [],
@@ -111,13 +97,3 @@ def render_comparison(comparison: Comparison, numbers: Numbers | None = None) ->
         tables=text_tables(comparison, numbers),
         settings=flat(comparison.config),
     )
-
-
-def _asset(environment: Environment, name: str) -> Markup:
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, name)[0].replace("\r\n", "\n"))
-
-
-def _policy(style: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"

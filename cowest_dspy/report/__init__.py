@@ -5,12 +5,19 @@ numbers.py   the statistics, each with its source
 verdict.py   the numbers in words
 masking.py   nothing secret is written
 hiding.py    inputs that are not shown unasked
+figures.py   every number that a page shows: "numbers" in report.json
+schema.py    the JSON Schema of report.json
 terminal.py  Rich tables
-charts.py    inline SVG
+drawing.py   from a Vega-Lite specification to inline SVG
+charts.py    the specifications: rows, shares, histograms, lines
+sections.py  which charts a report has
+differing.py two drafts, word by word
+page.py      what all pages share: environment, policy, files
 browse.py    answers and traces to search and read
 html.py      report.json and report.html, written together
 """
 
+from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.html import WrittenReport, read_report, render_html, write_report
 from cowest_dspy.report.model import (
     AgreementRow,
@@ -35,6 +42,7 @@ from cowest_dspy.report.numbers import (
     paired_exact_test,
     wilson_interval,
 )
+from cowest_dspy.report.schema import report_schema
 from cowest_dspy.report.terminal import print_report
 from cowest_dspy.report.verdict import Verdict, verdict
 
@@ -44,6 +52,7 @@ __all__ = [
     "Arm",
     "Curve",
     "CurvePoint",
+    "Figures",
     "InfluenceRow",
     "Noise",
     "PairRow",
@@ -56,12 +65,14 @@ __all__ = [
     "Verdict",
     "WrittenReport",
     "arm_table",
+    "figures",
     "influence_by_round",
     "influence_counts",
     "paired_exact_test",
     "print_report",
     "read_report",
     "render_html",
+    "report_schema",
     "verdict",
     "wilson_interval",
     "write_report",

@@ -1,52 +1,88 @@
 """Answers and traces as lists to search and read: what the page's script pages through, cut to a size a browser likes.
 
-A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``rows`` with ``tags``, ``cells``
-(``[text, kind]``) and ``steps`` (``[label, text]``; with a kind it is a heading), and ``total``, how many there are.
+A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and ``rows``. A row has tags, cells,
+and steps: a cell is the number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a kind it is a
+heading. Each text stands in the page once: drafts of one example share their input and the answer without a draft.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cowest_dspy.report.model import Answer, RunReport, TraceRow
+from markupsafe import Markup
+
+from cowest_dspy.report.model import Answer, Arm, RunReport, TraceRow
 from cowest_dspy.report.numbers import SAME
+from cowest_dspy.report.page import data_block
 
-MAX_ROWS = 2000
+MAX_ROWS = 20_000
 MAX_TEXT = 4000
+# Bytes of the answers, and of both lists together. With charts, tables and pairs a page stays under 10 MB.
+MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
+EFFECTS = ("helped", "hurt", "same", "failed")
 T = TypeVar("T")
+Row = tuple[list[str], list[Any], list[list[str]]]
 
 
-def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Any]:
+class Texts:
+    """Numbers for texts, the same for the same text."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    def all(self) -> list[str]:
+        return list(self._numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Browser:
+    """A list as the page carries it: its JSON, how many ``rows`` it has, and of how many in ``total``."""
+
+    json: Markup
+    rows: int
+    total: int
+
+
+def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
+    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be too large."""
+    answers = answer_list(report, max_rows)
+    left = MAX_BYTES - len(answers.json.encode("utf-8", errors="replace"))
+    return {"answers": answers, "traces": trace_list(report, max_rows, left)}
+
+
+def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
     """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which arm was right."""
     by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
     ids = list(dict.fromkeys(example_id for answers in by_id for example_id in answers))
-    rows = []
-    for example_id in evenly(ids, max_rows):
+
+    def row(example_id: str) -> Row:
         found = {arm.name: answers.get(example_id) for arm, answers in zip(report.arms, by_id, strict=True)}
-        rows.append(_answer_row(report, found))
-    return {
-        "columns": ["Example", "Expected", *(arm.title for arm in report.arms)],
-        "filters": [_used({"label": "Show", "options": _answer_options(report)}, rows)],
-        "rows": rows,
-        "total": len(ids),
-    }
+        return _answer_row(report, found)
+
+    columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
+    filters = [("Show", _answer_options(report))]
+    return _fitting(ids, row, columns, filters, max_rows, MAX_ANSWERS)
 
 
-def trace_list(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Any]:
-    """The drafts, one row each, with every step from input to influence."""
-    rows = [_trace_row(trace) for trace in evenly(report.traces, max_rows)]
-    effects = [["helped", "helped"], ["hurt", "hurt"], ["same", "same"], ["failed", "failed"]]
-    rounds = [[f"round {number}", f"round {number}"] for number in sorted({trace.round for trace in report.traces})]
-    filters = [_used({"label": "Effect", "options": effects}, rows)]
-    if len(rounds) > 1:
-        filters.append(_used({"label": "Round", "options": rounds}, rows))
-    return {
-        "columns": ["Example", "Draft", "Alone", "With draft", "Influence"],
-        "filters": filters,
-        "rows": rows,
-        "total": len(report.traces),
-    }
+def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
+    """The drafts, one row each, with every step from input to influence: those of training rounds, then those of held-out arms,
+    beside what the first rival answered without them."""
+    traces: list[tuple[str, TraceRow]] = [(f"round {trace.round}", trace) for trace in report.traces]
+    traces += [(arm.title, trace) for arm in report.arms for trace in _held_out(report, arm)]
+    rounds = sorted({trace.round for trace in report.traces})
+    arms = [arm.title for arm in report.arms]
+    filters = [
+        ("Effect", [[effect, effect] for effect in EFFECTS]),
+        ("Round", [[f"round {number}", f"round {number}, training"] for number in rounds]),
+        ("Arm", [[title, f"{title}, held out"] for title in arms]),
+    ]
+    columns = ["Example", "Where", "Draft", "Alone", "With draft", "Influence"]
+    return _fitting(traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes)
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
@@ -94,6 +130,42 @@ def clipped(text: str, most: int = MAX_TEXT) -> str:
     return text if len(text) <= most else f"{text[:most]} ... [{len(text) - most:,} more characters in report.json]"
 
 
+def _fitting(
+    items: Sequence[T],
+    row: Callable[[T], Row],
+    columns: list[str],
+    filters: Sequence[tuple[str, list[list[str]]]],
+    max_rows: int,
+    max_bytes: int,
+) -> Browser:
+    """The list of these items, or of as many of them, evenly spaced, as go into so many rows and bytes."""
+    made = [row(item) for item in evenly(items, max_rows)]
+    most = len(made)
+    while True:
+        texts, counts = Texts(), dict[str, int]()
+        rows = [_numbered(one, texts, counts) for one in evenly(made, most)]
+        used = [{"label": label, "options": _used(options, counts)} for label, options in filters]
+        text = data_block({"columns": columns, "filters": used, "texts": texts.all(), "rows": rows})
+        size = len(text.encode("utf-8", errors="replace"))
+        if size <= max_bytes or most <= 1:
+            return Browser(text, most, len(items))
+        most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
+
+
+def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
+    """The row with numbers for its texts, its empty steps left out, each text cut to size; and its tags counted."""
+    tags, cells, steps = row
+    for name in tags:
+        counts[name] = counts.get(name, 0) + 1
+    shown = [[texts.number(label), texts.number(clipped(text)), *kind] for label, text, *kind in steps if text]
+    return [tags, [cell if isinstance(cell, list) else texts.number(clipped(cell)) for cell in cells], shown]
+
+
+def _used(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:
+    """The options with their counts, without those that would show nothing."""
+    return [[name, f"{label} ({counts[name]:,})"] for name, label in options if name in counts]
+
+
 def _answer_options(report: RunReport) -> list[list[str]]:
     options = [["fixed", "fixed by tuning"], ["broken", "broken by tuning"]]
     reference = report.arm(report.reference)
@@ -104,7 +176,7 @@ def _answer_options(report: RunReport) -> list[list[str]]:
     return [*options, ["failed", "failed in some arm"]]
 
 
-def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> dict[str, Any]:
+def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
     known = next(answer for answer in found.values() if answer is not None)
     tags = _change_tag(found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken")
     reference = found.get(report.reference)
@@ -117,14 +189,9 @@ def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> dict[str,
         answer = found[arm.name]
         if answer is not None:
             steps += _answer_steps(arm.title, answer)
-    cells = [[clipped(labelled(known.inputs), 300), ""], [clipped(known.gold, 120), ""]]
+    cells: list[Any] = [labelled(known.inputs), known.gold]
     cells += [[outcome(answer), outcome(answer)] for answer in found.values()]
-    return {"tags": tags, "cells": cells, "steps": _shown(steps)}
-
-
-def _shown(steps: list[list[str]]) -> list[list[str]]:
-    """The steps that have a text, each cut to size."""
-    return [[label, clipped(text), *kind] for label, text, *kind in steps if text]
+    return tags, cells, steps
 
 
 def _change_tag(before: Answer | None, after: Answer | None, better: str, worse: str) -> list[str]:
@@ -140,37 +207,56 @@ def _answer_steps(title: str, answer: Answer) -> list[list[str]]:
     return [*steps, ["answer", answer.answer or "(empty)"]]
 
 
-def _trace_row(trace: TraceRow) -> dict[str, Any]:
+def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
+    """The arm's answers that had a draft, as traces: beside them the answer of the first rival, the strong model alone."""
+    rival = report.arm(next(iter(report.rivals), None))
+    alone = {answer.example_id: answer for answer in rival.answers} if rival and rival.name != arm.name else {}
+    for answer in arm.answers:
+        if answer.draft is None:
+            continue
+        other = alone.get(answer.example_id)
+        both = None if other is None or other.score is None or answer.score is None else answer.score - other.score
+        error = answer.error or ("no answer without a draft" if other is None else other.error)
+        yield TraceRow(
+            example_id=answer.example_id,
+            draft_index=0,
+            round=0,
+            inputs=answer.inputs,
+            gold={"answer": answer.gold},
+            completion="",
+            draft=answer.draft,
+            refined=_fields(answer),
+            alone=_fields(other) if other else None,
+            refined_score=answer.score,
+            alone_score=other.score if other else None,
+            influence=both,
+            draft_score=None,
+            error=error if both is None else None,
+        )
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    return {**answer.steps, "answer": "" if answer.answer is None else answer.answer}
+
+
+def _trace_row(where: str, trace: TraceRow) -> Row:
     kind = effect(trace.influence)
     shown = "failed" if trace.influence is None else f"{trace.influence:+.2f}"
     steps = [
-        ["Example", f"{trace.example_id}, draft {trace.draft_index}, round {trace.round}"],
+        ["Example", f"{trace.example_id}, draft {trace.draft_index}, {where}"],
         ["Input", labelled(trace.inputs)],
         ["Expected", labelled(trace.gold)],
         [_scored("Draft", trace.draft_score), trace.draft],
         ["Raw completion", trace.completion if trace.completion.strip() != trace.draft.strip() else ""],
         [_scored("Alone", trace.alone_score), labelled(trace.alone)],
         [_scored("With draft", trace.refined_score), labelled(trace.refined)],
+        ["Influence", "" if trace.influence is None else f"{trace.influence:+.2f}, {kind}"],
         ["Error", trace.error or ""],
         ["Models", " -> ".join(model for model in (trace.weak_model, trace.strong_model) if model)],
     ]
-    cells = [labelled(trace.inputs), trace.draft or trace.completion, labelled(trace.alone), labelled(trace.refined)]
-    return {
-        "tags": [kind, f"round {trace.round}"],
-        "cells": [*([clipped(text, 300), ""] for text in cells), [shown, kind]],
-        "steps": _shown(steps),
-    }
+    texts = [labelled(trace.inputs), where, trace.draft or trace.completion, labelled(trace.alone), labelled(trace.refined)]
+    return [kind, where], [*texts, [shown, kind]], steps
 
 
 def _scored(label: str, score: float | None) -> str:
     return label if score is None else f"{label} (score {score:g})"
-
-
-def _used(one_filter: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The filter with the count of each option, and without the options that would show nothing."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for name in row["tags"]:
-            counts[name] = counts.get(name, 0) + 1
-    options = [[name, f"{label} ({counts[name]})"] for name, label in one_filter["options"] if name in counts]
-    return {**one_filter, "options": options}

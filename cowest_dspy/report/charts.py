@@ -1,155 +1,356 @@
-"""Small SVG charts, drawn here so that a report needs no script, font or request to show them.
+"""The charts of a page as Vega-Lite specifications: rows of bars, of points with intervals, of shares; histograms; lines.
 
-Colours come from the page's CSS. Every text and attribute is escaped. Line charts scale with their viewBox; bars use
-percentages, so that they fit any width without changing their height.
+Vega-Lite does the scales, axes and marks, drawing.py makes SVG of them. A chart of rows is drawn twice, for a wide page and for a
+phone, of which CSS shows one: text that is scaled down with its chart cannot be read. Every mark says its numbers in a ``<title>``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import dataclasses
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from cowest_dspy.report.numbers import ArmLine, InfluenceCounts
+from cowest_dspy.report.drawing import draw
 
 Point = tuple[float, float]
-_WIDTH, _HEIGHT = 420, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 38
+Spec = dict[str, Any]
+NARROW = 343  # pixels: a phone of 375 less its margins
+SMALL = 240  # one of four beside each other on a wide page
+_LEFT, _PLOT, _RIGHT = 240, 570, 178
+_MOST_POINTS = 400
 
 
-def interval_bar(line: ArmLine) -> Markup:
-    """The accuracy of an arm as a bar over 0 to 100 %, with its interval as a whisker and light quarter lines."""
-    grid = [tag("line", x1=f"{x}%", x2=f"{x}%", y1=0, y2=30, class_="grid") for x in (0, 25, 50, 75, 100)]
-    if line.accuracy is None:
-        return svg(f"{line.title}: no answers", *grid, class_="bar", height=30)
-    bar = tag("rect", x=0, y=8, width=_percent(line.accuracy), height=14, rx=2, class_="fill")
-    whisker = []
-    if line.interval is not None:
-        low, high = _percent(line.interval.low), _percent(line.interval.high)
-        ends = ((low, high, 15, 15), (low, low, 10, 20), (high, high, 10, 20))
-        whisker = [
-            tag("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=kind)
-            for kind in ("halo", "whisker")  # a halo keeps the dark line readable on a dark bar
-            for x1, x2, y1, y2 in ends
-        ]
-    return svg(f"{line.title}: accuracy {_percent(line.accuracy)}", *grid, bar, *whisker, class_="bar", height=30)
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """From ``low`` to ``high`` with a tick at each of ``ticks``, whose words are a Vega ``expression``; ``title`` is under it."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    expression: str
+    title: str = ""
 
 
-def share_bar(counts: InfluenceCounts) -> Markup:
-    """Helped, same, hurt and failed as one bar, in that order, each as its share of all drafts."""
-    parts, start = [], 0.0
-    for name in ("helped", "same", "hurt", "failed"):
-        share = getattr(counts, name) / max(counts.n, 1)
-        title = tag("title", f"{name}: {getattr(counts, name)} of {counts.n}")
-        parts.append(tag("rect", title, x=_percent(start), y=0, width=_percent(share), height=22, class_=name))
-        start += share
-    label = f"{counts.helped} helped, {counts.same} same, {counts.hurt} hurt, {counts.failed} failed"
-    return svg(label, *parts, class_="share", height=22)
+SIGNED = "(datum.value > 0 ? '+' : '') + format(datum.value, '~g')"
+SHARE = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "format(100 * datum.value, 'd') + (datum.value == 1 ? ' %' : '')")
 
 
-def histogram(values: Sequence[float], label: str, *, bins: int = 21) -> Markup:
-    """How often each influence in [-1, 1] occurs; the middle bin is centred on 0."""
-    counts = [0] * bins
-    for value in values:
-        counts[min(bins - 1, max(0, int((value + 1) / 2 * bins)))] += 1
-    y_ticks = nice_ticks(0, max([*counts, 1]))
-    frame = Frame((-1.0, 1.0), (0.0, y_ticks[-1]))
-    width = (_WIDTH - _LEFT - _RIGHT) / bins
-    bars = []
-    for index, count in enumerate(counts):
-        kind = "same" if index == bins // 2 else "hurt" if index < bins // 2 else "helped"
-        top = frame.y(count)
-        title = tag("title", f"about {-1 + (2 * index + 1) / bins:+.2f}: {count} drafts")
-        left, height = _LEFT + index * width + 0.5, frame.y(0) - top
-        bars.append(tag("rect", title, x=left, y=top, width=width - 1, height=height, class_=kind))
-    axes = frame.axes([-1, -0.5, 0, 0.5, 1], y_ticks, "influence", "drafts")
-    return svg(label, *axes, *bars, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
+def signed_axis(reach: float, title: str) -> Axis:
+    """From -reach to +reach, with five ticks."""
+    return Axis(-reach, reach, (-reach, -reach / 2, 0.0, reach / 2, reach), SIGNED, title)
 
 
-def line_chart(points: Sequence[Point], x_label: str, y_label: str, *, held_out: Sequence[Point] = ()) -> Markup:
-    """A line over axes with round ticks, and a dashed one of what was measured on held-out rows, named in the chart.
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and ``said``, what its mark is described by.
 
-    With fewer than two points in each nothing is drawn (an empty Markup).
+    ``kind`` is the colour, a CSS variable of the page. ``dots`` are single seeds.
     """
-    named = ((points, "line", ""), (held_out, "line held-out", ", held out"))
-    lines = [(line, kind, name) for line, kind, name in named if len(line) >= 2]
-    if not lines:
+
+    label: str
+    value: float | None
+    said: str
+    low: float | None = None
+    high: float | None = None
+    kind: str = "plain"
+    text: str = ""
+    dots: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where rows and their words go: beside the plot on a wide page, above the bar on a narrow one; in pixels."""
+
+    left: int
+    plot: int
+    right: int
+    step: int
+    middle: int
+    characters: int
+
+    @classmethod
+    def wide(cls, rows: Sequence[Row]) -> Layout:
+        lines = max((_wrapped(row.label, 32).count("\n") + 1 for row in rows), default=1)
+        step = max(34, 16 * lines + 10)
+        return cls(_LEFT, _PLOT, _RIGHT, step, step // 2, 32)
+
+    @classmethod
+    def narrow(cls, rows: Sequence[Row], width: int = NARROW) -> Layout:
+        characters = width // 8 - max((len(row.text) for row in rows), default=0)
+        lines = max((_wrapped(row.label, characters).count("\n") + 1 for row in rows), default=1)
+        return cls(2, width - 4, 2, 16 * lines + 36, 16 * lines + 18, characters)
+
+    @property
+    def is_narrow(self) -> bool:
+        return self.right < _RIGHT
+
+
+def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = False) -> Markup:
+    """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing, for a column of a grid."""
+
+    def layers(data: list[Spec]) -> list[Spec]:
+        bar = {"x": _across("value", axis), "x2": {"datum": axis.low}, "y": _down("top"), "y2": {"field": "bottom"}}
+        return [_mark("rect", data, bar, fill=True), *_whiskers(data, axis, halo=True)]
+
+    return _both(rows, label, axis, layers, small)
+
+
+def points(
+    rows: Sequence[Row], label: str, axis: Axis, *, band: tuple[float, float] | None = None, line: float | None = None
+) -> Markup:
+    """A point per row with its interval; a grey ``band`` behind all of them, and a dashed upright ``line``."""
+
+    def layers(data: list[Spec]) -> list[Spec]:
+        found: list[Spec] = []
+        if band is not None:
+            ends = {"x": {**_across("low", axis)}, "x2": {"field": "high"}}
+            found.append(_mark("rect", [{"low": band[0], "high": band[1]}], ends, color="var(--band)", aria=False))
+        if line is not None:
+            dashed = {"color": "var(--accent)", "strokeWidth": 1.5, "strokeDash": [4, 3], "aria": False}
+            found.append(_mark("rule", [{"value": line}], {"x": _across("value", axis)}, **dashed))
+        seeds = [{**row, "value": dot} for row in data for dot in row["dots"]]
+        seed = {"x": _across("value", axis), "y": _down("middle")}
+        found.append(_mark("circle", seeds, seed, color="var(--soft)", size=26, opacity=0.7, aria=False))
+        where = {"x": _across("value", axis), "y": _down("middle")}
+        return [*found, *_whiskers(data, axis), _mark("circle", data, where, size=110, opacity=1, fill=True, stroke="var(--ink)")]
+
+    return _both(rows, label, axis, layers)
+
+
+def shares(
+    groups: Sequence[tuple[str, str, Sequence[tuple[str, int]]]], label: str, words: Mapping[str, str] | None = None
+) -> Markup:
+    """A full bar per group (label, text beside it, counts by kind), cut into the shares of its kinds, each with its count.
+
+    ``words`` says what a kind is called, where that is not its name.
+    """
+    rows = [Row(name, 1.0, "", text=text) for name, text, _ in groups]
+
+    def layers(data: list[Spec]) -> list[Spec]:
+        parts: list[Spec] = []
+        for row, (name, _, counts) in zip(data, groups, strict=True):
+            start, total = 0.0, max(sum(count for _, count in counts), 1)
+            for kind, count in counts:
+                share = count / total
+                told = f"{name}: {count:,} of {total:,} {(words or {}).get(kind, kind)}"
+                ends = {
+                    "start": start,
+                    "end": start + share,
+                    "mid": start + share / 2,
+                    "count": f"{count:,}" if share >= 0.08 else "",
+                }
+                parts += [{**row, **ends, "colour": f"var(--{kind})", "on": f"var(--on-{kind})", "said": told}] if count else []
+                start += share
+        x = {"x": _across("start", SHARE), "x2": {"field": "end"}, "y": _down("top"), "y2": {"field": "bottom"}}
+        gap = {"stroke": "var(--paper)", "strokeWidth": 1.5}
+        text = {"x": _across("mid", SHARE), "y": _down("middle"), "text": {"field": "count"}, "color": _raw("on")}
+        return [_mark("rect", parts, x, fill=True, **gap), _mark("text", parts, text, baseline="middle", fontSize=12, aria=False)]
+
+    return _both(rows, label, SHARE, layers)
+
+
+def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
+    """How many drafts had which influence: bins (low, high, count) over [-1, 1]."""
+    data = []
+    for low, high, count in bins:
+        kind = "same" if low < 0 < high else "hurt" if high <= 0 else "helped"
+        told = f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts"
+        data.append({"low": low, "high": high, "count": count, "colour": f"var(--{kind})", "said": told})
+    x = {"field": "low", "type": "quantitative", "scale": {"domain": [-1, 1]}, "title": "influence"}
+    across = {**x, "axis": {"values": [-1, 0, 1], "labelExpr": SIGNED, "grid": False}}
+    y = {"field": "count", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": ",d"}}
+    encoding = {"x": across, "x2": {"field": "high"}, "y": y, "y2": {"datum": 0}}
+    bar = _mark("rect", data, encoding, fill=True, stroke="var(--paper)", strokeWidth=1)
+    return draw(_plot([bar], SMALL, 150), label, "plot")
+
+
+def lines(training: Sequence[Point], held_out: Sequence[Point], x_title: str, y_title: str) -> Markup:
+    """A line over axes, and a dashed one of what was measured on held-out rows. Fewer than two points in each: an empty Markup.
+
+    At most 400 points of a line are drawn, evenly spaced, the last one always.
+    """
+    drawn: list[Spec] = []
+    told: list[str] = []
+    for series, name, colour, dash in ((training, "", "accent", [1, 0]), (held_out, ", held out", "second", [5, 4])):
+        if len(series) < 2:
+            continue
+        data = [{"x": x, "y": y, "said": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"} for x, y in _thinned(series)]
+        encoding = {"x": _free("x", x_title, grid=False), "y": _free("y", "")}
+        look = {"color": f"var(--{colour})", "strokeWidth": 2, "strokeDash": dash, "strokeJoin": "round", "aria": False}
+        drawn.append(_mark("line", data, encoding, **look))
+        marked = data if len(data) <= 40 else data[-1:]
+        drawn.append(_mark("circle", marked, encoding, color=f"var(--{colour})", size=24, opacity=1))
+        told.append(f"{y_title}{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}")
+    return draw(_plot(drawn, SMALL, 160), "; ".join(told), "plot") if drawn else Markup()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A point of a curve with its interval, and what its mark is described by."""
+
+    x: float
+    y: float
+    said: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One series: its ``kind`` is the colour, a CSS variable of the page, and its place in the order is its dashes."""
+
+    name: str
+    kind: str
+    marks: Sequence[Mark]
+
+
+_DASHES = ([1, 0], [7, 3], [2, 3], [8, 3, 2, 3], [12, 4], [4, 4])
+
+
+def curves(
+    series: Sequence[Curve],
+    label: str,
+    titles: tuple[str, str],
+    ticks: Sequence[float],
+    *,
+    logarithmic: bool = False,
+    level: float | None = None,
+) -> Markup:
+    """A line per series with its points and their intervals, over an x axis with a tick at each measured value (``ticks``,
+    ascending); a dashed line across at ``level``. Drawn for a wide page and for a narrow one."""
+    scale: Spec = {"type": "log"} if logarithmic else {"zero": False}
+    ends = [ticks[0], ticks[-1]]
+    if logarithmic:
+        ends = [ends[0] / (ends[1] / ends[0]) ** 0.06, ends[1] * (ends[1] / ends[0]) ** 0.06]
+    else:
+        ends = [end + sign * 0.06 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True)]
+    x = {
+        "field": "x",
+        "type": "quantitative",
+        "title": titles[0],
+        "scale": {**scale, "domain": ends, "nice": False},
+        "axis": {"values": list(ticks), "grid": False, "format": "~r", "labelOverlap": True},
+    }
+    layers: list[Spec] = []
+    if level is not None:
+        across = {"y": _free("y", titles[1])}
+        layers.append(_mark("rule", [{"y": level}], across, color="var(--accent)", strokeDash=[4, 3], strokeWidth=1.5, aria=False))
+    for index, curve in enumerate(series):
+        data = [dataclasses.asdict(mark) for mark in curve.marks]
+        # In pixels: intervals at one x stand beside each other.
+        apart = {"xOffset": (index - (len(series) - 1) / 2) * 4, "color": f"var(--{curve.kind})"}
+        place = {"x": x, "y": _free("y", titles[1])}
+        spans = [row for row in data if row["low"] is not None]
+        upright = {"x": x, "y": _free("low", titles[1]), "y2": {"field": "high"}}
+        layers.append(_mark("line", data, place, strokeWidth=2, strokeDash=_DASHES[index % len(_DASHES)], aria=False, **apart))
+        layers.append(_mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **apart))
+        layers.append(_mark("circle", data, place, size=48, opacity=1, **apart))
+    sizes = ((620, 250, "plot at-wide"), (NARROW, 220, "plot at-narrow"))
+    return Markup().join(draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes)
+
+
+def _thinned(series: Sequence[Point]) -> list[Point]:
+    if len(series) <= _MOST_POINTS:
+        return list(series)
+    return [*(series[index * len(series) // _MOST_POINTS] for index in range(_MOST_POINTS)), series[-1]]
+
+
+def _both(rows: Sequence[Row], label: str, axis: Axis, layers: Callable[[list[Spec]], list[Spec]], small: bool = False) -> Markup:
+    """The drawing of these rows for a wide page and the one for a narrow page, in that order."""
+    if not rows:
         return Markup()
-    xs, ys = ([point[axis] for line, _, _ in lines for point in line] for axis in (0, 1))
-    y_ticks = nice_ticks(min(ys), max(ys))
-    frame = Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
-    x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), 6) if min(xs) <= tick <= max(xs)]
-    parts, said = frame.axes(x_ticks, y_ticks, x_label, y_label), []
-    for line, kind, name in lines:
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line)
-        x, y = line[-1]
-        title = tag("title", f"{y_label}{name} {y:.4g} at {x_label} {x:g}")
-        parts.append(tag("polyline", points=path, class_=kind))
-        parts.append(tag("circle", title, cx=frame.x(x), cy=frame.y(y), r=3.5))
-        said.append(f"{y_label}{name} over {x_label}: from {line[0][1]:.4g} to {y:.4g}")
-    if len(held_out) >= 2:
-        parts.append(tag("text", "dashed: held out", x=_WIDTH - _RIGHT, y=_TOP - 2, class_="tick end"))
-    return svg("; ".join(said), *parts, class_="plot", viewBox=f"0 0 {_WIDTH} {_HEIGHT}")
+    drawings = [(Layout.wide(rows), "rows at-wide"), (Layout.narrow(rows), "rows at-narrow")]
+    if small:
+        drawings = [(Layout.narrow(rows, SMALL), "rows")]
+    made = [draw(_rows_spec(rows, axis, layout, layers), label, kind) for layout, kind in drawings]
+    return Markup().join(made)
 
 
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About ``count`` + 1 round numbers that span [low, high] (steps of 1, 2 or 5 times a power of ten), ascending.
-
-    >>> nice_ticks(0.13, 0.71)
-    [0.0, 0.2, 0.4, 0.6, 0.8]
-    """
-    flat = high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-300)
-    span = max(abs(high), 1.0) if flat else high - low
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{index * step:.12g}") for index in range(first, max(last, first + 1) + 1)]
-
-
-def tag(name: str, content: Markup | str = "", **attributes: object) -> Markup:
-    """One SVG element; what is not Markup is escaped, attributes always are. ``class_`` is class, ``a_b`` is a-b."""
-    pairs = (f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"' for key, value in attributes.items())
-    return Markup(f"<{name}{''.join(pairs)}>{escape(content)}</{name}>")
-
-
-class Frame:
-    """From data to the pixels inside the axes."""
-
-    def __init__(self, x_span: Point, y_span: Point) -> None:
-        self.x_span, self.y_span = x_span, y_span
-
-    def x(self, value: float) -> float:
-        low, high = self.x_span
-        return _LEFT + (value - low) / ((high - low) or 1) * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_span
-        return _HEIGHT - _BOTTOM - (value - low) / ((high - low) or 1) * (_HEIGHT - _TOP - _BOTTOM)
-
-    def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> list[Markup]:
-        """Grid lines, tick labels and the two axis titles."""
-        parts = []
-        for tick in y_ticks:
-            y = self.y(tick)
-            kind = "grid zero" if tick == 0 else "grid"
-            parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_=kind))
-            parts.append(tag("text", f"{tick:g}", x=_LEFT - 6, y=y + 4, class_="tick end"))
-        for tick in x_ticks:
-            parts.append(tag("text", f"{tick:g}", x=self.x(tick), y=_HEIGHT - _BOTTOM + 16, class_="tick middle"))
-        middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-        parts.append(tag("text", x_label, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 4, class_="axis middle"))
-        turned = f"rotate(-90 12 {middle:g})"
-        return [*parts, tag("text", y_label, x=12, y=middle, transform=turned, class_="axis middle")]
+def _rows_spec(rows: Sequence[Row], axis: Axis, layout: Layout, layers: Callable[[list[Spec]], list[Spec]]) -> Spec:
+    data, half = list[Spec](), 8 if layout.is_narrow else 9
+    for index, row in enumerate(rows):
+        middle = index * layout.step + layout.middle
+        place = {"top": middle - half, "bottom": middle + half, "middle": middle, "w0": middle - 5, "w1": middle + 5}
+        words = _wrapped(row.label, layout.characters)
+        label_y = middle - half - 8 - 16 * words.count("\n") if layout.is_narrow else middle + 4.5 - 8 * words.count("\n")
+        facts = {**dataclasses.asdict(row), "label": words, "label_y": label_y, "colour": f"var(--{row.kind})"}
+        data.append({**facts, **place, "text_y": middle - half - 8 if layout.is_narrow else middle + 4.5})
+    bottom = (26 if axis.ticks else 2) + (20 if axis.title else 0)
+    return {
+        "width": layout.plot,
+        "height": layout.step * len(rows),
+        "autosize": "none",
+        "padding": {"left": layout.left, "right": layout.right, "top": 4, "bottom": bottom},
+        "layer": [*layers(data), *_words(data, layout)],
+    }
 
 
-def svg(label: str, *parts: Markup, **attributes: object) -> Markup:
-    return tag("svg", Markup().join(parts), role="img", aria_label=label, **attributes)
+def _words(data: list[Spec], layout: Layout) -> list[Spec]:
+    """The label and the text of each row."""
+    label_x, text_x = (0, layout.plot) if layout.is_narrow else (-14, layout.plot + 12)
+    sides = ("left", "right") if layout.is_narrow else ("right", "left")
+    columns = (("label", "label_y", label_x, sides[0]), ("text", "text_y", text_x, sides[1]))
+    return [
+        _mark("text", data, {"text": {"field": field}, "y": _down(y), "x": {"value": x}}, align=side, aria=False)
+        for field, y, x, side in columns
+    ]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
+    """The interval of each row that has one; a halo keeps the line readable on a bar."""
+    spans = [row for row in data if row["low"] is not None and row["high"] is not None]
+    ends = [{**row, "end": row[end]} for row in spans for end in ("low", "high")]
+    along = {"x": _across("low", axis), "x2": {"field": "high"}, "y": _down("middle")}
+    upright = {"x": _across("end", axis), "y": _down("w0"), "y2": {"field": "w1"}}
+    found: list[Spec] = []
+    for colour, width in (("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),):
+        look = {"color": colour, "strokeWidth": width, "aria": False}
+        found += [_mark("rule", spans, along, **look), _mark("rule", ends, upright, **look)]
+    return found if spans else []
 
 
-def _short(value: object) -> object:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+def _across(field: str, axis: Axis) -> Spec:
+    ticks = {"values": list(axis.ticks), "labelExpr": axis.expression, "title": axis.title or None, "labelFlush": True}
+    scale = {"domain": [axis.low, axis.high], "nice": False, "clamp": True}
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": ticks}
+
+
+def _free(field: str, title: str, *, grid: bool = True) -> Spec:
+    axis = {"tickCount": 4, "grid": grid}
+    scale = {"zero": False, "nice": grid}
+    return {"field": field, "type": "quantitative", "title": title or None, "scale": scale, "axis": axis}
+
+
+def _down(field: str) -> Spec:
+    """A place in pixels, as it stands in the data."""
+    return {"field": field, "type": "quantitative", "scale": None, "axis": None}
+
+
+def _raw(field: str) -> Spec:
+    """A colour as it stands in the data."""
+    return {"field": field, "type": "nominal", "scale": None, "legend": None}
+
+
+def _mark(kind: str, data: list[Spec], encoding: Spec, *, fill: bool = False, **look: Any) -> Spec:
+    """One layer. ``fill``: each mark has the colour of its row and says what is ``said`` of it."""
+    coloured = {"fill": _raw("colour")} if fill else {}
+    told = {"description": {"field": "said", "type": "nominal"}} if look.get("aria", True) else {}
+    return {
+        "data": {"values": data},
+        "mark": {"type": kind, **({"baseline": "alphabetic"} if kind == "text" else {}), **look},
+        "encoding": {**encoding, **coloured, **told},
+    }
+
+
+def _plot(layers: list[Spec], width: int, height: int) -> Spec:
+    left = 42 if width == SMALL else 52
+    padding = {"left": left, "right": 12, "top": 10, "bottom": 44}
+    return {"width": width - left - 12, "height": height, "autosize": "none", "padding": padding, "layer": layers}
+
+
+def _wrapped(text: str, characters: int) -> str:
+    """At most three lines, cut at words where that can be."""
+    return "\n".join(textwrap.wrap(text, max(characters, 12), max_lines=3, placeholder=" ...", break_long_words=True)) or text

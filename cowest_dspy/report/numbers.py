@@ -62,7 +62,8 @@ class ArmLine:
 class InfluenceCounts:
     """Drafts that helped, hurt, changed nothing, or failed; the mean influence, in [-1, 1], of those that did not.
 
-    ``harm`` is the 95 % interval of the harm rate; ``draft_quality`` the mean score of drafts as answers, where they hold one.
+    ``harm_rate`` is the share of drafts that hurt among those with an influence, in [0, 1], ``harm`` its 95 % interval;
+    ``draft_quality`` the mean score of drafts as answers, where they hold one.
     """
 
     helped: int
@@ -71,14 +72,9 @@ class InfluenceCounts:
     failed: int
     mean: float | None
     interval: Interval | None
+    harm_rate: float | None
     harm: Interval | None
     draft_quality: float | None
-
-    @property
-    def harm_rate(self) -> float | None:
-        """The share of drafts that hurt among those with an influence, in [0, 1]."""
-        scored = self.n - self.failed
-        return self.hurt / scored if scored else None
 
     @property
     def n(self) -> int:
@@ -152,7 +148,8 @@ def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> Influenc
     interval = bootstrap_mean_interval(list(groups.values()), seed=seed)
     harm = bootstrap_mean_interval([[float(value < -SAME) for value in group] for group in groups.values()], seed=seed)
     quality = statistics.fmean(qualities) if qualities else None
-    return InfluenceCounts(helped, hurt, len(values) - helped - hurt, failed, mean, interval, harm, quality)
+    rate = hurt / len(values) if values else None
+    return InfluenceCounts(helped, hurt, len(values) - helped - hurt, failed, mean, interval, rate, harm, quality)
 
 
 def influence_by_round(rows: Iterable[InfluenceRow]) -> dict[int, InfluenceCounts]:

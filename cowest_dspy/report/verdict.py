@@ -1,32 +1,44 @@
-"""The report in words: whether the collaboration pays, then what tuning did; as plain about a loss as about a gain."""
+"""The report in words: whether the collaboration pays, which rounds were taken, what tuning did; plain about a loss too."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cowest_dspy.report.model import RunReport
+from cowest_dspy.report.model import RoundRow, RunReport
 from cowest_dspy.report.numbers import Interval, PairedTest, compare, influence_counts
 
 ALPHA = 0.05
+# Arms as a sentence names them; others by their titles.
+_SPOKEN = {"collaboration": "the collaboration", "strong": "the strong model alone", "weak": "the weak model alone"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence per claim; ``good`` is True when every claim holds, False when one does not, None without claims."""
+    """The first of the ``sentences`` is the verdict, the others are further claims, one each. ``good`` is True when every claim
+    holds, False when one does not, None without claims."""
 
     sentences: tuple[str, ...]
     good: bool | None
 
 
 def verdict(report: RunReport) -> Verdict:
-    """What the run shows, from the paired tests of its arms. A claim holds for a gain with a two-sided p < 0.05."""
+    """What the run shows, from the paired tests of its arms. A claim holds for a gain with a two-sided p < 0.05.
+
+    The verdict is one sentence: the collaboration against its first rival, by points with a 95 % interval, n and p; the rounds
+    that were taken or rolled back; what tuning did.
+    """
     claims = [_rival_claim(report, rival) for rival in report.rivals]
-    claims.append(_tuning_claim(report))
-    made = [claim for claim in claims if claim is not None]
+    main, tuning = next(iter(claims), None), _tuning_claim(report)
+    others = [claim for claim in claims[1:] if claim is not None]
+    made = [claim for claim in (main, tuning, *others) if claim is not None]
     if not made:
         return Verdict((_open_text(report),), None)
-    sentences = tuple(f"{text[0].upper()}{text[1:]}." for text, _ in made)
-    return Verdict(sentences, all(good for _, good in made))
+    parts = [main[0]] if main else []
+    parts += _rounds_text(report.rounds)
+    parts += [tuning[0]] if tuning else []
+    sentences = (["; ".join(parts)] if parts else []) + [text for text, _ in others]
+    return Verdict(tuple(_sentence(text) for text in sentences), all(good for _, good in made))
 
 
 def format_p(p: float) -> str:
@@ -63,6 +75,17 @@ def format_usd(usd: float | None) -> str:
 def format_interval(interval: Interval | None) -> str:
     """A 95 % interval of a share, in percent; a dash when there is none."""
     return "-" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+
+def format_gain(test: PairedTest, sign: int = 1) -> str:
+    """A difference in points with its interval, as a sentence has it: ``41.0 points [33.0, 49.0]``; ``sign`` -1 turns it round."""
+    if test.difference is None:
+        return "-"
+    text = f"{sign * 100 * test.difference:.1f} points"
+    if test.interval is not None:
+        low, high = sorted((sign * 100 * test.interval.low, sign * 100 * test.interval.high))
+        text += f" [{low:.1f}, {high:.1f}]"
+    return text
 
 
 def format_points(test: PairedTest) -> str:
@@ -104,23 +127,39 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
     if test is None or test.difference is None:
         return None
     direction = _direction(test)
-    verb = {1: "beats", -1: "is WORSE than", 0: "does NOT reliably beat"}[direction]
-    left = f", {test.left_out} left out because an answer is missing or failed" if test.left_out else ""
-    return (
-        f"{_title(report, report.reference)} {verb} {_title(report, rival)}: {format_points(test)}, n {test.n}{left}, "
-        f"{format_p(test.p)}",
-        direction > 0,
-    )
+    ours, theirs = spoken(report, report.reference), spoken(report, rival)
+    told = {
+        1: f"{ours} beats {theirs} by {format_gain(test)}",
+        -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
+        0: f"{ours} does NOT reliably beat {theirs}: {format_points(test)}",
+    }[direction]
+    left = f" ({test.left_out:,} left out, failed or missing)" if test.left_out else ""
+    return f"{told}, n {test.n:,}{left}, {format_p(test.p)}", direction > 0
 
 
 def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
     test = compare(report, report.before, report.after)
     if test is None or test.difference is None:
         return None
-    counts = f"it fixed {test.fixed} and broke {test.broken} of {test.n} ({format_p(test.p)})"
+    counts = f"it fixed {test.fixed:,} and broke {test.broken:,} of {test.n:,} ({format_p(test.p)})"
     words = {1: "tuning helped", -1: "tuning did HARM", 0: "tuning made NO reliable difference"}
     direction = _direction(test)
     return f"{words[direction]}: {counts}", direction > 0
+
+
+def _rounds_text(rounds: Sequence[RoundRow]) -> list[str]:
+    """``["round 1 was taken, rounds 2 and 3 were rolled back"]``; nothing where there was no round."""
+    parts = list[str]()
+    for taken, word in ((True, "taken"), (False, "rolled back")):
+        numbers = [str(row.number) for row in rounds if row.accepted == taken]
+        if numbers:
+            named = " and ".join((", ".join(numbers[:-1]), numbers[-1])) if len(numbers) > 1 else numbers[0]
+            parts.append(f"round{'s' * (len(numbers) > 1)} {named} {'were' if len(numbers) > 1 else 'was'} {word}")
+    return [", ".join(parts)] if parts else []
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _direction(test: PairedTest) -> int:
@@ -139,6 +178,7 @@ def _open_text(report: RunReport) -> str:
     return f"No verdict yet: there is nothing to compare. Evaluated so far: {have}."
 
 
-def _title(report: RunReport, name: str) -> str:
+def spoken(report: RunReport, name: str) -> str:
+    """An arm as a sentence names it: "the strong model alone"."""
     arm = report.arm(name)
-    return arm.title if arm else name
+    return _SPOKEN.get(name) or (arm.title if arm else name)

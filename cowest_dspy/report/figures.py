@@ -1,0 +1,154 @@
+"""Every number that a page shows, from a report's facts: "numbers" in report.json, and what charts and tables are drawn from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from cowest_dspy.lms.prices import added
+from cowest_dspy.report.model import InfluenceRow, RunReport
+from cowest_dspy.report.numbers import (
+    ArmLine,
+    InfluenceCounts,
+    PairedTest,
+    arm_table,
+    compare,
+    influence_by_round,
+    influence_counts,
+)
+from cowest_dspy.report.verdict import Verdict, verdict
+
+BINS = 21
+_RIGHT_OR_WRONG = (("wrong drafts", 0.0, 0.0), ("right drafts", 1.0, 1.0))
+_QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bin:
+    """How many drafts (``count``) had an influence from ``low`` up to, but not with, ``high``; the last bin has its end too."""
+
+    low: float
+    high: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftGroup:
+    """What drafts did whose own score lies from ``low`` to ``high``, in [0, 1]."""
+
+    title: str
+    low: float
+    high: float
+    counts: InfluenceCounts
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Over all stages. A count is over the stages that measured it, None where none did; ``usd`` None where a price is unknown."""
+
+    seconds: float
+    calls: int | None
+    cached_calls: int | None
+    tokens_in: int | None
+    tokens_out: int | None
+    usd: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What follows from a report. ``influence`` and ``distribution`` are by the number of the round; ``graded`` says whether
+    influences have more than the three values -1, 0 and +1. ``right_both`` counts what was right before tuning and after."""
+
+    verdict: Verdict
+    arms: tuple[ArmLine, ...]
+    tuning: PairedTest | None
+    right_both: int
+    influence: dict[str, InfluenceCounts]
+    distribution: dict[str, tuple[Bin, ...]]
+    graded: bool
+    by_draft: tuple[DraftGroup, ...]
+    totals: Totals
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+
+def figures(report: RunReport) -> Figures:
+    """All numbers of a report; the same report gives the same numbers."""
+    rounds = influence_by_round(report.influence)
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in report.influence:
+        if row.influence is not None:
+            values[str(row.round)].append(row.influence)
+    return Figures(
+        verdict=verdict(report),
+        arms=tuple(arm_table(report)),
+        tuning=compare(report, report.before, report.after),
+        right_both=_right_both(report),
+        influence={str(number): counts for number, counts in rounds.items()},
+        distribution={str(number): bins(values[str(number)]) for number in rounds},
+        graded=len({round(value, 6) for known in values.values() for value in known}) > 3,
+        by_draft=_by_draft(report.influence),
+        totals=_totals(report),
+    )
+
+
+def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
+    """Equal bins over [-1, 1]; of an odd number of them the middle one is centred on 0.
+
+    >>> [found.count for found in bins([-1.0, 0.0, 0.01, 1.0], 3)]
+    [1, 2, 1]
+    """
+    counts = [0] * count
+    for value in values:
+        counts[min(count - 1, max(0, int((value + 1) / 2 * count)))] += 1
+    edges = [round(-1 + 2 * index / count, 6) for index in range(count + 1)]
+    return tuple(Bin(low, high, found) for low, high, found in zip(edges, edges[1:], counts, strict=False))
+
+
+def _by_draft(rows: Sequence[InfluenceRow]) -> tuple[DraftGroup, ...]:
+    """Drafts by their own score: wrong and right, or in quarters where scores are graded."""
+    scored = [row for row in rows if row.draft_score is not None]
+    groups = list[DraftGroup]()
+    if all(row.draft_score in (0, 1) for row in scored):
+        for title, low, high in _RIGHT_OR_WRONG:
+            groups.append(DraftGroup(title, low, high, influence_counts([row for row in scored if row.draft_score == low])))
+    else:
+        for low, high in _QUARTERS:
+            inside = [row for row in scored if low <= (row.draft_score or 0.0) < high or row.draft_score == high == 1]
+            groups.append(DraftGroup(f"drafts that score {low:g} to {high:g}", low, high, influence_counts(inside)))
+    return tuple(group for group in groups if group.counts.n)
+
+
+def _right_both(report: RunReport) -> int:
+    before, after = report.arm(report.before), report.arm(report.after)
+    if before is None or after is None:
+        return 0
+    right = {answer.example_id for answer in before.answers if answer.score == 1}
+    return sum(answer.score == 1 and answer.example_id in right for answer in after.answers)
+
+
+def _totals(report: RunReport) -> Totals:
+    def total(field: str) -> int | None:
+        known = [value for stage in report.stages if (value := getattr(stage, field)) is not None]
+        return sum(known) if known else None
+
+    return Totals(
+        seconds=sum(stage.seconds for stage in report.stages),
+        calls=total("calls"),
+        cached_calls=total("cached_calls"),
+        tokens_in=total("tokens_in"),
+        tokens_out=total("tokens_out"),
+        usd=reduce(added, (stage.usd for stage in report.stages), 0.0),
+        peak_memory_bytes=max((stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes), default=None),
+    )
+
+
+_ADAPTER = TypeAdapter(Figures)
