@@ -37,6 +37,12 @@ def right(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
     return float(prediction.answer == example.answer)
 
 
+def patient(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+    """As ``right``, once the prediction's trace is stored: MLflow drops a value that comes before, since it writes traces later."""
+    mlflow.flush_trace_async_logging()
+    return right(example, prediction)
+
+
 def draft(request: dict[str, Any]) -> str:
     return "It is even." if request["config"].get("seed", 0) % 2 == 0 else "It is a number."
 
@@ -90,7 +96,7 @@ def asked(program: Collaboration) -> dict[str, Any]:
 
 def scored(program: Collaboration) -> dict[str, Any]:
     """DSPy's Evaluate with our metric, and our own collection: the same numbers as without autolog."""
-    influence = Influence(right, program)
+    influence = Influence(patient, program)
     found = dspy.Evaluate(devset=QUESTIONS, metric=influence, num_threads=2)(program)
     feedback = [one.name for trace in traces() for one in trace.info.assessments]
     gathered = collect(program, QUESTIONS, right, Sampling(drafts=2, seed=0))

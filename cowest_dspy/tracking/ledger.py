@@ -55,6 +55,11 @@ def title_of(title: str, part: Part, known: Mapping[str, Any]) -> str:
     return (f"{title}: {part.name}" if part.name else title) + again
 
 
+def unique(title: str, ledger: Ledger) -> str:
+    """A title that no other run's runs have: with a part of its key. For trackio, which finds runs by their names."""
+    return f"{title} [{ledger['key'][:6]}]"
+
+
 def digest_of(row: Row) -> str:
     """A row's content as 12 hexadecimal digits."""
     return hashlib.sha256(json.dumps([row.step, row.values], sort_keys=True).encode()).hexdigest()[:12]

@@ -67,7 +67,11 @@ class _Sending:
         known, before = ledgers.entry(self.ledger, part, begins=part.name == self._begins)
         if before and before["run"]:
             self._supersede(before["run"])
-        run = self._run(ledgers.title_of(title, part, known), part, parent, known)
+        called = ledgers.title_of(title, part, known)
+        run = self._run(called, part, parent, known)
+        if run.info.run_name == ledgers.unique(called, self.ledger):
+            # A training that reports by itself, to trackio too, has one name for all.
+            self.client.update_run(run.info.run_id, name=called)
         known["run"] = run.info.run_id
         data = run.data
         params = {key: value for key, value in part.params.items() if key not in data.params}

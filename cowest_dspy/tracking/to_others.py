@@ -59,11 +59,11 @@ class _Trackio:
 
     def open(self, title: str, part: Part, known: dict[str, Any], config: dict[str, str]) -> Any:
         again = known["run"] is not None
-        known["run"] = known["run"] or f"{ledgers.title_of(title, part, known)} [{self.short}]"
+        known["run"] = known["run"] or ledgers.unique(ledgers.title_of(title, part, known), self.ledger)
         return self._api.init(
             project=self._project,
             name=known["run"],
-            group=f"{title} [{self.short}]",
+            group=ledgers.unique(title, self.ledger),
             config=config,
             resume="allow" if again else "never",
             embed=False,
@@ -108,7 +108,7 @@ class _Wandb:
             project=self._project,
             name=ledgers.title_of(title, part, known),
             id=known["run"],
-            group=f"{title} [{self.short}]",
+            group=ledgers.unique(title, self.ledger),
             config=config,
             resume="allow",
             settings=quiet,
