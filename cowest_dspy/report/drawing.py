@@ -2,8 +2,8 @@
 
 vl-convert runs Vega-Lite without a browser. What it draws is parsed and cut down to what a page needs. Colours are the page's CSS
 variables (``fill="var(--helped)"``), so that the same drawing is light or dark as its page is. The whole is one image with a label,
-for screen readers; a mark's description is its ``<title>``, which browsers show where the pointer rests. Ids are those of one drawing
-only, and there is no style attribute, which the page's content security policy would refuse.
+for screen readers; a mark's description is its ``<title>``, which browsers show where the pointer rests. Ids are those of one
+drawing only, and there is no style attribute, which the page's content security policy would refuse.
 """
 
 from __future__ import annotations
