@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from browser import PHONE, WIDE, Watched, chromium, opened
 from compared import full
-from report_runs import HOSTILE, full_run, run, trace
 from written_page import titles
+from report_runs import HOSTILE, full_run, run, trace
 
 from cowest_dspy.comparison import write_comparison
 from cowest_dspy.report import CurvePoint, InfluenceRow, RunReport, write_report
@@ -194,8 +194,8 @@ def test_a_drawn_bar_has_the_number_of_report_json(browser: Any, report: Path) -
     for size in (WIDE, PHONE):
         with opened(browser, report, size) as seen:
             bars = seen.page.evaluate(
-                """() => [...document.querySelectorAll("#arms svg")].filter((one) => one.getClientRects().length)
-                  .flatMap((chart) => {
+                """() => [...document.querySelectorAll("#arms svg")].flatMap((chart) => {
+                  if (!chart.getClientRects().length) return [];
                   const grid = [...chart.querySelectorAll(".role-axis-grid line")].map((one) => one.getBoundingClientRect().x);
                   const plot = Math.max(...grid) - Math.min(...grid);
                   return [...chart.querySelectorAll(".mark-rect path")].map((bar) =>

@@ -1,8 +1,8 @@
 """Answers and traces as lists to search and read: what the page's script pages through, cut to a size a browser likes.
 
-A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and ``rows``. A row has tags, cells,
-and steps: a cell is the number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a kind it
-is a heading. Each text stands in the page once: drafts of one example share their input and the answer without a draft.
+A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and ``rows``. A row has tags,
+cells, and steps: a cell is the number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a
+kind it is a heading. Each text stands in the page once: drafts of one example share their input and the answer without a draft.
 """
 
 from __future__ import annotations

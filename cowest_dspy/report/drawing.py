@@ -1,9 +1,9 @@
 """From a Vega-Lite specification to the inline SVG of a page: drawn here, so that the page needs no script, font or request.
 
 vl-convert runs Vega-Lite without a browser. What it draws is parsed and cut down to what a page needs. Colours are the page's CSS
-variables (``fill="var(--helped)"``), so that the same drawing is light or dark as its page is. The whole is one image with a label,
-for screen readers; a mark's description is its ``<title>``, which browsers show where the pointer rests. Ids are those of one
-drawing only, and there is no style attribute, which the page's content security policy would refuse.
+variables (``fill="var(--helped)"``), so that the same drawing is light or dark as its page is. The whole is one image with a
+label, for screen readers; a mark's description is its ``<title>``, which browsers show where the pointer rests. Ids are those of
+one drawing only, and there is no style attribute, which the page's content security policy would refuse.
 """
 
 from __future__ import annotations
