@@ -49,6 +49,21 @@ class Bill:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What was spent of one thing that [budget] can limit, by all processes of a run; None where it is not known. ``most`` is None
+    where it is not limited."""
+
+    name: str
+    spent: float | None
+    most: float | None = None
+
+    def __str__(self) -> str:
+        digits = {"USD": 4, "minutes": 1}.get(self.name, 0)
+        spent = "not known" if self.spent is None else f"{self.spent:,.{digits}f}"
+        return f"{self.name} {spent}" + ("" if self.most is None else f" of {self.most:,}")
+
+
 class Clock:
     """Counts the seconds in which at least one thread is inside of ``with clock:``."""
 
@@ -137,17 +152,19 @@ class Guard:
             total = None if usd is None or self.bill.usd is None else self.bill.usd + usd
             self.bill = replace(self.bill, tokens=self.bill.tokens + tokens, usd=total)
 
+    def limits(self) -> tuple[Limit, ...]:
+        """What was spent of what, for each thing that can be limited."""
+        bill, most = self.bill, self.budget
+        return (
+            Limit("strong calls", bill.strong_calls + self._under_way, most.strong_calls),
+            Limit("tokens", bill.tokens, most.tokens),
+            Limit("USD", bill.usd, most.usd),
+            Limit("minutes", round(self._minutes(), 3), most.minutes),
+        )
+
     def spent(self) -> str:
         """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210, minutes 3.2 of 60``."""
-        bill, limits = self.bill, self.budget
-        usd = "not known" if bill.usd is None else f"{bill.usd:.4f}"
-        parts = [
-            ("strong calls", f"{bill.strong_calls + self._under_way:,}", limits.strong_calls),
-            ("tokens", f"{bill.tokens:,}", limits.tokens),
-            ("USD", usd, limits.usd),
-            ("minutes", f"{self._minutes():.1f}", limits.minutes),
-        ]
-        return ", ".join(f"{name} {now}{'' if most is None else f' of {most:,}'}" for name, now, most in parts)
+        return ", ".join(map(str, self.limits()))
 
     def _let_in(self, call: Paying) -> None:
         with self._lock:

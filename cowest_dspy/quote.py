@@ -24,7 +24,7 @@ from cowest_dspy.forecast import Planned, least_minutes, planned_calls
 from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.metering import Measured, Meter
-from cowest_dspy.store import Spent
+from cowest_dspy.progress import Spent
 from cowest_dspy.tables import LMSettings
 from cowest_dspy.traces.pool import given_in_order
 from cowest_dspy.traces.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts

@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 
 from cowest_dspy.errors import TuningError
+from cowest_dspy.interrupts import until_kept
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.stages import Stages, digest
 from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, tune
@@ -64,7 +65,7 @@ class TrainedModels:
         if known and known["identity"] == identity and (self._stages.run / known["folder"]).is_dir():
             return self._loaded(known)
         self._make_room()
-        with self._stages.stage(name, title) as progress:
+        with self._stages.stage(name, title) as progress, until_kept():
             folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
             tuned = tune(
                 start,

@@ -19,7 +19,8 @@ LIBRARY = ROOT / "cowest_dspy"
 ORDER = (
     "errors", "intervals", "budget", "tables", "config", "recipes", "data", "duplicates", "corpus", "lms", "adapters", "program",
     "baselines", "rationales",
-    "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
+    "influence_report", "influence", "evaluators", "schema", "progress", "interrupts", "store",
+    "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "gate", "serving", "experiment", "bundle",
     "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs",

@@ -33,7 +33,7 @@ from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_on
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, load
-from cowest_dspy.report import Arm, RunReport, write_report
+from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
@@ -77,19 +77,21 @@ class Experiment:
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
         self.desk = Desk(self.run, self.store, self.watch, config, processes)
+        if self._owned:
+            self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
         self._weak_models = WeakModels(self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
 
-    def close(self) -> None:
-        """Gives the run folder free, unless the store was given."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Gives the run folder free, unless the store was given; ``error`` is what ended the work."""
         if self._owned:
-            self.store.close()
+            self.store.close(error)
 
     def __enter__(self) -> Experiment:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
 
     def variant(self, name: str, config: Config) -> Experiment:
         """The same run under other settings, as a part of it: calls, budget and models that are the same are shared; records and
@@ -275,12 +277,12 @@ class Experiment:
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
-        self.watch.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
+        self.desk.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
         self.sft()
         if self.config.evaluate.weak:
             self.answer_sft()
         if self.config.cycle is None:
-            self.watch.say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
+            self.desk.say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
         self.noise()
         _ = self.final
         for control in self.config.evaluate.controls:
@@ -292,6 +294,7 @@ class Experiment:
         """What the run has so far, written as ``report.json`` and ``report.html`` in its folder."""
         made = run_report(self.config, self.store)
         write_report(made, self.run)
+        self.store.journal.about(verdict=" ".join(verdict(made).sentences))
         return made
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
