@@ -39,6 +39,22 @@ class Budget(BaseModel):
         return any(value is not None for value in self.model_dump().values())
 
 
+def added(one: float | None, other: float | None) -> float | None:
+    """The sum of two costs; not known when one of them is not."""
+    return None if one is None or other is None else one + other
+
+
+def format_usd(usd: float | None) -> str:
+    """US dollars; "unknown" where the price of a part is not known.
+
+    >>> format_usd(0.0), format_usd(0.00042), format_usd(1234.5), format_usd(None)
+    ('0.00', '0.00042', '1,234.50', 'unknown')
+    """
+    if usd is None:
+        return "unknown"
+    return f"{usd:,.2f}" if usd == 0 or usd >= 0.1 else f"{usd:.2g}"
+
+
 @dataclass(frozen=True)
 class Bill:
     """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those of earlier processes."""

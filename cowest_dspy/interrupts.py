@@ -19,8 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from cowest_dspy.lms.limits import Stopping, joining
-
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAME = 0.5
 """Seconds in which a second signal is the first one once more: a terminal sends it to every process of a command, and some of
@@ -58,6 +56,11 @@ _main = _Main()
 
 def _mine() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+def stopped_by() -> int | None:
+    """The number of the first signal that has come."""
+    return _main.first
 
 
 def asked_to_stop() -> bool:
@@ -172,43 +175,3 @@ def _raise_pending() -> None:
     if _main.pending and not _main.shields:
         _main.pending = False
         raise Interrupted(_main.first or signal.SIGINT)
-
-
-class UnderWay:
-    """Calls that are being made, in any thread. At the end nothing new is let in, and what is under way is waited for."""
-
-    def __init__(self) -> None:
-        self._changed, self._count, self._ended = threading.Condition(), 0, False
-        self._owner, self._stopping = os.getpid(), Stopping()
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """A context around a call.
-
-        Raises:
-            KeyboardInterrupt: the work is being stopped; whoever asks now is a thread that nobody waits for.
-        """
-        with uninterrupted():
-            with self._changed:
-                if self._ended or asked_to_stop():
-                    raise KeyboardInterrupt
-                self._count += 1
-                stopping = self._stopping
-            try:
-                with joining(stopping):
-                    yield
-            finally:
-                with self._changed:
-                    self._count -= 1
-                    self._changed.notify_all()
-
-    def settle(self, *, now: bool, for_good: bool = False) -> None:
-        """Waits until none is under way. ``now``: those that only wait for their turn, or for a retry, are let go. ``for_good``: no
-        other is let in."""
-        with self._changed:
-            self._ended = self._ended or for_good
-            stopping, self._stopping = self._stopping, Stopping()
-            if now:
-                stopping.stop()
-            if self._owner == os.getpid():  # The threads of the process that this one was forked from are not here.
-                self._changed.wait_for(lambda: not self._count)

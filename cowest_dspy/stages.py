@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import dspy
 
+from cowest_dspy.budget import added
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.lms.prices import added
 from cowest_dspy.progress import Journal, Spent
 from cowest_dspy.store import Store
 from cowest_dspy.traces import Progress

@@ -25,10 +25,10 @@ from dspy.lm15 import Request, Response
 
 from cowest_dspy.budget import Bill, Budget, Clock, Guard, Paying
 from cowest_dspy.errors import StoreError, masked
-from cowest_dspy.interrupts import UnderWay
 from cowest_dspy.lms import wire
 from cowest_dspy.lms.recording import failure
 from cowest_dspy.progress import Journal, Limit, Spent
+from cowest_dspy.progress.under_way import UnderWay
 from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, crc_of, damaged, held, migrate, told, with_functions
 
 _OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"

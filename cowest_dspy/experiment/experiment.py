@@ -294,7 +294,7 @@ class Experiment:
         """What the run has so far, written as ``report.json`` and ``report.html`` in its folder."""
         made = run_report(self.config, self.store)
         write_report(made, self.run)
-        self.store.journal.about(verdict=" ".join(verdict(made).sentences))
+        self.store.journal.about(verdict=verdict(made).sentences[0])
         return made
 
     def ask(self, **inputs: Any) -> dspy.Prediction:

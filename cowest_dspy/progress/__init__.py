@@ -4,6 +4,7 @@ spent.py     what a stretch of work cost
 snapshot.py  the state of a run at one moment, and its round trip through JSON
 pace.py      calls per second, and the time that is left
 journal.py   keeps the state, and writes it about once a second into progress.json
+under_way.py  the calls that are being made
 alive.py     whether the process that wrote it is still there
 """
 

@@ -23,9 +23,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.budget import Limit
+from cowest_dspy.budget import Limit, added
 from cowest_dspy.errors import BudgetError, masked
-from cowest_dspy.lms.prices import added
 from cowest_dspy.progress.alive import iso, process_started
 from cowest_dspy.progress.pace import Pace, Rate
 from cowest_dspy.progress.snapshot import FILE, Best, Snapshot, StageDone, StageNow, State, read_snapshot
@@ -92,6 +91,7 @@ class Journal:
         self._lock, self._writing = threading.RLock(), threading.Lock()
         self._rate, self._stack = Rate(), list[Here]()
         self._said: deque[str] = deque(maxlen=LINES)
+        self._lines = 0
         self._listeners: list[Listener] = []
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -144,7 +144,8 @@ class Journal:
     def _done(self, here: Here, whole: bool) -> StageDone:
         spent, seconds = here.spent, self._clock() - here.began
         numbers = (spent.calls, spent.cached, spent.input_tokens, spent.output_tokens, spent.usd)
-        return StageDone(here.name, here.title, seconds, *numbers, dict(self.failures - here.failures_before), whole=whole)
+        failures = dict(self.failures - here.failures_before)
+        return StageDone(here.name, here.title, seconds, *numbers, failures, here.done, here.total, whole=whole)
 
     def answered(self, answer: dict[str, Any]) -> None:
         """Books an answer that was paid for and committed."""
@@ -176,6 +177,7 @@ class Journal:
         """Keeps a line that people were told."""
         with self._lock:
             self._said.append(text)
+            self._lines += 1
 
     # What is asked
 
@@ -196,6 +198,7 @@ class Journal:
                 failures=dict(self.failures),
                 limits=tuple(self.limits()),
                 said=tuple(self._said),
+                lines=self._lines,
             )
 
     def listen(self, listener: Listener) -> None:

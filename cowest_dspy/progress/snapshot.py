@@ -32,6 +32,8 @@ class StageDone:
     tokens_out: int = 0
     usd: float | None = 0.0
     failures: dict[str, int] = field(default_factory=dict)
+    done: int = 0
+    total: int | None = None
     earlier: bool = False
     whole: bool = True
 
@@ -63,7 +65,8 @@ class Snapshot:
 
     ``stages`` have ended, ``now`` are under way (the outermost first). ``calls``, ``cached``, ``tokens`` and ``failures`` are of
     this process; ``calls_kept`` is what the store has, and ``usd`` and ``limits`` are of the whole run. ``error`` says why it
-    stopped or failed, ``signal`` is the number of the signal that stopped it. ``command`` is what continues it.
+    stopped or failed, ``signal`` is the number of the signal that stopped it. ``command`` is what continues it. ``said`` are the
+    last lines that people were told, of ``lines`` in all.
     """
 
     state: State
@@ -88,6 +91,7 @@ class Snapshot:
     limits: tuple[Limit, ...] = ()
     best: Best | None = None
     said: tuple[str, ...] = ()
+    lines: int = 0
     verdict: str | None = None
     error: str | None = None
     signal: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cowest_dspy.lms.prices import added
+from cowest_dspy.budget import added
 
 
 @dataclass
