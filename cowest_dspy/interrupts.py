@@ -88,7 +88,7 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def telling(tell: Callable[[str], None], last_words: Callable[[], None]) -> Iterator[None]:
+def telling(tell: Callable[[str], None], last_words: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Has ``tell`` say that the work is being stopped, and ``last_words`` called before the process ends at once."""
     _main.tell.append(tell)
     _main.last_words.append(last_words)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.errors import StoreError
-from cowest_dspy.interrupts import signal_of
+from cowest_dspy.interrupts import signal_of, telling
 from cowest_dspy.live import console
 
 if TYPE_CHECKING:
@@ -42,10 +42,9 @@ def runs(
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=2))
         return
     if not found:
-        where = f"There is no run in {folder}" if folder.is_dir() else f"There is no folder {folder}"
-        console.print(
-            f"{where}. Name another one, or start a run: cowest cycle TASK.toml BACKEND.toml", markup=False, soft_wrap=True
-        )
+        what = "there is no run in it" if folder.is_dir() else "there is no such folder"
+        start = "Name another folder, or start a run: cowest cycle TASK.toml BACKEND.toml"
+        console.print(f"{folder}: {what}. {start}", markup=False, soft_wrap=True)
         return
     _show(found, folder)
 
@@ -77,7 +76,8 @@ def watch(
         following.once(now)
         return
     try:
-        last = following.until_the_end()
+        with telling(lambda text: None):
+            last = following.until_the_end()
     except KeyboardInterrupt as stop:
         print("\nNo longer watched. The run itself is as it was.", file=sys.stderr)
         raise typer.Exit(128 + signal_of(stop)) from None

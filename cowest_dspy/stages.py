@@ -40,6 +40,10 @@ class Silent:
     def opened(self, journal: Journal) -> None:
         """Told of the run's journal, which has all the numbers, before each stage."""
 
+    def titled(self, title: str) -> str:
+        """A title as it is shown."""
+        return title
+
     def stage(self, title: str) -> AbstractContextManager[Progress]:
         """Nothing."""
         return nullcontext(lambda done, total: None)
@@ -59,6 +63,11 @@ class Within(Silent):
         """As of the other watch."""
         if isinstance(self.watch, Silent):
             self.watch.opened(journal)
+
+    def titled(self, title: str) -> str:
+        """With the name before it."""
+        whole = f"{self.name}: {title}"
+        return self.watch.titled(whole) if isinstance(self.watch, Silent) else whole
 
     def stage(self, title: str) -> AbstractContextManager[Progress]:
         """As of the other watch."""
@@ -80,10 +89,11 @@ class Stages:
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[Progress]:
         """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
-        started, journal = time.monotonic(), self.store.journal
+        started, journal, shown = time.monotonic(), self.store.journal, title
         if isinstance(self.watch, Silent):
             self.watch.opened(journal)
-        with self.watch.stage(title) as progress, journal.stage(name, title) as here:
+            shown = self.watch.titled(title)
+        with self.watch.stage(title) as progress, journal.stage(name, shown) as here:
             with self.store.spending(name) as spent, PeakMemory() as memory:
                 here.spent = spent
 

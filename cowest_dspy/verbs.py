@@ -113,5 +113,7 @@ def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | N
 
     state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
     error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
-    facts = {"verdict": last.verdict if last else None, "results": last.results if last else {}}
+    left = next((one for one in reversed(last.stages) if not one.whole and not one.earlier), None) if last else None
+    where = {"stage": left.name, "title": left.title, "done": left.done, "total": left.total} if left else {}
+    facts = {**where, "verdict": last.verdict if last else None, "results": last.results if last else {}}
     watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": command() if code else None}, **facts)

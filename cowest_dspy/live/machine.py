@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from cowest_dspy.progress import Journal, Snapshot, StageDone
+from cowest_dspy.progress import Journal, Snapshot, StageNow
 from cowest_dspy.progress.alive import iso
 from cowest_dspy.stages import Silent
-from cowest_dspy.traces import Progress
 
 SCHEMA_VERSION = 1
 
@@ -46,22 +44,7 @@ class JsonLines(Silent):
         now = journal.snapshot()
         facts = {key: getattr(now, key) for key in ("task", "verb", "command", "pid", "host")}
         self.event("start", now, **facts)
-        journal.listen(self._progress)
-
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Progress]:
-        """Writes ``stage_begin`` and ``stage_end``."""
-        before = self._last()
-        self.event("stage_begin", title=title)
-        try:
-            yield lambda done, total: None
-        finally:
-            last = self._last()
-            if last is not None and last is not before:
-                numbers = asdict(last)
-                facts = {name: numbers[name] for name in ("seconds", "tokens_in", "tokens_out", "whole")}
-                of_it = {name: numbers[name] for name in ("title", "calls", "cached", "usd", "failures")}
-                self.event("stage_end", stage=last.name, tokens=last.tokens_in + last.tokens_out, **of_it, **facts)
+        journal.listen(self._heard)
 
     def say(self, text: str) -> None:
         """Writes ``message``."""
@@ -75,30 +58,38 @@ class JsonLines(Silent):
             self._out.write(json.dumps(made, ensure_ascii=False, default=str) + "\n")
             self._out.flush()
 
-    def _progress(self, now: Snapshot) -> None:
-        changed = (now.calls, now.cached, now.failures, now.stage and (now.stage.name, now.stage.done))
-        if now.stage is None or changed == self._told:
+    def _heard(self, event: str, now: Snapshot) -> None:
+        if event == "stage_end":
+            self._ended(now)
+        elif event == "progress" and now.stage is not None:
+            self._progress(now, now.stage)
+        elif event == "stage_begin":
+            self.event(event, now)
+
+    def _progress(self, now: Snapshot, stage: StageNow) -> None:
+        changed = (now.calls, now.cached, now.failures, stage.name, stage.done)
+        if changed == self._told:
             return
         self._told = changed
         self.event(
             "progress",
             now,
-            seconds=now.stage.seconds,
-            left=now.stage.left,
+            seconds=stage.seconds,
+            left=stage.left,
             calls_per_second=now.calls_per_second,
             budget=[asdict(limit) for limit in now.limits],
             best=asdict(now.best) if now.best else None,
         )
 
-    def _last(self) -> StageDone | None:
-        stages = self._journal.snapshot().stages if self._journal else ()
-        return stages[-1] if stages else None
+    def _ended(self, now: Snapshot) -> None:
+        last = now.stages[-1]
+        names = ("title", "done", "total", "calls", "cached", "usd", "failures", "seconds", "tokens_in", "tokens_out", "whole")
+        numbers = {name: getattr(last, name) for name in names}
+        self.event("stage_end", now, stage=last.name, tokens=last.tokens_in + last.tokens_out, **numbers)
 
 
 def _common(now: Snapshot | None, run: str) -> dict[str, Any]:
     if now is None:
-        import time
-
         empty = {"stage": None, "title": None, "done": 0, "total": None, "calls": 0, "cached": 0, "tokens": 0, "usd": 0.0}
         return {"time": iso(time.time()), "run": run, **empty, "failures": {}}
     stage = now.stage

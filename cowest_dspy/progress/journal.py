@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cowest_dspy.budget import Limit, added
 from cowest_dspy.errors import BudgetError, masked
@@ -34,7 +34,8 @@ LOOK, WRITE, SIGN_OF_LIFE = 0.25, 1.0, 5.0
 """Seconds between two looks at the numbers, between two writings of what has changed, and of what has not."""
 LINES = 20
 """Of what was said, so many lines are kept."""
-Listener = Callable[[Snapshot], None]
+Event = Literal["stage_begin", "progress", "stage_end"]
+Listener = Callable[[Event, Snapshot], None]
 
 
 @dataclass(eq=False)
@@ -129,6 +130,7 @@ class Journal:
             self._worked = True
             here.failures_before = self.failures.copy()
             self._stack.append(here)
+        self._tell("stage_begin")
         whole = False
         try:
             yield here
@@ -139,6 +141,7 @@ class Journal:
                 done = self._done(here, whole)
                 others = tuple(one for one in self._state.stages if (one.name, one.earlier) != (name, True))
                 self._state = replace(self._state, stages=(*others, done))
+            self._tell("stage_end")
             self.write()
 
     def _done(self, here: Here, whole: bool) -> StageDone:
@@ -202,9 +205,14 @@ class Journal:
             )
 
     def listen(self, listener: Listener) -> None:
-        """Has a function told of the state once a second from now on, by a thread of the journal."""
+        """Has a function told of the state from now on: when a stage begins, when one has ended (it is the last of ``stages``),
+        and once a second, by a thread of the journal."""
         with self._lock:
             self._listeners.append(listener)
+
+    def _tell(self, event: Event, snapshot: Snapshot | None = None) -> None:
+        for listener in list(self._listeners):
+            listener(event, snapshot or self.snapshot())
 
     def write(self, snapshot: Snapshot | None = None) -> None:
         """Writes a state, by default that of now, if it can be written."""
@@ -248,8 +256,7 @@ class Journal:
             self._rate.see(now, self.total.calls)
             if now - told >= WRITE:
                 told, snapshot = now, self.snapshot()
-                for listener in list(self._listeners):
-                    listener(snapshot)
+                self._tell("progress", snapshot)
                 changed = (snapshot.calls, snapshot.cached, snapshot.failures, [(one.name, one.done) for one in snapshot.now])
                 if changed != seen or now - written >= SIGN_OF_LIFE:
                     seen, written = changed, now
