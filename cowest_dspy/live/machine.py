@@ -55,7 +55,7 @@ class JsonLines(Silent):
         now = now or (self._journal.snapshot() if self._journal else None)
         made: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "event": name, **_common(now, self._run), **facts}
         with self._lock:
-            self._out.write(json.dumps(made, ensure_ascii=False, default=str) + "\n")
+            self._out.write(json.dumps(made, default=str) + "\n")
             self._out.flush()
 
     def _heard(self, event: str, now: Snapshot) -> None:

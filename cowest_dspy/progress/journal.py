@@ -217,7 +217,7 @@ class Journal:
     def write(self, snapshot: Snapshot | None = None) -> None:
         """Writes a state, by default that of now, if it can be written."""
         with self._writing, suppress(OSError):
-            text = json.dumps((snapshot or self.snapshot()).to_dict(), ensure_ascii=False, default=str)
+            text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str)
             part = self.folder / f".{FILE}.partial"
             part.write_text(text, encoding="utf-8")
             part.replace(self.folder / FILE)

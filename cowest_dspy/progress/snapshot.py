@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from cowest_dspy.budget import Limit
 
@@ -114,25 +116,12 @@ class Snapshot:
             ValueError: it is no state of a run.
         """
         try:
-            made = _known(cls, values)
-            made["stages"] = tuple(StageDone(**_known(StageDone, one)) for one in values.get("stages", ()))
-            made["now"] = tuple(StageNow(**_known(StageNow, one)) for one in values.get("now", ()))
-            made["limits"] = tuple(Limit(**_known(Limit, one)) for one in values.get("limits", ()))
-            made["best"] = Best(**_known(Best, values["best"])) if values.get("best") else None
-            made["said"] = tuple(map(str, values.get("said", ())))
-            return cls(**made)
-        except (TypeError, AttributeError, KeyError) as error:
+            return _ADAPTER.validate_python(dict(values))
+        except (ValidationError, TypeError) as error:
             raise ValueError(f"not the state of a run: {error}") from error
 
 
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in fields(kind):
-        if one.name in values:
-            found[one.name] = values[one.name]
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise KeyError(one.name)
-    return found
+_ADAPTER = TypeAdapter(Snapshot)
 
 
 def read_snapshot(folder: Path) -> Snapshot | None:
