@@ -39,6 +39,22 @@ class Budget(BaseModel):
         return any(value is not None for value in self.model_dump().values())
 
 
+def added(one: float | None, other: float | None) -> float | None:
+    """The sum of two costs; not known when one of them is not."""
+    return None if one is None or other is None else one + other
+
+
+def format_usd(usd: float | None) -> str:
+    """US dollars; "unknown" where the price of a part is not known.
+
+    >>> format_usd(0.0), format_usd(0.00042), format_usd(1234.5), format_usd(None)
+    ('0.00', '0.00042', '1,234.50', 'unknown')
+    """
+    if usd is None:
+        return "unknown"
+    return f"{usd:,.2f}" if usd == 0 or usd >= 0.1 else f"{usd:.2g}"
+
+
 @dataclass(frozen=True)
 class Bill:
     """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those of earlier processes."""
@@ -47,6 +63,21 @@ class Bill:
     tokens: int = 0
     usd: float | None = 0.0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What was spent of one thing that [budget] can limit, by all processes of a run; None where it is not known. ``most`` is None
+    where it is not limited."""
+
+    name: str
+    spent: float | None
+    most: float | None = None
+
+    def __str__(self) -> str:
+        digits = {"USD": 4, "minutes": 1}.get(self.name, 0)
+        spent = "not known" if self.spent is None else f"{self.spent:,.{digits}f}"
+        return f"{self.name} {spent}" + ("" if self.most is None else f" of {self.most:,}")
 
 
 class Clock:
@@ -137,17 +168,19 @@ class Guard:
             total = None if usd is None or self.bill.usd is None else self.bill.usd + usd
             self.bill = replace(self.bill, tokens=self.bill.tokens + tokens, usd=total)
 
+    def limits(self) -> tuple[Limit, ...]:
+        """What was spent of what, for each thing that can be limited."""
+        bill, most = self.bill, self.budget
+        return (
+            Limit("strong calls", bill.strong_calls + self._under_way, most.strong_calls),
+            Limit("tokens", bill.tokens, most.tokens),
+            Limit("USD", bill.usd, most.usd),
+            Limit("minutes", round(self._minutes(), 3), most.minutes),
+        )
+
     def spent(self) -> str:
         """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210, minutes 3.2 of 60``."""
-        bill, limits = self.bill, self.budget
-        usd = "not known" if bill.usd is None else f"{bill.usd:.4f}"
-        parts = [
-            ("strong calls", f"{bill.strong_calls + self._under_way:,}", limits.strong_calls),
-            ("tokens", f"{bill.tokens:,}", limits.tokens),
-            ("USD", usd, limits.usd),
-            ("minutes", f"{self._minutes():.1f}", limits.minutes),
-        ]
-        return ", ".join(f"{name} {now}{'' if most is None else f' of {most:,}'}" for name, now, most in parts)
+        return ", ".join(map(str, self.limits()))
 
     def _let_in(self, call: Paying) -> None:
         with self._lock:

@@ -21,10 +21,12 @@ from rich.text import Text
 from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.compare_verb import compare
 from cowest_dspy.errors import CowestError
+from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
+from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.track_verb import track
-from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Schema, Seed, running
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Schema, Seed, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -58,15 +60,17 @@ app.command()(bundle)
 app.command()(verify)
 app.command()(track)
 app.command()(new)
+app.command()(runs)
+app.command()(watch)
 
 
 @app.command()
-def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1) -> None:
+def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1, log: LogAs = Log.auto) -> None:
     """Runs every stage: fine-tune, collect, pair, tune, evaluate, report.
 
     What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
     """
-    with running(files, run, seed, accelerate) as experiment:
+    with running(files, run, seed, accelerate, verb="cycle", log=log) as experiment:
         _show(experiment, experiment.cycle())
 
 
@@ -84,7 +88,7 @@ def ask(
 
     Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel run at 25 bar?"`
     """
-    with running(files, run, seed) as experiment:
+    with running(files, run, seed, verb="ask") as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
         for name, value in prediction.items():
             console.print(f"[bold]{name}[/bold]: {value}", markup=True)
@@ -98,9 +102,10 @@ def evaluate(
     arm: Annotated[
         list[str] | None, typer.Option("--arm", help="Only this arm; may be given several times.", show_default=False)
     ] = None,
+    log: LogAs = Log.auto,
 ) -> None:
     """Asks the held-out questions of every arm, or of some, and prints the table."""
-    with running(files, run, seed) as experiment:
+    with running(files, run, seed, verb="evaluate", log=log) as experiment:
         known = experiment.arm_names()
         for name in arm or []:
             if name not in known:
@@ -110,13 +115,17 @@ def evaluate(
 
 
 @app.command()
-def collect(files: Files, run: Run = None, seed: Seed = None) -> None:
+def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.auto) -> None:
     """Samples drafts for the train questions and measures the influence of each."""
     from cowest_dspy.traces import influence_report
 
-    with running(files, run, seed) as experiment:
+    with running(files, run, seed, verb="collect", log=log) as experiment:
         traces = experiment.collect()
-        console.print(str(influence_report(traces)))
+        found = influence_report(traces)
+        counts = {name: getattr(found, name) for name in ("helped", "hurt", "same", "failed")}
+        mean = found.mean if found.scored else None
+        experiment.store.journal.result(drafts=len(traces), mean_influence=mean, **counts, saved=traces.saved)
+        console.print(str(found))
         if any(traces.saved.values()):
             console.print(f"saved: {traces.saved['weak_calls']} drafts, {traces.saved['strong_calls']} answers of the strong model")
 
@@ -130,6 +139,7 @@ def pairs(
         str | None, typer.Option("--push", help="Upload them as this Hub dataset, OWNER/NAME; private.", show_default=False)
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+    log: LogAs = Log.auto,
 ) -> None:
     """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why.
 
@@ -137,8 +147,9 @@ def pairs(
     """
     if public and not push:
         raise CowestError("--public says how --push uploads: give the dataset's name too, --push OWNER/NAME.")
-    with running(files, run, seed) as experiment:
+    with running(files, run, seed, verb="pairs", log=log) as experiment:
         made = experiment.pairs()
+        experiment.store.journal.result(pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl"))
         for line in _said_of(made, experiment.run):
             console.print(line, markup=False, soft_wrap=True)
         if not experiment.config.pairs.source:
@@ -152,19 +163,21 @@ def pairs(
 
 
 @app.command()
-def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1) -> None:
+def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1, log: LogAs = Log.auto) -> None:
     """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter.
 
     `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding.
     """
-    with running(files, run, seed, accelerate) as experiment:
-        console.print(f"tuned: {experiment.tune().model}")
+    with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
+        model = experiment.tune().model
+        experiment.store.journal.result(model=model)
+        console.print(f"tuned: {model}")
 
 
 @app.command()
 def report(files: Files, run: Run = None, seed: Seed = None, schema: Schema = False) -> None:
     """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
-    with running(files, run, seed) as experiment:
+    with running(files, run, seed, verb="report") as experiment:
         _show(experiment, experiment.report())
 
 
@@ -225,7 +238,7 @@ def quote(
     if no_ask:
         made = counted(load_config(files, seed=seed))
     else:
-        with running(files, run, seed) as experiment:
+        with running(files, run, seed, verb="quote") as experiment:
             made = probed(experiment, examples)
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -283,18 +296,24 @@ def main() -> None:
 
 
 def report_errors(run: Callable[[], None]) -> None:
-    """Runs a command: an error that the user can mend becomes one clear message and exit code 1, Ctrl-C exit code 130."""
+    """Runs a command: an error that the user can mend becomes one clear message and exit code 1. Ctrl-C is exit code 130, SIGTERM
+    143: the first ends it cleanly, the second at once."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        run()
-    except CowestError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
-        sys.exit(130)
+    with handled():
+        try:
+            run()
+        except CowestError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt as stop:
+            print(STOPPED, file=sys.stderr)
+            sys.exit(128 + signal_of(stop))
+        except SystemExit as end:
+            # Typer makes exit code 1 of an interruption that no verb has taken.
+            stop = stopped_by()
+            sys.exit(128 + stop if stop and end.code == 1 else end.code)
 
 
 def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
@@ -336,8 +355,11 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def _show(experiment: Experiment, made: Any) -> None:
-    from cowest_dspy.report import print_report
+    from cowest_dspy.report import arm_table, print_report
 
+    facts = ("name", "answered", "failed", "accuracy")
+    arms = [{fact: getattr(line, fact) for fact in facts} for line in arm_table(made)]
+    experiment.store.journal.result(report=str(experiment.run / "report.json"), arms=arms)
     print_report(made, console)
     console.print(f"\nreport: {experiment.run / 'report.html'}")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cowest_dspy.live import console
-from cowest_dspy.verbs import Accelerate, Files, Run, Seed, running
+from cowest_dspy.verbs import Accelerate, Files, Log, LogAs, Run, Seed, running
 
 
 def compare(
@@ -18,6 +18,7 @@ def compare(
         list[str] | None, typer.Option("--arm", help="Only this arm, and no sweep; may be given several times.", show_default=False)
     ] = None,
     accelerate: Accelerate = 1,
+    log: LogAs = Log.auto,
 ) -> None:
     """Answers the same examples with every arm of [compare], and says which is better, with intervals and corrected tests.
 
@@ -30,8 +31,9 @@ def compare(
     from cowest_dspy.comparison import print_comparison, write_comparison
     from cowest_dspy.experiment import Compared
 
-    with running(files, run, seed, accelerate) as experiment:
+    with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
+        experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console)
         console.print(f"\ncomparison: {written.html}", soft_wrap=True)

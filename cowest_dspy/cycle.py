@@ -190,16 +190,18 @@ class _Walk:
         """All steps; gives the best."""
         best = self._student.deepcopy()
         first = self._scores(best, "start")
+        self._stages.store.journal.scored("the start of the cycle", list(first.values()))
         done, highest = [self._result(0, "start", best, first, None)], first
         self._stages.store.forget("cycle")
         self._stages.store.keep("cycle", "0", asdict(done[0]))
         for number, name in enumerate(self._cycle.names, start=1):
             made, scores = self._step(number, name, best)
+            self._stages.store.journal.scored(f"step {number}, {name}", list(scores.values()))
             better = (_mean(scores) or 0.0) > (_mean(highest) or 0.0)
             result = self._result(number, name, made, scores, gain(first, scores, confidence=self._cycle.confidence), better)
             done.append(result)
             self._stages.store.keep("cycle", str(number), asdict(result))
-            self._stages.watch.say(str(result))
+            self._stages.say(str(result))
             if better:
                 best, highest = made, scores
         found = cast("Cycled", best)

@@ -17,7 +17,7 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence_report import InfluenceReport
-from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening
+from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening, unusable
 from cowest_dspy.pool import all_in_order
 from cowest_dspy.program import Collaboration, presentable
 
@@ -55,9 +55,11 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
             made = Attempt({key: value for key, value in prediction.items() if key != "logprobs"}, None, tuple(calls))
     # What was refused or cut off may also fail to parse: the cause is named, not what followed from it.
     if made.refused:
-        return Attempt(None, "refusal: the provider or the model refused to answer", made.calls)
-    if made.cut_off:
-        return Attempt(None, "truncated: max_tokens was reached before the end", made.calls)
+        made = Attempt(None, "refusal: the provider or the model refused to answer", made.calls)
+    elif made.cut_off:
+        made = Attempt(None, "truncated: max_tokens was reached before the end", made.calls)
+    if made.error:
+        unusable(made.error.partition(":")[0])
     return made
 
 

@@ -25,7 +25,7 @@ from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.metering import Measured, Meter
 from cowest_dspy.pool import given_in_order
-from cowest_dspy.store import Spent
+from cowest_dspy.progress import Spent
 from cowest_dspy.tables import LMSettings
 from cowest_dspy.traces.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
 

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import dspy
 
+from cowest_dspy.budget import added
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.lms.prices import added
-from cowest_dspy.store import Spent, Store
+from cowest_dspy.progress import Journal, Spent
+from cowest_dspy.store import Store
 from cowest_dspy.traces import Progress
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory
 
@@ -37,7 +38,14 @@ class Watch(Protocol):
 
 
 class Silent:
-    """A watch that shows nothing."""
+    """A watch that shows nothing: the base of those that want to be told more than :class:`Watch` says."""
+
+    def opened(self, journal: Journal) -> None:
+        """Told of the run's journal, which has all the numbers, before each stage."""
+
+    def titled(self, title: str) -> str:
+        """A title as it is shown."""
+        return title
 
     def stage(self, title: str) -> AbstractContextManager[Progress]:
         """Nothing."""
@@ -48,11 +56,21 @@ class Silent:
 
 
 @dataclass(frozen=True)
-class Within:
+class Within(Silent):
     """A watch that tells another one, with the name of a part of the run before each title and line."""
 
     name: str
     watch: Watch
+
+    def opened(self, journal: Journal) -> None:
+        """As of the other watch."""
+        if isinstance(self.watch, Silent):
+            self.watch.opened(journal)
+
+    def titled(self, title: str) -> str:
+        """With the name before it."""
+        whole = f"{self.name}: {title}"
+        return self.watch.titled(whole) if isinstance(self.watch, Silent) else whole
 
     def stage(self, title: str) -> AbstractContextManager[Progress]:
         """As of the other watch."""
@@ -74,14 +92,30 @@ class Stages:
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[Progress]:
         """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
-        started = time.monotonic()
-        with self.watch.stage(title) as progress, self.store.spending(name) as spent, PeakMemory() as memory:
-            try:
-                yield progress
-            except BudgetError:
-                self._book(name, spent, started, memory)
-                raise
-        self._book(name, spent, started, memory)
+        started, journal, shown = time.monotonic(), self.store.journal, title
+        if isinstance(self.watch, Silent):
+            self.watch.opened(journal)
+            shown = self.watch.titled(title)
+        with self.watch.stage(title) as progress, journal.stage(name, shown) as here:
+            with self.store.spending(name) as spent, PeakMemory() as memory:
+                here.spent = spent
+
+                def both(done: int, total: int) -> None:
+                    here.at(done, total)
+                    progress(done, total)
+
+                try:
+                    yield both
+                except (BudgetError, KeyboardInterrupt):
+                    self.store.settle()  # What other threads have under way is still of this stage.
+                    self._book(name, spent, started, memory)
+                    raise
+            self._book(name, spent, started, memory)
+
+    def say(self, text: str) -> None:
+        """Says a line to people, and keeps it."""
+        self.store.journal.say(text)
+        self.watch.say(text)
 
     def reporting(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
         """A context around the training of that name; gives the settings to train with. Here as they are: nobody is told of it."""

@@ -26,30 +26,12 @@ from dspy.lm15 import Request, Response
 from cowest_dspy.budget import Bill, Budget, Clock, Guard, Paying
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.lms import wire
-from cowest_dspy.lms.prices import added
+from cowest_dspy.lms.recording import failure
+from cowest_dspy.progress import Journal, Limit, Spent
+from cowest_dspy.progress.under_way import UnderWay
 from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, crc_of, damaged, held, migrate, told, with_functions
 
 _OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
-
-
-@dataclass
-class Spent:
-    """What a stretch of work cost: calls made and answered from the store, failures, and tokens of the calls made.
-
-    ``usd`` is US dollars for the calls made; None as soon as the price of one of them is not known.
-    """
-
-    calls: int = 0
-    cached: int = 0
-    failed: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float | None = 0.0
-
-    @property
-    def only_read(self) -> bool:
-        """Whether the work was answered from the store alone."""
-        return self.cached > 0 and not self.calls and not self.failed
 
 
 @dataclass(eq=False)
@@ -91,7 +73,7 @@ class Store:
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
         self._queue: list[_Answer] = []
-        self.stage, self.spent = "none", Spent()
+        self.stage, self.spent, self._closed = "none", Spent(), False
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
@@ -102,6 +84,8 @@ class Store:
                 self.guard = Guard(budget, self._clock, self.bill())
             if strong is not None:
                 self.count_as_strong(strong)
+            self._calls, bill = UnderWay(), self.guard.bill if self.guard else self.bill()
+            self.journal = Journal(self.folder, kept=self.calls(), usd=bill.usd, limits=self._limits)
         except BaseException:
             self._hold.release()
             raise
@@ -147,10 +131,14 @@ class Store:
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
 
-    def close(self) -> None:
-        """Gives the folder free; everything was committed before."""
-        if self._part:
+    def close(self, error: BaseException | None = None) -> None:
+        """Gives the folder free, when the calls that are under way in other threads are committed. ``error`` ended the work: it is
+        in the run's state, and calls that only wait for their turn are let go."""
+        if self._part or self._closed:
             return
+        self._closed = True
+        self._calls.settle(now=error is not None, for_good=True)
+        self.journal.close(error)
         self._reader.close()
         self._db.close()
         self._hold.release()
@@ -158,8 +146,15 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def settle(self) -> None:
+        """Waits for the calls that are under way in other threads after an interruption, so that they are kept and booked."""
+        self._calls.settle(now=True)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
+
+    def _limits(self) -> tuple[Limit, ...]:
+        return self.guard.limits() if self.guard else ()
 
     @contextmanager
     def spending(self, stage: str) -> Iterator[Spent]:
@@ -228,9 +223,11 @@ class Store:
             if known is not None:
                 with self._lock:
                     self.spent.cached += 1
+                    self.journal.read()
                 return known, True
             started = time.monotonic()
-            with self._clock, self.guard.paying(request.model) if self.guard else nullcontext(Paying(False)) as paying:
+            paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
+            with self._calls.one(), self._clock, paying_for as paying:
                 try:
                     response = ask()
                 except BaseException as error:
@@ -303,10 +300,8 @@ class Store:
         for one in answers:
             one.done, one.error = True, failed
             if failed is None:
-                self.spent.calls += 1
-                self.spent.input_tokens += one.answer["input_tokens"]
-                self.spent.output_tokens += one.answer["output_tokens"]
-                self.spent.usd = added(self.spent.usd, one.answer["usd"])
+                self.spent.answered(one.answer)
+                self.journal.answered(one.answer)
 
     def _fail(self, key: str, model: str, error: BaseException, attempts: int) -> None:
         text = masked(f"{type(error).__name__}: {error}")[:1000]
@@ -316,6 +311,12 @@ class Store:
             self._note_time()
         with self._lock:
             self.spent.failed += 1
+        if isinstance(error, Exception):
+            self.journal.failed(failure(error).partition(":")[0])
+
+    def unusable(self, kind: str) -> None:
+        """Counts an answer that was given and cannot be used, by what is wrong with it."""
+        self.journal.failed(kind)
 
     def seconds_of(self, request: Request) -> float:
         """How long the answer that is kept for this request took when it was asked for; 0 when there is none."""

@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 
 from cowest_dspy.errors import TuningError
+from cowest_dspy.interrupts import until_kept
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.stages import Stages, digest
 from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, tune
@@ -65,7 +66,7 @@ class TrainedModels:
         if known:
             return self._loaded(known)
         self._make_room()
-        with self._stages.stage(name, title) as progress, self._stages.reporting(name, settings) as settings:
+        with self._stages.stage(name, title) as progress, self._stages.reporting(name, settings) as settings, until_kept():
             folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
             tuned = tune(
                 start,

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cowest_dspy.live import Live, console
+from cowest_dspy.interrupts import signal_of
+from cowest_dspy.live import console
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
+    from cowest_dspy.live import JsonLines, Plain, Terminal
+    from cowest_dspy.progress import Journal, Snapshot
 
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
+
+
+class Log(StrEnum):
+    """How a verb says what it does."""
+
+    auto = "auto"
+    plain = "plain"
+    json = "json"
+
 
 Files = Annotated[
     list[Path],
@@ -35,6 +49,10 @@ Accelerate = Annotated[
     typer.Option("--accelerate", min=1, help="Processes that train together: as many as GPUs; without a GPU they share the CPU."),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
+LogAs = Annotated[
+    Log,
+    typer.Option("--log", help="auto: bars in a terminal, else lines; plain: lines; json: one object a line, and nothing else."),
+]
 
 
 def _schema(asked: bool) -> None:
@@ -51,19 +69,68 @@ Schema = Annotated[
 
 
 @contextmanager
-def running(files: list[Path], run: Path | None, seed: int | None, processes: int = 1) -> Iterator[Experiment]:
-    """The run of these files while a verb works on it; afterwards what its budget has spent is said. Ctrl-C is exit code 130."""
-    from cowest_dspy.config import load_config
-    from cowest_dspy.experiment import Experiment
+def running(
+    files: list[Path], run: Path | None, seed: int | None, processes: int = 1, *, verb: str | None = None, log: Log = Log.auto
+) -> Iterator[Experiment]:
+    """The run of these files while a verb works on it, and whoever looks on is told.
 
-    # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
-    logging.getLogger("dspy").setLevel(logging.ERROR)
-    config = load_config(files, seed=seed)
+    Afterwards what its budget has spent is said. Ctrl-C, SIGTERM and SIGHUP are exit code 128 + their number, with what was done
+    and the command that goes on. With ``log`` "json" the last line is an ``end``, whatever happens.
+    """
+    watch = _watch(log, run)
+    journal: Journal | None = None
+    quiet, console.quiet = console.quiet, log is Log.json or console.quiet
+    code, failed = 0, None
     try:
-        with Experiment(config, run or Path("runs") / config.name, watch=Live(), processes=processes) as experiment:
+        from cowest_dspy.config import load_config
+        from cowest_dspy.experiment import Experiment
+
+        # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
+        logging.getLogger("dspy").setLevel(logging.ERROR)
+        config = load_config(files, seed=seed)
+        with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
+            journal = experiment.store.journal
+            journal.about(verb=verb, command=command())
+            watch.opened(journal)
             yield experiment
             if experiment.store.guard is not None:
                 console.print(f"budget: {experiment.store.guard.spent()}")
-    except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        from cowest_dspy.live.texts import stopped
+
+        code, failed = 128 + signal_of(stop), stop
+        print(f"\n{stopped(journal.close(stop) if journal else None, code - 128, command())}", file=sys.stderr)
+        raise typer.Exit(code) from None
+    except BaseException as error:
+        code, failed = 1, error
+        raise
+    finally:
+        console.quiet = quiet
+        if log is Log.json:
+            _end(watch, journal.close(failed) if journal else None, code, failed)
+
+
+def _watch(log: Log, run: Path | None) -> Terminal | Plain | JsonLines:
+    from cowest_dspy.live import JsonLines, Live, Plain
+
+    return JsonLines(run=str(run or "")) if log is Log.json else Plain(console) if log is Log.plain else Live()
+
+
+def command() -> str:
+    """What was typed to start this process, as a shell takes it: the same goes on from where it stopped."""
+    name = Path(sys.argv[0]).name
+    program = [name] if not name.endswith(".py") else [Path(sys.executable).name, "-m", "cowest_dspy.cli"]
+    if name.endswith(".py") and name != "cli.py":
+        program = [Path(sys.executable).name, sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | None) -> None:
+    from cowest_dspy.errors import masked
+
+    state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
+    error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
+    left = next((one for one in reversed(last.stages) if not one.whole and not one.earlier), None) if last else None
+    where = {"stage": left.name, "title": left.title, "done": left.done, "total": left.total} if left else {}
+    facts = {**where, "verdict": last.verdict if last else None, "results": last.results if last else {}}
+    watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": command() if code else None}, **facts)

@@ -81,9 +81,15 @@ def committed(folder: Path) -> set[str]:
         return set()
     # Only read: whoever may write would empty the log that the kill has left, which the next child is to find.
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
-        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
-            return set()
-        return {key for (key,) in db.execute("SELECT key FROM calls")}
+        try:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
+                return set()
+            return {key for (key,) in db.execute("SELECT key FROM calls")}
+        except sqlite3.OperationalError as error:
+            # Killed while the new file was put into its mode: the next child rolls that back, and nothing was in it.
+            if error.sqlite_errorname == "SQLITE_READONLY_ROLLBACK":
+                return set()
+            raise
 
 
 def answered(folder: Path) -> list[str]:

@@ -17,13 +17,14 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "errors", "intervals", "budget", "tables", "config", "recipes", "data", "duplicates", "corpus", "lms", "pool", "adapters",
-    "program", "baselines", "rationales",
-    "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
+    "errors", "interrupts", "intervals", "budget", "tables", "config", "recipes", "data", "duplicates", "corpus",
+    "lms", "pool", "adapters", "program", "baselines", "rationales",
+    "influence_report", "influence", "evaluators", "schema", "progress", "store",
+    "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "tracking", "gate", "serving", "experiment", "bundle",
-    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs", "track_verb",
-    "scaffold", "new_verb", "cli", "testing",
+    "prompt_calls", "forecast", "probing", "doctor", "quote", "runs", "live", "verbs", "compare_verb",
+    "bundle_verbs", "track_verb", "runs_verbs", "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb", "vl_convert", "altair",
@@ -100,7 +101,21 @@ def only_the_version(path: Path) -> bool:
 
 @pytest.mark.parametrize(
     "folder",
-    ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "comparison", "tracking", "experiment", "testing"],
+    [
+        "lms",
+        "baselines",
+        "evaluators",
+        "progress",
+        "traces",
+        "pairs",
+        "tuning",
+        "report",
+        "comparison",
+        "tracking",
+        "experiment",
+        "live",
+        "testing",
+    ],
 )
 def test_no_folder_imports_in_a_circle(folder: str) -> None:
     inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}

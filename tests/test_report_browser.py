@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from browser import PHONE, WIDE, Watched, chromium, opened
 from compared import full
-from written_page import titles
 from report_runs import HOSTILE, full_run, run, trace
+from written_page import titles
 
 from cowest_dspy.comparison import write_comparison
 from cowest_dspy.report import CurvePoint, InfluenceRow, RunReport, write_report

@@ -214,7 +214,7 @@ def test_a_sound_file_is_left_as_it_is(tmp_path: Path) -> None:
     before = path.read_bytes()
     done = repair(tmp_path)
     assert (done.calls, done.calls_lost, done.damaged) == (5, 0, None) and "Nothing is damaged" in str(done)
-    assert path.read_bytes() == before and sorted(file.name for file in tmp_path.iterdir()) == ["run.lock", "run.sqlite"]
+    assert path.read_bytes() == before and sorted(file.name for file in tmp_path.glob("run*")) == ["run.lock", "run.sqlite"]
 
 
 def test_an_older_damaged_file_is_repaired_into_this_version(tmp_path: Path) -> None:

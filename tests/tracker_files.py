@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def trackio_artifacts(folder: Path, project: str) -> list[str]:
 
 def wandb_records(folder: Path) -> dict[str, list[Any]]:
     """The records of all offline runs below a folder, in order, by the run's id."""
-    from wandb.proto import wandb_internal_pb2 as protocol  # pyright: ignore[reportMissingImports]
+    protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     found: dict[str, list[Any]] = {}
     for file in sorted(folder.rglob("*.wandb"), key=lambda one: one.parent.name):

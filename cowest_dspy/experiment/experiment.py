@@ -32,7 +32,7 @@ from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_on
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, code_of, load
-from cowest_dspy.report import Arm, RunReport, write_report
+from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
@@ -79,14 +79,18 @@ class Experiment:
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
         self.tracking = Tracking(config, self.store, self.watch, on=self._owned)  # A part of a run is told of with the whole of it.
         self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
+        if self._owned:
+            self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
         self._weak_models = WeakModels(self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the run folder free, unless the store was given; the trackers are told the rest, and of what ended the work."""
+        """Gives the run folder free, unless the store was given; trackers are told the rest. ``error`` is what ended the work."""
         if self._owned:
-            with self.store:
+            try:
                 self.tracking.close(lambda: run_report(self.config, self.store), error)
+            finally:
+                self.store.close(error)
 
     def __enter__(self) -> Experiment:
         return self
@@ -278,12 +282,12 @@ class Experiment:
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
-        self.watch.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
+        self.desk.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
         self.sft()
         if self.config.evaluate.weak:
             self.answer_sft()
         if self.config.cycle is None:
-            self.watch.say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
+            self.desk.say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
         self.noise()
         _ = self.final
         for control in self.config.evaluate.controls:
@@ -296,6 +300,7 @@ class Experiment:
         made = run_report(self.config, self.store)
         write_report(made, self.run)
         self.tracking.touch()
+        self.store.journal.about(verdict=verdict(made).sentences[0])
         return made
 
     def ask(self, **inputs: Any) -> dspy.Prediction:

@@ -94,6 +94,19 @@ def stoppable() -> Iterator[None]:
         _stopping.reset(token)
 
 
+@contextmanager
+def joining(stopping: Stopping) -> Iterator[None]:
+    """Inside it, calls of this thread wait on ``stopping`` where no :func:`stoppable` is around them."""
+    if _stopping.get() is not None:
+        yield
+        return
+    token = _stopping.set(stopping)
+    try:
+        yield
+    finally:
+        _stopping.reset(token)
+
+
 def current_stopping() -> Stopping:
     """That of the innermost :func:`stoppable`; outside of one, one that nobody stops."""
     return _stopping.get() or Stopping()

@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 from dspy.lm15 import LM15Error, Response
 
+from cowest_dspy.budget import added as added
 from cowest_dspy.lms import wire
 from cowest_dspy.tables import Api, Price
 
@@ -50,11 +51,6 @@ def of_settings(settings: Api, input_tokens: int, output_tokens: int) -> float |
     read = usd(lm, None, wire.make_response(settings.model, "", "stop", 1000, 0))
     written = usd(lm, None, wire.make_response(settings.model, "", "stop", 0, 1000))
     return None if read is None or written is None else (read * input_tokens + written * output_tokens) / 1000
-
-
-def added(one: float | None, other: float | None) -> float | None:
-    """The sum of two costs; not known when one of them is not."""
-    return None if one is None or other is None else one + other
 
 
 def _shipped(lm: dspy.LM, response: Response) -> float | None:

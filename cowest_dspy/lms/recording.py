@@ -83,6 +83,17 @@ def keeping(ledger: Ledger | None) -> Iterator[None]:
         yield
 
 
+UNUSABLE = ("parse", "refusal", "truncated")
+"""Kinds of failures of answers that were given. Of any other kind the call itself failed, and the ledger knows of it."""
+
+
+def unusable(kind: str) -> None:
+    """Tells the ledger, if it counts failures, of an answer that was given and cannot be used."""
+    counts = getattr(dspy.settings.get("cowest_ledger"), "unusable", None)
+    if counts is not None and kind in UNUSABLE:
+        counts(kind)
+
+
 @contextmanager
 def sampling(**settings: Any) -> Iterator[None]:
     """Every call of a bound LM inside this context has these settings (``temperature``, ``top_p``, ``seed``, ...), whatever its

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cowest_dspy.budget import format_usd as format_usd
 from cowest_dspy.report.model import RoundRow, RunReport
 from cowest_dspy.report.numbers import Interval, PairedTest, compare, influence_counts
 
@@ -59,17 +60,6 @@ def bare_p(p: float) -> str:
 def format_share(share: float | None) -> str:
     """A share as a percentage with one decimal; a dash when there is none."""
     return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def format_usd(usd: float | None) -> str:
-    """US dollars; "unknown" where the price of a part is not known.
-
-    >>> format_usd(0.0), format_usd(0.00042), format_usd(1234.5), format_usd(None)
-    ('0.00', '0.00042', '1,234.50', 'unknown')
-    """
-    if usd is None:
-        return "unknown"
-    return f"{usd:,.2f}" if usd == 0 or usd >= 0.1 else f"{usd:.2g}"
 
 
 def format_interval(interval: Interval | None) -> str:

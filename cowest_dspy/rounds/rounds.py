@@ -117,7 +117,7 @@ class Rounds:
             made, candidate = self._round(number, current, [one.number for one in done if one.accepted])
             done.append(made)
             store.keep("round", str(number), asdict(made))
-            self._stages.watch.say(str(made))
+            self._stages.say(str(made))
             if made.accepted and candidate is not None:
                 current, rolled_back = candidate, 0
                 continue
@@ -241,6 +241,8 @@ class Rounds:
         if not self.task.valset:
             return Round(*about, True, "there is no dev split, so it was not tested"), tuned
         before, after = self.scores(start, number), self.scores(tuned, number)
+        for what, scores in (("before round", before), ("round", after)):
+            self._stages.store.journal.scored(f"{what} {number}", list(scores.values()))
         found = gain(before, after, confidence=self._rules.confidence)
         made = decide(found, self._rules)
         return Round(*about, made.accepted, made.reason, found), tuned

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy import interrupts
 from cowest_dspy.tuning.evaluation import Evaluation
 from cowest_dspy.tuning.kept import keep, kept
 
@@ -76,6 +77,9 @@ class Checkpoint:
                     checkpoint._tensors = {}
                 elif checkpoint._due(state.global_step):
                     checkpoint._keep(trainer, history, evaluating)
+                # Ctrl-C waits for the end of the step that is under way, and of what is done with the last one.
+                interrupts.check()
+                interrupts.postpone()
 
         return Keeping()
 
@@ -96,6 +100,8 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
 
     def _due(self, step: int) -> bool:
+        if interrupts.asked_to_stop() and self._every != 0:
+            return True
         if self._every is None:
             return time.monotonic() - self._last >= SECONDS
         return self._every > 0 and step % self._every == 0
