@@ -13,6 +13,7 @@ from typing import Any
 
 import dspy
 import mlflow
+from mlflow.dspy import autolog
 
 from cowest_dspy import (
     DPO,
@@ -132,7 +133,7 @@ def main(folder: Path, model: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.create_experiment("autolog", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("autolog")
-    mlflow.dspy.autolog()  # pyright: ignore[reportPrivateImportUsage]
+    autolog()
     lms = {
         "weak": ScriptedEngine(draft, model="scripted/weak").lm(),
         "strong": ScriptedEngine(refine, model="scripted/strong").lm(),
@@ -140,7 +141,7 @@ def main(folder: Path, model: Path) -> None:
     program = Collaboration("question -> answer", draft="knowledge").bind(**lms)
     weak = taught(folder / "taught", model)
     told = {"asked": asked(program), "scored": scored(program), "compiled": compiled(folder / "first", weak, detailed=False)}
-    mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces_from_compile=True)  # pyright: ignore[reportPrivateImportUsage]
+    autolog(log_compiles=True, log_evals=True, log_traces_from_compile=True)
     told["detailed"] = compiled(folder / "second", weak, detailed=True)
     (folder / "found.json").write_text(json.dumps(told, default=str), encoding="utf-8")
 

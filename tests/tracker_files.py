@@ -41,7 +41,7 @@ def wandb_records(folder: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for file in sorted(folder.rglob("*.wandb"), key=lambda one: one.parent.name):
         for data in _records(file.read_bytes()):
-            record = protocol.Record()
+            record: Any = protocol.Record()  # pyright: ignore[reportAttributeAccessIssue]
             record.ParseFromString(data)
             found.setdefault(file.stem.removeprefix("run-"), []).append(record)
     return found

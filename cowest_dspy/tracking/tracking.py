@@ -149,7 +149,8 @@ class Tracking:
         place = self._place(child.tracker)
         ledger = self._store.record("tracking", child.tracker)
         if ledger is None or ledger.get("place") != place:
-            ledger = ledgers.new(place, ledger["key"] if ledger else None)
+            known = next(iter(self._store.records("tracking").values()), None)  # All trackers of a run have one key.
+            ledger = ledgers.new(place, known["key"] if known else None)
             self._store.keep("tracking", child.tracker, ledger)
         job = {
             "tracker": child.tracker,
