@@ -23,8 +23,9 @@ from cowest_dspy.compare_verb import compare
 from cowest_dspy.errors import CowestError
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
+from cowest_dspy.report_verb import report
 from cowest_dspy.track_verb import track
-from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Schema, Seed, running
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, NoAsk, Run, Seed, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -54,6 +55,7 @@ config_app = typer.Typer(
 )
 app.add_typer(config_app)
 app.command()(compare)
+app.command()(report)
 app.command()(bundle)
 app.command()(verify)
 app.command()(track)
@@ -159,13 +161,6 @@ def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerat
     """
     with running(files, run, seed, accelerate) as experiment:
         console.print(f"tuned: {experiment.tune().model}")
-
-
-@app.command()
-def report(files: Files, run: Run = None, seed: Seed = None, schema: Schema = False) -> None:
-    """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
-    with running(files, run, seed) as experiment:
-        _show(experiment, experiment.report())
 
 
 @app.command()

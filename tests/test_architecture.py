@@ -21,8 +21,9 @@ ORDER = (
     "pool", "adapters", "program", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "store", "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
-    "summary", "tracking", "gate", "serving", "experiment", "bundle",
-    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "compare_verb", "bundle_verbs", "track_verb",
+    "summary", "side_by_side", "tracking", "gate", "serving", "experiment", "bundle",
+    "prompt_calls", "forecast", "probing", "doctor", "quote", "live", "verbs", "report_verb", "compare_verb", "bundle_verbs",
+    "track_verb",
     "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
 HEAVY = {
@@ -100,7 +101,20 @@ def only_the_version(path: Path) -> bool:
 
 @pytest.mark.parametrize(
     "folder",
-    ["lms", "baselines", "evaluators", "traces", "pairs", "tuning", "report", "comparison", "tracking", "experiment", "testing"],
+    [
+        "lms",
+        "baselines",
+        "evaluators",
+        "traces",
+        "pairs",
+        "tuning",
+        "report",
+        "comparison",
+        "side_by_side",
+        "tracking",
+        "experiment",
+        "testing",
+    ],
 )
 def test_no_folder_imports_in_a_circle(folder: str) -> None:
     inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}
