@@ -84,7 +84,9 @@ class StepHistory(tuple[StepResult, ...]):
             )
             for one in self
         ]
-        return notebook.view(f"{len(self)} candidates", notebook.table(heads, rows, texts=3, most=20) if rows else None)
+        return notebook.view(
+            notebook.several(len(self), "candidate"), notebook.table(heads, rows, texts=3, most=20) if rows else None
+        )
 
 
 class Frozen(dspy.Module):

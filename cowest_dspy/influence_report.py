@@ -145,11 +145,11 @@ class InfluenceReport:
     def _repr_html_(self) -> str:
         """The report in a notebook: the mean with its interval, what the drafts did as a bar, the harm rate, the noise floor."""
         counts = {"helped": self.helped, "same": self.same, "hurt": self.hurt, "failed": self.failed}
-        examples = f", of {len(set(self.examples)):,} examples" if self.examples else ""
+        examples = f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
         harm = self.harm_interval()
         rate = f"harm rate {100 * self.harm_rate:.1f} %" if self.scored else None
         return notebook.view(
-            f"Influence of {len(self.values):,} drafts{examples}",
+            f"Influence of {notebook.several(len(self.values), 'draft')}{examples}",
             f"mean {_spanned(self.mean, self.interval())}" if self.scored else "no draft has an influence yet",
             notebook.shares(counts),
             f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %" if rate and harm else rate,

@@ -44,13 +44,15 @@ def html_of(thing: Any) -> str:
 
 
 def tag(name: str, *children: Any, **attributes: str) -> Markup:
-    """An element; children that are no Markup are escaped, attributes always.
+    """An element; children that are no Markup are escaped, attributes always. ``aria_label`` is aria-label, ``class_`` is class.
 
-    >>> tag("b", "1 < 2", title='"')
-    Markup('<b title="&#34;">1 &lt; 2</b>')
+    >>> tag("b", "1 < 2", class_='"')
+    Markup('<b class="&#34;">1 &lt; 2</b>')
     """
     inside = Markup("").join(escape(child) for child in children)
-    given = Markup("").join(Markup(' {}="{}"').format(key.replace("_", "-"), value) for key, value in attributes.items())
+    given = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()
+    )
     return Markup("<{}{}>{}</{}>").format(Markup(name), given, inside, Markup(name))
 
 
@@ -100,9 +102,17 @@ def table(
     return made if count <= len(shown) else made + more(count - len(shown))
 
 
-def more(count: int, what: str = "rows") -> Markup:
+def several(count: int, what: str) -> str:
+    """
+    >>> several(1, "pair"), several(2000, "pair")
+    ('1 pair', '2,000 pairs')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def more(count: int, what: str = "row") -> Markup:
     """That there are more of something than are shown."""
-    return line(f"and {count:,} more {what}", soft=True)
+    return line(f"and {several(count, f'more {what}')}", soft=True)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -64,7 +64,7 @@ def view_of(thing: Any) -> str:
 
 
 def program(text: str = "Say what you know.") -> Collaboration:
-    task = dspy.Signature("question -> answer", text)
+    task: Any = dspy.Signature("question -> answer", text)  # pyright: ignore[reportCallIssue]
     lm = ScriptedEngine(lambda request: "yes", model="scripted/model").lm()
     return Collaboration(task, draft="direct").bind(weak=lm, strong=lm)
 
@@ -137,7 +137,7 @@ def test_a_report_says_counts_mean_interval_harm_and_noise() -> None:
     interval = report.interval()
     assert interval is not None
     for part in (
-        "5 drafts, of 3 examples",
+        "5 drafts of 3 examples",
         "+0.250",
         f"{interval.low:+.3f} to",
         "helped 2",
@@ -210,7 +210,7 @@ def test_a_compiled_program_shows_its_rounds_and_a_cycle_its_steps() -> None:
     compiled.rounds = RoundHistory([round_of("gain was large")])
     compiled.steps = StepHistory([StepResult(0, "start", "w", 0.5, 4, 0, True)])
     text = view_of(compiled)
-    assert "1 rounds, 1 taken" in text and "gain was large" in text and "0 start" in text
+    assert "1 round, 1 taken" in text and "gain was large" in text and "0 start" in text
     assert repr(compiled.rounds) == "round 1: accepted, gain was large" and compiled.rounds[0].number == 1
     assert isinstance(compiled.rounds, tuple) and compiled.rounds == (round_of("gain was large"),)
 

@@ -65,8 +65,9 @@ class LabelledDrafts:
         counts = {"helped": self.helped, "hurt": len(self) - self.helped}
         rows = [self._row(draft) for draft in self.drafts[: notebook.MOST_ROWS]]
         heads = ("example", "prompt", "draft", "label", "influence")
+        examples = len({draft.example_id for draft in self.drafts})
         return notebook.view(
-            f"{len(self):,} labelled drafts of {len({draft.example_id for draft in self.drafts}):,} examples",
+            f"{notebook.several(len(self), 'labelled draft')} of {notebook.several(examples, 'example')}",
             notebook.shares(counts),
             notebook.counted(self.dropped),
             notebook.table(heads, rows, texts=4, total=len(self)) if rows else None,

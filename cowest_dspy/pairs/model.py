@@ -53,12 +53,12 @@ class PreferencePairs:
         lengths = self.lengths
         left = len(self.pairs) - SHOWN
         return notebook.view(
-            f"{len(self):,} preference pairs of {self.examples:,} examples",
+            f"{notebook.several(len(self), 'preference pair')} of {notebook.several(self.examples, 'example')}",
             notebook.counted(self.dropped),
             f"lengths: {lengths}" if lengths else None,
             f"Warning: {lengths.warning}" if lengths and lengths.warning else None,
             *(self._shown(pair) for pair in self.pairs[:SHOWN]),
-            notebook.more(left, "pairs") if left > 0 else None,
+            notebook.more(left, "pair") if left > 0 else None,
         )
 
     def _shown(self, pair: Pair) -> notebook.Markup:

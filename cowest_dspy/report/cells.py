@@ -62,7 +62,9 @@ def _pairs(report: RunReport) -> str | None:
     if pairs is None:
         return None
     dropped = notebook.counted(pairs.dropped)
-    return f"{pairs.kept:,} preference pairs of {pairs.examples:,} examples" + (f"; {dropped}" if dropped else "")
+    return f"{notebook.several(pairs.kept, 'preference pair')} of {notebook.several(pairs.examples, 'example')}" + (
+        f"; {dropped}" if dropped else ""
+    )
 
 
 def _costs(report: RunReport) -> str | None:
@@ -72,4 +74,4 @@ def _costs(report: RunReport) -> str | None:
     tokens = sum((stage.tokens_in or 0) + (stage.tokens_out or 0) for stage in report.stages)
     usd = format_usd(reduce(added, (stage.usd for stage in report.stages if stage.calls), 0.0))
     seconds = sum(stage.seconds for stage in report.stages)
-    return f"{len(report.stages)} stages: {calls:,} calls, {tokens:,} tokens, {usd} USD, {seconds:,.0f} s"
+    return f"{notebook.several(len(report.stages), 'stage')}: {calls:,} calls, {tokens:,} tokens, {usd} USD, {seconds:,.0f} s"

@@ -68,7 +68,10 @@ class RoundHistory(tuple[Round, ...]):
             for one in self
         ]
         taken = sum(one.accepted for one in self)
-        return notebook.view(f"{len(self)} rounds, {taken} taken", notebook.table(heads, rows, texts=3, most=20) if rows else None)
+        return notebook.view(
+            f"{notebook.several(len(self), 'round')}, {taken} taken",
+            notebook.table(heads, rows, texts=3, most=20) if rows else None,
+        )
 
 
 def _numbers(one: Round) -> tuple[str, str, str, str]:

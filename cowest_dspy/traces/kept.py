@@ -125,9 +125,9 @@ def _view(traces: Traces, saved: Saved, hide: tuple[str, ...]) -> str:
     report = influence_report(noted())
     counts = {"helped": report.helped, "same": report.same, "hurt": report.hurt, "failed": report.failed}
     failed = ", ".join(f"{count:,} {kind}" for kind, count in errors.most_common())
-    spared = f"spared: {saved['weak_calls']:,} drafts and {saved['strong_calls']:,} answers of the strong model"
+    spared = f"not asked, as there was no need: {notebook.several(saved['weak_calls'], 'draft')}, {notebook.several(saved['strong_calls'], 'answer')}"
     return notebook.view(
-        f"{len(report.values):,} traces of {len(set(report.examples)):,} examples",
+        f"{notebook.several(len(report.values), 'trace')} of {notebook.several(len(set(report.examples)), 'example')}",
         str(report),
         notebook.shares(counts),
         f"failed: {failed}" if failed else None,
