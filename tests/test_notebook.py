@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 import pytest
-from compared import compared, full
+from compared import compared, comparison, full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pair_traces import drafts_of, made_trace, many
@@ -102,7 +102,7 @@ def every(text: str) -> list[Any]:
         StepHistory([StepResult(0, text, text, 0.5, 4, 0, True), StepResult(1, "w", "m", None, 0, 4, False, round_of("").gain)]),
         tuned_lm(),
         full_run(text),
-        full(text),
+        comparison(compared("strong", "+-!-", title=text), compared("both", "++-!", note=text), title=text, warnings=(text,)),
     ]
 
 

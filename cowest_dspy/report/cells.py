@@ -61,10 +61,8 @@ def _pairs(report: RunReport) -> str | None:
     pairs = report.pairs
     if pairs is None:
         return None
-    dropped = notebook.counted(pairs.dropped)
-    return f"{notebook.several(pairs.kept, 'preference pair')} of {notebook.several(pairs.examples, 'example')}" + (
-        f"; {dropped}" if dropped else ""
-    )
+    dropped, examples = notebook.counted(pairs.dropped), notebook.several(pairs.examples, "example")
+    return f"{notebook.several(pairs.kept, 'preference pair')} of {examples}" + (f"; {dropped}" if dropped else "")
 
 
 def _costs(report: RunReport) -> str | None:

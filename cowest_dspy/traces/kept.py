@@ -125,7 +125,8 @@ def _view(traces: Traces, saved: Saved, hide: tuple[str, ...]) -> str:
     report = influence_report(noted())
     counts = {"helped": report.helped, "same": report.same, "hurt": report.hurt, "failed": report.failed}
     failed = ", ".join(f"{count:,} {kind}" for kind, count in errors.most_common())
-    spared = f"not asked, as there was no need: {notebook.several(saved['weak_calls'], 'draft')}, {notebook.several(saved['strong_calls'], 'answer')}"
+    drafts, answers = notebook.several(saved["weak_calls"], "draft"), notebook.several(saved["strong_calls"], "answer")
+    spared = f"not asked, as there was no need: {drafts}, {answers}"
     return notebook.view(
         f"{notebook.several(len(report.values), 'trace')} of {notebook.several(len(set(report.examples)), 'example')}",
         str(report),
