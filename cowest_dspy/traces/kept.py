@@ -143,11 +143,10 @@ _HEADS = ("example", "input", "draft", "alone", "with the draft", "influence")
 def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
     hiding = Hiding(hide)
     hiding.note(trace.example_id, trace.inputs)
-
     shown = hide_inputs(trace.inputs, hide)
-    rest = (
-        hiding.shown(trace.example_id, one) for one in (trace.draft or trace.completion, trace.alone or "", trace.refined or "")
-    )
+    refined = {name: value for name, value in (trace.refined or {}).items() if name != "draft"}
+    texts = (trace.draft or trace.completion, trace.alone or "", refined or "")
+    rest = (hiding.shown(trace.example_id, one) for one in texts)
     last = notebook.signed(trace.influence)
     return (f"{trace.example_id}, {trace.draft_index}", *(notebook.said(_text(one), 160) for one in (shown, *rest)), last)
 
