@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def report(
     what: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN [RUN ...] | TASK.toml [BACKEND.toml]", help="Folders of runs; or TOML files.", show_default=False
-        ),
+        typer.Argument(metavar="RUN", help="Folders of runs; or the TOML files of one, as for other verbs.", show_default=False),
     ],
     run: Run = None,
     seed: Seed = None,
