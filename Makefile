@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo report-screenshots evidence quality docs reference test check format vllm bench clean
+.PHONY: help setup models demo report-screenshots evidence quality docs reference notebook test check format vllm bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ docs: setup reference ## the documentation as a site in site/, offline; a warnin
 
 reference: setup ## docs/reference/cli.md and toml.md, from the code
 	@$(BIN)/python docs/make_reference.py
+
+notebook: models ## docs/first_collaboration.ipynb executed anew and stored with its outputs (minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/execute_notebook.py
 
 test: check ## check, then every test; those that need real models fetch them, or say why they are skipped
 	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"

@@ -24,9 +24,10 @@ from cowest_dspy.errors import CowestError
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
+from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.track_verb import track
-from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Schema, Seed, running
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -56,6 +57,7 @@ config_app = typer.Typer(
 )
 app.add_typer(config_app)
 app.command()(compare)
+app.command()(report)
 app.command()(bundle)
 app.command()(verify)
 app.command()(track)
@@ -172,13 +174,6 @@ def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerat
         model = experiment.tune().model
         experiment.store.journal.result(model=model)
         console.print(f"tuned: {model}")
-
-
-@app.command()
-def report(files: Files, run: Run = None, seed: Seed = None, schema: Schema = False) -> None:
-    """Writes report.json and report.html from what the run has so far, and prints the table. Asks no model."""
-    with running(files, run, seed, verb="report") as experiment:
-        _show(experiment, experiment.report())
 
 
 @app.command()

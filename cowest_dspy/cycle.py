@@ -23,10 +23,10 @@ from typing import Any, Literal, cast
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cowest_dspy import arms
+from cowest_dspy import arms, notebook
 from cowest_dspy.data import with_ids
 from cowest_dspy.errors import ProgramError, nearest
-from cowest_dspy.influence import Metric
+from cowest_dspy.influence import Metric, named
 from cowest_dspy.lms.recording import keeping, unrecorded
 from cowest_dspy.program import Collaboration
 from cowest_dspy.rounds import Gain, Scores, gain
@@ -63,6 +63,32 @@ class StepResult:
         return f"step {self.number}, {self.name}: {score} on {self.n} examples" + (f", gain {self.gain}" if self.gain else "")
 
 
+class StepHistory(tuple[StepResult, ...]):
+    """The candidates of a cycle in order: a tuple, which a notebook shows as a table."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) or "no steps"
+
+    def _repr_html_(self) -> str:
+        """One row for each candidate: its score on the valset, its gain over the start, and whether it was the best so far."""
+        heads = ("step", "weak model", "best so far", "score", "n", "failed", "gain over the start")
+        rows = [
+            (
+                f"{one.number} {one.name}",
+                notebook.said(one.weak),
+                "yes" if one.best else "",
+                "-" if one.score is None else f"{one.score:.3f}",
+                f"{one.n:,}",
+                f"{one.failed:,}",
+                one.gain.span if one.gain else "-",
+            )
+            for one in self
+        ]
+        return notebook.view(
+            notebook.several(len(self), "candidate"), notebook.table(heads, rows, texts=3, most=20) if rows else None
+        )
+
+
 class Frozen(dspy.Module):
     """A module that optimisers leave alone."""
 
@@ -79,7 +105,7 @@ class Frozen(dspy.Module):
 class Cycled(Collaboration):
     """For types: a Collaboration that :meth:`Cycle.compile` made. ``steps`` is its history."""
 
-    steps: tuple[StepResult, ...]
+    steps: StepHistory
 
 
 class Cycle(Teleprompter):
@@ -128,6 +154,9 @@ class Cycle(Teleprompter):
             if target not in ("draft", "refine", "both"):
                 raise ProgramError(f'The target of step "{name}" is "{target}": it is "draft", "refine" or "both".')
         self.confidence, self.threads, self.run, self.watch = confidence, threads, run, watch or Silent()
+
+    def __repr__(self) -> str:
+        return f"Cycle(metric={named(self.metric)}, strategy={f' {ARROW} '.join(self.names)!r})"
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -205,7 +234,7 @@ class _Walk:
             if better:
                 best, highest = made, scores
         found = cast("Cycled", best)
-        found.steps, found._compiled = tuple(done), True
+        found.steps, found._compiled = StepHistory(done), True
         return found
 
     def _step(self, number: int, name: str, program: Collaboration) -> tuple[Collaboration, Scores]:

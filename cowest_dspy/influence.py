@@ -24,6 +24,11 @@ from cowest_dspy.program import Collaboration, presentable
 Metric = Callable[..., Any]
 
 
+def named(metric: Metric) -> str:
+    """A metric's name for people: a function's own, otherwise that of its type."""
+    return getattr(metric, "__name__", type(metric).__name__)
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One step of a program: its outputs, or why there are none; and the calls that it made."""
@@ -149,6 +154,9 @@ class Influence:
         self.metric, self.program = metric, program
         self._alone: dict[str, _Answered] = {}
         self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Influence({named(self.metric)}, {self.program!r})"
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cowest_dspy import notebook
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval
 
 Z = statistics.NormalDist().inv_cdf(0.975)
@@ -48,8 +49,16 @@ class NoiseFloor:
     def __str__(self) -> str:
         return f"noise floor {self.mean_change:.2f} (alone against alone: {self.changed} of {self.n} changed)"
 
+    def _repr_html_(self) -> str:
+        """The floor in a notebook."""
+        return notebook.view(
+            f"Noise floor {self.mean_change:.3f}",
+            f"Asked again without any draft, the strong model scored otherwise on {self.changed:,} of {self.n:,} examples.",
+            f"Over {self.n:,} examples a mean influence may be {self.of_mean(self.n):.3f} by that alone.",
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class InfluenceReport:
     """Influences of a set of drafts; None where one of the two answers failed.
 
@@ -129,3 +138,31 @@ class InfluenceReport:
         counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}  n {len(self.values)}"
         floor = f"  {self.floor}" if self.floor else ""
         return f"influence {self.mean:+.2f}{spread}  {counts}{floor}"
+
+    def __repr__(self) -> str:
+        return f"InfluenceReport({self})"
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook: the mean with its interval, what the drafts did as a bar, the harm rate, the noise floor."""
+        counts = {"helped": self.helped, "same": self.same, "hurt": self.hurt, "failed": self.failed}
+        examples = f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
+        harm = self.harm_interval()
+        rate = f"harm rate {100 * self.harm_rate:.1f} %" if self.scored else None
+        return notebook.view(
+            f"Influence of {notebook.several(len(self.values), 'draft')}{examples}",
+            f"mean {_spanned(self.mean, self.interval())}" if self.scored else "no draft has an influence yet",
+            notebook.shares(counts),
+            f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %" if rate and harm else rate,
+            self._against_noise(),
+        )
+
+    def _against_noise(self) -> str | None:
+        if self.floor is None:
+            return None
+        words = {True: "the mean is more than noise", False: "the mean may be noise", None: "too little to tell it from the mean"}
+        return f"{self.floor}: {words[self.more_than_noise]}"
+
+
+def _spanned(value: float, interval: Interval | None) -> str:
+    spread = f", 95 % interval {interval.low:+.3f} to {interval.high:+.3f}" if interval else ""
+    return f"{value:+.3f}{spread}"

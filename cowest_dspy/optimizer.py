@@ -22,10 +22,10 @@ from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.data import with_ids
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.evaluators import Rubric
-from cowest_dspy.influence import Metric
+from cowest_dspy.influence import Metric, named
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration
-from cowest_dspy.rounds import Round, Rounds, Task
+from cowest_dspy.rounds import RoundHistory, Rounds, Task
 from cowest_dspy.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.store import Store
 from cowest_dspy.tables import PairRules, RoundRules
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 class Tuned(Collaboration):
     """For types: a Collaboration that :meth:`CoWest.compile` made. ``rounds`` is their history, ``run`` the folder."""
 
-    rounds: tuple[Round, ...]
+    rounds: RoundHistory
     run: Path
 
 
@@ -102,6 +102,10 @@ class CoWest(Teleprompter):
         if processes != 1:
             check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
+    def __repr__(self) -> str:
+        about = f"tuner={self.tuner!r}, drafts={self.sampling.drafts}, rounds={self.rules.count}, seed={self.seed}"
+        return f"CoWest(metric={named(self.metric)}, {about})"
+
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         student: Collaboration,
@@ -145,7 +149,7 @@ class CoWest(Teleprompter):
         train: list[dspy.Example],
         held: list[dspy.Example],
         first: int,
-    ) -> tuple[dspy.LM, tuple[Round, ...]]:
+    ) -> tuple[dspy.LM, RoundHistory]:
         stages = Stages(store.folder, store, self.watch)
         models = TrainedModels(stages, lambda: start, self.seed, processes=self.processes)
         return Rounds(stages, models, lambda: self._task(student, train, held), self.rules, first=first).run(start)

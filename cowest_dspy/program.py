@@ -15,8 +15,9 @@ from typing import Any, cast
 
 import dspy
 
+from cowest_dspy import notebook
 from cowest_dspy.adapters import LineAdapter, labelled_lines
-from cowest_dspy.errors import ProgramError, nearest
+from cowest_dspy.errors import ProgramError, masked, nearest
 from cowest_dspy.lms.recording import recorded
 from cowest_dspy.tables import DraftFormat
 
@@ -196,6 +197,26 @@ class Collaboration(dspy.Module):
             predictor.lm = None
         return super(Collaboration, unbound).dump_state(json_mode=json_mode)
 
+    def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - DSPy's is of literal text
+        models = " -> ".join(_told_lm(module) for module in (self.draft, self.refine))
+        return f"Collaboration({models}, draft {_form(self.draft)}, refine {_form(self.refine)})"
+
+    def _repr_html_(self) -> str:
+        """The program in a notebook: its two models, what each is asked for, and what tuning made of it, where it was tuned."""
+        parts = (("draft", "weak", self.draft), ("refine", "strong", self.refine), ("alone", "strong", self.alone.module))
+        rows = [
+            (name, role, notebook.said(_told_lm(module)), notebook.said(_form(module)), *_asked(module))
+            for name, role, module in parts
+        ]
+        adapter = type(self.adapter or dspy.settings.adapter or LineAdapter()).__name__
+        history = [getattr(self, name, ()) for name in ("rounds", "steps")]
+        return notebook.view(
+            "Collaboration",
+            notebook.table(("step", "role", "model", "fields", "instructions", "examples"), rows, texts=5),
+            f"the draft goes into refine's input {self.draft_field!r}; prompts: {adapter}",
+            *(notebook.Markup(told()) for one in history if (told := getattr(one, "_repr_html_", None))),
+        )
+
     @contextmanager
     def _speaking(self) -> Iterator[None]:
         with speaking(self.adapter):
@@ -207,6 +228,32 @@ def speaking(adapter: dspy.Adapter | None) -> Iterator[None]:
     """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``, otherwise a LineAdapter."""
     with dspy.context(adapter=adapter or dspy.settings.adapter or LineAdapter()):
         yield
+
+
+def _told_lm(module: dspy.Module) -> str:
+    """The models of a module, by id, with the settings that change an answer; of no other setting, since one may be a key."""
+    told = list[str]()
+    for predictor in module.predictors():
+        lm = predictor.lm
+        given = getattr(lm, "kwargs", {})
+        settings = [f"{name} {given[name]}" for name in ("temperature", "max_tokens") if given.get(name) is not None]
+        named = masked(str(getattr(lm, "model", type(lm).__name__)))
+        told.append("not bound" if lm is None else " ".join([named, *settings]))
+    return ", ".join(dict.fromkeys(told)) or "asks no model"
+
+
+def _form(module: dspy.Module) -> str:
+    """A module's inputs and outputs: those of each of its predictors."""
+    signatures = [signature_of(predictor) for predictor in module.predictors()]
+    forms = [f"{', '.join(one.input_fields)} -> {', '.join(one.output_fields)}" for one in signatures]
+    return "; ".join(forms) or type(module).__name__
+
+
+def _asked(module: dspy.Module) -> tuple[Any, str]:
+    """The instructions of a module's predictors, and how many worked examples they have."""
+    predictors = module.predictors()
+    told = "\n".join(signature_of(predictor).instructions for predictor in predictors)
+    return notebook.said(told), str(sum(len(predictor.demos) for predictor in predictors))
 
 
 def draft_text(prediction: dspy.Prediction, field: str) -> str:

@@ -17,13 +17,13 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "errors", "interrupts", "intervals", "budget", "tables", "config", "recipes", "data", "duplicates", "corpus",
-    "lms", "pool", "adapters", "program", "baselines", "rationales",
+    "errors", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "config", "recipes", "data", "duplicates",
+    "corpus", "lms", "pool", "adapters", "program", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
-    "summary", "tracking", "gate", "serving", "experiment", "bundle",
-    "prompt_calls", "forecast", "probing", "doctor", "quote", "runs", "live", "verbs", "compare_verb",
+    "summary", "side_by_side", "tracking", "gate", "serving", "experiment", "bundle",
+    "prompt_calls", "forecast", "probing", "doctor", "quote", "runs", "live", "verbs", "report_verb", "compare_verb",
     "bundle_verbs", "track_verb", "runs_verbs", "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
 HEAVY = {
@@ -111,6 +111,7 @@ def only_the_version(path: Path) -> bool:
         "tuning",
         "report",
         "comparison",
+        "side_by_side",
         "tracking",
         "experiment",
         "live",

@@ -10,8 +10,10 @@ markdown.py      for a page of results
 latex.py         for a paper
 charts.py        points, differences and sweeps
 html.py          the page, and all files together
+cells.py         a comparison in a notebook
 """
 
+from cowest_dspy.comparison import cells as cells
 from cowest_dspy.comparison.html import WrittenComparison, read_comparison, render_comparison, write_comparison
 from cowest_dspy.comparison.latex import to_latex
 from cowest_dspy.comparison.markdown import to_markdown

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError
+from cowest_dspy.notebook import html_of
 from cowest_dspy.report.model import Arm, Stage, sayable
 
 SCHEMA_VERSION = 1
@@ -66,7 +67,7 @@ class SweepPoint:
         return json.dumps(self.settings, sort_keys=True, default=str)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """Arms that answered the same examples. ``against`` names the arm that all others are tested against; ``metric`` is a name.
 
@@ -91,6 +92,14 @@ class Comparison:
     def __post_init__(self) -> None:
         _refuse_twins([(f'Arm "{one.arm.name}"', one.seed) for one in self.arms])
         _refuse_twins([(f"The sweep's point {point.key}", point.arm.seed) for point in self.sweep])
+
+    def __repr__(self) -> str:
+        arms = len({one.arm.name for one in self.arms})
+        return f"Comparison({self.title!r}, {arms} arms against {self.against!r}, {len(self.sweep)} points of a sweep)"
+
+    def _repr_html_(self) -> str:
+        """The comparison in a notebook (cells.py)."""
+        return html_of(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""

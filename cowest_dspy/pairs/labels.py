@@ -9,8 +9,10 @@ from typing import Any
 
 import dspy
 
+from cowest_dspy import notebook
 from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.errors import PairsError
+from cowest_dspy.hiding import Hiding, mark
 from cowest_dspy.pairs.gate import Gate, Rules, influence_of
 from cowest_dspy.pairs.pair import Messages, listed
 from cowest_dspy.traces import Trace
@@ -34,12 +36,14 @@ class LabelledDraft:
     run: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelledDrafts:
-    """Labelled drafts in the order of examples and of sampling, and how many were dropped for which reason."""
+    """Labelled drafts in the order of examples and of sampling, and how many were dropped for which reason. ``hiding``: inputs that
+    a notebook does not show."""
 
     drafts: tuple[LabelledDraft, ...]
     dropped: dict[str, int] = field(default_factory=dict)
+    hiding: Hiding | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.drafts)
@@ -51,6 +55,31 @@ class LabelledDrafts:
     def helped(self) -> int:
         """How many are labelled as having helped; the others hurt."""
         return sum(draft.label for draft in self.drafts)
+
+    def __repr__(self) -> str:
+        hurt, dropped = len(self) - self.helped, notebook.counted(self.dropped) or "dropped: none"
+        return f"LabelledDrafts({self.helped} helped, {hurt} hurt; {dropped})"
+
+    def _repr_html_(self) -> str:
+        """The drafts in a notebook: how many of each label, what was dropped and why, and the first of them."""
+        counts = {"helped": self.helped, "hurt": len(self) - self.helped}
+        rows = [self._row(draft) for draft in self.drafts[: notebook.MOST_ROWS]]
+        heads = ("example", "prompt", "draft", "label", "influence")
+        examples = len({draft.example_id for draft in self.drafts})
+        return notebook.view(
+            f"{notebook.several(len(self), 'labelled draft')} of {notebook.several(examples, 'example')}",
+            notebook.shares(counts),
+            notebook.counted(self.dropped),
+            notebook.table(heads, rows, texts=4, total=len(self)) if rows else None,
+        )
+
+    def _row(self, draft: LabelledDraft) -> tuple[Any, ...]:
+        prompt, text = (messages[-1]["content"] if messages else "" for messages in (draft.prompt, draft.completion))
+        if self.hiding is not None:
+            prompt, text = mark(prompt), self.hiding.shown(draft.example_id, text)
+        label = "helped" if draft.label else "hurt"
+        name = f"{draft.example_id}, {draft.draft_index}"
+        return name, notebook.said(prompt, 160), notebook.said(text, 160), label, notebook.signed(draft.influence)
 
     def rows(self) -> list[dict[str, Any]]:
         """TRL's conversational rows with ``prompt``, ``completion`` and ``label``, and lineage columns."""
@@ -109,7 +138,11 @@ def labelled_drafts(
     """
     gate = Gate(Rules(margin=1, near=1, leak=leak, length_ratio=None), held_out)
     made: list[LabelledDraft] = []
+    names = getattr(traces, "hide", ())
+    hiding = Hiding(names) if names else None
     for drafts in gate.examples(traces):
+        if hiding:
+            hiding.note(drafts[0].example_id, drafts[0].inputs)
         labelled = [(trace, _label(trace, same)) for trace in gate.usable(drafts)]
         if unlabelled := sum(label is None for _, label in labelled):
             gate.dropped["drafts that changed nothing"] += unlabelled
@@ -117,7 +150,7 @@ def labelled_drafts(
         kept = [(trace, label) for trace, label in labelled if label is False or trace.draft_index in honest]
         kept.sort(key=lambda item: item[0].draft_index)
         made.extend(_draft(trace, bool(label), run) for trace, label in kept)
-    return LabelledDrafts(tuple(made), dict(sorted(gate.dropped.items())))
+    return LabelledDrafts(tuple(made), dict(sorted(gate.dropped.items())), hiding)
 
 
 def _label(trace: Trace, same: bool | None) -> bool | None:

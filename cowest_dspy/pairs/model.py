@@ -9,29 +9,70 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy import notebook
 from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.errors import PairsError
+from cowest_dspy.hiding import Hiding, mark
 from cowest_dspy.pairs import sharing
 from cowest_dspy.pairs.lengths import Lengths, lengths_of
 from cowest_dspy.pairs.pair import Pair, listed, pair_from
 
 TRAINED_ON = ("prompt", "chosen", "rejected")
+SHOWN = 3
+"""Pairs that a notebook shows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreferencePairs:
     """Pairs in the order of their examples; how many drafts, pairs or examples were dropped for which reason; and the gate's
-    rules (strategy, margin, ...), empty for pairs that were read from a file."""
+    rules (strategy, margin, ...), empty for pairs that were read from a file. ``hiding``: inputs that a notebook does not show."""
 
     pairs: tuple[Pair, ...]
     dropped: dict[str, int] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
+    hiding: Hiding | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
+
+    @property
+    def examples(self) -> int:
+        """Of how many examples the pairs are."""
+        return len({pair.example_id for pair in self.pairs})
+
+    def __repr__(self) -> str:
+        return (
+            f"PreferencePairs({len(self)} pairs of {self.examples} examples; {notebook.counted(self.dropped) or 'dropped: none'})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The pairs in a notebook: how many, what was dropped and why, and the first with what differs in their words."""
+        lengths = self.lengths
+        left = len(self.pairs) - SHOWN
+        return notebook.view(
+            f"{notebook.several(len(self), 'preference pair')} of {notebook.several(self.examples, 'example')}",
+            notebook.counted(self.dropped),
+            f"lengths: {lengths}" if lengths else None,
+            f"Warning: {lengths.warning}" if lengths and lengths.warning else None,
+            *(self._shown(pair) for pair in self.pairs[:SHOWN]),
+            notebook.more(left, "pair") if left > 0 else None,
+        )
+
+    def _shown(self, pair: Pair) -> notebook.Markup:
+        prompt, one, other = (_last(messages) for messages in (pair.prompt, pair.chosen, pair.rejected))
+        if self.hiding is not None:
+            # A prompt is inputs in some format, of which only the whole is known here.
+            prompt, one, other = mark(prompt), *(self.hiding.shown(pair.example_id, text) for text in (one, other))
+        chosen, rejected = notebook.word_diff(one, other)
+        rows = [
+            ("prompt", notebook.said(prompt), ""),
+            ("chosen", chosen, _influence(pair.chosen_influence)),
+            ("rejected", rejected, _influence(pair.rejected_influence)),
+        ]
+        return notebook.table((pair.example_id, "", "influence"), rows, texts=2)
 
     @property
     def lengths(self) -> Lengths | None:
@@ -112,6 +153,14 @@ class PreferencePairs:
     @classmethod
     def _of(cls, rows: Iterable[Any], source: str) -> PreferencePairs:
         return cls(tuple(pair_from(row, number, source) for number, row in enumerate(rows, start=1)))
+
+
+def _last(messages: tuple[dict[str, str], ...]) -> str:
+    return messages[-1]["content"] if messages else ""
+
+
+def _influence(value: float | None) -> str:
+    return "not measured" if value is None else notebook.signed(value)
 
 
 def nothing_to_train_on(pairs: PreferencePairs) -> str:

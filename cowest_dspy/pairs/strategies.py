@@ -8,6 +8,7 @@ from typing import Literal
 import dspy
 
 from cowest_dspy.errors import PairsError, nearest
+from cowest_dspy.hiding import Hiding
 from cowest_dspy.pairs.gate import ROUNDING, Gate, Rules, influence_of
 from cowest_dspy.pairs.model import PreferencePairs
 from cowest_dspy.pairs.pair import Pair
@@ -62,10 +63,15 @@ def preference_pairs(
     gate = Gate(Rules(margin, near, leak, length_ratio), held_out)
     limit = 1 if per_example is None and strategy == "ranked" else per_example
     pairs: list[Pair] = []
+    names = getattr(traces, "hide", ())
+    hiding = Hiding(names) if names else None
     for drafts in gate.examples(traces):
-        pairs.extend(_pair(chosen, rejected, run) for chosen, rejected in _paired(gate, drafts, strategy, limit))
+        made = _paired(gate, drafts, strategy, limit)
+        pairs.extend(_pair(chosen, rejected, run) for chosen, rejected in made)
+        if made and hiding:
+            hiding.note(drafts[0].example_id, drafts[0].inputs)
     rules = {"strategy": strategy, "margin": margin, "per_example": limit, "near": near, "leak": leak, "length_ratio": length_ratio}
-    return PreferencePairs(tuple(pairs), dict(sorted(gate.dropped.items())), rules)
+    return PreferencePairs(tuple(pairs), dict(sorted(gate.dropped.items())), rules, hiding)
 
 
 def _paired(gate: Gate, drafts: Sequence[Trace], strategy: Strategy, limit: int | None) -> list[tuple[Trace, Trace]]:

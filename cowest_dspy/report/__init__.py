@@ -15,8 +15,10 @@ differing.py two drafts, word by word
 page.py      what all pages share: environment, policy, files
 browse.py    answers and traces to search and read
 html.py      report.json and report.html, written together
+cells.py     a report in a notebook
 """
 
+from cowest_dspy.report import cells as cells
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.html import WrittenReport, read_report, render_html, write_report
 from cowest_dspy.report.model import (

@@ -1,36 +1,13 @@
-"""Texts that are not shown unasked: the inputs that ``[report] hide`` names, on pages and in a terminal.
-
-[report]
-hide = ["context"]        # report.html says "(hidden: 74 characters)"
-
-The run's data keep them: the store, report.json, pairs.jsonl, and what is bundled of these. Where another text of the same example
-(a draft, an answer) repeats such an input word for word, it is hidden there too; one that says it in its own words is shown.
-"""
+"""The report as it may be shown: without the inputs that ``[report] hide`` names (``cowest_dspy.hiding``)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from cowest_dspy.hiding import hidden_names, hide_inputs, mark, without
 from cowest_dspy.report.model import Answer, PairRow, RunReport, TraceRow
-
-
-def hidden_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The inputs that a configuration, as a dictionary, hides; none where it does not say."""
-    table = config.get("report")
-    return tuple(table.get("hide") or ()) if isinstance(table, Mapping) else ()
-
-
-def mark(value: Any) -> str:
-    """``mark("Hello.")`` is ``"(hidden: 6 characters)"``."""
-    return f"(hidden: {len(str(value)):,} characters)"
-
-
-def hide_inputs(inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The inputs with a mark in the place of those of these names."""
-    hide = set(names)
-    return {name: mark(value) if name in hide else value for name, value in inputs.items()}
 
 
 def hidden(report: RunReport) -> RunReport:
@@ -43,7 +20,7 @@ def hidden(report: RunReport) -> RunReport:
         said.setdefault(row.example_id, {}).update(dict.fromkeys(str(row.inputs[name]) for name in names if name in row.inputs))
 
     def masking(example_id: str) -> Callable[[Any], Any]:
-        return lambda value: _masked(value, said.get(example_id, {}))
+        return lambda value: without(value, said.get(example_id, {}))
 
     def answer_shown(answer: Answer) -> Answer:
         return _changed(answer, masking(answer.example_id), inputs=hide_inputs(answer.inputs, names))
@@ -64,15 +41,3 @@ def _changed(row: Any, change: Callable[[Any], Any], **given: Any) -> Any:
     """A copy of a row with these fields, and all others but its id changed."""
     names = (field.name for field in dataclasses.fields(row) if field.name not in ("example_id", *given))
     return dataclasses.replace(row, **{name: change(getattr(row, name)) for name in names}, **given)
-
-
-def _masked(value: Any, texts: Iterable[str]) -> Any:
-    """JSON values with a mark in the place of each of the texts; one that is a single word is left, it may well be an answer."""
-    if isinstance(value, dict):
-        return {key: _masked(item, texts) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_masked(item, texts) for item in value]
-    if isinstance(value, str):
-        for text in sorted((text for text in texts if len(text.split()) > 1), key=len, reverse=True):
-            value = value.replace(text.strip(), mark(text))
-    return value

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError
+from cowest_dspy.notebook import html_of
 
 SCHEMA_VERSION = 1
 _STRICT = ConfigDict(extra="forbid")
@@ -295,7 +296,7 @@ class TraceRow:
         return cls(**{field.name: getattr(trace, field.name) for field in dataclasses.fields(cls)})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunReport:
     """One run, finished or not: parts that are not there yet are empty.
 
@@ -334,6 +335,13 @@ class RunReport:
     def arm(self, name: str | None) -> Arm | None:
         """The arm of that name, or None when it has not been evaluated (yet)."""
         return next((arm for arm in self.arms if arm.name == name), None)
+
+    def __repr__(self) -> str:
+        return f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, {len(self.influence)} drafts)"
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook (cells.py)."""
+        return html_of(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""

@@ -41,11 +41,17 @@ class Gain:
     failed_before: int
     failed_after: int
 
-    def __str__(self) -> str:
+    @property
+    def span(self) -> str:
+        """The mean and its interval, or "-"."""
         if self.mean is None or self.low is None or self.high is None:
+            return "-"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    def __str__(self) -> str:
+        if self.span == "-":
             return f"not known: {self.n} of {self.examples} examples were answered by both"
-        span = f"[{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.mean:+.3f} {span} on {self.n} examples ({self.better} better, {self.worse} worse)"
+        return f"{self.span} on {self.n} examples ({self.better} better, {self.worse} worse)"
 
 
 @dataclass(frozen=True)

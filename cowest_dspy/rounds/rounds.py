@@ -16,8 +16,9 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy import arms
+from cowest_dspy import arms, notebook
 from cowest_dspy.errors import PairsError
+from cowest_dspy.hiding import Hiding, names_hidden_in
 from cowest_dspy.influence import Metric
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
 from cowest_dspy.program import Collaboration
@@ -51,6 +52,31 @@ class Round:
 
     def __str__(self) -> str:
         return f"round {self.number}: {'accepted' if self.accepted else 'rolled back'}, {self.reason}"
+
+
+class RoundHistory(tuple[Round, ...]):
+    """Rounds in order: a tuple, which a notebook shows as a table."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) or "no rounds"
+
+    def _repr_html_(self) -> str:
+        """One row for each round: what it was tuned on, what it gained on the dev split, whether it was taken, and why."""
+        heads = ("round", "outcome", "why", "pairs", "replayed", "n", "gain")
+        rows = [
+            (str(one.number), "accepted" if one.accepted else "rolled back", notebook.said(one.reason), *_numbers(one))
+            for one in self
+        ]
+        taken = sum(one.accepted for one in self)
+        return notebook.view(
+            f"{notebook.several(len(self), 'round')}, {taken} taken",
+            notebook.table(heads, rows, texts=3, most=20) if rows else None,
+        )
+
+
+def _numbers(one: Round) -> tuple[str, str, str, str]:
+    found = one.gain
+    return f"{one.pairs:,}", f"{one.replayed:,}", f"{found.n:,}" if found else "-", found.span if found else "-"
 
 
 @dataclass(frozen=True)
@@ -104,7 +130,7 @@ class Rounds:
         """What is worked on; made when it is needed first."""
         return self._make_task()
 
-    def run(self, start: dspy.LM) -> tuple[dspy.LM, tuple[Round, ...]]:
+    def run(self, start: dspy.LM) -> tuple[dspy.LM, RoundHistory]:
         """The weak LM after all rounds, which is that of the last round that was taken (``start`` if none was), and the rounds.
 
         Raises:
@@ -127,7 +153,7 @@ class Rounds:
         self._forget_after(done[-1].number)
         taken = next((one for one in reversed(done) if one.accepted), None)
         store.keep("final", "weak", {"adapter": self._step(taken.number) if taken else None, "model": current.model})
-        return current, tuple(done)
+        return current, RoundHistory(done)
 
     def _forget_after(self, number: int) -> None:
         """Drops what an earlier configuration left of later rounds, so that it is in no table."""
@@ -170,7 +196,8 @@ class Rounds:
     def paired(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
         """The round's preference pairs, also written to its file in the run folder."""
         if self.task.given and number == self._first:
-            pairs = PreferencePairs.load(self.task.given)
+            names = names_hidden_in(self._stages.run)
+            pairs = replace(PreferencePairs.load(self.task.given), hiding=Hiding(names) if names else None)
         else:
             pairs = preference_pairs(self.collected(start, number), **self.task.gate)
         pairs = pairs.at_most(self.task.most, seed=self.task.sampling.seed)

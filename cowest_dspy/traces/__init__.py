@@ -10,8 +10,8 @@ collecting.py   collect(): every example, within its limits; stops when too many
 """
 
 from cowest_dspy.pool import Progress, in_order
-from cowest_dspy.traces.collecting import collect, influence_report
-from cowest_dspy.traces.kept import HeldTraces, StoredTraces, Traces
+from cowest_dspy.traces.collecting import collect
+from cowest_dspy.traces.kept import HeldTraces, StoredTraces, Traces, influence_report
 from cowest_dspy.traces.noise import noise_floor, noise_in
 from cowest_dspy.traces.trace import Sampling, Trace
 

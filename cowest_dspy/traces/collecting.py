@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 import dspy
 
 from cowest_dspy.errors import CollectionError
-from cowest_dspy.influence import InfluenceReport, Metric
+from cowest_dspy.influence import Metric
 from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.pool import Progress, given_in_order
@@ -84,16 +84,6 @@ def collect(
                 on_progress(done, len(examples))
             tally.add(rolled.traces, last=done == len(examples))
     return keeper.traces()
-
-
-def influence_report(traces: Iterable[Trace]) -> InfluenceReport:
-    """The influences of traces: helped, hurt, same, failed. Reads them once, and keeps two values of each."""
-    values: list[float | None] = []
-    examples: list[str] = []
-    for trace in traces:
-        values.append(trace.influence)
-        examples.append(trace.example_id)
-    return InfluenceReport(tuple(values), tuple(examples))
 
 
 def _check(plan: Plan) -> None:

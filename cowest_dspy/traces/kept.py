@@ -5,10 +5,14 @@ Both are sequences of traces in the order of examples and drafts, and both say i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import overload
 
+from cowest_dspy import notebook
+from cowest_dspy.hiding import Hiding, hide_inputs, names_hidden_in
+from cowest_dspy.influence_report import InfluenceReport
 from cowest_dspy.store import Store
 from cowest_dspy.traces.trace import Trace
 
@@ -22,6 +26,13 @@ class HeldTraces(list[Trace]):
     """Traces in memory: those of a collection without a store."""
 
     saved: Saved
+
+    def __repr__(self) -> str:
+        return f"HeldTraces({len(self)} traces, {influence_report(self)})"
+
+    def _repr_html_(self) -> str:
+        """The traces in a notebook: their influence, and the first of them."""
+        return _view(self, self.saved, ())
 
 
 class StoredTraces(Sequence[Trace]):
@@ -71,6 +82,78 @@ class StoredTraces(Sequence[Trace]):
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
+    @property
+    def hide(self) -> tuple[str, ...]:
+        """The inputs that the run's configuration does not want shown ([report] hide)."""
+        return names_hidden_in(self._store.folder)
+
+    def __repr__(self) -> str:
+        return f"StoredTraces({len(self)} traces, {influence_report(self)})"
+
+    def _repr_html_(self) -> str:
+        """The traces in a notebook: their influence, and the first of them; without the inputs that the run hides."""
+        return _view(self, self.saved, self.hide)
+
 
 Traces = StoredTraces | HeldTraces
 """The traces of a collection, with a store or without one: a sequence."""
+
+
+def influence_report(traces: Iterable[Trace]) -> InfluenceReport:
+    """The influences of traces: helped, hurt, same, failed. Reads them once, and keeps two values of each."""
+    values: list[float | None] = []
+    examples: list[str] = []
+    for trace in traces:
+        values.append(trace.influence)
+        examples.append(trace.example_id)
+    return InfluenceReport(tuple(values), tuple(examples))
+
+
+def _view(traces: Traces, saved: Saved, hide: tuple[str, ...]) -> str:
+    """Reads them once, whatever their number, and keeps a few."""
+    first: list[Trace] = []
+    errors = Counter[str]()
+
+    def noted() -> Iterator[Trace]:
+        for trace in traces:
+            if len(first) < notebook.MOST_ROWS:
+                first.append(trace)
+            if trace.error is not None:
+                errors[trace.error.partition(":")[0]] += 1
+            yield trace
+
+    report = influence_report(noted())
+    counts = {"helped": report.helped, "same": report.same, "hurt": report.hurt, "failed": report.failed}
+    failed = ", ".join(f"{count:,} {kind}" for kind, count in errors.most_common())
+    drafts, answers = notebook.several(saved["weak_calls"], "draft"), notebook.several(saved["strong_calls"], "answer")
+    spared = f"not asked, as there was no need: {drafts}, {answers}"
+    return notebook.view(
+        f"{notebook.several(len(report.values), 'trace')} of {notebook.several(len(set(report.examples)), 'example')}",
+        str(report),
+        notebook.shares(counts),
+        f"failed: {failed}" if failed else None,
+        spared if any(saved.values()) else None,
+        notebook.table(_HEADS, [_row(trace, hide) for trace in first], texts=5, total=len(report.values)) if first else None,
+    )
+
+
+_HEADS = ("example", "input", "draft", "alone", "with the draft", "influence")
+
+
+def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
+    hiding = Hiding(hide)
+    hiding.note(trace.example_id, trace.inputs)
+    shown = hide_inputs(trace.inputs, hide)
+    refined = {name: value for name, value in (trace.refined or {}).items() if name != "draft"}
+    texts = (trace.draft or trace.completion, trace.alone or "", refined or "")
+    rest = (hiding.shown(trace.example_id, one) for one in texts)
+    last = notebook.signed(trace.influence)
+    return (f"{trace.example_id}, {trace.draft_index}", *(notebook.said(_text(one), 160) for one in (shown, *rest)), last)
+
+
+def _text(value: object) -> str:
+    """A text as it is; of several fields one line each, of one field its value."""
+    if not isinstance(value, dict):
+        return str(value)
+    named = len(value) > 1
+    return "\n".join(f"{name}: {one}" if named else str(one) for name, one in value.items())

@@ -21,6 +21,7 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 from pydantic import ValidationError
 
+from cowest_dspy import notebook
 from cowest_dspy.errors import TuningError, nearest
 from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
@@ -183,13 +184,35 @@ class TRLProvider(Provider):
         return tuned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TunedLM:
     """What :func:`tune` gives: the tuned LM, its model id, and the training's result."""
 
     lm: dspy.LM
     model: str
     result: Tuned
+
+    def __repr__(self) -> str:
+        losses = [row["loss"] for row in self.result.history if "loss" in row]
+        span = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+        return f"TunedLM({self.model}, {len(losses)} steps{span}, {self.result.seconds:.0f} s)"
+
+    def _repr_html_(self) -> str:
+        """The training in a notebook: what it made, of what, and how the loss went."""
+        made = self.result
+        rows = [row for row in made.history if "loss" in row]
+        picked = [rows[place * (len(rows) - 1) // 4] for place in range(5)] if len(rows) > 5 else rows
+        margins = any("rewards/margins" in row for row in rows)
+        heads = ("step", "loss", *(["reward margin"] if margins else []))
+        cells = [
+            (f"{row['step']:g}", f"{row['loss']:.3f}", *([f"{row.get('rewards/margins', float('nan')):+.3f}"] if margins else []))
+            for row in picked
+        ]
+        return notebook.view(
+            f"Tuned: {self.model}",
+            f"{len(rows):,} optimiser steps on {made.trained_rows:,} rows, {made.tokens:,} tokens, {made.seconds:,.0f} s",
+            notebook.table(heads, cells) if cells else None,
+        )
 
 
 def tune(
