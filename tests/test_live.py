@@ -432,3 +432,12 @@ def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     with journal.stage("collect", "Collecting") as here:
         here.at(1, 2)
     assert journal.close().state == "finished"
+
+
+def test_the_page_names_every_key_of_every_event() -> None:
+    page = (Path(__file__).parents[1] / "docs/live.md").read_text(encoding="utf-8")
+    common = page.partition("Every object has:")[2].partition("| `event` | when")[0]
+    rows = {name: row for name in MORE for row in page.splitlines() if row.startswith(f"| `{name}` |")}
+    assert all(f"`{key}`" in common for key in COMMON)
+    for name, keys in MORE.items():
+        assert all(f"`{key}`" in rows[name] for key in keys), name
