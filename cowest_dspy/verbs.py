@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,9 +79,12 @@ def running(
     """
     watch = _watch(log, run)
     journal: Journal | None = None
+    aside = ExitStack()
     quiet, console.quiet = console.quiet, log is Log.json or console.quiet
     code, failed = 0, None
     try:
+        # What libraries print belongs to no event.
+        aside.enter_context(redirect_stdout(sys.stderr) if log is Log.json else nullcontext())
         from cowest_dspy.config import load_config
         from cowest_dspy.experiment import Experiment
 
@@ -106,6 +109,7 @@ def running(
         raise
     finally:
         console.quiet = quiet
+        aside.close()
         if log is Log.json:
             _end(watch, journal.close(failed) if journal else None, code, failed)
 

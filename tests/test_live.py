@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pytest
 from hypothesis import given
@@ -18,6 +21,7 @@ from rich.console import Console
 
 from cowest_dspy import Store
 from cowest_dspy.live import JsonLines, Live, Plain, Terminal, terminal, texts
+from cowest_dspy.live.above import above
 from cowest_dspy.live.view import GAP, ended, view, wrapped
 from cowest_dspy.progress import Best, Journal, Limit, Snapshot, Spent, StageDone, StageNow
 from cowest_dspy.progress.pace import WINDOW, Pace, Rate
@@ -235,6 +239,55 @@ def test_a_watch_of_two_methods_is_enough_and_a_part_says_whose_it_is(tmp_path: 
         assert store.journal.snapshot().stages[0].title == "seed-1: Collecting"
 
 
+class Screen(io.StringIO):
+    """A terminal that keeps what it is sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def printed(write: Callable[[TextIO], None]) -> list[str]:
+    """What of this is seen while something is drawn."""
+    screen_ = Screen()
+    console = Console(file=screen_, force_terminal=True, width=80, color_system=None)
+    with redirect_stdout(screen_), redirect_stderr(screen_), above(console):
+        write(sys.stdout)
+    return screen_.getvalue().splitlines()
+
+
+def test_bars_of_libraries_are_left_out_and_lines_are_whole() -> None:
+    from tqdm import tqdm
+
+    def write(stream: TextIO) -> None:
+        for _ in tqdm(range(3), file=stream, mininterval=0):
+            pass
+        for _ in tqdm(iter(range(3)), file=stream, mininterval=0):
+            pass
+        stream.write("half a ")
+        stream.flush()
+        stream.write("line\n\nover\rwritten\n[bold]plain[/bold] \x1b[31mred\x1b[0m\nno end")
+
+    assert printed(write) == ["half a line", "", "written", "[bold]plain[/bold] red", "no end"]
+
+
+@given(st.lists(st.text("ab \n", max_size=9), max_size=9))
+def test_whatever_is_printed_in_whatever_pieces_comes_out(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    seen = printed(lambda stream: cast("Any", stream).writelines(pieces))
+    whole, _, rest = text.rpartition("\n")
+    wanted = (whole.split("\n") if "\n" in text else []) + ([rest] if rest.strip() else [])
+    assert seen == wanted
+
+
+def test_what_goes_elsewhere_is_none_of_the_terminals() -> None:
+    out, screen_ = io.StringIO(), Screen()
+    console = Console(file=screen_, force_terminal=True, width=80, color_system=None)
+    with redirect_stdout(out), redirect_stderr(screen_), above(console):
+        print("to a file")
+        print("to the terminal", file=sys.stderr)
+    assert out.getvalue() == "to a file\n" and screen_.getvalue() == "to the terminal\n"
+
+
 # As JSON
 
 COMMON = {
@@ -295,6 +348,16 @@ def test_log_json_prints_events_alone_and_ends_with_the_result(tmp_path: Path) -
     assert [one["calls"] for one in during] == sorted(one["calls"] for one in during)
     strong = during[-1]["budget"][0]
     assert strong["name"] == "strong calls" and strong["most"] == 5000 and 0 < strong["spent"] <= last["calls"]
+
+
+def test_what_libraries_print_is_no_event(tmp_path: Path) -> None:
+    written(tmp_path, latency=0.001, more=SCRIPTED)
+    with (tmp_path / "task.py").open("a") as file:
+        file.write("\nprint('loud when it is loaded')\n")
+    found = events(cowest(tmp_path, "collect", "task.toml", "--run", "run", "--log", "json"))
+    assert found[-1]["state"] == "finished"
+    plain = cowest(tmp_path, "collect", "task.toml", "--run", "run", "--log", "plain")
+    assert "loud when it is loaded" in plain and "done in" not in plain and "influence" in plain
 
 
 def test_log_json_ends_with_the_error(tmp_path: Path) -> None:
@@ -369,3 +432,12 @@ def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
     with journal.stage("collect", "Collecting") as here:
         here.at(1, 2)
     assert journal.close().state == "finished"
+
+
+def test_the_page_names_every_key_of_every_event() -> None:
+    page = (Path(__file__).parents[1] / "docs/live.md").read_text(encoding="utf-8")
+    common = page.partition("Every object has:")[2].partition("| `event` | when")[0]
+    rows = {name: row for name in MORE for row in page.splitlines() if row.startswith(f"| `{name}` |")}
+    assert all(f"`{key}`" in common for key in COMMON)
+    for name, keys in MORE.items():
+        assert all(f"`{key}`" in rows[name] for key in keys), name

@@ -4,6 +4,7 @@ screen.py     the terminal
 texts.py      the numbers in words
 view.py       a run at one moment, as lines of a terminal
 following.py  a run of another process, followed from its folder: ``cowest watch``
+above.py      what others print meanwhile
 terminal.py   stages that have ended stay as lines, what is under way is drawn below them
 plain.py      lines, where there is no terminal
 machine.py    ``--log json``

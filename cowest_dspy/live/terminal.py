@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,6 +10,7 @@ from rich.live import Live as Drawing
 from rich.text import Text
 
 from cowest_dspy import interrupts
+from cowest_dspy.live.above import above
 from cowest_dspy.live.plain import Plain
 from cowest_dspy.live.screen import console, drawable
 from cowest_dspy.live.view import ended, view
@@ -51,12 +51,11 @@ class Terminal(Silent):
                     console=self._console,
                     refresh_per_second=DRAWN,
                     transient=True,
-                    # What goes elsewhere is none of this terminal's.
-                    redirect_stdout=sys.stdout.isatty(),
-                    redirect_stderr=sys.stderr.isatty(),
+                    redirect_stdout=False,
+                    redirect_stderr=False,
                 )
                 try:
-                    with self._drawing:
+                    with self._drawing, above(self._console):
                         yield _nothing
                 finally:
                     self._drawing, self._note = None, ""

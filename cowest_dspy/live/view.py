@@ -64,8 +64,9 @@ class _Bar:
         else:
             yield title
         grid.add_column(ratio=2 if wide else None, width=None if wide else min(24, max(options.max_width - 30, 4)))
-        grid.add_column(justify="right")
-        grid.add_column()
+        # As wide as what they may come to hold, so that the bar stays where it is.
+        grid.add_column(justify="right", min_width=len(f"{stage.total:,}") * 2 + 1 if stage.total else 0)
+        grid.add_column(min_width=20 if wide else 0)
         grid.add_row(*cells)
         yield grid
 
