@@ -4,6 +4,7 @@ What stands after a fence's language says what is done with the block:
 
     python              run, in order, in one namespace and one folder for the page
     python slow         the same, in the slow tier, with the real models; "python tuned": with the commands of "bash tuned"
+    python alone        run by a test of the page's own, in a process of its own, since it changes the whole process
     bash                commands that are run; exit code 0
     bash fails          the same; each ends with exit code 1
     bash slow           run in the slow tier, with the real models
@@ -45,7 +46,7 @@ NOTES = {
     "text": r"",
     "json": r"",
     "csv": r"[\w/]+\.csv",
-    "python": r"|slow|tuned|[\w/]+\.py",
+    "python": r"|alone|slow|tuned|[\w/]+\.py",
     "toml": r"|[\w/]+\.toml",
     "bash": r"|fails|slow|tuned|norun \S.*",
 }

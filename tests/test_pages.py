@@ -24,7 +24,10 @@ NOT_RUN: dict[str, list[str]] = {
     "docs/howto/pairs.md": ["needs an account on the Hub"],
     "docs/howto/vllm.md": ["needs vLLM and a GPU", "needs the two servers of step 1"],
     "docs/index.md": ["installs packages"],
+    "docs/tracking.md": ["needs MLflow's server and real models", "needs a run of real models and a tracker"],
 }
+# Code that is run by a test of the page's own.
+ALONE = {"docs/tracking.md": "test_tracking_page.py"}
 
 
 def with_note(*wanted: tuple[str, str]) -> list[Path]:
@@ -83,11 +86,18 @@ def test_every_toml_is_read(page: Path, tmp_path: Path) -> None:
 def test_what_is_not_run_is_listed_here_and_exists() -> None:
     found = {name_of(page): [block.reason for block in blocks(page) if block.reason] for page in PAGES}
     assert {page: reasons for page, reasons in found.items() if reasons} == NOT_RUN
-    assert sum(map(len, NOT_RUN.values())) == 9
+    assert sum(map(len, NOT_RUN.values())) == 11
     for page in PAGES:
         for block in blocks(page):
             wrong = {command: told for command in block.commands if (told := complaint(command, page))} if block.reason else {}
             assert wrong == {}, f"{name_of(page)}, line {block.line}"
+
+
+def test_code_that_changes_a_whole_process_has_a_test_of_its_own() -> None:
+    found = [name_of(page) for page in PAGES for block in blocks(page) if block.note == "alone"]
+    assert found == list(ALONE)
+    for name, test in ALONE.items():
+        assert f'"{name}"' in (ROOT / "tests" / test).read_text(encoding="utf-8")
 
 
 def test_commands_that_do_not_exist_are_found() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 console = Console(highlight=False)
+"""The terminal that everything is printed to."""
 
 
 def drawable(console: Console) -> bool:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from cowest_dspy.budget import Limit
 
 FILE = "progress.json"
+"""The file in a run's folder."""
 SCHEMA_VERSION = 1
 State = Literal["running", "finished", "stopped", "failed"]
 
