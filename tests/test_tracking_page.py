@@ -21,7 +21,7 @@ TEXT = (Path(__file__).parents[1] / "docs/tracking.md").read_text(encoding="utf-
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+    return re.findall(rf"```{language}[^\n]*\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_its_tables_are_read_and_it_says_every_key() -> None:
