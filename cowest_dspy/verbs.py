@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cowest_dspy.errors import masked
 from cowest_dspy.interrupts import signal_of
 from cowest_dspy.live import console
 
@@ -93,7 +94,7 @@ def running(
         config = load_config(files, seed=seed)
         with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
             journal = experiment.store.journal
-            journal.about(verb=verb, command=command())
+            journal.about(verb=verb, command=masked(command()))
             watch.opened(journal)
             yield experiment
             if experiment.store.guard is not None:
@@ -130,11 +131,9 @@ def command() -> str:
 
 
 def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | None) -> None:
-    from cowest_dspy.errors import masked
-
     state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
     error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
     left = next((one for one in reversed(last.stages) if not one.whole and not one.earlier), None) if last else None
     where = {"stage": left.name, "title": left.title, "done": left.done, "total": left.total} if left else {}
     facts = {**where, "verdict": last.verdict if last else None, "results": last.results if last else {}}
-    watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": command() if code else None}, **facts)
+    watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": masked(command()) if code else None}, **facts)

@@ -248,7 +248,7 @@ def test_a_run_without_the_table_has_no_process_and_says_nothing(tmp_path: Path)
         tracking.update()
         tracking.close(lambda: pytest.fail("no report is needed"))
         assert tracking.finish() and said.lines == [] and not store.records("tracking")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.lock", "run.sqlite"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["progress.json", "run.lock", "run.sqlite"]
 
 
 # The verb
