@@ -41,7 +41,7 @@ def checked(notebook: Any) -> None:
     assert plain.count("TunedLM(local/SmolLM2-135M-Instruct@") == 2
     for word in ("strong alone", "collaboration, before tuning", "collaboration, after tuning", "95 %", "p (Holm)", "rejected"):
         assert word in views
-    assert re.search(r"of 20 test questions are scored otherwise after tuning; CPU time \d+ s", plain)
+    assert re.search(r"Of 20 test questions tuning mended \d+ and broke \d+\. CPU time: \d+ s", plain)
     assert "<script" not in views
 
 
