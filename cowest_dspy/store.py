@@ -218,7 +218,8 @@ class Store:
             StoreError: the file cannot be read or written.
         """
         key = wire.request_key(request)
-        with self._turn(key):
+        # Also what is only read: a thread that an executor has left behind must not find a file that is closed.
+        with self._calls.one(), self._turn(key):
             known = self._known(key)
             if known is not None:
                 with self._lock:
@@ -227,7 +228,7 @@ class Store:
                 return known, True
             started = time.monotonic()
             paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            with self._calls.one(), self._clock, paying_for as paying:
+            with self._clock, paying_for as paying:
                 try:
                     response = ask()
                 except BaseException as error:

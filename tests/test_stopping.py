@@ -31,7 +31,7 @@ def goes_on(said: str, folder: Path) -> None:
     """The command that a message gives, pasted into a shell."""
     command = said.strip().splitlines()[-1].strip()
     python, _, rest = command.partition(" ")
-    assert python == Path(sys.executable).name and rest.startswith("-m cowest_dspy.cli ")
+    assert python == Path(sys.executable).name and rest.startswith("-m cowest_dspy.cli "), said
     pasted = f"{shlex.quote(sys.executable)} {rest}"
     done = subprocess.run(pasted, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

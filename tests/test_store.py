@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,34 @@ def test_a_full_disk_is_no_failure_of_a_model(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="is the disk full"):
             any(store.answer(question(number), lambda number=number: answer_to(number))[1] for number in range(200))
         assert 0 < store.calls() < 200
+
+
+def test_a_closed_store_says_so_and_a_thread_that_was_left_behind_ends_silently(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    store = Store(tmp_path)
+    asking, finish, ended = threading.Event(), threading.Event(), list[BaseException | None]()
+
+    def slow() -> Response:
+        asking.set()
+        assert finish.wait(20)
+        return answer_to(7)
+
+    def left_behind() -> None:
+        store.answer(question(7), slow)
+        try:
+            store.answer(question(1), never)
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=left_behind)
+    thread.start()
+    assert asking.wait(20)
+    threading.Timer(0.3, finish.set).start()
+    store.close()
+    thread.join()
+    assert isinstance(ended[0], KeyboardInterrupt), "no error of a damaged file, which DSPy would print"
+    with pytest.raises(StoreError, match="This store is closed"):
+        store.answer(question(1), never)
+    with Store(tmp_path) as again:
+        assert again.answer(question(7), never)[1], "what was under way when it was closed is kept"

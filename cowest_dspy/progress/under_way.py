@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cowest_dspy.errors import StoreError
 from cowest_dspy.interrupts import asked_to_stop, uninterrupted
 from cowest_dspy.lms.limits import Stopping, joining
 
@@ -23,10 +24,13 @@ class UnderWay:
         """A context around a call.
 
         Raises:
-            KeyboardInterrupt: the work is being stopped; whoever asks now is a thread that nobody waits for.
+            KeyboardInterrupt: the work is being stopped, or has ended; whoever asks now is a thread that nobody waits for.
+            StoreError: the work has ended, and the main thread asks.
         """
         with uninterrupted():
             with self._changed:
+                if self._ended and not asked_to_stop() and threading.current_thread() is threading.main_thread():
+                    raise StoreError("This store is closed: open it anew, Store(folder), to ask more.")
                 if self._ended or asked_to_stop():
                     raise KeyboardInterrupt
                 self._count += 1
