@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 RECIPE = '''
@@ -107,22 +108,36 @@ def environment() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``cowest`` in the folder, as a process of its own."""
-    return subprocess.Popen(
+def hearing_signals() -> None:
+    """In a child: as in a terminal, also where the tests were started by ``nohup`` or in the background, which ignore signals."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``cowest`` in the folder, as a process of its own, which is gone afterwards."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "cowest_dspy.cli", *arguments],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hearing_signals,
     )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def cowest(folder: Path, *arguments: str, code: int = 0) -> str:
     """What ``cowest`` prints in the folder; it must end with this exit code."""
-    process = started(folder, *arguments)
-    out, error = process.communicate(timeout=300)
+    with started(folder, *arguments) as process:
+        out, error = process.communicate(timeout=300)
     assert process.returncode == code, out + error
     assert "Traceback" not in error, error
     return out

@@ -275,17 +275,17 @@ def test_a_run_that_is_killed_while_it_is_followed_is_said_to_be(tmp_path: Path)
 
 def test_watch_of_a_real_run_in_another_process(tmp_path: Path) -> None:
     written(tmp_path, latency=0.1, more=SCRIPTED)
-    watching = started(tmp_path, "watch", "run")
-    assert watching.stdout is not None and "waiting for it" in watching.stdout.readline()
-    assert "finished collect" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
-    out, error = watching.communicate(timeout=30)
+    with started(tmp_path, "watch", "run") as watching:
+        assert watching.stdout is not None and "waiting for it" in watching.stdout.readline()
+        assert "finished collect" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
+        out, error = watching.communicate(timeout=30)
     assert watching.returncode == 0, out + error
     assert "Collecting drafts and their influence" in out and out.rstrip().endswith("finished collect")
     assert "finished collect" in cowest(tmp_path, "watch", "run", "--once")
-    alone = started(tmp_path, "watch", "nowhere")
-    assert alone.stdout is not None and "waiting for it" in alone.stdout.readline()
-    alone.send_signal(signal.SIGINT)
-    out, error = alone.communicate(timeout=30)
+    with started(tmp_path, "watch", "nowhere") as alone:
+        assert alone.stdout is not None and "waiting for it" in alone.stdout.readline()
+        alone.send_signal(signal.SIGINT)
+        out, error = alone.communicate(timeout=30)
     assert alone.returncode == 130 and "The run itself is as it was" in error and "Traceback" not in error
 
 

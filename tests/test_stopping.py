@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from live_task import SCRIPTED, answered, committed, cowest, environment, started, until, written
+from live_task import SCRIPTED, answered, committed, cowest, environment, hearing_signals, started, until, written
 
 from cowest_dspy.progress import read_snapshot
 
@@ -52,15 +52,15 @@ def test_a_signal_stops_a_stage_and_keeps_what_was_paid_for(
 ) -> None:
     folder = tmp_path / "a folder"
     written(folder, latency=0.3, more=more)
-    process = started(folder, *verb.split(), "task.toml", "--run", "run")
 
     def under_way() -> bool:
         now = read_snapshot(folder / "run")
         return bool(now and now.stage and now.stage.name == stage and len(answered(folder)) > 12)
 
-    until(under_way, process)
-    process.send_signal(number)
-    out, said = process.communicate(timeout=60)
+    with started(folder, *verb.split(), "task.toml", "--run", "run") as process:
+        until(under_way, process)
+        process.send_signal(number)
+        out, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, out + said
     assert "Traceback" not in said and f'in "{title}"' in said, said
     assert f"Stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}" in said
@@ -94,15 +94,15 @@ batch_size = 2
 
 def test_a_signal_while_training_keeps_every_step(tiny_model: Path, tmp_path: Path) -> None:
     task = written(tmp_path, more=TRAINING.format(model=tiny_model))
-    process = started(tmp_path, "collect", "task.toml", "--run", "run")
 
     def steps() -> int:
         now = read_snapshot(tmp_path / "run")
         return now.stage.done if now and now.stage and now.stage.name == "drafts" else 0
 
-    until(lambda: steps() > 20, process)
-    process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=60)
+    with started(tmp_path, "collect", "task.toml", "--run", "run") as process:
+        until(lambda: steps() > 20, process)
+        process.send_signal(signal.SIGTERM)
+        out, said = process.communicate(timeout=60)
     assert process.returncode == 143, out + said
     assert 'in "SFT of the drafter"' in said and "Traceback" not in said
     now = read_snapshot(tmp_path / "run")
@@ -133,6 +133,7 @@ class Terminal:
             variables.pop("COLUMNS")
             if color:
                 variables.pop("NO_COLOR")
+            hearing_signals()
             os.execve(sys.executable, [sys.executable, "-m", "cowest_dspy.cli", *arguments], variables)
         fcntl.ioctl(self._end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
 
