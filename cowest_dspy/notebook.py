@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -21,6 +21,9 @@ MOST_ROWS = 5
 MOST_TEXT = 300
 MOST_WORDS = 200
 """Words of a text that are compared; a diff takes time that grows with the product of both."""
+
+WORD = re.compile(r"\s+|\w+|[^\w\s]")
+"""A word, the space between two, or a sign."""
 
 _COLOURS = {
     "helped": "rgba(13,148,126,.75)",
@@ -43,7 +46,7 @@ def html_of(thing: Any) -> str:
     raise TypeError(f"There is no view of a {type(thing).__name__}.")
 
 
-def tag(name: str, *children: Any, **attributes: str) -> Markup:
+def tag(name: str, *children: Any, **attributes: object) -> Markup:
     """An element; children that are no Markup are escaped, attributes always. ``aria_label`` is aria-label, ``class_`` is class.
 
     >>> tag("b", "1 < 2", class_='"')
@@ -168,13 +171,26 @@ def word_diff(chosen: str, rejected: str) -> tuple[Markup, Markup]:
     Words stay in their order, and what is between them stays as it is: without the marks each text is what it was.
     """
     one, two = _words(chosen), _words(rejected)
-    first, second = Markup(""), Markup("")
-    for kind, start, end, begin, stop in difflib.SequenceMatcher(None, one, two, autojunk=False).get_opcodes():
-        here, there = "".join(one[start:end]), "".join(two[begin:stop])
-        same = kind == "equal"
-        first += escape(here) if same else _marked("ins", here, "helped")
-        second += escape(there) if same else _marked("del", there, "hurt")
+    first, second = marked_sides(
+        difflib.SequenceMatcher(None, one, two, autojunk=False),
+        (one, two),
+        (lambda text: _marked("ins", text, "helped"), lambda text: _marked("del", text, "hurt")),
+    )
     return tag("span", first, style=_TEXT), tag("span", second, style=_TEXT)
+
+
+def marked_sides(
+    matcher: difflib.SequenceMatcher[str],
+    sides: tuple[Sequence[str], Sequence[str]],
+    marks: tuple[Callable[[str], Markup], Callable[[str], Markup]],
+) -> tuple[Markup, Markup]:
+    """The two texts, given as the words that ``matcher`` compares, escaped; what only one of them has goes through its mark."""
+    first, second = Markup(""), Markup("")
+    for kind, start, end, begin, stop in matcher.get_opcodes():
+        here, there = "".join(sides[0][start:end]), "".join(sides[1][begin:stop])
+        first += escape(here) if kind == "equal" else marks[0](here)
+        second += escape(there) if kind == "equal" else marks[1](there)
+    return first, second
 
 
 def _marked(name: str, text: str, colour: str) -> Markup:
@@ -185,7 +201,7 @@ def _marked(name: str, text: str, colour: str) -> Markup:
 
 def _words(text: str) -> list[str]:
     """Words and the spaces between them; of a very long text the first ones, and that there are more."""
-    found = re.findall(r"\s+|\w+|[^\w\s]", text)
+    found = WORD.findall(text)
     return found if len(found) <= MOST_WORDS else [*found[:MOST_WORDS], f" ... [{len(found) - MOST_WORDS:,} more]"]
 
 

@@ -14,7 +14,7 @@ from cowest_dspy.live import console
 from cowest_dspy.verbs import Run, Schema, Seed, running
 
 if TYPE_CHECKING:
-    from cowest_dspy.report import RunReport
+    from cowest_dspy.report import RunReport, WrittenReport
 
 
 def report(
@@ -50,20 +50,23 @@ def report(
         return
     if out is not None and out.suffix:
         raise ReportError(f"--out {out}: the report of one run is report.json and report.html in a folder; give a folder.")
+    from cowest_dspy.report import WrittenReport, write_report
+
     if files:
         with running(files, run, seed, verb="report") as experiment:
-            _one(experiment.report(), out or experiment.run, as_json)
+            made = experiment.report()  # It stands in the run's folder now.
+            _one(made, write_report(made, out) if out else WrittenReport.within(experiment.run), as_json)
         return
     from cowest_dspy.side_by_side import read_run
 
     folder = what[0] if what[0].is_dir() else what[0].parent
-    _one(read_run(what[0]), out or folder, as_json)
+    made = read_run(what[0])
+    _one(made, write_report(made, out or folder), as_json)
 
 
-def _one(made: RunReport, folder: Path, as_json: bool) -> None:
-    from cowest_dspy.report import print_report, write_report
+def _one(made: RunReport, written: WrittenReport, as_json: bool) -> None:
+    from cowest_dspy.report import print_report
 
-    written = write_report(made, folder)
     if as_json:
         print(written.json.read_text(encoding="utf-8"), end="")
         return

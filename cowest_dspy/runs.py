@@ -92,10 +92,9 @@ def look(folder: Path) -> RunLine:
     stage = now.stage
     lives = alive(now)
     state: State = now.state if now.state != "running" or lives else "stopped"
-    left = now.stages[-1] if now.stages and not now.stages[-1].whole else None
     if state == "finished" and not kept.records and not kept.calls:
         state = "empty"
-    last = stage.name if stage else left.name if left else now.stages[-1].name if now.stages else None
+    last = stage or now.last
     numbers = {"done": stage.done, "total": stage.total} if stage else {}
     where = {"pid": now.pid, "host": now.host} if lives else {}
     return RunLine(
@@ -103,7 +102,7 @@ def look(folder: Path) -> RunLine:
         state,
         _detail(now, lives=lives),
         **{**common, "task": now.task or common["task"]},
-        stage=last,
+        stage=last.name if last else None,
         **numbers,
         calls=now.calls_kept,
         usd=now.usd,

@@ -133,7 +133,7 @@ def command() -> str:
 def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | None) -> None:
     state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
     error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
-    left = next((one for one in reversed(last.stages) if not one.whole and not one.earlier), None) if last else None
+    left = last.left if last else None
     where = {"stage": left.name, "title": left.title, "done": left.done, "total": left.total} if left else {}
     facts = {**where, "verdict": last.verdict if last else None, "results": last.results if last else {}}
     watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": masked(command()) if code else None}, **facts)

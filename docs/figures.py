@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from cowest_dspy.notebook import tag
 from cowest_dspy.report import RunReport, influence_counts, read_report
 from cowest_dspy.report.charts import Axis, Row, bars
 
@@ -22,12 +23,6 @@ svg { --ink: #1c2128; --soft: #59616e; --paper: #ffffff; --grid: #e8e5df; --help
 @media (prefers-color-scheme: dark) { svg { --ink: #e7e9ec; --soft: #a6aebb; --paper: #14171b; --grid: #282d35; --helped: #3cc4ad;
 --same: #6b7585; --hurt: #f58a4b; --failed: #aab3c0; --plain: #778294 } }
 """
-
-
-def tag(name: str, content: Markup | str = "", **attributes: object) -> Markup:
-    """One SVG element; what is not Markup is escaped. ``class_`` is class, ``aria_label`` is aria-label."""
-    pairs = (f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
-    return Markup(f"<{name}{''.join(pairs)}>{escape(content)}</{name}>")
 
 
 def drawing(report: RunReport) -> Markup:

@@ -21,7 +21,7 @@ from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
 from cowest_dspy.comparison.tables import text_tables, to_csv
 from cowest_dspy.comparison.verdict import format_difference, verdict
-from cowest_dspy.report.masking import mask_settings, mask_text
+from cowest_dspy.report.masking import mask_document
 from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
 
 
@@ -42,8 +42,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     All five are made, and lie on the disk under other names, before the first takes its place: an error leaves the old
     files, and each is there whole or not at all. The JSON holds the facts and, under "numbers", what follows from them.
     """
-    facts = mask_text(comparison.to_json())
-    facts["config"] = mask_settings(facts["config"])
+    facts = mask_document(comparison.to_json())
     shown = Comparison.from_json(facts)
     numbers = numbers_of(shown)
     document = {**facts, "numbers": figures(shown, numbers)}

@@ -48,14 +48,13 @@ class Plain(Silent):
         self._print(text)
 
     def _ended(self) -> object:
-        stages = self._journal.snapshot().stages if self._journal else ()
-        return stages[-1] if stages else None
+        return self._journal.snapshot().last if self._journal else None
 
     def _say_end(self, title: str, before: object) -> None:
         if self._journal is None:
             return
         now = self._journal.snapshot()
-        last = now.stages[-1] if now.stages else None
+        last = now.last
         if last is None or last is before:
             return
         words = "done in" if last.whole else "left after"

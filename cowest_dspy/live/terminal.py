@@ -70,8 +70,7 @@ class Terminal(Silent):
         self._console.print(Text(text))
 
     def _last(self) -> StageDone | None:
-        stages = self._journal.snapshot().stages if self._journal else ()
-        return stages[-1] if stages else None
+        return self._journal.snapshot().last if self._journal else None
 
     def _drawn(self) -> RenderableType:
         return view(self._journal.snapshot(), self._note) if self._journal else Group(*map(Text, self._open))

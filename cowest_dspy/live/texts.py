@@ -80,7 +80,7 @@ def best(found: Best | None) -> str:
 
 def state(now: Snapshot, *, alive: bool) -> str:
     """What has become of a run, in a few words."""
-    where = f' in "{now.stages[-1].title}"' if now.stages and not now.stages[-1].whole else ""
+    where = f' in "{now.last.title}"' if now.last and not now.last.whole else ""
     if now.state == "running" and not alive:
         stage = f' in "{now.stage.title}"' if now.stage else ""
         return f"stopped{stage}: its process (id {now.pid} on {now.host}) is gone without a word"
@@ -94,7 +94,7 @@ def stopped(last: Snapshot | None, signal: int, command: str) -> str:
     by = {1: "SIGHUP", 2: "Ctrl-C", 15: "SIGTERM"}.get(signal, f"signal {signal}")
     if last is None:
         return f"Stopped by {by} before anything was begun. Start again with:\n  {command}"
-    left = next((one for one in reversed(last.stages) if not one.whole and not one.earlier), None)
+    left = last.left
     where = ""
     if left is not None:
         far = f", at {left.done:,} of {left.total:,}" if left.total else ""

@@ -48,13 +48,13 @@ def quantize(model: Any) -> Any:
 
 def int8_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The linear layer with this weight ``[out, in]`` and bias ``[out]`` in int8, from ``[..., in]`` to ``[..., out]``, float32."""
+    import torch
+
     rows, row_scales = _rounded(weight.detach())
     product, largest_value = (_packed(rows, row_scales), 63) if packs() else (_plain(rows, row_scales), 127)
     offset = None if bias is None else bias.detach().float()
 
     def forward(input: torch.Tensor) -> torch.Tensor:
-        import torch
-
         tokens = input.reshape(-1, input.shape[-1])
         largest = torch.maximum(tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg_())
         scales = largest.clamp_(min=1e-12).div_(largest_value)

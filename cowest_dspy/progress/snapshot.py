@@ -105,6 +105,16 @@ class Snapshot:
         """The innermost stage that is under way."""
         return self.now[-1] if self.now else None
 
+    @property
+    def last(self) -> StageDone | None:
+        """The stage that has ended last."""
+        return self.stages[-1] if self.stages else None
+
+    @property
+    def left(self) -> StageDone | None:
+        """The stage of this process that was left last, by an error or a stop."""
+        return next((one for one in reversed(self.stages) if not one.whole and not one.earlier), None)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}

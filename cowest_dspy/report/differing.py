@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
+from functools import partial
 
 from markupsafe import Markup, escape
 
+from cowest_dspy.notebook import WORD, marked_sides
+
 MOST_WORDS = 1500
-_WORD = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def word_diff(old: str, new: str) -> WordDiff:
     Texts of more than 1,500 words and signs are not compared: they come back as they are. So do texts that have so little in
     common (less than a fifth of their words) that marks would only be noise.
     """
-    before, after = _WORD.findall(old), _WORD.findall(new)
+    before, after = WORD.findall(old), WORD.findall(new)
     if max(len(before), len(after)) > MOST_WORDS:
         return WordDiff(escape(old), escape(new), 0.0)
     # Lower case: a word that only begins a sentence is the same word.
@@ -40,13 +41,7 @@ def word_diff(old: str, new: str) -> WordDiff:
     kept = _kept(matcher, before, after)
     if kept < 0.2:
         return WordDiff(escape(old), escape(new), kept)
-    sides = Markup(), Markup()
-    for kind, i1, i2, j1, j2 in matcher.get_opcodes():
-        gone, added = "".join(before[i1:i2]), "".join(after[j1:j2])
-        sides = (
-            sides[0] + (escape(gone) if kind == "equal" else _marked("del", gone)),
-            sides[1] + (escape(added) if kind == "equal" else _marked("ins", added)),
-        )
+    sides = marked_sides(matcher, (before, after), (partial(_marked, "del"), partial(_marked, "ins")))
     return WordDiff(*sides, kept)
 
 

@@ -19,7 +19,7 @@ from cowest_dspy.report.browse import MAX_ROWS, browsers, change, clipped, evenl
 from cowest_dspy.report.differing import WordDiff, word_diff
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.hiding import hidden
-from cowest_dspy.report.masking import mask_settings, mask_text
+from cowest_dspy.report.masking import mask_document
 from cowest_dspy.report.model import Curve, PairRow, RunReport
 from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
 from cowest_dspy.report.sections import drawings
@@ -43,6 +43,11 @@ class WrittenReport:
     json: Path
     html: Path
 
+    @classmethod
+    def within(cls, folder: Path) -> WrittenReport:
+        """The files of a folder, written or not."""
+        return cls(folder / "report.json", folder / "report.html")
+
 
 def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenReport:
     """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked in both.
@@ -51,12 +56,11 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    facts = mask_text(report.to_json())
-    facts["config"] = mask_settings(facts["config"])
+    facts = mask_document(report.to_json())
     shown = RunReport.from_json(facts)
     numbers = figures(shown)
     document = json.dumps({**facts, "numbers": numbers.to_json()}, ensure_ascii=False, indent=1, allow_nan=False)
-    written = WrittenReport(target / "report.json", target / "report.html")
+    written = WrittenReport.within(target)
     write_whole({written.json: document + "\n", written.html: render_html(shown, numbers)})
     return written
 

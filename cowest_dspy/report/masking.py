@@ -39,3 +39,9 @@ def mask_settings(value: Any) -> Any:
             for key, item in value.items()
         }
     return [mask_settings(item) for item in value] if isinstance(value, list) else value
+
+
+def mask_document(facts: dict[str, Any]) -> dict[str, Any]:
+    """A report or a comparison as JSON with its secrets masked: those in texts, and by their names those of its "config"."""
+    made = mask_text(facts)
+    return {**made, "config": mask_settings(made["config"])}

@@ -3,19 +3,16 @@ no answer. Jinja2 escapes every text; the content security policy allows only th
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.notebook import tag
-from cowest_dspy.report.html import write_whole
+from cowest_dspy.report.page import asset, page_environment, policy, write_whole
 from cowest_dspy.side_by_side.model import KIND, ArmCell, SideBySide
 from cowest_dspy.side_by_side.words import facts, score
 
@@ -61,21 +58,13 @@ def _refuse_to_overwrite(written: Written) -> None:
 
 def render_side_by_side(view: SideBySide) -> str:
     """The page."""
-    environment = Environment(
-        loader=PackageLoader("cowest_dspy.side_by_side"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    assert environment.loader is not None
-    style = Markup(environment.loader.get_source(environment, "side_by_side.css")[0].replace("\r\n", "\n"))
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment = page_environment("cowest_dspy.side_by_side")
+    style = asset(environment, "side_by_side.css")
     arms = [(title, [(score(cell := run.arm(name)), bar(cell)) for run in view.runs]) for name, title in view.arms.items()]
     return environment.get_template("side_by_side.html.j2").render(
         view=view,
         style=style,
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        policy=policy([style]),
         arms=arms,
         facts=facts(view),
         findings=[(sentence, test.finding) for sentence, test in zip(view.sentences, view.tests, strict=True)],

@@ -15,9 +15,9 @@ from cowest_dspy.comparison.significance import ALPHA, found
 from cowest_dspy.comparison.verdict import format_difference
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report import Arm, RunReport, arm_table, verdict
-from cowest_dspy.report.html import flat
-from cowest_dspy.report.masking import mask_settings, mask_text
+from cowest_dspy.report.masking import mask_document
 from cowest_dspy.report.numbers import compare
+from cowest_dspy.report.page import flat
 from cowest_dspy.report.verdict import format_p
 from cowest_dspy.side_by_side.model import ArmCell, RunColumn, RunTest, SideBySide
 
@@ -40,9 +40,7 @@ def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
 
 
 def _masked(report: RunReport) -> RunReport:
-    facts = mask_text(report.to_json())
-    facts["config"] = mask_settings(facts["config"])
-    return RunReport.from_json(facts)
+    return RunReport.from_json(mask_document(report.to_json()))
 
 
 def _column(name: str, report: RunReport) -> RunColumn:

@@ -13,8 +13,8 @@ from cowest_dspy.cycle import StepResult
 from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report import Curve, InfluenceRow, RunReport, arm_table, influence_counts, verdict
-from cowest_dspy.report.html import read_document
 from cowest_dspy.report.masking import mask_settings
+from cowest_dspy.report.page import read_document
 from cowest_dspy.rounds import Round, step_name
 from cowest_dspy.store import Store
 from cowest_dspy.summary import arm_from, versions
