@@ -4,6 +4,8 @@
 
 Each precision answers the same questions of the handbook's dev split with the oracle's notes, in a process of its own (so that its
 peak of memory is its own), one after another. Loading is not timed. "same text" compares with float32, answer and working.
+A second table has one layer by itself, in float32 and in the two ways of int8: which of them is taken depends on the processor
+(lms/int8.py).
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from cowest_dspy import TransformersEngine, recipes
 from cowest_dspy.report import wilson_interval
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/Qwen2.5-Coder-1.5B-Instruct"
@@ -49,12 +56,54 @@ def measure(precision: str, count: int) -> dict[str, Any]:
     }
 
 
+def layer(tokens: int, size: tuple[int, int] = (1536, 8960), times: int = 5) -> dict[str, float]:
+    """Median milliseconds of a layer of this size (the model's widest) for so many tokens, on one thread, by how it computes."""
+    import torch
+
+    from cowest_dspy.lms import int8
+
+    torch.set_num_threads(1)
+    weight, inputs = torch.randn(size[1], size[0]), torch.randn(tokens, size[0])
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"float32": lambda given: given @ weight.T}
+    packs = int8.packs
+    for name, packed in (("int8, torch._int_mm", False), ("int8, FBGEMM", True)):
+        if packed and "fbgemm" not in torch.backends.quantized.supported_engines:
+            continue
+        int8.packs = lambda packed=packed: packed
+        ways[name] = int8.int8_product(weight)
+    int8.packs = packs
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for _ in range(times):
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way(inputs)
+                found[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def show_layers() -> None:
+    """The second table."""
+    rows = {tokens: layer(tokens) for tokens in (1, 32, 128)}
+    table = Table(title="One layer, 1536 to 8960, one thread: milliseconds")
+    table.add_column("tokens", justify="right")
+    for name in rows[1]:
+        table.add_column(name, justify="right")
+    for tokens, found in rows.items():
+        table.add_row(str(tokens), *(f"{milliseconds:.1f}" for milliseconds in found.values()))
+    Console().print(table)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--layers", action="store_true", help="only the table of one layer")
     parser.add_argument("--one", choices=PRECISIONS, help="measure this precision only, and print it as JSON")
     given = parser.parse_args()
+    if given.layers:
+        show_layers()
+        return
     if not MODEL.is_dir():
         raise SystemExit(f"{MODEL} is missing: make models")
     if given.one:
@@ -84,6 +133,7 @@ def main() -> None:
             f"{same} of {given.questions}",
         )
     Console().print(table)
+    show_layers()
 
 
 if __name__ == "__main__":
