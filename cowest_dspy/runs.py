@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from cowest_dspy.errors import nearest
 from cowest_dspy.progress import FILE, Snapshot, StageDone, alive, read_snapshot
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
@@ -62,6 +63,11 @@ class Kept:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's."""
     return any((folder / name).is_file() for name in (STORE, FILE, "run.lock"))
+
+
+def meant(folder: Path) -> str:
+    """`` Did you mean "runs/a"?`` for the run beside a folder whose name is nearest to its own, or an empty string."""
+    return nearest(str(folder), (str(one) for one in run_folders(folder.parent, depth=1)))
 
 
 def run_folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:

@@ -63,7 +63,7 @@ def watch(
     """
     from cowest_dspy.live.following import Following
     from cowest_dspy.progress import read_snapshot
-    from cowest_dspy.runs import is_run, look
+    from cowest_dspy.runs import is_run, look, meant
 
     following, now = Following(run, console), read_snapshot(run)
     if now is None and is_run(run):
@@ -72,7 +72,8 @@ def watch(
         raise typer.Exit(0 if line.state == "finished" else 1)
     if once:
         if now is None:
-            raise StoreError(f"There is no run in {run}. `cowest runs` lists those in runs/; without --once it is waited for.")
+            known = "`cowest runs` lists those in runs/; without --once it is waited for."
+            raise StoreError(f"There is no run in {run}.{meant(run)} {known}")
         following.once(now)
         return
     try:

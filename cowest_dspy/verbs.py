@@ -88,14 +88,18 @@ def running(
         aside.enter_context(redirect_stdout(sys.stderr) if log is Log.json else nullcontext())
         from cowest_dspy.config import load_config
         from cowest_dspy.experiment import Experiment
+        from cowest_dspy.runs import is_run, meant
 
         # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
         logging.getLogger("dspy").setLevel(logging.ERROR)
         config = load_config(files, seed=seed)
+        new = f"{run}: a new run.{meant(run)}" if run and not is_run(run) else ""
         with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
             journal = experiment.store.journal
             journal.about(verb=verb, command=masked(command()))
             watch.opened(journal)
+            if new:
+                console.print(new, markup=False, highlight=False, soft_wrap=True)
             yield experiment
             if experiment.store.guard is not None:
                 console.print(f"budget: {experiment.store.guard.spent()}")

@@ -221,7 +221,7 @@ def rewrite(file: Path, old: str, new: str) -> None:
         ("drafts = 6", "drafts = 1", ConfigError, "greater than or equal to 2"),
         ('inputs = ["question"]', 'inputs = ["qestion"]', DataError, 'Did you mean "question"?'),
         ("toy.py:rows", "toy.py:no_rows", DataError, "there are no examples"),
-        ("least = 2", "least = 500", PairsError, "Sample more drafts"),
+        ("least = 2", "least = 500", PairsError, "Sample more drafts.* least asks for 500.*cowest evaluate.* --arm strong"),
     ],
 )
 def test_what_is_wrong_in_a_task_says_what_to_do(

@@ -282,16 +282,27 @@ def test_watch_of_a_real_run_in_another_process(tmp_path: Path) -> None:
     assert watching.returncode == 0, out + error
     assert "Collecting drafts and their influence" in out and out.rstrip().endswith("finished collect")
     assert "finished collect" in cowest(tmp_path, "watch", "run", "--once")
-    with started(tmp_path, "watch", "nowhere") as alone:
-        assert alone.stdout is not None and "waiting for it" in alone.stdout.readline()
+    with started(tmp_path, "watch", "rum") as alone:
+        assert alone.stdout is not None
+        assert alone.stdout.readline().rstrip().endswith('waiting for it; Ctrl-C ends the waiting. Did you mean "run"?')
         alone.send_signal(signal.SIGINT)
         out, error = alone.communicate(timeout=30)
     assert alone.returncode == 130 and "The run itself is as it was" in error and "Traceback" not in error
 
 
+def test_a_run_that_a_verb_begins_is_said_to_be_new(tmp_path: Path) -> None:
+    written(tmp_path, more=SCRIPTED)
+    assert "run: a new run.\n" in cowest(tmp_path, "collect", "task.toml", "--run", "run")
+    assert "a new run" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
+    assert 'rum: a new run. Did you mean "run"?\n' in cowest(tmp_path, "pairs", "task.toml", "--run", "rum")
+
+
 def test_once_of_no_run_says_what_to_type(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "none"), "--once"])
     assert done.exit_code == 1 and "cowest runs" in str(done.exception)
+    worked(tmp_path / "handbook")
+    done = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "handbok"), "--once"])
+    assert f'Did you mean "{tmp_path / "handbook"}"?' in str(done.exception)
     (worked(tmp_path / "old") / FILE).unlink()
     done = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "old")])
     assert done.exit_code == 1 and "of an earlier version" in done.output

@@ -20,7 +20,7 @@ import dspy
 from cowest_dspy import arms, data
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.config_text import effective_toml
-from cowest_dspy.errors import ConfigError, PairsError
+from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
@@ -29,7 +29,7 @@ from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, nothing_to_train_on
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, code_of, load
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
@@ -249,9 +249,7 @@ class Experiment:
         """The weak model of a control arm, trained from where preference tuning started, on the rows of its first round."""
         if name == "by_correctness":
             pairs = by_correctness(self.rounds.collected(self._drafting()), self._task().gate)
-            pairs = pairs.at_most(self.config.pairs.most, seed=self.config.seed)
-            if len(pairs) < self.config.pairs.least:
-                raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.config.pairs.least}.")
+            pairs = at_least(pairs.at_most(self.config.pairs.most, seed=self.config.seed), self.config.pairs.least)
             rows = pairs.rows(lineage=False) if self.config.kto is None else unpaired(pairs.rows(lineage=False))
             return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", rows)
         if self.config.cycle and "weights" in self.config.cycle.names:

@@ -16,6 +16,7 @@ from cowest_dspy.live import texts
 from cowest_dspy.live.screen import drawable
 from cowest_dspy.live.view import ended, view
 from cowest_dspy.progress import Snapshot, StageDone, alive, read_snapshot
+from cowest_dspy.runs import meant
 
 LOOK = 0.5
 """Seconds between two looks at the folder."""
@@ -45,6 +46,7 @@ class Following:
         self._lines, self._last_line = 0, float("-inf")
         self._now: Snapshot | None = None
         self._draws = drawable(console)
+        self._waiting = f"{folder}: there is no run yet, waiting for it; Ctrl-C ends the waiting."
 
     def until_the_end(self) -> Snapshot:
         """Follows it, from before its beginning if need be; gives its last state, which says "running" where it was killed."""
@@ -56,8 +58,10 @@ class Following:
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=sys.stderr.isatty(),
         )
-        if not self._draws and read_snapshot(self._folder) is None:
-            self._print(f"{self._folder}: there is no run yet, waiting for it; Ctrl-C ends the waiting")
+        if read_snapshot(self._folder) is None:
+            self._waiting += meant(self._folder)
+            if not self._draws:
+                self._print(self._waiting)
         with drawing if self._draws else nullcontext():
             while True:
                 self._now = now = read_snapshot(self._folder) or self._now
@@ -111,7 +115,7 @@ class Following:
 
     def _drawn(self) -> RenderableType:
         if self._now is None:
-            return Text(f"{self._folder}: there is no run yet, waiting for it; Ctrl-C ends the waiting", style="dim")
+            return Text(self._waiting, style="dim")
         return view(self._now) if self._now.state == "running" else Group()
 
     def _print(self, text: str) -> None:

@@ -11,7 +11,7 @@ more than a few words. Everything that is dropped is counted with its reason.
 
 from cowest_dspy.pairs.labels import LabelledDraft, LabelledDrafts, labelled_drafts
 from cowest_dspy.pairs.lengths import Lengths
-from cowest_dspy.pairs.model import PreferencePairs, nothing_to_train_on
+from cowest_dspy.pairs.model import PreferencePairs, at_least, nothing_to_train_on
 from cowest_dspy.pairs.pair import Pair
 from cowest_dspy.pairs.sharing import dataset_card
 from cowest_dspy.pairs.strategies import preference_pairs
@@ -22,6 +22,7 @@ __all__ = [
     "Lengths",
     "Pair",
     "PreferencePairs",
+    "at_least",
     "dataset_card",
     "labelled_drafts",
     "nothing_to_train_on",

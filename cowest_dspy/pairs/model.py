@@ -163,6 +163,20 @@ def _influence(value: float | None) -> str:
     return "not measured" if value is None else notebook.signed(value)
 
 
+def at_least(pairs: PreferencePairs, least: int) -> PreferencePairs:
+    """The pairs, when there are as many as ``[pairs] least`` asks for.
+
+    Raises:
+        PairsError: there are fewer; it says why, what to try, and what there is without tuning.
+    """
+    if len(pairs) < least:
+        raise PairsError(
+            f"{nothing_to_train_on(pairs)} [pairs] least asks for {least}. What there is without tuning is shown by "
+            "`cowest evaluate` with --arm strong --arm collaboration_sft."
+        )
+    return pairs
+
+
 def nothing_to_train_on(pairs: PreferencePairs) -> str:
     """What to say, and to try, when there are too few pairs."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items()) or "there were no traces"

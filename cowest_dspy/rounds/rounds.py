@@ -20,7 +20,7 @@ from cowest_dspy import arms, notebook
 from cowest_dspy.errors import PairsError
 from cowest_dspy.hiding import Hiding, names_hidden_in
 from cowest_dspy.influence import Metric
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least, labelled_drafts, preference_pairs
 from cowest_dspy.program import Collaboration
 from cowest_dspy.rounds.deciding import Gain, Scores, decide, gain
 from cowest_dspy.stages import Stages, digest
@@ -216,10 +216,7 @@ class Rounds:
         Raises:
             PairsError: there are fewer than ``least``.
         """
-        pairs = self.paired(start, number)
-        if len(pairs) < self.task.least:
-            raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {self.task.least}.")
-        return pairs
+        return at_least(self.paired(start, number), self.task.least)
 
     def rows(self, start: dspy.LM, number: int = 1) -> list[dict[str, Any]]:
         """What the round trains on: pairs, or with KTO labelled drafts, which are also written to their file in the run folder.
