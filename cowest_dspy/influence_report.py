@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cowest_dspy import notebook
-from cowest_dspy.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.intervals import Interval, bootstrap_mean_interval, share_interval
 
 Z = statistics.NormalDist().inv_cdf(0.975)
 
@@ -110,9 +110,9 @@ class InfluenceReport:
         return self.hurt / len(self.scored) if self.scored else float("nan")
 
     def harm_interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
-        """The bootstrap interval of the harm rate, as that of the mean."""
-        groups = [[float(value < 0) for value in group] for group in self._by_example()]
-        return bootstrap_mean_interval(groups, level=level, seed=seed, repeats=resamples)
+        """The interval of the harm rate, over examples as that of the mean; it has a width also where no draft hurt."""
+        groups = [[value < 0 for value in group] for group in self._by_example()]
+        return share_interval(groups, level=level, seed=seed, repeats=resamples)
 
     @property
     def more_than_noise(self) -> bool | None:

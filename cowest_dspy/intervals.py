@@ -80,6 +80,22 @@ def bootstrap_mean_interval(
     return Interval(float(low), float(high))
 
 
+def share_interval(groups: Sequence[Sequence[bool]], *, level: float = 0.95, seed: int = 0, repeats: int = 2000) -> Interval | None:
+    """The interval of the share of True values, of which those of one group are not independent; None for fewer than two groups.
+
+    :func:`bootstrap_mean_interval`; but where all values are equal, every resample would be too, and an interval of no width would
+    say that no other value can come. There it is Wilson's, with each group counted once: as if its values were one.
+
+    >>> share_interval([[False, False], [False], [False]])
+    Interval(low=0.0, high=0.5614...)
+    """
+    if len({value for group in groups for value in group}) != 1 or len(groups) < 2:
+        return bootstrap_mean_interval(
+            [[float(value) for value in group] for group in groups], level=level, seed=seed, repeats=repeats
+        )
+    return wilson_interval(len(groups) if any(map(any, groups)) else 0, len(groups), level)
+
+
 def _normal_quantile(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")

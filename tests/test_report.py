@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, arm, full_run, run, trace
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.intervals import bootstrap_mean_interval, paired_difference_interval
+from cowest_dspy.intervals import bootstrap_mean_interval, paired_difference_interval, share_interval
 from cowest_dspy.report import (
     Answer,
     Arm,
@@ -71,6 +71,15 @@ def test_the_exact_p_is_symmetric_and_above_zero_and_at_most_one(fixed, broken):
     assert 0 < p <= 1
     assert p == exact_sign_p(broken, fixed)
     assert p == 1.0 or abs(fixed - broken) > 1
+
+
+def test_a_share_that_was_never_seen_has_an_interval_with_a_width():
+    found = share_interval([[False] * 6] * 8)
+    assert found == wilson_interval(0, 8) and found.high > 0.3
+    assert share_interval([[True, True]] * 8) == wilson_interval(8, 8)
+    mixed = [[True, False], [False], [True]]
+    assert share_interval(mixed, seed=2) == bootstrap_mean_interval([[float(one) for one in group] for group in mixed], seed=2)
+    assert share_interval([[False] * 9]) is None and share_interval([]) is None
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.floats(0.5, 0.999))

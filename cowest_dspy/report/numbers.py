@@ -13,7 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cowest_dspy.intervals import Interval, bootstrap_mean_interval, paired_difference_interval, wilson_interval
+from cowest_dspy.intervals import (
+    Interval,
+    bootstrap_mean_interval,
+    paired_difference_interval,
+    share_interval,
+    wilson_interval,
+)
 from cowest_dspy.report.model import Arm, InfluenceRow, RunReport
 
 SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
@@ -146,7 +152,7 @@ def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> Influenc
     helped, hurt = sum(value > SAME for value in values), sum(value < -SAME for value in values)
     mean = statistics.fmean(values) if values else None
     interval = bootstrap_mean_interval(list(groups.values()), seed=seed)
-    harm = bootstrap_mean_interval([[float(value < -SAME) for value in group] for group in groups.values()], seed=seed)
+    harm = share_interval([[value < -SAME for value in group] for group in groups.values()], seed=seed)
     quality = statistics.fmean(qualities) if qualities else None
     rate = hurt / len(values) if values else None
     return InfluenceCounts(helped, hurt, len(values) - helped - hurt, failed, mean, interval, rate, harm, quality)
