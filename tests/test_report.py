@@ -199,6 +199,15 @@ def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_taken():
     assert len(alone) == 1 and alone[0].endswith("p < 0.001; round 1 was taken.")
 
 
+def test_before_tuning_the_verdict_speaks_of_the_collaboration_that_there_is():
+    report = run(arm("strong", "-" * 40), arm("sft", "+" * 30 + "-" * 10), arm("oracle", "+" * 40))
+    assert report.judged == "sft"
+    assert verdict(report).sentences == ("The sft arm beats the strong model alone by 75.0 points [57.5, 85.8], n 40, p < 0.001.",)
+    lines = {line.name: line for line in arm_table(report)}
+    assert lines["sft"].is_reference and lines["oracle"].test and lines["oracle"].test.fixed == 10
+    assert run(arm("strong", "+-")).judged == "both"
+
+
 def test_one_lost_claim_spoils_the_verdict():
     found = verdict(run(arm("strong", "-" * 40), arm("sft", "+" * 40), arm("both", "+" * 40)))
     assert "beats" in found.sentences[0] and found.good is False

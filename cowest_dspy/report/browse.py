@@ -168,7 +168,7 @@ def _used(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[
 
 def _answer_options(report: RunReport) -> list[list[str]]:
     options = [["fixed", "fixed by tuning"], ["broken", "broken by tuning"]]
-    reference = report.arm(report.reference)
+    reference = report.arm(report.judged)
     for arm in report.arms:
         if reference and arm.name != reference.name:
             options.append([f"lost:{arm.name}", f"only {reference.title} right, not {arm.title}"])
@@ -179,7 +179,7 @@ def _answer_options(report: RunReport) -> list[list[str]]:
 def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
     known = next(answer for answer in found.values() if answer is not None)
     tags = _change_tag(found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken")
-    reference = found.get(report.reference)
+    reference = found.get(report.judged)
     for name, answer in found.items():
         tags += _change_tag(reference, answer, f"won:{name}", f"lost:{name}")
     if any(outcome(answer) == "failed" for answer in found.values()):

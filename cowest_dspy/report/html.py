@@ -93,7 +93,7 @@ def render_html(report: RunReport, numbers: Figures | None = None, *, max_rows: 
         policy=policy([style], [script]),
         tiles=_tiles(report, numbers),
         drawn=drawings(report, numbers),
-        reference=report.arm(report.reference),
+        reference=report.arm(report.judged),
         tuning=_tuning(report, numbers),
         outcome=outcome,
         rounds=rounds,
@@ -111,7 +111,7 @@ def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
     """The few numbers that one looks for first: a name, the number, what belongs beside it."""
     lines = {line.name: line for line in numbers.arms}
     tiles = []
-    for name in (report.reference, *report.rivals[:1]):
+    for name in (report.judged, *report.rivals[:1]):
         if (line := lines.get(name)) and line.accuracy is not None:
             tiles.append((spoken(report, name).removeprefix("the "), format_share(line.accuracy), f"n {line.answered:,}"))
     helped = sum(counts.helped for counts in numbers.influence.values())

@@ -336,6 +336,12 @@ class RunReport:
         """The arm of that name, or None when it has not been evaluated (yet)."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
+    @property
+    def judged(self) -> str:
+        """The arm that the others are tested against: ``reference``; while it has not been evaluated, ``before`` where that has."""
+        known = self.arm(self.reference) or self.arm(self.before)
+        return known.name if known else self.reference
+
     def __repr__(self) -> str:
         return f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, {len(self.influence)} drafts)"
 

@@ -45,7 +45,7 @@ def _verdict_style(found: Verdict) -> str:
 def _table(title: str, *columns: str) -> Table:
     """The first column is text, the others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(Text(columns[0]))
+    table.add_column(Text(columns[0]), overflow="fold")
     for column in columns[1:]:
         table.add_column(Text(column), justify="right", no_wrap=True)
     return table
@@ -80,9 +80,10 @@ def _arm_cells(line: ArmLine, *, tested: bool) -> list[Text]:
 def _influence(rounds: dict[int, InfluenceCounts]) -> Table:
     columns = ("round", "drafts", "helped", "same", "hurt", "failed", "mean", "95 %", "harm")
     table = _table("Influence of drafts on the strong model", *columns)
+    table.columns[0].min_width = len(columns[0])
     for number, counts in rounds.items():
-        mean = "-" if counts.mean is None else f"{counts.mean:+.3f}"
-        span = "-" if counts.interval is None else f"{counts.interval.low:+.3f} to {counts.interval.high:+.3f}"
+        mean = "-" if counts.mean is None else f"{counts.mean:+.2f}"
+        span = "-" if counts.interval is None else f"{counts.interval.low:+.2f} to {counts.interval.high:+.2f}"
         numbers = (counts.n, counts.helped, counts.same, counts.hurt, counts.failed)
         harm = "-" if counts.harm_rate is None else f"{100 * counts.harm_rate:.0f} %"
         table.add_row(str(number), *map(str, numbers), mean, span, harm)

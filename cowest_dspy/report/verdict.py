@@ -27,7 +27,7 @@ def verdict(report: RunReport) -> Verdict:
     """What the run shows, from the paired tests of its arms. A claim holds for a gain with a two-sided p < 0.05.
 
     The verdict is one sentence: the collaboration against its first rival, by points with a 95 % interval, n and p; the rounds
-    that were taken or rolled back; what tuning did.
+    that were taken or rolled back; what tuning did. Before the tuned one is evaluated, it speaks of the one before tuning.
     """
     claims = [_rival_claim(report, rival) for rival in report.rivals]
     main, tuning = next(iter(claims), None), _tuning_claim(report)
@@ -113,11 +113,11 @@ def influence_notes(report: RunReport) -> list[str]:
 
 
 def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
-    test = compare(report, rival, report.reference)
+    test = compare(report, rival, report.judged)
     if test is None or test.difference is None:
         return None
     direction = _direction(test)
-    ours, theirs = spoken(report, report.reference), spoken(report, rival)
+    ours, theirs = spoken(report, report.judged), spoken(report, rival)
     told = {
         1: f"{ours} beats {theirs} by {format_gain(test)}",
         -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
