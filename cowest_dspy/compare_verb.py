@@ -28,12 +28,14 @@ def compare(
 
     Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
     """
-    from cowest_dspy.comparison import print_comparison, write_comparison
+    from cowest_dspy.comparison import numbers_of, print_comparison, verdict, write_comparison
     from cowest_dspy.experiment import Compared
 
     with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
+        numbers = numbers_of(made)
+        experiment.store.journal.about(verdict=verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
-        print_comparison(made, console)
+        print_comparison(made, console, numbers=numbers)
         console.print(f"\ncomparison: {written.html}", soft_wrap=True)

@@ -39,6 +39,11 @@ def signal_of(stop: BaseException) -> int:
     return getattr(stop, "signal", int(signal.SIGINT))
 
 
+def unread(error: BaseException | None) -> bool:
+    """Whether the work ended because nobody read on what it printed, as after ``| head``."""
+    return isinstance(error, Interrupted) and error.signal == getattr(signal, "SIGPIPE", None)
+
+
 @dataclass
 class _Main:
     """What the main thread knows of signals: the process has one set of handlers, and so one of these."""

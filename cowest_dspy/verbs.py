@@ -107,7 +107,9 @@ def running(
         from cowest_dspy.live.texts import stopped
 
         code, failed = 128 + signal_of(stop), stop
-        print(f"\n{stopped(journal.close(stop) if journal else None, code - 128, command())}", file=sys.stderr)
+        last = journal.close(stop) if journal else None
+        if last is None or last.state != "finished":
+            print(f"\n{stopped(last, code - 128, command())}", file=sys.stderr)
         raise typer.Exit(code) from None
     except BaseException as error:
         code, failed = 1, error

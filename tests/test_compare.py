@@ -181,3 +181,5 @@ def test_the_verb_prints_the_table_and_writes_the_files(task: list[Path], tmp_pa
     assert "ceiling" in result.output and "+100.0" in result.output
     written = json.loads((tmp_path / "run/comparison/comparison.json").read_text())
     assert [one["arm"]["name"] for one in written["arms"]] == ["alone", "oracle"]
+    (line,) = json.loads(CliRunner().invoke(app, ["runs", str(tmp_path / "run"), "--json"]).output)
+    assert line["verdict"].startswith("Better than strong alone") or "No arm" in line["verdict"]

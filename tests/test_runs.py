@@ -22,6 +22,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cowest_dspy import BudgetError, Store, cli
+from cowest_dspy.interrupts import Interrupted
 from cowest_dspy.live.following import Following
 from cowest_dspy.lms import wire
 from cowest_dspy.progress import FILE, Snapshot, alive, read_snapshot
@@ -206,6 +207,25 @@ def test_looking_writes_nothing_and_does_not_hold_up_who_writes(tmp_path: Path) 
         watcher.join()
         assert store.calls() == 450
     assert looks[0] > 3 and not wrong
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="there are no such pipes")
+def test_a_run_that_nobody_reads_on_is_stopped_and_none_that_was_done_before_has_failed(tmp_path: Path) -> None:
+    written(tmp_path, latency=0.2)
+    with started(tmp_path, "collect", "task.toml", "--run", "run") as process:
+        assert process.stdout is not None and process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read() if process.stderr else ""
+        assert process.wait(timeout=60) == 128 + signal.SIGPIPE, error
+    assert "nobody read what it printed" in error and "To go on from here:" in error and "Traceback" not in error
+    assert look(tmp_path / "run").state == "stopped"
+    assert "finished collect" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
+    assert look(tmp_path / "run").state == "finished"
+    for results, state in (({}, "stopped"), ({"drafts": 3}, "finished")):
+        with suppress(Interrupted), Store(worked(tmp_path / state)) as store:
+            store.journal.result(**results)
+            raise Interrupted(signal.SIGPIPE)
+        assert look(tmp_path / state).state == state
 
 
 def test_the_list_says_state_and_verdict_also_as_json(tmp_path: Path) -> None:

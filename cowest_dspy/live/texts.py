@@ -91,7 +91,7 @@ def state(now: Snapshot, *, alive: bool) -> str:
 
 def stopped(last: Snapshot | None, signal: int, command: str) -> str:
     """What was done until a signal stopped a command, and what to type to go on."""
-    by = {1: "SIGHUP", 2: "Ctrl-C", 15: "SIGTERM"}.get(signal, f"signal {signal}")
+    by = {1: "SIGHUP", 2: "Ctrl-C", 13: "SIGPIPE (nobody read what it printed)", 15: "SIGTERM"}.get(signal, f"signal {signal}")
     if last is None:
         return f"Stopped by {by} before anything was begun. Start again with:\n  {command}"
     left = last.left

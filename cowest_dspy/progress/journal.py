@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from cowest_dspy.budget import Limit, added
 from cowest_dspy.errors import BudgetError, masked
+from cowest_dspy.interrupts import unread
 from cowest_dspy.progress.alive import iso, process_started
 from cowest_dspy.progress.pace import Pace, Rate
 from cowest_dspy.progress.snapshot import FILE, Best, Snapshot, StageDone, StageNow, State, read_snapshot
@@ -130,9 +131,9 @@ class Journal:
             self._worked = True
             here.failures_before = self.failures.copy()
             self._stack.append(here)
-        self._tell("stage_begin")
         whole = False
         try:
+            self._tell("stage_begin")
             yield here
             whole = True
         finally:
@@ -223,13 +224,16 @@ class Journal:
             part.replace(self.folder / FILE)
 
     def close(self, error: BaseException | None = None) -> Snapshot:
-        """The last state: finished, or stopped or failed by ``error``. In the folder, a look at a run that did no work leaves what
-        was there."""
+        """The last state: finished, or stopped or failed by ``error``; finished too where only printing the results was cut off. In
+        the folder, a look at a run that did no work leaves what was there."""
         if self._last is None:
             self._ended.set()
             if self._thread is not None:
                 self._thread.join()
-            self._last = replace(self.snapshot(), state=_state_after(error), calls_per_second=0.0, **_reason(error))
+            now = self.snapshot()
+            if unread(error) and now.results and now.left is None:
+                error = None
+            self._last = replace(now, state=_state_after(error), calls_per_second=0.0, **_reason(error))
             looked = error is None and not self._worked and not self._last.calls and not self._last.results
             self.write(self._after_a_look(self._before) if self._before and looked else self._last)
         return self._last

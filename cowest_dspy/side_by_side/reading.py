@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cowest_dspy.config import load_config
-from cowest_dspy.errors import ConfigError, ReportError, StoreError
+from cowest_dspy.errors import ConfigError, ReportError, StoreError, nearest
 from cowest_dspy.report import RunReport, read_report
 from cowest_dspy.store import Store
 from cowest_dspy.summary import run_report
@@ -24,7 +24,10 @@ def read_run(path: Path) -> RunReport:
         ReportError: there is no such run, or what is there cannot be read; it names ``path`` and says what to type.
     """
     if not path.exists():
-        raise ReportError(f"There is no run at {path}. Name the folders of runs, such as runs/handbook: `ls runs` shows yours.")
+        other = nearest(str(path), (str(one) for one in path.parent.glob("*") if one.is_dir()))
+        raise ReportError(
+            f"There is no run at {path}.{other} Name the folders of runs, such as runs/handbook: `ls runs` shows yours."
+        )
     if path.is_file():
         return read_report(path)
     if (path / STORE).is_file() and (path / CONFIG).is_file():
