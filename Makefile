@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing PyTorch"
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
 	@echo "setup: installing the rest"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,gguf,mlflow,optimizers,trackio,wandb]'
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,gate,gguf,mlflow,optimizers,ray,serve,trackio,wandb]'
 	@touch $@
 
 models: setup ## the demo's two models into models/ (1.2 GB of downloads, 4.1 GB on disk, once)
