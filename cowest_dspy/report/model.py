@@ -339,8 +339,7 @@ class RunReport:
     @property
     def judged(self) -> str:
         """The arm that the others are tested against: ``reference``; while it has not been evaluated, ``before`` where that has."""
-        known = self.arm(self.reference) or self.arm(self.before)
-        return known.name if known else self.reference
+        return next((name for name in (self.reference, self.before) if name and self.arm(name)), self.reference)
 
     def __repr__(self) -> str:
         return f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, {len(self.influence)} drafts)"
