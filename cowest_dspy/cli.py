@@ -21,6 +21,7 @@ from rich.text import Text
 from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.compare_verb import compare
 from cowest_dspy.errors import CowestError
+from cowest_dspy.gate_verb import gate
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
@@ -60,6 +61,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(bundle)
 app.command()(verify)
+app.command()(gate)
 app.command()(track)
 app.command()(new)
 app.command()(runs)

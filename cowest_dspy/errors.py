@@ -12,6 +12,7 @@
     |-- PairsError      no pairs, or a file that holds something else
     |-- TuningError     training that cannot start, or must not go on
     |-- ReportError     a report that cannot be read or written
+    |-- GateError       a gate that cannot be fitted or read
     |-- BundleError     a bundle that cannot be written, was changed, or does not fit
 
 A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python itself are not
@@ -75,6 +76,10 @@ class TuningError(CowestError):
 
 class ReportError(CowestError):
     """A report that cannot be read or written."""
+
+
+class GateError(CowestError):
+    """A gate for which too little was observed, or whose file cannot be read."""
 
 
 class BundleError(CowestError):

@@ -41,6 +41,7 @@ TITLES = {
     "strong_prompted": "strong alone, with the prompts that the cycle found",
     "collaboration_sft": "collaboration, before preference tuning",
     "collaboration": "collaboration, after preference tuning",
+    "gated": "collaboration, behind the gate",
     "oracle": "ceiling: strong with the oracle's facts",
     "shuffled": "control: DPO on the same pairs, labels shuffled",
     "sft_on_chosen": "control: SFT on the chosen drafts",

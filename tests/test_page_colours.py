@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cowest_dspy import comparison, report
+from cowest_dspy import report
 
 PAGE = Path(report.__file__ or "") / ".." / "templates" / "page.css"
-COMPARISON = Path(comparison.__file__ or "") / ".." / "templates" / "comparison.css"
+SERIES = Path(report.__file__ or "") / ".." / "templates" / "series.css"
 DARK = "@media screen and (prefers-color-scheme: dark)"
 GROUNDS = ("paper", "card", "open", "good", "bad")
 TEXTS = ("ink", "soft", "accent", "helped", "hurt")
@@ -20,7 +20,7 @@ MARKS = ("plain", "helped", "hurt", "same", "failed", "accent", "second", "edge"
 def palettes() -> dict[str, dict[str, str]]:
     """The variables of both style sheets as a light and as a dark page has them."""
     light, dark = dict[str, str](), dict[str, str]()
-    for path in (PAGE, COMPARISON):
+    for path in (PAGE, SERIES):
         style = path.resolve().read_text(encoding="utf-8")
         before, after = style.split(DARK)
         light |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", before))

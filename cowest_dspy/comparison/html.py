@@ -78,7 +78,7 @@ def render_comparison(comparison: Comparison, numbers: Numbers | None = None) ->
     """The page; ``numbers`` are those of ``numbers_of(comparison)``, where they are at hand already."""
     numbers = numbers or numbers_of(comparison)
     environment = page_environment("cowest_dspy.comparison", difference=format_difference)
-    style = asset(environment, "page.css", "comparison.css")
+    style = asset(environment, "page.css", "series.css")
     against, axis = numbers.arm(comparison.against), charts.sweep_axis(numbers)
     return environment.get_template("comparison.html.j2").render(
         comparison=comparison,

@@ -21,11 +21,13 @@ from cowest_dspy import arms, data
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.experiment.answering import answering
 from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
+from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
@@ -276,7 +278,8 @@ class Experiment:
         weak = ["weak"] if wanted.weak else []
         oracle = ["oracle"] if wanted.oracle else []
         prompted = ["strong_prompted"] if self.config.cycle and self.config.cycle.steps else []
-        return [*weak, "strong", *prompted, "collaboration_sft", "collaboration", *oracle, *wanted.controls]
+        gated = ["gated"] if (self.run / GATE).is_file() else []
+        return [*weak, "strong", *prompted, "collaboration_sft", "collaboration", *gated, *oracle, *wanted.controls]
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
@@ -303,11 +306,16 @@ class Experiment:
 
     def ask(self, **inputs: Any) -> dspy.Prediction:
         """The collaboration's answer to one input, with the best weak model that the run has."""
+        return self.best(**inputs)
+
+    @property
+    def best(self) -> Collaboration:
+        """The program on the best weak model that the run has: nothing is tuned for it but [sft], where that is missing."""
         if self.config.cycle is not None:
-            return self.final(**inputs)
+            return self.final
         final = (self.store.record("final", "weak") or {}).get("adapter")
         weak = (self._weak_models.kept(final) if final else None) or self.sft()
-        return self.program.bind(weak=weak, strong=self.strong)(**inputs)
+        return self.program.bind(weak=weak, strong=self.strong)
 
     # How stages are done
 
@@ -356,7 +364,7 @@ class Experiment:
                 engine.close()
 
     def _arm(self, name: str) -> Arm:
-        answering, models = self._answering(name)
+        asking, models = answering(self, name)
         examples = self.splits[self.config.evaluate.split]
         asked = [example.id for example in examples]
         identity = digest([self.meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
@@ -365,32 +373,7 @@ class Experiment:
             return arm_from(name, known)
         with self.desk.stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
             threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
-            answers = arms.ask_all(answering, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
+            answers = arms.ask_all(asking, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
         arm = Arm(name, TITLES[name], answers, note=NOTES.get(name, ""))
         self.store.keep("arm", name, {**asdict(arm), "identity": identity})
         return arm
-
-    def _answering(self, name: str) -> tuple[arms.Answering, str]:
-        """How an arm answers, and the models that it uses."""
-        wanted = self.config.evaluate
-        if name == "weak":
-            weak = self.answer_sft()
-            module = load(wanted.weak or "")()
-            bound = self.program.bind(weak=weak)
-            module.set_lm(bound.weak)
-            return arms.module_arm(self.program, module), weak.model
-        if name in ("strong", "oracle"):
-            bound = self.program.bind(strong=self.strong)
-            return arms.alone_arm(bound) if name == "strong" else arms.oracle_arm(bound, wanted.oracle or ""), self.strong.model
-        if name in ("collaboration", "strong_prompted"):
-            program = self.final
-            state = digest(program.dump_state())
-            if name == "strong_prompted":
-                return arms.alone_arm(program.measured_anew()), f"{state}, {self.strong.model}"
-            return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {self.strong.model}"
-        if name == "collaboration_sft":
-            weak = self.sft()
-            return arms.collaboration_arm(self.program.bind(weak=weak, strong=self.strong)), f"{weak.model}, {self.strong.model}"
-        program = self.controlled(name)
-        state = f"{digest(program.dump_state())}, " if self.config.cycle else ""
-        return arms.collaboration_arm(program), f"{state}{program.weak.model}, {self.strong.model}"

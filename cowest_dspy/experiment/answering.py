@@ -1,0 +1,47 @@
+"""How each arm of [evaluate] answers, and what its answers depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cowest_dspy import arms
+from cowest_dspy.gate import Gate, Gated
+from cowest_dspy.recipes import load
+from cowest_dspy.stages import digest
+
+if TYPE_CHECKING:
+    from cowest_dspy.experiment.experiment import Experiment
+
+
+def answering(experiment: Experiment, name: str) -> tuple[arms.Answering, str]:
+    """How an arm answers, and the models (and prompts) that it uses."""
+    wanted = experiment.config.evaluate
+    if name == "weak":
+        weak = experiment.answer_sft()
+        module = load(wanted.weak or "")()
+        bound = experiment.program.bind(weak=weak)
+        module.set_lm(bound.weak)
+        return arms.module_arm(experiment.program, module), weak.model
+    if name in ("strong", "oracle"):
+        bound = experiment.program.bind(strong=experiment.strong)
+        asking = arms.alone_arm(bound) if name == "strong" else arms.oracle_arm(bound, wanted.oracle or "")
+        return asking, experiment.strong.model
+    if name in ("collaboration", "strong_prompted"):
+        program = experiment.final
+        state = digest(program.dump_state())
+        if name == "strong_prompted":
+            return arms.alone_arm(program.measured_anew()), f"{state}, {experiment.strong.model}"
+        return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {experiment.strong.model}"
+    if name == "gated":
+        program, gate = experiment.best, Gate.load(experiment.run)
+        state = digest([program.dump_state(), gate.model_dump(mode="json", exclude={"about"})])
+        gated = Gated(program, gate)
+        return lambda example: gated(**example.inputs()), f"{state}, {program.weak.model}, {experiment.strong.model}"
+    if name == "collaboration_sft":
+        weak = experiment.sft()
+        return arms.collaboration_arm(
+            experiment.program.bind(weak=weak, strong=experiment.strong)
+        ), f"{weak.model}, {experiment.strong.model}"
+    program = experiment.controlled(name)
+    state = f"{digest(program.dump_state())}, " if experiment.config.cycle else ""
+    return arms.collaboration_arm(program), f"{state}{program.weak.model}, {experiment.strong.model}"
