@@ -139,6 +139,7 @@ def test_the_library_imports_no_recipe_and_nothing_that_is_not_declared(module: 
     optional = [requirement for name, extra in extras.items() if name not in ("dev", "docs") for requirement in extra]
     declared = [*project["dependencies"], *optional]
     packages = {requirement.split(">=")[0].split("[")[0].replace("-", "_").removesuffix("_python") for requirement in declared}
+    packages |= {module for package, module in {"scikit_learn": "sklearn"}.items() if package in packages}
     roots = {name.split(".")[0] for name in imports(MODULES[module])}
     assert roots <= {"cowest_dspy", *packages, *sys.stdlib_module_names}
 

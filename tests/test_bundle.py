@@ -32,6 +32,7 @@ from cowest_dspy import (
 from cowest_dspy.bundle import as_gguf, merged, read_manifest, writing
 from cowest_dspy.bundle.manifest import files_in
 from cowest_dspy.errors import BundleError, ModelError, TuningError
+from cowest_dspy.gate import Gate, Head
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.pairs import PreferencePairs
 
@@ -106,6 +107,24 @@ def test_what_is_in_it(whole: Path, finished: Path) -> None:
             content = path.read_bytes()
             assert str(finished).encode() not in content and b"/tmp/" not in content, path
             assert not re.search(rb"\.bin|pickle", path.name.encode())
+
+
+def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
+    head = Head(weights=(0.5,), intercept=0.0)
+    gate = Gate(
+        features=("draft_words",),
+        means=(1.0,),
+        scales=(2.0,),
+        heads={"helped": head, "hurt": head, "refined": head},
+        costs={"weak": 0.0, "strong": 0.9, "collaborate": 1.0},
+    )
+    file = gate.save(finished / "run")
+    try:
+        with Experiment(load_config([finished / "run/config.toml"]), finished / "run") as experiment:
+            made = write_bundle(experiment, tmp_path / "made")
+    finally:
+        file.unlink()
+    assert Gate.load(made) == gate and "gate.json" in read_manifest(made).files and verify_bundle(made) == ()
 
 
 def test_every_change_is_noticed_and_named(bundle: Path, tiny_model: Path) -> None:

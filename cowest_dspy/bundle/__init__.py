@@ -4,6 +4,7 @@
     recipe/         the task's Python files           config.toml    the configuration, no secrets, no paths of a machine
     pairs.jsonl     preference pairs with lineage     metrics.json   arms with n and intervals, influence, rounds
     README.md       the model card                    cowest.json    the manifest: versions, models, a hash of every file
+    gate.json       where a draft pays, if the run has a gate
 
 manifest.py   what cowest.json says, and verify_bundle
 writing.py    write_bundle, from a finished run

@@ -17,6 +17,7 @@ from cowest_dspy.config import Config, split_reference
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import BundleError, masked
 from cowest_dspy.experiment import Experiment
+from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.hub import upload
 from cowest_dspy.lms import weights
 from cowest_dspy.lms.recording import unrecorded
@@ -72,6 +73,8 @@ def _fill(folder: Path, experiment: Experiment) -> None:
     _write(folder / "config.toml", effective_toml(moved))
     _write(folder / "program.json", _json(program.dump_state()))
     _write(folder / "metrics.json", _json(_metrics(report)))
+    if (experiment.run / GATE).is_file():
+        _write(folder / GATE, (experiment.run / GATE).read_text(encoding="utf-8"))
     pairs = (kept_pairs(experiment.store) or PreferencePairs(())).save(folder / "pairs.jsonl")
     _write(pairs, pairs.read_text(encoding="utf-8"))
     if adapter is not None:

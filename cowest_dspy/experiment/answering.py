@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
+
+import dspy
 
 from cowest_dspy import arms
+from cowest_dspy.config import Config
 from cowest_dspy.gate import Gate, Gated
+from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
 from cowest_dspy.stages import digest
 
-if TYPE_CHECKING:
-    from cowest_dspy.experiment.experiment import Experiment
+
+class Answers(Protocol):
+    """What arms need of an experiment."""
+
+    config: Config
+    run: Path
+
+    @property
+    def program(self) -> Collaboration:
+        """Not bound."""
+        ...
+
+    @property
+    def strong(self) -> dspy.LM:
+        """The strong model."""
+        ...
+
+    @property
+    def final(self) -> Collaboration:
+        """On the models that all tuning ended with."""
+        ...
+
+    @property
+    def best(self) -> Collaboration:
+        """On the best weak model that there is."""
+        ...
+
+    def sft(self) -> dspy.LM:
+        """The weak model that has learned the domain."""
+        ...
+
+    def answer_sft(self) -> dspy.LM:
+        """The weak model that answers alone."""
+        ...
+
+    def controlled(self, name: str) -> Collaboration:
+        """The program of a control."""
+        ...
 
 
-def answering(experiment: Experiment, name: str) -> tuple[arms.Answering, str]:
+def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
     """How an arm answers, and the models (and prompts) that it uses."""
     wanted = experiment.config.evaluate
     if name == "weak":

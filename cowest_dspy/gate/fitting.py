@@ -63,32 +63,29 @@ def fit_gate(
     names = _features(rows)
     values, means, scales = _standardised(rows, names)
     weights = _weights(groups)
-    heads: dict[str, Head] = {}
-    unseen: dict[str, np.ndarray] = {}
-    fits: dict[str, dict[str, float]] = {}
-    for name, targets in _targets(rows).items():
-        heads[name], unseen[name], fits[name] = _head(values, targets, weights, groups, seed)
+    fitted = {name: _head(values, targets, weights, groups, seed) for name, targets in _targets(rows).items()}
     effects = [abs(_influence(one)) for one in rows if _influence(one)]
     gate = Gate(
         features=names,
         means=means,
         scales=scales,
-        heads=heads,
+        heads={name: head for name, (head, _, _) in fitted.items()},
         effect=min(1.0, max(math.fsum(effects) / len(effects), 1e-6)) if effects else 1.0,
         costs=costs_of([*choose_on, *observed]),
         samples=samples,
         temperature=temperature,
         seed=seed,
     )
-    places = [place for place, one in enumerate(rows) if id(one) in chosen]
     parts = [
-        Part(rows[place], {name: float(found[place]) for name, found in unseen.items()}, float(weights[place])) for place in places
+        Part(one, {name: float(unseen[place]) for name, (_, unseen, _) in fitted.items()}, float(weights[place]))
+        for place, one in enumerate(rows)
+        if id(one) in chosen
     ]
     trade, found = _trade(gate, parts, within)
     about: dict[str, Any] = {
         "examples": len(set(groups)),
         "drafts": len(rows),
-        "heads": fits,
+        "heads": {name: numbers for name, (_, _, numbers) in fitted.items()},
         "chosen_on": {"examples": len({part.observed.example_id for part in parts}), "within": within, **found},
     }
     return gate.model_copy(update={"trade": trade, "about": about})
