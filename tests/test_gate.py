@@ -23,7 +23,6 @@ from cowest_dspy.gate import (
     Gated,
     Head,
     Observed,
-    Route,
     draft_features,
     fit_gate,
     gate_curve,
@@ -236,7 +235,7 @@ def constant(route: str) -> Gate:
         "collaborate": {"helped": 1.0, "hurt": -3.0, "refined": 2.0, "right": -2.0},
     }[route]
     heads = {name: Head(weights=(0.0,), intercept=value) for name, value in said.items()}
-    costs: dict[Route, float] = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
+    costs = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
     return Gate(features=("draft_words",), means=(0.0,), scales=(1.0,), heads=heads, costs=costs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -21,17 +22,17 @@ class Answers(Protocol):
     config: Config
     run: Path
 
-    @property
+    @cached_property
     def program(self) -> Collaboration:
         """Not bound."""
         ...
 
-    @property
+    @cached_property
     def strong(self) -> dspy.LM:
         """The strong model."""
         ...
 
-    @property
+    @cached_property
     def final(self) -> Collaboration:
         """On the models that all tuning ended with."""
         ...

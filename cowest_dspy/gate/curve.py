@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cowest_dspy.gate.model import ROUTES, Gate, Route
+from cowest_dspy.gate.model import ROUTES, Gate
 from cowest_dspy.gate.observing import Observed
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval, wilson_interval
 
@@ -45,7 +45,7 @@ class Point:
     score: float
     interval: Interval
     cost: float
-    routes: dict[Route, int]
+    routes: dict[str, int]
     trade: float | None = None
 
 
@@ -102,7 +102,7 @@ def gate_curve(gate: Gate, observed: Sequence[Observed]) -> Curve:
     return Curve(len(observed), unit, tuple(points), tuple(over), against, dict(gate.about))
 
 
-def outcome(parts: Sequence[Part], route: Callable[[Part], Route]) -> Outcome:
+def outcome(parts: Sequence[Part], route: Callable[[Part], str]) -> Outcome:
     """The weighted mean score of routing so, and its cost, with the mean cost of each route where a draft's own is not known."""
     mean = costs_of([part.observed for part in parts])
     total = math.fsum(part.weight for part in parts)
@@ -111,7 +111,7 @@ def outcome(parts: Sequence[Part], route: Callable[[Part], Route]) -> Outcome:
     return Outcome(score, math.fsum(part.weight * mean[one] for part, one in zip(parts, taken, strict=True)) / total)
 
 
-def costs_of(observed: Sequence[Observed]) -> dict[Route, float]:
+def costs_of(observed: Sequence[Observed]) -> dict[str, float]:
     """The mean cost of each route as a share of collaborating: of the strong model's tokens. Where no answer alone was counted,
     as in traces, it costs as much as a refined one."""
     alone = [(one.tokens.get("strong", 0), one.tokens.get("collaborate", 0)) for one in observed]
@@ -120,42 +120,42 @@ def costs_of(observed: Sequence[Observed]) -> dict[Route, float]:
     return {"weak": 0.0, "strong": share, "collaborate": 1.0}
 
 
-def _costs(observed: Sequence[Observed]) -> tuple[str, list[dict[Route, float]]]:
+def _costs(observed: Sequence[Observed]) -> tuple[str, list[dict[str, float]]]:
     priced = all(one.usd.get(route) is not None for one in observed for route in ROUTES)
     if priced and any(one.usd["collaborate"] for one in observed):
         return "USD", [{route: one.usd[route] or 0.0 for route in ROUTES} for one in observed]
     return "strong tokens", [{route: float(one.tokens.get(route, 0)) for route in ROUTES} for one in observed]
 
 
-def _routed(gate: Gate, one: Observed, trade: float) -> Route:
+def _routed(gate: Gate, one: Observed, trade: float) -> str:
     return gate.decide(one.features, one.draft, trade=trade).route if one.features else "strong"
 
 
-def _cheapest_right(one: Observed, cost: Mapping[Route, float]) -> Route:
+def _cheapest_right(one: Observed, cost: Mapping[str, float]) -> str:
     """The cheapest of the routes that score best."""
     best = max(_score(one, route) for route in ROUTES)
     return min((route for route in ROUTES if _score(one, route) == best), key=lambda route: cost[route])
 
 
-def _score(one: Observed, route: Route) -> float:
+def _score(one: Observed, route: str) -> float:
     return one.scores.get(route) or 0.0
 
 
 def _point(
     name: str,
     observed: Sequence[Observed],
-    costs: Sequence[Mapping[Route, float]],
-    routes: Sequence[Route],
+    costs: Sequence[Mapping[str, float]],
+    routes: Sequence[str],
     trade: float | None = None,
 ) -> Point:
     scores = [_score(one, route) for one, route in zip(observed, routes, strict=True)]
     whole = math.fsum(cost["collaborate"] for cost in costs) or 1.0
     spent = math.fsum(cost[route] for cost, route in zip(costs, routes, strict=True))
-    counts: dict[Route, int] = {route: sum(one == route for one in routes) for route in ROUTES}
+    counts: dict[str, int] = {route: sum(one == route for one in routes) for route in ROUTES}
     return Point(name, math.fsum(scores) / len(scores), _interval(scores), spent / whole, counts, trade)
 
 
-def _at_random(observed: Sequence[Observed], costs: Sequence[Mapping[Route, float]], chosen: Sequence[Route]) -> Point:
+def _at_random(observed: Sequence[Observed], costs: Sequence[Mapping[str, float]], chosen: Sequence[str]) -> Point:
     """As many of each route as the gate takes, but of any examples: what it is expected to give."""
     shares = {route: count / len(chosen) for route, count in Counter(chosen).items()}
     means = [math.fsum(share * _score(one, route) for route, share in shares.items()) for one in observed]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cowest_dspy.errors import GateError
 from cowest_dspy.gate.curve import Part, costs_of, outcome
 from cowest_dspy.gate.features import category
-from cowest_dspy.gate.model import Gate, Head, Route, sigmoid
+from cowest_dspy.gate.model import Gate, Head, sigmoid
 from cowest_dspy.gate.observing import Observed
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _trade(gate: Gate, parts: Sequence[Part], within: float) -> tuple[float, dic
     return price, {"score": best.score, "cost": best.cost, "score_collaborate": always.score}
 
 
-def _route(gate: Gate, of: Mapping[str, float], trade: float) -> Route:
+def _route(gate: Gate, of: Mapping[str, float], trade: float) -> str:
     return gate.weighed(of, trade=trade).route
 
 

@@ -58,7 +58,7 @@ class Decision(_Plain):
     helped: float
     hurt: float
     right: float | None
-    scores: dict[Route, float | None]
+    scores: dict[str, float | None]
 
     @property
     def same(self) -> float:
@@ -85,11 +85,11 @@ class Gate(_Plain):
     means: tuple[float, ...]
     scales: tuple[float, ...]
     heads: dict[str, Head]
-    effect: float = Field(1.0, gt=0, le=1)
-    costs: dict[Route, float]
-    trade: float = Field(0.0, ge=0)
-    samples: int = Field(0, ge=0)
-    temperature: float = Field(1.0, gt=0)
+    effect: float = Field(default=1.0, gt=0, le=1)
+    costs: dict[str, float]
+    trade: float = Field(default=0.0, ge=0)
+    samples: int = Field(default=0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
     seed: int = 0
     about: dict[str, Any] = Field(default_factory=dict)
 
@@ -120,10 +120,10 @@ class Gate(_Plain):
             helped, hurt = helped / (helped + hurt), hurt / (helped + hurt)
         right = of.get("right")
         alone = min(1.0, max(0.0, of["refined"] - self.effect * (helped - hurt)))
-        scores: dict[Route, float | None] = {"weak": right, "strong": alone, "collaborate": of["refined"]}
+        scores: dict[str, float | None] = {"weak": right, "strong": alone, "collaborate": of["refined"]}
         price = self.trade if trade is None else trade
-        worth = {route: score - price * self.costs[route] for route, score in scores.items() if score is not None}
-        # Of routes that are worth the same the cheapest; of those the one that needs less of the strong model.
+        worth = {route: score - price * self.costs[route] for route in ROUTES if (score := scores[route]) is not None}
+        # Of routes that are worth the same the cheapest.
         route = max(worth, key=lambda one: (worth[one], -self.costs[one], -ROUTES.index(one)))
         return Decision(route=route, helped=helped, hurt=hurt, right=right, scores=scores)
 

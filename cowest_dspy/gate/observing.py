@@ -15,7 +15,7 @@ import dspy
 
 from cowest_dspy.gate.features import draft_features
 from cowest_dspy.gate.likelihood import DraftLikelihood
-from cowest_dspy.gate.model import Route, further_drafts
+from cowest_dspy.gate.model import further_drafts
 from cowest_dspy.influence import Attempt, Metric, attempt, scored
 from cowest_dspy.lms.prices import added
 from cowest_dspy.lms.recording import keeping
@@ -38,9 +38,9 @@ class Observed:
     example_id: str
     draft: str
     features: Mapping[str, float]
-    scores: Mapping[Route, float | None]
-    tokens: Mapping[Route, int] = field(default_factory=dict)
-    usd: Mapping[Route, float | None] = field(default_factory=dict)
+    scores: Mapping[str, float | None]
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    usd: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
