@@ -122,7 +122,9 @@ class Gate(_Plain):
         alone = min(1.0, max(0.0, of["refined"] - self.effect * (helped - hurt)))
         scores: dict[str, float | None] = {"weak": right, "strong": alone, "collaborate": of["refined"]}
         price = self.trade if trade is None else trade
-        worth = {route: score - price * self.costs[route] for route in ROUTES if (score := scores[route]) is not None}
+        worth: dict[Route, float] = {
+            route: score - price * self.costs[route] for route in ROUTES if (score := scores[route]) is not None
+        }
         # Of routes that are worth the same the cheapest.
         route = max(worth, key=lambda one: (worth[one], -self.costs[one], -ROUTES.index(one)))
         return Decision(route=route, helped=helped, hurt=hurt, right=right, scores=scores)
