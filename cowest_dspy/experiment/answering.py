@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import dspy
 
 from cowest_dspy import arms
 from cowest_dspy.config import Config
+from cowest_dspy.experiment.desk import Desk
 from cowest_dspy.gate import Gate, Gated
+from cowest_dspy.influence import Metric
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import load
+from cowest_dspy.report import Arm
 from cowest_dspy.stages import digest
+from cowest_dspy.store import Store
+from cowest_dspy.summary import arm_from
 
 
 class Answers(Protocol):
@@ -21,6 +28,9 @@ class Answers(Protocol):
 
     config: Config
     run: Path
+    metric: Metric
+    store: Store
+    desk: Desk
 
     @cached_property
     def program(self) -> Collaboration:
@@ -53,6 +63,34 @@ class Answers(Protocol):
     def controlled(self, name: str) -> Collaboration:
         """The program of a control."""
         ...
+
+
+def kept_arm(
+    part: Answers,
+    arm: Arm,
+    asking: arms.Answering,
+    examples: Sequence[dspy.Example],
+    *,
+    record: str,
+    depends_on: Sequence[Any],
+    threads: int,
+) -> Arm:
+    """An arm with its answers: those that the store has as a record of that kind, when they depended on the same; otherwise asked,
+    in a stage of its own, and kept. ``arm`` says its name, title and note."""
+    identity = digest([*depends_on, [example.id for example in examples]])
+    known = part.store.record(record, arm.name)
+    if known and known["identity"] == identity:
+        return arm_from(arm.name, {**known, "title": arm.title, "note": arm.note})
+    with part.desk.stage(stage_of(record, arm.name), f"Evaluating {arm.title}") as progress:
+        answers = arms.ask_all(asking, examples, part.metric, store=part.store, threads=threads, on_progress=progress)
+    made = replace(arm, answers=answers)
+    part.store.keep(record, arm.name, {**asdict(made), "identity": identity})
+    return made
+
+
+def stage_of(record: str, name: str) -> str:
+    """The stage in which an arm is asked."""
+    return f"{'compare' if record == 'compared' else 'evaluate'} {name}"
 
 
 def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:

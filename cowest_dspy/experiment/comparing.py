@@ -7,25 +7,23 @@ have in common are asked once, since all share the store.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
 import dspy
 
-from cowest_dspy import arms
 from cowest_dspy.comparison import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.corpus import corpus_interval, is_corpus_metric
 from cowest_dspy.errors import ConfigError, PairsError, nearest
+from cowest_dspy.experiment.answering import kept_arm, stage_of
 from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, depends_on_seed, title_of
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.influence import score_of
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.recipes import code_of, load
 from cowest_dspy.report import Arm, Stage
-from cowest_dspy.stages import digest
-from cowest_dspy.summary import arm_from, versions
+from cowest_dspy.summary import versions
 from cowest_dspy.tables import ArmRules, CompareRules
 
 TUNED = ArmRules.model_validate({"kind": "collaboration", "weak": "tuned"})
@@ -127,25 +125,22 @@ class Compared:
         except PairsError as error:
             self.warnings.append(f"{title_of(rules)} (seed {seed}) is left out, since it cannot be tuned: {error}")
             return None
-        cost = part.store.record("stage", _stage(name))
+        stage = stage_of("compared", name)
+        cost = part.store.record("stage", stage)
         extra, intervals = self._more_scores(arm, part.splits[self.rules.split], part.program.answer_fields[-1])
-        return ComparedArm(arm, seed, extra, intervals, Stage(_stage(name), **cost) if cost else None)
+        return ComparedArm(arm, seed, extra, intervals, Stage(stage, **cost) if cost else None)
 
     def _answered(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
         made: Answerer = answerer(part, rules.model_copy(update={"draft": None}))
-        examples = part.splits[self.rules.split]
-        asked = [example.id for example in examples]
-        identity = digest([part.meaning, rules.kind, made.depends_on, asked, code_of([rules.program, rules.corpus])])
-        known = part.store.record("compared", name)
-        if known and known["identity"] == identity:
-            return arm_from(name, {**known, "title": title_of(rules), "note": made.note})
-        with part.desk.stage(_stage(name), f"Evaluating {title_of(rules)}") as progress:
-            answers = arms.ask_all(
-                made.answering, examples, part.metric, store=part.store, threads=made.threads, on_progress=progress
-            )
-        arm = Arm(name, title_of(rules), answers, note=made.note)
-        part.store.keep("compared", name, {**asdict(arm), "identity": identity})
-        return arm
+        return kept_arm(
+            part,
+            Arm(name, title_of(rules), (), note=made.note),
+            made.answering,
+            part.splits[self.rules.split],
+            record="compared",
+            depends_on=[part.meaning, rules.kind, made.depends_on, code_of([rules.program, rules.corpus])],
+            threads=made.threads,
+        )
 
     def _more_scores(
         self, arm: Arm, examples: Sequence[dspy.Example], answer_field: str
@@ -170,10 +165,6 @@ class Compared:
                 span = bootstrap_mean_interval([[score] for score in scores])
             ends[name] = (span.low, span.high) if span else None
         return values, ends
-
-
-def _stage(name: str) -> str:
-    return f"compare {name}"
 
 
 def _plain(changes: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy import arms, data
+from cowest_dspy import data
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.experiment.answering import answering
+from cowest_dspy.experiment.answering import answering, kept_arm
 from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
@@ -38,7 +38,7 @@ from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
-from cowest_dspy.summary import NOTES, TITLES, arm_from, run_report
+from cowest_dspy.summary import NOTES, TITLES, run_report
 from cowest_dspy.traces import Sampling, Traces, noise_floor
 from cowest_dspy.tracking import Tracking, check_installed
 from cowest_dspy.tuning import TunableEngine, tunable
@@ -365,15 +365,13 @@ class Experiment:
 
     def _arm(self, name: str) -> Arm:
         asking, models = answering(self, name)
-        examples = self.splits[self.config.evaluate.split]
-        asked = [example.id for example in examples]
-        identity = digest([self.meaning, models, self.config.evaluate.model_dump(mode="json", exclude={"controls"}), asked])
-        known = self.store.record("arm", name)
-        if known and known["identity"] == identity:
-            return arm_from(name, known)
-        with self.desk.stage(f"evaluate {name}", f"Evaluating {TITLES[name]}") as progress:
-            threads = self.config.weak.concurrency if name == "weak" else self.config.strong.concurrency
-            answers = arms.ask_all(asking, examples, self.metric, store=self.store, threads=threads, on_progress=progress)
-        arm = Arm(name, TITLES[name], answers, note=NOTES.get(name, ""))
-        self.store.keep("arm", name, {**asdict(arm), "identity": identity})
-        return arm
+        wanted = self.config.evaluate
+        return kept_arm(
+            self,
+            Arm(name, TITLES[name], (), note=NOTES.get(name, "")),
+            asking,
+            self.splits[wanted.split],
+            record="arm",
+            depends_on=[self.meaning, models, wanted.model_dump(mode="json", exclude={"controls"})],
+            threads=(self.config.weak if name == "weak" else self.config.strong).concurrency,
+        )
