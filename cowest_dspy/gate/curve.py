@@ -82,14 +82,11 @@ def gate_curve(gate: Gate, observed: Sequence[Observed]) -> Curve:
     unit, costs = _costs(observed)
     chosen = [_routed(gate, one, gate.trade) for one in observed]
     points = [_point("gate", observed, costs, chosen, gate.trade)]
-    for route in ROUTES:
-        if route != "weak" or "right" in gate.heads:
-            points.append(_point(f"always {route}", observed, costs, [route] * len(observed)))
+    routes = ROUTES if "right" in gate.heads else ROUTES[1:]
+    points += [_point(f"always {route}", observed, costs, [route] * len(observed)) for route in routes]
     twin = _at_random(observed, costs, chosen)
-    points += [
-        twin,
-        _point("best there was", observed, costs, [_cheapest_right(one, cost) for one, cost in zip(observed, costs, strict=True)]),
-    ]
+    best = [_cheapest_right(one, cost, routes) for one, cost in zip(observed, costs, strict=True)]
+    points += [twin, _point("best there was", observed, costs, best)]
     over = [_point("gate", observed, costs, [_routed(gate, one, step) for one in observed], step) for step in STEPS]
     scores = [_score(one, route) for one, route in zip(observed, chosen, strict=True)]
     shares = {route: count / len(chosen) for route, count in Counter(chosen).items()}
@@ -131,10 +128,10 @@ def _routed(gate: Gate, one: Observed, trade: float) -> str:
     return gate.decide(one.features, one.draft, trade=trade).route if one.features else "strong"
 
 
-def _cheapest_right(one: Observed, cost: Mapping[str, float]) -> str:
+def _cheapest_right(one: Observed, cost: Mapping[str, float], routes: Sequence[str]) -> str:
     """The cheapest of the routes that score best."""
-    best = max(_score(one, route) for route in ROUTES)
-    return min((route for route in ROUTES if _score(one, route) == best), key=lambda route: cost[route])
+    best = max(_score(one, route) for route in routes)
+    return min((route for route in routes if _score(one, route) == best), key=lambda route: cost[route])
 
 
 def _score(one: Observed, route: str) -> float:

@@ -20,6 +20,8 @@ from cowest_dspy.report.charts import Curve as Line
 from cowest_dspy.report.charts import Mark, curves
 from cowest_dspy.report.page import asset, page_environment, policy, write_whole
 
+Shown = tuple[str, list[str], list[list[str]]]
+
 HEADS = {
     "helped": "the draft helps",
     "hurt": "the draft hurts",
@@ -51,11 +53,13 @@ def print_curve(curve: Curve, console: Console | None = None) -> None:
     """Prints the sentence, the ways to route, and how good the predictions are."""
     console = console or Console()
     console.print(Text(sentence(curve), style="bold"))
-    for title, heads, rows in (_routing(curve), _predictions(curve)):
+    for title, heads, rows in tables(curve):
         if rows:
             table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
             for number, head in enumerate(heads):
-                table.add_column(Text(head), justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
+                justify = "right" if number else "left"
+                width = None if number else min(16, max(len(row[0]) for row in rows))
+                table.add_column(Text(head), justify=justify, no_wrap=bool(number), overflow="fold", min_width=width)
             for row in rows:
                 table.add_row(*map(Text, row))
             console.print(table)
@@ -83,7 +87,7 @@ def render_curve(curve: Curve, title: str = "The gate") -> str:
         policy=policy([style]),
         chart=chart(curve),
         names=series_names(curve),
-        tables=[_routing(curve), _predictions(curve)],
+        tables=tables(curve),
     )
 
 
@@ -101,6 +105,11 @@ def chart(curve: Curve) -> Markup:
     return curves(series, "Score over the strong model's cost", ("cost, of always collaborating", "score"), [*ticks[:-1], most])
 
 
+def tables(curve: Curve) -> list[Shown]:
+    """Title, heads and rows: the ways to route, the routes taken, the predictions."""
+    return [_routing(curve), _routes(curve), _predictions(curve)]
+
+
 def series_names(curve: Curve) -> list[str]:
     """The names for the legend, in the order of the chart."""
     return ["the gate, at every trade", *(point.name for point in curve.points if point.name != "best there was")]
@@ -111,19 +120,25 @@ def _mark(point: Point, *, whisker: bool = True) -> Mark:
     return Mark(point.cost, point.score, said, *((point.interval.low, point.interval.high) if whisker else (None, None)))
 
 
-def _routing(curve: Curve) -> tuple[str, list[str], list[list[str]]]:
-    heads = ["way to route", "score, %", "95 %", "cost, %", *ROUTES, "gate less it, points"]
+def _routing(curve: Curve) -> Shown:
+    heads = ["way to route", "score, %", "95 %", "cost, %", "gate less it"]
     rows = []
     for point in curve.points:
         gap = curve.against.get(point.name)
         told = "-" if gap is None else f"{100 * gap[0]:+.1f}{_span(gap[1])}"
         interval = f"{100 * point.interval.low:.1f} to {100 * point.interval.high:.1f}"
-        counts = ["-" if point.name.startswith("random") else str(point.routes.get(route, 0)) for route in ROUTES]
-        rows.append([point.name, f"{100 * point.score:.1f}", interval, f"{100 * point.cost:.0f}", *counts, told])
+        rows.append([point.name, f"{100 * point.score:.1f}", interval, f"{100 * point.cost:.0f}", told])
     return f"Score and cost ({curve.unit}) on {curve.n} held-out examples", heads, rows
 
 
-def _predictions(curve: Curve) -> tuple[str, list[str], list[list[str]]]:
+def _routes(curve: Curve) -> Shown:
+    """How often the gate, and whoever knew best, took each route."""
+    points = [point for name in ("gate", "best there was") if (point := curve.point(name))]
+    rows = [[point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)] for point in points]
+    return "Routes taken", ["way to route", *ROUTES], rows
+
+
+def _predictions(curve: Curve) -> Shown:
     rows = []
     for name, found in curve.about.get("heads", {}).items():
         numbers = [found.get(key) for key in ("rate", "brier", "brier_of_rate", "calibration_error")]
