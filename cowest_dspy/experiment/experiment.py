@@ -301,13 +301,17 @@ class Experiment:
         self.store.journal.about(verdict=verdict(made).sentences[0])
         return made
 
-    def ask(self, **inputs: Any) -> dspy.Prediction:
-        """The collaboration's answer to one input, with the best weak model that the run has."""
+    def best(self) -> Collaboration:
+        """The program with the best weak model that the run has."""
         if self.config.cycle is not None:
-            return self.final(**inputs)
+            return self.final
         final = (self.store.record("final", "weak") or {}).get("adapter")
         weak = (self._weak_models.kept(final) if final else None) or self.sft()
-        return self.program.bind(weak=weak, strong=self.strong)(**inputs)
+        return self.program.bind(weak=weak, strong=self.strong)
+
+    def ask(self, **inputs: Any) -> dspy.Prediction:
+        """The collaboration's answer to one input, with the best weak model that the run has."""
+        return self.best()(**inputs)
 
     # How stages are done
 
@@ -316,21 +320,8 @@ class Experiment:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
         parts = self.config
         code = code_of([parts.program, parts.metric, parts.data.source, parts.evaluate.weak, parts.influence.rubric])
-        aside = {
-            "budget": True,
-            "compare": True,
-            "evaluate": True,
-            "pairs": True,
-            "dpo": True,
-            "kto": True,
-            "rounds": True,
-            "report": True,
-            "tracking": True,
-            "cycle": True,
-            "sft": True,
-            "data": {"test"},
-            "influence": {"noise"},
-        }
+        names = ("budget", "compare", "evaluate", "pairs", "dpo", "kto", "rounds", "report", "serve", "tracking", "cycle", "sft")
+        aside = {**dict.fromkeys(names, True), "data": {"test"}, "influence": {"noise"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
 

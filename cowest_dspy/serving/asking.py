@@ -118,7 +118,8 @@ class Answering:
     def models(self) -> dict[Failing, str]:
         """The ids of both models; a draft that asks no model has the name of its module."""
         drafter = self.program.draft
-        return {"weak": self.program.weak.model if drafter.predictors() else type(drafter).__name__, "strong": self.program.strong.model}
+        weak = self.program.weak.model if drafter.predictors() else type(drafter).__name__
+        return {"weak": weak, "strong": self.program.strong.model}
 
     def answer(
         self,
@@ -168,7 +169,7 @@ class Answering:
             raise ProgramError(f'The router said "{route}": it must say one of {", ".join(get_args(Route))}.')
         if route == "weak" and not answers(self.program, outputs):
             wanted = ", ".join(self.program.answer_fields)
-            raise ProgramError(f'The router said "weak", and the draft holds no answer ({wanted}): use draft = "direct", for instance.')
+            raise ProgramError(f'The router said "weak", and the draft has no {wanted}: drafts of the format "direct" have.')
         return route
 
     def _strong(self, inputs: dict[str, Any], so_far: Answer, stopping: Stopping) -> Answer:

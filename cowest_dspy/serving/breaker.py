@@ -1,8 +1,8 @@
 """Breaker: a model that fails again and again is left alone for a while, then tried by one request, then used again.
 
-    closed      it is asked; so many failures in a row open it
-    open        it is not asked, for so many seconds
-    on trial    one request asks it: a success closes the breaker, a failure opens it for as long again
+closed      it is asked; so many failures in a row open it
+open        it is not asked, for so many seconds
+on trial    one request asks it: a success closes the breaker, a failure opens it for as long again
 """
 
 from __future__ import annotations

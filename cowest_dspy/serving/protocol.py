@@ -108,9 +108,9 @@ class Usage(BaseModel):
 class Told(BaseModel):
     """How an answer came about.
 
-    ``route`` is who answered: both ("collaborate"), "weak" or "strong". ``fallback`` is set where a model failed: "strong alone", or
-    "draft" (the answer is the weak model's draft). ``failed`` says which model failed and how; ``ignored`` what of the request was
-    left aside.
+    ``route`` is who answered: both ("collaborate"), "weak" or "strong". ``fallback`` is set where a model failed: "strong alone",
+    or "draft" (the answer is the weak model's draft). ``failed`` says which model failed and how; ``ignored`` what of the request
+    was left aside.
     """
 
     route: Literal["weak", "strong", "collaborate"]

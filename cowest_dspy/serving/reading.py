@@ -31,7 +31,7 @@ from cowest_dspy.serving.refusals import Refused
 Form = Literal["text", "marks", "json"]
 _MARK = re.compile(r"^\[\[ ## (\w+) ## \]\][ \t]*$", re.MULTILINE)
 # How DSPy's adapters end their last message; what follows names the outputs that the client expects.
-_TAIL = re.compile(r"\n*^Respond with (?:the corresponding output fields|a JSON object)\b(?P<wanted>.*)\Z", re.MULTILINE | re.DOTALL)
+_TAIL = re.compile(r"^Respond with (?:the corresponding output fields|a JSON object)\b", re.MULTILINE)
 _NAMED = re.compile(r"`(?:\[\[ ## )?(\w+)(?: ## \]\])?`")
 COMPLETED = "completed"
 
@@ -94,16 +94,19 @@ def read(request: ChatRequest, task: Task, rules: ServeRules, name: str) -> Aske
     _refuse_what_is_not_served(request)
     *earlier, last = request.messages
     if last.role != "user":
-        raise Refused(400, f'The last message is the input, and must be the user\'s; its role is "{last.role}".', "no_input", param="messages")
+        what = f'The last message is the input: its role must be "user", not "{last.role}".'
+        raise Refused(400, what, "no_input", param="messages")
     text = _text_of(last)
     given, tail = _marked(text, task)
+    lines = _lines(text, tuple(task.inputs)) if given is None else None
+    inputs = given or (_typed(lines, task) if lines is not None else _inputs(text, task))
     wanted = tuple(dict.fromkeys(found for found in _NAMED.findall(tail) if found != COMPLETED))
-    inputs = given if given is not None else _inputs(text, task)
     kind = request.response_format.type if request.response_format else "text"
     as_json = kind != "text" or "JSON" in tail.partition("\n")[0]
-    fields = _wanted(request, wanted, task)
-    ignored = [*_left_aside(earlier, rules, marked=given is not None), *_parameters(request, rules)]
-    return Asked(inputs, "json" if as_json else "marks" if given is not None else "text", fields, tuple(ignored))
+    formed = given is not None or lines is not None
+    ignored = [*_left_aside(earlier, rules, formed=formed), *_parameters(request, rules)]
+    form = "json" if as_json else "marks" if given is not None else "text"
+    return Asked(inputs, form, _wanted(request, wanted, task), tuple(ignored))
 
 
 def _refuse_what_is_not_served(request: ChatRequest) -> None:
@@ -136,11 +139,12 @@ def _text_of(message: Message) -> str:
     return text
 
 
-def _left_aside(earlier: list[Message], rules: ServeRules, *, marked: bool) -> list[str]:
-    """What is ignored of the messages before the last. The system message of a DSPy client only says what form it wants."""
+def _left_aside(earlier: list[Message], rules: ServeRules, *, formed: bool) -> list[str]:
+    """What is ignored of the messages before the last. The system message of a client that writes
+    inputs by mark or label, as DSPy does, is its own prompt, in whose place the program's comes."""
     systems = sum(message.role in ("system", "developer") for message in earlier)
     turns = len(earlier) - systems
-    if rules.earlier == "refuse" and (turns or (systems and not marked)):
+    if rules.earlier == "refuse" and (turns or (systems and not formed)):
         what = "earlier turns" if turns else "a system message"
         raise Refused(
             400,
@@ -175,15 +179,11 @@ def _wanted(request: ChatRequest, named: tuple[str, ...], task: Task) -> tuple[s
 
 def _marked(text: str, task: Task) -> tuple[dict[str, Any] | None, str]:
     """The inputs of a message with DSPy's marks, and how it ends; None where it has no mark of an input."""
-    found = [match for match in _MARK.finditer(text) if match.start() == 0 or match[1] in task.inputs]
+    ends = [match.start() for match in _TAIL.finditer(text)]
+    body, tail = (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
+    found = [match for match in _MARK.finditer(body) if match.start() == 0 or match[1] in task.inputs]
     if not found or found[0].start() != 0:
         return None, ""
-    end = None
-    for end in _TAIL.finditer(text):
-        pass
-    body, tail = (text[: end.start()], end["wanted"]) if end else (text, "")
-    tail = (end.group().strip().removesuffix(tail) + tail) if end else ""
-    found = [match for match in found if match.end() <= len(body)]
     values: dict[str, str] = {}
     for match, following in zip(found, [*found[1:], None], strict=False):
         values.setdefault(match[1], body[match.end() : following.start() if following else len(body)].strip())
@@ -191,16 +191,13 @@ def _marked(text: str, task: Task) -> tuple[dict[str, Any] | None, str]:
 
 
 def _inputs(text: str, task: Task) -> dict[str, Any]:
-    """The inputs of a message without marks."""
+    """The inputs of a message without marks and labels."""
     names = tuple(task.inputs)
     given = _json(text)
     if given is not None and (len(names) > 1 or set(given) == set(names)):
         return _typed(given, task)
-    lines = _lines(text, names)
-    if lines is not None:
-        return _typed(lines, task)
     if len(names) > 1:
-        shown = json.dumps({name: "..." for name in names})
+        shown = json.dumps(dict.fromkeys(names, "..."))
         raise Refused(400, f"The program takes {len(names)} inputs: send them as JSON, {shown}.", "inputs", param="messages")
     return _typed({names[0]: text}, task)
 

@@ -14,9 +14,7 @@ TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_fo
 class Refused(Exception):
     """A request that gets an error: its HTTP status, a message for people, a code for programs, and the part that is wrong."""
 
-    def __init__(
-        self, status: int, message: str, code: str, *, param: str | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, code: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
 
