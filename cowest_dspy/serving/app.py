@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: FastAPI reads annotations, and the types of these are imported inside of functions.
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -161,11 +162,11 @@ def _add_the_rest(api: Any, service: Service, front: Front) -> None:
 def _say_errors_as_openai_does(api: Any) -> None:
     from fastapi import Request, Response
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
 
     def said(error: Refused, more: dict[str, str] | None = None) -> Response:
-        return JSONResponse(error.body, status_code=error.status, headers={**(more or {}), **error.headers})
+        headers = {**(more or {}), **error.headers}
+        return Response(json.dumps(error.body), error.status, headers, "application/json")
 
     @api.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ _MARK = re.compile(r"^\[\[ ## (\w+) ## \]\][ \t]*$", re.MULTILINE)
 # How DSPy's adapters end their last message; what follows names the outputs that the client expects.
 _TAIL = re.compile(r"^Respond with (?:the corresponding output fields|a JSON object)\b", re.MULTILINE)
 _NAMED = re.compile(r"`(?:\[\[ ## )?(\w+)(?: ## \]\])?`")
+_XML = re.compile(r"^Respond with the corresponding output fields wrapped in XML tags\b", re.MULTILINE)
 COMPLETED = "completed"
 
 
@@ -97,6 +99,8 @@ def read(request: ChatRequest, task: Task, rules: ServeRules, name: str) -> Aske
         what = f'The last message is the input: its role must be "user", not "{last.role}".'
         raise Refused(400, what, "no_input", param="messages")
     text = _text_of(last)
+    if _XML.search(text):
+        raise Refused(400, "XML tags are not understood: use ChatAdapter, JSONAdapter or LineAdapter.", "inputs", param="messages")
     given, tail = _marked(text, task)
     lines = _lines(text, tuple(task.inputs)) if given is None else None
     inputs = given or (_typed(lines, task) if lines is not None else _inputs(text, task))
@@ -240,9 +244,17 @@ def _typed(values: Mapping[str, Any], task: Task) -> dict[str, Any]:
                 raise Refused(400, f'The input "{name}" is a text.', "inputs", param="messages")
             made[name] = value
             continue
+        given = value
+        with suppress(ValueError, RecursionError):
+            # Before DSPy's parser, which repairs what is no JSON, and changes some of what is.
+            given = json.loads(value) if isinstance(value, str) else value
         try:
-            made[name] = parse_value(value, annotation)
+            made[name] = parse_value(given, annotation)
         except Exception as error:  # DSPy's parser raises what json_repair, ast and pydantic raise.
             kind = getattr(annotation, "__name__", str(annotation))
             raise Refused(400, f'The input "{name}" is no {kind}.', "inputs", param="messages") from error
+    try:
+        json.dumps(made, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "The input holds half of a surrogate pair, which is no text.", "inputs", param="messages") from None
     return made

@@ -20,6 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from cowest_dspy.serve_table import SampleRules
 from cowest_dspy.serving.asking import Answer, Failing
+from cowest_dspy.serving.writing import sayable
 from cowest_dspy.store import Store
 from cowest_dspy.traces import Trace
 
@@ -80,7 +81,7 @@ class LiveSamples:
             while len(together) < 100 and not self._queue.empty():
                 together.append(self._queue.get())
             ending = None in together
-            traces = {trace.key: trace.to_dict() for trace in together if trace is not None}
+            traces = {trace.key: _plain(trace.to_dict()) for trace in together if trace is not None}
             what = "kept"
             try:
                 store.keep_all(KIND, traces)
@@ -95,8 +96,9 @@ def live_trace(inputs: dict[str, Any], answer: Answer, models: dict[Failing, str
     """What a request left: the draft with its prompt, and the answer; one of both models is ``refined``, one of the strong model
     alone ``alone``. Its id is that of its inputs."""
     last = answer.weak_calls[-1] if answer.weak_calls else None
+    failed = ", ".join(f"the {role} model failed ({kind})" for role, kind in answer.failed.items())
     plain: dict[str, Any] = to_jsonable_python(inputs, fallback=str)
-    outputs: dict[str, Any] = to_jsonable_python(answer.outputs, fallback=str)
+    outputs = dict(answer.outputs)
     whole = answer.fallback != "draft"
     return Trace(
         example_id=hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],
@@ -116,8 +118,13 @@ def live_trace(inputs: dict[str, Any], answer: Answer, models: dict[Failing, str
         weak_model=models["weak"],
         strong_model=models["strong"],
         tokens=answer.tokens,
-        error=UNSCORED,
+        error=f"{UNSCORED}; {failed}" if failed else UNSCORED,
     )
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same as JSON can say it."""
+    return json.loads(sayable(json.dumps(to_jsonable_python(values, fallback=str), ensure_ascii=False)))
 
 
 def live_traces(run: str | Path) -> list[Trace]:
