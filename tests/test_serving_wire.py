@@ -47,6 +47,8 @@ def test_inputs_as_json_come_through_as_they_were(fields: dict[str, Any]) -> Non
 @QUICK
 @given(FIELDS)
 def test_inputs_as_labelled_lines_come_through_but_for_the_kind_of_line_break(fields: dict[str, Any]) -> None:
+    # A list is written as JSON, in which LineAdapter breaks lines, too.
+    fields = {**fields, "options": [" ".join(option.split()) for option in fields["options"]]}
     written = LineAdapter().format_user_message_content(SIGNATURE, fields)
     found = understood(written)
     assert found.form == "text"
@@ -106,9 +108,8 @@ BODIES = st.one_of(
     st.binary(max_size=200),
     JSON.map(lambda value: json.dumps(value).encode()),
     KNOWN.map(lambda value: json.dumps({**body(), **value}).encode()),
-    st.sampled_from(
-        [b"[" * 100_000, b'{"model": "\\ud800"}', json.dumps(body("\ud800")).encode(), b"\xff\xfe", b"", b"NaN", b"1e999"]
-    ),
+    st.sampled_from([b"[" * 100_000, b'{"model": "\\ud800"}', b"\xff\xfe", b"", b"NaN", b"1e999", b'{"\\udc00": 1}']),
+    st.sampled_from(["\ud800", '{"question": "\\ud800"}']).map(lambda text: json.dumps(body(text)).encode()),
 )
 
 
