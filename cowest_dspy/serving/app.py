@@ -30,6 +30,11 @@ REFUSALS = {
     503: "The server is being stopped, or a model is left alone for a while",
     504: "The time is over",
 }
+EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "a chat.completion.chunk as JSON; the last one is [DONE]"}},
+}
 
 
 def make_app(service: Service, *, key: str | None = None) -> Front:
@@ -47,7 +52,7 @@ def make_app(service: Service, *, key: str | None = None) -> Front:
     _say_errors_as_openai_does(api)
     _add_chat(api, service)
     _add_the_rest(api, service, front)
-    _describe(api, secured=key is not None)
+    _describe(api, service, secured=key is not None)
     return front
 
 
@@ -59,7 +64,7 @@ def _add_chat(api: Any, service: Service) -> None:
     from fastapi import Request, Response
     from fastapi.responses import StreamingResponse
 
-    stream = {200: {"description": "The answer", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    stream = {200: {"description": "The answer", "content": {"text/event-stream": {"schema": EVENT}}}}
 
     @api.post(CHAT, response_model=ChatCompletion, responses={**stream, **_documented(*REFUSALS)}, operation_id="chat")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -205,8 +210,10 @@ def _invalid(error: Any) -> Refused:
     return Refused(400, f"{where}: {problem['msg']}.", "invalid_value", param=where)
 
 
-def _describe(api: Any, *, secured: bool) -> None:
-    """Has the schema say what is so: no 422, which is never sent, and the key where one is asked for."""
+def _describe(api: Any, service: Service, *, secured: bool) -> None:
+    """Has the schema say what is so: the only model, an example, no 422, and the key where one is asked for."""
+    names = tuple(service.task.inputs)
+    example = "a question" if len(names) == 1 else json.dumps(dict.fromkeys(names, "..."))
     made: Callable[[], dict[str, Any]] = api.openapi
 
     def described() -> dict[str, Any]:
@@ -216,6 +223,9 @@ def _describe(api: Any, *, secured: bool) -> None:
                 operation["responses"].pop("422", None)
                 if secured and path != HEALTH:
                     operation["security"] = [{"key": []}]
+        schema["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] = [service.name]
+        asked = {"model": service.name, "messages": [{"role": "user", "content": example}]}
+        schema["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["example"] = asked
         if secured:
             schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return schema

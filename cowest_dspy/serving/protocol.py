@@ -12,7 +12,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 class Part(BaseModel):
     """A part of a message; only text is understood."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     type: str = Field(description='"text"; anything else is refused')
     text: str | None = None
 
@@ -20,7 +20,7 @@ class Part(BaseModel):
 class Message(BaseModel):
     """One message of a chat."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     role: Role
     content: str | list[Part] | None = None
 
@@ -28,6 +28,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream says besides the answer."""
 
+    model_config = ConfigDict(strict=True)
     include_usage: bool = Field(False, description="a last chunk with the tokens of both models")
     include_obfuscation: bool | None = None
 
@@ -35,6 +36,7 @@ class StreamOptions(BaseModel):
 class ResponseFormat(BaseModel):
     """The form of the answer: text; or the answer's fields as one JSON object."""
 
+    model_config = ConfigDict(strict=True)
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = Field(None, description="its properties must be fields of the answer")
 
@@ -42,14 +44,14 @@ class ResponseFormat(BaseModel):
 class Wishes(BaseModel):
     """What a request may ask of this server alone."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     draft: bool = Field(False, description="give the weak model's draft as reasoning_content")
 
 
 class ChatRequest(BaseModel):
     """A chat completion that is asked for. The last message is the program's input; the program's sampling settings are its own."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     model: str = Field(description="the name that /v1/models lists")
     messages: list[Message] = Field(min_length=1, description="the last one is the user's: the program's input")
     stream: bool | None = Field(None, description="answer as server-sent events")
