@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,6 +140,14 @@ def test_another_address_needs_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_port_that_is_taken_is_told() -> None:
     with bound("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="give another --port"):
         bound("127.0.0.1", taken.getsockname()[1])
+
+
+def test_an_answer_waits_for_no_receipt_of_its_head() -> None:
+    """Two small writes, as a head and a body are, take 40 ms together where the second waits for the first to be acknowledged."""
+    with bound("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_cannot_be_served_is_told_by_the_verb(

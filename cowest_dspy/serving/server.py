@@ -73,7 +73,7 @@ def bound(host: str, port: int) -> socket.socket:
         listener = socket.create_server((name, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(f"{host}:{port} cannot be listened at ({error.strerror}): give another --port, or 0 for any.") from error
-    # For all its connections: an answer's head and body are two writes, and the second would wait 40 ms for the first one's receipt.
+    # For its connections, too: an answer's head and body are two writes, and the second would wait 40 ms for the first's receipt.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
