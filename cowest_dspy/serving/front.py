@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
 import logging
 import time
@@ -43,21 +44,23 @@ class Front:
 
     def __init__(self, app: App, limits: ServeLimits, metrics: Metrics, key: str | None = None) -> None:
         self.app, self._limits, self._metrics, self._key = app, limits, metrics, key
-        self.stopping, self.under_way = False, 0
+        self.stopping, self.under_way, self.last = False, 0, time.monotonic()
+        # Ids are for logs, and no secret: random bits for each would be a call of the system, and a fight for the interpreter.
+        self._series, self._numbers = uuid.uuid4().hex[:16], itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, sent = time.monotonic(), _Sent(send, f"chatcmpl-{uuid.uuid4().hex}", lambda: self.stopping)
+        began, sent = time.monotonic(), _Sent(send, f"chatcmpl-{self._series}{next(self._numbers):08x}", lambda: self.stopping)
         scope["cowest"] = facts = {"id": sent.id}
         self.under_way += 1
         try:
             await self._answer(scope, receive, sent)
         finally:
-            self.under_way -= 1
-            seconds = time.monotonic() - began
+            self.under_way, self.last = self.under_way - 1, time.monotonic()
+            seconds = self.last - began
             if scope["path"] == CHAT:
                 self._metrics.ended(sent.status, seconds)
             path = scope["path"] if scope["path"] in PATHS else "(another path)"

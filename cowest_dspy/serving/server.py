@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -30,8 +31,9 @@ from cowest_dspy.serving.sampling import LiveSamples
 from cowest_dspy.serving.service import Service
 
 BACKLOG = 2048
-LINGER = 0.2
-"""Seconds that a server which is asked to stop answers with 503 at least, so that who is just asking is told."""
+QUIET, LONGEST_QUIET = 0.3, 5.0
+"""Seconds without a request that a server which is asked to stop waits for before it closes its connections, and how long it waits
+for them at most: what comes over a connection as it is closed has no answer. Until then it says 503, and closes each with that."""
 TICK = 0.02
 
 
@@ -186,7 +188,7 @@ async def _serve(front: Front, listener: socket.socket, grace: float, stop: thre
         timeout_keep_alive=30,
         timeout_graceful_shutdown=1,
     )  # pyright: ignore[reportArgumentType]
-    server, loop = Server(config), asyncio.get_running_loop()
+    server = Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(TICK)
@@ -195,8 +197,11 @@ async def _serve(front: Front, listener: socket.socket, grace: float, stop: thre
     while not stop.is_set() and not serving.done():
         await asyncio.sleep(TICK)
     front.stopping = True
-    asked = loop.time()
-    while loop.time() < asked + LINGER or (front.under_way and loop.time() < asked + grace):
+    front.last = asked = time.monotonic()
+    while front.under_way and time.monotonic() < asked + grace:
+        await asyncio.sleep(TICK)
+    done = time.monotonic()
+    while time.monotonic() < min(front.last + QUIET, done + LONGEST_QUIET):
         await asyncio.sleep(TICK)
     server.should_exit = True
     await serving
