@@ -201,8 +201,8 @@ def stopped_under_load(connections: int) -> Counter[str]:
             except OSError:
                 found["refused"] += 1
                 return
-            more = True
-            while more:
+            said = b""
+            while b"connection: close" not in said:
                 try:
                     writer.write(head.encode() + b"\r\n\r\n" + body)
                     await writer.drain()
@@ -212,7 +212,6 @@ def stopped_under_load(connections: int) -> Counter[str]:
                     found["lost"] += 1
                     return
                 found[said.split()[1].decode()] += 1
-                more = b"connection: close" not in said
             writer.close()
             await asyncio.sleep(sum(map(int, re.findall(rb"retry-after: (\d+)", said))))
 

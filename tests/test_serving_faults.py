@@ -142,8 +142,8 @@ class BreakerLaw(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.rules = BreakerRules(failures=3, seconds=10)
-        self.breaker = Breaker(self.rules, clock=lambda: self.now)
+        self.broken_by = BreakerRules(failures=3, seconds=10)
+        self.breaker = Breaker(self.broken_by, clock=lambda: self.now)
         self.in_a_row, self.opened, self.trial, self.inside = 0, 0.0, False, 0
 
     @rule()
@@ -188,7 +188,7 @@ def test_more_than_the_queue_is_refused_at_once_and_the_rest_is_answered_in_orde
         first = pool.submit(post, address)
         held.wait_until_asked()
         waiting = [pool.submit(post, address) for _ in range(2)]
-        until(lambda: "cowest_waiting 2.0" in httpx.get(f"{root(address)}/metrics").text)
+        until(lambda: counted(address, "cowest_waiting") == 2)
         refused = post(address)
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -208,32 +208,38 @@ def test_what_takes_too_long_is_an_error_and_asks_nothing_more() -> None:
         assert strong.calls == 1, "for what was given up the strong model was not asked"
 
 
+def counted(address: str, name: str) -> float:
+    """A number of /metrics."""
+    lines = httpx.get(f"{root(address)}/metrics").text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def asking(address: str) -> socket.socket:
+    """A connection over which a request was sent, whose answer nobody reads."""
+    where = urlsplit(address)
+    connection = socket.create_connection((where.hostname or "", where.port or 0))
+    data = json.dumps(body()).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+    connection.sendall(f"{head}{len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
 def test_a_client_that_goes_away_leaves_the_queue_and_asks_nothing_more() -> None:
     held, strong = Held(FACT), Sometimes(refined)
     strong.broken = False
     with serving(program(weak=held, strong=strong), limits={"concurrency": 1}) as address:
-
-        def metric(name: str) -> str:
-            return next(line for line in httpx.get(f"{root(address)}/metrics").text.splitlines() if line.startswith(name)).split()[
-                -1
-            ]
-
-        for more in (0, 1):
-            gone = socket.create_connection((urlsplit(address).hostname or "", urlsplit(address).port or 0))
-            data = json.dumps(body()).encode()
-            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
-            gone.sendall(f"{head}{len(data)}\r\n\r\n".encode() + data)
-            until(lambda more=more: metric("cowest_active") == "1.0" and metric("cowest_waiting") == f"{more}.0")
-            if more:
-                gone.close()
-                until(lambda: metric("cowest_gone_total") == "1.0")
-                assert metric("cowest_waiting") == "0.0"
-            else:
-                first = gone
+        first = asking(address)
+        held.wait_until_asked()
+        second = asking(address)
+        until(lambda: counted(address, "cowest_waiting") == 1)
+        second.close()
+        until(lambda: counted(address, "cowest_gone_total") == 1)
+        assert counted(address, "cowest_waiting") == 0
         first.close()
-        until(lambda: metric("cowest_gone_total") == "2.0")
+        until(lambda: counted(address, "cowest_gone_total") == 2)
+        assert counted(address, "cowest_active") == 1, "the model that is being asked is waited for"
         held.go.set()
-        until(lambda: metric("cowest_active") == "0.0")
+        until(lambda: counted(address, "cowest_active") == 0)
         assert strong.calls == 0 and post(address).status_code == 200 and strong.calls == 1
 
 

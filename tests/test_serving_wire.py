@@ -24,8 +24,8 @@ from cowest_dspy.serving.refusals import Refused
 from cowest_dspy.serving.service import Service
 from cowest_dspy.serving.writing import Chunks, Head, content_of
 
-SIGNATURE = dspy.Signature("question, notes, options: list[str] -> reason, answer")
-TASK = Task.of(program(signature=SIGNATURE))  # pyright: ignore[reportArgumentType]
+SIGNATURE: Any = dspy.ensure_signature("question, notes, options: list[str] -> reason, answer")
+TASK = Task.of(program(signature=SIGNATURE))
 ONE = Task.of(program())
 QUICK = how(max_examples=150, deadline=None)
 # What JSON carries: no lone surrogates. A line that is itself a mark is what DSPy's own form cannot carry.

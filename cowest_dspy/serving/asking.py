@@ -22,10 +22,10 @@ from cowest_dspy.lms.recording import Call
 from cowest_dspy.program import Collaboration
 from cowest_dspy.serve_table import BreakerRules
 from cowest_dspy.serving.breaker import Breaker
+from cowest_dspy.serving.protocol import Failing
 
 Route = Literal["weak", "strong", "collaborate"]
 Fallback = Literal["strong alone", "draft"]
-Failing = Literal["weak", "strong"]
 OF_THE_INPUT = ("parse", "refusal", "truncated", "context")
 """Kinds of failures that another input need not meet: the model works, and a breaker counts them as answers."""
 NOT_ASKED = "not asked"
@@ -49,7 +49,8 @@ class Unanswered(CowestError):
     the seconds until it is tried again, where it is left alone for now."""
 
     def __init__(self, role: Failing, kind: str, retry_after: float | None = None) -> None:
-        self.role, self.kind, self.retry_after = role, kind, retry_after
+        self.role: Failing = role
+        self.kind, self.retry_after = kind, retry_after
         how = "it failed too often and is left alone for a while" if kind == NOT_ASKED else f"it failed ({kind})"
         super().__init__(f"The {role} model gave no usable answer: {how}.")
 
@@ -146,7 +147,9 @@ class Answering:
             with joining(given_up), dspy.context(trace=None, disable_history=True):
                 return self._answer(inputs, drafted or (lambda _: None), given_up)
         except KeyboardInterrupt:
-            raise GivenUp from None
+            if given_up.stopped:
+                raise GivenUp from None
+            raise
 
     def _answer(self, inputs: dict[str, Any], drafted: Callable[[str], None], stopping: Stopping) -> Answer:
         draft = self._ask("weak", lambda: self.program.draft_outputs(**inputs), stopping)

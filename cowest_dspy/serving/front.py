@@ -122,9 +122,9 @@ class Front:
                         raise too_long
         except TimeoutError:
             raise Refused(408, "The body did not come in time.", "body_too_late") from None
-        whole: list[dict[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        whole: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
-        async def replayed() -> dict[str, Any]:
+        async def replayed() -> MutableMapping[str, Any]:
             return whole.pop() if whole else await receive()
 
         return replayed

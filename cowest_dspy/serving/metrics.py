@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from cowest_dspy.serving.asking import Answer, Failing
+from cowest_dspy.serving.asking import Answer
 from cowest_dspy.serving.breaker import Breaker, State
+from cowest_dspy.serving.protocol import Failing
 
 CODES: Mapping[State, int] = {"closed": 0, "open": 1, "on trial": 2}
 
@@ -17,7 +19,7 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self._registry = CollectorRegistry()
-        of = {"registry": self._registry}
+        of: dict[str, Any] = {"registry": self._registry}
         buckets = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, float("inf"))
         self._requests = Counter("cowest_requests", "Chat requests by the HTTP status of their answer", ["status"], **of)
         self._seconds = Histogram("cowest_request_seconds", "From a chat request's arrival to its answer", buckets=buckets, **of)

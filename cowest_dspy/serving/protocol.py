@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Failing = Literal["weak", "strong"]
+"""One of both models."""
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
@@ -117,9 +120,9 @@ class Told(BaseModel):
 
     route: Literal["weak", "strong", "collaborate"]
     fallback: Literal["strong alone", "draft"] | None = None
-    failed: dict[str, str] = {}
-    models: dict[str, str] = {}
-    tokens: dict[str, int] = {}
+    failed: Mapping[Failing, str] = {}
+    models: Mapping[Failing, str] = {}
+    tokens: Mapping[str, int] = {}
     ignored: list[str] = []
 
 

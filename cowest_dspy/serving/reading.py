@@ -203,7 +203,7 @@ def _inputs(text: str, task: Task) -> dict[str, Any]:
     if len(names) > 1:
         shown = json.dumps(dict.fromkeys(names, "..."))
         raise Refused(400, f"The program takes {len(names)} inputs: send them as JSON, {shown}.", "inputs", param="messages")
-    return _typed({names[0]: text}, task)
+    return _typed(dict.fromkeys(names, text), task)
 
 
 def _json(text: str) -> dict[str, Any] | None:

@@ -19,7 +19,8 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from cowest_dspy.serve_table import SampleRules
-from cowest_dspy.serving.asking import Answer, Failing
+from cowest_dspy.serving.asking import Answer
+from cowest_dspy.serving.protocol import Failing
 from cowest_dspy.serving.writing import sayable
 from cowest_dspy.store import Store
 from cowest_dspy.traces import Trace

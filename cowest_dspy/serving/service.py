@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from cowest_dspy.lms.limits import Stopping
@@ -19,7 +19,7 @@ from cowest_dspy.serving.sampling import LiveSamples
 from cowest_dspy.serving.turns import Full, Turns, Workers
 
 log = logging.getLogger(__name__)
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Gone(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import dspy
 from pydantic_core import to_jsonable_python
 
 from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.serving.asking import Answer, Failing
-from cowest_dspy.serving.protocol import ChatCompletion, Choice, Said, Told, Usage
+from cowest_dspy.serving.asking import Answer
+from cowest_dspy.serving.protocol import ChatCompletion, Choice, Failing, Said, Told, Usage
 from cowest_dspy.serving.reading import Asked, Task, only
 from cowest_dspy.serving.refusals import Refused
 
@@ -76,13 +76,13 @@ def _unmarked(value: Any) -> Any:
     return re.sub(r"\[(?=\[ ?##)", "[ ", value) if isinstance(value, str) else value
 
 
-def told(answer: Answer, asked: Asked, models: dict[Failing, str]) -> Told:
+def told(answer: Answer, asked: Asked, models: Mapping[Failing, str]) -> Told:
     """How an answer came about, for whoever wants to know."""
     return Told(
         route=answer.route,
         fallback=answer.fallback,
-        failed=dict(answer.failed),
-        models=dict(models),
+        failed=answer.failed,
+        models=models,
         tokens=answer.tokens,
         ignored=list(asked.ignored),
     )
