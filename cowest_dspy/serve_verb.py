@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cowest_dspy.errors import BundleError
+from cowest_dspy.errors import BundleError, ModelError
 from cowest_dspy.live import console
 from cowest_dspy.verbs import Run, Seed, running
 
@@ -68,6 +68,7 @@ def serve(
         from cowest_dspy.serving.app import make_app
 
         with service_of(program, rules, rules.name or config.name, inputs=config.data.inputs) as service:
+            _wake(program)
             _log_to_stderr()
             serve_until_stopped(
                 make_app(service, key=key), listener, rules.limits.grace, lambda text: _say(text, service.name, key)
@@ -100,6 +101,20 @@ def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboratio
         recipe = config.program.rpartition(":")[0]
         raise BundleError(f"{recipe} of the bundle builds the program, and is Python code: look at it, then give --trust-recipe.")
     return load_bundle(folder, weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True)
+
+
+def _wake(program: Collaboration) -> None:
+    """Loads models of this machine, and starts servers of ours, before the first request comes, by one token."""
+    from cowest_dspy.lms import ServerEngine, TransformersEngine
+    from cowest_dspy.lms.recording import EXPECTED_FAILURES, failure, unrecorded
+
+    drafting = [program.weak] if program.draft.predictors() else []
+    for lm in map(unrecorded, [*drafting, program.strong]):
+        if isinstance(getattr(lm, "engine", None), TransformersEngine | ServerEngine):
+            try:
+                lm.copy(max_tokens=1)("Hello")
+            except EXPECTED_FAILURES as error:
+                raise ModelError(f"{lm.model} does not answer, so it is not served: {failure(error)}") from error
 
 
 def _log_to_stderr() -> None:
