@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,14 +17,14 @@ KEY = "a-key-of-this-test"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
-def test_schemathesis_finds_no_answer_that_the_schema_does_not_describe() -> None:
+def test_schemathesis_finds_no_answer_that_the_schema_does_not_describe(tmp_path: Path) -> None:
     """All of its checks but one: what the schema allows may still be refused, as a last message that is not the user's."""
     made = program(weak=lambda _: "a note", strong=lambda _: "yes")
     with serving(made, key=KEY, earlier="ignore") as address:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{root(address)}/openapi.json"]
         command += ["--header", f"Authorization: Bearer {KEY}", "--phases", "examples,coverage,fuzzing", "--no-color"]
         command += ["--seed", "0", "--max-examples", "30", "--exclude-checks", "positive_data_acceptance"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
         counted = httpx.get(f"{root(address)}/metrics", headers=HEADERS).text
     assert found.returncode == 0, found.stdout[-5000:] + found.stderr[-2000:]
     assert "Selected: 4/4" in found.stdout
