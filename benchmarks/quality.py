@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,10 @@ def effects(comparison: Comparison) -> str:
         "| arm | recall of drafts | right with it | right without | helped | hurt | harm rate |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for arm in (one.arm for one in comparison.arms):
+    several = Counter(one.arm.name for one in comparison.arms)
+    for one in comparison.arms:
+        arm = one.arm
+        title = f"{arm.title}, seed {one.seed}" if several[arm.name] > 1 else arm.title
         found = [answer for answer in arm.answers if answer.draft is not None and answer.score is not None]
         if not found or arm.name in ("alone", "oracle"):
             continue
@@ -128,7 +133,7 @@ def effects(comparison: Comparison) -> str:
         right, broken = sum(before for before, _ in kept), sum(before and not after for before, after in kept)
         span = wilson_interval(broken, right)
         lines.append(
-            f"| {arm.title} | {len(held)} of {len(found)} | {_right(held)} | {_right(lacked)} | "
+            f"| {title} | {len(held)} of {len(found)} | {_right(held)} | {_right(lacked)} | "
             f"{sum(after and not before for before, after in kept)} of {len(kept) - right} | {broken} of {right} | "
             f"{100 * broken / max(right, 1):.0f} % ({100 * span.low:.0f}-{100 * span.high:.0f}) |"
         )
@@ -226,7 +231,7 @@ def main() -> None:
             made = run(settings(domain, data, given.seed, seeded=given.seeds), given.runs / part, arms)
         print_comparison(made, console)
         asked = " --seeds" if given.seeds else " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
-        parts[part] = section(made, f"python benchmarks/quality.py --domains {domain}{asked}")
+        parts[part] = section(replace(made, title=part), f"python benchmarks/quality.py --domains {domain}{asked}")
         write_results(parts)
 
 

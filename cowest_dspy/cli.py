@@ -27,6 +27,7 @@ from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
+from cowest_dspy.serve_verb import serve
 from cowest_dspy.track_verb import track
 from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, running
 
@@ -62,6 +63,7 @@ app.command()(report)
 app.command()(bundle)
 app.command()(verify)
 app.command()(gate)
+app.command()(serve)
 app.command()(track)
 app.command()(new)
 app.command()(runs)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from cowest_dspy.budget import Budget
 from cowest_dspy.errors import ConfigError, masked, nearest
+from cowest_dspy.serve_table import ServeRules
 from cowest_dspy.tables import (
     KINDS,
     Arms,
@@ -68,6 +69,7 @@ class Config(Table):
     compare: CompareRules | None = Field(None, description="what `cowest compare` compares")
     report: Shown = Shown()  # pyright: ignore[reportCallIssue]
     tracking: TrackingRules | None = Field(None, description="where else the run is logged while it goes on")
+    serve: ServeRules = ServeRules()  # pyright: ignore[reportCallIssue]
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
 
     @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", mode="before")

@@ -60,7 +60,7 @@ class Api(Table):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
-        return _name_of_a_variable(value)
+        return name_of_a_variable(value)
 
 
 class Server(Table):
@@ -92,7 +92,7 @@ class Server(Table):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:
-        return _name_of_a_variable(value)
+        return name_of_a_variable(value)
 
     @model_validator(mode="after")
     def _one_way(self) -> Server:
@@ -118,7 +118,8 @@ LMSettings = Annotated[InProcess | Api | Server | Engine, Field(discriminator="k
 KINDS: dict[str, type[Table]] = {"in_process": InProcess, "api": Api, "server": Server, "engine": Engine}
 
 
-def _name_of_a_variable(value: str | None) -> str | None:
+def name_of_a_variable(value: str | None) -> str | None:
+    """The value of an ``api_key_env``; an error where it cannot be a variable's name."""
     if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
         raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
     return value

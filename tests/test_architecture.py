@@ -17,18 +17,18 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "errors", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "config", "recipes", "data", "duplicates",
-    "corpus", "lms", "pool", "adapters", "program", "baselines", "rationales",
+    "errors", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "config", "recipes",
+    "data", "duplicates", "corpus", "lms", "pool", "adapters", "program", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "side_by_side", "tracking", "gate", "serving", "experiment", "bundle",
     "prompt_calls", "forecast", "probing", "doctor", "quote", "runs", "live", "verbs", "report_verb", "compare_verb",
-    "bundle_verbs", "gate_verb", "track_verb", "runs_verbs", "scaffold", "new_verb", "cli", "testing",
+    "bundle_verbs", "gate_verb", "serve_verb", "track_verb", "runs_verbs", "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb", "vl_convert", "altair",
-    "sklearn",
+    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client",
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
@@ -114,6 +114,7 @@ def only_the_version(path: Path) -> bool:
         "comparison",
         "side_by_side",
         "tracking",
+        "serving",
         "experiment",
         "live",
         "testing",

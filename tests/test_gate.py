@@ -258,6 +258,22 @@ def test_where_no_draft_can_be_had_the_strong_model_answers_and_the_answer_is_no
     assert "draft" not in made.outputs
 
 
+def test_where_the_gate_cannot_look_the_draft_is_refined() -> None:
+    fails = [False]
+
+    def draft(text: str) -> str:
+        if fails[0]:
+            raise dspy.lm15.ServerError("down")
+        return "yes"
+
+    program = Asked(draft).program()
+    gate = constant("weak").model_copy(update={"samples": 2})
+    outputs = program.draft_outputs(question="a")
+    assert gate.route(program, outputs, {"question": "a"}) == "weak"
+    fails[0] = True
+    assert gate.route(program, outputs, {"question": "a"}) == "collaborate"
+
+
 def test_further_samples_are_the_same_for_the_same_input() -> None:
     seeds: list[Any] = []
 

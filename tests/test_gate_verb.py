@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from live_task import cowest
+from serving_parts import body, post
+from test_serving_stop import running
 from toy import engine
 
 from cowest_dspy import Experiment, load_config
@@ -110,6 +112,23 @@ def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(fold
     assert "held-out" in cowest(folder, "gate", "run", "--within", "0.05", "--log", "plain")
     with Experiment(load_config([folder / "run/config.toml"]), folder / "run") as experiment:
         assert experiment.store.calls() == before, "nothing is asked twice"
+
+
+def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
+    cowest(folder, "collect", "boxes.toml", "--run", "run")
+    cowest(folder, "gate", "run")
+    for options, gated in ((), True), (("--no-gate",), False):
+        with running(folder, "boxes.toml", "--run", "run", "--port", "0", *options) as (process, address, said):
+            routes = set()
+            for number in range(2, 10):
+                made = post(address, {"model": "boxes", **body(f"May the Arbel carry {number} boxes?")})
+                answer = "yes" if number % 2 else "no"
+                assert made.json()["choices"][0]["message"]["content"] == answer
+                routes.add(made.headers["x-cowest-route"])
+            process.terminate()
+            assert process.wait(timeout=60) == 0
+        assert any("gate.json says where" in line for line in said) == gated
+        assert routes == ({"weak"} if gated else {"collaborate"})
 
 
 def test_samples_and_likelihood_as_asked_for(folder: Path) -> None:

@@ -324,21 +324,8 @@ class Experiment:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
         parts = self.config
         code = code_of([parts.program, parts.metric, parts.data.source, parts.evaluate.weak, parts.influence.rubric])
-        aside = {
-            "budget": True,
-            "compare": True,
-            "evaluate": True,
-            "pairs": True,
-            "dpo": True,
-            "kto": True,
-            "rounds": True,
-            "report": True,
-            "tracking": True,
-            "cycle": True,
-            "sft": True,
-            "data": {"test"},
-            "influence": {"noise"},
-        }
+        names = ("budget", "compare", "evaluate", "pairs", "dpo", "kto", "rounds", "report", "serve", "tracking", "cycle", "sft")
+        aside = {**dict.fromkeys(names, True), "data": {"test"}, "influence": {"noise"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
 

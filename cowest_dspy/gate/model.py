@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cowest_dspy.errors import GateError
 from cowest_dspy.gate.features import category, draft_features
-from cowest_dspy.lms.recording import sampling
+from cowest_dspy.lms.recording import EXPECTED_FAILURES, sampling
 
 if TYPE_CHECKING:
     import dspy
@@ -135,8 +135,12 @@ class Gate(_Plain):
         return tuple((value - mean) / scale for value, mean, scale in zip(values, self.means, self.scales, strict=True))
 
     def route(self, program: Collaboration, outputs: dspy.Prediction, inputs: Mapping[str, Any]) -> Route:
-        """The route for one input whose draft is there (``program.draft_outputs``). Samples further drafts where it needs them."""
-        return self.decided(program, outputs, inputs).route
+        """The route for one input whose draft is there (``program.draft_outputs``). Samples further drafts where it needs them;
+        where that fails, nothing is known of the draft, and it is refined."""
+        try:
+            return self.decided(program, outputs, inputs).route
+        except EXPECTED_FAILURES:
+            return "collaborate"
 
     def decided(self, program: Collaboration, outputs: Mapping[str, Any] | dspy.Prediction, inputs: Mapping[str, Any]) -> Decision:
         """As :meth:`route`, with the probabilities."""
