@@ -121,7 +121,7 @@ def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
         with running(folder, "boxes.toml", "--run", "run", "--port", "0", *options) as (process, address, said):
             routes = set()
             for number in range(2, 10):
-                made = post(address, {"model": "boxes", **body(f"May the Arbel carry {number} boxes?")})
+                made = post(address, {**body(f"May the Arbel carry {number} boxes?"), "model": "boxes"})
                 answer = "yes" if number % 2 else "no"
                 assert made.json()["choices"][0]["message"]["content"] == answer
                 routes.add(made.headers["x-cowest-route"])
