@@ -33,6 +33,7 @@ from cowest_dspy.gate import (
 from cowest_dspy.gate.fitting import _fitted
 from cowest_dspy.gate.showing import sentence
 from cowest_dspy.influence import attempt
+from cowest_dspy.lms.recording import listening
 from cowest_dspy.testing import ScriptedEngine
 
 NUMBERS = st.floats(-4, 4)
@@ -272,6 +273,25 @@ def test_where_the_gate_cannot_look_the_draft_is_refined() -> None:
     assert gate.route(program, outputs, {"question": "a"}) == "weak"
     fails[0] = True
     assert gate.route(program, outputs, {"question": "a"}) == "collaborate"
+
+
+def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) -> None:
+    signature = dspy.Signature("question -> answer: Literal['yes', 'no']")
+    weak = ScriptedEngine(lambda ask: "yes" if (ask["config"].get("seed") or 0) % 2 == 0 else "a frog", model="scripted/weak").lm()
+    strong = ScriptedEngine(lambda ask: "yes", model="scripted/strong").lm()
+    program = Collaboration(signature, draft="direct").bind(weak=weak, strong=strong)
+    gate = constant("weak").model_copy(update={"samples": 8})
+    found = gate.sampled(program, {"question": "a"})
+    assert set(found) == {"yes", ""}
+    with listening() as calls:
+        assert gate.route(program, program.draft_outputs(question="a"), {"question": "a"}) == "weak"
+    assert len(calls) == 9 and sum(call.left_out for call in calls) == found.count("")
+    (seen,) = observe(program, examples(1), match, samples=8)
+    assert seen.features["agreement"] == found.count("yes") / 8 or 0 < seen.features["agreement"] < 1
+    traces = collect(program, examples(1), match, Sampling(drafts=6))
+    others = {one.features["agreement"] for one in observed_in(traces, samples=5)}
+    usable = sum(trace.error is None for trace in traces)
+    assert 0 < usable < 6 and others == {(usable - 1) / 5}
 
 
 def test_further_samples_are_the_same_for_the_same_input() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cowest_dspy.errors import GateError
 from cowest_dspy.gate.features import category, draft_features
-from cowest_dspy.lms.recording import EXPECTED_FAILURES, sampling
+from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, note, sampling
 
 if TYPE_CHECKING:
     import dspy
@@ -139,7 +140,7 @@ class Gate(_Plain):
         where that fails, nothing is known of the draft, and it is refined."""
         try:
             return self.decided(program, outputs, inputs).route
-        except EXPECTED_FAILURES:
+        except (Unseen, *EXPECTED_FAILURES):
             return "collaborate"
 
     def decided(self, program: Collaboration, outputs: Mapping[str, Any] | dspy.Prediction, inputs: Mapping[str, Any]) -> Decision:
@@ -190,13 +191,27 @@ class Gate(_Plain):
             raise GateError(f"{source} is damaged: {wrong}.") from None
 
 
+class Unseen(Exception):
+    """A further draft could not be had, since a call failed: how far drafts agree is not known."""
+
+
 def further_drafts(program: Collaboration, inputs: Mapping[str, Any], count: int, *, temperature: float, seed: int) -> list[str]:
-    """So many more drafts of an input, sampled at once; the seeds depend on the inputs alone."""
+    """So many more drafts of an input, sampled at once; the seeds depend on the inputs alone. One that was made and cannot be used
+    (not parsed, cut off, refused) is empty, and agrees with none.
+
+    Raises:
+        Unseen: a call failed.
+    """
+    from cowest_dspy.influence import attempt
     from cowest_dspy.pool import all_in_order
 
     def one(number: int) -> str:
         with sampling(temperature=temperature, seed=seed_of(inputs, number, seed)):
-            return str(program.draft_outputs(**inputs)["draft"])
+            made = attempt(lambda: program.draft_outputs(**inputs))
+        note(replace(call, left_out=made.outputs is None) for call in made.calls)
+        if made.error and made.error.partition(":")[0] not in UNUSABLE:
+            raise Unseen(made.error)
+        return str(made.outputs["draft"]) if made.outputs else ""
 
     return all_in_order(one, range(count), threads=count) if count else []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import dspy
 
 from cowest_dspy.gate.features import draft_features
 from cowest_dspy.gate.likelihood import DraftLikelihood
-from cowest_dspy.gate.model import further_drafts
+from cowest_dspy.gate.model import Unseen, further_drafts
 from cowest_dspy.influence import Attempt, Metric, attempt, scored
 from cowest_dspy.lms.prices import added
 from cowest_dspy.lms.recording import keeping
@@ -58,13 +59,12 @@ def observed_in(traces: Iterable[Trace], *, samples: int = 0, likelihood: DraftL
     """
     groups: dict[tuple[int, str], list[Trace]] = defaultdict(list)
     for trace in traces:
-        if trace.draft:
-            groups[trace.round, trace.example_id].append(trace)
+        groups[trace.round, trace.example_id].append(trace)
     chosen: list[tuple[Trace, list[str]]] = []
     for group in groups.values():
         for trace in group:
             others = [other.draft for other in group if other.draft_index != trace.draft_index][:samples]
-            if trace.influence is not None and len(others) == samples:
+            if trace.draft and trace.influence is not None and len(others) == samples:
                 chosen.append((trace, others))
     logprobs: list[float] | list[None] = [None] * len(chosen)
     if likelihood is not None:
@@ -124,8 +124,9 @@ def _asked(
     if drafted.outputs is not None:
         refined = attempt(lambda: program.refined(draft, **inputs))
         count, temperature, seed = sampled
-        others = further_drafts(program, inputs, count, temperature=temperature, seed=seed)
-        features = draft_features(inputs, draft, others=others, logprob=likelihood(inputs, draft) if likelihood else None)
+        with suppress(Unseen):  # Then nothing is known of the draft.
+            others = further_drafts(program, inputs, count, temperature=temperature, seed=seed)
+            features = draft_features(inputs, draft, others=others, logprob=likelihood(inputs, draft) if likelihood else None)
     holds = drafted.outputs is not None and set(program.answer_fields) <= outputs.keys()
     return Observed(
         example.id,
