@@ -13,7 +13,8 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ MISSING = '[collect] engine = "ray" needs Ray, which is not installed: type pip 
 STORE_BYTES = 200 * 2**20
 """Of the object store of a cluster that is started here: what lies in it are adapters. What does not fit goes to the disk."""
 SECONDS = 5.0
+LOOPBACK = "127.0.0.1"
 
 
 def installed() -> bool:
@@ -45,6 +47,7 @@ class _Joined:
     leaving: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     error: Exception | None = None
+    loopback: bool = False
 
 
 _lock = threading.Lock()
@@ -73,8 +76,7 @@ def join(address: str | None) -> None:
             return
         made = _Joined(address)
         if not ray.is_initialized():
-            if address is not None and address != "auto":
-                _reach(address)
+            made.loopback = address is None or _only_on_loopback(address)
             _start(made)
         _now = made
 
@@ -121,12 +123,15 @@ def _hold(made: _Joined, up: threading.Event) -> None:
     folder = None if made.address else tempfile.mkdtemp(prefix="cowest-ray-")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        if folder is None:
-            ray.init(address=made.address, **quiet)
-        else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "_temp_dir": folder, "object_store_memory": STORE_BYTES}
-            ray.init(address="local", include_dashboard=False, **own, **quiet)
+        with _loopback() if made.loopback else nullcontext():
+            if folder is None:
+                ray.init(address=made.address, **quiet)
+            else:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                own: dict[str, Any] = {"_node_ip_address": LOOPBACK, "_temp_dir": folder, "object_store_memory": STORE_BYTES}
+                ray.init(address="local", include_dashboard=False, **own, **quiet)
+                if ray.util.get_node_ip_address() != LOOPBACK:
+                    raise ClusterError("Ray would listen on the network, and not only on this machine: it was ended again.")
     except Exception as error:
         made.error = error
     up.set()
@@ -144,13 +149,43 @@ def _end(made: _Joined) -> None:
         made.thread.join()
 
 
-def _reach(address: str) -> None:
-    """Ray itself would try for a minute, and then end this process."""
-    host, _, port = address.rpartition(":")
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray makes this machine's address in the network of 127.0.0.1, and then listens on all of its addresses, for whoever comes:
+    here it does not. Goes when ``ray.init`` takes 127.0.0.1 for what it is (2.60 does not)."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise ClusterError(
-            f"There is no Ray cluster at {address} ({error}). On the head node type ray start --head --port={port or 6379}, or "
-            "leave [ray] address out for a cluster on this machine alone."
-        ) from error
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _only_on_loopback(address: str) -> bool:
+    """Whether a cluster listens on this machine alone.
+
+    Raises:
+        ClusterError: nothing listens there. Ray itself would try for a minute, and then end this process.
+    """
+    import ray.util
+
+    if address == "auto":
+        return False
+    host, _, port = address.rpartition(":")
+    wanted = [host.strip("[]")]
+    if wanted[0] in (LOOPBACK, "localhost"):
+        wanted.insert(0, ray.util.get_node_ip_address())
+    errors: list[Exception] = []
+    for place, name in enumerate(wanted):
+        try:
+            socket.create_connection((name, int(port)), timeout=SECONDS).close()
+        except (OSError, OverflowError) as error:
+            errors.append(error)
+        else:
+            return place > 0
+    raise ClusterError(
+        f"There is no Ray cluster at {address} ({errors[-1]}). On the head node type ray start --head --port={port}, or leave "
+        "[ray] address out for a cluster on this machine alone."
+    ) from errors[-1]
