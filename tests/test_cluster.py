@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +10,6 @@ from typing import Any
 
 import dspy
 import pytest
-from compare_task import compared, declared
-from compare_task import task as task
 from live_task import answered, committed, until, written
 from simulated import Simulated, simulated, workers
 
@@ -25,6 +23,7 @@ from cowest_dspy.tables import Api, Engine
 from cowest_dspy.testing import Fault, OpenAIServer
 from cowest_dspy.traces import collect
 
+KEY = "sk-toy-0123456789abcdef"
 SHARES = """
 [ray.weak]
 workers = 2
@@ -37,9 +36,14 @@ cpus = 0.5
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Simulated]:
+    """Its nodes have an API key in their environment, which this process has only while it starts them."""
     pytest.importorskip("ray")
-    with simulated(nodes=2) as made:
-        yield made
+    os.environ["TOY_KEY"] = KEY
+    try:
+        with simulated(nodes=2) as made:
+            yield made
+    finally:
+        del os.environ["TOY_KEY"]
 
 
 def collected(files: list[Path], run: Path, watch: Any = None) -> tuple[list[Any], bytes]:
@@ -91,7 +95,9 @@ def test_a_node_that_is_killed_has_its_calls_asked_elsewhere_and_none_that_is_ke
 def test_the_budget_holds_with_four_workers_and_a_larger_one_goes_on(
     cluster: Simulated, local: tuple[list[Any], bytes], tmp_path: Path
 ) -> None:
-    shares = SHARES.replace("[ray.strong]\nworkers = 2", "[ray.strong]\nworkers = 4")
+    shares = SHARES.replace("[ray.strong]\nworkers = 2", "[ray.strong]\nworkers = 4").replace(
+        "[ray.weak]\nworkers = 2", "[ray.weak]\nworkers = 1"
+    )
     files = [written(tmp_path, latency=0.01), cluster.toml(tmp_path, shares)]
     limit = tmp_path / "budget.toml"
     limit.write_text("[budget]\nstrong_calls = 20\n")
@@ -117,43 +123,25 @@ def weak_lm() -> dspy.LM:
 def test_one_rate_limit_holds_for_all_workers_and_refused_calls_are_tried_again(cluster: Simulated, tmp_path: Path) -> None:
     examples = [dspy.Example(id=f"q{i}", question=f"{i}?", answer=str(i % 5)).with_inputs("question") for i in range(8)]
     with (
-        OpenAIServer(number, faults=[None, Fault.status(429), None, Fault.garbled()]) as server,
+        OpenAIServer(number, key=KEY, faults=[None, Fault.status(429), None, Fault.garbled()]) as server,
         Cluster(RayRules(address=cluster.address)) as ray,  # pyright: ignore[reportCallIssue]
         Store(tmp_path / "run", budget=Budget(strong_calls=40)) as store,  # pyright: ignore[reportCallIssue]
     ):
         model = f"openai/{server.model}"
-        settings = Api(kind="api", model=model, api_base=server.api_base, requests_per_minute=6)  # pyright: ignore[reportCallIssue]
-        shared_limits(model, server.api_base, None).window = 0.5
+        settings = Api(kind="api", model=model, api_base=server.api_base, api_key_env="TOY_KEY", requests_per_minute=6)  # pyright: ignore[reportCallIssue]
+        shared_limits(model, server.api_base, "TOY_KEY").window = 0.5
         program = Collaboration("question -> answer").bind(weak=weak_lm(), strong=ray.lm(settings, Shares(workers=4)))  # pyright: ignore[reportCallIssue]
         store.count_as_strong(model)
         match = lambda example, prediction, trace=None: float(prediction.answer == example.answer)  # noqa: E731
         traces = collect(program, examples, match, Sampling(2), store=store, threads=32)
-        assert not any(trace.error for trace in traces)
+        assert [trace.error for trace in traces if trace.error] == []
         came = sorted(one.at for one in server.received)
         assert server.most_at_once <= 6
         assert all(came[place + 6] - came[place] >= 0.5 for place in range(len(came) - 6)), "no window holds more than six"
         assert store.bill(model).strong_calls == len(came) == store.calls() - store.bill("scripted/weak").strong_calls + 2
 
 
-def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(cluster: Simulated, task: list[Path], tmp_path: Path) -> None:
-    """The weak model is a real one, fine-tuned and preference-tuned here; its adapters answer on the cluster."""
-    arms = '[compare]\nagainst = "alone"\n' + "".join(
-        f'[compare.arms.{name}]\nkind = "{kind}"\n{more}'
-        for name, kind, more in [("alone", "alone", ""), ("before", "collaboration", ""), ("after", "collaboration", 'weak = "tuned"\n')]
-    )
-    files = declared(task, arms)
-    here, _ = compared(files, tmp_path / "here")
-    there, asked = compared([*files, cluster.toml(tmp_path, "[ray.weak]\nworkers = 2\n")], tmp_path / "there")
-    assert asked == 0, "the strong model's calls are not made in this process"
-    plain = [[(one.arm.name, one.arm.answers) for one in made.arms] for made in (here, there)]
-    assert plain[0] == plain[1] and len(plain[0]) == 3
-    runs = [json.loads((tmp_path / name / "report.json").read_text()) if (tmp_path / name / "report.json").is_file() else None for name in ("here", "there")]
-    assert runs[0] is None or runs[1] is not None
-    with Experiment(load_config([*files, cluster.toml(tmp_path)]), tmp_path / "there") as experiment:
-        assert [arm.answers for arm in experiment.evaluate(["strong", "collaboration"])] == [plain[0][0][1], plain[0][2][1]]
-
-
-BROKEN = '''
+BROKEN = """
 import os
 
 from dspy.lm15 import RateLimitError
@@ -167,9 +155,11 @@ def make():
         return RateLimitError("slow down", status=429, retry_after=2.0) if "busy" in text else "fine"
     return ScriptedEngine(answer, model="scripted/broken")
 
-def missing():
-    raise ValueError("no licence on this node")
-'''
+def licensed():
+    if "TOY_LICENCE" not in os.environ:
+        raise ValueError("there is no licence on this node")
+    return make()
+"""
 
 
 def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_given_up(cluster: Simulated, tmp_path: Path) -> None:
@@ -189,16 +179,19 @@ def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_g
         there = ray.lm(settings, Shares(workers=1, cpus=0.5))  # pyright: ignore[reportCallIssue]
         for text in ("hello", "busy"):
             assert said(there, text) == said(build_lm(settings), text)
-        assert "transport: [scripted/broken] 3 workers ended while this was under way" in said(there, "die")
+        assert "error: [scripted/broken] 3 workers ended while this was under way" in said(there, "die")
         assert said(there, "hello") == "fine", "another worker has taken its place"
 
 
-def test_a_worker_that_cannot_be_made_ends_the_run_and_says_why(cluster: Simulated, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_made_ends_the_run_and_says_why(
+    cluster: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_LICENCE", "here only")
     file = tmp_path / "broken.py"
-    file.write_text(BROKEN.replace("def missing():", "if 'ray' in __import__('sys').modules.keys() and os.getppid() != PARENT:\n    make = None\n\ndef missing():").replace("import os\n", f"import os\nPARENT = {__import__('os').getppid()}\n", 1))
-    settings = Engine(kind="engine", engine=f"{file}:make", model="scripted/broken")  # pyright: ignore[reportCallIssue]
+    file.write_text(BROKEN)
+    settings = Engine(kind="engine", engine=f"{file}:licensed", model="scripted/broken")  # pyright: ignore[reportCallIssue]
     with Cluster(RayRules(address=cluster.address, startup=2)) as ray:  # pyright: ignore[reportCallIssue]
-        with pytest.raises(ClusterError, match=r"A worker of scripted/broken could not be made"):
+        with pytest.raises(ClusterError, match="A worker of scripted/broken could not be made: there is no licence on this node"):
             ray.lm(settings, Shares(workers=1))("hello")  # pyright: ignore[reportCallIssue]
         with pytest.raises(ClusterError, match=r"was ready after 2 seconds.*Each wants 64 CPU and 0 GPU.*has 8 CPU"):
             ray.lm(settings, Shares(workers=1, cpus=64))("hello")  # pyright: ignore[reportCallIssue]

@@ -38,10 +38,6 @@ class Office(Protocol):
         """The line has its worker, and room."""
         ...
 
-    def heard(self) -> None:
-        """An answer has come."""
-        ...
-
     def replace(self, line: Line, reason: str) -> None:
         """The line's worker has ended."""
         ...
@@ -152,8 +148,6 @@ class Line:
             with self._office.lock:
                 jobs = [(self._under_way.pop(done.number), done) for done in found if done.number in self._under_way]
                 self._may_give.notify()
-            if jobs:
-                self._office.heard()
             for job, done in jobs:
                 job.finish(done)
 

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from dspy.utils.exceptions import LMTransportError
+from dspy.utils.exceptions import LMUnexpectedError
 
 from cowest_dspy.budget import another_attempt
 from cowest_dspy.cluster import connection
@@ -32,7 +32,7 @@ from cowest_dspy.lms.limits import current_stopping
 
 MOST_LOST = 3
 """Workers that may end with one and the same call under way, before that call is given up: it may be what ends them. And so
-many times the number of workers may end in a row, before there is an answer, until no more are made."""
+many times the number of workers may end in a row before they are ready, until no more are made."""
 log = logging.getLogger("cowest_dspy")
 
 
@@ -73,7 +73,7 @@ class Pool:
 
         Raises:
             Exception: the engine's own.
-            LMTransportError: several workers have ended with this call under way.
+            LMUnexpectedError: several workers have ended with this call under way.
             BudgetError: a worker has ended, and there is no room for another attempt.
             ClusterError: there is no cluster, no room on it, or no worker that has the model.
             KeyboardInterrupt: the work was stopped while the call waited; what a worker has under way is waited for.
@@ -86,7 +86,8 @@ class Pool:
             with again():
                 job = self._settled(Call(next(self._numbers), method, arguments, model))
         if job.done is None:
-            raise LMTransportError(f"{MOST_LOST} workers ended while this was under way; the last: {job.lost}", model=model)
+            # Of a kind that nobody tries again.
+            raise LMUnexpectedError(f"{MOST_LOST} workers ended while this was under way; the last: {job.lost}", model=model)
         if job.done.failed is not None:
             raise job.done.failed.error()
         return job.done.answer
@@ -123,24 +124,20 @@ class Pool:
     def is_ready(self, line: Line) -> None:
         """A worker is there: it is given its part."""
         with self.lock:
-            line.ready = True
+            line.ready, self._ended = True, 0
             line.wake()
-
-    def heard(self) -> None:
-        """An answer has come: what ends workers is not that they cannot work."""
-        self._ended = 0
 
     def replace(self, line: Line, reason: str) -> None:
         """Puts a new worker in the place of one that has ended."""
         with self.lock:
             if not self._open or line not in self._lines:
                 return
-            self._ended += 1
+            self._ended += not line.ready
             if self._ended <= MOST_LOST * self._workers:
                 log.warning("A worker of %s has ended (%s): another one takes its place.", self._plan.name, reason)
                 self._lines[self._lines.index(line)] = Line(self, self._plan)
                 return
-        self.give_up(line, ClusterError(f"Workers of {self._plan.name} end before they answer anything; the last one: {reason}"))
+        self.give_up(line, ClusterError(f"Workers of {self._plan.name} end before they are ready; the last one: {reason}"))
 
     def give_up(self, line: Line, error: ClusterError) -> None:
         """A worker cannot be made. The others go on; if there are none, whoever waits is told."""
