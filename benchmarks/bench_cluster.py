@@ -3,17 +3,18 @@
     python benchmarks/bench_cluster.py                       # 1, 2, 4, 8 workers of 8 calls each, 300 ms, three times
     python benchmarks/bench_cluster.py --workers 1 2 --times 1
 
-The strong model is a server on loopback, in a process of its own, that takes 300 ms for every answer; the weak one answers at once, so
-that what is measured is the way of the strong calls: prompt, store, message to a worker, HTTP, answer, commit, score. Workers are up
-before the clock runs. Ideal are workers * calls at once / 0.3 answers a second; efficiency is to so many times one worker. Then a model
-that answers at once: the most that one driver sustains. Everything shares this machine's cores: where it bends, the CPU seconds a call
-say why. Medians; ratios are what counts.
+The strong model is a server on loopback, in a process of its own, that takes 300 ms for every answer; the weak one answers at
+once, so that what is measured is the way of the strong calls: prompt, store, message to a worker, HTTP, answer, commit, score.
+Workers are up before the clock runs. Ideal are workers * calls at once / 0.3 answers a second; linear is so many times one worker.
+Then a model that answers at once: the most that one driver sustains. Everything shares this machine's cores: where it bends, the
+CPU that a call takes says why. Medians; ratios are what counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,9 @@ from cowest_dspy.traces import Sampling, collect
 
 LATENCY, AT_ONCE, DRAFTS, ROUNDS = 0.3, 8, 2, 20
 """Seconds of an answer; calls at once of one worker; drafts of an example; answers that each place of a worker gives in turn."""
+
+
+KEY = "BENCH_CLUSTER_KEY"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def measured(strong: dspy.LM, threads: int, calls: int) -> Measured:
         traces = collect(program, Questions(calls // (DRAFTS + 1)), match, Sampling(DRAFTS), store=store, threads=threads)
         seconds, here = time.perf_counter() - started, time.process_time() - cpu
         asked = store.calls() - len(traces)
-    assert not any(trace.error for trace in traces)
+        assert not any(trace.error for trace in traces)
     there = sum(_cpu(process) - before.get(process.pid, 0.0) for process in _workers())
     return Measured(asked / seconds, here / asked, there / asked)
 
@@ -127,7 +131,7 @@ def latency(base: str, workers: Sequence[int], times: int) -> Table:
     one = None
     for many in workers:
         at_once = AT_ONCE * many
-        settings = Api(kind="api", model="openai/scripted", api_base=base, api_key_env="PATH", concurrency=AT_ONCE)  # pyright: ignore[reportCallIssue]
+        settings = Api(kind="api", model="openai/scripted", api_base=base, api_key_env=KEY, concurrency=AT_ONCE)  # pyright: ignore[reportCallIssue]
         calls = ROUNDS * at_once
         local = median([measured(build_lm(settings), at_once, calls) for _ in range(times)])
         found = on_ray(settings, many, calls, times)
@@ -142,7 +146,7 @@ def latency(base: str, workers: Sequence[int], times: int) -> Table:
             f"{ray.rate * LATENCY / at_once:.2f}",
             f"{ray.rate / many / one:.2f}",
             f"{rates[0]:.0f}-{rates[-1]:.0f}",
-            f"{ray.here * 1000:.1f} (local {local.here * 1000:.1f})",
+            f"{ray.here * 1000:.1f} ({local.here * 1000:.1f})",
             f"{ray.workers * 1000:.1f}",
         )
     return table
@@ -173,6 +177,7 @@ def main() -> None:
         return
     logging.getLogger("dspy").setLevel(logging.ERROR)
     console = Console(width=150)
+    os.environ[KEY] = "opens-nothing"
     command = [sys.executable, __file__, "--serve"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -1,4 +1,4 @@
-"""Commands on a cluster: a comparison, a process that is killed, one that is stopped, and what is left of a cluster of one's own."""
+"""Commands on a cluster: a comparison, a process that is killed, one that is stopped, and what is left of it."""
 
 from __future__ import annotations
 
