@@ -11,7 +11,7 @@ CALLING = 0.1
 
 
 class Shares(Table):
-    """[ray.weak], [ray.strong], [ray.judge]: how many workers a model has, and what each of them takes."""
+    """How many workers a model has, and what each of them takes of the cluster."""
 
     workers: int = Field(
         1, ge=1, description="processes on the cluster that answer for this model; each has up to its concurrency calls under way"

@@ -4,8 +4,9 @@ The calls travel, not the examples: an answer must be committed to the run's sto
 the store. So it makes the prompts, keeps the answers, counts budget and rate limits, and scores; workers only answer.
 """
 
+from cowest_dspy.cluster.checking import look_at_cluster
 from cowest_dspy.cluster.cluster import Cluster
 from cowest_dspy.cluster.connection import check_installed
 from cowest_dspy.cluster.engine import ClusterEngine
 
-__all__ = ["Cluster", "ClusterEngine", "check_installed"]
+__all__ = ["Cluster", "ClusterEngine", "check_installed", "look_at_cluster"]

@@ -156,7 +156,7 @@ class Line:
         try:
             work()
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = _in_short(error)
             if self._finish(reason):
                 self._office.replace(self, reason)
 
@@ -186,6 +186,12 @@ class Line:
             ray.kill(actor)
         except Exception:  # The cluster is gone, and the worker with it.
             return
+
+
+def _in_short(error: Exception) -> str:
+    """What Ray says of the end of a worker. It is long, and the cause stands last."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:80]} ... {text[-200:]}'}"
 
 
 def _no_room(plan: WorkerPlan) -> str:

@@ -137,7 +137,8 @@ class Pool:
                 log.warning("A worker of %s has ended (%s): another one takes its place.", self._plan.name, reason)
                 self._lines[self._lines.index(line)] = Line(self, self._plan)
                 return
-        self.give_up(line, ClusterError(f"Workers of {self._plan.name} end before they are ready; the last one: {reason}"))
+        hint = "Has every node this Python, and cowest_dspy of this version?"
+        self.give_up(line, ClusterError(f"Workers of {self._plan.name} end before they are ready: {reason} {hint}"))
 
     def give_up(self, line: Line, error: ClusterError) -> None:
         """A worker cannot be made. The others go on; if there are none, whoever waits is told."""
