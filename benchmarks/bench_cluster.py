@@ -102,7 +102,10 @@ def on_ray(settings: Api | Engine, workers: int, calls: int, times: int) -> list
     with Cluster(RayRules()) as cluster:  # pyright: ignore[reportCallIssue]
         lm = cluster.lm(settings, Shares(workers=workers, cpus=0.1))  # pyright: ignore[reportCallIssue]
         threads = workers * settings.concurrency
-        measured(lm, threads, 6 * threads)
+        started = time.perf_counter()
+        while cluster.ready < workers:
+            measured(lm, threads, 3 * threads)
+        print(f"{workers} workers were ready after {time.perf_counter() - started:.0f} s", file=sys.stderr)
         return [measured(lm, threads, calls) for _ in range(times)]
 
 

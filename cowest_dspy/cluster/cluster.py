@@ -55,6 +55,12 @@ class Cluster:
         engine = ClusterEngine(here, pool)
         return lm.copy(engine=engine, async_engine=AsyncClusterEngine(engine))
 
+    @property
+    def ready(self) -> int:
+        """How many workers, of all models, are ready now. They are made at the first call, and calls go to those that there are."""
+        with self._lock:
+            return sum(pool.ready for pool in self._pools.values())
+
     def close(self) -> None:
         """Ends all workers, and the cluster if it was started here."""
         with self._lock:

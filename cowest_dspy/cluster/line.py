@@ -26,8 +26,9 @@ class Office(Protocol):
 
     lock: threading.RLock
 
-    def some_ready(self) -> bool:
-        """Whether any worker of the model is ready."""
+    @property
+    def ready(self) -> int:
+        """How many workers of the model are ready."""
         ...
 
     def taken(self, line: Line) -> list[Job]:
@@ -108,7 +109,7 @@ class Line:
         while not ray.wait([asked], timeout=LOOK)[0]:
             if self._over:
                 return
-            if time.monotonic() - started > plan.startup and not self._office.some_ready():
+            if time.monotonic() - started > plan.startup and not self._office.ready:
                 raise ClusterError(_no_room(plan))
         found: Ready | Failed = ray.get(asked)
         if isinstance(found, Failed):

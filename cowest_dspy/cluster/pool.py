@@ -106,11 +106,12 @@ class Pool:
         if was_open:
             connection.leave()
 
-    # What lines say
+    @property
+    def ready(self) -> int:
+        """How many workers are ready now."""
+        return sum(line.ready for line in self._lines)
 
-    def some_ready(self) -> bool:
-        """Whether any worker is ready."""
-        return any(line.ready for line in self._lines)
+    # What lines say
 
     def taken(self, line: Line) -> list[Job]:
         """The line's part of what waits, so that the others have theirs; under ``lock``."""
