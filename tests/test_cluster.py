@@ -14,6 +14,7 @@ from live_task import answered, committed, until, written
 from simulated import Simulated, simulated, workers
 
 from cowest_dspy import Budget, Experiment, Sampling, Store, load_config
+from cowest_dspy.budget import Clock, Guard
 from cowest_dspy.cluster import Cluster
 from cowest_dspy.cluster_table import RayRules, Shares
 from cowest_dspy.errors import BudgetError, ClusterError
@@ -177,7 +178,10 @@ def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_g
         there = ray.lm(settings, Shares(workers=1, cpus=0.5))  # pyright: ignore[reportCallIssue]
         for text in ("hello", "busy"):
             assert said(there, text) == said(build_lm(settings), text)
-        assert "error: [scripted/broken] 3 workers ended while this was under way" in said(there, "die")
+        guard = Guard(Budget(strong_calls=9), Clock(), strong="scripted/broken")  # pyright: ignore[reportCallIssue]
+        with guard.paying("scripted/broken"):
+            assert "error: [scripted/broken] 3 workers ended while this was under way" in said(there, "die")
+        assert guard.bill.strong_calls == 3, "each time is paid for, as far as anyone knows"
         assert said(there, "hello") == "fine", "another worker has taken its place"
 
 

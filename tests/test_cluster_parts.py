@@ -92,7 +92,8 @@ def test_a_worker_answers_what_it_is_given_each_call_by_itself(tmp_path: Path) -
         done.extend(worker.take())
     assert {one.number: wire.response_text(one.answer) for one in done} == {0: "one", 1: "two"}, "both were under way together"
     worker.give([Call(2, "complete", (asked[0],), "m+a1")], ["m+a1"], {"adapter_config.json": b"{}"})
-    assert "load_adapter" in str(worker.take()[0].failed.error())
+    (refused,) = worker.take()
+    assert refused.failed is not None and "load_adapter" in str(refused.failed.error())
     worker.close()
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.recipes import resolve
-from cowest_dspy.tables import Engine, InProcess, LMSettings, Server
+from cowest_dspy.tables import Engine, LMSettings
 
 _SETTINGS: TypeAdapter[Any] = TypeAdapter(LMSettings)
 _OF_THE_LM = frozenset({"temperature", "max_tokens", "num_retries", "adapter", "requests_per_minute", "tokens_per_minute", "price"})
@@ -45,7 +45,7 @@ class Order:
         aside = _OF_THE_LM & type(settings).model_fields.keys()
         return cls(json.dumps(settings.model_dump(mode="json", exclude=set(aside)), sort_keys=True), code)
 
-    def table(self) -> InProcess | Engine | Server | Any:
+    def table(self) -> Any:
         """The table as it is read on this node: a recipe's file that is not here, or another one, is the one that was sent."""
         settings = _SETTINGS.validate_json(self.settings)
         if self.code is None:
