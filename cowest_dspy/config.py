@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from cowest_dspy.budget import Budget
+from cowest_dspy.cluster_table import RayRules, Shares, stays_here
 from cowest_dspy.errors import ConfigError, masked, nearest
 from cowest_dspy.serve_table import ServeRules
 from cowest_dspy.tables import (
@@ -71,8 +72,9 @@ class Config(Table):
     tracking: TrackingRules | None = Field(None, description="where else the run is logged while it goes on")
     serve: ServeRules = ServeRules()  # pyright: ignore[reportCallIssue]
     budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
+    ray: RayRules | None = Field(None, description="the cluster on which the models answer")
 
-    @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", mode="before")
+    @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", "ray", mode="before")
     @classmethod
     def _an_empty_table_takes_the_earlier_one_away(cls, value: Any) -> Any:
         return None if value == {} else value
@@ -93,6 +95,19 @@ class Config(Table):
                 "later file takes an earlier one away"
             )
         return self
+
+    @property
+    def cluster(self) -> RayRules | None:
+        """The cluster that the models answer on; None where they answer on this machine."""
+        engine = self.collect.engine or ("ray" if self.ray else "local")
+        return None if engine == "local" else self.ray or RayRules()  # pyright: ignore[reportCallIssue]
+
+    def at_once(self, role: str) -> int:
+        """Calls to a role's model that may be under way at once: its concurrency, on a cluster that of each of its workers."""
+        role = role if getattr(self, role) else "strong"
+        settings: LMSettings = getattr(self, role)
+        shares: Shares | None = getattr(self.cluster, role) if self.cluster and not stays_here(settings) else None
+        return settings.concurrency * (shares.workers if shares else 1)
 
 
 ROLES = ("weak", "strong", "judge")

@@ -17,6 +17,7 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy import data
+from cowest_dspy.cluster import look_at_cluster
 from cowest_dspy.config import ROLES, Config, validate
 from cowest_dspy.errors import ConfigError, CowestError, masked, nearest
 from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_calls
@@ -113,6 +114,9 @@ def examine(config: Config, *, ask: bool = True, say: Callable[[str], None] = la
             _surviving(visit, role, settings)
     for found in look_at(config):
         visit.note("run", found.tracker, found.level, found.text)
+    if config.cluster is not None:
+        found = look_at_cluster(config.cluster, {role: getattr(config, role) for role in ROLES if getattr(config, role)})
+        visit.note("run", "cluster", found.level, found.text)
     for lm in visit.opened:
         # Only now: in a run all weights are in memory together, so they are here.
         getattr(lm.engine, "close", lambda: None)()

@@ -8,6 +8,7 @@
     |-- ProgramError    a program that is not bound, or whose signatures do not fit together
     |-- StoreError      the run folder: in use, damaged, or of another configuration
     |-- BudgetError     [budget] is used up: everything is kept, and a larger one goes on
+    |-- ClusterError    the Ray cluster cannot be reached, has no room, or lost what it was given
     |-- CollectionError a collection that must not go on, for instance because too many calls fail
     |-- PairsError      no pairs, or a file that holds something else
     |-- TuningError     training that cannot start, or must not go on
@@ -50,7 +51,7 @@ class ProgramError(CowestError):
     """A program that is not bound to its LMs, or whose parts do not fit together."""
 
 
-# Both arise inside of a model's call. DSPy makes a failure of the model of whatever an engine raises there, and a failure is
+# All three arise inside of a model's call. DSPy makes a failure of the model of whatever an engine raises there, and a failure is
 # counted and passed over; warnings that were made errors are the exception, which it lets through as they are.
 
 
@@ -60,6 +61,10 @@ class StoreError(CowestError, Warning):
 
 class BudgetError(CowestError, Warning):
     """A limit of [budget] is reached. It ends a collection or an evaluation; all that was answered is kept."""
+
+
+class ClusterError(CowestError, Warning):
+    """A Ray cluster that cannot be reached, has no room for a model's workers, or on which none of them can be made."""
 
 
 class CollectionError(CowestError):

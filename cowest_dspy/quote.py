@@ -185,7 +185,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     with (
         experiment.store.spending("quote") as spent,
         keeping(meter),
-        Rollouts(plan, config.strong.concurrency, config.weak.concurrency) as rollouts,
+        Rollouts(plan, config.at_once("strong"), config.at_once("weak")) as rollouts,
         stoppable(),
     ):
         rolled = list(given_in_order(rollouts.start, chosen))
@@ -278,7 +278,7 @@ def _minutes(config: Config, role: str, found: Measured, asked: Range) -> Range:
     settings: LMSettings = getattr(config, role, None) or config.strong
 
     def minutes(count: float) -> float:
-        at_once = max(1.0, min(settings.concurrency, count))
+        at_once = max(1.0, min(config.at_once(role), count))
         tokens = count * (found.input_tokens + found.output_tokens)
         return max(count * found.seconds / 60 / at_once, least_minutes(settings, count, tokens))
 

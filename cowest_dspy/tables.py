@@ -161,6 +161,9 @@ class Collect(Table):
         1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
     )
     max_failed: float = Field(0.3, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
+    engine: Literal["local", "ray"] | None = Field(
+        None, description="where the models answer: on this machine, or on a cluster; by default ray where there is a [ray]"
+    )
 
 
 class PairRules(Table):

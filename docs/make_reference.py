@@ -41,7 +41,7 @@ for editors. In the tables below "-" is a default that leaves the thing out."""
 # Tables in the order of a run, and the definition in the schema of each; what is not here comes after them.
 ORDER = (
     "data", "weak", "sft", "collect", "influence", "pairs", "dpo", "kto", "rounds", "cycle", "evaluate", "compare", "report",
-    "serve", "budget",
+    "serve", "budget", "ray",
 )  # fmt: skip
 ROLES = ("weak", "strong", "judge")
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}

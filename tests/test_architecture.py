@@ -17,8 +17,8 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "errors", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "config", "recipes",
-    "data", "duplicates", "corpus", "lms", "pool", "adapters", "program", "baselines", "rationales",
+    "errors", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table", "config",
+    "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "adapters", "program", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
@@ -28,7 +28,7 @@ ORDER = (
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb", "vl_convert", "altair",
-    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client",
+    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client", "ray",
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
@@ -104,6 +104,7 @@ def only_the_version(path: Path) -> bool:
     "folder",
     [
         "lms",
+        "cluster",
         "baselines",
         "evaluators",
         "progress",

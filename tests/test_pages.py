@@ -20,6 +20,7 @@ NOT_RUN: dict[str, list[str]] = {
     ],
     "docs/compare.md": ["wants the rows of MedMCQA, and hours", "of runs of your own"],
     "docs/domains.md": ["wants the rows of MedMCQA, and hours"],
+    "docs/howto/cluster.md": ["installs packages", "needs several machines"],
     "docs/howto/bundle.md": ["needs an account on the Hub"],
     "docs/howto/notebook.md": ["minutes of two real models"],
     "docs/howto/pairs.md": ["needs an account on the Hub"],

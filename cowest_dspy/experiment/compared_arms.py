@@ -72,11 +72,15 @@ class Variants:
         return self.made[name]
 
 
+ASIDE: Any = {"tracking": True, "ray": True, "collect": {"engine"}}
+"""What makes no other variant of it: who is told of it, and where it is worked on."""
+
+
 def _folder_name(changes: dict[str, Any], config: Config) -> str:
     text = "-".join(f"{key}-{value}" for key, value in sorted(changes.items()) if isinstance(value, str | int | float))
     plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in text).strip(".-")
     short = len(plain) <= 60 and all(isinstance(value, int) or str(value).isidentifier() for value in changes.values())
-    return plain if short and plain else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude={'tracking'}))}".lstrip("-")
+    return plain if short and plain else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude=ASIDE))}".lstrip("-")
 
 
 def title_of(rules: ArmRules) -> str:
@@ -118,7 +122,7 @@ def answerer(experiment: Experiment, rules: ArmRules) -> Answerer:
 def _of_program(experiment: Experiment, program: Collaboration, answering: arms.Answering, note: str = "") -> Answerer:
     """What a collaboration depends on: its prompts and demos, and its two models."""
     models = sorted({predictor.lm.model for _, predictor in program.named_predictors() if predictor.lm is not None})
-    threads = experiment.config.strong.concurrency
+    threads = experiment.config.at_once("strong")
     return Answerer(answering, [program.dump_state(), models], note, threads)
 
 
@@ -155,13 +159,13 @@ def _self_consistency(experiment: Experiment, rules: ArmRules) -> Answerer:
 
 def _on_strong(experiment: Experiment, module: dspy.Module, more: Any = None) -> Answerer:
     lm = experiment.program.bind(strong=experiment.strong).strong
-    made = _of_module(experiment, module, lm, threads=experiment.config.strong.concurrency)
+    made = _of_module(experiment, module, lm, threads=experiment.config.at_once("strong"))
     return Answerer(made.answering, [made.depends_on, more], made.note, made.threads)
 
 
 def _weak(experiment: Experiment, rules: ArmRules) -> Answerer:
     """The weak model by itself: with the recipe's own program, otherwise with the task as the strong model is given it."""
-    threads = experiment.config.weak.concurrency
+    threads = experiment.config.at_once("weak")
     sft = experiment.config.sft
     if rules.weak == "tuned":
         return _drafts_as_answers(experiment, experiment.final)
@@ -196,7 +200,7 @@ def _drafts_as_answers(experiment: Experiment, program: Collaboration) -> Answer
             f'"{program.answer_fields[-1]}": use draft = "direct" or "chain_of_thought", or weak = "sft".'
         )
     module = program.draft.deepcopy()
-    return _of_module(experiment, module, program.weak, threads=experiment.config.weak.concurrency, note="its draft is its answer")
+    return _of_module(experiment, module, program.weak, threads=experiment.config.at_once("weak"), note="its draft is its answer")
 
 
 def _rag(experiment: Experiment, rules: ArmRules) -> Answerer:
@@ -277,7 +281,7 @@ def _module(experiment: Experiment, rules: ArmRules) -> Answerer:
     if rules.role == "strong":
         return _on_strong(experiment, module)
     lm = experiment.program.bind(weak=experiment.weak).weak
-    return _of_module(experiment, module, lm, threads=experiment.config.weak.concurrency)
+    return _of_module(experiment, module, lm, threads=experiment.config.at_once("weak"))
 
 
 _KINDS: dict[str, Callable[[Experiment, ArmRules], Answerer]] = {

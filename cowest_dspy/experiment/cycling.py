@@ -105,7 +105,7 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
     for name, rules in config.cycle.steps.items():
 
         def make(now: Collaboration, name: str = name, rules: StepRules = rules) -> Teleprompter:
-            of = Tools(now, metric, Influence(tools, now), strong, config.strong.concurrency, config.seed)
+            of = Tools(now, metric, Influence(tools, now), strong, config.at_once("strong"), config.seed)
             return optimizer(name, rules, of)
 
         made[name] = make
@@ -119,7 +119,7 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
         compile_args={name: rules.compile for name, rules in config.cycle.steps.items() if rules.compile},
         settings={name: _made_of(name, weights.task(), config) for name in names},
         confidence=config.rounds.confidence,
-        threads=config.strong.concurrency,
+        threads=config.at_once("strong"),
         watch=desk.watch,
     )
     with keeping(desk.store):

@@ -18,6 +18,7 @@ from typing import Any
 import dspy
 
 from cowest_dspy import data
+from cowest_dspy.cluster import ClusterEngine
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import ConfigError
@@ -26,11 +27,12 @@ from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
+from cowest_dspy.experiment.models import Models
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
-from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
+from cowest_dspy.lms import ServerEngine, TransformersEngine
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
 from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import call, code_of, load
@@ -54,9 +56,11 @@ class Experiment:
         reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
         processes: that train together, one for each GPU, or on the CPU where there is none.
         store: an open one, which stays open; ``reuse`` and [budget] are then its own.
+        models: of the run that this is a part of.
 
     Raises:
-        ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API whose price is not known.
+        ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API whose price is not known; Ray or
+            a tracker that is not installed.
         StoreError: the folder is in use or damaged.
     """
 
@@ -69,12 +73,14 @@ class Experiment:
         reuse: Sequence[str | Path] = (),
         processes: int = 1,
         store: Store | None = None,
+        models: Models | None = None,
     ) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
         settings = TuningSettings.of(config)
         check_prices(config)
         check_steps(config)
         check_installed(config)
+        self._models = models or Models(config)
         self.metric: Metric = load(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
@@ -93,6 +99,7 @@ class Experiment:
                 self.tracking.close(lambda: run_report(self.config, self.store), error)
             finally:
                 self.store.close(error)
+                self._models.close()
 
     def __enter__(self) -> Experiment:
         return self
@@ -104,7 +111,8 @@ class Experiment:
         """The same run under other settings, as a part of it: calls, budget and models that are the same are shared; records and
         files are its own, in ``variants/NAME`` of the run's folder. Needs no closing."""
         store = self.store.within(name)
-        made = Experiment(config, store.folder, watch=Within(name, self.watch), processes=self.desk.processes, store=store)
+        watch, processes = Within(name, self.watch), self.desk.processes
+        made = Experiment(config, store.folder, watch=watch, processes=processes, store=store, models=self._models)
         for role in ROLES:
             if getattr(config, role) == getattr(self.config, role):
                 made.__dict__[role] = getattr(self, role)
@@ -125,19 +133,19 @@ class Experiment:
     @cached_property
     def strong(self) -> dspy.LM:
         """The strong LM."""
-        lm = build_lm(self.config.strong)
+        lm = self._models.lm(self.config, "strong")
         self.store.count_as_strong(lm.model)
         return lm
 
     @cached_property
     def judge(self) -> dspy.LM:
         """The judge's LM: that of [judge], or the strong one."""
-        return build_lm(self.config.judge) if self.config.judge else self.strong
+        return self._models.lm(self.config, "judge") if self.config.judge else self.strong
 
     @cached_property
     def weak(self) -> dspy.LM:
         """The weak LM as it was before any tuning; tunable when its weights are here and its engine takes adapters."""
-        lm = build_lm(self.config.weak)
+        lm = self._models.lm(self.config, "weak")
         return tunable(lm) if isinstance(lm.engine, TunableEngine) else lm
 
     @cached_property
@@ -178,8 +186,8 @@ class Experiment:
             gate={**gate, "held_out": self._held_out(), "run": self._lineage},
             least=config.pairs.least,
             most=config.pairs.most,
-            threads=config.strong.concurrency,
-            weak_threads=config.weak.concurrency,
+            threads=config.at_once("strong"),
+            weak_threads=config.at_once("weak"),
             answers=config.collect.answers,
             max_failed=config.collect.max_failed,
             meaning=self.meaning,
@@ -210,7 +218,7 @@ class Experiment:
         known = self.store.record("noise", "floor") or {}
         if known.get("identity") != identity:
             with self.desk.stage("noise", "Measuring the noise floor") as progress:
-                threads, examples = self.config.strong.concurrency, self.splits["train"][:count]
+                threads, examples = self.config.at_once("strong"), self.splits["train"][:count]
                 floor = noise_floor(
                     program, examples, self.evaluator, self.sampling, store=self.store, threads=threads, on_progress=progress
                 )
@@ -324,8 +332,23 @@ class Experiment:
         """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
         parts = self.config
         code = code_of([parts.program, parts.metric, parts.data.source, parts.evaluate.weak, parts.influence.rubric])
-        names = ("budget", "compare", "evaluate", "pairs", "dpo", "kto", "rounds", "report", "serve", "tracking", "cycle", "sft")
-        aside = {**dict.fromkeys(names, True), "data": {"test"}, "influence": {"noise"}}
+        # Neither what comes after answers, nor where they are made.
+        after = (
+            "budget",
+            "compare",
+            "evaluate",
+            "pairs",
+            "dpo",
+            "kto",
+            "rounds",
+            "report",
+            "serve",
+            "tracking",
+            "cycle",
+            "sft",
+            "ray",
+        )
+        aside = {**dict.fromkeys([*after, "ray"], True), "data": {"test"}, "influence": {"noise"}, "collect": {"engine"}}
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
 
@@ -347,7 +370,7 @@ class Experiment:
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, TransformersEngine | ServerEngine):
+            if isinstance(engine, TransformersEngine | ServerEngine | ClusterEngine):
                 engine.close()
 
     def _arm(self, name: str) -> Arm:
@@ -360,5 +383,5 @@ class Experiment:
             self.splits[wanted.split],
             record="arm",
             depends_on=[self.meaning, models, wanted.model_dump(mode="json", exclude={"controls"})],
-            threads=(self.config.weak if name == "weak" else self.config.strong).concurrency,
+            threads=self.config.at_once("weak" if name == "weak" else "strong"),
         )

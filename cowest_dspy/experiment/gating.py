@@ -95,6 +95,6 @@ def _observed(
             seed=config.seed,
             likelihood=scorer,
             store=experiment.store,
-            threads=config.strong.concurrency,
+            threads=config.at_once("strong"),
             on_progress=progress,
         )

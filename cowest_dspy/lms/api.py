@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import dspy
@@ -40,13 +41,16 @@ class ApiEngine:
     Args:
         settings: as in a TOML.
         limits: those of its endpoint by default, shared with every other engine for the same model, address and key.
+        attempt: makes one attempt in the place of :meth:`attempt`, for instance on another machine.
 
     Raises:
         ConfigError: the environment variable of the key is not set.
     """
 
-    def __init__(self, settings: Api, *, limits: Limits | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Api, *, limits: Limits | None = None, attempt: Callable[[Request], Response] | None = None
+    ) -> None:
+        self.settings, self._attempt = settings, attempt or self.attempt
         self.limits = limits or shared_limits(
             settings.model,
             settings.api_base,
@@ -86,7 +90,7 @@ class ApiEngine:
         for retries in range(self.settings.num_retries + 1):
             if retries:
                 another_attempt()
-            admission = self.limits.enter(self._estimated_tokens(request))
+            admission = self.limits.enter(self.estimated_tokens(request))
             used: int | None = None
             try:
                 response = self._attempt(request)
@@ -121,8 +125,9 @@ class ApiEngine:
     def __deepcopy__(self, memo: dict[int, Any]) -> ApiEngine:
         return self
 
-    def _attempt(self, request: Request) -> Response:
-        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does."""
+    def attempt(self, request: Request) -> Response:
+        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does. It is not limited,
+        and not repeated."""
         attempt, stopping = _Attempt(self._inner, request), current_stopping()
         with stopping.waking(attempt.done):
             attempt.start()
@@ -154,7 +159,8 @@ class ApiEngine:
         growing = min(FIRST_PAUSE * 2**retries, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
         return max(asked, growing)
 
-    def _estimated_tokens(self, request: Request) -> int:
+    def estimated_tokens(self, request: Request) -> int:
+        """Tokens of the prompt and of the longest answer, before anything is known."""
         letters = sum(len(message["content"]) for message in wire.request_messages(request))
         return letters // CHARACTERS_PER_TOKEN + (request.config.max_tokens or self.settings.max_tokens)
 

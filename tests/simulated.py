@@ -1,0 +1,80 @@
+"""A Ray cluster of several simulated nodes on this machine, for tests; nothing of it is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CPUS = 4
+"""Of each node but the head, which has none: workers are on nodes that can be killed."""
+MEMORY = 80 * 2**20
+
+
+class Simulated:
+    """A cluster; ``address`` is what [ray] address takes."""
+
+    def __init__(self, nodes: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._own: dict[str, Any] = {"node_ip_address": "127.0.0.1", "object_store_memory": MEMORY}
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # A socket's path must be short.
+        head = {**self._own, "num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.add() for _ in range(nodes)]
+
+    @property
+    def address(self) -> str:
+        """The head node's."""
+        return str(self._cluster.address)
+
+    def add(self) -> Any:
+        """One more node."""
+        return self._cluster.add_node(num_cpus=CPUS, **self._own)
+
+    def kill(self, node: Any) -> None:
+        """Kills every process of a node at once."""
+        with contextlib.suppress(ValueError):
+            self.nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        """Ends all of it."""
+        self._cluster.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def toml(self, folder: Path, more: str = "") -> Path:
+        """A file that puts a task's models on this cluster."""
+        file = folder / "ray.toml"
+        file.write_text(f'[ray]\naddress = "{self.address}"\nstartup = 120\n{more}', encoding="utf-8")
+        return file
+
+
+@contextlib.contextmanager
+def simulated(nodes: int) -> Iterator[Simulated]:
+    """A cluster while the context lasts. Fails when a process of it is left."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    made = Simulated(nodes)
+    try:
+        yield made
+    finally:
+        made.close()
+    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert not alive, f"left behind: {alive}"
+
+
+def workers(node: Any) -> list[psutil.Process]:
+    """The processes on a node that answer calls."""
+    raylet = next(iter(node.all_processes["raylet"])).process.pid
+    found: list[psutil.Process] = []
+    for process in psutil.Process(raylet).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "Worker" in " ".join(process.cmdline()) and "IDLE" not in " ".join(process.cmdline()):
+                found.append(process)
+    return found
