@@ -24,7 +24,8 @@ class TrainedModels:
         base: gives the weak LM as it was before any tuning.
         seed: of every training.
         make_room: called before something is trained.
-        processes: that train together. It is no part of a model's identity: the result is the same but for rounding.
+        processes: that train together, or a file of Accelerate's. It is no part of a model's identity: the result is the same but
+            for rounding.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class TrainedModels:
         base: Callable[[], dspy.LM],
         seed: int,
         make_room: Callable[[], None] = lambda: None,
-        processes: int = 1,
+        processes: int | str | Path = 1,
     ) -> None:
         self._processes = processes
         self._stages, self._base, self._seed, self._make_room = stages, base, seed, make_room

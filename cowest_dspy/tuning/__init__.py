@@ -12,11 +12,15 @@ checkpoints.py  a killed training goes on
 reference.py  the reference's log-probabilities, computed once
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
+machines.py   which processes train together: a number, or a file of Accelerate's
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
+joining.py    what the machines after the first do
 provider.py   TRLProvider, tunable, tune
 """
 
+from cowest_dspy.tuning.joining import join
 from cowest_dspy.tuning.launching import check_processes, launch
+from cowest_dspy.tuning.machines import Machines, machines
 from cowest_dspy.tuning.provider import (
     JobStatus,
     TRLProvider,
@@ -41,6 +45,7 @@ __all__ = [
     "SFT",
     "JobStatus",
     "Lora",
+    "Machines",
     "OnStep",
     "PeakMemory",
     "TRLProvider",
@@ -52,7 +57,9 @@ __all__ = [
     "check_processes",
     "data_format",
     "engine_of",
+    "join",
     "launch",
+    "machines",
     "train_dpo",
     "train_kto",
     "train_sft",
