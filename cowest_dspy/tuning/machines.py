@@ -3,8 +3,8 @@
     machines(4)                                        # four on this machine: a GPU each, or sharing the CPU where there is none
     machines("programs/accelerate/fsdp.yaml")          # what ``accelerate launch --config_file`` takes
 
-One file serves all machines of a cluster: ``NODE_RANK`` (or ``SLURM_NODEID``), ``MASTER_ADDR`` and ``MASTER_PORT`` in the environment come
-before the file's machine_rank, main_process_ip and main_process_port.
+One file serves all machines of a cluster: NODE_RANK (or SLURM_NODEID), MASTER_ADDR and MASTER_PORT in the environment come before
+the file's machine_rank, main_process_ip and main_process_port.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PORT = 29500
 class Machines:
     """Processes that train together.
 
-    processes: of all machines together. count: machines. rank: which of them this is, from 0 on. cpu: no GPU is used. address,
-    port: where they meet, the first machine's; None: on this machine, at a free port. file: what said so; None for a number. mixed: the
-    file's mixed_precision. config: what else the file says to ``accelerate launch``.
+    processes: of all machines together. count: machines. rank: which of them this is, from 0 on. cpu: no GPU is used.
+    address, port: where they meet, the first machine's; None: on this machine, at a free port. file: what said so, not a number.
+    mixed: the file's mixed_precision. config: what else the file says to ``accelerate launch``.
     """
 
     processes: int
