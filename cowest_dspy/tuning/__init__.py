@@ -14,10 +14,13 @@ trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
 machines.py   which processes train together: a number, or a file of Accelerate's
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
+speed.py      how fast one layer of a model is trained here
+estimate.py   memory and time of a training, before it starts
 joining.py    what the machines after the first do
 provider.py   TRLProvider, tunable, tune
 """
 
+from cowest_dspy.tuning.estimate import Estimate, Lengths, estimate, foreseen
 from cowest_dspy.tuning.joining import join
 from cowest_dspy.tuning.launching import check_processes, launch
 from cowest_dspy.tuning.machines import Machines, machines
@@ -43,7 +46,9 @@ __all__ = [
     "KTO_LOSS_TYPES",
     "LOSS_TYPES",
     "SFT",
+    "Estimate",
     "JobStatus",
+    "Lengths",
     "Lora",
     "Machines",
     "OnStep",
@@ -57,6 +62,8 @@ __all__ = [
     "check_processes",
     "data_format",
     "engine_of",
+    "estimate",
+    "foreseen",
     "join",
     "launch",
     "machines",
