@@ -1,0 +1,183 @@
+"""How a run grows: service times measured here, a simulation that has to reproduce measured points first, then 10 million examples.
+
+    python benchmarks/simulate.py                # measures (some minutes), simulates, writes docs/scale.md and docs/scale.svg
+    python benchmarks/simulate.py --dry          # measures less, and writes nothing
+    python benchmarks/simulate.py --again        # simulates anew from the measured times in docs/scale.json
+
+Measured here: collect() on scripted models that answer at once (the driver's own time), the store, a commit, bytes on the disk, and
+collect() with a strong model that takes 300 ms. With one thread, and with eight where nothing is kept, these fix the simulation's
+times; all others it has to come out at, and the error stands beside them. What GPUs and an API do is assumed, and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from bench_collection import DRAFTS, LATENCY, Questions, Scripted, apart, match
+from bench_store import kept, requests
+from simulate_page import Column, Page, tables, write
+from simulation import Load, Times, simulate
+
+from cowest_dspy.program import Collaboration
+from cowest_dspy.store import Store
+from cowest_dspy.traces import Sampling, collect
+
+ROOT = Path(__file__).resolve().parent.parent
+CALLS = 2 + 1 / DRAFTS
+"""Calls of a trace: a draft, its refinement, a part of the answer alone."""
+NODES = (1, 10, 100, 1000)
+EXAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
+WINDOW = 4
+"""Calls that are simulated for each slot of a model; what is more is the same again."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured here: seconds of a call (no store, one thread), what several threads add to it, seconds of keeping an
+    answer without its commit, of a commit, bytes of a trace on the disk; and the points to be reproduced."""
+
+    call: float
+    switch: float
+    keep: float
+    sync: float
+    bytes: float
+    points: list[dict[str, float]]
+
+    def times(self, threads: int, strong: float = 0.0) -> Times:
+        """The simulation's times of collect() with so many threads."""
+        return Times(self.call + (self.switch if threads > 1 else 0.0), self.keep, self.sync, 0.0, strong)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What nobody could measure here. Of each node: drafts a second (on a GPU), strong calls under way. Of the strong model:
+    seconds of an answer and their spread, calls a minute that are allowed; tokens of a call in and out, and USD per million of
+    them. ``by_processor`` was measured elsewhere: drafts a second on two processor cores (README.md here)."""
+
+    drafts: float = 100.0
+    by_processor: float = 12.0
+    slots: int = 16
+    latency: float = 2.0
+    spread: float = 0.5
+    limit: float = 10_000.0
+    tokens: tuple[float, float] = (400.0, 100.0)
+    usd: tuple[float, float] = (0.4, 1.6)
+
+
+def measure(traces: int, times: int, points: Sequence[int]) -> Measured:
+    """Measures the driver, the store and the points. Each number is the median of so many runs in processes of their own."""
+
+    def seconds(name: str, traces: int, threads: int) -> float:
+        found = [one["seconds"] for _ in range(times) if (one := apart(name, traces, threads))]
+        if not found:
+            raise SystemExit(f"{name} could not be run with {threads} threads")
+        return statistics.median(found)
+
+    calls = traces * CALLS
+    plain, several = (seconds("collect, no store", traces, threads) / calls for threads in (1, 8))
+    stored = seconds("collect, in the store", traces, 1) / calls
+    asked = requests(2000)
+    # Without its sync the store only computes. What else the store adds to a run of one thread is waiting for the disk.
+    keep = min(statistics.median(kept(asked, "OFF") for _ in range(times)) / 1000, stored - plain)
+    found = Measured(plain, max(0.0, several - plain), keep, stored - plain - keep, bytes_of(traces), [])
+    for threads in (8, 32):
+        took = seconds("collect, in the store", traces, threads)
+        found.points.append({"threads": threads, "latency": 0.0, "traces": traces, "seconds": took})
+    for threads in points:
+        some = 5 * threads * DRAFTS
+        found.points.append({"threads": threads, "latency": LATENCY, "traces": some, "seconds": seconds("latency", some, threads)})
+    return found
+
+
+def bytes_of(traces: int) -> float:
+    """Bytes on the disk for each trace: the run's folder, prompts and answers as they are in the benchmark of collecting."""
+    program = Collaboration("question -> answer").bind(weak=Scripted("weak").lm(), strong=Scripted("strong").lm())
+    with tempfile.TemporaryDirectory() as folder:
+        with Store(folder) as store:
+            collect(program, Questions(traces // DRAFTS), match, Sampling(DRAFTS), store=store, threads=8)
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / traces
+
+
+def reproduced(found: Measured, seed: int) -> list[dict[str, float]]:
+    """The measured points with what the simulation makes of them."""
+    rows: list[dict[str, float]] = []
+    for point in found.points:
+        threads = int(point["threads"])
+        load = Load(int(point["traces"]) // DRAFTS, DRAFTS, threads, threads)
+        made = simulate(load, found.times(threads, point["latency"]), seed)
+        rows.append({**point, "simulated": made.seconds, "error": made.seconds / point["seconds"] - 1, "busy": made.busy["driver"]})
+    return rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to run: its name, what a node's weak model does, strong calls under way for each node, the limit of calls a second, and
+    nodes for each driver (None: one driver for all)."""
+
+    name: str
+    drafts: float
+    slots: int
+    limit: float | None = None
+    nodes_of_a_driver: int | None = None
+
+    def outcome(self, found: Measured, given: Assumed, nodes: int, seed: int) -> Column:
+        """The case on so many nodes."""
+        strong, rate = self.slots * nodes, self.drafts * nodes
+        # Drafts are made in batches: as many slots as give the rate when a batch takes as long as a strong answer half.
+        weak = max(1, round(rate * given.latency / 2))
+        times = replace(found.times(8, given.latency), weak=weak / rate, spread=given.spread)
+        drivers = max(1, nodes // self.nodes_of_a_driver) if self.nodes_of_a_driver else 1
+        examples = max(400, WINDOW * max(strong, min(weak, strong)) // (2 * DRAFTS + 1))
+        return Column(self.name, drivers, nodes, simulate(Load(examples, DRAFTS, strong, weak, self.limit, drivers), times, seed))
+
+
+def columns(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODES) -> list[Column]:
+    """Throughput by nodes: with a rate limit, without one, with the weak model on processors, and with several drivers."""
+    cases = [
+        Case(f"one driver, an API of {given.limit:,.0f} calls a minute", given.drafts, given.slots, given.limit / 60),
+        Case("one driver, no limit", given.drafts, given.slots),
+        Case("one driver, no limit, the weak model on two cores a node", given.by_processor, 4 * given.slots),
+        Case("a driver for every 50 nodes, no limit", given.drafts, given.slots, nodes_of_a_driver=50),
+    ]
+    return [case.outcome(found, given, count, seed) for case in cases for count in nodes]
+
+
+def page(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODES) -> Page:
+    """All that the page says."""
+    return Page(asdict(found), asdict(given), reproduced(found, seed), columns(found, given, seed, nodes), EXAMPLES, DRAFTS, CALLS)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traces", type=int, default=4000)
+    parser.add_argument("--times", type=int, default=3, help="runs of each measurement; the median counts")
+    parser.add_argument("--drafts", type=float, default=Assumed.drafts, help="assumed: drafts a second of a node's weak model")
+    parser.add_argument("--slots", type=int, default=Assumed.slots, help="assumed: strong calls under way for each node")
+    parser.add_argument("--latency", type=float, default=Assumed.latency, help="assumed: seconds of a strong answer")
+    parser.add_argument("--limit", type=float, default=Assumed.limit, help="assumed: strong calls a minute that an API allows")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dry", action="store_true", help="measure little, simulate up to 100 nodes, write nothing")
+    parser.add_argument("--again", action="store_true", help="take the measured times from docs/scale.json")
+    given = parser.parse_args()
+    assumed = Assumed(given.drafts, given.slots, given.latency, limit=given.limit)
+    kept_in = ROOT / "docs/scale.json"
+    if given.again:
+        found = Measured(**json.loads(kept_in.read_text(encoding="utf-8")))
+    else:
+        found = measure(800, 1, (8, 32)) if given.dry else measure(given.traces, given.times, (8, 32, 128, 512))
+    made = page(found, assumed, given.seed, NODES[:-1] if given.dry else NODES)
+    print(tables(made))
+    if not given.dry:
+        kept_in.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+        write(made, ROOT / "docs/scale.md", ROOT / "docs/scale.svg")
+
+
+if __name__ == "__main__":
+    main()
