@@ -156,7 +156,7 @@ def page(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODE
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traces", type=int, default=4000)
+    parser.add_argument("--traces", type=int, default=2000, help="of each measurement without a slow model")
     parser.add_argument("--times", type=int, default=3, help="runs of each measurement; the median counts")
     parser.add_argument("--drafts", type=float, default=Assumed.drafts, help="assumed: drafts a second of a node's weak model")
     parser.add_argument("--slots", type=int, default=Assumed.slots, help="assumed: strong calls under way for each node")
@@ -166,16 +166,17 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="measure little, simulate up to 100 nodes, write nothing")
     parser.add_argument("--again", action="store_true", help="take the measured times from docs/scale.json")
     given = parser.parse_args()
-    assumed = Assumed(given.drafts, given.slots, given.latency, limit=given.limit)
+    assumed = Assumed(drafts=given.drafts, slots=given.slots, latency=given.latency, limit=given.limit)
     kept_in = ROOT / "docs/scale.json"
     if given.again:
         found = Measured(**json.loads(kept_in.read_text(encoding="utf-8")))
     else:
         found = measure(800, 1, (8, 32)) if given.dry else measure(given.traces, given.times, (8, 32, 128, 512))
+    if not given.dry:
+        kept_in.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     made = page(found, assumed, given.seed, NODES[:-1] if given.dry else NODES)
     print(tables(made))
     if not given.dry:
-        kept_in.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
         write(made, ROOT / "docs/scale.md", ROOT / "docs/scale.svg")
 
 

@@ -65,10 +65,10 @@ def test_what_each_file_asks_for_and_hands_on(name: str, expected: tuple[Any, ..
     from accelerate.commands.config.config_args import load_config_from_file
 
     command(tmp_path, made, tmp_path)
-    handed_on = load_config_from_file(str(tmp_path / "accelerate.json"))
+    handed_on: Any = load_config_from_file(str(tmp_path / "accelerate.json"))
     assert (handed_on.num_processes, handed_on.num_machines, handed_on.use_cpu) == expected[:3]
     assert handed_on.distributed_type == ("FSDP" if made.sharded else "MULTI_GPU")
-    assert bool(handed_on.fsdp_config) == made.sharded  # pyright: ignore[reportAttributeAccessIssue]
+    assert bool(handed_on.fsdp_config) == made.sharded
 
 
 def test_the_machines_of_a_cluster_share_a_file_and_differ_in_the_environment(gpus: None) -> None:

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import simulate as command  # noqa: E402
-import simulate_page  # noqa: E402
-from simulation import RESOURCES, Load, Times, simulate  # noqa: E402
+import simulate as command  # noqa: E402  # pyright: ignore[reportMissingImports]
+import simulate_page  # noqa: E402  # pyright: ignore[reportMissingImports]
+from simulation import RESOURCES, Load, Times, simulate  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 PLAIN = Load(examples=40, drafts=0)
 TIMES = st.builds(

@@ -33,17 +33,18 @@ def make_tiny_model(folder: Path, seed: int = 0, **shape: int) -> Path:
     from transformers.utils import logging
 
     tokenizer = _tokenizer()
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        **shape,
+    }
     config = LlamaConfig(
-        **{
-            "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            **shape,
-        },
+        **sizes,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.convert_tokens_to_ids(START),
         eos_token_id=tokenizer.eos_token_id,

@@ -70,10 +70,11 @@ def machines(given: int | str | Path | Machines, environment: Mapping[str, str] 
     if isinstance(given, Machines):
         return given
     if isinstance(given, int) or str(given).isdecimal():
-        cards = _cards() if int(given) != 1 else 0
-        if 0 < cards < int(given):
-            raise TuningError(f"{given} processes need a GPU each, and this machine has {cards}: ask for {cards} at most.")
-        return Machines(int(given), cpu=cards == 0)
+        number = int(str(given))
+        cards = _cards() if number != 1 else 0
+        if 0 < cards < number:
+            raise TuningError(f"{number} processes need a GPU each, and this machine has {cards}: ask for {cards} at most.")
+        return Machines(number, cpu=cards == 0)
     made = _of_file(Path(given), environment)
     _check_hardware(made, _cards())
     return made

@@ -46,14 +46,19 @@ def _longer(row: float) -> float:
     return 1 + max(0.0, row - TOKENS) / 2048
 
 
-@lru_cache(maxsize=8)
 def layer_speed(folder: Path, lora: Lora, half: bool) -> Speed | None:
-    """Measures one layer of the model in ``folder``; None where its configuration makes none that can be measured alone."""
+    """Measures one layer of the model in ``folder``, once per process; None where its configuration makes none that can be measured
+    alone."""
+    return _once(folder, lora.model_dump_json(), half)
+
+
+@lru_cache(maxsize=8)
+def _once(folder: Path, lora: str, half: bool) -> Speed | None:
     import torch
 
     try:
         with trainers.quiet(), torch.random.fork_rng():
-            return _measured(folder, lora, half)
+            return _measured(folder, Lora.model_validate_json(lora), half)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # A model that is built otherwise than most.
         return None
 
