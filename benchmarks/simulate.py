@@ -5,14 +5,16 @@
     python benchmarks/simulate.py --again        # simulates anew from the measured times in docs/scale.json
 
 Measured here: collect() on scripted models that answer at once (the driver's own time), the store, a commit, bytes on the disk, and
-collect() with a strong model that takes 300 ms. With one thread, and with eight where nothing is kept, these fix the simulation's
-times; all others it has to come out at, and the error stands beside them. What GPUs and an API do is assumed, and said so.
+collect() with a strong model that takes 300 ms. What was measured without a store, or with one thread, fixes the simulation's
+times; the rest it has to come out at, and the error stands beside it. What GPUs and an API do is assumed, and said so.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -33,17 +35,18 @@ CALLS = 2 + 1 / DRAFTS
 """Calls of a trace: a draft, its refinement, a part of the answer alone."""
 NODES = (1, 10, 100, 1000)
 EXAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
-WINDOW = 4
-"""Calls that are simulated for each slot of a model; what is more is the same again."""
+WINDOW = 6
+"""Examples that are simulated for each that is under way at once; what is more is the same again."""
+STEPS = (1, 8, 128, 512)
+"""Threads at which the driver's own time is measured; between them it is interpolated over the logarithm."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured here: seconds of a call (no store, one thread), what several threads add to it, seconds of keeping an
-    answer without its commit, of a commit, bytes of a trace on the disk; and the points to be reproduced."""
+    """What was measured here: seconds of a call without a store, at each of ``STEPS`` threads, seconds of keeping an answer without
+    its commit, of a commit, bytes of a trace on the disk; and the points to be reproduced."""
 
-    call: float
-    switch: float
+    call: list[float]
     keep: float
     sync: float
     bytes: float
@@ -51,7 +54,16 @@ class Measured:
 
     def times(self, threads: int, strong: float = 0.0) -> Times:
         """The simulation's times of collect() with so many threads."""
-        return Times(self.call + (self.switch if threads > 1 else 0.0), self.keep, self.sync, 0.0, strong)
+        return Times(self.call_with(threads), self.keep, self.sync, 0.0, strong)
+
+    def call_with(self, threads: int) -> float:
+        """Seconds of a call with so many threads; above the most that were measured, as with these."""
+        place = math.log2(max(1, threads))
+        steps = [math.log2(step) for step in STEPS]
+        for (low, first), (high, second) in itertools.pairwise(zip(steps, self.call, strict=True)):
+            if place <= high:
+                return first + (second - first) * (place - low) / (high - low)
+        return self.call[-1]
 
 
 @dataclass(frozen=True)
@@ -71,28 +83,35 @@ class Assumed:
 
 
 def measure(traces: int, times: int, points: Sequence[int]) -> Measured:
-    """Measures the driver, the store and the points. Each number is the median of so many runs in processes of their own."""
+    """Measures the driver, the store and the points.
 
-    def seconds(name: str, traces: int, threads: int) -> float:
-        found = [one["seconds"] for _ in range(times) if (one := apart(name, traces, threads))]
-        if not found:
-            raise SystemExit(f"{name} could not be run with {threads} threads")
-        return statistics.median(found)
-
+    Each number is the median of so many runs in processes of their own, which take turns, so that other work on the machine slows all
+    of them alike.
+    """
+    plain = [("collect, no store", traces, threads) for threads in STEPS]
+    stored = [("collect, in the store", traces, threads) for threads in (1, 8, 32)]
+    slow = [("latency", 5 * threads * DRAFTS, threads) for threads in points]
+    seconds: dict[tuple[str, int, int], list[float]] = {one: [] for one in (*plain, *stored, *slow)}
+    off: list[float] = []
+    for _ in range(times):
+        for one, taken in seconds.items():
+            found = apart(*one)
+            if found is None:
+                raise SystemExit(f"{one[0]} could not be run with {one[2]} threads")
+            taken.append(found["seconds"])
+        off.append(kept(requests(2000), "OFF") / 1000)
+    median = {one: statistics.median(taken) for one, taken in seconds.items()}
     calls = traces * CALLS
-    plain, several = (seconds("collect, no store", traces, threads) / calls for threads in (1, 8))
-    stored = seconds("collect, in the store", traces, 1) / calls
-    asked = requests(2000)
+    call = [median[one] / calls for one in plain]
     # Without its sync the store only computes. What else the store adds to a run of one thread is waiting for the disk.
-    keep = min(statistics.median(kept(asked, "OFF") for _ in range(times)) / 1000, stored - plain)
-    found = Measured(plain, max(0.0, several - plain), keep, stored - plain - keep, bytes_of(traces), [])
-    for threads in (8, 32):
-        took = seconds("collect, in the store", traces, threads)
-        found.points.append({"threads": threads, "latency": 0.0, "traces": traces, "seconds": took})
-    for threads in points:
-        some = 5 * threads * DRAFTS
-        found.points.append({"threads": threads, "latency": LATENCY, "traces": some, "seconds": seconds("latency", some, threads)})
-    return found
+    added = max(0.0, median[stored[0]] / calls - call[0])
+    keep = min(statistics.median(off), added)
+    latency = {"latency": LATENCY}
+    found_points = [
+        {"threads": one[2], "latency": latency.get(one[0], 0.0), "traces": one[1], "seconds": median[one]}
+        for one in (*stored[1:], *slow)
+    ]
+    return Measured(call, keep, added - keep, bytes_of(traces), found_points)
 
 
 def bytes_of(traces: int) -> float:
@@ -131,10 +150,11 @@ class Case:
         strong, rate = self.slots * nodes, self.drafts * nodes
         # Drafts are made in batches: as many slots as give the rate when a batch takes as long as a strong answer half.
         weak = max(1, round(rate * given.latency / 2))
-        times = replace(found.times(8, given.latency), weak=weak / rate, spread=given.spread)
         drivers = max(1, nodes // self.nodes_of_a_driver) if self.nodes_of_a_driver else 1
-        examples = max(400, WINDOW * max(strong, min(weak, strong)) // (2 * DRAFTS + 1))
-        return Column(self.name, drivers, nodes, simulate(Load(examples, DRAFTS, strong, weak, self.limit, drivers), times, seed))
+        times = replace(found.times(strong // drivers, given.latency), weak=weak / rate, spread=given.spread)
+        load = Load(0, DRAFTS, strong, weak, self.limit, drivers)
+        made = simulate(replace(load, examples=max(400, WINDOW * load.room)), times, seed)
+        return Column(self.name, drivers, nodes, made)
 
 
 def columns(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODES) -> list[Column]:
@@ -142,8 +162,8 @@ def columns(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = N
     cases = [
         Case(f"one driver, an API of {given.limit:,.0f} calls a minute", given.drafts, given.slots, given.limit / 60),
         Case("one driver, no limit", given.drafts, given.slots),
-        Case("one driver, no limit, the weak model on two cores a node", given.by_processor, 4 * given.slots),
-        Case("a driver for every 50 nodes, no limit", given.drafts, given.slots, nodes_of_a_driver=50),
+        Case("one driver, no limit, the weak model on two cores a node", given.by_processor, 2 * given.slots),
+        Case("a driver for every 25 nodes, no limit", given.drafts, given.slots, nodes_of_a_driver=25),
     ]
     return [case.outcome(found, given, count, seed) for case in cases for count in nodes]
 

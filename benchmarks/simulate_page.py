@@ -113,9 +113,9 @@ def drawing(page: Page) -> str:
 
 def _times(page: Page) -> str:
     found, given = page.measured, page.assumed
+    calls = ", ".join(f"{1000 * each:.3f}" for each in found["call"]) + " ms"
     rows = [
-        ["a call, without the store, one thread", _ms(found["call"]), "measured: `collect` on models that answer at once"],
-        ["what several threads add to it", _ms(found["switch"]), "measured: the same, 8 threads"],
+        ["a call, no store; 1, 8, 128, 512 threads", calls, "measured: `collect` on models that answer at once"],
         ["keeping an answer, without its commit", _ms(found["keep"]), "measured: the store with its sync off (`bench_store.py`)"],
         ["a commit", _ms(found["sync"]), "measured: what the store adds to one thread, less the line above"],
         ["a trace on the disk", f"{found['bytes'] / 1000:.1f} kB", "measured: short prompts; grows with theirs"],

@@ -224,3 +224,22 @@ def test_weights_that_are_shared_out_give_the_same_whole_adapter(kind: str, tiny
 def test_the_command_line_says_at_once_what_is_wrong(given: str, says: str, task: list[str], tmp_path: Path) -> None:  # noqa: F811
     assert test_experiment.cowest("tune", *task, "--accelerate", given, fails=True).startswith(says)
     assert not (tmp_path / "run").exists(), "nothing is begun"
+
+
+@pytest.mark.slow
+def test_the_same_command_on_two_machines_tunes_one_run(task: list[str], tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "two.yaml"
+    file.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2\nnum_processes: 2\n")
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "cowest_dspy.cli", "tune", *task, "--accelerate", str(file)]
+    both = [
+        subprocess.Popen(
+            command, env={**os.environ, **where, "NODE_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "tuned: local/" in said[0][0]
+    assert said[1][0].splitlines()[-1] == "took part in 2 trainings", "fine-tuning and preference tuning"
+    assert "tuned:" not in said[1][0]

@@ -154,7 +154,7 @@ def test_a_commit_takes_all_that_wait() -> None:
 
 
 MEASURED = command.Measured(
-    call=2e-4, switch=5e-5, keep=7e-5, sync=2e-4, bytes=2500.0,
+    call=[2e-4, 2.5e-4, 3e-4, 3e-4], keep=7e-5, sync=2e-4, bytes=2500.0,
     points=[{"threads": 8.0, "latency": 0.3, "traces": 160.0, "seconds": 7.6}],
 )  # fmt: skip
 
@@ -169,6 +169,19 @@ def test_a_measured_point_stands_beside_its_simulation_with_the_error(page: simu
     assert point["simulated"] == pytest.approx(200 * 0.3 / 8, rel=0.02)
     assert point["error"] == pytest.approx(point["simulated"] / 7.6 - 1)
     assert f"| 8 | 300 ms | 160 | 7.60 | {point['simulated']:.2f} | {point['error']:+.0%} |" in simulate_page.tables(page)
+
+
+def test_the_drivers_time_is_interpolated_between_the_threads_that_were_measured() -> None:
+    assert [MEASURED.call_with(threads) for threads in (1, 8, 128, 512, 10_000)] == pytest.approx([2e-4, 2.5e-4, 3e-4, 3e-4, 3e-4])
+    assert MEASURED.call_with(32) == pytest.approx(2.75e-4), "half-way from 8 to 128, as doublings go"
+
+
+def test_no_case_is_faster_than_its_driver_and_its_limit(page: simulate_page.Page) -> None:
+    for one in page.columns:
+        least = MEASURED.call_with(16 * one.nodes) + MEASURED.keep
+        assert one.outcome.rate <= one.drivers / least * 1.02
+        if "API" in one.name:
+            assert one.outcome.rate <= command.Assumed().limit / 60 * 9 / 5 * 1.05
 
 
 def test_what_gives_way_first_is_what_was_put_there(page: simulate_page.Page) -> None:
@@ -199,7 +212,7 @@ def test_the_documentation_has_the_figures_of_the_times_beside_it() -> None:
     """docs/scale.md was written from docs/scale.json: its measured columns are these."""
     found = command.Measured(**json.loads((ROOT / "docs/scale.json").read_text()))
     text = (ROOT / "docs/scale.md").read_text()
-    assert f"| {1000 * found.call:.3f} ms |" in text and f"| {found.bytes / 1000:.1f} kB |" in text
+    assert f"| {', '.join(f'{1000 * each:.3f}' for each in found.call)} ms |" in text and f"| {found.bytes / 1000:.1f} kB |" in text
     for point in found.points:
         assert (
             f"| {point['threads']:.0f} | {1000 * point['latency']:.0f} ms | {point['traces']:,.0f} | {point['seconds']:.2f} |"
