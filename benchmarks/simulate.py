@@ -85,8 +85,8 @@ class Assumed:
 def measure(traces: int, times: int, points: Sequence[int]) -> Measured:
     """Measures the driver, the store and the points.
 
-    Each number is the median of so many runs in processes of their own, which take turns, so that other work on the machine slows all
-    of them alike.
+    Each number is the median of so many runs in processes of their own, which take turns, so that other work on the machine slows
+    all of them alike.
     """
     plain = [("collect, no store", traces, threads) for threads in STEPS]
     stored = [("collect, in the store", traces, threads) for threads in (1, 8, 32)]

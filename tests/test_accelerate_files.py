@@ -20,8 +20,8 @@ from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.processes import free_port
 from cowest_dspy.lms.weights import adapter_hash
 from cowest_dspy.tuning import DPO, KTO, SFT, Machines, check_processes, join, launch, machines, provider
+from cowest_dspy.tuning.cluster import check_precision
 from cowest_dspy.tuning.launching import command
-from cowest_dspy.tuning.machines import check_precision
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "programs/accelerate").glob("*.yaml"))

@@ -12,18 +12,18 @@ checkpoints.py  a killed training goes on
 reference.py  the reference's log-probabilities, computed once
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
-machines.py   which processes train together: a number, or a file of Accelerate's
+cluster.py    which processes train together: a number, or a file of Accelerate's
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
 speed.py      how fast one layer of a model is trained here
-estimate.py   memory and time of a training, before it starts
+estimating.py memory and time of a training, before it starts
 joining.py    what the machines after the first do
 provider.py   TRLProvider, tunable, tune
 """
 
-from cowest_dspy.tuning.estimate import Estimate, Lengths, estimate, foreseen
+from cowest_dspy.tuning.cluster import Machines, machines
+from cowest_dspy.tuning.estimating import Estimate, Lengths, estimate, foreseen
 from cowest_dspy.tuning.joining import join
 from cowest_dspy.tuning.launching import check_processes, launch
-from cowest_dspy.tuning.machines import Machines, machines
 from cowest_dspy.tuning.provider import (
     JobStatus,
     TRLProvider,

@@ -17,8 +17,8 @@ from typing import Any
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.progress import Snapshot, alive, read_snapshot
+from cowest_dspy.tuning.cluster import Machines
 from cowest_dspy.tuning.launching import SPEC, run
-from cowest_dspy.tuning.machines import Machines
 
 POLL = 1.0
 """Seconds between two looks at the run's folder."""

@@ -1,6 +1,6 @@
 """Training by several processes at once, started by ``accelerate launch``: one for each GPU, or some that share a CPU.
 
-    tune(weak, pairs.rows(), "preference", DPO(), "adapters/r1", processes=2)       # or a configuration file (machines.py)
+    tune(weak, pairs.rows(), "preference", DPO(), "adapters/r1", processes=2)       # or a configuration file (cluster.py)
 
 Each process takes its part of every optimiser step's rows (launched.py); an optimiser step has the rows that it has with one
 process, and the adapter is the same but for rounding: sums are added in another order. Dropout draws other random numbers.
@@ -29,7 +29,7 @@ from cowest_dspy.lms import weights
 from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
 from cowest_dspy.progress.alive import process_started
 from cowest_dspy.tuning import adapters, rows
-from cowest_dspy.tuning.machines import Machines, check_precision, machines
+from cowest_dspy.tuning.cluster import Machines, check_precision, machines
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned
 from cowest_dspy.tuning.watching import OnStep
@@ -61,7 +61,7 @@ def launch(
 
     Raises:
         TuningError: KTO, held-out rows or reports elsewhere, which need one process; a batch that cannot be dealt out, fewer GPUs
-            than processes, a configuration file that cannot be used (machines.py), a process that dies, or what ``train_sft`` and
+            than processes, a configuration file that cannot be used (cluster.py), a process that dies, or what ``train_sft`` and
             ``train_dpo`` raise.
         ModelError: a base or an adapter that cannot be used.
     """
@@ -160,7 +160,7 @@ def dealt_out(settings: SFT | DPO, processes: int) -> SFT | DPO:
 
 def command(job: Path, where: Machines, own: Path) -> list[str]:
     """What starts the processes of this machine. The user's own default configuration of Accelerate is left out: it could ask for
-    something else. A file that was given is followed in what machines.py lets pass. ``own`` is this machine's folder."""
+    something else. A file that was given is followed in what cluster.py lets pass. ``own`` is this machine's folder."""
     # "MULTI_GPU" is what makes Accelerate start several processes by torchrun, also where there is no GPU.
     config = {
         "compute_environment": "LOCAL_MACHINE",

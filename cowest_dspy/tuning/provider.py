@@ -23,8 +23,8 @@ from pydantic import ValidationError
 
 from cowest_dspy import notebook
 from cowest_dspy.errors import TuningError, nearest
+from cowest_dspy.tuning.cluster import machines
 from cowest_dspy.tuning.launching import launch
-from cowest_dspy.tuning.machines import machines
 from cowest_dspy.tuning.rows import Row, chat_rows
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft

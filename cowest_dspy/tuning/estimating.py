@@ -20,7 +20,7 @@ from typing import Any
 
 from cowest_dspy.errors import CowestError
 from cowest_dspy.lms import footprint, weights
-from cowest_dspy.tuning.machines import Machines, machines
+from cowest_dspy.tuning.cluster import Machines, machines
 from cowest_dspy.tuning.rows import Row
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 from cowest_dspy.tuning.speed import layer_speed
