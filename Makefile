@@ -81,6 +81,7 @@ $(VLLM)/.installed: benchmarks/vllm-requirements.txt
 bench: models ## speed and quality beside what one would use instead
 	@$(MAKE) --no-print-directory vllm || echo "bench: vLLM cannot be installed here, so its row says so"
 	@set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
+	@$(BIN)/python benchmarks/simulate.py
 
 clean: ## caches and build products; .venv*/, models/ and runs/ stay
 	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

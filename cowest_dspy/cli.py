@@ -71,7 +71,7 @@ app.command()(watch)
 
 
 @app.command()
-def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1, log: LogAs = Log.auto) -> None:
+def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
     """Runs every stage: fine-tune, collect, pair, tune, evaluate, report.
 
     What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
@@ -169,10 +169,11 @@ def pairs(
 
 
 @app.command()
-def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = 1, log: LogAs = Log.auto) -> None:
+def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
     """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter.
 
-    `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding.
+    `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding;
+    `--accelerate FILE` as a configuration file of Accelerate's says: one GPU, several, FSDP, several machines.
     """
     with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
         model = experiment.tune().model

@@ -17,7 +17,7 @@ def compare(
     arm: Annotated[
         list[str] | None, typer.Option("--arm", help="Only this arm, and no sweep; may be given several times.", show_default=False)
     ] = None,
-    accelerate: Accelerate = 1,
+    accelerate: Accelerate = "1",
     log: LogAs = Log.auto,
 ) -> None:
     """Answers the same examples with every arm of [compare], and says which is better, with intervals and corrected tests.

@@ -29,6 +29,7 @@ from cowest_dspy.tables import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.tracking import look_at
 from cowest_dspy.tuning import DPO, KTO, SFT
 from cowest_dspy.tuning.rows import sft_rows
+from cowest_dspy.tuning_forecast import tuning_forecast
 
 LOOKED_AT = 50
 # Of a model whose tokenizer is not here. English has some four characters to a token; a prompt of numbers has fewer.
@@ -243,7 +244,19 @@ def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM)
     # The likelihood of one word: loads the weights and shows that they compute, and no token is sampled.
     engine.score([([{"role": "user", "content": "Hello"}], "Hello")], lm.model)
     visit.note(role, "model", "ok", f"{lm.model}, loaded in {time.monotonic() - started:.1f} s")
+    if role == "weak" and tokens and visit.task and _no_adapters(settings) is None:
+        _note_tuning(visit, settings, visit.task, folder, tokens)
     return True
+
+
+def _note_tuning(visit: _Visit, settings: InProcess, task: Task, folder: Path, tokens: int) -> None:
+    """What tuning would take, were drafts as long as they may be; a run lets go of its models before it trains."""
+    longest = tokens + settings.max_tokens
+    found = tuning_forecast(
+        visit.config, task.sizes["train"], tokens, settings.max_tokens, folder, longest=longest, free=visit.free_memory
+    )
+    if found:
+        visit.note("weak", "tuning", "ok" if found.fits else "warning", f"{found.text}; drafts of max_tokens are reckoned with")
 
 
 def _examine_server(visit: _Visit, role: str, settings: Server, lm: dspy.LM) -> None:

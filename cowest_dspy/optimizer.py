@@ -63,7 +63,7 @@ class CoWest(Teleprompter):
         max_failed: the largest part of drafts that may fail, in [0, 1].
         threads: questions to the strong model under way at once. weak_threads: drafts under way at once.
         seed: of sampling and training.
-        processes: that train together, one for each GPU, or on the CPU where there is none.
+        processes: that train together, one for each GPU, or on the CPU where there is none; or a file of Accelerate's (tuning.md).
         run: the folder of store and adapters, for resuming; by default a new temporary folder, which is kept.
             Inside ``keeping(store)``, as in a Cycle, it is that store's.
         watch: who is told of the progress, for instance ``cowest_dspy.live.Live()``.
@@ -89,7 +89,7 @@ class CoWest(Teleprompter):
         threads: int = 8,
         weak_threads: int | None = None,
         seed: int = 0,
-        processes: int = 1,
+        processes: int | str | Path = 1,
         run: str | Path | None = None,
         watch: Watch | None = None,
     ) -> None:

@@ -6,14 +6,15 @@
     quote.exceeded          # ("usd: about 3.2 of 2",)
 
 A few train examples are collected as a run would, through the run's store, so that the run itself does not ask the same again.
-What they took, times what is left to do, is the quote. Tuning is not in it: it asks no model. Prompt optimisers of [cycle] are
-reckoned from their settings (prompt_calls.py); of one's own nobody knows.
+What they took, times what is left to do, is the quote. Tuning asks no model and is in no sum: a line says what it takes
+(tuning_forecast.py). Prompt optimisers of [cycle] are reckoned from their settings (prompt_calls.py); of one's own nobody knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cowest_dspy import data
@@ -28,6 +29,8 @@ from cowest_dspy.pool import given_in_order
 from cowest_dspy.progress import Spent
 from cowest_dspy.tables import LMSettings
 from cowest_dspy.traces.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
+from cowest_dspy.tuning import TunableEngine
+from cowest_dspy.tuning_forecast import tuning_forecast
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
@@ -76,7 +79,7 @@ class Quote:
     """The stages of a cycle, what all of them take, the budget that it is held against, and what the probe itself has cost.
 
     ``before_sft``: the probe's drafts are those of a weak model that the run will have tuned before it collects.
-    ``judged_by_strong``: the judge's calls are the strong model's, also for the budget.
+    ``judged_by_strong``: the judge's calls are the strong model's, also for the budget. ``tuning``: what a round's training takes.
     """
 
     stages: tuple[StageQuote, ...]
@@ -85,6 +88,7 @@ class Quote:
     examples: int = 0
     before_sft: bool = False
     judged_by_strong: bool = True
+    tuning: str | None = None
 
     @property
     def total(self) -> StageQuote:
@@ -135,6 +139,8 @@ class Quote:
             again = "drafts are of the model before [sft]" if self.before_sft else "the run does not make these calls again"
             lines.append(f"From {self.examples} train examples: {asked}; {price}; {again}.")
         lines.append("Expected (at least to at most). Equal drafts and adaptive sampling save calls; tuning is not in it.")
+        if self.tuning:
+            lines.append(f"Tuning, each round: {self.tuning}.")
         if any(stage.stage.startswith("step ") and not stage.unknown for stage in self.stages):
             lines.append("Steps of [cycle] are reckoned from their optimisers' settings: what is expected of them is an estimate.")
         for stage in self.stages:
@@ -194,7 +200,18 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     done = _Done.of(config, rolled, measured)
     stages = planned_calls(config, {split: len(found) for split, found in splits.items()})
     made = tuple(_stage(config, stage, done) for stage in stages)
-    return Quote(made, config.budget, spent, len(chosen), config.sft is not None, config.judge is None)
+    tuning = _tuning(experiment, measured["weak"], len(splits["train"]))
+    return Quote(made, config.budget, spent, len(chosen), config.sft is not None, config.judge is None, tuning)
+
+
+def _tuning(experiment: Experiment, drafts: Measured, train: int) -> str | None:
+    """What tuning on such drafts takes; None where the weak model is not trained in this process."""
+    engine = experiment.weak.engine
+    if not isinstance(engine, TunableEngine):
+        return None
+    folder = Path(engine.base_folder)
+    found = tuning_forecast(experiment.config, train, drafts.input_tokens, drafts.output_tokens, folder)
+    return found.text if found else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cowest_dspy.errors import TuningError
 from cowest_dspy.interrupts import until_kept
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.stages import Stages, digest
-from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, tune
+from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, foreseen, tune
 
 
 class TrainedModels:
@@ -24,7 +24,8 @@ class TrainedModels:
         base: gives the weak LM as it was before any tuning.
         seed: of every training.
         make_room: called before something is trained.
-        processes: that train together. It is no part of a model's identity: the result is the same but for rounding.
+        processes: that train together, or a file of Accelerate's. It is no part of a model's identity: the result is the same but
+            for rounding.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class TrainedModels:
         base: Callable[[], dspy.LM],
         seed: int,
         make_room: Callable[[], None] = lambda: None,
-        processes: int = 1,
+        processes: int | str | Path = 1,
     ) -> None:
         self._processes = processes
         self._stages, self._base, self._seed, self._make_room = stages, base, seed, make_room
@@ -66,6 +67,7 @@ class TrainedModels:
         if known:
             return self._loaded(known)
         self._make_room()
+        self._foretell(title, start, rows, settings)
         with self._stages.stage(name, title) as progress, self._stages.reporting(name, settings) as settings, until_kept():
             folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
             tuned = tune(
@@ -84,6 +86,17 @@ class TrainedModels:
             whole = self._stages.store.root
             whole.keep("trained", identity, {**record, "folder": os.path.relpath(self._stages.run / folder, whole.folder)})
         return tuned.lm
+
+    def _foretell(self, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO | KTO) -> None:
+        """Says what the training will take of memory and time; where there is too little, what to change, and trains all the same:
+        it is an estimate."""
+        engine = engine_of(self._base())
+        further = engine.adapter_folder(start.model) is not None
+        found = foreseen(settings, rows, engine.base_folder, processes=self._processes, further=further)
+        if found is not None:
+            self._stages.say(f"{title}: {found}")
+            if warning := found.warning():
+                self._stages.say(f"Warning: {title}: {warning}")
 
     def _known(self, name: str, identity: str) -> dict[str, Any] | None:
         """The record of a model with this identity: this part's own, or one that another part of the run has trained."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cowest_dspy.errors import masked
+from cowest_dspy.errors import CowestError, masked
 from cowest_dspy.interrupts import signal_of
 from cowest_dspy.live import console
 
@@ -46,8 +46,13 @@ Run = Annotated[
 ]
 NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
 Accelerate = Annotated[
-    int,
-    typer.Option("--accelerate", min=1, help="Processes that train together: as many as GPUs; without a GPU they share the CPU."),
+    str,
+    typer.Option(
+        "--accelerate",
+        metavar="N|FILE",
+        help="Processes that train together: as many as GPUs; without a GPU they share the CPU. "
+        "Or a configuration file of Accelerate's, such as those in programs/accelerate.",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
 LogAs = Annotated[
@@ -71,7 +76,7 @@ Schema = Annotated[
 
 @contextmanager
 def running(
-    files: list[Path], run: Path | None, seed: int | None, processes: int = 1, *, verb: str | None = None, log: Log = Log.auto
+    files: list[Path], run: Path | None, seed: int | None, accelerate: str = "1", *, verb: str | None = None, log: Log = Log.auto
 ) -> Iterator[Experiment]:
     """The run of these files while a verb works on it, and whoever looks on is told.
 
@@ -93,6 +98,7 @@ def running(
         # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
         logging.getLogger("dspy").setLevel(logging.ERROR)
         config = load_config(files, seed=seed)
+        processes = _processes(accelerate, run or Path("runs") / config.name)
         new = f"{run}: a new run.{meant(run)}" if run and not is_run(run) else ""
         with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
             journal = experiment.store.journal
@@ -119,6 +125,23 @@ def running(
         aside.close()
         if log is Log.json:
             _end(watch, journal.close(failed) if journal else None, code, failed)
+
+
+def _processes(accelerate: str, run: Path) -> int | Path:
+    """What --accelerate says, looked at before anything is begun. A machine after the first takes part until the run is over, and
+    then the verb is done."""
+    if accelerate.isdecimal() and int(accelerate):
+        return int(accelerate)
+    if accelerate.lstrip("-").isdecimal():
+        raise CowestError(f"--accelerate {accelerate}: it takes 1 process or more, or a configuration file of Accelerate's.")
+    from cowest_dspy.tuning import join, machines
+
+    where = machines(Path(accelerate))
+    if where.rank:
+        count = join(run, where, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        console.print(f"took part in {count} trainings", highlight=False)
+        raise typer.Exit()
+    return Path(accelerate)
 
 
 def _watch(log: Log, run: Path | None) -> Terminal | Plain | JsonLines:

@@ -23,12 +23,12 @@ ORDER = (
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "side_by_side", "tracking", "gate", "serving", "experiment", "bundle",
-    "prompt_calls", "forecast", "probing", "doctor", "quote", "runs", "live", "verbs", "report_verb", "compare_verb",
-    "bundle_verbs", "gate_verb", "serve_verb", "track_verb", "runs_verbs", "scaffold", "new_verb", "cli", "testing",
+    "prompt_calls", "forecast", "tuning_forecast", "probing", "doctor", "quote", "runs", "live", "verbs", "report_verb",
+    "compare_verb", "bundle_verbs", "gate_verb", "serve_verb", "track_verb", "runs_verbs", "scaffold", "new_verb", "cli", "testing",
 )  # fmt: skip
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb", "vl_convert", "altair",
-    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client", "ray",
+    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client", "ray", "simpy",
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 

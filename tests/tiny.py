@@ -23,21 +23,28 @@ TEXT = [
 ]
 
 
-def make_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Saves a model and its tokenizer into ``folder`` as Hugging Face folders are; equal for equal seeds. Gives ``folder``."""
+def make_tiny_model(folder: Path, seed: int = 0, **shape: int) -> Path:
+    """Saves a model and its tokenizer into ``folder`` as Hugging Face folders are; equal for equal seeds. Gives ``folder``.
+
+    ``shape``: other sizes of LlamaConfig's.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     tokenizer = _tokenizer()
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        **shape,
+    }
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
+        **sizes,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.convert_tokens_to_ids(START),
         eos_token_id=tokenizer.eos_token_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.errors import ConfigError, masked
@@ -18,10 +19,10 @@ from cowest_dspy.tracking import Tracking
 
 @dataclass(frozen=True)
 class Desk(Stages):
-    """A run folder with the store in it, who looks on, the configuration, how many processes train together, and the trackers."""
+    """A run folder with the store in it, who looks on, the configuration, which processes train together, and the trackers."""
 
     config: Config
-    processes: int = 1
+    processes: int | str | Path = 1
     tracking: Tracking | None = None
 
     @contextmanager

@@ -54,7 +54,7 @@ class Experiment:
         run: the run's folder; made when it is not there.
         watch: who is told of the progress.
         reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
-        processes: that train together, one for each GPU, or on the CPU where there is none.
+        processes: that train together, one for each GPU, or on the CPU where there is none; or a file of Accelerate's (tuning.md).
         store: an open one, which stays open; ``reuse`` and [budget] are then its own.
         models: of the run that this is a part of.
 
@@ -71,7 +71,7 @@ class Experiment:
         *,
         watch: Watch | None = None,
         reuse: Sequence[str | Path] = (),
-        processes: int = 1,
+        processes: int | str | Path = 1,
         store: Store | None = None,
         models: Models | None = None,
     ) -> None:

@@ -22,14 +22,19 @@ def context_length(folder: Path) -> int | None:
     return int(length) if length else None
 
 
-def parameters(folder: Path) -> int:
-    """How many numbers the folder's safetensors hold, from the files' headers."""
-    return sum(
-        math.prod(tensor["shape"])
+def tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors that the folder's safetensors hold, each with its shape, from the files' headers."""
+    return {
+        name: tuple(tensor["shape"])
         for file in folder.glob("*.safetensors")
         for name, tensor in _header(file).items()
         if name != "__metadata__"
-    )
+    }
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers the folder's safetensors hold."""
+    return sum(math.prod(shape) for shape in tensors(folder).values())
 
 
 def memory_needed(folder: Path, dtype: str) -> int:

@@ -12,10 +12,17 @@ checkpoints.py  a killed training goes on
 reference.py  the reference's log-probabilities, computed once
 trainers.py   TRL's trainers
 training.py   train_sft, train_dpo, train_kto -> Tuned
+cluster.py    which processes train together: a number, or a file of Accelerate's
 launching.py  the same by several processes: launch -> Tuned; launched.py is what each of them runs
+speed.py      how fast one layer of a model is trained here
+estimating.py memory and time of a training, before it starts
+joining.py    what the machines after the first do
 provider.py   TRLProvider, tunable, tune
 """
 
+from cowest_dspy.tuning.cluster import Machines, machines
+from cowest_dspy.tuning.estimating import Estimate, Lengths, estimate, foreseen
+from cowest_dspy.tuning.joining import join
 from cowest_dspy.tuning.launching import check_processes, launch
 from cowest_dspy.tuning.provider import (
     JobStatus,
@@ -39,8 +46,11 @@ __all__ = [
     "KTO_LOSS_TYPES",
     "LOSS_TYPES",
     "SFT",
+    "Estimate",
     "JobStatus",
+    "Lengths",
     "Lora",
+    "Machines",
     "OnStep",
     "PeakMemory",
     "TRLProvider",
@@ -52,7 +62,11 @@ __all__ = [
     "check_processes",
     "data_format",
     "engine_of",
+    "estimate",
+    "foreseen",
+    "join",
     "launch",
+    "machines",
     "train_dpo",
     "train_kto",
     "train_sft",

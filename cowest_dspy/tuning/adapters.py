@@ -120,10 +120,12 @@ def _clear(output: Path) -> None:
 def save(model: Any, work: Path, output: Path, base_name: str) -> str:
     """Writes the trained adapter of ``model`` into ``output``, all of it or nothing; gives its content hash.
 
-    The configuration names the base by ``base_name``, not by its path on this machine, and does not depend on hash order.
+    The configuration names the base by ``base_name``, not by its path on this machine, and does not depend on hash order. Of a
+    model whose weights are shared out over processes every process has to call it; each gets the whole adapter.
     """
     staged = work / "adapter"
-    model.save_pretrained(staged, selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False)
+    named = {"selected_adapters": ["default"], "safe_serialization": True, "save_embedding_layers": False}
+    model.save_pretrained(staged, state_dict=whole(model), **named)
     for path in staged.iterdir():
         if path.name not in FILES:
             path.unlink()
@@ -134,6 +136,22 @@ def save(model: Any, work: Path, output: Path, base_name: str) -> str:
     (staged / FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     place(staged, work, output)
     return adapter_hash(output)
+
+
+def whole(model: Any) -> dict[str, Any] | None:
+    """The adapter's tensors put together again where FSDP has shared them out, on the CPU; None where it has not.
+
+    Only the adapter is gathered, one tensor at a time: the base stays where it is, however large it is.
+    """
+    from torch.distributed.tensor import DTensor
+
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not any(isinstance(parameter, DTensor) for parameter in named.values()):
+        return None
+    return {
+        name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().cpu()
+        for name, parameter in named.items()
+    }
 
 
 def place(staged: Path, work: Path, output: Path) -> None:

@@ -1,9 +1,10 @@
 """One of several processes that train together: ``python -m cowest_dspy.tuning.launched JOB``, started by ``accelerate launch``.
 
 JOB is the folder that launching.py has written: spec.json (what to train) and rows.jsonl (on what). This process trains by the
-same functions as one process alone; PyTorch's DistributedDataParallel averages the gradients. What it leaves in JOB, each with
-the number of the process in its name: result-0.json and adapter-0, or error-0.json. The first also writes progress.jsonl. Every
-process keeps its own copy of the adapter, so that whoever started them can see that all copies are the same.
+same functions as one process alone; PyTorch's DistributedDataParallel averages the gradients, or FSDP also shares out the weights.
+The first process leaves progress.jsonl, the adapter and results.json in JOB: what every process has to say, above all the hash of
+its own copy of the adapter, so that whoever started them can see that all copies are the same. The others write nothing there but,
+where they fail, error-RANK.json.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,8 +30,8 @@ KINDS: dict[str, tuple[type[Any], Callable[..., Any]]] = {"sft": (SFT, train_sft
 """What ``kind`` in spec.json may be: the class of its settings, and what trains."""
 
 
-def train(job: Path, rank: int) -> None:
-    """Does this process's part, and writes result-RANK.json: the fields of a ``Tuned``.
+def train(job: Path, rank: int, folder: Path) -> None:
+    """Does this process's part, with its adapter in ``folder``. The first writes results.json: the ``Tuned`` of each process.
 
     Raises:
         TuningError, ModelError: as in ``train_sft`` and ``train_dpo``.
@@ -42,11 +44,13 @@ def train(job: Path, rank: int) -> None:
         data,
         base=spec["base"],
         adapter=Path(spec["adapter"]) if spec["adapter"] else None,
-        output=job / f"adapter-{rank}",
+        output=folder / "adapter",
         seed=spec["seed"],
         on_step=_told(job / "progress.jsonl") if rank == 0 else None,
     )
-    _write(job / f"result-{rank}.json", {**asdict(tuned), "path": str(tuned.path)})
+    results = _gathered({**asdict(tuned), "path": str(tuned.path)})
+    if rank == 0:
+        _write(job / "results.json", results)
 
 
 def main(job: Path) -> int:
@@ -58,7 +62,9 @@ def main(job: Path) -> int:
     _end_with(os.getppid())
     try:
         state = PartialState(cpu=spec["cpu"])
-        train(job, rank)
+        # A copy that is only compared stays on its own machine.
+        with tempfile.TemporaryDirectory(prefix="cowest-") as own:
+            train(job, rank, job if rank == 0 else Path(own))
         state.destroy_process_group()
     except Exception as error:
         said = str(error) if isinstance(error, CowestError) else traceback.format_exc()
@@ -77,7 +83,16 @@ def _told(file: Path) -> OnStep:
     return on_step
 
 
-def _write(file: Path, values: dict[str, Any]) -> None:
+def _gathered(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every process has, in their order; all of them have to call it."""
+    from torch import distributed
+
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, result)
+    return found
+
+
+def _write(file: Path, values: Any) -> None:
     """All of it or nothing, since this process may be ended while it writes."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(values), encoding="utf-8")

@@ -1,9 +1,12 @@
 """Training by several processes at once, started by ``accelerate launch``: one for each GPU, or some that share a CPU.
 
-    tune(weak, pairs.rows(), "preference", DPO(), "adapters/r1", processes=2)
+    tune(weak, pairs.rows(), "preference", DPO(), "adapters/r1", processes=2)       # or a configuration file (cluster.py)
 
 Each process takes its part of every optimiser step's rows (launched.py); an optimiser step has the rows that it has with one
 process, and the adapter is the same but for rounding: sums are added in another order. Dropout draws other random numbers.
+
+Over several machines the job's folder, beside the output, is on a file system that all of them see: the first machine writes the
+job there and launches its processes; the others find it (joining.py) and launch theirs. Only the first process writes results.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -23,7 +27,9 @@ from cowest_dspy import errors
 from cowest_dspy.errors import TuningError, masked
 from cowest_dspy.lms import weights
 from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
+from cowest_dspy.progress.alive import process_started
 from cowest_dspy.tuning import adapters, rows
+from cowest_dspy.tuning.cluster import Machines, check_precision, machines
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned
 from cowest_dspy.tuning.watching import OnStep
@@ -32,6 +38,8 @@ COMPARING = {"sft", "aot", "aot_unpaired", "bco_pair"}
 """Losses of DPO that depend on which rows are in one forward pass."""
 # What the launcher says of a process that a signal has ended; SIGTERM is what it ends the others with itself.
 _KILLED = re.compile(r"rank +: (\d+) .*\n *exitcode +: -\d+ \(pid: \d+\) +\((SIG(?!TERM)\w+)\)")
+SPEC = "spec.json"
+"""The file of a job's folder that says what to train; the last that is written."""
 POLL = 0.1
 """Seconds between two looks at the progress."""
 
@@ -39,7 +47,7 @@ POLL = 0.1
 def launch(
     settings: SFT | DPO | KTO,
     data: Sequence[rows.Row],
-    processes: int,
+    processes: int | str | Path | Machines,
     *,
     base: str,
     adapter: Path | None = None,
@@ -53,32 +61,36 @@ def launch(
 
     Raises:
         TuningError: KTO, held-out rows or reports elsewhere, which need one process; a batch that cannot be dealt out, fewer GPUs
-            than processes, a process that dies, or what ``train_sft`` and ``train_dpo`` raise.
+            than processes, a configuration file that cannot be used (cluster.py), a process that dies, or what ``train_sft`` and
+            ``train_dpo`` raise.
         ModelError: a base or an adapter that cannot be used.
     """
-    import torch
-
     started = time.monotonic()
     _check_known(settings)
     preference = isinstance(settings, DPO)
     checked = rows.preference_rows(data) if preference else rows.sft_rows(data)
-    cards = torch.cuda.device_count()
-    if 0 < cards < processes:
-        raise TuningError(f"{processes} processes need a GPU each, and this machine has {cards}: ask for {cards} at most.")
-    output, dealt = Path(output), dealt_out(cast("SFT | DPO", settings), processes)
+    where = machines(processes)
+    if where.rank:
+        raise TuningError(f"This is machine {where.rank} of {where.count}: training is begun on the first one, and joined here.")
+    check_precision(where, settings.precision)
+    output, dealt = Path(output), dealt_out(cast("SFT | DPO", settings), where.processes)
     spec = {
         "kind": "preference" if preference else "sft",
         "settings": dealt.model_copy(update={"checkpoint_steps": 0}).model_dump(mode="json"),
         "base": str(weights.locate(base)),
         "adapter": str(adapter) if adapter else None,
         "seed": seed,
-        "cpu": cards == 0,
+        "cpu": where.cpu,
+        "begun": time.time(),
+        "by": [socket.gethostname(), os.getpid(), process_started()],
     }
     with adapters.workplace(output) as job:
-        (job / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         (job / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checked), encoding="utf-8")
-        _run(job, processes, cpu=cards == 0, on_step=on_step)
-        results = [json.loads(file.read_text(encoding="utf-8")) for _, file in _files(job, "result", processes)]
+        # Last, and whole at once: other machines begin when they see it.
+        (job / "spec.part").write_text(json.dumps(spec), encoding="utf-8")
+        os.replace(job / "spec.part", job / SPEC)
+        run(job, where, on_step=on_step)
+        results = json.loads((job / "results.json").read_text(encoding="utf-8"))
         if len({result["adapter_hash"] for result in results}) > 1:
             raise TuningError("The processes ended with different weights, so none of them can be trusted. Train with one process.")
         adapters.place(Path(results[0]["path"]), job, output)
@@ -91,14 +103,20 @@ def launch(
     return Tuned(**{**results[0], **own})
 
 
-def check_processes(settings: SFT | DPO | KTO, processes: int) -> None:
+def check_processes(settings: SFT | DPO | KTO, processes: int | str | Path | Machines) -> None:
     """Sees whether so many processes can train by these settings, before there is anything to train on.
 
     Raises:
-        TuningError: KTO, held-out rows or reports elsewhere, which need one process; a batch that cannot be dealt out.
+        TuningError: KTO, held-out rows or reports elsewhere, which need one process; a batch that cannot be dealt out; a
+            configuration file that cannot be used.
     """
+    if processes == 1 or (not isinstance(processes, int) and machines(processes).alone):
+        return
     _check_known(settings)
-    dealt_out(cast("SFT | DPO", settings), processes)
+    number = processes if isinstance(processes, int) else machines(processes).processes
+    dealt_out(cast("SFT | DPO", settings), number)
+    if not isinstance(processes, int):
+        check_precision(machines(processes), settings.precision)
 
 
 def _check_known(settings: object) -> None:
@@ -140,23 +158,26 @@ def dealt_out(settings: SFT | DPO, processes: int) -> SFT | DPO:
     return settings.model_copy(update={"micro_batch_size": micro})
 
 
-def command(job: Path, processes: int, *, cpu: bool) -> list[str]:
-    """What starts the processes. The user's own configuration of Accelerate is left out: it could ask for something else."""
-    # "multi_gpu" is what makes Accelerate start several processes on one machine, also where there is no GPU.
+def command(job: Path, where: Machines, own: Path) -> list[str]:
+    """What starts the processes of this machine. The user's own default configuration of Accelerate is left out: it could ask for
+    something else. A file that was given is followed in what cluster.py lets pass. ``own`` is this machine's folder."""
+    # "MULTI_GPU" is what makes Accelerate start several processes by torchrun, also where there is no GPU.
     config = {
         "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": "MULTI_GPU",
+        "distributed_type": "FSDP" if where.sharded else "MULTI_GPU",
         "mixed_precision": "no",
-        "num_machines": 1,
-        "num_processes": processes,
-        "use_cpu": cpu,
+        "num_machines": where.count,
+        "machine_rank": where.rank,
+        "num_processes": where.processes,
+        "use_cpu": where.cpu,
+        **where.config,
     }
-    (job / "accelerate.json").write_text(json.dumps(config), encoding="utf-8")
+    (own / "accelerate.json").write_text(json.dumps(config), encoding="utf-8")
     return [
         *(sys.executable, "-I", str(WATCHED), str(os.getpid())),
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(job / "accelerate.json")),
-        *("--num_cpu_threads_per_process", str(threads_of_each(processes))),
-        *("--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(own / "accelerate.json")),
+        *("--num_cpu_threads_per_process", str(threads_of_each(where.here))),
+        *("--main_process_ip", where.address or "127.0.0.1", "--main_process_port", str(where.port or free_port())),
         *("-m", "cowest_dspy.tuning.launched", str(job)),
     ]
 
@@ -168,30 +189,41 @@ def threads_of_each(processes: int) -> int:
     return max(1, torch.get_num_threads() // processes)
 
 
-def _run(job: Path, processes: int, *, cpu: bool, on_step: OnStep | None) -> None:
-    """Starts the processes, tells ``on_step`` of their steps, and waits for their end.
+def run(
+    job: Path,
+    where: Machines,
+    *,
+    own: Path | None = None,
+    on_step: OnStep | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Starts this machine's processes, tells ``on_step`` of their steps, and waits for their end; or ends them when they are not
+    ``wanted`` any more. ``own``: a folder for this machine's log and configuration, where that is not the job's.
 
     Raises:
         TuningError: one ended with an error; ModelError where that is what it was.
     """
-    log = job / "log.txt"
+    own = own or job
+    log = own / "log.txt"
     with log.open("wb") as said:
         process = subprocess.Popen(
-            command(job, processes, cpu=cpu),
+            command(job, where, own),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(os.environ, cpu=cpu),
+            env=_environment(os.environ, cpu=where.cpu),
         )
     with _ended(process):
         progress = Progress(job / "progress.jsonl", on_step)
         while process.poll() is None:
+            if not wanted():
+                return
             progress.tell()
             time.sleep(POLL)
         progress.tell()
     if process.returncode:
-        raise _failure(job, processes, process.returncode)
+        raise _failure(job, where.processes, process.returncode, log)
 
 
 def _environment(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
@@ -205,6 +237,7 @@ def _environment(given: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
         "MASTER_ADDR",
         "MASTER_PORT",
         "ACCELERATE_MIXED_PRECISION",
+        "ACCELERATE_USE_FSDP",
     ):
         environment.pop(name, None)
     return environment | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
@@ -236,9 +269,9 @@ class Progress:
             self._on_step(step, total, logs)
 
 
-def _failure(job: Path, processes: int, code: int) -> errors.CowestError:
+def _failure(job: Path, processes: int, code: int, log: Path | None = None) -> errors.CowestError:
     """What to raise. When one process ends, the others lose their connection to it and fail, too: the cause is looked for first."""
-    text = (job / "log.txt").read_text(encoding="utf-8", errors="replace")
+    text = (log or job / "log.txt").read_text(encoding="utf-8", errors="replace")
     found = {rank: json.loads(file.read_text(encoding="utf-8")) for rank, file in _files(job, "error", processes)}
     for error in found.values():
         kind = getattr(errors, error["type"], None)

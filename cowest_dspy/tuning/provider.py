@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from cowest_dspy import notebook
 from cowest_dspy.errors import TuningError, nearest
+from cowest_dspy.tuning.cluster import machines
 from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
@@ -116,8 +117,8 @@ class TRLProvider(Provider):
 
     ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one), ``output`` (the adapter's folder),
     ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
-    a new one), ``processes`` (that train together; default 1, this one), ``cache`` (a folder for the reference's
-    log-probabilities of pairs). Data formats: "sft" (prompt and completion), DSPy's
+    a new one), ``processes`` (that train together, or a file of Accelerate's; default 1, this one), ``cache`` (a folder for the
+    reference's log-probabilities of pairs). Data formats: "sft" (prompt and completion), DSPy's
     chat (the last message is the completion), "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion,
     label).
     """
@@ -166,8 +167,9 @@ class TRLProvider(Provider):
         kind = _format(data_format)
         settings = _settings(kind, options)
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
-        if options.get("processes", 1) != 1:
-            train = partial(launch, processes=options["processes"])
+        where = machines(options.get("processes", 1))
+        if not where.alone:
+            train = partial(launch, processes=where)
         elif kind == "preference" and options.get("cache") is not None:
             train = partial(train_dpo, cache=Path(options["cache"]))
         tuned = train(
@@ -224,17 +226,18 @@ def tune(
     *,
     seed: int = 0,
     on_step: OnStep | None = None,
-    processes: int = 1,
+    processes: int | str | Path = 1,
     cache: str | Path | None = None,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
 
     Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder, the reference's
     log-probabilities are kept, for the next training on the same pairs from the same weights. With ``processes`` above 1 that
-    many are started, one for each GPU, or on the CPU where there is none; the result is the same but for rounding.
+    many are started, one for each GPU, or on the CPU where there is none; the result is the same but for rounding. It may also be
+    a configuration file of Accelerate's, such as those in programs/accelerate.
 
     Raises:
-        TuningError: an LM that is not tunable, data that do not fit, or a training that must not go on.
+        TuningError: an LM that is not tunable, data or a configuration file that do not fit, or a training that must not go on.
     """
     provider = lm.provider
     if not isinstance(provider, TRLProvider):

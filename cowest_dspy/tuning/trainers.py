@@ -40,7 +40,8 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
     )
     trainer = DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
     adapters.drop_out_as_configured(trainer.model)
-    if settings.share_prompt:
+    # Sharing is found out by passes over the whole model, which no process has where FSDP shares it out.
+    if settings.share_prompt and not trainer.is_fsdp_enabled:
         with scoring_completions_only():
             shared_prompt.share_if_equal(trainer, lengths(trainer))
     return trainer
@@ -83,10 +84,12 @@ def run(trainer: Any, order: Sequence[int], *callbacks: Any, references: Path | 
     trainer.remove_callback(PrinterCallback)
     for callback in callbacks:
         trainer.add_callback(callback)
-    if trainer.args.bf16:
+    # FSDP has a precision of its own for what it gathers.
+    if trainer.args.bf16 and not trainer.is_fsdp_enabled:
         shared_prompt.round_frozen(trainer.model)
     with scoring_completions_only():
-        if "chosen_ids" in trainer.train_dataset.column_names:
+        # With FSDP the model is whole nowhere before training, so TRL computes the reference in every step.
+        if "chosen_ids" in trainer.train_dataset.column_names and not trainer.is_fsdp_enabled:
             reference.add(trainer, lengths(trainer), references)
         if "label" in trainer.train_dataset.column_names:
             unpaired.prepare(trainer, order)
