@@ -5,8 +5,8 @@
     python benchmarks/simulate.py --again        # simulates anew from the measured times in docs/scale.json
 
 Measured here: collect() on scripted models that answer at once (the driver's own time), the store, a commit, bytes on the disk, and
-collect() with a strong model that takes 300 ms. What was measured without a store, or with one thread, fixes the simulation's
-times; the rest it has to come out at, and the error stands beside it. What GPUs and an API do is assumed, and said so.
+collect() with a strong model that takes 300 ms. What was measured without a store, and in it with 1 and 8 threads, fixes the
+simulation's times; the rest it has to come out at, and the error stands beside it. What GPUs and an API do is assumed, and said so.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ STEPS = (1, 8, 128, 512)
 @dataclass(frozen=True)
 class Measured:
     """What was measured here: seconds of a call without a store, at each of ``STEPS`` threads, seconds of keeping an answer without
-    its commit, of a commit, bytes of a trace on the disk; and the points to be reproduced."""
+    its commit, of one thread and where several want the processor (a thread that comes back from the disk then waits for its turn),
+    of a commit, bytes of a trace on the disk; and the points to be reproduced."""
 
     call: list[float]
-    keep: float
+    keep: list[float]
     sync: float
     bytes: float
     points: list[dict[str, float]]
 
     def times(self, threads: int, strong: float = 0.0) -> Times:
         """The simulation's times of collect() with so many threads."""
-        return Times(self.call_with(threads), self.keep, self.sync, 0.0, strong)
+        return Times(self.call_with(threads), self.keep[threads > 1], self.sync, 0.0, strong)
 
     def call_with(self, threads: int) -> float:
         """Seconds of a call with so many threads; above the most that were measured, as with these."""
@@ -106,12 +107,13 @@ def measure(traces: int, times: int, points: Sequence[int]) -> Measured:
     # Without its sync the store only computes. What else the store adds to a run of one thread is waiting for the disk.
     added = max(0.0, median[stored[0]] / calls - call[0])
     keep = min(statistics.median(off), added)
+    several = max(keep, median[stored[1]] / calls - call[1])
     latency = {"latency": LATENCY}
     found_points = [
         {"threads": one[2], "latency": latency.get(one[0], 0.0), "traces": one[1], "seconds": median[one]}
-        for one in (*stored[1:], *slow)
+        for one in (*stored[2:], *slow)
     ]
-    return Measured(call, keep, added - keep, bytes_of(traces), found_points)
+    return Measured(call, [keep, several], added - keep, bytes_of(traces), found_points)
 
 
 def bytes_of(traces: int) -> float:

@@ -116,7 +116,8 @@ def _times(page: Page) -> str:
     calls = ", ".join(f"{1000 * each:.3f}" for each in found["call"]) + " ms"
     rows = [
         ["a call, no store; 1, 8, 128, 512 threads", calls, "measured: `collect` on models that answer at once"],
-        ["keeping an answer, without its commit", _ms(found["keep"]), "measured: the store with its sync off (`bench_store.py`)"],
+        ["keeping an answer, one thread, without its commit", _ms(found["keep"][0]), "measured: the store with its sync off"],
+        ["keeping an answer, 8 threads", _ms(found["keep"][1]), "measured: what the store adds to 8 threads that are never idle"],
         ["a commit", _ms(found["sync"]), "measured: what the store adds to one thread, less the line above"],
         ["a trace on the disk", f"{found['bytes'] / 1000:.1f} kB", "measured: short prompts; grows with theirs"],
         ["a strong answer", f"{given['latency']:g} s, spread {given['spread']:.0%}", "assumed (`--latency`)"],
