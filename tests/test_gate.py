@@ -276,10 +276,9 @@ def test_where_the_gate_cannot_look_the_draft_is_refined() -> None:
 
 
 def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) -> None:
-    signature = dspy.Signature("question -> answer: Literal['yes', 'no']")
     weak = ScriptedEngine(lambda ask: "yes" if (ask["config"].get("seed") or 0) % 2 == 0 else "a frog", model="scripted/weak").lm()
     strong = ScriptedEngine(lambda ask: "yes", model="scripted/strong").lm()
-    program = Collaboration(signature, draft="direct").bind(weak=weak, strong=strong)
+    program = Collaboration("question -> answer: Literal['yes', 'no']", draft="direct").bind(weak=weak, strong=strong)
     gate = constant("weak").model_copy(update={"samples": 8})
     found = gate.sampled(program, {"question": "a"})
     assert set(found) == {"yes", ""}

@@ -75,7 +75,7 @@ def test_the_exact_p_is_symmetric_and_above_zero_and_at_most_one(fixed, broken):
 
 def test_a_share_that_was_never_seen_has_an_interval_with_a_width():
     found = share_interval([[False] * 6] * 8)
-    assert found == wilson_interval(0, 8) and found.high > 0.3
+    assert found == wilson_interval(0, 8) and found and found.high > 0.3
     assert share_interval([[True, True]] * 8) == wilson_interval(8, 8)
     mixed = [[True, False], [False], [True]]
     assert share_interval(mixed, seed=2) == bootstrap_mean_interval([[float(one) for one in group] for group in mixed], seed=2)

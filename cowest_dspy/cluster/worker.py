@@ -62,7 +62,7 @@ class Worker:
         self._threads = ThreadPoolExecutor(at_once, "cowest-worker")
         self._changed = threading.Condition()
         self._done: list[Done] = []
-        self._folder = Path(tempfile.mkdtemp(prefix="cowest-adapters-"))
+        self._folder: Path | None = None
 
     def ready(self) -> Ready | Failed:
         """Makes the engine; weights are loaded with the first call, as everywhere."""
@@ -105,6 +105,7 @@ class Worker:
     def _adapt(self, name: str, files: Mapping[str, bytes]) -> Failed | None:
         try:
             engine: Any = self._engine
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="cowest-adapters-"))
             found = engine.load_adapter(unpacked(dict(files), self._folder / name.rpartition("+")[2]))
             if found != name:
                 raise ModelError(f"On {_node()} the adapter of {name} is {found}: the weights there are others.")
@@ -115,7 +116,8 @@ class Worker:
     def close(self) -> None:
         """Removes what was written on this node, and stops a server that was started for it."""
         getattr(self._engine, "close", lambda: None)()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _node() -> str:
