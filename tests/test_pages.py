@@ -94,11 +94,7 @@ def test_every_toml_is_read(page: Path, tmp_path: Path) -> None:
 def test_what_is_not_run_is_listed_here_and_exists() -> None:
     found = {name_of(page): [block.reason for block in blocks(page) if block.reason] for page in PAGES}
     assert {page: reasons for page, reasons in found.items() if reasons} == NOT_RUN
-<<<<<<< HEAD
-    assert sum(map(len, NOT_RUN.values())) == 17
-=======
-    assert sum(map(len, NOT_RUN.values())) == 14
->>>>>>> ray
+    assert sum(map(len, NOT_RUN.values())) == 18
     for page in PAGES:
         for block in blocks(page):
             wrong = {command: told for command in block.commands if (told := complaint(command, page))} if block.reason else {}
