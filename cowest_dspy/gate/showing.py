@@ -102,7 +102,8 @@ def chart(curve: Curve) -> Markup:
     ]
     ticks = [number / 5 for number in range(6)]
     most = max([1.0, *(point.cost for point in (*curve.points, *curve.over))])
-    return curves(series, "Score over the strong model's cost", ("cost, of always collaborating", "score"), [*ticks[:-1], most])
+    titles = ("cost, of always collaborating", "score")
+    return curves(series, "Score over the strong model's cost", titles, [*ticks[:-1], most], apart=False)
 
 
 def tables(curve: Curve) -> list[Shown]:

@@ -218,9 +218,11 @@ def curves(
     *,
     logarithmic: bool = False,
     level: float | None = None,
+    apart: bool = True,
 ) -> Markup:
     """A line per series with its points and their intervals, over an x axis with a tick at each measured value (``ticks``,
-    ascending); a dashed line across at ``level``. Drawn for a wide page and for a narrow one."""
+    ascending); a dashed line across at ``level``. Drawn for a wide page and for a narrow one. ``apart``: series stand a few pixels
+    beside each other, so that intervals at one x can be told apart."""
     scale: Spec = {"type": "log"} if logarithmic else {"zero": False}
     ends = [ticks[0], ticks[-1]]
     if logarithmic:
@@ -240,14 +242,13 @@ def curves(
         layers.append(_mark("rule", [{"y": level}], across, color="var(--accent)", strokeDash=[4, 3], strokeWidth=1.5, aria=False))
     for index, curve in enumerate(series):
         data = [dataclasses.asdict(mark) for mark in curve.marks]
-        # In pixels: intervals at one x stand beside each other.
-        apart = {"xOffset": (index - (len(series) - 1) / 2) * 4, "color": f"var(--{curve.kind})"}
+        look = {"xOffset": (index - (len(series) - 1) / 2) * 4 if apart else 0, "color": f"var(--{curve.kind})"}
         place = {"x": x, "y": _free("y", titles[1])}
         spans = [row for row in data if row["low"] is not None]
         upright = {"x": x, "y": _free("low", titles[1]), "y2": {"field": "high"}}
-        layers.append(_mark("line", data, place, strokeWidth=2, strokeDash=_DASHES[index % len(_DASHES)], aria=False, **apart))
-        layers.append(_mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **apart))
-        layers.append(_mark("circle", data, place, size=48, opacity=1, **apart))
+        layers.append(_mark("line", data, place, strokeWidth=2, strokeDash=_DASHES[index % len(_DASHES)], aria=False, **look))
+        layers.append(_mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **look))
+        layers.append(_mark("circle", data, place, size=48, opacity=1, **look))
     sizes = ((620, 250, "plot at-wide"), (NARROW, 220, "plot at-narrow"))
     return Markup().join(draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes)
 
