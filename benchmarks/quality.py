@@ -3,6 +3,7 @@
     make quality                                              # all domains and arms (hours; resumable)
     python benchmarks/quality.py --domains prosocial --core   # the arms that the two claims need
     python benchmarks/quality.py --domains prosocial --seeds  # drafts that are answers, three seeds, every control, and sweeps
+    python benchmarks/quality.py --domains handbook --runs runs   # the demo's domain, going on from `make demo`
     python benchmarks/quality.py --table-only                 # only write docs/RESULTS.md from what is done
 
 Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below; a run that was stopped goes on
@@ -36,8 +37,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BACKEND = ROOT / "programs/backends/in_process.toml"
 RESULTS = ROOT / "docs/RESULTS.md"
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
-DOMAINS = ("prosocial", "ifqa", "medmcqa")
-PARTS = ("prosocial", "prosocial-seeds", "ifqa", "medmcqa")
+DOMAINS = ("prosocial", "ifqa", "medmcqa", "handbook")
+PARTS = ("prosocial", "prosocial-seeds", "ifqa", "medmcqa", "handbook")
+MADE_UP = "handbook"
+"""The domain of the demo, whose rows are made up by its recipe, with the sizes of its own TOML."""
 
 # What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so
 # that the arm after tuning shows what tuning did.
@@ -88,6 +91,8 @@ CORE = (
 def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False) -> Config:
     """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``, the recipe's own."""
     config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
+    if domain == MADE_UP:
+        return config
     changes = {**SIZES, **LARGER.get(domain, {}), **({"data.rows": str((data / domain).resolve())} if data else {})}
     if seeded:
         changes |= SEEDED[domain] | {"compare.arms": SEEDED_ARMS, "compare.sweep": SWEEPS[domain]}
@@ -221,7 +226,7 @@ def main() -> None:
     arms: Sequence[str] | None = given.arms or (CORE if given.core else None)
     for domain in [domain for domain in given.domains if not given.seeds or domain in SEEDED]:
         part = f"{domain}-seeds" if given.seeds else domain
-        data: Path | None = None if given.hub else given.data
+        data: Path | None = None if given.hub or domain == MADE_UP else given.data
         if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
             missing = data / domain / "train.jsonl"
             sys.exit(f"There is no {missing}: put the rows there, name another folder (--data), or use --hub.")
