@@ -209,6 +209,17 @@ def test_self_refine_gives_feedback_and_answers_again() -> None:
     assert {request["config"]["temperature"] for request in strong.asked} == {0.0}
 
 
+def test_worked_examples_of_a_refinement_have_its_form() -> None:
+    """A small model answers as it was shown: 115 of 120 refinements could not be read while the examples showed no attempt."""
+    strong = ScriptedEngine(lambda request: "text")
+    program = collaboration(strong, demos=[dspy.Example(question="Worked?", background="A draft.", answer="worked")])
+    SelfRefine(program)(question="How much?")
+    assert [message["content"] for message in strong.asked[-1]["messages"][1:3]] == [
+        "Question: Worked?\nAttempts: 1. worked\n  Feedback: Nothing is wrong with it.",
+        "worked",
+    ]
+
+
 def test_self_refine_of_several_steps_has_the_inputs_of_the_task() -> None:
     class Steps(dspy.Module):
         def __init__(self) -> None:

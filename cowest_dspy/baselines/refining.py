@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import dspy
@@ -13,6 +14,7 @@ from cowest_dspy.program import signature_of
 
 ATTEMPT, ATTEMPTS, FEEDBACK = "attempt", "attempts", "feedback"
 
+NOTHING = "Nothing is wrong with it."
 _CRITICISE = (
     "An attempt at this task is given. Say what is wrong with it and how to mend it, or that nothing is. Do not answer anew."
 )
@@ -29,8 +31,8 @@ class SelfRefine(Baseline):
             a round; it never stops early. As in the paper, a refinement sees all earlier attempts and their feedback.
 
     ``criticise`` and ``again`` are ordinary predictors with the instructions of the task and a sentence of their own; where the
-    task is one predictor, ``again`` has its demos. The prediction has, before the fields of the answer, ``attempts``: the earlier
-    attempts and the feedback on them, as text.
+    task is one predictor, ``again`` has its demos, each with its own answer as the attempt. The prediction has, before the fields
+    of the answer, ``attempts``: the earlier attempts and the feedback on them, as text.
 
     Raises:
         ProgramError: ``rounds`` is below 1, or the task has a field called attempt, attempts or feedback.
@@ -55,7 +57,7 @@ class SelfRefine(Baseline):
         for predictor in (self.criticise, self.again):
             predictor.lm, predictor.config = last.lm, dict(last.config)
         if len(predictors) == 1:
-            self.again.demos = list(last.demos)
+            self.again.demos = [_refined(demo, outputs) for demo in last.demos]
 
     def answer(self, **inputs: Any) -> dspy.Prediction:
         """The refined answer."""
@@ -68,6 +70,13 @@ class SelfRefine(Baseline):
             told.append(f"{number}. {attempt}\nFeedback: {feedback}")
             said = outputs_of(self.again(**known, **{ATTEMPTS: "\n".join(told)}))
         return dspy.Prediction(**{ATTEMPTS: "\n".join(told), **said})
+
+
+def _refined(demo: Any, outputs: Iterable[str]) -> dspy.Example:
+    """A worked example of the task as one of refining: its own answer as the attempt, with which nothing is wrong. Without an
+    attempt in it, it would show a small model another form than the one that it is asked in."""
+    attempt = labelled_lines({name: demo[name] for name in outputs if name in demo})
+    return dspy.Example(**{**dict(demo), ATTEMPTS: f"1. {attempt}\nFeedback: {NOTHING}"})
 
 
 def _asked_of(predictors: list[dspy.Predict]) -> dict[str, tuple[Any, Any]]:
