@@ -129,7 +129,7 @@ def with_a_tiny_model(folder: Path, tiny_model: Path) -> Path:
     for old, new in (
         ("epochs = 10, learning_rate = 1e-3", 'epochs = 60, learning_rate = 2e-2, precision = "fp32"'),
         ("drafts = 4", "drafts = 6\nmax_failed = 1.0"),
-        ("least = 4", "least = 1"),
+        ("least = 2", "least = 1"),
         ("beta = 0.1", 'beta = 0.1\nmax_steps = 2\nprecision = "fp32"'),
     ):
         assert old in task

@@ -283,7 +283,9 @@ def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(student: Any, t
 
     launched: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(provider, "launch", lambda *given, **named: launched.append(named["processes"]) or launch(*given, **named))
+        patch.setattr(
+            provider, "launch", lambda *given, **named: launched.append(named["processes"].processes) or launch(*given, **named)
+        )
         (one, alone), (two, together) = trained(1), trained(2)
     assert launched == [2]
     assert_close(one, two, 1e-5)

@@ -300,7 +300,7 @@ def test_what_goes_elsewhere_is_none_of_the_terminals() -> None:
         process_started=st.floats(allow_nan=False),
         stages=st.lists(st.builds(StageDone, st.text(), st.text(), st.floats(0, 1e6)), max_size=3).map(tuple),
         now=st.lists(st.builds(StageNow, st.text(), st.text(), st.floats(0, 1e6)), max_size=3).map(tuple),
-        limits=st.lists(st.builds(Limit, st.text(), st.none() | st.integers()), max_size=2).map(tuple),
+        limits=st.lists(st.builds(Limit, st.text(), st.none() | st.integers(-(2**53), 2**53)), max_size=2).map(tuple),
         best=st.none() | st.builds(Best, st.text(), st.floats(0, 1), st.integers()),
     )
 )

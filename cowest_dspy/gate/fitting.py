@@ -46,7 +46,9 @@ def fit_gate(
             and judged by predictions that have not seen them. By default those of ``observed``.
         within: how much mean score, in [0, 1], the gate may lose against always collaborating there; the cheapest such trade is
             taken.
-        samples, temperature: as the features were made with.
+        samples: further drafts, as the features were made with.
+        temperature: of these.
+        seed: of the folds, and of further drafts.
 
     Raises:
         GateError: fewer than 20 examples; or scikit-learn is missing.

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from cowest_dspy.program import Collaboration
 
 Route = Literal["weak", "strong", "collaborate"]
+"""Who answers: the draft, the strong model alone, or the strong model with the draft."""
 ROUTES: tuple[Route, ...] = ("weak", "strong", "collaborate")
+"""All routes, the cheapest of the strong model first."""
 SCHEMA_VERSION = 1
 FILE = "gate.json"
 
@@ -70,14 +72,15 @@ class Decision(_Plain):
 class Gate(_Plain):
     """When to take the draft as the answer, when to ask the strong model alone, and when to have it refine the draft.
 
-    Args:
+    Attributes:
         features: names, in the order of ``means``, ``scales`` and the weights of heads; "is: TEXT" is 1 for a draft of that text.
         heads: "helped", "hurt", "refined", and "right" where drafts hold answers.
         effect: the mean size of a change of score, where there is one, in (0, 1]; 1 where answers are right or wrong.
         costs: what a route costs of the strong model's tokens, as a share of "collaborate".
         trade: how much expected score a whole collaboration's cost must bring, at least; 0 asks for the best answer at any cost.
         samples: further drafts that are sampled of each input, for "agreement" and "likeness".
-        temperature, seed: of these samples.
+        temperature: of these samples.
+        seed: of these samples.
         about: what it was fitted on, and how well; for people.
     """
 
