@@ -67,7 +67,8 @@ def is_run(folder: Path) -> bool:
 
 def meant(folder: Path) -> str:
     """`` Did you mean "runs/a"?`` for the run beside a folder whose name is nearest to its own, or an empty string."""
-    return nearest(str(folder), (str(one) for one in run_folders(folder.parent, depth=1)))
+    other = nearest(folder.name, (one.name for one in run_folders(folder.parent, depth=1)))
+    return other.replace('"', f'"{folder.parent}/', 1) if other and folder.parent != Path() else other
 
 
 def run_folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
 
+BEGINNING = ("cycle", "collect", "compare")
+"""Verbs that begin runs: of others, a new run may be a name that was mistyped."""
+
+
 class Log(StrEnum):
     """How a verb says what it does."""
 
@@ -99,7 +103,8 @@ def running(
         logging.getLogger("dspy").setLevel(logging.ERROR)
         config = load_config(files, seed=seed)
         processes = _processes(accelerate, run or Path("runs") / config.name)
-        new = f"{run}: a new run.{meant(run)}" if run and not is_run(run) else ""
+        other = meant(run) if run and verb not in BEGINNING else ""
+        new = f"{run}: a new run.{other}" if run and not is_run(run) else ""
         with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
             journal = experiment.store.journal
             journal.about(verb=verb, command=masked(command()))

@@ -44,8 +44,7 @@ def fit_gate(
         observed: of training examples, for instance the traces of a run (:func:`observed_in`).
         choose_on: examples on which the trade is chosen, for instance of the dev split (:func:`observe`); they are fitted on too,
             and judged by predictions that have not seen them. By default those of ``observed``.
-        within: how much mean score, in [0, 1], the gate may lose against always collaborating there; the cheapest such trade is
-            taken.
+        within: mean score, in [0, 1], that the gate may lose against always collaborating there; the cheapest such trade is taken.
         samples: further drafts, as the features were made with.
         temperature: of these.
         seed: of the folds, and of further drafts.
@@ -58,8 +57,7 @@ def fit_gate(
     groups = [one.example_id for one in rows]
     if len(set(groups)) < LEAST:
         raise GateError(
-            f"{len(set(groups))} examples with a draft and both answers: a gate needs {LEAST} at least. Collect on more train "
-            "examples."
+            f"{len(set(groups))} examples with a draft and both answers: a gate needs {LEAST} at least. Collect on more of them."
         )
     _check_installed()
     names = _features(rows)
