@@ -9,7 +9,7 @@ together(question="...")                                                        
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -115,6 +115,10 @@ class Collaboration(dspy.Module):
     def answer_fields(self) -> tuple[str, ...]:
         """The fields of an answer: the outputs of refine's last predictor. A draft that has them all can be scored as an answer."""
         return tuple(signature_of(self.refine.predictors()[-1]).output_fields)
+
+    def holds_answer(self, outputs: Mapping[str, Any]) -> bool:
+        """Whether a draft's outputs have all fields of an answer."""
+        return set(self.answer_fields) <= outputs.keys()
 
     def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs and a draft."""

@@ -21,11 +21,11 @@ STEPS = tuple(number / 40 for number in range(41))
 
 @dataclass(frozen=True)
 class Part:
-    """One observed draft with the probabilities that heads gave it (None: the gate is asked), and its weight."""
+    """One observed draft with the probabilities that heads gave it, and its weight."""
 
     observed: Observed
-    of: Mapping[str, float] | None = None
-    weight: float = 1.0
+    of: Mapping[str, float]
+    weight: float
 
 
 @dataclass(frozen=True)

@@ -264,11 +264,11 @@ def _trade(gate: Gate, parts: Sequence[Part], within: float) -> tuple[float, dic
     always = outcome(parts, lambda part: "collaborate")
     best, price = None, 0.0
     for trade in TRADES:
-        made = outcome(parts, lambda part, trade=trade: _route(gate, part.of or {}, trade))
+        made = outcome(parts, lambda part, trade=trade: _route(gate, part.of, trade))
         if made.score >= always.score - within - 1e-12 and (best is None or made.cost < best.cost - 1e-12):
             best, price = made, trade
     if best is None:  # Even the best routes lose: what is predicted is not good enough to leave the collaboration.
-        best = outcome(parts, lambda part: _route(gate, part.of or {}, 0.0))
+        best = outcome(parts, lambda part: _route(gate, part.of, 0.0))
     return price, {"score": best.score, "cost": best.cost, "score_collaborate": always.score}
 
 

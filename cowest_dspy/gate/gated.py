@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -31,7 +32,7 @@ class Gated(dspy.Module):
         """The answer by the route that the gate takes."""
         drafted = attempt(lambda: self.program.draft_outputs(**inputs))
         # A draft that failed is no failure of the answer that comes without it.
-        note(call if drafted.outputs is not None else _aside(call) for call in drafted.calls)
+        note(replace(call, left_out=drafted.outputs is None) for call in drafted.calls)
         if drafted.outputs is None:
             return _told("strong", self.program.answered_alone(**inputs), None)
         outputs = dspy.Prediction(**drafted.outputs)
@@ -49,9 +50,3 @@ def _told(route: Route, answer: dspy.Prediction, draft: str | None) -> dspy.Pred
     """The answer's fields last, as whoever reads an answer expects them."""
     fields = {name: value for name, value in answer.items() if name not in ("draft", "logprobs")}
     return dspy.Prediction(**{"route": route, **fields, **({"draft": draft} if draft is not None else {})})
-
-
-def _aside(call: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(call, left_out=True)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cowest_dspy.errors import GateError
 from cowest_dspy.gate.features import category, draft_features
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, note, sampling
+from cowest_dspy.report.page import write_whole
 
 if TYPE_CHECKING:
     import dspy
@@ -166,9 +167,7 @@ class Gate(_Plain):
     def save(self, path: str | Path) -> Path:
         """Writes the gate as JSON: numbers and names, nothing that is executed. A folder gets a ``gate.json``."""
         target = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        part = target.with_name(f".{target.name}.part")
-        part.write_text(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(target)
+        write_whole({target: json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"})
         return target
 
     @classmethod

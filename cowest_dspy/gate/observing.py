@@ -127,7 +127,7 @@ def _asked(
         with suppress(Unseen):  # Then nothing is known of the draft.
             others = further_drafts(program, inputs, count, temperature=temperature, seed=seed)
             features = draft_features(inputs, draft, others=others, logprob=likelihood(inputs, draft) if likelihood else None)
-    holds = drafted.outputs is not None and set(program.answer_fields) <= outputs.keys()
+    holds = program.holds_answer(outputs)
     return Observed(
         example.id,
         draft,

@@ -171,7 +171,7 @@ class Answering:
         route = "collaborate" if self.router is None else self.router.route(self.program, dspy.Prediction(**outputs), inputs)
         if route not in ROUTES:
             raise ProgramError(f'The router said "{route}": it must say one of {", ".join(ROUTES)}.')
-        if route == "weak" and not answers(self.program, outputs):
+        if route == "weak" and not self.program.holds_answer(outputs):
             wanted = ", ".join(self.program.answer_fields)
             raise ProgramError(f'The router said "weak", and the draft has no {wanted}: drafts of the format "direct" have.')
         return route
@@ -209,11 +209,6 @@ class Answering:
 
     def _unanswered(self, role: Failing, kind: str) -> Unanswered:
         return Unanswered(role, kind, self.breakers[role].seconds_left() if kind == NOT_ASKED else None)
-
-
-def answers(program: Collaboration, outputs: dict[str, Any]) -> bool:
-    """Whether these outputs, of a draft, hold all fields of an answer."""
-    return set(program.answer_fields) <= outputs.keys()
 
 
 def _kind(made: Attempt) -> str:
