@@ -27,6 +27,7 @@ from typing import Any
 import dspy
 import psutil
 from bench_collection import Questions, Scripted, match
+from marked import publish
 from rich.console import Console
 from rich.table import Table
 
@@ -186,8 +187,10 @@ def main() -> None:
         assert server.stdout is not None
         connection.join(None)  # One cluster for all of it.
         try:
-            console.print(latency(server.stdout.readline().strip(), given.workers, given.times))
-            console.print(ceiling(given.times))
+            made = [latency(server.stdout.readline().strip(), given.workers, given.times), ceiling(given.times)]
+            for table in made:
+                console.print(table)
+            publish("cluster", made)
         finally:
             connection.leave()
             server.communicate("")

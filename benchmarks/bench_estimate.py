@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marked import publish
 from rich.console import Console
 from rich.table import Table
 
@@ -170,6 +171,7 @@ def main() -> None:
         ]
         table.add_row(*cells)
     Console(width=140).print(table)
+    publish("estimate", [table])
 
 
 if __name__ == "__main__":

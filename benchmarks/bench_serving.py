@@ -35,6 +35,7 @@ from typing import Any
 import dspy
 import httpx
 import psutil
+from marked import publish
 from rich.console import Console
 from rich.table import Table
 
@@ -158,7 +159,7 @@ def by_wrk(program_: str, address: str, connections: int, seconds: float) -> Row
     rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
     wrong = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", said)
     failed = sum(map(int, wrong))
-    return Row(f"served, {connections} connections (wrk)", rate, times["50"], times["99"], failed)
+    return Row(f"served, {connections} connection{'s' * (connections > 1)} (wrk)", rate, times["50"], times["99"], failed)
 
 
 def by_httpx(address: str, connections: int, seconds: float) -> Row:
@@ -181,7 +182,7 @@ def by_httpx(address: str, connections: int, seconds: float) -> Row:
 
     began = time.perf_counter()
     asyncio.run(all_of_them())
-    return row(f"served, {connections} connections (httpx)", taken, time.perf_counter() - began, failed)
+    return row(f"served, {connections} connection{'s' * (connections > 1)} (httpx)", taken, time.perf_counter() - began, failed)
 
 
 def stopped_under_load(connections: int) -> Counter[str]:
@@ -247,8 +248,8 @@ def memory(requests: int, seconds_each: int = 2) -> list[tuple[int, float]]:
     return found
 
 
-def shown(title: str, rows: list[Row]) -> None:
-    """A table, with what is added to the first row."""
+def shown(title: str, rows: list[Row]) -> Table:
+    """A table, with what is added to the first row; printed, too."""
     table = Table(title=title)
     for head in ("", "requests/s", "p50 ms", "p99 ms", "p50 added", "p99 added", "failed"):
         table.add_column(head, justify="right" if head else "left")
@@ -257,10 +258,11 @@ def shown(title: str, rows: list[Row]) -> None:
         more = [f"{value:+.1f}" for value in added] if one is not rows[0] else ["", ""]
         table.add_row(one.name, f"{one.rate:.0f}", f"{one.p50:.1f}", f"{one.p99:.1f}", *more, str(one.failed))
     Console(width=120).print(table)
+    return table
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Prints the tables, and puts them into README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10, help="of each row")
     parser.add_argument("--requests", type=int, default=10_000, help="for memory")
@@ -272,13 +274,16 @@ def main() -> None:
         return
     with served(0.0, 8) as (_, address):
         rows = [direct(0.0, 1, given.seconds), *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200))]
-    shown("models that answer at once, 8 requests at once", rows)
+    made: list[Table | str] = [shown("models that answer at once, 8 requests at once", rows)]
     with served(0.05, 256) as (_, address):
         rows = [direct(0.05, 8, given.seconds), *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200))]
-    shown("models of 50 ms each, 256 requests at once", rows)
-    print("stopped under load of 200 connections:", dict(stopped_under_load(200)))
-    for count, size in memory(given.requests):
-        print(f"after {count:,} requests: {size:.1f} MiB")
+    made.append(shown("models of 50 ms each, 256 requests at once", rows))
+    ends = ", ".join(f"{name} {count:,}" for name, count in stopped_under_load(200).items())
+    made.append(f"Stopped by SIGTERM under load of 200 connections that ask on and on: {ends}.")
+    sizes = ", ".join(f"{size:.1f} after {count:,}" for count, size in memory(given.requests))
+    made.append(f"Memory of the server, MiB after requests: {sizes}.")
+    print("\n".join(map(str, made[2:])))
+    publish("serving", made)
 
 
 if __name__ == "__main__":

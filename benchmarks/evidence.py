@@ -14,6 +14,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
@@ -102,14 +103,6 @@ def _right(report: RunReport, name: str) -> dict[str, float]:
     return {question: float(score == 1.0) for question, score in _scores(report, name).items()}
 
 
-def write_table(text: str, readme: Path) -> None:
-    """Puts ``text`` between the two marks of the README."""
-    page = readme.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +116,7 @@ def main() -> None:
     else:
         reports = run_all(given.seeds, given.runs, given.test)
     text = table(reports)
-    write_table(text, ROOT / "README.md")
+    put(ROOT / "README.md", BEGIN, END, text)
     Console(highlight=False).print(text, markup=False)
 
 

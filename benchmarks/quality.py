@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
@@ -189,13 +190,11 @@ def section(comparison: Comparison, command: str) -> str:
 
 def write_results(parts: dict[str, str], page: Path = RESULTS) -> None:
     """Puts the domains' parts between the two marks of the page; those of other domains are left as they are."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Results\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    old, _, after = rest.partition(END)
+    old = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     known = dict(_sections(old))
     known.update(parts)
     body = "\n\n".join(f"<!-- {domain} -->\n{known[domain].strip()}" for domain in PARTS if domain in known)
-    page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    put(page, BEGIN, END, body)
 
 
 def _sections(text: str) -> list[tuple[str, str]]:

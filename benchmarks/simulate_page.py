@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marked import put
 from simulation import RESOURCES, Outcome
 
 from cowest_dspy.report.drawing import draw
@@ -55,12 +56,7 @@ def tables(page: Page) -> str:
 
 def write(page: Page, file: Path, figure: Path) -> None:
     """Puts the tables between the two marks of the page, and draws the figure."""
-    text = file.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} lacks the marks {BEGIN} and {END}")
-    file.write_text(f"{before}{BEGIN}\n{tables(page)}\n{END}{after}", encoding="utf-8")
+    put(file, BEGIN, END, tables(page))
     figure.write_text(drawing(page) + "\n", encoding="utf-8")
 
 

@@ -25,6 +25,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class CowestError(Exception):
@@ -113,3 +117,8 @@ _SECRET = re.compile(
 def masked(text: str) -> str:
     """``text`` with everything that looks like an API key, a token, a private key or a password in a URL replaced by ``***``."""
     return _SECRET.sub(MASK, text)
+
+
+def faults(error: ValidationError, whole: str) -> str:
+    """The first three things found wrong in a document, each as "where: what"; ``whole`` stands for the document itself."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or whole}: {one['msg']}" for one in error.errors()[:3])

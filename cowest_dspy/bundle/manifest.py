@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cowest_dspy.errors import BundleError
+from cowest_dspy.errors import BundleError, faults
 from cowest_dspy.lms.gguf import sha256
 
 FILE, FORMAT = "cowest.json", 1
@@ -65,8 +65,7 @@ def read_manifest(bundle: str | Path) -> Manifest:
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-        raise BundleError(f"{path} is damaged: {wrong}.") from None
+        raise BundleError(f"{path} is damaged: {faults(error, 'manifest')}.") from None
 
 
 def verify_bundle(bundle: str | Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cowest_dspy.errors import ReportError
+from cowest_dspy.errors import ReportError, faults
 from cowest_dspy.notebook import html_of
 from cowest_dspy.report.model import Arm, Stage, sayable
 
@@ -121,7 +121,7 @@ class Comparison:
         try:
             return _ADAPTER.validate_python(facts)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'comparison'}: {e['msg']}" for e in error.errors()[:3])
+            wrong = faults(error, "comparison")
             raise ReportError(f"The comparison does not fit schema_version {SCHEMA_VERSION}: {wrong}. {again}") from error
 
 

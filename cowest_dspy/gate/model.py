@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cowest_dspy.errors import GateError
+from cowest_dspy.errors import GateError, faults
 from cowest_dspy.gate.features import category, draft_features
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, note, sampling
 from cowest_dspy.report.page import write_whole
@@ -189,8 +189,7 @@ class Gate(_Plain):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'gate'}: {one['msg']}" for one in error.errors()[:3])
-            raise GateError(f"{source} is damaged: {wrong}.") from None
+            raise GateError(f"{source} is damaged: {faults(error, 'gate')}.") from None
 
 
 class Unseen(Exception):

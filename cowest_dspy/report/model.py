@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cowest_dspy.errors import ReportError
+from cowest_dspy.errors import ReportError, faults
 from cowest_dspy.notebook import html_of
 
 SCHEMA_VERSION = 1
@@ -370,9 +370,8 @@ class RunReport:
         try:
             return _ADAPTER.validate_python(facts)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'report'}: {e['msg']}" for e in error.errors()[:3])
             raise ReportError(
-                f"The report does not fit schema_version {SCHEMA_VERSION}: {wrong}. "
+                f"The report does not fit schema_version {SCHEMA_VERSION}: {faults(error, 'report')}. "
                 'Write it again from its run folder with "cowest report RUN".'
             ) from error
 
