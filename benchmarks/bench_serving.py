@@ -278,8 +278,9 @@ def main() -> None:
     with served(0.05, 256) as (_, address):
         rows = [direct(0.05, 8, given.seconds), *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200))]
     made.append(shown("models of 50 ms each, 256 requests at once", rows))
-    ends = ", ".join(f"{name} {count:,}" for name, count in stopped_under_load(200).items())
-    made.append(f"Stopped by SIGTERM under load of 200 connections that ask on and on: {ends}.")
+    ends = stopped_under_load(200)
+    said = f"{ends['200']:,} answers, {ends['503']:,} times 503 with Retry-After, {ends['refused']:,} refused connections"
+    made.append(f"Stopped by SIGTERM under 200 connections that ask on: {said}; lost: {ends['lost']}; exit code {ends['exit code']}.")
     sizes = ", ".join(f"{size:.1f} after {count:,}" for count, size in memory(given.requests))
     made.append(f"Memory of the server, MiB after requests: {sizes}.")
     print("\n".join(map(str, made[2:])))
