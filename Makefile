@@ -78,10 +78,14 @@ $(VLLM)/.installed: benchmarks/vllm-requirements.txt
 	@$(VLLM)/bin/pip uninstall -qq --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	@touch $@
 
-bench: models ## speed and quality beside what one would use instead
+bench: models ## speed beside what one would use instead: tables in build/bench, benchmarks/README.md and docs/scale.md (an hour, idle)
 	@$(MAKE) --no-print-directory vllm || echo "bench: vLLM cannot be installed here, so its row says so"
-	@set -e; for file in benchmarks/bench_*.py; do $(BIN)/python $$file; done
-	@$(BIN)/python benchmarks/simulate.py
+	@mkdir -p build/bench
+	@set -e; for name in $(basename $(notdir $(wildcard benchmarks/bench_*.py))) simulate; do \
+		echo "bench: $$name"; \
+		$(BIN)/python benchmarks/$$name.py > build/bench/$$name.txt || { cat build/bench/$$name.txt; exit 1; }; \
+		cat build/bench/$$name.txt; \
+	done
 
 clean: ## caches and build products; .venv*/, models/ and runs/ stay
 	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

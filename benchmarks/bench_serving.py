@@ -280,7 +280,8 @@ def main() -> None:
     made.append(shown("models of 50 ms each, 256 requests at once", rows))
     ends = stopped_under_load(200)
     said = f"{ends['200']:,} answers, {ends['503']:,} times 503 with Retry-After, {ends['refused']:,} refused connections"
-    made.append(f"Stopped by SIGTERM under 200 connections that ask on: {said}; lost: {ends['lost']}; exit code {ends['exit code']}.")
+    said += f"; lost: {ends['lost']}; exit code {ends['exit code']}"
+    made.append(f"Stopped by SIGTERM under 200 connections that ask on: {said}.")
     sizes = ", ".join(f"{size:.1f} after {count:,}" for count, size in memory(given.requests))
     made.append(f"Memory of the server, MiB after requests: {sizes}.")
     print("\n".join(map(str, made[2:])))
