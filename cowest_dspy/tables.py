@@ -234,6 +234,9 @@ class StepRules(Table):
     target: Literal["draft", "refine", "both"] = Field("both", description="whose prompts it may change; alone's never change")
     settings: dict[str, Any] = Field(default_factory=dict, description="its own keyword arguments")
     compile: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of its compile")
+    max_tokens: int | None = Field(
+        None, ge=1, description="of a proposal by the strong model; default: 1024, or [strong] max_tokens where that is more"
+    )
 
 
 class CycleRules(Table):

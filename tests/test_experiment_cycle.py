@@ -34,8 +34,8 @@ settings = { shots = 2 }
 """
 OWN = """
 
-def make(tools, shots):
-    assert tools.influence is not None and tools.lm is not None and tools.threads > 0
+def make(tools, shots, longest=1024):
+    assert tools.influence is not None and tools.lm.kwargs["max_tokens"] == longest and tools.threads > 0
     return dspy.LabeledFewShot(k=shots)
 """
 
@@ -106,6 +106,7 @@ def test_what_is_wrong_in_kto_is_said_before_anything_is_asked(task: list[Path],
 
 
 def test_a_cycle_of_steps_is_done_once_and_its_best_program_is_compared(cycle: list[Path], tmp_path: Path) -> None:
+    rewrite(cycle[0], "settings = { shots = 2 }", "settings = { shots = 2, longest = 200 }\nmax_tokens = 200")
     run(cycle, tmp_path / "run")
     first = read_report(tmp_path / "run")
     assert [row.name for row in first.steps] == ["start", "shots", "weights", "own"]

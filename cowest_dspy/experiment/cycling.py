@@ -99,12 +99,13 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
     config = desk.config
     assert config.cycle is not None
     metric = load(config.metric)
-    strong = recorded(unrecorded(program.strong).copy(temperature=1.0, max_tokens=max(1024, config.strong.max_tokens)))
+    longest = max(1024, config.strong.max_tokens)
     names = [name for name in config.cycle.names if name != "sft"]
     made: dict[str, MakeOptimizer] = {"weights": weights}
     for name, rules in config.cycle.steps.items():
 
         def make(now: Collaboration, name: str = name, rules: StepRules = rules) -> Teleprompter:
+            strong = recorded(unrecorded(program.strong).copy(temperature=1.0, max_tokens=rules.max_tokens or longest))
             of = Tools(now, metric, Influence(tools, now), strong, config.at_once("strong"), config.seed)
             return optimizer(name, rules, of)
 
@@ -134,7 +135,7 @@ def _made_of(name: str, task: Task, config: Config) -> str:
         assert config.cycle is not None
         rules = config.cycle.steps[name]
         file = Path(rules.optimizer.rpartition(":")[0])
-        made = [rules.model_dump(), hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""]
+        made = [rules.model_dump(exclude_none=True), hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""]
     return digest([task.meaning, config.seed, made])
 
 
