@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import simulate as command  # pyright: ignore[reportMissingImports]
+import simulate_page  # pyright: ignore[reportMissingImports]
 from hypothesis import given
 from hypothesis import settings as rules
 from hypothesis import strategies as st
+from simulation import RESOURCES, Load, Times, simulate  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import simulate as command  # noqa: E402  # pyright: ignore[reportMissingImports]
-import simulate_page  # noqa: E402  # pyright: ignore[reportMissingImports]
-from simulation import RESOURCES, Load, Times, simulate  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 PLAIN = Load(examples=40, drafts=0)
 TIMES = st.builds(
