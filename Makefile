@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 VLLM   := .venv-vllm
 RUN    ?= runs/handbook
+BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py))) simulate
 TASK   := programs/handbook.toml programs/backends/in_process.toml
 # Written when an installation has gone through; older than what it was made from, it is made again.
 STAMP  := $(VENV)/.installed
@@ -79,9 +80,9 @@ $(VLLM)/.installed: benchmarks/vllm-requirements.txt
 	@touch $@
 
 bench: models ## speed beside what one would use instead: tables in build/bench, benchmarks/README.md and docs/scale.md (an hour, idle)
-	@$(MAKE) --no-print-directory vllm || echo "bench: vLLM cannot be installed here, so its row says so"
+	@$(if $(filter bench_drafts,$(BENCH)),$(MAKE) --no-print-directory vllm,true) || echo "bench: vLLM cannot be installed here, so its row says so"
 	@mkdir -p build/bench
-	@set -e; for name in $(basename $(notdir $(wildcard benchmarks/bench_*.py))) simulate; do \
+	@set -e; for name in $(BENCH); do \
 		echo "bench: $$name"; \
 		$(BIN)/python benchmarks/$$name.py > build/bench/$$name.txt || { cat build/bench/$$name.txt; exit 1; }; \
 		cat build/bench/$$name.txt; \
