@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,16 @@ from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.cli import report_errors
-from cowest_dspy.comparison import Comparison, numbers_of, print_comparison, read_comparison, to_markdown, write_comparison
+from cowest_dspy.comparison import (
+    ComparedArm,
+    Comparison,
+    numbers_of,
+    paired_test,
+    print_comparison,
+    read_comparison,
+    to_markdown,
+    write_comparison,
+)
 from cowest_dspy.config import Config, overridden
 from cowest_dspy.experiment import Compared
 from cowest_dspy.intervals import wilson_interval
@@ -173,6 +182,31 @@ def holds_gold(answer: Answer, golds: Collection[str] = ()) -> bool:
     return gold in draft
 
 
+FORMATS = (("collaboration_sft", "collaboration"), ("direct_sft", "direct"), ("reasoning_sft", "reasoning"))
+"""The arms of each format of drafts, before and after preference tuning."""
+
+
+def claims(comparison: Comparison) -> str:
+    """A Markdown table: the paper's two claims in each format of drafts, as differences of an arm less another, in points.
+
+    On the examples that both answered; 95 % interval and p (two-sided, of one test: not corrected for the number of them).
+    """
+    arms = defaultdict[str, list[ComparedArm]](list)
+    for one in comparison.arms:
+        arms[one.arm.name].append(one)
+    asked = [(after, other) for before, after in FORMATS for other in (comparison.against, "weak", before)]
+    lines = ["| arm | less | points \\[95 %\\] | p | better, worse of n |", "|---|---|---:|---:|---:|"]
+    for name, other in asked:
+        if name not in arms or other not in arms:
+            continue
+        test, span = (made := paired_test(arms[name], arms[other])), made.interval
+        told = "-" if test.difference is None else f"{100 * test.difference:+.1f}"
+        told += f" \\[{100 * span.low:+.1f}, {100 * span.high:+.1f}\\]" if span else ""
+        counts = f"{test.higher}, {test.lower} of {test.answers}"
+        lines.append(f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {test.p:.3f} | {counts} |")
+    return "\n".join(lines)
+
+
 # The page
 
 
@@ -181,6 +215,8 @@ def section(comparison: Comparison, command: str) -> str:
     return "\n\n".join(
         [
             to_markdown(comparison, numbers_of(comparison)).rstrip(),
+            "### The two claims",
+            claims(comparison),
             "### What drafts did",
             effects(comparison),
             f"Command: `{command}`",
@@ -235,7 +271,7 @@ def main() -> None:
             made = run(settings(domain, data, given.seed, seeded=given.seeds), given.runs / part, arms)
         print_comparison(made, console)
         asked = " --seeds" if given.seeds else " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
-        parts[part] = section(replace(made, title=part), f"python benchmarks/quality.py --domains {domain}{asked}")
+        parts[part] = section(replace(made, title=f"{part}: comparison"), f"python benchmarks/quality.py --domains {domain}{asked}")
         write_results(parts)
 
 

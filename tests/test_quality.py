@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ def test_what_drafts_did_counts_recall_help_and_harm() -> None:
     (row,) = [line for line in quality("effects")(comparison()).splitlines() if line.startswith("| collaboration")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["collaboration", "2 of 3", "2 of 2", "0 of 1", "1 of 1", "1 of 2", "50 % (9-91)"]
+
+
+def test_the_two_claims_are_differences_in_each_format_that_was_run() -> None:
+    made = comparison()
+    arms = {one.arm.name: one.arm for one in made.arms}
+    before = replace(arms["alone"], name="direct_sft", title="untuned")
+    after = replace(arms["both"], name="direct", title="tuned")
+    rows = quality("claims")(replace(made, arms=tuple(map(ComparedArm, (arms["alone"], before, after))))).splitlines()[2:]
+    # Of four questions three have both answers: one became right, one wrong. There is no weak model alone, and no other format.
+    assert [row.split(" | ")[1] for row in rows] == ["strong alone", "untuned"]
+    assert all(row.startswith("| tuned | ") and "| +0.0 " in row and row.endswith("| 1.000 | 1, 1 of 3 |") for row in rows)
 
 
 def test_the_page_keeps_what_was_written_by_hand_and_the_other_domains(tmp_path: Path) -> None:
