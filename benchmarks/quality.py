@@ -15,6 +15,7 @@ rounds), the other is counted. Of the texts of the data nothing is written to do
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -170,18 +171,21 @@ def holds_gold(answer: Answer, golds: Collection[str] = ()) -> bool:
     What answers with one of ``golds`` (of all examples) says that one and none that stands in it: "possibly needs caution" is not
     "needs caution".
     """
-    stated = (answer.draft or "").lower().rpartition("answer:")[2].strip(" .\n")
+    text = CONFIDENCE.sub("", answer.draft or "").lower()
+    stated = text.rpartition("answer:")[2].strip(" .\n")
     if stated in {gold.lower() for gold in golds}:
         return stated == answer.gold.lower()
-    draft, gold = " ".join((answer.draft or "").lower().split()), answer.gold.lower()
+    draft, gold = " ".join(text.split()), answer.gold.lower()
     options = str(answer.inputs.get("options", ""))
     if options:
-        text = next((line[3:] for line in options.splitlines() if line.startswith(f"{answer.gold}.")), "").lower().strip()
+        option = next((line[3:] for line in options.splitlines() if line.startswith(f"{answer.gold}.")), "").lower().strip()
         last = draft.rpartition("answer:")[2].strip()
-        return bool(text and text in draft) or last[:2] in (f"{gold}.", gold)
+        return bool(option and option in draft) or last[:2] in (f"{gold}.", gold)
     return gold in draft
 
 
+CONFIDENCE = re.compile(r" \(confidence [\d.]+\)")
+"""What SuperICL adds to the weak model's answer."""
 FORMATS = (("collaboration_sft", "collaboration"), ("direct_sft", "direct"), ("reasoning_sft", "reasoning"))
 """The arms of each format of drafts, before and after preference tuning."""
 

@@ -37,6 +37,9 @@ OPTIONS = {"options": "A. Iron\nB. Copper\nC. Tin\nD. Lead"}
         ("Answer: B. tin", "B", OPTIONS, True),
         ("C. Tin", "B", OPTIONS, False),
         ("Because it conducts.", "B", OPTIONS, False),
+        ("B (confidence 0.60)", "B", OPTIONS, True),
+        ("A (confidence 1.00)", "B", OPTIONS, False),
+        ("copper (confidence 0.20)", "copper", {}, True),
     ],
 )
 def test_a_draft_holds_the_gold_answer_when_it_says_its_text_or_its_letter(
