@@ -40,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cowest_dspy.interrupts import handled
+from cowest_dspy.live.texts import counted
 from cowest_dspy.program import Collaboration
 from cowest_dspy.serve_table import ServeRules
 from cowest_dspy.testing import ScriptedEngine
@@ -138,7 +139,7 @@ def direct(latency: float, threads: int, seconds: float) -> Row:
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(calls) for _ in range(threads)]:
             done.result()
-    return row(f"called directly, {threads} thread{'s' * (threads > 1)}", taken, time.perf_counter() - began)
+    return row(f"called directly, {counted(threads, 'thread')}", taken, time.perf_counter() - began)
 
 
 def loaded(address: str, connections: int, seconds: float) -> Row:
@@ -159,7 +160,7 @@ def by_wrk(program_: str, address: str, connections: int, seconds: float) -> Row
     rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
     wrong = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", said)
     failed = sum(map(int, wrong))
-    return Row(f"served, {connections} connection{'s' * (connections > 1)} (wrk)", rate, times["50"], times["99"], failed)
+    return Row(f"served, {counted(connections, 'connection')} (wrk)", rate, times["50"], times["99"], failed)
 
 
 def by_httpx(address: str, connections: int, seconds: float) -> Row:
@@ -182,7 +183,7 @@ def by_httpx(address: str, connections: int, seconds: float) -> Row:
 
     began = time.perf_counter()
     asyncio.run(all_of_them())
-    return row(f"served, {connections} connection{'s' * (connections > 1)} (httpx)", taken, time.perf_counter() - began, failed)
+    return row(f"served, {counted(connections, 'connection')} (httpx)", taken, time.perf_counter() - began, failed)
 
 
 def stopped_under_load(connections: int) -> Counter[str]:

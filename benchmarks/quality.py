@@ -38,6 +38,8 @@ from cowest_dspy.comparison import (
     to_markdown,
     write_comparison,
 )
+from cowest_dspy.comparison.markdown import escape_markdown
+from cowest_dspy.comparison.verdict import format_difference
 from cowest_dspy.config import Config, overridden
 from cowest_dspy.experiment import Compared
 from cowest_dspy.intervals import wilson_interval
@@ -203,9 +205,8 @@ def claims(comparison: Comparison) -> str:
     for name, other in asked:
         if name not in arms or other not in arms:
             continue
-        test, span = (made := paired_test(arms[name], arms[other])), made.interval
-        told = "-" if test.difference is None else f"{100 * test.difference:+.1f}"
-        told += f" \\[{100 * span.low:+.1f}, {100 * span.high:+.1f}\\]" if span else ""
+        test = paired_test(arms[name], arms[other])
+        told = escape_markdown(format_difference(test))
         counts = f"{test.higher}, {test.lower} of {test.answers}"
         lines.append(f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {test.p:.3f} | {counts} |")
     return "\n".join(lines)

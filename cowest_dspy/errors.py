@@ -119,6 +119,6 @@ def masked(text: str) -> str:
     return _SECRET.sub(MASK, text)
 
 
-def faults(error: ValidationError, whole: str) -> str:
-    """The first three things found wrong in a document, each as "where: what"; ``whole`` stands for the document itself."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or whole}: {one['msg']}" for one in error.errors()[:3])
+def faults(error: ValidationError, whole: str, *, most: int | None = 3) -> str:
+    """The first things found wrong in a document (None: all), each as "where: what"; ``whole`` stands for the document itself."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or whole}: {one['msg']}" for one in error.errors()[:most])

@@ -61,9 +61,8 @@ def test_only_a_run_without_options_is_published(tmp_path: Path, monkeypatch: py
     assert "482" not in page.read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["bench_part.py"])
     publish("part", [table(), "Lost: 0."])
-    assert "| alone | 482 |" in page.read_text(encoding="utf-8") and "Lost: 0.\n<!-- end of part -->" in page.read_text(
-        encoding="utf-8"
-    )
+    text = page.read_text(encoding="utf-8")
+    assert "| alone | 482 |" in text and "Lost: 0.\n<!-- end of part -->" in text
 
 
 def test_every_benchmark_that_publishes_has_its_place_in_the_page() -> None:

@@ -185,7 +185,9 @@ class Line:
             if goodbye:
                 ray.wait([actor.close.remote()], timeout=GOODBYE)
             ray.kill(actor)
-        except Exception:  # The cluster is gone, and the worker with it.
+        # The cluster is gone, and the worker with it. Ray has no narrower class for it: a call to an actor of a cluster that ended
+        # raises a plain Exception, killing it ActorHandleNotFoundError.
+        except Exception:
             return
 
 

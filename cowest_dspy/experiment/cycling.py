@@ -135,7 +135,9 @@ def _made_of(name: str, task: Task, config: Config) -> str:
         assert config.cycle is not None
         rules = config.cycle.steps[name]
         file = Path(rules.optimizer.rpartition(":")[0])
-        made = [rules.model_dump(exclude_none=True), hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""]
+        # A key that came later and is not given: a cycle from before it goes on where it stood.
+        settings = rules.model_dump(exclude=set() if rules.max_tokens else {"max_tokens"})
+        made = [settings, hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""]
     return digest([task.meaning, config.seed, made])
 
 

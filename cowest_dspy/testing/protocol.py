@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cowest_dspy.errors import faults
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -110,8 +112,7 @@ def read_request(data: bytes) -> ChatRequest:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(400, f"The body is not JSON: {error}.") from None
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in error.errors())
-        raise ProtocolError(400, f"The request is malformed: {wrong}.") from None
+        raise ProtocolError(400, f"The request is malformed: {faults(error, 'body', most=None)}.") from None
 
 
 def pieces(text: str) -> list[str]:
