@@ -31,6 +31,7 @@ from cowest_dspy.report import (
     TraceRow,
     influence_counts,
 )
+from cowest_dspy.report.alike import alike_drafts
 from cowest_dspy.rounds import Round, rows_file
 from cowest_dspy.store import Store
 from cowest_dspy.traces import StoredTraces, Trace, noise_in
@@ -63,7 +64,7 @@ def run_report(config: Config, store: Store) -> RunReport:
     rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(TITLES)}
-    names = sorted(found, key=lambda name: order.get(name, len(order)))
+    arms = tuple(arm_from(name, found[name]) for name in sorted(found, key=lambda name: order.get(name, len(order))))
     return RunReport(
         title=f"{config.name}: weak-strong collaboration",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,7 +73,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         rivals=("strong", "weak"),
         before="collaboration_sft",
         after="collaboration",
-        arms=tuple(arm_from(name, found[name]) for name in names),
+        arms=arms,
         influence=rows,
         noise=noise,
         agreement=_agreement(traces),
@@ -84,7 +85,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(config, rows, noise, pairs),
+        warnings=tuple(filter(None, (*_warnings(config, rows, noise, pairs), alike_drafts(arms)))),
     )
 
 

@@ -183,3 +183,21 @@ def test_the_verb_prints_the_table_and_writes_the_files(task: list[Path], tmp_pa
     assert [one["arm"]["name"] for one in written["arms"]] == ["alone", "oracle"]
     (line,) = json.loads(CliRunner().invoke(app, ["runs", str(tmp_path / "run"), "--json"]).output)
     assert line["verdict"].startswith("Better than strong alone") or "No arm" in line["verdict"]
+
+
+def test_drafts_that_are_all_one_text_are_said(task: list[Path], tmp_path: Path) -> None:
+    """A drafter that says one thing of everything gains by how often that is right; nothing gave a sign of it before."""
+    recipe = task[0].parent / "toy.py"
+    recipe.write_text(
+        recipe.read_text()
+        .replace('"test": 6', '"test": 24')
+        .replace('return [f"train {i}? a e i" for i in range(8)] + ["x", "y"]', 'return ["a e i"]')
+    )
+    arms = (
+        '[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = "alone"\n'
+        '[compare.arms.rag]\nkind = "rag"\ncorpus = "toy.py:passages"\npassages = 1\n'
+    )
+    made, _ = compared(declared(task, arms), tmp_path / "run")
+    (said,) = made.warnings
+    assert "Drafts hardly depend on their inputs" in said and f"{by_name(made)['rag'].arm.title} (24 of 24)" in said
+    assert "alone" not in said.partition("same text:")[2].partition(". ")[0] and "a e i" not in said

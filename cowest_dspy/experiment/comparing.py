@@ -6,7 +6,9 @@ have in common are asked once, since all share the store.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -23,6 +25,7 @@ from cowest_dspy.influence import score_of
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.recipes import code_of, load
 from cowest_dspy.report import Arm, Stage
+from cowest_dspy.report.alike import alike_drafts
 from cowest_dspy.summary import versions
 from cowest_dspy.tables import ArmRules, CompareRules
 
@@ -74,7 +77,7 @@ class Compared:
             sweep=tuple(points),
             config=config.model_dump(mode="json"),
             versions=versions(),
-            warnings=tuple(self.warnings),
+            warnings=tuple(filter(None, (*self.warnings, alike_drafts(_by_seed(made))))),
             target=self._target(),
             controls=self._controls(),
         )
@@ -165,6 +168,13 @@ class Compared:
                 span = bootstrap_mean_interval([[score] for score in scores])
             ends[name] = (span.low, span.high) if span else None
         return values, ends
+
+
+def _by_seed(made: Sequence[ComparedArm]) -> Iterator[Arm]:
+    """The arms, each named with its seed where it has several."""
+    several = Counter(one.arm.name for one in made)
+    for one in made:
+        yield replace(one.arm, title=f"{one.arm.title} (seed {one.seed})") if several[one.arm.name] > 1 else one.arm
 
 
 def _plain(changes: dict[str, Any]) -> dict[str, Any]:

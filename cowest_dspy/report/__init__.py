@@ -11,6 +11,7 @@ terminal.py  Rich tables
 drawing.py   from a Vega-Lite specification to inline SVG
 charts.py    the specifications: rows, shares, histograms, lines
 sections.py  which charts a report has
+alike.py     whether drafts depend on their inputs
 differing.py two drafts, word by word
 page.py      what all pages share: environment, policy, files
 browse.py    answers and traces to search and read
