@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +43,11 @@ class Budget(BaseModel):
 def added(one: float | None, other: float | None) -> float | None:
     """The sum of two costs; not known when one of them is not."""
     return None if one is None or other is None else one + other
+
+
+def total_usd(costs: Iterable[float | None]) -> float | None:
+    """The sum of all costs, 0.0 of none; not known when one of them is not."""
+    return reduce(added, costs, 0.0)
 
 
 def format_usd(usd: float | None) -> str:
@@ -165,7 +171,7 @@ class Guard:
     def paid(self, tokens: int, usd: float | None) -> None:
         """Books what an answer took."""
         with self._lock:
-            total = None if usd is None or self.bill.usd is None else self.bill.usd + usd
+            total = added(self.bill.usd, usd)
             self.bill = replace(self.bill, tokens=self.bill.tokens + tokens, usd=total)
 
     def limits(self) -> tuple[Limit, ...]:

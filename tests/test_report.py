@@ -25,8 +25,10 @@ from cowest_dspy.report import (
     InfluenceRow,
     RoundRow,
     RunReport,
+    Stage,
     TraceRow,
     arm_table,
+    figures,
     influence_by_round,
     influence_counts,
     paired_exact_test,
@@ -309,3 +311,10 @@ def test_the_examples_in_the_docstrings_are_true(name):
     module = importlib.import_module(f"cowest_dspy.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0 and found.failed == 0
+
+
+def test_a_stage_without_calls_leaves_the_price_of_the_others_known() -> None:
+    """The page said "unknown" of such stages and the notebook's view their price."""
+    priced = Stage("collect", 2.0, calls=3, usd=0.5)
+    assert figures(run(stages=(priced, Stage("dpo", 3.0)))).totals.usd == 0.5
+    assert figures(run(stages=(priced, Stage("evaluate", 3.0, calls=1)))).totals.usd is None

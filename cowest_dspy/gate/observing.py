@@ -14,11 +14,11 @@ from typing import Any
 
 import dspy
 
+from cowest_dspy.budget import total_usd
 from cowest_dspy.gate.features import draft_features
 from cowest_dspy.gate.likelihood import DraftLikelihood
 from cowest_dspy.gate.model import Unseen, further_drafts
 from cowest_dspy.influence import Attempt, Metric, attempt, scored
-from cowest_dspy.lms.prices import added
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.pool import Progress, all_in_order
 from cowest_dspy.program import Collaboration
@@ -155,7 +155,4 @@ def _tokens(made: Attempt | None) -> int:
 
 
 def _usd(made: Attempt | None) -> float | None:
-    total: float | None = 0.0
-    for call in made.calls if made else ():
-        total = added(total, call.usd)
-    return total
+    return total_usd(call.usd for call in made.calls) if made else 0.0

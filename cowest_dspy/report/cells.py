@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 from cowest_dspy import notebook
-from cowest_dspy.lms.prices import added
+from cowest_dspy.budget import total_usd
 from cowest_dspy.notebook import Markup, html_of
 from cowest_dspy.report.model import RunReport
 from cowest_dspy.report.numbers import ArmLine, arm_table, influence_by_round
@@ -70,6 +68,6 @@ def _costs(report: RunReport) -> str | None:
         return None
     calls = sum(stage.calls or 0 for stage in report.stages)
     tokens = sum((stage.tokens_in or 0) + (stage.tokens_out or 0) for stage in report.stages)
-    usd = format_usd(reduce(added, (stage.usd for stage in report.stages if stage.calls), 0.0))
+    usd = format_usd(total_usd(stage.usd for stage in report.stages if stage.calls))
     seconds = sum(stage.seconds for stage in report.stages)
     return f"{notebook.several(len(report.stages), 'stage')}: {calls:,} calls, {tokens:,} tokens, {usd} USD, {seconds:,.0f} s"

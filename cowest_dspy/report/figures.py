@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from cowest_dspy.lms.prices import added
+from cowest_dspy.budget import total_usd
 from cowest_dspy.report.model import InfluenceRow, RunReport
 from cowest_dspy.report.numbers import (
     ArmLine,
@@ -146,7 +145,7 @@ def _totals(report: RunReport) -> Totals:
         cached_calls=total("cached_calls"),
         tokens_in=total("tokens_in"),
         tokens_out=total("tokens_out"),
-        usd=reduce(added, (stage.usd for stage in report.stages), 0.0),
+        usd=total_usd(stage.usd for stage in report.stages if stage.calls),
         peak_memory_bytes=max((stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes), default=None),
     )
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from itertools import combinations
 from pathlib import PurePath
 from typing import Any
 
+from cowest_dspy.budget import total_usd
 from cowest_dspy.comparison import ComparedArm, holm, paired_test
 from cowest_dspy.comparison.significance import ALPHA, found
 from cowest_dspy.comparison.verdict import format_difference
-from cowest_dspy.lms.prices import added
 from cowest_dspy.report import Arm, RunReport, arm_table, verdict
 from cowest_dspy.report.masking import mask_document
 from cowest_dspy.report.numbers import compare
@@ -64,7 +63,7 @@ def _column(name: str, report: RunReport) -> RunColumn:
         calls=sum(stage.calls or 0 for stage in stages),
         cached=sum(stage.cached_calls or 0 for stage in stages),
         tokens=sum((stage.tokens_in or 0) + (stage.tokens_out or 0) for stage in stages),
-        usd=reduce(added, (stage.usd for stage in stages if stage.calls), 0.0),
+        usd=total_usd(stage.usd for stage in stages if stage.calls),
         seconds=sum(stage.seconds for stage in stages),
         models={role: _model(report.config.get(role)) for role in ROLES if report.config.get(role)},
     )

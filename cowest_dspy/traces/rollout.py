@@ -17,8 +17,8 @@ from typing import Any
 
 import dspy
 
+from cowest_dspy.budget import total_usd
 from cowest_dspy.influence import Attempt, Metric, Scored, attempt, scored
-from cowest_dspy.lms.prices import added
 from cowest_dspy.lms.recording import Call, sampling
 from cowest_dspy.program import Collaboration
 from cowest_dspy.traces.enough import enough
@@ -254,7 +254,7 @@ class Rollout:
             tokens=_tokens(drafted.calls, strong),
             error=error,
             feedback=refined.feedback,
-            usd=_usd([*drafted.calls, *strong]),
+            usd=total_usd(call.usd for call in [*drafted.calls, *strong]),
             refined_scores=refined.scores,
             alone_scores=alone.scores,
             refined_parts=refined.parts,
@@ -285,10 +285,3 @@ def _tokens(weak: tuple[Call, ...], strong: list[Call]) -> dict[str, int]:
         "strong_in": sum(call.input_tokens for call in strong),
         "strong_out": sum(call.output_tokens for call in strong),
     }
-
-
-def _usd(calls: list[Call]) -> float | None:
-    total: float | None = 0.0
-    for call in calls:
-        total = added(total, call.usd)
-    return total
