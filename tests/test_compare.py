@@ -201,3 +201,16 @@ def test_drafts_that_are_all_one_text_are_said(task: list[Path], tmp_path: Path)
     (said,) = made.warnings
     assert "Drafts hardly depend on their inputs" in said and f"{by_name(made)['rag'].arm.title} (24 of 24)" in said
     assert "alone" not in said.partition("same text:")[2].partition(". ")[0] and "a e i" not in said
+
+
+def test_a_later_round_with_too_few_pairs_is_rolled_back_in_one_sentence(task: list[Path], tmp_path: Path) -> None:
+    """It read "rolled back, Only 4 preference pairs: ... collaboration_sft..", and told what to do where nothing has been tuned."""
+    rows = [json.dumps({"prompt": f"{i}", "chosen": "a e i", "rejected": "x"}) + "\n" for i in range(60)]
+    (tmp_path / "others.jsonl").write_text("".join(rows))
+    changes = '[pairs]\nsource = "others.jsonl"\nleast = 60\n[rounds]\ncount = 2\nleast_gain = -1\nconfidence = 0.5\n'
+    with Experiment(load_config(declared(task, changes)), tmp_path / "run") as experiment:
+        experiment.tune()
+        first, second = experiment.report().rounds
+    assert first.accepted and first.pairs == 60
+    assert not second.accepted and second.reason.startswith("only ") and second.reason.endswith("[pairs] least asks for 60")
+    assert "without tuning" not in second.reason

@@ -163,17 +163,15 @@ def _influence(value: float | None) -> str:
     return "not measured" if value is None else notebook.signed(value)
 
 
-def at_least(pairs: PreferencePairs, least: int) -> PreferencePairs:
-    """The pairs, when there are as many as ``[pairs] least`` asks for.
+def at_least(pairs: PreferencePairs, least: int, *, tuned: bool = False) -> PreferencePairs:
+    """The pairs, when there are as many as ``[pairs] least`` asks for. ``tuned``: an earlier round has been tuned.
 
     Raises:
-        PairsError: there are fewer; it says why, what to try, and what there is without tuning.
+        PairsError: there are fewer; it says why, what to try, and what there is without tuning, if there is no more than that.
     """
     if len(pairs) < least:
-        raise PairsError(
-            f"{nothing_to_train_on(pairs)} [pairs] least asks for {least}. What there is without tuning is shown by "
-            "`cowest evaluate` with --arm strong --arm collaboration_sft."
-        )
+        instead = " What there is without tuning is shown by `cowest evaluate` with --arm strong --arm collaboration_sft."
+        raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {least}.{'' if tuned else instead}")
     return pairs
 
 

@@ -216,7 +216,7 @@ class Rounds:
         Raises:
             PairsError: there are fewer than ``least``.
         """
-        return at_least(self.paired(start, number), self.task.least)
+        return at_least(self.paired(start, number), self.task.least, tuned=number > 1)
 
     def rows(self, start: dspy.LM, number: int = 1) -> list[dict[str, Any]]:
         """What the round trains on: pairs, or with KTO labelled drafts, which are also written to their file in the run folder.
@@ -254,7 +254,7 @@ class Rounds:
         except PairsError as error:
             if number == 1:
                 raise
-            return Round(number, start.model, None, 0, 0, False, str(error)), None
+            return Round(number, start.model, None, 0, 0, False, _as_reason(error)), None
         if self._rules.replay:
             old = [row for one in earlier for row in self.kept_rows(one)]
             rows, replayed = [*old, *rows], len(old)
@@ -314,6 +314,12 @@ def _check_labels(drafts: LabelledDrafts, least: int) -> None:
     if not drafts.helped or not hurt:
         instead = "; or tune with SFT, or with DPO if some helped more than others." if drafts.helped else "."
         raise PairsError(f"KTO needs drafts that helped and drafts that hurt: {found} {advice}{instead}")
+
+
+def _as_reason(error: PairsError) -> str:
+    """What an error says, as a clause that a sentence goes on with and ends."""
+    text = str(error).rstrip(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text  # "KTO needs ..." stays
 
 
 def rows_file(run: Path, name: str, number: int) -> Path:
