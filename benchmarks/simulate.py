@@ -29,6 +29,7 @@ from simulation import Load, Times, simulate
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
 from cowest_dspy.traces import Sampling, collect
+from cowest_dspy.traces.collecting import under_way
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = 2 + 1 / DRAFTS
@@ -130,7 +131,8 @@ def reproduced(found: Measured, seed: int) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for point in found.points:
         threads = int(point["threads"])
-        load = Load(int(point["traces"]) // DRAFTS, DRAFTS, threads, threads)
+        weak, ahead = under_way(threads, DRAFTS)
+        load = Load(int(point["traces"]) // DRAFTS, DRAFTS, threads, weak, ahead=ahead)
         made = simulate(load, found.times(threads, point["latency"]), seed)
         rows.append({**point, "simulated": made.seconds, "error": made.seconds / point["seconds"] - 1, "busy": made.busy["driver"]})
     return rows

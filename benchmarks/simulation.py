@@ -40,7 +40,8 @@ class Times:
 class Load:
     """What is to be done, and by how many: ``drafts`` of each example, slots (calls under way at once) of both models, ``limit``
     strong calls a second (None: no limit), ``drivers`` with a store each. ``arrivals``: examples a second, at random (Poisson);
-    None: the next one begins as soon as there is room, as in a run."""
+    None: the next one begins as soon as there is room, as in a run. ``ahead``: examples under way at once (None: enough that no
+    slot of the strong model is empty for want of one)."""
 
     examples: int
     drafts: int = 4
@@ -49,11 +50,12 @@ class Load:
     limit: float | None = None
     drivers: int = 1
     arrivals: float | None = None
+    ahead: int | None = None
 
     @property
     def room(self) -> int:
-        """Examples under way at once: enough that no slot of the strong model is empty for want of one."""
-        return 2 + 2 * self.strong_slots // (self.drafts + 1)
+        """Examples under way at once."""
+        return self.ahead or 2 + 2 * self.strong_slots // (self.drafts + 1)
 
     @property
     def calls(self) -> int:

@@ -67,7 +67,7 @@ def collect(
     """
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
-    many = weak_threads or min(threads * plan.sampling.drafts, MOST_WEAK_THREADS)
+    many, ahead = under_way(threads, plan.sampling.drafts, weak_threads)
     tally, keeper = _Tally(max_failed), _Keeper(store, plan.sampling.round)
     # DSPy's trace and history would hold every call of the run.
     with (
@@ -77,13 +77,18 @@ def collect(
         Rollouts(plan, threads, many) as rollouts,
         stoppable(),
     ):
-        ahead = max(4 * threads, many, 16)
         for done, rolled in enumerate(given_in_order(rollouts.start, examples, ahead=ahead), start=1):
             keeper.add(rolled)
             if on_progress:
                 on_progress(done, len(examples))
             tally.add(rolled.traces, last=done == len(examples))
     return keeper.traces()
+
+
+def under_way(threads: int, drafts: int, weak_threads: int | None = None) -> tuple[int, int]:
+    """Of a collection: drafts under way at once, and examples that are begun before the first of them is done, at most."""
+    many = weak_threads or min(threads * drafts, MOST_WEAK_THREADS)
+    return many, max(4 * threads, many, 16)
 
 
 def _check(plan: Plan) -> None:
