@@ -45,6 +45,7 @@ from cowest_dspy.experiment import Compared
 from cowest_dspy.intervals import wilson_interval
 from cowest_dspy.live import Live
 from cowest_dspy.report.model import Answer, Arm
+from cowest_dspy.report.verdict import bare_p
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKEND = ROOT / "programs/backends/in_process.toml"
@@ -207,8 +208,8 @@ def claims(comparison: Comparison) -> str:
             continue
         test = paired_test(arms[name], arms[other])
         told = escape_markdown(format_difference(test))
-        counts = f"{test.higher}, {test.lower} of {test.answers}"
-        lines.append(f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {test.p:.3f} | {counts} |")
+        chance, counts = escape_markdown(bare_p(test.p)), f"{test.higher}, {test.lower} of {test.answers}"
+        lines.append(f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {chance} | {counts} |")
     return "\n".join(lines)
 
 
