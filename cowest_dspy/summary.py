@@ -85,7 +85,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=tuple(filter(None, (*_warnings(config, rows, noise, pairs), alike_drafts(arms)))),
+        warnings=_warnings(config, rows, noise, pairs, arms),
     )
 
 
@@ -110,7 +110,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _warnings(config: Config, rows: Sequence[InfluenceRow], noise: Noise | None, pairs: PreferencePairs | None) -> tuple[str, ...]:
+def _warnings(
+    config: Config, rows: Sequence[InfluenceRow], noise: Noise | None, pairs: PreferencePairs | None, arms: Sequence[Arm]
+) -> tuple[str, ...]:
     found: list[str] = []
     failed = sum(row.error is not None for row in rows)
     if failed:
@@ -127,7 +129,7 @@ def _warnings(config: Config, rows: Sequence[InfluenceRow], noise: Noise | None,
             f"strong model's own sampling may make a mean of {noise.of_mean:.3f}."
         )
     lengths = pairs.lengths if pairs else None
-    return (*found, *([lengths.warning] if lengths and lengths.warning else []))
+    return tuple(filter(None, (*found, lengths and lengths.warning, alike_drafts(arms))))
 
 
 def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:

@@ -71,7 +71,7 @@ def says(text: str, answer: str) -> bool:
     >>> says("It may run at up to 25  BAR.", "25 bar"), says("It holds 125 or 2.5 litres.", "25"), says("1,250", "250")
     (True, False, False)
     """
-    wanted = _plain(answer)
+    wanted = plain(answer)
     if not wanted:
         return False
     before = r"(?<!\w)" if wanted[0].isalnum() else ""
@@ -80,8 +80,9 @@ def says(text: str, answer: str) -> bool:
         before += r"(?<!\d[.,:/])(?<!(?<!\w)[-\u2212])(?<!(?<!\w)[.,])"
     if wanted[-1].isdigit():
         after += r"(?![.,:/]\d)"
-    return re.search(before + re.escape(wanted) + after, _plain(text)) is not None
+    return re.search(before + re.escape(wanted) + after, plain(text)) is not None
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text as two are compared: NFKC, case folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

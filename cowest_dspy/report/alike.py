@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from cowest_dspy.pairs.texts import plain
 from cowest_dspy.report.model import Arm
 
 SHARE, LEAST = 0.75, 20  # of an arm's drafts that are one text; fewer drafts say nothing
@@ -18,7 +19,7 @@ def alike_drafts(arms: Iterable[Arm]) -> str | None:
     """
     named: list[str] = []
     for arm in arms:
-        drafts = Counter(" ".join(answer.draft.split()).casefold() for answer in arm.answers if answer.draft is not None)
+        drafts = Counter(plain(answer.draft) for answer in arm.answers if answer.draft is not None)
         most, n = max(drafts.values(), default=0), drafts.total()
         if n >= LEAST and most >= SHARE * n:
             named.append(f"{arm.title} ({most:,} of {n:,})")
