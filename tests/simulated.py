@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ class Simulated:
 
         self._own: dict[str, Any] = {"node_ip_address": "127.0.0.1", "object_store_memory": MEMORY}
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # A socket's path must be short.
-        head = {**self._own, "num_cpus": 0, "include_dashboard": False, "temp_dir": self._folder}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        head = {**self._own, "num_cpus": 0, "include_dashboard": False, "temp_dir": f"{self._folder}/ray"}
+        with self._as_rays_own():
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add() for _ in range(nodes)]
 
     @property
@@ -45,8 +47,22 @@ class Simulated:
 
     def close(self) -> None:
         """Ends all of it."""
-        self._cluster.shutdown()
+        with self._as_rays_own():
+            self._cluster.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _as_rays_own(self) -> Iterator[None]:
+        """Ray writes a cluster's address where ``ray.init()`` looks for one. In ``/tmp/ray`` it would be taken for a cluster of
+        the user's own, and on a machine where Ray has never run that folder is not there, which ends ``Cluster`` (2.60)."""
+        before = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = self._folder
+        try:
+            yield
+        finally:
+            del os.environ["RAY_TMPDIR"]
+            if before is not None:
+                os.environ["RAY_TMPDIR"] = before
 
     def toml(self, folder: Path, more: str = "") -> Path:
         """A file that puts a task's models on this cluster."""
