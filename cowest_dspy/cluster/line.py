@@ -202,5 +202,5 @@ def _no_room(plan: WorkerPlan) -> str:
     there = " and ".join(f"{has.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
     return (
         f"No worker of {plan.name} was ready after {plan.startup:g} seconds ([ray] startup). Each wants {plan.cpus:g} CPU and "
-        f"{plan.gpus:g} GPU, and the whole cluster has {there}: lower cpus, gpus or workers, or add nodes."
+        f"{plan.gpus:g} GPU, and the whole cluster has {there}: lower cpus, gpus or workers, add nodes, or raise startup."
     )
