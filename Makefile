@@ -58,7 +58,7 @@ notebook: models ## docs/first_collaboration.ipynb executed anew and stored with
 
 test: check ## check, then every test; those that need real models fetch them, or say why they are skipped
 	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"
-	@$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadgroup
+	@$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## ruff (lint and format) and pyright
 	@$(BIN)/ruff check .

@@ -18,8 +18,6 @@ from written_page import titles
 from cowest_dspy.comparison import write_comparison
 from cowest_dspy.report import CurvePoint, InfluenceRow, RunReport, write_report
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 
 def long_run() -> RunReport:
     """A run with 50 traces more, all of round 2, some of which hurt, and texts without a place to break."""
