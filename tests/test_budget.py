@@ -41,7 +41,7 @@ def run(folder: Path, engine: ScriptedEngine, count: int = 6, *, threads: int = 
 # The guard
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 12), st.lists(st.sampled_from(["answer", "retry", "fail"]), max_size=30), st.integers(0, 5))
 def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], before: int) -> None:
     guard = Guard(limits(strong_calls=limit), Clock(), Bill(strong_calls=before), STRONG)

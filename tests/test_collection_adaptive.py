@@ -29,7 +29,7 @@ def adaptive(seed: int, drafts: int = 6) -> Sampling:
     return Sampling(drafts=drafts, seed=seed, adaptive=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000), st.integers(2, 7))
 def test_an_adaptive_run_is_a_prefix_of_the_full_run_and_finds_a_pair_wherever_it_stopped_for_one(seed: int, drafts: int) -> None:
     def run(sampling: Sampling) -> Sequence[Trace]:

@@ -140,7 +140,7 @@ def test_the_bootstrap_rejects_a_true_null_about_as_often_as_it_says():
 
 
 @given(SCORES, SCORES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_turning_a_test_round_turns_its_signs_and_keeps_p(first, second):
     one, other = [compared("a", first)], [compared("b", second)]
     there, back = paired_test(one, other, repeats=200), paired_test(other, one, repeats=200)
@@ -214,7 +214,7 @@ def test_further_scores_are_averaged_over_the_seeds_that_have_them():
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_the_order_of_arms_seeds_and_answers_changes_no_number(chance: random.Random):
     whole = dataclasses.replace(full(), sweep=full().sweep[:4])
     arms = [dataclasses.replace(one, arm=_shuffled(one.arm, chance)) for one in whole.arms]

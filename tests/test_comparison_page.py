@@ -184,7 +184,7 @@ def test_a_row_of_latex_that_begins_with_a_bracket_is_no_option_of_the_row_befor
 
 
 @given(st.text(max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_title_leaves_the_table_whole(title):
     whole = comparison(compared("strong", "+-", title=title), title=title)
     assert len(check_structure(to_latex(whole, numbers_of(whole)))[0]) == 2

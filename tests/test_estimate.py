@@ -83,7 +83,7 @@ def test_weights_and_adapter_are_counted_exactly(tiny_model: Path, first_sft: An
 
 
 @given(long=st.integers(20, 400), micro=st.sampled_from([1, 2, 4, 8]), rank=st.integers(1, 64))
-@rules(max_examples=30, deadline=None)
+@rules(max_examples=30)
 def test_more_of_anything_takes_more(long: int, micro: int, rank: int, tiny_model: Path) -> None:
     def of(long: int = long, micro: int = micro, rank: int = rank, kind: Any = SFT, lengths: Lengths | None = None) -> float:
         settings = kind(batch_size=16, micro_batch_size=micro, precision="fp32", lora=Lora(rank=rank))

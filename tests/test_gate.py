@@ -354,7 +354,7 @@ def test_a_failed_draft_is_left_to_the_strong_model_and_costs_only_that() -> Non
         gate_curve(constant("weak"), [held[0], held[0]])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**20))
 def test_the_page_has_every_way_and_asks_nothing(seed: int) -> None:
     import tempfile

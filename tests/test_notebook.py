@@ -106,7 +106,7 @@ def every(text: str) -> list[Any]:
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts)
 def test_law_no_text_gets_out_as_markup(text: str) -> None:
     for thing in every(text):

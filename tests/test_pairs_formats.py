@@ -50,7 +50,7 @@ texts = st.text(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
 def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(drafts: list[tuple[str, str]]) -> None:
     traces = many([[(1.0, f"1 {one}"), (-1.0, f"2 {other}")] for one, other in drafts])

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy.adapters import LineAdapter
@@ -69,7 +69,6 @@ def test_a_poisoned_draft_leaves_the_structure_of_the_prompt(poison: str, adapte
 PIECES = [poison for poison in POISON.values() if len(poison) < 1000]
 
 
-@settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from([*PIECES, "<", "|", "im_end|>", "[[", " ## answer ## ]]", "\n"])).map("".join))
 def test_any_draft_is_safe_short_and_safe_again(draft: str) -> None:
     safe = presentable(draft)

@@ -94,12 +94,12 @@ def test_many_threads_start_one(server: ServerProcess) -> None:
 
 
 def test_a_server_that_dies_at_once_is_told_with_its_last_words_and_not_tried_again(log: Path) -> None:
-    server = ServerProcess(command("dies"), startup=30, log=log)
+    server = ServerProcess(command("dies"), startup=120, log=log)
     started = time.monotonic()
     for _ in range(2):
         with pytest.raises(ModelError, match=r"(?s)exit code 3 .*server\.log.*no memory for the model"), server.running():
             pass
-    assert time.monotonic() - started < 20 and log.read_text().count("first line\n") == 1
+    assert time.monotonic() - started < 100 and log.read_text().count("first line\n") == 1
 
 
 def test_a_server_that_never_answers_is_stopped_at_the_deadline(log: Path) -> None:

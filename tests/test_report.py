@@ -67,7 +67,7 @@ def test_the_interval_of_a_paired_difference_agrees_with_the_published_example()
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_exact_p_is_symmetric_and_above_zero_and_at_most_one(fixed, broken):
     p = exact_sign_p(fixed, broken)
     assert 0 < p <= 1
@@ -112,7 +112,7 @@ def test_turning_a_comparison_round_swaps_fixed_and_broken_and_the_signs(pairs):
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), max_size=40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_arm_against_itself_has_p_one_and_no_difference(scores):
     same = {str(index): score for index, score in enumerate(scores)}
     found = paired_exact_test(same, same)

@@ -138,7 +138,7 @@ def test_a_drawing_has_no_style_no_script_no_address_and_no_id_of_another() -> N
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_title_is_drawn_as_text(title: str) -> None:
     chart = bars([Row(title, 0.5, f"said: {title}")], title)
     for one in svgs(chart):  # it parses

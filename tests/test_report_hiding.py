@@ -71,7 +71,7 @@ def test_a_single_word_is_hidden_as_an_input_but_not_in_answers() -> None:
     assert shown.arms[0].answers[0].answer == '"Hello", they said.'
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text(alphabet="qxzwv&<>'\\", min_size=3, max_size=9), min_size=2, max_size=6))
 def test_law_no_hidden_text_is_left_in_the_report_that_is_shown(words: list[str]) -> None:
     text = " ".join(words)

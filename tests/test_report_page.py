@@ -10,7 +10,7 @@ import json
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import HOSTILE, arm, full_run, run, trace
 from rich.console import Console
@@ -171,7 +171,6 @@ def test_every_text_stands_in_the_page_once():
     assert render_html(dataclasses.replace(full_run(), traces=rows, pairs=None)).count(long) == 1
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_no_text_of_a_data_block_ends_it_and_all_of_it_comes_back(value):
     block = str(data_block(value))

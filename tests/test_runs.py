@@ -138,7 +138,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["run.sqlite", FILE, "config.toml", "report.json", "run.sqlite-wal"]),
     place=st.floats(0, 1),
@@ -175,7 +175,7 @@ NAMES = st.sampled_from(["state", "now", "best", "stages", "pid", "usd", "verdic
         max_leaves=6,
     )
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_in_the_place_of_the_state_is_read_or_passed_over(tmp_path: Path, values: object) -> None:
     worked(tmp_path) if not (tmp_path / "run.sqlite").exists() else None
     known = {"updated": "", "host": "", "process_started": 0.0, "pid": 1, "state": "finished"}

@@ -28,14 +28,14 @@ def drawn(logits: list[float], count: int = 1, **settings: Any) -> list[int]:
     return [choose(given, [item])[0] for _ in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LOGITS, st.integers(0, 2**40), st.integers(1, 12))
 def test_top_k_never_takes_a_token_that_k_others_beat(logits: list[float], seed: int, top_k: int) -> None:
     token = drawn(logits, seed=seed, top_k=top_k)[0]
     assert sum(other > logits[token] for other in logits) < top_k
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LOGITS, st.integers(0, 2**40), st.floats(0.05, 0.95))
 def test_top_p_never_takes_a_token_when_likelier_ones_have_the_mass(logits: list[float], seed: int, top_p: float) -> None:
     token = drawn(logits, seed=seed, top_p=top_p)[0]
@@ -44,7 +44,7 @@ def test_top_p_never_takes_a_token_when_likelier_ones_have_the_mass(logits: list
     assert likelier / sum(weights) < top_p + 1e-5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(LOGITS.filter(lambda one: len(one) == 5), min_size=1, max_size=9), st.integers(0, 99))
 def test_a_row_draws_the_same_whatever_is_beside_it(rows: list[list[float]], seed: int) -> None:
     import torch

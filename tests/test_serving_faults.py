@@ -179,7 +179,7 @@ class BreakerLaw(RuleBasedStateMachine):
 
 
 TestBreakerLaw = BreakerLaw.TestCase
-TestBreakerLaw.settings = how(max_examples=60, stateful_step_count=30, deadline=None)
+TestBreakerLaw.settings = how(max_examples=60, stateful_step_count=30)
 
 
 def test_more_than_the_queue_is_refused_at_once_and_the_rest_is_answered_in_order() -> None:

@@ -27,7 +27,7 @@ from cowest_dspy.serving.writing import Chunks, Head, content_of
 SIGNATURE: Any = dspy.ensure_signature("question, notes, options: list[str] -> reason, answer")
 TASK = Task.of(program(signature=SIGNATURE))
 ONE = Task.of(program())
-QUICK = how(max_examples=150, deadline=None)
+QUICK = how(max_examples=150)
 # What JSON carries: no lone surrogates. A line that is itself a mark is what DSPy's own form cannot carry.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 FIELDS = st.fixed_dictionaries({"question": TEXTS, "notes": TEXTS, "options": st.lists(TEXTS, min_size=1, max_size=3)})
@@ -137,7 +137,7 @@ def door() -> Any:
     made.loop.close()
 
 
-@how(max_examples=200, deadline=None)
+@how(max_examples=200)
 @given(content=BODIES)
 def test_any_body_gets_an_answer_in_openais_form(door: Callable[[bytes], httpx.Response], content: bytes) -> None:
     said = door(content)

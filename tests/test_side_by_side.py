@@ -50,7 +50,7 @@ def test_runs_of_the_same_examples_are_tested_on_the_arm_that_they_are_about() -
     assert back.finding == -1 and back.test is not None and back.test.difference == pytest.approx(-0.5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(marks, min_size=2, max_size=4))
 def test_law_a_test_is_the_paired_one_on_shared_examples_corrected_over_all(runs: list[str]) -> None:
     reports = {str(place): run(arm("both", one)) for place, one in enumerate(runs)}

@@ -58,7 +58,7 @@ def test_an_example_costs_its_drafts_their_refinements_and_one_alone() -> None:
 
 
 @given(load=LOADS, times=TIMES, seed=st.integers(0, 5))
-@rules(max_examples=60, deadline=None)
+@rules(max_examples=60)
 def test_nothing_is_faster_than_its_slots_its_limit_and_its_driver_allow(load: Load, times: Times, seed: int) -> None:
     made = simulate(load, times, seed)
     strong, weak = load.examples * (load.drafts + 1), load.examples * load.drafts
@@ -75,7 +75,7 @@ def test_nothing_is_faster_than_its_slots_its_limit_and_its_driver_allow(load: L
 
 
 @given(load=LOADS, times=TIMES, seed=st.integers(0, 5))
-@rules(max_examples=20, deadline=None)
+@rules(max_examples=20)
 def test_the_same_seed_gives_the_same_and_more_slots_never_hurt_where_times_are_equal(load: Load, times: Times, seed: int) -> None:
     assert simulate(load, times, seed) == simulate(load, times, seed)
     alone = replace(load, drafts=0, drivers=1, limit=None)
@@ -90,7 +90,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 @given(load=LOADS, times=TIMES)
-@rules(max_examples=30, deadline=None)
+@rules(max_examples=30)
 def test_calls_inside_are_their_rate_times_their_stay(load: Load, times: Times) -> None:
     """Little's law, of the slots: those that are taken on average are the rate times the mean stay in one."""
     made = simulate(replace(load, examples=4, strong_slots=3), times)

@@ -233,9 +233,9 @@ def test_a_tracker_that_hangs_is_waited_for_as_long_as_it_says(tmp_path: Path) -
             process = child._process
             started = time.monotonic()
             tracking.update()
-            assert time.monotonic() - started < 1, "nobody waits while the run goes on"
+            assert time.monotonic() - started < 2, "nobody waits while the run goes on"
             assert not tracking.finish(run_report(settings, store))
-            assert 1 < time.monotonic() - started < 9
+            assert 1 < time.monotonic() - started < 60
     assert process is not None and process.poll() is not None, "its process is gone"
     (line,) = said.lines
     assert "took too long" in line
