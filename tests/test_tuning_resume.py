@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import killed_training
 import pytest
+from forked import child
 from tuning_rows import kinds, labelled, pairs_with_one_turned_round, quick, sft_rows
 
 from cowest_dspy.errors import TuningError
@@ -205,6 +207,34 @@ def test_what_is_kept_comes_back_with_the_same_bits_or_not_at_all(tmp_path: Path
         assert kept(path) is None, f"byte {place} was changed"
     path.write_bytes(content[:-3])
     assert kept(path) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_of_a_process_that_is_killed_while_it_writes_nothing_stays(tmp_path: Path) -> None:
+    """safetensors (0.8) writes into a file with a name of its own choice, which it renames in the end."""
+    import resource
+
+    import torch
+
+    mine = checkpoints.Checkpoint(tmp_path / "out", {}, 1)
+    keep(mine.path, {"a": torch.zeros(9)}, {})
+
+    def killed() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        keep(mine.path, {"a": torch.zeros(100_000)}, {})
+
+    for _ in range(2):
+        _, status = os.waitpid(child(killed), 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXFSZ
+        assert len(list(tmp_path.iterdir())) == 2, "what was kept, and what was begun last"
+    tensors, _ = kept(mine.path) or ({}, {})
+    assert tensors["a"].shape == (9,), "that of before is whole"
+    mine.delete()
+    assert list(tmp_path.iterdir()) == []
+    os.waitpid(child(killed), 0)
+    keep(mine.path, {"a": torch.zeros(9)}, {})
+    assert list(tmp_path.iterdir()) == [mine.path], "the next one to write takes away what was left"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")

@@ -25,7 +25,7 @@ from typing import Any
 
 from cowest_dspy import interrupts
 from cowest_dspy.tuning.evaluation import Evaluation
-from cowest_dspy.tuning.kept import keep, kept
+from cowest_dspy.tuning.kept import discard, keep, kept
 
 # Seconds between two checkpoints when no number of steps is asked for: writing one takes far less than a hundredth of that.
 SECONDS = 60.0
@@ -95,9 +95,9 @@ class Checkpoint:
     def delete(self) -> None:
         """Deletes the checkpoints of every training into this output: its adapter is there now, or never will be."""
         name = re.compile(rf"\.{re.escape(self._output.name)}\.[0-9a-f]{{12}}\.checkpoint(\.\d+\.partial)?")
-        for path in self._output.parent.glob(".*"):
+        for path in list(self._output.parent.glob(".*")):
             if name.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+                discard(path)
 
     def _due(self, step: int) -> bool:
         if interrupts.asked_to_stop() and self._every != 0:

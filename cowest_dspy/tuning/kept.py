@@ -11,27 +11,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def keep(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes ``tensors`` (at least one, on any device) and ``facts`` (JSON-able) to ``path``, in place of what was there."""
+    """Writes ``tensors`` (at least one, on any device) and ``facts`` (JSON-able) to ``path``, in place of what was there.
+
+    What processes have left that were killed while they wrote to the same path goes.
+    """
     from safetensors.torch import save_file
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     written = json.dumps(facts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process's number, so that two writers do not write into one file.
+    _clear(path)
+    # A folder, since safetensors puts a file with a name of its own choice beside the one it is told (0.8); and the process's
+    # number, so that two writers do not write into one file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.mkdir(exist_ok=True)
     try:
-        save_file(on_cpu, partial, metadata={"facts": written, "sha256": _digest(on_cpu, written)})
-        with partial.open("rb+") as file:
+        save_file(on_cpu, partial / path.name, metadata={"facts": written, "sha256": _digest(on_cpu, written)})
+        with (partial / path.name).open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial / path.name, path)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Deletes what :func:`keep` has made, or a killed process had begun to make."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def kept(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -49,6 +65,17 @@ def kept(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     if noted.get("sha256") != _digest(tensors, noted.get("facts", "")):
         return None
     return tensors, json.loads(noted["facts"])
+
+
+def _clear(path: Path) -> None:
+    """Takes away what ended processes had begun to write to ``path``."""
+    import psutil
+
+    name = re.compile(rf"{re.escape(path.name)}\.(\d+)\.partial")
+    for one in list(path.parent.iterdir()):
+        begun = name.fullmatch(one.name)
+        if begun and not psutil.pid_exists(int(begun[1])):
+            discard(one)
 
 
 def _digest(tensors: Mapping[str, Any], facts: str) -> str:
