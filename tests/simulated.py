@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 CPUS = 4
 """Of each node but the head, which has none: workers are on nodes that can be killed."""
@@ -45,6 +45,11 @@ class Simulated:
             self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def settled(self) -> bool:
+        """Whether Ray has noticed which nodes are gone."""
+        alive = [node for node in self._cluster.global_state.node_table() if node["Alive"]]
+        return len(alive) == 1 + len(self._cluster.worker_nodes)
+
     def close(self) -> None:
         """Ends all of it."""
         with self._as_rays_own():
@@ -55,14 +60,9 @@ class Simulated:
     def _as_rays_own(self) -> Iterator[None]:
         """Ray writes a cluster's address where ``ray.init()`` looks for one. In ``/tmp/ray`` it would be taken for a cluster of
         the user's own, and on a machine where Ray has never run that folder is not there, which ends ``Cluster`` (2.60)."""
-        before = os.environ.get("RAY_TMPDIR")
-        os.environ["RAY_TMPDIR"] = self._folder
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_TMPDIR", self._folder)
             yield
-        finally:
-            del os.environ["RAY_TMPDIR"]
-            if before is not None:
-                os.environ["RAY_TMPDIR"] = before
 
     def toml(self, folder: Path, more: str = "") -> Path:
         """A file that puts a task's models on this cluster."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.weights import adapter_hash, loading
+from cowest_dspy.tuning.kept import discard_of_ended
 from cowest_dspy.tuning.settings import Lora
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -99,22 +100,12 @@ def workplace(output: Path) -> Iterator[Path]:
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= set(FILES)):
         raise TuningError(f"{output} exists and is not an adapter of ours: it is not overwritten. Give another output folder.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    _clear(output)
+    discard_of_ended(output.parent, re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.\w+\.tmp"))
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.{os.getpid()}.", suffix=".tmp", dir=output.parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _clear(output: Path) -> None:
-    import psutil
-
-    name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.\w+\.tmp")
-    for path in output.parent.glob(".*.tmp"):
-        process = name.fullmatch(path.name)
-        if process and not psutil.pid_exists(int(process[1])):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def save(model: Any, work: Path, output: Path, base_name: str) -> str:

@@ -95,7 +95,7 @@ class Checkpoint:
     def delete(self) -> None:
         """Deletes the checkpoints of every training into this output: its adapter is there now, or never will be."""
         name = re.compile(rf"\.{re.escape(self._output.name)}\.[0-9a-f]{{12}}\.checkpoint(\.\d+\.partial)?")
-        for path in list(self._output.parent.glob(".*")):
+        for path in self._output.parent.glob(".*"):
             if name.fullmatch(path.name):
                 discard(path)
 

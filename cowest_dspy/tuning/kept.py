@@ -28,7 +28,7 @@ def keep(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> No
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     written = json.dumps(facts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear(path)
+    discard_of_ended(path.parent, re.compile(rf"{re.escape(path.name)}\.(\d+)\.partial"))
     # A folder, since safetensors puts a file with a name of its own choice beside the one it is told (0.8); and the process's
     # number, so that two writers do not write into one file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -50,6 +50,16 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard_of_ended(folder: Path, name: re.Pattern[str]) -> None:
+    """Deletes what ended processes have left in ``folder``: all that ``name`` matches, its first group a process's number."""
+    import psutil
+
+    for path in folder.iterdir():
+        found = name.fullmatch(path.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            discard(path)
+
+
 def kept(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Tensors, on the CPU, and facts of a file that :func:`keep` wrote; None when it is missing, cut short, or changed."""
     from safetensors import SafetensorError, safe_open
@@ -65,17 +75,6 @@ def kept(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     if noted.get("sha256") != _digest(tensors, noted.get("facts", "")):
         return None
     return tensors, json.loads(noted["facts"])
-
-
-def _clear(path: Path) -> None:
-    """Takes away what ended processes had begun to write to ``path``."""
-    import psutil
-
-    name = re.compile(rf"{re.escape(path.name)}\.(\d+)\.partial")
-    for one in list(path.parent.iterdir()):
-        begun = name.fullmatch(one.name)
-        if begun and not psutil.pid_exists(int(begun[1])):
-            discard(one)
 
 
 def _digest(tensors: Mapping[str, Any], facts: str) -> str:
