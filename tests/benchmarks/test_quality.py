@@ -1,0 +1,103 @@
+"""benchmarks/quality.py: what it says of drafts, and how it writes its page; the runs themselves take hours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowest_dspy.comparison import ComparedArm, Comparison
+from cowest_dspy.recipes import load
+from cowest_dspy.report import Answer, Arm
+
+FILE = Path(__file__).parents[2] / "benchmarks/quality.py"
+
+
+def quality(name: str) -> Any:
+    return load(f"{FILE}:{name}")
+
+
+def answer(number: int, score: float | None, draft: str | None = None, **more: Any) -> Answer:
+    given: dict[str, Any] = {"inputs": {}, "gold": "copper", "answer": "x", **more}
+    return Answer(example_id=str(number), score=score, error=None if score is not None else "timeout: slow", draft=draft, **given)
+
+
+OPTIONS = {"options": "A. Iron\nB. Copper\nC. Tin\nD. Lead"}
+
+
+@pytest.mark.parametrize(
+    ("draft", "gold", "inputs", "holds"),
+    [
+        ("It is made of Copper, they say.", "copper", {}, True),
+        ("It is made of tin.", "copper", {}, False),
+        ("B. Copper", "B", OPTIONS, True),
+        ("Reasoning: it is red.\nAnswer: B", "B", OPTIONS, True),
+        ("Answer: B. tin", "B", OPTIONS, True),
+        ("C. Tin", "B", OPTIONS, False),
+        ("Because it conducts.", "B", OPTIONS, False),
+        ("B (confidence 0.60)", "B", OPTIONS, True),
+        ("A (confidence 1.00)", "B", OPTIONS, False),
+        ("copper (confidence 0.20)", "copper", {}, True),
+    ],
+)
+def test_a_draft_holds_the_gold_answer_when_it_says_its_text_or_its_letter(
+    draft: str, gold: str, inputs: dict[str, str], holds: bool
+) -> None:
+    assert quality("holds_gold")(answer(1, 1.0, draft, gold=gold, inputs=inputs)) is holds
+
+
+def test_a_label_that_stands_in_another_one_is_not_that_one() -> None:
+    labels = {"needs caution", "possibly needs caution"}
+    holds = quality("holds_gold")
+    assert not holds(answer(1, 0.0, "possibly needs caution", gold="needs caution"), labels)
+    assert holds(answer(1, 1.0, "Reasoning: so\nAnswer: Needs caution.", gold="needs caution"), labels)
+
+
+def comparison() -> Comparison:
+    alone = (answer(1, 1.0), answer(2, 0.0), answer(3, 1.0), answer(4, 0.0))
+    both = (answer(1, 0.0, "tin"), answer(2, 1.0, "copper"), answer(3, 1.0, "copper"), answer(4, None))
+    arms = (Arm("alone", "strong alone", alone), Arm("both", "collaboration", both))
+    return Comparison("prosocial: comparison", "2026-01-01T00:00:00+00:00", "alone", "match", tuple(map(ComparedArm, arms)))
+
+
+def test_what_drafts_did_counts_recall_help_and_harm() -> None:
+    (row,) = [line for line in quality("effects")(comparison()).splitlines() if line.startswith("| collaboration")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["collaboration", "2 of 3", "2 of 2", "0 of 1", "1 of 1", "1 of 2", "50 % (9-91)"]
+
+
+def test_the_two_claims_are_differences_in_each_format_that_was_run() -> None:
+    made = comparison()
+    arms = {one.arm.name: one.arm for one in made.arms}
+    before = replace(arms["alone"], name="direct_sft", title="untuned")
+    after = replace(arms["both"], name="direct", title="tuned")
+    rows = quality("claims")(replace(made, arms=tuple(map(ComparedArm, (arms["alone"], before, after))))).splitlines()[2:]
+    # Of four questions three have both answers: one became right, one wrong. There is no weak model alone, and no other format.
+    assert [row.split(" | ")[1] for row in rows] == ["strong alone", "untuned"]
+    assert all(row.startswith("| tuned | ") and "| +0.0 " in row and row.endswith("| 1 | 1, 1 of 3 |") for row in rows)
+
+
+def test_the_page_keeps_what_was_written_by_hand_and_the_other_domains(tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    write, begin, end = quality("write_results"), quality("BEGIN"), quality("END")
+    page.write_text(f"# Results\n\nBefore.\n\n{begin}\n{end}\n\nAfter.\n")
+    write({"ifqa": "of ifqa"}, page)
+    write({"prosocial": "of prosocial"}, page)
+    write({"ifqa": "of ifqa, anew"}, page)
+    text = page.read_text()
+    assert text.startswith("# Results\n\nBefore.") and text.endswith("After.\n")
+    assert text.index("of prosocial") < text.index("of ifqa, anew") and text.count("of ifqa") == 1
+
+
+def test_a_section_has_the_table_the_effects_and_the_command() -> None:
+    text = quality("section")(comparison(), "python benchmarks/quality.py")
+    assert "### What drafts did" in text and "`python benchmarks/quality.py`" in text and "strong alone" in text
+
+
+def test_the_sizes_are_keys_of_every_domain() -> None:
+    for domain in quality("DOMAINS"):
+        config = quality("settings")(domain, None, 3)
+        assert config.seed == 3 and config.data.test == quality("SIZES")["data.test"]
+        assert config.compare is not None and {"alone", "collaboration"} <= set(config.compare.arms)
