@@ -5,16 +5,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 VLLM   := .venv-vllm
 RUN    ?= runs/handbook
+PARALLEL := --numprocesses 2 --dist worksteal
 BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py))) simulate
 TASK   := programs/handbook.toml programs/backends/in_process.toml
 # Written when an installation has gone through; older than what it was made from, it is made again.
 STAMP  := $(VENV)/.installed
+LONG   := $(VENV)/.installed-long
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Otherwise every test process and every command that a test starts compiles the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo report-screenshots evidence quality docs reference notebook test check format vllm bench clean
+.PHONY: help setup models demo report-screenshots evidence quality docs reference notebook test test-all check format vllm bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +31,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing PyTorch"
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
 	@echo "setup: installing the rest"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs,gate,gguf,mlflow,optimizers,ray,serve,trackio,wandb]'
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gate,gguf,optimizers,serve]'
+	@touch $@
+
+$(LONG): $(STAMP)
+	@echo "setup: installing what only the long tests, the documentation and the benchmarks need"
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[docs,long,mlflow,ray,trackio,wandb]'
 	@touch $@
 
 models: setup ## the demo's two models into models/ (1.2 GB of downloads, 4.1 GB on disk, once)
@@ -46,24 +55,29 @@ quality: models ## docs/RESULTS.md: the three domains of the paper, every arm an
 	@$(BIN)/python benchmarks/quality.py
 
 # NO_MKDOCS_2_WARNING: the theme tells of a later MkDocs at every build, which the range in pyproject.toml keeps out.
-docs: setup reference ## the documentation as a site in site/, offline; a warning is an error
+docs: $(LONG) reference ## the documentation as a site in site/, offline; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "docs: open site/index.html"
 
 reference: setup ## docs/reference/cli.md and toml.md, from the code
 	@$(BIN)/python docs/make_reference.py
 
-notebook: models ## docs/first_collaboration.ipynb executed anew and stored with its outputs (minutes)
+notebook: $(LONG) models ## docs/first_collaboration.ipynb executed anew and stored with its outputs (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/execute_notebook.py
 
-test: check ## check, then every test; those that need real models fetch them, or say why they are skipped
+test: check ## check, then every law and one smoke of each real thing (minutes); without the real models theirs are skipped
 	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"
-	@$(BIN)/pytest -m "slow or not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest $(PARALLEL)
+
+test-all: $(LONG) check ## all of that and the long tests: kills, Ray, trackers, pages that train, the notebook, the site (about an hour)
+	@$(BIN)/python demo/fetch_models.py || echo "test-all: no models, so the tests that need them are skipped"
+	@$(BIN)/pyright --warnings
+	@$(BIN)/pytest -m "slow or not slow" $(PARALLEL)
 
 check: setup ## ruff (lint and format) and pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --level error
 
 format: setup ## what ruff can mend by itself
 	@$(BIN)/ruff check --fix .
@@ -79,7 +93,7 @@ $(VLLM)/.installed: benchmarks/vllm-requirements.txt
 	@$(VLLM)/bin/pip uninstall -qq --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	@touch $@
 
-bench: models ## speed beside what one would use instead: tables in build/bench, benchmarks/README.md and docs/scale.md (an hour, idle)
+bench: $(LONG) models ## speed beside what one would use instead: tables in build/bench, benchmarks/README.md and docs/scale.md (an hour, idle)
 	@$(if $(filter bench_drafts,$(BENCH)),$(MAKE) --no-print-directory vllm,true) || echo "bench: vLLM cannot be installed here, so its row says so"
 	@mkdir -p build/bench
 	@set -e; for name in $(BENCH); do \

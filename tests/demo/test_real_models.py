@@ -1,4 +1,4 @@
-"""The demo's real models: what the tiny ones cannot show. Slow tier; `make models` fetches them."""
+"""The real models of the demo: what the tiny ones cannot show. One smoke in `make test`, the rest in the long tier."""
 
 from __future__ import annotations
 
@@ -9,14 +9,39 @@ from typing import Any
 import pytest
 
 from cowest_dspy import Experiment, TransformersEngine, load_config
+from cowest_dspy.config import Config
 from cowest_dspy.lms import wire
 
 ROOT = Path(__file__).parents[2]
 TASK = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
 
-pytestmark = pytest.mark.slow
+
+def small(train: int, dev: int, test: int, steps: int, **settings: Any) -> Config:
+    """The handbook with few questions, two drafts of each and few steps of training."""
+    config = load_config(TASK)
+    assert config.sft is not None
+    taught = {"settings": {**config.sft.settings, **settings, "max_steps": steps}, "answer_settings": {"max_steps": 1}}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"train": train, "dev": dev, "test": test}),
+            "sft": config.sft.model_copy(update=taught),
+            "collect": config.collect.model_copy(update={"drafts": 2}),
+        }
+    )
 
 
+def test_both_models_answer_and_the_weak_one_is_tuned(real_models: Path, tmp_path: Path) -> None:
+    with Experiment(small(2, 2, 2, steps=2, batch_size=2), tmp_path / "run") as experiment:
+        base = experiment.weak.model
+        traces = experiment.collect()
+        (strong,) = experiment.evaluate(["strong"])
+    assert len(traces) == 4 and all(trace.completion and trace.error is None for trace in traces)
+    assert {trace.weak_model for trace in traces} != {base} and all(t.weak_model.startswith(f"{base}+") for t in traces)
+    assert all(trace.refined and trace.alone and trace.influence is not None for trace in traces)
+    assert [answer.error for answer in strong.answers] == [None, None]
+
+
+@pytest.mark.slow
 def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -37,6 +62,7 @@ def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Pa
         assert tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 def test_the_strong_model_in_int8_shares_prompts(real_models: Path) -> None:
     """Without it the demo's collection took ten times as long."""
     engine = TransformersEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
@@ -44,17 +70,9 @@ def test_the_strong_model_in_int8_shares_prompts(real_models: Path) -> None:
     engine.close()
 
 
+@pytest.mark.slow
 def test_the_whole_path_runs_on_real_models_and_facts_help_the_strong_one(real_models: Path, tmp_path: Path) -> None:
-    config = load_config(TASK)
-    assert config.sft is not None
-    small = {
-        "data": config.data.model_copy(update={"train": 6, "dev": 4, "test": 10}),
-        "sft": config.sft.model_copy(
-            update={"settings": {**config.sft.settings, "max_steps": 2}, "answer_settings": {"max_steps": 1}}
-        ),
-        "collect": config.collect.model_copy(update={"drafts": 2}),
-    }
-    with Experiment(config.model_copy(update=small), tmp_path / "run") as experiment:
+    with Experiment(small(6, 4, 10, steps=2), tmp_path / "run") as experiment:
         traces = experiment.collect()
         arms = experiment.evaluate(["weak", "strong", "oracle"])
         report = experiment.report()

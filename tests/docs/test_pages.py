@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -43,6 +44,15 @@ def with_note(*wanted: tuple[str, str]) -> list[Path]:
     return [page for page in PAGES if page != TUTORIAL and any((block.language, block.note) in wanted for block in blocks(page))]
 
 
+# Pages that start a cluster, fit a gate or tune a model: in the long tier.
+LONG = {"docs/gate.md", "docs/howto/bundle.md", "docs/howto/cluster.md"}
+
+
+def by_tier(pages: list[Path]) -> list[Any]:
+    """The pages as parameters, the long ones marked."""
+    return [pytest.param(page, marks=pytest.mark.slow) if name_of(page) in LONG else page for page in pages]
+
+
 QUICK = with_note(("python", ""), ("bash", ""), ("bash", "fails"))
 TUNED = with_note(("python", "tuned"), ("bash", "tuned"))
 SLOW = with_note(("python", "slow"), ("bash", "slow"))
@@ -60,14 +70,14 @@ def test_every_fence_is_one_that_something_is_done_with(page: Path) -> None:
     assert len(set(files)) == len(files)
 
 
-@pytest.mark.parametrize("page", QUICK, ids=name_of)
+@pytest.mark.parametrize("page", by_tier(QUICK), ids=name_of)
 def test_what_needs_no_model_runs_and_prints_what_is_said(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(prepare(page, tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     assert run(page, tmp_path, {"", "fails"})
 
 
-@pytest.mark.parametrize("page", TUNED, ids=name_of)
+@pytest.mark.parametrize("page", by_tier(TUNED), ids=name_of)
 def test_what_tunes_runs_with_a_tiny_model(page: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(with_a_tiny_model(prepare(page, tmp_path), tiny_model))
     assert run(page, tmp_path, {"tuned"}).commands

@@ -13,9 +13,9 @@ from typing import Any
 
 import dspy
 import pytest
+from command_line import cowest
 from hub import TOKEN, Hub, running_hub
-from toy import engine as engine_table
-from toy_experiment import RECIPE, TASK, cowest
+from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
 from cowest_dspy import (
@@ -36,33 +36,14 @@ from cowest_dspy.gate import Gate, Head
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.pairs import PreferencePairs
 
-MORE = """
-[rounds]
-least_gain = -1.0
-more_failures = 1.0
-[cycle]
-strategy = "sft -> weights -> shots"
-[cycle.steps.shots]
-optimizer = "LabeledFewShot"
-target = "refine"
-settings = { k = 1 }
-"""
+
+@pytest.fixture(scope="session")
+def finished(finished_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the toy task, with its recipe and TOML files beside it: a copy, which tests may open."""
+    return Path(shutil.copytree(finished_toy, tmp_path_factory.mktemp("copied") / "toy"))
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the toy task, with its recipe and TOML files beside it."""
-    folder = tmp_path_factory.mktemp("bundled")
-    (folder / "toy.py").write_text(RECIPE)
-    (folder / "toy.toml").write_text(TASK.replace('controls = ["shuffled", "sft_on_chosen"]', "controls = []") + MORE)
-    weak = f'[weak]\nkind = "in_process"\nmodel = "{tiny_model}"\nmax_tokens = 12\n'
-    (folder / "backend.toml").write_text(weak + engine_table("strong"))
-    with Experiment(load_config([folder / "toy.toml", folder / "backend.toml"]), folder / "run") as experiment:
-        experiment.cycle()
-    return folder
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(finished: Path) -> Path:
     """Its bundle, moved away from the run."""
     cowest("bundle", str(finished / "run"), "--out", str(finished / "made"))

@@ -78,6 +78,7 @@ def test_arms_share_the_answers_that_they_have_in_common(task: list[Path], tmp_p
     assert one.arm.answers == two.arm.answers
 
 
+@pytest.mark.slow
 def test_seeds_are_runs_of_their_own_that_share_what_is_greedy(task: list[Path], tmp_path: Path) -> None:
     arms = (
         '[compare]\nagainst = "alone"\nseeds = [0, 1]\n[compare.arms.alone]\nkind = "alone"\n'
@@ -93,6 +94,7 @@ def test_seeds_are_runs_of_their_own_that_share_what_is_greedy(task: list[Path],
         assert experiment.store.calls() == calls
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_a_point_for_each_combination(task: list[Path], tmp_path: Path) -> None:
     sweep = '[pairs]\nleast = 2\nstrategy = "all"\n[compare]\n[compare.sweep]\n"pairs.most" = [2, 4]\n'
     made, _ = compared(declared(task, sweep), tmp_path / "run")

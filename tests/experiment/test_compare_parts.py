@@ -105,6 +105,7 @@ def test_the_draft_of_another_example_is_never_its_own(task: list[Path], tmp_pat
     assert all(question != example.question for question, example in zip(asked, examples, strict=True))
 
 
+@pytest.mark.slow
 def test_parts_share_the_models_that_are_the_same(task: list[Path], tmp_path: Path) -> None:
     """Another gate changes nothing of the domain's training: before, each part of a sweep trained its own."""
     config = load_config(task)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import cowest
 from toy_experiment import (
-    cowest,
     rewrite,
     task,  # noqa: F401 - fixtures
 )

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from command_line import cowest
 from toy_experiment import (  # noqa: F401 - a fixture
     CYCLE,
     OWN,
-    cowest,
     cycle,
     rewrite,
     task,

@@ -50,6 +50,7 @@ class Forgetful(ScriptedEngine):
         return response
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_traces(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         weak, strong = Forgetful(by_seed, model="scripted/weak"), Forgetful(lambda r: "yes", model="scripted/strong")

@@ -18,7 +18,6 @@ from scripted_weak import weak_by_seed
 from toy_experiment import (  # noqa: F401 - a fixture
     CYCLE,
     OWN,
-    cowest,
     cycle,
     rewrite,
     task,

@@ -1,5 +1,5 @@
 """Real servers, llama.cpp's and (after `make vllm`) vLLM's, with the demo's weak model, beside the engine in this process with the
-same weights. Slow tier."""
+same weights. One smoke in `make test`, the rest in the long tier."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from cowest_dspy import Experiment, TransformersEngine
 from cowest_dspy.config import load_config
 from cowest_dspy.lms import ServerEngine, wire
 from cowest_dspy.tuning import TunableEngine
-
-pytestmark = pytest.mark.slow
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -93,6 +91,7 @@ def test_greedy_answers_and_usage_are_those_of_the_engine_in_this_process(
     assert engine.model_id.split("@")[1] == in_process.model_id.split("@")[1]
 
 
+@pytest.mark.slow
 def test_drafts_differ_by_their_seed_and_repeat_with_it(engine: ServerEngine) -> None:
     story = "Tell a story about a mill."
     ask(engine, story, max_tokens=1)
@@ -104,6 +103,7 @@ def test_drafts_differ_by_their_seed_and_repeat_with_it(engine: ServerEngine) ->
     assert ask(engine, story, max_tokens=12, temperature=1.0, top_p=1e-6)["text"] == greedy
 
 
+@pytest.mark.slow
 def test_stop_strings_and_max_tokens_end_an_answer(engine: ServerEngine) -> None:
     whole = ask(engine, QUESTIONS[3], max_tokens=10)
     assert whole["finish_reason"] == "length" and whole["output_tokens"] == 10
@@ -115,6 +115,7 @@ def test_stop_strings_and_max_tokens_end_an_answer(engine: ServerEngine) -> None
     assert spelled and (cut["text"].startswith(spelled) or spelled.startswith(cut["text"]))
 
 
+@pytest.mark.slow
 def test_any_text_goes_through_and_a_long_prompt_up_to_the_context(engine: ServerEngine) -> None:
     assert ask(engine, "Grüße, 東京 🌊 \u200b\x07 <|im_end|> {{x}}", max_tokens=8)["output_tokens"] > 0
     assert ask(engine, "word " * (CONTEXT - 80), max_tokens=4)["input_tokens"] > CONTEXT - 100
@@ -122,6 +123,7 @@ def test_any_text_goes_through_and_a_long_prompt_up_to_the_context(engine: Serve
         ask(engine, "word " * CONTEXT, max_tokens=4)
 
 
+@pytest.mark.slow
 def test_32_threads_get_their_own_answers(engine: ServerEngine) -> None:
     asked = [f"Repeat this word: {word}" for word in ("apple", "river", "stone", "cloud")] * 16
     alone = {question: ask(engine, question, max_tokens=6)["text"] for question in asked[:4]}
@@ -131,6 +133,7 @@ def test_32_threads_get_their_own_answers(engine: ServerEngine) -> None:
     assert sum(answer == alone[question] for question, answer in zip(asked, answers, strict=True)) >= 60
 
 
+@pytest.mark.slow
 def test_adapters_speak_as_in_this_process_and_the_base_stays_as_it_was(
     engine: ServerEngine, in_process: TransformersEngine, adapters: list[Path]
 ) -> None:
@@ -155,6 +158,7 @@ def test_adapters_speak_as_in_this_process_and_the_base_stays_as_it_was(
     assert isinstance(engine, TunableEngine)
 
 
+@pytest.mark.slow
 def test_close_leaves_no_process_and_the_next_question_starts_another(real_models: Path) -> None:
     engine = llama_cpp_engine(real_models, parallel=1)
     for _ in range(2):
@@ -165,6 +169,7 @@ def test_close_leaves_no_process_and_the_next_question_starts_another(real_model
         assert is_gone(group)
 
 
+@pytest.mark.slow
 def test_the_backend_file_of_llama_cpp_runs_as_it_stands_and_its_weak_model_is_tuned(real_models: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     config = load_config([root / "programs/handbook.toml", root / "programs/backends/llama_cpp.toml"])

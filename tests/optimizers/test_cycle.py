@@ -134,6 +134,7 @@ class InterruptedAt(Silent):
         return super().stage(title)
 
 
+@pytest.mark.slow
 def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_path: Path) -> None:
     def walk(run: Path, interrupted_at: str = "") -> Any:
         optimizer = cowest(tmp_path / "unused")

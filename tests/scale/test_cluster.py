@@ -146,6 +146,8 @@ import os
 from dspy.lm15 import RateLimitError
 from cowest_dspy.testing import ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 def make():
     def answer(request):
         text = request["messages"][-1]["content"]

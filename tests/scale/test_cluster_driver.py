@@ -15,6 +15,8 @@ from simulated import Simulated, simulated
 
 from cowest_dspy import Experiment, load_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Simulated]:

@@ -308,7 +308,7 @@ def test_an_lm_of_ones_own_with_retries_of_dspy_is_counted_attempt_by_attempt(tm
 
 
 def test_the_command_stops_says_what_was_spent_and_goes_on_with_more(tmp_path: Path) -> None:
-    from toy_experiment import cowest
+    from command_line import cowest
 
     arguments = ["collect", str(configured(tmp_path, "strong_calls = 5")), "--run", str(tmp_path / "run")]
     said = cowest(*arguments, fails=True)

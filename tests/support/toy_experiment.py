@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import toy
+
+from cowest_dspy import Experiment, load_config
 
 RECIPE = (
     toy.RECIPE
@@ -80,36 +79,42 @@ controls = ["shuffled", "sft_on_chosen"]
 @pytest.fixture
 def task(tmp_path: Path, tiny_model: Path) -> list[Path]:
     """The toy task and its backend, as files."""
-    (tmp_path / "toy.py").write_text(RECIPE)
-    (tmp_path / "toy.toml").write_text(TASK)
-    backend = f"""
-[weak]
-kind = "in_process"
-model = "{tiny_model}"
-max_tokens = 12
-{toy.engine("strong")}"""
-    (tmp_path / "backend.toml").write_text(backend)
-    return [tmp_path / "toy.toml", tmp_path / "backend.toml"]
+    return write_toy(tmp_path, tiny_model)
 
 
-def cowest(*arguments: str, fails: bool = False) -> str:
-    """What the command prints; its exit code must be 0, or not, as it is said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cowest_dspy.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        check=False,
-    )
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr if fails else done.stdout
+def write_toy(folder: Path, tiny_model: Path, text: str = TASK) -> list[Path]:
+    """The toy task and its backend as files in a folder; gives the two TOML files."""
+    (folder / "toy.py").write_text(RECIPE)
+    (folder / "toy.toml").write_text(text)
+    weak = f'[weak]\nkind = "in_process"\nmodel = "{tiny_model}"\nmax_tokens = 12\n'
+    (folder / "backend.toml").write_text(weak + toy.engine("strong"))
+    return [folder / "toy.toml", folder / "backend.toml"]
+
+
+def finish_toy(folder: Path, tiny_model: Path) -> None:
+    """Write the toy task with a cycle of three steps into a folder, and run it whole into its `run`."""
+    text = TASK.replace('controls = ["shuffled", "sft_on_chosen"]', "controls = []") + STEPS
+    with Experiment(load_config(write_toy(folder, tiny_model, text)), folder / "run") as experiment:
+        experiment.cycle()
 
 
 def rewrite(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new))
+
+
+STEPS = """
+[rounds]
+least_gain = -1.0
+more_failures = 1.0
+[cycle]
+strategy = "sft -> weights -> shots"
+[cycle.steps.shots]
+optimizer = "LabeledFewShot"
+target = "refine"
+settings = { k = 1 }
+"""
 
 
 CYCLE = """

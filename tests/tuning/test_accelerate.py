@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_experiment
 from accelerated import OF_PASSES, compared, launched, left, marked, nothing_is_left, task, trainers  # noqa: F401 - fixtures
+from command_line import cowest
 from round_parts import examples, match, student, taught  # noqa: F401 - fixtures
 from tuning_rows import LORA, assert_close, kinds, quick, sft_rows
 
@@ -50,6 +50,7 @@ def test_two_processes_equal_one(kind: str, tiny_model: Path, tmp_path: Path) ->
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["one", "two"], "the job's folder is gone"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_an_error_and_takes_the_others_with_it(tiny_model: Path, tmp_path: Path) -> None:
     def on_step(step: int, total: int, _: dict[str, float]) -> None:
         if step == 2:
@@ -194,8 +195,9 @@ def test_a_failure_is_told_by_its_cause(files: dict[str, Any], kind: type[Except
         raise launching._failure(tmp_path, 2, 7)
 
 
+@pytest.mark.slow
 def test_the_option_reaches_the_training(task: list[str]) -> None:
-    said = toy_experiment.cowest("tune", *task, "--accelerate", "3", fails=True)
+    said = cowest("tune", *task, "--accelerate", "3", fails=True)
     assert said.startswith("TuningError: batch_size = 16 cannot be dealt out to 3 processes")
 
 
@@ -235,11 +237,11 @@ def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(student: Any, t
 
 @pytest.mark.slow
 def test_a_run_tunes_with_two_processes_and_is_read_by_one(task: list[str], tmp_path: Path) -> None:
-    said = toy_experiment.cowest("tune", *task, "--accelerate", "2")
+    said = cowest("tune", *task, "--accelerate", "2")
     assert "tuned: local/" in said
     with Store(tmp_path / "run") as store:
         made = {name: len(record["history"]) for name, record in store.records("adapter").items()}
     assert sorted(made.values()) == [2, 80], "fine-tuning and preference tuning, each with its steps"
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}
-    assert toy_experiment.cowest("tune", *task).splitlines()[-1] == said.splitlines()[-1]
+    assert cowest("tune", *task).splitlines()[-1] == said.splitlines()[-1]
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_experiment
 from accelerated import compared, marked, nothing_is_left, task  # noqa: F401 - fixtures
+from command_line import cowest
 from sharded import FSDP, settings
 from tuning_rows import LORA, assert_close, kinds, quick, read, sft_rows
 
@@ -142,6 +142,7 @@ def test_one_process_is_this_one_and_takes_what_one_process_takes(gpus: None, mo
         check_processes(DPO(batch_size=6), ROOT / "programs/accelerate/several_gpus.yaml")
 
 
+@pytest.mark.slow
 def test_the_file_for_a_cpu_trains_as_one_process_does(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cowest_dspy import TransformersEngine, tunable, tune
 
@@ -159,6 +160,7 @@ def test_the_file_for_a_cpu_trains_as_one_process_does(tiny_model: Path, tmp_pat
     assert two.model.endswith(adapter_hash(two.result.path))
 
 
+@pytest.mark.slow
 def test_two_machines_train_together_and_only_the_first_writes(tiny_model: Path, tmp_path: Path) -> None:
     """Both are this machine, which shows all but the network: two launchers, which meet at an address, and share a folder."""
     file, run = tmp_path / "two.yaml", tmp_path / "run"
@@ -189,7 +191,8 @@ def test_a_machine_after_the_first_begins_nothing(tmp_path: Path) -> None:
         join(tmp_path, Machines(2, 2, 0))
 
 
-@pytest.mark.parametrize("kind", ["dpo", pytest.param("sft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
 def test_weights_that_are_shared_out_give_the_same_whole_adapter(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     """From an adapter on, so that DPO's reference is another one beside it."""
     train, make, data = kinds(7)[kind]
@@ -222,7 +225,7 @@ def test_weights_that_are_shared_out_give_the_same_whole_adapter(kind: str, tiny
     ],
 )
 def test_the_command_line_says_at_once_what_is_wrong(given: str, says: str, task: list[str], tmp_path: Path) -> None:
-    assert toy_experiment.cowest("tune", *task, "--accelerate", given, fails=True).startswith(says)
+    assert cowest("tune", *task, "--accelerate", given, fails=True).startswith(says)
     assert not (tmp_path / "run").exists(), "nothing is begun"
 
 

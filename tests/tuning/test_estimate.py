@@ -55,6 +55,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("wide") / "wide", **shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "long"), [("sft", 200), ("dpo", 90)])
 def test_memory_is_within_a_factor_of_two_of_what_a_training_took(
     kind: str, long: int, wide: Path, tiny_model: Path, tmp_path: Path
