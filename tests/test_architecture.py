@@ -185,16 +185,16 @@ def test_the_tables_of_tests_name_tests_that_are_there_and_every_law_has_a_fast_
     text = (ROOT / "tests/README.md").read_text(encoding="utf-8")
     named = {(file, test) for file, test in re.findall(r"`([\w/]+\.py)::(test_\w+)`", text)}
     assert named, "the tables are not read"
-    tests = {path: dict(tests_in(ROOT / "tests" / path)) for path in {file for file, _ in named}}
+    tests = {path: dict(list_tests(ROOT / "tests" / path)) for path in {file for file, _ in named}}
     assert [f"{file}::{test}" for file, test in sorted(named) if test not in tests[file]] == []
     for number in range(1, 13):
         (own,) = (ROOT / "tests/laws").glob(f"test_law_{number:02}_*.py")
-        laws = {test for test, slow in tests_in(own) if not slow}
+        laws = {test for test, slow in list_tests(own) if not slow}
         assert laws, f"law {number} has no test in the fast tier"
         assert laws <= {test for file, test in named if file == f"laws/{own.name}"}, f"law {number}: the table lacks a test"
 
 
-def tests_in(path: Path) -> Iterator[tuple[str, bool]]:
+def list_tests(path: Path) -> Iterator[tuple[str, bool]]:
     """The tests of a file, each with whether it is marked slow as a whole."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     module = any(isinstance(node, ast.Assign) and "pytest.mark.slow" in ast.unparse(node.value) for node in tree.body)

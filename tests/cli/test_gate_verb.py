@@ -114,6 +114,7 @@ def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(fold
         assert experiment.store.calls() == before, "nothing is asked twice"
 
 
+@pytest.mark.slow
 def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
     cowest(folder, "collect", "boxes.toml", "--run", "run")
     cowest(folder, "gate", "run")
@@ -131,6 +132,7 @@ def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
         assert routes == ({"weak"} if gated else {"collaborate"})
 
 
+@pytest.mark.slow
 def test_samples_and_likelihood_as_asked_for(folder: Path) -> None:
     cowest(folder, "collect", "boxes.toml", "--run", "run")
     cowest(folder, "gate", "run", "--samples", "0")

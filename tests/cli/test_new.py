@@ -81,6 +81,7 @@ def test_each_backend_fits_the_task(domain: Path) -> None:
     assert recipes.load(config.sft.drafts)() and recipes.load(config.sft.answers or "")()
 
 
+@pytest.mark.slow
 def test_a_real_weak_model_learns_the_rows_of_a_new_domain(tmp_path: Path, tiny_model: Path) -> None:
     """Fine-tuned to draft, and to answer by itself; then it drafts for each train question, behind the scripted strong model."""
     new_domain("tools", tmp_path)
@@ -161,6 +162,7 @@ def test_a_spreadsheet_s_csv_is_read(tmp_path: Path) -> None:
     assert rows == [{"split": "train", "background": "one\ntwo", "answer": "a, b", "question": 'Say "it"?'}]
 
 
+@pytest.mark.slow
 def test_the_generated_test_passes_on_other_rows(tmp_path: Path) -> None:
     """Answers of several words, cells of several lines, questions that begin alike, columns in another order and one more."""
     new_domain("rows-here", tmp_path)

@@ -31,14 +31,14 @@ def small(train: int, dev: int, test: int, steps: int, **settings: Any) -> Confi
 
 
 def test_both_models_answer_and_the_weak_one_is_tuned(real_models: Path, tmp_path: Path) -> None:
-    with Experiment(small(2, 2, 2, steps=2, batch_size=2), tmp_path / "run") as experiment:
+    with Experiment(small(1, 1, 1, steps=2, batch_size=2), tmp_path / "run") as experiment:
         base = experiment.weak.model
         traces = experiment.collect()
         (strong,) = experiment.evaluate(["strong"])
-    assert len(traces) == 4 and all(trace.completion and trace.error is None for trace in traces)
+    assert len(traces) == 2 and all(trace.completion and trace.error is None for trace in traces)
     assert {trace.weak_model for trace in traces} != {base} and all(t.weak_model.startswith(f"{base}+") for t in traces)
     assert all(trace.refined and trace.alone and trace.influence is not None for trace in traces)
-    assert [answer.error for answer in strong.answers] == [None, None]
+    assert [answer.error for answer in strong.answers] == [None]
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ import pytest
 
 import cowest_dspy
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # What a browser fetches by itself, and where its address stands. A link is only followed when somebody clicks on it.

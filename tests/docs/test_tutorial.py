@@ -46,6 +46,7 @@ def test_its_code_is_as_this_project_would_have_it(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_for_real_models_run_with_a_tiny_one_that_is_tuned(tmp_path: Path, tiny_model: Path) -> None:
     """A real cycle, trained and all: a tiny model in the place of the weak one, the rule in the place of the strong one."""
     with_a_tiny_model(prepare(TUTORIAL, tmp_path), tiny_model)

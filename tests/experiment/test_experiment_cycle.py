@@ -29,6 +29,7 @@ def run(files: Sequence[Path], folder: Path) -> Experiment:
     return experiment
 
 
+@pytest.mark.slow
 def test_rounds_of_a_configuration_are_in_the_report_and_done_once(task: list[Path], tmp_path: Path) -> None:
     with task[0].open("a") as file:
         file.write("\n[rounds]\ncount = 2\nleast_gain = -1.0\nmore_failures = 1.0\n")
@@ -46,6 +47,7 @@ def test_rounds_of_a_configuration_are_in_the_report_and_done_once(task: list[Pa
     assert again.rounds == first.rounds and again.arms == first.arms
 
 
+@pytest.mark.slow
 def test_kto_of_a_configuration_tunes_on_labelled_drafts_with_its_controls(task: list[Path], tmp_path: Path) -> None:
     rewrite(task[0], "[dpo]", "[kto]")
     # Alone it knows some answers, so that a draft can hurt.
@@ -95,6 +97,7 @@ def test_a_cycle_of_steps_is_done_once_and_its_best_program_is_compared(cycle: l
     assert "Cycle, on the dev split" in cowest("report", *map(str, cycle), "--run", str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_both_weights_steps_of_a_cycle_are_in_the_report_in_order(cycle: list[Path], tmp_path: Path) -> None:
     rewrite(cycle[0], "sft -> shots -> weights -> own", "sft -> weights -> shots -> weights")
     run(cycle, tmp_path / "run")
@@ -114,6 +117,7 @@ def test_both_weights_steps_of_a_cycle_are_in_the_report_in_order(cycle: list[Pa
     assert (again.steps, again.rounds, again.curves, again.arms) == (first.steps, first.rounds, first.curves, first.arms)
 
 
+@pytest.mark.slow
 def test_controls_of_a_cycle_are_trained_on_the_rows_of_its_weights_step(
     cycle: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +149,7 @@ def test_controls_of_a_cycle_are_trained_on_the_rows_of_its_weights_step(
         assert "evaluate shuffled" in store.records("stage") and "shuffled" in store.records("arm")
 
 
+@pytest.mark.slow
 def test_a_step_whose_settings_have_changed_is_made_anew(cycle: list[Path], tmp_path: Path) -> None:
     def kept() -> tuple[dict[str, dict[str, object]], dict[str, str], int]:
         with Store(tmp_path / "run") as store:

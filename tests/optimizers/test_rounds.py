@@ -117,6 +117,7 @@ def labelled_by(examples: list[dspy.Example], answer: str) -> list[dspy.Example]
 QUICK_KTO = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
 
 
+@pytest.mark.slow
 def test_kto_trains_the_second_round_on_the_labelled_drafts_of_both(
     student: Collaboration, optimizer: Callable[..., CoWest], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_whoever_reads_what_is_known_answers_right(task: str, draft: str, tmp_pa
     assert len(traces) == 40 and not [trace for trace in traces if trace.error]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "draft"), [("medmcqa", "chain_of_thought"), ("ifqa", "knowledge")])
 def test_the_weak_model_learns_to_draft_and_to_answer(task: str, draft: str, tmp_path: Path, tiny_model: Path) -> None:
     """A real, tiny model is fine-tuned for a step on the rows of the recipe."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_task import SCRIPTED, cowest, worked, written
+from live_task import SCRIPTED, cowest, cowest_process, worked, written
 
 from cowest_dspy.live import JsonLines
 
@@ -76,9 +76,9 @@ def test_what_libraries_print_is_no_event(tmp_path: Path) -> None:
     written(tmp_path, latency=0.001, more=SCRIPTED)
     with (tmp_path / "task.py").open("a") as file:
         file.write("\nprint('loud when it is loaded')\n")
-    found = events(cowest(tmp_path, "collect", "task.toml", "--run", "run", "--log", "json"))
+    found = events(cowest_process(tmp_path, "collect", "task.toml", "--run", "run", "--log", "json"))
     assert found[-1]["state"] == "finished"
-    plain = cowest(tmp_path, "collect", "task.toml", "--run", "run", "--log", "plain")
+    plain = cowest_process(tmp_path, "collect", "task.toml", "--run", "run", "--log", "plain")
     assert "loud when it is loaded" in plain and "done in" not in plain and "influence" in plain
 
 

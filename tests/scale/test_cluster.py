@@ -24,6 +24,8 @@ from cowest_dspy.tables import Api, Engine
 from cowest_dspy.testing import Fault, OpenAIServer
 from cowest_dspy.traces import collect
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-toy-0123456789abcdef"
 SHARES = """
 [ray.weak]
@@ -145,8 +147,6 @@ import os
 
 from dspy.lm15 import RateLimitError
 from cowest_dspy.testing import ScriptedEngine
-
-pytestmark = pytest.mark.slow
 
 def make():
     def answer(request):

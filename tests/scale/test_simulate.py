@@ -16,6 +16,8 @@ from hypothesis import settings as rules
 from hypothesis import strategies as st
 from simulation import RESOURCES, Load, Times, simulate  # pyright: ignore[reportMissingImports]
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 PLAIN = Load(examples=40, drafts=0)

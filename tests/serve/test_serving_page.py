@@ -28,6 +28,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_a_bundle_is_served_and_asked_as_the_page_says(folder: Path) -> None:
     serve, curl, _ = [block for block in blocks(ROOT / PAGE) if block.reason]
     code = next(block for block in blocks(ROOT / PAGE) if block.note == "alone")
@@ -52,6 +53,7 @@ def test_a_bundle_is_served_and_asked_as_the_page_says(folder: Path) -> None:
     assert json.loads(answered[1])["status"] == "ok" and 'cowest_requests_total{status="200"}' in answered[2]
 
 
+@pytest.mark.slow
 def test_a_bundles_code_is_not_executed_unasked(folder: Path) -> None:
     with started(folder, "serve", "ferries-bundle", "models.toml", "--port", "0") as process:
         out, error = process.communicate(timeout=120)

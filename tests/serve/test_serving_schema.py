@@ -13,6 +13,8 @@ import jsonschema
 import pytest
 from serving_parts import body, program, root, serving
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key-of-this-test"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 

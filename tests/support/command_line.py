@@ -17,6 +17,11 @@ def cowest(*arguments: str, fails: bool = False) -> str:
 
     Gives standard output, or standard error where it is to fail.
     """
+    return _checked(*run_here(*arguments), fails)
+
+
+def run_here(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `cowest` in this process."""
     from cowest_dspy import cli
     from cowest_dspy.live import console
 
@@ -30,7 +35,7 @@ def cowest(*arguments: str, fails: bool = False) -> str:
             cli.main()
         except SystemExit as end:
             code = end.code
-    return _checked(code or 0, out.getvalue(), err.getvalue(), fails)
+    return (code if isinstance(code, int) else 1 if code else 0), out.getvalue(), err.getvalue()
 
 
 def cowest_process(*arguments: str, fails: bool = False) -> str:
@@ -45,7 +50,7 @@ def cowest_process(*arguments: str, fails: bool = False) -> str:
     return _checked(done.returncode, done.stdout, done.stderr, fails)
 
 
-def _checked(code: object, out: str, err: str, fails: bool) -> str:
+def _checked(code: int, out: str, err: str, fails: bool) -> str:
     assert (code != 0) == fails, out + err
     assert "Traceback" not in err, err
     return err if fails else out

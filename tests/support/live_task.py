@@ -10,9 +10,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import chdir, closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from command_line import run_here
 
 from cowest_dspy import Store
 from cowest_dspy.stages import Stages
@@ -140,7 +142,16 @@ def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def cowest(folder: Path, *arguments: str, code: int = 0) -> str:
-    """What ``cowest`` prints in the folder; it must end with this exit code."""
+    """What ``cowest`` prints in the folder, run in this process; it must end with this exit code."""
+    with chdir(folder):
+        ended, out, error = run_here(*arguments)
+    assert ended == code, out + error
+    assert "Traceback" not in error, error
+    return out
+
+
+def cowest_process(folder: Path, *arguments: str, code: int = 0) -> str:
+    """The same in a process of its own."""
     with started(folder, *arguments) as process:
         out, error = process.communicate(timeout=300)
     assert process.returncode == code, out + error
