@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("simpy", reason="make test-all installs SimPy")
 
-import simulate as command  # noqa: E402 - wants SimPy
-import simulate_page  # noqa: E402
-from simulation import RESOURCES, Load, Times, simulate  # noqa: E402
+import simulate as command
+import simulate_page
+from simulation import RESOURCES, Load, Times, simulate
 
 pytestmark = pytest.mark.slow
 
