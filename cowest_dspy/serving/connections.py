@@ -32,8 +32,9 @@ from cowest_dspy.serving.metrics import Closed, Metrics
 from cowest_dspy.serving.refusals import Refused
 
 log = logging.getLogger(__name__)
-HEAD_SECONDS = 10.0
-"""For the head of a request, from its first byte, or from the connection's start; never longer than [serve.limits] seconds."""
+HEAD_SECONDS, READ_SECONDS = 10.0, 30.0
+"""For the head of a request, from its first byte or the connection's start; and for a client to read on, where so much is unread
+(64 KB, beside the system's own buffers) that no more is written. Neither is longer than [serve.limits] seconds."""
 KEEP_ALIVE = 30
 """Seconds that a connection stays open without a request."""
 TICK, PAUSE, LOG_SECONDS = 0.1, 0.1, 60.0
@@ -103,7 +104,7 @@ class Door:
         self._deadlines: dict[Owed, float] = {
             "head": head,
             "rest": head,
-            "reading": limits.seconds,
+            "reading": min(READ_SECONDS, limits.seconds),
             "next request": KEEP_ALIVE,  # Uvicorn's own timer forgets connections that sent the rest of a body.
         }
         self._untold: Counter[str] = Counter()

@@ -156,11 +156,12 @@ def test_a_body_that_is_not_whole_in_time_is_refused_even_if_it_trickles() -> No
         assert [b"HTTP/1.1 408" in received for received in trickles] == [True, True]
 
 
-def test_what_follows_a_refusal_is_read_for_a_while_only() -> None:
+def test_what_follows_a_refusal_is_read_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal may come before the body has: it must not be lost by closing, nor the body be taken without end."""
-    with serving(limits={"seconds": 1.0, "body": 2_000}) as address:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.5)
+    with serving(limits={"body": 2_000}) as address:
         for _ in range(5):
-            refused = httpx.post(f"{address}/chat/completions", content=b"x" * 5_000_000)
+            refused = httpx.post(f"{address}/chat/completions", content=b"x" * 1_000_000)
             assert refused.status_code == 413 and refused.json()["error"]["code"] == "body_too_long"
         strange = CHAT.replace(b"localhost", b"elsewhere.example") + b"Transfer-Encoding: chunked\r\n\r\n"
         with connect(address, strange) as connection:
@@ -168,8 +169,9 @@ def test_what_follows_a_refusal_is_read_for_a_while_only() -> None:
         assert post(address).status_code == 200
 
 
-def test_an_answer_that_nobody_reads_is_given_up() -> None:
-    with serving(program(strong=lambda _: "long " * 2_000_000), limits={"seconds": 2.0}) as address:
+def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
+    with serving(program(strong=lambda _: "long " * 2_000_000)) as address:
         with connect(address, WHOLE, buffer=4096), connect(address, asking(stream=True), buffer=4096):
             until(lambda: counted(address, 'cowest_connections_closed_total{why="late"}') == 2)
         assert counted(address, "cowest_connections ") == 1, "that which asks"

@@ -66,6 +66,8 @@ def test_a_streamed_answer_is_the_whole_answer_in_events() -> None:
     ("wrong", "status", "says"),
     [
         (b"{", 400, "not JSON"),
+        (b"[" * 50_000, 400, "not JSON"),
+        (b"9" * 5_000, 400, "not JSON"),
         (body(top_k=3), 400, "top_k: Extra inputs"),
         (body(temperature=3.0), 400, "temperature"),
         (body(max_tokens="9"), 400, "max_tokens"),
