@@ -12,6 +12,7 @@ sampling.py     live traces for the next round
 service.py      Service: all of that for one program
 front.py        what every request meets first: key, limits, errors
 app.py          the paths, and their OpenAPI schema
+connections.py  so many connections, and a deadline for each client
 server.py       on a socket, until it is asked to stop
 """
 

@@ -27,7 +27,7 @@ REFUSALS = {
     429: "Too many requests wait; Retry-After says when to come again",
     500: "The server failed",
     502: "A model gave no usable answer",
-    503: "The server is being stopped, or a model is left alone for a while",
+    503: "The server is being stopped, a model is left alone for a while, or too many connections are open",
     504: "The time is over",
 }
 EVENT = {
@@ -188,7 +188,7 @@ def _say_errors_as_openai_does(api: Any) -> None:
     @api.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         if error.status_code in (404, 405):
-            made = refusals.unknown(error.status_code, request.url.path, request.method)
+            made = refusals.unknown(error.status_code, request.scope["path"], request.method)
         else:
             made = Refused(error.status_code, "The body is no JSON that can be read.", "invalid_body")
         return said(made, dict(error.headers or {}))

@@ -43,7 +43,7 @@ class Front:
     """
 
     def __init__(self, app: App, limits: ServeLimits, metrics: Metrics, key: str | None = None) -> None:
-        self.app, self._limits, self._metrics, self._key = app, limits, metrics, key
+        self.app, self.limits, self.metrics, self._key = app, limits, metrics, key
         self.stopping, self.under_way, self.last = False, 0, time.monotonic()
         # Ids are for logs, and no secret: random bits for each would be a call of the system, and a fight for the interpreter.
         self._series, self._numbers = uuid.uuid4().hex[:16], itertools.count(1)
@@ -62,7 +62,7 @@ class Front:
             self.under_way, self.last = self.under_way - 1, time.monotonic()
             seconds = self.last - began
             if scope["path"] == CHAT:
-                self._metrics.ended(sent.status, seconds)
+                self.metrics.ended(sent.status, seconds)
             path = scope["path"] if scope["path"] in PATHS else "(another path)"
             log.info("%s %s %d %.3fs%s", sent.id, path, sent.status, seconds, _said(facts))
 
@@ -74,6 +74,8 @@ class Front:
             await sent.refuse(error)
         except Gone:
             sent.status = GONE
+        except asyncio.CancelledError:  # The server's grace is over: uvicorn would log the whole stack for each request.
+            await sent.refuse(refusals.stopping())
         except Exception as error:  # Its message may hold what was asked: only its kind is logged.
             log.error("%s failed: %s", sent.id, _kinds(error))
             await sent.refuse(refusals.broken())
@@ -103,14 +105,14 @@ class Front:
             Refused: 413 where it is too long, 408 where it does not come.
             Gone: the client went away.
         """
-        most = self._limits.body
+        most = self.limits.body
         said = dict(scope["headers"]).get(b"content-length", b"0")
         too_long = Refused(413, f"The body is longer than {most} bytes ([serve.limits] body).", "body_too_long")
         if said.isdigit() and int(said[:19]) > most:
             raise too_long
         body = bytearray()
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout(self.limits.seconds):
                 more = True
                 while more:
                     message = await receive()
@@ -140,7 +142,7 @@ class _Sent:
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status, self._begun = message["status"], True
-            close = [(b"connection", b"close")] if self._closing() or self.status in (408, 413) else []
+            close = [(b"connection", b"close")] if self._closing() or self.status == 408 else []
             message = {**message, "headers": [*message.get("headers", []), (b"x-request-id", self.id.encode()), *close]}
         await self._send(message)
 

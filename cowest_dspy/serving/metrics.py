@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from cowest_dspy.serving.asking import Answer
 from cowest_dspy.serving.breaker import Breaker, State
 from cowest_dspy.serving.protocol import Failing
 
+Closed = Literal["late", "displaced", "refused", "unreadable"]
+"""Why a connection was closed by the server before its time (connections.py)."""
 CODES: Mapping[State, int] = {"closed": 0, "open": 1, "on trial": 2}
 
 
@@ -31,6 +33,8 @@ class Metrics:
         self._active = Gauge("cowest_active", "Requests that models are asked for now", **of)
         self._waiting = Gauge("cowest_waiting", "Requests that wait for their turn", **of)
         self._breaker = Gauge("cowest_breaker", "0: closed, 1: open, 2: on trial", ["role"], **of)
+        self._connections = Gauge("cowest_connections", "Connections that are open", **of)
+        self._closed = Counter("cowest_connections_closed", "Connections that the server closed before their time", ["why"], **of)
         ProcessCollector(**of)
 
     def watch(self, active: Callable[[], int], waiting: Callable[[], int], breakers: Mapping[Failing, Breaker]) -> None:
@@ -39,6 +43,14 @@ class Metrics:
         self._waiting.set_function(waiting)
         for role, breaker in breakers.items():
             self._breaker.labels(role).set_function(lambda breaker=breaker: CODES[breaker.state])
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Reads the number of open connections when it is asked."""
+        self._connections.set_function(count)
+
+    def closed(self, why: Closed) -> None:
+        """The server closed a connection before its time."""
+        self._closed.labels(why).inc()
 
     def ended(self, status: int, seconds: float) -> None:
         """A chat request was answered."""

@@ -60,6 +60,16 @@ def stopping() -> Refused:
     return Refused(503, "The server is being stopped.", "stopping", retry_after=5.0)
 
 
+def crowded() -> Refused:
+    """As many connections are open as may be, and each waits for its answer."""
+    return Refused(503, "Too many connections: try again later.", "too_many_connections", retry_after=1.0)
+
+
+def unreadable() -> Refused:
+    """What came is no HTTP."""
+    return Refused(400, "This is no HTTP/1.1 request that can be read, or its headers are too long.", "invalid_http")
+
+
 def broken() -> Refused:
     """Something that should not be: the log says what kind."""
     return Refused(500, "The server failed at this request; its log says how.", "internal_error")

@@ -170,29 +170,33 @@ async def _serve(front: Front, listener: socket.socket, grace: float, stop: thre
     """One server, from its start until ``stop`` is set and what was under way is finished, or ``grace`` seconds are over."""
     import uvicorn
 
+    from cowest_dspy.serving.connections import KEEP_ALIVE, Door, connection_class
+
     class Server(uvicorn.Server):
         """Uvicorn's, which leaves signals to interrupts.py."""
 
         def capture_signals(self) -> Any:
             return nullcontext()
 
-    # h11: its parser bounds the size of headers.
+    # A connection's class is h11's, whose parser bounds the size of headers. It is built before the door that it tells.
     config = uvicorn.Config(
         front,
-        http="h11",
+        http=connection_class(lambda why: door.note(why)),
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # Its warnings are of single requests, and say nothing of which.
         access_log=False,
         server_header=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=1,
     )  # pyright: ignore[reportArgumentType]
     server = Server(config)
-    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    serving, door = asyncio.ensure_future(server.serve(sockets=[])), Door(server, listener, front.limits, front.metrics)
     while not server.started and not serving.done():
         await asyncio.sleep(TICK)
     if not serving.done():
+        door.open()
         ready()
     while not stop.is_set() and not serving.done():
         await asyncio.sleep(TICK)
@@ -203,5 +207,6 @@ async def _serve(front: Front, listener: socket.socket, grace: float, stop: thre
     done = time.monotonic()
     while time.monotonic() < min(front.last + QUIET, done + LONGEST_QUIET):
         await asyncio.sleep(TICK)
+    door.close()
     server.should_exit = True
     await serving

@@ -108,9 +108,11 @@ def read_request(data: bytes) -> ChatRequest:
         ProtocolError: no JSON, an unknown field, a value of the wrong type or out of range.
     """
     try:
-        return ChatRequest.model_validate(json.loads(data))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:  # Also of a number too long, of no UTF-8, and of too many brackets.
         raise ProtocolError(400, f"The body is not JSON: {error}.") from None
+    try:
+        return ChatRequest.model_validate(value)
     except ValidationError as error:
         raise ProtocolError(400, f"The request is malformed: {faults(error, 'body', most=None)}.") from None
 

@@ -197,6 +197,7 @@ class _Http(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    timeout = 300.0  # A client that sends nothing would keep its thread for good.
     wbufsize = -1
     server: _Http  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -237,9 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not length.isdecimal() or len(length) > 9:  # "²" is a digit, and no number.
             self.close_connection = True
-            raise ProtocolError(411, "A Content-Length is needed.")
+            raise ProtocolError(411, "A Content-Length below 1 GB is needed.")
         return self.rfile.read(int(length))
 
     def _answer(self, request: ChatRequest, choices: list[Choice], fault: Fault | None) -> None:

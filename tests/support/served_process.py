@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from live_task import started
 
 
 @contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """``cowest serve`` of the slow task in a process: the process, its address, and what it has said so far."""
+def running(folder: Path, *arguments: str, files: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """``cowest serve`` of the slow task in a process: the process, its address, and what it has said so far. ``files``: how many it
+    may have open (on Linux)."""
     with started(folder, "serve", *arguments) as process:
+        if files is not None:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))
         assert process.stdout is not None
         said: list[str] = []
         for line in process.stdout:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -66,6 +68,8 @@ def test_a_streamed_answer_is_the_whole_answer_in_events() -> None:
     ("wrong", "status", "says"),
     [
         (b"{", 400, "not JSON"),
+        (b"[" * 50_000, 400, "not JSON"),
+        (b"9" * 5_000, 400, "not JSON"),
         (body(top_k=3), 400, "top_k: Extra inputs"),
         (body(temperature=3.0), 400, "temperature"),
         (body(max_tokens="9"), 400, "max_tokens"),
@@ -143,3 +147,11 @@ def test_random_faults_are_those_of_the_seed() -> None:
 def test_outside_of_with_it_has_no_address() -> None:
     with pytest.raises(RuntimeError, match="as `with OpenAIServer"):
         _ = OpenAIServer(SCRIPT).api_base
+
+
+@pytest.mark.parametrize("length", ["\xb2", "-1", "9" * 30])
+def test_an_odd_length_of_a_body_is_refused(length: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with OpenAIServer(SCRIPT) as server, socket.create_connection(("127.0.0.1", urlsplit(server.api_base).port or 0), 30) as made:
+        made.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode("latin-1"))
+        assert made.recv(65536).startswith(b"HTTP/1.1 411")
+    assert capfd.readouterr().err == ""
