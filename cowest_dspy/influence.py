@@ -147,7 +147,8 @@ class Influence:
             whatever an optimiser makes of the program that it optimises.
 
     ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser looks for demonstrations, as BootstrapFewShot and MIPROv2
-    do (``trace`` is given), it is whether the draft helped, since -1.0 is true. Where an optimiser asks for words, as GEPA does
+    do (``trace`` is given), it is whether the draft helped, since -1.0 is true; BootstrapFinetune, which gives no trace, needs
+    ``lambda example, prediction, trace=None: influence(example, prediction) > 0``. Where an optimiser asks for words, as GEPA does
     (``pred_name`` is given), it is a ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
 
     Raises, when called:

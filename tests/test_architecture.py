@@ -19,8 +19,7 @@ LIBRARY = ROOT / "cowest_dspy"
 ORDER = (
     "errors", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table", "config",
     "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "escaping", "jsonable", "adapters", "program", "baselines",
-    "rationales",
-    "influence_report", "influence", "evaluators", "schema", "progress", "store",
+    "rationales", "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",
     "summary", "side_by_side", "tracking", "gate", "serving", "experiment", "bundle",

@@ -65,8 +65,8 @@ class GoldLikelihood:
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
     ) -> Any:
-        """A ``dspy.Prediction`` of ``score`` in (0, 1] and ``logprob``, the natural log-probability of the whole answer; for an optimiser
-        that looks for demonstrations (``trace`` is given), the score alone.
+        """A ``dspy.Prediction`` of ``score`` in (0, 1] and ``logprob``, the natural log-probability of the whole answer; for
+        an optimiser that looks for demonstrations (``trace`` is given), the score alone.
 
         Raises:
             ConfigError: the example has no gold answer.

@@ -34,8 +34,8 @@ class Weighted:
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
     ) -> Any:
-        """A ``dspy.Prediction`` of ``score``, the ``feedback`` of the parts that gave one, and the score of each as ``parts``; for an
-        optimiser that looks for demonstrations (``trace`` is given), the score alone. Parts are asked as in an evaluation."""
+        """A ``dspy.Prediction`` of ``score``, the ``feedback`` of the parts that gave one, and the score of each as ``parts``; for
+        an optimiser that looks for demonstrations (``trace`` is given), the score alone. Parts are asked as in an evaluation."""
         scores: dict[str, float] = {}
         words: list[str] = []
         for name, (metric, _) in self.parts.items():
