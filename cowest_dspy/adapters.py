@@ -6,8 +6,9 @@
     assistant  Working: ...
                Answer: ...
 
-A signature with one output field is answered bare, without a label, so that a weak model's draft is its raw completion. Later
-lines of a value are indented by two spaces: no value, whatever it holds, can begin a line with a label.
+A signature with one output field is answered bare, without a label, so that a weak model's draft is its raw completion; where a
+model writes the label all the same ("**Answer:** yes"), it is no part of the value. Later lines of a value are indented by two
+spaces: no value, whatever it holds, can begin a line with a label.
 
 Where an output is one of several choices (``answer: Literal["A", "B"]``), a backend that cannot constrain its output says
 "Answer: b)" or "B. The second one" as often as "B". What is unambiguous among that is read as the choice that it names
@@ -25,9 +26,11 @@ import dspy
 from dspy.adapters.utils import format_field_value, parse_value
 from dspy.utils.exceptions import AdapterParseError
 
+from cowest_dspy.escaping import EscapesData, escape_value
 
-class LineAdapter(dspy.ChatAdapter):
-    """Prompts of labelled lines for any ``dspy.Predict``; one call, and no second try in another format."""
+
+class LineAdapter(EscapesData, dspy.ChatAdapter):
+    """Prompts of labelled lines for any ``dspy.Predict``; one call, no second try in another format. Data is escaped."""
 
     def __init__(self) -> None:
         super().__init__(use_json_adapter_fallback=False)
@@ -64,15 +67,16 @@ class LineAdapter(dspy.ChatAdapter):
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """The output fields of a completion.
 
-        Labels are found at the beginning of a line, in any case; text before the first label belongs to the first field when
-        that has no line of its own. Of a field that comes twice the first counts. For a field that is a ``Literal`` of texts, the
-        documented fallback where outputs are not constrained is :func:`choice_in`.
+        Labels are found at the beginning of a line, in any case and with Markdown's signs around them; text before the first label
+        belongs to the first field when that has no line of its own. Of a field that comes twice the first counts. A field that is
+        alone has its label at the beginning or nowhere. For a field that is a ``Literal`` of texts, the documented fallback where
+        outputs are not constrained is :func:`choice_in`.
 
         Raises:
             AdapterParseError: a field is missing, empty, or not of its type. The raw completion is in ``lm_response``.
         """
         names = list(signature.output_fields)
-        texts = {names[0]: completion.strip()} if len(names) == 1 else _split(names, completion)
+        texts = {names[0]: _unlabelled(names[0], completion)} if len(names) == 1 else _split(names, completion)
         fields: dict[str, Any] = {}
         for name in names:
             text = texts.get(name, "")
@@ -94,7 +98,7 @@ def training_row(signature: type[dspy.Signature], inputs: Mapping[str, Any], out
     """A row for SFT: the prompt in which a predictor of ``signature`` asks, without demos, and ``outputs`` in the form that it
     reads; others than those of the signature are left aside."""
     adapter = LineAdapter()
-    wanted = {name: outputs[name] for name in signature.output_fields}
+    wanted = {name: escape_value(outputs[name]) for name in signature.output_fields}
     completion = adapter.format_assistant_message_content(signature, wanted)
     prompt = adapter.format(signature, [], dict(inputs))
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
@@ -198,7 +202,13 @@ def _value(name: str, text: str, annotation: Any) -> Any:
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     if choices and all(isinstance(choice, str) for choice in choices):
         return choice_in(text, choices, name)
-    return parse_value(text, annotation)
+    try:
+        return parse_value(text, annotation)
+    except ValueError:
+        bare = _CLOSING.sub("", _OPENING.sub("", text))
+        if not choices and annotation not in (int, float, bool):
+            raise
+        return parse_value(bare, annotation)
 
 
 def _shown(field: Any, value: Any) -> Any:
@@ -210,14 +220,40 @@ def _line(name: str, value: Any) -> str:
     return f"{label(name)}: " + "\n  ".join(str(value).splitlines())
 
 
+@lru_cache(maxsize=256)
+def _labels(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the labels of fields at the beginning of a line, each as the group of its place, with what Markdown puts around them:
+    "Answer:", "**Answer:**", "**Answer**:", "### Answer:", "- answer :", "**Answer: yes**" (the group ``open``)."""
+    words = (re.sub(r"[\s_]+", r"[\\s_]+", label(name)) for name in names)
+    either = "|".join(f"({word})" for word in words)
+    return re.compile(
+        rf"^(?:#{{1,6}}[ \t]+|[-*+][ \t]+)?(?P<open>\*\*|__|[*_`])?(?:{either})"
+        r"(?:[ \t]*[:\uff1a](?P<closed>(?P=open))|(?P<closed2>(?P=open))?[ \t]*[:\uff1a])[ \t]*",
+        re.IGNORECASE | re.MULTILINE,
+    )
+
+
+def _unlabelled(name: str, completion: str) -> str:
+    """The value of a field that is alone: the completion, without its label where it begins with one."""
+    text = completion.strip()
+    found = _labels((name,)).match(text)
+    return _after(found, text[found.end() :]) if found else text
+
+
+def _after(found: re.Match[str], text: str) -> str:
+    """The text after a label; where a sign of Markdown that opened before the label closes at the text's end, without it."""
+    mark, text = found["open"], text.strip()
+    closed = not mark or found["closed"] or found["closed2"]
+    return text if closed or not text.endswith(mark) else text[: -len(mark)].strip()
+
+
 def _split(names: list[str], completion: str) -> dict[str, str]:
-    pattern = re.compile(rf"^({'|'.join(re.escape(label(name)) for name in names)})\s*:[ \t]*", re.IGNORECASE | re.MULTILINE)
-    found = list(pattern.finditer(completion))
-    by_label = {label(name).lower(): name for name in names}
+    found = list(_labels(tuple(names)).finditer(completion))
     texts: dict[str, str] = {}
     for match, following in zip(found, [*found[1:], None], strict=False):
-        text = completion[match.end() : following.start() if following else len(completion)].strip()
-        texts.setdefault(by_label[match.group(1).lower()], text)
+        text = _after(match, completion[match.end() : following.start() if following else len(completion)])
+        name = next(name for place, name in enumerate(names) if match.group(place + 2) is not None)
+        texts.setdefault(name, text)
     before = completion[: found[0].start()].strip() if found else ""
     if before:
         texts.setdefault(names[0], before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence import Metric, attempt, score_of
+from cowest_dspy.jsonable import as_text, from_text
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.pool import all_in_order
 from cowest_dspy.program import Collaboration
@@ -72,12 +73,21 @@ def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:
         example_id=example.id,
         inputs=dict(example.inputs().items()),
         gold=_gold(example, last),
-        answer=str(outputs[last]) if last else None,
+        answer=as_text(outputs[last]) if last else None,
         score=score_of(metric, example, outputs) if made.outputs is not None else None,
         error=made.error,
         draft=None if draft is None else str(draft),
-        steps={name: str(value) for name, value in outputs.items() if name != last},
+        steps={name: as_text(value) for name, value in outputs.items() if name != last},
     )
+
+
+def outputs_of(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an answer was, by the names of its fields: the inverse of how it is kept. ``field`` is the answer's own, ``types`` those
+    of the program's outputs (``Collaboration.output_types``). None where there is no answer."""
+    if answer.error is not None:
+        return None
+    texts = {**answer.steps, field: answer.answer}
+    return {name: None if text is None else from_text(text, types.get(name, str)) for name, text in texts.items()}
 
 
 def _gold(example: dspy.Example, field: str | None) -> str:

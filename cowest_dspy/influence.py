@@ -103,6 +103,12 @@ def said(given: Any, example: dspy.Example) -> Said:
     return Said(value, str(beside.get("feedback") or ""), dict(beside.get("parts") or {}))
 
 
+def graded(found: dspy.Prediction, trace: Any, pred_name: Any) -> float | dspy.Prediction:
+    """A metric's value as its caller can use it: the score alone where demonstrations are looked for (``trace`` is given), since a
+    ``dspy.Prediction`` is true whatever its score; otherwise with the words beside it."""
+    return found if trace is None or pred_name is not None else float(found.score)
+
+
 @dataclass(frozen=True)
 class Scored:
     """What a metric said of an answer: a score in [0, 1] with words beside it, or why there is none; and the calls that it made
@@ -140,8 +146,10 @@ class Influence:
         program: a bound :class:`Collaboration`; its ``alone`` is asked once per example, however many drafts there are, and
             whatever an optimiser makes of the program that it optimises.
 
-    ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser asks for words, as GEPA does, it is a
-    ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
+    ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser looks for demonstrations, as BootstrapFewShot and MIPROv2
+    do (``trace`` is given), it is whether the draft helped, since -1.0 is true; BootstrapFinetune, which gives no trace, needs
+    ``lambda example, prediction, trace=None: influence(example, prediction) > 0``. Where an optimiser asks for words, as GEPA does
+    (``pred_name`` is given), it is a ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
 
     Raises, when called:
         DataError: the strong model alone failed on the example, so that there is nothing to compare with.
@@ -160,9 +168,11 @@ class Influence:
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> float | dspy.Prediction:
+    ) -> float | bool | dspy.Prediction:
         explained = self.explained(example, prediction)
-        return explained.score if pred_name is None else explained
+        if pred_name is not None:
+            return explained
+        return explained.score if trace is None else explained.score > 0
 
     def explained(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
         """``score``, the influence, and ``feedback``: what the draft changed in words."""

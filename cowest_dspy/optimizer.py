@@ -18,13 +18,12 @@ from typing import Any, cast
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.data import with_ids
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.evaluators import Rubric
 from cowest_dspy.influence import Metric, named
 from cowest_dspy.lms.recording import unrecorded
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program import Collaboration, prompt_adapter
 from cowest_dspy.rounds import RoundHistory, Rounds, Task
 from cowest_dspy.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.store import Store
@@ -155,7 +154,7 @@ class CoWest(Teleprompter):
         return Rounds(stages, models, lambda: self._task(student, train, held), self.rules, first=first).run(start)
 
     def _task(self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]) -> Task:
-        adapter = type(student.adapter or dspy.settings.adapter or LineAdapter()).__name__
+        adapter = type(prompt_adapter(student.adapter)).__name__
         asked = [digest(example.toDict()) for example in train]
         meaning = digest(
             [student.dump_state(), adapter, vars(self.sampling), self.answers, _says(self.evaluator), _says(self.metric), asked]

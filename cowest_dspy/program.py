@@ -18,6 +18,7 @@ import dspy
 from cowest_dspy import notebook
 from cowest_dspy.adapters import LineAdapter, labelled_lines
 from cowest_dspy.errors import ProgramError, masked, nearest
+from cowest_dspy.escaping import escape, escaping
 from cowest_dspy.lms.recording import recorded
 from cowest_dspy.tables import DraftFormat
 
@@ -61,8 +62,8 @@ class Collaboration(dspy.Module):
         demos: worked examples for refine; alone gets the same without their draft.
         adapter: the adapter of all prompts; by default ``dspy.settings.adapter``, otherwise :class:`LineAdapter`.
 
-    The draft reaches the strong model as data: control characters and chat-template tokens are made harmless, and its length
-    is capped at 4,000 characters.
+    Inputs, demos and the draft reach a model as data, with a draft and without one alike: what would be a token of a chat template
+    or a mark of the adapter in them is made harmless. A draft has no control characters, and at most 4,000 characters.
 
     Raises:
         ProgramError: neither a signature nor both modules; an unknown format; it is not clear which input of refine carries the
@@ -115,6 +116,12 @@ class Collaboration(dspy.Module):
     def answer_fields(self) -> tuple[str, ...]:
         """The fields of an answer: the outputs of refine's last predictor. A draft that has them all can be scored as an answer."""
         return tuple(signature_of(self.refine.predictors()[-1]).output_fields)
+
+    @property
+    def output_types(self) -> dict[str, Any]:
+        """The types of refine's outputs by name, by which an answer that was kept becomes again what it was."""
+        predictors = [signature_of(one) for one in self.refine.predictors()]
+        return {name: field.annotation for signature in predictors for name, field in signature.output_fields.items()}
 
     def holds_answer(self, outputs: Mapping[str, Any]) -> bool:
         """Whether a draft's outputs have all fields of an answer."""
@@ -212,7 +219,7 @@ class Collaboration(dspy.Module):
             (name, role, notebook.said(_told_lm(module)), notebook.said(_form(module)), *_asked(module))
             for name, role, module in parts
         ]
-        adapter = type(self.adapter or dspy.settings.adapter or LineAdapter()).__name__
+        adapter = type(prompt_adapter(self.adapter)).__name__
         history = [getattr(self, name, ()) for name in ("rounds", "steps")]
         return notebook.view(
             "Collaboration",
@@ -230,8 +237,14 @@ class Collaboration(dspy.Module):
 @contextmanager
 def speaking(adapter: dspy.Adapter | None) -> Iterator[None]:
     """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``, otherwise a LineAdapter."""
-    with dspy.context(adapter=adapter or dspy.settings.adapter or LineAdapter()):
+    with dspy.context(adapter=prompt_adapter(adapter)):
         yield
+
+
+def prompt_adapter(adapter: dspy.Adapter | None) -> dspy.Adapter:
+    """The adapter of a program's prompts: ``adapter``, by default ``dspy.settings.adapter``, otherwise a LineAdapter. It escapes
+    data (escaping.py)."""
+    return escaping(adapter or dspy.settings.adapter or LineAdapter())
 
 
 def _told_lm(module: dspy.Module) -> str:
@@ -268,17 +281,13 @@ def draft_text(prediction: dspy.Prediction, field: str) -> str:
     return labelled_lines(outputs)
 
 
-# Tokens of chat templates (<|im_end|>, </s>, <end_of_turn>, [INST], DeepSeek's full-width bars), tags, and DSPy's field marks.
-_SPECIAL = re.compile(r"<(?=[|\uff5c]|/?[A-Za-z_]\w{0,40}\s*/?>)|\[(?=/?INST\]|\[ ?##)")
-
-
 def presentable(draft: str) -> str:
-    """A draft as harmless data: no control characters, no chat-template tokens, no marks of a field, at most 4,000 characters.
+    """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000 characters.
 
     ``presentable("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes it for the end of a turn.
     """
     visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())
-    return _SPECIAL.sub(lambda match: match.group() + " ", visible.strip())[:LONGEST_DRAFT].strip()
+    return escape(visible.strip())[:LONGEST_DRAFT].strip()
 
 
 def _drafter(task: type[dspy.Signature] | None, draft: str) -> dspy.Module:

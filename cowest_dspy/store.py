@@ -25,6 +25,7 @@ from dspy.lm15 import Request, Response
 
 from cowest_dspy.budget import Bill, Budget, Clock, Guard, Paying
 from cowest_dspy.errors import StoreError, masked
+from cowest_dspy.jsonable import plain
 from cowest_dspy.lms import wire
 from cowest_dspy.lms.recording import failure
 from cowest_dspy.progress import Journal, Limit, Spent
@@ -331,12 +332,13 @@ class Store:
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])
 
     def keep(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces an earlier."""
+        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces an earlier. It is read again in
+        what JSON has (jsonable.py)."""
         self.keep_all(kind, {key: value})
 
     def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps several records in one transaction."""
-        texts = {key: _dumps(dict(value)) for key, value in values.items()}
+        texts = {key: _dumps(plain(dict(value))) for key, value in values.items()}
         kind = self._part + kind
         rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
         with self._writing():

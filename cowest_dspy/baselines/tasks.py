@@ -17,7 +17,7 @@ import dspy
 
 from cowest_dspy.adapters import LineAdapter, label
 from cowest_dspy.errors import DataError, ProgramError
-from cowest_dspy.program import Collaboration, signature_of, speaking
+from cowest_dspy.program import Collaboration, prompt_adapter, signature_of, speaking
 
 Task: TypeAlias = "Collaboration | dspy.Module | str | type[dspy.Signature]"
 REASONING = "reasoning"
@@ -84,7 +84,7 @@ def chain_of_thought(task: Task) -> Baseline:
     if REASONING in signature.output_fields:
         return made
     signature = signature.prepend(REASONING, dspy.OutputField(desc="${reasoning}"), str)
-    if isinstance(made.adapter or dspy.settings.adapter or LineAdapter(), LineAdapter):
+    if isinstance(prompt_adapter(made.adapter), LineAdapter):
         lines = ", ".join(f'"{label(name)}: ..."' for name in signature.output_fields)
         signature = signature.with_instructions(
             f"{signature.instructions.strip()}\nThink step by step first. Write lines: {lines}."

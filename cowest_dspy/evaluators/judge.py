@@ -21,8 +21,9 @@ from dspy.utils.exceptions import AdapterParseError
 
 from cowest_dspy.adapters import LineAdapter, label, labelled_lines
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.influence import graded
 from cowest_dspy.lms.recording import recorded, sampling
-from cowest_dspy.program import presentable
+from cowest_dspy.program import presentable, speaking
 
 NOT_SHOWN = ("draft", "logprobs")
 
@@ -114,8 +115,9 @@ class Judge:
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> dspy.Prediction:
-        """The score in [0, 1] with ``feedback`` (the judge's first reason) and the mean of each criterion.
+    ) -> Any:
+        """A ``dspy.Prediction`` of ``score`` in [0, 1], ``feedback`` (the judge's first reason) and the mean of each criterion;
+        for an optimiser that looks for demonstrations (``trace`` is given), the score alone.
 
         Raises:
             AdapterParseError: a rating is missing or not from 1 to best; and whatever the LM raises.
@@ -124,7 +126,7 @@ class Judge:
         means = {one.name: statistics.fmean(ratings[one.name] for ratings, _ in made) for one in self.rubric.criteria}
         score = statistics.fmean(self.rubric.score(ratings) for ratings, _ in made)
         spread = {name: (mean - 1) / (self.rubric.best - 1) for name, mean in means.items()}
-        return dspy.Prediction(score=score, feedback=made[0][1], **spread)
+        return graded(dspy.Prediction(score=score, feedback=made[0][1], **spread), trace, pred_name)
 
     def compare(self, example: dspy.Example, one: Any, other: Any) -> dspy.Prediction:
         """Which of two answers is better: ``score`` in [-1, 1], 1 where ``one`` is, 0 where they are alike.
@@ -156,7 +158,7 @@ class Judge:
 
     def _asked(self, predictor: dspy.Predict, number: int, **inputs: str) -> dspy.Prediction:
         # The first time as if it were the only one, so that asking for more repeats later asks only for the rest.
-        with dspy.context(adapter=self.adapter):
+        with speaking(self.adapter):
             if not number:
                 return predictor(**inputs)
             with sampling(seed=number):

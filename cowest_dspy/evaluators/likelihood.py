@@ -12,11 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import dspy
 
-from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.errors import ConfigError, ProgramError
+from cowest_dspy.influence import graded
 from cowest_dspy.lms.likelihood import Likelihood
 from cowest_dspy.lms.recording import unrecorded
-from cowest_dspy.program import Collaboration, signature_of
+from cowest_dspy.program import Collaboration, prompt_adapter, signature_of
 
 
 @runtime_checkable
@@ -64,8 +64,9 @@ class GoldLikelihood:
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> dspy.Prediction:
-        """``score`` in (0, 1], and ``logprob``, the natural log-probability of the whole answer.
+    ) -> Any:
+        """A ``dspy.Prediction`` of ``score`` in (0, 1] and ``logprob``, the natural log-probability of the whole answer; for
+        an optimiser that looks for demonstrations (``trace`` is given), the score alone.
 
         Raises:
             ConfigError: the example has no gold answer.
@@ -74,7 +75,8 @@ class GoldLikelihood:
         if self.gold not in example:
             raise ConfigError(f'likelihood needs the gold answer, but an example has no "{self.gold}".')
         found = self._engine.score([self.asked(example, prediction)], model=self._model)[0]
-        return dspy.Prediction(score=min(1.0, math.exp(found.per_token)), feedback="", logprob=found.logprob)
+        score = min(1.0, math.exp(found.per_token))
+        return graded(dspy.Prediction(score=score, feedback="", logprob=found.logprob), trace, pred_name)
 
     def asked(self, example: dspy.Example, prediction: Any) -> tuple[list[dict[str, str]], str]:
         """The chat messages, and the gold answer as the model would have to write it."""
@@ -88,6 +90,6 @@ class GoldLikelihood:
         for name in signature.output_fields:
             if name != self.field:
                 signature = signature.delete(name)
-        adapter = program.adapter or dspy.settings.adapter or LineAdapter()
+        adapter = prompt_adapter(program.adapter)
         messages: Any = adapter.format(signature, list(predictor.demos), inputs)
         return messages, adapter.format_assistant_message_content(signature, {self.field: str(example[self.gold])})

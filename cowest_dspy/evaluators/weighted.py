@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.influence import Metric, said
+from cowest_dspy.influence import Metric, graded, said
 
 
 class Weighted:
@@ -33,15 +33,17 @@ class Weighted:
 
     def __call__(
         self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
-    ) -> dspy.Prediction:
-        """``score``, the ``feedback`` of the parts that gave one, and the score of each part as ``parts``."""
+    ) -> Any:
+        """A ``dspy.Prediction`` of ``score``, the ``feedback`` of the parts that gave one, and the score of each as ``parts``; for
+        an optimiser that looks for demonstrations (``trace`` is given), the score alone. Parts are asked as in an evaluation."""
         scores: dict[str, float] = {}
         words: list[str] = []
         for name, (metric, _) in self.parts.items():
-            found = said(metric(example, prediction, trace=trace), example)
+            found = said(metric(example, prediction, trace=None), example)
             scores[name] = found.score
             if found.feedback:
                 words.append(f"{name}: {found.feedback}")
         total = sum(weight for _, weight in self.parts.values())
         score = sum(scores[name] * weight for name, (_, weight) in self.parts.items()) / total
-        return dspy.Prediction(score=min(1.0, max(0.0, score)), feedback="\n".join(words), parts=scores)
+        found = dspy.Prediction(score=min(1.0, max(0.0, score)), feedback="\n".join(words), parts=scores)
+        return graded(found, trace, pred_name)

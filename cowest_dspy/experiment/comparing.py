@@ -15,6 +15,7 @@ from typing import Any
 
 import dspy
 
+from cowest_dspy.arms import outputs_of
 from cowest_dspy.comparison import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.corpus import corpus_interval, is_corpus_metric
 from cowest_dspy.errors import ConfigError, PairsError, nearest
@@ -23,6 +24,7 @@ from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, d
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.influence import score_of
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import code_of, load
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.alike import alike_drafts
@@ -130,7 +132,7 @@ class Compared:
             return None
         stage = stage_of("compared", name)
         cost = part.store.record("stage", stage)
-        extra, intervals = self._more_scores(arm, part.splits[self.rules.split], part.program.answer_fields[-1])
+        extra, intervals = self._more_scores(arm, part.splits[self.rules.split], part.program)
         return ComparedArm(arm, seed, extra, intervals, Stage(stage, **cost) if cost else None)
 
     def _answered(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
@@ -146,13 +148,12 @@ class Compared:
         )
 
     def _more_scores(
-        self, arm: Arm, examples: Sequence[dspy.Example], answer_field: str
+        self, arm: Arm, examples: Sequence[dspy.Example], program: Collaboration
     ) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
         """The scores of [compare] also. Failures are none of a score of single examples; one of a corpus is told of them."""
-        given = [
-            dspy.Prediction(**answer.steps, **{answer_field: answer.answer}) if answer.error is None else None
-            for answer in arm.answers
-        ]
+        field, types = program.answer_fields[-1], program.output_types
+        kept = [outputs_of(answer, field, types) for answer in arm.answers]
+        given = [None if outputs is None else dspy.Prediction(**outputs) for outputs in kept]
         values: dict[str, float | None] = {}
         ends: dict[str, tuple[float, float] | None] = {}
         for name, metric in self.scores.items():

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import dspy
-
-from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.evaluators.likelihood import ScoringEngine
 from cowest_dspy.lms.recording import unrecorded
-from cowest_dspy.program import Collaboration, signature_of
+from cowest_dspy.program import Collaboration, prompt_adapter, signature_of
 
 
 class DraftLikelihood:
@@ -51,7 +48,7 @@ class DraftLikelihood:
 
     def _prompt(self, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
         (predictor,) = self._program.draft.predictors()
-        adapter = self._program.adapter or dspy.settings.adapter or LineAdapter()
+        adapter = prompt_adapter(self._program.adapter)
         return adapter.format(signature_of(predictor), list(predictor.demos), dict(inputs))
 
 

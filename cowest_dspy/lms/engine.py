@@ -223,7 +223,8 @@ class TransformersEngine:
         """The prompt's tokens, how many of them can be shared, and the tokens of ``text`` with the end of the turn."""
         tokens, head = self._tokens(messages)
         tokenizer = self._load().tokenizer
-        target = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+        assert self._chat is not None
+        target = (*self._chat.text(text), tokenizer.eos_token_id)
         if len(target) > self._room(tokens):
             raise ContextLengthError(
                 f"{self.model_id}: {len(tokens)} prompt tokens and a text of {len(target)} do not fit its context."

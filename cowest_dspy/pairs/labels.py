@@ -12,6 +12,7 @@ import dspy
 from cowest_dspy import notebook
 from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.errors import PairsError
+from cowest_dspy.escaping import escape
 from cowest_dspy.hiding import Hiding, mark
 from cowest_dspy.pairs.gate import Gate, Rules, influence_of
 from cowest_dspy.pairs.pair import Messages, listed
@@ -160,7 +161,7 @@ def _label(trace: Trace, same: bool | None) -> bool | None:
 def _draft(trace: Trace, label: bool, run: str) -> LabelledDraft:
     return LabelledDraft(
         prompt=trace.prompt,
-        completion=({"role": "assistant", "content": trace.completion},),
+        completion=({"role": "assistant", "content": escape(trace.completion)},),
         label=label,
         example_id=trace.example_id,
         draft_index=trace.draft_index,

@@ -8,6 +8,7 @@ from typing import Literal
 import dspy
 
 from cowest_dspy.errors import PairsError, nearest
+from cowest_dspy.escaping import escape
 from cowest_dspy.hiding import Hiding
 from cowest_dspy.pairs.gate import ROUNDING, Gate, Rules, influence_of
 from cowest_dspy.pairs.model import PreferencePairs
@@ -144,8 +145,8 @@ _STRATEGIES: dict[str, Callable[[Sequence[Trace], Sequence[Trace], float], Itera
 def _pair(chosen: Trace, rejected: Trace, run: str) -> Pair:
     return Pair(
         prompt=chosen.prompt,
-        chosen=({"role": "assistant", "content": chosen.completion},),
-        rejected=({"role": "assistant", "content": rejected.completion},),
+        chosen=({"role": "assistant", "content": escape(chosen.completion)},),
+        rejected=({"role": "assistant", "content": escape(rejected.completion)},),
         example_id=chosen.example_id,
         chosen_index=chosen.draft_index,
         rejected_index=rejected.draft_index,

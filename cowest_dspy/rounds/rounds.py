@@ -175,7 +175,7 @@ class Rounds:
         margin = [task.sampling.margin] if task.sampling.adaptive else []
         identity = digest([task.meaning, number, program.weak.model, program.strong.model, *margin])
         if (store.record("done", name) or {}).get("identity") == identity:
-            return StoredTraces(store, round=number)
+            return StoredTraces(store, round=number, types=program.output_types)
         title = f"Collecting drafts and their influence{_of_round(number)}"
         with self._stages.stage(name, title) as progress:
             traces = collect(

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
+from cowest_dspy.jsonable import plain
 from cowest_dspy.serve_table import SampleRules
 from cowest_dspy.serving.asking import Answer
 from cowest_dspy.serving.protocol import Failing
@@ -98,14 +97,14 @@ def live_trace(inputs: dict[str, Any], answer: Answer, models: dict[Failing, str
     alone ``alone``. Its id is that of its inputs."""
     last = answer.weak_calls[-1] if answer.weak_calls else None
     failed = ", ".join(f"the {role} model failed ({kind})" for role, kind in answer.failed.items())
-    plain: dict[str, Any] = to_jsonable_python(inputs, fallback=str)
+    given: dict[str, Any] = plain(inputs)
     outputs = dict(answer.outputs)
     whole = answer.fallback != "draft"
     return Trace(
-        example_id=hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],
+        example_id=hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16],
         draft_index=0,
         round=0,
-        inputs=plain,
+        inputs=given,
         gold={},
         prompt=last.messages if last else (),
         completion=last.text if last else "",
@@ -125,7 +124,7 @@ def live_trace(inputs: dict[str, Any], answer: Answer, models: dict[Failing, str
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The same as JSON can say it."""
-    return json.loads(sayable(json.dumps(to_jsonable_python(values, fallback=str), ensure_ascii=False)))
+    return json.loads(sayable(json.dumps(plain(values), ensure_ascii=False)))
 
 
 def live_traces(run: str | Path) -> list[Trace]:

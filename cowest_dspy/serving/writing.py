@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from pydantic_core import to_jsonable_python
 
 from cowest_dspy.adapters import LineAdapter
+from cowest_dspy.escaping import escape_field_marks, escape_value
+from cowest_dspy.jsonable import plain
 from cowest_dspy.serving.asking import Answer
 from cowest_dspy.serving.protocol import ChatCompletion, Choice, Failing, Said, Told, Usage
 from cowest_dspy.serving.reading import Asked, Task, only
@@ -60,20 +61,16 @@ def _said(answer: Answer, asked: Asked, task: Task) -> str:
         if not whole:
             raise Refused(502, "The strong model gave no usable answer, and the draft is none.", "strong_model_failed")
     if asked.form == "json":
-        return json.dumps({name: to_jsonable_python(outputs[name], fallback=str) for name in asked.fields}, ensure_ascii=False)
+        return json.dumps({name: plain(outputs[name]) for name in asked.fields}, ensure_ascii=False)
     if asked.form == "marks":
         # A value must not end where another one would begin.
-        safe = {name: _unmarked(outputs[name]) for name in asked.fields}
+        safe = {name: escape_value(outputs[name], escape_field_marks) for name in asked.fields}
         return dspy.ChatAdapter().format_assistant_message_content(only(task.signature, asked.fields), safe)
     return _text(outputs, asked, task)
 
 
 def _text(outputs: dict[str, Any], asked: Asked, task: Task) -> str:
     return LineAdapter().format_assistant_message_content(only(task.signature, asked.fields), outputs)
-
-
-def _unmarked(value: Any) -> Any:
-    return re.sub(r"\[(?=\[ ?##)", "[ ", value) if isinstance(value, str) else value
 
 
 def told(answer: Answer, asked: Asked, models: Mapping[Failing, str]) -> Told:

@@ -68,7 +68,7 @@ def collect(
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
     many, ahead = under_way(threads, plan.sampling.drafts, weak_threads)
-    tally, keeper = _Tally(max_failed), _Keeper(store, plan.sampling.round)
+    tally, keeper = _Tally(max_failed), _Keeper(store, plan)
     # DSPy's trace and history would hold every call of the run.
     with (
         keeper,
@@ -107,8 +107,8 @@ def _check(plan: Plan) -> None:
 class _Keeper:
     """Where traces go as they come: into the store, several in one transaction, or into a list."""
 
-    def __init__(self, store: Store | None, round: int) -> None:
-        self._store, self._round = store, round
+    def __init__(self, store: Store | None, plan: Plan) -> None:
+        self._store, self._round, self._types = store, plan.sampling.round, plan.program.output_types
         self._held: list[Trace] = []
         self._saved: Saved = {"weak_calls": 0, "strong_calls": 0}
         self._since = time.monotonic()
@@ -134,7 +134,7 @@ class _Keeper:
     def traces(self) -> Traces:
         """All of them."""
         if self._store:
-            return StoredTraces(self._store, round=self._round)
+            return StoredTraces(self._store, round=self._round, types=self._types)
         held = HeldTraces(self._held)
         held.saved = self._saved
         return held

@@ -6,9 +6,9 @@ Both are sequences of traces in the order of examples and drafts, and both say i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import overload
+from typing import Any, overload
 
 from cowest_dspy import notebook
 from cowest_dspy.hiding import Hiding, hide_inputs, names_hidden_in
@@ -43,10 +43,12 @@ class StoredTraces(Sequence[Trace]):
     Args:
         store: the run's.
         round: only those of this round; all by default.
+        types: of the program's outputs (``Collaboration.output_types``), by which answers become again what they were: pydantic
+            models, enums, times. Without them they are in what JSON has.
     """
 
-    def __init__(self, store: Store, *, round: int | None = None) -> None:
-        self._store, self._start = store, "" if round is None else f"{round}/"
+    def __init__(self, store: Store, *, round: int | None = None, types: Mapping[str, Any] | None = None) -> None:
+        self._store, self._start, self._types = store, "" if round is None else f"{round}/", types
         self.saved: Saved = {"weak_calls": 0, "strong_calls": 0}
         for key, record in store.records("saved").items():
             if round is None or key == str(round):
@@ -56,7 +58,7 @@ class StoredTraces(Sequence[Trace]):
         return self._store.count(KIND, start=self._start)
 
     def __iter__(self) -> Iterator[Trace]:
-        return (Trace.from_dict(value) for _, value in self._store.each(KIND, start=self._start))
+        return (Trace.from_dict(value, self._types) for _, value in self._store.each(KIND, start=self._start))
 
     @overload
     def __getitem__(self, index: int) -> Trace: ...

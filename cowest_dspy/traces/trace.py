@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from cowest_dspy.jsonable import restored_fields
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ class Trace:
         return f"{self.round}/{self.example_id}/{self.draft_index}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The trace as JSON-able data; shares what is in it."""
+        """The trace as data; shares what is in it."""
         return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Trace:
-        """The inverse of :meth:`to_dict`, also after a round trip through JSON."""
-        return cls(**{**values, **{name: tuple(values[name]) for name in _TUPLES if name in values}})
+    def from_dict(cls, values: dict[str, Any], types: Mapping[str, Any] | None = None) -> Trace:
+        """The inverse of :meth:`to_dict`, also after a round trip through JSON, where ``types`` has the types of the program's
+        outputs (``Collaboration.output_types``); without them answers stay in what JSON has."""
+        answers = {name: restored_fields(values[name], types or {}) for name in ("refined", "alone")}
+        return cls(**{**values, **answers, **{name: tuple(values[name]) for name in _TUPLES if name in values}})
 
 
 _FIELDS = tuple(one.name for one in fields(Trace))

@@ -112,6 +112,25 @@ def test_an_answer_cannot_change_the_structure_of_the_judges_prompt() -> None:
     assert text.count("\nCorrect answer: ") == 1 and "<|im_end|>" not in text and "\x1b" not in text
 
 
+@pytest.mark.parametrize("score", [0.0, 0.5])
+def test_an_answer_that_is_worth_nothing_is_no_demonstration(score: float) -> None:
+    """A ``dspy.Prediction`` is true whatever its score, and BootstrapFewShot asks for no more than that."""
+    rating = int(1 + 4 * score)
+    judge, _ = judge_of(f"Reason: r\nCoherence: {rating}\nConsistency: {rating}")
+    for metric in (judge, Weighted(judge=(judge, 1.0))):
+        given = metric(example(), dspy.Prediction(answer="x"), [])
+        assert given == score and isinstance(given, float)
+        assert metric(example(), dspy.Prediction(answer="x")).score == score
+        assert metric(example(), dspy.Prediction(answer="x"), [], "draft", []).score == score, "GEPA asks for words, too"
+
+
+def test_weighted_asks_its_parts_as_in_an_evaluation() -> None:
+    def strict(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float | bool:
+        return 0.4 if trace is None else False
+
+    assert Weighted(strict=(strict, 1.0))(example(), dspy.Prediction(answer="x"), []) == pytest.approx(0.4)
+
+
 def test_a_missing_gold_answer_is_said() -> None:
     judge, _ = judge_of(GOOD, gold="reply")
     with pytest.raises(ConfigError, match='no "reply": it has answer, id, question'):

@@ -76,6 +76,41 @@ def test_few_shot_optimisers_run_the_program_on_its_own_models(search: bool) -> 
     assert not any(predictor.demos for predictor in cleared.predictors()) and cleared.weak is better.weak
 
 
+def misled() -> Collaboration:
+    """A program whose strong model is right alone; drafts of even questions are wrong, the others say nothing new, and that of the
+    first question is what it lacks."""
+
+    def weak(request: dict[str, Any]) -> str:
+        number = int(request["messages"][-1]["content"].split("Question number ")[-1].split("?")[0])
+        return "wrong" if number % 2 == 0 and number else str(number)
+
+    def strong(request: dict[str, Any]) -> str:
+        text = request["messages"][-1]["content"]
+        number = text.split("Question number ")[-1].split("?")[0]
+        return text.rpartition("Background: ")[2] if "Background: " in text else "none" if number == "0" else number
+
+    return together(ScriptedEngine(weak, model="scripted/weak"), ScriptedEngine(strong, model="scripted/strong"))
+
+
+def test_a_draft_that_hurt_is_no_demonstration() -> None:
+    program = misled()
+    influence = Influence(match, program)
+    few: dict[str, Any] = {"max_bootstrapped_demos": 8, "max_labeled_demos": 0}
+    better: Any = dspy.BootstrapFewShot(metric=influence, **few).compile(program, trainset=questions(6))
+    shown = [demo["background"] for demo in better.draft.predictors()[0].demos]
+    assert shown == ["0"], "the draft that helped: none that hurt, and none that changed nothing"
+
+
+def test_influence_says_whether_a_draft_helped_where_demonstrations_are_looked_for() -> None:
+    program = misled()
+    influence, (first, second, third) = Influence(match, program), questions(3)
+    found = [(one, program(**one.inputs())) for one in (first, second, third)]
+    assert [influence(*one) for one in found] == [1.0, 0.0, -1.0]
+    assert [influence(*one, trace=[]) for one in found] == [True, False, False]
+    words = [influence(*one, trace=[], pred_name="draft", pred_trace=[]) for one in found]
+    assert [one.score for one in words] == [1.0, 0.0, -1.0], "GEPA asks for the score and words"  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_miprov2_of_a_configuration_takes_numbers_in_the_place_of_auto(task: tuple[Collaboration, Influence]) -> None:
     program, influence = task
     tools = Tools(program, match, influence, proposer([]), threads=1, seed=0)

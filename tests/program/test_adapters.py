@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import dspy
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cowest_dspy import LineAdapter
 from cowest_dspy.adapters import choice_in
-from cowest_dspy.influence import attempt
+from cowest_dspy.influence import Influence, attempt
 from cowest_dspy.program import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
@@ -238,3 +238,109 @@ def test_law_a_repair_is_a_choice_or_an_error(choices: list[str], before: str, a
 def test_law_marks_case_and_joints_do_not_change_the_choice(choice: str, mark: str, upper: bool) -> None:
     said = f"{mark}{choice.upper() if upper else choice}{mark}"
     assert {choice_in(said.replace(" ", joint), LABELS) for joint in " _-" if joint != "-" or mark != " "} == {choice}
+
+
+# One output, with its label
+
+
+def answered_by(kind: Any, completion: str) -> Any:
+    fields: Any = {"question": (str, dspy.InputField()), "final_answer": (kind, dspy.OutputField())}
+    return LineAdapter().parse(dspy.make_signature(fields, "Answer."), completion)["final_answer"]
+
+
+LABELLED = (
+    "Final answer: {}",
+    "final answer: {}",
+    "FINAL ANSWER : {}",
+    "final_answer: {}",
+    "Final answer:\n{}",
+    "\n Final answer:\n\n{}\n",
+    "**Final answer:** {}",
+    "**Final answer**: {}",
+    "**Final answer: {}**",
+    "__Final answer:__ {}",
+    "*Final answer:* {}",
+    "### Final answer: {}",
+    "- **Final Answer:** {}",
+    "Final answer\uff1a{}",
+    "{}",
+)
+
+
+@pytest.mark.parametrize("form", LABELLED)
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (str, "yes", "yes"),
+        (str, "12 bar: at most\nNote: never more", "12 bar: at most\nNote: never more"),
+        (int, "12", 12),
+        (int, "-7", -7),
+        (float, "0.5", 0.5),
+        (bool, "True", True),
+        (bool, "no", False),
+        (Literal["A", "B"], "B", "B"),
+        (Literal[1, 2], "2", 2),
+        (list[str], '["a", "b"]', ["a", "b"]),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+    ],
+)
+def test_the_label_of_a_single_output_is_no_part_of_its_value(kind: Any, text: str, value: Any, form: str) -> None:
+    found = answered_by(kind, form.format(text))
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("completion", ["**12**", "12.", "Final answer: **12**", "`12`"])
+def test_a_number_is_read_with_the_signs_that_small_models_put_around_it(completion: str) -> None:
+    assert answered_by(int, completion) == 12
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Note: it may run at 25 bar.",
+        "Final answers: two",
+        "Finally, answer: yes",
+        "The final answer: yes",
+        "Question: what else?",
+        "**Bold** words",
+        "# Heading\nFinal answer: yes",
+        "Finalanswer: yes",
+        "https://a.b/c",
+    ],
+)
+def test_an_answer_that_begins_with_other_words_and_a_colon_stays_as_it_is(answer: str) -> None:
+    assert answered_by(str, answer) == answer
+
+
+@pytest.mark.parametrize("completion", ["Final answer:", "**Final answer:**", "Final answer: **"])
+def test_a_label_with_nothing_behind_it_is_no_answer(completion: str) -> None:
+    if completion.endswith(": **"):
+        assert answered_by(str, completion) == "**"
+        return
+    with pytest.raises(AdapterParseError):
+        answered_by(str, completion)
+
+
+@given(st.text(), st.sampled_from(LABELLED[:-1]))
+def test_any_text_is_read_from_behind_its_label(text: str, form: str) -> None:
+    bare = text.strip()
+    if not bare or bare.startswith(("*", "_", "`")) or bare.endswith(("*", "_")) or answered_by(str, bare) != bare:
+        return
+    assert answered_by(str, form.format(bare)) == bare
+
+
+def test_labels_in_bold_are_found_where_there_are_several_outputs() -> None:
+    assert LineAdapter().parse(Worked, "**Working:** 4 + 5\n= 9\n\n**Answer:** 9") == {"working": "4 + 5\n= 9", "answer": "9"}
+    assert LineAdapter().parse(Worked, "## Working: 4 + 5\n**Answer: 9**") == {"working": "4 + 5", "answer": "9"}
+
+
+def test_influence_is_not_lost_by_a_label() -> None:
+    weak = ScriptedEngine(lambda request: "A hint.").lm()
+    strong = ScriptedEngine(lambda request: "Answer: yes" if "Background" in request["messages"][-1]["content"] else "no").lm()
+    program = Collaboration("question -> answer").bind(weak=weak, strong=strong)
+    one = dspy.Example(question="May it run?", answer="yes").with_inputs("question")
+    prediction = program(question="May it run?")
+    assert (
+        Influence(lambda example, prediction, trace=None: float(prediction.answer == example.answer), program)(one, prediction)
+        == 1.0
+    )
