@@ -6,14 +6,15 @@
 Before each real call the guard looks at what was spent, by this process and by those before it on the same run folder; what the
 store can answer is free. ``strong_calls`` counts every attempt on the strong model's id, retries and calls under way included, so
 it is never exceeded. Tokens, dollars and minutes are known only afterwards: the run stops before the next call, over by no more
-than what was under way.
+than what was under way. Calls that were under way when a process was killed count as spent, each at the most that a call of its
+model has taken.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -63,12 +64,29 @@ def format_usd(usd: float | None) -> str:
 
 @dataclass(frozen=True)
 class Bill:
-    """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those of earlier processes."""
+    """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those of earlier processes.
+
+    ``killed`` calls were under way when a process was killed, and are in the numbers; those of ``unpriced`` (model to calls) are
+    in ``strong_calls`` only, since no call of their model has been answered yet.
+    """
 
     strong_calls: int = 0
     tokens: int = 0
     usd: float | None = 0.0
     seconds: float = 0.0
+    killed: int = 0
+    unpriced: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def killed_calls(self) -> str:
+        """A sentence about calls that were under way when a process was killed; empty where there were none."""
+        if not self.killed:
+            return ""
+        one = self.killed == 1
+        calls, they = ("1 call was", "it counts") if one else (f"{self.killed:,} calls were", "they count")
+        unpriced = sum(self.unpriced.values())
+        price = f"; the price of {unpriced:,} of them is unknown" if unpriced else ""
+        return f"{calls} under way when a process was killed; {they} as spent{price}"
 
 
 @dataclass(frozen=True)
@@ -115,10 +133,11 @@ class Clock:
 
 @dataclass
 class Paying:
-    """One call that was let in, and how many attempts it took so far."""
+    """One call that was let in, and how many attempts it took so far. ``on_retry(attempts)`` is called before one more is made."""
 
     strong: bool
     attempts: int = 1
+    on_retry: Callable[[int], None] = lambda attempts: None
 
 
 @dataclass
@@ -167,12 +186,15 @@ class Guard:
         """
         self._let_in(call)
         call.attempts += 1
+        call.on_retry(call.attempts)
 
-    def paid(self, tokens: int, usd: float | None) -> None:
-        """Books what an answer took."""
+    def paid(self, model: str, tokens: int, usd: float | None) -> None:
+        """Books what an answer took; as much for each call of the model that a kill has left without a price."""
         with self._lock:
-            total = added(self.bill.usd, usd)
-            self.bill = replace(self.bill, tokens=self.bill.tokens + tokens, usd=total)
+            bill, calls = self.bill, 1 + self.bill.unpriced.get(model, 0)
+            total = added(bill.usd, None if usd is None else usd * calls)
+            unpriced = {name: count for name, count in bill.unpriced.items() if name != model}
+            self.bill = replace(bill, tokens=bill.tokens + tokens * calls, usd=total, unpriced=unpriced)
 
     def limits(self) -> tuple[Limit, ...]:
         """What was spent of what, for each thing that can be limited."""
@@ -185,8 +207,9 @@ class Guard:
         )
 
     def spent(self) -> str:
-        """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210, minutes 3.2 of 60``."""
-        return ", ".join(map(str, self.limits()))
+        """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210, minutes 3.2 of 60``; and how many
+        calls a kill has left without an answer."""
+        return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
     def _let_in(self, call: Paying) -> None:
         with self._lock:

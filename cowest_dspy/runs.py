@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.progress import FILE, Snapshot, StageDone, alive, read_snapshot
+from cowest_dspy.schema import EMPTIED, emptied
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 DEPTH = 3
@@ -139,6 +140,8 @@ def _of_store(folder: Path, common: dict[str, Any]) -> RunLine:
 def read_store(folder: Path, *, numbers: bool = True) -> Kept:
     """What the store of a run says; without ``numbers`` only what costs nothing, however large it is."""
     path = folder / STORE
+    if emptied(path):
+        return Kept(damage=EMPTIED)
     if not path.is_file() or not path.stat().st_size:
         return Kept()
     # Without its log nobody has it open, and nothing need be made beside it to read it.

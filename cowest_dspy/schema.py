@@ -1,4 +1,4 @@
-"""The store's file: its lock, its tables from version to version, the checksums of its rows, and what its errors mean.
+"""The store's file: its lock, its tables from version to version, checksums of rows and sums over them, and what its errors mean.
 
 db = sqlite3.connect(path)
 with_functions(db)
@@ -17,6 +17,7 @@ from typing import Any
 
 import filelock
 
+from cowest_dspy.budget import Bill
 from cowest_dspy.errors import StoreError
 
 # From one version to the next. What was released is never changed; a new version is a new entry.
@@ -46,18 +47,50 @@ SCHEMA_VERSION = max(MIGRATIONS)
 CHECKED_BYTES = 100_000_000
 # An error without a code is of a text that is not UTF-8; SQLITE_ERROR is a table that is not there, or a row that is not ours.
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, None)
+EMPTIED = "it holds nothing, although its run has worked"
+# What a run's folder has in it besides the store, once a process has worked on it.
+OF_A_RUN = ("progress.json", "config.toml", "report.json", "report.html", "adapters", "variants", "pairs.jsonl")
 CALL_COLUMNS = "key, stage, model, request, response, seconds, created, tokens, usd, attempts, crc"
+
+UNDER_WAY, KILLED = "under way", "killed: under way when its process was killed"
+"""The error of a call that has neither answered nor failed yet; of a process that is gone, the second."""
+BEGIN = "INSERT OR IGNORE INTO failures (rowid, key, stage, model, error, created, attempts) VALUES (?, ?, ?, ?, ?, ?, 1)"
+RETRY = "UPDATE failures SET attempts = ? WHERE rowid = ?"
+END = "DELETE FROM failures WHERE rowid = ?"
+FAIL = "UPDATE failures SET error = ?, attempts = ?, created = ? WHERE rowid = ?"
+# OR IGNORE: what an interruption has left in the middle is written once more.
+ANSWER = f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES ({', '.join('?' * len(CALL_COLUMNS.split(',')))})"
+TIME_IN = "time in "
+"""Of a stage, the beginning of its key in meta: seconds at work in it, of all processes."""
+_COSTS = """
+SELECT stage, count(*), total(tokens), total(input_tokens_of(response)), total(usd), count(usd) FROM calls
+WHERE attempts > 0 AND ? IN (stage, '') GROUP BY stage
+"""
+_FAILED = "SELECT stage, sum(error != ?), sum(error = ?) FROM failures WHERE error != ? AND ? IN (stage, '') GROUP BY stage"
+_KILLED = """
+SELECT model, killed, max(tokens), max(usd), count(key) FROM
+(SELECT model, count(*) AS killed FROM failures WHERE error = ? GROUP BY model) LEFT JOIN calls USING (model) GROUP BY model
+"""
+# Of a process's own calls that are under way its guard knows.
+_ATTEMPTS = """
+SELECT coalesce(sum(attempts), 0) FROM
+(SELECT model, attempts FROM calls UNION ALL SELECT model, attempts FROM failures WHERE error != ?) WHERE model = ?
+"""
+NO_COST: dict[str, Any] = {"calls": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0, "note": ""}
+"""Of a stage without calls."""
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
     """Brings a file to this version in one transaction: from nothing, or from an older version.
 
     Raises:
-        StoreError: it was written by a newer version.
+        StoreError: it was written by a newer version, or its version is none.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StoreError(f"{path} was written by a newer cowest_dspy (schema {version}): update, or start a new run.")
+    if version < 0:
+        raise damaged(path, f"schema {version} is none of ours")
     if version < SCHEMA_VERSION:
         steps = "".join(MIGRATIONS[number] for number in range(version + 1, SCHEMA_VERSION + 1))
         try:
@@ -71,11 +104,46 @@ def with_functions(db: sqlite3.Connection) -> None:
     """Gives a connection the functions that migrations speak of."""
     db.create_function("crc_of", 1, crc_of, deterministic=True)
     db.create_function("tokens_of", 1, lambda response: sum(_tokens(json.loads(response))), deterministic=True)
+    db.create_function("input_tokens_of", 1, lambda response: _tokens(json.loads(response))[0], deterministic=True)
     db.create_function("usd_of", 1, lambda response: json.loads(response).get("usd"), deterministic=True)
 
 
 def _tokens(answer: dict[str, Any]) -> tuple[int, int]:
     return answer["input_tokens"], answer["output_tokens"]
+
+
+def stage_sums(db: sqlite3.Connection, stage: str = "") -> dict[str, dict[str, Any]]:
+    """What the calls of each stage cost, or those of one, by its name in the file; a stage that has none is left out.
+
+    Answers that were taken over from another run cost nothing here.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, calls, tokens, tokens_in, usd, priced in db.execute(_COSTS, (stage,)):
+        sums = {"calls": calls, "tokens_in": int(tokens_in), "tokens_out": int(tokens - tokens_in)}
+        found[name] = {**NO_COST, **sums, "usd": usd if priced == calls else None}
+    for name, failed, killed in db.execute(_FAILED, (KILLED, KILLED, UNDER_WAY, stage)):
+        notes = (f"{failed} calls failed" if failed else "", f"{killed} under way at a kill" if killed else "")
+        found[name] = {**found.get(name, NO_COST), "note": ", ".join(filter(None, notes))}
+    return found
+
+
+def bill_of(db: sqlite3.Connection, strong: str | None, *, besides: str = "") -> Bill:
+    """What the run has spent, with the attempts on the model of the id ``strong``, and without the seconds of the session
+    ``besides``. A call that was under way at a kill cost at most what any other of its model did."""
+    sums = "SELECT total(tokens), total(usd), count(*), count(usd) FROM calls WHERE attempts > 0"
+    tokens, usd, calls, priced = db.execute(sums).fetchone()
+    (attempts,) = db.execute(_ATTEMPTS, (UNDER_WAY, strong)).fetchone()
+    before = "SELECT coalesce(sum(value), 0) FROM meta WHERE key LIKE 'seconds of %' AND key != ?"
+    (seconds,) = db.execute(before, (besides,)).fetchone()
+    unpriced: dict[str, int] = {}
+    in_all = 0
+    for model, killed, most_tokens, most_usd, others in db.execute(_KILLED, (KILLED,)):
+        in_all += killed
+        if others:
+            tokens, usd = tokens + killed * most_tokens, usd + killed * (most_usd or 0.0)
+        else:
+            unpriced[model] = killed
+    return Bill(attempts, int(tokens), usd if calls == priced else None, float(seconds), in_all, unpriced)
 
 
 def crc_of(text: str) -> int:
@@ -88,6 +156,22 @@ def damaged(path: Path, how: object) -> StoreError:
     return StoreError(
         f"{path} is damaged ({how}). `cowest doctor --repair {path.parent}` saves what can be read of it; nothing was changed."
     )
+
+
+def emptied(path: Path) -> bool:
+    """Whether a store's file is empty although its run has worked: of a new one there is nothing in the folder but its lock."""
+    if path.is_file() and path.stat().st_size:
+        return False
+    log = path.with_name(f"{path.name}-wal")
+    # Without its file SQLite would delete a log, and the answers in it.
+    if log.is_file() and log.stat().st_size:
+        return True
+    return path.is_file() and worked_on(path.parent)
+
+
+def worked_on(folder: Path) -> bool:
+    """Whether there is something in a run's folder that only a run has made."""
+    return any((folder / name).exists() for name in OF_A_RUN)
 
 
 def held(folder: Path) -> filelock.BaseFileLock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Any, Protocol
 
 import dspy
 
-from cowest_dspy.budget import added
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.progress import Journal, Spent
 from cowest_dspy.store import Store
@@ -92,7 +90,7 @@ class Stages:
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[Progress]:
         """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
-        started, journal, shown = time.monotonic(), self.store.journal, title
+        journal, shown = self.store.journal, title
         if isinstance(self.watch, Silent):
             self.watch.opened(journal)
             shown = self.watch.titled(title)
@@ -108,9 +106,9 @@ class Stages:
                     yield both
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
-                    self._book(name, spent, started, memory)
+                    self._book(name, spent, memory)
                     raise
-            self._book(name, spent, started, memory)
+            self._book(name, spent, memory)
 
     def say(self, text: str) -> None:
         """Says a line to people, and keeps it."""
@@ -121,10 +119,11 @@ class Stages:
         """A context around the training of that name; gives the settings to train with. Here as they are: nobody is told of it."""
         return nullcontext(settings)
 
-    def _book(self, name: str, spent: Spent, started: float, memory: PeakMemory) -> None:
+    def _book(self, name: str, spent: Spent, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
-        if known is None or spent.calls or not spent.only_read:
-            self.store.keep("stage", name, _cost(spent, time.monotonic() - started, memory.peak_bytes, known))
+        if known is None or not spent.only_read:
+            peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
+            self.store.keep("stage", name, {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak})
 
 
 @contextmanager
@@ -142,18 +141,3 @@ def store_in_use(run: str | Path | None, *, strong: str | None = None) -> Iterat
 def digest(value: Any) -> str:
     """JSON-able content as 12 hexadecimal digits: equal for equal content."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()[:12]
-
-
-def _cost(spent: Spent, seconds: float, peak: int, known: dict[str, Any] | None) -> dict[str, Any]:
-    """A stage's cost, added to what it had cost before it was interrupted."""
-    before = known or {}
-    return {
-        "seconds": seconds + before.get("seconds", 0.0),
-        "calls": spent.calls + before.get("calls", 0),
-        "tokens_in": spent.input_tokens + before.get("tokens_in", 0),
-        "tokens_out": spent.output_tokens + before.get("tokens_out", 0),
-        "usd": added(spent.usd, before.get("usd", None if before.get("calls") else 0.0)),
-        "cached_calls": spent.cached,
-        "peak_memory_bytes": max(peak, before.get("peak_memory_bytes", 0)),
-        "note": f"{spent.failed} calls failed" if spent.failed else "",
-    }

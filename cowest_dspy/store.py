@@ -4,6 +4,9 @@ A call is kept under the content of its request (model id with its weights' hash
 was killed anywhere goes on where it stood and pays for nothing twice. Two equal requests at once cost one call. Failures are
 noted and asked again the next time. One process at a time may hold a run, and a [budget] limits it (budget.py).
 
+Before a request leaves, a row among the failures says that it is under way; the commit of its answer takes the row away. What a
+killed process has left counts as spent. What a stage cost is the sum over its calls in this file, whichever process made them.
+
 A file of an older version is brought to this one when it is opened, in one transaction. A row that does not fit its checksum,
 or a page that cannot be read, is an error that names ``cowest doctor --repair`` (repair.py), which saves the rest.
 """
@@ -11,18 +14,21 @@ or a page that cannot be read, is an error that names ``cowest doctor --repair``
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import LMTransportError
 
+from cowest_dspy import schema
 from cowest_dspy.budget import Bill, Budget, Clock, Guard, Paying
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.jsonable import plain
@@ -30,17 +36,19 @@ from cowest_dspy.lms import wire
 from cowest_dspy.lms.recording import failure
 from cowest_dspy.progress import Journal, Limit, Spent
 from cowest_dspy.progress.under_way import UnderWay
-from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, crc_of, damaged, held, migrate, told, with_functions
+from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, KILLED, UNDER_WAY, crc_of, damaged, held, told
 
 _OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
 
 
 @dataclass(eq=False)
-class _Answer:
-    """An answer that waits for its commit."""
+class _Write:
+    """What waits for its commit, for one call. ``answer``: what is committed, where it is an answer. ``lasting``: it must outlive a
+    failure of the power, and not only the process."""
 
-    row: tuple[Any, ...]
-    answer: dict[str, Any]
+    statements: tuple[tuple[str, tuple[Any, ...]], ...]
+    answer: dict[str, Any] | None = None
+    lasting: bool = True
     done: bool = False
     error: StoreError | None = None
 
@@ -73,12 +81,13 @@ class Store:
         self._lock = threading.RLock()
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
-        self._queue: list[_Answer] = []
-        self.stage, self.spent, self._closed = "none", Spent(), False
+        self._queue: list[_Write] = []
+        self.stage, self.spent, self._began, self._closed = "none", Spent(), None, False
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
+            self._rows = self._after_a_kill()
             self._clock, self.guard = Clock(), None
             self._session = f"seconds of session {self._sessions() + 1}"
             if budget is not None and budget.limited:
@@ -92,14 +101,19 @@ class Store:
             raise
 
     def _open(self, path: Path) -> sqlite3.Connection:
+        if schema.emptied(path):
+            raise damaged(path, schema.EMPTIED)
+        known = path.is_file()
         db = sqlite3.connect(path, check_same_thread=False)
-        with_functions(db)
+        schema.with_functions(db)
         try:
             with told(path):
+                if known and schema.worked_on(path.parent) and not db.execute("PRAGMA user_version").fetchone()[0]:
+                    raise damaged(path, schema.EMPTIED)
                 db.execute("PRAGMA journal_mode=WAL")
                 # FULL: an answer that was paid for is on the disk, not only in the system's memory, when it is used.
                 db.execute("PRAGMA synchronous=FULL")
-                migrate(db, path)
+                schema.migrate(db, path)
                 if path.stat().st_size <= CHECKED_BYTES:
                     (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
                     if found != "ok":
@@ -128,7 +142,7 @@ class Store:
         ``name``, and a folder of its own below this one. Closing it closes nothing."""
         part = copy.copy(self)
         part.folder, part._part = self.folder / "variants" / name, f"{self._part}{name}/"
-        part._queue, part.stage, part.spent = [], "none", Spent()
+        part._queue, part.stage, part.spent, part._began = [], "none", Spent(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
 
@@ -157,17 +171,53 @@ class Store:
     def _limits(self) -> tuple[Limit, ...]:
         return self.guard.limits() if self.guard else ()
 
+    def _after_a_kill(self) -> Iterator[int]:
+        """Notes what the process before us has left under way; gives the numbers of the rows that this one may write."""
+        with self._writing():
+            self._db.execute("UPDATE failures SET error = ? WHERE error = ?", (KILLED, UNDER_WAY))
+            (last,) = self._db.execute("SELECT coalesce(max(rowid), 0) FROM failures").fetchone()
+        return itertools.count(last + 1)
+
     @contextmanager
     def spending(self, stage: str) -> Iterator[Spent]:
         """Books the calls inside this context under ``stage``; gives the running sum."""
-        before, self.stage, self.spent = (self.stage, self.spent), self._part + stage, Spent()
+        before, self.stage, self.spent = (self.stage, self.spent, self._began), self._part + stage, Spent()
+        known = self._seconds_in(stage)
+        self._began = time.monotonic() - known
+        spent = self.spent
         try:
             with self._clock:
-                yield self.spent
+                yield spent
         finally:
-            self.stage, self.spent = before
+            spent.seconds = known if known and spent.only_read else time.monotonic() - self._began
             with self._writing():
-                self._note_time()
+                self._note_time(spent.seconds)
+            self.stage, self.spent, self._began = before
+
+    def _seconds_in(self, stage: str) -> float:
+        """Seconds at work in a stage, of all processes, as far as they have noted them; earlier versions did in its record."""
+        with self._reading():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (f"{schema.TIME_IN}{self._part}{stage}",)).fetchone()
+        return float(row[0] if row else (self.record("stage", stage) or {}).get("seconds", 0.0))
+
+    def cost(self, stage: str) -> dict[str, Any]:
+        """What the store says of a stage: ``calls`` that were answered, their ``tokens_in``, ``tokens_out`` and ``usd`` (None: the
+        price of one is not known), its ``seconds`` at work in all processes, and how many calls failed as a ``note``."""
+        with self._reading():
+            sums = schema.stage_sums(self._db, self._part + stage)
+        return {"seconds": self._seconds_in(stage), **sums.get(self._part + stage, schema.NO_COST)}
+
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """:meth:`cost` of every stage, with what else was kept of it; also of those that no process has brought to an end."""
+        known = self.records("stage")
+        with self._reading():
+            sums = schema.stage_sums(self._db)
+        mine = {name.removeprefix(self._part): cost for name, cost in sums.items() if name.startswith(self._part)}
+        # Behind a "/" are the stages of parts of the run, which have costs of their own.
+        names = (*known, *(name for name in mine if name not in known and "/" not in name))
+        return {
+            name: {**known.get(name, {}), "seconds": self._seconds_in(name), **mine.get(name, schema.NO_COST)} for name in names
+        }
 
     def count_as_strong(self, model: str) -> None:
         """Says which model's calls ``strong_calls`` counts; what the run has made of them before is counted from the store."""
@@ -177,25 +227,22 @@ class Store:
     def bill(self, strong: str | None = None) -> Bill:
         """What this run has spent, over all its processes; with the attempts on the model of the id ``strong``.
 
-        An answer that was taken over from another run cost nothing here.
+        An answer that was taken over from another run cost nothing here. A call that was under way at a kill cost at most what
+        any other of its model did.
         """
         with self._reading():
-            sums = "SELECT coalesce(sum(tokens), 0), sum(usd), count(*), count(usd) FROM calls WHERE attempts > 0"
-            tokens, usd, calls, priced = self._db.execute(sums).fetchone()
-            tables = "SELECT model, attempts FROM calls UNION ALL SELECT model, attempts FROM failures"
-            query = f"SELECT coalesce(sum(attempts), 0) FROM ({tables}) WHERE model = ?"
-            (attempts,) = self._db.execute(query, (strong,)).fetchone()
-            before = "SELECT coalesce(sum(value), 0) FROM meta WHERE key LIKE 'seconds of %' AND key != ?"
-            (seconds,) = self._db.execute(before, (self._session,)).fetchone()
-        return Bill(attempts, tokens, (usd or 0.0) if calls == priced else None, float(seconds))
+            return schema.bill_of(self._db, strong, besides=self._session)
 
     def _sessions(self) -> int:
         with self._reading():
             return int(self._db.execute("SELECT count(*) FROM meta WHERE key LIKE 'seconds of %'").fetchone()[0])
 
-    def _note_time(self) -> None:
-        """Within a transaction: how long this process was at work on the run."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._session, str(self._clock.seconds)))
+    def _note_time(self, seconds: float | None = None) -> None:
+        """Within a transaction: how long this process was at work on the run; and all of them on the stage, by default so far."""
+        noted = [(self._session, str(self._clock.seconds))]
+        if self._began is not None:
+            noted.append((f"{schema.TIME_IN}{self.stage}", str(time.monotonic() - self._began if seconds is None else seconds)))
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", noted)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -230,13 +277,17 @@ class Store:
             started = time.monotonic()
             paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
             with self._clock, paying_for as paying:
+                row = next(self._rows)
+                begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
+                self._commit(_Write(((schema.BEGIN, begin),), lasting=False))
+                paying.on_retry = lambda attempts: self._commit(_Write(((schema.RETRY, (attempts, row)),), lasting=False))
                 try:
                     response = ask()
+                    self._keep(row, key, request, response, time.monotonic() - started, paying.attempts)
                 except BaseException as error:
                     # Ctrl-C too: what was under way may have been paid for.
-                    self._fail(key, request.model, error, paying.attempts)
+                    self._fail(row, error, paying.attempts)
                     raise
-                self._commit(key, request, response, time.monotonic() - started, paying.attempts)
             return response, False
 
     @contextmanager
@@ -267,54 +318,90 @@ class Store:
         if crc != crc_of("".join(texts)):
             raise damaged(self._path, "a row is not what was written")
 
-    def _commit(self, key: str, request: Request, response: Response, seconds: float, attempts: int) -> None:
-        """Commits an answer, together with those that came while the last commit was under way: writing to the disk is what
-        takes time, and it is the same for one as for many. Returns when it is committed."""
+    def _keep(self, row: int, key: str, request: Request, response: Response, seconds: float, attempts: int) -> None:
+        """Commits an answer, in the place of the row that says that it is under way.
+
+        Raises:
+            LMTransportError: it is no answer that can be written.
+            StoreError: it could not be written.
+        """
         answer = wire.response_to_dict(response)
+        if (odd := wire.odd(answer)) is not None:
+            raise LMTransportError(f"The answer is garbled: {odd}.", model=request.model)
         asked, said = _dumps(wire.request_to_dict(request)), _dumps(answer)
-        tokens = answer["input_tokens"] + answer["output_tokens"]
-        row = (
+        tokens, usd = answer["input_tokens"] + answer["output_tokens"], answer["usd"]
+        values = (
             key, self.stage, request.model, asked, said, seconds, time.time(),
-            tokens, answer["usd"], attempts, crc_of(key + asked + said),
+            tokens, usd, attempts, crc_of(key + asked + said),
         )  # fmt: skip
-        mine = _Answer(row, answer)
+        self._commit(_Write(((schema.ANSWER, values), (schema.END, (row,))), answer))
+        if self.guard:
+            self.guard.paid(request.model, tokens, usd)
+
+    def _fail(self, row: int, error: BaseException, attempts: int) -> None:
+        text = masked(f"{type(error).__name__}: {error}")[:1000].encode("utf-8", "replace").decode()
+        write = _Write(((schema.FAIL, (text, attempts, time.time(), row)),))
+        if isinstance(error, StoreError):
+            with suppress(StoreError):  # The first one says what is wrong, and it is no failure of a model.
+                self._commit(write)
+            return
+        self._commit(write)
+        with self._lock:
+            self.spent.failed += 1
+        if isinstance(error, Exception):
+            self.journal.failed(failure(error).partition(":")[0])
+
+    def _commit(self, mine: _Write) -> None:
+        """Commits what one call has to write, together with what came while the last commit was under way: writing to the disk is
+        what takes time, and it is the same for one as for many. Returns when it is committed.
+
+        Raises:
+            StoreError: it could not be written; what others have written is theirs.
+        """
         with self._turns:
             self._queue.append(mine)
         with self._lock:
             if not mine.done:
                 with self._turns:
                     together, self._queue = self._queue, []
-                self._commit_all(together)
+                try:
+                    self._commit_all(together)
+                finally:
+                    # Ctrl-C in the main thread, outside of a command: it is for that thread alone.
+                    with self._turns:
+                        self._queue[:0] = [one for one in together if not one.done and one is not mine]
         if mine.error is not None:
             raise StoreError(str(mine.error)) from mine.error
-        if self.guard:
-            self.guard.paid(tokens, answer["usd"])
 
-    def _commit_all(self, answers: Sequence[_Answer]) -> None:
+    def _commit_all(self, writes: Sequence[_Write]) -> None:
         failed: StoreError | None = None
+        lasting = any(one.lasting for one in writes)
         try:
             with self._writing():
-                marks = ", ".join("?" * len(answers[0].row))
-                self._db.executemany(f"INSERT INTO calls ({CALL_COLUMNS}) VALUES ({marks})", [one.row for one in answers])
-                self._note_time()
+                if not lasting:
+                    self._db.execute("PRAGMA synchronous=NORMAL")
+                for statement, values in (one for write in writes for one in write.statements):
+                    self._db.execute(statement, values)
+                if lasting:
+                    self._note_time()
         except StoreError as error:
             failed = error
-        for one in answers:
+        except (ValueError, OverflowError, TypeError) as error:
+            # A value that SQLite does not take; wire.odd lets none through that is known.
+            failed = StoreError(f"{self._path} could not be written ({error}). What was not written is not used.")
+        finally:
+            if not lasting:
+                self._db.execute("PRAGMA synchronous=FULL")
+        if failed is not None and len(writes) > 1:
+            # What is wrong with one is no reason to lose the others.
+            for one in writes:
+                self._commit_all([one])
+            return
+        for one in writes:
             one.done, one.error = True, failed
-            if failed is None:
+            if failed is None and one.answer is not None:
                 self.spent.answered(one.answer)
                 self.journal.answered(one.answer)
-
-    def _fail(self, key: str, model: str, error: BaseException, attempts: int) -> None:
-        text = masked(f"{type(error).__name__}: {error}")[:1000]
-        with self._writing():
-            row = (key, self.stage, model, text, time.time(), attempts)
-            self._db.execute("INSERT INTO failures (key, stage, model, error, created, attempts) VALUES (?, ?, ?, ?, ?, ?)", row)
-            self._note_time()
-        with self._lock:
-            self.spent.failed += 1
-        if isinstance(error, Exception):
-            self.journal.failed(failure(error).partition(":")[0])
 
     def unusable(self, kind: str) -> None:
         """Counts an answer that was given and cannot be used, by what is wrong with it."""
@@ -398,4 +485,6 @@ class Store:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
+    """As JSON that SQLite takes: half of a surrogate pair, in a row of the data for instance, is escaped."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
+    return json.dumps(value, sort_keys=True, default=list) if wire.has_half_pair(text) else text

@@ -81,11 +81,11 @@ def run_report(config: Config, store: Store) -> RunReport:
         rounds=tuple(_round_row(Round.from_dict(record)) for record in store.records("round").values()),
         steps=tuple(_step_row(StepResult.from_dict(record)) for record in store.records("cycle").values()),
         curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
-        stages=tuple(Stage(name, **value) for name, value in store.records("stage").items()),
+        stages=tuple(Stage(name, **cost) for name, cost in store.costs().items()),
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(config, rows, noise, pairs, arms),
+        warnings=_warnings(config, rows, noise, pairs, arms, store.bill().killed_calls),
     )
 
 
@@ -111,7 +111,12 @@ def versions() -> dict[str, str]:
 
 
 def _warnings(
-    config: Config, rows: Sequence[InfluenceRow], noise: Noise | None, pairs: PreferencePairs | None, arms: Sequence[Arm]
+    config: Config,
+    rows: Sequence[InfluenceRow],
+    noise: Noise | None,
+    pairs: PreferencePairs | None,
+    arms: Sequence[Arm],
+    killed: str,
 ) -> tuple[str, ...]:
     found: list[str] = []
     failed = sum(row.error is not None for row in rows)
@@ -128,6 +133,8 @@ def _warnings(
             f"The mean influence is not reliably more than noise: its interval begins at {span.low:+.3f}, and the "
             f"strong model's own sampling may make a mean of {noise.of_mean:.3f}."
         )
+    if killed:
+        found.append(f"{killed}.")
     lengths = pairs.lengths if pairs else None
     return tuple(filter(None, (*found, lengths and lengths.warning, alike_drafts(arms))))
 

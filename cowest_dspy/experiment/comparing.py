@@ -131,9 +131,10 @@ class Compared:
             self.warnings.append(f"{title_of(rules)} (seed {seed}) is left out, since it cannot be tuned: {error}")
             return None
         stage = stage_of("compared", name)
-        cost = part.store.record("stage", stage)
+        known, cost = part.store.record("stage", stage) or {}, part.store.cost(stage)
         extra, intervals = self._more_scores(arm, part.splits[self.rules.split], part.program)
-        return ComparedArm(arm, seed, extra, intervals, Stage(stage, **cost) if cost else None)
+        kept = Stage(stage, **(known | cost)) if known or cost["calls"] else None
+        return ComparedArm(arm, seed, extra, intervals, kept)
 
     def _answered(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
         made: Answerer = answerer(part, rules.model_copy(update={"draft": None}))

@@ -229,4 +229,7 @@ def _connection(settings: Api, key: str | None) -> dspy.LM:
 
 def _used_tokens(response: Response) -> int | None:
     usage = response.usage
-    return None if usage.input_tokens is None or usage.output_tokens is None else usage.input_tokens + usage.output_tokens
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    used = usage.input_tokens + usage.output_tokens
+    return used if used <= wire.MOST_TOKENS else None  # Nobody else waits for room because of a count that is none.

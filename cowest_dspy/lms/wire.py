@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,8 @@ SAMPLING = (
 )
 # Under this key of a response's provider_data an engine says what the answer cost.
 PRICE = "cowest_usd"
+MOST_TOKENS = 2**40
+"""No answer has more: such a count is an error of a server, and a few of them would be more than a store can add."""
 
 
 def request_to_dict(request: Request) -> dict[str, Any]:
@@ -66,9 +69,16 @@ def request_key(request: Request) -> str:
 
 
 def content_key(asked: Mapping[str, Any]) -> str:
-    """:func:`request_key` of a request as a dictionary, also after a round trip through JSON."""
+    """:func:`request_key` of a request as a dictionary, also after a round trip through JSON.
+
+    Raises:
+        dspy.lm15.InvalidRequestError: a text in it cannot be sent, since it has half of a surrogate pair.
+    """
     canonical = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    try:
+        return hashlib.sha256(canonical.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError("The request cannot be sent: half of a surrogate pair is in its text.") from error
 
 
 def response_text(response: Response) -> str:
@@ -91,6 +101,29 @@ def response_to_dict(response: Response) -> dict[str, Any]:
     if response.logprobs is not None:
         answer["logprobs"] = [{**_scored(one), "top": [_scored(other) for other in one.top]} for one in response.logprobs]
     return answer
+
+
+def odd(answer: Mapping[str, Any]) -> str | None:
+    """What is wrong with an answer (:func:`response_to_dict`) that nobody can write, count or pay for; None when nothing is.
+
+    >>> odd({"text": "yes", "input_tokens": 2**63, "output_tokens": 1, "usd": None})
+    'it counts 9,223,372,036,854,775,809 tokens'
+    """
+    tokens, usd = answer["input_tokens"] + answer["output_tokens"], answer["usd"]
+    if has_half_pair(json.dumps(answer, ensure_ascii=False)):
+        return "half of a surrogate pair is in its text"
+    if not 0 <= tokens <= MOST_TOKENS:
+        return f"it counts {tokens:,} tokens"
+    return f"it costs {usd} US dollars" if usd is not None and not 0 <= usd < math.inf else None
+
+
+def has_half_pair(text: str) -> bool:
+    """Whether half of a surrogate pair is in a text, as a server can write it in JSON: UTF-8 has no word for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def response_from_dict(answer: dict[str, Any]) -> Response:

@@ -13,7 +13,8 @@ from cowest_dspy.budget import added
 class Spent:
     """What a stretch of work cost: calls made and answered from the store, failures, and tokens of the calls made.
 
-    ``usd`` is US dollars for the calls made; None as soon as the price of one of them is not known.
+    ``usd`` is US dollars for the calls made; None as soon as the price of one of them is not known. ``seconds`` is the time at work
+    on it in all processes of a run, known at its end.
     """
 
     calls: int = 0
@@ -22,6 +23,7 @@ class Spent:
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float | None = 0.0
+    seconds: float = 0.0
 
     @property
     def only_read(self) -> bool:

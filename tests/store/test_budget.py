@@ -15,7 +15,7 @@ from scripted import match, questions, strong_that_reads, together, weak_that_va
 from scripted_weak import weak_by_seed
 from toy_budget import configured
 
-from cowest_dspy import Budget, Collaboration, Store, collect
+from cowest_dspy import Budget, Collaboration, Store, collect, schema
 from cowest_dspy.budget import Bill, Clock, Guard, another_attempt
 from cowest_dspy.errors import BudgetError, ConfigError
 from cowest_dspy.influence import attempt
@@ -328,6 +328,29 @@ def test_what_an_interrupted_stage_has_spent_is_in_the_report(tmp_path: Path) ->
             experiment.collect()
         kept = experiment.store.record("stage", "collect") or {}
         assert kept["calls"] == experiment.store.calls() >= 5
+
+
+def test_a_report_says_what_all_processes_have_spent_and_what_a_kill_has_left(tmp_path: Path) -> None:
+    """A kill comes before a stage is noted as done, and leaves the calls that were under way."""
+    from cowest_dspy import Experiment, load_config
+
+    config = load_config([configured(tmp_path, "strong_calls = 50")])
+    with Experiment(config, tmp_path / "run") as experiment:
+        experiment.collect()
+        store, whole = experiment.store, experiment.report()
+        store.forget("stage")
+        store._db.execute(schema.BEGIN, (10**6, "k", "collect", STRONG, schema.UNDER_WAY, 0.0))
+        store._db.commit()
+        before = store.bill(STRONG).strong_calls
+    with Experiment(config, tmp_path / "run") as experiment:
+        report, store = experiment.report(), experiment.store
+        assert [(one.name, one.calls, one.tokens_in, one.tokens_out, one.usd) for one in report.stages] == [
+            (one.name, one.calls, one.tokens_in, one.tokens_out, one.usd) for one in whole.stages
+        ]
+        assert sum(one.calls or 0 for one in report.stages) == store.calls() > 0
+        assert report.stages[0].seconds == pytest.approx(whole.stages[0].seconds, abs=0.5) and report.stages[0].seconds > 0
+        assert "1 call was under way when a process was killed; it counts as spent." in report.warnings
+        assert store.bill(STRONG).strong_calls == before + 1
 
 
 def test_a_price_that_nobody_knows_is_refused_before_anything_is_asked(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sqlite3
 import threading
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from cowest_dspy import cli
 from cowest_dspy.errors import CowestError, StoreError
 from cowest_dspy.lms import wire
 from cowest_dspy.repair import repair
+from cowest_dspy.runs import look
 from cowest_dspy.schema import SCHEMA_VERSION
 from cowest_dspy.store import Store
 
@@ -125,6 +129,17 @@ def test_answers_are_taken_over_from_an_older_run_and_cost_nothing_here(tmp_path
         assert (store.bill("m").tokens, store.bill("m").strong_calls, store.bill("m").usd) == (17, 1, 0.5)
 
 
+@pytest.mark.parametrize("version", [-1, -(2**31)])
+def test_a_version_that_is_none_is_one_clear_error_and_is_repaired(tmp_path: Path, version: int) -> None:
+    with closing(sqlite3.connect(filled(tmp_path, 5))) as db:
+        db.execute(f"PRAGMA user_version={version}")
+    with pytest.raises(StoreError, match=rf"is damaged \(schema {version} is none of ours\).*`cowest doctor --repair"):
+        Store(tmp_path)
+    done = repair(tmp_path)
+    assert (done.calls, done.calls_lost, done.damaged) == (5, 0, tmp_path / "run.sqlite.damaged")
+    assert saved_calls(tmp_path, 5) == 5
+
+
 # Damage
 
 
@@ -184,6 +199,113 @@ def test_noise_in_the_first_page_loses_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="damaged"):
         Store(tmp_path)
     assert repair(tmp_path).calls == saved_calls(tmp_path) == 200
+
+
+def zeroed(path: Path, pages: Iterable[int]) -> None:
+    data = bytearray(path.read_bytes())
+    for page in pages:
+        data[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("pages", [range(4), range(1, 5), range(3, 8), [3, 4], [4, 7, 0]], ids=str)
+def test_zeroed_pages_at_the_roots_of_the_tables_lose_no_call(tmp_path: Path, pages: Iterable[int]) -> None:
+    zeroed(filled(tmp_path), pages)
+    with pytest.raises(StoreError, match="damaged"):
+        Store(tmp_path)
+    done = repair(tmp_path)
+    assert (done.calls, done.calls_lost) == (200, 0)
+    assert "200 calls saved, 0 lost" in str(done) or "how many are lost is not known" in str(done)
+    assert repair(tmp_path).damaged is None
+    assert saved_calls(tmp_path) == 200
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_a_repair_says_is_lost_is_no_more_than_was_and_what_it_cannot_know_it_does_not_say(tmp_path: Path, seed: int) -> None:
+    path = filled(tmp_path)
+    (tmp_path / "progress.json").unlink()
+    pages = path.stat().st_size // PAGE
+    zeroed(path, [0, 3, 4, *random.Random(seed).sample(range(8, pages), pages // 3)])
+    done = repair(tmp_path)
+    assert 0 < done.calls < 200 and done.calls + done.calls_lost <= 200
+    assert done.calls_lost > 0 and f"{done.calls} calls saved, at least {done.calls_lost} lost" in str(done)
+    assert saved_calls(tmp_path) == done.calls
+
+
+def test_of_calls_that_left_no_trace_in_the_file_the_progress_of_the_run_knows(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    zeroed(path, range(path.stat().st_size // PAGE))
+    done = repair(tmp_path)
+    assert "0 calls saved, at least 200 lost; 0 records saved, how many are lost is not known" in str(done)
+    assert "[budget] counts less than was spent" in str(done)
+
+
+def test_a_second_repair_does_not_count_again_what_the_first_has_lost(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    noise(path, 0, list(range(20, 30)))
+    first = repair(tmp_path)
+    assert first.calls_lost
+    (tmp_path / "progress.json").unlink()
+    zeroed(path, [3, 4])
+    assert repair(tmp_path).calls_lost == 0
+
+
+def test_answers_in_the_log_alone_are_saved_when_the_file_is_empty(tmp_path: Path) -> None:
+    """A kill leaves what was written last in a log, which SQLite deletes when its file is empty."""
+    run, left = tmp_path / "run", tmp_path / "left"
+    with Store(run) as store:
+        for number in range(20):
+            store.answer(question(number), lambda number=number: answer_to(number))
+        shutil.copytree(run, left)
+    for empty in (lambda path: path.write_bytes(b""), lambda path: path.unlink()):
+        again = tmp_path / "again"
+        shutil.copytree(left, again)
+        empty(again / "run.sqlite")
+        with pytest.raises(StoreError, match="holds nothing, although its run has worked"):
+            Store(again)
+        assert repair(again).calls == 20 == saved_calls(again, 20)
+        shutil.rmtree(again)
+
+
+# An empty file
+
+
+@pytest.mark.parametrize("beside", ["progress.json", "config.toml", "report.json", "adapters/1"])
+def test_an_empty_file_beside_what_a_run_has_made_is_damage_and_no_new_run(tmp_path: Path, beside: str) -> None:
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_text("")
+    (tmp_path / "run.sqlite").touch()
+    assert look(tmp_path).state == "damaged"
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"holds nothing, although its run has worked.*`cowest doctor --repair"):
+            Store(tmp_path)
+    assert (tmp_path / "run.sqlite").stat().st_size == 0, "nothing was changed"
+    assert "how many are lost is not known" in str(repair(tmp_path))
+    Store(tmp_path).close()
+
+
+def test_a_file_without_tables_beside_what_a_run_has_made_is_damage(tmp_path: Path) -> None:
+    path = filled(tmp_path, 3)
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+    with pytest.raises(StoreError, match="holds nothing, although its run has worked"):
+        Store(tmp_path)
+    assert "0 calls saved, at least 3 lost" in str(repair(tmp_path))
+
+
+@pytest.mark.parametrize("beside", [None, "answered.log", "run.lock"])
+def test_an_empty_file_where_no_run_has_worked_is_a_new_run(tmp_path: Path, beside: str | None) -> None:
+    """A kill while the file was made leaves one."""
+    (tmp_path / "run.sqlite").touch()
+    if beside:
+        (tmp_path / beside).touch()
+    filled(tmp_path, 1)
+
+
+def test_a_new_run_may_begin_beside_what_others_have_put_into_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    filled(tmp_path, 1)
 
 
 def test_a_changed_letter_is_noticed_and_is_no_answer(tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def told(folder: Path) -> dict[str, Any]:
     """What a report says, but for times, and the weak model that the cycle ended with."""
     report = json.loads((folder / "run" / "report.json").read_text())
     facts = {key: value for key, value in report.items() if key not in VOLATILE}
+    facts["costs"] = {
+        stage["name"]: [stage[key] for key in ("calls", "tokens_in", "tokens_out", "usd")] for stage in report["stages"]
+    }
     facts["numbers"] = {key: value for key, value in facts["numbers"].items() if key != "totals"}  # the sums of the stages
     return {**facts, "weak": (folder / "weak.txt").read_text()}
 
