@@ -13,8 +13,8 @@ import gc
 import hashlib
 import json
 import os
+import re
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from cowest_dspy.errors import ModelError, nearest
 WEIGHTS = ("*.safetensors",)
 MEANING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 HASH_LENGTH = 12
-# How much faster bfloat16 must be to be chosen: far from where either kind of processor lies (measured: 0.6 and 2.4).
-WORTH_IT = 1.3
 _loading = threading.RLock()
 
 
@@ -202,32 +200,33 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-@functools.lru_cache(maxsize=1)
 def choose_dtype() -> str:
-    """ "bfloat16" where this machine computes faster in it: on GPUs that have it, and on processors where it was measured.
+    """Choose "bfloat16" where this machine computes faster in it, by what its processor can do; otherwise "float32".
 
     Whether a processor has bfloat16 says little: with AMX, or AVX-512 on AMD, products are more than twice as fast in it, with
-    AVX-512 alone on Intel slower than in float32. So a product of a small model's size is timed once per process (some 20 ms).
+    AVX-512 alone on Intel half as fast as in float32 (measured). It is not timed: on a busy machine two processes of one run would
+    come to different answers, and so to different drafts.
     """
     import torch
 
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    seconds = {kind: _seconds_of_a_product(kind) for kind in ("float32", "bfloat16")}
-    return "bfloat16" if seconds["float32"] > WORTH_IT * seconds["bfloat16"] else "float32"
+    return "bfloat16" if fast_in_bfloat16(_cpu_info()) else "float32"
 
 
-def _seconds_of_a_product(kind: str) -> float:
-    """The best of some: another process can make a product slower, never faster."""
-    import torch
+def fast_in_bfloat16(cpu_info: str) -> bool:
+    """Whether products are faster in bfloat16 than in float32 on a processor, from the text of Linux's /proc/cpuinfo."""
+    flags = set(re.findall(r"\b(?:amx_bf16|avx512_bf16)\b", cpu_info))
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in cpu_info)
 
-    left, right = (torch.ones(shape, dtype=getattr(torch, kind)) for shape in ((256, 576), (1536, 576)))
-    taken: list[float] = []
-    for _ in range(12):
-        started = time.perf_counter()
-        torch.mm(left, right.t())
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+
+@functools.lru_cache(maxsize=1)
+def _cpu_info() -> str:
+    """What Linux says of its processors; nothing elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def adapter_hash(folder: Path) -> str:

@@ -33,7 +33,7 @@ from tuning_rows import (
 )
 
 from cowest_dspy import DPO, KTO, SFT
-from cowest_dspy.lms import TransformersEngine, wire
+from cowest_dspy.lms import TransformersEngine, weights, wire
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
 from cowest_dspy.rounds import gain
 from cowest_dspy.testing import ScriptedEngine
@@ -191,3 +191,20 @@ def test_law_8_the_order_of_examples_changes_no_interval() -> None:
     after = {name: float(place % 5 > 1) for place, name in enumerate(before)}
     turned = gain(dict(reversed(before.items())), dict(sorted(after.items())))
     assert gain(before, after) == turned
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "faster"),
+    [
+        ("GenuineIntel", "avx512f amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512f avx512_bf16", False),
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx2", False),
+        ("", "", False),
+    ],
+)
+def test_law_8_the_type_of_the_weights_is_chosen_by_the_processor_and_not_by_how_busy_it_is(
+    vendor: str, flags: str, faster: bool
+) -> None:
+    text = f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags} sse\n" * 2
+    assert weights.fast_in_bfloat16(text) == faster
