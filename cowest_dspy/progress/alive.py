@@ -22,7 +22,7 @@ def process_started(pid: int | None = None) -> float:
 
     try:
         return psutil.Process(pid or os.getpid()).create_time()
-    except psutil.Error:
+    except (psutil.Error, ValueError):  # A number that no process has.
         return 0.0
 
 
@@ -39,7 +39,7 @@ def seconds_of(moment: str) -> float:
     """Seconds since 1970 of an ISO 8601 time; 0.0 where it is none."""
     try:
         return datetime.fromisoformat(moment).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
