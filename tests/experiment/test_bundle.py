@@ -13,9 +13,9 @@ from typing import Any
 
 import dspy
 import pytest
+from bundled import bundle, finished, resealed, weak_of, whole  # noqa: F401 - fixtures
 from hub import TOKEN, Hub, running_hub
-from toy import engine as engine_table
-from toy_experiment import RECIPE, TASK, cowest
+from toy_experiment import RECIPE, cowest
 from typer.testing import CliRunner
 
 from cowest_dspy import (
@@ -25,58 +25,14 @@ from cowest_dspy import (
     cli,
     load_bundle,
     load_config,
-    tunable,
     verify_bundle,
     write_bundle,
 )
 from cowest_dspy.bundle import as_gguf, merged, read_manifest, writing
-from cowest_dspy.bundle.manifest import files_in
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.gate import Gate, Head
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.pairs import PreferencePairs
-
-MORE = """
-[rounds]
-least_gain = -1.0
-more_failures = 1.0
-[cycle]
-strategy = "sft -> weights -> shots"
-[cycle.steps.shots]
-optimizer = "LabeledFewShot"
-target = "refine"
-settings = { k = 1 }
-"""
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the toy task, with its recipe and TOML files beside it."""
-    folder = tmp_path_factory.mktemp("bundled")
-    (folder / "toy.py").write_text(RECIPE)
-    (folder / "toy.toml").write_text(TASK.replace('controls = ["shuffled", "sft_on_chosen"]', "controls = []") + MORE)
-    weak = f'[weak]\nkind = "in_process"\nmodel = "{tiny_model}"\nmax_tokens = 12\n'
-    (folder / "backend.toml").write_text(weak + engine_table("strong"))
-    with Experiment(load_config([folder / "toy.toml", folder / "backend.toml"]), folder / "run") as experiment:
-        experiment.cycle()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(finished: Path) -> Path:
-    """Its bundle, moved away from the run."""
-    cowest("bundle", str(finished / "run"), "--out", str(finished / "made"))
-    return Path(shutil.move(finished / "made", finished / "moved"))
-
-
-@pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle, to be changed."""
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
-
-
-def weak_of(tiny_model: Path) -> dspy.LM:
-    return tunable(TransformersEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
 
 
 def test_a_bundle_answers_as_its_run_did(finished: Path, bundle: Path, tiny_model: Path) -> None:
@@ -149,13 +105,6 @@ def test_an_adapter_that_was_exchanged_with_its_hash_is_noticed(bundle: Path) ->
     assert "and the manifest says 000000000000" in verify_bundle(bundle)[0]
 
 
-def resealed(bundle: Path) -> Path:
-    """The bundle with its manifest made to fit what was changed, as a forger would."""
-    manifest = json.loads((bundle / "cowest.json").read_text())
-    (bundle / "cowest.json").write_text(json.dumps({**manifest, "files": files_in(bundle)}))
-    return bundle
-
-
 def test_the_recipe_is_given_the_draft_format_of_the_run(bundle: Path, tiny_model: Path) -> None:
     recipe, config = bundle / "recipe" / "toy.py", bundle / "config.toml"
     before = load_bundle(bundle, weak=weak_of(tiny_model), strong=weak_of(tiny_model), program=Collaboration("question -> answer"))
@@ -184,12 +133,13 @@ def test_a_forged_state_sets_nothing_but_prompts(bundle: Path, tiny_model: Path,
         load_bundle(resealed(bundle), weak=weak, strong=weak, trust_recipe=True)
 
 
-def test_what_a_download_and_llama_cpp_leave_beside_it_is_no_damage(bundle: Path) -> None:
+def test_what_a_download_leaves_beside_it_is_no_damage(bundle: Path) -> None:
     (bundle / ".gitattributes").write_text("*.safetensors filter=lfs")
     (bundle / ".cache" / "huggingface").mkdir(parents=True)
     (bundle / ".cache" / "huggingface" / "x.metadata").write_text("")
-    (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
     assert verify_bundle(bundle) == ()
+    (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
+    assert verify_bundle(bundle) == ("adapter/cowest-0123456789ab.gguf: does not belong to the bundle",)
 
 
 @pytest.mark.parametrize(
