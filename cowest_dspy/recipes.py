@@ -78,7 +78,7 @@ def call(reference: str, *arguments: Any, given: Mapping[str, Any] | None = None
     try:
         signature.bind(*arguments, **asked, **wanted)
     except TypeError as error:
-        raise RecipeError(f'"{reference}" cannot be called so: {error}. It is {function.__name__}{signature}.') from error
+        raise RecipeError(f'"{reference}" cannot be called so: {error}. It takes {signature}.') from error
     return function(*arguments, **asked, **wanted)
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import dspy
 
-from cowest_dspy.bundle.manifest import ADAPTER, Manifest, OpenBundle, open_bundle
+from cowest_dspy.bundle.manifest import ADAPTER, Manifest, OpenBundle, open_bundle, printable
 from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import BundleError, ModelError
 from cowest_dspy.lms import lora, lora_gguf, weights
@@ -55,7 +55,7 @@ def load_bundle(
     state, built = _prompts(bundle), program.deepcopy()
     try:
         built.load_state(state)
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"The program is built otherwise than the bundled one: {type(error).__name__}: {error}") from error
     return built.bind(weak=_with_adapter(weak, bundle), strong=strong)
 
@@ -159,7 +159,8 @@ def _same_base(manifest: Manifest, base: str) -> Path:
     found = weights.folder_hash(source)
     if found != manifest.base_hash:
         raise BundleError(
-            f"The bundle belongs to {manifest.base} with the content hash {manifest.base_hash}; {source.name} has {found}."
+            f"The bundle belongs to {printable(manifest.base)} with the content hash {printable(manifest.base_hash)}; "
+            f"{source.name} has {found}."
         )
     return source
 

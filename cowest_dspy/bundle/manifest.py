@@ -22,7 +22,7 @@ ADAPTER, RECIPE = "adapter", "recipe"
 # What a bundle of this format can hold. A recipe stands in the folder itself, so that nothing beside it can be imported for it.
 _HELD = re.compile(
     r"README\.md|config\.toml|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
-    rf"|{ADAPTER}/({'|'.join(map(re.escape, FILES))})|{RECIPE}/[^/\\\x00-\x1f]+\.py"
+    rf"|{ADAPTER}/({'|'.join(map(re.escape, FILES))})|{RECIPE}/[^/\\]+\.py"
 )
 # What the Hub's client puts beside a bundle that it downloads: never read.
 _BESIDE = re.compile(r"\.gitattributes|\.cache/huggingface/.*")
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
     @classmethod
     def _are_a_bundles(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if not _HELD.fullmatch(name):
+            if not _HELD.fullmatch(name) or not name.isprintable():
                 raise ValueError(f"{printable(name)} is a file that no bundle holds")
         return value
 
@@ -135,13 +135,13 @@ def read_manifest(bundle: str | Path) -> Manifest:
     except OSError:
         raise BundleError(f"{bundle} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one.") from None
     except ValueError as error:
-        raise BundleError(f"{path} is damaged: {error}.") from None
+        raise BundleError(f"{path} is damaged: {printable(str(error))}.") from None
     if isinstance(values, dict) and isinstance(values.get("format"), int) and values["format"] > FORMAT:
         raise BundleError(f"{bundle} has format {values['format']}, and this cowest_dspy knows {FORMAT}: update it.")
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        raise BundleError(f"{path} is damaged: {faults(error, 'manifest')}.") from None
+        raise BundleError(f"{path} is damaged: {printable(faults(error, 'manifest'))}.") from None
 
 
 def verify_bundle(bundle: str | Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cowest_dspy.bundle.card import card
-from cowest_dspy.bundle.manifest import ADAPTER, FILE, FORMAT, RECIPE, Manifest, files_in, read_manifest
+from cowest_dspy.bundle.manifest import ADAPTER, FILE, FORMAT, RECIPE, Manifest, files_in, open_bundle, read_manifest
 from cowest_dspy.config import Config, split_reference
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import BundleError, masked
@@ -81,9 +81,10 @@ def push_bundle(bundle: str | Path, repo_id: str, *, private: bool = True, token
     """Uploads a bundle as the Hub model ``repo_id``; gives its address. It is private unless ``private=False``.
 
     Raises:
-        BundleError: no bundle; the Hub refuses or cannot be reached; or ``private`` is wanted of a model that is public.
+        BundleError: no bundle, or one that was changed or holds more; the Hub refuses or cannot be reached; or ``private`` is
+            wanted of a model that is public.
     """
-    manifest = read_manifest(bundle)
+    manifest = open_bundle(bundle).manifest
     return upload(Path(bundle), repo_id, kind="model", message=f"{manifest.name}", private=private, token=token, error=BundleError)
 
 
@@ -150,9 +151,9 @@ def _relocated(config: Config, recipe: Path) -> Config:
             return Path(path).name + colon + name
         if path not in copied:
             recipe.mkdir(exist_ok=True)
-            # Some file systems do not tell capitals from small letters, and a manifest has no names with control characters.
+            # Some file systems do not tell capitals from small letters, and a manifest has only names that can be read.
             taken = {name.casefold() for name in copied.values()}
-            own = re.sub(r"[\\\x00-\x1f]", "_", Path(path).name)
+            own = "".join(char if char.isprintable() and char != "\\" else "_" for char in Path(path).name)
             own = own if own.casefold() not in taken else f"{len(taken)}_{own}"
             _write(recipe / own, Path(path).read_text(encoding="utf-8"))
             copied[path] = own
@@ -171,7 +172,12 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+        text.encode("utf-8")  # No half of a surrogate pair, which a model may have answered.
+        return text
+    except ValueError as error:
+        raise BundleError(f"A demo or a number of the run cannot be written as JSON, so no bundle was: {error}.") from error
 
 
 def _write(path: Path, text: str) -> None:

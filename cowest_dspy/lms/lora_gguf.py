@@ -58,6 +58,7 @@ def convert(adapter: Path, base: Path) -> Path:
             model of an architecture that is not known here, or the package ``gguf`` is not installed.
     """
     adapter = Path(adapter).resolve()
+    config = _plain(adapter)
     shape = (Path(base) / "config.json").read_bytes()
     place = weights.cache_folder() / "lora" / hashlib.sha256(shape).hexdigest()[: weights.HASH_LENGTH]
     target = place / file_name(weights.adapter_hash(adapter))
@@ -75,7 +76,7 @@ def convert(adapter: Path, base: Path) -> Path:
             f"{base} is a {kind} model: its adapters cannot be converted for llama.cpp here. Known: {', '.join(ARCHITECTURES)}. "
             'Serve it with vLLM (server = "vllm"), which takes the adapter as it is.'
         )
-    alpha, loras = _read(adapter)
+    alpha, loras = _read(adapter, config)
     place.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
@@ -86,10 +87,8 @@ def convert(adapter: Path, base: Path) -> Path:
     return target
 
 
-def _read(folder: Path) -> tuple[float, list[_Lora]]:
-    """PEFT's alpha and the adapted layers."""
-    from safetensors import safe_open
-
+def _plain(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration, if it is a plain LoRA."""
     config = weights.adapter_config(folder)
     not_taken = {
         "DoRA": config.get("use_dora"),
@@ -99,6 +98,13 @@ def _read(folder: Path) -> tuple[float, list[_Lora]]:
     }
     for what in (what for what, there in not_taken.items() if there):
         raise ModelError(f"{folder}: llama.cpp takes plain LoRA adapters only, and this one has {what}.")
+    return config
+
+
+def _read(folder: Path, config: dict[str, Any]) -> tuple[float, list[_Lora]]:
+    """PEFT's alpha and the adapted layers."""
+    from safetensors import safe_open
+
     sides: dict[str, dict[str, Any]] = {}
     with safe_open(folder / weights.ADAPTER_WEIGHTS, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - safe_open has keys() and is no dictionary

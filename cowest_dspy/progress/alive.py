@@ -31,7 +31,8 @@ def alive(snapshot: Snapshot) -> bool:
     if snapshot.state != "running":
         return False
     if snapshot.host == socket.gethostname():
-        return abs(process_started(snapshot.pid) - snapshot.process_started) < _SAME
+        began = process_started(snapshot.pid)
+        return began > 0 and abs(began - snapshot.process_started) < _SAME
     return time.time() - seconds_of(snapshot.updated) < SILENT
 
 

@@ -72,10 +72,10 @@ def test_bytecode_beside_the_recipe_is_refused_and_never_executed(bundle: Path, 
     assert not mark.exists() and not compiled.parent.exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../outside.py", "recipe/../../outside.py", "/outside.py", "recipe\\..\\x.py", "recipe/a/../b.py", "./program.json", "x.pth"],
-)
+FOREIGN = ["../outside.py", "recipe/../../outside.py", "/outside.py", "recipe\\..\\x.py", "recipe/a/../b.py", "./program.json"]
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "x.pth", "recipe/\u202eyp.x.py", "recipe/\x9b2K.py"])
 def test_a_manifest_names_only_files_that_a_bundle_has(name: str, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.py").write_text("")
     manifest = json.loads((bundle / "cowest.json").read_text())
@@ -112,6 +112,16 @@ def test_names_are_shown_without_what_a_terminal_would_obey(bundle: Path) -> Non
     (bundle / os.fsdecode(b"\xff.txt")).write_text("")
     done = CliRunner().invoke(cli.app, ["verify", str(bundle)])
     assert done.exit_code == 1 and "\x1b" not in done.output and r"\x1b[2K\rbundle" in done.output and r"\udcff.txt" in done.output
+    manifest = json.loads((bundle / "cowest.json").read_text())
+    (bundle / "cowest.json").write_text(json.dumps({**manifest, "\x1b[2K": 1}))
+    with pytest.raises(BundleError, match=re.escape(r"\x1b[2K: Extra inputs")):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "\ud800"])
+def test_what_json_has_no_word_for_is_one_error_and_no_bundle(value: object) -> None:
+    with pytest.raises(BundleError, match="cannot be written as JSON"):
+        writing._json({"demos": [{"answer": value}]})
 
 
 def test_the_message_shows_the_path_that_will_run(bundle: Path, tiny_model: Path) -> None:
