@@ -14,6 +14,7 @@ from typing import Any
 import dspy
 import pytest
 from bundled import bundle, finished, resealed, weak_of, whole  # noqa: F401 - fixtures
+from forked import child
 from hub import TOKEN, Hub, running_hub
 from toy_experiment import RECIPE, cowest
 from typer.testing import CliRunner
@@ -259,3 +260,25 @@ def pushed(hub: Hub, bundle: Path, name: str, token: str) -> str:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     return done.stdout + done.stderr
+
+
+def test_what_a_killed_process_left_goes_with_the_next_bundle(finished: Path, bundle: Path, tmp_path: Path) -> None:
+    ended = child(lambda: None)
+    os.waitpid(ended, 0)
+    for owner in (ended, os.getpid()):
+        (tmp_path / f".bundle.{owner}.abc.tmp" / "bundle" / "recipe").mkdir(parents=True)
+    (tmp_path / f".other.{ended}.abc.tmp").mkdir()
+    with Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment:
+        write_bundle(experiment, bundle)
+    assert {path.name for path in tmp_path.glob(".*")} == {f".bundle.{os.getpid()}.abc.tmp", f".other.{ended}.abc.tmp"}
+    assert verify_bundle(bundle) == ()
+
+
+def test_a_file_in_the_place_of_the_bundle_is_kept(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    with (
+        Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment,
+        pytest.raises(BundleError, match="thesis is a file"),
+    ):
+        write_bundle(experiment, tmp_path / "thesis")
+    assert (tmp_path / "thesis").read_text() == "years of work"

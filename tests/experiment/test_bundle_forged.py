@@ -13,16 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundled import bundle, finished, resealed, weak_of, whole  # noqa: F401 - fixtures
+from bundled import resealed, small_bundle, weak_of
 from forked import child
+from toy import engine as engine_table
 from toy_experiment import RECIPE, cowest
 from typer.testing import CliRunner
 
-from cowest_dspy import Experiment, cli, load_bundle, load_config, recipes, serve_verb, verify_bundle, write_bundle
+from cowest_dspy import cli, load_bundle, load_config, recipes, serve_verb, verify_bundle
 from cowest_dspy.bundle import loading, read_manifest, writing
 from cowest_dspy.errors import BundleError
 
 OURS = 'open("{mark}", "w").close()\n'
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(tmp_path_factory.mktemp("small") / "bundle", tiny_model)
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A bundle, to be changed."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
 @pytest.fixture
@@ -178,8 +190,8 @@ def test_served_is_what_the_reader_named_and_not_what_the_bundle_names(bundle: P
     """A forged config.toml could start any program, send a key of the environment anywhere, or open the endpoint to everybody."""
     config, own = bundle / "config.toml", bundle.parent / "own.toml"
     forged = f'[weak]\nkind = "server"\nmodel = "x"\ncommand = ["touch", "{mark}"]\n'
-    text = re.sub(r"(?s)\[(serve|weak)[].].*?(?=\n\[(?!serve|weak)|\Z)", "", config.read_text())
-    config.write_text(text + f'\n{forged}[serve]\nhost = "0.0.0.0"\nport = 0\napi_key_env = "HOME"\n')
+    text = config.read_text().partition("[weak]")[0] + engine_table("strong")
+    config.write_text(f'{text}{forged}[serve]\nhost = "0.0.0.0"\nport = 0\napi_key_env = "HOME"\n')
     resealed(bundle)
     assert "name [strong] and [weak] in a TOML of your own" in cowest("serve", str(bundle), "--trust-recipe", fails=True)
     model = f'kind = "in_process"\nmodel = "{tiny_model}"\n'
@@ -215,25 +227,3 @@ def test_a_reader_sees_the_old_bundle_or_the_new_one(bundle: Path, tmp_path: Pat
     while not (done := os.waitpid(process, os.WNOHANG))[0]:
         seen.add(read_manifest(bundle).files["README.md"])
     assert done[1] == 0 and len(seen) == 2
-
-
-def test_what_a_killed_process_left_goes_with_the_next_bundle(finished: Path, bundle: Path, tmp_path: Path) -> None:
-    ended = child(lambda: None)
-    os.waitpid(ended, 0)
-    for owner in (ended, os.getpid()):
-        (tmp_path / f".bundle.{owner}.abc.tmp" / "bundle" / "recipe").mkdir(parents=True)
-    (tmp_path / f".other.{ended}.abc.tmp").mkdir()
-    with Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment:
-        write_bundle(experiment, bundle)
-    assert {path.name for path in tmp_path.glob(".*")} == {f".bundle.{os.getpid()}.abc.tmp", f".other.{ended}.abc.tmp"}
-    assert verify_bundle(bundle) == ()
-
-
-def test_a_file_in_the_place_of_the_bundle_is_kept(finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis").write_text("years of work")
-    with (
-        Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment,
-        pytest.raises(BundleError, match="thesis is a file"),
-    ):
-        write_bundle(experiment, tmp_path / "thesis")
-    assert (tmp_path / "thesis").read_text() == "years of work"

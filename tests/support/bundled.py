@@ -1,4 +1,5 @@
-"""A finished run of the toy task, its bundle, and a manifest that a forger has made to fit: for the tests of bundles."""
+"""A finished run of the toy task and its bundle; a small bundle without a run; and a manifest that a forger has made to fit: for
+the tests of bundles."""
 
 from __future__ import annotations
 
@@ -9,11 +10,14 @@ from typing import Any
 
 import dspy
 import pytest
+from tiny import make_adapter
 from toy import engine as engine_table
 from toy_experiment import RECIPE, TASK, cowest
 
-from cowest_dspy import Experiment, TransformersEngine, load_config, tunable
-from cowest_dspy.bundle.manifest import files_in
+from cowest_dspy import Collaboration, Experiment, TransformersEngine, load_config, tunable
+from cowest_dspy.bundle import Manifest
+from cowest_dspy.bundle.manifest import FORMAT, files_in
+from cowest_dspy.lms.weights import adapter_hash, folder_hash
 
 MORE = """
 [rounds]
@@ -63,3 +67,31 @@ def resealed(bundle: Path, **changes: Any) -> Path:
     manifest = json.loads((bundle / "cowest.json").read_text())
     (bundle / "cowest.json").write_text(json.dumps({**manifest, "files": files_in(bundle), **changes}))
     return bundle
+
+
+def small_bundle(folder: Path, base: Path) -> Path:
+    """A bundle of the toy task with an adapter of random weights, as ``write_bundle`` would lay it out."""
+    (folder / "recipe").mkdir(parents=True)
+    (folder / "recipe" / "toy.py").write_text(RECIPE)
+    (make_adapter(base, folder / "adapter", seed=1) / "README.md").unlink(missing_ok=True)
+    (folder / "config.toml").write_text(TASK.replace('"toy.py:', '"recipe/toy.py:') + engine_table("weak") + engine_table("strong"))
+    state = Collaboration("question -> answer", draft="knowledge").dump_state()
+    for name, text in (("program.json", json.dumps(state)), ("metrics.json", "{}"), ("pairs.jsonl", ""), ("README.md", "A card.")):
+        (folder / name).write_text(text)
+    manifest = Manifest(
+        format=FORMAT,
+        name="toy",
+        seed=0,
+        created="2026-01-01T00:00:00+00:00",
+        base=base.name,
+        base_hash=folder_hash(base),
+        adapter=adapter_hash(folder / "adapter"),
+        weak="local/tiny",
+        strong="scripted/strong",
+        program="recipe/toy.py:program",
+        metric="recipe/toy.py:match",
+        versions={},
+        files=files_in(folder),
+    )
+    (folder / "cowest.json").write_text(json.dumps(manifest.model_dump()))
+    return folder
