@@ -282,3 +282,12 @@ def test_a_file_in_the_place_of_the_bundle_is_kept(finished: Path, tmp_path: Pat
     ):
         write_bundle(experiment, tmp_path / "thesis")
     assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_run_whose_adapter_is_damaged_says_so_before_it_asks(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    for file in run.rglob("adapter_model.safetensors"):
+        file.write_bytes(b"")
+    files = (str(finished / "toy.toml"), str(finished / "backend.toml"))
+    told = cowest("ask", *files, "--run", str(run), "-q", "another?", fails=True)
+    assert re.search(r"^(TuningError|ModelError): .*adapter_model\.safetensors is damaged", told, re.MULTILINE)
