@@ -64,6 +64,7 @@ def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle
     Example: `cowest verify handbook-bundle`
     """
     from cowest_dspy.bundle import read_manifest, verify_bundle
+    from cowest_dspy.bundle.manifest import printable
 
     wrong, manifest = verify_bundle(path), read_manifest(path)
     for line in wrong:
@@ -71,5 +72,5 @@ def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle
     if wrong:
         raise typer.Exit(1)
     adapter = manifest.adapter or "none"
-    about = f"{manifest.name}, seed {manifest.seed}, base {manifest.base}@{manifest.base_hash}, adapter {adapter}"
+    about = printable(f"{manifest.name}, seed {manifest.seed}, base {manifest.base}@{manifest.base_hash}, adapter {adapter}")
     console.print(f"{path} is whole: {len(manifest.files)} files; {about}", markup=False, soft_wrap=True)

@@ -330,10 +330,12 @@ def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
     if question.lstrip().startswith("{"):
+        from cowest_dspy.documents import parse_json
+
         try:
-            given = json.loads(question)
-        except json.JSONDecodeError as error:
-            raise CowestError(f"--question looks like JSON but is none: {error.msg}.") from None
+            given = parse_json(question)
+        except ValueError as error:
+            raise CowestError(f"--question looks like JSON but is none: {error}.") from None
     else:
         given = {names[0]: question}
     if sorted(given) != sorted(names):

@@ -27,6 +27,7 @@ from cowest_dspy import arms, notebook
 from cowest_dspy.data import with_ids
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import Metric, named
+from cowest_dspy.lms.known_adapters import load_again
 from cowest_dspy.lms.recording import keeping, unrecorded
 from cowest_dspy.program import Collaboration
 from cowest_dspy.rounds import Gain, Scores, gain
@@ -294,8 +295,8 @@ class _Walk:
         made.load_state(known["state"])
         weak = program.weak
         if known["folder"] and known["weak"] != weak.model:
-            model = engine_of(unrecorded(weak)).load_adapter(self._stages.run / known["folder"])
-            weak = weak.copy(model=model)
+            load_again(engine_of(unrecorded(weak)).load_adapter, {known["weak"]: str(self._stages.run / known["folder"])})
+            weak = weak.copy(model=known["weak"])
         return self._rebound(made, program.bind(weak=weak))
 
     def _scores(self, program: Collaboration, name: str) -> Scores:

@@ -24,7 +24,7 @@ from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_cal
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, footprint, prices, weights
 from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import call, load, takes
+from cowest_dspy.recipes import call, load_function, takes
 from cowest_dspy.tables import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.tracking import look_at
 from cowest_dspy.tuning import DPO, KTO, SFT
@@ -148,7 +148,7 @@ def _examine_task(visit: _Visit) -> Task | None:
             validate(SFT, config.sft.answer_settings, "[sft.answer_settings]")
         for reference in (config.metric, config.evaluate.weak, *((config.sft.drafts, config.sft.answers) if config.sft else ())):
             if reference:
-                load(reference)
+                load_function(reference)
         program = call(config.program, given={"draft": config.draft})
         if not isinstance(program, Collaboration):
             raise ConfigError(f"{config.program} gave {type(program).__name__}: a Collaboration is expected.")

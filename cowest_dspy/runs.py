@@ -9,7 +9,6 @@ store is opened for reading only. What cannot be read is a state of its own, and
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
+from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import nearest
 from cowest_dspy.progress import FILE, Snapshot, StageDone, alive, read_snapshot
 from cowest_dspy.schema import EMPTIED, emptied
@@ -154,7 +156,7 @@ def read_store(folder: Path, *, numbers: bool = True) -> Kept:
         if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_CANTOPEN")):
             return Kept(busy=True)
         return Kept(damage=str(error))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         return Kept(damage=f"a record that cannot be read, {type(error).__name__}")
 
 
@@ -162,7 +164,7 @@ def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
         return Kept()
     records = db.execute("SELECT kind, key, value FROM records WHERE kind = 'stage' ORDER BY rowid").fetchall()
-    stages = tuple(_stage(key, json.loads(value)) for _, key, value in records)
+    stages = tuple(_stage(key, parse_json(value)) for _, key, value in records)
     some = db.execute("SELECT 1 FROM records LIMIT 1").fetchone()
     if not numbers:
         known = db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()
@@ -177,8 +179,11 @@ def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
 
 
 def _stage(name: str, record: dict[str, Any]) -> StageDone:
-    numbers = (record["calls"], record["cached_calls"], record["tokens_in"], record["tokens_out"], record["usd"])
-    return StageDone(name, name, record["seconds"], *numbers, earlier=True)
+    numbers = {key: record[key] for key in ("seconds", "calls", "tokens_in", "tokens_out", "usd")}
+    return _STAGE.validate_python({**numbers, "cached": record["cached_calls"], "name": name, "title": name, "earlier": True})
+
+
+_STAGE = TypeAdapter(StageDone)
 
 
 def _task(folder: Path) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from cowest_dspy.serve_table import ServeRules
 
 MANIFEST = "cowest.json"
+OWN = ("host", "port", "api_key_env", "log_text", "sample")
+"""What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is kept of what they ask."""
 
 
 def serve(
@@ -65,7 +69,7 @@ def serve(
     if files[0].is_dir() and not bundled:
         raise BundleError(f"{files[0]} is no bundle: there is no {MANIFEST} in it. Give a bundle's folder, or TOML files.")
     config = _config(files, bundled, seed)
-    rules = _rules(config, host, port)
+    rules = _rules(config, host, port, own=files[1:] if bundled else files)
     key = key_of(rules)
     with bound(rules.host, rules.port) as listener:
         program = _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
@@ -84,12 +88,34 @@ def serve(
 def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
     from cowest_dspy.config import load_config
 
-    return load_config([files[0] / "config.toml", *files[1:]] if bundled else files, seed=seed)
+    if not bundled:
+        return load_config(files, seed=seed)
+    config = load_config([files[0] / "config.toml", *files[1:]], seed=seed)
+    missing = sorted({"weak", "strong"} - _tables(files[1:]))
+    if missing:
+        tables = " and ".join(f"[{name}]" for name in missing)
+        raise BundleError(
+            f"A bundle does not decide which models are asked, with which key, and which programs are started: name {tables} in a "
+            "TOML of your own after the bundle, such as programs/backends/in_process.toml."
+        )
+    return config
 
 
-def _rules(config: Config, host: str | None, port: int | None) -> ServeRules:
+def _tables(files: Sequence[Path]) -> set[str]:
+    """The names of the tables in TOML files that are known to be ones."""
+    return {name for file in files for name in tomllib.loads(file.read_text(encoding="utf-8"))}
+
+
+def _rules(config: Config, host: str | None, port: int | None, *, own: Sequence[Path]) -> ServeRules:
+    """How it is served. ``own`` are the TOML files that the user has named, of which a bundle's is none."""
+    from cowest_dspy.serve_table import ServeRules
+
+    rules = config.serve
+    if "serve" not in _tables(own):
+        default = ServeRules()  # pyright: ignore[reportCallIssue]
+        rules = rules.model_copy(update={name: getattr(default, name) for name in OWN})
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    return config.serve.model_copy(update=changed)
+    return rules.model_copy(update=changed)
 
 
 def _of_run(files: list[Path], run: Path | None, seed: int | None) -> Collaboration:
@@ -112,12 +138,12 @@ def _gate(folder: Path) -> Gate | None:
 
 
 def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboration:
-    from cowest_dspy.bundle import load_bundle
+    from cowest_dspy.bundle import load_bundle, open_bundle, recipe_of
     from cowest_dspy.lms import build_lm
 
     if not trust_recipe:
-        recipe = config.program.rpartition(":")[0]
-        raise BundleError(f"{recipe} of the bundle builds the program, and is Python code: look at it, then give --trust-recipe.")
+        recipe = recipe_of(open_bundle(folder))
+        raise BundleError(f"{recipe} builds the program, and is Python code: look at it, then give --trust-recipe to execute it.")
     return load_bundle(folder, weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True)
 
 

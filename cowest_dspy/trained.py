@@ -9,9 +9,10 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.errors import TuningError
+from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.interrupts import until_kept
 from cowest_dspy.lms import ServerEngine
+from cowest_dspy.lms.weights import adapter_hash
 from cowest_dspy.stages import Stages, digest
 from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, foreseen, tune
 
@@ -112,10 +113,11 @@ class TrainedModels:
 
     def _loaded(self, record: dict[str, Any]) -> dspy.LM:
         folder = self._stages.run / record["folder"]
-        model = engine_of(self._base()).load_adapter(folder)
-        if model != record["model"]:
-            raise TuningError(
-                f"{folder} does not hold the weights that were trained ({record['model']}): it was changed. "
-                "Delete that folder and run again to train it anew."
-            )
+        engine, again = engine_of(self._base()), "Delete that folder and run again to train it anew."
+        try:
+            changed = not record["model"].endswith(f"+{adapter_hash(folder)}")
+        except ModelError as error:
+            raise TuningError(f"{error} This run trained it. {again}") from error
+        if changed or (model := engine.load_adapter(folder)) != record["model"]:
+            raise TuningError(f"{folder} does not hold the weights that were trained ({record['model']}): it was changed. {again}")
         return self._base().copy(model=model)

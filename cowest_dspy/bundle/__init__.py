@@ -6,14 +6,26 @@
     README.md       the model card                    cowest.json    the manifest: versions, models, a hash of every file
     gate.json       where a draft pays, if the run has a gate
 
-manifest.py   what cowest.json says, and verify_bundle
+manifest.py   what cowest.json says, verify_bundle, and open_bundle, the only way to what the files say
 writing.py    write_bundle, from a finished run
 card.py       the model card
 loading.py    load_bundle, merged, as_gguf
 """
 
-from cowest_dspy.bundle.loading import as_gguf, load_bundle, merged
-from cowest_dspy.bundle.manifest import Manifest, read_manifest, verify_bundle
+from cowest_dspy.bundle.loading import as_gguf, load_bundle, merged, recipe_of
+from cowest_dspy.bundle.manifest import Manifest, OpenBundle, open_bundle, read_manifest, verify_bundle
 from cowest_dspy.bundle.writing import push_bundle, write_bundle
 
-__all__ = ["Manifest", "as_gguf", "load_bundle", "merged", "push_bundle", "read_manifest", "verify_bundle", "write_bundle"]
+__all__ = [
+    "Manifest",
+    "OpenBundle",
+    "as_gguf",
+    "load_bundle",
+    "merged",
+    "open_bundle",
+    "push_bundle",
+    "read_manifest",
+    "recipe_of",
+    "verify_bundle",
+    "write_bundle",
+]

@@ -31,12 +31,12 @@ _LOAD = """
 ```python
 from cowest_dspy import build_lm, load_bundle, load_config
 
-config = load_config(["bundle/config.toml"])            # name your own models in [weak] and [strong] first
+config = load_config(["bundle/config.toml", "models.toml"])  # models.toml: [weak] and [strong], your own
 program = load_bundle("bundle", weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True)
 ```
 
-`trust_recipe=True` executes the Python files in `recipe/`: read them first, or give `program=` yourself. `cowest verify bundle`
-checks every file against the manifest, offline.
+`trust_recipe=True` executes the Python file in `recipe/` that builds the program: read it first, or give `program=` yourself.
+`cowest verify bundle` checks every file against the manifest, offline.
 """
 _LIMITS = """
 ## Limits

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
-from cowest_dspy.bundle.manifest import ADAPTER, Manifest, read_manifest, verify_bundle
+from cowest_dspy.bundle.manifest import ADAPTER, Manifest, OpenBundle, open_bundle, printable
+from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import BundleError, ModelError
-from cowest_dspy.lms import weights
+from cowest_dspy.lms import lora, lora_gguf, weights
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import call
+from cowest_dspy.recipes import call, execute
 from cowest_dspy.tuning import engine_of
 
 SAID = frozenset({"traces", "train", "demos", "signature", "lm"})
@@ -36,30 +37,36 @@ def load_bundle(
         weak: the base model that the adapter belongs to, by content; its engine must take adapters.
         strong: any model; answers are the bundled ones only with the same.
         program: a Collaboration of the same structure, made by you.
-        trust_recipe: execute the bundle's own Python file, which makes one. Look at it first.
+        trust_recipe: execute the bundle's own Python file, which makes one. Look at it first: what is executed is the text that
+            the manifest has the hash of, and nothing else of the bundle.
 
     Raises:
         BundleError: no bundle, one that was changed, another base, or neither ``program`` nor ``trust_recipe``.
         TuningError: a weak model that takes no adapters.
     """
-    folder, manifest = Path(path), _whole(path)
+    bundle = open_bundle(path)
     if program is None:
         if not trust_recipe:
             raise BundleError(
-                f"How the program is built stands in {manifest.program} of the bundle, which is Python code: give "
+                f"How the program is built stands in {recipe_of(bundle)}, which is Python code: look at it, then give "
                 "trust_recipe=True to execute it, or program=, a Collaboration that you made alike."
             )
-        draft = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")).get("draft")
-        made: Any = call(str(folder.resolve() / manifest.program), given={"draft": draft})
-        program = made if isinstance(made, Collaboration) else None
-    if program is None:
-        raise BundleError(f"{manifest.program} of the bundle gave no Collaboration.")
-    built = program.deepcopy()
+        program = _built(bundle)
+    state, built = _prompts(bundle), program.deepcopy()
     try:
-        built.load_state(_prompts(json.loads((folder / "program.json").read_text(encoding="utf-8"))))
-    except (KeyError, ValueError, AttributeError) as error:
+        built.load_state(state)
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"The program is built otherwise than the bundled one: {type(error).__name__}: {error}") from error
-    return built.bind(weak=_with_adapter(weak, folder, manifest), strong=strong)
+    return built.bind(weak=_with_adapter(weak, bundle), strong=strong)
+
+
+def recipe_of(bundle: OpenBundle) -> Path:
+    """The one file of a bundle that ``trust_recipe`` executes.
+
+    Raises:
+        BundleError: the manifest names none of its files.
+    """
+    return bundle.folder / bundle.manifest.recipe
 
 
 def merged(path: str | Path, base: str | Path, output: str | Path) -> Path:
@@ -68,18 +75,18 @@ def merged(path: str | Path, base: str | Path, output: str | Path) -> Path:
     Raises:
         BundleError: no bundle or a changed one, no adapter in it, another base, or an output that exists.
     """
-    from peft import PeftModel
     from transformers import AutoConfig
 
-    folder, manifest, target = Path(path), _whole(path), Path(output)
-    source = _base(manifest, base)
+    bundle, target = open_bundle(path), Path(output)
+    source = _base(bundle.manifest, base)
     if target.exists():
         raise BundleError(f"{target} exists: it is not overwritten.")
     wanted = AutoConfig.from_pretrained(source).dtype
     staged = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
+    adapter = _adapter(bundle, source)
     with weights.loading():
-        model: Any = PeftModel.from_pretrained(weights.load_model(source, "float32"), folder / ADAPTER).merge_and_unload()
+        model: Any = lora.attach(weights.load_model(source, "float32"), adapter).merge_and_unload()
         if wanted is not None:
             model = model.to(wanted)
         model.save_pretrained(staged, safe_serialization=True)
@@ -95,42 +102,50 @@ def as_gguf(path: str | Path, base: str | Path, output: str | Path) -> Path:
         BundleError: no bundle or a changed one, no adapter in it, another base, or an output that exists.
         ModelError: an adapter or an architecture that llama.cpp does not take.
     """
-    import tempfile
-
-    from cowest_dspy.lms import lora_gguf
-
-    folder, manifest, target = Path(path), _whole(path), Path(output)
-    source = _base(manifest, base)
+    bundle, target = open_bundle(path), Path(output)
+    source = _base(bundle.manifest, base)
     if target.exists():
         raise BundleError(f"{target} exists: it is not overwritten.")
-    with tempfile.TemporaryDirectory() as work:
-        # Beside a copy: the file would otherwise lie in the bundle, to which it does not belong.
-        copy = shutil.copytree(folder / ADAPTER, Path(work) / ADAPTER)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(lora_gguf.convert(copy, source), target)
+    made = lora_gguf.convert(_adapter(bundle, source), source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(made, staged)
+    os.replace(staged, target)
     return target
 
 
-def _prompts(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a program, if it says nothing but prompts and demos: DSPy would set whatever else stands there.
+def _built(bundle: OpenBundle) -> Collaboration:
+    """What the bundle's recipe makes, from its text as it was hashed."""
+    execute(recipe_of(bundle), bundle.read(bundle.manifest.recipe))
+    try:
+        draft = tomllib.loads(bundle.read("config.toml").decode("utf-8")).get("draft")
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{bundle.folder / 'config.toml'} is not TOML: {error}.") from error
+    made: Any = call(str(bundle.folder / bundle.manifest.program), given={"draft": draft})
+    if not isinstance(made, Collaboration):
+        raise BundleError(f"{bundle.manifest.program} of the bundle gave no Collaboration.")
+    return made
+
+
+def _prompts(bundle: OpenBundle) -> dict[str, Any]:
+    """The state of the program, if it says nothing but prompts and demos: DSPy would set whatever else stands there.
 
     Raises:
         BundleError: it says more.
     """
-    for name, predictor in state.items():
+    try:
+        state: Any = parse_json(bundle.read("program.json"))
+    except ValueError as error:
+        raise BundleError(f"{bundle.folder / 'program.json'} is no JSON: {error}.") from error
+    if not isinstance(state, dict):
+        raise BundleError(f"{bundle.folder / 'program.json'} holds a {type(state).__name__}, and an object is expected.")
+    for name, predictor in cast("dict[str, Any]", state).items():
         other = sorted(set(predictor) - SAID) if isinstance(predictor, dict) else [str(predictor)]
         if other or predictor.get("lm") is not None:
             raise BundleError(
                 f"program.json says of {name} more than prompts and demos ({', '.join(other) or 'an LM'}): not loaded."
             )
-    return state
-
-
-def _whole(path: str | Path) -> Manifest:
-    wrong = verify_bundle(path)
-    if wrong:
-        raise BundleError(f"{path} is not what was bundled: {'; '.join(wrong[:5])}.")
-    return read_manifest(path)
+    return cast("dict[str, Any]", state)
 
 
 def _base(manifest: Manifest, base: str | Path) -> Path:
@@ -144,15 +159,32 @@ def _same_base(manifest: Manifest, base: str) -> Path:
     found = weights.folder_hash(source)
     if found != manifest.base_hash:
         raise BundleError(
-            f"The bundle belongs to {manifest.base} with the content hash {manifest.base_hash}; {source.name} has {found}."
+            f"The bundle belongs to {printable(manifest.base)} with the content hash {printable(manifest.base_hash)}; "
+            f"{source.name} has {found}."
         )
     return source
 
 
-def _with_adapter(weak: dspy.LM, folder: Path, manifest: Manifest) -> dspy.LM:
+def _adapter(bundle: OpenBundle, base: Path) -> Path:
+    """The folder of the bundle's adapter, if it still holds the one of the manifest, and that fits the base."""
+    folder = bundle.folder / ADAPTER
+    _same_adapter(bundle, lora.identify(folder, base))
+    return folder
+
+
+def _same_adapter(bundle: OpenBundle, found: str) -> None:
+    if found != bundle.manifest.adapter:
+        raise BundleError(f"{bundle.folder / ADAPTER} was changed while the bundle was read: load it again.")
+
+
+def _with_adapter(weak: dspy.LM, bundle: OpenBundle) -> dspy.LM:
     plain = unrecorded(weak)
     engine = engine_of(plain)
-    _same_base(manifest, engine.base_folder)
+    _same_base(bundle.manifest, engine.base_folder)
     if engine.adapter_folder(plain.model) is not None:
         raise ModelError(f"{plain.model} has an adapter already: give the base model, the bundle brings its own.")
-    return plain.copy(model=engine.load_adapter(folder / ADAPTER)) if manifest.adapter else plain
+    if bundle.manifest.adapter is None:
+        return plain
+    model = engine.load_adapter(bundle.folder / ADAPTER)
+    _same_adapter(bundle, model.rpartition("+")[2])
+    return plain.copy(model=model)

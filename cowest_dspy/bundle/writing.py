@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cowest_dspy.bundle.card import card
-from cowest_dspy.bundle.manifest import ADAPTER, FILE, FORMAT, Manifest, files_in, read_manifest
+from cowest_dspy.bundle.manifest import ADAPTER, FILE, FORMAT, RECIPE, Manifest, files_in, open_bundle, read_manifest
 from cowest_dspy.config import Config, split_reference
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import BundleError, masked
@@ -27,40 +30,61 @@ from cowest_dspy.report.figures import figures
 from cowest_dspy.summary import kept_pairs, versions
 from cowest_dspy.tuning import engine_of
 from cowest_dspy.tuning.adapters import FILES
-
-RECIPE = "recipe"
+from cowest_dspy.tuning.kept import discard_of_ended
 
 
 def write_bundle(experiment: Experiment, folder: str | Path) -> Path:
     """Writes what a finished run ended with into ``folder``, whole or not at all; a bundle that is there is replaced.
 
+    What processes have left that were killed while they wrote to the same place goes.
+
     Raises:
         BundleError: the run is not finished; the folder holds something else; a pair or a demo holds what looks like a secret.
     """
-    target = Path(folder)
+    target = Path(folder).resolve()
+    if target.is_file():
+        raise BundleError(f"{folder} is a file: it is not overwritten. Give a folder.")
     if target.exists() and any(target.iterdir()):
         read_manifest(target)
     if experiment.store.record("arm", "collaboration") is None:
         raise BundleError(f"{experiment.run} is not finished: run `cowest cycle` on it first, which goes on where it stood.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    discard_of_ended(target.parent, re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.\w+\.tmp"))
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp", dir=target.parent))
     try:
         _fill(work / "bundle", experiment)
-        if target.exists():
-            os.replace(target, work / "replaced")
-        os.replace(work / "bundle", target)
+        replace_folder(work / "bundle", target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return target
+    return Path(folder)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Puts the folder ``made`` in the place of ``target``, if there is one, which is then beside or in the place of ``made``.
+
+    Where the system can exchange two folders (Linux, on usual file systems), there is one at every moment for whoever reads, and
+    after a kill; elsewhere there is none between two renames.
+    """
+    if target.exists():
+        with contextlib.suppress(AttributeError, OSError):
+            names = os.fsencode(made), os.fsencode(target)
+            if ctypes.CDLL(None).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+                return
+        os.replace(target, made.with_name("replaced"))
+    os.replace(made, target)
 
 
 def push_bundle(bundle: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
     """Uploads a bundle as the Hub model ``repo_id``; gives its address. It is private unless ``private=False``.
 
     Raises:
-        BundleError: no bundle; the Hub refuses or cannot be reached; or ``private`` is wanted of a model that is public.
+        BundleError: no bundle, or one that was changed or holds more; the Hub refuses or cannot be reached; or ``private`` is
+            wanted of a model that is public.
     """
-    manifest = read_manifest(bundle)
+    manifest = open_bundle(bundle).manifest
     return upload(Path(bundle), repo_id, kind="model", message=f"{manifest.name}", private=private, token=token, error=BundleError)
 
 
@@ -127,9 +151,10 @@ def _relocated(config: Config, recipe: Path) -> Config:
             return Path(path).name + colon + name
         if path not in copied:
             recipe.mkdir(exist_ok=True)
-            taken = set(copied.values())
-            own = Path(path).name
-            own = own if own not in taken else f"{len(taken)}_{own}"
+            # Some file systems do not tell capitals from small letters, and a manifest has only names that can be read.
+            taken = {name.casefold() for name in copied.values()}
+            own = "".join(char if char.isprintable() and char != "\\" else "_" for char in Path(path).name)
+            own = own if own.casefold() not in taken else f"{len(taken)}_{own}"
             _write(recipe / own, Path(path).read_text(encoding="utf-8"))
             copied[path] = own
         return f"{RECIPE}/{copied[path]}{colon}{name}"
@@ -147,7 +172,12 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+        text.encode("utf-8")  # No half of a surrogate pair, which a model may have answered.
+        return text
+    except ValueError as error:
+        raise BundleError(f"A demo or a number of the run cannot be written as JSON, so no bundle was: {error}.") from error
 
 
 def _write(path: Path, text: str) -> None:

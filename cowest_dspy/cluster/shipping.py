@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cowest_dspy.errors import ModelError
+from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cowest_dspy.recipes import resolve
 from cowest_dspy.tables import Engine, LMSettings
 
@@ -23,7 +24,6 @@ _SETTINGS: TypeAdapter[Any] = TypeAdapter(LMSettings)
 _OF_THE_LM = frozenset({"temperature", "max_tokens", "num_retries", "adapter", "requests_per_minute", "tokens_per_minute", "price"})
 # Whose classes every worker has. An error of another kind becomes a RuntimeError of the same text.
 _EVERYWHERE = ("builtins", "cowest_dspy", "dspy")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def packed(folder: Path) -> dict[str, bytes]:
     Raises:
         ModelError: the folder holds none.
     """
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} holds no adapter: {' and '.join(missing)} were expected.")
-    return {name: (folder / name).read_bytes() for name in ADAPTER_FILES}
+    return {name: (folder / name).read_bytes() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
 
 
 def unpacked(files: dict[str, bytes], folder: Path) -> Path:

@@ -35,7 +35,7 @@ from cowest_dspy.influence_report import NoiseFloor
 from cowest_dspy.lms import ServerEngine, TransformersEngine
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import call, code_of, load
+from cowest_dspy.recipes import call, code_of, load_function
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
@@ -81,7 +81,7 @@ class Experiment:
         check_steps(config)
         check_installed(config)
         self._models = models or Models(config)
-        self.metric: Metric = load(config.metric)
+        self.metric: Metric = load_function(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")

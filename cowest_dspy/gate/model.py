@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cowest_dspy.documents import read_json
 from cowest_dspy.errors import GateError, faults
 from cowest_dspy.gate.features import category, draft_features
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, note, sampling
@@ -179,7 +180,7 @@ class Gate(_Plain):
         """
         source = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
-            values: Any = json.loads(source.read_text(encoding="utf-8"))
+            values: Any = read_json(source)
         except OSError:
             raise GateError(f"There is no gate at {source}: `cowest gate RUN` fits one.") from None
         except ValueError as error:

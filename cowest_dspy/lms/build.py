@@ -10,7 +10,7 @@ from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.lms.engine import shared_engine
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.server import shared_server
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import call
 from cowest_dspy.tables import Engine, InProcess, LMSettings, Server
 
 
@@ -20,14 +20,14 @@ def build_lm(settings: LMSettings) -> dspy.LM:
     Raises:
         ModelError: the folder or Hub id of a model, or an adapter, cannot be used.
         ConfigError: the environment variable of an API key is not set.
-        RecipeError: an engine's reference leads nowhere.
+        RecipeError: an engine's reference leads nowhere, or cannot be called without arguments.
     """
     if isinstance(settings, InProcess):
         engine = shared_engine(settings.model, dtype=settings.dtype, max_batch=settings.concurrency)
         model = engine.load_adapter(Path(settings.adapter)) if settings.adapter else None
         return engine.lm(model, temperature=settings.temperature, max_tokens=settings.max_tokens)
     if isinstance(settings, Engine):
-        engine = load(settings.engine)()
+        engine = call(settings.engine)
         return dspy.LM(settings.model, engine=engine, cache=False, temperature=settings.temperature, max_tokens=settings.max_tokens)
     if isinstance(settings, Server):
         return _server_lm(settings)

@@ -31,7 +31,7 @@ from cowest_dspy.lms import attention, likelihood, streaming, weights, wire
 from cowest_dspy.lms.batching import Batcher, Loaded, Work
 from cowest_dspy.lms.generation import Completion, Session
 from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
-from cowest_dspy.lms.lora import Voices
+from cowest_dspy.lms.lora import Voices, identify
 from cowest_dspy.lms.plain import PlainSession
 from cowest_dspy.lms.prompts import ChatTokens
 from cowest_dspy.lms.sampling import Row, TokenScore
@@ -166,11 +166,11 @@ class TransformersEngine:
         """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's weights.
 
         Raises:
-            ModelError: the folder holds no adapter, or the engine computes in int8.
+            ModelError: the folder holds no adapter, one that is damaged or is another model's, or the engine computes in int8.
         """
         if self.dtype == "int8":
             raise ModelError(f'{self.model_id}: adapters need float weights. Set dtype = "auto" for a model that is tuned.')
-        return self._adapters.add(weights.adapter_hash(folder), folder)
+        return self._adapters.add(identify(Path(folder), Path(self.base_folder)), folder)
 
     def adapter_folder(self, model: str) -> Path | None:
         """The folder of the adapter that the model id ``model`` names; None for the base.

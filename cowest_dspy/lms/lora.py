@@ -7,10 +7,75 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import weights
 
 _BASE = "__base__"  # PEFT's own word for a row that no adapter touches
 _MIXED = "*"
+
+
+def identify(folder: Path, base: Path) -> str:
+    """The content hash of the adapter in ``folder``, if it fits the model in ``base``.
+
+    It is put onto a model of the base's shape without weights: a real one would be left with half an adapter in it where it fails.
+
+    Raises:
+        ModelError: no adapter, a damaged one, or one that PEFT cannot put whole onto this model.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found = weights.adapter_hash(folder)
+    if weights.adapter_config(folder).get("layer_replication"):
+        raise _unfit(folder, base, "it moves the layers of the model itself (layer_replication), which others use, too")
+    with weights.loading(), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    try:
+        model = attach(skeleton, folder, low_cpu_mem_usage=True, torch_device="cpu")
+    except ModelError as error:
+        raise _unfit(folder, base, error.__cause__ or error) from error
+    with safe_open(folder / weights.ADAPTER_WEIGHTS, framework="pt") as tensors:
+        unlike = sorted(set(tensors.keys()) ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)))
+    if unlike:
+        raise _unfit(folder, base, f"{len(unlike)} tensors are missing or left over, {unlike[0]} for instance")
+    return found
+
+
+def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> Any:
+    """The model with the adapter in ``folder`` on it, which changes the model; ``options`` are those of PEFT.
+
+    Raises:
+        ModelError: PEFT cannot put it there.
+    """
+    from peft import PeftModel
+
+    try:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, folder, adapter_name=name, **options)
+        model.load_adapter(folder, adapter_name=name, **options)
+        return model
+    except MemoryError:
+        raise
+    # Whatever of PEFT's, torch's and Python's a wrong value in the configuration leads to; but not what passes by itself.
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise ModelError(f"The adapter in {folder} cannot be loaded: {_reason(error)}.") from error
+
+
+def _unfit(folder: Path, base: Path, why: object) -> ModelError:
+    return ModelError(
+        f"The adapter in {folder} does not fit the model in {base}: {_reason(why)}. Name the model that it was trained on, or copy "
+        "the adapter here again."
+    )
+
+
+def _reason(why: object) -> str:
+    """What PEFT says; torch names the first tensor of another shape in its second line."""
+    text = why if isinstance(why, str) else f"{type(why).__name__}: {' '.join(str(why).split())}"
+    return weights.first_line(text, most=300)
 
 
 class Voices:
@@ -47,13 +112,11 @@ class Voices:
 
     def _load(self, names: set[str | None]) -> None:
         for name in sorted(name for name in names if name is not None and name not in self._loaded):
-            if not self._loaded:
-                from peft import PeftModel
-
-                folder = self._folders[name]
-                self.model = PeftModel.from_pretrained(self.model, folder, adapter_name=name, autocast_adapter_dtype=False).eval()
-            else:
-                self.model.load_adapter(self._folders[name], adapter_name=name, autocast_adapter_dtype=False)
+            folder = self._folders[name]
+            # Its name is the hash that it had when it was made known, and was found to fit.
+            if weights.adapter_hash(folder) != name:
+                raise ModelError(f"{folder} does not hold the weights of {name} any more: they were changed since it was loaded.")
+            self.model = attach(self.model, folder, name, autocast_adapter_dtype=False).eval()
             self._loaded.add(name)
             weights.fold_linears(self.model)
             self._now = "?"

@@ -1,6 +1,6 @@
 """A PEFT LoRA adapter -> the GGUF file that llama.cpp's server can be started with.
 
-    lora_gguf.convert(Path("adapters/dpo"), base=Path("models/SmolLM2-135M-Instruct"))    # adapters/dpo/cowest-9f31c2a07b1e.gguf
+    lora_gguf.convert(Path("adapters/dpo"), base=Path("models/SmolLM2-135M-Instruct"))    # .../cowest-9f31c2a07b1e.gguf
 
 The file's name holds the hash of the adapter's weights, so that a server's list of adapters says which ones it has. How PEFT
 scales an adapter (rank, alpha, rsLoRA, patterns) is put into one alpha and the B matrices.
@@ -8,16 +8,16 @@ scales an adapter (rank, alpha, rsLoRA, patterns) is put into one alpha and the 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-import json
 import os
 import re
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import weights
 
@@ -50,28 +50,34 @@ def file_name(adapter_hash: str) -> str:
 def convert(adapter: Path, base: Path) -> Path:
     """The adapter in the folder ``adapter`` as a GGUF file, for the model whose folder is ``base``.
 
-    The file lies in the adapter's folder (in the temporary directory when that cannot be written to), is made once, and appears
-    whole or not at all.
+    The file lies in :func:`cowest_dspy.lms.weights.cache_folder`, is made once, and appears whole or not at all. A file that lies
+    beside the adapter is never taken for it: whoever gave the adapter may have put it there.
 
     Raises:
-        ModelError: no adapter there, one that llama.cpp cannot take (DoRA, biases, embeddings, whole modules), a model of an
-            architecture that is not known here, or the package ``gguf`` is not installed.
+        ModelError: no adapter there, a damaged one, one that llama.cpp cannot take (DoRA, biases, embeddings, whole modules), a
+            model of an architecture that is not known here, or the package ``gguf`` is not installed.
     """
     adapter = Path(adapter).resolve()
-    place = adapter if os.access(adapter, os.W_OK) else Path(tempfile.gettempdir())
+    config = _plain(adapter)
+    shape = (Path(base) / "config.json").read_bytes()
+    place = weights.cache_folder() / "lora" / hashlib.sha256(shape).hexdigest()[: weights.HASH_LENGTH]
     target = place / file_name(weights.adapter_hash(adapter))
     if target.is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
         raise ModelError('Adapters for llama.cpp need the package gguf: pip install "cowest-dspy[gguf]"')
-    model = json.loads((Path(base) / "config.json").read_text(encoding="utf-8"))
+    try:
+        model = parse_json(shape)
+    except ValueError as error:
+        raise ModelError(f"{Path(base) / 'config.json'} is damaged: {error}.") from error
     kind = model.get("model_type")
     if kind not in ARCHITECTURES:
         raise ModelError(
             f"{base} is a {kind} model: its adapters cannot be converted for llama.cpp here. Known: {', '.join(ARCHITECTURES)}. "
             'Serve it with vLLM (server = "vllm"), which takes the adapter as it is.'
         )
-    alpha, loras = _read(adapter)
+    alpha, loras = _read(adapter, config)
+    place.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         _write(staging, model, alpha, loras)
@@ -81,11 +87,9 @@ def convert(adapter: Path, base: Path) -> Path:
     return target
 
 
-def _read(folder: Path) -> tuple[float, list[_Lora]]:
-    """PEFT's alpha and the adapted layers."""
-    from safetensors import safe_open
-
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+def _plain(folder: Path) -> dict[str, Any]:
+    """The adapter's configuration, if it is a plain LoRA."""
+    config = weights.adapter_config(folder)
     not_taken = {
         "DoRA": config.get("use_dora"),
         "whole modules (modules_to_save)": config.get("modules_to_save"),
@@ -94,8 +98,15 @@ def _read(folder: Path) -> tuple[float, list[_Lora]]:
     }
     for what in (what for what, there in not_taken.items() if there):
         raise ModelError(f"{folder}: llama.cpp takes plain LoRA adapters only, and this one has {what}.")
+    return config
+
+
+def _read(folder: Path, config: dict[str, Any]) -> tuple[float, list[_Lora]]:
+    """PEFT's alpha and the adapted layers."""
+    from safetensors import safe_open
+
     sides: dict[str, dict[str, Any]] = {}
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+    with safe_open(folder / weights.ADAPTER_WEIGHTS, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - safe_open has keys() and is no dictionary
             found = _TENSOR.match(name)
             if found is None:

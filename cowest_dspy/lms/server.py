@@ -27,7 +27,7 @@ import httpx
 from dspy.lm15 import InvalidRequestError, LM15Error, Request, Response, TransportError, response_to_events
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import protocol, weights, wire
+from cowest_dspy.lms import lora, protocol, weights, wire
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
 from cowest_dspy.lms.processes import Place, ServerProcess
@@ -142,10 +142,12 @@ class ServerEngine:
         the first request that names it, or by :meth:`require`.
 
         Raises:
-            ModelError: the folder holds no adapter, the server takes none, or the model's own ``weights`` are not known.
+            ModelError: the folder holds no adapter, one that is damaged or is another model's, the server takes none, or the
+                model's own ``weights`` are not known.
         """
-        adapter_hash = weights.adapter_hash(Path(folder))
-        if not hasattr(self, "base_folder") and self.settings.server != "openai":
+        base = getattr(self, "base_folder", None)
+        adapter_hash = lora.identify(Path(folder), Path(base)) if base else weights.adapter_hash(Path(folder))
+        if base is None and self.settings.server != "openai":
             raise ModelError(
                 f"{self.model_id}: adapters need weights, the folder or Hub id of the model that is served; "
                 'set for instance weights = "../../models/SmolLM2-135M-Instruct".'

@@ -19,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ModelError, nearest
 
 WEIGHTS = ("*.safetensors",)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MEANING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 HASH_LENGTH = 12
 _loading = threading.RLock()
@@ -233,24 +235,57 @@ def adapter_hash(folder: Path) -> str:
     """The first 12 hexadecimal digits of a SHA-256 over an adapter's tensors (name, type, shape, bytes) and what they mean.
 
     Raises:
-        ModelError: the folder holds no PEFT adapter in safetensors.
+        ModelError: the folder holds no PEFT adapter in safetensors, or one that is damaged.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    if not weights.is_file() or not settings.is_file():
-        raise ModelError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors were expected.")
-    config = json.loads(settings.read_text())
+    config = adapter_config(folder)
     meaning = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora")}
+    # Nothing where they say nothing, as in the adapters of ours, which keep their names.
+    meaning |= {key: config[key] for key in ("alpha_pattern", "fan_in_fan_out", "layers_to_transform") if config.get(key)}
     if isinstance(meaning["target_modules"], list):
         meaning["target_modules"] = sorted(meaning["target_modules"])
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
-    with safe_open(weights, framework="pt") as tensors:
-        for name in sorted(tensors.keys()):
-            tensor = tensors.get_tensor(name).contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(_bytes()).numpy().tobytes())
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                tensor = tensors.get_tensor(name).contiguous()
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.flatten().view(_bytes()).numpy().tobytes())
+    except (SafetensorError, OSError) as error:
+        raise damaged(folder / ADAPTER_WEIGHTS, error) from error
     return digest.hexdigest()[:HASH_LENGTH]
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What the adapter_config.json of a PEFT adapter says.
+
+    Raises:
+        ModelError: the folder holds no adapter, or its configuration is damaged.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no adapter: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} were expected.")
+    try:
+        config: Any = read_json(path)
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise damaged(path, "it is no object with a peft_type")
+    modules = config.get("target_modules")
+    if isinstance(modules, list) and not all(isinstance(name, str) for name in modules):
+        raise damaged(path, "target_modules are no names")
+    return config
+
+
+def damaged(file: Path, why: object) -> ModelError:
+    """The error for a file of an adapter that cannot be read."""
+    return ModelError(f"{file} is damaged: {first_line(why)}. Copy the adapter here again, or train it again.")
+
+
+def first_line(error: object, most: int = 200) -> str:
+    """What an error of another library says, in one line and without its last full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most].rstrip(". ")
 
 
 def _bytes() -> Any:

@@ -22,7 +22,7 @@ def process_started(pid: int | None = None) -> float:
 
     try:
         return psutil.Process(pid or os.getpid()).create_time()
-    except psutil.Error:
+    except (psutil.Error, ValueError):  # A number that no process has.
         return 0.0
 
 
@@ -31,7 +31,8 @@ def alive(snapshot: Snapshot) -> bool:
     if snapshot.state != "running":
         return False
     if snapshot.host == socket.gethostname():
-        return abs(process_started(snapshot.pid) - snapshot.process_started) < _SAME
+        began = process_started(snapshot.pid)
+        return began > 0 and abs(began - snapshot.process_started) < _SAME
     return time.time() - seconds_of(snapshot.updated) < SILENT
 
 
@@ -39,7 +40,7 @@ def seconds_of(moment: str) -> float:
     """Seconds since 1970 of an ISO 8601 time; 0.0 where it is none."""
     try:
         return datetime.fromisoformat(moment).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 

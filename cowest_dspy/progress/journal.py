@@ -218,9 +218,10 @@ class Journal:
     def write(self, snapshot: Snapshot | None = None) -> None:
         """Writes a state, by default that of now, if it can be written."""
         with self._writing, suppress(OSError):
-            text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str)
+            text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str, ensure_ascii=False)
             part = self.folder / f".{FILE}.partial"
-            part.write_text(text, encoding="utf-8")
+            # Half of a surrogate pair, which a model may have answered, is no text that others can read.
+            part.write_bytes(text.encode("utf-8", "replace"))
             part.replace(self.folder / FILE)
 
     def close(self, error: BaseException | None = None) -> Snapshot:

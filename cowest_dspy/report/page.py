@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ReportError
 from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, format_usd
 
@@ -86,7 +87,7 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
     """
     file = Path(path) / f"{kind}.json" if Path(path).is_dir() else Path(path)
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file)
     except OSError as error:
         raise ReportError(f'No {kind} at {file}. Write one with "{command}".') from error
     except ValueError as error:

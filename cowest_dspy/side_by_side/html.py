@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ReportError
 from cowest_dspy.notebook import tag
 from cowest_dspy.report.page import asset, page_environment, policy, write_whole
@@ -46,7 +47,7 @@ def _refuse_to_overwrite(written: Written) -> None:
     if not written.json.exists() and not written.html.exists():
         return
     try:
-        document: Any = json.loads(written.json.read_text(encoding="utf-8"))
+        document: Any = read_json(written.json)
     except (OSError, ValueError):
         document = None
     if not isinstance(document, dict) or document.get("kind") != KIND:

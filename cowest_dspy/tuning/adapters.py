@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms.weights import adapter_hash, loading
+from cowest_dspy.lms.lora import attach
+from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash, loading
 from cowest_dspy.tuning.kept import discard_of_ended
 from cowest_dspy.tuning.settings import Lora
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 def load_base(folder: Path) -> Any:
@@ -49,13 +50,10 @@ def continued(base: Any, adapter: Path, lora: Lora | None) -> Any:
     """``base`` with the adapter in ``adapter``, to be trained further.
 
     Raises:
-        ModelError: the folder holds no adapter.
+        ModelError: the folder holds no adapter that fits the base.
         TuningError: ``lora`` is given and asks for another size than the adapter has.
     """
-    from peft import PeftModel
-
-    adapter_hash(adapter)
-    model = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    model = attach(base, adapter, is_trainable=True)
     has: Any = model.peft_config["default"]
     if lora and (lora.rank, lora.alpha) != (has.r, has.lora_alpha):
         raise TuningError(

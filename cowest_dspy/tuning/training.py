@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms import weights
+from cowest_dspy.lms import lora, weights
 from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, stalling, trainers
 from cowest_dspy.tuning.checkpoints import Checkpoint
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
@@ -197,7 +197,7 @@ def _surroundings(settings: Any, output: Path) -> Iterator[tuple[Path, PeakMemor
 
 def _start(folder: Path, adapter: Path | None) -> str:
     """The weights that training starts from: hashes of the base and of the adapter, "5f2c09a1b3de-new" without one."""
-    return f"{weights.folder_hash(folder)}-{weights.adapter_hash(Path(adapter)) if adapter else 'new'}"
+    return f"{weights.folder_hash(folder)}-{lora.identify(Path(adapter), folder) if adapter else 'new'}"
 
 
 def _identity(settings: Any, data: Sequence[dict[str, Any]], start: str, seed: int, trainer: Any) -> dict[str, Any]:

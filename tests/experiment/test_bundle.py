@@ -13,7 +13,9 @@ from typing import Any
 
 import dspy
 import pytest
+from bundled import bundle, finished, resealed, weak_of, whole  # noqa: F401 - fixtures
 from command_line import cowest
+from forked import child
 from hub import TOKEN, Hub, running_hub
 from toy_experiment import RECIPE
 from typer.testing import CliRunner
@@ -25,39 +27,14 @@ from cowest_dspy import (
     cli,
     load_bundle,
     load_config,
-    tunable,
     verify_bundle,
     write_bundle,
 )
 from cowest_dspy.bundle import as_gguf, merged, read_manifest, writing
-from cowest_dspy.bundle.manifest import files_in
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.gate import Gate, Head
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.pairs import PreferencePairs
-
-
-@pytest.fixture(scope="session")
-def finished(finished_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the toy task, with its recipe and TOML files beside it: a copy, which tests may open."""
-    return Path(shutil.copytree(finished_toy, tmp_path_factory.mktemp("copied") / "toy"))
-
-
-@pytest.fixture(scope="session")
-def whole(finished: Path) -> Path:
-    """Its bundle, moved away from the run."""
-    cowest("bundle", str(finished / "run"), "--out", str(finished / "made"))
-    return Path(shutil.move(finished / "made", finished / "moved"))
-
-
-@pytest.fixture
-def bundle(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle, to be changed."""
-    return Path(shutil.copytree(whole, tmp_path / "bundle"))
-
-
-def weak_of(tiny_model: Path) -> dspy.LM:
-    return tunable(TransformersEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
 
 
 def test_a_bundle_answers_as_its_run_did(finished: Path, bundle: Path, tiny_model: Path) -> None:
@@ -130,13 +107,6 @@ def test_an_adapter_that_was_exchanged_with_its_hash_is_noticed(bundle: Path) ->
     assert "and the manifest says 000000000000" in verify_bundle(bundle)[0]
 
 
-def resealed(bundle: Path) -> Path:
-    """The bundle with its manifest made to fit what was changed, as a forger would."""
-    manifest = json.loads((bundle / "cowest.json").read_text())
-    (bundle / "cowest.json").write_text(json.dumps({**manifest, "files": files_in(bundle)}))
-    return bundle
-
-
 def test_the_recipe_is_given_the_draft_format_of_the_run(bundle: Path, tiny_model: Path) -> None:
     recipe, config = bundle / "recipe" / "toy.py", bundle / "config.toml"
     before = load_bundle(bundle, weak=weak_of(tiny_model), strong=weak_of(tiny_model), program=Collaboration("question -> answer"))
@@ -165,12 +135,13 @@ def test_a_forged_state_sets_nothing_but_prompts(bundle: Path, tiny_model: Path,
         load_bundle(resealed(bundle), weak=weak, strong=weak, trust_recipe=True)
 
 
-def test_what_a_download_and_llama_cpp_leave_beside_it_is_no_damage(bundle: Path) -> None:
+def test_what_a_download_leaves_beside_it_is_no_damage(bundle: Path) -> None:
     (bundle / ".gitattributes").write_text("*.safetensors filter=lfs")
     (bundle / ".cache" / "huggingface").mkdir(parents=True)
     (bundle / ".cache" / "huggingface" / "x.metadata").write_text("")
-    (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
     assert verify_bundle(bundle) == ()
+    (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
+    assert verify_bundle(bundle) == ("adapter/cowest-0123456789ab.gguf: does not belong to the bundle",)
 
 
 @pytest.mark.parametrize(
@@ -290,3 +261,34 @@ def pushed(hub: Hub, bundle: Path, name: str, token: str) -> str:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     return done.stdout + done.stderr
+
+
+def test_what_a_killed_process_left_goes_with_the_next_bundle(finished: Path, bundle: Path, tmp_path: Path) -> None:
+    ended = child(lambda: None)
+    os.waitpid(ended, 0)
+    for owner in (ended, os.getpid()):
+        (tmp_path / f".bundle.{owner}.abc.tmp" / "bundle" / "recipe").mkdir(parents=True)
+    (tmp_path / f".other.{ended}.abc.tmp").mkdir()
+    with Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment:
+        write_bundle(experiment, bundle)
+    assert {path.name for path in tmp_path.glob(".*")} == {f".bundle.{os.getpid()}.abc.tmp", f".other.{ended}.abc.tmp"}
+    assert verify_bundle(bundle) == ()
+
+
+def test_a_file_in_the_place_of_the_bundle_is_kept(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    with (
+        Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment,
+        pytest.raises(BundleError, match="thesis is a file"),
+    ):
+        write_bundle(experiment, tmp_path / "thesis")
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_run_whose_adapter_is_damaged_says_so_before_it_asks(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+    for file in run.rglob("adapter_model.safetensors"):
+        file.write_bytes(b"")
+    files = (str(finished / "toy.toml"), str(finished / "backend.toml"))
+    told = cowest("ask", *files, "--run", str(run), "-q", "another?", fails=True)
+    assert re.search(r"^(TuningError|ModelError): .*adapter_model\.safetensors is damaged", told, re.MULTILINE)

@@ -46,13 +46,13 @@ def in_peft(adapter: Path, module: str) -> tuple[Any, Any]:
 def test_an_adapter_has_its_content_in_its_name_and_what_llama_cpp_asks_for(adapter: Path, tiny_model: Path) -> None:
     file = lora_gguf.convert(adapter, tiny_model)
     fields, tensors = written(file)
-    assert file == adapter / f"cowest-{adapter_hash(adapter)}.gguf" and lora_gguf.convert(adapter, tiny_model) == file
+    assert file.name == f"cowest-{adapter_hash(adapter)}.gguf" and lora_gguf.convert(adapter, tiny_model) == file
     assert (fields["general.type"], fields["general.architecture"], fields["adapter.type"]) == ("adapter", "llama", "lora")
     assert fields["adapter.lora.alpha"] == 8 and len(tensors) == 2 * 2 * 7
     a, b = in_peft(adapter, "model.layers.1.mlp.down_proj")
     assert np.array_equal(tensors["blk.1.ffn_down.weight.lora_a"], a)
     assert np.array_equal(tensors["blk.1.ffn_down.weight.lora_b"], b)
-    assert not list(adapter.glob(".*"))
+    assert {path.name for path in adapter.iterdir()} <= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 
 
 @pytest.mark.parametrize(("module", "name", "heads"), [("q_proj", "attn_q", 4), ("k_proj", "attn_k", 2)])
