@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from cowest_dspy.errors import RecipeError, nearest
+from cowest_dspy.reading import expand_user, file_errors
 
 
 def load(reference: str, *, relative_to: Path | None = None) -> Any:
@@ -42,6 +43,18 @@ def load(reference: str, *, relative_to: Path | None = None) -> Any:
     return _attribute(module, name, reference)
 
 
+def load_function(reference: str) -> Callable[..., Any]:
+    """What ``reference`` names, which can be called: a function, a class, or an object such as a Judge.
+
+    Raises:
+        RecipeError: as :func:`load`; or it cannot be called.
+    """
+    function = load(reference)
+    if not callable(function):
+        raise RecipeError(f'"{reference}" is a {type(function).__name__}, and a function is expected.')
+    return function
+
+
 def call(reference: str, *arguments: Any, given: Mapping[str, Any] | None = None, offered: Mapping[str, Any] | None = None) -> Any:
     """What the function that ``reference`` names returns.
 
@@ -51,9 +64,7 @@ def call(reference: str, *arguments: Any, given: Mapping[str, Any] | None = None
     Raises:
         RecipeError: as :func:`load`; nothing callable; or it does not take what is given.
     """
-    function = load(reference)
-    if not callable(function):
-        raise RecipeError(f'"{reference}" is a {type(function).__name__}, and a function is expected.')
+    function = load_function(reference)
     taken = inspect.signature(function).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     wanted = {name: value for name, value in (given or {}).items() if value is not None}
@@ -82,7 +93,7 @@ def code_of(references: Iterable[str | None]) -> list[str]:
 
 def resolve(path: str | Path, relative_to: Path | None = None) -> Path:
     """``path`` as an absolute path: ``~`` expanded, and relative paths taken from ``relative_to`` (default: here)."""
-    expanded = Path(path).expanduser()
+    expanded = expand_user(path)
     return expanded.resolve() if expanded.is_absolute() else ((relative_to or Path.cwd()) / expanded).resolve()
 
 
@@ -95,7 +106,8 @@ def _execute(path: Path) -> ModuleType:
     name = f"_cowest_recipe_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    with file_errors(RecipeError, path):
+        spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise RecipeError(f"There is no file {path}. Paths in a TOML are relative to that TOML.")
     module = importlib.util.module_from_spec(spec)

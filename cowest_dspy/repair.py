@@ -37,6 +37,7 @@ _OLD = {"calls": "key, stage, model, request, response, seconds, created", "reco
 # Rows that are looked for one by one between two that can be read.
 LARGEST_GAP = 1_000_000
 PAGE = 4096
+_WORK = ".repair-"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def repair(folder: str | Path) -> Repaired:
 
 
 def _repaired(path: Path) -> Repaired:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="repair-") as work:
+    for left in path.parent.glob(f"{_WORK}*"):
+        shutil.rmtree(left, ignore_errors=True)  # The run is held: whoever made it was killed.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_WORK) as work:
         # A copy is read: SQLite writes into what it opens.
         copy, fresh = Path(work) / "damaged.sqlite", Path(work) / "fresh.sqlite"
         _copy(path, copy)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from cowest_dspy.errors import nearest
+from cowest_dspy.errors import ConfigError, ReportError, nearest
 from cowest_dspy.progress import FILE, Snapshot, StageDone, alive, read_snapshot
+from cowest_dspy.reading import read_toml
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 DEPTH = 3
@@ -180,8 +180,8 @@ def _stage(name: str, record: dict[str, Any]) -> StageDone:
 
 def _task(folder: Path) -> str | None:
     try:
-        return str(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError):
+        return str(read_toml(folder / CONFIG, ConfigError)["name"])
+    except (ConfigError, KeyError):
         return None
 
 
@@ -198,12 +198,11 @@ def _changed(folder: Path) -> str | None:
 
 def _verdict(folder: Path) -> str | None:
     """Of the report, where one was written."""
-    from cowest_dspy.errors import ReportError
     from cowest_dspy.report import read_report, verdict
 
     if not (folder / REPORT).is_file():
         return None
     try:
         return verdict(read_report(folder)).sentences[0]
-    except (ReportError, OSError, ValueError):
+    except (ReportError, OSError):
         return None

@@ -16,7 +16,7 @@ from cowest_dspy.experiment.desk import Desk
 from cowest_dspy.gate import Gate, Gated
 from cowest_dspy.influence import Metric
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import call
 from cowest_dspy.report import Arm
 from cowest_dspy.stages import digest
 from cowest_dspy.store import Store
@@ -98,7 +98,7 @@ def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
     wanted = experiment.config.evaluate
     if name == "weak":
         weak = experiment.answer_sft()
-        module = load(wanted.weak or "")()
+        module = call(wanted.weak or "")
         bound = experiment.program.bind(weak=weak)
         module.set_lm(bound.weak)
         return arms.module_arm(experiment.program, module), weak.model

@@ -23,7 +23,7 @@ from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, d
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.influence import score_of
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval
-from cowest_dspy.recipes import code_of, load
+from cowest_dspy.recipes import code_of, load_function
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.alike import alike_drafts
 from cowest_dspy.summary import versions
@@ -50,7 +50,7 @@ class Compared:
             )
         self.rules: CompareRules = experiment.config.compare
         self.experiment, self.variants = experiment, Variants(experiment)
-        self.scores = {reference.rpartition(":")[2]: load(reference) for reference in self.rules.also}
+        self.scores = {reference.rpartition(":")[2]: load_function(reference) for reference in self.rules.also}
         self.warnings: list[str] = []
 
     def run(self, only: Sequence[str] | None = None) -> Comparison:

@@ -19,7 +19,7 @@ from cowest_dspy.experiment.desk import Desk
 from cowest_dspy.influence import Influence, Metric
 from cowest_dspy.lms.recording import keeping, recorded, unrecorded
 from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import load
+from cowest_dspy.recipes import load_function
 from cowest_dspy.rounds import Rounds, Task
 from cowest_dspy.stages import digest
 from cowest_dspy.tables import StepRules
@@ -98,7 +98,7 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
     """The best program that [cycle] finds, from a program on its LMs. ``tools`` is the evaluator that influence is made of."""
     config = desk.config
     assert config.cycle is not None
-    metric = load(config.metric)
+    metric = load_function(config.metric)
     longest = max(1024, config.strong.max_tokens)
     names = [name for name in config.cycle.names if name != "sft"]
     made: dict[str, MakeOptimizer] = {"weights": weights}
@@ -149,7 +149,7 @@ def check_steps(config: Config) -> None:
     """
     for name, rules in config.cycle.steps.items() if config.cycle else ():
         if ".py" in rules.optimizer or ":" in rules.optimizer:
-            load(rules.optimizer)
+            load_function(rules.optimizer)
             continue
         taken = inspect.signature(_class(name, rules.optimizer).__init__).parameters
         unknown = [key for key in rules.settings if key not in taken]
@@ -173,7 +173,7 @@ def optimizer(name: str, rules: StepRules, tools: Tools) -> Teleprompter:
                 given.setdefault("auto", None)  # It takes one or the other, and a TOML cannot say None.
             made = _class(name, rules.optimizer)(**given)
         else:
-            made = load(rules.optimizer)(tools, **rules.settings)
+            made = load_function(rules.optimizer)(tools, **rules.settings)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"[cycle.steps.{name}]: {rules.optimizer} cannot be made with these settings: {error}") from error
     if not isinstance(made, Teleprompter):

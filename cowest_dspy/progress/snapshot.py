@@ -5,7 +5,6 @@ Kept as ``progress.json`` in the run's folder. Times are ISO 8601 in UTC; ``usd`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from cowest_dspy.budget import Limit
+from cowest_dspy.errors import DataError
+from cowest_dspy.reading import read_json
 
 FILE = "progress.json"
 """The file in a run's folder."""
@@ -138,7 +139,6 @@ _ADAPTER = TypeAdapter(Snapshot)
 def read_snapshot(folder: Path) -> Snapshot | None:
     """What a run's folder says of its state; None where it says nothing, or nothing that can be read."""
     try:
-        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return Snapshot.from_dict(values)
-    except (OSError, ValueError):
+        return Snapshot.from_dict(read_json(folder / FILE))
+    except (DataError, ValueError):
         return None
