@@ -3,31 +3,26 @@
     read_json(Path("runs/a/report.json"), ReportError, 'Write it again with "cowest report RUN".')
 
 What Python raises for a file (OSError, bytes that are no UTF-8, a syntax error, nesting that exhausts the stack, numbers that are
-too large) never leaves these functions as it is. JSON is read as RFC 8259 has it: no NaN, no Infinity, no half of a surrogate pair.
+too large) never leaves these functions as it is.
 """
 
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
-import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy import documents
 from cowest_dspy.errors import CowestError, DataError
 
 DEPTH = 100
-"""Lists and tables inside one another, at most."""
-DIGITS = 300
-"""Digits of a whole number, at most: one with more is larger than any float."""
+"""Lists and tables of a TOML inside one another, at most."""
 SHOWN = 200
 """Characters of a path that a message shows, at most."""
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _FULL = "The disk is full, or a quota is reached: free some space and run the same command again."
 _CURES = {
     errno.ENOSPC: _FULL,
@@ -109,26 +104,12 @@ def parse_json(text: str, where: str, error: type[CowestError] = DataError, advi
     """The value that a JSON text stands for; ``where`` names it in the error, such as "rows.jsonl, line 3".
 
     Raises:
-        error: no JSON; NaN, Infinity or a number that is too large; half of a surrogate pair; lists or objects more than 100 deep.
+        error: it is none, as :func:`cowest_dspy.documents.parse_json` has it.
     """
     try:
-        value = json.loads(text, parse_int=_whole_number, parse_float=_number, parse_constant=_no_number)
-        if _HALF.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-        if _too_deep(text, value):
-            raise RecursionError
-    except json.JSONDecodeError as fault:
-        place = f" at line {fault.lineno}, column {fault.colno}" if "\n" in text.strip() else f" at column {fault.colno}"
-        problem = f"{fault.msg}{place}"
-    except RecursionError:
-        problem = f"more than {DEPTH} lists or objects inside one another"
-    except UnicodeEncodeError as fault:
-        problem = f"half of a surrogate pair, \\u{ord(fault.object[fault.start]):04x}, which is no character"
+        return documents.parse_json(text)
     except ValueError as fault:
-        problem = str(fault)
-    else:
-        return value
-    raise error(f"{where} is not JSON: {problem}.{' ' if advice else ''}{advice}")
+        raise error(f"{where} is not JSON: {fault}.{' ' if advice else ''}{advice}") from fault
 
 
 def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
@@ -149,23 +130,6 @@ def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
     else:
         return tables
     raise error(f"{shorten(path)} is not TOML: {problem}")
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > DIGITS:
-        raise ValueError(f"a number of {len(digits):,} digits, which is too large")
-    return int(digits)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"the number {shorten(text)}, which is too large")
-    return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name}, for which JSON has no number: write null, or leave the key out")
 
 
 def _too_deep(text: str, value: Any) -> bool:

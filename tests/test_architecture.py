@@ -17,9 +17,9 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "errors", "reading", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table",
-    "config", "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "adapters", "program", "inputs", "baselines",
-    "rationales",
+    "errors", "documents", "reading",
+    "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table", "config",
+    "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "adapters", "program", "inputs", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",

@@ -149,7 +149,7 @@ class Optional(dspy.Signature):
     [
         (dspy.Predict("question, results -> answer"), {"question", "results"}, set[str]()),
         (dspy.ChainOfThought("question, results -> answer"), {"question", "results"}, set[str]()),
-        (dspy.ReAct("question, results -> answer", tools=[]), {"question", "results"}, set[str]()),
+        (dspy.ReAct(dspy.Signature("question, results -> answer"), tools=[]), {"question", "results"}, set[str]()),
         (dspy.Predict(Optional), {"question"}, set[str]()),
         (TwoSteps(), {"question", "results"}, set[str]()),
         (Open(), set[str](), {"question", "results"}),
