@@ -26,7 +26,7 @@ from cowest_dspy.gate_verb import gate
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
-from cowest_dspy.reading import SYSTEM_FAULTS, describe_os_error, parse_json
+from cowest_dspy.reading import DISK_FAULTS, describe_os_error, parse_json
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.serve_verb import serve
@@ -316,7 +316,7 @@ def report_errors(run: Callable[[], None]) -> None:
             sys.exit(1)
         except OSError as error:
             # A file, a folder or a disk, whichever verb came upon it. Anything else is a fault of the program.
-            if error.errno not in SYSTEM_FAULTS and error.filename is None:
+            if error.errno not in DISK_FAULTS and error.filename is None:
                 raise
             print(f"{type(error).__name__}: {masked(describe_os_error(error))}", file=sys.stderr)
             sys.exit(1)

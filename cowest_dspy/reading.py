@@ -37,8 +37,8 @@ _CURES = {
     errno.ENAMETOOLONG: "Name a shorter path.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
-SYSTEM_FAULTS = frozenset(_CURES)
-"""Numbers of the system errors that :func:`describe_os_error` has advice for."""
+DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE})
+"""Numbers of the system errors that are of a disk or of files also where they name none."""
 
 
 def describe_os_error(error: OSError, path: str | os.PathLike[str] | None = None) -> str:

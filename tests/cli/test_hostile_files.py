@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,10 @@ from typing import Any
 import pytest
 import report_runs
 import toy
+from forked import child
 
+from cowest_dspy import Store
+from cowest_dspy import repair as repairing
 from cowest_dspy.cli import app, report_errors
 from cowest_dspy.errors import GateError
 from cowest_dspy.gate import Gate
@@ -280,3 +285,21 @@ def test_pairs_from_elsewhere_need_no_drafts(typed: Callable[..., str], tmp_path
     with pytest.raises(SystemExit) as end:
         app(["pairs", "toy.toml", "import.toml", "--run", "new"])
     assert end.value.code == 0 and "1 pairs in" in capsys.readouterr().out
+
+
+# A repair that was killed
+
+
+def test_what_a_killed_repair_has_begun_is_deleted_by_the_next(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.keep("trace", "1/a/0", {"draft": "x"})
+
+    def killed() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(repairing, "_sound", lambda db: os.kill(os.getpid(), signal.SIGKILL))
+            repairing.repair(tmp_path)
+
+    os.waitpid(child(killed), 0)
+    assert len(list(tmp_path.glob(".repair-*"))) == 1
+    assert repairing.repair(tmp_path).records == 1
+    assert list(tmp_path.glob(".repair-*")) == []
