@@ -137,6 +137,12 @@ class Open(TwoSteps):
         return self.write(notes=self.note(**inputs).notes, **inputs)
 
 
+class TwoFields(dspy.Signature):
+    question: str = dspy.InputField()
+    results: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
 class Optional(dspy.Signature):
     question: str = dspy.InputField()
     style: str = dspy.InputField(default="short")
@@ -149,7 +155,7 @@ class Optional(dspy.Signature):
     [
         (dspy.Predict("question, results -> answer"), {"question", "results"}, set[str]()),
         (dspy.ChainOfThought("question, results -> answer"), {"question", "results"}, set[str]()),
-        (dspy.ReAct(dspy.Signature("question, results -> answer"), tools=[]), {"question", "results"}, set[str]()),
+        (dspy.ReAct(TwoFields, tools=[]), {"question", "results"}, set[str]()),
         (dspy.Predict(Optional), {"question"}, set[str]()),
         (TwoSteps(), {"question", "results"}, set[str]()),
         (Open(), set[str](), {"question", "results"}),
