@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from rich.text import Text
 
 from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.compare_verb import compare
-from cowest_dspy.errors import CowestError
+from cowest_dspy.errors import CowestError, masked
 from cowest_dspy.gate_verb import gate
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
+from cowest_dspy.reading import DISK_FAULTS, describe_os_error, parse_json
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.serve_verb import serve
@@ -149,11 +151,13 @@ def pairs(
 ) -> None:
     """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why.
 
-    Beside them, drafts.jsonl says of each draft whether it helped or hurt, as KTO learns. Nothing is uploaded without `--push`.
+    The traces are those of `cowest collect` or `cowest cycle`; without any, nothing is asked, and exit code 1 says so. Beside the
+    pairs, drafts.jsonl says of each draft whether it helped or hurt, as KTO learns. Nothing is uploaded without `--push`.
     """
     if public and not push:
         raise CowestError("--public says how --push uploads: give the dataset's name too, --push OWNER/NAME.")
     with running(files, run, seed, verb="pairs", log=log) as experiment:
+        experiment.check_collected(_collecting(files, run, seed))
         made = experiment.pairs()
         experiment.store.journal.result(pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl"))
         for line in _said_of(made, experiment.run):
@@ -172,10 +176,13 @@ def pairs(
 def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
     """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter.
 
+    The drafts that pairs are made of must be there: `cowest collect` or `cowest cycle` collects them.
+
     `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding;
     `--accelerate FILE` as a configuration file of Accelerate's says: one GPU, several, FSDP, several machines.
     """
     with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
+        experiment.check_collected(_collecting(files, run, seed))
         model = experiment.tune().model
         experiment.store.journal.result(model=model)
         console.print(f"tuned: {model}")
@@ -296,8 +303,8 @@ def main() -> None:
 
 
 def report_errors(run: Callable[[], None]) -> None:
-    """Runs a command: an error that the user can mend becomes one clear message and exit code 1. Ctrl-C is exit code 130, SIGTERM
-    143: the first ends it cleanly, the second at once."""
+    """Runs a command: an error that the user can mend becomes one clear message and exit code 1, as does a file or disk that the
+    system refuses. Ctrl-C is exit code 130, SIGTERM 143: the first ends it cleanly, the second at once."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -306,6 +313,12 @@ def report_errors(run: Callable[[], None]) -> None:
             run()
         except CowestError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            # A file, a folder or a disk, whichever verb came upon it. Anything else is a fault of the program.
+            if error.errno not in DISK_FAULTS and error.filename is None:
+                raise
+            print(f"{type(error).__name__}: {masked(describe_os_error(error))}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt as stop:
             print(STOPPED, file=sys.stderr)
@@ -328,16 +341,14 @@ def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
             yield f"Warning: {lengths.warning}"
 
 
-def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
-    if question.lstrip().startswith("{"):
-        from cowest_dspy.documents import parse_json
+def _collecting(files: list[Path], run: Path | None, seed: int | None) -> str:
+    """The command that collects drafts for what was typed."""
+    options = [*(("--run", str(run)) if run else ()), *(("--seed", str(seed)) if seed is not None else ())]
+    return shlex.join(["cowest", "collect", *map(str, files), *options])
 
-        try:
-            given = parse_json(question)
-        except ValueError as error:
-            raise CowestError(f"--question looks like JSON but is none: {error}.") from None
-    else:
-        given = {names[0]: question}
+
+def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
+    given = parse_json(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given

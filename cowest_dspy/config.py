@@ -14,7 +14,6 @@ environment variable.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from cowest_dspy.budget import Budget
 from cowest_dspy.cluster_table import RayRules, Shares, stays_here
 from cowest_dspy.errors import ConfigError, masked, nearest
+from cowest_dspy.reading import expand_user, file_errors, read_toml
 from cowest_dspy.serve_table import ServeRules
 from cowest_dspy.tables import (
     KINDS,
@@ -162,31 +162,33 @@ def fingerprint(config: Config) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no file {file}.{_files_near(file)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
+    with file_errors(ConfigError, file):
+        if not file.exists():
+            raise ConfigError(f"There is no file {file}.{_files_near(file)}")
+        return _anchored_in(file.parent, read_toml(file, ConfigError))
+
+
+def _anchored_in(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a file in ``folder``, with every path and reference in them made absolute."""
     for dotted in _REFERENCES:
-        _replace(raw, dotted, _anchored_reference, file.parent)
+        _replace(raw, dotted, _anchored_reference, folder)
     for dotted in _FOLDERS:
-        _replace(raw, dotted, _anchored_folder, file.parent)
-    _replace(raw, "tracking.uri", _anchored_uri, file.parent)
+        _replace(raw, dotted, _anchored_folder, folder)
+    _replace(raw, "tracking.uri", _anchored_uri, folder)
     for dotted, values in _tables(raw, "compare", "sweep").items():
         if isinstance(values, list):
-            raw["compare"]["sweep"][dotted] = [_anchored(dotted, value, file.parent) for value in cast("list[Any]", values)]
+            raw["compare"]["sweep"][dotted] = [_anchored(dotted, value, folder) for value in cast("list[Any]", values)]
     for step in _tables(raw, "cycle", "steps").values():
-        _replace({"step": step}, "step.optimizer", _anchored_reference, file.parent)
+        _replace({"step": step}, "step.optimizer", _anchored_reference, folder)
     for arm in _tables(raw, "compare", "arms").values():
         for key in ("corpus", "program"):
-            _replace({"arm": arm}, f"arm.{key}", _anchored_reference, file.parent)
+            _replace({"arm": arm}, f"arm.{key}", _anchored_reference, folder)
     also: Any = raw["compare"].get("also") if isinstance(raw.get("compare"), dict) else None
     if isinstance(also, list):
-        raw["compare"]["also"] = [_anchored_reference(one, file.parent) for one in cast("list[Any]", also)]
+        raw["compare"]["also"] = [_anchored_reference(one, folder) for one in cast("list[Any]", also)]
     for role in ROLES:
-        _replace(raw, f"{role}.log", _anchored_file, file.parent)
-        _replace(raw, f"{role}.command", _anchored_command, file.parent)
+        _replace(raw, f"{role}.log", _anchored_file, folder)
+        _replace(raw, f"{role}.command", _anchored_command, folder)
     return raw
 
 
@@ -243,7 +245,7 @@ def _replace(raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any
 
 
 def _anchored_file(value: Any, folder: Path) -> Any:
-    return str((folder / Path(value).expanduser()).resolve()) if isinstance(value, str) else value
+    return str((folder / expand_user(value)).resolve()) if isinstance(value, str) else value
 
 
 def _anchored_uri(value: Any, folder: Path) -> Any:
@@ -272,14 +274,14 @@ def _anchored_reference(value: Any, folder: Path) -> Any:
     path, colon, name = split_reference(value)
     if not path.endswith((".py", ".jsonl")):
         return value
-    return str((folder / Path(path).expanduser()).resolve()) + colon + name
+    return str((folder / expand_user(path)).resolve()) + colon + name
 
 
 def _anchored_folder(value: Any, folder: Path) -> Any:
     """A folder or GGUF file relative to the file, when it is one or is written like one; otherwise a Hub id or a name as it is."""
     if not isinstance(value, str):
         return value
-    path = folder / Path(value).expanduser()
+    path = folder / expand_user(value)
     return str(path.resolve()) if value.startswith((".", "~", "/")) or path.is_dir() or path.suffix == ".gguf" else value
 
 

@@ -27,6 +27,7 @@ from cowest_dspy import arms, notebook
 from cowest_dspy.data import with_ids
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import Metric, named
+from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms.known_adapters import load_again
 from cowest_dspy.lms.recording import keeping, unrecorded
 from cowest_dspy.program import Collaboration
@@ -174,11 +175,12 @@ class Cycle(Teleprompter):
 
         Raises:
             ProgramError: the student is no bound Collaboration, or an optimiser gives something else back.
-            DataError: an empty trainset or valset.
+            DataError: an empty trainset or valset, or an example that lacks an input of the program.
         """
         if not isinstance(student, Collaboration):
             raise ProgramError(f"Cycle optimises a Collaboration; a {type(student).__name__} was given.")
         train, held = with_ids(trainset), with_ids(valset)
+        check_inputs(student, [*train, *held])
         with store_in_use(self.run) as store:
             walk = _Walk(self, Stages(store.folder, store, self.watch), student, train, held, teacher)
             return walk.through()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
 from cowest_dspy.errors import DataError, nearest
+from cowest_dspy.reading import describe_os_error, expand_user, file_errors, parse_json, read_text
 from cowest_dspy.recipes import call
 from cowest_dspy.tables import Data
 
@@ -23,9 +25,9 @@ def examples(rows: Iterable[Mapping[str, Any]], inputs: Sequence[str], *, where:
     ``examples([{"question": "2+2?", "answer": "4"}], ["question"])`` gives one example with a 12-digit ``id``.
 
     Raises:
-        DataError: no rows, a row without one of the inputs, or two rows with one id.
+        DataError: no rows, a row without one of the inputs or that is no row, or two rows with one id.
     """
-    made = [_example(dict(row), inputs, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
+    made = [_example(row, inputs, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
     if not made:
         raise DataError(f"{where}: there are no examples. At least one row with the fields {list(inputs)} is needed.")
     seen: set[str] = set()
@@ -70,11 +72,8 @@ def read_split(
     elif source.endswith(".jsonl"):
         found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        try:
-            found = list(call(source, split, given={"seed": seed, "rows": rows}))
-        except FileNotFoundError as error:
-            raise DataError(f"{where}: [data] source {source} reads {error.filename}, and there is no such file.") from error
-    return examples(list(found)[:limit], inputs, where=where)
+        found = _from_function(source, split, where, {"seed": seed, "rows": rows})
+    return examples(found[:limit], inputs, where=where)
 
 
 def configured_split(source: Data, split: str) -> list[dspy.Example]:
@@ -93,13 +92,14 @@ def read_rows(where: str | Path, split: str) -> list[dict[str, Any]]:
     """
     if str(where).startswith("hub:"):
         return _from_hub(str(where), split)
-    folder = Path(where).expanduser()
+    folder = expand_user(where)
     file = folder / f"{split}.jsonl"
-    if not folder.is_dir():
-        raise DataError(f'There is no folder {folder}. Rows come from a folder with {file.name}, or from the Hub: "hub:NAME".')
-    if not file.is_file():
-        held = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
-        raise DataError(f"There is no {file.name} in {folder}, which holds {held}.")
+    with file_errors(DataError, folder):
+        if not folder.is_dir():
+            raise DataError(f'There is no folder {folder}. Rows come from a folder with {file.name}, or from the Hub: "hub:NAME".')
+        if not file.is_file():
+            held = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+            raise DataError(f"There is no {file.name} in {folder}, which holds {held}.")
     return read_jsonl(file)
 
 
@@ -109,17 +109,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: no such file, no UTF-8, or a line that is not a JSON object (with its number).
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
+    with file_errors(DataError, path):
+        if not path.is_file():
+            raise DataError(f"There is no file {path}.")
     rows: list[dict[str, Any]] = []
     # Not splitlines(), which also breaks at signs that may stand inside a JSON text, such as U+2028.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error.msg}.") from error
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: an object was expected, not {type(row).__name__}.")
         rows.append(row)
@@ -157,22 +155,46 @@ def check_apart(splits: Mapping[str, Sequence[dspy.Example]], inputs: Sequence[s
                 )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-
-
-def _example(row: dict[str, Any], inputs: Sequence[str], where: str) -> dspy.Example:
+def _example(given: Mapping[str, Any], inputs: Sequence[str], where: str) -> dspy.Example:
+    if not isinstance(given, Mapping):
+        raise DataError(f"{where}: a {type(given).__name__} is no row; a dictionary of its fields is expected.")
+    row = dict(given)
+    for name in row:
+        if not isinstance(name, str):
+            raise DataError(f"{where}: a field is called {name!r}, which is no text. A CSV row with more cells than its header?")
     for name in inputs:
         if row.get(name) in (None, ""):
             raise DataError(f'{where}: the input "{name}" is missing.{nearest(name, row)} The row has {sorted(row)}.')
+    content = _content(row, where)
     if row.get("id") is None:
-        content = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
-        row["id"] = hashlib.sha256(content.encode()).hexdigest()[:12]
+        row["id"] = hashlib.sha256(content).hexdigest()[:12]
     row["id"] = str(row["id"])
     return dspy.Example(**row).with_inputs(*inputs)
+
+
+def _content(row: Mapping[str, Any], where: str) -> bytes:
+    """A row as bytes, equal for equal rows: all of it can be put into a prompt, a store and a report."""
+    try:
+        return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(f"{where} holds {half}, half of a surrogate pair, which is no character: decode its text anew.") from error
+    except (RecursionError, ValueError, TypeError) as error:
+        raise DataError(f"{where} holds what JSON cannot say: {error}.") from error
+
+
+def _from_function(source: str, split: str, where: str, given: Mapping[str, Any]) -> list[Any]:
+    """What a recipe's function gives. A file that it cannot read is named; any other error of it is its own."""
+    try:
+        found = call(source, split, given=given)
+        if isinstance(found, Iterable):
+            return list(cast("Iterable[Any]", found))
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: [data] source {source} reads {error.filename}, and there is no such file.") from error
+    except (OSError, UnicodeError, RecursionError, csv.Error, json.JSONDecodeError) as error:
+        what = describe_os_error(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}."
+        raise DataError(f"{where}: [data] source {source} reads a file that cannot be read. {what}") from error
+    raise DataError(f"{where}: [data] source {source} gave a {type(found).__name__}; rows are expected, a list of dictionaries.")
 
 
 def _from_hub(source: str, split: str) -> list[dict[str, Any]]:

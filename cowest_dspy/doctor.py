@@ -21,6 +21,7 @@ from cowest_dspy.cluster import look_at_cluster
 from cowest_dspy.config import ROLES, Config, validate
 from cowest_dspy.errors import ConfigError, CowestError, masked, nearest
 from cowest_dspy.forecast import Forecast, Planned, Probe, forecast, planned_calls
+from cowest_dspy.inputs import check_inputs, possible_inputs
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, footprint, prices, weights
 from cowest_dspy.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.program import Collaboration
@@ -146,7 +147,9 @@ def _examine_task(visit: _Visit) -> Task | None:
         if config.sft:
             validate(SFT, config.sft.settings, "[sft.settings]")
             validate(SFT, config.sft.answer_settings, "[sft.answer_settings]")
-        for reference in (config.metric, config.evaluate.weak, *((config.sft.drafts, config.sft.answers) if config.sft else ())):
+        compared = config.compare.also if config.compare else ()
+        taught = (config.sft.drafts, config.sft.answers) if config.sft else ()
+        for reference in (config.metric, config.evaluate.weak, *taught, *compared):
             if reference:
                 load_function(reference)
         program = call(config.program, given={"draft": config.draft})
@@ -154,6 +157,9 @@ def _examine_task(visit: _Visit) -> Task | None:
             raise ConfigError(f"{config.program} gave {type(program).__name__}: a Collaboration is expected.")
         splits = {split: data.configured_split(config.data, split) for split in data.SPLITS}
         data.check_apart(splits, config.data.inputs)
+        modules = {"[evaluate] weak": call(config.evaluate.weak)} if config.evaluate.weak else {}
+        for split, examples in splits.items():
+            check_inputs(program, examples[:1], modules=modules, where=split, table=True)
     except CowestError as error:
         visit.note("task", "task", "error", str(error))
         return None
@@ -163,9 +169,22 @@ def _examine_task(visit: _Visit) -> Task | None:
     sizes = {split: len(examples) for split, examples in splits.items()}
     visit.note("task", "task", "ok", ", ".join(f"{size} {split} examples" for split, size in sizes.items() if size))
     _note_oracle(visit, splits[config.evaluate.split])
+    _note_unsure_inputs(visit, program)
     task = Task(program, max(splits["train"][:LOOKED_AT], key=_length), sizes)
     _note_lessons(visit, prompt_for(task, "weak"))
     return task
+
+
+def _note_unsure_inputs(visit: _Visit, program: Collaboration) -> None:
+    """Warns of inputs of predictors that neither [data] names nor another predictor gives: a module of one's own may make them."""
+    given = {*visit.config.data.inputs, program.draft_field}
+    for part, module in (("draft", program.draft), ("refine", program.refine)):
+        unknown = sorted(possible_inputs(module) - given)
+        if unknown:
+            names = ", ".join(f'"{name}"' for name in unknown)
+            what = f"{part} ({type(module).__name__}) has a predictor with the input {names}, which [data] inputs does not name"
+            text = f"{what}: right where the module makes it itself; otherwise the model is asked without it"
+            visit.note("task", "inputs", "warning", text)
 
 
 def _note_oracle(visit: _Visit, examples: Sequence[dspy.Example]) -> None:

@@ -9,11 +9,13 @@ The run's data keep them: the store, report.json, pairs.jsonl, and what is bundl
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cowest_dspy.errors import ConfigError
+from cowest_dspy.reading import read_toml
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def hidden_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 def names_hidden_in(run: Path) -> tuple[str, ...]:
     """The inputs that the configuration in a run's folder hides; none where there is no such file."""
     try:
-        return hidden_names(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
-    except (FileNotFoundError, tomllib.TOMLDecodeError):
+        return hidden_names(read_toml(run / "config.toml", ConfigError))
+    except ConfigError:
         return ()
 
 

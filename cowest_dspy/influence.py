@@ -17,6 +17,7 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence_report import InfluenceReport
+from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening, unusable
 from cowest_dspy.pool import all_in_order
 from cowest_dspy.program import Collaboration, presentable
@@ -152,7 +153,8 @@ class Influence:
     (``pred_name`` is given), it is a ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
 
     Raises, when called:
-        DataError: the strong model alone failed on the example, so that there is nothing to compare with.
+        DataError: the strong model alone failed on the example, so that there is nothing to compare with; or the example lacks an
+            input that the program needs.
     """
 
     # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
@@ -185,7 +187,12 @@ class Influence:
         return self._answered_alone(example).said.score
 
     def report(self, examples: Sequence[dspy.Example], *, threads: int = 8) -> InfluenceReport:
-        """The influence of the program's own drafts on these examples, failures counted apart."""
+        """The influence of the program's own drafts on these examples, failures counted apart.
+
+        Raises:
+            DataError: an example lacks an input that the program needs; nothing was asked.
+        """
+        check_inputs(self.program, examples)
         return InfluenceReport(tuple(all_in_order(self._one, examples, threads=threads)))
 
     def _answered(self, example: dspy.Example, outputs: dict[str, Any]) -> _Answered:
@@ -196,6 +203,7 @@ class Influence:
         with self._lock:
             if key in self._alone:
                 return self._alone[key]
+        check_inputs(self.program, [example])
         made = attempt(lambda: self.program.answered_alone(**example.inputs()))
         if made.outputs is None:
             raise DataError(f"The strong model alone failed on example {example.get('id', '?')} ({made.error}): no influence.")

@@ -22,6 +22,7 @@ from cowest_dspy.data import with_ids
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.evaluators import Rubric
 from cowest_dspy.influence import Metric, named
+from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration, prompt_adapter
 from cowest_dspy.rounds import RoundHistory, Rounds, Task
@@ -122,6 +123,7 @@ class CoWest(Teleprompter):
 
         Raises:
             ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come from the model that is tuned.
+            DataError: an example that lacks an input of the program.
             TuningError: a weak LM that cannot be tuned, or a training that must not go on.
             PairsError: the first round gave fewer pairs (with KTO: labelled drafts) than ``pairs.least``, or with KTO only
                 drafts that helped, or only drafts that hurt.
@@ -129,6 +131,7 @@ class CoWest(Teleprompter):
         _check(student, teacher)
         examples = with_ids(trainset)
         held = with_ids(valset) if valset is not None else examples[len(examples) - int(HELD_OUT * len(examples)) :]
+        check_inputs(student, [*examples, *held])
         train = examples if valset is not None else examples[: len(examples) - len(held)]
         weak = unrecorded(student.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)

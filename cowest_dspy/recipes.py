@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from cowest_dspy.errors import RecipeError, nearest
+from cowest_dspy.reading import expand_user, file_errors
 
 
 def load(reference: str, *, relative_to: Path | None = None) -> Any:
@@ -41,10 +42,10 @@ def load(reference: str, *, relative_to: Path | None = None) -> Any:
 
 
 def load_function(reference: str) -> Callable[..., Any]:
-    """What ``reference`` names, if it can be called.
+    """What ``reference`` names, which can be called: a function, a class, or an object such as a Judge.
 
     Raises:
-        RecipeError: as :func:`load`; or it is nothing callable.
+        RecipeError: as :func:`load`; or it cannot be called.
     """
     function = load(reference)
     if not callable(function):
@@ -102,7 +103,7 @@ def code_of(references: Iterable[str | None]) -> list[str]:
 
 def resolve(path: str | Path, relative_to: Path | None = None) -> Path:
     """``path`` as an absolute path: ``~`` expanded, and relative paths taken from ``relative_to`` (default: here)."""
-    expanded = Path(path).expanduser()
+    expanded = expand_user(path)
     return expanded.resolve() if expanded.is_absolute() else ((relative_to or Path.cwd()) / expanded).resolve()
 
 
@@ -152,14 +153,12 @@ def _module_name(path: Path) -> str:
 
 
 def _source(path: Path) -> bytes:
-    if path.is_dir():
-        raise RecipeError(f"{path} is a folder, and a Python file is expected.")
-    try:
+    with file_errors(RecipeError, path):
+        if path.is_dir():
+            raise RecipeError(f"{path} is a folder, and a Python file is expected.")
+        if not path.exists():
+            raise RecipeError(f"There is no file {path}. Paths in a TOML are relative to that TOML.")
         return path.read_bytes()
-    except FileNotFoundError:
-        raise RecipeError(f"There is no file {path}. Paths in a TOML are relative to that TOML.") from None
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _names_an_object(reference: str) -> bool:

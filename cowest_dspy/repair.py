@@ -44,6 +44,7 @@ _OLD = {"calls": "key, stage, model, request, response, seconds, created", "reco
 _WIDTHS = {"meta": (2,), "calls": (7, 11), "failures": (5, 6), "records": (3, 4)}
 PAGE = 4096
 _MAGIC, _LEAF, _INDEX, _INDEX_LEAF = b"SQLite format 3\0", 13, 2, 10
+_WORK = ".repair-"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class _Saved:
 
 
 def _repaired(path: Path) -> Repaired:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="repair-") as work:
+    for left in path.parent.glob(f"{_WORK}*"):
+        shutil.rmtree(left, ignore_errors=True)  # The run is held: whoever made it was killed.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_WORK) as work:
         # A copy is read: SQLite writes into what it opens.
         copy, fresh = Path(work) / "damaged.sqlite", Path(work) / "fresh.sqlite"
         _copy(path, copy)

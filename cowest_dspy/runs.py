@@ -10,7 +10,6 @@ store is opened for reading only. What cannot be read is a state of its own, and
 from __future__ import annotations
 
 import sqlite3
-import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from cowest_dspy.documents import parse_json
-from cowest_dspy.errors import nearest
+from cowest_dspy.errors import ConfigError, ReportError, nearest
 from cowest_dspy.progress import FILE, Snapshot, StageDone, alive, read_snapshot
+from cowest_dspy.reading import read_toml
 from cowest_dspy.schema import EMPTIED, emptied
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
@@ -188,8 +188,8 @@ _STAGE = TypeAdapter(StageDone)
 
 def _task(folder: Path) -> str | None:
     try:
-        return str(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["name"])
-    except (OSError, ValueError, KeyError):
+        return str(read_toml(folder / CONFIG, ConfigError)["name"])
+    except (ConfigError, KeyError):
         return None
 
 
@@ -206,12 +206,11 @@ def _changed(folder: Path) -> str | None:
 
 def _verdict(folder: Path) -> str | None:
     """Of the report, where one was written."""
-    from cowest_dspy.errors import ReportError
     from cowest_dspy.report import read_report, verdict
 
     if not (folder / REPORT).is_file():
         return None
     try:
         return verdict(read_report(folder)).sentences[0]
-    except (ReportError, OSError, ValueError):
+    except (ReportError, OSError):
         return None

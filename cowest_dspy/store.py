@@ -36,6 +36,7 @@ from cowest_dspy.lms import wire
 from cowest_dspy.lms.recording import failure
 from cowest_dspy.progress import Journal, Limit, Spent
 from cowest_dspy.progress.under_way import UnderWay
+from cowest_dspy.reading import file_errors
 from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, KILLED, UNDER_WAY, crc_of, damaged, held, told
 
 _OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
@@ -63,7 +64,7 @@ class Store:
         strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
 
     Raises:
-        StoreError: another process holds the folder, the file is damaged, or it was written by a newer version.
+        StoreError: another process holds the folder, it cannot be written, the file is damaged, or a newer version wrote it.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Store:
         strong: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._path, self._part, self.root = self.folder / "run.sqlite", "", self
-        self._hold = held(self.folder)
+        with file_errors(StoreError, self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._hold = held(self.folder)
         self._lock = threading.RLock()
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
@@ -104,7 +106,8 @@ class Store:
         if schema.emptied(path):
             raise damaged(path, schema.EMPTIED)
         known = path.is_file()
-        db = sqlite3.connect(path, check_same_thread=False)
+        with told(path):
+            db = sqlite3.connect(path, check_same_thread=False)
         schema.with_functions(db)
         try:
             with told(path):

@@ -18,9 +18,10 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "errors", "documents",
+    "errors", "documents", "reading",
     "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table", "config",
-    "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "escaping", "jsonable", "adapters", "program", "baselines",
+    "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "escaping", "jsonable", "adapters", "program", "inputs",
+    "baselines",
     "rationales", "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
     "tuning", "config_text", "report", "comparison", "arms", "stages", "trained", "rounds", "optimizer", "cycle",

@@ -21,7 +21,7 @@ from cowest_dspy import data
 from cowest_dspy.cluster import ClusterEngine
 from cowest_dspy.config import ROLES, Config
 from cowest_dspy.config_text import effective_toml
-from cowest_dspy.errors import ConfigError
+from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.answering import answering, kept_arm
 from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
@@ -32,6 +32,7 @@ from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
+from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms import ServerEngine, TransformersEngine
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
 from cowest_dspy.program import Collaboration
@@ -150,9 +151,13 @@ class Experiment:
 
     @cached_property
     def splits(self) -> dict[str, list[dspy.Example]]:
-        """The examples of train, dev and test; the same inputs in two splits are an error."""
+        """The examples of train, dev and test; the same inputs in two splits are an error, and so is one that the program lacks."""
         made = {split: data.configured_split(self.config.data, split) for split in data.SPLITS}
         data.check_apart(made, self.config.data.inputs)
+        weak = self.config.evaluate.weak
+        modules = {"[evaluate] weak": call(weak)} if weak else {}
+        for split, examples in made.items():
+            check_inputs(self.program, examples[:1], modules=modules, where=split, table=True)
         return made
 
     @cached_property
@@ -230,6 +235,18 @@ class Experiment:
         """The preference pairs of the first round, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
         return self.rounds.paired(self._drafting())
 
+    def check_collected(self, command: str) -> None:
+        """Sees that the run has drafts to make pairs of, or is given pairs; asks nothing.
+
+        Args:
+            command: what collects drafts in this run, for the message.
+
+        Raises:
+            PairsError: there are none.
+        """
+        if not self.config.pairs.source and not self.store.count("trace"):
+            raise PairsError(f"There are no pairs yet: no drafts were collected in {self.run}. Collect them first: {command}")
+
     def labelled(self) -> LabelledDrafts:
         """The collected drafts as those that helped and those that hurt, also written to ``drafts.jsonl`` in the run folder."""
         drafts = self.rounds.labelled(self.sft())
@@ -292,6 +309,7 @@ class Experiment:
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
         self.desk.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
+        _ = self.splits
         self.sft()
         if self.config.evaluate.weak:
             self.answer_sft()
@@ -367,6 +385,7 @@ class Experiment:
     def _make_room(self) -> None:
         """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""
         check_keys(self.config)
+        _ = self.splits  # What is wrong with the data is said before hours are spent on a training.
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)

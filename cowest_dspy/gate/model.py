@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cowest_dspy.documents import read_json
 from cowest_dspy.errors import GateError, faults
 from cowest_dspy.gate.features import category, draft_features
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, note, sampling
+from cowest_dspy.reading import read_json
 from cowest_dspy.report.page import write_whole
 
 if TYPE_CHECKING:
@@ -178,13 +179,10 @@ class Gate(_Plain):
         Raises:
             GateError: there is none, or it is damaged or of a newer version.
         """
-        source = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        try:
-            values: Any = read_json(source)
-        except OSError:
-            raise GateError(f"There is no gate at {source}: `cowest gate RUN` fits one.") from None
-        except ValueError as error:
-            raise GateError(f"{source} is damaged: {error}.") from None
+        source = Path(path) / FILE if os.path.isdir(path) else Path(path)
+        if not os.path.exists(source):
+            raise GateError(f"There is no gate at {source}: `cowest gate RUN` fits one.")
+        values: Any = read_json(source, GateError, "`cowest gate RUN` fits one anew.")
         if isinstance(values, dict) and values.get("schema_version", 0) != SCHEMA_VERSION:
             raise GateError(f"{source} has schema_version {values.get('schema_version')}, this cowest_dspy reads {SCHEMA_VERSION}.")
         try:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from pydantic import TypeAdapter, ValidationError
 
 from cowest_dspy import notebook
 from cowest_dspy.data import read_jsonl, write_jsonl
-from cowest_dspy.errors import PairsError
+from cowest_dspy.errors import PairsError, faults
 from cowest_dspy.escaping import escape
 from cowest_dspy.hiding import Hiding, mark
 from cowest_dspy.pairs.gate import Gate, Rules, influence_of
@@ -179,4 +180,13 @@ def _draft_from(row: dict[str, Any], where: str) -> LabelledDraft:
     names = {one.name for one in fields(LabelledDraft)}
     if set(row) != names or not isinstance(row["label"], bool):
         raise PairsError(f"{where}: this is no labelled draft. Its columns are {', '.join(sorted(names))}; label is true or false.")
-    return LabelledDraft(**{**row, "prompt": tuple(row["prompt"]), "completion": tuple(row["completion"])})
+    try:
+        draft = _ADAPTER.validate_python(row)
+    except ValidationError as error:
+        raise PairsError(f"{where}: this is no labelled draft. {faults(error, 'row')}.") from None
+    if not all(message.keys() >= {"role", "content"} for message in (*draft.prompt, *draft.completion)):
+        raise PairsError(f'{where}: prompt and completion must be lists of messages, [{{"role": "user", "content": "..."}}].')
+    return draft
+
+
+_ADAPTER = TypeAdapter(LabelledDraft)

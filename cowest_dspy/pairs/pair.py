@@ -9,6 +9,7 @@ These are the formats of TRL (https://huggingface.co/docs/trl/dataset_formats). 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,8 +132,11 @@ def _is_message(value: Any) -> bool:
 
 def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
     value = row.get(name)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
+    if value is None:
+        return None
+    # Not a number of hundreds of digits either, which is larger than any float.
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        return float(value)
     raise PairsError(f'{where}: "{name}" must be a number; {_shown(value)} was given. Rename a column that means something else.')
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from cowest_dspy.budget import Limit
-from cowest_dspy.documents import read_json
+from cowest_dspy.errors import DataError
+from cowest_dspy.reading import read_json
 
 FILE = "progress.json"
 """The file in a run's folder."""
@@ -139,5 +140,5 @@ def read_snapshot(folder: Path) -> Snapshot | None:
     """What a run's folder says of its state; None where it says nothing, or nothing that can be read."""
     try:
         return Snapshot.from_dict(read_json(folder / FILE))
-    except (OSError, ValueError):
+    except (DataError, ValueError):
         return None

@@ -14,6 +14,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cowest_dspy.errors import ReportError
+from cowest_dspy.reading import file_errors
 from cowest_dspy.report import charts
 from cowest_dspy.report.browse import MAX_ROWS, browsers, change, clipped, evenly, labelled, outcome
 from cowest_dspy.report.differing import WordDiff, word_diff
@@ -53,15 +55,20 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
     """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked in both.
 
     The JSON holds the report and, under "numbers", what follows from it. The HTML is drawn from the JSON as read back.
+
+    Raises:
+        ReportError: the folder cannot be written, or the disk is full; what was there before is as it was.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     facts = mask_document(report.to_json())
     shown = RunReport.from_json(facts)
     numbers = figures(shown)
     document = json.dumps({**facts, "numbers": numbers.to_json()}, ensure_ascii=False, indent=1, allow_nan=False)
     written = WrittenReport.within(target)
-    write_whole({written.json: document + "\n", written.html: render_html(shown, numbers)})
+    page = render_html(shown, numbers)
+    with file_errors(ReportError, target):
+        target.mkdir(parents=True, exist_ok=True)
+        write_whole({written.json: document + "\n", written.html: page})
     return written
 
 

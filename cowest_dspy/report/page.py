@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ReportError
+from cowest_dspy.reading import file_errors, read_json
 from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, format_usd
 
 
@@ -85,13 +85,11 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
     Raises:
         ReportError: there is none.
     """
-    file = Path(path) / f"{kind}.json" if Path(path).is_dir() else Path(path)
-    try:
-        document = read_json(file)
-    except OSError as error:
-        raise ReportError(f'No {kind} at {file}. Write one with "{command}".') from error
-    except ValueError as error:
-        raise ReportError(f'{file} is not JSON ({error}). Write it again with "{command}".') from error
+    file = Path(path) / f"{kind}.json" if os.path.isdir(path) else Path(path)
+    with file_errors(ReportError, file):
+        if not file.is_file():
+            raise ReportError(f'No {kind} at {file}. Write one with "{command}".')
+    document = read_json(file, ReportError, f'Write it again with "{command}".')
     if not isinstance(document, dict):
         raise ReportError(f"{file} holds a {type(document).__name__}, a {kind}.json holds an object.")
     return document

@@ -11,6 +11,7 @@ import dspy
 
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence import Metric
+from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.pool import Progress, given_in_order
@@ -61,12 +62,14 @@ def collect(
 
     Raises:
         ProgramError: the program is not bound.
+        DataError: an example lacks an input that the program needs; nothing was asked.
         CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept), or several answers were asked
             for of a strong model that does not sample.
         BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one goes on.
     """
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
+    check_inputs(program, examples)
     many, ahead = under_way(threads, plan.sampling.drafts, weak_threads)
     tally, keeper = _Tally(max_failed), _Keeper(store, plan)
     # DSPy's trace and history would hold every call of the run.

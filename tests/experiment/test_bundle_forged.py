@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from bundled import resealed, small_bundle, weak_of
+from command_line import cowest
 from forked import child
 from toy import engine as engine_table
-from toy_experiment import RECIPE, cowest
+from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
 from cowest_dspy import cli, load_bundle, load_config, recipes, serve_verb, verify_bundle

@@ -314,7 +314,7 @@ def test_a_run_that_a_verb_begins_is_said_to_be_new(tmp_path: Path) -> None:
     written(tmp_path, more=SCRIPTED)
     assert "run: a new run.\n" in cowest(tmp_path, "collect", "task.toml", "--run", "run")
     assert "a new run" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
-    assert 'rum: a new run. Did you mean "run"?\n' in cowest(tmp_path, "pairs", "task.toml", "--run", "rum")
+    assert 'rum: a new run. Did you mean "run"?\n' in cowest(tmp_path, "pairs", "task.toml", "--run", "rum", code=1)
 
 
 def test_once_of_no_run_says_what_to_type(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from command_line import cowest
 from tiny import make_adapter
 from toy import engine as engine_table
+from toy_experiment import RECIPE, TASK
 
 from cowest_dspy import Collaboration, TransformersEngine, tunable
 from cowest_dspy.bundle import Manifest

@@ -197,7 +197,7 @@ def test_a_failure_is_told_by_its_cause(files: dict[str, Any], kind: type[Except
 
 @pytest.mark.slow
 def test_the_option_reaches_the_training(task: list[str]) -> None:
-    said = cowest("tune", *task, "--accelerate", "3", fails=True)
+    said = cowest("cycle", *task, "--accelerate", "3", fails=True)
     assert said.startswith("TuningError: batch_size = 16 cannot be dealt out to 3 processes")
 
 
@@ -237,6 +237,7 @@ def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(student: Any, t
 
 @pytest.mark.slow
 def test_a_run_tunes_with_two_processes_and_is_read_by_one(task: list[str], tmp_path: Path) -> None:
+    cowest("collect", *task)
     said = cowest("tune", *task, "--accelerate", "2")
     assert "tuned: local/" in said
     with Store(tmp_path / "run") as store:

@@ -233,6 +233,7 @@ def test_the_command_line_says_at_once_what_is_wrong(given: str, says: str, task
 def test_the_same_command_on_two_machines_tunes_one_run(task: list[str], tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     file.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2\nnum_processes: 2\n")
+    cowest("collect", *task)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "COLUMNS": "200", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "cowest_dspy.cli", "tune", *task, "--accelerate", str(file)]
     both = [
@@ -244,5 +245,5 @@ def test_the_same_command_on_two_machines_tunes_one_run(task: list[str], tmp_pat
     said = [process.communicate(timeout=240) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "tuned: local/" in said[0][0]
-    assert said[1][0].splitlines()[-1] == "took part in 2 trainings", "fine-tuning and preference tuning"
+    assert said[1][0].splitlines()[-1] == "took part in 1 trainings", "preference tuning; collecting has fine-tuned"
     assert "tuned:" not in said[1][0]
