@@ -21,7 +21,7 @@ def report_view(report: RunReport) -> str:
         *(f"Warning: {warning}" for warning in report.warnings),
         _arms(report),
         *_influence(report),
-        *(notebook.line(f"Round {row.number}: {row.outcome}, {row.reason}.") for row in report.rounds[:MOST]),
+        *(notebook.line(str(row)) for row in report.rounds[:MOST]),
         _pairs(report),
         _costs(report),
         notebook.line(f"{report.created}, seed {report.seed}", soft=True),
