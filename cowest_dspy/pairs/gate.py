@@ -19,6 +19,7 @@ from cowest_dspy.traces import Trace
 # Scores are floats: 0.7 - 0.2 is a little less than 0.5, and meets a margin of 0.5 all the same.
 ROUNDING = 1e-9
 EVERY_FAILED, ONLY_ONE = "every draft failed", "only one draft"
+NO_CHANGE = "drafts that changed nothing"
 _FAILED = "drafts that failed ("
 
 
@@ -32,9 +33,10 @@ def failed_kinds(dropped: Mapping[str, int]) -> dict[str, int]:
 
 
 def lost_otherwise(dropped: Mapping[str, int]) -> int:
-    """Examples that have no pair for another reason than that drafts failed."""
+    """Examples that have no pair for another reason than that drafts failed, and drafts that have no label since they did nothing."""
     by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
-    return sum(count for name, count in dropped.items() if name.startswith("examples: ") and name not in by_failure)
+    counted = ("examples: ", NO_CHANGE)
+    return sum(count for name, count in dropped.items() if name.startswith(counted) and name not in by_failure)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_law_3_dspy_evaluate_is_told_of_a_truncated_draft_and_makes_it_no_influe
     assert math.isnan(found.score), "no mean is made of what has failures in it"
     with listening() as calls:
         program(question=questions(2)[1].question)
-    assert [call.finish_reason for call in calls] == ["length", "stop"], "whoever listens outside hears of every call"
+    assert [call.finish_reason for call in calls] == ["length", "length"], "whoever listens outside hears of every call"
 
 
 def test_law_3_python_and_toml_stop_at_the_same_part_of_failures() -> None:
