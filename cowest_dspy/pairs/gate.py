@@ -33,7 +33,7 @@ def failed_kinds(dropped: Mapping[str, int]) -> dict[str, int]:
 
 
 def lost_otherwise(dropped: Mapping[str, int]) -> int:
-    """Examples that have no pair for another reason than that drafts failed, and drafts that have no label since they did nothing."""
+    """Examples without a pair for another reason than that drafts failed, and drafts without a label, since they changed nothing."""
     by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
     counted = ("examples: ", NO_CHANGE)
     return sum(count for name, count in dropped.items() if name.startswith(counted) and name not in by_failure)

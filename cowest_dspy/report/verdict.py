@@ -75,7 +75,7 @@ def verdict(report: RunReport) -> Verdict:
         parts = [main[0]] if main else []
         parts += [text] if (text := outcomes_text(report.rounds, why=True)) else []
         parts += [tuning[0]] if tuning else []
-        sentences = ["; ".join(parts), *(text for text, _ in others)]
+        sentences = [*(["; ".join(parts)] if parts else []), *(text for text, _ in others)]
     if harm:
         sentences.insert(1 if wins else 0, harm)
     good = all(holds for _, holds in made) and (wins or not harm) if made or harm else None

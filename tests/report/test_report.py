@@ -248,6 +248,11 @@ def test_where_drafts_hurt_that_is_said_first():
         assert verdict(run(influence=hurting(*harmless))).good is None
 
 
+def test_a_second_rival_is_judged_where_the_first_has_not_been_evaluated():
+    (said,) = verdict(run(arm("weak", "-" * 40), arm("both", "+" * 40), rivals=("strong", "weak"))).sentences
+    assert said.startswith("The both arm beats the weak model alone")
+
+
 def test_a_win_on_held_out_examples_leads_and_the_harm_of_earlier_drafts_follows():
     arms = arm("strong", "-" * 40), arm("both", "+" * 30 + "-" * 10)
     found = verdict(run(*arms, influence=hurting(*MOSTLY_BAD)))
