@@ -33,7 +33,7 @@ def failed_kinds(dropped: Mapping[str, int]) -> dict[str, int]:
 
 
 def lost_otherwise(dropped: Mapping[str, int]) -> int:
-    """Examples without a pair for another reason than that drafts failed, and drafts without a label, since they changed nothing."""
+    """Examples without a pair for another reason than that drafts failed, and drafts without a label: they changed nothing."""
     by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
     counted = ("examples: ", NO_CHANGE)
     return sum(count for name, count in dropped.items() if name.startswith(counted) and name not in by_failure)
