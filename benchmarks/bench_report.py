@@ -68,8 +68,8 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
         noise=Noise(100, 4, 0.04, 0.012),
         pairs=_pairs(draw, rows),
         rounds=(
-            RoundRow(1, 640, 0, True, "the interval of the gain lies above 0", 120, 0.117, 0.042, 0.192, 0.95),
-            RoundRow(2, 702, 128, False, "the interval of the gain includes 0", 120, 0.008, -0.05, 0.067, 0.95),
+            RoundRow(1, 640, 0, "accepted", "the interval of the gain lies above 0", 120, 0.117, 0.042, 0.192, 0.95),
+            RoundRow(2, 702, 128, "rolled back", "the interval of the gain includes 0", 120, 0.008, -0.05, 0.067, 0.95),
         ),
         curves=(_curve("sft", draw, 300, preferences=False), _curve("dpo", draw, 160, preferences=True)),
         stages=(

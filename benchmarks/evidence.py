@@ -23,7 +23,7 @@ from cowest_dspy.config import Config
 from cowest_dspy.intervals import bootstrap_mean_interval
 from cowest_dspy.live import Live
 from cowest_dspy.report import RunReport, paired_exact_test, read_report
-from cowest_dspy.summary import TITLES
+from cowest_dspy.summary import ARMS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
@@ -64,14 +64,14 @@ def table(reports: list[RunReport]) -> str:
         "| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " | all seeds | 95 % interval |",
         "|---|" + "---:|" * (len(seeds) + 2),
     ]
-    for name in [name for name in TITLES if reports[0].arm(name)]:
+    for name in [name for name in ARMS if reports[0].arm(name)]:
         right = [_right(report, name) for report in reports]
         cells = " | ".join(f"{sum(one.values()):.0f} of {len(one)}" for one in right)
         by_question = [[one[question] for one in right] for question in right[0]]
         mean = sum(map(sum, by_question)) / sum(map(len, by_question))
         interval = bootstrap_mean_interval(by_question)
         low_high = f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %" if interval else ""
-        lines.append(f"| {TITLES[name]} | {cells} | {100 * mean:.1f} % | {low_high} |")
+        lines.append(f"| {_title(reports, name)} | {cells} | {100 * mean:.1f} % | {low_high} |")
     return "\n".join([*lines, "", *_comparisons(reports)])
 
 
@@ -84,13 +84,18 @@ def _comparisons(reports: list[RunReport]) -> list[str]:
         "| against | " + " | ".join(f"seed {report.seed}" for report in reports) + " |",
         "|---|" + "---:|" * len(reports),
     ]
-    for name in [name for name in TITLES if name != "collaboration" and reports[0].arm(name)]:
+    for name in [name for name in ARMS if name != "collaboration" and reports[0].arm(name)]:
         cells: list[str] = []
         for report in reports:
             test = paired_exact_test(_scores(report, name), _scores(report, "collaboration"))
             cells.append(f"+{test.fixed} -{test.broken}, p {'< 0.001' if test.p < 0.001 else f'= {test.p:.3f}'}")
-        lines.append(f"| {TITLES[name]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_title(reports, name)} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _title(reports: list[RunReport], name: str) -> str:
+    arm = reports[0].arm(name)
+    return arm.title if arm else name
 
 
 def _scores(report: RunReport, name: str) -> dict[str, float | None]:

@@ -10,7 +10,7 @@
     |-- BudgetError     [budget] is used up: everything is kept, and a larger one goes on
     |-- ClusterError    the Ray cluster cannot be reached, has no room, or lost what it was given
     |-- CollectionError a collection that must not go on, for instance because too many calls fail
-    |-- PairsError      no pairs, or a file that holds something else
+    |-- PairsError      no pairs, or a file that holds something else; TooFewPairs
     |-- TuningError     training that cannot start, or must not go on
     |-- ReportError     a report that cannot be read or written
     |-- GateError       a gate that cannot be fitted or read
@@ -77,6 +77,15 @@ class CollectionError(CowestError):
 
 class PairsError(CowestError):
     """Preference pairs that are missing, empty or malformed."""
+
+
+class TooFewPairs(PairsError):
+    """Fewer preference pairs (or labelled drafts) than are trained on. ``found`` of them there are; ``shortage`` says what lacks,
+    such as "7 pairs, 8 needed"."""
+
+    def __init__(self, message: str, found: int, shortage: str) -> None:
+        super().__init__(message)
+        self.found, self.shortage = found, shortage
 
 
 class TuningError(CowestError):

@@ -9,6 +9,7 @@ timeout, an answer that cannot be parsed or one that was cut off has no influenc
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,11 @@ from typing import Any
 import dspy
 
 from cowest_dspy.errors import DataError
-from cowest_dspy.influence_report import InfluenceReport
+from cowest_dspy.influence_report import InfluenceReport, failure_kind
 from cowest_dspy.inputs import check_inputs
-from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, listening, unusable
+from cowest_dspy.lms.recording import EXPECTED_FAILURES, Call, failure, failure_in, listening, unusable
 from cowest_dspy.pool import all_in_order
-from cowest_dspy.program import Collaboration, presentable
+from cowest_dspy.program import FAILED_CALL, Collaboration, presentable
 
 Metric = Callable[..., Any]
 
@@ -38,16 +39,6 @@ class Attempt:
     error: str | None
     calls: tuple[Call, ...]
 
-    @property
-    def cut_off(self) -> bool:
-        """Whether any of its calls ended because ``max_tokens`` was reached."""
-        return any(call.finish_reason == "length" and not call.left_out for call in self.calls)
-
-    @property
-    def refused(self) -> bool:
-        """Whether a provider's filter, or the model itself, refused one of its calls."""
-        return any(call.finish_reason == "content_filter" and not call.left_out for call in self.calls)
-
 
 def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
     """Runs one step of a program. An expected failure (of the LM, its connection, parsing, a refused or cut-off answer) becomes
@@ -60,12 +51,10 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
         else:
             made = Attempt({key: value for key, value in prediction.items() if key != "logprobs"}, None, tuple(calls))
     # What was refused or cut off may also fail to parse: the cause is named, not what followed from it.
-    if made.refused:
-        made = Attempt(None, "refusal: the provider or the model refused to answer", made.calls)
-    elif made.cut_off:
-        made = Attempt(None, "truncated: max_tokens was reached before the end", made.calls)
+    if unfinished := failure_in(calls):
+        made = Attempt(None, unfinished, made.calls)
     if made.error:
-        unusable(made.error.partition(":")[0])
+        unusable(failure_kind(made.error))
     return made
 
 
@@ -153,8 +142,10 @@ class Influence:
     (``pred_name`` is given), it is a ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
 
     Raises, when called:
-        DataError: the strong model alone failed on the example, so that there is nothing to compare with; or the example lacks an
-            input that the program needs.
+        DataError: the strong model alone failed on the example, so that there is nothing to compare with; the example lacks an
+            input that the program needs; or the prediction comes of a call that was cut off or refused. ``dspy.Evaluate`` logs it
+            and gives the example its ``failure_score``, which is 0.0 by default: ``failure_score=math.nan`` makes a mean that has
+            failures in it no number. :meth:`report` leaves failures out and counts them by kind.
     """
 
     # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
@@ -178,6 +169,11 @@ class Influence:
 
     def explained(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
         """``score``, the influence, and ``feedback``: what the draft changed in words."""
+        if failed := getattr(prediction, FAILED_CALL, None):
+            raise DataError(
+                f"The collaboration failed on example {example.get('id', '?')} ({failed}): no influence. A failure is not a score: "
+                "Influence.report(examples) counts failures apart; dspy.Evaluate takes failure_score=math.nan and max_errors."
+            )
         refined = self._answered(example, dict(prediction.items()))
         alone = self._answered_alone(example)
         return dspy.Prediction(score=refined.said.score - alone.said.score, feedback=self._words(refined, alone))
@@ -193,7 +189,9 @@ class Influence:
             DataError: an example lacks an input that the program needs; nothing was asked.
         """
         check_inputs(self.program, examples)
-        return InfluenceReport(tuple(all_in_order(self._one, examples, threads=threads)))
+        measured = all_in_order(self._one, examples, threads=threads)
+        failures = Counter(failure_kind(error) for _, error in measured if error)
+        return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 
     def _answered(self, example: dspy.Example, outputs: dict[str, Any]) -> _Answered:
         return _Answered(outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example))
@@ -206,7 +204,7 @@ class Influence:
         check_inputs(self.program, [example])
         made = attempt(lambda: self.program.answered_alone(**example.inputs()))
         if made.outputs is None:
-            raise DataError(f"The strong model alone failed on example {example.get('id', '?')} ({made.error}): no influence.")
+            raise _AloneFailed(example, made.error or "")
         answered = self._answered(example, made.outputs)
         with self._lock:
             return self._alone.setdefault(key, answered)
@@ -228,17 +226,28 @@ class Influence:
             words += " It lacks what the strong model does not know."
         return f"{words}\n{refined.said.feedback}" if refined.said.feedback else words
 
-    def _one(self, example: dspy.Example) -> float | None:
+    def _one(self, example: dspy.Example) -> tuple[float | None, str | None]:
+        """The influence on one example, or the error that left it without one."""
         made = attempt(lambda: self.program(**example.inputs()))
         if made.outputs is None:
-            return None
+            return None, made.error
         refined = scored(self.metric, example, made.outputs)
         if refined.score is None:
-            return None
+            return None, refined.error
         try:
-            return refined.score - self.alone_score(example)
-        except (DataError, *EXPECTED_FAILURES):
-            return None
+            return refined.score - self.alone_score(example), None
+        except _AloneFailed as error:
+            return None, f"alone {error.failure}"
+        except EXPECTED_FAILURES as error:
+            return None, f"alone judge {failure(error)}"
+
+
+class _AloneFailed(DataError):
+    """The strong model alone has no answer to an example; ``failure`` says why, as ``"kind: text"``."""
+
+    def __init__(self, example: dspy.Example, failure: str) -> None:
+        super().__init__(f"The strong model alone failed on example {example.get('id', '?')} ({failure}): no influence.")
+        self.failure = failure
 
 
 @dataclass(frozen=True)

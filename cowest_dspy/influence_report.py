@@ -5,13 +5,51 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cowest_dspy import notebook
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval, share_interval
 
 Z = statistics.NormalDist().inv_cdf(0.975)
+
+_REMEDIES = {
+    "truncated": "raise max_tokens of the model that was cut off ([weak] max_tokens for drafts, [strong] max_tokens for answers), "
+    "or fine-tune the weak model until its drafts come to an end",
+    "parse": "read one of these texts in the report's traces: the format asked for is not kept. Use another adapter, another draft "
+    "format, or a worked example",
+    "refusal": "the provider or the model refuses these inputs: word the instructions otherwise, or use another model",
+    "timeout": "raise timeout of that model, or lower its concurrency",
+    "rate limit": "lower concurrency, or set requests_per_minute",
+    "context": "the prompt is too long for the model: shorten inputs or examples, or use a model with a longer context",
+    "server": "the endpoint failed: see its log",
+    "transport": "the endpoint could not be reached: see api_base and the network",
+    "auth": "the endpoint refused the key: see api_key_env",
+    "billing": "the account has no credit left",
+}
+
+
+def failure_kind(error: str) -> str:
+    """The kind of an error ``"kind: text"``, with the step that it is of where that is not the draft's or the refined answer's.
+
+    >>> failure_kind("timeout: 60 s"), failure_kind("alone parse: no answer")
+    ('timeout', 'alone parse')
+    """
+    return error.partition(":")[0]
+
+
+def format_kinds(kinds: Mapping[str, int]) -> str:
+    """Counts of failures by kind, the most frequent first.
+
+    >>> format_kinds({"parse": 2, "truncated": 13})
+    'truncated 13, parse 2'
+    """
+    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+
+
+def remedy(kind: str) -> str:
+    """What to do about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise timeout of that model, ..."``."""
+    return next((text for known, text in _REMEDIES.items() if kind.endswith(known)), "mend its cause")
 
 
 @dataclass(frozen=True)
@@ -67,12 +105,15 @@ class InfluenceReport:
 
     ``floor`` is what the strong model's own sampling does to the score, where that was measured (:func:`noise_floor`).
 
-    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5  n 200``
+    ``failures`` counts the drafts without an influence by the kind of failure: truncated, parse, timeout, ...
+
+    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5 (timeout 3, truncated 2)  n 200``
     """
 
     values: tuple[float | None, ...]
     examples: tuple[str, ...] = ()
     floor: NoiseFloor | None = None
+    failures: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def scored(self) -> list[float]:
@@ -135,7 +176,8 @@ class InfluenceReport:
     def __str__(self) -> str:
         interval = self.interval()
         spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
-        counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}  n {len(self.values)}"
+        kinds = f" ({format_kinds(self.failures)})" if self.failures else ""
+        counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}{kinds}  n {len(self.values)}"
         floor = f"  {self.floor}" if self.floor else ""
         return f"influence {self.mean:+.2f}{spread}  {counts}{floor}"
 
@@ -152,6 +194,7 @@ class InfluenceReport:
             f"Influence of {notebook.several(len(self.values), 'draft')}{examples}",
             f"mean {_spanned(self.mean, self.interval())}" if self.scored else "no draft has an influence yet",
             notebook.shares(counts),
+            f"failed: {format_kinds(self.failures)}" if self.failures else None,
             f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %" if rate and harm else rate,
             self._against_noise(),
         )

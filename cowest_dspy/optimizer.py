@@ -28,7 +28,7 @@ from cowest_dspy.program import Collaboration, prompt_adapter
 from cowest_dspy.rounds import RoundHistory, Rounds, Task
 from cowest_dspy.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.store import Store
-from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.tables import MAX_FAILED, PairRules, RoundRules
 from cowest_dspy.traces import Sampling
 from cowest_dspy.trained import TrainedModels
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
@@ -85,7 +85,7 @@ class CoWest(Teleprompter):
         sampling: Sampling | None = None,
         pairs: PairRules | None = None,
         answers: int = 1,
-        max_failed: float = 0.3,
+        max_failed: float = MAX_FAILED,
         threads: int = 8,
         weak_threads: int | None = None,
         seed: int = 0,

@@ -19,11 +19,13 @@ from cowest_dspy import notebook
 from cowest_dspy.adapters import LineAdapter, labelled_lines
 from cowest_dspy.errors import ProgramError, masked, nearest
 from cowest_dspy.escaping import escape, escaping
-from cowest_dspy.lms.recording import recorded
+from cowest_dspy.lms.recording import Call, failure_in, listening, note, recorded
 from cowest_dspy.tables import DraftFormat
 
 DRAFT_FIELD = "background"
 LONGEST_DRAFT = 4000
+FAILED_CALL = "_failed_call"
+"""The attribute of a prediction that says why a call of it was no whole answer; None, or missing, where all were."""
 
 _DRAFT_TASKS: dict[str, str] = {
     "direct": "Answer as well as you can.",
@@ -96,8 +98,14 @@ class Collaboration(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the strong model was given."""
-        drafted = self.drafted(**inputs)
-        return self.refined(drafted, **inputs)
+        calls: list[Call] = []
+        try:
+            with listening() as calls:
+                prediction = self.refined(self.drafted(**inputs), **inputs)
+        finally:
+            note(calls)  # to whoever listens outside
+        setattr(prediction, FAILED_CALL, failure_in(calls))
+        return prediction
 
     def drafted(self, **inputs: Any) -> str:
         """The weak model's draft for the inputs, as the strong model will see it."""

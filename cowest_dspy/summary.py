@@ -13,7 +13,7 @@ from typing import Any
 from cowest_dspy.config import Config
 from cowest_dspy.cycle import StepResult
 from cowest_dspy.evaluators import agreement
-from cowest_dspy.influence_report import NoiseFloor
+from cowest_dspy.influence_report import NoiseFloor, format_kinds
 from cowest_dspy.pairs import Pair, PreferencePairs
 from cowest_dspy.report import (
     AgreementRow,
@@ -30,30 +30,18 @@ from cowest_dspy.report import (
     StepRow,
     TraceRow,
     influence_counts,
+    outcomes_text,
 )
 from cowest_dspy.report.alike import alike_drafts
 from cowest_dspy.rounds import Round, rows_file
 from cowest_dspy.store import Store
 from cowest_dspy.traces import StoredTraces, Trace, noise_in
 
-TITLES = {
-    "weak": "weak alone, fine-tuned to answer",
-    "strong": "strong alone",
-    "strong_prompted": "strong alone, with the prompts that the cycle found",
-    "collaboration_sft": "collaboration, before preference tuning",
-    "collaboration": "collaboration, after preference tuning",
-    "gated": "collaboration, behind the gate",
-    "oracle": "ceiling: strong with the oracle's facts",
-    "shuffled": "control: DPO on the same pairs, labels shuffled",
-    "sft_on_chosen": "control: SFT on the chosen drafts",
-    "more_sft": "control: the same SFT, continued",
-    "by_correctness": "control: DPO on drafts ranked by their own answers",
-}
-NOTES = {
-    "weak": "it learned the same handbook, and the answers of the training questions",
-    "strong": "the instructions, worked examples and room of refining, less the draft",
-    "oracle": "what perfect drafts would give",
-}
+ARMS = (
+    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "gated", "oracle",
+    "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
+)  # fmt: skip
+"""The arms of [evaluate], in the order of the table."""
 PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "datasets", "pydantic")
 
 
@@ -63,7 +51,7 @@ def run_report(config: Config, store: Store) -> RunReport:
     traces, pairs = list(kept_traces(store)), kept_pairs(store)
     rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
     found = store.records("arm")
-    order = {name: place for place, name in enumerate(TITLES)}
+    order = {name: place for place, name in enumerate(ARMS)}
     arms = tuple(arm_from(name, found[name]) for name in sorted(found, key=lambda name: order.get(name, len(order))))
     return RunReport(
         title=f"{config.name}: weak-strong collaboration",
@@ -94,6 +82,64 @@ def kept_traces(store: Store) -> StoredTraces:
     return StoredTraces(store)
 
 
+def arm_of(name: str, config: Config, store: Store) -> Arm:
+    """An arm of [evaluate] without its answers: its title names what answers, as far as it has been made, its note says what that
+    is made of. Both are true of every domain; what they name comes from the configuration."""
+    return Arm(name, arm_title(name, config, store), (), note=_note(name, config))
+
+
+def arm_title(name: str, config: Config, store: Store) -> str:
+    """What an arm of [evaluate] is called."""
+    taught = config.sft is not None and config.sft.answers is not None
+    tuner, rows = ("KTO", "drafts") if config.kto is not None else ("DPO", "pairs")
+    return {
+        "weak": "weak alone, fine-tuned to answer" if taught else "weak alone, as it came",
+        "strong": "strong alone",
+        "strong_prompted": "strong alone, with the prompts that the cycle found",
+        "collaboration_sft": f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}",
+        "collaboration": with_state("collaboration", tuned_state(store)),
+        "gated": "collaboration, behind the gate",
+        "oracle": "ceiling: strong with gold background",
+        "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
+        "sft_on_chosen": f"control: SFT on the {'drafts that helped' if config.kto is not None else 'chosen drafts'}",
+        "more_sft": "control: the same SFT, continued",
+        "by_correctness": f"control: {tuner} on drafts ranked by their own answers",
+    }[name]
+
+
+def _note(name: str, config: Config) -> str:
+    sft = config.sft
+    learned = "nothing was fine-tuned for it"
+    if sft and sft.answers:
+        learned = f"fine-tuned on the rows of {sft.drafts}, then of {sft.answers}"
+    return {
+        "weak": learned,
+        "strong": "the instructions, worked examples and room of refining, less the draft",
+        "oracle": f'given the field "{config.evaluate.oracle}" in the place of a draft: what perfect drafts would give',
+    }.get(name, "")
+
+
+def tuned_state(store: Store) -> str:
+    """What all tuning of a run has come to: "after preference tuning", "untuned: round 1 was rolled back", or the step of a cycle
+    that was best."""
+    steps = [StepResult.from_dict(record) for record in store.records("cycle").values()]
+    if steps:
+        best = max((step for step in steps if step.best), key=lambda step: step.number)
+        return f"after step {best.number} of the cycle ({best.name})" if best.number else "untuned: no step of the cycle was better"
+    rounds = [Round.from_dict(record) for record in store.records("round").values()]
+    if rounds and not any(made.accepted for made in rounds):
+        return f"untuned: {outcomes_text(rounds)}"
+    return "after preference tuning"
+
+
+def with_state(title: str, state: str) -> str:
+    """
+    >>> with_state("collaboration", "after preference tuning"), with_state("collaboration", "untuned: round 1 was rolled back")
+    ('collaboration, after preference tuning', 'collaboration (untuned: round 1 was rolled back)')
+    """
+    return f"{title} ({state})" if state.startswith("untuned") else f"{title}, {state}"
+
+
 def arm_from(name: str, record: dict[str, Any]) -> Arm:
     """An arm from its record in the store."""
     return Arm(name, record["title"], tuple(Answer(**answer) for answer in record["answers"]), record["note"])
@@ -121,7 +167,8 @@ def _warnings(
     found: list[str] = []
     failed = sum(row.error is not None for row in rows)
     if failed:
-        found.append(f"{failed} of {len(rows)} drafts failed: they have no influence and are in no pair.")
+        kinds = influence_counts(rows).failures
+        found.append(f"{failed} of {len(rows)} drafts failed ({format_kinds(kinds)}): they have no influence and are in no pair.")
     if rows and noise is None and config.strong.temperature:
         found.append(
             "The strong model samples, and how much its answers change by themselves was not measured: set [influence] noise, or "
@@ -188,7 +235,7 @@ def _pairs_summary(pairs: PreferencePairs | None, store: Store) -> PairsSummary 
 
 
 def _round_row(made: Round) -> RoundRow:
-    row = RoundRow(made.number, made.pairs, made.replayed, made.accepted, made.reason)
+    row = RoundRow(made.number, made.pairs, made.replayed, made.outcome, made.reason)
     found = made.gain
     return replace(row, n=found.n, mean=found.mean, low=found.low, high=found.high, confidence=found.confidence) if found else row
 

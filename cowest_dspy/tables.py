@@ -12,6 +12,12 @@ DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
 """What a draft is: an answer, what is known about it, or reasoning and an answer."""
 
 
+MAX_FAILED = 0.3
+"""The largest part of drafts that may fail, unless one says otherwise."""
+LEAST_PAIRS = 8
+"""Fewer preference pairs (or labelled drafts) are not trained on, unless one says otherwise."""
+
+
 class Table(BaseModel):
     """A table of a TOML: frozen, and closed to keys that it does not know."""
 
@@ -160,7 +166,7 @@ class Collect(Table):
     answers: int = Field(
         1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
     )
-    max_failed: float = Field(0.3, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
+    max_failed: float = Field(MAX_FAILED, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
     engine: Literal["local", "ray"] | None = Field(
         None, description="where the models answer: on this machine, or on a cluster; by default ray where there is a [ray]"
     )
@@ -179,7 +185,7 @@ class PairRules(Table):
     near: float = Field(0.95, gt=0, le=1, description="texts that are at least so similar are no pair")
     leak: str | None = Field(None, description="a gold field that a chosen draft must not say, where that is cheating")
     length_ratio: float | None = Field(None, ge=1, description="the longer text of a pair by the shorter one, in words, at most")
-    least: int = Field(8, ge=1, description="fewer pairs than this are not trained on")
+    least: int = Field(LEAST_PAIRS, ge=1, description="fewer pairs than this are not trained on")
     most: int | None = Field(None, ge=1, description="use so many pairs of a round, drawn with the run's seed; all by default")
     source: str | None = Field(None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own")
 

@@ -81,6 +81,7 @@ class TrainedModels:
                 on_step=lambda step, total, _: progress(step, total),
                 processes=self._processes,
                 cache=self._stages.run / "reference",
+                least=0,  # The round, or the control, has looked at that.
             )
             record = {"identity": identity, "folder": str(folder), "model": tuned.model, "history": tuned.result.history}
             self._stages.store.keep("adapter", name, record)

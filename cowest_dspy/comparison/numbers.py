@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,6 +22,7 @@ from cowest_dspy.comparison.significance import REPEATS, Paired, found, holm, pa
 from cowest_dspy.intervals import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report.model import Stage
+from cowest_dspy.report.numbers import failures_of
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class Cost:
 class ArmNumbers:
     """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and ``failed`` count answers of all seeds.
 
-    ``binary``: every score is 0 or 1. ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as wrong, both
-    with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in the order of ``seeds``; ``spread`` is theirs,
-    None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p
-    corrected over all arms; None for ``against`` itself, and while there is nothing to test.
+    ``failures`` counts the failed by kind. ``binary``: every score is 0 or 1. ``score`` (0 to 1) is over the answered,
+    ``strict_score`` counts failures as wrong, both with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in
+    the order of ``seeds``; ``spread`` is theirs, None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to
+    this arm, ``holm`` and ``strict_holm`` are their p corrected over all arms; None for ``against`` itself, and while there is
+    nothing to test.
     """
 
     name: str
@@ -87,6 +89,7 @@ class ArmNumbers:
     strict_test: Paired | None
     holm: float | None = None
     strict_holm: float | None = None
+    failures: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def finding(self) -> int | None:
@@ -139,7 +142,7 @@ def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
 
     Arms of the same title get their names into it, so that they can be told apart.
     """
-    seeds = _apart(_by_name(comparison.arms))
+    seeds = _apart(_as_one(_by_name(comparison.arms)))
     against = seeds.get(comparison.against)
     arms = [_arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
     points = defaultdict(list)
@@ -210,7 +213,39 @@ def _arm_numbers(
         is_against=is_against,
         test=test,
         strict_test=strict_test,
+        failures=dict(reduce(Counter.__add__, (Counter(failures_of(run.arm)) for run in runs))),
     )
+
+
+def _as_one(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
+    """The same with one title and one note for all seeds of an arm. Where a seed's arm is something else, such as untuned since its
+    round was rolled back, the title says of which seed."""
+    made: dict[str, list[ComparedArm]] = {}
+    for name, runs in seeds.items():
+        title, note = (_of_seeds([(run.seed, text(run)) for run in runs]) for text in (_title_of, _note_of))
+        made[name] = [dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=title, note=note)) for run in runs]
+    return made
+
+
+def _title_of(run: ComparedArm) -> str:
+    return run.arm.title
+
+
+def _note_of(run: ComparedArm) -> str:
+    return run.arm.note
+
+
+def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
+    """
+    >>> _of_seeds([(0, "tuned"), (1, "tuned")]), _of_seeds([(0, "tuned"), (1, "untuned"), (2, "tuned")])
+    ('tuned', 'seeds 0, 2: tuned; seed 1: untuned')
+    """
+    seeds: dict[str, list[str]] = defaultdict(list)
+    for seed, text in texts:
+        seeds[text].append(str(seed))
+    if len(seeds) == 1:
+        return texts[0][1]
+    return "; ".join(f"seed{'s' * (len(of) > 1)} {', '.join(of)}: {text or 'no note'}" for text, of in seeds.items())
 
 
 def _apart(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:

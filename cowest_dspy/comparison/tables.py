@@ -13,6 +13,7 @@ from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import ArmNumbers, Extra, Numbers
 from cowest_dspy.comparison.significance import Paired
 from cowest_dspy.comparison.verdict import format_difference
+from cowest_dspy.influence_report import format_kinds
 from cowest_dspy.intervals import Interval
 from cowest_dspy.report.verdict import bare_p, format_interval, format_usd
 
@@ -52,6 +53,8 @@ def how_tested(comparison: Comparison, numbers: Numbers) -> str:
     """What score, interval and p of the results are."""
     against = numbers.arm(comparison.against)
     text = f"Score: {comparison.metric}, over answered; strict: failures as wrong. {interval_kinds(numbers)}"
+    failed = "; ".join(f"{line.title}: {format_kinds(line.failures)}" for line in numbers.arms if line.failures)
+    text += f" Failed: {failed}." if failed else ""
     if against is None or not numbers.tests:
         return text
     difference = f"Difference: points over {against.title}, on examples that both answered; its interval is not corrected."

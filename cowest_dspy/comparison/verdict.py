@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import ArmNumbers, Numbers, controls_of
 from cowest_dspy.comparison.significance import ALPHA, Paired, found
-from cowest_dspy.report.verdict import Verdict, format_p
+from cowest_dspy.report.verdict import Verdict, at_odds, format_p
 
 
 def verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
@@ -67,10 +67,19 @@ def _findings(against: str, numbers: Numbers) -> list[str]:
 
 def _listed(lines: Sequence[ArmNumbers]) -> str:
     return "; ".join(
-        f"{line.title} ({format_difference(line.test)} points, {format_p(line.holm)})"
+        f"{line.title} ({format_difference(line.test)} points, {format_p(line.holm)}{_doubt(line.test, line.holm)})"
         for line in lines
         if line.test is not None and line.holm is not None
     )
+
+
+def _doubt(test: Paired, corrected: float) -> str:
+    """Why an interval leaves 0 out and the corrected p does not reach 5 %, as a clause; empty where the two agree."""
+    if test.interval is None or corrected < ALPHA or test.interval.low <= 0 <= test.interval.high:
+        return ""
+    if test.p < ALPHA:
+        return f"; {format_p(test.p)} before the correction, as the interval is"
+    return f"; {at_odds(test.interval, test.p, test.n, test.higher, test.lower)}"
 
 
 def _controls(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:
@@ -82,7 +91,8 @@ def _controls(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None
         return f"The controls are not judged: {target.title} shares no scored example with them.", None
     lost = [control for control in tests if found(control.test, control.holm) != 1]
     told = "; ".join(
-        f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)})" for control in lost or tests
+        f"{control.title} ({format_difference(control.test)} points, {format_p(control.holm)}{_doubt(control.test, control.holm)})"
+        for control in lost or tests
     )
     over = f"(Holm over {len(tests)} {'test' if len(tests) == 1 else 'tests'})"
     if lost:

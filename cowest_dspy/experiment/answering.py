@@ -80,7 +80,10 @@ def kept_arm(
     identity = digest([*depends_on, [example.id for example in examples]])
     known = part.store.record(record, arm.name)
     if known and known["identity"] == identity:
-        return arm_from(arm.name, {**known, "title": arm.title, "note": arm.note})
+        named = {**known, "title": arm.title, "note": arm.note}
+        if named != known:
+            part.store.keep(record, arm.name, named)
+        return arm_from(arm.name, named)
     with part.desk.stage(stage_of(record, arm.name), f"Evaluating {arm.title}") as progress:
         answers = arms.ask_all(asking, examples, part.metric, store=part.store, threads=threads, on_progress=progress)
     made = replace(arm, answers=answers)

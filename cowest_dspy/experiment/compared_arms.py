@@ -17,8 +17,10 @@ from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.program import Collaboration, signature_of
 from cowest_dspy.recipes import call
+from cowest_dspy.report import outcomes_text
+from cowest_dspy.rounds import Round
 from cowest_dspy.stages import digest
-from cowest_dspy.summary import NOTES, TITLES
+from cowest_dspy.summary import arm_title, tuned_state, with_state
 from cowest_dspy.tables import ArmRules
 
 SHOTS = 4
@@ -35,7 +37,6 @@ _TITLES = {
     "oracle": "ceiling: strong with gold background",
 }
 _STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference tuning"}
-_CONTROLS = {**TITLES, "other_draft": "control: tuned, with the draft of another example"}
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,27 @@ def _folder_name(changes: dict[str, Any], config: Config) -> str:
     return plain if short and plain else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude=ASIDE))}".lstrip("-")
 
 
-def title_of(rules: ArmRules) -> str:
-    """What an arm is called, unless it says so itself."""
+def title_of(rules: ArmRules, part: Experiment) -> str:
+    """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is called untuned where no tuning
+    was taken, as far as that is known in ``part``."""
+    state = tuned_state(part.store) if rules.weak == "tuned" or rules.control == "other_draft" else _STATES[rules.weak]
+    doubt = state if state.startswith("untuned") else ""
     if rules.title:
-        return rules.title
+        return with_state(rules.title, doubt) if doubt else rules.title
+    draft = f", draft = {rules.draft}" if rules.draft else ""
     if rules.kind == "control":
-        return _CONTROLS[str(rules.control)] + (f", draft = {rules.draft}" if rules.draft else "")
+        if rules.control != "other_draft":
+            return arm_title(str(rules.control), part.config, part.store) + draft
+        return f"control: {doubt or 'tuned'}, with the draft of another example{draft}"
     if rules.kind == "weak":
-        return f"weak alone, {_STATES[rules.weak]}" + (f", {rules.shots} worked examples" if rules.shots else "")
+        return with_state("weak alone", state) + (f", {rules.shots} worked examples" if rules.shots else "")
     if rules.kind == "collaboration":
-        return f"collaboration, {_STATES[rules.weak]}" + (f", draft = {rules.draft}" if rules.draft else "")
+        return with_state("collaboration", state) + draft
     if rules.kind == "module":
         return f"{rules.program}".rpartition("/")[2] + f" on the {rules.role} model"
     more = {"strong": rules.style == "chain_of_thought" and ", chain of thought", "self_consistency": f", {rules.samples} samples"}
-    return _TITLES[rules.kind] + (more.get(rules.kind) or "")
+    title = _TITLES[rules.kind] + (more.get(rules.kind) or "")
+    return with_state(title, doubt) if doubt else title
 
 
 def depends_on_seed(rules: ArmRules, config: Config) -> bool:
@@ -241,12 +249,9 @@ def _collaboration(experiment: Experiment, rules: ArmRules) -> Answerer:
 
 
 def _rounds_note(experiment: Experiment) -> str:
-    """Why the tuned model is what it is, where rounds decided: all but the accepted ones are named."""
-    rounds = experiment.store.records("round")
-    back = [number for number, made in rounds.items() if not made["accepted"]]
-    if rounds and len(back) == len(rounds):
-        return "every round was rolled back: this is the weak model before tuning"
-    return f"round {', '.join(back)} was rolled back" if back else ""
+    """Which rounds made the tuned model what it is, where not all were accepted."""
+    rounds = [Round.from_dict(record) for record in experiment.store.records("round").values()]
+    return "" if all(made.accepted for made in rounds) else outcomes_text(rounds)
 
 
 def _state(experiment: Experiment, rules: ArmRules) -> dspy.LM:
@@ -258,7 +263,7 @@ def _oracle(experiment: Experiment, rules: ArmRules) -> Answerer:
     if not name:
         raise ConfigError('An arm of kind "oracle" needs field = "...", or [evaluate] oracle: which field has the gold background.')
     bound = experiment.program.bind(strong=experiment.strong)
-    made = _of_program(experiment, bound, arms.oracle_arm(bound, name), NOTES["oracle"])
+    made = _of_program(experiment, bound, arms.oracle_arm(bound, name), f'given the field "{name}" in the place of a draft')
     return Answerer(made.answering, [made.depends_on, name], made.note, made.threads)
 
 

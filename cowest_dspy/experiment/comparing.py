@@ -28,6 +28,7 @@ from cowest_dspy.program import Collaboration
 from cowest_dspy.recipes import code_of, load_function
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.alike import alike_drafts
+from cowest_dspy.rounds import Round
 from cowest_dspy.summary import versions
 from cowest_dspy.tables import ArmRules, CompareRules
 
@@ -121,14 +122,15 @@ class Compared:
             part = self.variants.of({"seed": seed, **changes})
             found = self._measured(part, "tuned", TUNED, seed)
             if found:
-                rounds = list(part.store.records("round").values())
-                yield SweepPoint(_plain(changes), found, pairs=sum(made["pairs"] for made in rounds) if rounds else None)
+                rounds = [Round.from_dict(record) for record in part.store.records("round").values()]
+                trained = sum(made.pairs - made.replayed for made in rounds if made.outcome != "skipped")
+                yield SweepPoint(_plain(changes), found, pairs=trained if rounds else None)
 
     def _measured(self, part: Experiment, name: str, rules: ArmRules, seed: int) -> ComparedArm | None:
         try:
             arm = self._answered(part, name, rules)
         except PairsError as error:
-            self.warnings.append(f"{title_of(rules)} (seed {seed}) is left out, since it cannot be tuned: {error}")
+            self.warnings.append(f"{title_of(rules, part)} (seed {seed}) is left out, since it cannot be tuned: {error}")
             return None
         stage = stage_of("compared", name)
         known, cost = part.store.record("stage", stage) or {}, part.store.cost(stage)
@@ -140,7 +142,7 @@ class Compared:
         made: Answerer = answerer(part, rules.model_copy(update={"draft": None}))
         return kept_arm(
             part,
-            Arm(name, title_of(rules), (), note=made.note),
+            Arm(name, title_of(rules, part), (), note=made.note),
             made.answering,
             part.splits[self.rules.split],
             record="compared",

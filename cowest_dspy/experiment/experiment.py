@@ -41,7 +41,7 @@ from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.rounds import Rounds, Task, unpaired
 from cowest_dspy.stages import Silent, Watch, Within, digest
 from cowest_dspy.store import Store
-from cowest_dspy.summary import NOTES, TITLES, run_report
+from cowest_dspy.summary import arm_of, run_report
 from cowest_dspy.traces import Sampling, Traces, noise_floor
 from cowest_dspy.tracking import Tracking, check_installed
 from cowest_dspy.tuning import TunableEngine, tunable
@@ -397,7 +397,7 @@ class Experiment:
         wanted = self.config.evaluate
         return kept_arm(
             self,
-            Arm(name, TITLES[name], (), note=NOTES.get(name, "")),
+            arm_of(name, self.config, self.store),
             asking,
             self.splits[wanted.split],
             record="arm",

@@ -236,6 +236,14 @@ _KINDS = (
 )
 
 
+def failure_in(calls: Iterable[Call]) -> str | None:
+    """Why answered calls are no whole answer, as ``"kind: text"``: one was refused, or ended because ``max_tokens`` was reached."""
+    ends = {call.finish_reason for call in calls if not call.left_out}
+    if "content_filter" in ends:
+        return "refusal: the provider or the model refused to answer"
+    return "truncated: max_tokens was reached before the end" if "length" in ends else None
+
+
 def failure(error: BaseException) -> str:
     """An expected failure as ``"kind: text"``, for instance ``"timeout: ..."``; kinds are those that tables count."""
     deepest = error

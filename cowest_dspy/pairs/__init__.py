@@ -11,7 +11,7 @@ more than a few words. Everything that is dropped is counted with its reason.
 
 from cowest_dspy.pairs.labels import LabelledDraft, LabelledDrafts, labelled_drafts
 from cowest_dspy.pairs.lengths import Lengths
-from cowest_dspy.pairs.model import PreferencePairs, at_least, nothing_to_train_on
+from cowest_dspy.pairs.model import PreferencePairs, advice, at_least, check_enough, nothing_to_train_on
 from cowest_dspy.pairs.pair import Pair
 from cowest_dspy.pairs.sharing import dataset_card
 from cowest_dspy.pairs.strategies import preference_pairs
@@ -22,7 +22,9 @@ __all__ = [
     "Lengths",
     "Pair",
     "PreferencePairs",
+    "advice",
     "at_least",
+    "check_enough",
     "dataset_card",
     "labelled_drafts",
     "nothing_to_train_on",

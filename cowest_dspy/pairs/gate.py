@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,31 @@ import dspy
 
 from cowest_dspy.data import inputs_key
 from cowest_dspy.errors import PairsError, nearest
+from cowest_dspy.influence_report import failure_kind
 from cowest_dspy.pairs.texts import near, says, word_count
 from cowest_dspy.traces import Trace
 
 # Scores are floats: 0.7 - 0.2 is a little less than 0.5, and meets a margin of 0.5 all the same.
 ROUNDING = 1e-9
+EVERY_FAILED, ONLY_ONE = "every draft failed", "only one draft"
+NO_CHANGE = "drafts that changed nothing"
+_FAILED = "drafts that failed ("
+
+
+def failed_kinds(dropped: Mapping[str, int]) -> dict[str, int]:
+    """Drafts that failed, by kind, of what was dropped.
+
+    >>> failed_kinds({"drafts that failed (timeout)": 3, "drafts equal to another": 1})
+    {'timeout': 3}
+    """
+    return {name[len(_FAILED) : -1]: count for name, count in dropped.items() if name.startswith(_FAILED)}
+
+
+def lost_otherwise(dropped: Mapping[str, int]) -> int:
+    """Examples without a pair for another reason than that drafts failed, and drafts without a label: they changed nothing."""
+    by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
+    counted = ("examples: ", NO_CHANGE)
+    return sum(count for name, count in dropped.items() if name.startswith(counted) and name not in by_failure)
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ class Gate:
         for trace in drafts:
             text = " ".join(trace.completion.split())
             if trace.error is not None or trace.influence is None:
-                self.dropped[f"drafts that failed ({(trace.error or 'no score').partition(':')[0]})"] += 1
+                self.dropped[f"{_FAILED}{failure_kind(trace.error or 'no score')})"] += 1
             elif not text:
                 self.dropped["drafts without any text"] += 1
             elif text in kept:

@@ -15,7 +15,7 @@ from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.errors import PairsError, faults
 from cowest_dspy.escaping import escape
 from cowest_dspy.hiding import Hiding, mark
-from cowest_dspy.pairs.gate import Gate, Rules, influence_of
+from cowest_dspy.pairs.gate import NO_CHANGE, Gate, Rules, influence_of
 from cowest_dspy.pairs.pair import Messages, listed
 from cowest_dspy.traces import Trace
 
@@ -147,7 +147,7 @@ def labelled_drafts(
             hiding.note(drafts[0].example_id, drafts[0].inputs)
         labelled = [(trace, _label(trace, same)) for trace in gate.usable(drafts)]
         if unlabelled := sum(label is None for _, label in labelled):
-            gate.dropped["drafts that changed nothing"] += unlabelled
+            gate.dropped[NO_CHANGE] += unlabelled
         honest = {trace.draft_index for trace in gate.honest([trace for trace, label in labelled if label])}
         kept = [(trace, label) for trace, label in labelled if label is False or trace.draft_index in honest]
         kept.sort(key=lambda item: item[0].draft_index)

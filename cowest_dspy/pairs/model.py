@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cowest_dspy import notebook
 from cowest_dspy.data import read_jsonl, write_jsonl
-from cowest_dspy.errors import PairsError
+from cowest_dspy.errors import PairsError, TooFewPairs
 from cowest_dspy.hiding import Hiding, mark
+from cowest_dspy.influence_report import remedy
 from cowest_dspy.pairs import sharing
+from cowest_dspy.pairs.gate import failed_kinds, lost_otherwise
 from cowest_dspy.pairs.lengths import Lengths, lengths_of
 from cowest_dspy.pairs.pair import Pair, listed, pair_from
 
@@ -167,18 +169,46 @@ def at_least(pairs: PreferencePairs, least: int, *, tuned: bool = False) -> Pref
     """The pairs, when there are as many as ``[pairs] least`` asks for. ``tuned``: an earlier round has been tuned.
 
     Raises:
-        PairsError: there are fewer; it says why, what to try, and what there is without tuning, if there is no more than that.
+        TooFewPairs: it says why, what to try, and what there is without tuning, if there is no more than that.
     """
-    if len(pairs) < least:
-        instead = " What there is without tuning is shown by `cowest evaluate` with --arm strong --arm collaboration_sft."
-        raise PairsError(f"{nothing_to_train_on(pairs)} [pairs] least asks for {least}.{'' if tuned else instead}")
+    check_enough(len(pairs), least, pairs.dropped, tuned=tuned)
     return pairs
+
+
+def check_enough(found: int, least: int, dropped: Mapping[str, int] | None = None, *, tuned: bool = False) -> None:
+    """See that there are ``least`` pairs to train on. ``dropped``: what was left out, by reason, where that is known.
+
+    Raises:
+        TooFewPairs: there are fewer.
+    """
+    if found < least:
+        instead = " What there is without tuning is shown by `cowest evaluate` with --arm strong --arm collaboration_sft."
+        message = f"{too_few(found, dropped)} [pairs] least asks for {least}.{'' if tuned or dropped is None else instead}"
+        raise TooFewPairs(message, found, f"{notebook.several(found, 'pair')}, {least} needed")
 
 
 def nothing_to_train_on(pairs: PreferencePairs) -> str:
     """What to say, and to try, when there are too few pairs."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items()) or "there were no traces"
-    return (
-        f"Only {len(pairs)} preference pairs: {reasons}. Sample more drafts ([collect] drafts), at a higher temperature, on more "
-        "examples, or lower [pairs] margin when scores are graded."
+    return too_few(len(pairs), pairs.dropped)
+
+
+def too_few(found: int, dropped: Mapping[str, int] | None) -> str:
+    """What to say, and to try, when there are too few pairs; ``dropped`` is None where it is not known what was left out."""
+    counted = ", ".join(f"{count} {reason}" for reason, count in (dropped or {}).items())
+    reasons = "" if dropped is None else f": {counted or 'there were no traces'}"
+    more = (
+        "Sample more drafts ([collect] drafts), at a higher temperature, on more examples, or lower [pairs] margin when scores are "
+        "graded."
     )
+    return f"Only {notebook.several(found, 'preference pair')}{reasons}. {advice(dropped or {}, more)}"
+
+
+def advice(dropped: Mapping[str, int], more: str) -> str:
+    """What to try, the cause first: what mends the failures that cost most drafts, where more was lost by failures than otherwise,
+    before ``more``, the advice to sample more."""
+    failed = failed_kinds(dropped)
+    if not failed:
+        return more
+    kind = max(failed, key=lambda one: failed[one])
+    mend = f"{notebook.several(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
+    return f"{mend} {more}" if sum(failed.values()) >= lost_otherwise(dropped) else f"{more} {mend}"

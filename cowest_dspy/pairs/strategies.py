@@ -10,7 +10,7 @@ import dspy
 from cowest_dspy.errors import PairsError, nearest
 from cowest_dspy.escaping import escape
 from cowest_dspy.hiding import Hiding
-from cowest_dspy.pairs.gate import ROUNDING, Gate, Rules, influence_of
+from cowest_dspy.pairs.gate import EVERY_FAILED, ONLY_ONE, ROUNDING, Gate, Rules, influence_of
 from cowest_dspy.pairs.model import PreferencePairs
 from cowest_dspy.pairs.pair import Pair
 from cowest_dspy.traces import Trace
@@ -97,9 +97,9 @@ def _paired(gate: Gate, drafts: Sequence[Trace], strategy: Strategy, limit: int 
 
 def _why_none(ranked: Sequence[Trace], choosable: Sequence[Trace], refused: Sequence[str], strategy: Strategy) -> str:
     if not ranked:
-        return "every draft failed"
+        return EVERY_FAILED
     if len(ranked) == 1:
-        return "only one draft"
+        return ONLY_ONE
     best, worst = influence_of(ranked[0]), influence_of(ranked[-1])
     if best == worst:
         return "all drafts had the same influence"

@@ -30,6 +30,7 @@ from cowest_dspy.report.model import (
     CurvePoint,
     InfluenceRow,
     Noise,
+    Outcome,
     PairRow,
     PairsSummary,
     RoundRow,
@@ -47,7 +48,7 @@ from cowest_dspy.report.numbers import (
 )
 from cowest_dspy.report.schema import report_schema
 from cowest_dspy.report.terminal import print_report
-from cowest_dspy.report.verdict import Verdict, verdict
+from cowest_dspy.report.verdict import Verdict, outcomes_text, verdict
 
 __all__ = [
     "AgreementRow",
@@ -58,6 +59,7 @@ __all__ = [
     "Figures",
     "InfluenceRow",
     "Noise",
+    "Outcome",
     "PairRow",
     "PairsSummary",
     "RoundRow",
@@ -71,6 +73,7 @@ __all__ = [
     "figures",
     "influence_by_round",
     "influence_counts",
+    "outcomes_text",
     "paired_exact_test",
     "print_report",
     "read_report",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cowest_dspy import notebook
 from cowest_dspy.budget import total_usd
+from cowest_dspy.influence_report import format_kinds
 from cowest_dspy.notebook import Markup, html_of
 from cowest_dspy.report.model import RunReport
 from cowest_dspy.report.numbers import ArmLine, arm_table, influence_by_round
@@ -21,7 +22,7 @@ def report_view(report: RunReport) -> str:
         *(f"Warning: {warning}" for warning in report.warnings),
         _arms(report),
         *_influence(report),
-        *(notebook.line(f"Round {row.number}: {row.outcome}, {row.reason}.") for row in report.rounds[:MOST]),
+        *(notebook.line(str(row)) for row in report.rounds[:MOST]),
         _pairs(report),
         _costs(report),
         notebook.line(f"{report.created}, seed {report.seed}", soft=True),
@@ -51,7 +52,8 @@ def _influence(report: RunReport) -> list[Markup]:
         mean = "no draft has an influence" if counts.mean is None else f"mean influence {counts.mean:+.3f}"
         span = f", 95 % {counts.interval.low:+.3f} to {counts.interval.high:+.3f}" if counts.interval else ""
         named = {"helped": counts.helped, "same": counts.same, "hurt": counts.hurt, "failed": counts.failed}
-        parts += [notebook.line(f"Drafts of round {number}: {counts.n:,}, {mean}{span}"), notebook.shares(named)]
+        failed = f"; failed: {format_kinds(counts.failures)}" if counts.failures else ""
+        parts += [notebook.line(f"Drafts of round {number}: {counts.n:,}, {mean}{span}{failed}"), notebook.shares(named)]
     return parts[: 2 * MOST]
 
 

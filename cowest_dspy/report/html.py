@@ -25,7 +25,7 @@ from cowest_dspy.report.masking import mask_document
 from cowest_dspy.report.model import Curve, PairRow, RunReport
 from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
 from cowest_dspy.report.sections import drawings
-from cowest_dspy.report.verdict import format_share, format_usd, influence_notes, spoken
+from cowest_dspy.report.verdict import arm_notes, doubt_about, format_share, format_usd, influence_notes, pairs_notes, spoken
 
 MAX_PAIRS = 30
 MAX_CHANGES = 4
@@ -106,6 +106,8 @@ def render_html(report: RunReport, numbers: Figures | None = None, *, max_rows: 
         rounds=rounds,
         by_draft=[(group.title, group.counts) for group in numbers.by_draft],
         notes=influence_notes(report) if rounds else [],
+        arm_notes=arm_notes(report),
+        pairs_notes=pairs_notes(report),
         pairs=_pairs(report),
         left_out=max((line.test.left_out for line in numbers.arms if line.test), default=0),
         curves=[found for curve in report.curves if (found := _curve(curve))],
@@ -152,7 +154,7 @@ def _tuning(report: RunReport, numbers: Figures) -> dict[str, Any] | None:
     fixed = [(old, new) for old, new in both if change(old, new) > 0]
     broken = [(old, new) for old, new in both if change(old, new) < 0]
     kinds = [(word, evenly(changes, MAX_CHANGES), len(changes)) for word, changes in (("Fixed", fixed), ("Broken", broken))]
-    return {"before": before, "after": after, "test": numbers.tuning, "kinds": kinds}
+    return {"before": before, "after": after, "test": numbers.tuning, "doubt": doubt_about(numbers.tuning), "kinds": kinds}
 
 
 def _pairs(report: RunReport) -> list[tuple[PairRow, WordDiff]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -17,6 +17,8 @@ from cowest_dspy.errors import ReportError, faults
 from cowest_dspy.notebook import html_of
 
 SCHEMA_VERSION = 1
+Outcome = Literal["accepted", "rolled back", "skipped"]
+"""Of a round: its model was taken; it was tuned, and its model was not taken; nothing was tuned."""
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -141,7 +143,8 @@ class PairsSummary:
 
 @dataclasses.dataclass(frozen=True)
 class RoundRow:
-    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds), whether it was taken, and why.
+    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds) or, where it was skipped, that were too few
+    to be tuned on; its outcome, and why.
 
     ``mean`` is the paired gain of score on the ``n`` dev examples that both answered, in [-1, 1], with the ends of its interval at
     ``confidence``; None where nothing was tested.
@@ -151,7 +154,7 @@ class RoundRow:
     number: int
     pairs: int
     replayed: int
-    accepted: bool
+    outcome: Outcome
     reason: str
     n: int = 0
     mean: float | None = None
@@ -160,9 +163,12 @@ class RoundRow:
     confidence: float | None = None
 
     @property
-    def outcome(self) -> str:
-        """In a word or two."""
-        return "accepted" if self.accepted else "rolled back"
+    def accepted(self) -> bool:
+        """Whether its model was taken."""
+        return self.outcome == "accepted"
+
+    def __str__(self) -> str:
+        return f"Round {self.number} {self.outcome}: {self.reason}."
 
     @property
     def gain(self) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cowest_dspy.influence_report import failure_kind
 from cowest_dspy.intervals import (
     Interval,
     bootstrap_mean_interval,
@@ -46,8 +47,9 @@ class PairedTest:
 class ArmLine:
     """One arm in numbers. ``accuracy`` (0 to 1) is over the ``answered``; ``strict_accuracy`` counts failures as wrong.
 
-    ``correct`` is None when scores are graded. ``test`` goes from the reference to this arm: ``fixed`` is what only
-    this arm gets right. It is None for the reference itself, and while the reference has not been evaluated.
+    ``failures`` counts the failed by kind. ``correct`` is None when scores are graded. ``test`` goes from the reference
+    to this arm: ``fixed`` is what only this arm gets right. It is None for the reference itself, and while the
+    reference has not been evaluated.
     """
 
     name: str
@@ -62,11 +64,13 @@ class ArmLine:
     strict_accuracy: float | None
     is_reference: bool
     test: PairedTest | None
+    failures: dict[str, int]
 
 
 @dataclass(frozen=True)
 class InfluenceCounts:
-    """Drafts that helped, hurt, changed nothing, or failed; the mean influence, in [-1, 1], of those that did not.
+    """Drafts that helped, hurt, changed nothing, or failed; the mean influence, in [-1, 1], of those that did not; ``failures``
+    counts the failed by kind.
 
     ``harm_rate`` is the share of drafts that hurt among those with an influence, in [0, 1], ``harm`` its 95 % interval;
     ``draft_quality`` the mean score of drafts as answers, where they hold one.
@@ -81,6 +85,7 @@ class InfluenceCounts:
     harm_rate: float | None
     harm: Interval | None
     draft_quality: float | None
+    failures: dict[str, int]
 
     @property
     def n(self) -> int:
@@ -123,6 +128,11 @@ def paired_exact_test(first: Mapping[str, float | None], second: Mapping[str, fl
     return PairedTest(len(both), fixed, broken, exact_sign_p(fixed, broken), left_out, difference, interval)
 
 
+def failures_of(arm: Arm) -> dict[str, int]:
+    """How many answers of the arm failed, by kind."""
+    return dict(Counter(failure_kind(answer.error) for answer in arm.answers if answer.error is not None))
+
+
 def scores_of(arm: Arm) -> dict[str, float | None]:
     """Score by example id; None where the arm failed."""
     return {answer.example_id: answer.score for answer in arm.answers}
@@ -141,11 +151,11 @@ def compare(report: RunReport, first: str | None, second: str | None) -> PairedT
 
 def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> InfluenceCounts:
     """Counts and mean influence of drafts, with a bootstrap interval over examples."""
-    failed, groups, qualities = 0, defaultdict(list), list[float]()
+    failures, groups, qualities = Counter[str](), defaultdict(list), list[float]()
     for row in rows:
         qualities += [] if row.draft_score is None else [row.draft_score]
         if row.influence is None:
-            failed += 1
+            failures[failure_kind(row.error or "error")] += 1
         else:
             groups[row.example_id].append(row.influence)
     values = [value for group in groups.values() for value in group]
@@ -155,7 +165,8 @@ def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> Influenc
     harm = share_interval([[value < -SAME for value in group] for group in groups.values()], seed=seed)
     quality = statistics.fmean(qualities) if qualities else None
     rate = hurt / len(values) if values else None
-    return InfluenceCounts(helped, hurt, len(values) - helped - hurt, failed, mean, interval, rate, harm, quality)
+    same, failed = len(values) - helped - hurt, failures.total()
+    return InfluenceCounts(helped, hurt, same, failed, mean, interval, rate, harm, quality, dict(failures))
 
 
 def influence_by_round(rows: Iterable[InfluenceRow]) -> dict[int, InfluenceCounts]:
@@ -190,6 +201,7 @@ def _arm_line(arm: Arm, reference: Arm | None) -> ArmLine:
         strict_accuracy=math.fsum(scores) / asked if asked else None,
         is_reference=is_reference,
         test=test,
+        failures=failures_of(arm),
     )
 
 

@@ -9,7 +9,16 @@ from rich.text import Text
 
 from cowest_dspy.report.model import PairsSummary, RoundRow, RunReport, Stage, StepRow
 from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, arm_table, influence_by_round
-from cowest_dspy.report.verdict import Verdict, bare_p, format_share, format_usd, influence_notes, verdict
+from cowest_dspy.report.verdict import (
+    Verdict,
+    arm_notes,
+    bare_p,
+    format_share,
+    format_usd,
+    influence_notes,
+    pairs_notes,
+    verdict,
+)
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
@@ -22,20 +31,26 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
         console.print(Text(f"Warning: {warning}", style="yellow"))
     if report.arms:
         console.print(_arms(report))
+        _print_notes(console, arm_notes(report))
     if report.influence:
         console.print(_influence(influence_by_round(report.influence)))
-        for line in influence_notes(report):
-            console.print(Text(line))
+        _print_notes(console, influence_notes(report))
     if report.pairs is not None:
         console.print(_pairs(report.pairs))
+        _print_notes(console, pairs_notes(report))
     if report.rounds:
         console.print(_rounds(report.rounds))
         for row in report.rounds:
-            console.print(Text(f"Round {row.number}: {row.outcome}, {row.reason}."))
+            console.print(Text(str(row)))
     if report.steps:
         console.print(_steps(report.steps))
     if report.stages:
         console.print(_stages(report.stages))
+
+
+def _print_notes(console: Console, notes: list[str]) -> None:
+    for note in notes:
+        console.print(Text(note))
 
 
 def _verdict_style(found: Verdict) -> str:

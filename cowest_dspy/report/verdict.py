@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, get_args
 
+from cowest_dspy import notebook
 from cowest_dspy.budget import format_usd as format_usd
-from cowest_dspy.report.model import RoundRow, RunReport
-from cowest_dspy.report.numbers import Interval, PairedTest, compare, influence_counts
+from cowest_dspy.influence_report import format_kinds, remedy
+from cowest_dspy.report.model import Outcome, RunReport
+from cowest_dspy.report.numbers import (
+    Interval,
+    PairedTest,
+    compare,
+    exact_sign_p,
+    failures_of,
+    influence_by_round,
+    influence_counts,
+)
 
 ALPHA = 0.05
+LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)
+"""Fewer answers that change give an exact two-sided test no chance of p < 0.05: 6."""
 # Arms as a sentence names them; others by their titles.
 _SPOKEN = {"collaboration": "the collaboration", "strong": "the strong model alone", "weak": "the weak model alone"}
+
+
+class HasOutcome(Protocol):
+    """A round: of a report, or as it was made."""
+
+    @property
+    def number(self) -> int:
+        """Counted from 1."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,22 +56,30 @@ class Verdict:
 
 
 def verdict(report: RunReport) -> Verdict:
-    """What the run shows, from the paired tests of its arms. A claim holds for a gain with a two-sided p < 0.05.
+    """What the run shows, the most important truth first. A claim holds for a gain that both the paired test (two-sided p < 0.05)
+    and the 95 % interval show.
 
     The verdict is one sentence: the collaboration against its first rival, by points with a 95 % interval, n and p; the rounds
-    that were taken or rolled back; what tuning did. Before the tuned one is evaluated, it speaks of the one before tuning.
+    that were accepted, rolled back or skipped; what tuning did. Before the tuned one is evaluated, it speaks of the one before
+    tuning. Where drafts hurt (the interval of their mean influence lies below 0), that is said before it, or after it where the
+    collaboration beats its rival on held-out examples all the same. It is about the drafts of the last round, the newest ones.
     """
     claims = [_rival_claim(report, rival) for rival in report.rivals]
-    main, tuning = next(iter(claims), None), _tuning_claim(report)
+    main, tuning, harm = next(iter(claims), None), _tuning_claim(report), _harm_text(report)
     others = [claim for claim in claims[1:] if claim is not None]
     made = [claim for claim in (main, tuning, *others) if claim is not None]
+    wins = main is not None and main[1]
     if not made:
-        return Verdict((_open_text(report),), None)
-    parts = [main[0]] if main else []
-    parts += _rounds_text(report.rounds)
-    parts += [tuning[0]] if tuning else []
-    sentences = (["; ".join(parts)] if parts else []) + [text for text, _ in others]
-    return Verdict(tuple(_sentence(text) for text in sentences), all(good for _, good in made))
+        sentences = [_open_text(report)]
+    else:
+        parts = [main[0]] if main else []
+        parts += [text] if (text := outcomes_text(report.rounds, why=True)) else []
+        parts += [tuning[0]] if tuning else []
+        sentences = [*(["; ".join(parts)] if parts else []), *(text for text, _ in others)]
+    if harm:
+        sentences.insert(1 if wins else 0, harm)
+    good = all(holds for _, holds in made) and (wins or not harm) if made or harm else None
+    return Verdict(tuple(_sentence(text) for text in sentences), good)
 
 
 def format_p(p: float) -> str:
@@ -89,12 +129,16 @@ def format_points(test: PairedTest) -> str:
 
 
 def influence_notes(report: RunReport) -> list[str]:
-    """What belongs beside the influences, one line each: harm, draft quality, the noise floor, agreement of evaluators."""
+    """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the noise floor, agreement of
+    evaluators."""
     counts, lines = influence_counts(report.influence), list[str]()
     if counts.harm_rate is not None and counts.harm is not None:
         lines.append(f"Harm rate {format_share(counts.harm_rate)} (95 % {format_interval(counts.harm)}).")
     if counts.draft_quality is not None:
         lines.append(f"Drafts by themselves score {counts.draft_quality:.2f} on average.")
+    if counts.failures:
+        most = max(counts.failures, key=lambda kind: counts.failures[kind])
+        lines.append(f"Failed drafts: {format_kinds(counts.failures)}. Of {most}: {remedy(most)}.")
     if report.noise is not None and report.noise.n:
         noise = report.noise
         lines.append(
@@ -112,16 +156,31 @@ def influence_notes(report: RunReport) -> list[str]:
     return lines
 
 
+def arm_notes(report: RunReport) -> list[str]:
+    """What belongs beside the arms, one line each: the failures of each arm by kind."""
+    failed = {arm.title: failures_of(arm) for arm in report.arms}
+    return [f"Failed answers of {title}: {format_kinds(kinds)}." for title, kinds in failed.items() if kinds]
+
+
+def pairs_notes(report: RunReport) -> list[str]:
+    """What belongs beside the pairs, one line each: those of a round that was skipped, on which nothing was trained."""
+    return [
+        f"Of these, {notebook.several(row.pairs, 'pair')} of round {row.number}, which was skipped: not trained on."
+        for row in report.rounds
+        if row.outcome == "skipped" and row.pairs
+    ]
+
+
 def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
     test = compare(report, rival, report.judged)
     if test is None or test.difference is None:
         return None
-    direction = _direction(test)
+    direction, doubt = _direction(test), doubt_about(test)
     ours, theirs = spoken(report, report.judged), spoken(report, rival)
     told = {
         1: f"{ours} beats {theirs} by {format_gain(test)}",
         -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
-        0: f"{ours} does NOT reliably beat {theirs}: {format_points(test)}",
+        0: f"{ours} does NOT reliably beat {theirs}: {f'{doubt}; ' if doubt else ''}{format_points(test)}",
     }[direction]
     left = f" ({test.left_out:,} left out, failed or missing)" if test.left_out else ""
     return f"{told}, n {test.n:,}{left}, {format_p(test.p)}", direction > 0
@@ -131,21 +190,72 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
     test = compare(report, report.before, report.after)
     if test is None or test.difference is None:
         return None
+    if untuned(report):
+        return "no tuned model was taken, so the weak model is the one from before", False
+    what = "the cycle" if report.steps else "tuning"
     counts = f"it fixed {test.fixed:,} and broke {test.broken:,} of {test.n:,} ({format_p(test.p)})"
-    words = {1: "tuning helped", -1: "tuning did HARM", 0: "tuning made NO reliable difference"}
+    doubt = doubt_about(test)
+    words = {1: f"{what} helped", -1: f"{what} did HARM", 0: f"{what} made NO reliable difference"}
     direction = _direction(test)
-    return f"{words[direction]}: {counts}", direction > 0
+    return f"{words[direction]}: {counts}{f', {doubt}' if doubt and not direction else ''}", direction > 0
 
 
-def _rounds_text(rounds: Sequence[RoundRow]) -> list[str]:
-    """``["round 1 was taken, rounds 2 and 3 were rolled back"]``; nothing where there was no round."""
+def _harm_text(report: RunReport) -> str | None:
+    """That drafts hurt, where the whole interval of the last round's mean influence lies below 0."""
+    rounds = influence_by_round(report.influence)
+    if not rounds:
+        return None
+    number, counts = list(rounds.items())[-1]
+    if counts.mean is None or counts.interval is None or counts.interval.high >= 0:
+        return None
+    which = f" of round {number}" if len(rounds) > 1 else ""
+    span = f"{counts.mean:+.2f} [{counts.interval.low:+.2f}, {counts.interval.high:+.2f}]"
+    rate = f"harm rate {100 * (counts.harm_rate or 0):.0f} % of {notebook.several(counts.n - counts.failed, 'draft')}"
+    return f"the drafts{which} HURT the strong model: mean influence {span}, {rate}"
+
+
+def doubt_about(test: PairedTest) -> str | None:
+    """:func:`at_odds` of a test."""
+    return at_odds(test.interval, test.p, test.n, test.fixed, test.broken)
+
+
+def at_odds(interval: Interval | None, p: float, n: int, better: int, worse: int) -> str | None:
+    """Why the interval of a difference says one thing and its test another, in words for a reader; None where they agree.
+
+    An exact test of few changed answers cannot fall below p = 0.05, whatever the interval, which is approximate.
+    """
+    if interval is None:
+        return None
+    apart = not interval.low <= 0 <= interval.high
+    if apart == (p < ALPHA):
+        return None
+    changed = better + worse
+    if not apart:
+        more = "better than worse" if better > worse else "worse than better"
+        return f"more answers got {more} ({format_p(p)}), but the interval of the mean difference includes 0"
+    if exact_sign_p(changed, 0) >= ALPHA:
+        few = f"{n:,} examples are too few" if changed == n else f"{changed:,} changed answers of {n:,} are too few"
+        return f"{few}: the exact test needs at least {LEAST_CHANGED} that change, and the interval is only approximate there"
+    return "the interval, which is approximate, leaves 0 out, but the exact test, which decides, does not reach 5 %"
+
+
+def outcomes_text(rounds: Sequence[HasOutcome], *, why: bool = False) -> str:
+    """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round. ``why``: with the reason of
+    those that were skipped."""
     parts = list[str]()
-    for taken, word in ((True, "taken"), (False, "rolled back")):
-        numbers = [str(row.number) for row in rounds if row.accepted == taken]
-        if numbers:
+    for outcome in get_args(Outcome):
+        found = [row for row in rounds if row.outcome == outcome]
+        if found:
+            numbers = [str(row.number) for row in found]
             named = " and ".join((", ".join(numbers[:-1]), numbers[-1])) if len(numbers) > 1 else numbers[0]
-            parts.append(f"round{'s' * (len(numbers) > 1)} {named} {'were' if len(numbers) > 1 else 'was'} {word}")
-    return [", ".join(parts)] if parts else []
+            reasons = f" ({'; '.join(row.reason for row in found)})" if why and outcome == "skipped" else ""
+            parts.append(f"round{'s' * (len(found) > 1)} {named} {'were' if len(found) > 1 else 'was'} {outcome}{reasons}")
+    return ", ".join(parts)
+
+
+def untuned(report: RunReport) -> bool:
+    """Whether no round's model was taken, so that what comes after tuning is what was before it; a cycle may change prompts."""
+    return bool(report.rounds) and not report.steps and not any(row.accepted for row in report.rounds)
 
 
 def _sentence(text: str) -> str:
@@ -153,8 +263,9 @@ def _sentence(text: str) -> str:
 
 
 def _direction(test: PairedTest) -> int:
-    """1 for a gain, -1 for a loss, 0 when chance explains it, or when graded scores rise in number but fall in mean."""
-    if test.p >= ALPHA or test.difference is None:
+    """1 for a gain, -1 for a loss, 0 when chance explains it, when graded scores rise in number but fall in mean, or when test and
+    interval are at odds."""
+    if test.p >= ALPHA or test.difference is None or doubt_about(test):
         return 0
     if test.fixed > test.broken and test.difference > 0:
         return 1
@@ -171,4 +282,6 @@ def _open_text(report: RunReport) -> str:
 def spoken(report: RunReport, name: str) -> str:
     """An arm as a sentence names it: "the strong model alone"."""
     arm = report.arm(name)
+    if name == report.after and name in _SPOKEN and untuned(report):
+        return f"the untuned {name}"
     return _SPOKEN.get(name) or (arm.title if arm else name)

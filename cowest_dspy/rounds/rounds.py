@@ -17,14 +17,15 @@ from typing import Any
 import dspy
 
 from cowest_dspy import arms, notebook
-from cowest_dspy.errors import PairsError
+from cowest_dspy.errors import TooFewPairs
 from cowest_dspy.hiding import Hiding, names_hidden_in
 from cowest_dspy.influence import Metric
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least, labelled_drafts, preference_pairs
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, advice, at_least, labelled_drafts, preference_pairs
 from cowest_dspy.program import Collaboration
+from cowest_dspy.report import Outcome
 from cowest_dspy.rounds.deciding import Gain, Scores, decide, gain
 from cowest_dspy.stages import Stages, digest
-from cowest_dspy.tables import RoundRules
+from cowest_dspy.tables import LEAST_PAIRS, MAX_FAILED, RoundRules
 from cowest_dspy.traces import Sampling, StoredTraces, Traces, collect
 from cowest_dspy.trained import TrainedModels
 from cowest_dspy.tuning import DPO, KTO, SFT
@@ -33,25 +34,34 @@ from cowest_dspy.tuning import DPO, KTO, SFT
 @dataclass(frozen=True)
 class Round:
     """What one round did. ``start`` and ``model`` are the ids of the weak model before and after tuning; ``model`` is None where
-    nothing was tuned. ``pairs`` counts the rows of training (with KTO: labelled drafts); ``replayed`` of them are of earlier
-    rounds. ``reason`` says why it was taken or rolled back."""
+    nothing was tuned. ``pairs`` counts the rows of training (with KTO: labelled drafts), or those that were too few for it;
+    ``replayed`` of them are of earlier rounds. ``reason`` says why it was accepted, rolled back or skipped."""
 
     number: int
     start: str
     model: str | None
     pairs: int
     replayed: int
-    accepted: bool
+    outcome: Outcome
     reason: str
     gain: Gain | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the next round, or the result, goes on from its model."""
+        return self.outcome == "accepted"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Round:
         """The inverse of ``dataclasses.asdict``."""
-        return cls(**{**values, "gain": Gain(**values["gain"]) if values["gain"] else None})
+        made = {**values, "gain": Gain(**values["gain"]) if values["gain"] else None}
+        if "accepted" in made:  # a run's record from before outcomes had names
+            accepted = made.pop("accepted")
+            made["outcome"] = "accepted" if accepted else "rolled back" if made["model"] else "skipped"
+        return cls(**made)
 
     def __str__(self) -> str:
-        return f"round {self.number}: {'accepted' if self.accepted else 'rolled back'}, {self.reason}"
+        return f"round {self.number} {self.outcome}: {self.reason}"
 
 
 class RoundHistory(tuple[Round, ...]):
@@ -61,15 +71,12 @@ class RoundHistory(tuple[Round, ...]):
         return "\n".join(map(str, self)) or "no rounds"
 
     def _repr_html_(self) -> str:
-        """One row for each round: what it was tuned on, what it gained on the dev split, whether it was taken, and why."""
+        """One row for each round: what it was tuned on, what it gained on the dev split, its outcome, and why."""
         heads = ("round", "outcome", "why", "pairs", "replayed", "n", "gain")
-        rows = [
-            (str(one.number), "accepted" if one.accepted else "rolled back", notebook.said(one.reason), *_numbers(one))
-            for one in self
-        ]
-        taken = sum(one.accepted for one in self)
+        rows = [(str(one.number), one.outcome, notebook.said(one.reason), *_numbers(one)) for one in self]
+        accepted = sum(one.accepted for one in self)
         return notebook.view(
-            f"{notebook.several(len(self), 'round')}, {taken} taken",
+            f"{notebook.several(len(self), 'round')}, {accepted} accepted",
             notebook.table(heads, rows, texts=3, most=20) if rows else None,
         )
 
@@ -98,12 +105,12 @@ class Task:
     tuner: SFT | DPO | KTO
     sampling: Sampling
     gate: dict[str, Any] = field(default_factory=dict)
-    least: int = 8
+    least: int = LEAST_PAIRS
     most: int | None = None
     threads: int = 8
     weak_threads: int | None = None
     answers: int = 1
-    max_failed: float = 0.3
+    max_failed: float = MAX_FAILED
     meaning: str = ""
     given: str | None = None
 
@@ -134,7 +141,7 @@ class Rounds:
         """The weak LM after all rounds, which is that of the last round that was taken (``start`` if none was), and the rounds.
 
         Raises:
-            PairsError: round 1 gave too few pairs; a later one of which this is true is rolled back.
+            TooFewPairs: round 1 gave too few pairs; a later one of which this is true is skipped.
             CollectionError, TuningError, BudgetError, StoreError: as their steps do; what was done is kept.
         """
         store, current, rolled_back = self._stages.store, start, 0
@@ -251,25 +258,25 @@ class Rounds:
     def _round(self, number: int, start: dspy.LM, earlier: list[int]) -> tuple[Round, dspy.LM | None]:
         try:
             rows, replayed = self.rows(start, number), 0
-        except PairsError as error:
+        except TooFewPairs as few:
             if number == 1:
                 raise
-            return Round(number, start.model, None, 0, 0, False, _as_reason(error)), None
+            return Round(number, start.model, None, few.found, 0, "skipped", few.shortage), None
         if self._rules.replay:
             old = [row for one in earlier for row in self.kept_rows(one)]
             rows, replayed = [*old, *rows], len(old)
         tuned = self.tuned(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
         about = (number, start.model, tuned.model, len(rows), replayed)
         if tuned.model == start.model:
-            return Round(*about, False, "training left the weights as they were"), None
+            return Round(*about, "rolled back", "training left the weights as they were"), None
         if not self.task.valset:
-            return Round(*about, True, "there is no dev split, so it was not tested"), tuned
+            return Round(*about, "accepted", "there is no dev split, so it was not tested"), tuned
         before, after = self.scores(start, number), self.scores(tuned, number)
         for what, scores in (("before round", before), ("round", after)):
             self._stages.store.journal.scored(f"{what} {number}", list(scores.values()))
         found = gain(before, after, confidence=self._rules.confidence)
         made = decide(found, self._rules)
-        return Round(*about, made.accepted, made.reason, found), tuned
+        return Round(*about, "accepted" if made.accepted else "rolled back", made.reason, found), tuned
 
     def tuned(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]]) -> dspy.LM:
         """The weak LM tuned from ``start`` on rows of pairs or labelled drafts; with SFT as the tuner, on the chosen drafts."""
@@ -308,18 +315,15 @@ def _check_labels(drafts: LabelledDrafts, least: int) -> None:
     hurt = len(drafts) - drafts.helped
     reasons = "".join(f", {count} {reason}" for reason, count in drafts.dropped.items())
     found = f"{drafts.helped} drafts helped and {hurt} hurt{reasons}."
-    advice = "Sample more drafts ([collect] drafts), at a higher temperature, or on more examples"
+    more = "Sample more drafts ([collect] drafts), at a higher temperature, or on more examples"
+    counted = notebook.several(len(drafts), "labelled draft")
     if len(drafts) < least:
-        raise PairsError(f"Too few labelled drafts for KTO: {found} {advice}. [pairs] least asks for {least}.")
+        text = f"Too few labelled drafts for KTO: {found} {advice(drafts.dropped, f'{more}.')} [pairs] least asks for {least}."
+        raise TooFewPairs(text, len(drafts), f"{counted}, {least} needed")
     if not drafts.helped or not hurt:
         instead = "; or tune with SFT, or with DPO if some helped more than others." if drafts.helped else "."
-        raise PairsError(f"KTO needs drafts that helped and drafts that hurt: {found} {advice}{instead}")
-
-
-def _as_reason(error: PairsError) -> str:
-    """What an error says, as a clause that a sentence goes on with and ends."""
-    text = str(error).rstrip(".")
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text  # "KTO needs ..." stays
+        text = f"KTO needs drafts that helped and drafts that hurt: {found} {advice(drafts.dropped, more + instead)}"
+        raise TooFewPairs(text, len(drafts), f"of {counted} {drafts.helped} helped and {hurt} hurt, KTO needs both")
 
 
 def rows_file(run: Path, name: str, number: int) -> Path:

@@ -11,12 +11,14 @@ import dspy
 
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence import Metric
+from cowest_dspy.influence_report import failure_kind, format_kinds, remedy
 from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms.limits import stoppable
 from cowest_dspy.lms.recording import keeping
 from cowest_dspy.pool import Progress, given_in_order
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
+from cowest_dspy.tables import MAX_FAILED
 from cowest_dspy.traces.kept import KIND, HeldTraces, Saved, StoredTraces, Traces
 from cowest_dspy.traces.rollout import Plan, Rolled, Rollouts
 from cowest_dspy.traces.trace import Sampling, Trace
@@ -39,7 +41,7 @@ def collect(
     weak_threads: int | None = None,
     answers: int = 1,
     draft_metric: Metric | None = None,
-    max_failed: float = 1.0,
+    max_failed: float = MAX_FAILED,
     on_progress: Progress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of examples and drafts.
@@ -57,7 +59,8 @@ def collect(
         weak_threads: drafts under way at once, at most; by default ``threads`` times the drafts of an example, up to 256.
         answers: how often the strong model is asked, with and without a draft, when it samples; the scores are averaged.
         draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the drafter's outputs and ``draft``.
-        max_failed: the largest part of drafts that may fail, in [0, 1]; it is looked at from 20 drafts on.
+        max_failed: the largest part of drafts that may fail, in [0, 1], as [collect] max_failed; it is looked at from 20 drafts
+            on, and at the end.
         on_progress: called with (examples done, examples in all).
 
     Raises:
@@ -152,7 +155,8 @@ class _Tally:
     """Counts failures by kind, and stops the collection when there are too many."""
 
     def __init__(self, most: float) -> None:
-        self._most, self._done, self._first, self._cure = most, 0, "", ""
+        self._most, self._done, self._first = most, 0, ""
+        self._remedies: dict[str, str] = {}
         self._kinds: Counter[str] = Counter()
 
     def add(self, traces: Sequence[Trace], *, last: bool) -> None:
@@ -163,21 +167,29 @@ class _Tally:
         """
         for trace in traces:
             if trace.error:
-                self._first, self._cure = self._first or trace.error, self._cure or _cure(trace)
-                self._kinds[trace.error.partition(":")[0]] += 1
+                self._first = self._first or trace.error
+                kind = failure_kind(trace.error)
+                self._kinds[kind] += 1
+                self._remedies.setdefault(kind, _remedy(trace, kind))
         self._done += len(traces)
         failed = self._kinds.total()
         if failed > self._most * self._done and (last or self._done >= ENOUGH_TO_JUDGE):
+            (kind, _), *_ = self._kinds.most_common(1)
             raise CollectionError(
-                f"{failed} of {self._done} drafts failed ({dict(self._kinds)}), more than [collect] max_failed = {self._most}. The "
-                f"first: {self._first}. Everything that was answered is kept; {self._cure} and run again, or raise max_failed."
+                f"{failed} of {self._done} drafts failed ({format_kinds(self._kinds)}), more than [collect] max_failed = "
+                f"{self._most}. {_sentence(self._remedies[kind])} and run again, or raise max_failed; what a store has is not "
+                f"asked again. The first: {self._first}"
             )
 
 
-def _cure(trace: Trace) -> str:
-    """What to do about a draft that failed."""
-    if "truncated" not in (trace.error or "").partition(":")[0]:
-        return "mend the cause"
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _remedy(trace: Trace, kind: str) -> str:
+    """What to do about a draft that failed; of one that was cut off it is known whose limit it was."""
+    if "truncated" not in kind:
+        return remedy(kind)
     if trace.draft:
         return "raise [strong] max_tokens"
-    return "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), until its drafts come to an end,"
+    return "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), until its drafts come to an end"

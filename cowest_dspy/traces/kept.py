@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from cowest_dspy import notebook
 from cowest_dspy.hiding import Hiding, hide_inputs, names_hidden_in
-from cowest_dspy.influence_report import InfluenceReport
+from cowest_dspy.influence_report import InfluenceReport, failure_kind, format_kinds
 from cowest_dspy.store import Store
 from cowest_dspy.traces.trace import Trace
 
@@ -102,38 +102,37 @@ Traces = StoredTraces | HeldTraces
 
 
 def influence_report(traces: Iterable[Trace]) -> InfluenceReport:
-    """The influences of traces: helped, hurt, same, failed. Reads them once, and keeps two values of each."""
+    """The influences of traces: helped, hurt, same, failed by kind. Reads them once, and keeps two values of each."""
     values: list[float | None] = []
     examples: list[str] = []
+    failures = Counter[str]()
     for trace in traces:
+        if trace.error is not None:
+            failures[failure_kind(trace.error)] += 1
         values.append(trace.influence)
         examples.append(trace.example_id)
-    return InfluenceReport(tuple(values), tuple(examples))
+    return InfluenceReport(tuple(values), tuple(examples), failures=dict(failures))
 
 
 def _view(traces: Traces, saved: Saved, hide: tuple[str, ...]) -> str:
     """Reads them once, whatever their number, and keeps a few."""
     first: list[Trace] = []
-    errors = Counter[str]()
 
     def noted() -> Iterator[Trace]:
         for trace in traces:
             if len(first) < notebook.MOST_ROWS:
                 first.append(trace)
-            if trace.error is not None:
-                errors[trace.error.partition(":")[0]] += 1
             yield trace
 
     report = influence_report(noted())
     counts = {"helped": report.helped, "same": report.same, "hurt": report.hurt, "failed": report.failed}
-    failed = ", ".join(f"{count:,} {kind}" for kind, count in errors.most_common())
     drafts, answers = notebook.several(saved["weak_calls"], "draft"), notebook.several(saved["strong_calls"], "answer")
     spared = f"not asked, as there was no need: {drafts}, {answers}"
     return notebook.view(
         f"{notebook.several(len(report.values), 'trace')} of {notebook.several(len(set(report.examples)), 'example')}",
         str(report),
         notebook.shares(counts),
-        f"failed: {failed}" if failed else None,
+        f"failed: {format_kinds(report.failures)}" if report.failures else None,
         spared if any(saved.values()) else None,
         notebook.table(_HEADS, [_row(trace, hide) for trace in first], texts=5, total=len(report.values)) if first else None,
     )

@@ -116,9 +116,8 @@ class Reading:
         tags: dict[str, str] = {}
         if made:
             metrics |= _gain(made)
-            decision = "accepted" if made.accepted else "rolled back"
-            tags = {"decision": decision, "reason": made.reason, "model.start": made.start, "model.tuned": made.model or "none"}
-            tags["mlflow.note.content"] = f"{decision}: {made.reason}"
+            tags = {"decision": made.outcome, "reason": made.reason, "model.start": made.start, "model.tuned": made.model or "none"}
+            tags["mlflow.note.content"] = f"{made.outcome}: {made.reason}"
         names = [name for name in (step_name("dpo", number), step_name("kto", number)) if name in adapters]
         record = adapters[names[-1]] if names else None
         rows, training = (_curve(names[-1], record), record["identity"]) if record else ((), None)

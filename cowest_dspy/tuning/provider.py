@@ -23,6 +23,8 @@ from pydantic import ValidationError
 
 from cowest_dspy import notebook
 from cowest_dspy.errors import TuningError, nearest
+from cowest_dspy.pairs import check_enough
+from cowest_dspy.tables import LEAST_PAIRS
 from cowest_dspy.tuning.cluster import machines
 from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
@@ -32,7 +34,7 @@ from cowest_dspy.tuning.watching import OnStep
 
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {"sft": SFT, "chat": SFT, "preference": DPO, "unpaired": KTO}
 """Data formats, and the settings that each is tuned on with."""
-OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes", "cache")
+OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes", "cache", "least")
 
 
 @runtime_checkable
@@ -118,9 +120,9 @@ class TRLProvider(Provider):
     ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one), ``output`` (the adapter's folder),
     ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
     a new one), ``processes`` (that train together, or a file of Accelerate's; default 1, this one), ``cache`` (a folder for the
-    reference's log-probabilities of pairs). Data formats: "sft" (prompt and completion), DSPy's
-    chat (the last message is the completion), "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion,
-    label).
+    reference's log-probabilities of pairs), ``least`` (fewer pairs, or labelled drafts, are not trained on; default 8). Data
+    formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion), "preference" (prompt, chosen,
+    rejected), and "unpaired" (prompt, completion, label).
     """
 
     def __init__(self, engine: TunableEngine) -> None:
@@ -148,6 +150,7 @@ class TRLProvider(Provider):
 
         Raises:
             TuningError: options or data that do not fit, or a training that must not go on.
+            TooFewPairs: fewer pairs, or labelled drafts, than ``least``.
             TuningCancelled: ``job.cancel()`` was called.
         """
         tuned = self.train(
@@ -166,6 +169,8 @@ class TRLProvider(Provider):
         """As :meth:`finetune`, without loading the adapter."""
         kind = _format(data_format)
         settings = _settings(kind, options)
+        if kind in ("preference", "unpaired"):
+            check_enough(len(data), options.get("least", LEAST_PAIRS))
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
         where = machines(options.get("processes", 1))
         if not where.alone:
@@ -228,21 +233,25 @@ def tune(
     on_step: OnStep | None = None,
     processes: int | str | Path = 1,
     cache: str | Path | None = None,
+    least: int = LEAST_PAIRS,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
 
     Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder, the reference's
     log-probabilities are kept, for the next training on the same pairs from the same weights. With ``processes`` above 1 that
     many are started, one for each GPU, or on the CPU where there is none; the result is the same but for rounding. It may also be
-    a configuration file of Accelerate's, such as those in programs/accelerate.
+    a configuration file of Accelerate's, such as those in programs/accelerate. Fewer pairs (or labelled drafts) than ``least`` are
+    not trained on, as with [pairs] least: so few teach a model their own words.
 
     Raises:
+        TooFewPairs: there are fewer.
         TuningError: an LM that is not tunable, data or a configuration file that do not fit, or a training that must not go on.
     """
     provider = lm.provider
     if not isinstance(provider, TRLProvider):
         raise TuningError(f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use tunable(lm) first.")
     options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step, "processes": processes, "cache": cache}
+    options["least"] = least
     tuned = provider.train(lm.model, data, data_format, options)
     model = provider.engine.load_adapter(tuned.path)
     return TunedLM(lm.copy(model=model), model, tuned)

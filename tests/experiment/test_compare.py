@@ -205,14 +205,16 @@ def test_drafts_that_are_all_one_text_are_said(task: list[Path], tmp_path: Path)
     assert "alone" not in said.partition("same text:")[2].partition(". ")[0] and "a e i" not in said
 
 
-def test_a_later_round_with_too_few_pairs_is_rolled_back_in_one_sentence(task: list[Path], tmp_path: Path) -> None:
-    """It read "rolled back, Only 4 preference pairs: ... collaboration_sft..", and told what to do where nothing has been tuned."""
+def test_a_later_round_with_too_few_pairs_is_skipped_and_has_one_number_of_pairs(task: list[Path], tmp_path: Path) -> None:
+    """It was called rolled back, though nothing was tuned, had 0 pairs in its row and some in the sum of all."""
     rows = [json.dumps({"prompt": f"{i}", "chosen": "a e i", "rejected": "x"}) + "\n" for i in range(60)]
     (tmp_path / "others.jsonl").write_text("".join(rows))
     changes = '[pairs]\nsource = "others.jsonl"\nleast = 60\n[rounds]\ncount = 2\nleast_gain = -1\nconfidence = 0.5\n'
     with Experiment(load_config(declared(task, changes)), tmp_path / "run") as experiment:
         experiment.tune()
-        first, second = experiment.report().rounds
-    assert first.accepted and first.pairs == 60
-    assert not second.accepted and second.reason.startswith("only ") and second.reason.endswith("[pairs] least asks for 60")
-    assert "without tuning" not in second.reason
+        report = experiment.report()
+    first, second = report.rounds
+    assert (first.outcome, first.pairs) == ("accepted", 60)
+    assert second.outcome == "skipped" and 0 <= second.pairs < 60
+    assert second.reason == f"{second.pairs} pair{'' if second.pairs == 1 else 's'}, 60 needed"
+    assert report.pairs is not None and report.pairs.kept == first.pairs + second.pairs

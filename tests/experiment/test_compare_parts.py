@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from compare_task import task as task
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.config import overridden
+from cowest_dspy.config import Config, overridden
 from cowest_dspy.errors import PairsError, RecipeError
 from cowest_dspy.experiment.compared_arms import depends_on_seed, title_of
 from cowest_dspy.experiment.controls import by_correctness, other_draft_arm, shuffled
 from cowest_dspy.recipes import call
+from cowest_dspy.rounds import Round
 from cowest_dspy.store import Store
 from cowest_dspy.tables import ArmRules
 
@@ -30,15 +34,45 @@ def test_which_arms_depend_on_the_seed(task: list[Path]) -> None:
     assert depends_on_seed(ArmRules.model_validate({"kind": "alone"}), overridden(config, {"strong.temperature": 0.5}))
 
 
-def test_titles_say_what_an_arm_is() -> None:
-    def title(**keys: Any) -> str:
-        return title_of(ArmRules.model_validate(keys))
+def titles(config: Config, store: Store) -> Callable[..., str]:
+    """What arms of a run are called that has this in its store."""
+    part: Any = SimpleNamespace(config=config, store=store)
+    return lambda **keys: title_of(ArmRules.model_validate(keys), part)
 
-    assert title(kind="strong", style="chain_of_thought") == "strong alone, chain of thought"
-    assert title(kind="weak", weak="base", shots=4) == "weak alone, as it came, 4 worked examples"
-    assert title(kind="collaboration", weak="tuned", draft="direct") == "collaboration, after preference tuning, draft = direct"
-    assert title(kind="control", control="other_draft").startswith("control: ")
-    assert title(kind="alone", title="GPT") == "GPT"
+
+def test_titles_say_what_an_arm_is(task: list[Path], tmp_path: Path) -> None:
+    with Store(tmp_path / "run") as store:
+        title = titles(load_config(task), store)
+        assert title(kind="strong", style="chain_of_thought") == "strong alone, chain of thought"
+        assert title(kind="weak", weak="base", shots=4) == "weak alone, as it came, 4 worked examples"
+        assert title(kind="collaboration", weak="tuned", draft="direct") == "collaboration, after preference tuning, draft = direct"
+        assert title(kind="control", control="other_draft").startswith("control: tuned, ")
+        assert title(kind="alone", title="GPT") == "GPT"
+
+
+def test_an_arm_whose_tuning_was_not_taken_is_called_untuned(task: list[Path], tmp_path: Path) -> None:
+    with Store(tmp_path / "run") as store:
+        title = titles(load_config(task), store)
+        store.keep("round", "1", asdict(Round(1, "base", "tuned", 62, 0, "rolled back", "no gain")))
+        store.keep("round", "2", asdict(Round(2, "base", None, 7, 0, "skipped", "7 pairs, 8 needed")))
+        why = "untuned: round 1 was rolled back, round 2 was skipped"
+        assert title(kind="collaboration", weak="tuned", draft="direct") == f"collaboration ({why}), draft = direct"
+        assert title(kind="weak", weak="tuned") == f"weak alone ({why})"
+        assert title(kind="collaboration", weak="tuned", title="CoWest") == f"CoWest ({why})"
+        assert title(kind="control", control="other_draft") == f"control: {why}, with the draft of another example"
+        assert title(kind="collaboration", weak="sft") == "collaboration, after SFT"
+        assert title(kind="alone", title="GPT") == "GPT"
+        store.keep("round", "1", asdict(Round(1, "base", "tuned", 62, 0, "accepted", "a gain")))
+        assert title(kind="collaboration", weak="tuned") == "collaboration, after preference tuning"
+
+
+def test_a_round_of_a_run_from_before_outcomes_had_names_is_read() -> None:
+    old = {"number": 2, "start": "a", "pairs": 0, "replayed": 0, "reason": "why", "gain": None}
+    made = [
+        Round.from_dict({**old, "model": model, "accepted": taken}) for model, taken in (("b", True), ("b", False), (None, False))
+    ]
+    assert [one.outcome for one in made] == ["accepted", "rolled back", "skipped"]
+    assert str(made[2]) == "round 2 skipped: why" and Round.from_dict(asdict(made[0])) == made[0]
 
 
 def test_a_part_of_a_store_shares_calls_and_keeps_its_own_records(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from toy_experiment import (
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
 from cowest_dspy.lms import weights
-from cowest_dspy.report import read_report
+from cowest_dspy.report import read_report, verdict
+from cowest_dspy.stages import Silent
 
 
 def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(task: list[Path], tmp_path: Path) -> None:
@@ -77,6 +78,31 @@ def test_the_verbs_run_one_stage_each_on_one_run_folder(task: list[Path], tmp_pa
     assert "answer" in cowest("ask", *files, *run, "-q", "test 1?")
     assert "report.html" in cowest("report", *files, *run)
     assert json.loads((tmp_path / "run/report.json").read_text())["schema_version"] == 1
+
+
+def test_after_a_rollback_the_arms_say_that_the_model_is_untuned_everywhere(task: list[Path], tmp_path: Path) -> None:
+    with task[0].open("a") as file:
+        file.write("[rounds]\nleast_gain = 1.0\n")
+    lines: list[str] = []
+
+    class Watch(Silent):
+        def say(self, text: str) -> None:
+            lines.append(text)
+
+    with Experiment(load_config(task), tmp_path / "run", watch=Watch()) as experiment:
+        experiment.evaluate(["strong", "collaboration_sft", "collaboration"])
+        report = experiment.report()
+    titles = {arm.name: arm.title for arm in report.arms}
+    assert titles["collaboration"] == "collaboration (untuned: round 1 was rolled back)"
+    assert titles["collaboration_sft"] == "collaboration, before preference tuning"
+    (first, *_) = verdict(report).sentences
+    assert "he untuned collaboration" in first and "round 1 was rolled back; no tuned model was taken" in first
+    assert "tuning made NO" not in first and "tuning helped" not in first
+    assert any(line.startswith("round 1 rolled back: gain ") for line in lines)
+    shown = json.loads((tmp_path / "run/report.json").read_text())
+    assert shown["rounds"][0]["outcome"] == "rolled back" and "accepted" not in shown["rounds"][0]
+    page = (tmp_path / "run/report.html").read_text()
+    assert "untuned: round 1 was rolled back" in page and "after preference tuning" not in page
 
 
 @pytest.mark.parametrize(

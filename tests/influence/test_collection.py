@@ -197,7 +197,7 @@ def test_one_answer_of_several_that_failed_fails_the_whole() -> None:
     program = Collaboration("question -> answer").bind(
         weak=ScriptedEngine({"": "a draft"}).lm(), strong=ScriptedEngine(strong).lm(temperature=1.0)
     )
-    (trace,) = collect(program, questions(1), match, Sampling(drafts=1), answers=3)
+    (trace,) = collect(program, questions(1), match, Sampling(drafts=1), answers=3, max_failed=1.0)
     assert trace.alone_scores == (1.0, 1.0, 1.0) and trace.refined_scores == () and trace.refined_score is None
     assert trace.error is not None and trace.error.startswith("server:") and trace.influence is None
 

@@ -67,7 +67,7 @@ def test_an_example_whose_alone_failed_is_not_sampled_to_the_end() -> None:
         return "yes" if "Background" in request["messages"][-1]["content"] else ServerError("down")
 
     weak = weak_by_seed()
-    traces = collect(together(weak, ScriptedEngine(strong)), questions(1), match, adaptive(0))
+    traces = collect(together(weak, ScriptedEngine(strong)), questions(1), match, adaptive(0), max_failed=1.0)
     assert len(traces) == len(weak.asked) == 2
     assert all(trace.error and trace.error.startswith("alone server:") for trace in traces)
 

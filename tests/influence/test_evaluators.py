@@ -190,7 +190,7 @@ def test_likelihood_says_what_it_needs(tiny_model: Path) -> None:
 def test_graded_likelihood_makes_pairs_where_right_and_wrong_ties(tiny_model: Path) -> None:
     program = tiny_together(tiny_model).bind(weak=weak_that_varies(["the press runs at 180", "x", "yes no"]).lm())
     rules = Sampling(drafts=3)
-    assert len(preference_pairs(collect(program, questions(3), match, rules), margin=1e-4)) == 0
+    assert len(preference_pairs(collect(program, questions(3), match, rules, max_failed=1.0), margin=1e-4)) == 0
     traces = collect(program, questions(3), GoldLikelihood(program), rules, max_failed=1.0)
     influences = [trace.influence for trace in traces if trace.influence is not None]
     assert len(set(influences)) > 3 or any(trace.error for trace in traces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -21,14 +22,13 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import (
-    Influence,
-    Weighted,
-)
-from cowest_dspy.errors import ConfigError
+from cowest_dspy import CoWest, Weighted
+from cowest_dspy.errors import CollectionError, ConfigError, DataError
 from cowest_dspy.influence import Influence, scored
+from cowest_dspy.lms.recording import listening
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.rounds import Decision, decide, gain
+from cowest_dspy.rounds import Decision, Task, decide, gain
+from cowest_dspy.tables import Collect
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.traces import Sampling, collect, influence_report
 
@@ -38,7 +38,7 @@ def test_law_3_a_failure_is_not_a_score(broken: str | Exception) -> None:
     def weak(request: dict[str, Any]) -> str | Exception:
         return broken if "number 1" in request["messages"][-1]["content"] else "fine"
 
-    traces = collect(together(ScriptedEngine(weak), strong_that_reads()), questions(3), match, Sampling(drafts=2))
+    traces = collect(together(ScriptedEngine(weak), strong_that_reads()), questions(3), match, Sampling(drafts=2), max_failed=1.0)
     failed = [trace for trace in traces if trace.example_id == "q1"]
     assert all(trace.error and trace.influence is None and trace.refined_score is None for trace in failed)
     assert influence_report(traces).failed == len(failed) == 2
@@ -64,7 +64,8 @@ def test_law_3_a_judge_that_is_down_fails_the_drafts_and_makes_no_pair() -> None
         raise dspy.lm15.ServerError("down")  # pyright: ignore[reportAttributeAccessIssue]
 
     judge, _ = judge_of(down)
-    traces = collect(together(weak_that_varies(["{n}", "x"]), strong_that_reads()), questions(3), judge, Sampling(drafts=2))
+    program = together(weak_that_varies(["{n}", "x"]), strong_that_reads())
+    traces = collect(program, questions(3), judge, Sampling(drafts=2), max_failed=1.0)
     assert all(trace.influence is None and "judge server" in (trace.error or "") for trace in traces)
     assert len(preference_pairs(traces)) == 0
 
@@ -92,3 +93,55 @@ def test_law_3_failures_are_no_scores_and_more_of_them_are_no_gain() -> None:
     made = decide(found, rules())
     assert made == Decision(False, made.reason) and "fails on 10 of 40 examples, 10 more than before" in made.reason
     assert decide(found, rules(more_failures=0.25)).accepted
+
+
+def cut_off_at(*numbers: int) -> ScriptedEngine:
+    """A weak model that names the number of each question; drafts of these questions do not come to an end."""
+
+    def weak(request: dict[str, Any]) -> str:
+        number = request["messages"][-1]["content"].split()[-1].rstrip("?")
+        return "it goes on and on ..." if int(number) in numbers else number
+
+    return ScriptedEngine(weak, model="scripted/weak")
+
+
+def test_law_3_a_report_of_influence_names_the_kinds_of_its_failures() -> None:
+    """It said "failed 15  n 20", and no cause."""
+    report = Influence(match, together(cut_off_at(*range(15)), strong_that_reads())).report(questions(20))
+    assert report.failures == {"truncated": 15} and report.failed == 15
+    assert str(report).endswith("helped 5  hurt 0  same 0  failed 15 (truncated 15)  n 20")
+    assert "failed: truncated 15" in report._repr_html_()
+    traces = collect(together(cut_off_at(1), strong_that_reads()), questions(2), match, Sampling(drafts=2), max_failed=1.0)
+    assert influence_report(traces).failures == {"truncated": 2} and "failed 2 (truncated 2)" in repr(traces)
+
+
+def test_law_3_a_failure_of_the_strong_model_alone_or_of_a_judge_has_its_kind() -> None:
+    def strong(request: dict[str, Any]) -> str | Exception:
+        return "yes" if "Background" in request["messages"][-1]["content"] else ServerError("down")
+
+    alone = Influence(match, together(cut_off_at(), ScriptedEngine(strong))).report(questions(2))
+    assert alone.failures == {"alone server": 2}
+    judge, _ = judge_of("no idea")
+    assert Influence(judge, together(cut_off_at(), strong_that_reads())).report(questions(2)).failures == {"judge parse": 2}
+
+
+def test_law_3_dspy_evaluate_is_told_of_a_truncated_draft_and_makes_it_no_influence() -> None:
+    """It counted the rows that the report called failed."""
+    program = together(cut_off_at(1, 2), strong_that_reads())
+    influence = Influence(match, program)
+    with pytest.raises(DataError, match=r"failed on example q1 \(truncated: max_tokens .*A failure is not a score"):
+        influence(questions(2)[1], program(question=questions(2)[1].question))
+    found = dspy.Evaluate(devset=questions(4), metric=influence, failure_score=math.nan, num_threads=2)(program)
+    assert [score for *_, score in found.results if not math.isnan(score)] == [1.0, 1.0]
+    assert math.isnan(found.score), "no mean is made of what has failures in it"
+    with listening() as calls:
+        program(question=questions(2)[1].question)
+    assert [call.finish_reason for call in calls] == ["length", "length"], "whoever listens outside hears of every call"
+
+
+def test_law_3_python_and_toml_stop_at_the_same_part_of_failures() -> None:
+    toml = Collect.model_fields["max_failed"].default
+    defaults = {inspect.signature(made).parameters["max_failed"].default for made in (collect, CoWest)}
+    assert defaults | {Task.__dataclass_fields__["max_failed"].default} == {toml} == {0.3}
+    with pytest.raises(CollectionError, match=r"10 of 20 drafts failed \(truncated 10\).* Raise \[weak\] max_tokens"):
+        collect(together(cut_off_at(*range(0, 40, 2)), strong_that_reads()), questions(40), match, Sampling(drafts=2))

@@ -32,7 +32,7 @@ def test_law_10_no_secret_is_written(tmp_path: Path) -> None:
     weak = ScriptedEngine(lambda request: ServerError(f"bad key {secret}"))
     program = together(weak, strong_that_reads())
     with Store(tmp_path) as store:
-        traces = collect(program, questions(1), match, Sampling(drafts=2), store=store)
+        traces = collect(program, questions(1), match, Sampling(drafts=2), store=store, max_failed=1.0)
     program.save(tmp_path / "program.json")
     assert "***" in (traces[0].error or "")
     for file in tmp_path.iterdir():
@@ -119,7 +119,7 @@ def test_law_10_an_error_that_holds_a_secret_is_written_without_it(
     weak = ScriptedEngine(lambda request: AuthError(f"refused: {text}"), model="scripted/weak")
     program = together(weak, strong_that_reads())
     with Store(tmp_path) as store:
-        traces = list(collect(program, questions(2), match, Sampling(drafts=2), store=store))
+        traces = list(collect(program, questions(2), match, Sampling(drafts=2), store=store, max_failed=1.0))
         assert seen(part, tmp_path, *(repr(trace) for trace in traces)) == [], "also in the log of the open file"
     program.save(tmp_path / "program.json")
     assert all(MASK in (trace.error or "") for trace in traces)

@@ -315,11 +315,14 @@ def test_a_hosted_strong_model_refines_and_its_failure_is_no_score(tmp_path: Pat
     def example(number: int, question: str) -> dspy.Example:
         return dspy.Example(id=str(number), question=question, answer="Background: good").with_inputs("question")
 
+    def said_well(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+        return float(prediction.answer == example.answer)
+
     weak = ScriptedEngine(lambda request: "good" if request["config"].get("seed", 0) % 2 else "bad")
     with OpenAIServer(refine, key=KEY) as server, Store(tmp_path) as store:
         program = Collaboration("question -> answer").bind(weak=weak.lm(), strong=build_lm(settings(server, temperature=0.0)))
         examples = [example(0, "What?"), example(1, "broken?")]
-        traces = collect(program, examples, lambda e, p, trace=None: float(p.answer == e.answer), Sampling(drafts=4), store=store)
+        traces = collect(program, examples, said_well, Sampling(drafts=4), store=store, max_failed=1.0)
     good = [trace for trace in traces if trace.example_id == "0"]
     assert {(trace.draft, trace.influence) for trace in good} <= {("good", 1.0), ("bad", 0.0)}
     assert good[0].tokens["strong_in"] > 0 and good[0].tokens["strong_out"] == 2

@@ -148,13 +148,13 @@ def test_kto_says_what_labelled_drafts_it_lacks(student: Collaboration, optimize
     advice = r"Sample more drafts \(\[collect\] drafts\), at a higher temperature, or on more examples"
     with pytest.raises(
         PairsError,
-        match=rf"Too few labelled drafts for KTO: \d+ drafts helped and 0 hurt.*{advice}\. \[pairs\] least asks for 1000",
+        match=rf"Too few labelled drafts for KTO: \d+ drafts helped and 0 hurt.*{advice}\..* \[pairs\] least asks for 1000",
     ):
         optimizer("few", tuner=QUICK_KTO, least=1000).compile(student, trainset=train, valset=held)
     needs = "KTO needs drafts that helped and drafts that hurt: "
     with pytest.raises(PairsError, match=rf"{needs}[1-9]\d* drafts helped and 0 hurt.*{advice}; or tune with SFT, or with DPO"):
         optimizer("helped", tuner=QUICK_KTO).compile(student, trainset=train, valset=held)
-    with pytest.raises(PairsError, match=rf"{needs}0 drafts helped and [1-9]\d* hurt.*{advice}\.$"):
+    with pytest.raises(PairsError, match=rf"{needs}0 drafts helped and [1-9]\d* hurt.*{advice}\."):
         optimizer("hurt", tuner=QUICK_KTO).compile(student, trainset=labelled_by(train, "no"), valset=held)
     for name in ("few", "helped", "hurt"):
         with Store(tmp_path / name) as store:
@@ -175,7 +175,7 @@ def test_what_cannot_be_optimised_says_why(student: Collaboration, optimizer: Ca
         optimizer().compile(scripted, trainset=train)
     with pytest.raises(DataError, match="There are no examples"):
         optimizer().compile(student, trainset=[])
-    with pytest.raises(PairsError, match="preference pairs"):
+    with pytest.raises(PairsError, match="preference pair"):
         optimizer("few").compile(student, trainset=examples("train", 1), valset=examples("dev", 2))
     with pytest.raises(PairsError, match=r"held out|tested|dev"):
         optimizer("same").compile(student, trainset=train, valset=train)

@@ -112,7 +112,8 @@ def test_drafts_that_were_cut_off_are_counted_apart_from_those_that_failed_other
     strong = ScriptedEngine({"": "x"}, model="scripted/strong")
     program = Collaboration("question -> answer", draft="knowledge").bind(weak=weak.lm(), strong=strong.lm())
     example = dspy.Example(id="q", question="Which?", answer="x").with_inputs("question")
-    made = preference_pairs(collect(program, [example], lambda e, p, trace=None: 1.0, Sampling(drafts=3), threads=1))
+    traces = collect(program, [example], lambda e, p, trace=None: 1.0, Sampling(drafts=3), threads=1, max_failed=1.0)
+    made = preference_pairs(traces)
     assert made.dropped == {"drafts that failed (parse)": 1, "drafts that failed (truncated)": 1, "examples: only one draft": 1}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, many
 
 from cowest_dspy.errors import DataError, PairsError
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, preference_pairs
+from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
 
 ASKED = [{"role": "user", "content": "How hot is the press?"}]
 RIGHT = {"role": "assistant", "content": "180 degrees."}
@@ -193,3 +193,16 @@ def test_nothing_to_train_on_says_what_to_try() -> None:
         pairs.to_dataset()
     with pytest.raises(PairsError, match="Sample more drafts"):
         pairs.push_to_hub("someone/pairs")
+
+
+def test_the_advice_names_the_cause_of_the_lack_first() -> None:
+    """Fifteen of twenty drafts were truncated, and the advice spoke of temperature."""
+    truncated = {"drafts that failed (truncated)": 15, "examples: every draft failed": 4, "examples: only one draft": 1}
+    told = nothing_to_train_on(PreferencePairs((), truncated))
+    assert told.index("15 drafts failed (truncated): raise max_tokens") < told.index("temperature")
+    alike = {"drafts that failed (timeout)": 1, "examples: all drafts had the same influence": 12}
+    told = nothing_to_train_on(PreferencePairs((), alike))
+    assert told.index("temperature") < told.index("1 draft failed (timeout): raise timeout")
+    remedies = {"parse": "adapter", "alone rate limit": "requests_per_minute", "judge server": "endpoint", "odd": "mend"}
+    for kind, says in remedies.items():
+        assert says in nothing_to_train_on(PreferencePairs((), {f"drafts that failed ({kind})": 2}))

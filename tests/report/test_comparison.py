@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowest_dspy.comparison import Comparison, SweepPoint, bootstrap_test, holm, numbers_of, paired_test, verdict
+from cowest_dspy.comparison.tables import text_tables
 from cowest_dspy.errors import ReportError
 from cowest_dspy.intervals import wilson_interval
 from cowest_dspy.report import Stage
@@ -373,3 +374,29 @@ def test_the_examples_in_the_docstrings_are_true(name):
     module = importlib.import_module(f"cowest_dspy.comparison.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0 and found.failed == 0
+
+
+def test_seeds_of_which_one_is_untuned_are_named_in_the_title() -> None:
+    arms = [
+        compared("collaboration", "++++----", seed, title=f"collaboration{state}", note=state)
+        for seed, state in ((0, ", tuned"), (1, " (untuned)"), (2, ", tuned"))
+    ]
+    line = numbers_of(comparison(compared("strong", "-" * 8), *arms), repeats=99).arm("collaboration")
+    assert line is not None and line.title == "seeds 0, 2: collaboration, tuned; seed 1: collaboration (untuned)"
+    assert line.note == "seeds 0, 2: , tuned; seed 1:  (untuned)"
+
+
+def test_failures_have_their_kinds_in_a_comparison() -> None:
+    made = comparison(compared("strong", "+-!-"), compared("other", "++!!"))
+    numbers = numbers_of(made)
+    assert [line.failures for line in numbers.arms] == [{"timeout": 1}, {"timeout": 2}]
+    assert "Failed: The strong arm: timeout 1; The other arm: timeout 2." in text_tables(made, numbers)[0].caption
+
+
+def test_an_interval_without_0_beside_a_p_that_is_not_small_is_explained() -> None:
+    few = comparison(compared("strong", "----"), compared("other", "++++"))
+    sentence = verdict(few, numbers_of(few)).sentences[1]
+    assert "p = 0.125; 4 examples are too few: the exact test needs at least 6 that change" in sentence
+    arms = [compared(f"arm{place}", "+" * 8 + "-" * 22) for place in range(9)]
+    corrected = comparison(compared("strong", "-" * 30), *arms)
+    assert "before the correction" in " ".join(verdict(corrected, numbers_of(corrected)).sentences)

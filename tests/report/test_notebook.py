@@ -71,7 +71,7 @@ def program(text: str = "Say what you know.") -> Collaboration:
 
 def round_of(text: str) -> Round:
     found = gain({"a": 0.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0})
-    return Round(1, "local/base", "local/tuned", 12, 0, True, text, found)
+    return Round(1, "local/base", "local/tuned", 12, 0, "accepted", text, found)
 
 
 def tuned_lm() -> TunedLM:
@@ -164,7 +164,7 @@ def test_ten_thousand_traces_are_a_small_view() -> None:
     held = HeldTraces(made_trace(0, 1.0 if n % 2 else None, "word " * 900, f"e{n}") for n in range(10_000))
     held.saved = {"weak_calls": 0, "strong_calls": 0}
     text = view_of(held)
-    assert "10,000 traces" in text and "and 9,995 more rows" in text and "failed: 5,000 timeout" in text
+    assert "10,000 traces" in text and "and 9,995 more rows" in text and "failed: timeout 5,000" in text
     assert "more characters]" in text
     drafts = labelled_drafts(many([[(1.0, f"good {n}"), (-1.0, f"bad {n}")] for n in range(500)]))
     assert "1,000 labelled drafts" in view_of(drafts) and "and 995 more rows" in view_of(drafts)
@@ -210,8 +210,8 @@ def test_a_compiled_program_shows_its_rounds_and_a_cycle_its_steps() -> None:
     compiled.rounds = RoundHistory([round_of("gain was large")])
     compiled.steps = StepHistory([StepResult(0, "start", "w", 0.5, 4, 0, True)])
     text = view_of(compiled)
-    assert "1 round, 1 taken" in text and "gain was large" in text and "0 start" in text
-    assert repr(compiled.rounds) == "round 1: accepted, gain was large" and compiled.rounds[0].number == 1
+    assert "1 round, 1 accepted" in text and "gain was large" in text and "0 start" in text
+    assert repr(compiled.rounds) == "round 1 accepted: gain was large" and compiled.rounds[0].number == 1
     assert isinstance(compiled.rounds, tuple) and compiled.rounds == (round_of("gain was large"),)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import html
 import importlib
+import io
 import json
 import math
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import HOSTILE, arm, full_run, run, trace
+from rich.console import Console
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.intervals import bootstrap_mean_interval, paired_difference_interval, share_interval
@@ -23,6 +26,7 @@ from cowest_dspy.report import (
     Curve,
     CurvePoint,
     InfluenceRow,
+    PairsSummary,
     RoundRow,
     RunReport,
     Stage,
@@ -32,11 +36,13 @@ from cowest_dspy.report import (
     influence_by_round,
     influence_counts,
     paired_exact_test,
+    print_report,
     verdict,
     wilson_interval,
     write_report,
 )
 from cowest_dspy.report.numbers import exact_sign_p
+from cowest_dspy.report.verdict import doubt_about
 
 BINARY = st.lists(st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=60)
 
@@ -190,15 +196,15 @@ def test_the_verdict_says_so_when_the_collaboration_loses_or_nothing_can_be_told
     assert "does NOT reliably beat" in close.sentences[0] and "; tuning made NO reliable difference" in close.sentences[0]
 
 
-def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_taken():
+def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_accepted():
     arms = arm("strong", "-" * 40), arm("sft", "-" * 40), arm("both", "+" * 30 + "-" * 10), arm("weak", "-" * 40)
-    rounds = tuple(RoundRow(number, 9, 0, number == 1, "why") for number in (1, 2, 3))
+    rounds = tuple(RoundRow(number, 9, 0, "accepted" if number == 1 else "rolled back", "why") for number in (1, 2, 3))
     found = verdict(run(*arms, rounds=rounds, rivals=("strong", "weak")))
     first, second = found.sentences
-    assert "p < 0.001; round 1 was taken, rounds 2 and 3 were rolled back; tuning helped:" in first
+    assert "p < 0.001; round 1 was accepted, rounds 2 and 3 were rolled back; tuning helped:" in first
     assert second.startswith("The both arm beats the weak model alone by 75.0 points")
     alone = verdict(run(*arms[:1], arms[2], rounds=rounds[:1])).sentences
-    assert len(alone) == 1 and alone[0].endswith("p < 0.001; round 1 was taken.")
+    assert len(alone) == 1 and alone[0].endswith("p < 0.001; round 1 was accepted.")
 
 
 def test_before_tuning_the_verdict_speaks_of_the_collaboration_that_there_is():
@@ -218,6 +224,112 @@ def test_one_lost_claim_spoils_the_verdict():
 def test_a_run_without_anything_to_compare_has_no_verdict():
     assert verdict(run()).good is None
     assert "The strong arm" in verdict(run(arm("strong", "+-"))).sentences[0]
+
+
+def hurting(*influences: float, round: int = 1) -> tuple[InfluenceRow, ...]:
+    """One draft of each of so many examples."""
+    return tuple(InfluenceRow(f"t{place}", 0, value, round=round) for place, value in enumerate(influences))
+
+
+MOSTLY_BAD = (-1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.0, -1.0, 0.0, 0.0)
+
+
+def test_where_drafts_hurt_that_is_said_first():
+    """A run of which the drafts had a mean influence of -0.37 [-0.63, -0.15] said nothing of it."""
+    alike = run(arm("strong", "+-+-"), arm("both", "+-+-"), influence=hurting(*MOSTLY_BAD))
+    found = verdict(alike)
+    assert found.good is False
+    first, second = found.sentences
+    assert first.startswith("The drafts HURT the strong model: mean influence -0.40 [-0.70, -0.10], harm rate 40 % of 10 drafts")
+    assert second.startswith("The both arm does NOT reliably beat")
+    nothing_else = verdict(run(influence=hurting(*MOSTLY_BAD)))
+    assert nothing_else.good is False and nothing_else.sentences[1].startswith("No verdict yet")
+    for harmless in ((0.0,) * 10, (1.0,) * 10, (-1.0, 1.0) * 5, (-1.0,)):
+        assert verdict(run(influence=hurting(*harmless))).good is None
+
+
+def test_a_second_rival_is_judged_where_the_first_has_not_been_evaluated():
+    (said,) = verdict(run(arm("weak", "-" * 40), arm("both", "+" * 40), rivals=("strong", "weak"))).sentences
+    assert said.startswith("The both arm beats the weak model alone")
+
+
+def test_a_win_on_held_out_examples_leads_and_the_harm_of_earlier_drafts_follows():
+    arms = arm("strong", "-" * 40), arm("both", "+" * 30 + "-" * 10)
+    found = verdict(run(*arms, influence=hurting(*MOSTLY_BAD)))
+    assert found.good is True and "beats the strong model alone" in found.sentences[0] and "HURT" in found.sentences[1]
+    better = (*hurting(*MOSTLY_BAD), *hurting(*[1.0] * 10, round=2))
+    assert not any("HURT" in sentence for sentence in verdict(run(*arms, influence=better)).sentences), "newer drafts help"
+    worse = (*hurting(*[1.0] * 10), *hurting(*MOSTLY_BAD, round=2))
+    assert "The drafts of round 2 HURT the strong model" in verdict(run(*arms, influence=worse)).sentences[1]
+
+
+def test_an_interval_without_0_beside_a_test_that_sees_nothing_says_that_there_are_too_few():
+    """ "+100.0 points [+30.7, +100.0], does NOT reliably beat, p = 0.125" contradicted itself for a reader."""
+    (first,) = verdict(run(arm("strong", "----"), arm("both", "++++"))).sentences
+    assert first == (
+        "The both arm does NOT reliably beat the strong model alone: 4 examples are too few: the exact test needs at least 6 that "
+        "change, and the interval is only approximate there; +100.0 points [+30.7, +100.0], n 4, p = 0.125."
+    )
+    (few,) = verdict(run(arm("strong", "-" * 5 + "+" * 35), arm("both", "+" * 40))).sentences
+    assert "5 changed answers of 40 are too few" in few
+    (many,) = verdict(run(arm("strong", "-" * 9 + "+" * 2 + "-" * 19), arm("both", "+" * 9 + "-" * 21))).sentences
+    assert "NOT reliably" in many and "the exact test, which decides, does not reach 5 %" in many
+
+
+@given(st.lists(st.tuples(st.sampled_from("+-"), st.sampled_from("+-")), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_a_claim_is_made_only_where_interval_and_test_agree(pairs):
+    report = run(arm("strong", "".join(one for one, _ in pairs)), arm("both", "".join(other for _, other in pairs)))
+    test = paired_exact_test(*({answer.example_id: answer.score for answer in arm.answers} for arm in report.arms))
+    (said,) = verdict(report).sentences
+    assert test.interval is not None
+    outside = not test.interval.low <= 0 <= test.interval.high
+    assert ("NOT reliably" in said) == (not outside or test.p >= 0.05)
+    assert (doubt_about(test) is None) == (outside == (test.p < 0.05))
+
+
+def test_more_wins_whose_mean_may_be_0_are_no_claim_either():
+    scores = [(0.5, 0.51)] * 12 + [(1.0, 0.0)]
+    answers = [tuple(Answer(str(place), {}, "", "x", pair[side]) for place, pair in enumerate(scores)) for side in (0, 1)]
+    (said,) = verdict(run(Arm("strong", "Strong", answers[0]), Arm("both", "Both", answers[1]))).sentences
+    assert "NOT reliably" in said and "more answers got better than worse" in said and "includes 0" in said
+
+
+SKIPPED = (
+    RoundRow(1, 62, 0, "rolled back", "gain +0.000 [-0.100, +0.100] on 30 examples", 30, 0.0, -0.1, 0.1, 0.9),
+    RoundRow(2, 7, 0, "skipped", "7 pairs, 8 needed"),
+)
+
+
+def test_a_skipped_round_has_one_name_and_one_number_of_pairs_everywhere(tmp_path):
+    untuned = dataclasses.replace(arm("both", "+-+-"), title="collaboration (untuned: round 1 was rolled back)")
+    report = run(arm("strong", "+-+-"), arm("sft", "+-+-"), untuned, rounds=SKIPPED, pairs=PairsSummary(69, 60))
+    (first,) = verdict(report).sentences
+    assert "round 1 was rolled back, round 2 was skipped (7 pairs, 8 needed); no tuned model was taken" in first
+    written = write_report(report, tmp_path)
+    console = Console(file=io.StringIO(), width=160)
+    print_report(report, console)
+    for text in (console.file.getvalue(), html.unescape(written.html.read_text()), report._repr_html_()):  # pyright: ignore
+        assert "7 pairs, 8 needed" in text and "skipped" in text and "69" in text
+    for text in (console.file.getvalue(), written.html.read_text()):  # pyright: ignore
+        assert "Of these, 7 pairs of round 2, which was skipped: not trained on." in text
+    assert json.loads(written.json.read_text())["rounds"][1]["outcome"] == "skipped"
+    assert sum(row.pairs - row.replayed for row in report.rounds) == 69
+
+
+def test_failures_have_their_kinds_in_every_view_of_a_report(tmp_path):
+    report = full_run()
+    assert report.influence[-1].error == "truncated: 64 tokens"
+    written, console = write_report(report, tmp_path), Console(file=io.StringIO(), width=160)
+    print_report(report, console)
+    for text in (console.file.getvalue(), written.html.read_text()):  # pyright: ignore
+        assert "Failed drafts: truncated 1. Of truncated: raise max_tokens" in text
+        assert "Failed answers of The strong arm: timeout 1." in text
+    numbers = json.loads(written.json.read_text())["numbers"]
+    assert numbers["influence"]["2"]["failures"] == {"truncated": 1}
+    assert {line["name"]: line["failures"] for line in numbers["arms"]} == {
+        "strong": {"timeout": 1}, "sft": {}, "both": {"timeout": 1},
+    }  # fmt: skip
 
 
 # Model

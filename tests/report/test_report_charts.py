@@ -48,8 +48,8 @@ def whole_run() -> RunReport:
         influence=graded,
         noise=Noise(20, 2, 0.1, 0.04),
         rounds=(
-            RoundRow(1, 9, 0, True, "gain", 30, 0.1, 0.02, 0.18, 0.95),
-            RoundRow(2, 9, 0, False, "no gain", 30, 0.0, -0.1, 0.1, 0.95),
+            RoundRow(1, 9, 0, "accepted", "gain", 30, 0.1, 0.02, 0.18, 0.95),
+            RoundRow(2, 9, 0, "rolled back", "no gain", 30, 0.0, -0.1, 0.1, 0.95),
         ),
         steps=(StepRow(0, "start", 0.5, 30, 0, False), StepRow(1, "weights", 0.6, 30, 0, True, 0.1, 0.02, 0.18)),
     )

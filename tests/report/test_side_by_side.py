@@ -95,7 +95,7 @@ def test_only_differing_keys_are_shown_and_secrets_are_masked() -> None:
 
 
 def test_each_run_has_its_numbers() -> None:
-    rounds = (RoundRow(1, 12, 0, True, "it helped", 8, 0.1, 0.05, 0.2, 0.9),)
+    rounds = (RoundRow(1, 12, 0, "accepted", "it helped", 8, 0.1, 0.05, 0.2, 0.9),)
     config = {"weak": {"model": "/models/small"}, "strong": {"model": "big", "dtype": "int8"}}
     one = dataclasses.replace(full_run(), rounds=rounds, config=config)
     (column, _) = side_by_side({"a": one, "b": run()}).runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cowest_dspy.cli import app
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.doctor import examine
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.rounds import Round
 from cowest_dspy.summary import run_report
 from cowest_dspy.tracking import Facts, Part, Reading, Row, Tracking, look_at
 from cowest_dspy.tracking import ledger as ledgers
@@ -263,3 +265,14 @@ def test_the_verb_says_what_to_type(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["track", str(tmp_path / "none")], catch_exceptions=False)
     with pytest.raises(ConfigError, match=r"tracking\.to"):
         CliRunner().invoke(app, ["track", str(tmp_path / "none"), "--to", "mlfow"], catch_exceptions=False)
+
+
+def test_a_skipped_round_is_told_as_skipped_with_the_pairs_that_were_too_few(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    finished(tmp_path / "run", settings)
+    with Store(tmp_path / "run") as store:
+        store.keep("round", "3", asdict(Round(3, "local/tiny@0123+sft", None, 7, 0, "skipped", "7 pairs, 8 needed")))
+        *_, third = Reading(settings, store).facts().parts
+    assert third.name == "round 3" and third.metrics["pairs/kept"] == 7 and third.metrics["accepted"] == 0
+    assert (third.tags["decision"], third.tags["reason"]) == ("skipped", "7 pairs, 8 needed")
+    assert third.tags["mlflow.note.content"] == "skipped: 7 pairs, 8 needed"

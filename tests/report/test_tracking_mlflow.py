@@ -66,7 +66,7 @@ def test_files_are_there_as_they_are_here(tracked: Config, server: str, tmp_path
     whole = seen.named("toy, seed 0").info.run_id
     got = Path(seen.client.download_artifacts(whole, "", str(tmp_path)))
     assert (got / "config.toml").read_text() == (run / "config.toml").read_text()
-    assert json.loads((got / "report.json").read_text())["rounds"][1]["accepted"] is False
+    assert json.loads((got / "report.json").read_text())["rounds"][1]["outcome"] == "rolled back"
     assert "<html" in (got / "report.html").read_text()[:500] and (got / "pairs.jsonl").is_file()
     assert (got / "bundle" / "adapter" / "adapter_config.json").read_text() == '{"r": 4}'
     plain = tracked.model_copy(update={"tracking": tracked.tracking.model_copy(update={"artifacts": False})})  # pyright: ignore

@@ -35,7 +35,7 @@ def limits(**values: float) -> Budget:
 def run(folder: Path, engine: ScriptedEngine, count: int = 6, *, threads: int = 4, budget: Budget | None = None) -> Any:
     with Store(folder, budget=budget, strong=STRONG) as store:
         program = together(weak_that_varies(["{n}", "x"]), engine)
-        return list(collect(program, questions(count), match, Sampling(drafts=2), store=store, threads=threads))
+        return list(collect(program, questions(count), match, Sampling(drafts=2), store=store, threads=threads, max_failed=1.0))
 
 
 # The guard

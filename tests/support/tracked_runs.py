@@ -92,7 +92,8 @@ def finished(run: Path, settings: Config, *, adapter: str = "a1a1a1a1a1a1", roun
             name = "dpo" if number == 1 else f"dpo {number}"
             found = gain(before, {key: float(int(key[1]) < (6 if number == 1 else 0)) for key in before})
             model = f"local/tiny@0123+{adapter}{number}"
-            made = Round(number, "local/tiny@0123+sft", model, 9 - number, 0, number == 1, f"gain {found}", found)
+            outcome = "accepted" if number == 1 else "rolled back"
+            made = Round(number, "local/tiny@0123+sft", model, 9 - number, 0, outcome, f"gain {found}", found)
             store.keep("adapter", name, {"identity": f"{adapter}{number}", "history": history(number), **kept, "model": model})
             store.keep("round", str(number), asdict(made))
             store.keep("pairs", name.replace("dpo", "dropped"), {"the same influence": 4, "no influence": number})

@@ -101,7 +101,7 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
 def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: Path) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
     weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
-    tuned = tune(weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out")
+    tuned = tune(weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out", least=2)
     assert tuned.model == f"{weak.model}+{tuned.result.adapter_hash}"
     with pytest.raises(TuningError, match=r"unpaired data are tuned on with KTO\(...\), but settings is SFT"):
         tune(weak, labelled_rows(2), "unpaired", SFT(), tmp_path / "no")

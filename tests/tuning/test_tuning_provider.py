@@ -12,14 +12,17 @@ import dspy
 import pytest
 from dspy.clients.utils_finetune import TrainDataFormat
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
-from tuning_rows import QUICK, pair_rows, quick, says, sft_rows
+from tuning_rows import QUICK, labelled, pair_rows, quick, says, sft_rows
 
 from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.errors import TuningError
+from cowest_dspy.errors import PairsError, TuningError
 from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.pairs import PreferencePairs, at_least
+from cowest_dspy.tables import PairRules
 from cowest_dspy.tuning import (
     DPO,
+    KTO,
     SFT,
     Lora,
     PeakMemory,
@@ -57,7 +60,7 @@ def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_p
 
 def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match="no preference rows"):
-        tune(weak, [], "preference", DPO(), tmp_path / "out")
+        tune(weak, [], "preference", DPO(), tmp_path / "out", least=0)
     with pytest.raises(TuningError, match="preference data are tuned on with DPO"):
         tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
     with pytest.raises(TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""):
@@ -66,6 +69,26 @@ def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
         tunable(dspy.LM("openai/gpt-5-mini"))
     with pytest.raises(TuningError, match="Use tunable"):
         tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
+
+
+def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_toml(weak: dspy.LM, tmp_path: Path) -> None:
+    """A model was trained on one pair, where a TOML's run would have said that there are too few."""
+    toml = at_least_words(PreferencePairs((), {"examples: all drafts had the same influence": 3}))
+    with pytest.raises(PairsError, match=r"^Only 1 preference pair\. Sample more drafts .* \[pairs\] least asks for 8\.$") as few:
+        tune(weak, pair_rows(1), "preference", DPO(**QUICK), tmp_path / "out")
+    assert str(few.value).partition("Sample")[2] == toml.partition("Sample")[2].partition(" What there is")[0]
+    with pytest.raises(PairsError, match=r"least asks for 8\."):
+        tune(weak, labelled(pair_rows(3)), "unpaired", KTO(**QUICK), tmp_path / "out")
+    job = weak.finetune(pair_rows(7), "preference", {"settings": DPO(**QUICK), "output": tmp_path / "out"})  # pyright: ignore
+    with pytest.raises(PairsError, match="Only 7 preference pairs"):
+        job.result()
+    assert not (tmp_path / "out").exists()
+
+
+def at_least_words(pairs: PreferencePairs) -> str:
+    with pytest.raises(PairsError) as few:
+        at_least(pairs, PairRules.model_validate({}).least)
+    return str(few.value)
 
 
 def test_finetune_gives_the_tuned_lm_and_raises_a_failure(weak: dspy.LM, tmp_path: Path) -> None:
