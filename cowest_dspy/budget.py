@@ -168,6 +168,13 @@ class Guard:
         self._let_in(call)
         call.attempts += 1
 
+    def withdraw(self, call: Paying) -> None:
+        """Takes back the last attempt of a call: it was not made."""
+        call.attempts -= 1
+        if call.strong:
+            with self._lock:
+                self._under_way -= 1
+
     def paid(self, tokens: int, usd: float | None) -> None:
         """Books what an answer took."""
         with self._lock:
@@ -233,6 +240,14 @@ def another_attempt() -> None:
     if current is not None:
         guard, call = current
         guard.retry(call)
+
+
+def not_sent() -> None:
+    """Said where an attempt that was counted ends before it is sent, as when the work is stopped while it waits for its turn."""
+    current = _paying.get()
+    if current is not None:
+        guard, call = current
+        guard.withdraw(call)
 
 
 def attempts_count() -> bool:

@@ -228,7 +228,7 @@ class Store:
                 return known, True
             started = time.monotonic()
             paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            with self._clock, paying_for as paying:
+            with self._clock, self._calls.asked(), paying_for as paying:
                 try:
                     response = ask()
                 except BaseException as error:

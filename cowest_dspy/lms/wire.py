@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dspy.lm15 import Config, InvalidRequestError, Message, RefusalPart, Request, Response, TokenLogprob, TopLogprob, Usage
+from dspy.lm15 import Config, InvalidRequestError, Message, RefusalPart, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
 
 SAMPLING = (
     "max_tokens",
@@ -91,6 +91,23 @@ def response_to_dict(response: Response) -> dict[str, Any]:
     if response.logprobs is not None:
         answer["logprobs"] = [{**_scored(one), "top": [_scored(other) for other in one.top]} for one in response.logprobs]
     return answer
+
+
+def lacks_answer(response: Response, *, of_provider: bool = False) -> bool:
+    """Whether a provider's body has no answer in it, not even an empty one, as in ``{"choices": []}``: DSPy reads that as an answer
+    without a text. ``of_provider``: a body of a form that is not known here, and that gave no text, has none either."""
+    body = response.provider_data
+    if response_text(response) or any(not isinstance(part, TextPart) for part in response.message.parts):
+        return False
+    if body is None or PRICE in body:  # Made here, by an engine that has looked.
+        return False
+    if "choices" in body:
+        choice = next(iter(body["choices"] or ()), None)
+        message = choice.get("message") if isinstance(choice, Mapping) else None
+        return not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None)
+    if "candidates" in body or "output" in body:
+        return not (body.get("candidates") or body.get("output"))
+    return of_provider and not body.get("stop_reason")
 
 
 def response_from_dict(answer: dict[str, Any]) -> Response:
