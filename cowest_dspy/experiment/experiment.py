@@ -205,8 +205,9 @@ class Experiment:
         return self._weak_models.answering()
 
     def collect(self) -> Traces:
-        """Drafts of the train split and their influence: those of the first round."""
-        return self.rounds.collected(self.sft())
+        """Drafts of the train split and their influence: those of the first round. Called again, it makes the calls that failed again,
+        and no others."""
+        return self.rounds.collected(self.sft(), again=True)
 
     def noise(self) -> NoiseFloor | None:
         """The noise floor, where [influence] noise asks for it: the strong model alone, asked again for so many train examples."""

@@ -14,6 +14,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Http:
                 raise RuntimeError("The HTTP client has been closed.")
             if self._client is None or self._client[0] is not _loop():
                 self._client = (_loop(), httpx.AsyncClient(timeout=None, **self._options))
+                weakref.finalize(self, _close_later, *self._client).atexit = False
             return Exchange(self._client[1], time.monotonic() + seconds)
 
     def close(self) -> None:
@@ -102,6 +104,12 @@ class Http:
         if client is not None and client[0] is _loop():
             with contextlib.suppress(TimeoutError):
                 within(GRACE, client[1].aclose)
+
+
+def _close_later(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
+    """Closes the connections of a client that nobody has any more."""
+    if loop is _loops.get(os.getpid()):
+        asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 
 
 @dataclass(frozen=True)

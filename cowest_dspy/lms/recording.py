@@ -87,6 +87,12 @@ UNUSABLE = ("parse", "refusal", "truncated")
 """Kinds of failures of answers that were given. Of any other kind the call itself failed, and the ledger knows of it."""
 
 
+def call_failed(error: str | None) -> bool:
+    """Whether an error ("kind: text") is that of a call that got no answer, which can be made again; an answer that was given and
+    cannot be used is kept."""
+    return error is not None and error.partition(":")[0].rpartition(" ")[2] not in UNUSABLE
+
+
 def unusable(kind: str) -> None:
     """Tells the ledger, if it counts failures, of an answer that was given and cannot be used."""
     counts = getattr(dspy.settings.get("cowest_ledger"), "unusable", None)
