@@ -5,7 +5,8 @@
             ...
 
 The first signal lets nothing more be asked, has what is under way finished and committed, and then ends the command with exit
-code 128 + its number. The second ends it at once, and says how many calls were under way. Outside of ``handled`` nothing here changes anything: Ctrl-C is Python's own then.
+code 128 + its number. The second ends it at once, and says how many calls were under way. Outside of ``handled`` nothing here
+changes anything: Ctrl-C is Python's own then.
 """
 
 from __future__ import annotations

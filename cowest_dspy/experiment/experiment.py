@@ -205,8 +205,8 @@ class Experiment:
         return self._weak_models.answering()
 
     def collect(self) -> Traces:
-        """Drafts of the train split and their influence: those of the first round. Called again, it makes the calls that failed again,
-        and no others."""
+        """Drafts of the train split and their influence: those of the first round. Of a collection that is whole, the calls
+        that failed are made again, and no others."""
         return self.rounds.collected(self.sft(), again=True)
 
     def noise(self) -> NoiseFloor | None:

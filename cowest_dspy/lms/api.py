@@ -3,9 +3,9 @@
     lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY", requests_per_minute=60)).lm()
 
 Every attempt, first or repeated, waits for room in the limits of its endpoint (limits.py). A failure that passes (429, 5xx, a
-broken or silent connection, a body that is cut, no JSON or without an answer) is tried again after an exponential, jittered pause; ``Retry-After``
-holds back every call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so they are off. A
-stop ends waits; an attempt that is under way may be paid for, and comes to its end (attempts.py).
+broken or silent connection, a body that is cut, no JSON or without an answer) is tried again after an exponential, jittered pause;
+``Retry-After`` holds back every call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so
+they are off. A stop ends waits; an attempt that is under way may be paid for, and comes to its end (attempts.py).
 """
 
 from __future__ import annotations

@@ -145,16 +145,3 @@ class Exchange:
             return httpx.Response(answer.status_code, headers=headers, content=bytes(body), request=answer.request)
 
         return within(self.deadline - time.monotonic(), ask)
-
-
-def get(url: str, *, seconds: float, **options: Any) -> httpx.Response:
-    """The whole answer to one GET on a connection of its own, within so many seconds; ``options`` of ``httpx.AsyncClient``.
-
-    Raises:
-        TimeoutError, httpx.HTTPError, httpx.InvalidURL: as :meth:`Exchange.get`.
-    """
-    http = Http(**options)
-    try:
-        return http.exchange(seconds).get(url)
-    finally:
-        http.close()

@@ -195,8 +195,8 @@ class RecordingEngine:
         return response
 
     def _tried(self, request: Request) -> Response:
-        """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are made here: each of them is counted, and
-        a stop ends the wait for it. Of an answer that is streamed they stay with DSPy, which knows what has been shown already."""
+        """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are made here: each of them is counted,
+        and a stop ends the wait for it. Of an answer that is streamed they stay with DSPy, which knows what has been shown."""
         lm = self.inner_for(request.model)
         options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
         if dspy.settings.send_stream is not None and not attempts_count():

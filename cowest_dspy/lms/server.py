@@ -86,8 +86,8 @@ class ServerEngine:
     # What DSPy calls
 
     def complete(self, request: Request) -> Response:
-        """Asks the server, which is started when it is ours and does not run. Whatever the server does, it has ``timeout`` seconds for
-        the answer; no stop ends a call before, once it has been sent.
+        """Asks the server, which is started when it is ours and does not run. Whatever the server does, it has ``timeout`` seconds
+        for the answer; no stop ends a call before, once it has been sent.
 
         Raises:
             dspy.lm15.LM15Error: a request that cannot be (InvalidRequestError, ContextLengthError), or a call that failed; failures

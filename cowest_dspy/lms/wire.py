@@ -11,7 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dspy.lm15 import Config, InvalidRequestError, Message, RefusalPart, Request, Response, TextPart, TokenLogprob, TopLogprob, Usage
+from dspy.lm15 import (
+    Config,
+    InvalidRequestError,
+    Message,
+    RefusalPart,
+    Request,
+    Response,
+    TextPart,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 
 SAMPLING = (
     "max_tokens",
@@ -102,7 +113,8 @@ def lacks_answer(response: Response, *, of_provider: bool = False) -> bool:
     if body is None or PRICE in body:  # Made here, by an engine that has looked.
         return False
     if "choices" in body:
-        choice = next(iter(body["choices"] or ()), None)
+        choices: Any = body["choices"]
+        choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, Mapping) else None
         return not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None)
     if "candidates" in body or "output" in body:

@@ -169,8 +169,8 @@ class Rounds:
     # Steps
 
     def collected(self, start: dspy.LM, number: int = 1, *, again: bool = False) -> Traces:
-        """Drafts of the weak LM ``start`` for the train examples, and their influence. ``again``: the failed calls of a collection that
-        is whole are made once more; otherwise it is only read, since what was tuned on it would no longer fit it."""
+        """Drafts of the weak LM ``start`` for the train examples, and their influence. ``again``: the failed calls of a collection
+        that is whole are made once more; otherwise it is only read, since what was tuned on it would no longer fit it."""
         task, store, name = self.task, self._stages.store, step_name("collect", number)
         program = task.program.bind(weak=start)
         margin = [task.sampling.margin] if task.sampling.adaptive else []

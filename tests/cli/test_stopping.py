@@ -85,13 +85,16 @@ def test_a_signal_stops_a_stage_and_keeps_what_was_paid_for(
 
 
 HOSTED = {
-    "api": 'model = "openai/m"\nprice = { input = 0.0, output = 10000.0 }',
+    "api": 'model = "openai/m"\napi_key_env = "COWEST_TEST_KEY"\nprice = { input = 0.0, output = 10000.0 }',
     "server": 'model = "m"',
 }
 
 
 @pytest.mark.parametrize(("kind", "number"), [("api", signal.SIGINT), ("api", signal.SIGTERM), ("server", signal.SIGTERM)])
-def test_a_signal_keeps_and_books_every_answer_that_a_server_has_billed(kind: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_keeps_and_books_every_answer_that_a_server_has_billed(
+    kind: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COWEST_TEST_KEY", "correct horse battery staple")
     billed: list[str] = []
     counting = threading.Lock()
 

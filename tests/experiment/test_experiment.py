@@ -199,7 +199,8 @@ def strong():
         text = request["messages"][-1]["content"]
         with (HERE / "asked.txt").open("a") as file:
             file.write(f"{text!r}\\n")
-        if (HERE / "unpaid").exists() and "train 1?" in text or (HERE / "unpaid").exists() and "train 2?" in text and "draft" in text:
+        fails = "train 1?" in text or ("train 2?" in text and "draft" in text)
+        if fails and (HERE / "unpaid").exists():
             raise BillingError("no money")
         return "" if "train 3?" in text and "draft" in text else "yes"
     return ScriptedEngine(answer, model="scripted/strong")
@@ -225,7 +226,9 @@ def test_a_finished_collection_that_is_collected_again_makes_the_calls_that_fail
     failed, _, first = collected("run")
     assert [trace["error"] is None for trace in failed] == [True] * 2 + [False] * 6
     still, _, second = collected("run")
-    assert still == failed and sorted(second) == sorted(line for line in first if "train 1?" in line or "train 2?" in line and "draft" in line)
+    assert still == failed and sorted(second) == sorted(
+        line for line in first if "train 1?" in line or ("train 2?" in line and "draft" in line)
+    )
     (tmp_path / "unpaid").unlink()
     mended, saved, third = collected("run")
     assert sorted(third) == sorted(second), "what was answered, usable or not, is not asked again"

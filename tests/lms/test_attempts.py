@@ -215,19 +215,22 @@ def test_an_interruption_keeps_and_books_every_answer_that_is_under_way(kind: st
         assert store.bill().tokens >= 10 * len(billed)
 
 
-@pytest.mark.parametrize(("kind", "budget"), [("api", Budget(usd=0.1)), ("server", Budget(strong_calls=9))])
+@pytest.mark.parametrize(("kind", "budget"), [("api", {"usd": 0.1}), ("server", {"strong_calls": 9})])
 def test_a_budget_that_is_reached_keeps_and_books_every_answer_that_is_under_way(
-    kind: str, budget: Budget, tmp_path: Path
+    kind: str, budget: dict[str, Any], tmp_path: Path
 ) -> None:
     billed: list[str] = []
-    with collecting(kind, tmp_path, billed, budget) as run:
+    with collecting(kind, tmp_path, billed, Budget.model_validate(budget)) as run:
         for _ in range(2):
             with pytest.raises(BudgetError):
                 run()
     found = strong_calls(tmp_path)
     assert len(found) == len(billed) == len(set(billed)) > 0
     with Store(tmp_path) as store:
-        assert store.bill().usd == pytest.approx(sum(usd for _, usd in found)) and store.bill("openai/m").strong_calls in (0, len(billed))
+        assert store.bill().usd == pytest.approx(sum(usd for _, usd in found)) and store.bill("openai/m").strong_calls in (
+            0,
+            len(billed),
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,7 +286,13 @@ def test_a_stop_ends_what_waits_and_not_what_is_under_way(kind: str, tmp_path: P
 
 # An answer that is none
 
-NONE = [{"choices": []}, {}, {"choices": None}, {"choices": [{}]}, {"choices": [{"finish_reason": "stop", "message": {"content": 3}}]}]
+NONE = [
+    {"choices": []},
+    {},
+    {"choices": None},
+    {"choices": [{}]},
+    {"choices": [{"finish_reason": "stop", "message": {"content": 3}}]},
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -312,5 +321,3 @@ def test_an_lm_of_ones_own_keeps_no_body_without_an_answer_either(cache: bool, t
 def test_an_empty_answer_is_an_answer(kind: str) -> None:
     with local_server({CHAT: lambda _: completion("")}) as server:
         assert lm_of(kind, f"{server.url}/v1")("Ready?") == [""]
-
-
