@@ -188,6 +188,13 @@ class Guard:
         call.attempts += 1
         call.on_retry(call.attempts)
 
+    def withdraw(self, call: Paying) -> None:
+        """Takes back the last attempt of a call: it was not made."""
+        call.attempts -= 1
+        if call.strong:
+            with self._lock:
+                self._under_way -= 1
+
     def paid(self, model: str, tokens: int, usd: float | None) -> None:
         """Books what an answer took; as much for each call of the model that a kill has left without a price."""
         with self._lock:
@@ -256,6 +263,14 @@ def another_attempt() -> None:
     if current is not None:
         guard, call = current
         guard.retry(call)
+
+
+def not_sent() -> None:
+    """Said where an attempt that was counted ends before it is sent, as when the work is stopped while it waits for its turn."""
+    current = _paying.get()
+    if current is not None:
+        guard, call = current
+        guard.withdraw(call)
 
 
 def attempts_count() -> bool:

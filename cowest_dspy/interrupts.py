@@ -5,7 +5,8 @@
             ...
 
 The first signal lets nothing more be asked, has what is under way finished and committed, and then ends the command with exit
-code 128 + its number. Outside of ``handled`` nothing here changes anything: Ctrl-C is Python's own then.
+code 128 + its number. The second ends it at once, and says how many calls were under way. Outside of ``handled`` nothing here
+changes anything: Ctrl-C is Python's own then.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAME = 0.5
@@ -44,6 +46,15 @@ def unread(error: BaseException | None) -> bool:
     return isinstance(error, Interrupted) and error.signal == getattr(signal, "SIGPIPE", None)
 
 
+class Counting(Protocol):
+    """What knows how many calls are under way."""
+
+    @property
+    def asking(self) -> int:
+        """So many now."""
+        ...
+
+
 @dataclass
 class _Main:
     """What the main thread knows of signals: the process has one set of handlers, and so one of these."""
@@ -54,6 +65,7 @@ class _Main:
     pending: bool = False
     tell: list[Callable[[str], None]] = field(default_factory=list)
     last_words: list[Callable[[], None]] = field(default_factory=list)
+    counting: weakref.WeakSet[Counting] = field(default_factory=weakref.WeakSet)
 
 
 _main = _Main()
@@ -104,6 +116,11 @@ def telling(tell: Callable[[str], None], last_words: Callable[[], None] = lambda
         _main.last_words.remove(last_words)
 
 
+def count_calls(counting: Counting) -> None:
+    """Has an end at once say how many calls it has left, of this object too, as long as there is one."""
+    _main.counting.add(counting)
+
+
 def _on_signal(number: int, frame: Any) -> None:
     now = time.monotonic()
     if _main.first is None:
@@ -118,9 +135,16 @@ def _on_signal(number: int, frame: Any) -> None:
     for say in _main.last_words:
         with suppress(Exception):
             say()
-    _write("Stopped at once. The same command goes on from here.")
+    _write(f"Stopped at once{_abandoned()}. The same command goes on from here.")
     # What was committed is on the disk, and servers of ours end with us (lms/watched.py).
     os._exit(128 + number)
+
+
+def _abandoned() -> str:
+    calls = sum(one.asking for one in _main.counting)
+    if not calls:
+        return ""
+    return f": {'1 call that was' if calls == 1 else f'{calls} calls that were'} under way abandoned, and perhaps paid for"
 
 
 def _say(text: str) -> None:

@@ -279,7 +279,7 @@ class Store:
                 return known, True
             started = time.monotonic()
             paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            with self._clock, paying_for as paying:
+            with self._clock, self._calls.asked(), paying_for as paying:
                 row = next(self._rows)
                 begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
                 self._commit(_Write(((schema.BEGIN, begin),), lasting=False))
@@ -432,7 +432,12 @@ class Store:
         kind = self._part + kind
         rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
         with self._writing():
-            self._db.executemany("INSERT OR REPLACE INTO records (kind, key, value, crc) VALUES (?, ?, ?, ?)", rows)
+            # In its place: what replaces a record is where that was.
+            self._db.executemany(
+                "INSERT INTO records (kind, key, value, crc) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, crc = excluded.crc",
+                rows,
+            )
 
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The record of that kind and key, or None."""
@@ -459,7 +464,7 @@ class Store:
         return int(row[0])
 
     def each(self, kind: str, *, start: str = "", chunk: int = 100) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Keys and records of a kind, of those whose key begins with ``start``, in the order in which they were last kept.
+        """Keys and records of a kind, of those whose key begins with ``start``, in the order in which they were first kept.
 
         A chunk is in memory at a time, and no lock is held in between. Also when the store is closed.
         """

@@ -161,7 +161,7 @@ class Pool:
         """The call when it has an answer, a failure, or no worker any more."""
         job, stopping = Job(call), current_stopping()
         with stopping.waking(job.settled):
-            stopping.check()
+            stopping.check_before_sending()
             self._queue(job)
             while True:
                 job.settled.wait()
@@ -171,7 +171,7 @@ class Pool:
                 with self.lock:
                     if job in self._waiting:
                         self._waiting.remove(job)
-                        stopping.check()
+                        stopping.check_before_sending()
                 job.settled.clear()
                 if job.is_settled:
                     return job

@@ -210,8 +210,9 @@ class Experiment:
         return self._weak_models.answering()
 
     def collect(self) -> Traces:
-        """Drafts of the train split and their influence: those of the first round."""
-        return self.rounds.collected(self.sft())
+        """Drafts of the train split and their influence: those of the first round. Of a collection that is whole, the calls
+        that failed are made again, and no others."""
+        return self.rounds.collected(self.sft(), again=True)
 
     def noise(self) -> NoiseFloor | None:
         """The noise floor, where [influence] noise asks for it: the strong model alone, asked again for so many train examples."""

@@ -22,6 +22,7 @@ engine.py       TransformersEngine: all of this behind dspy.LM
 Elsewhere:
 keys.py         API keys, held by environment variables
 endpoints.py    whether an endpoint is there, and what it says of its model
+attempts.py     one attempt over a network: its deadline, and no end before it by a stop
 limits.py       requests and tokens per minute, across all threads
 prices.py       what an answer cost
 api.py          ApiEngine: a hosted model, with limits, retries and a deadline

@@ -3,34 +3,31 @@
     lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY", requests_per_minute=60)).lm()
 
 Every attempt, first or repeated, waits for room in the limits of its endpoint (limits.py). A failure that passes (429, 5xx, a
-broken or silent connection, a body that is cut or no JSON) is tried again after an exponential, jittered pause; ``Retry-After``
-holds back every call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so they are off.
+broken or silent connection, a body that is cut, no JSON or without an answer) is tried again after an exponential, jittered pause;
+``Retry-After`` holds back every call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so
+they are off. A stop ends waits; an attempt that is under way may be paid for, and comes to its end (attempts.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import dspy
 from dspy.lm15 import Request, Response, response_to_events
-from dspy.utils.exceptions import LMError, LMProviderError, LMTimeoutError, LMTransportError, is_retryable_lm_error
+from dspy.utils.exceptions import LMError, LMProviderError, LMServerError, LMTimeoutError, LMTransportError, is_retryable_lm_error
 
 from cowest_dspy.budget import another_attempt
-from cowest_dspy.lms import prices, wire
+from cowest_dspy.lms import attempts, prices, wire
 from cowest_dspy.lms.keys import SHORTEST_SECRET, hidden, key_in
-from cowest_dspy.lms.limits import Limits, current_stopping, rest, shared_limits
+from cowest_dspy.lms.limits import Limits, rest, shared_limits
 from cowest_dspy.tables import Api
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.
 CHARACTERS_PER_TOKEN = 3
-# The connection's own timeout comes later than ours, and only ends threads that nobody waits for any more.
-GRACE = 5.0
 
 
 class ApiEngine:
@@ -85,7 +82,7 @@ class ApiEngine:
         Raises:
             dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that might have.
             BudgetError: a retry for which the run's budget has no room.
-            KeyboardInterrupt: the work was stopped while the call waited.
+            KeyboardInterrupt: the work was stopped while the call waited for its turn or for another try.
         """
         for retries in range(self.settings.num_retries + 1):
             if retries:
@@ -126,18 +123,25 @@ class ApiEngine:
         return self
 
     def attempt(self, request: Request) -> Response:
-        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does. It is not limited,
-        and not repeated."""
-        attempt, stopping = _Attempt(self._inner, request), current_stopping()
-        with stopping.waking(attempt.done):
-            attempt.start()
-            attempt.done.wait(self.settings.timeout)
-        if attempt.response is not None:
-            return attempt.response
-        if attempt.error is not None:
-            raise self._told(attempt.error)
-        stopping.check()
-        raise LMTimeoutError(f"No whole answer within timeout = {self.settings.timeout:g} seconds.", model=request.model)
+        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does, and which no stop
+        ends before. It is not limited, and not repeated."""
+        inner = self._inner if self._inner.model == request.model else self._inner.copy(model=request.model)
+        try:
+            # The LM around this engine keeps history, counts usage and streams: not twice.
+            with dspy.context(disable_history=True, usage_tracker=None, send_stream=None):
+                response = attempts.within(self.settings.timeout, lambda: inner.acall(request))
+        except TimeoutError:
+            error: BaseException = LMTimeoutError(
+                f"No whole answer within timeout = {self.settings.timeout:g} seconds.", model=request.model
+            )
+        except Exception as found:  # Of whatever kind: it may repeat the key.
+            error = self._told(found)
+        else:
+            if not wire.lacks_answer(response, of_provider=True):
+                return response
+            error = LMServerError("The server answered, but with no answer of a model in it.", model=request.model, status=200)
+        # Outside of the handlers: the error would otherwise carry the one before it, and what that repeats of a key.
+        raise error
 
     def _told(self, error: BaseException) -> BaseException:
         """The error as it is raised: without the key, and a body that is no JSON as the broken transport that it is."""
@@ -188,38 +192,13 @@ class AsyncApiEngine:
         return self
 
 
-class _Attempt:
-    """A request in a thread of its own, so that a deadline or Ctrl-C need not wait for it. It is a daemon: so need not exit."""
-
-    def __init__(self, inner: dspy.LM, request: Request) -> None:
-        self.done = threading.Event()
-        self.response: Response | None = None
-        self.error: BaseException | None = None
-        self._ask = inner if inner.model == request.model else inner.copy(model=request.model)
-        self._request = request
-
-    def start(self) -> None:
-        """Sends it, in the caller's context."""
-        context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._run,), name="cowest-api", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            # The LM around this engine keeps history, counts usage and streams: not twice.
-            with dspy.context(disable_history=True, usage_tracker=None, send_stream=None):
-                self.response = self._ask(self._request)
-        except BaseException as error:
-            self.error = error
-        self.done.set()
-
-
 def _says(error: BaseException | None, text: str) -> bool:
     """Whether the error, or one that led to it, has the text in it."""
     return error is not None and (text in f"{error} {vars(error)}" or _says(error.__cause__ or error.__context__, text))
 
 
 def _connection(settings: Api, key: str | None) -> dspy.LM:
-    options: dict[str, Any] = {"timeout": settings.timeout + GRACE}
+    options: dict[str, Any] = {"timeout": settings.timeout + attempts.GRACE}
     if settings.api_base:
         options["api_base"] = settings.api_base
     if key:

@@ -23,6 +23,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+from cowest_dspy.budget import not_sent
+
 WINDOW = 60.0
 
 
@@ -72,6 +74,12 @@ class Stopping:
         """Raises KeyboardInterrupt when the stretch was stopped."""
         if self.stopped:
             raise KeyboardInterrupt
+
+    def check_before_sending(self) -> None:
+        """As :meth:`check`; a call that is not sent is not counted."""
+        if self.stopped:
+            not_sent()
+            self.check()
 
 
 _stopping: ContextVar[Stopping | None] = ContextVar("cowest_stopping", default=None)
@@ -175,7 +183,7 @@ class Limits:
                 self._queue.append(mine)
             try:
                 while True:
-                    stopping.check()
+                    stopping.check_before_sending()
                     with self._lock:
                         mine.clear()
                         wanted = tokens if self.tokens is None else min(tokens, self.tokens)
@@ -184,7 +192,7 @@ class Limits:
                             self._calls, self._taken = self._calls + 1, self._taken + wanted
                             return Admission(wanted)
                     # A stop between the check and the clear would be lost: look again.
-                    stopping.check()
+                    stopping.check_before_sending()
                     mine.wait(seconds)
             finally:
                 with self._lock:

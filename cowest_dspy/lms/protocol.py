@@ -6,6 +6,7 @@ tries again, and never an error of Python's own.
 
 from __future__ import annotations
 
+import builtins
 import email.utils
 import json
 import math
@@ -116,9 +117,9 @@ def failure_of(answer: httpx.Response) -> LM15Error:
     return kind(said, **details)
 
 
-def transport_failure(error: httpx.HTTPError, seconds: float, whose: str) -> LM15Error:
+def transport_failure(error: httpx.HTTPError | builtins.TimeoutError, seconds: float, whose: str) -> LM15Error:
     """A call that got no answer at all, as an error that DSPy tries again."""
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException | builtins.TimeoutError):
         return TimeoutError(f"{whose}: no answer within {seconds:g} seconds (timeout).")
     return TransportError(f"{whose}: {type(error).__name__}: {masked(str(error)) or 'the connection broke'}")
 
@@ -133,7 +134,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(given).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 

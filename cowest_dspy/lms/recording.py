@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import dspy
 from dspy.lm15 import LM15Error, Request, Response
-from dspy.utils.exceptions import AdapterParseError, LMError, is_retryable_lm_error
+from dspy.utils.exceptions import AdapterParseError, LMError, LMServerError, is_retryable_lm_error
 
 from cowest_dspy.budget import another_attempt, attempts_count
 from cowest_dspy.errors import masked
@@ -87,6 +87,12 @@ UNUSABLE = ("parse", "refusal", "truncated")
 """Kinds of failures of answers that were given. Of any other kind the call itself failed, and the ledger knows of it."""
 
 
+def call_failed(error: str | None) -> bool:
+    """Whether an error ("kind: text") is that of a call that got no answer, which can be made again; an answer that was given and
+    cannot be used is kept."""
+    return error is not None and error.partition(":")[0].rpartition(" ")[2] not in UNUSABLE
+
+
 def unusable(kind: str) -> None:
     """Tells the ledger, if it counts failures, of an answer that was given and cannot be used."""
     counts = getattr(dspy.settings.get("cowest_ledger"), "unusable", None)
@@ -147,6 +153,7 @@ class RecordingEngine:
         # The LM around us has checked the request, and an LM that neither caches nor retries would only do so again.
         plain = type(inner) is dspy.LM and not isinstance(inner._engine_spec, str) and not inner.callbacks
         self._direct: Any = inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
+        self._once: dict[str, dspy.LM] = {}
 
     def inner_for(self, model: str) -> dspy.LM:
         """The LM behind this engine, under the id ``model`` (an adapter's, for instance)."""
@@ -167,7 +174,7 @@ class RecordingEngine:
             if self._direct is not None and dspy.settings.send_stream is None:
                 return self._direct.complete(plain)
             with dspy.context(disable_history=True):
-                return _asked(self.inner_for(plain.model), plain, self._rollout)
+                return self._tried(plain)
 
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
         listener = _calls.get()
@@ -187,6 +194,34 @@ class RecordingEngine:
             )
         return response
 
+    def _tried(self, request: Request) -> Response:
+        """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are made here: each of them is counted,
+        and a stop ends the wait for it. Of an answer that is streamed they stay with DSPy, which knows what has been shown."""
+        lm = self.inner_for(request.model)
+        options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
+        if dspy.settings.send_stream is not None and not attempts_count():
+            return _answered(lm(request, **options), request.model)
+        once = self._without_retries(lm)
+        for retries in range(lm.num_retries + 1):
+            if retries:
+                another_attempt()
+            try:
+                return _answered(once(request, **options), request.model)
+            except LMError as error:
+                if retries == lm.num_retries or not is_retryable_lm_error(error):
+                    raise
+                pause = min(max(error.retry_after or 0.0, 0.5 * 2**retries), LONGEST_PAUSE)
+                if error.status == 200:  # No answer in it, and DSPy's own cache may hold it.
+                    options["cache"] = False
+            rest(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _without_retries(self, lm: dspy.LM) -> dspy.LM:
+        """The LM as one that asks once: the same copy each time, since a copy has connections of its own."""
+        if lm.num_retries and lm.model not in self._once:
+            self._once[lm.model] = lm.copy(num_retries=0)
+        return self._once.get(lm.model, lm)
+
     def stream(self, request: Request) -> Any:
         """The finished answer as events."""
         from dspy.lm15 import response_to_events
@@ -204,24 +239,15 @@ def _of_both(seed: int | None, rollout: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|rollout {rollout}".encode()).digest()[:4], "big") >> 1
 
 
-def _asked(lm: dspy.LM, request: Request, rollout: int | None) -> Response:
-    """The answer of ``lm``, whose own cache keeps rollouts apart. Where a budget counts attempts, DSPy's retries are made here, so
-    that each of them is counted."""
-    apart: dict[str, Any] = {} if rollout is None else {"rollout_id": rollout}
-    if not lm.num_retries or not attempts_count():
-        return lm(request, **apart)
-    once = lm.copy(num_retries=0)
-    for retries in range(lm.num_retries + 1):
-        if retries:
-            another_attempt()
-        try:
-            return once(request, **apart)
-        except LMError as error:
-            if retries == lm.num_retries or not is_retryable_lm_error(error):
-                raise
-            pause = min(max(error.retry_after or 0.0, 0.5 * 2**retries), LONGEST_PAUSE)
-        rest(pause)
-    raise AssertionError("the last attempt returns or raises")
+def _answered(response: Response, model: str) -> Response:
+    """The response.
+
+    Raises:
+        LMServerError: there is no answer in it.
+    """
+    if wire.lacks_answer(response):
+        raise LMServerError("The server answered, but with no answer of a model in it.", model=model, status=200)
+    return response
 
 
 _KINDS = (

@@ -14,6 +14,7 @@ from dspy.lm15 import ServerError
 
 from cowest_dspy.errors import ModelError, masked
 from cowest_dspy.lms import lora_gguf, protocol
+from cowest_dspy.lms.attempts import Exchange
 from cowest_dspy.lms.processes import Place
 
 
@@ -31,7 +32,7 @@ class ServedAdapters(Protocol):
         """What a server that we start must be given on its command line."""
         ...
 
-    def fields(self, client: httpx.Client, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
         """The fields of a request that make the adapter speak (None: the base alone); puts it into the server when needed.
 
         Raises:
@@ -71,7 +72,7 @@ class NoAdapters:
         """Nothing."""
         return ()
 
-    def fields(self, client: httpx.Client, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
         """The model's name."""
         return {"model": self.model}
 
@@ -101,19 +102,19 @@ class VllmAdapters:
         """Nothing: vLLM needs no restart."""
         return ()
 
-    def fields(self, client: httpx.Client, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
         """The name of the model or of the adapter, which is loaded when this start of the server has not seen it."""
         if adapter_hash is None:
             return {"model": self.model}
         with self._loading:
             if (place.start, adapter_hash) not in self._loaded:
-                self._load(client, place, adapter_hash)
+                self._load(exchange, place, adapter_hash)
                 self._loaded.add((place.start, adapter_hash))
         return {"model": server_name(adapter_hash)}
 
-    def _load(self, client: httpx.Client, place: Place, adapter_hash: str) -> None:
+    def _load(self, exchange: Exchange, place: Place, adapter_hash: str) -> None:
         name, folder = server_name(adapter_hash), self._folders[adapter_hash]
-        answer = client.post(f"{place.url}/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
+        answer = exchange.post(f"{place.url}/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)})
         # The name is a hash of the weights: what is loaded under it already is this adapter.
         if answer.is_success or "already been loaded" in answer.text or "already loaded" in answer.text:
             return
@@ -151,9 +152,9 @@ class LlamaAdapters:
         loras = [part for file in list(self._files.values()) for part in ("--lora", str(file))]
         return (*loras, "--lora-init-without-apply", "--cache-ram", "0") if loras else ()
 
-    def fields(self, client: httpx.Client, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
         """Every adapter of the server with scale 0, the wanted one with 1."""
-        listed = self._list(client, place)
+        listed = self._list(exchange, place)
         name = lora_gguf.file_name(adapter_hash or "")
         wanted = next((index for index, path in enumerate(listed) if Path(path).name == name), None)
         if adapter_hash is not None and wanted is None:
@@ -168,12 +169,12 @@ class LlamaAdapters:
             fields |= {} if self._ours else {"cache_prompt": False}
         return fields
 
-    def _list(self, client: httpx.Client, place: Place) -> list[str]:
+    def _list(self, exchange: Exchange, place: Place) -> list[str]:
         """The files of the server's adapters, in the order of their ids. One that others run is asked every time: between two
         calls it may have been started again, with other adapters under the same ids."""
         with self._listing:
             if not self._ours or self._listed[0] != place.start:
-                answer = client.get(f"{place.url.removesuffix('/v1')}/lora-adapters")
+                answer = exchange.get(f"{place.url.removesuffix('/v1')}/lora-adapters")
                 if not answer.is_success:
                     raise protocol.failure_of(answer)
                 self._listed = (place.start, _paths(answer))

@@ -24,12 +24,14 @@ from typing import Any
 
 import dspy
 import httpx
-from dspy.lm15 import InvalidRequestError, LM15Error, Request, Response, TransportError, response_to_events
+from dspy.lm15 import InvalidRequestError, LM15Error, ProviderError, Request, Response, TransportError, response_to_events
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import lora, protocol, weights, wire
+from cowest_dspy.lms.attempts import Exchange, Http
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
+from cowest_dspy.lms.limits import current_stopping
 from cowest_dspy.lms.processes import Place, ServerProcess
 from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAdapters, VllmAdapters
 from cowest_dspy.tables import Server
@@ -70,7 +72,7 @@ class ServerEngine:
         self._process = ServerProcess(settings.command, startup=settings.startup, log=settings.log) if settings.command else None
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._opening = threading.Lock()
-        self._http: httpx.Client | None = None
+        self._http: Http | None = None
 
     def lm(self, model: str | None = None, **settings: Any) -> dspy.LM:
         """A ``dspy.LM`` on this engine; ``model`` is an adapter's id (default: the base), ``settings`` as of ``dspy.LM``.
@@ -84,18 +86,31 @@ class ServerEngine:
     # What DSPy calls
 
     def complete(self, request: Request) -> Response:
-        """Asks the server, which is started when it is ours and does not run.
+        """Asks the server, which is started when it is ours and does not run. Whatever the server does, it has ``timeout`` seconds
+        for the answer; no stop ends a call before, once it has been sent.
 
         Raises:
             dspy.lm15.LM15Error: a request that cannot be (InvalidRequestError, ContextLengthError), or a call that failed; failures
                 that pass are of a kind that DSPy tries again.
             ModelError: the server cannot be started, or does not have the adapter.
+            KeyboardInterrupt: the work was stopped while the call waited for its turn.
         """
+        try:
+            return self._answer(request)
+        except ProviderError as error:
+            # DSPy waits as long as the error says before it tries again, and a server may say anything.
+            if error.retry_after is not None:
+                error.retry_after = min(error.retry_after, self.settings.timeout)
+            raise
+
+    def _answer(self, request: Request) -> Response:
         adapter = self._adapter_of(request.model)
         body = self._served.neutral | protocol.body_of(request, self.model_id)
-        with self._slots, self._reached() as place:
-            body |= self._served.fields(self._client(), place, adapter)
-            answer = self._client().post(f"{place.url}/chat/completions", json=body)
+        with self._slots:
+            current_stopping().check_before_sending()
+            with self._reached() as (place, exchange):
+                body |= self._served.fields(exchange, place, adapter)
+                answer = exchange.post(f"{place.url}/chat/completions", json=body)
         return wire.priced(protocol.response_of(request, answer), 0.0)
 
     def stream(self, request: Request) -> Any:
@@ -171,8 +186,8 @@ class ServerEngine:
         """
         adapter = self._adapter_of(model)
         try:
-            with self._reached() as place:
-                self._served.fields(self._client(), place, adapter)
+            with self._reached() as (place, exchange):
+                self._served.fields(exchange, place, adapter)
         except LM15Error as error:
             raise ModelError(f"{model} cannot be had from {self.settings.api_base or 'its server'}: {error}") from error
 
@@ -184,15 +199,16 @@ class ServerEngine:
         return self._adapters.name_of(model)
 
     @contextlib.contextmanager
-    def _reached(self) -> Iterator[Place]:
-        """A context in which the server runs; what breaks between us and it becomes an error of DSPy's."""
+    def _reached(self) -> Iterator[tuple[Place, Exchange]]:
+        """A context in which the server runs, and one attempt at it is made; what breaks between us and it becomes an error of
+        DSPy's."""
         try:
             if self._process is None:
-                yield Place(str(self.settings.api_base).rstrip("/"), 0)
+                yield Place(str(self.settings.api_base).rstrip("/"), 0), self._exchange()
                 return
             with self._process.running(self._served.arguments()) as place:
-                yield Place(f"{place.url}/v1", place.start)
-        except httpx.HTTPError as error:
+                yield Place(f"{place.url}/v1", place.start), self._exchange()
+        except (httpx.HTTPError, TimeoutError) as error:
             raise protocol.transport_failure(error, self.settings.timeout, self.model_id) from error
         except RuntimeError as error:
             # close() was called while this call was about to be made; httpx has no error of its own for that.
@@ -200,16 +216,15 @@ class ServerEngine:
                 raise
             raise TransportError(f"{self.model_id}: the engine was closed while it was asked.") from error
 
-    def _client(self) -> httpx.Client:
+    def _exchange(self) -> Exchange:
+        """The requests of an attempt that begins now."""
         with self._opening:
             if self._http is None:
                 limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.settings.concurrency)
                 base = httpx.URL(self.settings.api_base or "http://127.0.0.1")
                 # A proxy of the environment is for the network, not for this machine's own address.
-                self._http = httpx.Client(
-                    timeout=self.settings.timeout, limits=limits, headers=self._headers(), trust_env=base.host not in _LOOPBACK
-                )
-            return self._http
+                self._http = Http(limits=limits, headers=self._headers(), trust_env=base.host not in _LOOPBACK)
+            return self._http.exchange(self.settings.timeout)
 
     def _headers(self) -> dict[str, str]:
         variable = self.settings.api_key_env

@@ -12,7 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dspy.lm15 import Config, InvalidRequestError, Message, RefusalPart, Request, Response, TokenLogprob, TopLogprob, Usage
+from dspy.lm15 import (
+    Config,
+    InvalidRequestError,
+    Message,
+    RefusalPart,
+    Request,
+    Response,
+    TextPart,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 
 SAMPLING = (
     "max_tokens",
@@ -124,6 +135,24 @@ def has_half_pair(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def lacks_answer(response: Response, *, of_provider: bool = False) -> bool:
+    """Whether a provider's body has no answer in it, not even an empty one, as in ``{"choices": []}``: DSPy reads that as an answer
+    without a text. ``of_provider``: a body of a form that is not known here, and that gave no text, has none either."""
+    body = response.provider_data
+    if response_text(response) or any(not isinstance(part, TextPart) for part in response.message.parts):
+        return False
+    if body is None or PRICE in body:  # Made here, by an engine that has looked.
+        return False
+    if "choices" in body:
+        choices: Any = body["choices"]
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, Mapping) else None
+        return not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None)
+    if "candidates" in body or "output" in body:
+        return not (body.get("candidates") or body.get("output"))
+    return of_provider and not body.get("stop_reason")
 
 
 def response_from_dict(answer: dict[str, Any]) -> Response:

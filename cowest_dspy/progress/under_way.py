@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cowest_dspy.errors import StoreError
-from cowest_dspy.interrupts import asked_to_stop, uninterrupted
+from cowest_dspy.interrupts import asked_to_stop, count_calls, uninterrupted
 from cowest_dspy.lms.limits import Stopping, joining
 
 
@@ -18,6 +18,8 @@ class UnderWay:
     def __init__(self) -> None:
         self._changed, self._count, self._ended = threading.Condition(), 0, False
         self._owner, self._stopping = os.getpid(), Stopping()
+        self.asking = 0
+        count_calls(self)
 
     @contextmanager
     def one(self) -> Iterator[None]:
@@ -42,6 +44,17 @@ class UnderWay:
                 with self._changed:
                     self._count -= 1
                     self._changed.notify_all()
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """A context in which a model is asked, inside of :meth:`one`: what is only read, or waits for an equal call, is not."""
+        with self._changed:
+            self.asking += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.asking -= 1
 
     def settle(self, *, now: bool, for_good: bool = False) -> None:
         """Waits until none is under way. ``now``: those that only wait for their turn, or for a retry, are let go. ``for_good``: no

@@ -26,7 +26,7 @@ from cowest_dspy.report import Outcome
 from cowest_dspy.rounds.deciding import Gain, Scores, decide, gain
 from cowest_dspy.stages import Stages, digest
 from cowest_dspy.tables import LEAST_PAIRS, MAX_FAILED, RoundRules
-from cowest_dspy.traces import Sampling, StoredTraces, Traces, collect
+from cowest_dspy.traces import Sampling, StoredTraces, Traces, collect, collect_again, with_failed_calls
 from cowest_dspy.trained import TrainedModels
 from cowest_dspy.tuning import DPO, KTO, SFT
 
@@ -175,28 +175,25 @@ class Rounds:
 
     # Steps
 
-    def collected(self, start: dspy.LM, number: int = 1) -> Traces:
-        """Drafts of the weak LM ``start`` for the train examples, and their influence."""
+    def collected(self, start: dspy.LM, number: int = 1, *, again: bool = False) -> Traces:
+        """Drafts of the weak LM ``start`` for the train examples, and their influence. ``again``: the failed calls of a collection
+        that is whole are made once more; otherwise it is only read, since what was tuned on it would no longer fit it."""
         task, store, name = self.task, self._stages.store, step_name("collect", number)
         program = task.program.bind(weak=start)
         margin = [task.sampling.margin] if task.sampling.adaptive else []
         identity = digest([task.meaning, number, program.weak.model, program.strong.model, *margin])
-        if (store.record("done", name) or {}).get("identity") == identity:
-            return StoredTraces(store, round=number, types=program.output_types)
+        examples, whole = task.trainset, (store.record("done", name) or {}).get("identity") == identity
+        if whole:
+            failed = with_failed_calls(StoredTraces(store, round=number, types=program.output_types)) if again else set()
+            examples = [example for example in examples if example.id in failed]
+            if not examples:
+                return StoredTraces(store, round=number, types=program.output_types)
         title = f"Collecting drafts and their influence{_of_round(number)}"
         with self._stages.stage(name, title) as progress:
-            traces = collect(
-                program,
-                task.trainset,
-                task.evaluator,
-                _of(task.sampling, number),
-                store=store,
-                threads=task.threads,
-                weak_threads=task.weak_threads,
-                answers=task.answers,
-                max_failed=task.max_failed,
-                on_progress=progress,
-            )
+            about = (program, examples, task.evaluator, _of(task.sampling, number))
+            threads = {"threads": task.threads, "weak_threads": task.weak_threads}
+            options: dict[str, Any] = {"store": store, "answers": task.answers, "on_progress": progress, **threads}
+            traces = collect_again(*about, **options) if whole else collect(*about, **options, max_failed=task.max_failed)
         store.keep("done", name, {"identity": identity})
         return traces
 

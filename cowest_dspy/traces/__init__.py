@@ -6,11 +6,11 @@ rollout.py      one example: its drafts, their refinements, the strong model alo
 enough.py       when an example needs no more drafts
 kept.py         the traces of a collection: a list, or a sequence that is read from the run's store
 noise.py        the noise floor: the strong model alone, asked again
-collecting.py   collect(): every example, within its limits; stops when too many fail
+collecting.py   collect(): every example, within its limits; stops when too many fail; collect_again(): what failed
 """
 
 from cowest_dspy.pool import Progress, in_order
-from cowest_dspy.traces.collecting import collect
+from cowest_dspy.traces.collecting import collect, collect_again, with_failed_calls
 from cowest_dspy.traces.kept import HeldTraces, StoredTraces, Traces, influence_report
 from cowest_dspy.traces.noise import noise_floor, noise_in
 from cowest_dspy.traces.trace import Sampling, Trace
@@ -23,8 +23,10 @@ __all__ = [
     "Trace",
     "Traces",
     "collect",
+    "collect_again",
     "in_order",
     "influence_report",
     "noise_floor",
     "noise_in",
+    "with_failed_calls",
 ]

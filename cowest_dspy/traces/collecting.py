@@ -1,10 +1,10 @@
-"""collect(): every example, within its limits. It stops when too many drafts fail."""
+"""collect(): every example, within its limits. It stops when too many drafts fail. collect_again(): what failed, once more."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 import dspy
@@ -14,7 +14,7 @@ from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import failure_kind, format_kinds, remedy
 from cowest_dspy.inputs import check_inputs
 from cowest_dspy.lms.limits import stoppable
-from cowest_dspy.lms.recording import keeping
+from cowest_dspy.lms.recording import call_failed, keeping
 from cowest_dspy.pool import Progress, given_in_order
 from cowest_dspy.program import Collaboration
 from cowest_dspy.store import Store
@@ -73,14 +73,79 @@ def collect(
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
     check_inputs(program, examples)
-    many, ahead = under_way(threads, plan.sampling.drafts, weak_threads)
-    tally, keeper = _Tally(max_failed), _Keeper(store, plan)
+    keeper = _Keeper(store, plan)
+    _roll(plan, examples, keeper, store, (threads, weak_threads), _Tally(max_failed), on_progress)
+    return keeper.traces()
+
+
+def with_failed_calls(traces: Iterable[Trace]) -> set[str]:
+    """The ids of examples of which a call got no answer, with one of their drafts at least."""
+    return {trace.example_id for trace in traces if call_failed(trace.error)}
+
+
+def collect_again(
+    program: Collaboration,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    sampling: Sampling | None = None,
+    *,
+    store: Store,
+    threads: int = 8,
+    weak_threads: int | None = None,
+    answers: int = 1,
+    on_progress: Progress | None = None,
+) -> StoredTraces:
+    """Collects some examples of a whole collection once more: calls that failed are made again, answers are kept. All traces of the
+    collection, those of these examples replaced; arguments are those of :func:`collect`.
+
+    Whatever ends it early leaves the collection as it was; what was answered is kept.
+
+    Raises:
+        ProgramError, CollectionError, BudgetError: as :func:`collect`, but however many drafts fail.
+    """
+    plan = Plan(program, metric, sampling or Sampling(), answers)
+    _check(plan)
+    number, ids = plan.sampling.round, {example.id for example in examples}
+    before = [trace for trace in StoredTraces(store, round=number, types=program.output_types) if trace.example_id in ids]
+    keeper = _Keeper(None, plan)
+    _roll(plan, examples, keeper, store, (threads, weak_threads), _Tally(1.0), on_progress)
+    made, saved = keeper.traces(), store.record("saved", str(number)) or {}
+    store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
+    old, new = _spared(before, plan), _spared(made, plan)
+    store.keep("saved", str(number), {name: saved.get(name, 0) - old[name] + new[name] for name in new})
+    return StoredTraces(store, round=number, types=program.output_types)
+
+
+def _spared(traces: Iterable[Trace], plan: Plan) -> Saved:
+    """What ``saved`` says of these traces: drafts that were not sampled, answers that were not asked."""
+    drafts: dict[str, list[str]] = {}
+    for trace in traces:
+        drafts.setdefault(trace.example_id, []).append(trace.draft)
+    most = plan.sampling.drafts
+    asked = [len({text for text in texts if text}) + texts.count("") for texts in drafts.values()]
+    return {
+        "weak_calls": sum(most - len(texts) for texts in drafts.values()),
+        "strong_calls": sum(most - one for one in asked) * plan.answers,
+    }
+
+
+def _roll(
+    plan: Plan,
+    examples: Sequence[dspy.Example],
+    keeper: _Keeper,
+    ledger: Store | None,
+    threads: tuple[int, int | None],
+    tally: _Tally,
+    on_progress: Progress | None,
+) -> None:
+    """Gives the keeper the traces of every example, in their order."""
+    many, ahead = under_way(threads[0], plan.sampling.drafts, threads[1])
     # DSPy's trace and history would hold every call of the run.
     with (
         keeper,
-        keeping(store),
+        keeping(ledger),
         dspy.context(trace=None, disable_history=True),
-        Rollouts(plan, threads, many) as rollouts,
+        Rollouts(plan, threads[0], many) as rollouts,
         stoppable(),
     ):
         for done, rolled in enumerate(given_in_order(rollouts.start, examples, ahead=ahead), start=1):
@@ -88,7 +153,6 @@ def collect(
             if on_progress:
                 on_progress(done, len(examples))
             tally.add(rolled.traces, last=done == len(examples))
-    return keeper.traces()
 
 
 def under_way(threads: int, drafts: int, weak_threads: int | None = None) -> tuple[int, int]:

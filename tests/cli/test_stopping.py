@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pty
+import re
 import select
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from live_task import SCRIPTED, answered, committed, cowest, environment, hearing_signals, started, until, written
+from live_task import SCRIPTED, TASK, answered, committed, cowest, environment, hearing_signals, started, until, written
+from local_server import CHAT, Said, completion, local_server
 
 from cowest_dspy.progress import read_snapshot
 
@@ -75,6 +82,44 @@ def test_a_signal_stops_a_stage_and_keeps_what_was_paid_for(
     assert len(after) == len(set(after)) > len(before), "nothing that was committed is asked again"
     last = read_snapshot(folder / "run")
     assert last and last.state == "finished" and last.cached > 0
+
+
+HOSTED = {
+    "api": 'model = "openai/m"\napi_key_env = "COWEST_TEST_KEY"\nprice = { input = 0.0, output = 10000.0 }',
+    "server": 'model = "m"',
+}
+
+
+@pytest.mark.parametrize(("kind", "number"), [("api", signal.SIGINT), ("api", signal.SIGTERM), ("server", signal.SIGTERM)])
+def test_a_signal_keeps_and_books_every_answer_that_a_server_has_billed(
+    kind: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COWEST_TEST_KEY", "correct horse battery staple")
+    billed: list[str] = []
+    counting = threading.Lock()
+
+    def answer(body: Any) -> Said:
+        time.sleep(1.0)
+        with counting:
+            billed.append(json.dumps(body, sort_keys=True))
+        return completion("yes")
+
+    written(tmp_path, latency=0.01)
+    with local_server({CHAT: answer}) as server:
+        strong = f'[strong]\nkind = "{kind}"\napi_base = "{server.url}/v1"\nconcurrency = 8\n{HOSTED[kind]}\n'
+        (tmp_path / "task.toml").write_text(TASK.partition("[strong]")[0] + strong + SCRIPTED, encoding="utf-8")
+        with started(tmp_path, "collect", "task.toml", "--run", "run") as process:
+            until(lambda: len(billed) > 8 and len(server.asked) > len(billed), process)
+            process.send_signal(number)
+            out, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, out + said
+        asked = len(server.asked)
+        assert len(billed) == asked == len(set(billed)), "what was under way was waited for"
+    with closing(sqlite3.connect(tmp_path / "run/run.sqlite")) as db:
+        calls, usd = db.execute("SELECT count(*), sum(usd) FROM calls WHERE model NOT LIKE 'scripted/%'").fetchone()
+    assert calls == asked, "billed is kept"
+    assert usd == pytest.approx(0.03 * asked if kind == "api" else 0.0), "billed is booked"
+    assert "Stopped at once" not in said and "Traceback" not in said
 
 
 TRAINING = """
@@ -195,6 +240,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     terminal.press(b"\x03")
     assert terminal.code() == 130
     assert time.monotonic() - began < 50, "a call of 60 seconds is not waited for"
+    assert re.search(r"Stopped at once: \d+ calls that were under way abandoned, and perhaps paid for", terminal.text)
     assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l"), "the cursor is shown again"
     (tmp_path / "latency.txt").write_text("0.001")
     line = cowest(tmp_path, "runs", ".")

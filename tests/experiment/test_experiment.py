@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import toy
 from command_line import cowest
 from toy_experiment import (
     rewrite,
@@ -199,3 +201,63 @@ def test_a_later_file_replaces_whole_tables(task: list[Path], tmp_path: Path) ->
     config = load_config([*task, tmp_path / "other.toml"], seed=7)
     assert config.strong.model_dump(exclude_defaults=True) == {"kind": "api", "model": "openai/gpt-4.1-mini"}
     assert config.weak.kind == "in_process" and config.seed == 7
+
+
+FAILING = (
+    toy.RECIPE
+    + """
+from pathlib import Path
+from dspy.lm15 import BillingError
+
+HERE = Path(__file__).parent
+
+def rows(split, seed=0):
+    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
+
+def program():
+    return Collaboration("question -> answer", draft="knowledge")
+
+def weak():
+    return ScriptedEngine(lambda request: f"draft {request['config'].get('seed')}", model="scripted/weak")
+
+def strong():
+    def answer(request):
+        text = request["messages"][-1]["content"]
+        with (HERE / "asked.txt").open("a") as file:
+            file.write(f"{text!r}\\n")
+        fails = "train 1?" in text or ("train 2?" in text and "draft" in text)
+        if fails and (HERE / "unpaid").exists():
+            raise BillingError("no money")
+        return "" if "train 3?" in text and "draft" in text else "yes"
+    return ScriptedEngine(answer, model="scripted/strong")
+"""
+)
+
+
+def test_a_finished_collection_that_is_collected_again_makes_the_calls_that_failed_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(FAILING)
+    (tmp_path / "toy.toml").write_text(
+        toy.TASK + toy.engine("weak") + toy.engine("strong") + "[collect]\ndrafts = 2\nmax_failed = 1.0\n"
+    )
+    log = tmp_path / "asked.txt"
+
+    def collected(run: str) -> tuple[list[dict[str, Any]], dict[str, int], list[str]]:
+        log.write_text("")
+        with Experiment(load_config([tmp_path / "toy.toml"]), tmp_path / run) as experiment:
+            traces = experiment.collect()
+            assert list(traces) == list(experiment.rounds.collected(experiment.sft())), "others read the same"
+            return [trace.to_dict() for trace in traces], dict(traces.saved), log.read_text().splitlines()
+
+    (tmp_path / "unpaid").touch()
+    failed, _, first = collected("run")
+    assert [trace["error"] is None for trace in failed] == [True] * 2 + [False] * 6
+    still, _, second = collected("run")
+    assert still == failed and sorted(second) == sorted(
+        line for line in first if "train 1?" in line or ("train 2?" in line and "draft" in line)
+    )
+    (tmp_path / "unpaid").unlink()
+    mended, saved, third = collected("run")
+    assert sorted(third) == sorted(second), "what was answered, usable or not, is not asked again"
+    assert collected("run") == (mended, saved, []), "nothing has failed: nothing is asked"
+    whole, spared, _ = collected("other")
+    assert (mended, saved) == (whole, spared), "as if nothing had failed"

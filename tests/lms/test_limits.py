@@ -150,7 +150,7 @@ def test_who_comes_first_is_let_in_first() -> None:
     assert order == [0, 1, 2, 3]
 
 
-def test_an_interrupt_stops_every_waiting_call_at_once() -> None:
+def test_an_interrupt_stops_every_call_that_waits_for_its_turn_or_rests_at_once() -> None:
     limits = Limits(requests=1, window=3600)
     limits.enter()
     stopped: list[str] = []
