@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.files import write_whole
 from cowest_dspy.live import Live
 
 
@@ -62,4 +63,4 @@ def _bundle(run: Path) -> None:
     before = (run / "config.toml").read_text(encoding="utf-8")
     with Experiment(untracked, run) as experiment:
         write_bundle(experiment, run / "bundle")
-    (run / "config.toml").write_text(before, encoding="utf-8")
+    write_whole({run / "config.toml": before})

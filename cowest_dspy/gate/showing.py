@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cowest_dspy.files import write_whole
 from cowest_dspy.gate.curve import Curve, Point
 from cowest_dspy.gate.model import ROUTES
 from cowest_dspy.intervals import Interval
 from cowest_dspy.report.charts import Curve as Line
 from cowest_dspy.report.charts import Mark, curves
-from cowest_dspy.report.page import asset, page_environment, policy, write_whole
+from cowest_dspy.report.page import asset, page_environment, policy
 
 Shown = tuple[str, list[str], list[list[str]]]
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from cowest_dspy.budget import Limit, added
 from cowest_dspy.errors import BudgetError, masked
+from cowest_dspy.files import write_whole
 from cowest_dspy.interrupts import unread
 from cowest_dspy.progress.alive import iso, process_started
 from cowest_dspy.progress.pace import Pace, Rate
@@ -218,10 +219,7 @@ class Journal:
     def write(self, snapshot: Snapshot | None = None) -> None:
         """Writes a state, by default that of now, if it can be written."""
         with self._writing, suppress(OSError):
-            text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str)
-            part = self.folder / f".{FILE}.partial"
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.folder / FILE)
+            write_whole({self.folder / FILE: json.dumps((snapshot or self.snapshot()).to_dict(), default=str)})
 
     def close(self, error: BaseException | None = None) -> Snapshot:
         """The last state: finished, or stopped or failed by ``error``; finished too where only printing the results was cut off. In

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
+from cowest_dspy.files import discard_of_ended
 from cowest_dspy.lms.weights import adapter_hash, loading
-from cowest_dspy.tuning.kept import discard_of_ended
 from cowest_dspy.tuning.settings import Lora
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
