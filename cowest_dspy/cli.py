@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.text import Text
 
 from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.compare_verb import compare
-from cowest_dspy.errors import CowestError
+from cowest_dspy.errors import CowestError, masked
 from cowest_dspy.gate_verb import gate
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
@@ -28,8 +29,9 @@ from cowest_dspy.new_verb import new
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.serve_verb import serve
+from cowest_dspy.terminal_text import visible
 from cowest_dspy.track_verb import track
-from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, running
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, VisibleFormatter, quiet_dspy, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -97,7 +99,7 @@ def ask(
     with running(files, run, seed, verb="ask") as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
         for name, value in prediction.items():
-            console.print(f"[bold]{name}[/bold]: {value}", markup=True)
+            console.print(Text.assemble((name, "bold"), ": ", masked(str(value))), soft_wrap=True)
 
 
 @app.command()
@@ -208,7 +210,7 @@ def doctor(
     from cowest_dspy.config import load_config
     from cowest_dspy.doctor import examine
 
-    logging.getLogger("dspy").setLevel(logging.ERROR)
+    quiet_dspy()
     diagnosis = examine(
         load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False, soft_wrap=True)
     )
@@ -243,8 +245,8 @@ def quote(
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for name, *cells in rows:
-        print(name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  ")
-    print("", *made.text(), sep="\n")
+        print(*map(visible, (name.ljust(widths[0]), *(map(str.rjust, cells, widths[1:])))), sep="  ")
+    print("", *map(visible, made.text()), sep="\n")
     if made.exceeded:
         raise typer.Exit(1)
 
@@ -287,7 +289,7 @@ def show(files: Files, seed: Seed = None) -> None:
     from cowest_dspy.config_text import effective_toml
 
     # Not through Rich, which would break lines at the width of the terminal.
-    print(effective_toml(load_config(files, seed=seed)), end="")
+    print(visible(effective_toml(load_config(files, seed=seed))), end="")
 
 
 def main() -> None:
@@ -298,14 +300,19 @@ def main() -> None:
 def report_errors(run: Callable[[], None]) -> None:
     """Runs a command: an error that the user can mend becomes one clear message and exit code 1. Ctrl-C is exit code 130, SIGTERM
     143: the first ends it cleanly, the second at once."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter())
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with handled():
         try:
             run()
         except CowestError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(visible(masked(f"{type(error).__name__}: {error}")), file=sys.stderr)
+            sys.exit(1)
+        except Exception as error:  # A fault of ours or of a library: its traceback, too, may repeat a key or an answer.
+            print(visible(masked("".join(traceback.format_exception(error)))), file=sys.stderr, end="")
             sys.exit(1)
         except KeyboardInterrupt as stop:
             print(STOPPED, file=sys.stderr)
@@ -350,8 +357,8 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
             table.add_row(Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")), *map(Text, cells))
         console.print("", table)
     else:
-        print("", *("{:<9}{:<8}{:<15}{}".format(*row) for row in rows), sep="\n")
-    print("", *diagnosis.measured(), sep="\n")
+        print("", *(visible("{:<9}{:<8}{:<15}{}".format(*row)) for row in rows), sep="\n")
+    print("", *map(visible, diagnosis.measured()), sep="\n")
 
 
 def _show(experiment: Experiment, made: Any) -> None:

@@ -67,7 +67,7 @@ def without_secret(text: str, secret: str | None) -> str:
 @functools.lru_cache(maxsize=64)
 def _forms(secret: str) -> tuple[str, ...]:
     """The forms in which a whole key is repeated, the longest first."""
-    raw = secret.encode()
+    raw = secret.encode("utf-8", "surrogateescape")  # as the environment may hold it
     plain = {
         secret,
         json.dumps(secret)[1:-1],
@@ -76,7 +76,7 @@ def _forms(secret: str) -> tuple[str, ...]:
         html.escape(secret),
     }
     plain |= {json.dumps(form)[1:-1] for form in plain} | {form.replace("/", "\\/") for form in plain}
-    quoted = {urllib.parse.quote(secret, safe=""), urllib.parse.quote(secret), urllib.parse.quote_plus(secret)}
+    quoted = {urllib.parse.quote(raw, safe=""), urllib.parse.quote(raw), urllib.parse.quote_plus(raw)}
     quoted |= {re.sub("%..", lambda found: found[0].lower(), form) for form in quoted}
     encoded = {raw.hex(), raw.hex().upper(), *_in_base64(raw)}
     encoded |= {urllib.parse.quote(form, safe="") for form in encoded}

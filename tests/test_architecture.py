@@ -17,7 +17,8 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "masking", "errors", "terminal_text", "files", "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table", "config",
+    "masking", "errors", "terminal_text", "files", "interrupts", "hiding", "notebook", "intervals", "budget", "tables",
+    "serve_table", "cluster_table", "config",
     "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "adapters", "program", "baselines", "rationales",
     "influence_report", "influence", "evaluators", "schema", "progress", "store",
     "repair", "metering", "traces", "hub", "pairs",
