@@ -203,6 +203,10 @@ _PARAMETER = re.compile(
     r"""=(?P<secret>[^\s&#"'<>]++)""",
     re.IGNORECASE,
 )
+_OPTION = re.compile(
+    r"""(?<![\w-])--?(?:[\w-]{0,40}?[_-])??(?:api-?key|key|token|secret|password)(?:=|\s)(?P<secret>[^\s"',-][^\s"',]{3,})""",
+    re.IGNORECASE,
+)
 _BEARER = re.compile(r"""(?<=\bBearer )[^\s"'\\,]{8,}|(?<=\b(?i:bearer) )(?=[^\s"'\d]*+\d)[^\s"'\\,]{8,}""")
 _BASIC = re.compile(r"\b(?i:basic) (?P<secret>[A-Za-z0-9+/_-]{8,}+={0,2})")
 _SCHEME = "(?:(?i:token|apikey|key|digest|basic) )?"
@@ -221,6 +225,7 @@ _SHAPES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (_BASE64_40, _aws),
     (_IN_ADDRESS, MASK),
     (_PARAMETER, _in_query),
+    (_OPTION, _whole),
     (_BEARER, MASK),
     (_BASIC, _basic),
     (_AUTHORIZATION, _if_random),

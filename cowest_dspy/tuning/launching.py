@@ -295,4 +295,5 @@ def _files(job: Path, name: str, processes: int) -> list[tuple[int, Path]]:
 
 
 def _last(text: str) -> str:
-    return masked("".join(f"\n  {line}" for line in text.splitlines()[-TAIL:]))
+    # Masked first: a private key is known by its first line.
+    return "".join(f"\n  {line}" for line in masked(text).splitlines()[-TAIL:])

@@ -83,6 +83,7 @@ SECRETS: dict[str, tuple[str, str]] = {
     "hex in quoted json": ('{\\"api_key\\": \\"' + HEX + '\\"}', HEX),
     "authorization": ("Authorization: " + HEX, HEX),
     "token in a url": ("http://" + HIDDEN + "@db.example.org/x", HIDDEN),
+    "option of a command": ("serve --api-key " + "letmeinplease" + " --port", "letmeinplease"),
     "parameter of a url": ("https://example.org/v1?api_key=" + "letmeinplease" + "&x=1", "letmeinplease"),
     "private key": ("-----BEGIN " + "PRIVATE KEY-----\n" + RANDOM + "\n" + RANDOM + "\n-----END " + "PRIVATE KEY-----", RANDOM),
 }
@@ -122,6 +123,7 @@ NORMAL = [
     'api_key_env = "OPENAI_API_KEY_2"; export OPENAI_API_KEY, it holds the API key of the model gpt-5-mini',
     'def f(token=tokenizer1[0], password=read(x1), secret=self.secret2, api_key=os.environ["KEY_1"]): ...',
     "The password: a word that only two know. The secret: practice. The token: a coin; token: none, secret = given.",
+    "serve --max-tokens 1234 --tokenizer tiny1 --key-value 12345, a --token; cowest-key words.",
     "Basic understanding of Basic electronics; basic training. An authorization: required. eos_token: <|im_end|>.",
     '{"next":"https://example.org:8080","mail":"me@example.org"} and https://example.org?page=2&monkey=banana1',
 ]
@@ -149,6 +151,7 @@ ADVERSARIAL = {
     "names and slashes": ("password" + "\\" * 50) * 4250,
     "mentions": "api key is " * 22500,
     "parameters": "?a-" * 82500,
+    "options": " --a_key" * 30000,
     "a long parameter": "?" + "a-" * 125000,
     "base64": "aA0/" * 62500,
     "blanks": "token: " + " " * 1_0,
