@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from cowest_dspy.errors import BundleError, ConfigError
 from cowest_dspy.live import console
+from cowest_dspy.verbs import quiet_dspy
 
 
 def bundle(
@@ -39,7 +39,7 @@ def bundle(
 
     if public and not push:
         raise BundleError("--public says how --push uploads: give the model's name too, --push OWNER/NAME.")
-    logging.getLogger("dspy").setLevel(logging.ERROR)
+    quiet_dspy()
     if not (run / "config.toml").is_file():
         raise BundleError(f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one.")
     try:

@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,8 +31,9 @@ from cowest_dspy.reading import DISK_FAULTS, describe_os_error, parse_json
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.serve_verb import serve
+from cowest_dspy.terminal_text import visible
 from cowest_dspy.track_verb import track
-from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, running
+from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, VisibleFormatter, quiet_dspy, running
 
 if TYPE_CHECKING:
     from cowest_dspy.doctor import Diagnosis
@@ -99,7 +101,7 @@ def ask(
     with running(files, run, seed, verb="ask") as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
         for name, value in prediction.items():
-            console.print(f"[bold]{name}[/bold]: {value}", markup=True)
+            console.print(Text.assemble((name, "bold"), ": ", masked(str(value))), soft_wrap=True)
 
 
 @app.command()
@@ -215,7 +217,7 @@ def doctor(
     from cowest_dspy.config import load_config
     from cowest_dspy.doctor import examine
 
-    logging.getLogger("dspy").setLevel(logging.ERROR)
+    quiet_dspy()
     diagnosis = examine(
         load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False, soft_wrap=True)
     )
@@ -250,8 +252,8 @@ def quote(
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for name, *cells in rows:
-        print(name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  ")
-    print("", *made.text(), sep="\n")
+        print(*map(visible, (name.ljust(widths[0]), *(map(str.rjust, cells, widths[1:])))), sep="  ")
+    print("", *map(visible, made.text()), sep="\n")
     if made.exceeded:
         raise typer.Exit(1)
 
@@ -294,7 +296,7 @@ def show(files: Files, seed: Seed = None) -> None:
     from cowest_dspy.config_text import effective_toml
 
     # Not through Rich, which would break lines at the width of the terminal.
-    print(effective_toml(load_config(files, seed=seed)), end="")
+    print(visible(effective_toml(load_config(files, seed=seed))), end="")
 
 
 def main() -> None:
@@ -305,20 +307,25 @@ def main() -> None:
 def report_errors(run: Callable[[], None]) -> None:
     """Runs a command: an error that the user can mend becomes one clear message and exit code 1, as does a file or disk that the
     system refuses. Ctrl-C is exit code 130, SIGTERM 143: the first ends it cleanly, the second at once."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter())
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with handled():
         try:
             run()
         except CowestError as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(visible(masked(f"{type(error).__name__}: {error}")), file=sys.stderr)
             sys.exit(1)
-        except OSError as error:
-            # A file, a folder or a disk, whichever verb came upon it. Anything else is a fault of the program.
-            if error.errno not in DISK_FAULTS and error.filename is None:
-                raise
-            print(f"{type(error).__name__}: {masked(describe_os_error(error))}", file=sys.stderr)
+        except Exception as error:
+            # A file, a folder or a disk, whichever verb came upon it, is for the user to mend. Anything else is a fault of ours or of
+            # a library: its traceback, too, may repeat a key or an answer.
+            if isinstance(error, OSError) and (error.errno in DISK_FAULTS or error.filename is not None):
+                text = f"{type(error).__name__}: {describe_os_error(error)}\n"
+            else:
+                text = "".join(traceback.format_exception(error))
+            print(visible(masked(text)), file=sys.stderr, end="")
             sys.exit(1)
         except KeyboardInterrupt as stop:
             print(STOPPED, file=sys.stderr)
@@ -363,8 +370,8 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
             table.add_row(Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")), *map(Text, cells))
         console.print("", table)
     else:
-        print("", *("{:<9}{:<8}{:<15}{}".format(*row) for row in rows), sep="\n")
-    print("", *diagnosis.measured(), sep="\n")
+        print("", *(visible("{:<9}{:<8}{:<15}{}".format(*row)) for row in rows), sep="\n")
+    print("", *map(visible, diagnosis.measured()), sep="\n")
 
 
 def _show(experiment: Experiment, made: Any) -> None:

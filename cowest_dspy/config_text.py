@@ -114,14 +114,13 @@ def _list(items: list[str]) -> str:
     return line if len(line) < 100 else "[\n" + "".join(f"{INDENT}{item},\n" for item in items) + "]"
 
 
-# Of a command, what follows such an option; of a URL, what stands before the host.
+# Of a command, what follows such an option.
 _OPTION = re.compile(r"--?[\w-]*(?:key|token|secret|password)[\w-]*", re.IGNORECASE)
-_IN_URL = re.compile(r"(?<=://)[^\s/@]+(?=@)|(?<=[?&])((?:[\w-]*(?:key|token|secret|password)[\w-]*)=)[^&\s]+", re.IGNORECASE)
 
 
 def _masked(value: Any) -> Any:
     if isinstance(value, str):
-        return _IN_URL.sub(lambda found: (found.group(1) or "") + MASK, masked(value))
+        return masked(value)
     if isinstance(value, Mapping):
         return {key: _masked(item) for key, item in cast("Mapping[str, Any]", value).items()}
     if not isinstance(value, list):

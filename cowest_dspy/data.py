@@ -12,6 +12,7 @@ from typing import Any, cast
 import dspy
 
 from cowest_dspy.errors import DataError, nearest
+from cowest_dspy.files import write_whole
 from cowest_dspy.reading import describe_os_error, expand_user, file_errors, parse_json, read_text
 from cowest_dspy.recipes import call
 from cowest_dspy.tables import Data
@@ -127,9 +128,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes rows as JSON Lines; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    write_whole({path: "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)})
     return path
 
 

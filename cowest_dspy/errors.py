@@ -23,9 +23,11 @@ wrapped unless the wrapper can say more than they do; then the original is the `
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from cowest_dspy.masking import MASK as MASK
+from cowest_dspy.masking import masked as masked
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -108,24 +110,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean "x"?`` for the known word that is nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
-
-
-MASK = "***"
-_SECRET = re.compile(
-    r"\b(?:sk|pk|rk|gsk|hf|xai|gh[pousr]|github_pat|glpat|pypi|key|xox[abeoprs])[-_](?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{12,}"
-    r"|\b(?:sk-|hf_|gh[pousr]_)[A-Za-z0-9]{30,}"  # by chance without a digit
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[A-Za-z0-9_-]{10,}"
-    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # a JSON Web Token
-    r"|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----.*?(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY-----|\Z)"
-    r"|(?<=\bBearer )[^\s\"']{8,}|(?<=\b(?i:bearer) )(?=[^\s\"']*\d)[^\s\"']{8,}"
-    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)",
-    re.DOTALL,
-)
-
-
-def masked(text: str) -> str:
-    """``text`` with everything that looks like an API key, a token, a private key or a password in a URL replaced by ``***``."""
-    return _SECRET.sub(MASK, text)
 
 
 def faults(error: ValidationError, whole: str, *, most: int | None = 3) -> str:

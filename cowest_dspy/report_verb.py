@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,8 @@ import typer
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.live import console
-from cowest_dspy.verbs import Run, Schema, Seed, running
+from cowest_dspy.terminal_text import visible
+from cowest_dspy.verbs import Run, Schema, Seed, quiet_dspy, running
 
 if TYPE_CHECKING:
     from cowest_dspy.report import RunReport, WrittenReport
@@ -39,7 +39,7 @@ def report(
 
     Example: `cowest report runs/handbook`, `cowest report runs/one runs/two --out both.html`
     """
-    logging.getLogger("dspy").setLevel(logging.ERROR)
+    quiet_dspy()
     files = [path for path in what if path.suffix == ".toml" and not path.is_dir()]
     if files and len(files) < len(what):
         raise ReportError("Name either the folders of runs, or the TOML files of one run; both were given.")
@@ -68,7 +68,7 @@ def _one(made: RunReport, written: WrittenReport, as_json: bool) -> None:
     from cowest_dspy.report import print_report
 
     if as_json:
-        print(written.json.read_text(encoding="utf-8"), end="")
+        print(visible(written.json.read_text(encoding="utf-8")), end="")
         return
     print_report(made, console)
     console.print(f"\nreport: {written.html}", soft_wrap=True)
@@ -80,7 +80,7 @@ def _several(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
     view = side_by_side(dict(zip(names_of(runs), map(read_run, runs), strict=True)))
     written = write_side_by_side(view, out or _shared_folder(runs))
     if as_json:
-        print(written.json.read_text(encoding="utf-8"), end="")
+        print(visible(written.json.read_text(encoding="utf-8")), end="")
         return
     print_side_by_side(view, console)
     console.print(f"\nside by side: {written.html}", markup=False, soft_wrap=True)

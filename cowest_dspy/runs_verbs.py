@@ -16,6 +16,7 @@ from rich.text import Text
 from cowest_dspy.errors import StoreError
 from cowest_dspy.interrupts import signal_of, telling
 from cowest_dspy.live import console
+from cowest_dspy.terminal_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.runs import RunLine
@@ -39,7 +40,7 @@ def runs(
 
     found = [look(one) for one in run_folders(folder)]
     if as_json:
-        print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=2))
+        print(visible(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=2)))
         return
     if not found:
         what = "there is no run in it" if folder.is_dir() else "there is no such folder"
@@ -90,7 +91,7 @@ def _show(found: list[RunLine], folder: Path) -> None:
     heads = ("run", "state", "task", "stage", "calls", "USD", "changed", "verdict or what is wrong")
     rows = [_cells(one, folder) for one in found]
     if not console.is_terminal:
-        print(*("\t".join(row) for row in (heads, *rows)), sep="\n")
+        print(*(visible("\t".join(row)) for row in (heads, *rows)), sep="\n")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, head in enumerate(heads):

@@ -12,7 +12,7 @@ import typer
 
 from cowest_dspy.errors import BundleError, ModelError
 from cowest_dspy.live import console
-from cowest_dspy.verbs import Run, Seed, running
+from cowest_dspy.verbs import Run, Seed, VisibleFormatter, quiet_dspy, running
 
 if TYPE_CHECKING:
     from cowest_dspy.config import Config
@@ -62,7 +62,7 @@ def serve(
     from cowest_dspy.serving.server import run as serve_until_stopped
 
     check_installed()
-    logging.getLogger("dspy").setLevel(logging.ERROR)
+    quiet_dspy()
     bundled = (files[0] / MANIFEST).is_file()
     if bundled and run is not None:
         raise BundleError("--run is of a task's TOML files: a bundle brings its own weak model.")
@@ -164,7 +164,7 @@ def _wake(program: Collaboration) -> None:
 def _log_to_stderr() -> None:
     """One line for each request, without its text, unless [serve] log_text says otherwise."""
     logger, handler = logging.getLogger("cowest_dspy.serving"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s"))
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
+from cowest_dspy.masking import remember_secret
 
 DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
 """What a draft is: an answer, what is known about it, or reasoning and an answer."""
@@ -125,9 +127,11 @@ KINDS: dict[str, type[Table]] = {"in_process": InProcess, "api": Api, "server": 
 
 
 def name_of_a_variable(value: str | None) -> str | None:
-    """The value of an ``api_key_env``; an error where it cannot be a variable's name."""
+    """The value of an ``api_key_env``; an error where it cannot be a variable's name. The key that it holds is masked from now on,
+    also by commands that need no key and only show what a run has written."""
     if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
         raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
+    remember_secret(os.environ.get(value or ""))
     return value
 
 

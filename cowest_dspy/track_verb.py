@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.files import write_whole
 from cowest_dspy.live import Live
+from cowest_dspy.verbs import quiet_dspy
 
 
 def track(
@@ -57,9 +58,9 @@ def _bundle(run: Path) -> None:
     from cowest_dspy.config import load_config
     from cowest_dspy.experiment import Experiment
 
-    logging.getLogger("dspy").setLevel(logging.ERROR)
+    quiet_dspy()
     untracked = load_config([run / "config.toml"]).model_copy(update={"tracking": None})
     before = (run / "config.toml").read_text(encoding="utf-8")
     with Experiment(untracked, run) as experiment:
         write_bundle(experiment, run / "bundle")
-    (run / "config.toml").write_text(before, encoding="utf-8")
+    write_whole({run / "config.toml": before})

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cowest_dspy.errors import CowestError, masked
+from cowest_dspy.errors import CowestError, ModelError, masked
 from cowest_dspy.interrupts import signal_of
 from cowest_dspy.live import console
+from cowest_dspy.terminal_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
@@ -99,8 +100,7 @@ def running(
         from cowest_dspy.experiment import Experiment
         from cowest_dspy.runs import is_run, meant
 
-        # Only now: DSPy sets the level of its logger when it is imported. What it warns of, the run counts and reports.
-        logging.getLogger("dspy").setLevel(logging.ERROR)
+        quiet_dspy()
         config = load_config(files, seed=seed)
         processes = _processes(accelerate, run or Path("runs") / config.name)
         other = meant(run) if run and verb not in BEGINNING else ""
@@ -120,16 +120,51 @@ def running(
         code, failed = 128 + signal_of(stop), stop
         last = journal.close(stop) if journal else None
         if last is None or last.state != "finished":
-            print(f"\n{stopped(last, code - 128, command())}", file=sys.stderr)
+            print(visible(f"\n{stopped(last, code - 128, command())}"), file=sys.stderr)
         raise typer.Exit(code) from None
     except BaseException as error:
         code, failed = 1, error
+        if (unanswered := _unanswered(error)) is not None:
+            raise unanswered from error
         raise
     finally:
         console.quiet = quiet
         aside.close()
         if log is Log.json:
             _end(watch, journal.close(failed) if journal else None, code, failed)
+
+
+def _unanswered(error: BaseException) -> ModelError | None:
+    """What ended the work, as a message, where it is the failure of a model's call; a verb that only asks one question has no table
+    to count it in."""
+    if "dspy" not in sys.modules:
+        return None
+    from cowest_dspy.lms.recording import EXPECTED_FAILURES, failure
+
+    if not isinstance(error, EXPECTED_FAILURES):
+        return None
+    model = getattr(error, "model", None)
+    return ModelError(
+        f"{f'The model {model}' if model else 'A model'} gave no answer: {failure(error)}. What was answered before is kept. "
+        "Try again; `cowest doctor` with the same files says whether each model can be reached."
+    )
+
+
+def quiet_dspy() -> None:
+    """Have DSPy log errors only, and without secrets: what it warns of, a run counts and reports. It sets its logger up when it is
+    imported: call this afterwards."""
+    logger = logging.getLogger("dspy")
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        handler.setFormatter(VisibleFormatter())
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log lines without secrets, in which control characters are shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As ``logging.Formatter``'s, with the exception that the record carries."""
+        return visible(masked(super().format(record)))
 
 
 def _processes(accelerate: str, run: Path) -> int | Path:

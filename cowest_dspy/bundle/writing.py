@@ -20,6 +20,7 @@ from cowest_dspy.config import Config, split_reference
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import BundleError, masked
 from cowest_dspy.experiment import Experiment
+from cowest_dspy.files import discard_of_ended
 from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.hub import upload
 from cowest_dspy.lms import weights
@@ -30,7 +31,6 @@ from cowest_dspy.report.figures import figures
 from cowest_dspy.summary import kept_pairs, versions
 from cowest_dspy.tuning import engine_of
 from cowest_dspy.tuning.adapters import FILES
-from cowest_dspy.tuning.kept import discard_of_ended
 
 
 def write_bundle(experiment: Experiment, folder: str | Path) -> Path:

@@ -11,7 +11,7 @@ from cowest_dspy.cluster import connection
 from cowest_dspy.cluster.job import Job, WorkerPlan
 from cowest_dspy.cluster.shipping import Failed
 from cowest_dspy.cluster.worker import Ready, Worker
-from cowest_dspy.errors import ClusterError
+from cowest_dspy.errors import ClusterError, masked
 
 LOOK = 1.0
 """Seconds between two looks at whether a worker that is still being made is wanted any more."""
@@ -193,7 +193,7 @@ class Line:
 
 def _in_short(error: Exception) -> str:
     """What Ray says of the end of a worker. It is long, and the cause stands last."""
-    text = " ".join(str(error).split())
+    text = masked(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:80]} ... {text[-200:]}'}"
 
 

@@ -21,8 +21,9 @@ from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
 from cowest_dspy.comparison.tables import text_tables, to_csv
 from cowest_dspy.comparison.verdict import format_difference, verdict
+from cowest_dspy.files import write_whole
 from cowest_dspy.report.masking import mask_document
-from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
+from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
 from cowest_dspy.comparison.tables import TextTable, text_tables
 from cowest_dspy.comparison.verdict import verdict
+from cowest_dspy.terminal_text import visible_text
 
 _NAME_WIDTH = 16  # titles wrap at words, where Rich would squeeze them to a letter
 _GAP = 3  # between columns, as Rich draws them; and at the edges together one less
@@ -29,9 +29,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None, *, 
     found = verdict(comparison, numbers)
     style = {True: "bold green", False: "bold yellow", None: "bold"}[found.good]
     for sentence in found.sentences:
-        console.print(Text(sentence, style=style))
+        console.print(visible_text(sentence, style=style))
     for warning in comparison.warnings:
-        console.print(Text(f"Warning: {warning}", style="yellow"))
+        console.print(visible_text(f"Warning: {warning}", style="yellow"))
     for table in text_tables(comparison, numbers):
         for part in _fitting(table, console.width):
             console.print(_drawn(part))
@@ -58,12 +58,12 @@ def _fitting(table: TextTable, width: int) -> Iterator[TextTable]:
 
 
 def _drawn(table: TextTable) -> Table:
-    drawn = Table(title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    drawn.add_column(Text(table.heads[0]), min_width=_NAME_WIDTH)
+    drawn = Table(title=visible_text(table.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column(visible_text(table.heads[0]), min_width=_NAME_WIDTH)
     for head in table.heads[1:]:
-        drawn.add_column(Text(head), justify="right", no_wrap=True)
+        drawn.add_column(visible_text(head), justify="right", no_wrap=True)
     for index, row in enumerate(table.rows):
-        drawn.add_row(*(Text(cell) for cell in row), style="bold" if index in table.marked else "")
+        drawn.add_row(*(visible_text(cell) for cell in row), style="bold" if index in table.marked else "")
     if table.caption:
-        drawn.caption, drawn.caption_justify = Text(table.caption), "left"
+        drawn.caption, drawn.caption_justify = visible_text(table.caption), "left"
     return drawn

@@ -29,6 +29,7 @@ from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.models import Models
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
+from cowest_dspy.files import write_whole
 from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.influence import Metric
 from cowest_dspy.influence_report import NoiseFloor
@@ -85,7 +86,7 @@ class Experiment:
         self.metric: Metric = load_function(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
-        (self.run / "config.toml").write_text(effective_toml(config), encoding="utf-8")
+        write_whole({self.run / "config.toml": effective_toml(config)})
         self.tracking = Tracking(config, self.store, self.watch, on=self._owned)  # A part of a run is told of with the whole of it.
         self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
         if self._owned:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cowest_dspy.errors import GateError, faults
+from cowest_dspy.files import write_whole
 from cowest_dspy.gate.features import category, draft_features
 from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, note, sampling
 from cowest_dspy.reading import read_json
-from cowest_dspy.report.page import write_whole
 
 if TYPE_CHECKING:
     import dspy

@@ -11,14 +11,15 @@ from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from cowest_dspy.files import write_whole
 from cowest_dspy.gate.curve import Curve, Point
 from cowest_dspy.gate.model import ROUTES
 from cowest_dspy.intervals import Interval
 from cowest_dspy.report.charts import Curve as Line
 from cowest_dspy.report.charts import Mark, curves
-from cowest_dspy.report.page import asset, page_environment, policy, write_whole
+from cowest_dspy.report.page import asset, page_environment, policy
+from cowest_dspy.terminal_text import visible_text
 
 Shown = tuple[str, list[str], list[list[str]]]
 
@@ -52,16 +53,16 @@ def sentence(curve: Curve) -> str:
 def print_curve(curve: Curve, console: Console | None = None) -> None:
     """Prints the sentence, the ways to route, and how good the predictions are."""
     console = console or Console()
-    console.print(Text(sentence(curve), style="bold"))
+    console.print(visible_text(sentence(curve), style="bold"))
     for title, heads, rows in tables(curve):
         if rows:
             table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
             for number, head in enumerate(heads):
                 justify = "right" if number else "left"
                 width = None if number else min(16, max(len(row[0]) for row in rows))
-                table.add_column(Text(head), justify=justify, no_wrap=bool(number), overflow="fold", min_width=width)
+                table.add_column(visible_text(head), justify=justify, no_wrap=bool(number), overflow="fold", min_width=width)
             for row in rows:
-                table.add_row(*map(Text, row))
+                table.add_row(*map(visible_text, row))
             console.print(table)
 
 

@@ -21,8 +21,9 @@ from dspy.utils.exceptions import LMError, LMProviderError, LMServerError, LMTim
 
 from cowest_dspy.budget import another_attempt
 from cowest_dspy.lms import attempts, prices, wire
-from cowest_dspy.lms.keys import SHORTEST_SECRET, hidden, key_in
+from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.limits import Limits, rest, shared_limits
+from cowest_dspy.masking import without_secret
 from cowest_dspy.tables import Api
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -145,10 +146,10 @@ class ApiEngine:
 
     def _told(self, error: BaseException) -> BaseException:
         """The error as it is raised: without the key, and a body that is no JSON as the broken transport that it is."""
-        if self._key and len(self._key) >= SHORTEST_SECRET and _says(error, self._key):
+        if self._key and _says(error, self._key):
             # A server has repeated the key. The cause repeats it too, so that the error is told anew, without one.
             plain = type(error) if isinstance(error, LMError) else LMError
-            text = hidden(str(getattr(error, "message", error)), self._key)
+            text = without_secret(str(getattr(error, "message", error)), self._key)
             details = {name: getattr(error, name, None) for name in ("model", "provider", "provider_code", "status", "retry_after")}
             error = plain(text, **details)
         if type(error) is LMProviderError and error.status is not None and error.status < 300:
@@ -192,9 +193,12 @@ class AsyncApiEngine:
         return self
 
 
-def _says(error: BaseException | None, text: str) -> bool:
-    """Whether the error, or one that led to it, has the text in it."""
-    return error is not None and (text in f"{error} {vars(error)}" or _says(error.__cause__ or error.__context__, text))
+def _says(error: BaseException | None, key: str) -> bool:
+    """Whether the error, or one that led to it, has the key in it, in any form."""
+    if error is None:
+        return False
+    text = f"{error} {vars(error)}"
+    return without_secret(text, key) != text or _says(error.__cause__ or error.__context__, key)
 
 
 def _connection(settings: Api, key: str | None) -> dspy.LM:

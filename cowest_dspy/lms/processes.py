@@ -174,8 +174,8 @@ class ServerProcess:
     def _fail(self, what: str) -> None:
         self._failed = f"The server `{masked(' '.join(self.command))}` {what}."
         if self.log is not None and self.log.is_file():
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-            self._failed += f" Its log is {self.log}:" + masked("".join(f"\n  {line}" for line in lines))
+            lines = masked(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()[-TAIL:]
+            self._failed += f" Its log is {self.log}:" + "".join(f"\n  {line}" for line in lines)
         raise ModelError(self._failed)
 
     def _end(self) -> None:

@@ -34,7 +34,7 @@ from dspy.lm15 import (
 
 from cowest_dspy.errors import masked
 from cowest_dspy.lms import wire
-from cowest_dspy.lms.keys import hidden
+from cowest_dspy.masking import without_secret
 
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
 # How servers say that a prompt is too long: OpenAI and vLLM, llama.cpp, and others in words of their own.
@@ -157,7 +157,7 @@ def _short(text: str, answer: httpx.Response) -> str:
     key = ""
     with suppress(RuntimeError):  # an answer that was made without a request
         key = answer.request.headers.get("authorization", "").removeprefix("Bearer ")
-    return masked(hidden(" ".join(text.split()), key))[:500]
+    return masked(without_secret(" ".join(text.split()), key))[:500]
 
 
 def _logprobs(choice: dict[str, Any], text: str, top: int) -> tuple[TokenLogprob, ...]:

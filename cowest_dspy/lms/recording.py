@@ -23,6 +23,7 @@ from cowest_dspy.budget import another_attempt, attempts_count
 from cowest_dspy.errors import masked
 from cowest_dspy.lms import wire
 from cowest_dspy.lms.limits import rest
+from cowest_dspy.masking import remember_secret
 
 EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
 LONGEST_PAUSE = 30.0
@@ -118,6 +119,7 @@ def recorded(lm: dspy.LM) -> dspy.LM:
     from dspy.clients.backend_selection import CLIENT_KEYS
 
     options = {key: value for key, value in lm.kwargs.items() if key not in CLIENT_KEYS and value is not None}
+    remember_secret(lm.kwargs.get("api_key"))
     engine = RecordingEngine(lm)
     return RecordedLM(lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options)
 

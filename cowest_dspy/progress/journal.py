@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from cowest_dspy.budget import Limit, added
 from cowest_dspy.errors import BudgetError, masked
+from cowest_dspy.files import write_whole
 from cowest_dspy.interrupts import unread
 from cowest_dspy.progress.alive import iso, process_started
 from cowest_dspy.progress.pace import Pace, Rate
@@ -219,10 +220,8 @@ class Journal:
         """Writes a state, by default that of now, if it can be written."""
         with self._writing, suppress(OSError):
             text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str, ensure_ascii=False)
-            part = self.folder / f".{FILE}.partial"
             # Half of a surrogate pair, which a model may have answered, is no text that others can read.
-            part.write_bytes(text.encode("utf-8", "replace"))
-            part.replace(self.folder / FILE)
+            write_whole({self.folder / FILE: text.encode("utf-8", "replace").decode()})
 
     def close(self, error: BaseException | None = None) -> Snapshot:
         """The last state: finished, or stopped or failed by ``error``; finished too where only printing the results was cut off. In

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cowest_dspy.errors import ReportError
+from cowest_dspy.files import write_whole
 from cowest_dspy.reading import file_errors
 from cowest_dspy.report import charts
 from cowest_dspy.report.browse import MAX_ROWS, browsers, change, clipped, evenly, labelled, outcome
@@ -23,7 +24,7 @@ from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.hiding import hidden
 from cowest_dspy.report.masking import mask_document
 from cowest_dspy.report.model import Curve, PairRow, RunReport
-from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document, write_whole
+from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document
 from cowest_dspy.report.sections import drawings
 from cowest_dspy.report.verdict import arm_notes, doubt_about, format_share, format_usd, influence_notes, pairs_notes, spoken
 

@@ -1,4 +1,4 @@
-"""What every page of ours is made with: one Jinja environment, its assets, its content security policy, and files written whole.
+"""What every page of ours is made with: one Jinja environment, its assets, and its content security policy.
 
 A page is one file that asks the network for nothing: its policy allows only the styles and scripts it carries, by their hashes.
 Jinja2 escapes every text; what a script reads of it is JSON in a block that nobody runs.
@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,25 +92,6 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
     if not isinstance(document, dict):
         raise ReportError(f"{file} holds a {type(document).__name__}, a {kind}.json holds an object.")
     return document
-
-
-def write_whole(texts: Mapping[Path, str]) -> None:
-    """Writes all texts beside their targets and renames only then: a reader sees an old file or a new one, never half of one,
-    and an error while writing leaves all the old ones."""
-    staged = list[tuple[str, Path]]()
-    try:
-        for path, text in texts.items():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            staged.append((name, path))
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode("utf-8"))
-            os.chmod(name, 0o644)
-        for name, path in staged:
-            os.replace(name, path)
-    except BaseException:
-        for name, _ in staged:
-            Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _hashes(texts: Iterable[str]) -> str:

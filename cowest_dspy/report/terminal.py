@@ -19,6 +19,7 @@ from cowest_dspy.report.verdict import (
     pairs_notes,
     verdict,
 )
+from cowest_dspy.terminal_text import visible_text
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
@@ -26,9 +27,9 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
     console = console or Console()
     found = verdict(report)
     for sentence in found.sentences:
-        console.print(Text(sentence, style=_verdict_style(found)))
+        console.print(visible_text(sentence, style=_verdict_style(found)))
     for warning in report.warnings:
-        console.print(Text(f"Warning: {warning}", style="yellow"))
+        console.print(visible_text(f"Warning: {warning}", style="yellow"))
     if report.arms:
         console.print(_arms(report))
         _print_notes(console, arm_notes(report))
@@ -41,7 +42,7 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
     if report.rounds:
         console.print(_rounds(report.rounds))
         for row in report.rounds:
-            console.print(Text(str(row)))
+            console.print(visible_text(str(row)))
     if report.steps:
         console.print(_steps(report.steps))
     if report.stages:
@@ -50,7 +51,7 @@ def print_report(report: RunReport, console: Console | None = None) -> None:
 
 def _print_notes(console: Console, notes: list[str]) -> None:
     for note in notes:
-        console.print(Text(note))
+        console.print(visible_text(note))
 
 
 def _verdict_style(found: Verdict) -> str:
@@ -60,9 +61,9 @@ def _verdict_style(found: Verdict) -> str:
 def _table(title: str, *columns: str) -> Table:
     """The first column is text, the others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(Text(columns[0]), overflow="fold")
+    table.add_column(visible_text(columns[0]), overflow="fold")
     for column in columns[1:]:
-        table.add_column(Text(column), justify="right", no_wrap=True)
+        table.add_column(visible_text(column), justify="right", no_wrap=True)
     return table
 
 
@@ -77,7 +78,9 @@ def _arms(report: RunReport) -> Table:
     for line in lines:
         table.add_row(*_arm_cells(line, tested=reference is not None), style="bold" if line.is_reference else "")
     if reference:
-        table.caption = Text(f"accuracy over answered; +/-: what only this arm / only {reference} gets right; p: paired exact test")
+        table.caption = visible_text(
+            f"accuracy over answered; +/-: what only this arm / only {reference} gets right; p: paired exact test"
+        )
         table.caption_justify = "left"
     return table
 
@@ -89,7 +92,7 @@ def _arm_cells(line: ArmLine, *, tested: bool) -> list[Text]:
     if tested:
         test = line.test
         cells += [f"+{test.fixed} -{test.broken}", bare_p(test.p)] if test else ["", ""]
-    return [Text(cell) for cell in cells]
+    return [visible_text(cell) for cell in cells]
 
 
 def _influence(rounds: dict[int, InfluenceCounts]) -> Table:
@@ -107,9 +110,9 @@ def _influence(rounds: dict[int, InfluenceCounts]) -> Table:
 
 def _pairs(pairs: PairsSummary) -> Table:
     table = _table("Preference pairs", "what became of them", "count")
-    table.add_row(Text(f"kept, from {pairs.examples} examples"), str(pairs.kept))
+    table.add_row(visible_text(f"kept, from {pairs.examples} examples"), str(pairs.kept))
     for reason, count in sorted(pairs.dropped.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(Text(f"dropped: {reason}"), str(count))
+        table.add_row(visible_text(f"dropped: {reason}"), str(count))
     return table
 
 
@@ -125,7 +128,7 @@ def _steps(steps: tuple[StepRow, ...]) -> Table:
     for row in steps:
         score = "-" if row.score is None else f"{row.score:.3f}"
         name = f"{row.number} {row.name}"
-        table.add_row(Text(name), score, str(row.n), str(row.failed), row.gain, "yes" if row.best else "")
+        table.add_row(visible_text(name), score, str(row.n), str(row.failed), row.gain, "yes" if row.best else "")
     return table
 
 
@@ -135,5 +138,5 @@ def _stages(stages: tuple[Stage, ...]) -> Table:
         numbers = (stage.calls, stage.cached_calls, stage.tokens_in, stage.tokens_out)
         peak = "-" if stage.peak_memory_bytes is None else f"{stage.peak_memory_bytes / 2**30:.2f} GiB"
         counts = ["-" if number is None else f"{number:,}" for number in numbers]
-        table.add_row(Text(stage.name), f"{stage.seconds:,.1f}", *counts, format_usd(stage.usd), peak)
+        table.add_row(visible_text(stage.name), f"{stage.seconds:,.1f}", *counts, format_usd(stage.usd), peak)
     return table

@@ -20,7 +20,7 @@ from typing import Any
 
 from cowest_dspy import interrupts
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.lms.keys import SHORTEST_SECRET
+from cowest_dspy.masking import SHORTEST_SECRET
 from cowest_dspy.program import Collaboration
 from cowest_dspy.serve_table import KEY_VARIABLE, ServeRules, is_loopback
 from cowest_dspy.serving.app import make_app

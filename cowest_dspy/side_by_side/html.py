@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ReportError
+from cowest_dspy.files import write_whole
 from cowest_dspy.notebook import tag
-from cowest_dspy.report.page import asset, page_environment, policy, write_whole
+from cowest_dspy.report.page import asset, page_environment, policy
 from cowest_dspy.side_by_side.model import KIND, ArmCell, SideBySide
 from cowest_dspy.side_by_side.words import facts, score
 

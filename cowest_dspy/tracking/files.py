@@ -11,9 +11,10 @@ from pathlib import Path
 
 from cowest_dspy.config import Config
 from cowest_dspy.config_text import effective_toml
-from cowest_dspy.errors import masked
+from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.report import RunReport, write_report
 from cowest_dspy.report.hiding import hidden
+from cowest_dspy.report.masking import mask_text
 
 ROWS = ("pairs*.jsonl", "drafts*.jsonl")
 COMPARED = ("csv", "tex", "md", "html")
@@ -33,7 +34,7 @@ def gather(config: Config, run: Path, report: RunReport, target: Path) -> list[s
         compared.append(run / "comparison" / "comparison.json")
         for pattern in ROWS:
             for file in run.glob(pattern):
-                (target / file.name).write_text(masked(file.read_text(encoding="utf-8")), encoding="utf-8")
+                write_jsonl(target / file.name, map(mask_text, read_jsonl(file)))
         if (run / "bundle" / "cowest.json").is_file():
             shutil.copytree(run / "bundle", target / "bundle")
     for file in compared:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
+from cowest_dspy.files import discard_of_ended
 from cowest_dspy.lms.lora import attach
 from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash, loading
-from cowest_dspy.tuning.kept import discard_of_ended
 from cowest_dspy.tuning.settings import Lora
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.files import discard_of_ended
+
 
 def keep(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes ``tensors`` (at least one, on any device) and ``facts`` (JSON-able) to ``path``, in place of what was there.
@@ -40,24 +42,6 @@ def keep(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> No
         os.replace(partial / path.name, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def discard(path: Path) -> None:
-    """Deletes what :func:`keep` has made, or a killed process had begun to make."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def discard_of_ended(folder: Path, name: re.Pattern[str]) -> None:
-    """Deletes what ended processes have left in ``folder``: all that ``name`` matches, its first group a process's number."""
-    import psutil
-
-    for path in folder.iterdir():
-        found = name.fullmatch(path.name)
-        if found and not psutil.pid_exists(int(found[1])):
-            discard(path)
 
 
 def kept(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import CowestError, masked
+from cowest_dspy.files import write_whole
 from cowest_dspy.tuning.settings import DPO, SFT
 from cowest_dspy.tuning.training import train_dpo, train_sft
 from cowest_dspy.tuning.watching import OnStep
@@ -50,7 +51,7 @@ def train(job: Path, rank: int, folder: Path) -> None:
     )
     results = _gathered({**asdict(tuned), "path": str(tuned.path)})
     if rank == 0:
-        _write(job / "results.json", results)
+        write_whole({job / "results.json": json.dumps(results)})
 
 
 def main(job: Path) -> int:
@@ -68,7 +69,7 @@ def main(job: Path) -> int:
         state.destroy_process_group()
     except Exception as error:
         said = str(error) if isinstance(error, CowestError) else traceback.format_exc()
-        _write(job / f"error-{rank}.json", {"type": type(error).__name__, "text": masked(said)})
+        write_whole({job / f"error-{rank}.json": json.dumps({"type": type(error).__name__, "text": masked(said)})})
         return 1
     return 0
 
@@ -90,13 +91,6 @@ def _gathered(result: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, result)
     return found
-
-
-def _write(file: Path, values: Any) -> None:
-    """All of it or nothing, since this process may be ended while it writes."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(part, file)
 
 
 def _end_with(parent: int) -> None:

@@ -25,6 +25,7 @@ from typing import cast
 
 from cowest_dspy import errors
 from cowest_dspy.errors import TuningError, masked
+from cowest_dspy.files import write_whole
 from cowest_dspy.lms import weights
 from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
 from cowest_dspy.progress.alive import process_started
@@ -87,8 +88,7 @@ def launch(
     with adapters.workplace(output) as job:
         (job / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checked), encoding="utf-8")
         # Last, and whole at once: other machines begin when they see it.
-        (job / "spec.part").write_text(json.dumps(spec), encoding="utf-8")
-        os.replace(job / "spec.part", job / SPEC)
+        write_whole({job / SPEC: json.dumps(spec)})
         run(job, where, on_step=on_step)
         results = json.loads((job / "results.json").read_text(encoding="utf-8"))
         if len({result["adapter_hash"] for result in results}) > 1:
@@ -295,4 +295,5 @@ def _files(job: Path, name: str, processes: int) -> list[tuple[int, Path]]:
 
 
 def _last(text: str) -> str:
-    return masked("".join(f"\n  {line}" for line in text.splitlines()[-TAIL:]))
+    # Masked first: a private key is known by its first line.
+    return "".join(f"\n  {line}" for line in masked(text).splitlines()[-TAIL:])

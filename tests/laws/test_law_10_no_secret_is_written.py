@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import itertools
 import json
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import dspy
 import pytest
@@ -21,6 +26,7 @@ from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import MASK, ConfigError, StoreError, masked
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.recording import keeping, recorded
+from cowest_dspy.masking import without_secret
 from cowest_dspy.store import Store
 from cowest_dspy.tables import Api, Server
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
@@ -43,6 +49,8 @@ RANDOM = "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
 
 
 HIDDEN = "Q7wE8rT9yU0iO1pA2sD3"
+ODD = "correct-horse-battery-staple"
+HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 
 # Of each shape: the text in which it would stand, and the part of it that must not be seen again. In two parts, so that this file
@@ -59,6 +67,24 @@ SECRETS: dict[str, tuple[str, str]] = {
     "bearer header": ("Authorization: Bearer " + HIDDEN, HIDDEN),
     "password in a url": ("https://me:" + HIDDEN + "@db.example.org/x", HIDDEN),
     "json web token": ("ey" + "JhbGciOiJIUzI1NiJ9." + "ey" + "JzdWIiOiIxMjM0In0." + RANDOM, RANDOM),
+    "aws secret": ("wJ" + "alrX6tnFEMI/K7MDENG+bPxRfiCY2xQp9vZk8T", "alrX6tnFEMI/K7MDENG+bPxRfiCY2xQp9vZk8T"),
+    "google access token": ("ya" + "29." + RANDOM, RANDOM),
+    "twilio": ("S" + "K" + HEX, HEX),
+    "sendgrid": ("S" + "G." + HIDDEN + "ab." + RANDOM, RANDOM),
+    "npm": ("np" + "m_" + RANDOM, RANDOM),
+    "slack web hook": ("https://hooks.slack.com/services/T0AB/B0CD/" + HIDDEN, HIDDEN),
+    "password": ("password=" + "hunterhunter", "hunterhunter"),
+    "quoted password": ('{"password": "' + HIDDEN + '"}', HIDDEN),
+    "basic": ("Basic " + base64.b64encode(f"me:{HIDDEN}".encode()).decode(), base64.b64encode(HIDDEN.encode()).decode()[8:20]),
+    "basic header": ("Authorization: Basic " + base64.b64encode(f"me:{HIDDEN}".encode()).decode(), "d3RTl5VTBpTzFwQTJzRDM"),
+    "hex after its name": ("api_key=" + HEX, HEX),
+    "hex in a header": ("x-api-key: " + HEX, HEX),
+    "hex in an error": ("Incorrect API key provided: " + HEX, HEX),
+    "hex in quoted json": ('{\\"api_key\\": \\"' + HEX + '\\"}', HEX),
+    "authorization": ("Authorization: " + HEX, HEX),
+    "token in a url": ("http://" + HIDDEN + "@db.example.org/x", HIDDEN),
+    "option of a command": ("serve --api-key " + "letmeinplease" + " --port", "letmeinplease"),
+    "parameter of a url": ("https://example.org/v1?api_key=" + "letmeinplease" + "&x=1", "letmeinplease"),
     "private key": ("-----BEGIN " + "PRIVATE KEY-----\n" + RANDOM + "\n" + RANDOM + "\n-----END " + "PRIVATE KEY-----", RANDOM),
 }
 
@@ -91,12 +117,140 @@ NORMAL = [
     "local/SmolLM2-135M-Instruct@3f9a1c2b7d4e+0011aabbccdd, seed 123456789012345",
     "BEGIN PRIVATE matters; the public key is here.",
     "sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    f"sha1 da39a3ee5e6b4b0d3255bfef95601890afd80709, trace {HEX}, adapters/{HEX}/adapter_model.safetensors",
+    "local/SmolLM2-135M-Instruct@3f9a1c2b7d4e+0011aabbccdd0011aabbccdd00112233 and meta-llama/Llama-3.1-8B-Instruct",
+    "/srv/models/SmolLM2/135M/Instruct/adapter, ./runs/Handbook2/pairs.jsonl, git+ssh://git@example.org/a/b",
+    'api_key_env = "OPENAI_API_KEY_2"; export OPENAI_API_KEY, it holds the API key of the model gpt-5-mini',
+    'def f(token=tokenizer1[0], password=read(x1), secret=self.secret2, api_key=os.environ["KEY_1"]): ...',
+    "The password: a word that only two know. The secret: practice. The token: a coin; token: none, secret = given.",
+    "serve --max-tokens 1234 --tokenizer tiny1 --key-value 12345, a --token; cowest-key words.",
+    "Basic understanding of Basic electronics; basic training. An authorization: required. eos_token: <|im_end|>.",
+    '{"next":"https://example.org:8080","mail":"me@example.org"} and https://example.org?page=2&monkey=banana1',
 ]
 
 
 @pytest.mark.parametrize("text", NORMAL)
 def test_normal_text_is_left_as_it_is(text: str) -> None:
     assert masked(text) == text
+
+
+ADVERSARIAL = {
+    "prefixes": "s" + "k-" * 125000,
+    "prefixes of keys": ("s" + "k-") * 82500,
+    "prefix and letters": "s" + "k-" + "a" * 1_0,
+    "json web tokens": ("ey" + "Jaaaaaaaa.") * 22500,
+    "half web tokens": ("ey" + "J-") * 62500,
+    "addresses": "://" * 82500,
+    "addresses with colons": "://a:" * 50000,
+    "addresses with at signs": "://a:b@" * 35000,
+    "begins of private keys": "-----BEGIN " * 22500,
+    "a begin that goes on": "-----BEGIN " + "A " * 125000,
+    "ends of private keys": "-----BEGIN " + "PRIVATE KEY-----" + "-----END A " * 22500,
+    "bearers": "bearer " * 35000,
+    "names": "password=" * 27500,
+    "names and slashes": ("password" + "\\" * 50) * 4250,
+    "mentions": "api key is " * 22500,
+    "parameters": "?a-" * 82500,
+    "options": " --a_key" * 30000,
+    "a long parameter": "?" + "a-" * 125000,
+    "base64": "aA0/" * 62500,
+    "blanks": "token: " + " " * 1_0,
+}
+
+
+@pytest.mark.parametrize("text", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_masking_takes_time_in_proportion_to_the_text(text: str) -> None:
+    """A text four times as long takes some four times as long; looked at again from each of its places it would take sixteen."""
+
+    def seconds(part: str) -> float:
+        begun = time.process_time()
+        masked(part)
+        return time.process_time() - begun
+
+    short = min(seconds(text[: len(text) // 8]) for _ in range(2))
+    assert min(seconds(text[: len(text) // 2]) for _ in range(2)) < 9 * short + 0.2
+
+
+@pytest.mark.parametrize(
+    "key", ["correct-horse-battery-staple", "part/and+part of one=", "a1B2c3D4e5F6g7H8", 'quoted"\\and<é>12345']
+)
+def test_a_key_that_we_know_is_masked_in_every_form_in_which_servers_repeat_it(key: str) -> None:
+    for before, after in itertools.product(("", "u", "us", "user:"), ("", "!", " and more")):
+        raw = (before + key + after).encode()
+        for encoded in (base64.b64encode(raw), base64.urlsafe_b64encode(raw)):
+            left = without_secret(f"was {encoded.decode()} that", key)
+            assert MASK in left and len(left) <= len("was  that") + len(MASK) + 4 * (len(before + after) // 3 + 2)
+    forms = [key, json.dumps(key), json.dumps(key, ensure_ascii=False), json.dumps(json.dumps(key)), repr(key), html.escape(key)]
+    forms += [quote(key), quote(key, safe=""), quote_plus(key), quote(key, safe="").lower() if key.islower() else quote(key)]
+    forms += [key.encode().hex(), key.encode().hex().upper()]
+    for form in forms:
+        assert len(without_secret(form, key)) <= len(MASK) + 6, form
+
+
+DOTTED = [f"{ODD[:6]}...{ODD[-4:]}", f"{ODD[:4]}…{ODD[-6:]}", f"{ODD[:8]}{'*' * 9}{ODD[-4:]}"]
+
+
+@pytest.mark.parametrize("part", [ODD[:14], ODD[14:], ODD[:8], ODD[-8:], ODD[:-1], *DOTTED])
+def test_the_parts_of_a_key_that_servers_repeat_are_masked(part: str) -> None:
+    said = without_secret(f"no: '{part}' is wrong", ODD)
+    assert (
+        said.startswith("no: '***")
+        and said.endswith("' is wrong")
+        and not any(ODD[start : start + 4] in said for start in range(len(ODD) - 4))
+    )
+    assert without_secret("a horse, a staple and a correct battery", ODD) == "a horse, a staple and a correct battery"
+
+
+def test_a_key_is_known_from_the_moment_that_a_configuration_names_its_variable(planted: Callable[[str], str]) -> None:
+    key = "only-here-and-nowhere-else"
+    assert key in masked(f"with {key}")
+    Api.model_validate({"kind": "api", "model": "openai/x", "api_key_env": planted(key)})
+    assert masked(f"with {key}, {base64.b64encode(key.encode()).decode()}").startswith("with ***, ***")
+    assert masked(f"with {key[:12]}") == "with ***"
+    dspy_key = "given-to-an-lm-by-its-maker"
+    recorded(dspy.LM("openai/scripted", api_key=dspy_key))
+    assert masked(f"with {dspy_key}") == "with ***"
+    planted("none")
+    Api.model_validate({"kind": "api", "model": "openai/x", "api_key_env": "COWEST_PLANTED_KEY"})
+    assert masked("none of it") == "none of it"
+
+
+LONG = RANDOM * 3
+OF_DETECTORS = {
+    "aws secret after its name": f'aws_secret_access_key = "{(RANDOM + "/+xY")[:40]}"',
+    "azure": f"AccountKey={LONG[:86]}==",
+    "gitlab": "glp" + "at-" + HIDDEN,
+    "mailchimp": HEX + "-us" + "12",
+    "npm": "//registry.npmjs.org/:_authToken=np" + "m_" + RANDOM,
+    "openai": "s" + "k-" + HIDDEN + "T3Blbk" + "FJ" + HIDDEN,
+    "pypi": "pypi-AgEIc" + "HlwaS5vcmc" + LONG[:80],
+    "square": "sq0" + "csp-" + LONG[:43],
+    "stripe": "s" + "k_live_" + RANDOM[:24],
+    "telegram": "1102015430:" + "AA" + LONG[:33],
+    **{f"{name}, as a law's": text for name, (text, _) in SECRETS.items()},
+}
+
+
+def test_what_a_maintained_detector_takes_for_a_secret_is_masked() -> None:
+    """Those of its detectors that know a shape: what is only of high entropy may be a content hash."""
+    util = pytest.importorskip("detect_secrets.core.plugins.util")
+    kinds = util.get_mapping_from_secret_type_to_class().items()
+    detectors = [kind() for name, kind in kinds if "Entropy" not in name and "IP" not in name]
+    known = set[str]()
+    for name, text in OF_DETECTORS.items():
+        for line, detector in itertools.product([text, f"The server said: {text}"], detectors):
+            for found in map(str, detector.analyze_string(line)):
+                known.add(name)
+                assert found not in masked(line), f"{detector.secret_type} finds {name}"
+            for found in map(str, detector.analyze_string(masked(line))):
+                assert MASK in found, f"{detector.secret_type} still finds {name}"
+    assert len(known) >= 15, sorted(known)
+
+
+@pytest.mark.parametrize("name", [name for name in OF_DETECTORS if "as a law's" not in name])
+def test_shapes_that_detectors_know_are_masked(name: str) -> None:
+    said = masked(f"The server said: {OF_DETECTORS[name]} is not valid")
+    assert MASK in said and not any(part in said for part in (HIDDEN, HEX, RANDOM[:20], LONG[40:60]))
 
 
 @given(st.text(st.characters(categories=("Lu", "Ll", "Zs", "Po"), max_codepoint=0x24F), max_size=200))
@@ -141,9 +295,6 @@ def hosted(kind: str, address: str, variable: str) -> dspy.LM:
     name = "openai/scripted" if kind == "api" else "scripted"
     table = {"kind": kind, "model": name, "api_base": address, "api_key_env": variable, "num_retries": 0}
     return build_lm((Api if kind == "api" else Server).model_validate(table))
-
-
-ODD = "correct-horse-battery-staple"
 
 
 @pytest.mark.parametrize("kind", ["api", "server"])
@@ -242,7 +393,7 @@ def test_a_secret_in_a_configuration_is_in_no_message_and_no_report(secret: tupl
         load_config([tmp_path / "toy.toml"])
     planted(ODD)
     (tmp_path / "toy.toml").write_text(
-        TASK.format(address="http://127.0.0.1:9/v1").replace("scripted/weak", text.replace("\n", " "))
+        TASK.format(address="http://127.0.0.1:9/v1").replace("scripted/weak", json.dumps(text.replace("\n", " "))[1:-1])
     )
     config = load_config([tmp_path / "toy.toml"])
     with Experiment(config, tmp_path / "run") as experiment:

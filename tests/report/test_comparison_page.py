@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
+import secrets
 import shutil
 import subprocess
 
@@ -310,15 +310,15 @@ def test_all_five_files_are_written_whole_and_read_back(tmp_path):
 def test_an_error_while_writing_leaves_the_old_files(tmp_path, monkeypatch):
     old = write_comparison(comparison(compared("strong", "+")), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    real, made = os.chmod, []
+    real, made = secrets.token_hex, []
 
-    def full_disk(path, mode):
-        made.append(path)
+    def full_disk(size):
+        made.append(size)
         if len(made) == 4:
             raise OSError("No space left on device")
-        real(path, mode)
+        return real(size)
 
-    monkeypatch.setattr(os, "chmod", full_disk)
+    monkeypatch.setattr(secrets, "token_hex", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_comparison(comparison(compared("strong", "-")), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before and old.html.exists()
