@@ -319,8 +319,8 @@ def report_errors(run: Callable[[], None]) -> None:
             print(visible(masked(f"{type(error).__name__}: {error}")), file=sys.stderr)
             sys.exit(1)
         except Exception as error:
-            # A file, a folder or a disk, whichever verb came upon it, is for the user to mend. Anything else is a fault of ours or of
-            # a library: its traceback, too, may repeat a key or an answer.
+            # A file, a folder or a disk, whichever verb came upon it, is for the user to mend. Anything else is a fault of ours or
+            # of a library: its traceback, too, may repeat a key or an answer.
             if isinstance(error, OSError) and (error.errno in DISK_FAULTS or error.filename is not None):
                 text = f"{type(error).__name__}: {describe_os_error(error)}\n"
             else:
