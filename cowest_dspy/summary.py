@@ -111,12 +111,17 @@ def _note(name: str, config: Config) -> str:
     sft = config.sft
     learned = "nothing was fine-tuned for it"
     if sft and sft.answers:
-        learned = f"fine-tuned on the rows of {sft.drafts}, then of {sft.answers}"
+        learned = f"fine-tuned on the rows of {_short(sft.drafts)}, then of {_short(sft.answers)}"
     return {
         "weak": learned,
         "strong": "the instructions, worked examples and room of refining, less the draft",
         "oracle": f'given the field "{config.evaluate.oracle}" in the place of a draft: what perfect drafts would give',
     }.get(name, "")
+
+
+def _short(reference: str) -> str:
+    """A reference without the folders of its file: no path of a machine stands in a report or a bundle."""
+    return reference.rpartition("/")[2]
 
 
 def tuned_state(store: Store) -> str:

@@ -52,6 +52,12 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
     return make_or_wait
 
 
+@pytest.fixture(autouse=True)
+def no_key_is_known_from_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are remembered for the life of a process, and one of another test's could be part of this one's text."""
+    monkeypatch.setattr("cowest_dspy.masking._known", set())
+
+
 @pytest.fixture(scope="session")
 def real_models() -> Path:
     """The folder of the demo's two models; a test that asks for it is skipped when they are not there."""

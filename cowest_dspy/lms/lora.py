@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,13 @@ def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> A
     from peft import PeftModel
 
     try:
-        if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, folder, adapter_name=name, **options)
-        model.load_adapter(folder, adapter_name=name, **options)
-        return model
+        with warnings.catch_warnings():
+            # Of PEFT's, which asks transformers for a property by its old name: nothing that a user could change.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, folder, adapter_name=name, **options)
+            model.load_adapter(folder, adapter_name=name, **options)
+            return model
     except MemoryError:
         raise
     # Whatever of PEFT's, torch's and Python's a wrong value in the configuration leads to; but not what passes by itself.

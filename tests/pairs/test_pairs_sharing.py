@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import toy
+from command_line import cowest
 from hub import TOKEN, Hub, running_hub
 from pair_traces import many
 
@@ -152,14 +153,9 @@ def task(folder: Path, rules: str = "") -> str:
 
 
 def test_the_command_shows_everything_and_uploads_only_when_it_is_told_to(tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "cowest_dspy.cli",
-        "pairs",
-        task(tmp_path, 'strategy = "all"\nper_example = 1'),
-        "--run",
-        str(tmp_path / "run"),
-    ]
+    files = [task(tmp_path, 'strategy = "all"\nper_example = 1'), "--run", str(tmp_path / "run")]
+    cowest("collect", *files)
+    command = ["-m", "cowest_dspy.cli", "pairs", *files]
     with running_hub() as hub:
         done = run(hub, *command)
         assert done.returncode == 0, done.stderr
