@@ -46,6 +46,23 @@ def test_law_3_a_failure_is_not_a_score(broken: str | Exception) -> None:
     assert "q1" not in {pair.example_id for pair in preference_pairs(traces)}
 
 
+@pytest.mark.parametrize("broken", [RateLimitError("slow down"), "", "cut off in the middle ..."])
+@pytest.mark.parametrize("step", ["refine", "alone"])
+def test_law_3_a_failure_of_the_strong_model_is_not_a_score_either(step: str, broken: str | Exception) -> None:
+    def strong(request: dict[str, Any]) -> str | Exception:
+        text = request["messages"][-1]["content"]
+        fails = "number 1" in text and ("Background" in text) == (step == "refine")
+        return broken if fails else "fine"
+
+    program = together(ScriptedEngine(lambda request: "a note"), ScriptedEngine(strong, model="scripted/strong"))
+    traces = collect(program, questions(3), match, Sampling(drafts=2), max_failed=1.0)
+    failed = [trace for trace in traces if trace.example_id == "q1"]
+    assert len(failed) == 2 and all(trace.error and trace.influence is None for trace in failed)
+    assert all((trace.refined_score if step == "refine" else trace.alone_score) is None for trace in failed)
+    assert influence_report(traces).failed == 2
+    assert "q1" not in {pair.example_id for pair in preference_pairs(traces)}
+
+
 @pytest.mark.parametrize(
     "said", ["Reason: r\nCoherence: 6\nConsistency: 3", "Reason: r\nCoherence: good\nConsistency: 3", "no idea"]
 )
