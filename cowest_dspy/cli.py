@@ -27,7 +27,7 @@ from cowest_dspy.gate_verb import gate
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
-from cowest_dspy.reading import DISK_FAULTS, describe_os_error, parse_json
+from cowest_dspy.reading import DISK_FAULTS, describe_os_error, read_json_text
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
 from cowest_dspy.serve_verb import serve
@@ -355,7 +355,7 @@ def _collecting(files: list[Path], run: Path | None, seed: int | None) -> str:
 
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
-    given = parse_json(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
+    given = read_json_text(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given

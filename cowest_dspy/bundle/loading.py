@@ -11,11 +11,11 @@ from typing import Any, cast
 import dspy
 
 from cowest_dspy.bundle.manifest import ADAPTER, Manifest, OpenBundle, open_bundle, printable
-from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import BundleError, ModelError
 from cowest_dspy.lms import lora, lora_gguf, weights
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration
+from cowest_dspy.reading import read_json_text
 from cowest_dspy.recipes import call, execute
 from cowest_dspy.tuning import engine_of
 
@@ -133,12 +133,10 @@ def _prompts(bundle: OpenBundle) -> dict[str, Any]:
     Raises:
         BundleError: it says more.
     """
-    try:
-        state: Any = parse_json(bundle.read("program.json"))
-    except ValueError as error:
-        raise BundleError(f"{bundle.folder / 'program.json'} is no JSON: {error}.") from error
+    file = bundle.folder / "program.json"
+    state: Any = read_json_text(bundle.read(file.name), str(file), BundleError)
     if not isinstance(state, dict):
-        raise BundleError(f"{bundle.folder / 'program.json'} holds a {type(state).__name__}, and an object is expected.")
+        raise BundleError(f"{file} holds a {type(state).__name__}, and an object is expected.")
     for name, predictor in cast("dict[str, Any]", state).items():
         other = sorted(set(predictor) - SAID) if isinstance(predictor, dict) else [str(predictor)]
         if other or predictor.get("lm") is not None:

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cowest_dspy.config import split_reference
-from cowest_dspy.documents import read_json
 from cowest_dspy.errors import BundleError, ModelError, faults
 from cowest_dspy.lms.gguf import sha256
+from cowest_dspy.reading import parse_json
 from cowest_dspy.tuning.adapters import FILES
 
 FILE, FORMAT = "cowest.json", 1
@@ -131,7 +131,7 @@ def read_manifest(bundle: str | Path) -> Manifest:
     """
     path = Path(bundle) / FILE
     try:
-        values: Any = read_json(path)
+        values: Any = parse_json(path.read_bytes())
     except OSError:
         raise BundleError(f"{bundle} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one.") from None
     except ValueError as error:

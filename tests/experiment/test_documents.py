@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy import Store, cli
-from cowest_dspy.documents import parse_json, read_json
-from cowest_dspy.errors import CowestError, GateError, ReportError
+from cowest_dspy.errors import CowestError, DataError, GateError, ReportError
 from cowest_dspy.gate import Gate
 from cowest_dspy.progress import Snapshot, read_snapshot
 from cowest_dspy.progress.alive import iso
+from cowest_dspy.reading import parse_json, read_json
 from cowest_dspy.report import read_report
 from cowest_dspy.runs import look
 from cowest_dspy.stages import Silent, Stages
@@ -46,7 +46,7 @@ def test_a_hostile_document_is_one_error(name: str, tmp_path: Path) -> None:
     assert len(str(error.value)) < 200
     with pytest.raises(ReportError, match="is not JSON"):
         read_report(tmp_path)
-    with pytest.raises(GateError, match="is damaged"):
+    with pytest.raises(GateError, match="is not JSON"):
         Gate.load(tmp_path)
     assert read_snapshot(tmp_path) is None and look(tmp_path).state == "empty"
 
@@ -54,6 +54,8 @@ def test_a_hostile_document_is_one_error(name: str, tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_one_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match="utf-8"):
+        parse_json((tmp_path / "x.json").read_bytes())
+    with pytest.raises(DataError, match=r"x\.json is not UTF-8 text"):
         read_json(tmp_path / "x.json")
 
 
@@ -94,5 +96,5 @@ def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("question", ['{"a":' * 10_000, '{"a": ' + "1" * 5000 + "}", '{"a": 1, "a": 2}'])
 def test_a_question_that_is_no_json_is_one_error(question: str) -> None:
-    with pytest.raises(CowestError, match="looks like JSON but is none"):
+    with pytest.raises(CowestError, match="--question is not JSON"):
         cli._inputs(question, ("a",))
