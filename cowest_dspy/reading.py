@@ -150,7 +150,15 @@ def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
     Raises:
         error: it cannot be read, or is no TOML, with line and column.
     """
-    text = read_text(path, error)
+    return read_toml_text(read_text(path, error), shorten(path), error)
+
+
+def read_toml_text(text: str, where: str, error: type[CowestError]) -> dict[str, Any]:
+    """The tables of a TOML text; ``where`` names it in the error.
+
+    Raises:
+        error: it is none, with line and column.
+    """
     try:
         tables = tomllib.loads(text)
         if _too_deep(text, tables):
@@ -161,7 +169,7 @@ def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
         problem = f"{fault}."
     else:
         return tables
-    raise error(f"{shorten(path)} is not TOML: {problem}")
+    raise error(f"{where} is not TOML: {problem}")
 
 
 def _too_deep(text: str, value: Any) -> bool:

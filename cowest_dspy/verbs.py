@@ -16,7 +16,7 @@ import typer
 from cowest_dspy.errors import CowestError, ModelError, masked
 from cowest_dspy.interrupts import signal_of
 from cowest_dspy.live import console
-from cowest_dspy.terminal_text import visible
+from cowest_dspy.safe_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment

@@ -12,12 +12,12 @@ import hashlib
 import importlib.util
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import ModelError
+from cowest_dspy.files import workplace
 from cowest_dspy.lms import weights
 from cowest_dspy.reading import read_json_text
 
@@ -75,13 +75,9 @@ def convert(adapter: Path, base: Path) -> Path:
             'Serve it with vLLM (server = "vllm"), which takes the adapter as it is.'
         )
     alpha, loras = _read(adapter, config)
-    place.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        _write(staging, model, alpha, loras)
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
+    with workplace(target) as work:
+        _write(work / target.name, model, alpha, loras)
+        os.replace(work / target.name, target)
     return target
 
 
