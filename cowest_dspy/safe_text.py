@@ -31,7 +31,7 @@ def visible(text: str) -> str:
 
 
 def visible_text(text: str, style: str | Style = "") -> Text:
-    """The same for Rich, which takes no "[bold]" in it for markup."""
+    """``text``, made visible, for Rich, which takes no "[bold]" in it for markup."""
     from rich.text import Text
 
     return Text(visible(text), style=style)

@@ -280,7 +280,7 @@ class Store:
                 return known, True
             started = time.monotonic()
             paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            with self._clock, self._calls.asked(), paying_for as paying:
+            with self._clock, self._calls.model_call(), paying_for as paying:
                 row = next(self._rows)
                 begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
                 self._commit(_Write(((schema.BEGIN, begin),), lasting=False))

@@ -111,7 +111,9 @@ def _note(name: str, config: Config) -> str:
     sft = config.sft
     learned = "nothing was fine-tuned for it"
     if sft and sft.answers:
-        learned = f"fine-tuned on the rows of {sft.drafts}, then of {sft.answers}"
+        # Of a file its name: a bundle and a report have no path of this machine.
+        drafts, answers = (reference.rpartition("/")[2] for reference in (sft.drafts, sft.answers))
+        learned = f"fine-tuned on the rows of {drafts}, then of {answers}"
     return {
         "weak": learned,
         "strong": "the instructions, worked examples and room of refining, less the draft",
@@ -133,7 +135,8 @@ def tuned_state(store: Store) -> str:
 
 
 def with_state(title: str, state: str) -> str:
-    """
+    """A title with the state of its model after it.
+
     >>> with_state("collaboration", "after preference tuning"), with_state("collaboration", "untuned: round 1 was rolled back")
     ('collaboration, after preference tuning', 'collaboration (untuned: round 1 was rolled back)')
     """

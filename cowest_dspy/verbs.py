@@ -163,7 +163,7 @@ class VisibleFormatter(logging.Formatter):
     """Log lines without secrets, in which control characters are shown."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As ``logging.Formatter``'s, with the exception that the record carries."""
+        """The line of a record, with the exception that it carries."""
         return visible(masked(super().format(record)))
 
 
