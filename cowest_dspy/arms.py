@@ -82,8 +82,8 @@ def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:
 
 
 def outputs_of(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an answer was, by the names of its fields: the inverse of how it is kept. ``field`` is the answer's own, ``types`` those
-    of the program's outputs (``Collaboration.output_types``). None where there is no answer."""
+    """The outputs of a program, by field, from a stored answer: its texts become again what they were. ``field`` is the answer's
+    own, ``types`` those of the program's outputs (``Collaboration.output_types``). None where there is no answer."""
     if answer.error is not None:
         return None
     texts = {**answer.steps, field: answer.answer}

@@ -189,7 +189,7 @@ class Guard:
         call.on_retry(call.attempts)
 
     def withdraw(self, call: Paying) -> None:
-        """Takes back the last attempt of a call: it was not made."""
+        """Take back the last attempt of a call: it was not made."""
         call.attempts -= 1
         if call.strong:
             with self._lock:
@@ -265,8 +265,8 @@ def another_attempt() -> None:
         guard.retry(call)
 
 
-def not_sent() -> None:
-    """Said where an attempt that was counted ends before it is sent, as when the work is stopped while it waits for its turn."""
+def withdraw_attempt() -> None:
+    """Take back the last attempt of the call under way: it ends before it is sent, as when the work is stopped while it waits."""
     current = _paying.get()
     if current is not None:
         guard, call = current

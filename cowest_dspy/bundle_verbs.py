@@ -9,6 +9,7 @@ import typer
 
 from cowest_dspy.errors import BundleError, ConfigError
 from cowest_dspy.live import console
+from cowest_dspy.safe_text import printable
 from cowest_dspy.verbs import quiet_dspy
 
 
@@ -64,7 +65,6 @@ def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle
     Example: `cowest verify handbook-bundle`
     """
     from cowest_dspy.bundle import read_manifest, verify_bundle
-    from cowest_dspy.bundle.manifest import printable
 
     wrong, manifest = verify_bundle(path), read_manifest(path)
     for line in wrong:

@@ -23,15 +23,16 @@ from rich.text import Text
 from cowest_dspy.bundle_verbs import bundle, verify
 from cowest_dspy.compare_verb import compare
 from cowest_dspy.errors import CowestError, masked
+from cowest_dspy.files import write_whole
 from cowest_dspy.gate_verb import gate
 from cowest_dspy.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.live import console
 from cowest_dspy.new_verb import new
-from cowest_dspy.reading import DISK_FAULTS, describe_os_error, parse_json
+from cowest_dspy.reading import DISK_FAULTS, describe_os_error, read_json_text
 from cowest_dspy.report_verb import report
 from cowest_dspy.runs_verbs import runs, watch
+from cowest_dspy.safe_text import visible
 from cowest_dspy.serve_verb import serve
-from cowest_dspy.terminal_text import visible
 from cowest_dspy.track_verb import track
 from cowest_dspy.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, VisibleFormatter, quiet_dspy, running
 
@@ -282,7 +283,7 @@ def schema(
         print(text, end="")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_whole({out: text})
     print(f"{out}: name it in the first line of a TOML, as #:schema and the path from there.")
 
 
@@ -355,7 +356,7 @@ def _collecting(files: list[Path], run: Path | None, seed: int | None) -> str:
 
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
-    given = parse_json(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
+    given = read_json_text(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given

@@ -13,7 +13,7 @@ import dspy
 
 from cowest_dspy.errors import DataError, nearest
 from cowest_dspy.files import write_whole
-from cowest_dspy.reading import describe_os_error, expand_user, file_errors, parse_json, read_text
+from cowest_dspy.reading import describe_os_error, expand_user, file_errors, read_json_text, read_text
 from cowest_dspy.recipes import call
 from cowest_dspy.tables import Data
 
@@ -118,7 +118,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        row = parse_json(line, f"{path}, line {number}")
+        row = read_json_text(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: an object was expected, not {type(row).__name__}.")
         rows.append(row)

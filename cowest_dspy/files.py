@@ -2,18 +2,26 @@
 
     write_whole({run / "report.json": document, run / "report.html": page})
 
+    with workplace(folder) as work:        # a folder beside it, gone afterwards
+        replace_folder(work / "made", folder)
+
 A file is readable for whom the umask lets read. What a killed process had begun to write is taken away by the next that writes
 there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_whole(texts: Mapping[Path, str]) -> None:
@@ -33,6 +41,36 @@ def write_whole(texts: Mapping[Path, str]) -> None:
         for part in staged:
             part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def workplace(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target`` for all that is written before it is moved there; gone when the context ends.
+
+    Those that killed processes have left for the same target go, too.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    discard_of_ended(target.parent, re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.\w+\.tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Put the folder ``made`` in the place of ``target``, if there is one, which is then beside or in the place of ``made``.
+
+    Where the system can exchange two folders (Linux, on usual file systems), there is one at every moment for whoever reads, and
+    after a kill; elsewhere there is none between two renames.
+    """
+    if target.exists():
+        with suppress(AttributeError, OSError):
+            names = os.fsencode(made), os.fsencode(target)
+            if ctypes.CDLL(None).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+                return
+        os.replace(target, made.with_name("replaced"))
+    os.replace(made, target)
 
 
 def discard_of_ended(folder: Path, name: re.Pattern[str]) -> None:

@@ -36,8 +36,8 @@ def needed_inputs(module: dspy.Module) -> set[str]:
 
 
 def possible_inputs(module: dspy.Module) -> set[str]:
-    """Of a ``forward(**inputs)`` of one's own the inputs of its predictors that none of its predictors gives: it may make them
-    itself, or need them of its examples. None where a part of it asks no model, as a retriever: that may give anything."""
+    """Inputs that a module with a ``forward(**inputs)`` of one's own may need of its examples, or make itself: those of its
+    predictors that none of its predictors gives. None where a part of it asks no model, as a retriever: that may give anything."""
     parts = [part for _, part in module.named_sub_modules() if isinstance(part, dspy.Module) and part is not module]
     open_ended = any(one.kind is one.VAR_KEYWORD for one in _parameters(module)) and _passed_on_to(module) is None
     if not open_ended or any(not part.predictors() for part in parts if not isinstance(part, dspy.Predict)):

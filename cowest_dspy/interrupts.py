@@ -51,7 +51,7 @@ class Counting(Protocol):
 
     @property
     def asking(self) -> int:
-        """So many now."""
+        """Calls to models that have not ended yet."""
         ...
 
 
@@ -117,7 +117,7 @@ def telling(tell: Callable[[str], None], last_words: Callable[[], None] = lambda
 
 
 def count_calls(counting: Counting) -> None:
-    """Has an end at once say how many calls it has left, of this object too, as long as there is one."""
+    """Count the calls of this object, too, among those that a second signal abandons, as long as the object lives."""
     _main.counting.add(counting)
 
 

@@ -1,6 +1,7 @@
 """Text, JSON and TOML of files that anybody may have written: read, or one error that says which file, where, and what is wrong.
 
     read_json(Path("runs/a/report.json"), ReportError, 'Write it again with "cowest report RUN".')
+    parse_json("[" * 100_000)      # ValueError: recursion limit exceeded at line 1 column 202
 
 What Python raises for a file (OSError, bytes that are no UTF-8, a syntax error, nesting that exhausts the stack, numbers that are
 too large) never leaves these functions as it is.
@@ -9,6 +10,7 @@ too large) never leaves these functions as it is.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tomllib
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy import documents
+from pydantic_core import from_json
+
 from cowest_dspy.errors import CowestError, DataError
 
 DEPTH = 100
@@ -97,19 +100,48 @@ def read_json(path: Path, error: type[CowestError] = DataError, advice: str = ""
     Raises:
         error: it cannot be read, or is no JSON.
     """
-    return parse_json(read_text(path, error), shorten(path), error, advice)
+    return read_json_text(read_text(path, error), shorten(path), error, advice)
 
 
-def parse_json(text: str, where: str, error: type[CowestError] = DataError, advice: str = "") -> Any:
+def read_json_text(text: str | bytes, where: str, error: type[CowestError] = DataError, advice: str = "") -> Any:
     """The value that a JSON text stands for; ``where`` names it in the error, such as "rows.jsonl, line 3".
 
     Raises:
-        error: it is none, as :func:`cowest_dspy.documents.parse_json` has it.
+        error: it is none, as :func:`parse_json` has it.
     """
     try:
-        return documents.parse_json(text)
+        return parse_json(text)
     except ValueError as fault:
         raise error(f"{where} is not JSON: {fault}.{' ' if advice else ''}{advice}") from fault
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text stands for; what is given here can be written as JSON again.
+
+    Raises:
+        ValueError: no UTF-8, no JSON (RFC 8259: no NaN), more than 200 levels, a number of thousands of digits or beyond the range
+            of floats, half of a surrogate pair, or a key that stands twice in one object.
+    """
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    # pydantic's parser has limits of its own, where Python's ends in a RecursionError; Python's can see a key twice.
+    from_json(text, allow_inf_nan=False)
+    return json.loads(text, object_pairs_hook=_each_key_once, parse_float=_finite)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{twice[:80]}" stands there twice')
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {text[:40]} is beyond the range of floats")
+    return value
 
 
 def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
@@ -118,7 +150,15 @@ def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
     Raises:
         error: it cannot be read, or is no TOML, with line and column.
     """
-    text = read_text(path, error)
+    return read_toml_text(read_text(path, error), shorten(path), error)
+
+
+def read_toml_text(text: str, where: str, error: type[CowestError]) -> dict[str, Any]:
+    """The tables of a TOML text; ``where`` names it in the error.
+
+    Raises:
+        error: it is none, with line and column.
+    """
     try:
         tables = tomllib.loads(text)
         if _too_deep(text, tables):
@@ -129,7 +169,7 @@ def read_toml(path: Path, error: type[CowestError]) -> dict[str, Any]:
         problem = f"{fault}."
     else:
         return tables
-    raise error(f"{shorten(path)} is not TOML: {problem}")
+    raise error(f"{where} is not TOML: {problem}")
 
 
 def _too_deep(text: str, value: Any) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.live import console
-from cowest_dspy.terminal_text import visible
+from cowest_dspy.safe_text import visible
 from cowest_dspy.verbs import Run, Schema, Seed, quiet_dspy, running
 
 if TYPE_CHECKING:

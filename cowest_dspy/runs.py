@@ -19,10 +19,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import ConfigError, ReportError, nearest
 from cowest_dspy.progress import FILE, Snapshot, StageDone, alive, read_snapshot
-from cowest_dspy.reading import read_toml
+from cowest_dspy.reading import parse_json, read_toml
 from cowest_dspy.schema import EMPTIED, emptied
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"

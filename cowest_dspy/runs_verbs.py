@@ -16,7 +16,7 @@ from rich.text import Text
 from cowest_dspy.errors import StoreError
 from cowest_dspy.interrupts import signal_of, telling
 from cowest_dspy.live import console
-from cowest_dspy.terminal_text import visible
+from cowest_dspy.safe_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.runs import RunLine

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cowest_dspy.errors import BundleError, ModelError
+from cowest_dspy.errors import BundleError, ConfigError, ModelError
 from cowest_dspy.live import console
+from cowest_dspy.reading import read_toml
 from cowest_dspy.verbs import Run, Seed, VisibleFormatter, quiet_dspy, running
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
 
 
 def _tables(files: Sequence[Path]) -> set[str]:
-    """The names of the tables in TOML files that are known to be ones."""
-    return {name for file in files for name in tomllib.loads(file.read_text(encoding="utf-8"))}
+    """The names of the tables in TOML files."""
+    return {name for file in files for name in read_toml(file, ConfigError)}
 
 
 def _rules(config: Config, host: str | None, port: int | None, *, own: Sequence[Path]) -> ServeRules:

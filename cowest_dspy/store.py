@@ -37,6 +37,7 @@ from cowest_dspy.lms.recording import failure
 from cowest_dspy.progress import Journal, Limit, Spent
 from cowest_dspy.progress.under_way import UnderWay
 from cowest_dspy.reading import file_errors
+from cowest_dspy.safe_text import has_half_pair, without_half_pairs
 from cowest_dspy.schema import CALL_COLUMNS, CHECKED_BYTES, KILLED, UNDER_WAY, crc_of, damaged, held, told
 
 _OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
@@ -279,7 +280,7 @@ class Store:
                 return known, True
             started = time.monotonic()
             paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            with self._clock, self._calls.asked(), paying_for as paying:
+            with self._clock, self._calls.model_call(), paying_for as paying:
                 row = next(self._rows)
                 begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
                 self._commit(_Write(((schema.BEGIN, begin),), lasting=False))
@@ -342,7 +343,7 @@ class Store:
             self.guard.paid(request.model, tokens, usd)
 
     def _fail(self, row: int, error: BaseException, attempts: int) -> None:
-        text = masked(f"{type(error).__name__}: {error}")[:1000].encode("utf-8", "replace").decode()
+        text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
         write = _Write(((schema.FAIL, (text, attempts, time.time(), row)),))
         if isinstance(error, StoreError):
             with suppress(StoreError):  # The first one says what is wrong, and it is no failure of a model.
@@ -495,4 +496,4 @@ class Store:
 def _dumps(value: Any) -> str:
     """As JSON that SQLite takes: half of a surrogate pair, in a row of the data for instance, is escaped."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
-    return json.dumps(value, sort_keys=True, default=list) if wire.has_half_pair(text) else text
+    return json.dumps(value, sort_keys=True, default=list) if has_half_pair(text) else text

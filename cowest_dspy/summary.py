@@ -138,7 +138,8 @@ def tuned_state(store: Store) -> str:
 
 
 def with_state(title: str, state: str) -> str:
-    """
+    """A title with the state of its model after it.
+
     >>> with_state("collaboration", "after preference tuning"), with_state("collaboration", "untuned: round 1 was rolled back")
     ('collaboration, after preference tuning', 'collaboration (untuned: round 1 was rolled back)')
     """

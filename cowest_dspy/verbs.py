@@ -16,7 +16,7 @@ import typer
 from cowest_dspy.errors import CowestError, ModelError, masked
 from cowest_dspy.interrupts import signal_of
 from cowest_dspy.live import console
-from cowest_dspy.terminal_text import visible
+from cowest_dspy.safe_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
@@ -163,7 +163,7 @@ class VisibleFormatter(logging.Formatter):
     """Log lines without secrets, in which control characters are shown."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As ``logging.Formatter``'s, with the exception that the record carries."""
+        """The line of a record, with the exception that it carries."""
         return visible(masked(super().format(record)))
 
 

@@ -18,7 +18,7 @@ LIBRARY = ROOT / "cowest_dspy"
 
 # A module imports only from those before it. A folder is one layer: inside it imports are free, but never in a circle.
 ORDER = (
-    "masking", "errors", "documents", "reading", "terminal_text", "files",
+    "masking", "errors", "reading", "safe_text", "files",
     "interrupts", "hiding", "notebook", "intervals", "budget", "tables", "serve_table", "cluster_table", "config",
     "recipes", "data", "duplicates", "corpus", "lms", "cluster", "pool", "escaping", "jsonable", "adapters", "program", "inputs",
     "baselines",

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import tomllib
 from pathlib import Path
 from typing import Any, cast
 
 import dspy
 
-from cowest_dspy.bundle.manifest import ADAPTER, Manifest, OpenBundle, open_bundle, printable
-from cowest_dspy.documents import parse_json
+from cowest_dspy.bundle.manifest import ADAPTER, Manifest, OpenBundle, open_bundle
 from cowest_dspy.errors import BundleError, ModelError
+from cowest_dspy.files import workplace
 from cowest_dspy.lms import lora, lora_gguf, weights
 from cowest_dspy.lms.recording import unrecorded
 from cowest_dspy.program import Collaboration
+from cowest_dspy.reading import file_errors, read_json_text, read_toml_text
 from cowest_dspy.recipes import call, execute
+from cowest_dspy.safe_text import printable
 from cowest_dspy.tuning import engine_of
 
 SAID = frozenset({"traces", "train", "demos", "signature", "lm"})
@@ -82,16 +83,14 @@ def merged(path: str | Path, base: str | Path, output: str | Path) -> Path:
     if target.exists():
         raise BundleError(f"{target} exists: it is not overwritten.")
     wanted = AutoConfig.from_pretrained(source).dtype
-    staged = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(staged, ignore_errors=True)
     adapter = _adapter(bundle, source)
-    with weights.loading():
+    with workplace(target) as work, weights.loading():
         model: Any = lora.attach(weights.load_model(source, "float32"), adapter).merge_and_unload()
         if wanted is not None:
             model = model.to(wanted)
-        model.save_pretrained(staged, safe_serialization=True)
-        weights.load_tokenizer(source).save_pretrained(staged)
-    staged.rename(target)
+        model.save_pretrained(work / "model", safe_serialization=True)
+        weights.load_tokenizer(source).save_pretrained(work / "model")
+        os.replace(work / "model", target)
     return target
 
 
@@ -107,20 +106,17 @@ def as_gguf(path: str | Path, base: str | Path, output: str | Path) -> Path:
     if target.exists():
         raise BundleError(f"{target} exists: it is not overwritten.")
     made = lora_gguf.convert(_adapter(bundle, source), source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(made, staged)
-    os.replace(staged, target)
+    with workplace(target) as work:
+        os.replace(shutil.copyfile(made, work / target.name), target)
     return target
 
 
 def _built(bundle: OpenBundle) -> Collaboration:
     """What the bundle's recipe makes, from its text as it was hashed."""
     execute(recipe_of(bundle), bundle.read(bundle.manifest.recipe))
-    try:
-        draft = tomllib.loads(bundle.read("config.toml").decode("utf-8")).get("draft")
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{bundle.folder / 'config.toml'} is not TOML: {error}.") from error
+    file = bundle.folder / "config.toml"
+    with file_errors(BundleError, file):
+        draft = read_toml_text(bundle.read(file.name).decode("utf-8"), str(file), BundleError).get("draft")
     made: Any = call(str(bundle.folder / bundle.manifest.program), given={"draft": draft})
     if not isinstance(made, Collaboration):
         raise BundleError(f"{bundle.manifest.program} of the bundle gave no Collaboration.")
@@ -133,12 +129,10 @@ def _prompts(bundle: OpenBundle) -> dict[str, Any]:
     Raises:
         BundleError: it says more.
     """
-    try:
-        state: Any = parse_json(bundle.read("program.json"))
-    except ValueError as error:
-        raise BundleError(f"{bundle.folder / 'program.json'} is no JSON: {error}.") from error
+    file = bundle.folder / "program.json"
+    state: Any = read_json_text(bundle.read(file.name), str(file), BundleError)
     if not isinstance(state, dict):
-        raise BundleError(f"{bundle.folder / 'program.json'} holds a {type(state).__name__}, and an object is expected.")
+        raise BundleError(f"{file} holds a {type(state).__name__}, and an object is expected.")
     for name, predictor in cast("dict[str, Any]", state).items():
         other = sorted(set(predictor) - SAID) if isinstance(predictor, dict) else [str(predictor)]
         if other or predictor.get("lm") is not None:

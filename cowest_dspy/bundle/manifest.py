@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cowest_dspy.config import split_reference
-from cowest_dspy.documents import read_json
 from cowest_dspy.errors import BundleError, ModelError, faults
 from cowest_dspy.lms.gguf import sha256
+from cowest_dspy.reading import parse_json
+from cowest_dspy.safe_text import printable
 from cowest_dspy.tuning.adapters import FILES
 
 FILE, FORMAT = "cowest.json", 1
@@ -131,7 +132,7 @@ def read_manifest(bundle: str | Path) -> Manifest:
     """
     path = Path(bundle) / FILE
     try:
-        values: Any = read_json(path)
+        values: Any = parse_json(path.read_bytes())
     except OSError:
         raise BundleError(f"{bundle} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one.") from None
     except ValueError as error:
@@ -177,11 +178,6 @@ def _unlike(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     wrong = [f"{printable(name)}: is missing" for name in wanted if name not in there]
     wrong += [f"{printable(name)}: was changed" for name, found in there.items() if wanted.get(name, found) != found]
     return wrong + [f"{printable(name)}: does not belong to the bundle" for name in there if name not in wanted]
-
-
-def printable(text: str) -> str:
-    """A text from elsewhere in one line, without what a terminal would obey: ``"\\x1b[2K"`` as ``"\\\\x1b[2K"``."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _hash(path: Path) -> str:

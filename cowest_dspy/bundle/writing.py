@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import os
-import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +15,7 @@ from cowest_dspy.config import Config, split_reference
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import BundleError, masked
 from cowest_dspy.experiment import Experiment
-from cowest_dspy.files import discard_of_ended
+from cowest_dspy.files import replace_folder, workplace
 from cowest_dspy.gate.model import FILE as GATE
 from cowest_dspy.hub import upload
 from cowest_dspy.lms import weights
@@ -48,33 +43,10 @@ def write_bundle(experiment: Experiment, folder: str | Path) -> Path:
         read_manifest(target)
     if experiment.store.record("arm", "collaboration") is None:
         raise BundleError(f"{experiment.run} is not finished: run `cowest cycle` on it first, which goes on where it stood.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    discard_of_ended(target.parent, re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.\w+\.tmp"))
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".tmp", dir=target.parent))
-    try:
+    with workplace(target) as work:
         _fill(work / "bundle", experiment)
         replace_folder(work / "bundle", target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Path(folder)
-
-
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-
-
-def replace_folder(made: Path, target: Path) -> None:
-    """Puts the folder ``made`` in the place of ``target``, if there is one, which is then beside or in the place of ``made``.
-
-    Where the system can exchange two folders (Linux, on usual file systems), there is one at every moment for whoever reads, and
-    after a kill; elsewhere there is none between two renames.
-    """
-    if target.exists():
-        with contextlib.suppress(AttributeError, OSError):
-            names = os.fsencode(made), os.fsencode(target)
-            if ctypes.CDLL(None).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-                return
-        os.replace(target, made.with_name("replaced"))
-    os.replace(made, target)
 
 
 def push_bundle(bundle: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -174,7 +146,7 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
 def _json(value: Any) -> str:
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
-        text.encode("utf-8")  # No half of a surrogate pair, which a model may have answered.
+        text.encode()  # Half of a surrogate pair, which a model may have answered, is an error.
         return text
     except ValueError as error:
         raise BundleError(f"A demo or a number of the run cannot be written as JSON, so no bundle was: {error}.") from error

@@ -236,7 +236,8 @@ def _note_of(run: ComparedArm) -> str:
 
 
 def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
-    """
+    """One text for all seeds: their own where they agree, otherwise each with its seeds.
+
     >>> _of_seeds([(0, "tuned"), (1, "tuned")]), _of_seeds([(0, "tuned"), (1, "untuned"), (2, "tuned")])
     ('tuned', 'seeds 0, 2: tuned; seed 1: untuned')
     """

@@ -13,7 +13,7 @@ from cowest_dspy.comparison.model import Comparison
 from cowest_dspy.comparison.numbers import Numbers, numbers_of
 from cowest_dspy.comparison.tables import TextTable, text_tables
 from cowest_dspy.comparison.verdict import verdict
-from cowest_dspy.terminal_text import visible_text
+from cowest_dspy.safe_text import visible_text
 
 _NAME_WIDTH = 16  # titles wrap at words, where Rich would squeeze them to a letter
 _GAP = 3  # between columns, as Rich draws them; and at the edges together one less

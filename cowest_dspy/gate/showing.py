@@ -19,7 +19,7 @@ from cowest_dspy.intervals import Interval
 from cowest_dspy.report.charts import Curve as Line
 from cowest_dspy.report.charts import Mark, curves
 from cowest_dspy.report.page import asset, page_environment, policy
-from cowest_dspy.terminal_text import visible_text
+from cowest_dspy.safe_text import visible_text
 
 Shown = tuple[str, list[str], list[list[str]]]
 

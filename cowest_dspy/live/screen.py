@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from cowest_dspy.interrupts import Interrupted
-from cowest_dspy.terminal_text import visible
+from cowest_dspy.safe_text import visible
 
 
 class Printed(Console):

@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from cowest_dspy.budget import not_sent
+from cowest_dspy.budget import withdraw_attempt
 
 WINDOW = 60.0
 
@@ -76,9 +76,9 @@ class Stopping:
             raise KeyboardInterrupt
 
     def check_before_sending(self) -> None:
-        """As :meth:`check`; a call that is not sent is not counted."""
+        """Check as :meth:`check` does, before a call is sent: one that is stopped here is not counted."""
         if self.stopped:
-            not_sent()
+            withdraw_attempt()
             self.check()
 
 

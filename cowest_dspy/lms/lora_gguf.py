@@ -12,14 +12,14 @@ import hashlib
 import importlib.util
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.documents import parse_json
 from cowest_dspy.errors import ModelError
+from cowest_dspy.files import workplace
 from cowest_dspy.lms import weights
+from cowest_dspy.reading import read_json_text
 
 # Of a Hugging Face model_type: llama.cpp's architecture, and whether its rows of q and k are stored in the order of llama.cpp's
 # "normal" rotary embedding (pairs beside each other) instead of Hugging Face's (halves).
@@ -59,17 +59,15 @@ def convert(adapter: Path, base: Path) -> Path:
     """
     adapter = Path(adapter).resolve()
     config = _plain(adapter)
-    shape = (Path(base) / "config.json").read_bytes()
+    file = Path(base) / "config.json"
+    shape = file.read_bytes()
     place = weights.cache_folder() / "lora" / hashlib.sha256(shape).hexdigest()[: weights.HASH_LENGTH]
     target = place / file_name(weights.adapter_hash(adapter))
     if target.is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
         raise ModelError('Adapters for llama.cpp need the package gguf: pip install "cowest-dspy[gguf]"')
-    try:
-        model = parse_json(shape)
-    except ValueError as error:
-        raise ModelError(f"{Path(base) / 'config.json'} is damaged: {error}.") from error
+    model = read_json_text(shape, str(file), ModelError)
     kind = model.get("model_type")
     if kind not in ARCHITECTURES:
         raise ModelError(
@@ -77,13 +75,9 @@ def convert(adapter: Path, base: Path) -> Path:
             'Serve it with vLLM (server = "vllm"), which takes the adapter as it is.'
         )
     alpha, loras = _read(adapter, config)
-    place.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        _write(staging, model, alpha, loras)
-        os.replace(staging, target)
-    finally:
-        staging.unlink(missing_ok=True)
+    with workplace(target) as work:
+        _write(work / target.name, model, alpha, loras)
+        os.replace(work / target.name, target)
     return target
 
 

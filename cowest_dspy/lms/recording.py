@@ -202,13 +202,13 @@ class RecordingEngine:
         lm = self.inner_for(request.model)
         options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
         if dspy.settings.send_stream is not None and not attempts_count():
-            return _answered(lm(request, **options), request.model)
+            return _require_answer(lm(request, **options), request.model)
         once = self._without_retries(lm)
         for retries in range(lm.num_retries + 1):
             if retries:
                 another_attempt()
             try:
-                return _answered(once(request, **options), request.model)
+                return _require_answer(once(request, **options), request.model)
             except LMError as error:
                 if retries == lm.num_retries or not is_retryable_lm_error(error):
                     raise
@@ -241,8 +241,8 @@ def _of_both(seed: int | None, rollout: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|rollout {rollout}".encode()).digest()[:4], "big") >> 1
 
 
-def _answered(response: Response, model: str) -> Response:
-    """The response.
+def _require_answer(response: Response, model: str) -> Response:
+    """The response, if it is one.
 
     Raises:
         LMServerError: there is no answer in it.

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ModelError, nearest
+from cowest_dspy.reading import parse_json
 
 WEIGHTS = ("*.safetensors",)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -267,7 +267,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} holds no adapter: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} were expected.")
     try:
-        config: Any = read_json(path)
+        config: Any = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise damaged(path, error) from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):

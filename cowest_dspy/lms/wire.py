@@ -25,6 +25,8 @@ from dspy.lm15 import (
     Usage,
 )
 
+from cowest_dspy.safe_text import has_half_pair
+
 SAMPLING = (
     "max_tokens",
     "temperature",
@@ -126,15 +128,6 @@ def odd(answer: Mapping[str, Any]) -> str | None:
     if not 0 <= tokens <= MOST_TOKENS:
         return f"it counts {tokens:,} tokens"
     return f"it costs {usd} US dollars" if usd is not None and not 0 <= usd < math.inf else None
-
-
-def has_half_pair(text: str) -> bool:
-    """Whether half of a surrogate pair is in a text, as a server can write it in JSON: UTF-8 has no word for it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def lacks_answer(response: Response, *, of_provider: bool = False) -> bool:

@@ -183,16 +183,16 @@ def check_enough(found: int, least: int, dropped: Mapping[str, int] | None = Non
     """
     if found < least:
         instead = " What there is without tuning is shown by `cowest evaluate` with --arm strong --arm collaboration_sft."
-        message = f"{too_few(found, dropped)} [pairs] least asks for {least}.{'' if tuned or dropped is None else instead}"
+        message = f"{_shortage_text(found, dropped)} [pairs] least asks for {least}.{'' if tuned or dropped is None else instead}"
         raise TooFewPairs(message, found, f"{notebook.several(found, 'pair')}, {least} needed")
 
 
 def nothing_to_train_on(pairs: PreferencePairs) -> str:
     """What to say, and to try, when there are too few pairs."""
-    return too_few(len(pairs), pairs.dropped)
+    return _shortage_text(len(pairs), pairs.dropped)
 
 
-def too_few(found: int, dropped: Mapping[str, int] | None) -> str:
+def _shortage_text(found: int, dropped: Mapping[str, int] | None) -> str:
     """What to say, and to try, when there are too few pairs; ``dropped`` is None where it is not known what was left out."""
     counted = ", ".join(f"{count} {reason}" for reason, count in (dropped or {}).items())
     reasons = "" if dropped is None else f": {counted or 'there were no traces'}"

@@ -31,6 +31,7 @@ from cowest_dspy.progress.alive import iso, process_started
 from cowest_dspy.progress.pace import Pace, Rate
 from cowest_dspy.progress.snapshot import FILE, Best, Snapshot, StageDone, StageNow, State, read_snapshot
 from cowest_dspy.progress.spent import Spent
+from cowest_dspy.safe_text import without_half_pairs
 
 LOOK, WRITE, SIGN_OF_LIFE = 0.25, 1.0, 5.0
 """Seconds between two looks at the numbers, between two writings of what has changed, and of what has not."""
@@ -220,8 +221,7 @@ class Journal:
         """Writes a state, by default that of now, if it can be written."""
         with self._writing, suppress(OSError):
             text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str, ensure_ascii=False)
-            # Half of a surrogate pair, which a model may have answered, is no text that others can read.
-            write_whole({self.folder / FILE: text.encode("utf-8", "replace").decode()})
+            write_whole({self.folder / FILE: without_half_pairs(text)})
 
     def close(self, error: BaseException | None = None) -> Snapshot:
         """The last state: finished, or stopped or failed by ``error``; finished too where only printing the results was cut off. In

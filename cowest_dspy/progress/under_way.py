@@ -46,7 +46,7 @@ class UnderWay:
                     self._changed.notify_all()
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
+    def model_call(self) -> Iterator[None]:
         """A context in which a model is asked, inside of :meth:`one`: what is only read, or waits for an equal call, is not."""
         with self._changed:
             self.asking += 1

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError, faults
 from cowest_dspy.notebook import html_of
+from cowest_dspy.safe_text import without_half_pairs
 
 SCHEMA_VERSION = 1
 Outcome = Literal["accepted", "rolled back", "skipped"]
@@ -390,7 +391,7 @@ def sayable(value: Any) -> Any:
         return [sayable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value.encode("utf-8", errors="replace").decode("utf-8") if isinstance(value, str) else value
+    return without_half_pairs(value) if isinstance(value, str) else value
 
 
 def _finite(value: Any) -> float | None:

@@ -25,6 +25,7 @@ from dspy.adapters.utils import parse_value
 from cowest_dspy.adapters import label
 from cowest_dspy.errors import nearest
 from cowest_dspy.program import Collaboration
+from cowest_dspy.safe_text import has_half_pair
 from cowest_dspy.serve_table import ServeRules
 from cowest_dspy.serving.protocol import PARAMETERS, ChatRequest, Message
 from cowest_dspy.serving.refusals import Refused
@@ -253,8 +254,6 @@ def _typed(values: Mapping[str, Any], task: Task) -> dict[str, Any]:
         except Exception as error:  # DSPy's parser raises what json_repair, ast and pydantic raise.
             kind = getattr(annotation, "__name__", str(annotation))
             raise Refused(400, f'The input "{name}" is no {kind}.', "inputs", param="messages") from error
-    try:
-        json.dumps(made, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        raise Refused(400, "The input holds half of a surrogate pair, which is no text.", "inputs", param="messages") from None
+    if has_half_pair(json.dumps(made, ensure_ascii=False, default=str)):
+        raise Refused(400, "The input holds half of a surrogate pair, which is no text.", "inputs", param="messages")
     return made

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.jsonable import plain
+from cowest_dspy.safe_text import without_half_pairs
 from cowest_dspy.serve_table import SampleRules
 from cowest_dspy.serving.asking import Answer
 from cowest_dspy.serving.protocol import Failing
-from cowest_dspy.serving.writing import sayable
 from cowest_dspy.store import Store
 from cowest_dspy.traces import Trace
 
@@ -124,7 +124,7 @@ def live_trace(inputs: dict[str, Any], answer: Answer, models: dict[Failing, str
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The same as JSON can say it."""
-    return json.loads(sayable(json.dumps(plain(values), ensure_ascii=False)))
+    return json.loads(without_half_pairs(json.dumps(plain(values), ensure_ascii=False)))
 
 
 def live_traces(run: str | Path) -> list[Trace]:

@@ -13,6 +13,7 @@ import dspy
 from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.escaping import escape_field_marks, escape_value
 from cowest_dspy.jsonable import plain
+from cowest_dspy.safe_text import without_half_pairs
 from cowest_dspy.serving.asking import Answer
 from cowest_dspy.serving.protocol import ChatCompletion, Choice, Failing, Said, Told, Usage
 from cowest_dspy.serving.reading import Asked, Task, only
@@ -34,22 +35,13 @@ class Head:
     model: str
 
 
-def sayable(text: str) -> str:
-    """A text as UTF-8 can say it: half of a surrogate pair, which a model's server may let through, becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def content_of(answer: Answer, asked: Asked, task: Task) -> str:
     """The answer's text in the form that is wanted.
 
     Raises:
         Refused: 502: the draft would be the answer, and has not the fields that a program expects.
     """
-    return sayable(_said(answer, asked, task))
+    return without_half_pairs(_said(answer, asked, task))
 
 
 def _said(answer: Answer, asked: Asked, task: Task) -> str:
@@ -94,7 +86,7 @@ def usage(answer: Answer) -> Usage:
 
 def whole(head: Head, content: str, draft: str | None, answer: Answer, about: Told) -> ChatCompletion:
     """The answer as one object; ``draft``: shown as reasoning_content."""
-    said = Said(content=content, reasoning_content=None if draft is None else sayable(draft))
+    said = Said(content=content, reasoning_content=None if draft is None else without_half_pairs(draft))
     return ChatCompletion(
         id=head.id, created=head.created, model=head.model, choices=[Choice(message=said)], usage=usage(answer), cowest=about
     )
@@ -112,7 +104,7 @@ class Chunks:
 
     def reasoning(self, draft: str) -> str:
         """The draft."""
-        return self._chunk({"reasoning_content": sayable(draft)})
+        return self._chunk({"reasoning_content": without_half_pairs(draft)})
 
     def content(self, text: str) -> Iterator[str]:
         """The answer's text in pieces that are together the text: word by word, or some words at once where there are many."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cowest_dspy.documents import read_json
 from cowest_dspy.errors import ReportError
 from cowest_dspy.files import write_whole
 from cowest_dspy.notebook import tag
+from cowest_dspy.reading import read_json
 from cowest_dspy.report.page import asset, page_environment, policy
 from cowest_dspy.side_by_side.model import KIND, ArmCell, SideBySide
 from cowest_dspy.side_by_side.words import facts, score
@@ -48,8 +48,8 @@ def _refuse_to_overwrite(written: Written) -> None:
     if not written.json.exists() and not written.html.exists():
         return
     try:
-        document: Any = read_json(written.json)
-    except (OSError, ValueError):
+        document: Any = read_json(written.json, ReportError)
+    except ReportError:
         document = None
     if not isinstance(document, dict) or document.get("kind") != KIND:
         raise ReportError(

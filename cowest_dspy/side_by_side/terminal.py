@@ -8,9 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cowest_dspy.safe_text import visible_text
 from cowest_dspy.side_by_side.model import SideBySide
 from cowest_dspy.side_by_side.words import facts, scores
-from cowest_dspy.terminal_text import visible_text
 
 STYLES = {1: "bold green", -1: "bold yellow", 0: "bold", None: ""}
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy import files
 from cowest_dspy.errors import TuningError
-from cowest_dspy.files import discard_of_ended
 from cowest_dspy.lms.lora import attach
 from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash, loading
 from cowest_dspy.tuning.settings import Lora
@@ -97,13 +93,8 @@ def workplace(output: Path) -> Iterator[Path]:
     """
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= set(FILES)):
         raise TuningError(f"{output} exists and is not an adapter of ours: it is not overwritten. Give another output folder.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    discard_of_ended(output.parent, re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.\w+\.tmp"))
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.{os.getpid()}.", suffix=".tmp", dir=output.parent))
-    try:
+    with files.workplace(output) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def save(model: Any, work: Path, output: Path, base_name: str) -> str:
@@ -118,12 +109,12 @@ def save(model: Any, work: Path, output: Path, base_name: str) -> str:
     for path in staged.iterdir():
         if path.name not in FILES:
             path.unlink()
-    config = json.loads((staged / FILES[0]).read_text())
+    config = json.loads((staged / FILES[0]).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
-    (staged / FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    place(staged, work, output)
+    (staged / FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    files.replace_folder(staged, output)
     return adapter_hash(output)
 
 
@@ -141,10 +132,3 @@ def whole(model: Any) -> dict[str, Any] | None:
         name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().cpu()
         for name, parameter in named.items()
     }
-
-
-def place(staged: Path, work: Path, output: Path) -> None:
-    """Moves a whole adapter to ``output``; what was there goes into ``work``."""
-    if output.exists():
-        os.replace(output, work / "replaced")
-    os.replace(staged, output)

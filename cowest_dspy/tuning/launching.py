@@ -25,7 +25,7 @@ from typing import cast
 
 from cowest_dspy import errors
 from cowest_dspy.errors import TuningError, masked
-from cowest_dspy.files import write_whole
+from cowest_dspy.files import replace_folder, write_whole
 from cowest_dspy.lms import weights
 from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
 from cowest_dspy.progress.alive import process_started
@@ -93,7 +93,7 @@ def launch(
         results = json.loads((job / "results.json").read_text(encoding="utf-8"))
         if len({result["adapter_hash"] for result in results}) > 1:
             raise TuningError("The processes ended with different weights, so none of them can be trusted. Train with one process.")
-        adapters.place(Path(results[0]["path"]), job, output)
+        replace_folder(Path(results[0]["path"]), output)
     own = {
         "path": output,
         "seconds": time.monotonic() - started,

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from cowest_dspy import cli, load_bundle, load_config, recipes, serve_verb, verify_bundle
 from cowest_dspy.bundle import loading, read_manifest, writing
 from cowest_dspy.errors import BundleError
+from cowest_dspy.files import replace_folder
 
 OURS = 'open("{mark}", "w").close()\n'
 
@@ -220,7 +221,7 @@ def test_a_reader_sees_the_old_bundle_or_the_new_one(bundle: Path, tmp_path: Pat
         for number in range(200):
             work = tmp_path / f"work{number}"
             shutil.copytree(other if number % 2 else bundle, work / "bundle")
-            writing.replace_folder(work / "bundle", bundle)
+            replace_folder(work / "bundle", bundle)
             shutil.rmtree(work)
 
     process = child(replace)

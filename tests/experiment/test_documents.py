@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy import Store, cli
-from cowest_dspy.documents import parse_json, read_json
-from cowest_dspy.errors import CowestError, GateError, ReportError
+from cowest_dspy.errors import CowestError, DataError, GateError, ReportError
 from cowest_dspy.gate import Gate
 from cowest_dspy.progress import Snapshot, read_snapshot
 from cowest_dspy.progress.alive import iso
+from cowest_dspy.reading import parse_json, read_json
 from cowest_dspy.report import read_report
 from cowest_dspy.runs import look
 from cowest_dspy.stages import Silent, Stages
@@ -54,6 +54,8 @@ def test_a_hostile_document_is_one_error(name: str, tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_one_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(ValueError, match="utf-8"):
+        parse_json((tmp_path / "x.json").read_bytes())
+    with pytest.raises(DataError, match=r"x\.json is not UTF-8 text"):
         read_json(tmp_path / "x.json")
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from toy_experiment import (
     task,  # noqa: F401 - fixtures
 )
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
-from tuning_rows import LORA, QUICK, completion_logprob, pair_rows, sft_rows
+from tuning_rows import LORA, QUICK, completion_logprob, pair_rows, sft_rows, watch_parameters
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.tuning import (
@@ -18,7 +17,6 @@ from cowest_dspy.tuning import (
     SFT,
     train_dpo,
     train_sft,
-    trainers,
 )
 
 
@@ -31,19 +29,7 @@ def test_law_7_the_sft_loss_is_that_of_the_completions_tokens_alone(tiny_model: 
 
 
 def test_law_7_only_the_adapter_changes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    seen: dict[str, Any] = {}
-    run = trainers.run
-
-    def watched(trainer: Any, *arguments: Any, **options: Any) -> None:
-        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-        run(trainer, *arguments, **options)
-        after = dict(trainer.model.named_parameters())
-        seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
-        seen["all"] = set(after)
-
-    monkeypatch.setattr(trainers, "run", watched)
+    seen = watch_parameters(monkeypatch)
     before = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
     first = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft")
     assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name}

@@ -318,12 +318,10 @@ def test_law_10_a_key_that_a_server_repeats_is_written_nowhere(
 
 RECIPE = (
     toy.RECIPE
+    + toy.ROWS
     + """
 import os
 from dspy.lm15 import AuthError
-
-def rows(split, seed=0):
-    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
 
 def program():
     return Collaboration("question -> answer")

@@ -117,10 +117,8 @@ def test_a_hub_that_refuses_says_what_to_do_and_repeats_no_token(tmp_path: Path)
 
 RECIPE = (
     toy.RECIPE
+    + toy.ROWS
     + """
-def rows(split, seed=0):
-    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
-
 def program():
     return Collaboration("question -> answer", draft="knowledge")
 

@@ -1,6 +1,6 @@
 """The toy task that tests take through a configuration: what its recipe and its TOML have in common everywhere.
 
-A test adds its own functions to ``RECIPE`` (written as toy.py) and its own tables to ``TASK`` (written as toy.toml).
+A test adds its own functions (or ``ROWS``) to ``RECIPE`` (written as toy.py) and its own tables to ``TASK`` (written as toy.toml).
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from cowest_dspy.testing import ScriptedEngine
 
 def match(example, prediction, trace=None):
     return float(prediction.answer == example.answer)
+"""
+
+ROWS = """
+def rows(split, seed=0):
+    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
 """
 
 TASK = """

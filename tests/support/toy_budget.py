@@ -22,10 +22,8 @@ drafts = 2
 
 RECIPE = (
     toy.RECIPE
+    + toy.ROWS
     + """
-def rows(split, seed=0):
-    return [{"id": f"{split}{i}", "question": f"{split} {i}?", "answer": "yes"} for i in range(4)]
-
 def program():
     return Collaboration("question -> answer")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 
 from cowest_dspy.tuning import (
@@ -14,6 +15,7 @@ from cowest_dspy.tuning import (
     evaluation,
     train_dpo,
     train_sft,
+    trainers,
 )
 
 # Large enough steps that a few of them move a tiny model.
@@ -164,3 +166,21 @@ def left(output: Path) -> list[str]:
 def same(one: Any, other: Any) -> bool:
     files = ("adapter_model.safetensors", "adapter_config.json")
     return one.history == other.history and all((one.path / f).read_bytes() == (other.path / f).read_bytes() for f in files)
+
+
+def watch_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """The names of a model's parameters ("all"), and of those that a training changed ("changed"), once one was run."""
+    import torch
+
+    seen: dict[str, set[str]] = {}
+    run = trainers.run
+
+    def watched(trainer: Any, *arguments: Any, **options: Any) -> None:
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        run(trainer, *arguments, **options)
+        after = dict(trainer.model.named_parameters())
+        seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        seen["all"] = set(after)
+
+    monkeypatch.setattr(trainers, "run", watched)
+    return seen

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
-from tuning_rows import LORA, QUICK, completion_logprob, labelled_rows, pair_rows, quick, read, says
+from tuning_rows import LORA, QUICK, completion_logprob, labelled_rows, pair_rows, quick, read, says, watch_parameters
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, trainers, tunable, tune
+from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, tunable, tune
 
 
 def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:
@@ -40,19 +40,7 @@ def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(ti
 def test_kto_starts_from_the_adapter_holds_it_as_the_reference_and_changes_nothing_else(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
-    seen: dict[str, Any] = {}
-    run = trainers.run
-
-    def watched(trainer: Any, *arguments: Any, **options: Any) -> None:
-        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-        run(trainer, *arguments, **options)
-        after = dict(trainer.model.named_parameters())
-        seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
-        seen["all"] = set(after)
-
-    monkeypatch.setattr(trainers, "run", watched)
+    seen = watch_parameters(monkeypatch)
     files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
     data = labelled_rows(2)
     tuned = train_kto(KTO(**QUICK), data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")

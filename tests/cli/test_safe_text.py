@@ -23,7 +23,7 @@ from cowest_dspy.cli import app, report_errors
 from cowest_dspy.live.screen import Printed
 from cowest_dspy.report.model import Stage
 from cowest_dspy.report.terminal import print_report
-from cowest_dspy.terminal_text import visible
+from cowest_dspy.safe_text import visible
 from cowest_dspy.testing import Fault, OpenAIServer
 from cowest_dspy.verbs import VisibleFormatter
 
