@@ -17,12 +17,21 @@ from typing import Any
 
 import dspy
 from dspy.lm15 import Request, Response, response_to_events
-from dspy.utils.exceptions import LMError, LMProviderError, LMServerError, LMTimeoutError, LMTransportError, is_retryable_lm_error
+from dspy.utils.exceptions import (
+    LMError,
+    LMProviderError,
+    LMServerError,
+    LMTimeoutError,
+    LMTransportError,
+    LMUnexpectedError,
+    is_retryable_lm_error,
+)
 
 from cowest_dspy.budget import another_attempt
 from cowest_dspy.lms import attempts, prices, wire
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.limits import Limits, rest, shared_limits
+from cowest_dspy.lms.protocol import UNREADABLE
 from cowest_dspy.masking import without_secret
 from cowest_dspy.tables import Api
 
@@ -57,7 +66,8 @@ class ApiEngine:
             tokens=settings.tokens_per_minute,
         )
         self._key = key_in(settings.api_key_env) if settings.api_key_env else None
-        self._inner = _connection(settings, self._key)
+        self._inner = _connection(settings, self._key, settings.model)
+        self._idle: list[dspy.LM] = []
         self.supports_function_calling = self._inner.supports_function_calling
         self.supports_reasoning = self._inner.supports_reasoning
         self.supports_response_schema = self._inner.supports_response_schema
@@ -126,11 +136,10 @@ class ApiEngine:
     def attempt(self, request: Request) -> Response:
         """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does, and which no stop
         ends before. It is not limited, and not repeated."""
-        inner = self._inner if self._inner.model == request.model else self._inner.copy(model=request.model)
         try:
             # The LM around this engine keeps history, counts usage and streams: not twice.
             with dspy.context(disable_history=True, usage_tracker=None, send_stream=None):
-                response = attempts.within(self.settings.timeout, lambda: inner.acall(request))
+                response = attempts.within(self.settings.timeout, lambda: self._ask(request))
         except TimeoutError:
             error: BaseException = LMTimeoutError(
                 f"No whole answer within timeout = {self.settings.timeout:g} seconds.", model=request.model
@@ -144,15 +153,39 @@ class ApiEngine:
         # Outside of the handlers: the error would otherwise carry the one before it, and what that repeats of a key.
         raise error
 
+    async def _ask(self, request: Request) -> Response:
+        """One request on a connection that no other attempt has at the same time, and that is closed unless it brought an answer.
+
+        After an interim answer (HTTP 102, 103), which DSPy's transport takes for the answer itself, the real one comes later: on a
+        connection that is used again it would be the answer to another question. To be simplified when DSPy reads interim answers.
+        """
+        # All of them run on one loop (attempts.py): nobody takes one in between.
+        same = bool(self._idle) and self._idle[-1].model == request.model
+        inner = self._idle.pop() if same else _connection(self.settings, self._key, request.model)
+        answered = False
+        try:
+            response = await inner.acall(request)
+            answered = not wire.lacks_answer(response, of_provider=True)
+            return response
+        finally:
+            if answered:
+                self._idle.append(inner)
+            else:
+                await inner.aclose()
+
     def _told(self, error: BaseException) -> BaseException:
-        """The error as it is raised: without the key, and a body that is no JSON as the broken transport that it is."""
+        """The error as it is raised: without the key, and a body that is no JSON or not read as the broken transport that it is."""
+        cause = error.__cause__
         if self._key and _says(error, self._key):
             # A server has repeated the key. The cause repeats it too, so that the error is told anew, without one.
             plain = type(error) if isinstance(error, LMError) else LMError
             text = without_secret(str(getattr(error, "message", error)), self._key)
             details = {name: getattr(error, name, None) for name in ("model", "provider", "provider_code", "status", "retry_after")}
             error = plain(text, **details)
+        garbled = isinstance(error, LMUnexpectedError) and isinstance(cause, UNREADABLE)
         if type(error) is LMProviderError and error.status is not None and error.status < 300:
+            garbled = True
+        if garbled and isinstance(error, LMError):
             return LMTransportError(f"The answer is garbled: {error.message}", model=error.model)
         return error
 
@@ -201,13 +234,14 @@ def _says(error: BaseException | None, key: str) -> bool:
     return without_secret(text, key) != text or _says(error.__cause__ or error.__context__, key)
 
 
-def _connection(settings: Api, key: str | None) -> dspy.LM:
+def _connection(settings: Api, key: str | None, model: str) -> dspy.LM:
+    """An LM with connections of its own, which a copy of another would share."""
     options: dict[str, Any] = {"timeout": settings.timeout + attempts.GRACE}
     if settings.api_base:
         options["api_base"] = settings.api_base
     if key:
         options["api_key"] = key
-    return dspy.LM(settings.model, cache=False, num_retries=0, **options)
+    return dspy.LM(model, cache=False, num_retries=0, **options)
 
 
 def _used_tokens(response: Response) -> int | None:

@@ -30,7 +30,7 @@ GRACE = 5.0
 """Seconds in which an attempt that was cancelled must have ended; after them nobody waits for it any more."""
 # Addresses are looked up in threads, and some look-ups hang: as many may do so as attempts are commonly under way.
 _LOOK_UPS = 64
-_OF_THE_TRANSFER = ("content-encoding", "content-length", "transfer-encoding")
+_OF_THE_TRANSFER = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 
 def within(seconds: float, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -141,7 +141,8 @@ class Exchange:
                     body += piece
                     if len(body) > LARGEST_BODY:
                         raise httpx.RemoteProtocolError(f"the answer is longer than {LARGEST_BODY} bytes", request=answer.request)
-            headers = [(name, value) for name, value in answer.headers.multi_items() if name.lower() not in _OF_THE_TRANSFER]
+            # As bytes: a value may be beyond ASCII, and httpx writes none that is.
+            headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in _OF_THE_TRANSFER]
             return httpx.Response(answer.status_code, headers=headers, content=bytes(body), request=answer.request)
 
         return within(self.deadline - time.monotonic(), ask)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import httpx
 
 from cowest_dspy.errors import masked, nearest
+from cowest_dspy.lms.protocol import UNREADABLE
 from cowest_dspy.tables import Api, Server
 
 DEADLINE = 5.0
@@ -53,17 +54,17 @@ def _served(settings: Api | Server, address: str, listed: list[dict[str, Any]]) 
         return Reached("warning", f'{address} does not list the model "{name}".{nearest(name, known)} It lists: {shown}.')
     context = (entry or {}).get("max_model_len") or _context_of_llama_cpp(settings)
     how = f"serves {name}" if entry else "answers, without a list of models"
-    return Reached("ok", f"{address} {how}", int(context) if context else None)
+    return Reached("ok", f"{address} {how}", context if isinstance(context, int) and context > 0 else None)
 
 
-def _context_of_llama_cpp(settings: Api | Server) -> int | None:
+def _context_of_llama_cpp(settings: Api | Server) -> Any:
     """What llama.cpp's server says at ``/props``, which stands beside ``/v1``."""
     if not isinstance(settings, Server) or settings.server != "llama_cpp":
         return None
     try:
         answer = httpx.get(f"{_base(settings).removesuffix('/v1')}/props", headers=_headers(settings), timeout=DEADLINE)
         return answer.json()["default_generation_settings"]["n_ctx"]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, *UNREADABLE):
         return None
 
 
@@ -71,7 +72,7 @@ def _listed(answer: httpx.Response) -> list[dict[str, Any]]:
     """The models of an answer; none of one in another form: not every endpoint has this list."""
     try:
         found = answer.json()["data"]
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         return []
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 

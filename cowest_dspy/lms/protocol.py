@@ -39,6 +39,8 @@ from cowest_dspy.masking import without_secret
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
 # How servers say that a prompt is too long: OpenAI and vLLM, llama.cpp, and others in words of their own.
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size", "maximum context length", "context length", "context size")
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading an answer of another shape ends in: a list in the place of an object, 1e999 tokens, lists 50,000 deep."""
 _OF_STATUS: dict[int, type[ProviderError]] = {
     401: AuthError,
     403: AuthError,
@@ -94,7 +96,7 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
             int(usage.get("completion_tokens") or 0),
             logprobs,
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ServerError(
             f"The server answered, but with no chat completion ({type(error).__name__}: {error}): {_short(answer.text, answer)}",
             status=answer.status_code,
@@ -143,7 +145,7 @@ def _said(answer: httpx.Response) -> tuple[str, str]:
     """What a failure says, and its code or type: OpenAI nests both under "error", vLLM's older versions do not."""
     try:
         body = json.loads(answer.text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _short(answer.text, answer) or f"HTTP {answer.status_code}", ""
     inner = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(inner, dict):

@@ -184,5 +184,5 @@ class LlamaAdapters:
 def _paths(answer: httpx.Response) -> list[str]:
     try:
         return [row["path"] for row in sorted(answer.json(), key=lambda row: row["id"])]
-    except (ValueError, LookupError, TypeError) as error:
+    except protocol.UNREADABLE as error:
         raise ServerError(f"What answers at {answer.url} is no server of llama.cpp: {masked(answer.text)[:300]}") from error

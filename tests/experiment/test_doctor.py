@@ -318,6 +318,8 @@ def test_a_server_that_only_speaks_the_protocol_cannot_be_tuned(folder: Path) ->
         ("llama_cpp", {"/v1/models": {"data": []}, "/props": {"default_generation_settings": {"n_ctx": 2048}}}, ("ok", 2048)),
         ("llama_cpp", {"/v1/models": {"data": []}, "/props": {"odd": 1}}, ("ok", None)),
         ("vllm", {"/v1/models": {"data": [{"id": "small", "max_model_len": 4096}]}}, ("ok", 4096)),
+        ("vllm", {"/v1/models": {"data": [{"id": "small", "max_model_len": "many"}]}}, ("ok", None)),
+        ("vllm", {"/v1/models": [1]}, ("ok", None)),
         ("openai", {}, ("ok", None)),
         ("openai", {"/v1/models": ["odd"]}, ("ok", None)),
         ("llama_cpp", {"/v1/models": 503}, ("error", None)),

@@ -19,8 +19,11 @@ from typing import Any
 
 import pytest
 import report_runs
+from bundled import small_bundle
 from rich.console import Console
+from tiny import make_adapter
 
+from cowest_dspy.bundle.manifest import open_bundle, read_manifest
 from cowest_dspy.config import fingerprint, load_config
 from cowest_dspy.config_text import effective_toml
 from cowest_dspy.data import read_split
@@ -28,7 +31,8 @@ from cowest_dspy.errors import CowestError
 from cowest_dspy.gate import Gate
 from cowest_dspy.hiding import names_hidden_in
 from cowest_dspy.live.following import Following
-from cowest_dspy.lms import wire
+from cowest_dspy.lms import lora, wire
+from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs
 from cowest_dspy.progress import read_snapshot
 from cowest_dspy.repair import repair
@@ -190,6 +194,26 @@ FORMATS = [
 ]
 
 
+def _formats_of_weights(base: Path) -> dict[str, Format]:
+    """An adapter's two files and a bundle's manifest, which are made with a model."""
+
+    def read_adapter(folder: Path) -> None:
+        assert adapter_hash(folder) == lora.identify(folder, base)
+
+    def read_bundle(folder: Path) -> None:
+        read_manifest(folder)
+        bundle = open_bundle(folder)
+        _ = bundle.manifest.recipe, [bundle.read(name) for name in bundle.manifest.files]
+
+    forms = [
+        Format(name, lambda folder: make_adapter(base, folder, seed=1), read_adapter) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    ]
+    return {form.name: form for form in [*forms, Format("cowest.json", lambda folder: small_bundle(folder, base), read_bundle)]}
+
+
+WITH_WEIGHTS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "cowest.json")
+
+
 # Damage
 
 
@@ -274,6 +298,19 @@ def check(form: Format, folder: Path, seeds: range) -> None:
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_a_damaged_file_is_read_or_refused(form: Format, tmp_path: Path) -> None:
     check(form, tmp_path, range(20 if form.name in ("run.sqlite", "progress.json", "loans.csv") else 100))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_a_damaged_adapter_or_bundle_is_read_or_refused(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    check(_formats_of_weights(tiny_model)[name], tmp_path, range(100))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_a_damaged_adapter_or_bundle_is_read_or_refused_a_thousand_times(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    check(_formats_of_weights(tiny_model)[name], tmp_path, range(100, 1000))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import json
 import socket
 import sqlite3
 import threading
@@ -315,6 +316,53 @@ def test_an_lm_of_ones_own_keeps_no_body_without_an_answer_either(cache: bool, t
     with local_server({CHAT: lambda _: next(said)}) as server, Store(tmp_path) as store, keeping(store):
         lm = recorded(dspy.LM("openai/m", api_base=f"{server.url}/v1", api_key="none", cache=cache, num_retries=1))
         assert lm(f"Ready? {cache}") == ["at last"] and store.calls() == 1
+
+
+def whole(text: str) -> bytes:
+    body = json.dumps({"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}).encode()
+    return b"HTTP/1.1 200 OK\r\nX-Name: \xe9\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_that_comes_after_an_interim_one_is_never_that_to_another_question(kind: str) -> None:
+    came = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while asked := connection.recv(65536):
+                while b"first" not in asked and b"second" not in asked:
+                    asked += connection.recv(65536)
+                if b"first" in asked:
+                    connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+                    time.sleep(0.2)
+                connection.sendall(whole("first" if b"first" in asked else "second"))
+                came.set()
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        lm = lm_of(kind, f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout=20.0)
+        with suppress(LMError):
+            assert lm("The first?") == ["first"]
+        assert came.wait(20)
+        time.sleep(0.1)
+        assert lm("The second?") == ["second"]
+        assert lm("And again the second?") == ["second"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "part", ['"x": [' + "[" * 50_000 + "]" * 50_000 + "]", '"usage": {"prompt_tokens": 1e999}', '"usage": [1]']
+)
+def test_a_body_that_cannot_be_read_is_a_failure_that_passes(kind: str, part: str) -> None:
+    choice = '{"finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}'
+    said = iter([Said(f'{{"choices": [{choice}], {part}}}'), completion("at last")])
+    with local_server({CHAT: lambda _: next(said)}) as server:
+        assert lm_of(kind, f"{server.url}/v1", num_retries=1)("Ready?") == ["at last"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
