@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dspy.lm15 import InvalidRequestError
+
 from cowest_dspy.errors import StoreError
 from cowest_dspy.lms import wire
 from cowest_dspy.progress import read_snapshot
@@ -275,7 +277,7 @@ def _whole(table: str, row: Row) -> Row | None:
         if table == "failures":
             return (*row[:5], row[5] if len(row) > 5 else 1) if all(isinstance(text, str) for text in row[:4]) else None
         return row if all(isinstance(text, str) for text in row) else None
-    except (TypeError, ValueError, KeyError, AttributeError):
+    except (TypeError, ValueError, KeyError, AttributeError, InvalidRequestError):  # The last: half of a surrogate pair is in it.
         return None
 
 
