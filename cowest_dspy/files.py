@@ -25,10 +25,17 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_whole(texts: Mapping[Path, str]) -> None:
-    """Write all texts (UTF-8) beside their targets and rename only then: an error while writing leaves all the old files."""
+    """Write all texts (UTF-8) beside their targets and rename only then: an error while writing leaves all the old files.
+
+    A device or a pipe, such as /dev/stdout, is written to: a file must never take its place.
+    """
     staged = dict[Path, Path]()
     try:
         for path, text in texts.items():
+            if path.exists() and not path.is_file():
+                with path.open("w", encoding="utf-8", newline="") as file:
+                    file.write(text)
+                continue
             discard_of_ended(path.parent, re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.\w+\.part"))
             part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
             # "x": a file of another's, or a link, in its place is not written to. Its mode is that of any new file.

@@ -52,6 +52,7 @@ def test_it_is_stored_with_the_outputs_of_one_run_and_small() -> None:
     assert NOTEBOOK.stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_no_path_of_a_machine_is_in_it(script: ModuleType) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert script.places_in(notebook) == []

@@ -78,6 +78,7 @@ def test_a_package_that_is_missing_is_an_error_before_anything_is_asked(tmp_path
     assert (check.role, check.level) == ("run", "error") and "pip install" in check.text and not diagnosis.healthy
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_for_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = look_at(config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"'))
     assert found.level == "warning" and "cowest track" in found.text
@@ -85,6 +86,7 @@ def test_the_doctor_looks_for_the_server(tmp_path: Path, monkeypatch: pytest.Mon
     assert [one.level for one in look_at(config(tmp_path, 'to = ["mlflow", "trackio"]'))] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_where_a_run_is_tracked_changes_nothing_that_it_has(tmp_path: Path) -> None:
     plain, tracked = (load_config(files(tmp_path, table)) for table in ("", 'to = ["trackio"]'))
     with Experiment(plain, tmp_path / "a") as one, Experiment(tracked, tmp_path / "b") as other:
@@ -207,6 +209,7 @@ def test_a_training_that_is_done_anew_is_another_run() -> None:
 # A tracker that fails
 
 
+@pytest.mark.slow
 def test_a_tracker_that_is_down_costs_one_line_and_no_run(tmp_path: Path) -> None:
     uri = "http://127.0.0.1:9"
     settings = config(tmp_path, f'to = ["mlflow"]\nuri = "{uri}"', "[pairs]\nleast = 1\n")
@@ -220,6 +223,7 @@ def test_a_tracker_that_is_down_costs_one_line_and_no_run(tmp_path: Path) -> Non
     assert not (tmp_path / "run" / "tracking").exists(), "nothing of it is left"
 
 
+@pytest.mark.slow
 def test_a_tracker_that_hangs_is_waited_for_as_long_as_it_says(tmp_path: Path) -> None:
     import socket
     import time

@@ -76,6 +76,7 @@ def test_the_file_of_an_engine_travels_and_the_one_on_the_node_is_taken_only_whe
     assert elsewhere != file and elsewhere.read_text() == "make = 1\n" and order.table().engine.endswith("mine.py:make")
 
 
+@pytest.mark.slow
 def test_a_worker_answers_what_it_is_given_each_call_by_itself(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(
         "import threading\nfrom cowest_dspy.testing import ScriptedEngine\nBOTH = threading.Barrier(2)\n"
@@ -113,6 +114,7 @@ def test_the_table_alone_chooses_ray_and_engine_has_the_last_word(tmp_path: Path
         config(tmp_path, '[ray]\naddress = "ray://there:10001"\n')
 
 
+@pytest.mark.slow
 def test_where_models_answer_is_no_part_of_what_a_run_means(tmp_path: Path) -> None:
     meanings = set[str]()
     for number, more in enumerate(("", "[ray.strong]\nworkers = 3\n", '[collect]\ndrafts = 3\nmax_failed = 1.0\nengine = "ray"\n')):
