@@ -112,7 +112,7 @@ class EscapesData:
         return super().__call__(lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs))  # pyright: ignore[reportAttributeAccessIssue]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        """As a call."""
+        """Escape inputs and demos, then call the adapter asynchronously."""
         return await super().acall(lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs))  # pyright: ignore[reportAttributeAccessIssue]
 
     def format(self, signature: Any, demos: Any, inputs: Any) -> Any:

@@ -61,7 +61,7 @@ FAIL = "UPDATE failures SET error = ?, attempts = ?, created = ? WHERE rowid = ?
 # OR IGNORE: what an interruption has left in the middle is written once more.
 ANSWER = f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES ({', '.join('?' * len(CALL_COLUMNS.split(',')))})"
 TIME_IN = "time in "
-"""Of a stage, the beginning of its key in meta: seconds at work in it, of all processes."""
+"""Prefix of the key in meta for the seconds at work in a stage, over all processes."""
 _COSTS = """
 SELECT stage, count(*), total(tokens), total(input_tokens_of(response)), total(usd), count(usd) FROM calls
 WHERE attempts > 0 AND ? IN (stage, '') GROUP BY stage
@@ -77,7 +77,7 @@ SELECT coalesce(sum(attempts), 0) FROM
 (SELECT model, attempts FROM calls UNION ALL SELECT model, attempts FROM failures WHERE error != ?) WHERE model = ?
 """
 NO_COST: dict[str, Any] = {"calls": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0, "note": ""}
-"""Of a stage without calls."""
+"""The cost of a stage without calls."""
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:

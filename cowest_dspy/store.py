@@ -494,6 +494,6 @@ class Store:
 
 
 def _dumps(value: Any) -> str:
-    """As JSON that SQLite takes: half of a surrogate pair, in a row of the data for instance, is escaped."""
+    """Write a value as JSON that SQLite takes: half of a surrogate pair, in a row of the data for instance, is escaped."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
     return json.dumps(value, sort_keys=True, default=list) if has_half_pair(text) else text

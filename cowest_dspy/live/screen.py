@@ -18,7 +18,7 @@ class Printed(Console):
     nobody reads on, as after ``| head``, the command ends as by a signal."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As Rich's, with control characters shown but for those that Rich itself puts there."""
+        """Print as Rich does, with control characters shown but for those that Rich itself puts there."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 

@@ -19,7 +19,7 @@ from cowest_dspy.safe_text import without_half_pairs
 
 SCHEMA_VERSION = 1
 Outcome = Literal["accepted", "rolled back", "skipped"]
-"""Of a round: its model was taken; it was tuned, and its model was not taken; nothing was tuned."""
+"""What became of a round: its tuned model was taken, its tuned model was not taken, or nothing was tuned."""
 _STRICT = ConfigDict(extra="forbid")
 
 

@@ -61,7 +61,7 @@ def stopping() -> Refused:
 
 
 def crowded() -> Refused:
-    """As many connections are open as may be, and each waits for its answer."""
+    """Refuse a connection: as many are open as may be, and each waits for its answer."""
     return Refused(503, "Too many connections: try again later.", "too_many_connections", retry_after=1.0)
 
 
