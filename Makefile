@@ -69,7 +69,7 @@ test: check ## check, then every law and one smoke of each real thing (minutes);
 	@$(BIN)/python demo/fetch_models.py || echo "test: no models, so the tests that need them are skipped"
 	@$(BIN)/pytest $(PARALLEL)
 
-test-all: $(LONG) check ## all of that and the long tests: kills, Ray, trackers, pages that train, the notebook, the site (about an hour)
+test-all: $(LONG) check ## all of that and the long tests: kills, Ray, trackers, pages that train, the notebook, the site (half an hour)
 	@$(BIN)/python demo/fetch_models.py || echo "test-all: no models, so the tests that need them are skipped"
 	@$(BIN)/pyright --warnings
 	@$(BIN)/pytest -m "slow or not slow" $(PARALLEL)
