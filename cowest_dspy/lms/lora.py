@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def identify(folder: Path, base: Path) -> str:
     return found
 
 
+@contextmanager
+def ignore_renamed() -> Iterator[None]:
+    """A context without the warning about a name that PEFT 0.21 uses and transformers 5.23 has renamed: no user can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        yield
+
+
 def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> Any:
     """The model with the adapter in ``folder`` on it, which changes the model; ``options`` are those of PEFT.
 
@@ -53,9 +62,7 @@ def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> A
     from peft import PeftModel
 
     try:
-        with warnings.catch_warnings():
-            # Of PEFT's, which asks transformers for a property by its old name: nothing that a user could change.
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        with ignore_renamed():
             if not isinstance(model, PeftModel):
                 return PeftModel.from_pretrained(model, folder, adapter_name=name, **options)
             model.load_adapter(folder, adapter_name=name, **options)

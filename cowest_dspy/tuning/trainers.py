@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.lms import weights
+from cowest_dspy.lms import lora, weights
 from cowest_dspy.tuning import adapters, reference, shared_prompt, unpaired
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
@@ -202,9 +201,7 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        with weights.loading(), warnings.catch_warnings():
-            # Of PEFT and transformers to one another: PEFT 0.21 uses a name that transformers 5.23 has renamed.
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        with weights.loading(), lora.ignore_renamed():
             yield
     finally:
         logging.set_verbosity(level)
