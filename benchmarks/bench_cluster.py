@@ -31,13 +31,14 @@ from marked import publish
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.cluster import Cluster, connection
-from cowest_dspy.cluster_table import RayRules, Shares
-from cowest_dspy.program import Collaboration
-from cowest_dspy.store import Store
-from cowest_dspy.tables import Api, Engine
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms.config import Api, Engine
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.scale import Cluster, connection
+from cowest_dspy.scale.config import RayRules, Shares
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import OpenAIServer
-from cowest_dspy.traces import Sampling, collect
 
 LATENCY, AT_ONCE, DRAFTS, ROUNDS = 0.3, 8, 2, 20
 """Seconds of an answer; calls at once of one worker; drafts of an example; answers that each place of a worker gives in turn."""

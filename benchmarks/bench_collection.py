@@ -29,11 +29,13 @@ import dspy
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.lms import wire
-from cowest_dspy.program import Collaboration
-from cowest_dspy.store import Store
-from cowest_dspy.traces import Sampling, collect, influence_report
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.stored_traces import influence_report
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store import serialize
+from cowest_dspy.store.store import Store
 
 DRAFTS = 4
 LATENCY = 0.3
@@ -82,7 +84,7 @@ class Scripted:
 
     def complete(self, request: Any) -> Any:
         """The answer."""
-        text = wire.request_messages(request)[-1]["content"]
+        text = serialize.request_messages(request)[-1]["content"]
         if self.role == "weak":
             seed = request.config.seed or 0
             said = f"{text.rpartition(' ')[2].rstrip('?') if seed % 2 else 'nothing'} (draft {seed})"
@@ -90,7 +92,7 @@ class Scripted:
             if self.seconds:
                 time.sleep(self.seconds)
             said = text.partition("Background: ")[2].partition(" ")[0] or "unknown"
-        return wire.make_response(request.model, said, "stop", 20, 2, usd=0.0)
+        return serialize.make_response(request.model, said, "stop", 20, 2, usd=0.0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scripted:
         return self

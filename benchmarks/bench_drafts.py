@@ -47,10 +47,10 @@ def prompts(count: int) -> list[list[dict[str, str]]]:
 
 def requests(model: str, count: int, drafts: int) -> list[Any]:
     """What is asked: ``drafts`` samples of every prompt."""
-    from cowest_dspy.lms import wire
+    from cowest_dspy.store import serialize
 
     return [
-        wire.request_from_messages(model, messages, max_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
+        serialize.request_from_messages(model, messages, max_tokens=NEW_TOKENS, temperature=1.0, seed=seed)
         for messages in prompts(count)
         for seed in range(drafts)
     ]
@@ -68,10 +68,10 @@ def ask_all(engine: Any, asked: Sequence[Any], threads: int) -> Measured:
 def engine_of(batch: int) -> Any:
     """Our engine, its weights loaded and warm."""
     from cowest_dspy import TransformersEngine
-    from cowest_dspy.lms import wire
+    from cowest_dspy.store import serialize
 
     engine = TransformersEngine(MODEL, max_batch=batch)
-    engine.complete(wire.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
+    engine.complete(serialize.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
     return engine
 
 
@@ -95,8 +95,8 @@ def under_threads(given: argparse.Namespace) -> Measured:
 
 def overhead(given: argparse.Namespace) -> Measured:
     """Milliseconds of a greedy call of 16 tokens: through `dspy.LM` and the engine, and as a batch of one without either."""
-    from cowest_dspy.lms import generation
-    from cowest_dspy.lms.sampling import Row
+    from cowest_dspy.lms.local import generate
+    from cowest_dspy.lms.local.sampling import Row
 
     engine = engine_of(given.batch)
     lm, loaded = engine.lm(max_tokens=16), engine._load()
@@ -113,7 +113,7 @@ def overhead(given: argparse.Namespace) -> Measured:
 
     return {
         "through dspy.LM": median(lambda: lm("Write about the sea.")),
-        "directly": median(lambda: generation.run(loaded.begin(), [Row(tokens, 16)])),
+        "directly": median(lambda: generate.run(loaded.begin(), [Row(tokens, 16)])),
     }
 
 
@@ -122,7 +122,7 @@ def one_by_one(given: argparse.Namespace) -> Measured:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from cowest_dspy.lms.weights import choose_dtype
+    from cowest_dspy.lms.local.weights import choose_dtype
 
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=getattr(torch, choose_dtype())).eval()
@@ -158,13 +158,14 @@ def vllm(given: argparse.Namespace) -> Measured:
 
 def served(server: str, command: list[str], given: argparse.Namespace, threads: int) -> Measured:
     """A server that is started for it, and asked from ``threads`` threads when it is warm."""
-    from cowest_dspy.lms import ServerEngine, wire
-    from cowest_dspy.tables import Server
+    from cowest_dspy.lms import ServerEngine
+    from cowest_dspy.lms.config import Server
+    from cowest_dspy.store import serialize
 
     settings: dict[str, Any] = {"server": server, "model": "smol", "command": command, "concurrency": threads}
     engine = ServerEngine(Server.model_validate({"kind": "server", **settings}))
     try:
-        engine.complete(wire.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
+        engine.complete(serialize.request_from_messages(engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4))
         return ask_all(engine, requests(engine.model_id, given.prompts, given.drafts), threads)
     finally:
         engine.close()

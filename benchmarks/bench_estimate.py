@@ -110,7 +110,7 @@ def measure(case: Case) -> dict[str, float]:
     """Estimates and trains in this process."""
     import psutil
 
-    from cowest_dspy.lms import weights
+    from cowest_dspy.lms.local import weights
     from cowest_dspy.tuning import DPO, SFT, Lengths, estimate, train_dpo, train_sft
 
     train: Any

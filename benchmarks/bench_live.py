@@ -28,13 +28,14 @@ from bench_collection import DRAFTS, Questions, Scripted, match
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.live import JsonLines, Plain, Terminal
-from cowest_dspy.live.view import view
-from cowest_dspy.program import Collaboration
-from cowest_dspy.progress import Journal
-from cowest_dspy.stages import Silent, Stages, Watch
-from cowest_dspy.store import Store
-from cowest_dspy.traces import Sampling, collect
+from cowest_dspy.cli.live import JsonLines, Plain, Terminal
+from cowest_dspy.cli.live.view import view
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.optimizers.stages import Silent, Stages, Watch
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.progress import Journal
+from cowest_dspy.store.store import Store
 
 WAYS = ("no stage", "silent", "plain", "terminal", "json", "terminal, watched")
 
@@ -70,7 +71,7 @@ def taken(way: str, traces: int) -> tuple[float, float]:
         watch = watches.get(way) or (Terminal(console) if way.startswith("terminal") else Silent())
         watching = None
         if way.endswith("watched"):
-            command = [sys.executable, "-m", "cowest_dspy.cli", "watch", str(run)]
+            command = [sys.executable, "-m", "cowest_dspy.cli.main", "watch", str(run)]
             watching = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(3)
         with Store(run) as store:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy import TransformersEngine, recipes
+from cowest_dspy import TransformersEngine
 from cowest_dspy.report import wilson_interval
+from cowest_dspy.utils import importing
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,8 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 def measure(precision: str, count: int) -> dict[str, Any]:
     """Seconds, peak GiB, answers and which of them are right, for one precision in this process."""
-    handbook = recipes.load(f"{ROOT / 'programs/handbook.py'}:examples")
-    program = recipes.load(f"{ROOT / 'programs/handbook.py'}:program")()
+    handbook = importing.load(f"{ROOT / 'programs/handbook.py'}:examples")
+    program = importing.load(f"{ROOT / 'programs/handbook.py'}:program")()
     engine = TransformersEngine(MODEL, dtype=precision, max_batch=64)
     program = program.bind(strong=engine.lm(temperature=0.0, max_tokens=48))
     rows = handbook("dev")[:count]
@@ -60,7 +61,7 @@ def layer(tokens: int, size: tuple[int, int] = (1536, 8960), times: int = 5) -> 
     """Median milliseconds of a layer of this size (the model's widest) for so many tokens, on one thread, by how it computes."""
     import torch
 
-    from cowest_dspy.lms import int8
+    from cowest_dspy.lms.local import int8
 
     torch.set_num_threads(1)
     weight, inputs = torch.randn(size[1], size[0]), torch.randn(tokens, size[0])

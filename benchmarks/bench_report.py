@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import (
-    Answer,
     Arm,
     Curve,
     CurvePoint,

@@ -39,11 +39,11 @@ from marked import publish
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.interrupts import handled
-from cowest_dspy.live.texts import counted
-from cowest_dspy.program import Collaboration
-from cowest_dspy.serve_table import ServeRules
+from cowest_dspy.cli.live.texts import counted
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.utils.interrupts import handled
 
 BODY = {"model": "bench", "messages": [{"role": "user", "content": "May the Arbel run at 25 bar?"}]}
 LUA = """
@@ -81,8 +81,8 @@ def program(latency: float) -> Collaboration:
 
 def serve(latency: float, concurrency: int) -> None:
     """The server's process: says its address, and serves until a signal comes."""
-    from cowest_dspy.serving.app import make_app
-    from cowest_dspy.serving.server import bound, run, service_of
+    from cowest_dspy.serve.app import make_app
+    from cowest_dspy.serve.server import bound, run, service_of
 
     rules = ServeRules.model_validate({"limits": {"concurrency": concurrency, "queue": 1000}})
     with handled(), bound("127.0.0.1", 0) as listener, service_of(program(latency), rules, "bench") as service:

@@ -19,8 +19,8 @@ from dspy.lm15 import Request
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.lms import wire
-from cowest_dspy.store import Store
+from cowest_dspy.store import serialize
+from cowest_dspy.store.store import Store
 
 
 def requests(count: int) -> list[Request]:
@@ -28,7 +28,7 @@ def requests(count: int) -> list[Request]:
     messages = (
         {"role": "user", "content": f"What is said of number {number}?\nBackground: {'x' * 300}"} for number in range(count)
     )
-    return [wire.request_from_messages("scripted/strong", [message]) for message in messages]
+    return [serialize.request_from_messages("scripted/strong", [message]) for message in messages]
 
 
 def kept(asked: list[Request], synchronous: str) -> float:

@@ -18,12 +18,12 @@ from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli import report_errors
-from cowest_dspy.config import Config
-from cowest_dspy.intervals import bootstrap_mean_interval
-from cowest_dspy.live import Live
+from cowest_dspy.cli.live import Live
+from cowest_dspy.cli.main import report_errors
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.summary import ARMS
+from cowest_dspy.influence.intervals import bootstrap_mean_interval
 from cowest_dspy.report import RunReport, paired_exact_test, read_report
-from cowest_dspy.summary import ARMS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]

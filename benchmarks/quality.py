@@ -27,8 +27,13 @@ from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli import report_errors
-from cowest_dspy.comparison import (
+from cowest_dspy.cli.live import Live
+from cowest_dspy.cli.main import report_errors
+from cowest_dspy.experiment import Compared
+from cowest_dspy.experiment.config import Config, overridden
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.influence.intervals import wilson_interval
+from cowest_dspy.report.comparison import (
     ComparedArm,
     Comparison,
     numbers_of,
@@ -38,13 +43,9 @@ from cowest_dspy.comparison import (
     to_markdown,
     write_comparison,
 )
-from cowest_dspy.comparison.markdown import escape_markdown
-from cowest_dspy.comparison.verdict import format_difference
-from cowest_dspy.config import Config, overridden
-from cowest_dspy.experiment import Compared
-from cowest_dspy.intervals import wilson_interval
-from cowest_dspy.live import Live
-from cowest_dspy.report.model import Answer, Arm
+from cowest_dspy.report.comparison.markdown import escape_markdown
+from cowest_dspy.report.comparison.verdict import format_difference
+from cowest_dspy.report.model import Arm
 from cowest_dspy.report.verdict import bare_p
 
 ROOT = Path(__file__).resolve().parent.parent

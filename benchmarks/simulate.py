@@ -26,10 +26,10 @@ from bench_store import kept, requests
 from simulate_page import Column, Page, tables, write
 from simulation import Load, Times, simulate
 
-from cowest_dspy.program import Collaboration
-from cowest_dspy.store import Store
-from cowest_dspy.traces import Sampling, collect
-from cowest_dspy.traces.collecting import under_way
+from cowest_dspy.influence.collection import collect, under_way
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 CALLS = 2 + 1 / DRAFTS

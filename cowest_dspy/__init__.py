@@ -14,57 +14,57 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Baseline": "baselines",
-    "Budget": "budget",
+    "Baseline": "program.baselines",
+    "Budget": "store.budget",
     "BudgetError": "errors",
     "BundleError": "errors",
-    "CoWest": "optimizer",
-    "Collaboration": "program",
+    "CoWest": "optimizers.cowest",
+    "Collaboration": "program.collaboration",
     "CowestError": "errors",
-    "Criterion": "evaluators",
-    "Confident": "baselines",
-    "Cycle": "cycle",
+    "Criterion": "influence.judge",
+    "Confident": "program.baselines",
+    "Cycle": "optimizers.cycle",
     "DPO": "tuning",
     "Experiment": "experiment",
-    "GoldLikelihood": "evaluators",
-    "Grounded": "baselines",
-    "Influence": "influence",
-    "InfluenceReport": "influence_report",
-    "Judge": "evaluators",
+    "GoldLikelihood": "influence.likelihood",
+    "Grounded": "program.baselines",
+    "Influence": "influence.metric",
+    "InfluenceReport": "influence.report",
+    "Judge": "influence.judge",
     "KTO": "tuning",
     "LabelledDrafts": "pairs",
-    "LineAdapter": "adapters",
-    "NoiseFloor": "influence_report",
+    "LineAdapter": "program.adapters",
+    "NoiseFloor": "influence.report",
     "Pair": "pairs",
     "PreferencePairs": "pairs",
-    "Retriever": "baselines",
-    "Rubric": "evaluators",
+    "Retriever": "program.baselines",
+    "Rubric": "influence.judge",
     "SFT": "tuning",
-    "Sampling": "traces",
-    "SelfConsistency": "baselines",
-    "SelfRefine": "baselines",
-    "Store": "store",
-    "StoredTraces": "traces",
-    "Trace": "traces",
+    "Sampling": "influence.trace",
+    "SelfConsistency": "program.baselines",
+    "SelfRefine": "program.baselines",
+    "Store": "store.store",
+    "StoredTraces": "influence.stored_traces",
+    "Trace": "influence.trace",
     "TransformersEngine": "lms",
-    "Weighted": "evaluators",
+    "Weighted": "influence.weighted",
     "build_lm": "lms",
-    "chain_of_thought": "baselines",
-    "load_bundle": "bundle",
-    "collect": "traces",
-    "corpus_metric": "corpus",
-    "few_shot": "baselines",
-    "grounded": "baselines",
+    "chain_of_thought": "program.baselines",
+    "load_bundle": "experiment.bundle",
+    "collect": "influence.collection",
+    "corpus_metric": "report.corpus",
+    "few_shot": "program.baselines",
+    "grounded": "program.baselines",
     "labelled_drafts": "pairs",
-    "load_config": "config",
-    "noise_floor": "traces",
+    "load_config": "experiment.config",
+    "noise_floor": "influence.noise",
     "preference_pairs": "pairs",
-    "rag": "baselines",
-    "super_icl": "baselines",
+    "rag": "program.baselines",
+    "super_icl": "program.baselines",
     "tunable": "tuning",
     "tune": "tuning",
-    "verify_bundle": "bundle",
-    "write_bundle": "bundle",
+    "verify_bundle": "experiment.bundle",
+    "write_bundle": "experiment.bundle",
 }
 __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Baseline",
@@ -121,52 +121,52 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
 ]
 
 if TYPE_CHECKING:
-    from cowest_dspy.adapters import LineAdapter as LineAdapter
-    from cowest_dspy.baselines import Baseline as Baseline
-    from cowest_dspy.baselines import Confident as Confident
-    from cowest_dspy.baselines import Grounded as Grounded
-    from cowest_dspy.baselines import Retriever as Retriever
-    from cowest_dspy.baselines import SelfConsistency as SelfConsistency
-    from cowest_dspy.baselines import SelfRefine as SelfRefine
-    from cowest_dspy.baselines import chain_of_thought as chain_of_thought
-    from cowest_dspy.baselines import few_shot as few_shot
-    from cowest_dspy.baselines import grounded as grounded
-    from cowest_dspy.baselines import rag as rag
-    from cowest_dspy.baselines import super_icl as super_icl
-    from cowest_dspy.budget import Budget as Budget
-    from cowest_dspy.bundle import load_bundle as load_bundle
-    from cowest_dspy.bundle import verify_bundle as verify_bundle
-    from cowest_dspy.bundle import write_bundle as write_bundle
-    from cowest_dspy.config import load_config as load_config
-    from cowest_dspy.corpus import corpus_metric as corpus_metric
-    from cowest_dspy.cycle import Cycle as Cycle
     from cowest_dspy.errors import BudgetError as BudgetError
     from cowest_dspy.errors import BundleError as BundleError
     from cowest_dspy.errors import CowestError as CowestError
-    from cowest_dspy.evaluators import Criterion as Criterion
-    from cowest_dspy.evaluators import GoldLikelihood as GoldLikelihood
-    from cowest_dspy.evaluators import Judge as Judge
-    from cowest_dspy.evaluators import Rubric as Rubric
-    from cowest_dspy.evaluators import Weighted as Weighted
     from cowest_dspy.experiment import Experiment as Experiment
-    from cowest_dspy.influence import Influence as Influence
-    from cowest_dspy.influence_report import InfluenceReport as InfluenceReport
-    from cowest_dspy.influence_report import NoiseFloor as NoiseFloor
+    from cowest_dspy.experiment.bundle import load_bundle as load_bundle
+    from cowest_dspy.experiment.bundle import verify_bundle as verify_bundle
+    from cowest_dspy.experiment.bundle import write_bundle as write_bundle
+    from cowest_dspy.experiment.config import load_config as load_config
+    from cowest_dspy.influence.collection import collect as collect
+    from cowest_dspy.influence.judge import Criterion as Criterion
+    from cowest_dspy.influence.judge import Judge as Judge
+    from cowest_dspy.influence.judge import Rubric as Rubric
+    from cowest_dspy.influence.likelihood import GoldLikelihood as GoldLikelihood
+    from cowest_dspy.influence.metric import Influence as Influence
+    from cowest_dspy.influence.noise import noise_floor as noise_floor
+    from cowest_dspy.influence.report import InfluenceReport as InfluenceReport
+    from cowest_dspy.influence.report import NoiseFloor as NoiseFloor
+    from cowest_dspy.influence.stored_traces import StoredTraces as StoredTraces
+    from cowest_dspy.influence.trace import Sampling as Sampling
+    from cowest_dspy.influence.trace import Trace as Trace
+    from cowest_dspy.influence.weighted import Weighted as Weighted
     from cowest_dspy.lms import TransformersEngine as TransformersEngine
     from cowest_dspy.lms import build_lm as build_lm
-    from cowest_dspy.optimizer import CoWest as CoWest
+    from cowest_dspy.optimizers.cowest import CoWest as CoWest
+    from cowest_dspy.optimizers.cycle import Cycle as Cycle
     from cowest_dspy.pairs import LabelledDrafts as LabelledDrafts
     from cowest_dspy.pairs import Pair as Pair
     from cowest_dspy.pairs import PreferencePairs as PreferencePairs
     from cowest_dspy.pairs import labelled_drafts as labelled_drafts
     from cowest_dspy.pairs import preference_pairs as preference_pairs
-    from cowest_dspy.program import Collaboration as Collaboration
-    from cowest_dspy.store import Store as Store
-    from cowest_dspy.traces import Sampling as Sampling
-    from cowest_dspy.traces import StoredTraces as StoredTraces
-    from cowest_dspy.traces import Trace as Trace
-    from cowest_dspy.traces import collect as collect
-    from cowest_dspy.traces import noise_floor as noise_floor
+    from cowest_dspy.program.adapters import LineAdapter as LineAdapter
+    from cowest_dspy.program.baselines import Baseline as Baseline
+    from cowest_dspy.program.baselines import Confident as Confident
+    from cowest_dspy.program.baselines import Grounded as Grounded
+    from cowest_dspy.program.baselines import Retriever as Retriever
+    from cowest_dspy.program.baselines import SelfConsistency as SelfConsistency
+    from cowest_dspy.program.baselines import SelfRefine as SelfRefine
+    from cowest_dspy.program.baselines import chain_of_thought as chain_of_thought
+    from cowest_dspy.program.baselines import few_shot as few_shot
+    from cowest_dspy.program.baselines import grounded as grounded
+    from cowest_dspy.program.baselines import rag as rag
+    from cowest_dspy.program.baselines import super_icl as super_icl
+    from cowest_dspy.program.collaboration import Collaboration as Collaboration
+    from cowest_dspy.report.corpus import corpus_metric as corpus_metric
+    from cowest_dspy.store.budget import Budget as Budget
+    from cowest_dspy.store.store import Store as Store
     from cowest_dspy.tuning import DPO as DPO
     from cowest_dspy.tuning import KTO as KTO
     from cowest_dspy.tuning import SFT as SFT

@@ -26,8 +26,8 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cowest_dspy.masking import MASK as MASK
-from cowest_dspy.masking import masked as masked
+from cowest_dspy.utils.masking import MASK as MASK
+from cowest_dspy.utils.masking import masked as masked
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

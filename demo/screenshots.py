@@ -34,7 +34,7 @@ CHROMIUM = (
 def scripted_report(folder: Path) -> Path:
     """The report of a run on rules, made in that folder by the verbs of the command line."""
     for verb, *options in VERBS:
-        command = [sys.executable, "-m", "cowest_dspy.cli", verb, *TASK, *options, "--run", str(folder)]
+        command = [sys.executable, "-m", "cowest_dspy.cli.main", verb, *TASK, *options, "--run", str(folder)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"cowest {verb} did not go through:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from cowest_dspy.notebook import tag
 from cowest_dspy.report import RunReport, influence_counts, read_report
 from cowest_dspy.report.charts import Axis, Row, bars
+from cowest_dspy.utils.notebook import tag
 
 HERE = Path(__file__).resolve().parent
 # A file of its own has no page around it that says what its colours are.

@@ -16,8 +16,8 @@ from typing import Any
 
 import typer.main
 
-from cowest_dspy.cli import app
-from cowest_dspy.config_text import json_schema
+from cowest_dspy.cli.main import app
+from cowest_dspy.experiment.config_text import json_schema
 
 HERE = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- written by docs/make_reference.py: change the code, then run `make reference` -->"

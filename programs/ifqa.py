@@ -31,10 +31,10 @@ from urllib.parse import urlsplit
 import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.adapters import training_row
-from cowest_dspy.data import read_rows
-from cowest_dspy.duplicates import Apart, kept_apart
 from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.experiment.data import read_rows
+from cowest_dspy.pairs.duplicates import Apart, kept_apart
+from cowest_dspy.program.adapters import training_row
 
 # Of one commit, so that the rows stay what they are.
 PUBLISHED = "https://raw.githubusercontent.com/wyu97/IfQA/26840366787eba17e6c1315aea4242d49fc7b89f/dataset/full_split"

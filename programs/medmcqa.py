@@ -29,10 +29,10 @@ from typing import Any, Literal
 import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.adapters import training_row
-from cowest_dspy.data import read_rows
-from cowest_dspy.duplicates import Apart, kept_apart
 from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.experiment.data import read_rows
+from cowest_dspy.pairs.duplicates import Apart, kept_apart
+from cowest_dspy.program.adapters import training_row
 
 HUB = "hub:openlifescienceai/medmcqa"
 LETTERS = "ABCD"

@@ -27,11 +27,12 @@ from typing import Any, Literal, get_args
 import dspy
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.adapters import training_row
-from cowest_dspy.data import inputs_key, read_rows
-from cowest_dspy.duplicates import kept_apart
 from cowest_dspy.errors import DataError, ProgramError
-from cowest_dspy.rationales import rationales
+from cowest_dspy.experiment.data import read_rows
+from cowest_dspy.experiment.rationales import rationales
+from cowest_dspy.pairs.duplicates import kept_apart
+from cowest_dspy.program.adapters import training_row
+from cowest_dspy.program.examples import inputs_key
 
 ROWS = "hub:allenai/prosocial-dialog"
 Label = Literal["casual", "possibly needs caution", "probably needs caution", "needs caution", "needs intervention"]

@@ -55,7 +55,7 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 @pytest.fixture(autouse=True)
 def no_key_is_known_from_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are remembered for the life of a process, and one of another test's could be part of this one's text."""
-    monkeypatch.setattr("cowest_dspy.masking._known", set())
+    monkeypatch.setattr("cowest_dspy.utils.masking._known", set())
 
 
 @pytest.fixture(scope="session")

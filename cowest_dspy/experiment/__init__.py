@@ -2,6 +2,6 @@
 
 from cowest_dspy.experiment.comparing import Compared
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.stages import Silent, Watch
+from cowest_dspy.optimizers.stages import Silent, Watch
 
 __all__ = ["Compared", "Experiment", "Silent", "Watch"]

@@ -10,17 +10,17 @@ from typing import Any, Protocol
 
 import dspy
 
-from cowest_dspy import arms
-from cowest_dspy.config import Config
+from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.desk import Desk
-from cowest_dspy.gate import Gate, Gated
-from cowest_dspy.influence import Metric
-from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import call
+from cowest_dspy.experiment.summary import arm_from
+from cowest_dspy.influence import arms
+from cowest_dspy.influence.metric import Metric
+from cowest_dspy.optimizers.router import Gate, Gated
+from cowest_dspy.optimizers.stages import digest
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm
-from cowest_dspy.stages import digest
-from cowest_dspy.store import Store
-from cowest_dspy.summary import arm_from
+from cowest_dspy.store.store import Store
+from cowest_dspy.utils.importing import call
 
 
 class Answers(Protocol):

@@ -8,20 +8,29 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy import arms
-from cowest_dspy.baselines import Retriever, SelfConsistency, SelfRefine, chain_of_thought, few_shot, grounded, rag, super_icl
-from cowest_dspy.config import Config, overridden
 from cowest_dspy.errors import ConfigError
+from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.controls import other_draft_arm
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.lms.recording import keeping
-from cowest_dspy.program import Collaboration, signature_of
-from cowest_dspy.recipes import call
+from cowest_dspy.experiment.summary import arm_title, tuned_state, with_state
+from cowest_dspy.experiment.tables import ArmRules
+from cowest_dspy.influence import arms
+from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.optimizers.stages import digest
+from cowest_dspy.program.baselines import (
+    Retriever,
+    SelfConsistency,
+    SelfRefine,
+    chain_of_thought,
+    few_shot,
+    grounded,
+    rag,
+    super_icl,
+)
+from cowest_dspy.program.collaboration import Collaboration, signature_of
 from cowest_dspy.report import outcomes_text
-from cowest_dspy.rounds import Round
-from cowest_dspy.stages import digest
-from cowest_dspy.summary import arm_title, tuned_state, with_state
-from cowest_dspy.tables import ArmRules
+from cowest_dspy.store.record import keeping
+from cowest_dspy.utils.importing import call
 
 SHOTS = 4
 """Worked examples of SuperICL, where the arm does not say how many."""

@@ -15,22 +15,22 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.arms import outputs_of
-from cowest_dspy.comparison import ComparedArm, Comparison, SweepPoint
-from cowest_dspy.corpus import corpus_interval, is_corpus_metric
 from cowest_dspy.errors import ConfigError, PairsError, nearest
 from cowest_dspy.experiment.answering import kept_arm, stage_of
 from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, depends_on_seed, title_of
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.influence import score_of
-from cowest_dspy.intervals import Interval, bootstrap_mean_interval
-from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import code_of, load_function
+from cowest_dspy.experiment.summary import versions
+from cowest_dspy.experiment.tables import ArmRules, CompareRules
+from cowest_dspy.influence.arms import outputs_of
+from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.influence.metric import score_of
+from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.alike import alike_drafts
-from cowest_dspy.rounds import Round
-from cowest_dspy.summary import versions
-from cowest_dspy.tables import ArmRules, CompareRules
+from cowest_dspy.report.comparison import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.report.corpus import corpus_interval, is_corpus_metric
+from cowest_dspy.utils.importing import code_of, load_function
 
 TUNED = ArmRules.model_validate({"kind": "collaboration", "weak": "tuned"})
 

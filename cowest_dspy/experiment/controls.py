@@ -9,11 +9,11 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy import arms
 from cowest_dspy.errors import PairsError
+from cowest_dspy.influence import arms
+from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
-from cowest_dspy.program import Collaboration
-from cowest_dspy.traces import Trace
+from cowest_dspy.program.collaboration import Collaboration
 
 
 def shuffled(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -12,18 +12,18 @@ from typing import Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cowest_dspy.config import Config
-from cowest_dspy.cycle import Cycle, Cycled, MakeOptimizer
 from cowest_dspy.errors import ConfigError, nearest
+from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.desk import Desk
-from cowest_dspy.influence import Influence, Metric
-from cowest_dspy.lms.recording import keeping, recorded, unrecorded
-from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import load_function
-from cowest_dspy.rounds import Rounds, Task
-from cowest_dspy.stages import digest
-from cowest_dspy.tables import StepRules
-from cowest_dspy.trained import TrainedModels
+from cowest_dspy.influence.metric import Influence, Metric
+from cowest_dspy.optimizers.config import StepRules
+from cowest_dspy.optimizers.cycle import Cycle, Cycled, MakeOptimizer
+from cowest_dspy.optimizers.rounds import Rounds, Task
+from cowest_dspy.optimizers.stages import digest
+from cowest_dspy.optimizers.trained import TrainedModels
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.record import keeping, recorded, unrecorded
+from cowest_dspy.utils.importing import load_function
 
 
 @dataclass(frozen=True)

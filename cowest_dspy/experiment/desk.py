@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cowest_dspy.config import ROLES, Config
 from cowest_dspy.errors import ConfigError, masked
+from cowest_dspy.experiment.config import ROLES, Config
+from cowest_dspy.experiment.tracking import Tracking
+from cowest_dspy.lms.config import Api, LMSettings
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.prices import of_settings
-from cowest_dspy.stages import Settings, Stages
-from cowest_dspy.tables import Api, LMSettings
-from cowest_dspy.traces import Progress
-from cowest_dspy.tracking import Tracking
+from cowest_dspy.optimizers.stages import Settings, Stages
+from cowest_dspy.store.pool import Progress
 
 
 @dataclass(frozen=True)

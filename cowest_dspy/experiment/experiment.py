@@ -17,35 +17,37 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy import data
-from cowest_dspy.cluster import ClusterEngine
-from cowest_dspy.config import ROLES, Config
-from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import ConfigError, PairsError
+from cowest_dspy.experiment import data
 from cowest_dspy.experiment.answering import answering, kept_arm
+from cowest_dspy.experiment.config import ROLES, Config
+from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.models import Models
+from cowest_dspy.experiment.summary import arm_of, run_report
+from cowest_dspy.experiment.tracking import Tracking, check_installed
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
-from cowest_dspy.files import write_whole
-from cowest_dspy.gate.model import FILE as GATE
-from cowest_dspy.influence import Metric
-from cowest_dspy.influence_report import NoiseFloor
-from cowest_dspy.inputs import check_inputs
+from cowest_dspy.influence.metric import Metric
+from cowest_dspy.influence.noise import noise_floor
+from cowest_dspy.influence.report import NoiseFloor
+from cowest_dspy.influence.stored_traces import Traces
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import ServerEngine, TransformersEngine
+from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
+from cowest_dspy.optimizers.router.model import FILE as GATE
+from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
-from cowest_dspy.program import Collaboration
-from cowest_dspy.recipes import call, code_of, load_function
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
-from cowest_dspy.rounds import Rounds, Task, unpaired
-from cowest_dspy.stages import Silent, Watch, Within, digest
-from cowest_dspy.store import Store
-from cowest_dspy.summary import arm_of, run_report
-from cowest_dspy.traces import Sampling, Traces, noise_floor
-from cowest_dspy.tracking import Tracking, check_installed
+from cowest_dspy.scale import ClusterEngine
+from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, tunable
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.importing import call, code_of, load_function
 
 
 class Experiment:

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING
 import dspy
 
 from cowest_dspy.errors import GateError
-from cowest_dspy.gate import Curve, DraftLikelihood, Gate, Observed, fit_gate, gate_curve, observe, observed_in, write_curve
-from cowest_dspy.gate.likelihood import scores_drafts
-from cowest_dspy.gate.showing import WrittenCurve
-from cowest_dspy.program import Collaboration
-from cowest_dspy.summary import kept_traces
+from cowest_dspy.experiment.summary import kept_traces
+from cowest_dspy.optimizers.router import (
+    Curve,
+    DraftLikelihood,
+    Gate,
+    Observed,
+    fit_gate,
+    gate_curve,
+    observe,
+    observed_in,
+)
+from cowest_dspy.optimizers.router.likelihood import scores_drafts
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.report.router_page import WrittenCurve, write_curve
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.experiment import Experiment

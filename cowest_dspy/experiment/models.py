@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dspy
 
-from cowest_dspy.cluster import Cluster
-from cowest_dspy.config import Config
+from cowest_dspy.experiment.config import Config
 from cowest_dspy.lms import build_lm
+from cowest_dspy.scale import Cluster
 
 
 class Models:

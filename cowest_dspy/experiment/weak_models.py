@@ -8,13 +8,13 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import ConfigError, TuningError
+from cowest_dspy.experiment.config import Config, validate
 from cowest_dspy.experiment.desk import Desk
-from cowest_dspy.lms.recording import keeping, recorded
-from cowest_dspy.recipes import call, takes
-from cowest_dspy.trained import TrainedModels
+from cowest_dspy.optimizers.trained import TrainedModels
+from cowest_dspy.store.record import keeping, recorded
 from cowest_dspy.tuning import DPO, KTO, SFT, engine_of
+from cowest_dspy.utils.importing import call, takes
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ build.py        ``[weak]``, ``[strong]`` of a TOML -> dspy.LM
 """
 
 from cowest_dspy.lms.build import build_lm
-from cowest_dspy.lms.engine import TransformersEngine
+from cowest_dspy.lms.local.engine import TransformersEngine
 from cowest_dspy.lms.server import ServerEngine
 
 __all__ = ["ServerEngine", "TransformersEngine", "build_lm"]

@@ -27,13 +27,14 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-from cowest_dspy.budget import another_attempt
-from cowest_dspy.lms import attempts, prices, wire
+from cowest_dspy.lms import attempts, prices
+from cowest_dspy.lms.config import Api
 from cowest_dspy.lms.keys import key_in
-from cowest_dspy.lms.limits import Limits, rest, shared_limits
 from cowest_dspy.lms.protocol import UNREADABLE
-from cowest_dspy.masking import without_secret
-from cowest_dspy.tables import Api
+from cowest_dspy.store import serialize
+from cowest_dspy.store.budget import another_attempt
+from cowest_dspy.store.rate_limit import Limits, rest, shared_limits
+from cowest_dspy.utils.masking import without_secret
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.
@@ -88,7 +89,7 @@ class ApiEngine:
         )
 
     def complete(self, request: Request) -> Response:
-        """The answer, with what it cost (``wire.response_usd``).
+        """The answer, with what it cost (``serialize.response_usd``).
 
         Raises:
             dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that might have.
@@ -103,7 +104,7 @@ class ApiEngine:
             try:
                 response = self._attempt(request)
                 used = _used_tokens(response)
-                return wire.priced(response, prices.usd(self._inner, self.settings.price, response))
+                return serialize.priced(response, prices.usd(self._inner, self.settings.price, response))
             except LMError as error:
                 used = 0 if error.status is not None and 400 <= error.status < 500 else None  # refused: nothing was generated
                 if retries == self.settings.num_retries or not is_retryable_lm_error(error):
@@ -147,7 +148,7 @@ class ApiEngine:
         except Exception as found:  # Of whatever kind: it may repeat the key.
             error = self._told(found)
         else:
-            if not wire.lacks_answer(response, of_provider=True):
+            if not serialize.lacks_answer(response, of_provider=True):
                 return response
             error = LMServerError("The server answered, but with no answer of a model in it.", model=request.model, status=200)
         # Outside of the handlers: the error would otherwise carry the one before it, and what that repeats of a key.
@@ -165,7 +166,7 @@ class ApiEngine:
         answered = False
         try:
             response = await inner.acall(request)
-            answered = not wire.lacks_answer(response, of_provider=True)
+            answered = not serialize.lacks_answer(response, of_provider=True)
             return response
         finally:
             if answered:
@@ -199,7 +200,7 @@ class ApiEngine:
 
     def estimated_tokens(self, request: Request) -> int:
         """Tokens of the prompt and of the longest answer, before anything is known."""
-        letters = sum(len(message["content"]) for message in wire.request_messages(request))
+        letters = sum(len(message["content"]) for message in serialize.request_messages(request))
         return letters // CHARACTERS_PER_TOKEN + (request.config.max_tokens or self.settings.max_tokens)
 
 
@@ -249,4 +250,4 @@ def _used_tokens(response: Response) -> int | None:
     if usage.input_tokens is None or usage.output_tokens is None:
         return None
     used = usage.input_tokens + usage.output_tokens
-    return used if used <= wire.MOST_TOKENS else None  # Nobody else waits for room because of a count that is none.
+    return used if used <= serialize.MOST_TOKENS else None  # Nobody else waits for room because of a count that is none.

@@ -7,11 +7,11 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy.lms.api import ApiEngine
-from cowest_dspy.lms.engine import shared_engine
+from cowest_dspy.lms.config import Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.keys import key_in
+from cowest_dspy.lms.local.engine import shared_engine
 from cowest_dspy.lms.server import shared_server
-from cowest_dspy.recipes import call
-from cowest_dspy.tables import Engine, InProcess, LMSettings, Server
+from cowest_dspy.utils.importing import call
 
 
 def build_lm(settings: LMSettings) -> dspy.LM:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import httpx
 
 from cowest_dspy.errors import masked, nearest
+from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.lms.protocol import UNREADABLE
-from cowest_dspy.tables import Api, Server
 
 DEADLINE = 5.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.masking import remember_secret
+from cowest_dspy.utils.masking import remember_secret
 
 
 def key_in(variable: str) -> str:

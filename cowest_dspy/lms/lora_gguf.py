@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.files import workplace
-from cowest_dspy.lms import weights
-from cowest_dspy.reading import read_json_text
+from cowest_dspy.lms.local import weights
+from cowest_dspy.utils.files import workplace
+from cowest_dspy.utils.reading import read_json_text
 
 # Of a Hugging Face model_type: llama.cpp's architecture, and whether its rows of q and k are stored in the order of llama.cpp's
 # "normal" rotary embedding (pairs beside each other) instead of Hugging Face's (halves).
@@ -50,8 +50,8 @@ def file_name(adapter_hash: str) -> str:
 def convert(adapter: Path, base: Path) -> Path:
     """The adapter in the folder ``adapter`` as a GGUF file, for the model whose folder is ``base``.
 
-    The file lies in :func:`cowest_dspy.lms.weights.cache_folder`, is made once, and appears whole or not at all. A file that lies
-    beside the adapter is never taken for it: whoever gave the adapter may have put it there.
+    The file lies in :func:`cowest_dspy.lms.local.weights.cache_folder`, is made once, and appears whole or not at
+    all. A file that lies beside the adapter is never taken for it: whoever gave the adapter may have put it there.
 
     Raises:
         ModelError: no adapter there, a damaged one, one that llama.cpp cannot take (DoRA, biases, embeddings, whole modules), a

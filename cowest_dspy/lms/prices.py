@@ -10,9 +10,9 @@ from typing import Any
 import dspy
 from dspy.lm15 import LM15Error, Response
 
-from cowest_dspy.budget import added as added
-from cowest_dspy.lms import wire
-from cowest_dspy.tables import Api, Price
+from cowest_dspy.lms.config import Api, Price
+from cowest_dspy.store import serialize
+from cowest_dspy.store.budget import added as added
 
 MILLION = 1_000_000
 
@@ -48,8 +48,8 @@ def of_settings(settings: Api, input_tokens: int, output_tokens: int) -> float |
         return priced_tokens(settings.price, input_tokens, output_tokens)
     address: dict[str, Any] = {"api_base": settings.api_base} if settings.api_base else {}
     lm = dspy.LM(settings.model, cache=False, **address)
-    read = usd(lm, None, wire.make_response(settings.model, "", "stop", 1000, 0))
-    written = usd(lm, None, wire.make_response(settings.model, "", "stop", 0, 1000))
+    read = usd(lm, None, serialize.make_response(settings.model, "", "stop", 1000, 0))
+    written = usd(lm, None, serialize.make_response(settings.model, "", "stop", 0, 1000))
     return None if read is None or written is None else (read * input_tokens + written * output_tokens) / 1000
 
 

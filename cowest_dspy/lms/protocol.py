@@ -33,8 +33,8 @@ from dspy.lm15 import (
 )
 
 from cowest_dspy.errors import masked
-from cowest_dspy.lms import wire
-from cowest_dspy.masking import without_secret
+from cowest_dspy.store import serialize
+from cowest_dspy.utils.masking import without_secret
 
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
 # How servers say that a prompt is too long: OpenAI and vLLM, llama.cpp, and others in words of their own.
@@ -57,7 +57,7 @@ def body_of(request: Request, whose: str) -> dict[str, Any]:
     Raises:
         dspy.lm15.InvalidRequestError: a setting that is not supported, or a part that is not text; ``whose`` names the engine.
     """
-    described = wire.request_to_dict(request)
+    described = serialize.request_to_dict(request)
     config: dict[str, Any] = described["config"]
     unknown = [name for name in config if name not in SUPPORTED]
     if unknown:
@@ -88,7 +88,7 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
         reason = "content_filter" if choice["message"].get("refusal") else choice["finish_reason"]
         wanted = request.config.logprobs
         logprobs = None if wanted is None else _logprobs(choice, text, wanted)
-        return wire.make_response(
+        return serialize.make_response(
             request.model,
             text,
             reason if reason in ("stop", "length", "content_filter") else "stop",
@@ -173,7 +173,7 @@ def _logprobs(choice: dict[str, Any], text: str, top: int) -> tuple[TokenLogprob
             break
         covered += len(_bytes(one))
         ranked = [_scored(other) for other in (one.get("top_logprobs") or [])[:top]]
-        kept.append(wire.token_logprob(**_scored(one), top=ranked))
+        kept.append(serialize.token_logprob(**_scored(one), top=ranked))
     return tuple(kept)
 
 

@@ -27,14 +27,16 @@ import httpx
 from dspy.lm15 import InvalidRequestError, LM15Error, ProviderError, Request, Response, TransportError, response_to_events
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import lora, protocol, weights, wire
+from cowest_dspy.lms import protocol
 from cowest_dspy.lms.attempts import Exchange, Http
+from cowest_dspy.lms.config import Server
 from cowest_dspy.lms.keys import key_in
-from cowest_dspy.lms.known_adapters import KnownAdapters, load_again
-from cowest_dspy.lms.limits import current_stopping
+from cowest_dspy.lms.local import lora, weights
+from cowest_dspy.lms.local.known_adapters import KnownAdapters, load_again
 from cowest_dspy.lms.processes import Place, ServerProcess
 from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAdapters, VllmAdapters
-from cowest_dspy.tables import Server
+from cowest_dspy.store import serialize
+from cowest_dspy.store.rate_limit import current_stopping
 
 # These are the LM's, not the engine's: two roles that differ in them only share one engine, and one started server.
 _OF_THE_LM = ("temperature", "max_tokens", "num_retries", "adapter")
@@ -111,7 +113,7 @@ class ServerEngine:
             with self._reached() as (place, exchange):
                 body |= self._served.fields(exchange, place, adapter)
                 answer = exchange.post(f"{place.url}/chat/completions", json=body)
-        return wire.priced(protocol.response_of(request, answer), 0.0)
+        return serialize.priced(protocol.response_of(request, answer), 0.0)
 
     def stream(self, request: Request) -> Any:
         """The finished answer as a stream of events (the text comes in one piece)."""

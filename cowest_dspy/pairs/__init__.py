@@ -13,8 +13,8 @@ from cowest_dspy.pairs.labels import LabelledDraft, LabelledDrafts, labelled_dra
 from cowest_dspy.pairs.lengths import Lengths
 from cowest_dspy.pairs.model import PreferencePairs, advice, at_least, check_enough, nothing_to_train_on
 from cowest_dspy.pairs.pair import Pair
+from cowest_dspy.pairs.select import preference_pairs
 from cowest_dspy.pairs.sharing import dataset_card
-from cowest_dspy.pairs.strategies import preference_pairs
 
 __all__ = [
     "LabelledDraft",

@@ -10,14 +10,14 @@ from typing import Any
 import dspy
 from pydantic import TypeAdapter, ValidationError
 
-from cowest_dspy import notebook
-from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.errors import PairsError, faults
-from cowest_dspy.escaping import escape
-from cowest_dspy.hiding import Hiding, mark
-from cowest_dspy.pairs.gate import NO_CHANGE, Gate, Rules, influence_of
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.pairs.filters import NO_CHANGE, Gate, Rules, influence_of
 from cowest_dspy.pairs.pair import Messages, listed
-from cowest_dspy.traces import Trace
+from cowest_dspy.program.escaping import escape
+from cowest_dspy.utils import notebook
+from cowest_dspy.utils.hiding import Hiding, mark
+from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cowest_dspy.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.pairs.pair import Pair
 from cowest_dspy.pairs.texts import word_count
 

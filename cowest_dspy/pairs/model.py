@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy import notebook
-from cowest_dspy.data import read_jsonl, write_jsonl
 from cowest_dspy.errors import PairsError, TooFewPairs
-from cowest_dspy.hiding import Hiding, mark
-from cowest_dspy.influence_report import remedy
+from cowest_dspy.influence.report import remedy
 from cowest_dspy.pairs import sharing
-from cowest_dspy.pairs.gate import failed_kinds, lost_otherwise
+from cowest_dspy.pairs.filters import failed_kinds, lost_otherwise
 from cowest_dspy.pairs.lengths import Lengths, lengths_of
 from cowest_dspy.pairs.pair import Pair, listed, pair_from
+from cowest_dspy.utils import notebook
+from cowest_dspy.utils.hiding import Hiding, mark
+from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 
 TRAINED_ON = ("prompt", "chosen", "rejected")
 SHOWN = 3

@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from cowest_dspy import __version__, hub
-from cowest_dspy.data import write_jsonl
+from cowest_dspy import __version__
 from cowest_dspy.errors import PairsError, masked
+from cowest_dspy.pairs import hub
 from cowest_dspy.pairs.lengths import Lengths
 from cowest_dspy.pairs.pair import Pair
+from cowest_dspy.utils.jsonl import write_jsonl
 
 DATA_FILE = "data/train.jsonl"
 _HEAD = f"""---

@@ -19,18 +19,18 @@ html.py      report.json and report.html, written together
 cells.py     a report in a notebook
 """
 
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.optimizers.rounds import Outcome
 from cowest_dspy.report import cells as cells
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.html import WrittenReport, read_report, render_html, write_report
 from cowest_dspy.report.model import (
     AgreementRow,
-    Answer,
     Arm,
     Curve,
     CurvePoint,
     InfluenceRow,
     Noise,
-    Outcome,
     PairRow,
     PairsSummary,
     RoundRow,

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
-from cowest_dspy.report.model import Answer, Arm, RunReport, TraceRow
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report.model import Arm, RunReport, TraceRow
 from cowest_dspy.report.numbers import SAME
 from cowest_dspy.report.page import data_block
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cowest_dspy import notebook
-from cowest_dspy.budget import total_usd
-from cowest_dspy.influence_report import format_kinds
-from cowest_dspy.notebook import Markup, html_of
+from cowest_dspy.influence.report import format_kinds
 from cowest_dspy.report.model import RunReport
 from cowest_dspy.report.numbers import ArmLine, arm_table, influence_by_round
 from cowest_dspy.report.verdict import bare_p, format_interval, format_share, format_usd, verdict
+from cowest_dspy.store.budget import total_usd
+from cowest_dspy.utils import notebook
+from cowest_dspy.utils.notebook import Markup, html_of
 
 MOST = 12
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from markupsafe import Markup, escape
 
-from cowest_dspy.notebook import WORD, marked_sides
+from cowest_dspy.utils.notebook import WORD, marked_sides
 
 MOST_WORDS = 1500
 

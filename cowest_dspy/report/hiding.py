@@ -1,4 +1,4 @@
-"""The report as it may be shown: without the inputs that ``[report] hide`` names (``cowest_dspy.hiding``)."""
+"""The report as it may be shown: without the inputs that ``[report] hide`` names (``cowest_dspy.utils.hiding``)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from cowest_dspy.hiding import hidden_names, hide_inputs, mark, without
-from cowest_dspy.report.model import Answer, PairRow, RunReport, TraceRow
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report.model import PairRow, RunReport, TraceRow
+from cowest_dspy.utils.hiding import hidden_names, hide_inputs, mark, without
 
 
 def hidden(report: RunReport) -> RunReport:

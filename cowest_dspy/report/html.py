@@ -15,8 +15,6 @@ from typing import Any
 from markupsafe import Markup
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.files import write_whole
-from cowest_dspy.reading import file_errors
 from cowest_dspy.report import charts
 from cowest_dspy.report.browse import MAX_ROWS, browsers, change, clipped, evenly, labelled, outcome
 from cowest_dspy.report.differing import WordDiff, word_diff
@@ -27,6 +25,8 @@ from cowest_dspy.report.model import Curve, PairRow, RunReport
 from cowest_dspy.report.page import asset, flat, page_environment, policy, read_document
 from cowest_dspy.report.sections import drawings
 from cowest_dspy.report.verdict import arm_notes, doubt_about, format_share, format_usd, influence_notes, pairs_notes, spoken
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.reading import file_errors
 
 MAX_PAIRS = 30
 MAX_CHANGES = 4

@@ -9,45 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError, faults
-from cowest_dspy.notebook import html_of
-from cowest_dspy.safe_text import without_half_pairs
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.optimizers.rounds import Outcome
+from cowest_dspy.utils.notebook import html_of
+from cowest_dspy.utils.safe_text import without_half_pairs
 
 SCHEMA_VERSION = 1
-Outcome = Literal["accepted", "rolled back", "skipped"]
-"""What became of a round: its tuned model was taken, its tuned model was not taken, or nothing was tuned."""
 _STRICT = ConfigDict(extra="forbid")
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """One example as one arm answered it. ``score`` is in [0, 1], higher is better; None when ``error`` says why.
-
-    ``draft`` is the weak model's text where the arm has one; ``steps`` are other output fields, such as the working.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    example_id: str
-    inputs: dict[str, Any]
-    gold: str
-    answer: str | None
-    score: float | None
-    error: str | None = None
-    draft: str | None = None
-    steps: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if (self.score is None) == (self.error is None):
-            raise ReportError(
-                f'Answer "{self.example_id}" has score {self.score!r} and error {self.error!r}: give either a score in '
-                "[0, 1], or score=None with the error that explains it."
-            )
-        if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
-            raise ReportError(f'Answer "{self.example_id}" has score {self.score}: a score lies in [0, 1].')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +272,7 @@ class TraceRow:
 
     @classmethod
     def of(cls, trace: object) -> Self:
-        """The row of a ``cowest_dspy.traces.Trace`` (anything that has this row's fields as attributes)."""
+        """The row of a ``cowest_dspy.influence.trace.Trace`` (anything that has this row's fields as attributes)."""
         return cls(**{field.name: getattr(trace, field.name) for field in dataclasses.fields(cls)})
 
 

@@ -18,8 +18,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.reading import file_errors, read_json
 from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, format_usd
+from cowest_dspy.utils.reading import file_errors, read_json
 
 
 def page_environment(package: str = "cowest_dspy.report", **filters: Any) -> Environment:

@@ -19,7 +19,7 @@ from cowest_dspy.report.verdict import (
     pairs_notes,
     verdict,
 )
-from cowest_dspy.safe_text import visible_text
+from cowest_dspy.utils.safe_text import visible_text
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
-from cowest_dspy import notebook
-from cowest_dspy.budget import format_usd as format_usd
-from cowest_dspy.influence_report import format_kinds, remedy
-from cowest_dspy.report.model import Outcome, RunReport
+from cowest_dspy.influence.report import format_kinds, remedy
+from cowest_dspy.optimizers.rounds import Outcome
+from cowest_dspy.report.model import RunReport
 from cowest_dspy.report.numbers import (
     Interval,
     PairedTest,
@@ -19,6 +18,8 @@ from cowest_dspy.report.numbers import (
     influence_by_round,
     influence_counts,
 )
+from cowest_dspy.store.budget import format_usd as format_usd
+from cowest_dspy.utils import notebook
 
 ALPHA = 0.05
 LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)

@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 from dspy.lm15 import InvalidRequestError, Request, Response, response_to_events
 
-from cowest_dspy.lms import wire
+from cowest_dspy.store import serialize
 from cowest_dspy.testing.script import NotScripted, Script, scripted
 
 
@@ -44,7 +44,7 @@ class ScriptedEngine:
         Raises:
             dspy.lm15.InvalidRequestError: the script has no answer to this request, or more than one.
         """
-        asked = wire.request_to_dict(request)
+        asked = serialize.request_to_dict(request)
         with self._lock:
             self.asked.append(asked)
         try:
@@ -55,7 +55,7 @@ class ScriptedEngine:
             raise answer
         reason = "length" if answer.endswith("...") else "stop"
         words = sum(len(message["content"].split()) for message in asked["messages"])
-        return wire.make_response(request.model, answer, reason, words, len(answer.split()), usd=0.0)
+        return serialize.make_response(request.model, answer, reason, words, len(answer.split()), usd=0.0)
 
     def stream(self, request: Request) -> Any:
         """The scripted answer as events."""

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy import files
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms.lora import attach
-from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash, loading
+from cowest_dspy.lms.local.lora import attach
+from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash, loading
 from cowest_dspy.tuning.settings import Lora
+from cowest_dspy.utils import files
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 

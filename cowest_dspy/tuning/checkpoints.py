@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy import interrupts
-from cowest_dspy.files import discard
 from cowest_dspy.tuning.evaluation import Evaluation
 from cowest_dspy.tuning.kept import keep, kept
+from cowest_dspy.utils import interrupts
+from cowest_dspy.utils.files import discard
 
 # Seconds between two checkpoints when no number of steps is asked for: writing one takes far less than a hundredth of that.
 SECONDS = 60.0

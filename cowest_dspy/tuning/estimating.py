@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import CowestError
-from cowest_dspy.lms import footprint, weights
+from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.tuning.cluster import Machines, machines
 from cowest_dspy.tuning.rows import Row
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora

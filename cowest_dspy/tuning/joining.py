@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.progress import Snapshot, alive, read_snapshot
+from cowest_dspy.store.progress import Snapshot, alive, read_snapshot
 from cowest_dspy.tuning.cluster import Machines
 from cowest_dspy.tuning.launching import SPEC, run
 

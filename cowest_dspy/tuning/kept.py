@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.files import discard_of_ended
+from cowest_dspy.utils.files import discard_of_ended
 
 
 def keep(path: Path, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

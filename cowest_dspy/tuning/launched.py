@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import CowestError, masked
-from cowest_dspy.files import write_whole
 from cowest_dspy.tuning.settings import DPO, SFT
 from cowest_dspy.tuning.training import train_dpo, train_sft
 from cowest_dspy.tuning.watching import OnStep
+from cowest_dspy.utils.files import write_whole
 
 KINDS: dict[str, tuple[type[Any], Callable[..., Any]]] = {"sft": (SFT, train_sft), "preference": (DPO, train_dpo)}
 """What ``kind`` in spec.json may be: the class of its settings, and what trains."""

@@ -21,16 +21,16 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 from pydantic import ValidationError
 
-from cowest_dspy import notebook
 from cowest_dspy.errors import TuningError, nearest
 from cowest_dspy.pairs import check_enough
-from cowest_dspy.tables import LEAST_PAIRS
+from cowest_dspy.pairs.config import LEAST_PAIRS
 from cowest_dspy.tuning.cluster import machines
 from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
 from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep
+from cowest_dspy.utils import notebook
 
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {"sft": SFT, "chat": SFT, "preference": DPO, "unpaired": KTO}
 """Data formats, and the settings that each is tuned on with."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cowest_dspy.lms import lora, weights
+from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.tuning import adapters, reference, shared_prompt, unpaired
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 

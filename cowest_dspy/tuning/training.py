@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms import lora, weights
+from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, stalling, trainers
 from cowest_dspy.tuning.checkpoints import Checkpoint
 from cowest_dspy.tuning.settings import DPO, KTO, SFT

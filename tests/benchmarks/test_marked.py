@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from cowest_dspy.recipes import load
+from cowest_dspy.utils.importing import load
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks/marked.py"

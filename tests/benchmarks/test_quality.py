@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cowest_dspy.comparison import ComparedArm, Comparison
-from cowest_dspy.recipes import load
-from cowest_dspy.report import Answer, Arm
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report import Arm
+from cowest_dspy.report.comparison import ComparedArm, Comparison
+from cowest_dspy.utils.importing import load
 
 FILE = Path(__file__).parents[2] / "benchmarks/quality.py"
 

@@ -12,7 +12,7 @@ from serving_parts import body, post
 from toy import engine
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.gate import Gate
+from cowest_dspy.optimizers.router import Gate
 
 RECIPE = """
 import random

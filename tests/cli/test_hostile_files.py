@@ -17,11 +17,11 @@ import toy
 from forked import child
 
 from cowest_dspy import Store
-from cowest_dspy import repair as repairing
-from cowest_dspy.cli import app, report_errors
+from cowest_dspy.cli.main import app, report_errors
 from cowest_dspy.errors import GateError
-from cowest_dspy.gate import Gate
+from cowest_dspy.optimizers.router import Gate
 from cowest_dspy.report import write_report
+from cowest_dspy.store import repair as repairing
 
 LONG = "x" * 5000
 DEEP = "[" * 100_000 + "]" * 100_000

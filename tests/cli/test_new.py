@@ -12,20 +12,22 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cowest_dspy import Experiment, cli, load_config, recipes
-from cowest_dspy.config import Config, validate
-from cowest_dspy.doctor import examine
+from cowest_dspy import Experiment, load_config
+from cowest_dspy.cli import main
+from cowest_dspy.cli.scaffold import FILES, check_name, new_domain
+from cowest_dspy.cli.scaffold.domain import LONGEST_NAME
 from cowest_dspy.errors import CowestError, DataError
-from cowest_dspy.scaffold import FILES, check_name, new_domain
-from cowest_dspy.scaffold.domain import LONGEST_NAME
+from cowest_dspy.experiment.config import Config, validate
+from cowest_dspy.experiment.doctor import examine
 from cowest_dspy.tuning import DPO, SFT
+from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]
 CODE = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def new(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, ["new", *arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(main.app, ["new", *arguments], env={"COLUMNS": "200"})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,7 +50,7 @@ def test_the_generated_test_passes_from_any_working_directory(tmp_path: Path) ->
     here = tmp_path / "a b"
     here.mkdir()
     made = subprocess.run(
-        [sys.executable, "-m", "cowest_dspy.cli", "new", "tool-loans"],
+        [sys.executable, "-m", "cowest_dspy.cli.main", "new", "tool-loans"],
         cwd=here,
         env=CODE,
         capture_output=True,
@@ -78,7 +80,7 @@ def test_each_backend_fits_the_task(domain: Path) -> None:
         assert config.name == "tool-loans"
         assert (config.sft is None, config.dpo == {}) == ((True, True) if backend == "scripted" else (False, False))
     assert config.sft and SFT(**config.sft.settings) and SFT(**config.sft.answer_settings) and DPO(**config.dpo)
-    assert recipes.load(config.sft.drafts)() and recipes.load(config.sft.answers or "")()
+    assert importing.load(config.sft.drafts)() and importing.load(config.sft.answers or "")()
 
 
 @pytest.mark.slow
@@ -126,9 +128,9 @@ def test_the_same_name_gives_the_same_bytes_and_the_files_that_are_listed(domain
 
 
 def test_every_template_is_used_and_is_in_the_package(tmp_path: Path) -> None:
-    import cowest_dspy.scaffold
+    import cowest_dspy.cli.scaffold
 
-    folder = Path(cowest_dspy.scaffold.__file__).parent / "templates"
+    folder = Path(cowest_dspy.cli.scaffold.__file__).parent / "templates"
     assert {path.name for path in folder.iterdir()} == set(FILES)
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["cowest_dspy"]
     assert "scaffold/templates/*" in package_data
@@ -150,7 +152,7 @@ def test_rows_that_do_not_fit_are_named(text: str, said: str, tmp_path: Path) ->
     new_domain("rows-here", tmp_path)
     (tmp_path / "rows_here.csv").write_text(text)
     with pytest.raises(DataError, match=said):
-        recipes.load(f"{tmp_path / 'rows_here.py'}:examples")("train")
+        importing.load(f"{tmp_path / 'rows_here.py'}:examples")("train")
 
 
 def test_a_spreadsheet_s_csv_is_read(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_spreadsheet_s_csv_is_read(tmp_path: Path) -> None:
     new_domain("rows-here", tmp_path)
     lines = ["\ufeffsplit,background,answer,question", 'train,"one\ntwo","a, b","Say ""it""?"', "dev,b,a,q", ""]
     (tmp_path / "rows_here.csv").write_bytes("\r\n".join(lines).encode())
-    rows = recipes.load(f"{tmp_path / 'rows_here.py'}:examples")("train")
+    rows = importing.load(f"{tmp_path / 'rows_here.py'}:examples")("train")
     assert rows == [{"split": "train", "background": "one\ntwo", "answer": "a, b", "question": 'Say "it"?'}]
 
 
@@ -271,13 +273,13 @@ def test_the_verb_writes_says_what_and_says_what_is_next(tmp_path: Path, monkeyp
 
 
 def test_an_error_of_the_verb_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cowest_dspy.cli", "new", "No Name"]
+    command = [sys.executable, "-m", "cowest_dspy.cli.main", "new", "No Name"]
     done = subprocess.run(command, cwd=tmp_path, env=CODE, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_says_what_it_writes() -> None:
-    assert "new" in CliRunner().invoke(cli.app, ["--help"]).output
+    assert "new" in CliRunner().invoke(main.app, ["--help"]).output
     shown = new("--help")
     assert shown.exit_code == 0 and "--folder" in shown.output and "rows" in shown.output

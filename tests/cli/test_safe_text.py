@@ -19,13 +19,13 @@ from report_runs import full_run
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.cli import app, report_errors
-from cowest_dspy.live.screen import Printed
+from cowest_dspy.cli.live.screen import Printed
+from cowest_dspy.cli.main import app, report_errors
+from cowest_dspy.cli.verbs import VisibleFormatter
 from cowest_dspy.report.model import Stage
 from cowest_dspy.report.terminal import print_report
-from cowest_dspy.safe_text import visible
 from cowest_dspy.testing import Fault, OpenAIServer
-from cowest_dspy.verbs import VisibleFormatter
+from cowest_dspy.utils.safe_text import visible
 
 HOSTILE = "use [red] wires [/b] :smile: \x1b[2J\x1b]0;title\x07 \x9b31m \u202e back \ud83d"
 SHOWN = "use [red] wires [/b] :smile: \\u001b[2J\\u001b]0;title\\u0007 \\u009b31m \\u202e back \\ud83d"
@@ -45,7 +45,7 @@ def test_json_says_the_same_when_it_is_made_visible(text: str) -> None:
 
 @pytest.mark.parametrize("wrap", [str, lambda text: [text], lambda text: grid(text)], ids=["a text", "a list", "a table"])
 def test_the_console_of_the_commands_prints_text_as_it_is(wrap: Callable[[str], Any]) -> None:
-    from cowest_dspy.live import console
+    from cowest_dspy.cli.live import console
 
     out = io.StringIO()
     for here in (Printed(file=out, width=300, markup=False, emoji=False, highlight=False), console):

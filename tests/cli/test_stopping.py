@@ -23,7 +23,7 @@ import pytest
 from live_task import SCRIPTED, TASK, answered, committed, cowest, environment, hearing_signals, started, until, written
 from local_server import CHAT, Said, completion, local_server
 
-from cowest_dspy.progress import read_snapshot
+from cowest_dspy.store.progress import read_snapshot
 
 SHOTS = """
 [cycle]
@@ -38,7 +38,7 @@ def goes_on(said: str, folder: Path) -> None:
     """The command that a message gives, pasted into a shell."""
     command = said.strip().splitlines()[-1].strip()
     python, _, rest = command.partition(" ")
-    assert python == Path(sys.executable).name and rest.startswith("-m cowest_dspy.cli "), said
+    assert python == Path(sys.executable).name and rest.startswith("-m cowest_dspy.cli.main "), said
     pasted = f"{shlex.quote(sys.executable)} {rest}"
     done = subprocess.run(pasted, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -179,7 +179,7 @@ class Terminal:
             if color:
                 variables.pop("NO_COLOR")
             hearing_signals()
-            os.execve(sys.executable, [sys.executable, "-m", "cowest_dspy.cli", *arguments], variables)
+            os.execve(sys.executable, [sys.executable, "-m", "cowest_dspy.cli.main", *arguments], variables)
         fcntl.ioctl(self._end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
 
     def read(self, seconds: float = 0.1) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cowest_dspy import Experiment, TransformersEngine, load_config
-from cowest_dspy.config import Config
-from cowest_dspy.lms import wire
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.store import serialize
 
 ROOT = Path(__file__).parents[2]
 TASK = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
@@ -50,9 +50,9 @@ def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Pa
     engine = TransformersEngine(folder, dtype="float32")
     head = {"role": "system", "content": "You are a terse assistant. " * 12}
     asked = [[head, {"role": "user", "content": text}] for text in ("What is the capital of France?", "Name a colour.", "2 + 2?")]
-    requests = [wire.request_from_messages(engine.model_id, messages, max_tokens=12, temperature=0.0) for messages in asked]
+    requests = [serialize.request_from_messages(engine.model_id, messages, max_tokens=12, temperature=0.0) for messages in asked]
     with ThreadPoolExecutor(3) as pool:
-        ours = [wire.response_text(response) for response in pool.map(engine.complete, requests)]
+        ours = [serialize.response_text(response) for response in pool.map(engine.complete, requests)]
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for messages, text in zip(asked, ours, strict=True):

@@ -12,10 +12,13 @@ from typing import Any, get_args
 
 import pytest
 
-from cowest_dspy.config import validate
-from cowest_dspy.corpus import is_corpus_metric
-from cowest_dspy.report import Answer, Arm, InfluenceRow, PairsSummary, RunReport, write_report
-from cowest_dspy.tables import ArmRules, CompareRules, CycleRules, InfluenceRules, RoundRules
+from cowest_dspy.experiment.config import validate
+from cowest_dspy.experiment.tables import ArmRules, CompareRules
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.influence.config import InfluenceRules
+from cowest_dspy.optimizers.config import CycleRules, RoundRules
+from cowest_dspy.report import Arm, InfluenceRow, PairsSummary, RunReport, write_report
+from cowest_dspy.report.corpus import is_corpus_metric
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pages import ROOT, TUTORIAL, blocks, prepare, run, with_a_tiny_model
 
-from cowest_dspy import load_config, recipes
+from cowest_dspy import load_config
 from cowest_dspy.tuning import DPO, SFT
+from cowest_dspy.utils import importing
 
 BLOCKS = blocks(TUTORIAL)
 
@@ -35,7 +36,7 @@ def test_the_backends_of_the_tutorial_fit_its_task(tmp_path: Path) -> None:
     for backend in backends:
         config = load_config([tmp_path / "ferries.toml", tmp_path / backend])
         assert config.dpo == {} or DPO(**config.dpo)
-        assert config.sft is None or (SFT(**config.sft.settings) and recipes.load(config.sft.drafts)())
+        assert config.sft is None or (SFT(**config.sft.settings) and importing.load(config.sft.drafts)())
 
 
 def test_its_code_is_as_this_project_would_have_it(tmp_path: Path) -> None:

@@ -20,21 +20,13 @@ from hub import TOKEN, Hub, running_hub
 from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
-from cowest_dspy import (
-    Collaboration,
-    Experiment,
-    TransformersEngine,
-    cli,
-    load_bundle,
-    load_config,
-    verify_bundle,
-    write_bundle,
-)
-from cowest_dspy.bundle import as_gguf, merged, read_manifest, writing
+from cowest_dspy import Collaboration, Experiment, TransformersEngine, load_bundle, load_config, verify_bundle, write_bundle
+from cowest_dspy.cli import main
 from cowest_dspy.errors import BundleError, ModelError, TuningError
-from cowest_dspy.gate import Gate, Head
-from cowest_dspy.lms.recording import unrecorded
+from cowest_dspy.experiment.bundle import as_gguf, merged, read_manifest, writing
+from cowest_dspy.optimizers.router import Gate, Head
 from cowest_dspy.pairs import PreferencePairs
+from cowest_dspy.store.record import unrecorded
 
 
 def test_a_bundle_answers_as_its_run_did(finished: Path, bundle: Path, tiny_model: Path) -> None:
@@ -95,7 +87,7 @@ def test_every_change_is_noticed_and_named(bundle: Path, tiny_model: Path) -> No
         "recipe/toy.py: was changed",
         "extra.txt: does not belong to the bundle",
     }
-    done = CliRunner().invoke(cli.app, ["verify", str(bundle)])
+    done = CliRunner().invoke(main.app, ["verify", str(bundle)])
     assert done.exit_code == 1 and "recipe/toy.py: was changed" in done.output
     with pytest.raises(BundleError, match="is not what was bundled"):
         load_bundle(bundle, weak=weak_of(tiny_model), strong=weak_of(tiny_model), trust_recipe=True)
@@ -257,7 +249,7 @@ def test_a_push_takes_a_private_model_and_a_refusal_says_why(bundle: Path) -> No
 
 def pushed(hub: Hub, bundle: Path, name: str, token: str) -> str:
     """What a process says that pushes the bundle: the Hub's address is read when its package is imported."""
-    code = f"from cowest_dspy.bundle import push_bundle; print(push_bundle({str(bundle)!r}, {name!r}))"
+    code = f"from cowest_dspy.experiment.bundle import push_bundle; print(push_bundle({str(bundle)!r}, {name!r}))"
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     return done.stdout + done.stderr

@@ -20,10 +20,12 @@ from toy import engine as engine_table
 from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
-from cowest_dspy import cli, load_bundle, load_config, recipes, serve_verb, verify_bundle
-from cowest_dspy.bundle import loading, read_manifest, writing
+from cowest_dspy import load_bundle, load_config, verify_bundle
+from cowest_dspy.cli import main, serve_verb
 from cowest_dspy.errors import BundleError
-from cowest_dspy.files import replace_folder
+from cowest_dspy.experiment.bundle import loading, read_manifest, writing
+from cowest_dspy.utils import importing
+from cowest_dspy.utils.files import replace_folder
 
 OURS = 'open("{mark}", "w").close()\n'
 
@@ -124,7 +126,7 @@ def test_links_and_things_that_are_no_files_do_not_belong_to_a_bundle(bundle: Pa
 def test_names_are_shown_without_what_a_terminal_would_obey(bundle: Path) -> None:
     (bundle / "recipe" / "\x1b[2K\rbundle is whole.py").write_text("")
     (bundle / os.fsdecode(b"\xff.txt")).write_text("")
-    done = CliRunner().invoke(cli.app, ["verify", str(bundle)])
+    done = CliRunner().invoke(main.app, ["verify", str(bundle)])
     assert done.exit_code == 1 and "\x1b" not in done.output and r"\x1b[2K\rbundle" in done.output and r"\udcff.txt" in done.output
     manifest = json.loads((bundle / "cowest.json").read_text())
     (bundle / "cowest.json").write_text(json.dumps({**manifest, "\x1b[2K": 1}))
@@ -166,7 +168,7 @@ def test_a_bundle_at_the_place_of_another_runs_its_own_recipe(bundle: Path, tiny
     recipe = bundle / "recipe" / "toy.py"
     recipe.write_text(recipe.read_text() + "\nVERSION = 2\n")
     load_bundle(resealed(bundle), weak=weak, strong=weak, trust_recipe=True)
-    assert recipes.load(f"{recipe.resolve()}:VERSION") == 2
+    assert importing.load(f"{recipe.resolve()}:VERSION") == 2
 
 
 @pytest.mark.parametrize(

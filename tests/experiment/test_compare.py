@@ -12,10 +12,10 @@ from compare_task import task as task
 from typer.testing import CliRunner
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.comparison import Comparison
-from cowest_dspy.config import overridden
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment import Compared
+from cowest_dspy.experiment.config import overridden
+from cowest_dspy.report.comparison import Comparison
 
 
 def by_name(made: Comparison) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_a_sweeps_paths_are_relative_to_its_file_and_its_keys_are_checked(task: 
 
 
 def test_the_verb_prints_the_table_and_writes_the_files(task: list[Path], tmp_path: Path) -> None:
-    from cowest_dspy.cli import app
+    from cowest_dspy.cli.main import app
 
     arms = '[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = "alone"\n[compare.arms.oracle]\nkind = "oracle"\n'
     files = declared(task, arms)

@@ -12,14 +12,14 @@ import pytest
 from compare_task import task as task
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.config import Config, overridden
 from cowest_dspy.errors import PairsError, RecipeError
 from cowest_dspy.experiment.compared_arms import depends_on_seed, title_of
+from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.controls import by_correctness, other_draft_arm, shuffled
-from cowest_dspy.recipes import call
-from cowest_dspy.rounds import Round
-from cowest_dspy.store import Store
-from cowest_dspy.tables import ArmRules
+from cowest_dspy.experiment.tables import ArmRules
+from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.store.store import Store
+from cowest_dspy.utils.importing import call
 
 
 def test_which_arms_depend_on_the_seed(task: list[Path]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cowest_dspy.cli import app
-from cowest_dspy.config import Config, load_config, validate
-from cowest_dspy.config_text import effective_toml, json_schema
+from cowest_dspy.cli.main import app
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.tables import Api, InProcess, Server
+from cowest_dspy.experiment.config import Config, load_config, validate
+from cowest_dspy.experiment.config_text import effective_toml, json_schema
+from cowest_dspy.lms.config import Api, InProcess, Server
 
 ROOT = Path(__file__).parents[2]
 TASK = {"name": "toy", "program": "toy.py:program", "metric": "toy.py:match", "data": {"source": "t.jsonl", "inputs": ["q"]}}

@@ -15,12 +15,14 @@ from endpoint import serving
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cowest_dspy import cli, load_config
-from cowest_dspy.config import Config
-from cowest_dspy.doctor import Diagnosis, examine
-from cowest_dspy.forecast import Planned, Probe, forecast, planned_calls
-from cowest_dspy.lms import endpoints, footprint
-from cowest_dspy.tables import Api, Engine, Server
+from cowest_dspy import load_config
+from cowest_dspy.cli import main
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.doctor import Diagnosis, examine
+from cowest_dspy.experiment.forecast import Planned, Probe, forecast, planned_calls
+from cowest_dspy.lms import endpoints
+from cowest_dspy.lms.config import Api, Engine, Server
+from cowest_dspy.lms.local import footprint
 
 RECIPE = (
     toy.RECIPE
@@ -110,7 +112,7 @@ def test_a_healthy_pair_is_loaded_asked_and_measured(folder: Path, tiny_model: P
 
 
 def test_the_question_is_the_longest_of_the_first_50_as_the_program_puts_it(folder: Path, tiny_model: Path) -> None:
-    from cowest_dspy.recipes import load
+    from cowest_dspy.utils.importing import load
 
     examine(configured(folder, weak(tiny_model), STRONG))
     (request,) = load(f"{folder}/toy.py:asked")
@@ -118,7 +120,7 @@ def test_the_question_is_the_longest_of_the_first_50_as_the_program_puts_it(fold
 
 
 def test_without_asking_nothing_is_asked_and_the_weights_are_loaded_all_the_same(folder: Path, tiny_model: Path) -> None:
-    from cowest_dspy.recipes import load
+    from cowest_dspy.utils.importing import load
 
     diagnosis = examine(configured(folder, weak(tiny_model), STRONG), ask=False)
     assert diagnosis.healthy and not diagnosis.probes and not diagnosis.forecasts
@@ -375,7 +377,7 @@ def test_time_is_shared_by_calls_at_once_and_held_by_limits() -> None:
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cli.app, ["doctor", str(folder / "toy.toml"), *arguments])
+    done = CliRunner().invoke(main.app, ["doctor", str(folder / "toy.toml"), *arguments])
     return done.exit_code, done.output
 
 
@@ -393,6 +395,6 @@ def test_the_exit_code_tells_and_each_check_is_a_line_without_a_terminal(folder:
 def test_a_terminal_gets_a_table_in_which_brackets_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configured(folder, SCRIPTED_WEAK, STRONG, TUNED)
     shown = io.StringIO()
-    monkeypatch.setattr(cli, "console", Console(file=shown, force_terminal=True, width=200, color_system=None))
+    monkeypatch.setattr(main, "console", Console(file=shown, force_terminal=True, width=200, color_system=None))
     assert run(folder)[0] == 1
     assert "the task has [sft] or [dpo]" in shown.getvalue()

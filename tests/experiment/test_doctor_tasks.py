@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cowest_dspy import load_config
-from cowest_dspy.doctor import Check, examine
-from cowest_dspy.scaffold import new_domain
+from cowest_dspy.cli.scaffold import new_domain
+from cowest_dspy.experiment.doctor import Check, examine
 
 
 @pytest.fixture

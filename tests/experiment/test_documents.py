@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import Store, cli
+from cowest_dspy import Store
+from cowest_dspy.cli import main
 from cowest_dspy.errors import CowestError, DataError, GateError, ReportError
-from cowest_dspy.gate import Gate
-from cowest_dspy.progress import Snapshot, read_snapshot
-from cowest_dspy.progress.alive import iso
-from cowest_dspy.reading import parse_json, read_json
+from cowest_dspy.optimizers.router import Gate
+from cowest_dspy.optimizers.stages import Silent, Stages
 from cowest_dspy.report import read_report
-from cowest_dspy.runs import look
-from cowest_dspy.stages import Silent, Stages
+from cowest_dspy.report.runs import look
+from cowest_dspy.store.progress import Snapshot, read_snapshot
+from cowest_dspy.store.progress.alive import iso
+from cowest_dspy.utils.reading import parse_json, read_json
 
 HOSTILE = {
     "deep": "[" * 100_000,
@@ -97,4 +98,4 @@ def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("question", ['{"a":' * 10_000, '{"a": ' + "1" * 5000 + "}", '{"a": 1, "a": 2}'])
 def test_a_question_that_is_no_json_is_one_error(question: str) -> None:
     with pytest.raises(CowestError, match="--question is not JSON"):
-        cli._inputs(question, ("a",))
+        main._inputs(question, ("a",))

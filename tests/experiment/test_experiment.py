@@ -16,9 +16,9 @@ from toy_experiment import (
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
-from cowest_dspy.lms import weights
+from cowest_dspy.lms.local import weights
+from cowest_dspy.optimizers.stages import Silent
 from cowest_dspy.report import read_report, verdict
-from cowest_dspy.stages import Silent
 
 
 def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(task: list[Path], tmp_path: Path) -> None:

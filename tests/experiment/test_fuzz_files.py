@@ -23,23 +23,24 @@ from bundled import small_bundle
 from rich.console import Console
 from tiny import make_adapter
 
-from cowest_dspy.bundle.manifest import open_bundle, read_manifest
-from cowest_dspy.config import fingerprint, load_config
-from cowest_dspy.config_text import effective_toml
-from cowest_dspy.data import read_split
+from cowest_dspy.cli.live.following import Following
+from cowest_dspy.cli.scaffold import new_domain
 from cowest_dspy.errors import CowestError
-from cowest_dspy.gate import Gate
-from cowest_dspy.hiding import names_hidden_in
-from cowest_dspy.live.following import Following
-from cowest_dspy.lms import lora, wire
-from cowest_dspy.lms.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash
+from cowest_dspy.experiment.bundle.manifest import open_bundle, read_manifest
+from cowest_dspy.experiment.config import fingerprint, load_config
+from cowest_dspy.experiment.config_text import effective_toml
+from cowest_dspy.experiment.data import read_split
+from cowest_dspy.lms.local import lora
+from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash
+from cowest_dspy.optimizers.router import Gate
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs
-from cowest_dspy.progress import read_snapshot
-from cowest_dspy.repair import repair
 from cowest_dspy.report import arm_table, read_report, verdict, write_report
-from cowest_dspy.runs import look
-from cowest_dspy.scaffold import new_domain
-from cowest_dspy.store import Store
+from cowest_dspy.report.runs import look
+from cowest_dspy.store import serialize
+from cowest_dspy.store.progress import read_snapshot
+from cowest_dspy.store.repair import repair
+from cowest_dspy.store.store import Store
+from cowest_dspy.utils.hiding import names_hidden_in
 
 ROOT = Path(__file__).parents[2]
 DEEP = ["[" * depth + "]" * depth for depth in (3, 200, 20_000)]
@@ -133,11 +134,11 @@ def _read_report(folder: Path) -> None:
 
 def _run(folder: Path) -> None:
     """A store with calls and records, and its state."""
-    request = wire.request_from_messages("m", [{"role": "user", "content": "why?"}], seed=1)
+    request = serialize.request_from_messages("m", [{"role": "user", "content": "why?"}], seed=1)
     with Store(folder) as store, store.spending("collect"), store.journal.stage("collect", "Collecting") as here:
         here.at(1, 2)
         store.journal.about(task="toy", command="cowest collect toy.toml")
-        store.answer(request, lambda: wire.make_response("m", "yes", "stop", 3, 1, usd=0.5))
+        store.answer(request, lambda: serialize.make_response("m", "yes", "stop", 3, 1, usd=0.5))
         store.keep("trace", "1/a/0", {"draft": "x" * 200})
         store.keep("stage", "collect", dict.fromkeys(("seconds", "calls", "cached_calls", "tokens_in", "tokens_out", "usd"), 1))
 

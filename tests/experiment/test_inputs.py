@@ -11,10 +11,10 @@ import toy
 from scripted import match, questions, strong_that_reads, weak_that_varies
 
 from cowest_dspy import Collaboration, CoWest, Cycle, Influence, collect, load_config
-from cowest_dspy.doctor import examine
 from cowest_dspy.errors import CowestError, DataError
 from cowest_dspy.experiment import Experiment
-from cowest_dspy.inputs import needed_by, needed_inputs, possible_inputs
+from cowest_dspy.experiment.doctor import examine
+from cowest_dspy.program.inputs import needed_by, needed_inputs, possible_inputs
 
 RECIPE = (
     toy.RECIPE
@@ -51,7 +51,7 @@ def task(folder: Path, inputs: str, *tables: str, recipe: str = RECIPE) -> list[
 
 
 def asked(folder: Path) -> list[Any]:
-    from cowest_dspy.recipes import load
+    from cowest_dspy.utils.importing import load
 
     return load(f"{folder}/toy.py:asked")
 

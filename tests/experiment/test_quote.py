@@ -10,9 +10,10 @@ import pytest
 from toy_budget import configured
 from typer.testing import CliRunner
 
-from cowest_dspy import Experiment, cli, load_config
+from cowest_dspy import Experiment, load_config
+from cowest_dspy.cli import main
 from cowest_dspy.errors import BudgetError, CollectionError
-from cowest_dspy.quote import Quote, Range, counted, probed
+from cowest_dspy.experiment.quote import Quote, Range, counted, probed
 from cowest_dspy.testing import OpenAIServer
 
 
@@ -102,7 +103,7 @@ def test_a_metric_that_asks_a_model_is_in_it(tmp_path: Path) -> None:
     recipe.write_text(
         recipe.read_text()
         + """
-from cowest_dspy.lms.recording import recorded
+from cowest_dspy.store.store.record import recorded
 JUDGE = recorded(ScriptedEngine(lambda request: "good enough", model="scripted/judge").lm())
 
 def judged(example, prediction, trace=None):
@@ -204,7 +205,7 @@ def test_a_probe_prices_the_steps_and_is_above_what_the_cycle_then_asks(tmp_path
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cli.app, ["quote", str(folder / "toy.toml"), "--run", str(folder / "run"), *arguments])
+    done = CliRunner().invoke(main.app, ["quote", str(folder / "toy.toml"), "--run", str(folder / "run"), *arguments])
     return done.exit_code, done.output
 
 

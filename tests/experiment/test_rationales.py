@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cowest_dspy import Budget, BudgetError, Store
 from cowest_dspy.errors import DataError
-from cowest_dspy.lms.recording import keeping
-from cowest_dspy.rationales import _states, rationales
+from cowest_dspy.experiment.rationales import _states, rationales
+from cowest_dspy.store.record import keeping
 from cowest_dspy.testing import ScriptedEngine
 
 TASK = "Say which animal it is."

@@ -16,11 +16,14 @@ from scripted import match, questions, strong_that_reads, together
 from scripted_weak import by_seed, weak_by_seed
 
 from cowest_dspy.errors import CollectionError
-from cowest_dspy.lms import wire
-from cowest_dspy.program import Collaboration, DraftFormat
-from cowest_dspy.store import Store
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces, influence_report
+from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.program.collaboration import Collaboration, DraftFormat
+from cowest_dspy.store import serialize
+from cowest_dspy.store.pool import in_order
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import HeldTraces, Sampling, StoredTraces, Trace, collect, in_order, influence_report
 
 # Memory
 
@@ -234,11 +237,11 @@ def test_a_draft_metric_scores_drafts_of_any_format() -> None:
 def test_a_trace_has_the_metrics_words_and_what_its_calls_cost(tmp_path: Path) -> None:
     class Priced(ScriptedEngine):
         def complete(self, request: Any) -> Any:
-            return wire.priced(super().complete(request), 0.25)
+            return serialize.priced(super().complete(request), 0.25)
 
     class Unpriced(ScriptedEngine):
         def complete(self, request: Any) -> Any:
-            return wire.priced(super().complete(request), None)
+            return serialize.priced(super().complete(request), None)
 
     def metric(example: dspy.Example, prediction: Any, trace: Any = None) -> dspy.Prediction:
         return dspy.Prediction(score=0.5, feedback=f"said {prediction.answer}")

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from scripted import made_trace, match, questions, strong_that_reads, together
 from scripted_weak import weak_by_seed
 
-from cowest_dspy import cli
+from cowest_dspy.cli import main
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.enough import HOPELESS, chance_of_another, enough
+from cowest_dspy.influence.stored_traces import StoredTraces
+from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.program import Collaboration
-from cowest_dspy.store import Store
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, StoredTraces, Trace, collect
-from cowest_dspy.traces.enough import HOPELESS, chance_of_another, enough
 
 # Adaptive
 
@@ -143,7 +145,7 @@ def test_a_toml_asks_for_adaptive_drafts_and_several_answers_and_the_command_say
     (tmp_path / "toy.py").write_text(RECIPE)
     (tmp_path / "toy.toml").write_text(TASK)
     for _ in range(2):  # collected, and read again
-        cli.collect([tmp_path / "toy.toml"], tmp_path / "run")
+        main.collect([tmp_path / "toy.toml"], tmp_path / "run")
         with Store(tmp_path / "run") as store:
             traces = StoredTraces(store)
             saved = traces.saved

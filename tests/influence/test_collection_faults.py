@@ -15,14 +15,17 @@ from scripted import match, questions, strong_that_reads, together
 from scripted_weak import weak_by_seed
 
 from cowest_dspy.errors import CollectionError, DataError
-from cowest_dspy.influence import attempt
-from cowest_dspy.lms import ServerEngine, wire
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.metric import attempt
+from cowest_dspy.influence.stored_traces import influence_report
+from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.api import ApiEngine
-from cowest_dspy.program import Collaboration
-from cowest_dspy.store import Store
-from cowest_dspy.tables import Api, Server
+from cowest_dspy.lms.config import Api, Server
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store import serialize
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
-from cowest_dspy.traces import Sampling, Trace, collect, influence_report
 
 # Failures
 
@@ -79,7 +82,7 @@ def test_a_model_that_refuses_in_openais_words_is_a_refusal() -> None:
         made = attempt(lambda: dspy.Prediction(draft=program.drafted(question="?")))
     assert made.error is not None and made.error.startswith("refusal:")
     refused = Response(None, "m", Message("assistant", (RefusalPart("No."),)), "stop", Usage())
-    assert wire.response_to_dict(refused)["finish_reason"] == "content_filter"
+    assert serialize.response_to_dict(refused)["finish_reason"] == "content_filter"
 
 
 def test_a_collection_stops_early_when_too_many_fail_and_keeps_what_there_is(tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from scripted import GOOD, example, judge_of, match, questions, strong_that_read
 
 from cowest_dspy import Collaboration, GoldLikelihood, Rubric, TransformersEngine, Weighted
 from cowest_dspy.errors import ConfigError, ProgramError
-from cowest_dspy.evaluators import PAPER, Agreement, Criterion, agreement
+from cowest_dspy.influence import agreement
+from cowest_dspy.influence.agreement import Agreement
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.judge import PAPER, Criterion
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.store import Store
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 
 # The judge
 

@@ -10,12 +10,13 @@ from dspy.lm15 import ServerError
 from scripted import match, questions, strong_that_reads, together, weak_that_varies
 
 from cowest_dspy.errors import CollectionError, DataError, PairsError, ProgramError, StoreError
-from cowest_dspy.influence import Influence, InfluenceReport
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.metric import Influence, InfluenceReport
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
-from cowest_dspy.program import Collaboration, presentable
-from cowest_dspy.store import Store
+from cowest_dspy.program.collaboration import Collaboration, presentable
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 
 
 def test_a_draft_that_names_the_answer_is_chosen_over_one_that_does_not() -> None:

@@ -13,12 +13,14 @@ from toy_budget import configured
 
 from cowest_dspy import Experiment, Influence, InfluenceReport, NoiseFloor, load_config, noise_floor
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.forecast import planned_calls
-from cowest_dspy.quote import counted, probed
+from cowest_dspy.experiment.forecast import planned_calls
+from cowest_dspy.experiment.quote import counted, probed
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.noise import noise_in
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.report import InfluenceRow, influence_counts, read_report
-from cowest_dspy.store import Store
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect, noise_in
 
 
 def strong_that_samples() -> ScriptedEngine:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from scripted import questions
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.arms import alone_arm, ask_all, outputs_of
-from cowest_dspy.jsonable import as_text, from_text, plain, restored
-from cowest_dspy.report.model import Answer
-from cowest_dspy.store import Store
+from cowest_dspy.influence.arms import Answer, alone_arm, ask_all, outputs_of
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import HeldTraces, Sampling, StoredTraces, collect
+from cowest_dspy.utils.jsonable import as_text, from_text, plain, restored
 
 
 class Kind(Enum):

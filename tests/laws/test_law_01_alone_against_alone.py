@@ -6,9 +6,10 @@ import pytest
 from scripted import match, questions, strong_that_reads, together, weak_that_varies
 
 from cowest_dspy.errors import PairsError
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 
 
 def test_law_1_alone_against_alone_has_no_influence_and_gives_no_pair() -> None:

@@ -24,13 +24,16 @@ from scripted import (
 
 from cowest_dspy import CoWest, Weighted
 from cowest_dspy.errors import CollectionError, ConfigError, DataError
-from cowest_dspy.influence import Influence, scored
-from cowest_dspy.lms.recording import listening
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.config import Collect
+from cowest_dspy.influence.metric import Influence, scored
+from cowest_dspy.influence.stored_traces import influence_report
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.optimizers.deciding import Decision, decide, gain
+from cowest_dspy.optimizers.rounds import Task
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.rounds import Decision, Task, decide, gain
-from cowest_dspy.tables import Collect
+from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect, influence_report
 
 
 @pytest.mark.parametrize("broken", [RateLimitError("slow down"), ServerError("500"), "", "cut off in the middle ..."])

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from scripted import match, questions, strong_that_reads, together, weak_that_varies
 
-from cowest_dspy.store import Store
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 
 
 def test_law_4_the_counterfactual_is_paid_once_per_example(tmp_path: Path) -> None:

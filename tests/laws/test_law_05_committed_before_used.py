@@ -25,9 +25,10 @@ from toy_experiment import (  # noqa: F401 - a fixture
 
 from cowest_dspy import Store
 from cowest_dspy.errors import StoreError
-from cowest_dspy.store import Store
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, Trace, collect
 
 
 def test_law_5_nothing_that_was_answered_is_asked_again(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from tiny import make_adapter
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import read
 
-from cowest_dspy.lms.weights import adapter_hash, folder_hash
-from cowest_dspy.store import Store
-from cowest_dspy.traces import Sampling, collect
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
+from cowest_dspy.store.store import Store
 
 
 def test_law_6_another_model_id_misses_the_store(tmp_path: Path) -> None:

@@ -33,11 +33,14 @@ from tuning_rows import (
 )
 
 from cowest_dspy import DPO, KTO, SFT
-from cowest_dspy.lms import TransformersEngine, weights, wire
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms.local import weights
+from cowest_dspy.optimizers.deciding import gain
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
-from cowest_dspy.rounds import gain
+from cowest_dspy.store import serialize
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 from cowest_dspy.tuning import (
     DPO,
     KTO,
@@ -92,11 +95,11 @@ def test_law_8_a_sample_is_the_same_in_batches_of_1_3_and_16(tiny_model: Path, s
 
     def ask(engine: TransformersEngine) -> list[str]:
         requests = [
-            wire.request_from_messages(engine.model_id, messages, max_tokens=10, temperature=1.0, seed=seed, top_p=0.95)
+            serialize.request_from_messages(engine.model_id, messages, max_tokens=10, temperature=1.0, seed=seed, top_p=0.95)
             for seed, messages in enumerate(asked)
         ]
         with ThreadPoolExecutor(len(requests)) as pool:
-            return [wire.response_text(one) for one in pool.map(engine.complete, requests)]
+            return [serialize.response_text(one) for one in pool.map(engine.complete, requests)]
 
     assert ask(shared) == ask(alone)
 

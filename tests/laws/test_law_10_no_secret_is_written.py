@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 from scripted import match, questions, strong_that_reads, together
 
 from cowest_dspy import Experiment, Store, collect, load_config
-from cowest_dspy.config_text import effective_toml
 from cowest_dspy.errors import MASK, ConfigError, StoreError, masked
+from cowest_dspy.experiment.config_text import effective_toml
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import build_lm
-from cowest_dspy.lms.recording import keeping, recorded
-from cowest_dspy.masking import without_secret
-from cowest_dspy.store import Store
-from cowest_dspy.tables import Api, Server
+from cowest_dspy.lms.config import Api, Server
+from cowest_dspy.store.record import keeping, recorded
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
+from cowest_dspy.utils.masking import without_secret
 
 
 def test_law_10_no_secret_is_written(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scripted import strong_that_reads, together, weak_that_varies
 
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
 

@@ -20,11 +20,11 @@ from dspy.utils.exceptions import LMError
 
 from cowest_dspy import Collaboration, Sampling, Store, build_lm, collect
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.lms import wire
 from cowest_dspy.lms.api import ApiEngine
-from cowest_dspy.lms.limits import Limits, stoppable
-from cowest_dspy.lms.recording import failure, recorded
-from cowest_dspy.tables import Api
+from cowest_dspy.lms.config import Api
+from cowest_dspy.store import serialize
+from cowest_dspy.store.rate_limit import Limits, stoppable
+from cowest_dspy.store.record import failure, recorded
 from cowest_dspy.testing import Fault, OpenAIServer, Received, ScriptedEngine
 
 # Of a form that no pattern of secrets knows: only who knows the key can leave it out.
@@ -209,11 +209,11 @@ def test_an_interrupt_stops_at_once_a_call_for_which_nothing_is_under_way(waitin
 def test_a_price_of_the_settings_is_counted_and_an_unknown_one_stays_unknown(tmp_path: Path) -> None:
     with OpenAIServer(SCRIPT) as server, Store(tmp_path) as store, store.spending("x") as spent:
         priced = settings(server, price={"input": 1.0, "output": 10.0})
-        request = wire.request_from_messages(priced.model, [{"role": "user", "content": "What is 2+2?"}])
+        request = serialize.request_from_messages(priced.model, [{"role": "user", "content": "What is 2+2?"}])
         for _ in range(2):  # the second is answered from the store, and costs nothing
             store.answer(request, lambda: build_lm(priced)(request))
         assert spent.usd == pytest.approx((3 * 1.0 + 3 * 10.0) / 1e6)
-        other = wire.request_from_messages(priced.model, [{"role": "user", "content": "long"}])
+        other = serialize.request_from_messages(priced.model, [{"role": "user", "content": "long"}])
         store.answer(other, lambda: build_lm(settings(server))(other))
         assert spent.usd is None and spent.calls == 2
 
@@ -221,23 +221,23 @@ def test_a_price_of_the_settings_is_counted_and_an_unknown_one_stays_unknown(tmp
 def test_a_recorded_lm_passes_the_price_on_and_a_scripted_one_costs_nothing(tmp_path: Path) -> None:
     with OpenAIServer(SCRIPT) as server:
         lm = recorded(build_lm(settings(server, price={"input": 1.0, "output": 1.0})))
-        request = wire.request_from_messages(lm.model, [{"role": "user", "content": "What is 2+2?"}])
-        assert wire.response_usd(lm(request)) == pytest.approx(6e-6)
+        request = serialize.request_from_messages(lm.model, [{"role": "user", "content": "What is 2+2?"}])
+        assert serialize.response_usd(lm(request)) == pytest.approx(6e-6)
     lm = ScriptedEngine(SCRIPT).lm()
-    request = wire.request_from_messages(lm.model, [{"role": "user", "content": "What is 2+2?"}])
-    assert wire.response_usd(lm(request)) == 0.0
+    request = serialize.request_from_messages(lm.model, [{"role": "user", "content": "What is 2+2?"}])
+    assert serialize.response_usd(lm(request)) == 0.0
 
 
 def test_the_table_that_dspy_ships_prices_a_providers_own_endpoint() -> None:
     from cowest_dspy.lms import prices
-    from cowest_dspy.tables import Price
+    from cowest_dspy.lms.config import Price
 
-    response = wire.make_response("gpt-4o-mini", "x", "stop", 1_000_000, 1_000_000)
+    response = serialize.make_response("gpt-4o-mini", "x", "stop", 1_000_000, 1_000_000)
     lm = dspy.LM("openai/gpt-4o-mini", cache=False)
     shipped = prices.usd(lm, None, response)
     assert shipped is not None and shipped > 0
     assert prices.usd(lm, Price(input=1.0, output=2.0), response) == 3.0
-    unknown = wire.make_response("no-such-model", "x", "stop", 1, 1)
+    unknown = serialize.make_response("no-such-model", "x", "stop", 1, 1)
     assert prices.usd(dspy.LM("openai/no-such-model", cache=False), None, unknown) is None
     assert prices.usd(dspy.LM("openai/gpt-4o-mini", api_base="http://127.0.0.1:1/v1", cache=False), None, response) is None
 

@@ -24,9 +24,9 @@ from scripted import match, questions, weak_that_varies
 from cowest_dspy import Budget, Collaboration, Sampling, Store, build_lm, collect
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.lms import attempts
-from cowest_dspy.lms.limits import stoppable
-from cowest_dspy.lms.recording import failure, keeping, recorded
-from cowest_dspy.tables import Api, Server
+from cowest_dspy.lms.config import Api, Server
+from cowest_dspy.store.rate_limit import stoppable
+from cowest_dspy.store.record import failure, keeping, recorded
 
 KINDS = ["api", "server"]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tiny import make_tiny_model
 
-from cowest_dspy.lms import TransformersEngine, wire
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.store import serialize
 
 SYSTEM = {"role": "system", "content": "You are a terse machine that answers with a few letters, whatever it is asked, always."}
 
@@ -60,9 +61,9 @@ def test_every_architecture_says_what_generate_says(tiny_model: Path, tmp_path: 
     asked = [[SYSTEM, {"role": "user", "content": f"Question {'x' * place}?"}] for place in (1, 9, 3)]
     from concurrent.futures import ThreadPoolExecutor
 
-    requests = [wire.request_from_messages(engine.model_id, messages, max_tokens=10) for messages in asked]
+    requests = [serialize.request_from_messages(engine.model_id, messages, max_tokens=10) for messages in asked]
     with ThreadPoolExecutor(3) as pool:
-        answers = [wire.response_text(one) for one in pool.map(engine.complete, requests)]
+        answers = [serialize.response_text(one) for one in pool.map(engine.complete, requests)]
     assert answers == [said(tmp_path / kind, messages, 10) for messages in asked]
     assert engine._load().joinable == in_parts
 
@@ -76,10 +77,10 @@ def test_a_plain_model_keeps_seeds_and_batches_apart_too(tiny_model: Path, tmp_p
 
         engine = TransformersEngine(folder, dtype="float32", max_batch=max_batch)
         requests = [
-            wire.request_from_messages(engine.model_id, asked, max_tokens=8, temperature=1.0, seed=seed) for seed in range(5)
+            serialize.request_from_messages(engine.model_id, asked, max_tokens=8, temperature=1.0, seed=seed) for seed in range(5)
         ]
         with ThreadPoolExecutor(5) as pool:
-            return [wire.response_text(one) for one in pool.map(engine.complete, requests)]
+            return [serialize.response_text(one) for one in pool.map(engine.complete, requests)]
 
     assert drafts(4) == drafts(1) and len(set(drafts(4))) > 1
 
@@ -88,5 +89,5 @@ def test_a_shared_beginning_is_computed_once_for_all_prompts(tmp_path: Path) -> 
     engine = TransformersEngine(make_tiny_model(tmp_path / "tiny"), dtype="float32", max_batch=4)
     asked = [[SYSTEM, {"role": "user", "content": f"{place}?"}] for place in range(3)]
     for messages in asked:
-        engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=2))
+        engine.complete(serialize.request_from_messages(engine.model_id, messages, max_tokens=2))
     assert len(engine._batcher._prefixes) == 1

@@ -14,14 +14,14 @@ import pytest
 from served import llama_cpp_engine
 
 from cowest_dspy import Collaboration, Experiment, build_lm, load_config
-from cowest_dspy.config import Config
-from cowest_dspy.data import read_split
 from cowest_dspy.errors import TuningError
-from cowest_dspy.influence import attempt
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.data import read_split
+from cowest_dspy.influence.metric import attempt
 from cowest_dspy.lms import ServerEngine
-from cowest_dspy.lms.recording import listening
-from cowest_dspy.recipes import load
-from cowest_dspy.tables import KINDS
+from cowest_dspy.lms.config import KINDS
+from cowest_dspy.store.record import listening
+from cowest_dspy.utils.importing import load
 
 ROOT = Path(__file__).parents[2]
 HANDBOOK = ROOT / "programs/handbook.toml"

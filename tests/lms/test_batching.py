@@ -14,10 +14,12 @@ from dspy.lm15 import InvalidRequestError
 from engine_parts import ask_all, generated, prompts
 from tiny import make_adapter
 
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.lms import TransformersEngine, batching, generation, wire
-from cowest_dspy.lms.sampling import Row
-from cowest_dspy.lms.turns import Turns
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms.local import generate, scheduler
+from cowest_dspy.lms.local.sampling import Row
+from cowest_dspy.lms.local.turns import Turns
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.store import serialize
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +64,29 @@ def test_base_and_two_adapters_share_one_batch_and_keep_apart(
     expected = [generated(tiny_model, messages, 8, adapters.get(model)) for messages in asked for model in speakers]
     loaded = engine._load()
     rows = [
-        engine._batcher._row(loaded, engine._work(wire.request_from_messages(model, messages, max_tokens=8)))
+        engine._batcher._row(loaded, engine._work(serialize.request_from_messages(model, messages, max_tokens=8)))
         for messages in asked
         for model in speakers
     ]
-    assert [one.text for one in generation.run(loaded.begin(), rows)] == expected
-    requests = [wire.request_from_messages(model, messages, max_tokens=8) for messages in asked for model in speakers]
+    assert [one.text for one in generate.run(loaded.begin(), rows)] == expected
+    requests = [serialize.request_from_messages(model, messages, max_tokens=8) for messages in asked for model in speakers]
     with ThreadPoolExecutor(len(requests)) as pool:
-        assert [wire.response_text(one) for one in pool.map(engine.complete, requests)] == expected
+        assert [serialize.response_text(one) for one in pool.map(engine.complete, requests)] == expected
 
 
 def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32", max_batch=16)
     loaded = engine._load()
     sizes: list[int] = []
-    engine._loaded = batching.Loaded(
+    engine._loaded = scheduler.Loaded(
         loaded.voices, loaded.tokenizer, frozenset(), lambda: Counting(loaded.begin(), sizes), loaded.joinable
     )
     started = threading.Event()
-    first = engine._work(wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=300), None)
+    first = engine._work(serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=300), None)
     object.__setattr__(first.row, "watch", lambda tokens: started.set())
     engine._batcher.submit(first)
     assert started.wait(30)
-    late = wire.response_text(engine.complete(wire.request_from_messages(engine.model_id, prompts(2)[1], max_tokens=4)))
+    late = serialize.response_text(engine.complete(serialize.request_from_messages(engine.model_id, prompts(2)[1], max_tokens=4)))
     assert not first.future.done(), "the late one was answered while the first was on its way"
     assert 2 in sizes
     assert late == generated(tiny_model, prompts(2)[1], 4)
@@ -95,7 +97,7 @@ def test_rows_that_come_and_go_say_what_they_say_alone(tiny_model: Path) -> None
     loaded = TransformersEngine(tiny_model, dtype="float32")._load()
     begin = loaded.begin
     rows = [Row([70 + n % 7, 80, 90 + n][: 2 + n % 2] * (1 + n % 5), 3 + n % 9, temperature=1.0, seed=n) for n in range(24)]
-    alone = {row: generation.run(begin(), [row])[0] for row in rows}
+    alone = {row: generate.run(begin(), [row])[0] for row in rows}
     session: Any = begin()
     waiting, done = list(rows), {}
     while waiting or session.live:
@@ -117,13 +119,13 @@ def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
             return self.inner.admit(rows)
 
-    engine._loaded = batching.Loaded(
+    engine._loaded = scheduler.Loaded(
         loaded.voices, loaded.tokenizer, loaded.end_tokens, lambda: Poisoned(loaded.begin(), []), loaded.joinable
     )
-    requests = [wire.request_from_messages(engine.model_id, messages, max_tokens=5) for messages in prompts(6)]
+    requests = [serialize.request_from_messages(engine.model_id, messages, max_tokens=5) for messages in prompts(6)]
     with ThreadPoolExecutor(6) as pool:
         futures = [pool.submit(engine.complete, request) for request in requests]
-    texts = [wire.response_text(future.result()) for future in futures[:5]]
+    texts = [serialize.response_text(future.result()) for future in futures[:5]]
     assert texts == [generated(tiny_model, messages, 5) for messages in prompts(6)[:5]]
     with pytest.raises(InvalidRequestError, match=r"Out of memory for one request alone, of .* prompt tokens and max_tokens = 5"):
         futures[5].result()
@@ -135,12 +137,14 @@ def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(tiny_model: Path, tm
     shutil.rmtree(tmp_path / "gone")
     asked = prompts(4)
     requests = [
-        wire.request_from_messages(gone if place % 2 else engine.model_id, messages, max_tokens=5)
+        serialize.request_from_messages(gone if place % 2 else engine.model_id, messages, max_tokens=5)
         for place, messages in enumerate(asked)
     ]
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(engine.complete, request) for request in requests]
-    assert [wire.response_text(futures[place].result()) for place in (0, 2)] == [generated(tiny_model, asked[p], 5) for p in (0, 2)]
+    assert [serialize.response_text(futures[place].result()) for place in (0, 2)] == [
+        generated(tiny_model, asked[p], 5) for p in (0, 2)
+    ]
     for place in (1, 3):
         with pytest.raises(Exception, match="gone"):
             futures[place].result()
@@ -148,7 +152,7 @@ def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(tiny_model: Path, tm
 
 def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(tiny_model: Path) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
-    work = engine._work(wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=2))
+    work = engine._work(serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=2))
 
     def broken() -> Any:
         raise OSError("the disk is gone")
@@ -162,17 +166,17 @@ def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(ti
 
 
 def test_a_stream_says_in_pieces_what_the_answer_says(engine: TransformersEngine) -> None:
-    request = wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12, temperature=1.0, seed=5)
+    request = serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12, temperature=1.0, seed=5)
     whole = engine.complete(request)
     events = list(engine.stream(request))
     pieces = [event.delta.text for event in events[1:-1]]
-    assert "".join(pieces) == wire.response_text(whole) and len(pieces) > 2
+    assert "".join(pieces) == serialize.response_text(whole) and len(pieces) > 2
     assert (events[-1].finish_reason, events[-1].usage) == (whole.finish_reason, whole.usage)
 
 
 def test_a_stream_keeps_back_what_a_stop_string_will_cut(engine: TransformersEngine) -> None:
-    whole = wire.response_text(engine.complete(wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12)))
-    request = wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12, stop=(whole[4:7],))
+    whole = serialize.response_text(engine.complete(serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12)))
+    request = serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12, stop=(whole[4:7],))
     pieces = [event.delta.text for event in list(engine.stream(request))[1:-1]]
     assert "".join(pieces) == whole.split(whole[4:7])[0]
 

@@ -19,9 +19,10 @@ from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engi
 from tiny import make_adapter
 
 from cowest_dspy import TransformersEngine
-from cowest_dspy.lms import ServerEngine, build_lm, wire
-from cowest_dspy.lms.recording import failure, listening, recorded
-from cowest_dspy.tables import Api, Server
+from cowest_dspy.lms import ServerEngine, build_lm
+from cowest_dspy.lms.config import Api, Server
+from cowest_dspy.store import serialize
+from cowest_dspy.store.record import failure, listening, recorded
 from cowest_dspy.testing import OpenAIServer
 
 QUESTION = "What is the capital of France?"
@@ -44,7 +45,7 @@ class Backend:
         model = settings.pop("model", self.lm.model)
         messages = [{"role": "user", "content": question}]
         lm = self.lm if model == self.lm.model else self.lm.copy(model=model)
-        return wire.response_to_dict(lm(wire.request_from_messages(model, messages, **{"max_tokens": 8, **settings})))
+        return serialize.response_to_dict(lm(serialize.request_from_messages(model, messages, **{"max_tokens": 8, **settings})))
 
 
 def echo(request: dict[str, Any]) -> str:
@@ -192,7 +193,7 @@ def test_a_recorded_lm_hears_what_was_said(backend: Backend) -> None:
 
 
 def test_a_program_runs_on_it(backend: Backend) -> None:
-    from cowest_dspy.adapters import LineAdapter
+    from cowest_dspy.program.adapters import LineAdapter
 
     predict = dspy.Predict("question -> answer")
     with dspy.context(lm=backend.lm, adapter=LineAdapter()):

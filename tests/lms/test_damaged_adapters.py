@@ -15,10 +15,11 @@ from tuning_rows import QUICK, sft_rows
 
 from cowest_dspy import TransformersEngine, build_lm
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import lora_gguf, wire
+from cowest_dspy.lms import lora_gguf
+from cowest_dspy.lms.config import InProcess, Server
+from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.lms.server import ServerEngine
-from cowest_dspy.lms.weights import adapter_hash
-from cowest_dspy.tables import InProcess, Server
+from cowest_dspy.store import serialize
 from cowest_dspy.tuning import SFT, train_sft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -123,8 +124,8 @@ def test_an_adapter_that_names_no_base_is_taken(adapter: Path, good: Path, tiny_
 
 def test_the_base_answers_as_before_after_one_was_refused(adapter: Path, good: Path, tiny_model: Path) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
-    asked = lambda model: wire.response_text(  # noqa: E731
-        engine.complete(wire.request_from_messages(model, [{"role": "user", "content": "Which press?"}], max_tokens=8))
+    asked = lambda model: serialize.response_text(  # noqa: E731
+        engine.complete(serialize.request_from_messages(model, [{"role": "user", "content": "Which press?"}], max_tokens=8))
     )
     before = asked(engine.model_id)
     UNFIT["other shapes"](adapter)
@@ -138,7 +139,7 @@ def test_law_6_weights_that_changed_since_their_id_was_given_never_answer(adapte
     model = engine.load_adapter(adapter)
     tensors(lambda all_: {name: -value for name, value in all_.items()})(adapter)
     with pytest.raises(ModelError, match=r"does not hold the weights of .* any more"):
-        engine.complete(wire.request_from_messages(model, [{"role": "user", "content": "Which press?"}], max_tokens=4))
+        engine.complete(serialize.request_from_messages(model, [{"role": "user", "content": "Which press?"}], max_tokens=4))
 
 
 def test_law_6_what_scales_an_adapter_is_part_of_its_id(adapter: Path) -> None:

@@ -14,11 +14,13 @@ from dspy.lm15 import ContextLengthError, InvalidRequestError
 from engine_parts import SHOTS, SYSTEM, adapter, ask_all, engine, generated, prompts  # noqa: F401 - fixtures
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine, generation, wire
-from cowest_dspy.lms.engine import shared_engine
-from cowest_dspy.lms.sampling import Row
-from cowest_dspy.lms.weights import adapter_hash, locate
-from cowest_dspy.store import Store
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms.local import generate
+from cowest_dspy.lms.local.engine import shared_engine
+from cowest_dspy.lms.local.sampling import Row
+from cowest_dspy.lms.local.weights import adapter_hash, locate
+from cowest_dspy.store import serialize
+from cowest_dspy.store.store import Store
 
 
 def test_a_batch_with_a_shared_beginning_says_what_generate_says_one_by_one(engine: TransformersEngine, tiny_model: Path) -> None:
@@ -60,8 +62,8 @@ def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_see
         sizes.append(tuple(given["input_ids"].shape))
         return loaded.voices.model(**given)
 
-    session = generation.Session(loaded.voices.model, loaded.tokenizer, loaded.end_tokens, lambda names: counting)
-    made = generation.run(session, rows)
+    session = generate.Session(loaded.voices.model, loaded.tokenizer, loaded.end_tokens, lambda names: counting)
+    made = generate.run(session, rows)
     assert [one.text for one in made] == [text for texts in alone for text in texts]
     assert sum(count for count, length in sizes if length > 1) == 3
 
@@ -69,8 +71,8 @@ def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_see
 def test_a_padded_prompt_is_not_taken_for_one_that_begins_with_the_padding_token(engine: TransformersEngine) -> None:
     rows = [Row(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
     begin = engine._load().begin
-    together = generation.run(begin(), rows)
-    one_by_one = [generation.run(begin(), [row])[0] for row in rows]
+    together = generate.run(begin(), rows)
+    one_by_one = [generate.run(begin(), [row])[0] for row in rows]
     assert [one.tokens for one in together] == [one.tokens for one in one_by_one]
 
 
@@ -83,11 +85,13 @@ def test_top_k_1_and_a_tiny_top_p_are_greedy(engine: TransformersEngine) -> None
 
 def test_stop_strings_max_tokens_and_usage(engine: TransformersEngine) -> None:
     messages = prompts(1)[0]
-    whole = engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10))
-    answer = wire.response_to_dict(whole)
+    whole = engine.complete(serialize.request_from_messages(engine.model_id, messages, max_tokens=10))
+    answer = serialize.response_to_dict(whole)
     assert answer["finish_reason"] == "length" and answer["output_tokens"] == 10 and answer["input_tokens"] > 50
     stop = answer["text"][3:5]
-    cut = wire.response_to_dict(engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,))))
+    cut = serialize.response_to_dict(
+        engine.complete(serialize.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,)))
+    )
     assert cut["text"] == answer["text"].split(stop)[0] and cut["finish_reason"] == "stop"
 
 
@@ -133,8 +137,10 @@ def test_a_text_beyond_the_context_has_no_likelihood(engine: TransformersEngine)
 
 def test_logprobs_are_those_of_the_model_and_cover_the_text(engine: TransformersEngine, tiny_model: Path) -> None:
     messages = prompts(1)[0]
-    answer = wire.response_to_dict(
-        engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=6, temperature=1.5, seed=3, logprobs=2))
+    answer = serialize.response_to_dict(
+        engine.complete(
+            serialize.request_from_messages(engine.model_id, messages, max_tokens=6, temperature=1.5, seed=3, logprobs=2)
+        )
     )
     expected, _ = logprobs_of(tiny_model, messages, [one["token_id"] for one in answer["logprobs"]])
     assert "".join(one["token"] for one in answer["logprobs"]) == answer["text"]
@@ -146,10 +152,10 @@ def test_logprobs_are_those_of_the_model_and_cover_the_text(engine: Transformers
 
 def test_logprobs_end_where_a_stop_string_cuts_the_text(engine: TransformersEngine) -> None:
     messages = prompts(1)[0]
-    whole = engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10))
-    stop = wire.response_text(whole)[3:5]
-    request = wire.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,), logprobs=0)
-    cut = wire.response_to_dict(engine.complete(request))
+    whole = engine.complete(serialize.request_from_messages(engine.model_id, messages, max_tokens=10))
+    stop = serialize.response_text(whole)[3:5]
+    request = serialize.request_from_messages(engine.model_id, messages, max_tokens=10, stop=(stop,), logprobs=0)
+    cut = serialize.response_to_dict(engine.complete(request))
     assert "".join(one["token"] for one in cut["logprobs"])[: len(cut["text"])] == cut["text"]
     assert sum(len(one["token"]) for one in cut["logprobs"][:-1]) < len(cut["text"])
 
@@ -157,7 +163,7 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(engine: TransformersEngi
 def test_logprobs_reach_a_prediction_and_survive_the_store(engine: TransformersEngine, tmp_path: Path) -> None:
     first = engine.lm(max_tokens=4)("Hello?", logprobs=True)
     assert first[0]["logprobs"]["content"]
-    request = wire.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=4, logprobs=1)
+    request = serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=4, logprobs=1)
     with Store(tmp_path) as store:
         answered, _ = store.answer(request, lambda: engine.complete(request))
         assert store.answer(request, lambda: pytest.fail("asked again")) == (answered, True)
@@ -167,16 +173,16 @@ def test_logprobs_reach_a_prediction_and_survive_the_store(engine: TransformersE
 def test_what_the_engine_does_not_know_is_refused(engine: TransformersEngine) -> None:
     messages = prompts(1)[0]
     with pytest.raises(InvalidRequestError, match="does not know the model"):
-        engine.complete(wire.request_from_messages("local/other", messages))
+        engine.complete(serialize.request_from_messages("local/other", messages))
     with pytest.raises(InvalidRequestError, match="frequency_penalty"):
-        engine.complete(wire.request_from_messages(engine.model_id, messages, frequency_penalty=0.5))
+        engine.complete(serialize.request_from_messages(engine.model_id, messages, frequency_penalty=0.5))
     with pytest.raises(ContextLengthError, match="do not fit"):
-        engine.complete(wire.request_from_messages(engine.model_id, messages, max_tokens=10_000_000))
+        engine.complete(serialize.request_from_messages(engine.model_id, messages, max_tokens=10_000_000))
 
 
 def test_a_failure_in_one_batch_loses_nothing_else(engine: TransformersEngine) -> None:
     with pytest.raises(InvalidRequestError):
-        engine.complete(wire.request_from_messages("local/other", prompts(1)[0]))
+        engine.complete(serialize.request_from_messages("local/other", prompts(1)[0]))
     assert ask_all(engine, prompts(2), max_tokens=3)
 
 
@@ -220,4 +226,4 @@ def test_a_tokenizer_without_a_chat_template_says_so(tiny_model: Path, tmp_path:
     config.write_text(config.read_text().replace('"chat_template"', '"no_template"'))
     engine = TransformersEngine(folder)
     with pytest.raises(ModelError, match="no chat template"):
-        engine.complete(wire.request_from_messages(engine.model_id, prompts(1)[0]))
+        engine.complete(serialize.request_from_messages(engine.model_id, prompts(1)[0]))

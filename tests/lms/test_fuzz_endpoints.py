@@ -26,12 +26,13 @@ from hostile import KEY, ODD, RIGHT, SILENT, TIMEOUT, WAYS, WRONG, Endpoint, Nam
 from scripted import match, questions
 
 from cowest_dspy import Collaboration, Sampling, Store, build_lm, collect, preference_pairs
-from cowest_dspy.influence_report import failure_kind
-from cowest_dspy.lms import attempts, wire
-from cowest_dspy.lms.recording import EXPECTED_FAILURES, UNUSABLE, call_failed, failure, keeping, recorded
-from cowest_dspy.schema import UNDER_WAY
-from cowest_dspy.tables import Api, Server
-from cowest_dspy.traces import Trace
+from cowest_dspy.influence.report import failure_kind
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.lms import attempts
+from cowest_dspy.lms.config import Api, Server
+from cowest_dspy.store import serialize
+from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, call_failed, failure, keeping, recorded
+from cowest_dspy.store.schema import UNDER_WAY
 
 KINDS = ["api", "server"]
 EXAMPLES, DRAFTS, THREADS, RETRIES = 12, 3, 8, 1
@@ -121,7 +122,7 @@ def test_each_way_to_answer_is_an_answer_that_is_kept_or_a_failure_of_its_own_ca
     assert [name for name, error in errors.items() if name in WRONG and not error] == []
     assert kept.keys() == {name for name, error in errors.items() if error is None}
     assert {answer["text"] for answer in kept.values()} <= {"right", ""}
-    assert all(0 <= answer["input_tokens"] + answer["output_tokens"] <= wire.MOST_TOKENS for answer in kept.values())
+    assert all(0 <= answer["input_tokens"] + answer["output_tokens"] <= serialize.MOST_TOKENS for answer in kept.values())
 
 
 # A collection
@@ -169,7 +170,7 @@ def check_hostile_collection(kind: str, seed: int, folder: Path, caplog: pytest.
         scores = (trace.refined_score, trace.alone_score)
         assert (trace.influence is None) == (trace.error is not None) == (None in scores), trace
         assert trace.error is None or failure_kind(trace.error), trace
-    assert all(answer["input_tokens"] + answer["output_tokens"] <= wire.MOST_TOKENS for answer in answers.values())
+    assert all(answer["input_tokens"] + answer["output_tokens"] <= serialize.MOST_TOKENS for answer in answers.values())
 
     with endpoint(lambda *_: "plain") as server:
         traces, pairs = run(kind, folder / "run", server)

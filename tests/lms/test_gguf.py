@@ -146,16 +146,17 @@ def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(tiny: Path,
 
 
 def test_the_engine_takes_a_gguf_file_and_converts_it_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cowest_dspy.lms import TransformersEngine, wire
+    from cowest_dspy.lms import TransformersEngine
+    from cowest_dspy.store import serialize
 
     monkeypatch.setenv("COWEST_CACHE", str(tmp_path))
     engine = TransformersEngine(tiny, dtype="float32")
-    request = wire.request_from_messages(engine.model_id, [{"role": "user", "content": "hell"}], max_tokens=4)
+    request = serialize.request_from_messages(engine.model_id, [{"role": "user", "content": "hell"}], max_tokens=4)
     answer = engine.complete(request)
     (folder,) = (tmp_path / "gguf").iterdir()
     made = folder.stat().st_mtime_ns
     again = TransformersEngine(tiny, dtype="float32")
-    assert again.model_id == engine.model_id and wire.response_text(again.complete(request)) == wire.response_text(answer)
+    assert again.model_id == engine.model_id and serialize.response_text(again.complete(request)) == serialize.response_text(answer)
     assert folder.stat().st_mtime_ns == made
 
 

@@ -15,9 +15,11 @@ from tiny import make_adapter
 from torch import nn
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine, attention, int8, weights, wire
-from cowest_dspy.lms.int8 import int8_product, quantize
-from cowest_dspy.lms.mapped import drop_pages
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms.local import attention, int8, weights
+from cowest_dspy.lms.local.int8 import int8_product, quantize
+from cowest_dspy.lms.local.mapped import drop_pages
+from cowest_dspy.store import serialize
 
 
 @pytest.fixture(autouse=True, params=["plain", "packed"])
@@ -123,10 +125,10 @@ def test_an_engine_in_int8_has_a_name_of_its_own_and_answers(tiny_model: Path) -
     plain, small = TransformersEngine(tiny_model, dtype="float32"), TransformersEngine(tiny_model, dtype="int8")
     assert small.model_id == f"{plain.model_id}-int8"
     asked = [[{"role": "user", "content": f"Question {i}?"}] for i in range(6)]
-    requests = [wire.request_from_messages(small.model_id, messages, max_tokens=5, temperature=0.0) for messages in asked]
+    requests = [serialize.request_from_messages(small.model_id, messages, max_tokens=5, temperature=0.0) for messages in asked]
     with ThreadPoolExecutor(6) as pool:
-        together = [wire.response_text(response) for response in pool.map(small.complete, requests)]
-    assert together == [wire.response_text(small.complete(request)) for request in requests]
+        together = [serialize.response_text(response) for response in pool.map(small.complete, requests)]
+    assert together == [serialize.response_text(small.complete(request)) for request in requests]
 
 
 def test_an_adapter_on_int8_is_refused(tiny_model: Path, tmp_path: Path) -> None:

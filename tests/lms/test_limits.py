@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy.lms.limits import Admission, Limits, rest, shared_limits, stoppable
+from cowest_dspy.store.rate_limit import Admission, Limits, rest, shared_limits, stoppable
 
 REQUESTS, TOKENS, WINDOW = 4, 100, 60.0
 

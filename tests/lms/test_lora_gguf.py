@@ -13,7 +13,7 @@ from tiny import make_adapter
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import lora_gguf
-from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.lms.local.weights import adapter_hash
 
 
 @pytest.fixture

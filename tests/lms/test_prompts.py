@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import END, PAD, START
 
-from cowest_dspy.lms.prompts import ChatTokens
-from cowest_dspy.lms.weights import load_tokenizer
+from cowest_dspy.lms.local.prompts import ChatTokens
+from cowest_dspy.lms.local.weights import load_tokenizer
 
 ROLES = ("system", "user", "assistant", "user")
 PIECES = st.sampled_from(

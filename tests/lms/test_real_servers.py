@@ -15,8 +15,9 @@ from forked import is_gone
 from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 
 from cowest_dspy import Experiment, TransformersEngine
-from cowest_dspy.config import load_config
-from cowest_dspy.lms import ServerEngine, wire
+from cowest_dspy.experiment.config import load_config
+from cowest_dspy.lms import ServerEngine
+from cowest_dspy.store import serialize
 from cowest_dspy.tuning import TunableEngine
 
 QUESTIONS = [
@@ -56,7 +57,9 @@ def adapters(real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def ask(engine: Any, question: str, model: str | None = None, **settings: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}]
-    return wire.response_to_dict(engine.complete(wire.request_from_messages(model or engine.model_id, messages, **settings)))
+    return serialize.response_to_dict(
+        engine.complete(serialize.request_from_messages(model or engine.model_id, messages, **settings))
+    )
 
 
 def close(lm: dspy.LM) -> None:

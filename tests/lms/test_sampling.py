@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cowest_dspy.lms.sampling import Draws, Row, choose
+from cowest_dspy.lms.local.sampling import Draws, Row, choose
 
 # In steps of 1/64: nearer logits have equal weights in float32.
 LOGITS = st.lists(st.integers(-512, 512).map(lambda number: number / 64), min_size=2, max_size=12)

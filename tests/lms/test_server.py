@@ -20,9 +20,10 @@ from local_server import CHAT, LocalServer, Said, completion, local_server
 from tiny import make_adapter
 
 from cowest_dspy.errors import ConfigError, ModelError, TuningError
-from cowest_dspy.lms import ServerEngine, build_lm, wire
-from cowest_dspy.lms.weights import adapter_hash, folder_hash
-from cowest_dspy.tables import Server
+from cowest_dspy.lms import ServerEngine, build_lm
+from cowest_dspy.lms.config import Server
+from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
+from cowest_dspy.store import serialize
 from cowest_dspy.tuning import TunableEngine, engine_of
 
 ASKED = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Ready?"}]
@@ -35,7 +36,7 @@ def settings_for(place: LocalServer | str, **settings: Any) -> Server:
 
 
 def ask(engine: ServerEngine, model: str | None = None, **settings: Any) -> dict[str, Any]:
-    return wire.response_to_dict(engine.complete(wire.request_from_messages(model or engine.model_id, ASKED, **settings)))
+    return serialize.response_to_dict(engine.complete(serialize.request_from_messages(model or engine.model_id, ASKED, **settings)))
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ from pathlib import Path
 from tiny import make_tiny_model
 
 from cowest_dspy import TransformersEngine
-from cowest_dspy.lms import wire
+from cowest_dspy.store import serialize
 
 
 def test_models_that_are_first_asked_at_the_same_moment_load_whole(tiny_model: Path, tmp_path: Path) -> None:
     folders = [make_tiny_model(tmp_path / f"model-{seed}", seed=seed) for seed in range(4)]
 
     def ask(engine: TransformersEngine) -> str:
-        return wire.response_text(
-            engine.complete(wire.request_from_messages(engine.model_id, [{"role": "user", "content": "hi"}], max_tokens=8))
+        return serialize.response_text(
+            engine.complete(serialize.request_from_messages(engine.model_id, [{"role": "user", "content": "hi"}], max_tokens=8))
         )
 
     one_by_one = [ask(TransformersEngine(folder, dtype="float32")) for folder in folders]

@@ -11,10 +11,11 @@ from round_parts import examples, student, taught  # noqa: F401 - fixtures
 from scripted import grading, instructions, match, miprov2, proposer, questions, strong_that_reads, together, weak_that_obeys
 
 from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
-from cowest_dspy.cycle import StepResult
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.stages import Silent
-from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.optimizers.config import RoundRules
+from cowest_dspy.optimizers.cycle import StepResult
+from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.pairs.config import PairRules
 
 ALWAYS = RoundRules.model_validate({"least_gain": -1.0})
 FEW = PairRules.model_validate({"least": 2})

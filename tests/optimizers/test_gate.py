@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from cowest_dspy import Collaboration, Sampling, Store, collect
 from cowest_dspy.errors import GateError
-from cowest_dspy.gate import (
+from cowest_dspy.influence.metric import attempt
+from cowest_dspy.optimizers.router import (
     ROUTES,
     Gate,
     Gated,
@@ -28,12 +29,10 @@ from cowest_dspy.gate import (
     gate_curve,
     observe,
     observed_in,
-    write_curve,
 )
-from cowest_dspy.gate.fitting import _fitted
-from cowest_dspy.gate.showing import sentence
-from cowest_dspy.influence import attempt
-from cowest_dspy.lms.recording import listening
+from cowest_dspy.optimizers.router.fitting import _fitted
+from cowest_dspy.report.router_page import sentence, write_curve
+from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
 
 NUMBERS = st.floats(-4, 4)

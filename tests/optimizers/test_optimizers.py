@@ -11,9 +11,9 @@ from scripted import instructions, match, miprov2, proposer, questions, strong_t
 
 from cowest_dspy import Influence, Store
 from cowest_dspy.experiment.cycling import Tools, optimizer
-from cowest_dspy.lms.recording import keeping
-from cowest_dspy.program import Collaboration
-from cowest_dspy.tables import StepRules
+from cowest_dspy.optimizers.config import StepRules
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.record import keeping
 from cowest_dspy.testing import ScriptedEngine
 
 

@@ -10,9 +10,9 @@ import pytest
 from scripted import grading, proposer, questions, strong_that_reads, together, weak_that_obeys
 
 from cowest_dspy import Cycle, Influence
-from cowest_dspy.program import Collaboration
-from cowest_dspy.prompt_calls import Asked, asked
-from cowest_dspy.tables import StepRules
+from cowest_dspy.experiment.prompt_calls import Asked, asked
+from cowest_dspy.optimizers.config import StepRules
+from cowest_dspy.program.collaboration import Collaboration
 
 TRAIN, DEV = 12, 5
 FEW = {"max_bootstrapped_demos": 2, "max_labeled_demos": 0}

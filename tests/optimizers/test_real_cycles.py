@@ -14,7 +14,8 @@ import pytest
 from scripted import miprov2
 
 from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, TransformersEngine, tunable
-from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.optimizers.config import RoundRules
+from cowest_dspy.pairs.config import PairRules
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, examples, long, made_trace, many, rules, sides
 
 from cowest_dspy.errors import PairsError
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.pairs import labelled_drafts, preference_pairs
 from cowest_dspy.pairs.texts import near, says
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, Trace, collect
 
 
 @given(examples, rules)

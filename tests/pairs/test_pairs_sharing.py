@@ -153,7 +153,7 @@ def task(folder: Path, rules: str = "") -> str:
 def test_the_command_shows_everything_and_uploads_only_when_it_is_told_to(tmp_path: Path) -> None:
     files = [task(tmp_path, 'strategy = "all"\nper_example = 1'), "--run", str(tmp_path / "run")]
     cowest("collect", *files)
-    command = ["-m", "cowest_dspy.cli", "pairs", *files]
+    command = ["-m", "cowest_dspy.cli.main", "pairs", *files]
     with running_hub() as hub:
         done = run(hub, *command)
         assert done.returncode == 0, done.stderr

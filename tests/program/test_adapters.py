@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy import LineAdapter
-from cowest_dspy.adapters import choice_in
-from cowest_dspy.influence import Influence, attempt
-from cowest_dspy.program import Collaboration
+from cowest_dspy.influence.metric import Influence, attempt
+from cowest_dspy.program.adapters import choice_in
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
 

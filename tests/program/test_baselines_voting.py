@@ -14,13 +14,14 @@ from dspy.utils.exceptions import AdapterParseError, LMError
 from scripted import match, questions
 
 from cowest_dspy import Collaboration, SelfConsistency, Store, TransformersEngine, chain_of_thought, super_icl
-from cowest_dspy.baselines import Confident
-from cowest_dspy.baselines.voting import normalised
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.influence import attempt
-from cowest_dspy.lms.recording import keeping, sampling
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.metric import attempt
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.program.baselines import Confident
+from cowest_dspy.program.baselines.voting import normalised
+from cowest_dspy.store.record import keeping, sampling
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 
 
 def in_turn(*answers: str | Exception) -> ScriptedEngine:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.lms.weights import load_tokenizer
-from cowest_dspy.program import LONGEST_DRAFT, Collaboration, presentable
+from cowest_dspy.lms.local.weights import load_tokenizer
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.program.collaboration import LONGEST_DRAFT, Collaboration, presentable
 from cowest_dspy.testing import ScriptedEngine
 
 POISON = {

@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import listening, send_json
 
-from cowest_dspy import load_config, recipes
-from cowest_dspy.data import check_apart
-from cowest_dspy.data import examples as as_examples
+from cowest_dspy import load_config
 from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.experiment.data import check_apart
+from cowest_dspy.program.examples import examples as as_examples
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.tuning.rows import sft_rows
+from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "programs/ifqa.py"
@@ -32,7 +33,7 @@ DRAFTS = ("direct", "knowledge", "chain_of_thought")
 
 
 def named(name: str) -> Any:
-    return recipes.load(f"{RECIPE}:{name}")
+    return importing.load(f"{RECIPE}:{name}")
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_the_worked_examples_hold_right_and_wrong_drafts_in_the_format_of_the_dr
 
 
 def test_the_metric_accepts_every_accepted_answer(rows: str) -> None:
-    metric = recipes.load(load_config([ROOT / "programs/ifqa.toml", ROOT / "programs/backends/scripted.toml"]).metric)
+    metric = importing.load(load_config([ROOT / "programs/ifqa.toml", ROOT / "programs/backends/scripted.toml"]).metric)
     for example in as_examples(splits(rows)["test"], ["question"]):
         assert [metric(example, dspy.Prediction(answer=answer)) for answer in (*example.answers, "1")] == [1.0, 1.0, 0.0]
 
@@ -247,7 +248,7 @@ def test_the_order_of_sets_decides_nothing() -> None:
     """What the drafter learns is the same in every process: with a plain sum, ties of sentences went by the hash of their words."""
     script = """
 import random, sys
-from cowest_dspy.recipes import load
+from cowest_dspy.utils.importing import load
 near = load(sys.argv[1] + ":nearest_sentences")
 draw = random.Random(0)
 words = [f"word{chr(97 + n)}" for n in range(9)]

@@ -11,12 +11,12 @@ from domain_rows import SECRET, medical, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import recipes
-from cowest_dspy.data import check_apart
-from cowest_dspy.data import examples as as_examples
 from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.experiment.data import check_apart
+from cowest_dspy.program.examples import examples as as_examples
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.tuning.rows import sft_rows
+from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "programs/medmcqa.py"
@@ -25,7 +25,7 @@ INPUTS = ["question", "options"]
 
 
 def named(name: str) -> Any:
-    return recipes.load(f"{RECIPE}:{name}")
+    return importing.load(f"{RECIPE}:{name}")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_only_direct_drafts_are_taught_where_nothing_was_explained(rows: str) ->
 def test_the_weak_model_is_taught_bare_letters_of_archive_and_train(rows: str) -> None:
     taught = named("answer_rows")(rows=rows)
     assert len(taught) == 40 and {row["completion"][0]["content"] for row in taught} <= set("ABCD")
-    adapter = recipes.load("cowest_dspy.adapters:LineAdapter")()
+    adapter = importing.load("cowest_dspy.program.adapters:LineAdapter")()
     signature = named("direct")().signature
     assert all(adapter.parse(signature, row["completion"][0]["content"])["answer"] in "ABCD" for row in taught)
 

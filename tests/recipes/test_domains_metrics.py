@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import recipes
-from cowest_dspy.corpus import is_corpus_metric
 from cowest_dspy.errors import DataError
+from cowest_dspy.report.corpus import is_corpus_metric
+from cowest_dspy.utils import importing
 
 METRICS = Path(__file__).parents[2] / "metrics"
-OPTIONS, SHORT = (recipes.load(f"{METRICS / name}:__dict__") for name in ("options.py", "short_answers.py"))
+OPTIONS, SHORT = (importing.load(f"{METRICS / name}:__dict__") for name in ("options.py", "short_answers.py"))
 option_match, macro_f1, label = OPTIONS["option_match"], OPTIONS["macro_f1"], OPTIONS["label"]
 exact_match, token_f1, normalised, overlap_f1 = (SHORT[name] for name in ("exact_match", "token_f1", "normalised", "overlap_f1"))
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from domain_rows import counterfactual, medical, write_rows
 
-from cowest_dspy import Collaboration, Experiment, load_config, recipes
-from cowest_dspy.config import Config
-from cowest_dspy.data import SPLITS, check_apart, configured_split
+from cowest_dspy import Collaboration, Experiment, load_config
 from cowest_dspy.errors import DataError
 from cowest_dspy.experiment.comparing import Compared
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.data import SPLITS, check_apart, configured_split
+from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]
 INVENTED = {"medmcqa": medical, "ifqa": counterfactual}
@@ -96,11 +97,11 @@ answer_settings = {{ max_steps = 1, precision = "fp32" }}
 
 def test_the_formats_differ_in_what_the_weak_model_is_asked_for(task: str) -> None:
     outputs = {
-        draft: list(recipes.call(f"{ROOT}/programs/{task}.py:program", given={"draft": draft}).draft.signature.output_fields)
+        draft: list(importing.call(f"{ROOT}/programs/{task}.py:program", given={"draft": draft}).draft.signature.output_fields)
         for draft in DRAFTS
     }
     assert outputs == {"direct": ["answer"], "knowledge": ["background"], "chain_of_thought": ["reasoning", "answer"]}
-    assert isinstance(recipes.call(f"{ROOT}/programs/{task}.py:program"), Collaboration)
+    assert isinstance(importing.call(f"{ROOT}/programs/{task}.py:program"), Collaboration)
 
 
 def test_the_declared_arms_are_compared_and_only_what_has_the_passage_knows(task: str, tmp_path: Path) -> None:
@@ -121,4 +122,4 @@ def test_without_rows_the_error_says_where_they_come_from(task: str) -> None:
     source = f"{ROOT}/programs/{task}.py:examples"
     given = {"rows": "http://127.0.0.1:9/closed"} if task == "ifqa" else {}
     with pytest.raises(DataError, match="cannot be had"):
-        recipes.call(source, "dev", given=given)
+        importing.call(source, "dev", given=given)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cowest_dspy import recipes
 from cowest_dspy.errors import RecipeError
+from cowest_dspy.utils import importing
 
 
 def test_the_source_is_executed_and_no_bytecode_beside_it(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_the_source_is_executed_and_no_bytecode_beside_it(tmp_path: Path) -> Non
     os.utime(recipe, (1, 1))
     py_compile.compile(str(other), cfile=str(planted))
     before = planted.read_bytes()
-    assert recipes.call(f"{recipe}:program") == "reviewed"
+    assert importing.call(f"{recipe}:program") == "reviewed"
     assert planted.read_bytes() == before and list(planted.parent.iterdir()) == [planted], "no bytecode is written either"
 
 
@@ -35,9 +35,9 @@ def test_a_recipe_sees_itself_as_a_module(tmp_path: Path) -> None:
         "def program():\n    '\u00e9'\n    return typing.get_type_hints(Row), __file__, inspect.getsource(program)\n",
         encoding="latin-1",
     )
-    hints, file, source = recipes.call(f"{recipe}:program")
+    hints, file, source = importing.call(f"{recipe}:program")
     assert hints == {"text": str} and file == str(recipe) and source.startswith("def program()")
-    assert recipes.load(f"{recipe}:program").__doc__ == "\u00e9"
+    assert importing.load(f"{recipe}:program").__doc__ == "\u00e9"
 
 
 BROKEN = ["raise SystemExit(3)", "import sys; sys.exit()", "(" * 10_000, "x = '\x00'", "# coding: nothing\n"]
@@ -49,17 +49,17 @@ def test_a_file_that_cannot_be_executed_is_one_error_each_time(code: str, tmp_pa
     recipe.write_text(code)
     for _ in range(2):
         with pytest.raises(RecipeError, match=r"task\.py failed while it was loaded"):
-            recipes.load(f"{recipe}:program")
+            importing.load(f"{recipe}:program")
 
 
 def test_a_file_that_is_a_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "task.py").mkdir()
     with pytest.raises(RecipeError, match=r"task\.py is a folder"):
-        recipes.load(f"{tmp_path / 'task.py'}:program")
+        importing.load(f"{tmp_path / 'task.py'}:program")
     with pytest.raises(RecipeError, match=r"task\.py is a folder"):
-        recipes.code_of([f"{tmp_path / 'task.py'}:program"])
+        importing.code_of([f"{tmp_path / 'task.py'}:program"])
     with pytest.raises(RecipeError, match=r"There is no file .*gone\.py"):
-        recipes.code_of([f"{tmp_path / 'gone.py'}:program"])
+        importing.code_of([f"{tmp_path / 'gone.py'}:program"])
 
 
 @pytest.mark.parametrize(
@@ -80,29 +80,29 @@ def test_a_module_that_cannot_be_imported_says_why(
     (tmp_path / "needy_module_xyz.py").write_text("import absent_xyz")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(RecipeError, match=says):
-        recipes.load(reference)
+        importing.load(reference)
 
 
 def test_a_call_that_cannot_be_is_one_error(tmp_path: Path) -> None:
     recipe = tmp_path / "task.py"
     recipe.write_text("ROWS = [1]\ndef rows(split): return [split]\n")
     with pytest.raises(RecipeError, match=r"ROWS\" is a list, and a function is expected"):
-        recipes.call(f"{recipe}:ROWS")
+        importing.call(f"{recipe}:ROWS")
     with pytest.raises(RecipeError, match=r"ROWS\" is a list, and a function is expected"):
-        recipes.load_function(f"{recipe}:ROWS")
+        importing.load_function(f"{recipe}:ROWS")
     with pytest.raises(RecipeError, match=r"rows\" cannot be called so: missing a required argument: 'split'"):
-        recipes.call(f"{recipe}:rows")
+        importing.call(f"{recipe}:rows")
     with pytest.raises(RecipeError, match=r"rows\" cannot be called so: too many positional arguments"):
-        recipes.call(f"{recipe}:rows", "train", "dev")
-    assert recipes.call("builtins:dict") == {}, "whose signature is not known"
-    assert not recipes.takes("builtins:dict", "strong")
-    assert recipes.call(f"{recipe}:rows", "train") == ["train"]
+        importing.call(f"{recipe}:rows", "train", "dev")
+    assert importing.call("builtins:dict") == {}, "whose signature is not known"
+    assert not importing.takes("builtins:dict", "strong")
+    assert importing.call(f"{recipe}:rows", "train") == ["train"]
 
 
 def test_another_source_at_a_path_is_another_module(tmp_path: Path) -> None:
     path = tmp_path / "task.py"
-    first = recipes.execute(path, b"def program(): return 1\n")
-    assert recipes.execute(path, b"def program(): return 1\n") is first
-    second = recipes.execute(path, b"def program(): return 2\n")
+    first = importing.execute(path, b"def program(): return 1\n")
+    assert importing.execute(path, b"def program(): return 1\n") is first
+    second = importing.execute(path, b"def program(): return 2\n")
     assert second is not first and (first.program(), second.program()) == (1, 2)
-    assert recipes.call(f"{path}:program") == 2, "the file itself is not looked for"
+    assert importing.call(f"{path}:program") == 2, "the file itself is not looked for"

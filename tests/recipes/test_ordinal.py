@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import recipes
-from cowest_dspy.corpus import is_corpus_metric
+from cowest_dspy.report.corpus import is_corpus_metric
+from cowest_dspy.utils import importing
 
 METRIC = Path(__file__).parents[2] / "metrics" / "ordinal.py"
-LABELS: tuple[str, ...] = recipes.load(f"{METRIC}:LABELS")
-label_match, macro_f1, label_distance = (recipes.load(f"{METRIC}:{name}") for name in ("label_match", "macro_f1", "label_distance"))
+LABELS: tuple[str, ...] = importing.load(f"{METRIC}:LABELS")
+label_match, macro_f1, label_distance = (
+    importing.load(f"{METRIC}:{name}") for name in ("label_match", "macro_f1", "label_distance")
+)
 CASUAL, POSSIBLY, PROBABLY, CAUTION, INTERVENTION = LABELS
 
 

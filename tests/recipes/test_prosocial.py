@@ -12,19 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import recipes
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.data import SPLITS, check_apart, read_jsonl, write_jsonl
-from cowest_dspy.data import examples as as_examples
 from cowest_dspy.errors import DataError, ProgramError
+from cowest_dspy.experiment.data import SPLITS, check_apart
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.program.examples import examples as as_examples
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.utils import importing
+from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 
 RECIPE = Path(__file__).parents[2] / "programs" / "prosocial.py"
 ORDINAL = RECIPE.parents[1] / "metrics" / "ordinal.py"
 
 
 def of(name: str) -> Any:
-    return recipes.load(f"{RECIPE}:{name}")
+    return importing.load(f"{RECIPE}:{name}")
 
 
 LABELS: tuple[str, ...] = of("LABELS")
@@ -262,7 +263,7 @@ def test_worked_examples_show_drafts_in_the_format_that_is_drafted(draft: str) -
 
 
 def test_the_labels_are_those_of_the_metrics_in_order() -> None:
-    assert recipes.load(f"{ORDINAL}:LABELS") == LABELS
+    assert importing.load(f"{ORDINAL}:LABELS") == LABELS
     assert set(of("BACKGROUNDS")) == set(LABELS)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import dspy
 import pytest
 
-from cowest_dspy import Collaboration, load_config, recipes
-from cowest_dspy.config import Config
-from cowest_dspy.data import SPLITS, check_apart, read_split
+from cowest_dspy import Collaboration, load_config
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.data import SPLITS, check_apart, read_split
 from cowest_dspy.tuning import DPO, SFT
+from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted((ROOT / "programs").glob("*.py"))
@@ -21,7 +22,7 @@ METRICS = sorted((ROOT / "metrics").glob("*.py"))
 
 def metrics_of(path: Path) -> dict[str, Callable[..., object]]:
     """The metrics of one example that a file has: the functions of its own that take example, prediction and trace."""
-    names: dict[str, object] = recipes.load(f"{path}:__dict__")
+    names: dict[str, object] = importing.load(f"{path}:__dict__")
     functions = {
         name: value for name, value in names.items() if inspect.isfunction(value) and value.__module__ == names["__name__"]
     }
@@ -43,7 +44,7 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=named)
 def test_a_program_recipe_gives_an_unbound_collaboration(path: Path) -> None:
-    program = recipes.load(f"{path}:program")()
+    program = importing.load(f"{path}:program")()
     assert isinstance(program, Collaboration)
     assert all(predictor.lm is None for predictor in program.predictors()), "a recipe names no model"
 
@@ -69,17 +70,17 @@ def config(task: Path, request: pytest.FixtureRequest) -> Config:
 
 
 def test_every_task_fits_every_backend(config: Config) -> None:
-    assert callable(recipes.load(config.program))
-    assert callable(recipes.load(config.metric))
+    assert callable(importing.load(config.program))
+    assert callable(importing.load(config.metric))
     assert config.dpo == {} or DPO(**config.dpo)
     if config.sft is not None:
         assert SFT(**config.sft.settings) and SFT(**config.sft.answer_settings)
-        assert callable(recipes.load(config.sft.drafts))
+        assert callable(importing.load(config.sft.drafts))
 
 
 def reads_rows_from_elsewhere(source: str) -> bool:
     """Whether a data source is on the Hub, or a function that reads published rows: its own tests give it invented ones."""
-    return source.startswith("hub:") or "rows" in inspect.signature(recipes.load(source)).parameters
+    return source.startswith("hub:") or "rows" in inspect.signature(importing.load(source)).parameters
 
 
 def test_no_two_splits_of_a_task_share_an_input(task: Path) -> None:

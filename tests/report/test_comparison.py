@@ -16,11 +16,11 @@ from compared import compared, comparison, full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cowest_dspy.comparison import Comparison, SweepPoint, bootstrap_test, holm, numbers_of, paired_test, verdict
-from cowest_dspy.comparison.tables import text_tables
 from cowest_dspy.errors import ReportError
-from cowest_dspy.intervals import wilson_interval
+from cowest_dspy.influence.intervals import wilson_interval
 from cowest_dspy.report import Stage
+from cowest_dspy.report.comparison import Comparison, SweepPoint, bootstrap_test, holm, numbers_of, paired_test, verdict
+from cowest_dspy.report.comparison.tables import text_tables
 
 PS = st.lists(st.floats(0.0, 1.0, exclude_min=True), max_size=12)
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=1, max_size=12)
@@ -371,7 +371,7 @@ def test_a_seed_twice_and_a_score_that_is_no_number_are_refused():
 
 @pytest.mark.parametrize("name", ["significance", "verdict", "tables", "markdown", "latex"])
 def test_the_examples_in_the_docstrings_are_true(name):
-    module = importlib.import_module(f"cowest_dspy.comparison.{name}")
+    module = importlib.import_module(f"cowest_dspy.report.comparison.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0 and found.failed == 0
 

@@ -22,7 +22,10 @@ from report_runs import HOSTILE
 from rich.console import Console
 from written_page import Page, titles
 
-from cowest_dspy.comparison import (
+from cowest_dspy.errors import ReportError
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report import Arm
+from cowest_dspy.report.comparison import (
     SweepPoint,
     charts,
     numbers_of,
@@ -34,11 +37,9 @@ from cowest_dspy.comparison import (
     to_markdown,
     write_comparison,
 )
-from cowest_dspy.comparison.latex import escape_latex
-from cowest_dspy.comparison.markdown import escape_markdown
-from cowest_dspy.comparison.tables import text_tables
-from cowest_dspy.errors import ReportError
-from cowest_dspy.report import Answer, Arm
+from cowest_dspy.report.comparison.latex import escape_latex
+from cowest_dspy.report.comparison.markdown import escape_markdown
+from cowest_dspy.report.comparison.tables import text_tables
 
 NASTY = 'a|b *c* _d_ <b>e</b> [f](http://g) `h`\n- i\\ & "j" 50% $k$ #l ^m ~n {o}'
 WHOLE = full()

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from report_runs import full_run
 
-from cowest_dspy.data import write_jsonl
-from cowest_dspy.files import write_whole
 from cowest_dspy.report import write_report
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.jsonl import write_jsonl
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_failure_while_writing_leaves_the_old_files_and_nothing_else(tmp_path:
 
 KILLED = """
 import os, pathlib, signal, sys
-from cowest_dspy.files import write_whole
+from cowest_dspy.utils.files import write_whole
 
 pathlib.Path.replace = lambda part, target: os.kill(os.getpid(), signal.SIGKILL)
 write_whole({pathlib.Path(sys.argv[1]): "never there"})

@@ -19,12 +19,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from cowest_dspy import Store
-from cowest_dspy.live import Live, Plain, Terminal, terminal, texts
-from cowest_dspy.live.above import above
-from cowest_dspy.live.view import GAP, ended, view, wrapped
-from cowest_dspy.progress import Best, Journal, Limit, Snapshot, Spent, StageDone, StageNow
-from cowest_dspy.progress.pace import WINDOW, Pace, Rate
-from cowest_dspy.stages import Silent, Stages, Within
+from cowest_dspy.cli.live import Live, Plain, Terminal, terminal, texts
+from cowest_dspy.cli.live.above import above
+from cowest_dspy.cli.live.view import GAP, ended, view, wrapped
+from cowest_dspy.optimizers.stages import Silent, Stages, Within
+from cowest_dspy.store.progress import Best, Journal, Limit, Snapshot, Spent, StageDone, StageNow
+from cowest_dspy.store.progress.pace import WINDOW, Pace, Rate
 
 NOW = Snapshot(
     state="running",

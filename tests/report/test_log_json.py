@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from live_task import SCRIPTED, cowest, cowest_process, worked, written
 
-from cowest_dspy.live import JsonLines
+from cowest_dspy.cli.live import JsonLines
 
 COMMON = {
     "schema_version",

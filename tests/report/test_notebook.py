@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, made_trace, many
 from report_runs import HOSTILE, full_run
 
-from cowest_dspy import Collaboration, CoWest, Cycle, Influence, InfluenceReport, NoiseFloor, Store, StoredTraces, notebook
-from cowest_dspy.comparison import Comparison
-from cowest_dspy.cycle import StepHistory, StepResult
+from cowest_dspy import Collaboration, CoWest, Cycle, Influence, InfluenceReport, NoiseFloor, Store, StoredTraces
+from cowest_dspy.influence.stored_traces import HeldTraces
+from cowest_dspy.optimizers.cycle import StepHistory, StepResult
+from cowest_dspy.optimizers.deciding import gain
+from cowest_dspy.optimizers.rounds import Round, RoundHistory
 from cowest_dspy.pairs import PreferencePairs, labelled_drafts, preference_pairs
-from cowest_dspy.rounds import Round, RoundHistory, gain
+from cowest_dspy.report.comparison import Comparison
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import HeldTraces
 from cowest_dspy.tuning import Tuned
 from cowest_dspy.tuning.provider import TunedLM
+from cowest_dspy.utils import notebook
 
 TAGS = {"div", "strong", "span", "table", "thead", "tbody", "tr", "th", "td", "ins", "del"}
 ATTRIBUTES = {"style", "role", "aria-label"}

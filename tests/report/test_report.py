@@ -19,9 +19,9 @@ from report_runs import HOSTILE, arm, full_run, run, trace
 from rich.console import Console
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.intervals import bootstrap_mean_interval, paired_difference_interval, share_interval
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.influence.intervals import bootstrap_mean_interval, paired_difference_interval, share_interval
 from cowest_dspy.report import (
-    Answer,
     Arm,
     Curve,
     CurvePoint,

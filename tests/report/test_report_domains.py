@@ -14,8 +14,8 @@ from rich.console import Console
 
 import cowest_dspy
 from cowest_dspy import Store, load_config
+from cowest_dspy.experiment.summary import ARMS, arm_of, run_report
 from cowest_dspy.report import print_report, render_html
-from cowest_dspy.summary import ARMS, arm_of, run_report
 
 LIBRARY = Path(cowest_dspy.__file__).parent
 # Words of the recipes' domains. Paths of the demo in examples of commands ("programs/handbook.toml") name a file that there is.

@@ -16,11 +16,12 @@ from toy import engine
 from typer.testing import CliRunner
 
 from cowest_dspy import load_config
-from cowest_dspy.cli import app
-from cowest_dspy.data import write_jsonl
+from cowest_dspy.cli.main import app
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.report import Answer, Arm, PairRow, PairsSummary, RunReport, print_report, read_report, render_html, write_report
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report import Arm, PairRow, PairsSummary, RunReport, print_report, read_report, render_html, write_report
 from cowest_dspy.report.hiding import hidden
+from cowest_dspy.utils.jsonl import write_jsonl
 
 TASK = Path(__file__).parents[2] / "programs" / "prosocial.toml"
 SAID = "I keep the old ladder in the shed."

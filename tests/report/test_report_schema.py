@@ -12,7 +12,7 @@ import pytest
 from report_runs import HOSTILE, full_run, run
 from typer.testing import CliRunner
 
-from cowest_dspy.cli import app
+from cowest_dspy.cli.main import app
 from cowest_dspy.report import RunReport, report_schema, write_report
 from cowest_dspy.report.schema import schema_text
 

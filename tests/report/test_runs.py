@@ -21,19 +21,20 @@ from live_task import SCRIPTED, cowest, started, until, written
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cowest_dspy import BudgetError, Store, cli
-from cowest_dspy.interrupts import Interrupted
-from cowest_dspy.live.following import Following
-from cowest_dspy.lms import wire
-from cowest_dspy.progress import FILE, Snapshot, alive, read_snapshot
-from cowest_dspy.progress.alive import iso, process_started
-from cowest_dspy.runs import RunLine, is_run, look, run_folders
-from cowest_dspy.stages import Silent, Stages
+from cowest_dspy import BudgetError, Store
+from cowest_dspy.cli import main
+from cowest_dspy.cli.live.following import Following
+from cowest_dspy.optimizers.stages import Silent, Stages
+from cowest_dspy.report.runs import RunLine, is_run, look, run_folders
+from cowest_dspy.store import serialize
+from cowest_dspy.store.progress import FILE, Snapshot, alive, read_snapshot
+from cowest_dspy.store.progress.alive import iso, process_started
+from cowest_dspy.utils.interrupts import Interrupted
 
 
 def answer(store: Store, text: str = "x") -> None:
-    request = wire.request_from_messages("scripted/strong", [{"role": "user", "content": text}], seed=0)
-    store.answer(request, lambda: wire.make_response("scripted/strong", "yes", "stop", 3, 1))
+    request = serialize.request_from_messages("scripted/strong", [{"role": "user", "content": text}], seed=0)
+    store.answer(request, lambda: serialize.make_response("scripted/strong", "yes", "stop", 3, 1))
 
 
 def worked(folder: Path, error: BaseException | None = None, calls: int = 1) -> Path:
@@ -126,7 +127,7 @@ def test_a_damaged_store_is_said_to_be_damaged_with_what_to_type(tmp_path: Path)
     path.write_bytes(b"no database at all" * 500)
     line = look(tmp_path / "run")
     assert line.state == "damaged" and f"cowest doctor --repair {tmp_path / 'run'}" in line.detail
-    said = CliRunner().invoke(cli.app, ["runs", str(tmp_path)])
+    said = CliRunner().invoke(main.app, ["runs", str(tmp_path)])
     assert said.exit_code == 0 and "damaged" in said.output
 
 
@@ -232,14 +233,14 @@ def test_the_list_says_state_and_verdict_also_as_json(tmp_path: Path) -> None:
     with Store(worked(tmp_path / "one")) as store:
         store.journal.about(verdict="The collaboration beats the strong model alone.", task="toy")
     worked(tmp_path / "two", RuntimeError("no room"))
-    rows = json.loads(CliRunner().invoke(cli.app, ["runs", str(tmp_path), "--json"]).output)
+    rows = json.loads(CliRunner().invoke(main.app, ["runs", str(tmp_path), "--json"]).output)
     assert [(row["state"], row["task"], row["verdict"]) for row in rows] == [
         ("finished", "toy", "The collaboration beats the strong model alone."),
         ("failed", None, None),
     ]
-    text = CliRunner().invoke(cli.app, ["runs", str(tmp_path)]).output
+    text = CliRunner().invoke(main.app, ["runs", str(tmp_path)]).output
     assert "one\tfinished\ttoy\tcollect\t1\t" in text and "RuntimeError: no room" in text and "beats the strong" in text
-    none = CliRunner().invoke(cli.app, ["runs", str(tmp_path / "nowhere")])
+    none = CliRunner().invoke(main.app, ["runs", str(tmp_path / "nowhere")])
     assert none.exit_code == 0 and "no such folder" in none.output and "cowest cycle" in none.output
 
 
@@ -318,11 +319,11 @@ def test_a_run_that_a_verb_begins_is_said_to_be_new(tmp_path: Path) -> None:
 
 
 def test_once_of_no_run_says_what_to_type(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "none"), "--once"])
+    done = CliRunner().invoke(main.app, ["watch", str(tmp_path / "none"), "--once"])
     assert done.exit_code == 1 and "cowest runs" in str(done.exception)
     worked(tmp_path / "handbook")
-    done = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "handbok"), "--once"])
+    done = CliRunner().invoke(main.app, ["watch", str(tmp_path / "handbok"), "--once"])
     assert f'Did you mean "{tmp_path / "handbook"}"?' in str(done.exception)
     (worked(tmp_path / "old") / FILE).unlink()
-    done = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "old")])
+    done = CliRunner().invoke(main.app, ["watch", str(tmp_path / "old")])
     assert done.exit_code == 1 and "of an earlier version" in done.output

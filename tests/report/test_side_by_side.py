@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from report_runs import HOSTILE, arm, full_run, run
 from typer.testing import CliRunner
 
-from cowest_dspy.cli import app
-from cowest_dspy.comparison import holm
+from cowest_dspy.cli.main import app
 from cowest_dspy.errors import CowestError, ReportError
+from cowest_dspy.experiment.sides import names_of, read_run
 from cowest_dspy.report import RoundRow, RunReport, paired_exact_test, write_report
+from cowest_dspy.report.comparison import holm
 from cowest_dspy.report.numbers import scores_of
-from cowest_dspy.side_by_side import names_of, read_run, render_side_by_side, side_by_side, write_side_by_side
-from cowest_dspy.store import Store
+from cowest_dspy.report.side_by_side import render_side_by_side, side_by_side, write_side_by_side
+from cowest_dspy.store.store import Store
 
 marks = st.text(alphabet="+-!", min_size=4, max_size=24)
 

@@ -14,16 +14,16 @@ from tracked_runs import KEY, SECRET_PLACE, Said, config, files, finished
 from typer.testing import CliRunner
 
 from cowest_dspy import Experiment, Store, load_config
-from cowest_dspy.cli import app
-from cowest_dspy.config_text import effective_toml
-from cowest_dspy.doctor import examine
+from cowest_dspy.cli.main import app
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.rounds import Round
-from cowest_dspy.summary import run_report
-from cowest_dspy.tracking import Facts, Part, Reading, Row, Tracking, look_at
-from cowest_dspy.tracking import ledger as ledgers
-from cowest_dspy.tracking.facts import numbers
-from cowest_dspy.tracking.files import gather
+from cowest_dspy.experiment.config_text import effective_toml
+from cowest_dspy.experiment.doctor import examine
+from cowest_dspy.experiment.summary import run_report
+from cowest_dspy.experiment.tracking import Facts, Part, Reading, Row, Tracking, look_at
+from cowest_dspy.experiment.tracking import ledger as ledgers
+from cowest_dspy.experiment.tracking.facts import numbers
+from cowest_dspy.experiment.tracking.files import gather
+from cowest_dspy.optimizers.rounds import Round
 
 FLOATS = some.floats(allow_nan=False, allow_infinity=False)
 

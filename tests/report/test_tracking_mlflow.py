@@ -12,11 +12,11 @@ from tracked_runs import Said, config, files, finished
 from typer.testing import CliRunner
 
 from cowest_dspy import Experiment, Store, load_config
-from cowest_dspy.cli import app
-from cowest_dspy.config import Config
+from cowest_dspy.cli.main import app
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.summary import run_report
+from cowest_dspy.experiment.tracking import Tracking, look_at
 from cowest_dspy.lms.processes import free_port
-from cowest_dspy.summary import run_report
-from cowest_dspy.tracking import Tracking, look_at
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from tracked_runs import KEY, Said, config, finished
 from tracker_files import trackio_artifacts, trackio_configs, trackio_rows, wandb_history, wandb_records, wandb_summary
 
 from cowest_dspy import Store
-from cowest_dspy.config import Config
-from cowest_dspy.summary import run_report
-from cowest_dspy.tracking import Tracking
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.summary import run_report
+from cowest_dspy.experiment.tracking import Tracking
 
 pytestmark = pytest.mark.slow
 

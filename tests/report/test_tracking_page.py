@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cowest_dspy.cli import app
-from cowest_dspy.config import validate
-from cowest_dspy.tables import TrackingRules
+from cowest_dspy.cli.main import app
+from cowest_dspy.experiment.config import validate
+from cowest_dspy.experiment.tables import TrackingRules
 from cowest_dspy.tuning import DPO
 
 TEXT = (Path(__file__).parents[2] / "docs/tracking.md").read_text(encoding="utf-8")

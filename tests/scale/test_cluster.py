@@ -14,15 +14,15 @@ from live_task import answered, committed, until, written
 from simulated import Simulated, simulated, workers
 
 from cowest_dspy import Budget, Experiment, Sampling, Store, load_config
-from cowest_dspy.budget import Clock, Guard
-from cowest_dspy.cluster import Cluster
-from cowest_dspy.cluster_table import RayRules, Shares
 from cowest_dspy.errors import BudgetError, ClusterError
-from cowest_dspy.lms.limits import shared_limits
-from cowest_dspy.program import Collaboration
-from cowest_dspy.tables import Api, Engine
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.lms.config import Api, Engine
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.scale import Cluster
+from cowest_dspy.scale.config import RayRules, Shares
+from cowest_dspy.store.budget import Clock, Guard
+from cowest_dspy.store.rate_limit import shared_limits
 from cowest_dspy.testing import Fault, OpenAIServer
-from cowest_dspy.traces import collect
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +169,7 @@ def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_g
     file.write_text(BROKEN)
     settings = Engine(kind="engine", engine=f"{file}:make", model="scripted/broken")  # pyright: ignore[reportCallIssue]
     from cowest_dspy.lms import build_lm
-    from cowest_dspy.lms.recording import failure, recorded
+    from cowest_dspy.store.record import failure, recorded
 
     def said(lm: dspy.LM, text: str) -> str:
         try:

@@ -14,14 +14,14 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 from live_task import written
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cluster import connection, look_at_cluster
-from cowest_dspy.cluster.shipping import Failed, Order
-from cowest_dspy.cluster.worker import Call, Worker
-from cowest_dspy.cluster_table import RayRules, Shares
-from cowest_dspy.config import Config, validate
 from cowest_dspy.errors import ClusterError, ConfigError, ModelError
-from cowest_dspy.lms import wire
-from cowest_dspy.tables import Api, Engine, InProcess, Server
+from cowest_dspy.experiment.config import Config, validate
+from cowest_dspy.lms.config import Api, Engine, InProcess, Server
+from cowest_dspy.scale import connection, look_at_cluster
+from cowest_dspy.scale.config import RayRules, Shares
+from cowest_dspy.scale.shipping import Failed, Order
+from cowest_dspy.scale.worker import Call, Worker
+from cowest_dspy.store import serialize
 
 API = validate(Api, {"kind": "api", "model": "openai/x", "concurrency": 8, "requests_per_minute": 5}, "test")
 
@@ -86,12 +86,12 @@ def test_a_worker_answers_what_it_is_given_each_call_by_itself(tmp_path: Path) -
     settings = Engine(kind="engine", engine=f"{tmp_path}/toy.py:make")  # pyright: ignore[reportCallIssue]
     worker = Worker(Order.of(settings), at_once=2)
     assert not isinstance(worker.ready(), Failed) if connection.installed() else True
-    asked = [wire.request_from_messages("m", [{"role": "user", "content": text}]) for text in ("one", "two")]
+    asked = [serialize.request_from_messages("m", [{"role": "user", "content": text}]) for text in ("one", "two")]
     worker.give([Call(number, "complete", (request,), "m") for number, request in enumerate(asked)], [])
     done: list[Any] = []
     while len(done) < 2:
         done.extend(worker.take())
-    assert {one.number: wire.response_text(one.answer) for one in done} == {0: "one", 1: "two"}, "both were under way together"
+    assert {one.number: serialize.response_text(one.answer) for one in done} == {0: "one", 1: "two"}, "both were under way together"
     worker.give([Call(2, "complete", (asked[0],), "m+a1")], ["m+a1"], {"adapter_config.json": b"{}"})
     (refused,) = worker.take()
     assert refused.failed is not None and "load_adapter" in str(refused.failed.error())

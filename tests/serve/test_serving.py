@@ -13,8 +13,8 @@ import openai
 import pytest
 from serving_parts import FACT, QUESTION, body, post, program, root, serving
 
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.program import Collaboration
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.program.collaboration import Collaboration
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from live_task import SCRIPTED, until, written
 from served_process import running
 from serving_parts import Held, body, post, program, root, rules, serving
 
-from cowest_dspy.serving import connections
-from cowest_dspy.serving.connections import most_connections
+from cowest_dspy.serve import connections
+from cowest_dspy.serve.connections import most_connections
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"

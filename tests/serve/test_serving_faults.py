@@ -20,11 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from serving_parts import FACT, QUESTION, Held, body, post, program, refined, root, rules, serving
 
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.program import Collaboration
-from cowest_dspy.serve_table import BreakerRules
-from cowest_dspy.serving import Answering, Fallbacks, Unanswered
-from cowest_dspy.serving.breaker import Breaker
-from cowest_dspy.serving.writing import UNREFINED
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.serve import Answering, Fallbacks, Unanswered
+from cowest_dspy.serve.breaker import Breaker
+from cowest_dspy.serve.config import BreakerRules
+from cowest_dspy.serve.writing import UNREFINED
 
 BOOM = RuntimeError("the model behind is broken: sk-1234567890abcdef")
 

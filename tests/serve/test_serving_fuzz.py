@@ -19,8 +19,8 @@ import h11
 import pytest
 from serving_parts import body, post, program, serving
 
-from cowest_dspy.serving import connections
-from cowest_dspy.serving.protocol import ChatRequest
+from cowest_dspy.serve import connections
+from cowest_dspy.serve.protocol import ChatRequest
 
 SECONDS, SEED = float(os.environ.get("COWEST_FUZZ_SECONDS", "10")), int(os.environ.get("COWEST_FUZZ_SEED", "0"))
 CLIENTS = 8

@@ -21,11 +21,12 @@ from live_task import started, until, written
 from served_process import running
 from serving_parts import QUESTION, body, post, program, rules, serving
 
-from cowest_dspy import Sampling, Store, cli, collect
+from cowest_dspy import Sampling, Store, collect
+from cowest_dspy.cli import main
 from cowest_dspy.errors import ConfigError, StoreError
-from cowest_dspy.serving import live_rows, live_traces
-from cowest_dspy.serving.server import bound, key_of
-from cowest_dspy.traces import Trace
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.serve import live_rows, live_traces
+from cowest_dspy.serve.server import bound, key_of
 
 ROOT = Path(__file__).parents[2]
 STRONG_ONLY = '\n[weak]\nkind = "engine"\nengine = "task.py:weak"\nmodel = "scripted/weak"\n[serve]\nport = 0\n'
@@ -147,7 +148,7 @@ def test_what_cannot_be_served_is_told_by_the_verb(
     ):
         monkeypatch.setattr(sys, "argv", ["cowest", "serve", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         assert end.value.code == 1 and why in capfd.readouterr().err
 
 

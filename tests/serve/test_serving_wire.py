@@ -15,14 +15,14 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 from serving_parts import body, program, rules
 
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.serving.app import make_app
-from cowest_dspy.serving.asking import Answer, Answering
-from cowest_dspy.serving.protocol import ChatRequest
-from cowest_dspy.serving.reading import Asked, Task, read
-from cowest_dspy.serving.refusals import Refused
-from cowest_dspy.serving.service import Service
-from cowest_dspy.serving.writing import Chunks, Head, content_of
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.serve.app import make_app
+from cowest_dspy.serve.asking import Answer, Answering
+from cowest_dspy.serve.protocol import ChatRequest
+from cowest_dspy.serve.reading import Asked, Task, read
+from cowest_dspy.serve.refusals import Refused
+from cowest_dspy.serve.service import Service
+from cowest_dspy.serve.writing import Chunks, Head, content_of
 
 SIGNATURE: Any = dspy.ensure_signature("question, notes, options: list[str] -> reason, answer")
 TASK = Task.of(program(signature=SIGNATURE))

@@ -15,15 +15,16 @@ from scripted import match, questions, strong_that_reads, together, weak_that_va
 from scripted_weak import weak_by_seed
 from toy_budget import configured
 
-from cowest_dspy import Budget, Collaboration, Store, collect, schema
-from cowest_dspy.budget import Bill, Clock, Guard, another_attempt
+from cowest_dspy import Budget, Collaboration, Store, collect
 from cowest_dspy.errors import BudgetError, ConfigError
-from cowest_dspy.influence import attempt
-from cowest_dspy.lms import build_lm, wire
-from cowest_dspy.lms.recording import keeping, recorded
-from cowest_dspy.tables import Api, Server
+from cowest_dspy.influence.metric import attempt
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms import build_lm
+from cowest_dspy.lms.config import Api, Server
+from cowest_dspy.store import schema, serialize
+from cowest_dspy.store.budget import Bill, Clock, Guard, another_attempt
+from cowest_dspy.store.record import keeping, recorded
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
-from cowest_dspy.traces import Sampling
 
 STRONG = "scripted/strong"
 
@@ -147,8 +148,8 @@ def test_tokens_stop_before_the_next_call(tmp_path: Path) -> None:
 
 def test_dollars_stop_and_are_remembered(tmp_path: Path) -> None:
     def ask(number: int, store: Store) -> None:
-        request = wire.request_from_messages("m", [{"role": "user", "content": str(number)}])
-        store.answer(request, lambda: wire.make_response("m", "x", "stop", 1, 1, usd=0.25))
+        request = serialize.request_from_messages("m", [{"role": "user", "content": str(number)}])
+        store.answer(request, lambda: serialize.make_response("m", "x", "stop", 1, 1, usd=0.25))
 
     for start in (0, 2):
         with Store(tmp_path, budget=limits(usd=0.25 * (start + 2))) as store:
@@ -162,8 +163,8 @@ def test_dollars_stop_and_are_remembered(tmp_path: Path) -> None:
 
 def test_minutes_are_those_of_all_processes_on_the_run(tmp_path: Path) -> None:
     def ask(store: Store, number: int) -> None:
-        request = wire.request_from_messages("m", [{"role": "user", "content": str(number)}])
-        store.answer(request, lambda: wire.make_response("m", "x", "stop", 1, 1, usd=0.0))
+        request = serialize.request_from_messages("m", [{"role": "user", "content": str(number)}])
+        store.answer(request, lambda: serialize.make_response("m", "x", "stop", 1, 1, usd=0.0))
 
     for number in range(2):
         with Store(tmp_path, budget=limits(minutes=60)) as store, store.spending("collect"):
@@ -190,7 +191,7 @@ def test_the_error_passes_through_dspy_and_is_no_failure_of_a_model(tmp_path: Pa
 
 
 def test_evaluation_stops_at_once_too(tmp_path: Path) -> None:
-    from cowest_dspy.arms import alone_arm, ask_all
+    from cowest_dspy.influence.arms import alone_arm, ask_all
 
     engine = strong_that_reads()
     program = together(weak_by_seed(), engine)

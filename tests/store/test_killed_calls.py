@@ -18,8 +18,8 @@ from dspy.lm15 import Response, ServerError
 from killed_calls import LIMIT, STRONG, THREADS, WEAK, answer, limits, question
 
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.schema import KILLED, UNDER_WAY
-from cowest_dspy.store import Store
+from cowest_dspy.store.schema import KILLED, UNDER_WAY
+from cowest_dspy.store.store import Store
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 SENTENCE = "3 calls were under way when a process was killed; they count as spent"

@@ -13,20 +13,21 @@ from dspy.utils.exceptions import LMTransportError
 from scripted import match, questions, strong_that_reads, together, weak_that_varies
 
 from cowest_dspy.errors import StoreError
-from cowest_dspy.lms import wire
-from cowest_dspy.store import Store
-from cowest_dspy.traces import Sampling, collect
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.store import serialize
+from cowest_dspy.store.store import Store
 
 THREADS = 32
 HALF = "half of it: \ud83d"
 
 
 def question(number: int) -> Request:
-    return wire.request_from_messages("m", [{"role": "user", "content": f"Question {number}?"}])
+    return serialize.request_from_messages("m", [{"role": "user", "content": f"Question {number}?"}])
 
 
 def answer(text: str = "yes", tokens: int = 1, usd: float | None = 0.5) -> Response:
-    return wire.make_response("m", text, "stop", 1, tokens, usd=usd)
+    return serialize.make_response("m", text, "stop", 1, tokens, usd=usd)
 
 
 ODD = {
@@ -68,7 +69,7 @@ def test_an_odd_answer_fails_only_its_own_call(tmp_path: Path, odd: Callable[[],
     with Store(tmp_path) as store:
         for number in range(3, THREADS):
             response, cached = store.answer(question(number), ODD["half of a surrogate pair"])
-            assert cached and wire.response_text(response) == f"Answer {number}"
+            assert cached and serialize.response_text(response) == f"Answer {number}"
 
 
 def test_an_odd_draft_fails_alone_in_a_collection_and_is_asked_again(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_an_error_with_half_a_pair_in_it_is_noted_as_a_failure(tmp_path: Path) -
 
 
 def test_a_request_with_half_a_pair_in_it_is_refused_before_it_is_asked(tmp_path: Path) -> None:
-    request = wire.request_from_messages("m", [{"role": "user", "content": HALF}])
+    request = serialize.request_from_messages("m", [{"role": "user", "content": HALF}])
     with Store(tmp_path) as store, pytest.raises(InvalidRequestError, match="cannot be sent"):
         store.answer(request, lambda: pytest.fail("it was asked"))
 
@@ -108,7 +109,7 @@ def test_a_record_with_half_a_pair_in_it_is_kept_as_it_is(tmp_path: Path) -> Non
 
 def test_a_write_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        refused = wire.request_key(question(1))
+        refused = serialize.request_key(question(1))
         store._db.execute(
             f"CREATE TRIGGER one BEFORE INSERT ON calls WHEN NEW.key = '{refused}' BEGIN SELECT RAISE(ABORT, 'not this one'); END"
         )

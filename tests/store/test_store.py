@@ -16,13 +16,13 @@ import pytest
 from dspy.lm15 import Request, Response
 from typer.testing import CliRunner
 
-from cowest_dspy import cli
+from cowest_dspy.cli import main
 from cowest_dspy.errors import CowestError, StoreError
-from cowest_dspy.lms import wire
-from cowest_dspy.repair import repair
-from cowest_dspy.runs import look
-from cowest_dspy.schema import SCHEMA_VERSION
-from cowest_dspy.store import Store
+from cowest_dspy.report.runs import look
+from cowest_dspy.store import serialize
+from cowest_dspy.store.repair import repair
+from cowest_dspy.store.schema import SCHEMA_VERSION
+from cowest_dspy.store.store import Store
 
 # As version 0.1.0 wrote it.
 SCHEMA_1 = """
@@ -37,11 +37,11 @@ PAGE = 4096
 
 
 def question(number: int) -> Request:
-    return wire.request_from_messages("m", [{"role": "user", "content": f"Question {number}? {'x' * 300}"}], seed=number)
+    return serialize.request_from_messages("m", [{"role": "user", "content": f"Question {number}? {'x' * 300}"}], seed=number)
 
 
 def answer_to(number: int) -> Response:
-    return wire.make_response("m", f"Answer {number}: é {'y' * 300}", "stop", 10, number, usd=0.5)
+    return serialize.make_response("m", f"Answer {number}: é {'y' * 300}", "stop", 10, number, usd=0.5)
 
 
 def never() -> Response:
@@ -63,11 +63,11 @@ def older(folder: Path) -> Path:
     with sqlite3.connect(folder / "run.sqlite") as db:
         db.executescript(SCHEMA_1)
         for number in range(3):
-            request, said = question(number), wire.response_to_dict(answer_to(number))
+            request, said = question(number), serialize.response_to_dict(answer_to(number))
             if number == 2:
                 del said["usd"]
-            texts = [json.dumps(part, ensure_ascii=False, sort_keys=True) for part in (wire.request_to_dict(request), said)]
-            db.execute("INSERT INTO calls VALUES (?, 'collect', 'm', ?, ?, 1.5, 2.5)", (wire.request_key(request), *texts))
+            texts = [json.dumps(part, ensure_ascii=False, sort_keys=True) for part in (serialize.request_to_dict(request), said)]
+            db.execute("INSERT INTO calls VALUES (?, 'collect', 'm', ?, ?, 1.5, 2.5)", (serialize.request_key(request), *texts))
         db.execute("INSERT INTO failures VALUES ('k', 'collect', 'm', 'timeout', 1.0)")
         db.executemany("INSERT INTO records VALUES (?, ?, ?)", [("trace", "a", '{"n": 1}'), ("trace", "b", '{"n": 2}')])
     db.close()
@@ -83,7 +83,7 @@ def test_an_older_file_is_brought_to_this_version_with_everything_kept(tmp_path:
         with Store(tmp_path) as store:
             for number in range(3):
                 response, cached = store.answer(question(number), never)
-                assert cached and wire.response_text(response) == wire.response_text(answer_to(number))
+                assert cached and serialize.response_text(response) == serialize.response_text(answer_to(number))
             assert store.records("trace") == {"a": {"n": 1}, "b": {"n": 2}}
             bill = store.bill("m")
             assert (bill.tokens, bill.strong_calls) == (33, 4), "three answers and a failure"
@@ -149,7 +149,7 @@ def saved_calls(folder: Path, calls: int = 200) -> int:
     with Store(folder) as store:
         for number in range(calls):
             response, cached = store.answer(question(number), lambda number=number: answer_to(number))
-            assert wire.response_text(response) == wire.response_text(answer_to(number))
+            assert serialize.response_text(response) == serialize.response_text(answer_to(number))
             kept += cached
         assert store.calls() == calls, "no row was made up, and what was lost could be written again"
         for key, record in store.records("trace").items():
@@ -376,7 +376,7 @@ def test_a_folder_in_use_or_without_a_run_is_not_repaired(tmp_path: Path) -> Non
 
 
 def run(*arguments: Any) -> tuple[int, str, BaseException | None]:
-    done = CliRunner().invoke(cli.app, ["doctor", *map(str, arguments)])
+    done = CliRunner().invoke(main.app, ["doctor", *map(str, arguments)])
     return done.exit_code, done.output, done.exception
 
 

@@ -28,7 +28,8 @@ from cowest_dspy import (
     tunable,
     tune,
 )
-from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.optimizers.config import RoundRules
+from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
 
 QUESTIONS = [dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question") for n in range(14)]

@@ -22,8 +22,8 @@ def cowest(*arguments: str, fails: bool = False) -> str:
 
 def run_here(*arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `cowest` in this process."""
-    from cowest_dspy import cli
-    from cowest_dspy.live import console
+    from cowest_dspy.cli import main
+    from cowest_dspy.cli.live import console
 
     out, err = io.StringIO(), io.StringIO()
     width = mock.patch.object(type(console), "width", new=WIDTH)
@@ -32,7 +32,7 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
     code: object = 0
     with redirect_stdout(out), redirect_stderr(err), width, argv, environment:
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code
     return (code if isinstance(code, int) else 1 if code else 0), out.getvalue(), err.getvalue()
@@ -41,7 +41,7 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
 def cowest_process(*arguments: str, fails: bool = False) -> str:
     """The same in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "cowest_dspy.cli", *arguments],
+        [sys.executable, "-m", "cowest_dspy.cli.main", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1"},

@@ -8,8 +8,8 @@ import pytest
 import toy
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.comparison import Comparison
 from cowest_dspy.experiment import Compared
+from cowest_dspy.report.comparison import Comparison
 
 RECIPE = (
     toy.RECIPE

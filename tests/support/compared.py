@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cowest_dspy.comparison import ComparedArm, Comparison, SweepPoint
-from cowest_dspy.report import Answer, Arm, Stage
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report import Arm, Stage
+from cowest_dspy.report.comparison import ComparedArm, Comparison, SweepPoint
 
 MARKS = {"+": 1.0, "-": 0.0, "!": None}
 

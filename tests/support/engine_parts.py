@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tiny import make_adapter
 
-from cowest_dspy.lms import TransformersEngine, wire
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.store import serialize
 
 SHOTS = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "one two three"}] * 3
 
@@ -32,9 +33,9 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask_all(engine: TransformersEngine, asked: list[list[dict[str, str]]], model: str | None = None, **settings: Any) -> list[str]:
-    requests = [wire.request_from_messages(model or engine.model_id, messages, **settings) for messages in asked]
+    requests = [serialize.request_from_messages(model or engine.model_id, messages, **settings) for messages in asked]
     with ThreadPoolExecutor(len(requests)) as pool:
-        return [wire.response_text(response) for response in pool.map(engine.complete, requests)]
+        return [serialize.response_text(response) for response in pool.map(engine.complete, requests)]
 
 
 def generated(folder: Path, messages: list[dict[str, str]], max_tokens: int, adapter: Path | None = None) -> str:

@@ -21,12 +21,13 @@ import dspy
 from dspy.lm15 import Request, Response
 from forked import child
 
-from cowest_dspy.lms import wire
+from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.program import Collaboration
-from cowest_dspy.store import Store
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store import serialize
+from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, collect
 
 EXAMPLES, DRAFTS, THREADS = 30, 3, 4
 LATENCY = 0.006
@@ -43,7 +44,7 @@ class Counted(ScriptedEngine):
     def complete(self, request: Request) -> Response:
         time.sleep(LATENCY)
         response = super().complete(request)
-        os.write(self._file, f"{wire.request_key(request)}\n".encode())
+        os.write(self._file, f"{serialize.request_key(request)}\n".encode())
         return response
 
 

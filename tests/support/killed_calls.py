@@ -25,20 +25,20 @@ from dspy.lm15 import Request, Response
 from forked import child
 
 from cowest_dspy import Budget
-from cowest_dspy.budget import another_attempt
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.lms import wire
-from cowest_dspy.store import Store
+from cowest_dspy.store import serialize
+from cowest_dspy.store.budget import another_attempt
+from cowest_dspy.store.store import Store
 
 STRONG, WEAK, LIMIT, KILLS, THREADS = "m/strong", "m/weak", 100, 5, 4
 
 
 def question(number: int, model: str = STRONG) -> Request:
-    return wire.request_from_messages(model, [{"role": "user", "content": f"Question {number}?"}])
+    return serialize.request_from_messages(model, [{"role": "user", "content": f"Question {number}?"}])
 
 
 def answer(number: int, model: str = STRONG) -> Response:
-    return wire.make_response(model, f"Answer {number}", "stop", 10, number, usd=0.25 * number)
+    return serialize.make_response(model, f"Answer {number}", "stop", 10, number, usd=0.25 * number)
 
 
 def limits(**values: float) -> Budget:

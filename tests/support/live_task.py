@@ -17,7 +17,7 @@ from typing import Any
 from command_line import run_here
 
 from cowest_dspy import Store
-from cowest_dspy.stages import Stages
+from cowest_dspy.optimizers.stages import Stages
 
 RECIPE = '''
 import os
@@ -27,7 +27,7 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy import Collaboration
-from cowest_dspy.lms import wire
+from cowest_dspy.store.store import serialize
 from cowest_dspy.testing import ScriptedEngine
 
 HERE = Path(__file__).parent
@@ -125,7 +125,7 @@ def hearing_signals() -> None:
 def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """``cowest`` in the folder, as a process of its own, which is gone afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cowest_dspy.cli", *arguments],
+        [sys.executable, "-m", "cowest_dspy.cli.main", *arguments],
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -33,14 +33,14 @@ from typing import Any
 import typer.main
 
 from cowest_dspy import load_config
-from cowest_dspy.cli import app
-from cowest_dspy.config_text import effective_toml
+from cowest_dspy.cli.main import app
+from cowest_dspy.experiment.config_text import effective_toml
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorial.md"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<language>\w*) ?(?P<note>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE)
-PROGRAMS = {"cowest": ["-m", "cowest_dspy.cli"], "pytest": ["-m", "pytest", "-p", "no:cacheprovider"]}
+PROGRAMS = {"cowest": ["-m", "cowest_dspy.cli.main"], "pytest": ["-m", "pytest", "-p", "no:cacheprovider"]}
 NOTES = {
     "": r"",
     "text": r"",

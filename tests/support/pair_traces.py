@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs import PreferencePairs
-from cowest_dspy.traces import Trace
 
 
 def made_trace(index: int, influence: float | None, text: str, example: str = "e", **changes: Any) -> Trace:

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cowest_dspy.report import (
-    Answer,
-    Arm,
-    Curve,
-    CurvePoint,
-    InfluenceRow,
-    PairRow,
-    PairsSummary,
-    RunReport,
-    Stage,
-    TraceRow,
-)
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report import Arm, Curve, CurvePoint, InfluenceRow, PairRow, PairsSummary, RunReport, Stage, TraceRow
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \u2028'
 

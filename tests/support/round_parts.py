@@ -10,7 +10,8 @@ import dspy
 import pytest
 
 from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, TransformersEngine, tunable, tune
-from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.optimizers.config import RoundRules
+from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
 
 VOWELS = 3

@@ -13,9 +13,9 @@ from cowest_dspy import (
     Collaboration,
     Judge,
 )
-from cowest_dspy.program import Collaboration
+from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.traces import Sampling, Trace
 
 
 def match(example: dspy.Example, prediction: Any, trace: Any = None) -> float:

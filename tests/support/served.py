@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cowest_dspy.lms import ServerEngine
-from cowest_dspy.tables import Server
+from cowest_dspy.lms.config import Server
 
 SMOL = "SmolLM2-135M-Instruct"
 CONTEXT = 1024

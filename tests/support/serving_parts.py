@@ -10,9 +10,9 @@ from typing import Any
 import dspy
 import httpx
 
-from cowest_dspy.program import Collaboration
-from cowest_dspy.serve_table import ServeRules
-from cowest_dspy.serving import served
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.serve import served
+from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.testing import ScriptedEngine
 
 Answering = Callable[[str], "str | Exception"]

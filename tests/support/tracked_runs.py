@@ -10,10 +10,12 @@ from typing import Any
 import toy
 
 from cowest_dspy import Store, load_config
-from cowest_dspy.config import Config
-from cowest_dspy.config_text import effective_toml
-from cowest_dspy.report import Answer, Arm
-from cowest_dspy.rounds import Round, gain
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.config_text import effective_toml
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.optimizers.deciding import gain
+from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.report import Arm
 
 KEY = "sk-" + "proj-Ab1Cd2Ef3Gh4Ij5Kl6"
 """What looks like an API's key, and is none."""
@@ -47,7 +49,7 @@ class Said:
     lines: list[str] = field(default_factory=list)
 
     def stage(self, title: str) -> Any:
-        from cowest_dspy.stages import Silent
+        from cowest_dspy.optimizers.stages import Silent
 
         return Silent().stage(title)
 

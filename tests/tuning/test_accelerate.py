@@ -18,7 +18,8 @@ from tuning_rows import LORA, assert_close, kinds, quick, sft_rows
 
 from cowest_dspy import CoWest, Cycle, Store
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.tables import PairRules, RoundRules
+from cowest_dspy.optimizers.config import RoundRules
+from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.tuning import DPO, KTO, SFT, launch, launching, provider
 from cowest_dspy.tuning.launching import dealt_out
 

@@ -17,8 +17,8 @@ from tuning_rows import LORA, assert_close, kinds, quick, read, sft_rows
 
 from cowest_dspy import Store
 from cowest_dspy.errors import TuningError
+from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.lms.processes import free_port
-from cowest_dspy.lms.weights import adapter_hash
 from cowest_dspy.tuning import DPO, KTO, SFT, Machines, check_processes, join, launch, machines, provider
 from cowest_dspy.tuning.cluster import check_precision
 from cowest_dspy.tuning.launching import command
@@ -240,7 +240,7 @@ def test_the_same_command_on_two_machines_tunes_one_run(task: list[str], tmp_pat
     file.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2\nnum_processes: 2\n")
     cowest("collect", *task)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "COLUMNS": "200", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "cowest_dspy.cli", "tune", *task, "--accelerate", str(file)]
+    command = [sys.executable, "-m", "cowest_dspy.cli.main", "tune", *task, "--accelerate", str(file)]
     both = [
         subprocess.Popen(
             command, env={**os.environ, **where, "NODE_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

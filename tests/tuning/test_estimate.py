@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import make_tiny_model
 from tuning_rows import pair_rows, sft_rows
 
-from cowest_dspy.lms import footprint
+from cowest_dspy.lms.local import footprint
 from cowest_dspy.tuning import DPO, KTO, SFT, Lengths, Lora, Machines, estimate, foreseen
 from cowest_dspy.tuning.speed import layer_speed
 
@@ -29,7 +29,7 @@ import gc, json, sys
 from pathlib import Path
 import psutil
 from tuning_rows import pair_rows, sft_rows
-from cowest_dspy.lms import weights
+from cowest_dspy.lms.local import weights
 from cowest_dspy.tuning import DPO, SFT, Lengths, Lora, estimate, train_dpo, train_sft
 
 folder, tiny, out, kind, long = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])
@@ -124,7 +124,7 @@ def test_time_grows_with_steps_and_is_that_of_a_real_layer(tiny_model: Path) -> 
 
 @pytest.mark.parametrize(("rows", "sides"), [(sft_rows(100), 1), (pair_rows(100), 2)])
 def test_lengths_are_those_of_the_models_own_tokenizer(rows: list[Any], sides: int, tiny_model: Path) -> None:
-    from cowest_dspy.lms import weights
+    from cowest_dspy.lms.local import weights
 
     rows[37][("completion", "chosen")[sides - 1]][0]["content"] = "the longest of all " * 9
     found = Lengths.of(rows, tiny_model)

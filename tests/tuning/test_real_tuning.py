@@ -9,8 +9,8 @@ import dspy
 import pytest
 
 from cowest_dspy import TransformersEngine
-from cowest_dspy.adapters import LineAdapter
-from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.lms.local.weights import adapter_hash
+from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.tuning import SFT, Lora, tunable
 

@@ -16,7 +16,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import LORA, QUICK, assert_close, completion_logprob, kinds, load, pair_rows, quick, read, sft_rows
 
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.tuning import (
     DPO,
     SFT,

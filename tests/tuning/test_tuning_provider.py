@@ -14,12 +14,12 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import QUICK, labelled, pair_rows, quick, says, sft_rows
 
-from cowest_dspy.adapters import LineAdapter
 from cowest_dspy.errors import PairsError, TuningError
 from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.pairs import PreferencePairs, at_least
-from cowest_dspy.tables import PairRules
+from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.tuning import (
     DPO,
     KTO,

@@ -9,7 +9,7 @@ import pytest
 from tuning_rows import LORA, pair_rows, quick, sft_rows, unpaired_rows
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms.weights import adapter_hash
+from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.tuning import DPO, KTO, SFT, stalling, train_dpo, train_kto, train_sft
 
 KINDS: dict[str, tuple[Any, Any, Any]] = {

@@ -1,0 +1,1 @@
+"""The command `cowest`: one verb for each stage of a run."""

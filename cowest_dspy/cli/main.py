@@ -1,0 +1,389 @@
+"""cowest: one verb per stage of a weak-strong collaboration, all on one run folder.
+
+Everything but Typer and Rich is imported when a verb needs it, so that ``cowest --help`` is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cowest_dspy.cli.bundle_verbs import bundle, verify
+from cowest_dspy.cli.compare_verb import compare
+from cowest_dspy.cli.gate_verb import gate
+from cowest_dspy.cli.live import console
+from cowest_dspy.cli.new_verb import new
+from cowest_dspy.cli.report_verb import report
+from cowest_dspy.cli.runs_verbs import runs, watch
+from cowest_dspy.cli.serve_verb import serve
+from cowest_dspy.cli.track_verb import track
+from cowest_dspy.cli.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, VisibleFormatter, quiet_dspy, running
+from cowest_dspy.errors import CowestError, masked
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.interrupts import handled, signal_of, stopped_by
+from cowest_dspy.utils.reading import DISK_FAULTS, describe_os_error, read_json_text
+from cowest_dspy.utils.safe_text import visible
+
+if TYPE_CHECKING:
+    from cowest_dspy.experiment import Experiment
+    from cowest_dspy.experiment.doctor import Diagnosis
+    from cowest_dspy.pairs import PreferencePairs
+
+app = typer.Typer(
+    name="cowest",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""**Weak-strong collaboration**: a small model that knows a domain drafts, a large one refines.
+
+`cowest cycle TASK.toml BACKEND.toml` runs everything: it fine-tunes the weak model on the domain, samples drafts, measures how
+much each of them changed the strong model's answer (its *influence*), turns that into preference pairs, tunes the weak model on
+them, and compares all of it on held-out questions. The other verbs run one stage each, on the same run folder.
+
+Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml --run runs/handbook`
+
+Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
+)
+config_app = typer.Typer(
+    name="config",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
+)
+app.add_typer(config_app)
+app.command()(compare)
+app.command()(report)
+app.command()(bundle)
+app.command()(verify)
+app.command()(gate)
+app.command()(serve)
+app.command()(track)
+app.command()(new)
+app.command()(runs)
+app.command()(watch)
+
+
+@app.command()
+def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
+    """Runs every stage: fine-tune, collect, pair, tune, evaluate, report.
+
+    What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
+    """
+    with running(files, run, seed, accelerate, verb="cycle", log=log) as experiment:
+        _show(experiment, experiment.cycle())
+
+
+@app.command()
+def ask(
+    files: Files,
+    question: Annotated[
+        str,
+        typer.Option("--question", "-q", help='The input; or JSON for several: \'{"question": ..., "options": ...}\'.'),
+    ],
+    run: Run = None,
+    seed: Seed = None,
+) -> None:
+    """Asks the collaboration one question, with the best weak model that the run has.
+
+    Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel run at 25 bar?"`
+    """
+    with running(files, run, seed, verb="ask") as experiment:
+        prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
+        for name, value in prediction.items():
+            console.print(Text.assemble((name, "bold"), ": ", masked(str(value))), soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Only this arm; may be given several times.", show_default=False)
+    ] = None,
+    log: LogAs = Log.auto,
+) -> None:
+    """Asks the held-out questions of every arm, or of some, and prints the table."""
+    with running(files, run, seed, verb="evaluate", log=log) as experiment:
+        known = experiment.arm_names()
+        for name in arm or []:
+            if name not in known:
+                raise CowestError(f'There is no arm "{name}" in this configuration: it has {", ".join(known)}.')
+        experiment.evaluate(arm)
+        _show(experiment, experiment.report())
+
+
+@app.command()
+def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.auto) -> None:
+    """Samples drafts for the train questions and measures the influence of each."""
+    from cowest_dspy.influence.stored_traces import influence_report
+
+    with running(files, run, seed, verb="collect", log=log) as experiment:
+        traces = experiment.collect()
+        found = influence_report(traces)
+        counts = {name: getattr(found, name) for name in ("helped", "hurt", "same", "failed")}
+        mean = found.mean if found.scored else None
+        experiment.store.journal.result(drafts=len(traces), mean_influence=mean, **counts, saved=traces.saved)
+        console.print(str(found))
+        if any(traces.saved.values()):
+            console.print(f"saved: {traces.saved['weak_calls']} drafts, {traces.saved['strong_calls']} answers of the strong model")
+
+
+@app.command()
+def pairs(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    push: Annotated[
+        str | None, typer.Option("--push", help="Upload them as this Hub dataset, OWNER/NAME; private.", show_default=False)
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+    log: LogAs = Log.auto,
+) -> None:
+    """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why.
+
+    The traces are those of `cowest collect` or `cowest cycle`; without any, nothing is asked, and exit code 1 says so. Beside the
+    pairs, drafts.jsonl says of each draft whether it helped or hurt, as KTO learns. Nothing is uploaded without `--push`.
+    """
+    if public and not push:
+        raise CowestError("--public says how --push uploads: give the dataset's name too, --push OWNER/NAME.")
+    with running(files, run, seed, verb="pairs", log=log) as experiment:
+        experiment.check_collected(_collecting(files, run, seed))
+        made = experiment.pairs()
+        experiment.store.journal.result(pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl"))
+        for line in _said_of(made, experiment.run):
+            console.print(line, markup=False, soft_wrap=True)
+        if not experiment.config.pairs.source:
+            drafts = experiment.labelled()
+            file = experiment.run / "drafts.jsonl"
+            console.print(
+                f"{drafts.helped} drafts that helped and {len(drafts) - drafts.helped} that hurt in {file}", soft_wrap=True
+            )
+        if push:
+            console.print(f"uploaded: {made.push_to_hub(push, private=not public)}", soft_wrap=True)
+
+
+@app.command()
+def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
+    """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter.
+
+    The drafts that pairs are made of must be there: `cowest collect` or `cowest cycle` collects them.
+
+    `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding;
+    `--accelerate FILE` as a configuration file of Accelerate's says: one GPU, several, FSDP, several machines.
+    """
+    with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
+        experiment.check_collected(_collecting(files, run, seed))
+        model = experiment.tune().model
+        experiment.store.journal.result(model=model)
+        console.print(f"tuned: {model}")
+
+
+@app.command()
+def doctor(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="TOML", help="Files, the task first and then the backend.", show_default=False)
+    ] = None,
+    seed: Seed = None,
+    no_ask: NoAsk = False,
+    repair: Annotated[
+        Path | None, typer.Option("--repair", help="Save what can be read of this damaged run folder; no TOML.", show_default=False)
+    ] = None,
+) -> None:
+    """Loads or reaches each model of the TOML files, checks that it can do its part, and says what a run would ask of it.
+
+    One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit code 0: no error was found.
+
+    Example: `cowest doctor programs/handbook.toml programs/backends/openai.toml`
+
+    `cowest doctor --repair runs/handbook` mends a run's damaged store: whole rows are kept, and the damaged file beside them.
+    """
+    if repair is not None:
+        _repair(repair, files)
+        return
+    if not files:
+        raise CowestError("Name TOML files, the task first and then the backend; or --repair and a run's folder.")
+    from cowest_dspy.experiment.config import load_config
+    from cowest_dspy.experiment.doctor import examine
+
+    quiet_dspy()
+    diagnosis = examine(
+        load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False, soft_wrap=True)
+    )
+    _show_diagnosis(diagnosis)
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def quote(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Train examples that are asked as a run would.")] = 3,
+    no_ask: NoAsk = False,
+) -> None:
+    """Says what a cycle will cost before it is begun: calls, tokens, money and minutes, by stage and in all, against [budget].
+
+    A few train examples are collected as a run would, which an API charges for (`--no-ask`: only calls are counted, nothing is
+    asked); the answers are kept in the run's folder. Exit code 1: [budget] is expected to be exceeded.
+
+    Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
+    """
+    from cowest_dspy.experiment.config import load_config
+    from cowest_dspy.experiment.quote import counted, probed
+
+    if no_ask:
+        made = counted(load_config(files, seed=seed))
+    else:
+        with running(files, run, seed, verb="quote") as experiment:
+            made = probed(experiment, examples)
+    rows = made.table()
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for name, *cells in rows:
+        print(*map(visible, (name.ljust(widths[0]), *(map(str.rjust, cells, widths[1:])))), sep="  ")
+    print("", *map(visible, made.text()), sep="\n")
+    if made.exceeded:
+        raise typer.Exit(1)
+
+
+def _repair(run: Path, files: list[Path] | None) -> None:
+    from cowest_dspy.store.repair import repair
+
+    if files:
+        raise CowestError("--repair takes the run's folder, and no TOML files.")
+    console.print(str(repair(run)), markup=False, soft_wrap=True)
+
+
+@config_app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)] = None,
+) -> None:
+    """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them, and marks what is misspelled.
+
+    `cowest config schema --out cowest.schema.json`, and as the first line of a TOML its path from there:
+    `#:schema ../cowest.schema.json`. That is how Taplo reads it, and with it Even Better TOML in VS Code and others.
+    """
+    from cowest_dspy.experiment.config_text import json_schema
+
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if out is None:
+        print(text, end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole({out: text})
+    print(f"{out}: name it in the first line of a TOML, as #:schema and the path from there.")
+
+
+@config_app.command()
+def show(files: Files, seed: Seed = None) -> None:
+    """Prints the configuration that TOML files make together, with every default, as TOML; secrets are masked.
+
+    Example: `cowest config show programs/handbook.toml programs/backends/in_process.toml`
+    """
+    from cowest_dspy.experiment.config import load_config
+    from cowest_dspy.experiment.config_text import effective_toml
+
+    # Not through Rich, which would break lines at the width of the terminal.
+    print(visible(effective_toml(load_config(files, seed=seed))), end="")
+
+
+def main() -> None:
+    """The console script."""
+    report_errors(app)
+
+
+def report_errors(run: Callable[[], None]) -> None:
+    """Runs a command: an error that the user can mend becomes one clear message and exit code 1, as does a file or disk that the
+    system refuses. Ctrl-C is exit code 130, SIGTERM 143: the first ends it cleanly, the second at once."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter())
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with handled():
+        try:
+            run()
+        except CowestError as error:
+            print(visible(masked(f"{type(error).__name__}: {error}")), file=sys.stderr)
+            sys.exit(1)
+        except Exception as error:
+            # A file, a folder or a disk, whichever verb came upon it, is for the user to mend. Anything else is a fault of ours or
+            # of a library: its traceback, too, may repeat a key or an answer.
+            if isinstance(error, OSError) and (error.errno in DISK_FAULTS or error.filename is not None):
+                text = f"{type(error).__name__}: {describe_os_error(error)}\n"
+            else:
+                text = "".join(traceback.format_exception(error))
+            print(visible(masked(text)), file=sys.stderr, end="")
+            sys.exit(1)
+        except KeyboardInterrupt as stop:
+            print(STOPPED, file=sys.stderr)
+            sys.exit(128 + signal_of(stop))
+        except SystemExit as end:
+            # Typer makes exit code 1 of an interruption that no verb has taken.
+            stop = stopped_by()
+            sys.exit(128 + stop if stop and end.code == 1 else end.code)
+
+
+def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
+    yield f"{len(made)} pairs in {run / 'pairs.jsonl'}"
+    if made.rules:
+        yield "  " + ", ".join(f"{name} {value}" for name, value in made.rules.items() if value is not None)
+    yield from (f"  dropped: {count} {reason}" for reason, count in made.dropped.items())
+    lengths = made.lengths
+    if lengths:
+        yield f"  lengths: {lengths}"
+        if lengths.warning:
+            yield f"Warning: {lengths.warning}"
+
+
+def _collecting(files: list[Path], run: Path | None, seed: int | None) -> str:
+    """The command that collects drafts for what was typed."""
+    options = [*(("--run", str(run)) if run else ()), *(("--seed", str(seed)) if seed is not None else ())]
+    return shlex.join(["cowest", "collect", *map(str, files), *options])
+
+
+def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
+    given = read_json_text(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
+    if sorted(given) != sorted(names):
+        raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
+    return given
+
+
+def _show_diagnosis(diagnosis: Diagnosis) -> None:
+    """A table in a terminal; elsewhere lines, none of which is broken at some width."""
+    rows = [(check.level, check.role, check.name, check.text) for check in diagnosis.checks]
+    if console.is_terminal:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for level, *cells in rows:
+            table.add_row(Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")), *map(Text, cells))
+        console.print("", table)
+    else:
+        print("", *(visible("{:<9}{:<8}{:<15}{}".format(*row)) for row in rows), sep="\n")
+    print("", *map(visible, diagnosis.measured()), sep="\n")
+
+
+def _show(experiment: Experiment, made: Any) -> None:
+    from cowest_dspy.report import arm_table, print_report
+
+    facts = ("name", "answered", "failed", "accuracy")
+    arms = [{fact: getattr(line, fact) for fact in facts} for line in arm_table(made)]
+    experiment.store.journal.result(report=str(experiment.run / "report.json"), arms=arms)
+    print_report(made, console)
+    console.print(f"\nreport: {experiment.run / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

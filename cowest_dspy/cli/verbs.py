@@ -1,0 +1,208 @@
+"""What the verbs of the command line share: their common arguments, and a run that is open while a verb works."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cowest_dspy.cli.live import console
+from cowest_dspy.errors import CowestError, ModelError, masked
+from cowest_dspy.utils.interrupts import signal_of
+from cowest_dspy.utils.safe_text import visible
+
+if TYPE_CHECKING:
+    from cowest_dspy.cli.live import JsonLines, Plain, Terminal
+    from cowest_dspy.experiment import Experiment
+    from cowest_dspy.store.progress import Journal, Snapshot
+
+STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
+
+
+BEGINNING = ("cycle", "collect", "compare")
+"""Verbs that begin runs: of others, a new run may be a name that was mistyped."""
+
+
+class Log(StrEnum):
+    """How a verb says what it does."""
+
+    auto = "auto"
+    plain = "plain"
+    json = "json"
+
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="TOML",
+        help="TOML files, the task first and then the backend; a later file replaces whole tables.",
+        show_default=False,
+    ),
+]
+Run = Annotated[
+    Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)
+]
+NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
+Accelerate = Annotated[
+    str,
+    typer.Option(
+        "--accelerate",
+        metavar="N|FILE",
+        help="Processes that train together: as many as GPUs; without a GPU they share the CPU. "
+        "Or a configuration file of Accelerate's, such as those in programs/accelerate.",
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
+LogAs = Annotated[
+    Log,
+    typer.Option("--log", help="auto: bars in a terminal, else lines; plain: lines; json: one object a line, and nothing else."),
+]
+
+
+def _schema(asked: bool) -> None:
+    if asked:
+        from cowest_dspy.report.schema import schema_text
+
+        print(schema_text(), end="")
+        raise typer.Exit()
+
+
+Schema = Annotated[
+    bool, typer.Option("--schema", callback=_schema, is_eager=True, help="Print the JSON Schema of report.json, and nothing else.")
+]
+
+
+@contextmanager
+def running(
+    files: list[Path], run: Path | None, seed: int | None, accelerate: str = "1", *, verb: str | None = None, log: Log = Log.auto
+) -> Iterator[Experiment]:
+    """The run of these files while a verb works on it, and whoever looks on is told.
+
+    Afterwards what its budget has spent is said. Ctrl-C, SIGTERM and SIGHUP are exit code 128 + their number, with what was done
+    and the command that goes on. With ``log`` "json" the last line is an ``end``, whatever happens.
+    """
+    watch = _watch(log, run)
+    journal: Journal | None = None
+    aside = ExitStack()
+    quiet, console.quiet = console.quiet, log is Log.json or console.quiet
+    code, failed = 0, None
+    try:
+        # What libraries print belongs to no event.
+        aside.enter_context(redirect_stdout(sys.stderr) if log is Log.json else nullcontext())
+        from cowest_dspy.experiment import Experiment
+        from cowest_dspy.experiment.config import load_config
+        from cowest_dspy.report.runs import is_run, meant
+
+        quiet_dspy()
+        config = load_config(files, seed=seed)
+        processes = _processes(accelerate, run or Path("runs") / config.name)
+        other = meant(run) if run and verb not in BEGINNING else ""
+        new = f"{run}: a new run.{other}" if run and not is_run(run) else ""
+        with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
+            journal = experiment.store.journal
+            journal.about(verb=verb, command=masked(command()))
+            watch.opened(journal)
+            if new:
+                console.print(new, markup=False, highlight=False, soft_wrap=True)
+            yield experiment
+            if experiment.store.guard is not None:
+                console.print(f"budget: {experiment.store.guard.spent()}")
+    except KeyboardInterrupt as stop:
+        from cowest_dspy.cli.live.texts import stopped
+
+        code, failed = 128 + signal_of(stop), stop
+        last = journal.close(stop) if journal else None
+        if last is None or last.state != "finished":
+            print(visible(f"\n{stopped(last, code - 128, command())}"), file=sys.stderr)
+        raise typer.Exit(code) from None
+    except BaseException as error:
+        code, failed = 1, error
+        if (unanswered := _unanswered(error)) is not None:
+            raise unanswered from error
+        raise
+    finally:
+        console.quiet = quiet
+        aside.close()
+        if log is Log.json:
+            _end(watch, journal.close(failed) if journal else None, code, failed)
+
+
+def _unanswered(error: BaseException) -> ModelError | None:
+    """What ended the work, as a message, where it is the failure of a model's call; a verb that only asks one question has no table
+    to count it in."""
+    if "dspy" not in sys.modules:
+        return None
+    from cowest_dspy.store.record import EXPECTED_FAILURES, failure
+
+    if not isinstance(error, EXPECTED_FAILURES):
+        return None
+    model = getattr(error, "model", None)
+    return ModelError(
+        f"{f'The model {model}' if model else 'A model'} gave no answer: {failure(error)}. What was answered before is kept. "
+        "Try again; `cowest doctor` with the same files says whether each model can be reached."
+    )
+
+
+def quiet_dspy() -> None:
+    """Have DSPy log errors only, and without secrets: what it warns of, a run counts and reports. It sets its logger up when it is
+    imported: call this afterwards."""
+    logger = logging.getLogger("dspy")
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        handler.setFormatter(VisibleFormatter())
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log lines without secrets, in which control characters are shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record, with the exception that it carries."""
+        return visible(masked(super().format(record)))
+
+
+def _processes(accelerate: str, run: Path) -> int | Path:
+    """What --accelerate says, looked at before anything is begun. A machine after the first takes part until the run is over, and
+    then the verb is done."""
+    if accelerate.isdecimal() and int(accelerate):
+        return int(accelerate)
+    if accelerate.lstrip("-").isdecimal():
+        raise CowestError(f"--accelerate {accelerate}: it takes 1 process or more, or a configuration file of Accelerate's.")
+    from cowest_dspy.tuning import join, machines
+
+    where = machines(Path(accelerate))
+    if where.rank:
+        count = join(run, where, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        console.print(f"took part in {count} trainings", highlight=False)
+        raise typer.Exit()
+    return Path(accelerate)
+
+
+def _watch(log: Log, run: Path | None) -> Terminal | Plain | JsonLines:
+    from cowest_dspy.cli.live import JsonLines, Live, Plain
+
+    return JsonLines(run=str(run or "")) if log is Log.json else Plain(console) if log is Log.plain else Live()
+
+
+def command() -> str:
+    """What was typed to start this process, as a shell takes it: the same goes on from where it stopped."""
+    name = Path(sys.argv[0]).name
+    program = [name] if not name.endswith(".py") else [Path(sys.executable).name, "-m", "cowest_dspy.cli.main"]
+    if name.endswith(".py") and name != "cli.py":
+        program = [Path(sys.executable).name, sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | None) -> None:
+    state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
+    error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
+    left = last.left if last else None
+    where = {"stage": left.name, "title": left.title, "done": left.done, "total": left.total} if left else {}
+    facts = {**where, "verdict": last.verdict if last else None, "results": last.results if last else {}}
+    watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": masked(command()) if code else None}, **facts)

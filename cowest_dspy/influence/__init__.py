@@ -1,0 +1,37 @@
+"""What a draft is worth: its influence on the strong model's answer, by a metric, a judge or a likelihood."""
+
+from __future__ import annotations
+
+from cowest_dspy.influence.agreement import Agreement, agreement
+from cowest_dspy.influence.collection import collect, collect_again
+from cowest_dspy.influence.judge import PAPER, Criterion, Judge, Rubric
+from cowest_dspy.influence.likelihood import GoldLikelihood
+from cowest_dspy.influence.metric import Influence
+from cowest_dspy.influence.noise import noise_floor
+from cowest_dspy.influence.report import InfluenceReport, NoiseFloor
+from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces, Traces, influence_report
+from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.influence.weighted import Weighted
+
+__all__ = [
+    "PAPER",
+    "Agreement",
+    "Criterion",
+    "GoldLikelihood",
+    "HeldTraces",
+    "Influence",
+    "InfluenceReport",
+    "Judge",
+    "NoiseFloor",
+    "Rubric",
+    "Sampling",
+    "StoredTraces",
+    "Trace",
+    "Traces",
+    "Weighted",
+    "agreement",
+    "collect",
+    "collect_again",
+    "influence_report",
+    "noise_floor",
+]

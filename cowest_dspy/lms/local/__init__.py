@@ -1,0 +1,5 @@
+"""A model in this process: an engine that batches requests from any number of threads."""
+
+from cowest_dspy.lms.local.engine import TransformersEngine
+
+__all__ = ["TransformersEngine"]

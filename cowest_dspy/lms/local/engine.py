@@ -1,0 +1,322 @@
+"""TransformersEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number of threads form batches.
+
+    engine = TransformersEngine("models/SmolLM2-135M-Instruct")
+    weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
+    tuned = weak.copy(model=engine.load_adapter(folder))     # the same weights, with an adapter
+
+The engine routes on ``request.model``: the base and every adapter share one copy of the weights, and one batch. It owns no cache
+and no retry; DSPy and the run's store do. It can be copied, pickled and saved with a program: only its settings travel, never
+the weights.
+
+What is reproducible: on one machine, with one torch thread and one version of the packages, the same (model id, messages,
+settings, seed) gives the same text, and its random numbers never depend on what else is in the batch. The logits may: a matrix
+product of another size can add in another order, and two tokens that are equally likely up to the last bits can change places.
+In float32 that is rare, in bfloat16 (steps of 0.4 %) it is seen now and then; int8 rounds alike in every batch, but its
+scale is that of a row, so that it is as reproducible as float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.lm15 import ContextLengthError, InvalidRequestError, Request, Response, TokenLogprob
+
+from cowest_dspy.errors import ModelError
+from cowest_dspy.lms.local import attention, likelihood, streaming, weights
+from cowest_dspy.lms.local.generate import Completion, Session
+from cowest_dspy.lms.local.known_adapters import KnownAdapters, load_again
+from cowest_dspy.lms.local.lora import Voices, identify
+from cowest_dspy.lms.local.plain import PlainSession
+from cowest_dspy.lms.local.prompts import ChatTokens
+from cowest_dspy.lms.local.sampling import Row, TokenScore
+from cowest_dspy.lms.local.scheduler import Batcher, Loaded, Work
+from cowest_dspy.lms.local.turns import COMPUTE
+from cowest_dspy.store import serialize
+
+SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
+_DEFAULT_MAX_TOKENS = 512
+
+
+class TransformersEngine:
+    """A model folder or Hub id as a DSPy engine on this machine (CPU or one GPU).
+
+    Args:
+        model: a folder with config.json and *.safetensors, or a Hub id.
+        dtype: "auto" (bfloat16 where the hardware computes in it), "float32", "bfloat16", "float16", or "int8" (on a CPU
+            several times faster for models of a billion parameters and more, see lms/int8.py; part of the model's id).
+        max_batch: sequences computed together, at most.
+        name: how the model is called in ids; by default the folder's name.
+
+    Weights are loaded at the first request.
+    """
+
+    supports_function_calling = False
+    supports_reasoning = False
+    supports_response_schema = False
+    supported_params = frozenset(SUPPORTED)
+
+    def __init__(self, model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None) -> None:
+        self.base_folder = str(weights.locate(str(model)))
+        self.dtype, self.max_batch = dtype, max_batch
+        self.name = name or Path(str(model)).name
+        precision = "-int8" if dtype == "int8" else ""
+        self.model_id = f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
+        self._adapters = KnownAdapters(self.model_id)
+        self._loaded: Loaded | None = None
+        self._chat: ChatTokens | None = None
+        self._batcher = Batcher(self._load, max_batch, f"cowest {self.name}")
+
+    def lm(self, model: str | None = None, **settings: Any) -> dspy.LM:
+        """A ``dspy.LM`` on this engine; ``model`` is an adapter's id (default: the base), ``settings`` as of ``dspy.LM``.
+
+        DSPy's own response cache is off: it would answer from disk without knowing about runs. ``cowest_dspy.tuning``
+        makes the LM tunable.
+        """
+        settings.setdefault("cache", False)
+        return dspy.LM(model or self.model_id, engine=self, async_engine=AsyncTransformersEngine(self), **settings)
+
+    # What DSPy calls
+
+    def complete(self, request: Request) -> Response:
+        """Answers one request; blocks until the batch that it joined has got to its end.
+
+        Raises:
+            dspy.lm15.InvalidRequestError: a model id or a setting that this engine does not know.
+            dspy.lm15.ContextLengthError: the prompt and ``max_tokens`` do not fit the model's context.
+        """
+        work = self._work(request)
+        self._batcher.submit(work)
+        return self._response(request, work, work.future.result())
+
+    def stream(self, request: Request) -> Iterator[Any]:
+        """The answer as events, its text in pieces as it comes into being.
+
+        Raises:
+            dspy.lm15.InvalidRequestError, dspy.lm15.ContextLengthError: as :meth:`complete`.
+        """
+        watch = streaming.Watch(self._load().tokenizer, request.config.stop or ())
+        work = self._work(request, watch)
+        self._batcher.submit(work)
+        work.future.add_done_callback(lambda _: watch.end())
+        yield from streaming.events(request.model, watch, lambda: self._response(request, work, work.future.result()))
+
+    def score(self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None) -> list[likelihood.Likelihood]:
+        """How likely the model finds texts as its answers: for each (chat messages, text) the log-probability of that text and
+        of ending there, in order. Nothing is sampled.
+
+        ``model`` is an adapter's id; by default the base is asked.
+
+        Raises:
+            dspy.lm15.ContextLengthError: a prompt and its text do not fit the model's context.
+            ModelError: a model id that this engine does not know.
+        """
+        name = self._adapters.name_of(model or self.model_id)
+        rows = [self._scorable(messages, text) for messages, text in asked]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, (tokens, head, _) in enumerate(rows):
+            groups.setdefault(tokens[:head], []).append(place)
+        found: dict[int, likelihood.Likelihood] = {}
+        for head, places in groups.items():
+            parts = [(rows[place][0][len(head) :], rows[place][2]) for place in places]
+            made = COMPUTE.run(functools.partial(self._likelihoods, name, head, parts))
+            found.update(zip(places, made, strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def close(self) -> None:
+        """Lets go of the weights; the next request loads them again."""
+        COMPUTE.run(self._let_go)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
+        return self
+
+    def __copy__(self) -> TransformersEngine:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (TransformersEngine.load_state, (self.dump_state(),))
+
+    def dump_state(self) -> dict[str, Any]:
+        """What is needed to make the engine again: settings and the folders of its adapters, no weights."""
+        return {
+            "model": self.base_folder,
+            "dtype": self.dtype,
+            "max_batch": self.max_batch,
+            "name": self.name,
+            "adapters": self._adapters.folders(),
+        }
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> TransformersEngine:
+        """The process's engine for this state; one per model, however many predictors name it.
+
+        Raises:
+            ModelError: an adapter's folder is gone, or holds other weights than when the state was saved.
+        """
+        engine = shared_engine(state["model"], dtype=state["dtype"], max_batch=state["max_batch"], name=state["name"])
+        load_again(engine.load_adapter, state.get("adapters", {}))
+        return engine
+
+    # Adapters
+
+    def load_adapter(self, folder: Path) -> str:
+        """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's weights.
+
+        Raises:
+            ModelError: the folder holds no adapter, one that is damaged or is another model's, or the engine computes in int8.
+        """
+        if self.dtype == "int8":
+            raise ModelError(f'{self.model_id}: adapters need float weights. Set dtype = "auto" for a model that is tuned.')
+        return self._adapters.add(identify(Path(folder), Path(self.base_folder)), folder)
+
+    def adapter_folder(self, model: str) -> Path | None:
+        """The folder of the adapter that the model id ``model`` names; None for the base.
+
+        Raises:
+            ModelError: an id that is neither the base nor a loaded adapter.
+        """
+        return self._adapters.folder_of(model)
+
+    # From requests to batches
+
+    def _work(self, request: Request, watch: streaming.Watch | None = None) -> Work:
+        described = serialize.request_to_dict(request)
+        config = described["config"]
+        unknown = [name for name in config if name not in SUPPORTED]
+        if unknown or request.model not in self._adapters:
+            wrong = f"settings {unknown}" if unknown else f"the model {request.model}"
+            raise InvalidRequestError(f"{self.model_id}: this engine does not know {wrong}.")
+        tokens, head = self._tokens(described["messages"])
+        room = self._room(tokens)
+        if room < 1 or config.get("max_tokens", 1) > room:
+            raise ContextLengthError(
+                f"{self.model_id}: {len(tokens)} prompt tokens and max_tokens={config.get('max_tokens')} do not fit its context."
+            )
+        row = Row(
+            tokens[head:],
+            config.get("max_tokens", min(room, _DEFAULT_MAX_TOKENS)),
+            temperature=float(config.get("temperature", 0.0)),
+            top_p=float(config.get("top_p", 1.0)),
+            top_k=int(config.get("top_k", 0)),
+            seed=int(config.get("seed", 0)),
+            stop=tuple(config.get("stop", ())),
+            logprobs=config.get("logprobs"),
+            adapter=self._adapters.name_of(request.model),
+            watch=watch,
+        )
+        return Work(tokens, head, row)
+
+    def _tokens(self, messages: list[dict[str, str]]) -> tuple[tuple[int, ...], int]:
+        """The prompt's tokens, and how many of them may be computed apart from the rest."""
+        loaded = self._load()
+        assert self._chat is not None
+        return self._chat.split(messages) if loaded.joinable else (self._chat.prompt(messages), 0)
+
+    def _room(self, tokens: tuple[int, ...]) -> int:
+        """How many tokens the context still takes after these."""
+        return getattr(self._load().voices.model.config, "max_position_embeddings", 1 << 30) - len(tokens)
+
+    def _scorable(self, messages: list[dict[str, str]], text: str) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+        """The prompt's tokens, how many of them can be shared, and the tokens of ``text`` with the end of the turn."""
+        tokens, head = self._tokens(messages)
+        tokenizer = self._load().tokenizer
+        assert self._chat is not None
+        target = (*self._chat.text(text), tokenizer.eos_token_id)
+        if len(target) > self._room(tokens):
+            raise ContextLengthError(
+                f"{self.model_id}: {len(tokens)} prompt tokens and a text of {len(target)} do not fit its context."
+            )
+        return tokens, head, target
+
+    def _response(self, request: Request, work: Work, done: Completion) -> Response:
+        logprobs = None if done.scores is None else tuple(map(self._logprob, done.scores))
+        read, written = len(work.tokens), len(done.tokens)
+        return serialize.make_response(request.model, done.text, done.finish_reason, read, written, logprobs, usd=0.0)
+
+    def _logprob(self, score: TokenScore) -> TokenLogprob:
+        decode = self._load().tokenizer.decode
+        top = [{"token": decode([token]), "logprob": lp, "token_id": token} for token, lp in score.top]
+        return serialize.token_logprob(decode([score.token]), score.logprob, score.token, top)
+
+    def _likelihoods(
+        self, name: str | None, head: tuple[int, ...], parts: list[tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> list[likelihood.Likelihood]:
+        loaded = self._load()
+        prefix = self._batcher.prefix(loaded, name, head) if head else None
+        speaker: Any = loaded.voices.speak([name])
+        return likelihood.score(speaker, parts, prefix)
+
+    def _load(self) -> Loaded:
+        """The model in memory; loaded when it is not there."""
+        return self._loaded or COMPUTE.run(self._load_now)
+
+    def _load_now(self) -> Loaded:
+        if self._loaded is None:
+            tokenizer = weights.load_tokenizer(Path(self.base_folder))
+            # Asked in floats: rounding to int8 hides whether attention in parts is the same, and would be taken for a "no".
+            model = weights.load_model(Path(self.base_folder), self.dtype, in_floats=attention.take_over)
+            in_parts = attention.is_in_parts(model)
+            ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._adapters.by_name)
+            kind = Session if in_parts else PlainSession
+            self._chat = ChatTokens(tokenizer)
+            self._loaded = Loaded(voices, tokenizer, ends, lambda: kind(model, tokenizer, ends, voices.speak), in_parts)
+        return self._loaded
+
+    def _let_go(self) -> None:
+        self._loaded = None
+        self._batcher.forget()
+        weights.return_memory()
+
+
+_engines: dict[tuple[str, str], TransformersEngine] = {}
+_engines_lock = threading.Lock()
+
+
+def shared_engine(model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None) -> TransformersEngine:
+    """The process's one engine for these weights and this precision; made when first asked for."""
+    key = (str(weights.locate(str(model))), dtype)
+    with _engines_lock:
+        if key not in _engines:
+            _engines[key] = TransformersEngine(model, dtype=dtype, max_batch=max_batch, name=name)
+        return _engines[key]
+
+
+class AsyncTransformersEngine:
+    """The same engine for ``lm.acall``: waiting happens in a thread, so that the event loop stays free."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self.engine = engine
+
+    async def complete(self, request: Request) -> Response:
+        """As :meth:`TransformersEngine.complete`."""
+        import asyncio
+
+        return await asyncio.to_thread(self.engine.complete, request)
+
+    async def stream(self, request: Request) -> AsyncIterator[Any]:
+        """As :meth:`TransformersEngine.stream`."""
+        import asyncio
+
+        events, last = self.engine.stream(request), object()
+        while (event := await asyncio.to_thread(next, events, last)) is not last:
+            yield event
+
+    async def aclose(self) -> None:
+        """As :meth:`TransformersEngine.close`."""
+        self.engine.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncTransformersEngine:
+        return self
+
+    def dump_state(self) -> dict[str, Any]:
+        """The state of the engine behind it."""
+        return self.engine.dump_state()
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> AsyncTransformersEngine:
+        """The counterpart of the process's engine for this state."""
+        return cls(TransformersEngine.load_state(state))

@@ -1,0 +1,152 @@
+"""One model and its adapters: which of them speaks, or several at once in one batch."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cowest_dspy.errors import ModelError
+from cowest_dspy.lms.local import weights
+
+_BASE = "__base__"  # PEFT's own word for a row that no adapter touches
+_MIXED = "*"
+
+
+def identify(folder: Path, base: Path) -> str:
+    """The content hash of the adapter in ``folder``, if it fits the model in ``base``.
+
+    It is put onto a model of the base's shape without weights: a real one would be left with half an adapter in it where it fails.
+
+    Raises:
+        ModelError: no adapter, a damaged one, or one that PEFT cannot put whole onto this model.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    found = weights.adapter_hash(folder)
+    if weights.adapter_config(folder).get("layer_replication"):
+        raise _unfit(folder, base, "it moves the layers of the model itself (layer_replication), which others use, too")
+    with weights.loading(), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    try:
+        model = attach(skeleton, folder, low_cpu_mem_usage=True, torch_device="cpu")
+    except ModelError as error:
+        raise _unfit(folder, base, error.__cause__ or error) from error
+    with safe_open(folder / weights.ADAPTER_WEIGHTS, framework="pt") as tensors:
+        unlike = sorted(set(tensors.keys()) ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)))
+    if unlike:
+        raise _unfit(folder, base, f"{len(unlike)} tensors are missing or left over, {unlike[0]} for instance")
+    return found
+
+
+@contextmanager
+def ignore_renamed() -> Iterator[None]:
+    """A context without the warning about a name that PEFT 0.21 uses and transformers 5.23 has renamed: no user can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        yield
+
+
+def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> Any:
+    """The model with the adapter in ``folder`` on it, which changes the model; ``options`` are those of PEFT.
+
+    Raises:
+        ModelError: PEFT cannot put it there.
+    """
+    from peft import PeftModel
+
+    try:
+        with ignore_renamed():
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, folder, adapter_name=name, **options)
+            model.load_adapter(folder, adapter_name=name, **options)
+            return model
+    except MemoryError:
+        raise
+    # Whatever of PEFT's, torch's and Python's a wrong value in the configuration leads to; but not what passes by itself.
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise ModelError(f"The adapter in {folder} cannot be loaded: {_reason(error)}.") from error
+
+
+def _unfit(folder: Path, base: Path, why: object) -> ModelError:
+    return ModelError(
+        f"The adapter in {folder} does not fit the model in {base}: {_reason(why)}. Name the model that it was trained on, or copy "
+        "the adapter here again."
+    )
+
+
+def _reason(why: object) -> str:
+    """What PEFT says; torch names the first tensor of another shape in its second line."""
+    text = why if isinstance(why, str) else f"{type(why).__name__}: {' '.join(str(why).split())}"
+    return weights.first_line(text, most=300)
+
+
+class Voices:
+    """A model with its adapters, which are loaded onto it when they are first to speak.
+
+    Args:
+        model: the bare model.
+        folders: where the adapters are, by name; may grow.
+    """
+
+    def __init__(self, model: Any, folders: Mapping[str, Path]) -> None:
+        self.model, self._folders = model, folders
+        self._loaded: set[str] = set()
+        # Who speaks now: one name, None for the base, or _MIXED.
+        self._now: str | None = None
+
+    def mix(self, names: Sequence[str | None]) -> bool:
+        """Whether rows of these adapters can stand in one batch: plain LoRA can, other kinds (DoRA, for instance) cannot."""
+        different = set(names)
+        self._load(different)
+        return len(different) == 1 or all(name is None or self._is_plain(name) for name in different)
+
+    def speak(self, names: Sequence[str | None]) -> Callable[..., Any]:
+        """The model that speaks as the rows' adapters (None: the base), row by row; until it is asked again."""
+        different = set(names)
+        self._load(different)
+        if not self._loaded:
+            return self.model
+        if len(different) > 1:
+            self._turn_to(_MIXED)
+            return functools.partial(self.model, adapter_names=[name or _BASE for name in names])
+        self._turn_to(*different)
+        return self.model
+
+    def _load(self, names: set[str | None]) -> None:
+        for name in sorted(name for name in names if name is not None and name not in self._loaded):
+            folder = self._folders[name]
+            # Its name is the hash that it had when it was made known, and was found to fit.
+            if weights.adapter_hash(folder) != name:
+                raise ModelError(f"{folder} does not hold the weights of {name} any more: they were changed since it was loaded.")
+            self.model = attach(self.model, folder, name, autocast_adapter_dtype=False).eval()
+            self._loaded.add(name)
+            weights.fold_linears(self.model)
+            self._now = "?"
+
+    def _turn_to(self, name: str | None) -> None:
+        if self._now == name:
+            return
+        tuner: Any = self.model.base_model
+        if name is None:
+            tuner.disable_adapter_layers()
+        else:
+            tuner.enable_adapter_layers()
+            if name != _MIXED:
+                self.model.set_adapter(name)
+        self.model.requires_grad_(False)
+        self._now = name
+
+    def _is_plain(self, name: str) -> bool:
+        config = self.model.peft_config[name]
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        special = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "alora_invocation_tokens")
+        return kind == "LORA" and not any(getattr(config, option, None) for option in special)

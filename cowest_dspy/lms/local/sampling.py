@@ -1,0 +1,132 @@
+"""Logits -> the next token of every row of a batch, each row by its own settings and its own random numbers.
+
+A row draws one number per token, from a generator that only its seed decides, and takes the token at that point of the
+cumulated distribution. So its draws do not depend on what else is in the batch, and a logit that differs in its last bits (a
+matrix product of another size may add in another order) changes the token only when the number falls on the very border.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cowest_dspy.lms.local.attention import Prefix
+
+# More tokens than this are rarely needed to reach a top_p: sorting only them is a hundredth of the work.
+_LIKELIEST = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One prompt and how to continue it; lengths are in tokens.
+
+    ``tokens`` are those after ``prefix``, a beginning that other rows have too. ``adapter`` names the LoRA adapter that speaks
+    (None: the base). ``logprobs``: None for none, otherwise how many of the likeliest tokens to note beside each chosen one
+    (0: only that). ``watch`` is told the tokens so far after each one that does not end the row.
+    """
+
+    tokens: Sequence[int]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prefix: Prefix | None = None
+    adapter: str | None = None
+    watch: Callable[[Sequence[int]], None] | None = None
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token and its natural log-probability under the model, before temperature, top_p and top_k; ``top``: the likeliest."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(eq=False)
+class Draws:
+    """What a row has so far: its tokens, and their scores when it asked for them."""
+
+    row: Row
+    tokens: list[int] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
+    _random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.row.seed % (1 << 64))
+
+    def number(self) -> float:
+        """The next number in [0, 1), a multiple of 2^-24, so that float32 holds it exactly."""
+        return self._random.getrandbits(24) / (1 << 24)
+
+
+def choose(logits: Any, rows: Sequence[Draws]) -> list[int]:
+    """The next token of every row from ``logits [rows, vocabulary]``; appended to the row, with its score when asked for.
+
+    Greedy where ``temperature`` is 0.
+
+    Raises:
+        ValueError: a row's logits are not numbers.
+    """
+    import torch
+
+    best = logits.max(dim=-1)
+    if not bool(torch.isfinite(best.values).all()):
+        raise ValueError("The model's logits are not numbers: its weights or its precision cannot be used for this prompt.")
+    chosen = best.indices.tolist()
+    warm = [slot for slot, item in enumerate(rows) if item.row.temperature > 0]
+    if warm:
+        picked = logits if len(warm) == len(rows) else logits[warm]
+        for slot, token in zip(warm, _sample(picked, [rows[slot] for slot in warm]), strict=True):
+            chosen[slot] = token
+    for slot, item in enumerate(rows):
+        item.tokens.append(chosen[slot])
+        if item.row.logprobs is not None:
+            item.scores.append(_token_score(logits[slot], chosen[slot], item.row.logprobs))
+    return chosen
+
+
+def _sample(logits: Any, rows: Sequence[Draws]) -> list[int]:
+    import torch
+
+    temperatures = torch.tensor([[item.row.temperature] for item in rows], device=logits.device)
+    weights = torch.softmax(logits / temperatures, dim=-1)
+    for slot, item in enumerate(rows):
+        if item.row.top_k > 0 or item.row.top_p < 1:
+            weights[slot] = _likely(weights[slot], item.row.top_k, item.row.top_p)
+    numbers = torch.tensor([[item.number()] for item in rows], device=logits.device)
+    cumulated = weights.cumsum(dim=-1)
+    whole = cumulated[:, -1:]
+    # Below the whole, so that the token found has a weight above zero.
+    points = torch.minimum(numbers * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(cumulated, points, right=True).squeeze(-1).tolist()
+
+
+def _likely(weights: Any, top_k: int, top_p: float) -> Any:
+    """``weights`` with zeros after the ``top_k`` largest, then after the smallest set whose mass reaches ``top_p`` of what is
+    left (the first always stays). Equal weights are taken in the order of their tokens."""
+    import torch
+
+    size = weights.shape[-1]
+    count = min(top_k, size) if top_k > 0 else size
+    best = weights.topk(min(count, _LIKELIEST))
+    if count > _LIKELIEST and (top_p >= 1 or float(best.values.sum()) < top_p):
+        best = weights.topk(count)
+    values = best.values
+    if top_p < 1:
+        mass = float(values.sum()) if top_k > 0 else float(weights.sum())
+        values = values.masked_fill(values.cumsum(-1) - values >= top_p * mass, 0.0)
+    return torch.zeros_like(weights).index_copy_(0, best.indices, values)
+
+
+def _token_score(logits: Any, token: int, count: int) -> TokenScore:
+    logprobs = logits.log_softmax(dim=-1)
+    best = logprobs.topk(count)
+    return TokenScore(token, float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))

@@ -1,0 +1,255 @@
+"""Requests of any number of threads -> batches: one queue, one worker, and requests join a batch that is on its way.
+
+A request joins as soon as enough of them wait to be worth a pass over the weights, or after a few steps of patience. While
+another engine of the process waits for its turn, nobody joins any more, and the batch runs to its end. When a batch fails, its
+halves are tried, so that the failure (or the lack of memory) falls on the one request that it belongs to.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from dspy.lm15 import InvalidRequestError
+
+from cowest_dspy.lms.local import weights
+from cowest_dspy.lms.local.attention import Prefix, compute_prefix
+from cowest_dspy.lms.local.generate import PREFILL_TOKENS, Completion, Finished
+from cowest_dspy.lms.local.lora import Voices
+from cowest_dspy.lms.local.sampling import Row
+from cowest_dspy.lms.local.turns import COMPUTE
+
+PREFIXES_KEPT = 8
+PATIENCE = 8  # steps that a request waits for others to join with
+# A batch that is not full waits so many seconds for threads that are about to ask.
+_LULL = 0.02
+
+
+class BatchOnItsWay(Protocol):
+    """What a batch can do: :class:`cowest_dspy.lms.local.generate.Session` or :class:`cowest_dspy.lms.local.plain.PlainSession`."""
+
+    @property
+    def live(self) -> int:
+        """How many rows are on their way."""
+        ...
+
+    @property
+    def adapters(self) -> list[str | None]:
+        """The adapters of the rows on their way."""
+        ...
+
+    def admit(self, rows: Sequence[Row]) -> Finished:
+        """Takes rows in."""
+        ...
+
+    def step(self) -> Finished:
+        """One more token for every row."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory: its weights and adapters, and how a batch of it is begun. ``joinable``: rows may come in later."""
+
+    voices: Voices
+    tokenizer: Any
+    end_tokens: frozenset[int]
+    begin: Callable[[], BatchOnItsWay]
+    joinable: bool
+
+
+@dataclass(eq=False)
+class Work:
+    """One request on its way: its prompt, how many tokens of it others may share, how to continue it, and where that goes."""
+
+    tokens: tuple[int, ...]
+    head: int
+    row: Row
+    future: Future[Completion] = field(default_factory=Future)
+    waited: int = 0
+
+    @property
+    def prompt(self) -> tuple[str | None, tuple[int, ...]]:
+        """What requests have in common that pay for one prompt together."""
+        return (self.row.adapter, self.tokens)
+
+
+class Batcher:
+    """The queue of one engine, and the thread that works on it.
+
+    Args:
+        open: gives the model in memory; called at the beginning of every batch.
+        max_batch: sequences computed together, at most.
+        name: of the thread.
+    """
+
+    def __init__(self, open: Callable[[], Loaded], max_batch: int, name: str) -> None:
+        self._open, self._max_batch, self._name = open, max_batch, name
+        self._queue: queue.Queue[Work] = queue.Queue()
+        self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
+        self._worker: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def submit(self, work: Work) -> None:
+        """Puts a request into the queue; its future is set when it is answered."""
+        with self._starting:
+            if self._worker is None or not self._worker.is_alive():
+                self._worker = threading.Thread(target=self._work_forever, name=self._name, daemon=True)
+                self._worker.start()
+        self._queue.put(work)
+
+    def forget(self) -> None:
+        """Lets go of the prefixes that are kept."""
+        self._prefixes.clear()
+
+    def prefix(self, loaded: Loaded, adapter: str | None, tokens: tuple[int, ...]) -> Prefix:
+        """The keys and values of a prompt's beginning; the last few are kept."""
+        key = (adapter, tokens)
+        if key not in self._prefixes:
+            model = loaded.voices.speak([adapter])
+            self._prefixes[key] = compute_prefix(model, loaded.voices.model.config, tokens, loaded.voices.model.device)
+        self._prefixes.move_to_end(key)
+        while len(self._prefixes) > PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
+        return self._prefixes[key]
+
+    def _work_forever(self) -> None:
+        waiting: list[Work] = []
+        while True:
+            if not waiting:
+                waiting.append(self._queue.get())
+            COMPUTE.run(lambda: self._turn(waiting))
+
+    def _turn(self, waiting: list[Work]) -> None:
+        waiting.extend(self._arrived(self._max_batch - len(waiting)))
+        self._stretch(waiting)
+
+    def _arrived(self, wanted: int) -> list[Work]:
+        """What has come in; as long as fewer than ``wanted`` have, after a moment for threads that are about to ask."""
+        arrived: list[Work] = []
+        while True:
+            try:
+                arrived.append(self._queue.get(block=len(arrived) < wanted, timeout=_LULL))
+            except queue.Empty:
+                return arrived
+
+    def _stretch(self, waiting: list[Work]) -> None:
+        """Works on ``waiting`` and on what comes in meanwhile; what is left in it has to wait for the next turn."""
+        try:
+            loaded = self._open()
+        except Exception as error:
+            while waiting:
+                waiting.pop().future.set_exception(error)
+            return
+        alive: dict[Row, Work] = {}
+        joining: list[Work] = []
+        batch, first = loaded.begin(), True
+        try:
+            while (first or batch.live) and not COMPUTE.ending:
+                joining = self._joining(waiting, batch, loaded) if first or not COMPUTE.wanted else []
+                first = False
+                if joining:
+                    came = {self._row(loaded, work): work for work in joining}
+                    alive.update(came)
+                    _settle(batch.admit(list(came)), alive)
+                if batch.live:
+                    _settle(batch.step(), alive)
+                waiting.extend(self._arrived(0))
+        except Exception as error:
+            unanswered = [work for work in {*alive.values(), *joining} if not work.future.done()]
+            self._apart(unanswered or waiting[:1], error)
+            waiting[:] = [work for work in waiting if not work.future.done()]
+
+    def _joining(self, waiting: list[Work], batch: BatchOnItsWay, loaded: Loaded) -> list[Work]:
+        """Takes out of ``waiting`` who joins now: in the order of arrival, those of one prompt together."""
+        room = self._max_batch - batch.live
+        if not waiting or room < 1 or (batch.live and not loaded.joinable):
+            return []
+        prompts: dict[Any, list[Work]] = {}
+        for work in waiting:
+            prompts.setdefault(work.prompt, []).append(work)
+        taken: list[Work] = []
+        for together in prompts.values():
+            if (taken or batch.live) and len(taken) + len(together) > room:
+                break
+            if self._mix([*batch.adapters, *(work.row.adapter for work in taken)], together[0].row.adapter, loaded):
+                taken += together[: room - len(taken)]
+        if batch.live and not self._worth_a_pass(taken):
+            for work in waiting:
+                work.waited += 1
+            return []
+        gone = {id(work) for work in taken}
+        waiting[:] = [work for work in waiting if id(work) not in gone]
+        return taken
+
+    def _mix(self, present: Sequence[str | None], adapter: str | None, loaded: Loaded) -> bool:
+        if set(present) <= {adapter}:
+            return True
+        try:
+            return loaded.joinable and loaded.voices.mix([*present, adapter])
+        # An adapter that cannot be loaded, for whatever reason of PEFT's, of safetensors' or of the disk's: in a batch of its own
+        # it is loaded again, and the error falls on those who asked for it.
+        except Exception:
+            return False
+
+    def _worth_a_pass(self, taken: Sequence[Work]) -> bool:
+        if not taken:
+            return False
+        tokens = sum({work.prompt: len(work.row.tokens) for work in taken}.values())
+        patient = max(work.waited for work in taken) < PATIENCE
+        return not patient or tokens >= PREFILL_TOKENS or len(taken) >= self._max_batch // 4
+
+    def _row(self, loaded: Loaded, work: Work) -> Row:
+        """The row of a request, behind the beginning that it shares."""
+        if not work.head:
+            return work.row
+        return replace(work.row, prefix=self.prefix(loaded, work.row.adapter, work.tokens[: work.head]))
+
+    def _apart(self, works: list[Work], error: Exception) -> None:
+        """After a failure: each half for itself, down to the request that it belongs to."""
+        weights.return_memory()
+        if not works:
+            return
+        if len(works) == 1:
+            works[0].future.set_exception(_explained(error, works[0]))
+            return
+        middle = len(works) // 2
+        for half in (works[:middle], works[middle:]):
+            self._alone(half)
+
+    def _alone(self, works: list[Work]) -> None:
+        alive: dict[Row, Work] = {}
+        try:
+            loaded = self._open()
+            batch = loaded.begin()
+            alive.update({self._row(loaded, work): work for work in works})
+            adapters = {work.row.adapter for work in works}
+            if len(adapters) > 1 and not (loaded.joinable and loaded.voices.mix(list(adapters))):
+                raise RuntimeError("these adapters cannot stand in one batch")
+            _settle(batch.admit(list(alive)), alive)
+            while batch.live:
+                _settle(batch.step(), alive)
+        except Exception as error:
+            self._apart([work for work in works if not work.future.done()], error)
+
+
+def _settle(finished: Finished, alive: dict[Row, Work]) -> None:
+    for row, completion in finished:
+        alive.pop(row).future.set_result(completion)
+
+
+def _explained(error: Exception, work: Work) -> Exception:
+    """A lack of memory in words; any other failure as it is."""
+    if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+        return error
+    explained = InvalidRequestError(
+        f"Out of memory for one request alone, of {len(work.tokens)} prompt tokens and max_tokens = {work.row.max_tokens}. "
+        f"Shorten it, lower max_tokens, or use a smaller model or precision. ({error})"
+    )
+    explained.__cause__ = error
+    return explained

@@ -1,0 +1,36 @@
+"""Collaboration: a weak model drafts and a strong one refines; baselines that answer otherwise; prompt adapters."""
+
+from __future__ import annotations
+
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.program.baselines import (
+    Baseline,
+    Confident,
+    Grounded,
+    Retriever,
+    SelfConsistency,
+    SelfRefine,
+    chain_of_thought,
+    few_shot,
+    grounded,
+    rag,
+    super_icl,
+)
+from cowest_dspy.program.collaboration import Collaboration, DraftFormat
+
+__all__ = [
+    "Baseline",
+    "Collaboration",
+    "Confident",
+    "DraftFormat",
+    "Grounded",
+    "LineAdapter",
+    "Retriever",
+    "SelfConsistency",
+    "SelfRefine",
+    "chain_of_thought",
+    "few_shot",
+    "grounded",
+    "rag",
+    "super_icl",
+]

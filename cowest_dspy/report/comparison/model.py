@@ -1,0 +1,136 @@
+"""What a comparison is made of: frozen, JSON-able facts of arms that answered the same examples, and their strict round trip.
+
+Nothing here computes: numbers.py does. An arm under several seeds is several ``ComparedArm`` with the same ``arm.name``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cowest_dspy.errors import ReportError, faults
+from cowest_dspy.report.model import Arm, Stage, sayable
+from cowest_dspy.utils.notebook import html_of
+
+SCHEMA_VERSION = 1
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedArm:
+    """One arm under one seed. ``extra`` maps the name of a further score to its value over the corpus; None: not computable.
+
+    ``extra_intervals`` holds their 95 % intervals (low, high) where they are known. ``cost`` is what this arm's calls
+    took; None where nobody measured it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    arm: Arm
+    seed: int = 0
+    extra: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    extra_intervals: dict[str, tuple[float, float] | None] = dataclasses.field(default_factory=dict)
+    cost: Stage | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.extra.items():
+            if value is not None and not math.isfinite(value):
+                raise ReportError(f'Score "{name}" of arm "{self.arm.name}" is {value}: give a finite number, or None.')
+        for name, ends in self.extra_intervals.items():
+            if name not in self.extra:
+                raise ReportError(
+                    f'Arm "{self.arm.name}" has an interval of "{name}", which is none of its scores {list(self.extra)}.'
+                )
+            if ends is not None and not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] <= ends[1]):
+                raise ReportError(f'The interval of "{name}" of arm "{self.arm.name}" is {ends}: give (low, high), both finite.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPoint:
+    """One point of an ablation: ``settings`` (dotted key -> value, as JSON has values), and the arm that was measured there.
+
+    ``pairs`` is the number of preference pairs that it was tuned on. The same settings under several seeds are several points.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    settings: dict[str, Any]
+    arm: ComparedArm
+    pairs: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The settings as one text, the same for the same settings in another order."""
+        return json.dumps(self.settings, sort_keys=True, default=str)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Comparison:
+    """Arms that answered the same examples. ``against`` names the arm that all others are tested against; ``metric`` is a name.
+
+    ``target`` names the arm that has to beat its controls: the arms whose name begins with "control", or whose note says so.
+    ``controls`` says of each tuned arm by name which arms are its controls, such as those of its own format of drafts; where it is
+    empty, all controls are the target's. A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601 time.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    title: str
+    created: str
+    against: str
+    metric: str
+    arms: tuple[ComparedArm, ...]
+    sweep: tuple[SweepPoint, ...] = ()
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    target: str = "collaboration"
+    controls: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _refuse_twins([(f'Arm "{one.arm.name}"', one.seed) for one in self.arms])
+        _refuse_twins([(f"The sweep's point {point.key}", point.arm.seed) for point in self.sweep])
+
+    def __repr__(self) -> str:
+        arms = len({one.arm.name for one in self.arms})
+        return f"Comparison({self.title!r}, {arms} arms against {self.against!r}, {len(self.sweep)} points of a sweep)"
+
+    def _repr_html_(self) -> str:
+        """The comparison in a notebook (cells.py)."""
+        return html_of(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""
+        facts = sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
+        return {"schema_version": SCHEMA_VERSION, **facts}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Comparison:
+        """The comparison in a parsed comparison.json; its "numbers" are left aside, since they follow from the rest.
+
+        Raises:
+            ReportError: another schema version, an unknown or missing key, a value of the wrong type.
+        """
+        version = document.get("schema_version")
+        again = 'Write it again with "cowest compare".'
+        if version != SCHEMA_VERSION:
+            raise ReportError(f"The comparison has schema_version {version!r}, this cowest_dspy reads {SCHEMA_VERSION}. {again}")
+        facts = {key: value for key, value in document.items() if key not in ("schema_version", "numbers")}
+        try:
+            return _ADAPTER.validate_python(facts)
+        except ValidationError as error:
+            wrong = faults(error, "comparison")
+            raise ReportError(f"The comparison does not fit schema_version {SCHEMA_VERSION}: {wrong}. {again}") from error
+
+
+def _refuse_twins(found: list[tuple[str, int]]) -> None:
+    seen = set[tuple[str, int]]()
+    for what, seed in found:
+        if (what, seed) in seen:
+            raise ReportError(f"{what} is there twice under seed {seed}: give each seed once.")
+        seen.add((what, seed))
+
+
+_ADAPTER = TypeAdapter(Comparison)

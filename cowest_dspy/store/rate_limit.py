@@ -1,0 +1,250 @@
+"""Requests and tokens per minute, respected across all threads of this process.
+
+    limits = Limits(requests=60, tokens=90_000)
+    admission = limits.enter(tokens=1200)      # waits, first come, first served, until both limits have room
+    limits.leave(admission, tokens=800)        # what it really took; None: not known, so the estimate stands
+
+A call counts from its admission until a window after its end: when in between the server counts it, nobody here knows. So no
+window of the server's clock holds more than is allowed, however long requests are on their way.
+
+This is our own because both limits must be taken at once, and be corrected afterwards. PyrateLimiter, aiolimiter and their like
+have neither: two of their limiters in a row hold the room of the first while they wait for the second, and what was taken
+cannot be given back (vutran1710/PyrateLimiter, issue 189).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+from cowest_dspy.store.budget import withdraw_attempt
+
+WINDOW = 60.0
+
+
+class Waker(Protocol):
+    """What a call waits on: a ``threading.Event``, or a fake of it with a clock of its own."""
+
+    def set(self) -> None:
+        """Ends the wait."""
+        ...
+
+    def clear(self) -> None:
+        """Makes the next wait a wait."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits so many seconds, or until it is set."""
+        ...
+
+
+class Stopping:
+    """A stretch of work whose waiting calls can all be stopped at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._wakers: set[Waker] = set()
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """Every wait inside the stretch ends now, with KeyboardInterrupt."""
+        with self._lock:
+            self.stopped = True
+            for waker in self._wakers:
+                waker.set()
+
+    @contextmanager
+    def waking(self, waker: Waker) -> Iterator[None]:
+        """Sets ``waker`` when the stretch is stopped."""
+        with self._lock:
+            self._wakers.add(waker)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wakers.discard(waker)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt when the stretch was stopped."""
+        if self.stopped:
+            raise KeyboardInterrupt
+
+    def check_before_sending(self) -> None:
+        """Check as :meth:`check` does, before a call is sent: one that is stopped here is not counted."""
+        if self.stopped:
+            withdraw_attempt()
+            self.check()
+
+
+_stopping: ContextVar[Stopping | None] = ContextVar("cowest_stopping", default=None)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside it, an exception (Ctrl-C above all) stops every waiting call of threads that run in this context.
+
+    Without it a pool of threads is only left when the last of them has waited for its turn.
+    """
+    stopping = Stopping()
+    token = _stopping.set(stopping)
+    try:
+        yield
+    except BaseException:
+        stopping.stop()
+        raise
+    finally:
+        _stopping.reset(token)
+
+
+@contextmanager
+def joining(stopping: Stopping) -> Iterator[None]:
+    """Inside it, calls of this thread wait on ``stopping`` where no :func:`stoppable` is around them."""
+    if _stopping.get() is not None:
+        yield
+        return
+    token = _stopping.set(stopping)
+    try:
+        yield
+    finally:
+        _stopping.reset(token)
+
+
+def current_stopping() -> Stopping:
+    """That of the innermost :func:`stoppable`; outside of one, one that nobody stops."""
+    return _stopping.get() or Stopping()
+
+
+def rest(seconds: float) -> None:
+    """Sleeps; a stop ends it at once.
+
+    Raises:
+        KeyboardInterrupt: the work was stopped.
+    """
+    stopping, waker = current_stopping(), threading.Event()
+    with stopping.waking(waker):
+        stopping.check()
+        waker.wait(seconds)
+        stopping.check()
+
+
+@dataclass(eq=False)
+class Admission:
+    """A call that was let in: its tokens, and until when it counts (for ever, while it is under way)."""
+
+    tokens: int
+    until: float = float("inf")
+
+
+class Limits:
+    """The two limits of one endpoint and key. Thread-safe; waiting threads sleep, and are let in in the order in which they came.
+
+    Args:
+        requests: how many calls a window may hold; None is without limit.
+        tokens: how many tokens, of prompts and answers, a window may hold; None is without limit.
+        window: its length in seconds.
+        clock: seconds on a clock that never goes back.
+        waker: what waiting calls wait on, for tests.
+    """
+
+    def __init__(
+        self,
+        requests: int | None = None,
+        tokens: int | None = None,
+        *,
+        window: float = WINDOW,
+        clock: Callable[[], float] = time.monotonic,
+        waker: Callable[[], Waker] = threading.Event,
+    ) -> None:
+        self.requests, self.tokens, self.window = requests, tokens, window
+        self._clock, self._waker = clock, waker
+        self._lock = threading.Lock()
+        self._calls, self._taken = 0, 0
+        self._ended: deque[Admission] = deque()
+        self._queue: deque[Waker] = deque()
+        self._held_until = float("-inf")
+
+    def enter(self, tokens: int = 0) -> Admission:
+        """Waits for room for one call of an estimated number of tokens, and takes it.
+
+        An estimate above the whole limit waits for an empty window: it is only an estimate.
+
+        Raises:
+            KeyboardInterrupt: the work was stopped (:func:`stoppable`) while it waited.
+        """
+        mine, stopping = self._waker(), current_stopping()
+        with stopping.waking(mine):
+            with self._lock:
+                self._queue.append(mine)
+            try:
+                while True:
+                    stopping.check_before_sending()
+                    with self._lock:
+                        mine.clear()
+                        wanted = tokens if self.tokens is None else min(tokens, self.tokens)
+                        seconds = self._seconds_until_room(wanted) if self._queue[0] is mine else None
+                        if seconds == 0.0:
+                            self._calls, self._taken = self._calls + 1, self._taken + wanted
+                            return Admission(wanted)
+                    # A stop between the check and the clear would be lost: look again.
+                    stopping.check_before_sending()
+                    mine.wait(seconds)
+            finally:
+                with self._lock:
+                    self._queue.remove(mine)
+                    self._wake_first()
+
+    def leave(self, admission: Admission, tokens: int | None = None) -> None:
+        """Ends a call, and replaces the estimate of its tokens by what it really took, where that is known."""
+        with self._lock:
+            if tokens is not None:
+                self._taken += tokens - admission.tokens
+                admission.tokens = tokens
+            admission.until = self._clock() + self.window
+            self._ended.append(admission)
+            self._wake_first()
+
+    def hold(self, seconds: float) -> None:
+        """Lets nobody in for so long: the server has said that it would refuse them (``Retry-After``)."""
+        with self._lock:
+            self._held_until = max(self._held_until, self._clock() + seconds)
+            self._wake_first()
+
+    def _wake_first(self) -> None:
+        if self._queue:
+            self._queue[0].set()
+
+    def _seconds_until_room(self, tokens: int) -> float | None:
+        """0.0 when a call may go now; None when it depends on the end of others, which wake the first in the queue."""
+        now = self._clock()
+        if now < self._held_until:
+            return self._held_until - now
+        while self._ended and self._ended[0].until <= now:
+            gone = self._ended.popleft()
+            self._calls, self._taken = self._calls - 1, self._taken - gone.tokens
+        requests = self.requests is None or self._calls < self.requests
+        if requests and (self.tokens is None or self._taken + tokens <= self.tokens):
+            return 0.0
+        # The earliest to leave the window; there may be room then. A moment later than now at least, or the wait would spin.
+        return max(self._ended[0].until - now, 1e-4) if self._ended else None
+
+
+_shared: dict[tuple[str | None, ...], Limits] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_limits(*endpoint: str | None, requests: int | None = None, tokens: int | None = None) -> Limits:
+    """The limits of an endpoint (model, address, name of the key's variable): the same object for the same endpoint.
+
+    A number replaces the one that was set before; None leaves it.
+    """
+    with _shared_lock:
+        limits = _shared.setdefault(endpoint, Limits())
+        limits.requests = requests or limits.requests
+        limits.tokens = tokens or limits.tokens
+        return limits

@@ -1,0 +1,282 @@
+"""What was really said: every call of a bound LM is noted for whoever listens, and served from a ledger where there is one.
+
+``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:`` each of its calls is appended
+to ``calls`` with its messages, raw completion and finish reason, whatever module or adapter made it. Inside
+``with keeping(ledger):`` a call that the ledger knows is answered by it, and any other is committed to it before it is used.
+``with sampling(temperature=1.0, seed=3):`` says how its calls sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import dspy
+from dspy.lm15 import LM15Error, Request, Response
+from dspy.utils.exceptions import AdapterParseError, LMError, LMServerError, is_retryable_lm_error
+
+from cowest_dspy.errors import masked
+from cowest_dspy.store import serialize
+from cowest_dspy.store.budget import another_attempt, attempts_count
+from cowest_dspy.store.rate_limit import rest
+from cowest_dspy.utils.masking import remember_secret
+
+EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
+LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now. ``usd`` is what
+    it cost when it was made, in US dollars; None where its price is not known. ``left_out``: its sample failed and a vote went on
+    without it, so that the way it ended is not the way its step ended."""
+
+    model: str
+    messages: tuple[dict[str, str], ...]
+    text: str
+    finish_reason: str
+    input_tokens: int
+    output_tokens: int
+    cached: bool
+    usd: float | None = None
+    left_out: bool = False
+
+
+class Ledger(Protocol):
+    """Where answers are kept: ``answer`` gives what is known for a request, or asks and commits before it returns."""
+
+    def answer(self, request: Request, ask: Any) -> tuple[Response, bool]:
+        """``(response, cached)``. ``ask()`` makes the real call; two equal requests at once cost one."""
+        ...
+
+
+_calls: ContextVar[list[Call] | None] = ContextVar("cowest_calls", default=None)
+_sampling: ContextVar[dict[str, Any] | None] = ContextVar("cowest_sampling", default=None)
+
+
+@contextmanager
+def listening() -> Iterator[list[Call]]:
+    """Collects the calls that bound LMs answer inside this context (and this thread), in order."""
+    calls: list[Call] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+def note(calls: Iterable[Call]) -> None:
+    """Tells whoever listens here of calls that were listened to further inside."""
+    listener = _calls.get()
+    if listener is not None:
+        listener.extend(calls)
+
+
+@contextmanager
+def keeping(ledger: Ledger | None) -> Iterator[None]:
+    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it; also those that DSPy's executors
+    (Evaluate, Parallel, optimisers) make in threads: DSPy's settings go there, and the ledger is one of them."""
+    with dspy.context(cowest_ledger=ledger):
+        yield
+
+
+UNUSABLE = ("parse", "refusal", "truncated")
+"""Kinds of failures of answers that were given. Of any other kind the call itself failed, and the ledger knows of it."""
+
+
+def call_failed(error: str | None) -> bool:
+    """Whether an error ("kind: text") is that of a call that got no answer, which can be made again; an answer that was given and
+    cannot be used is kept."""
+    return error is not None and error.partition(":")[0].rpartition(" ")[2] not in UNUSABLE
+
+
+def unusable(kind: str) -> None:
+    """Tells the ledger, if it counts failures, of an answer that was given and cannot be used."""
+    counts = getattr(dspy.settings.get("cowest_ledger"), "unusable", None)
+    if counts is not None and kind in UNUSABLE:
+        counts(kind)
+
+
+@contextmanager
+def sampling(**settings: Any) -> Iterator[None]:
+    """Every call of a bound LM inside this context has these settings (``temperature``, ``top_p``, ``seed``, ...), whatever its
+    module and its LM say. No copy of a program is needed for another draft of it."""
+    token = _sampling.set(settings)
+    try:
+        yield
+    finally:
+        _sampling.reset(token)
+
+
+def recorded(lm: dspy.LM) -> dspy.LM:
+    """``lm`` with its calls noted; the same object when it is recorded already. Its keys and endpoint stay inside ``lm``."""
+    if isinstance(lm._engine_spec, RecordingEngine):
+        return lm
+    from dspy.clients.backend_selection import CLIENT_KEYS
+
+    options = {key: value for key, value in lm.kwargs.items() if key not in CLIENT_KEYS and value is not None}
+    remember_secret(lm.kwargs.get("api_key"))
+    engine = RecordingEngine(lm)
+    return RecordedLM(lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options)
+
+
+def unrecorded(lm: dspy.LM) -> dspy.LM:
+    """The LM behind a recorded one, under the recorded one's model id; any other LM as it is."""
+    engine = lm._engine_spec
+    return engine.inner_for(lm.model) if isinstance(engine, RecordingEngine) else lm
+
+
+class RecordedLM(dspy.LM):
+    """What :func:`recorded` gives. A copy for another rollout, as DSPy's samplers make it, draws other samples, and a ledger keeps
+    them apart: the rollout is the seed of calls that have none, and makes another one of the seed of those that have."""
+
+    def copy(self, **kwargs: Any) -> dspy.LM:
+        """As ``dspy.LM.copy``."""
+        rollout, engine = kwargs.get("rollout_id"), self._engine_spec
+        if rollout is not None and "engine" not in kwargs and isinstance(engine, RecordingEngine):
+            kwargs["engine"] = RecordingEngine(engine.inner, int(rollout))
+        return super().copy(**kwargs)
+
+
+class RecordingEngine:
+    """An engine that asks another ``dspy.LM`` and notes what it said. ``rollout`` is the seed of a call that has none; with the
+    seed of a call it makes another, so that the rollouts of a draft that is itself sampled differ too."""
+
+    def __init__(self, inner: dspy.LM, rollout: int | None = None) -> None:
+        self.inner, self._rollout = inner, rollout
+        self.supports_function_calling = inner.supports_function_calling
+        self.supports_reasoning = inner.supports_reasoning
+        self.supports_response_schema = inner.supports_response_schema
+        self.supported_params = inner.supported_params
+        # The LM around us has checked the request, and an LM that neither caches nor retries would only do so again.
+        plain = type(inner) is dspy.LM and not isinstance(inner._engine_spec, str) and not inner.callbacks
+        self._direct: Any = inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
+        self._once: dict[str, dspy.LM] = {}
+
+    def inner_for(self, model: str) -> dspy.LM:
+        """The LM behind this engine, under the id ``model`` (an adapter's, for instance)."""
+        return self.inner if self.inner.model == model else self.inner.copy(model=model)
+
+    def complete(self, request: Request) -> Response:
+        """The answer of the LM behind, or of the ledger; noted for whoever listens."""
+        ledger, settings = dspy.settings.get("cowest_ledger"), _sampling.get()
+        if settings:
+            request = replace(request, config=replace(request.config, **settings))
+        plain = request
+        if self._rollout is not None:
+            seed = _of_both(request.config.seed, self._rollout)
+            request = replace(request, config=replace(request.config, seed=seed))
+            plain = request if "seed" in (self.supported_params or ()) else plain
+
+        def ask() -> Response:
+            if self._direct is not None and dspy.settings.send_stream is None:
+                return self._direct.complete(plain)
+            with dspy.context(disable_history=True):
+                return self._tried(plain)
+
+        response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
+        listener = _calls.get()
+        if listener is not None:
+            answer = serialize.response_to_dict(response)
+            listener.append(
+                Call(
+                    request.model,
+                    tuple(serialize.request_messages(request)),
+                    answer["text"],
+                    answer["finish_reason"],
+                    answer["input_tokens"],
+                    answer["output_tokens"],
+                    cached,
+                    answer["usd"],
+                )
+            )
+        return response
+
+    def _tried(self, request: Request) -> Response:
+        """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are made here: each of them is counted,
+        and a stop ends the wait for it. Of an answer that is streamed they stay with DSPy, which knows what has been shown."""
+        lm = self.inner_for(request.model)
+        options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
+        if dspy.settings.send_stream is not None and not attempts_count():
+            return _require_answer(lm(request, **options), request.model)
+        once = self._without_retries(lm)
+        for retries in range(lm.num_retries + 1):
+            if retries:
+                another_attempt()
+            try:
+                return _require_answer(once(request, **options), request.model)
+            except LMError as error:
+                if retries == lm.num_retries or not is_retryable_lm_error(error):
+                    raise
+                pause = min(max(error.retry_after or 0.0, 0.5 * 2**retries), LONGEST_PAUSE)
+                if error.status == 200:  # No answer in it, and DSPy's own cache may hold it.
+                    options["cache"] = False
+            rest(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _without_retries(self, lm: dspy.LM) -> dspy.LM:
+        """The LM as one that asks once: the same copy each time, since a copy has connections of its own."""
+        if lm.num_retries and lm.model not in self._once:
+            self._once[lm.model] = lm.copy(num_retries=0)
+        return self._once.get(lm.model, lm)
+
+    def stream(self, request: Request) -> Any:
+        """The finished answer as events."""
+        from dspy.lm15 import response_to_events
+
+        return response_to_events(self.complete(request))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecordingEngine:
+        return self
+
+
+def _of_both(seed: int | None, rollout: int) -> int:
+    """The seed of a rollout, in 31 bits where the call has a seed of its own."""
+    if seed is None:
+        return rollout
+    return int.from_bytes(hashlib.sha256(f"{seed}|rollout {rollout}".encode()).digest()[:4], "big") >> 1
+
+
+def _require_answer(response: Response, model: str) -> Response:
+    """The response, if it is one.
+
+    Raises:
+        LMServerError: there is no answer in it.
+    """
+    if serialize.lacks_answer(response):
+        raise LMServerError("The server answered, but with no answer of a model in it.", model=model, status=200)
+    return response
+
+
+_KINDS = (
+    ("timeout", ("timeout",)),
+    ("rate limit", ("ratelimit",)),
+    ("context", ("contextlength", "contextwindow")),
+    ("server", ("server", "serviceunavailable")),
+    ("transport", ("transport", "connection", "network")),
+    ("auth", ("auth",)),
+    ("billing", ("billing",)),
+    ("parse", ("parse",)),
+)
+
+
+def failure_in(calls: Iterable[Call]) -> str | None:
+    """Why answered calls are no whole answer, as ``"kind: text"``: one was refused, or ended because ``max_tokens`` was reached."""
+    ends = {call.finish_reason for call in calls if not call.left_out}
+    if "content_filter" in ends:
+        return "refusal: the provider or the model refused to answer"
+    return "truncated: max_tokens was reached before the end" if "length" in ends else None
+
+
+def failure(error: BaseException) -> str:
+    """An expected failure as ``"kind: text"``, for instance ``"timeout: ..."``; kinds are those that tables count."""
+    deepest = error
+    while isinstance(deepest.__cause__, EXPECTED_FAILURES):
+        deepest = deepest.__cause__
+    name = type(deepest).__name__.lower()
+    kind = next((kind for kind, words in _KINDS if any(word in name for word in words)), "error")
+    return f"{kind}: {masked(' '.join(str(deepest).split()))[:300]}"
