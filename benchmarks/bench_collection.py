@@ -1,14 +1,16 @@
-"""Collecting traces: the framework's own speed and memory, beside what a user would write instead, with models that cost nothing.
+"""Collecting traces: the framework's own speed and memory, beside what a user would write instead,
+with models that cost nothing.
 
     make bench                                              # 1,000 and 10,000 traces
     python benchmarks/bench_collection.py --full            # and 100,000
     python benchmarks/bench_collection.py --traces 1000     # smaller
 
-The models are functions in this process, so that what is measured is what collect() adds to them. Beside it stand a loop with
-`dspy.Parallel` over draft, refine and alone (what one writes first: the strong model alone is asked for every draft), and DSPy's
-`bootstrap_trace_data` with as many rollouts of every example (draft and refine; it knows no alone). Each row is measured in a
-process of its own, which also gives its peak memory. Then a strong model that takes 300 ms: seconds beside the ideal, which is
-N * (n + 1) * 0.3 / threads. Ratios are what counts: machines differ.
+The models are functions in this process, so that what is measured is what collect() adds to them.
+Beside it stand a loop with `dspy.Parallel` over draft, refine and alone (what one writes first: the
+strong model alone is asked for every draft), and DSPy's `bootstrap_trace_data` with as many
+rollouts of every example (draft and refine; it knows no alone). Each row is measured in a process
+of its own, which also gives its peak memory. Then a strong model that takes 300 ms: seconds beside
+the ideal, which is N * (n + 1) * 0.3 / threads. Ratios are what counts: machines differ.
 """
 
 from __future__ import annotations
@@ -64,13 +66,18 @@ class Questions(Sequence[dspy.Example]):
         if index >= len(self):
             raise IndexError(index)
         number = index // self._times
-        row = {"id": f"q{number}", "question": f"What is said of number {number}?", "answer": str(number)}
+        row = {
+            "id": f"q{number}",
+            "question": f"What is said of number {number}?",
+            "answer": str(number),
+        }
         return dspy.Example(**row).with_inputs("question")
 
 
 class Scripted:
-    """An engine that keeps nothing. Weak: a draft for each seed, every second one with the answer, so that none is refined twice
-    at the price of one. Strong: what the background begins with, after ``seconds``."""
+    """An engine that keeps nothing. Weak: a draft for each seed, every second one with the answer,
+    so that none is refined twice at the price of one. Strong: what the background begins with,
+    after ``seconds``."""
 
     supports_function_calling = supports_reasoning = supports_response_schema = False
     supported_params = frozenset({"max_tokens", "temperature", "top_p", "stop", "seed"})
@@ -80,14 +87,23 @@ class Scripted:
 
     def lm(self) -> dspy.LM:
         """A ``dspy.LM`` on this engine."""
-        return dspy.LM(f"scripted/{self.role}", engine=self, cache=False, num_retries=0, temperature=0.0, max_tokens=64)
+        return dspy.LM(
+            f"scripted/{self.role}",
+            engine=self,
+            cache=False,
+            num_retries=0,
+            temperature=0.0,
+            max_tokens=64,
+        )
 
     def complete(self, request: Any) -> Any:
         """The answer."""
         text = serialize.request_messages(request)[-1]["content"]
         if self.role == "weak":
             seed = request.config.seed or 0
-            said = f"{text.rpartition(' ')[2].rstrip('?') if seed % 2 else 'nothing'} (draft {seed})"
+            said = (
+                f"{text.rpartition(' ')[2].rstrip('?') if seed % 2 else 'nothing'} (draft {seed})"
+            )
         else:
             if self.seconds:
                 time.sleep(self.seconds)
@@ -103,7 +119,10 @@ class Plain(dspy.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.draft, self.refine = dspy.Predict("question -> background"), dspy.Predict("question, background -> answer")
+        self.draft, self.refine = (
+            dspy.Predict("question -> background"),
+            dspy.Predict("question, background -> answer"),
+        )
         self.alone = dspy.Predict("question -> answer")
         self.draft.set_lm(Scripted("weak").lm())
         for strong in (self.refine, self.alone):
@@ -121,19 +140,31 @@ def match(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
 
 def ours(given: argparse.Namespace, *, stored: bool, seconds: float = 0.0) -> Measured:
     """collect(), and a pass over its traces."""
-    program = Collaboration("question -> answer").bind(weak=Scripted("weak").lm(), strong=Scripted("strong", seconds).lm())
+    program = Collaboration("question -> answer").bind(
+        weak=Scripted("weak").lm(), strong=Scripted("strong", seconds).lm()
+    )
     examples = Questions(given.traces // DRAFTS)
-    with tempfile.TemporaryDirectory() as folder, Store(folder) if stored else nullcontext() as store:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Store(folder) if stored else nullcontext() as store,
+    ):
         started = time.perf_counter()
-        traces = collect(program, examples, match, Sampling(DRAFTS), store=store, threads=given.threads)
+        traces = collect(
+            program, examples, match, Sampling(DRAFTS), store=store, threads=given.threads
+        )
         report = influence_report(traces)
         taken = time.perf_counter() - started
-    assert len(report.values) == len(examples) * DRAFTS and not report.failed and not traces.saved["strong_calls"]
+    assert (
+        len(report.values) == len(examples) * DRAFTS
+        and not report.failed
+        and not traces.saved["strong_calls"]
+    )
     return {"seconds": taken, "traces": len(report.values)}
 
 
 def parallel(given: argparse.Namespace) -> Measured:
-    """A loop with dspy.Parallel: every rollout drafts, refines and asks alone, and both answers are scored."""
+    """A loop with dspy.Parallel: every rollout drafts, refines and asks alone, and both answers are
+    scored."""
     program = Plain()
 
     def rollout(example: dspy.Example) -> float:
@@ -168,24 +199,42 @@ CANDIDATES = {
 
 
 def apart(name: str, traces: int, threads: int) -> Measured | None:
-    """Measures one candidate in a process of its own; None when it could not be run, and why on stderr."""
-    command = [sys.executable, __file__, "--only", name, "--traces", str(traces), "--threads", str(threads)]
+    """Measures one candidate in a process of its own; None when it could not be run, and why on
+    stderr."""
+    command = [
+        sys.executable,
+        __file__,
+        "--only",
+        name,
+        "--traces",
+        str(traces),
+        "--threads",
+        str(threads),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--traces", type=int, help="only so many traces")
     parser.add_argument("--threads", type=int, help="only so many threads")
-    parser.add_argument("--full", action="store_true", help="also 100,000 traces, without the others")
+    parser.add_argument(
+        "--full", action="store_true", help="also 100,000 traces, without the others"
+    )
     parser.add_argument("--only", choices=CANDIDATES, help="measure one, print JSON")
     given = parser.parse_args()
     if given.only:
         logging.getLogger("dspy").setLevel(logging.ERROR)
         found = CANDIDATES[given.only](given)
-        print(json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}))
+        print(
+            json.dumps(
+                {**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+            )
+        )
         return
     console = Console()
     threads = (given.threads,) if given.threads else THREADS
@@ -200,7 +249,11 @@ def speed(sizes: Sequence[int], threads: Sequence[int], *, full: bool) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for many in threads:
         for size in (*sizes, *([FULL] if full else [])):
-            names = [name for name in CANDIDATES if name != "latency" and (size < FULL or name.startswith("collect"))]
+            names = [
+                name
+                for name in CANDIDATES
+                if name != "latency" and (size < FULL or name.startswith("collect"))
+            ]
             measured = {name: apart(name, size, many) for name in names}
             base = measured.get("bootstrap_trace_data")
             for name, one in measured.items():
@@ -209,7 +262,15 @@ def speed(sizes: Sequence[int], threads: Sequence[int], *, full: bool) -> Table:
                     continue
                 rate = one["traces"] / one["seconds"]
                 times = f"{rate / (base['traces'] / base['seconds']):.1f}" if base else ""
-                table.add_row(name, str(many), f"{size:,}", f"{one['seconds']:.1f}", f"{rate:.0f}", times, f"{one['peak']:.0f}")
+                table.add_row(
+                    name,
+                    str(many),
+                    f"{size:,}",
+                    f"{one['seconds']:.1f}",
+                    f"{rate:.0f}",
+                    times,
+                    f"{one['peak']:.0f}",
+                )
             table.add_section()
     return table
 
@@ -224,7 +285,11 @@ def latency(threads: Sequence[int]) -> Table:
         calls = examples * (DRAFTS + 1)
         ideal = calls * LATENCY / many
         one = apart("latency", examples * DRAFTS, many)
-        cells = ["could not be run"] if one is None else [f"{one['seconds']:.2f}", f"{ideal:.2f}", f"{ideal / one['seconds']:.0%}"]
+        cells = (
+            ["could not be run"]
+            if one is None
+            else [f"{one['seconds']:.2f}", f"{ideal:.2f}", f"{ideal / one['seconds']:.0%}"]
+        )
         table.add_row(str(many), str(calls), *cells)
     return table
 

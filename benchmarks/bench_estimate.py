@@ -1,11 +1,13 @@
-"""What a training was said to take before it began, beside what it took: memory at its peak, and seconds.
+"""What a training was said to take before it began, beside what it took: memory at its peak, and
+seconds.
 
     make bench                                       # or: python benchmarks/bench_estimate.py
     python benchmarks/bench_estimate.py --only 0 4   # some of the cases
 
-Models of several shapes with random numbers for weights, which take as long and as much as trained ones. Each case trains in a
-process of its own, after a training of nothing much, so that what is imported and built once is in neither number. Memory is what
-the process's resident memory rose by; time is that of training, with loading the weights.
+Models of several shapes with random numbers for weights, which take as long and as much as trained
+ones. Each case trains in a process of its own, after a training of nothing much, so that what is
+imported and built once is in neither number. Memory is what the process's resident memory rose by;
+time is that of training, with loading the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 WORD = "bar "
@@ -36,7 +39,8 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A shape (hidden, inner, layers, heads, key-value heads, vocabulary), and rows of so many tokens of prompt and completion."""
+    """A shape (hidden, inner, layers, heads, key-value heads, vocabulary), and rows of so many
+    tokens of prompt and completion."""
 
     kind: str
     shape: tuple[int, int, int, int, int, int]
@@ -66,10 +70,17 @@ def make_model(folder: Path, case: Case) -> Path:
 
     marks = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     known = [*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(known)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = Tokenizer(
+        models.BPE(vocab={word: number for number, word in enumerate(known)}, merges=[])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer.add_special_tokens(marks)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=marks[0], eos_token=marks[2])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=marks[0], eos_token=marks[2]
+    )
     fast.chat_template = TEMPLATE
     hidden, inner, layers, heads, pairs, words = case.shape
     torch.manual_seed(0)
@@ -101,7 +112,10 @@ def rows(case: Case, count: int, kind: str | None = None) -> list[dict[str, Any]
         asked = [{"role": "user", "content": f"{number:03d}" + WORD * (case.prompt // len(WORD))}]
         completions = {"completion": said(case.completion, "a")}
         if (kind or case.kind) == "dpo":
-            completions = {"chosen": said(case.completion, "a"), "rejected": said(case.completion, "b")}
+            completions = {
+                "chosen": said(case.completion, "a"),
+                "rejected": said(case.completion, "b"),
+            }
         made.append({"prompt": asked, **completions})
     return made
 
@@ -125,7 +139,12 @@ def measure(case: Case) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, small = make_model(folder / "model", case), make_model(folder / "small", SMALL)
-        train(make(max_steps=1, **how), rows(SMALL, 4, case.kind), base=str(small), output=folder / "first")
+        train(
+            make(max_steps=1, **how),
+            rows(SMALL, 4, case.kind),
+            base=str(small),
+            output=folder / "first",
+        )
         data, settings = rows(case, case.micro * STEPS), make(epochs=1, **how)
         expected = estimate(settings, Lengths.of(data, model), model)
         gc.collect()
@@ -142,28 +161,53 @@ def measure(case: Case) -> dict[str, float]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=int, nargs="+", default=list(range(len(CASES))), help="numbers of cases")
-    parser.add_argument("--one", type=int, help="measure this case in this process; the last line is JSON")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", type=int, nargs="+", default=list(range(len(CASES))), help="numbers of cases"
+    )
+    parser.add_argument(
+        "--one", type=int, help="measure this case in this process; the last line is JSON"
+    )
     given = parser.parse_args()
     if given.one is not None:
         print(json.dumps(measure(CASES[given.one])))
         return
     table = Table(title=f"{STEPS} optimiser steps")
-    for column in ("case", "hidden, inner, layers", "tokens", "rows at once", "MiB said", "MiB", "ratio", "s said", "s", "ratio"):
+    for column in (
+        "case",
+        "hidden, inner, layers",
+        "tokens",
+        "rows at once",
+        "MiB said",
+        "MiB",
+        "ratio",
+        "s said",
+        "s",
+        "ratio",
+    ):
         table.add_column(column, justify="left" if column == "case" else "right")
     for number in given.only:
         case = CASES[number]
         command = [sys.executable, __file__, "--one", str(number)]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"}
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
         )
         if done.returncode:
             raise SystemExit(f"case {number} ended with {done.returncode}\n{done.stderr[-2000:]}")
         found = json.loads(done.stdout.splitlines()[-1])
         shape, cells = ", ".join(map(str, case.shape[:3])), [f"{case.kind} {case.precision}"]
         cells += [shape, f"{case.prompt}+{case.completion}", str(case.micro)]
-        cells += [f"{found['expected_mib']:.0f}", f"{found['mib']:.0f}", f"{found['expected_mib'] / found['mib']:.2f}"]
+        cells += [
+            f"{found['expected_mib']:.0f}",
+            f"{found['mib']:.0f}",
+            f"{found['expected_mib'] / found['mib']:.2f}",
+        ]
         cells += [
             f"{found['expected_seconds']:.1f}",
             f"{found['seconds']:.1f}",

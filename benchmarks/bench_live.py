@@ -1,13 +1,15 @@
-"""What looking on costs: a collection with and without the live display, with models that cost nothing.
+"""What looking on costs: a collection with and without the live display, with models that cost
+nothing.
 
     python benchmarks/bench_live.py                    # 4,000 drafts, each way 5 times
     python benchmarks/bench_live.py --traces 1000 --times 3
 
-The models are functions in this process that answer at once, so that nothing hides what the display takes; a real model is
-thousands of times slower. Each row is a collection of its own in the store, one after the other and round and round, so that a
-machine that slows down slows all of them. The terminal is a real one (a pseudo-terminal whose other end is read and thrown away).
-"Watched" is the display with `cowest watch` on the same run in another process. What counts is the ratio of CPU seconds of this
-process, and that of seconds.
+The models are functions in this process that answer at once, so that nothing hides what the display
+takes; a real model is thousands of times slower. Each row is a collection of its own in the store,
+one after the other and round and round, so that a machine that slows down slows all of them. The
+terminal is a real one (a pseudo-terminal whose other end is read and thrown away). "Watched" is the
+display with `cowest watch` on the same run in another process. What counts is the ratio of CPU
+seconds of this process, and that of seconds.
 """
 
 from __future__ import annotations
@@ -63,16 +65,27 @@ def terminal() -> Iterator[Console]:
 
 def taken(way: str, traces: int) -> tuple[float, float]:
     """Seconds, and CPU seconds of this process, of one collection."""
-    program = Collaboration("question -> answer").bind(weak=Scripted("weak").lm(), strong=Scripted("strong").lm())
+    program = Collaboration("question -> answer").bind(
+        weak=Scripted("weak").lm(), strong=Scripted("strong").lm()
+    )
     examples = Questions(traces // DRAFTS)
-    with tempfile.TemporaryDirectory() as folder, terminal() as console, open(os.devnull, "w", encoding="utf-8") as nothing:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        terminal() as console,
+        open(os.devnull, "w", encoding="utf-8") as nothing,
+    ):
         run = Path(folder) / "run"
-        watches: dict[str, Watch] = {"plain": Plain(Console(file=nothing)), "json": JsonLines(nothing)}
+        watches: dict[str, Watch] = {
+            "plain": Plain(Console(file=nothing)),
+            "json": JsonLines(nothing),
+        }
         watch = watches.get(way) or (Terminal(console) if way.startswith("terminal") else Silent())
         watching = None
         if way.endswith("watched"):
             command = [sys.executable, "-m", "cowest_dspy.cli.main", "watch", str(run)]
-            watching = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            watching = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             time.sleep(3)
         with Store(run) as store:
             began, cpu = time.perf_counter(), time.process_time()
@@ -80,7 +93,14 @@ def taken(way: str, traces: int) -> tuple[float, float]:
                 collect(program, examples, match, Sampling(DRAFTS), store=store)
             else:
                 with Stages(run, store, watch).stage("collect", "Collecting drafts") as progress:
-                    collect(program, examples, match, Sampling(DRAFTS), store=store, on_progress=progress)
+                    collect(
+                        program,
+                        examples,
+                        match,
+                        Sampling(DRAFTS),
+                        store=store,
+                        on_progress=progress,
+                    )
             found = time.perf_counter() - began, time.process_time() - cpu
         if watching is not None:
             watching.wait(timeout=60)
@@ -88,7 +108,8 @@ def taken(way: str, traces: int) -> tuple[float, float]:
 
 
 def parts(times: int = 200) -> str:
-    """CPU milliseconds of one drawing (four a second), and of one writing of the state (one a second)."""
+    """CPU milliseconds of one drawing (four a second), and of one writing of the state (one a
+    second)."""
     with tempfile.TemporaryDirectory() as folder, terminal() as console:
         journal = Journal(Path(folder))
         with journal.stage("collect", "Collecting drafts") as here:
@@ -103,12 +124,17 @@ def parts(times: int = 200) -> str:
         journal.close()
     each = [1000 * (drawn - began) / times, 1000 * (written - drawn) / times]
     load = (4 * each[0] + each[1]) / 10
-    return f"one drawing {each[0]:.2f} ms, one writing of the state {each[1]:.2f} ms of CPU: together {load:.1f} % of a core"
+    return (
+        f"one drawing {each[0]:.2f} ms, one writing of the state {each[1]:.2f} ms of CPU: "
+        f"together {load:.1f} % of a core"
+    )
 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--traces", type=int, default=4000)
     parser.add_argument("--times", type=int, default=5)
     given = parser.parse_args()
@@ -123,7 +149,9 @@ def main() -> None:
     silent = [statistics.median(one[place] for one in found["silent"]) for place in (0, 1)]
     for way in WAYS:
         wall, cpu = (statistics.median(one[place] for one in found[way]) for place in (0, 1))
-        table.add_row(way, f"{wall:.2f}", f"{wall / silent[0]:.3f}", f"{cpu:.2f}", f"{cpu / silent[1]:.3f}")
+        table.add_row(
+            way, f"{wall:.2f}", f"{wall / silent[0]:.3f}", f"{cpu:.2f}", f"{cpu / silent[1]:.3f}"
+        )
     Console().print(table)
     print(parts())
 

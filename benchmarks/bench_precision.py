@@ -1,11 +1,13 @@
-"""The strong model's precision: float32, bfloat16 and int8 on this processor, by time, memory and what it answers.
+"""The strong model's precision: float32, bfloat16 and int8 on this processor, by time, memory and
+what it answers.
 
-    make bench                                  # or: python benchmarks/bench_precision.py --questions 32
+    make bench                                  # or: python benchmarks/bench_precision.py
+        --questions 32
 
-Each precision answers the same questions of the handbook's dev split with the oracle's notes, in a process of its own (so that its
-peak of memory is its own), one after another. Loading is not timed. "same text" compares with float32, answer and working.
-A second table has one layer by itself, in float32 and in the two ways of int8: which of them is taken depends on the processor
-(lms/int8.py).
+Each precision answers the same questions of the handbook's dev split with the oracle's notes, in a
+process of its own (so that its peak of memory is its own), one after another. Loading is not timed.
+"same text" compares with float32, answer and working. A second table has one layer by itself, in
+float32 and in the two ways of int8: which of them is taken depends on the processor (lms/int8.py).
 """
 
 from __future__ import annotations
@@ -47,25 +49,33 @@ def measure(precision: str, count: int) -> dict[str, Any]:
     program.refined(rows[0]["notes"], question=rows[0]["question"])
     started = time.perf_counter()
     with ThreadPoolExecutor(count) as pool:
-        made = list(pool.map(lambda row: program.refined(row["notes"], question=row["question"]), rows))
+        made = list(
+            pool.map(lambda row: program.refined(row["notes"], question=row["question"]), rows)
+        )
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
         "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "texts": [f"{one.working} | {one.answer}" for one in made],
-        "right": sum(str(one.answer).strip().rstrip(".") == row["answer"] for one, row in zip(made, rows, strict=True)),
+        "right": sum(
+            str(one.answer).strip().rstrip(".") == row["answer"]
+            for one, row in zip(made, rows, strict=True)
+        ),
     }
 
 
 def layer(tokens: int, size: tuple[int, int] = (1536, 8960), times: int = 5) -> dict[str, float]:
-    """Median milliseconds of a layer of this size (the model's widest) for so many tokens, on one thread, by how it computes."""
+    """Median milliseconds of a layer of this size (the model's widest) for so many tokens, on one
+    thread, by how it computes."""
     import torch
 
     from cowest_dspy.lms.local import int8
 
     torch.set_num_threads(1)
     weight, inputs = torch.randn(size[1], size[0]), torch.randn(tokens, size[0])
-    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"float32": lambda given: given @ weight.T}
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "float32": lambda given: given @ weight.T
+    }
     packs = int8.packs
     for name, packed in (("int8, torch._int_mm", False), ("int8, FBGEMM", True)):
         if packed and "fbgemm" not in torch.backends.quantized.supported_engines:
@@ -97,10 +107,14 @@ def show_layers() -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--layers", action="store_true", help="only the table of one layer")
-    parser.add_argument("--one", choices=PRECISIONS, help="measure this precision only, and print it as JSON")
+    parser.add_argument(
+        "--one", choices=PRECISIONS, help="measure this precision only, and print it as JSON"
+    )
     given = parser.parse_args()
     if given.layers:
         show_layers()
@@ -112,13 +126,33 @@ def main() -> None:
         return
     found: dict[str, dict[str, Any]] = {}
     for precision in PRECISIONS:
-        command = [sys.executable, __file__, "--one", precision, "--questions", str(given.questions)]
+        command = [
+            sys.executable,
+            __file__,
+            "--one",
+            precision,
+            "--questions",
+            str(given.questions),
+        ]
         done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise SystemExit(f"{precision} ended with {done.returncode}; a negative number is a signal. What it said stands above.")
+            raise SystemExit(
+                f"{precision} ended with {done.returncode}; a negative number is a signal. What "
+                "it said stands above."
+            )
         found[precision] = json.loads(done.stdout)
-    table = Table(title=f"{MODEL.name}: {given.questions} questions with the oracle's notes, one batch")
-    for column in ("", "s per answer", "times as fast", "peak GiB", "right", "95 % interval", "same text"):
+    table = Table(
+        title=f"{MODEL.name}: {given.questions} questions with the oracle's notes, one batch"
+    )
+    for column in (
+        "",
+        "s per answer",
+        "times as fast",
+        "peak GiB",
+        "right",
+        "95 % interval",
+        "same text",
+    ):
         table.add_column(column, justify="left" if not column else "right")
     base = found["float32"]
     for precision, one in found.items():

@@ -1,11 +1,13 @@
-"""A report of 10,000 traces: how long it takes to write, how large the page is, how fast a browser opens it and searches it.
+"""A report of 10,000 traces: how long it takes to write, how large the page is, how fast a browser
+opens it and searches it.
 
 python benchmarks/bench_report.py                      # the table of benchmarks/README.md
-python benchmarks/bench_report.py --traces 100000      # more than a page holds: it samples, and says so
+python benchmarks/bench_report.py --traces 100000      # more than a page holds: it samples, and
+    says so
 python benchmarks/bench_report.py --keep DIR           # leaves report.html and report.json there
 
-The run is made up, from a seed: arms, rounds, pairs, curves, stages, and drafts of the size that small models write. Wants Chromium
-and the package playwright for the last three rows.
+The run is made up, from a seed: arms, rounds, pairs, curves, stages, and drafts of the size that
+small models write. Wants Chromium and the package playwright for the last three rows.
 """
 
 from __future__ import annotations
@@ -38,11 +40,18 @@ valve pump boiler seal pressure pipe gauge filter drain motor shaft bearing flan
 oil before after each shift weekly open close replace inspect holds at most bar degrees litres when the is of and in
 """
 WORDS = PLANT.split()
-CHROMIUM = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+CHROMIUM = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+)
 
 
 def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0) -> RunReport:
-    """A run with ``traces`` drafts over two rounds, ``drafts`` of each example, and ``held_out`` test questions in four arms."""
+    """A run with ``traces`` drafts over two rounds, ``drafts`` of each example, and ``held_out``
+    test questions in four arms."""
     draw = random.Random(seed)
     shares = {"strong": 0.31, "weak": 0.42, "collaboration_sft": 0.62, "collaboration": 0.74}
     titles = {
@@ -53,7 +62,10 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
     }
     questions = [text(draw, 40) for _ in range(held_out)]
     arms = tuple(_arm(draw, name, titles[name], questions, share) for name, share in shares.items())
-    rows = tuple(_trace(draw, index // drafts, index % drafts, round=1 + (index >= traces // 2)) for index in range(traces))
+    rows = tuple(
+        _trace(draw, index // drafts, index % drafts, round=1 + (index >= traces // 2))
+        for index in range(traces)
+    )
     rows = tuple(_beside(row, rows[index - index % drafts]) for index, row in enumerate(rows))
     return RunReport(
         title="handbook: weak-strong collaboration",
@@ -64,26 +76,69 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
         before="collaboration_sft",
         after="collaboration",
         arms=arms,
-        influence=tuple(InfluenceRow(r.example_id, r.draft_index, r.influence, r.error, r.draft_score, r.round) for r in rows),
+        influence=tuple(
+            InfluenceRow(r.example_id, r.draft_index, r.influence, r.error, r.draft_score, r.round)
+            for r in rows
+        ),
         noise=Noise(100, 4, 0.04, 0.012),
         pairs=_pairs(draw, rows),
         rounds=(
-            RoundRow(1, 640, 0, "accepted", "the interval of the gain lies above 0", 120, 0.117, 0.042, 0.192, 0.95),
-            RoundRow(2, 702, 128, "rolled back", "the interval of the gain includes 0", 120, 0.008, -0.05, 0.067, 0.95),
+            RoundRow(
+                1,
+                640,
+                0,
+                "accepted",
+                "the interval of the gain lies above 0",
+                120,
+                0.117,
+                0.042,
+                0.192,
+                0.95,
+            ),
+            RoundRow(
+                2,
+                702,
+                128,
+                "rolled back",
+                "the interval of the gain includes 0",
+                120,
+                0.008,
+                -0.05,
+                0.067,
+                0.95,
+            ),
         ),
-        curves=(_curve("sft", draw, 300, preferences=False), _curve("dpo", draw, 160, preferences=True)),
+        curves=(
+            _curve("sft", draw, 300, preferences=False),
+            _curve("dpo", draw, 160, preferences=True),
+        ),
         stages=(
             Stage("sft", 421.5, peak_memory_bytes=2_900_000_000, usd=0.0),
-            Stage("collect", 1893.2, traces * 5 // 4, traces * 410, traces * 62, 312, 3_100_000_000, 1.84),
+            Stage(
+                "collect",
+                1893.2,
+                traces * 5 // 4,
+                traces * 410,
+                traces * 62,
+                312,
+                3_100_000_000,
+                1.84,
+            ),
             Stage("pairs", 3.1, 0, 0, 0, 0, None, 0.0),
             Stage("dpo", 702.9, peak_memory_bytes=4_300_000_000, usd=0.0),
             Stage("evaluate", 388.0, 4 * held_out, 330_000, 41_000, 0, 3_100_000_000, 0.21),
         ),
         traces=rows,
-        config={"name": "handbook", "seed": seed, "weak": {"kind": "transformers", "max_tokens": 96}, "dpo": {"beta": 0.1}},
+        config={
+            "name": "handbook",
+            "seed": seed,
+            "weak": {"kind": "transformers", "max_tokens": 96},
+            "dpo": {"beta": 0.1},
+        },
         versions={"python": "3.11.9", "dspy": "3.4.1"},
         warnings=(
-            f"{sum(row.error is not None for row in rows)} of {traces} drafts failed: they have no influence and are in no pair.",
+            f"{sum(row.error is not None for row in rows)} of {traces} drafts failed: they have "
+            "no influence and are in no pair.",
         ),
     )
 
@@ -113,7 +168,12 @@ def _arm(draw: random.Random, name: str, title: str, questions: list[str], share
                 {"working": text(draw, 12)},
             )
         )
-    return Arm(name, title, tuple(answers), "the instructions of refining, less the draft" if name == "strong" else "")
+    return Arm(
+        name,
+        title,
+        tuple(answers),
+        "the instructions of refining, less the draft" if name == "strong" else "",
+    )
 
 
 def _trace(draw: random.Random, example: int, index: int, *, round: int) -> TraceRow:
@@ -130,7 +190,9 @@ def _trace(draw: random.Random, example: int, index: int, *, round: int) -> Trac
         gold={"answer": str(draw.randint(10, 90))},
         completion=draft,
         draft=draft,
-        refined=None if failed else {"working": text(draw, 14), "answer": str(draw.randint(10, 90))},
+        refined=None
+        if failed
+        else {"working": text(draw, 14), "answer": str(draw.randint(10, 90))},
         alone={"working": text(draw, 14), "answer": str(draw.randint(10, 90))},
         refined_score=refined,
         alone_score=alone,
@@ -143,7 +205,8 @@ def _trace(draw: random.Random, example: int, index: int, *, round: int) -> Trac
 
 
 def _beside(row: TraceRow, first: TraceRow) -> TraceRow:
-    """The row as a draft of the same example as the first one: the same input, and the same answer without a draft."""
+    """The row as a draft of the same example as the first one: the same input, and the same answer
+    without a draft."""
     alone = first.alone_score or 0.0
     influence = None if row.refined_score is None else row.refined_score - alone
     facts = {name: getattr(first, name) for name in ("inputs", "gold", "alone", "alone_score")}
@@ -157,8 +220,22 @@ def _pairs(draw: random.Random, rows: tuple[TraceRow, ...]) -> PairsSummary:
         for _ in range(3):
             words[draw.randrange(len(words))] = draw.choice(WORDS)
         prompt = "\n".join(str(value) for value in row.inputs.values())
-        pairs.append(PairRow(row.example_id, prompt, row.draft, " ".join(words), 1.0, draw.choice([0.0, -1.0]), row.round))
-    dropped = {"drafts equal to another": 74, "examples: all drafts had the same influence": 310, "drafts that failed (parse)": 41}
+        pairs.append(
+            PairRow(
+                row.example_id,
+                prompt,
+                row.draft,
+                " ".join(words),
+                1.0,
+                draw.choice([0.0, -1.0]),
+                row.round,
+            )
+        )
+    dropped = {
+        "drafts equal to another": 74,
+        "examples: all drafts had the same influence": 310,
+        "drafts that failed (parse)": 41,
+    }
     return PairsSummary(len(pairs), len(pairs), dropped, tuple(pairs))
 
 
@@ -167,28 +244,42 @@ def _curve(stage: str, draw: random.Random, steps: int, *, preferences: bool) ->
     for step in range(1, steps + 1):
         fall = 0.69 * 0.985**step
         margin = 2.1 * (1 - 0.985**step)
-        noisy = [fall + draw.gauss(0, 0.02), margin + draw.gauss(0, 0.08), min(1.0, 0.5 + margin / 4), -margin / 20]
+        noisy = [
+            fall + draw.gauss(0, 0.02),
+            margin + draw.gauss(0, 0.08),
+            min(1.0, 0.5 + margin / 4),
+            -margin / 20,
+        ]
         points.append(CurvePoint(float(step), *(noisy if preferences else noisy[:1])))
         if step % 20 == 0:
             held = [fall + 0.06, margin * 0.8, min(1.0, 0.5 + margin / 5), -margin / 25]
             names = ("eval_loss", "eval_reward_margin", "eval_reward_accuracy", "eval_kl")
-            points.append(CurvePoint(float(step), **dict(zip(names, held if preferences else held[:1], strict=False))))
+            points.append(
+                CurvePoint(
+                    float(step), **dict(zip(names, held if preferences else held[:1], strict=False))
+                )
+            )
     return Curve(stage, tuple(points))
 
 
 def opened(page_file: Path) -> dict[str, float]:
-    """Seconds until the page can be read and used, until a word is found, and until a filter is applied, in Chromium."""
+    """Seconds until the page can be read and used, until a word is found, and until a filter is
+    applied, in Chromium."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=list(CHROMIUM))
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=list(CHROMIUM)
+        )
         page = browser.new_page()
         start = time.perf_counter()
         page.goto(page_file.as_uri())
         page.wait_for_selector("#traces tbody tr")
         ready = time.perf_counter() - start
         start = time.perf_counter()
-        page.fill("#traces input[type=search]", "relief boiler")  # the page has answered when this comes back
+        page.fill(
+            "#traces input[type=search]", "relief boiler"
+        )  # the page has answered when this comes back
         searched = time.perf_counter() - start
         start = time.perf_counter()
         page.select_option("#traces select", "hurt")
@@ -199,16 +290,23 @@ def opened(page_file: Path) -> dict[str, float]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--traces", type=int, default=10_000)
-    parser.add_argument("--keep", type=Path, help="where the files stay; without it they are deleted")
+    parser.add_argument(
+        "--keep", type=Path, help="where the files stay; without it they are deleted"
+    )
     given = parser.parse_args()
     report = made_run(given.traces)
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.keep or Path(scratch)
         start, used = time.perf_counter(), time.process_time()
         written = write_report(report, folder)
-        print(f"{'written':<28}{time.perf_counter() - start:8.2f} s, {time.process_time() - used:.2f} s of processor")
+        print(
+            f"{'written':<28}{time.perf_counter() - start:8.2f} s, "
+            f"{time.process_time() - used:.2f} s of processor"
+        )
         for path in (written.html, written.json):
             print(f"{path.name:<28}{path.stat().st_size / 1e6:8.2f} MB")
         if shutil.which("chromium") is None:

@@ -1,14 +1,18 @@
-"""What serving adds: a program called directly, and the same program behind `cowest serve`'s server, on loopback.
+"""What serving adds: a program called directly, and the same program behind `cowest serve`'s
+server, on loopback.
 
-    python benchmarks/bench_serving.py                 # some minutes; wants wrk (a package of most systems) in PATH
-    python benchmarks/bench_serving.py --seconds 3 --requests 2000
+    python benchmarks/bench_serving.py                 # some minutes; wants wrk (a package of most
+    systems) in PATH python benchmarks/bench_serving.py --seconds 3 --requests 2000
 
-The server is a process of its own, run and stopped as the command runs it. The models are functions that answer at once, so that
-what is measured is everything else; then models that take 50 ms each, two in a row, as a request of quick real models would. The
-load comes from wrk, or, where it is not installed, from httpx in this process, which is slower: the table says which. Load and
-server share the machine's cores, so throughput is the least that the server can do, and what counts is what is added to a call.
+The server is a process of its own, run and stopped as the command runs it. The models are functions
+that answer at once, so that what is measured is everything else; then models that take 50 ms each,
+two in a row, as a request of quick real models would. The load comes from wrk, or, where it is not
+installed, from httpx in this process, which is slower: the table says which. Load and server share
+the machine's cores, so throughput is the least that the server can do, and what counts is what is
+added to a call.
 
-Then: how many requests are lost when the server is stopped under load; and the server's memory over many requests.
+Then: how many requests are lost when the server is stopped under load; and the server's memory over
+    many requests.
 """
 
 from __future__ import annotations
@@ -76,7 +80,9 @@ def program(latency: float) -> Collaboration:
         return Forgetful(said, model=f"scripted/{role}").lm()
 
     made = Collaboration("question -> answer")
-    return made.bind(weak=lm("weak", "The Arbel may run at up to 31 bar."), strong=lm("strong", "yes"))
+    return made.bind(
+        weak=lm("weak", "The Arbel may run at up to 31 bar."), strong=lm("strong", "yes")
+    )
 
 
 def serve(latency: float, concurrency: int) -> None:
@@ -85,7 +91,11 @@ def serve(latency: float, concurrency: int) -> None:
     from cowest_dspy.serve.server import bound, run, service_of
 
     rules = ServeRules.model_validate({"limits": {"concurrency": concurrency, "queue": 1000}})
-    with handled(), bound("127.0.0.1", 0) as listener, service_of(program(latency), rules, "bench") as service:
+    with (
+        handled(),
+        bound("127.0.0.1", 0) as listener,
+        service_of(program(latency), rules, "bench") as service,
+    ):
         run(make_app(service), listener, 30.0, lambda text: print(text, flush=True))
 
 
@@ -119,7 +129,13 @@ class Row:
 def row(name: str, seconds: list[float], took: float, failed: int = 0) -> Row:
     """From the seconds of each request, and of all together."""
     ordered = sorted(seconds)
-    return Row(name, len(ordered) / took, 1e3 * statistics.median(ordered), 1e3 * ordered[int(0.99 * (len(ordered) - 1))], failed)
+    return Row(
+        name,
+        len(ordered) / took,
+        1e3 * statistics.median(ordered),
+        1e3 * ordered[int(0.99 * (len(ordered) - 1))],
+        failed,
+    )
 
 
 def direct(latency: float, threads: int, seconds: float) -> Row:
@@ -145,7 +161,11 @@ def direct(latency: float, threads: int, seconds: float) -> Row:
 def loaded(address: str, connections: int, seconds: float) -> Row:
     """The server under load from so many connections."""
     program_ = shutil.which("wrk")
-    return by_wrk(program_, address, connections, seconds) if program_ else by_httpx(address, connections, seconds)
+    return (
+        by_wrk(program_, address, connections, seconds)
+        if program_
+        else by_httpx(address, connections, seconds)
+    )
 
 
 def by_wrk(program_: str, address: str, connections: int, seconds: float) -> Row:
@@ -153,14 +173,32 @@ def by_wrk(program_: str, address: str, connections: int, seconds: float) -> Row
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "chat.lua"
         script.write_text(LUA % json.dumps(BODY), encoding="utf-8")
-        command = [program_, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "--latency", "-s", str(script)]
-        said = subprocess.run([*command, f"{address}/chat/completions"], capture_output=True, text=True, check=True).stdout
+        command = [
+            program_,
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds:g}s",
+            "--timeout",
+            "30s",
+            "--latency",
+            "-s",
+            str(script),
+        ]
+        said = subprocess.run(
+            [*command, f"{address}/chat/completions"], capture_output=True, text=True, check=True
+        ).stdout
     shares = re.findall(r"^\s+(\d+)%\s+([\d.]+)(us|ms|s|m)\s*$", said, re.MULTILINE)
     times = {share: float(value) * UNITS[unit] for share, value, unit in shares}
     rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
     wrong = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", said)
     failed = sum(map(int, wrong))
-    return Row(f"served, {counted(connections, 'connection')} (wrk)", rate, times["50"], times["99"], failed)
+    return Row(
+        f"served, {counted(connections, 'connection')} (wrk)",
+        rate,
+        times["50"],
+        times["99"],
+        failed,
+    )
 
 
 def by_httpx(address: str, connections: int, seconds: float) -> Row:
@@ -179,22 +217,34 @@ def by_httpx(address: str, connections: int, seconds: float) -> Row:
     async def all_of_them() -> None:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         async with httpx.AsyncClient(limits=limits, timeout=60) as client:
-            await asyncio.gather(*[one(client, time.monotonic() + seconds) for _ in range(connections)])
+            await asyncio.gather(
+                *[one(client, time.monotonic() + seconds) for _ in range(connections)]
+            )
 
     began = time.perf_counter()
     asyncio.run(all_of_them())
-    return row(f"served, {counted(connections, 'connection')} (httpx)", taken, time.perf_counter() - began, failed)
+    return row(
+        f"served, {counted(connections, 'connection')} (httpx)",
+        taken,
+        time.perf_counter() - began,
+        failed,
+    )
 
 
 def stopped_under_load(connections: int) -> Counter[str]:
-    """What became of every request of so many connections that ask on and on while the server is stopped after five seconds.
+    """What became of every request of so many connections that ask on and on while the server is
+    stopped after five seconds.
 
-    "200" and "503" are answers; "refused" is a connection that was not taken any more; "lost" a request that got no answer. Who is
-    told to come again later (Retry-After) does so, as the SDKs do.
+    "200" and "503" are answers; "refused" is a connection that was not taken any more; "lost" a
+    request that got no answer. Who is told to come again later (Retry-After) does so, as the SDKs
+    do.
     """
     found: Counter[str] = Counter()
     body = json.dumps(BODY).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+        f"application/json\r\nContent-Length: {len(body)}"
+    )
 
     async def one(host: str, port: int) -> None:
         while True:
@@ -257,14 +307,18 @@ def shown(title: str, rows: list[Row]) -> Table:
     for one in rows:
         added = (one.p50 - rows[0].p50, one.p99 - rows[0].p99)
         more = [f"{value:+.1f}" for value in added] if one is not rows[0] else ["", ""]
-        table.add_row(one.name, f"{one.rate:.0f}", f"{one.p50:.1f}", f"{one.p99:.1f}", *more, str(one.failed))
+        table.add_row(
+            one.name, f"{one.rate:.0f}", f"{one.p50:.1f}", f"{one.p99:.1f}", *more, str(one.failed)
+        )
     Console(width=120).print(table)
     return table
 
 
 def main() -> None:
     """Prints the tables, and puts them into README.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=10, help="of each row")
     parser.add_argument("--requests", type=int, default=10_000, help="for memory")
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
@@ -274,13 +328,22 @@ def main() -> None:
         serve(given.serve, given.concurrency)
         return
     with served(0.0, 8) as (_, address):
-        rows = [direct(0.0, 1, given.seconds), *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200))]
+        rows = [
+            direct(0.0, 1, given.seconds),
+            *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200)),
+        ]
     made: list[Table | str] = [shown("models that answer at once, 8 requests at once", rows)]
     with served(0.05, 256) as (_, address):
-        rows = [direct(0.05, 8, given.seconds), *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200))]
+        rows = [
+            direct(0.05, 8, given.seconds),
+            *(loaded(address, many, given.seconds) for many in (1, 8, 32, 200)),
+        ]
     made.append(shown("models of 50 ms each, 256 requests at once", rows))
     ends = stopped_under_load(200)
-    said = f"{ends['200']:,} answers, {ends['503']:,} times 503 with Retry-After, {ends['refused']:,} refused connections"
+    said = (
+        f"{ends['200']:,} answers, {ends['503']:,} times 503 with Retry-After, "
+        f"{ends['refused']:,} refused connections"
+    )
     said += f"; lost: {ends['lost']}; exit code {ends['exit code']}"
     made.append(f"Stopped by SIGTERM under 200 connections that ask on: {said}.")
     sizes = ", ".join(f"{size:.1f} after {count:,}" for count, size in memory(given.requests))

@@ -1,9 +1,10 @@
-"""What keeping an answer takes: the store's own time per call, with its sync to the disk and without.
+"""What keeping an answer takes: the store's own time per call, with its sync to the disk and
+without.
 
     make bench                        # or: python benchmarks/bench_store.py --calls 3000
 
-The calls are asked one after another, of a model that answers at once, so that each is committed alone: the worst case. What a
-plain `fsync` of 4 KiB takes on the same disk stands beside it.
+The calls are asked one after another, of a model that answers at once, so that each is committed
+alone: the worst case. What a plain `fsync` of 4 KiB takes on the same disk stands beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from cowest_dspy.store.store import Store
 def requests(count: int) -> list[Request]:
     """Different requests of the size of a short question with its background."""
     messages = (
-        {"role": "user", "content": f"What is said of number {number}?\nBackground: {'x' * 300}"} for number in range(count)
+        {"role": "user", "content": f"What is said of number {number}?\nBackground: {'x' * 300}"}
+        for number in range(count)
     )
     return [serialize.request_from_messages("scripted/strong", [message]) for message in messages]
 
@@ -44,7 +46,10 @@ def kept(asked: list[Request], synchronous: str) -> float:
 
 def synced(times: int) -> float:
     """Milliseconds of writing 4 KiB and syncing them."""
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "file").open("wb", buffering=0) as file:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        (Path(folder) / "file").open("wb", buffering=0) as file,
+    ):
         started = time.perf_counter()
         for _ in range(times):
             file.write(bytes(4096))
@@ -54,7 +59,9 @@ def synced(times: int) -> float:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=3000)
     asked = requests(parser.parse_args().calls)
     table = Table("", "ms per call", title=f"{len(asked):,} answers, each committed alone")

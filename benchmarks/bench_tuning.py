@@ -1,14 +1,17 @@
-"""DPO on a processor: ours beside the script that a user of TRL writes, on the same pairs, model, LoRA and settings.
+"""DPO on a processor: ours beside the script that a user of TRL writes, on the same pairs, model,
+LoRA and settings.
 
     make bench                                     # 512 pairs of about 200 tokens, SmolLM2-135M
     python benchmarks/bench_tuning.py --pairs 64   # smaller
 
-The stock script has TRL's defaults; only ``use_cpu`` is said to it, and what all share: one epoch, 8 pairs in a step, the learning
-rate, beta, LoRA with rank 16, the seed. Each candidate runs in a process of its own, which gives its peak of memory. Timed is
-everything from loading the model to the saved adapter, imports aside: ours computes the reference before the first step, and
-that is inside. "CPU s" counts all threads; with OMP_NUM_THREADS=1 it is what to compare on a busy machine. "loss after" is measured
-afterwards and alike for all, in float32: the DPO loss of the saved adapter on 64 of the pairs; before training it is ln 2 = 0.693.
-Every candidate shuffles in its own way, so these agree about, not exactly.
+The stock script has TRL's defaults; only ``use_cpu`` is said to it, and what all share: one epoch,
+8 pairs in a step, the learning rate, beta, LoRA with rank 16, the seed. Each candidate runs in a
+process of its own, which gives its peak of memory. Timed is everything from loading the model to
+the saved adapter, imports aside: ours computes the reference before the first step, and that is
+inside. "CPU s" counts all threads; with OMP_NUM_THREADS=1 it is what to compare on a busy machine.
+"loss after" is measured afterwards and alike for all, in float32: the DPO loss of the saved adapter
+on 64 of the pairs; before training it is ln 2 = 0.693. Every candidate shuffles in its own way, so
+these agree about, not exactly.
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ Pairs = Sequence[dict[str, Any]]
 
 
 def pairs(count: int) -> list[dict[str, Any]]:
-    """Preference pairs: a prompt of about 120 tokens, completions of about 30 to 130, equal for equal counts.
+    """Preference pairs: a prompt of about 120 tokens, completions of about 30 to 130, equal for
+    equal counts.
 
-    All are words of the project's own README in a random order. Those of a chosen completion are lower case, those of a rejected
-    one are not, so there is something to learn.
+    All are words of the project's own README in a random order. Those of a chosen completion are
+    lower case, those of a rejected one are not, so there is something to learn.
     """
     words, rng = (ROOT / "README.md").read_text(encoding="utf-8").split(), random.Random(SEED)
     plain = [word for word in words if word.isalpha() and word.islower()]
@@ -55,9 +59,18 @@ def pairs(count: int) -> list[dict[str, Any]]:
 
     rows = []
     for _ in range(count):
-        asked = [{"role": "system", "content": "You write notes."}, {"role": "user", "content": f"Text: {some(plain, 60, 95)}"}]
+        asked = [
+            {"role": "system", "content": "You write notes."},
+            {"role": "user", "content": f"Text: {some(plain, 60, 95)}"},
+        ]
         # A plain word is one token or little more, another one about three.
-        rows.append({"prompt": asked, "chosen": answer(some(plain, 22, 100)), "rejected": answer(some(odd, 8, 36))})
+        rows.append(
+            {
+                "prompt": asked,
+                "chosen": answer(some(plain, 22, 100)),
+                "rejected": answer(some(odd, 8, 36)),
+            }
+        )
     return rows
 
 
@@ -65,7 +78,13 @@ def ours(rows: Pairs, output: Path, **settings: Any) -> None:
     """This library's ``train_dpo``."""
     from cowest_dspy.tuning import DPO, Lora, train_dpo
 
-    shared = {"epochs": 1, "learning_rate": LEARNING_RATE, "batch_size": BATCH, "beta": BETA, "warmup": 0}
+    shared = {
+        "epochs": 1,
+        "learning_rate": LEARNING_RATE,
+        "batch_size": BATCH,
+        "beta": BETA,
+        "warmup": 0,
+    }
     lora = Lora(rank=RANK, alpha=ALPHA)
     train_dpo(DPO(**shared, lora=lora, **settings), rows, base=str(MODEL), output=output, seed=SEED)
 
@@ -90,7 +109,9 @@ def stock(rows: Pairs, output: Path) -> None:
         disable_tqdm=True,
     )
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    trainer = DPOTrainer(model=str(MODEL), args=args, train_dataset=Dataset.from_list(list(rows)), peft_config=lora)
+    trainer = DPOTrainer(
+        model=str(MODEL), args=args, train_dataset=Dataset.from_list(list(rows)), peft_config=lora
+    )
     trainer.train()
     trainer.save_model(str(output))
 
@@ -102,16 +123,21 @@ CANDIDATES: dict[str, Callable[[Pairs, Path], None]] = {
 
 
 def loss_after(rows: Pairs, adapter: Path) -> float:
-    """The mean DPO loss of ``adapter`` on ``rows``: -ln sigmoid(beta * margin), by transformers and PEFT alone, in float32."""
+    """The mean DPO loss of ``adapter`` on ``rows``: -ln sigmoid(beta * margin), by transformers and
+    PEFT alone, in float32."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32), adapter).eval()
+    model: Any = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32), adapter
+    ).eval()
 
     def log_prob(prompt: list[Any], completion: list[Any]) -> torch.Tensor:
-        start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        start = len(
+            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        )
         ids = torch.tensor([tokenizer.apply_chat_template(prompt + completion, return_dict=False)])
         scores = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
         return scores.gather(1, ids[0, start:, None]).sum()
@@ -129,7 +155,8 @@ def loss_after(rows: Pairs, adapter: Path) -> float:
 
 
 def measure(name: str, count: int) -> dict[str, float]:
-    """Trains one candidate in this process: seconds, seconds of processor (all threads), peak GiB, loss after."""
+    """Trains one candidate in this process: seconds, seconds of processor (all threads), peak GiB,
+    loss after."""
     import peft  # noqa: F401  # imports are not timed
     import trl.trainer.dpo_trainer  # noqa: F401
 
@@ -140,15 +167,31 @@ def measure(name: str, count: int) -> dict[str, float]:
         CANDIDATES[name](rows, output)
         seconds, busy = time.perf_counter() - started, time.process_time() - worked
         gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return {"seconds": seconds, "busy": busy, "gib": gib, "loss": loss_after(rows[:SCORED], output)}
+        return {
+            "seconds": seconds,
+            "busy": busy,
+            "gib": gib,
+            "loss": loss_after(rows[:SCORED], output),
+        }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=512)
-    parser.add_argument("--only", choices=tuple(CANDIDATES), action="append", help="measure these candidates (default: all)")
-    parser.add_argument("--one", choices=tuple(CANDIDATES), help="measure this candidate in this process; the last line is JSON")
+    parser.add_argument(
+        "--only",
+        choices=tuple(CANDIDATES),
+        action="append",
+        help="measure these candidates (default: all)",
+    )
+    parser.add_argument(
+        "--one",
+        choices=tuple(CANDIDATES),
+        help="measure this candidate in this process; the last line is JSON",
+    )
     given = parser.parse_args()
     if not MODEL.is_dir():
         raise SystemExit(f"{MODEL} is missing: make models")
@@ -161,9 +204,15 @@ def main() -> None:
         quiet = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=quiet)
         if done.returncode:
-            raise SystemExit(f"{name} ended with {done.returncode}; a negative number is a signal.\n{done.stderr[-2000:]}")
+            raise SystemExit(
+                f"{name} ended with {done.returncode}; a negative number is a "
+                f"signal.\n{done.stderr[-2000:]}"
+            )
         found[name] = json.loads(done.stdout.splitlines()[-1])
-    table = Table(title=f"DPO of {MODEL.name}: {given.pairs} pairs, LoRA r={RANK}, {BATCH} pairs in a step, one epoch")
+    table = Table(
+        title=f"DPO of {MODEL.name}: {given.pairs} pairs, LoRA r={RANK}, {BATCH} pairs in a step, "
+        "one epoch"
+    )
     for column in ("", "pairs/s", "seconds", "CPU s", "times as fast", "peak GiB", "loss after"):
         table.add_column(column, justify="left" if not column else "right")
     slowest = max(one["seconds"] for one in found.values())

@@ -1,11 +1,14 @@
-"""The evidence behind the README: the handbook with three seeds, all test questions, and controls that can say no.
+"""The evidence behind the README: the handbook with three seeds, all test questions, and controls
+that can say no.
 
     make evidence                        # or: python benchmarks/evidence.py --seeds 0 1 2
 
-Each seed is a run of its own (runs/evidence/seed-N), resumable as every run is: other LoRA weights to start from, other drafts,
-another order of training. The handbook and its questions are the same for all, so that a call which one seed has made (greedy,
-of the same strong model, with the same messages) is taken over by the next instead of being made again. Seed 0 goes on from what
-`make demo` has done, if it was run. At the end the table between the two marks of README.md is written anew.
+Each seed is a run of its own (runs/evidence/seed-N), resumable as every run is: other LoRA weights
+to start from, other drafts, another order of training. The handbook and its questions are the same
+for all, so that a call which one seed has made (greedy, of the same strong model, with the same
+messages) is taken over by the next instead of being made again. Seed 0 goes on from what `make
+demo` has done, if it was run. At the end the table between the two marks of README.md is written
+anew.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ BEGIN, END = "<!-- evidence: written by make evidence -->", "<!-- end of evidenc
 
 
 def settings(seed: int, test: int | None) -> Config:
-    """The recipe's configuration with this seed, all test questions (or so many), and the controls."""
+    """The recipe's configuration with this seed, all test questions (or so many), and the
+    controls."""
     config = load_config(FILES, seed=seed)
     changed = {
         "evaluate": config.evaluate.model_copy(update={"controls": CONTROLS}),
@@ -49,19 +53,25 @@ def run_all(seeds: list[int], folder: Path, test: int | None) -> list[RunReport]
         earlier = [folder / f"seed-{before}" for before in seeds[:place]]
         if seed == 0 and DEMO.is_dir() and not (folder / "seed-0").exists():
             shutil.copytree(DEMO, folder / "seed-0")
-        with Experiment(settings(seed, test), folder / f"seed-{seed}", watch=Live(), reuse=earlier) as experiment:
+        with Experiment(
+            settings(seed, test), folder / f"seed-{seed}", watch=Live(), reuse=earlier
+        ) as experiment:
             reports.append(experiment.cycle())
     return reports
 
 
 def table(reports: list[RunReport]) -> str:
-    """The Markdown table: per arm the correct answers of each seed, and all seeds together with a 95 % interval.
+    """The Markdown table: per arm the correct answers of each seed, and all seeds together with a
+    95 % interval.
 
-    The interval is a bootstrap over questions, a question's answers of all seeds drawn together: they are not independent.
+    The interval is a bootstrap over questions, a question's answers of all seeds drawn together:
+    they are not independent.
     """
     seeds = [report.seed for report in reports]
     lines = [
-        "| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " | all seeds | 95 % interval |",
+        "| arm | "
+        + " | ".join(f"seed {seed}" for seed in seeds)
+        + " | all seeds | 95 % interval |",
         "|---|" + "---:|" * (len(seeds) + 2),
     ]
     for name in [name for name in ARMS if reports[0].arm(name)]:
@@ -78,8 +88,10 @@ def table(reports: list[RunReport]) -> str:
 def _comparisons(reports: list[RunReport]) -> list[str]:
     """Paired exact tests of the collaboration after tuning against the other arms, seed by seed."""
     lines = [
-        "The collaboration after preference tuning against the other arms: questions that it got right and they did not, questions "
-        "that they got right and it did not, and the p of McNemar's exact test (two-sided), for each seed:",
+        "The collaboration after preference tuning against the other arms: questions that it got "
+        "right and they did not, questions "
+        "that they got right and it did not, and the p of McNemar's exact test (two-sided), for "
+        "each seed:",
         "",
         "| against | " + " | ".join(f"seed {report.seed}" for report in reports) + " |",
         "|---|" + "---:|" * len(reports),
@@ -88,7 +100,10 @@ def _comparisons(reports: list[RunReport]) -> list[str]:
         cells: list[str] = []
         for report in reports:
             test = paired_exact_test(_scores(report, name), _scores(report, "collaboration"))
-            cells.append(f"+{test.fixed} -{test.broken}, p {'< 0.001' if test.p < 0.001 else f'= {test.p:.3f}'}")
+            cells.append(
+                f"+{test.fixed} -{test.broken}, p "
+                f"{'< 0.001' if test.p < 0.001 else f'= {test.p:.3f}'}"
+            )
         lines.append(f"| {_title(reports, name)} | " + " | ".join(cells) + " |")
     return lines
 
@@ -104,17 +119,26 @@ def _scores(report: RunReport, name: str) -> dict[str, float | None]:
 
 
 def _right(report: RunReport, name: str) -> dict[str, float]:
-    """1.0 for each question that the arm got right, 0.0 for every other that it was asked; one that failed counts as wrong here."""
+    """1.0 for each question that the arm got right, 0.0 for every other that it was asked; one that
+    failed counts as wrong here."""
     return {question: float(score == 1.0) for question, score in _scores(report, name).items()}
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/evidence", help="where the runs are kept")
-    parser.add_argument("--test", type=int, default=None, help="ask so many test questions (default: all)")
-    parser.add_argument("--table-only", action="store_true", help="only write the table from finished runs")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs/evidence", help="where the runs are kept"
+    )
+    parser.add_argument(
+        "--test", type=int, default=None, help="ask so many test questions (default: all)"
+    )
+    parser.add_argument(
+        "--table-only", action="store_true", help="only write the table from finished runs"
+    )
     given = parser.parse_args()
     if given.table_only:
         reports = [read_report(given.runs / f"seed-{seed}") for seed in given.seeds]

@@ -1,14 +1,20 @@
-"""The three domains of the paper on real data, with real models: every arm and control, and what drafts did; for docs/RESULTS.md.
+"""The three domains of the paper on real data, with real models: every arm and control, and what
+drafts did; for docs/RESULTS.md.
 
-    make quality                                              # all domains and arms (hours; resumable)
+    make quality                                              # all domains and arms (hours;
+        resumable)
     python benchmarks/quality.py --domains prosocial --core   # the arms that the two claims need
-    python benchmarks/quality.py --domains prosocial --seeds  # drafts that are answers, three seeds, every control, and sweeps
-    python benchmarks/quality.py --domains handbook --runs runs   # the demo's domain, going on from `make demo`
-    python benchmarks/quality.py --table-only                 # only write docs/RESULTS.md from what is done
+    python benchmarks/quality.py --domains prosocial --seeds  # drafts that are answers, three
+        seeds, every control, and sweeps
+    python benchmarks/quality.py --domains handbook --runs runs   # the demo's domain, going on from
+        `make demo`
+    python benchmarks/quality.py --table-only                 # only write docs/RESULTS.md from what
+        is done
 
-Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below; a run that was stopped goes on
-where it stood. Rows are read from --data: a folder with one folder for each domain, which has train.jsonl and dev.jsonl with the
-fields as published. Without a test.jsonl there, a recipe halves dev.jsonl by a seeded shuffle: one half is the dev split (accepts
+Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below;
+a run that was stopped goes on where it stood. Rows are read from --data: a folder with one folder
+for each domain, which has train.jsonl and dev.jsonl with the fields as published. Without a
+test.jsonl there, a recipe halves dev.jsonl by a seeded shuffle: one half is the dev split (accepts
 rounds), the other is counted. Of the texts of the data nothing is written to docs/RESULTS.md.
 """
 
@@ -57,8 +63,8 @@ PARTS = ("prosocial", "prosocial-seeds", "ifqa", "medmcqa", "handbook")
 MADE_UP = "handbook"
 """The domain of the demo, whose rows are made up by its recipe, with the sizes of its own TOML."""
 
-# What two cores can do in about half an hour for each domain's core arms. A round is taken whatever the dev split says of it, so
-# that the arm after tuning shows what tuning did.
+# What two cores can do in about half an hour for each domain's core arms. A round is taken whatever
+# the dev split says of it, so that the arm after tuning shows what tuning did.
 SIZES: dict[str, Any] = {
     "data.train": 48,
     "data.dev": 48,
@@ -70,13 +76,19 @@ SIZES: dict[str, Any] = {
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }
-# Texts of ProsocialDialog are short, so that more of them cost no more. Exact match is too coarse for IfQA here: the drafts of 45
-# in 48 questions had one influence. So its influence is what a draft does to the likelihood of the gold answer.
+# Texts of ProsocialDialog are short, so that more of them cost no more. Exact match is too coarse
+# for IfQA here: the drafts of 45 in 48 questions had one influence. So its influence is what a
+# draft does to the likelihood of the gold answer.
 LARGER: dict[str, dict[str, Any]] = {
-    "prosocial": {"data.train": 96, "sft.settings.max_steps": 150, "sft.answer_settings.max_steps": 150},
+    "prosocial": {
+        "data.train": 96,
+        "sft.settings.max_steps": 150,
+        "sft.answer_settings.max_steps": 150,
+    },
     "ifqa": {"influence.metric": 0.0, "influence.likelihood": 1.0, "pairs.margin": 0.05},
 }
-# Drafts that are answers: few of them differ, and the same draft is refined once, so that seeds, controls and sweeps cost little.
+# Drafts that are answers: few of them differ, and the same draft is refined once, so that seeds,
+# controls and sweeps cost little.
 SEEDED: dict[str, dict[str, Any]] = {
     "prosocial": {
         "draft": "direct",
@@ -88,7 +100,9 @@ SEEDED: dict[str, dict[str, Any]] = {
         "compare.seeds": (0, 1, 2),
     },
 }
-SWEEPS: dict[str, dict[str, tuple[Any, ...]]] = {"prosocial": {"pairs.most": (16, 32, 64), "rounds.count": (1, 2)}}
+SWEEPS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "prosocial": {"pairs.most": (16, 32, 64), "rounds.count": (1, 2)}
+}
 CONTROLS = ("shuffled", "sft_on_chosen", "by_correctness", "other_draft")
 SEEDED_ARMS: dict[str, dict[str, str]] = {
     "alone": {"kind": "alone"},
@@ -104,21 +118,29 @@ CORE = (
 
 
 def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False) -> Config:
-    """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``, the recipe's own."""
+    """The configuration of a domain, with the sizes above and rows of ``data``; without ``data``,
+    the recipe's own."""
     config = load_config([ROOT / f"programs/{domain}.toml", BACKEND], seed=seed)
     if domain == MADE_UP:
         return config
-    changes = {**SIZES, **LARGER.get(domain, {}), **({"data.rows": str((data / domain).resolve())} if data else {})}
+    changes = {
+        **SIZES,
+        **LARGER.get(domain, {}),
+        **({"data.rows": str((data / domain).resolve())} if data else {}),
+    }
     if seeded:
         changes |= SEEDED[domain] | {"compare.arms": SEEDED_ARMS, "compare.sweep": SWEEPS[domain]}
     return overridden(config, changes)
 
 
 def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
-    """The comparison of a configuration, kept in its run's folder; of these arms, where it declares them, or of all."""
+    """The comparison of a configuration, kept in its run's folder; of these arms, where it declares
+    them, or of all."""
     with Experiment(config, folder, watch=Live()) as experiment:
         declared = experiment.config.compare.arms if experiment.config.compare else {}
-        made = Compared(experiment).run([name for name in declared if name in arms] if arms is not None else None)
+        made = Compared(experiment).run(
+            [name for name in declared if name in arms] if arms is not None else None
+        )
         write_comparison(made, folder / "comparison")
     return made
 
@@ -129,9 +151,10 @@ def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
 def effects(comparison: Comparison) -> str:
     """A Markdown table: what each collaborating arm did to the answers of the strong model alone.
 
-    "recall" is how often the draft holds the gold answer; the two columns after it are how often the refined answer is right where
-    it does and where it does not. "helped" counts wrong answers alone that became right, "harm rate" is the part of the right ones
-    that became wrong, with Wilson's 95 % interval.
+    "recall" is how often the draft holds the gold answer; the two columns after it are how often
+    the refined answer is right where it does and where it does not. "helped" counts wrong answers
+    alone that became right, "harm rate" is the part of the right ones that became wrong, with
+    Wilson's 95 % interval.
     """
     alone = _answers(comparison, comparison.against)
     golds = {answer.gold for answer in alone.values()}
@@ -143,18 +166,30 @@ def effects(comparison: Comparison) -> str:
     for one in comparison.arms:
         arm = one.arm
         title = f"{arm.title}, seed {one.seed}" if several[arm.name] > 1 else arm.title
-        found = [answer for answer in arm.answers if answer.draft is not None and answer.score is not None]
+        found = [
+            answer
+            for answer in arm.answers
+            if answer.draft is not None and answer.score is not None
+        ]
         if not found or arm.name in ("alone", "oracle"):
             continue
         held = [answer for answer in found if holds_gold(answer, golds)]
         lacked = [answer for answer in found if not holds_gold(answer, golds)]
-        both = [(alone[answer.example_id], answer) for answer in found if alone[answer.example_id].score is not None]
+        both = [
+            (alone[answer.example_id], answer)
+            for answer in found
+            if alone[answer.example_id].score is not None
+        ]
         kept = [(before.score == 1, after.score == 1) for before, after in both]
-        right, broken = sum(before for before, _ in kept), sum(before and not after for before, after in kept)
+        right, broken = (
+            sum(before for before, _ in kept),
+            sum(before and not after for before, after in kept),
+        )
         span = wilson_interval(broken, right)
         lines.append(
             f"| {title} | {len(held)} of {len(found)} | {_right(held)} | {_right(lacked)} | "
-            f"{sum(after and not before for before, after in kept)} of {len(kept) - right} | {broken} of {right} | "
+            f"{sum(after and not before for before, after in kept)} of {len(kept) - right} | "
+            f"{broken} of {right} | "
             f"{100 * broken / max(right, 1):.0f} % ({100 * span.low:.0f}-{100 * span.high:.0f}) |"
         )
     return "\n".join(lines)
@@ -170,10 +205,11 @@ def _answers(comparison: Comparison, name: str) -> dict[str, Answer]:
 
 
 def holds_gold(answer: Answer, golds: Collection[str] = ()) -> bool:
-    """Whether a draft says the gold answer: its text, or of one among options the option's text or its letter at the beginning.
+    """Whether a draft says the gold answer: its text, or of one among options the option's text or
+    its letter at the beginning.
 
-    What answers with one of ``golds`` (of all examples) says that one and none that stands in it: "possibly needs caution" is not
-    "needs caution".
+    What answers with one of ``golds`` (of all examples) says that one and none that stands in it:
+    "possibly needs caution" is not "needs caution".
     """
     text = CONFIDENCE.sub("", answer.draft or "").lower()
     stated = text.rpartition("answer:")[2].strip(" .\n")
@@ -182,7 +218,14 @@ def holds_gold(answer: Answer, golds: Collection[str] = ()) -> bool:
     draft, gold = " ".join(text.split()), answer.gold.lower()
     options = str(answer.inputs.get("options", ""))
     if options:
-        option = next((line[3:] for line in options.splitlines() if line.startswith(f"{answer.gold}.")), "").lower().strip()
+        option = (
+            next(
+                (line[3:] for line in options.splitlines() if line.startswith(f"{answer.gold}.")),
+                "",
+            )
+            .lower()
+            .strip()
+        )
         last = draft.rpartition("answer:")[2].strip()
         return bool(option and option in draft) or last[:2] in (f"{gold}.", gold)
     return gold in draft
@@ -190,27 +233,46 @@ def holds_gold(answer: Answer, golds: Collection[str] = ()) -> bool:
 
 CONFIDENCE = re.compile(r" \(confidence [\d.]+\)")
 """What SuperICL adds to the weak model's answer."""
-FORMATS = (("collaboration_sft", "collaboration"), ("direct_sft", "direct"), ("reasoning_sft", "reasoning"))
+FORMATS = (
+    ("collaboration_sft", "collaboration"),
+    ("direct_sft", "direct"),
+    ("reasoning_sft", "reasoning"),
+)
 """The arms of each format of drafts, before and after preference tuning."""
 
 
 def claims(comparison: Comparison) -> str:
-    """A Markdown table: the paper's two claims in each format of drafts, as differences of an arm less another, in points.
+    """A Markdown table: the paper's two claims in each format of drafts, as differences of an arm
+    less another, in points.
 
-    On the examples that both answered; 95 % interval and p (two-sided, of one test: not corrected for the number of them).
+    On the examples that both answered; 95 % interval and p (two-sided, of one test: not corrected
+    for the number of them).
     """
     arms = defaultdict[str, list[ComparedArm]](list)
     for one in comparison.arms:
         arms[one.arm.name].append(one)
-    asked = [(after, other) for before, after in FORMATS for other in (comparison.against, "weak", before)]
-    lines = ["| arm | less | points \\[95 %\\] | p | better, worse of n |", "|---|---|---:|---:|---:|"]
+    asked = [
+        (after, other)
+        for before, after in FORMATS
+        for other in (comparison.against, "weak", before)
+    ]
+    lines = [
+        "| arm | less | points \\[95 %\\] | p | better, worse of n |",
+        "|---|---|---:|---:|---:|",
+    ]
     for name, other in asked:
         if name not in arms or other not in arms:
             continue
         test = paired_test(arms[name], arms[other])
         told = escape_markdown(format_difference(test))
-        chance, counts = escape_markdown(bare_p(test.p)), f"{test.higher}, {test.lower} of {test.answers}"
-        lines.append(f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {chance} | {counts} |")
+        chance, counts = (
+            escape_markdown(bare_p(test.p)),
+            f"{test.higher}, {test.lower} of {test.answers}",
+        )
+        lines.append(
+            f"| {arms[name][0].arm.title} | {arms[other][0].arm.title} | {told} | {chance} | "
+            f"{counts} |"
+        )
     return "\n".join(lines)
 
 
@@ -232,11 +294,14 @@ def section(comparison: Comparison, command: str) -> str:
 
 
 def write_results(parts: dict[str, str], page: Path = RESULTS) -> None:
-    """Puts the domains' parts between the two marks of the page; those of other domains are left as they are."""
+    """Puts the domains' parts between the two marks of the page; those of other domains are left as
+    they are."""
     old = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     known = dict(_sections(old))
     known.update(parts)
-    body = "\n\n".join(f"<!-- {domain} -->\n{known[domain].strip()}" for domain in PARTS if domain in known)
+    body = "\n\n".join(
+        f"<!-- {domain} -->\n{known[domain].strip()}" for domain in PARTS if domain in known
+    )
     put(page, BEGIN, END, body)
 
 
@@ -253,16 +318,35 @@ def _sections(text: str) -> list[tuple[str, str]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="a folder with a folder for each domain")
-    parser.add_argument("--hub", action="store_true", help="read what the recipes read by themselves, over the network")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/quality", help="where the runs are kept")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared/data",
+        help="a folder with a folder for each domain",
+    )
+    parser.add_argument(
+        "--hub",
+        action="store_true",
+        help="read what the recipes read by themselves, over the network",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs/quality", help="where the runs are kept"
+    )
     parser.add_argument("--core", action="store_true", help="only the arms that the claims need")
-    parser.add_argument("--seeds", action="store_true", help="the part with three seeds, every control, and sweeps")
+    parser.add_argument(
+        "--seeds", action="store_true", help="the part with three seeds, every control, and sweeps"
+    )
     parser.add_argument("--arms", nargs="+", help="only these arms")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--table-only", action="store_true", help="only write docs/RESULTS.md from finished comparisons")
+    parser.add_argument(
+        "--table-only",
+        action="store_true",
+        help="only write docs/RESULTS.md from finished comparisons",
+    )
     given = parser.parse_args()
     console, parts = Console(), dict[str, str]()
     arms: Sequence[str] | None = given.arms or (CORE if given.core else None)
@@ -271,14 +355,28 @@ def main() -> None:
         data: Path | None = None if given.hub or domain == MADE_UP else given.data
         if data and not given.table_only and not (data / domain / "train.jsonl").is_file():
             missing = data / domain / "train.jsonl"
-            sys.exit(f"There is no {missing}: put the rows there, name another folder (--data), or use --hub.")
+            sys.exit(
+                f"There is no {missing}: put the rows there, name another folder (--data), or use "
+                "--hub."
+            )
         if given.table_only:
             made = read_comparison(given.runs / part / "comparison")
         else:
-            made = run(settings(domain, data, given.seed, seeded=given.seeds), given.runs / part, arms)
+            made = run(
+                settings(domain, data, given.seed, seeded=given.seeds), given.runs / part, arms
+            )
         print_comparison(made, console)
-        asked = " --seeds" if given.seeds else " --core" if {one.arm.name for one in made.arms} <= set(CORE) else ""
-        parts[part] = section(replace(made, title=f"{part}: comparison"), f"python benchmarks/quality.py --domains {domain}{asked}")
+        asked = (
+            " --seeds"
+            if given.seeds
+            else " --core"
+            if {one.arm.name for one in made.arms} <= set(CORE)
+            else ""
+        )
+        parts[part] = section(
+            replace(made, title=f"{part}: comparison"),
+            f"python benchmarks/quality.py --domains {domain}{asked}",
+        )
         write_results(parts)
 
 

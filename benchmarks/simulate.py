@@ -1,12 +1,16 @@
-"""How a run grows: service times measured here, a simulation that has to reproduce measured points first, then 10 million examples.
+"""How a run grows: service times measured here, a simulation that has to reproduce measured points
+first, then 10 million examples.
 
-    python benchmarks/simulate.py                # measures (some minutes), simulates, writes docs/scale.md and docs/scale.svg
+    python benchmarks/simulate.py                # measures (some minutes), simulates, writes
+        docs/scale.md and docs/scale.svg
     python benchmarks/simulate.py --dry          # measures less, and writes nothing
-    python benchmarks/simulate.py --again        # simulates anew from the measured times in docs/scale.json
+    python benchmarks/simulate.py --again        # simulates anew from the measured times in
+        docs/scale.json
 
-Measured here: collect() on scripted models that answer at once (the driver's own time), the store, a commit, bytes on the disk, and
-collect() with a strong model that takes 300 ms. What was measured without a store, and in it with 1 and 8 threads, fixes the
-simulation's times; the rest it has to come out at, and the error stands beside it. What GPUs and an API do is assumed, and said so.
+Measured here: collect() on scripted models that answer at once (the driver's own time), the store,
+a commit, bytes on the disk, and collect() with a strong model that takes 300 ms. What was measured
+without a store, and in it with 1 and 8 threads, fixes the simulation's times; the rest it has to
+come out at, and the error stands beside it. What GPUs and an API do is assumed, and said so.
 """
 
 from __future__ import annotations
@@ -37,16 +41,19 @@ CALLS = 2 + 1 / DRAFTS
 NODES = (1, 10, 100, 1000)
 EXAMPLES = (10_000, 100_000, 1_000_000, 10_000_000)
 WINDOW = 6
-"""Examples that are simulated for each that is under way at once; what is more is the same again."""
+"""Examples that are simulated for each that is under way at once; what is more is the same again.
+"""
 STEPS = (1, 8, 128, 512)
-"""Threads at which the driver's own time is measured; between them it is interpolated over the logarithm."""
+"""Threads at which the driver's own time is measured; between them it is interpolated over the
+logarithm."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured here: seconds of a call without a store, at each of ``STEPS`` threads, seconds of keeping an answer without
-    its commit, of one thread and where several want the processor (a thread that comes back from the disk then waits for its turn),
-    of a commit, bytes of a trace on the disk; and the points to be reproduced."""
+    """What was measured here: seconds of a call without a store, at each of ``STEPS`` threads,
+    seconds of keeping an answer without its commit, of one thread and where several want the
+    processor (a thread that comes back from the disk then waits for its turn), of a commit, bytes
+    of a trace on the disk; and the points to be reproduced."""
 
     call: list[float]
     keep: list[float]
@@ -59,7 +66,8 @@ class Measured:
         return Times(self.call_with(threads), self.keep[threads > 1], self.sync, 0.0, strong)
 
     def call_with(self, threads: int) -> float:
-        """Seconds of a call with so many threads; above the most that were measured, as with these."""
+        """Seconds of a call with so many threads; above the most that were measured, as with
+        these."""
         place = math.log2(max(1, threads))
         steps = [math.log2(step) for step in STEPS]
         for (low, first), (high, second) in itertools.pairwise(zip(steps, self.call, strict=True)):
@@ -70,9 +78,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What nobody could measure here. Of each node: drafts a second (on a GPU), strong calls under way. Of the strong model:
-    seconds of an answer and their spread, calls a minute that are allowed; tokens of a call in and out, and USD per million of
-    them. ``by_processor`` was measured elsewhere: drafts a second on two processor cores (README.md here)."""
+    """What nobody could measure here. Of each node: drafts a second (on a GPU), strong calls under
+    way. Of the strong model: seconds of an answer and their spread, calls a minute that are
+    allowed; tokens of a call in and out, and USD per million of them. ``by_processor`` was measured
+    elsewhere: drafts a second on two processor cores (README.md here)."""
 
     drafts: float = 100.0
     by_processor: float = 12.0
@@ -87,8 +96,8 @@ class Assumed:
 def measure(traces: int, times: int, points: Sequence[int]) -> Measured:
     """Measures the driver, the store and the points.
 
-    Each number is the median of so many runs in processes of their own, which take turns, so that other work on the machine slows
-    all of them alike.
+    Each number is the median of so many runs in processes of their own, which take turns, so that
+    other work on the machine slows all of them alike.
     """
     plain = [("collect, no store", traces, threads) for threads in STEPS]
     stored = [("collect, in the store", traces, threads) for threads in (1, 8, 32)]
@@ -105,25 +114,43 @@ def measure(traces: int, times: int, points: Sequence[int]) -> Measured:
     median = {one: statistics.median(taken) for one, taken in seconds.items()}
     calls = traces * CALLS
     call = [median[one] / calls for one in plain]
-    # Without its sync the store only computes. What else the store adds to a run of one thread is waiting for the disk.
+    # Without its sync the store only computes. What else the store adds to a run of one thread is
+    # waiting for the disk.
     added = max(0.0, median[stored[0]] / calls - call[0])
     keep = min(statistics.median(off), added)
     several = max(keep, median[stored[1]] / calls - call[1])
     latency = {"latency": LATENCY}
     found_points = [
-        {"threads": one[2], "latency": latency.get(one[0], 0.0), "traces": one[1], "seconds": median[one]}
+        {
+            "threads": one[2],
+            "latency": latency.get(one[0], 0.0),
+            "traces": one[1],
+            "seconds": median[one],
+        }
         for one in (*stored[2:], *slow)
     ]
     return Measured(call, [keep, several], added - keep, bytes_of(traces), found_points)
 
 
 def bytes_of(traces: int) -> float:
-    """Bytes on the disk for each trace: the run's folder, prompts and answers as they are in the benchmark of collecting."""
-    program = Collaboration("question -> answer").bind(weak=Scripted("weak").lm(), strong=Scripted("strong").lm())
+    """Bytes on the disk for each trace: the run's folder, prompts and answers as they are in the
+    benchmark of collecting."""
+    program = Collaboration("question -> answer").bind(
+        weak=Scripted("weak").lm(), strong=Scripted("strong").lm()
+    )
     with tempfile.TemporaryDirectory() as folder:
         with Store(folder) as store:
-            collect(program, Questions(traces // DRAFTS), match, Sampling(DRAFTS), store=store, threads=8)
-        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / traces
+            collect(
+                program,
+                Questions(traces // DRAFTS),
+                match,
+                Sampling(DRAFTS),
+                store=store,
+                threads=8,
+            )
+        return (
+            sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / traces
+        )
 
 
 def reproduced(found: Measured, seed: int) -> list[dict[str, float]]:
@@ -134,14 +161,21 @@ def reproduced(found: Measured, seed: int) -> list[dict[str, float]]:
         weak, ahead = under_way(threads, DRAFTS)
         load = Load(int(point["traces"]) // DRAFTS, DRAFTS, threads, weak, ahead=ahead)
         made = simulate(load, found.times(threads, point["latency"]), seed)
-        rows.append({**point, "simulated": made.seconds, "error": made.seconds / point["seconds"] - 1, "busy": made.busy["driver"]})
+        rows.append(
+            {
+                **point,
+                "simulated": made.seconds,
+                "error": made.seconds / point["seconds"] - 1,
+                "busy": made.busy["driver"],
+            }
+        )
     return rows
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way to run: its name, what a node's weak model does, strong calls under way for each node, the limit of calls a second, and
-    nodes for each driver (None: one driver for all)."""
+    """A way to run: its name, what a node's weak model does, strong calls under way for each node,
+    the limit of calls a second, and nodes for each driver (None: one driver for all)."""
 
     name: str
     drafts: float
@@ -152,50 +186,108 @@ class Case:
     def outcome(self, found: Measured, given: Assumed, nodes: int, seed: int) -> Column:
         """The case on so many nodes."""
         strong, rate = self.slots * nodes, self.drafts * nodes
-        # Drafts are made in batches: as many slots as give the rate when a batch takes as long as a strong answer half.
+        # Drafts are made in batches: as many slots as give the rate when a batch takes as long as a
+        # strong answer half.
         weak = max(1, round(rate * given.latency / 2))
         drivers = max(1, nodes // self.nodes_of_a_driver) if self.nodes_of_a_driver else 1
-        times = replace(found.times(strong // drivers, given.latency), weak=weak / rate, spread=given.spread)
+        times = replace(
+            found.times(strong // drivers, given.latency), weak=weak / rate, spread=given.spread
+        )
         load = Load(0, DRAFTS, strong, weak, self.limit, drivers)
         made = simulate(replace(load, examples=max(400, WINDOW * load.room)), times, seed)
         return Column(self.name, drivers, nodes, made)
 
 
-def columns(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODES) -> list[Column]:
-    """Throughput by nodes: with a rate limit, without one, with the weak model on processors, and with several drivers."""
+def columns(
+    found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODES
+) -> list[Column]:
+    """Throughput by nodes: with a rate limit, without one, with the weak model on processors, and
+    with several drivers."""
     cases = [
-        Case(f"one driver, an API of {given.limit:,.0f} calls a minute", given.drafts, given.slots, given.limit / 60),
+        Case(
+            f"one driver, an API of {given.limit:,.0f} calls a minute",
+            given.drafts,
+            given.slots,
+            given.limit / 60,
+        ),
         Case("one driver, no limit", given.drafts, given.slots),
-        Case("one driver, no limit, the weak model on two cores a node", given.by_processor, 2 * given.slots),
-        Case("a driver for every 25 nodes, no limit", given.drafts, given.slots, nodes_of_a_driver=25),
+        Case(
+            "one driver, no limit, the weak model on two cores a node",
+            given.by_processor,
+            2 * given.slots,
+        ),
+        Case(
+            "a driver for every 25 nodes, no limit", given.drafts, given.slots, nodes_of_a_driver=25
+        ),
     ]
     return [case.outcome(found, given, count, seed) for case in cases for count in nodes]
 
 
 def page(found: Measured, given: Assumed, seed: int, nodes: Sequence[int] = NODES) -> Page:
     """All that the page says."""
-    return Page(asdict(found), asdict(given), reproduced(found, seed), columns(found, given, seed, nodes), EXAMPLES, DRAFTS, CALLS)
+    return Page(
+        asdict(found),
+        asdict(given),
+        reproduced(found, seed),
+        columns(found, given, seed, nodes),
+        EXAMPLES,
+        DRAFTS,
+        CALLS,
+    )
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traces", type=int, default=2000, help="of each measurement without a slow model")
-    parser.add_argument("--times", type=int, default=3, help="runs of each measurement; the median counts")
-    parser.add_argument("--drafts", type=float, default=Assumed.drafts, help="assumed: drafts a second of a node's weak model")
-    parser.add_argument("--slots", type=int, default=Assumed.slots, help="assumed: strong calls under way for each node")
-    parser.add_argument("--latency", type=float, default=Assumed.latency, help="assumed: seconds of a strong answer")
-    parser.add_argument("--limit", type=float, default=Assumed.limit, help="assumed: strong calls a minute that an API allows")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--traces", type=int, default=2000, help="of each measurement without a slow model"
+    )
+    parser.add_argument(
+        "--times", type=int, default=3, help="runs of each measurement; the median counts"
+    )
+    parser.add_argument(
+        "--drafts",
+        type=float,
+        default=Assumed.drafts,
+        help="assumed: drafts a second of a node's weak model",
+    )
+    parser.add_argument(
+        "--slots",
+        type=int,
+        default=Assumed.slots,
+        help="assumed: strong calls under way for each node",
+    )
+    parser.add_argument(
+        "--latency", type=float, default=Assumed.latency, help="assumed: seconds of a strong answer"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=Assumed.limit,
+        help="assumed: strong calls a minute that an API allows",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dry", action="store_true", help="measure little, simulate up to 100 nodes, write nothing")
-    parser.add_argument("--again", action="store_true", help="take the measured times from docs/scale.json")
+    parser.add_argument(
+        "--dry", action="store_true", help="measure little, simulate up to 100 nodes, write nothing"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="take the measured times from docs/scale.json"
+    )
     given = parser.parse_args()
-    assumed = Assumed(drafts=given.drafts, slots=given.slots, latency=given.latency, limit=given.limit)
+    assumed = Assumed(
+        drafts=given.drafts, slots=given.slots, latency=given.latency, limit=given.limit
+    )
     kept_in = ROOT / "docs/scale.json"
     if given.again:
         found = Measured(**json.loads(kept_in.read_text(encoding="utf-8")))
     else:
-        found = measure(800, 1, (8, 32)) if given.dry else measure(given.traces, given.times, (8, 32, 128, 512))
+        found = (
+            measure(800, 1, (8, 32))
+            if given.dry
+            else measure(given.traces, given.times, (8, 32, 128, 512))
+        )
     if not given.dry:
         kept_in.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
     made = page(found, assumed, given.seed, NODES[:-1] if given.dry else NODES)

@@ -34,7 +34,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Page:
-    """What the tables say: measured, assumed, the points, the cases, examples to reckon for, drafts of each, calls of a trace."""
+    """What the tables say: measured, assumed, the points, the cases, examples to reckon for, drafts
+    of each, calls of a trace."""
 
     measured: dict[str, Any]
     assumed: dict[str, Any]
@@ -63,7 +64,10 @@ def write(page: Page, file: Path, figure: Path) -> None:
 def drawing(page: Page) -> str:
     """Examples an hour by nodes, one line for each case."""
     names = list(dict.fromkeys(column.name for column in page.columns))
-    values = [{"nodes": one.nodes, "rate": 3600 * page.per_example(one), "case": one.name} for one in page.columns]
+    values = [
+        {"nodes": one.nodes, "rate": 3600 * page.per_example(one), "case": one.name}
+        for one in page.columns
+    ]
     scale = {"domain": names, "range": list(COLOURS[: len(names)])}
     specification = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -100,26 +104,60 @@ def drawing(page: Page) -> str:
             },
         },
     }
-    drawn = str(draw(specification, "Examples an hour by nodes: what each case is limited by is in the table"))
-    head, _, rest = drawn.partition(">")
-    return (
-        f"{head.replace('<svg', '<svg xmlns=' + chr(34) + 'http://www.w3.org/2000/svg' + chr(34), 1)}><style>{STYLE}</style>{rest}"
+    drawn = str(
+        draw(
+            specification, "Examples an hour by nodes: what each case is limited by is in the table"
+        )
     )
+    head, _, rest = drawn.partition(">")
+    return f"{head.replace('<svg', '<svg xmlns=' + chr(34) + 'http://www.w3.org/2000/svg' + chr(34), 1)}><style>{STYLE}</style>{rest}"
 
 
 def _times(page: Page) -> str:
     found, given = page.measured, page.assumed
     calls = ", ".join(f"{1000 * each:.3f}" for each in found["call"]) + " ms"
     rows = [
-        ["a call, no store; 1, 8, 128, 512 threads", calls, "measured: `collect` on models that answer at once"],
-        ["keeping an answer, one thread, without its commit", _ms(found["keep"][0]), "measured: the store with its sync off"],
-        ["keeping an answer, 8 threads", _ms(found["keep"][1]), "measured: what the store adds to 8 threads that are never idle"],
-        ["a commit", _ms(found["sync"]), "measured: what the store adds to one thread, less the line above"],
-        ["a trace on the disk", f"{found['bytes'] / 1000:.1f} kB", "measured: short prompts; grows with theirs"],
-        ["a strong answer", f"{given['latency']:g} s, spread {given['spread']:.0%}", "assumed (`--latency`)"],
+        [
+            "a call, no store; 1, 8, 128, 512 threads",
+            calls,
+            "measured: `collect` on models that answer at once",
+        ],
+        [
+            "keeping an answer, one thread, without its commit",
+            _ms(found["keep"][0]),
+            "measured: the store with its sync off",
+        ],
+        [
+            "keeping an answer, 8 threads",
+            _ms(found["keep"][1]),
+            "measured: what the store adds to 8 threads that are never idle",
+        ],
+        [
+            "a commit",
+            _ms(found["sync"]),
+            "measured: what the store adds to one thread, less the line above",
+        ],
+        [
+            "a trace on the disk",
+            f"{found['bytes'] / 1000:.1f} kB",
+            "measured: short prompts; grows with theirs",
+        ],
+        [
+            "a strong answer",
+            f"{given['latency']:g} s, spread {given['spread']:.0%}",
+            "assumed (`--latency`)",
+        ],
         ["strong calls under way", f"{given['slots']} for each node", "assumed (`--slots`)"],
-        ["drafts of a node's weak model", f"{given['drafts']:g} a second", "assumed (`--drafts`): a GPU"],
-        ["the same on two processor cores", f"{given['by_processor']:g} a second", "measured earlier: `bench_drafts.py`"],
+        [
+            "drafts of a node's weak model",
+            f"{given['drafts']:g} a second",
+            "assumed (`--drafts`): a GPU",
+        ],
+        [
+            "the same on two processor cores",
+            f"{given['by_processor']:g} a second",
+            "measured earlier: `bench_drafts.py`",
+        ],
         ["an API's limit", f"{given['limit']:,.0f} calls a minute", "assumed (`--limit`)"],
     ]
     return _table(["time or size", "", "where from"], rows)
@@ -138,7 +176,10 @@ def _points(page: Page) -> str:
         ]
         for one in page.points
     ]
-    return _table(["threads", "strong answer", "traces", "measured s", "simulated s", "error", "driver busy"], rows)
+    return _table(
+        ["threads", "strong answer", "traces", "measured s", "simulated s", "error", "driver busy"],
+        rows,
+    )
 
 
 def _cases(page: Page) -> str:
@@ -172,8 +213,19 @@ def _costs(page: Page) -> str:
         tokens = [strong * each for each in given["tokens"]]
         usd = sum(each / 1e6 * price for each, price in zip(tokens, given["usd"], strict=True))
         disk = count * page.drafts * page.measured["bytes"]
-        rows.append([f"{count:,}", f"{weak:,}", f"{strong:,}", f"{sum(tokens) / 1e9:,.2f}", f"{usd:,.0f}", f"{disk / 1e9:,.1f}"])
-    return _table(["examples", "drafts", "strong calls", "10⁹ strong tokens", "USD", "GB on the disk"], rows)
+        rows.append(
+            [
+                f"{count:,}",
+                f"{weak:,}",
+                f"{strong:,}",
+                f"{sum(tokens) / 1e9:,.2f}",
+                f"{usd:,.0f}",
+                f"{disk / 1e9:,.1f}",
+            ]
+        )
+    return _table(
+        ["examples", "drafts", "strong calls", "10⁹ strong tokens", "USD", "GB on the disk"], rows
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,11 +1,14 @@
-"""A run as a discrete-event simulation (SimPy): who waits for whom, when there are more examples and machines than are here.
+"""A run as a discrete-event simulation (SimPy): who waits for whom, when there are more examples
+and machines than are here.
 
-    outcome = simulate(Load(examples=400, drafts=4, strong_slots=32), Times(call=2e-4, keep=7e-5, sync=2e-4, strong=0.3), seed=0)
+    outcome = simulate(Load(examples=400, drafts=4, strong_slots=32), Times(call=2e-4, keep=7e-5,
+    sync=2e-4, strong=0.3), seed=0)
     outcome.rate, outcome.bottleneck        # calls a second, and the resource that is busy most
 
-A call takes a slot of its model, the driver's processor (``call``), the model's time, the driver's processor again (``keep``), and
-a commit of the driver's store, which takes all answers that wait for it at once (``sync``). That is what collect() does: one driver
-writes the store; its Python runs one thread at a time. Several drivers have a store each.
+A call takes a slot of its model, the driver's processor (``call``), the model's time, the driver's
+processor again (``keep``), and a commit of the driver's store, which takes all answers that wait
+for it at once (``sync``). That is what collect() does: one driver writes the store; its Python runs
+one thread at a time. Several drivers have a store each.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ Steps = Generator[simpy.Event, Any, Any]
 
 @dataclass(frozen=True)
 class Times:
-    """Service times in seconds: ``call`` and ``keep`` of the driver's processor for a call and for an answer that is kept, ``sync``
-    of a commit, ``weak`` of a draft in its slot, ``strong`` of an answer in its slot. ``spread``: the standard deviation of a
-    strong answer's time as part of its mean (gamma distributed; 0: always the same, 1: exponential)."""
+    """Service times in seconds: ``call`` and ``keep`` of the driver's processor for a call and for
+    an answer that is kept, ``sync`` of a commit, ``weak`` of a draft in its slot, ``strong`` of an
+    answer in its slot. ``spread``: the standard deviation of a strong answer's time as part of its
+    mean (gamma distributed; 0: always the same, 1: exponential)."""
 
     call: float = 0.0
     keep: float = 0.0
@@ -38,10 +42,11 @@ class Times:
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be done, and by how many: ``drafts`` of each example, slots (calls under way at once) of both models, ``limit``
-    strong calls a second (None: no limit), ``drivers`` with a store each. ``arrivals``: examples a second, at random (Poisson);
-    None: the next one begins as soon as there is room, as in a run. ``ahead``: examples under way at once (None: enough that no
-    slot of the strong model is empty for want of one)."""
+    """What is to be done, and by how many: ``drafts`` of each example, slots (calls under way at
+    once) of both models, ``limit`` strong calls a second (None: no limit), ``drivers`` with a store
+    each. ``arrivals``: examples a second, at random (Poisson);
+    None: the next one begins as soon as there is room, as in a run. ``ahead``: examples under way
+        at once (None: enough that no slot of the strong model is empty for want of one)."""
 
     examples: int
     drafts: int = 4
@@ -78,9 +83,10 @@ class _Tally:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it. ``rate``: calls a second in the middle half of all calls, without the beginning and the end. ``busy``: the
-    part of that time that each resource was used, in [0, 1]; of slots, the part that was taken. ``waited``: mean seconds that a
-    strong call waited for its slot; ``inside``: that it took from asking for its slot to its end."""
+    """What came of it. ``rate``: calls a second in the middle half of all calls, without the
+    beginning and the end. ``busy``: the part of that time that each resource was used, in [0, 1];
+    of slots, the part that was taken. ``waited``: mean seconds that a strong call waited for its
+    slot; ``inside``: that it took from asking for its slot to its end."""
 
     seconds: float
     rate: float
@@ -92,14 +98,16 @@ class Outcome:
 
     @property
     def bottleneck(self) -> str:
-        """What gives way first. A slot is also taken while its call waits for a limit or the driver, so slots are it only where
-        these have time left. A store's commits take all that waits, however much: they make calls longer, and never fewer."""
+        """What gives way first. A slot is also taken while its call waits for a limit or the
+        driver, so slots are it only where these have time left. A store's commits take all that
+        waits, however much: they make calls longer, and never fewer."""
         full = [name for name in ("limit", "driver") if self.busy[name] > 0.9]
         return max(full or ("weak", "strong"), key=lambda name: self.busy[name])
 
 
 class Run:
-    """One simulated run. Drivers take turns: example number i is of driver i modulo their number."""
+    """One simulated run. Drivers take turns: example number i is of driver i modulo their
+    number."""
 
     def __init__(self, load: Load, times: Times, seed: int) -> None:
         self.load, self.times, self.random = load, times, random.Random(seed)
@@ -121,13 +129,31 @@ class Run:
     def outcome(self) -> Outcome:
         """What was counted."""
         tally, load, seconds = self.tally, self.load, self.env.now or 1e-12
-        (began, before), (over, after) = tally.seen if len(tally.seen) == 2 else ((0.0, _Tally().busy), (seconds, tally.busy))
+        (began, before), (over, after) = (
+            tally.seen if len(tally.seen) == 2 else ((0.0, _Tally().busy), (seconds, tally.busy))
+        )
         span = over - began or 1e-12
         rate = len(tally.ended) * (0.5 if len(tally.seen) == 2 else 1.0) / span
-        many = {"weak": load.weak_slots, "strong": load.strong_slots, "driver": load.drivers, "store": load.drivers, "limit": 1}
-        busy = {name: min(1.0, (after[name] - before[name]) / span / many[name]) for name in RESOURCES}
+        many = {
+            "weak": load.weak_slots,
+            "strong": load.strong_slots,
+            "driver": load.drivers,
+            "store": load.drivers,
+            "limit": 1,
+        }
+        busy = {
+            name: min(1.0, (after[name] - before[name]) / span / many[name]) for name in RESOURCES
+        }
         strong = max(1, tally.strong)
-        return Outcome(seconds, rate, busy, tally.waited / strong, tally.inside / strong, tally.strong / seconds, tally.commits)
+        return Outcome(
+            seconds,
+            rate,
+            busy,
+            tally.waited / strong,
+            tally.inside / strong,
+            tally.strong / seconds,
+            tally.commits,
+        )
 
     def examples(self) -> Steps:
         """Begins the examples: at random, or each when there is room."""
@@ -177,7 +203,8 @@ class Run:
         self.strong.left()
 
     def call(self, driver: int, seconds: float) -> Steps:
-        """What every call does: the driver prepares it, the model takes its time, the driver keeps the answer."""
+        """What every call does: the driver prepares it, the model takes its time, the driver keeps
+        the answer."""
         yield from self.compute(driver, self.times.call)
         if seconds:
             yield self.env.timeout(seconds)
@@ -200,12 +227,16 @@ class Run:
     def latency(self) -> float:
         """Seconds of one strong answer."""
         mean, spread = self.times.strong, self.times.spread
-        return mean if not spread or not mean else self.random.gammavariate(spread**-2, mean * spread**2)
+        return (
+            mean
+            if not spread or not mean
+            else self.random.gammavariate(spread**-2, mean * spread**2)
+        )
 
 
 class _Slots:
-    """Places that are given in the order of asking. SimPy's own Resource searches all its users when one leaves, which takes most
-    of the time where there are tens of thousands."""
+    """Places that are given in the order of asking. SimPy's own Resource searches all its users
+    when one leaves, which takes most of the time where there are tens of thousands."""
 
     def __init__(self, env: simpy.Environment, count: int) -> None:
         self.env, self.free = env, count
@@ -230,7 +261,8 @@ class _Slots:
 
 
 class _Store:
-    """A store that commits, together, all answers that came while it was committing the last ones."""
+    """A store that commits, together, all answers that came while it was committing the last
+    ones."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.waiting = run, list[simpy.Event]()

@@ -1,9 +1,11 @@
 """cowest_dspy: weak-strong collaboration (CoWest, arXiv 2504.15188) as declarative DSPy pipelines.
 
-A small, tunable model drafts, a large, frozen one refines. What a draft does to the strong model's answer, against the strong
-model alone, is its influence; influence makes preference pairs, and preference tuning makes drafts that help.
+A small, tunable model drafts, a large, frozen one refines. What a draft does to the strong model's
+answer, against the strong model alone, is its influence; influence makes preference pairs, and
+preference tuning makes drafts that help.
 
-Importing this package loads no torch, transformers or trl: they come when a model is loaded or tuned.
+Importing this package loads no torch, transformers or trl: they come when a model is loaded or
+tuned.
 """
 
 from __future__ import annotations

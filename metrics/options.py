@@ -1,7 +1,9 @@
-"""option_match and macro_f1: accuracy and macro-F1 over the options of a question, or over any fixed set of labels.
+"""option_match and macro_f1: accuracy and macro-F1 over the options of a question, or over any
+fixed set of labels.
 
-An answer counts for what it names first: "B", "b)", "(B)" and "B. Iron" all name B. A letter is read only where it stands alone or
-has a sign behind it, so "a fever" and "A or B" name no option. Nothing is looked for further inside of a text.
+An answer counts for what it names first: "B", "b)", "(B)" and "B. Iron" all name B. A letter is
+read only where it stands alone or has a sign behind it, so "a fever" and "A or B" name no option.
+Nothing is looked for further inside of a text.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ _LETTER = re.compile(r"""["'*(\[]*([a-z])(?:["'*\s]*$|["'*]*[.):\]]|\s+-\s)""", 
 
 
 def option_match(example: Any, prediction: Any, trace: object = None) -> float:
-    """1.0 when the prediction's answer names the example's, otherwise 0.0. Its mean is the accuracy.
+    """1.0 when the prediction's answer names the example's, otherwise 0.0. Its mean is the
+    accuracy.
 
     Args:
         example: has ``answer``, a letter such as "B", or another label such as "needs care".
@@ -31,11 +34,15 @@ def option_match(example: Any, prediction: Any, trace: object = None) -> float:
 
 
 @corpus_metric
-def macro_f1(examples: Sequence[dspy.Example], predictions: Sequence[dspy.Prediction | None]) -> float:
-    """The mean of the F1 of every label that the examples have, each label counting the same; in [0, 1], higher is better.
+def macro_f1(
+    examples: Sequence[dspy.Example], predictions: Sequence[dspy.Prediction | None]
+) -> float:
+    """The mean of the F1 of every label that the examples have, each label counting the same; in
+    [0, 1], higher is better.
 
-    F1 of a label is 2 TP / (2 TP + FP + FN). A failed or missing answer (None), and an answer that is no example's label, is a
-    wrong one of the example's label (FN), but makes no label of its own: only what examples have is averaged over.
+    F1 of a label is 2 TP / (2 TP + FP + FN). A failed or missing answer (None), and an answer that
+    is no example's label, is a wrong one of the example's label (FN), but makes no label of its
+    own: only what examples have is averaged over.
 
     With the right answers A, A, B and the predictions A, B, B both labels have F1 2/3.
 
@@ -43,7 +50,10 @@ def macro_f1(examples: Sequence[dspy.Example], predictions: Sequence[dspy.Predic
         DataError: no examples, or not as many predictions.
     """
     if not examples or len(examples) != len(predictions):
-        raise DataError(f"macro_f1 needs as many predictions as examples, at least one: {len(predictions)} and {len(examples)}.")
+        raise DataError(
+            f"macro_f1 needs as many predictions as examples, at least one: {len(predictions)} "
+            f"and {len(examples)}."
+        )
     right = [label(example.answer) for example in examples]
     given = [label(getattr(prediction, "answer", None)) for prediction in predictions]
     scores: list[float] = []
@@ -54,7 +64,8 @@ def macro_f1(examples: Sequence[dspy.Example], predictions: Sequence[dspy.Predic
 
 
 def label(answer: object) -> str:
-    """What an answer names: ``label("b) Iron")`` is ``"B"``, ``label("Needs  Care")`` is ``"needs care"``; None gives ``""``."""
+    """What an answer names: ``label("b) Iron")`` is ``"B"``, ``label("Needs  Care")`` is ``"needs
+    care"``; None gives ``""``."""
     text = "" if answer is None else " ".join(str(answer).split())
     letter = _LETTER.match(text)
     return letter.group(1).upper() if letter else text.casefold()

@@ -1,10 +1,13 @@
 """ordinal: scores of five ordered labels, from casual talk to what calls for help.
 
     label_match      is the label the right one? (accuracy, one example)
-    macro_f1         the labels' F1, each label counting the same however rare it is (a whole corpus)
-    label_distance   how many steps an answer is away from the right label (a whole corpus; lower is better)
+    macro_f1         the labels' F1, each label counting the same however rare it is (a whole
+                     corpus)
+    label_distance   how many steps an answer is away from the right label (a whole corpus; lower is
+                     better)
 
-A label is read whatever its case, underscores, hyphens and outer punctuation: ``__needs_caution__`` is "needs caution".
+A label is read whatever its case, underscores, hyphens and outer punctuation: ``__needs_caution__``
+is "needs caution".
 """
 
 from __future__ import annotations
@@ -15,7 +18,13 @@ from typing import Any
 
 from cowest_dspy import corpus_metric
 
-LABELS = ("casual", "possibly needs caution", "probably needs caution", "needs caution", "needs intervention")
+LABELS = (
+    "casual",
+    "possibly needs caution",
+    "probably needs caution",
+    "needs caution",
+    "needs intervention",
+)
 LARGEST = float(len(LABELS) - 1)
 
 
@@ -33,10 +42,11 @@ def label_match(example: Any, prediction: Any, trace: object = None) -> float:
 
 @corpus_metric
 def macro_f1(examples: Sequence[Any], predictions: Sequence[Any]) -> float:
-    """The mean F1 of the labels that occur, as the right one or as an answer; in [0, 1], 1 for no examples.
+    """The mean F1 of the labels that occur, as the right one or as an answer; in [0, 1], 1 for no
+    examples.
 
-    A label's F1 is 2 * hits / (times given + times right). A failure (None, or what is no label) is no answer: the right label
-    has missed it, and no other one is charged for it.
+    A label's F1 is 2 * hits / (times given + times right). A failure (None, or what is no label) is
+    no answer: the right label has missed it, and no other one is charged for it.
 
     Raises:
         ValueError: an example whose ``answer`` is no label; or not as many predictions as examples.
@@ -46,16 +56,24 @@ def macro_f1(examples: Sequence[Any], predictions: Sequence[Any]) -> float:
     scores: list[float] = []
     for label in occurring:
         hits = sum(pair == (label, label) for pair in pairs)
-        scores.append(2 * hits / (sum(right == label for right, _ in pairs) + sum(given == label for _, given in pairs)))
+        scores.append(
+            2
+            * hits
+            / (
+                sum(right == label for right, _ in pairs)
+                + sum(given == label for _, given in pairs)
+            )
+        )
     return sum(scores) / len(scores) if scores else 1.0
 
 
 @corpus_metric
 def label_distance(examples: Sequence[Any], predictions: Sequence[Any]) -> float:
-    """The mean absolute distance between answer and right label, in steps of the order: 0 is best, 4 the largest.
+    """The mean absolute distance between answer and right label, in steps of the order: 0 is best,
+    4 the largest.
 
-    Failures (None, or what is no label) have no distance and are left out: read it beside their number. When nothing was
-    answered it is the largest, 4; for no examples 0.
+    Failures (None, or what is no label) have no distance and are left out: read it beside their
+    number. When nothing was answered it is the largest, 4; for no examples 0.
 
     Raises:
         ValueError: as :func:`macro_f1`.
@@ -71,10 +89,12 @@ def normalised(answer: object) -> str:
 
 
 def _places(examples: Sequence[Any], predictions: Sequence[Any]) -> list[tuple[int, int | None]]:
-    """For each example the place of its label in the order, and that of the answer; None is a failure."""
+    """For each example the place of its label in the order, and that of the answer; None is a
+    failure."""
     if len(examples) != len(predictions):
         raise ValueError(
-            f"There are {len(examples)} examples and {len(predictions)} predictions: give one for each, None if it failed."
+            f"There are {len(examples)} examples and {len(predictions)} predictions: give one for "
+            "each, None if it failed."
         )
     pairs: list[tuple[int, int | None]] = []
     for example, prediction in zip(examples, predictions, strict=True):

@@ -1,7 +1,9 @@
-"""exact_match and token_f1: a short answer against several accepted ones, normalised as SQuAD does (Rajpurkar et al., 2016).
+"""exact_match and token_f1: a short answer against several accepted ones, normalised as SQuAD does
+(Rajpurkar et al., 2016).
 
-Case, punctuation, articles and spacing do not count; words do. So "The Eiffel Tower!" is "eiffel tower", and "2" is not "two",
-unless both are among the accepted answers. As in SQuAD signs vanish without a gap: "1,000" is "1000", and "3.5" is "35".
+Case, punctuation, articles and spacing do not count; words do. So "The Eiffel Tower!" is "eiffel
+tower", and "2" is not "two", unless both are among the accepted answers. As in SQuAD signs vanish
+without a gap: "1,000" is "1000", and "3.5" is "35".
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ def exact_match(example: Any, prediction: Any, trace: object = None) -> float:
 
 
 def token_f1(example: Any, prediction: Any, trace: object = None) -> float:
-    """The F1 of the words that prediction and accepted answer share, the best over the accepted ones; in [0, 1].
+    """The F1 of the words that prediction and accepted answer share, the best over the accepted
+    ones; in [0, 1].
 
-    F1 is 2 shared / (words of the one + words of the other), a word counted as often as it stands in both. "blue whale" against
-    "the whale" is 2 * 1 / (2 + 1) = 2/3. Arguments as those of :func:`exact_match`.
+    F1 is 2 shared / (words of the one + words of the other), a word counted as often as it stands
+    in both. "blue whale" against "the whale" is 2 * 1 / (2 + 1) = 2/3. Arguments as those of
+    :func:`exact_match`.
     """
     given = normalised(getattr(prediction, "answer", None))
     return max((overlap_f1(given, normalised(answer)) for answer in accepted(example)), default=0.0)
@@ -45,16 +49,19 @@ def accepted(example: Any) -> list[str]:
 
 
 def overlap_f1(one: str, other: str) -> float:
-    """F1 of the words of two normalised answers: symmetric, 1 when they have the same words, 0 when one of them has none."""
+    """F1 of the words of two normalised answers: symmetric, 1 when they have the same words, 0 when
+    one of them has none."""
     words, others = Counter(one.split()), Counter(other.split())
     shared = (words & others).total()
     return 2 * shared / (words.total() + others.total()) if shared else 0.0
 
 
 def normalised(answer: object) -> str:
-    """Lower case, without punctuation, symbols and articles, one space between words; None gives ``""``.
+    """Lower case, without punctuation, symbols and articles, one space between words; None gives
+    ``""``.
 
-    An answer that is nothing but articles and signs, such as the blood group "A", is kept instead of emptied.
+    An answer that is nothing but articles and signs, such as the blood group "A", is kept instead
+    of emptied.
     """
     text = "" if answer is None else unicodedata.normalize("NFKC", str(answer)).casefold()
     bare = "".join(char for char in text if unicodedata.category(char)[0] not in "PS").split()

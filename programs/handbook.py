@@ -1,12 +1,17 @@
-"""The private handbook of the Tarn works, an invented plant: what it says, what is asked about it, and the program that answers.
+"""The private handbook of the Tarn works, an invented plant: what it says, what is asked about it,
+and the program that answers.
 
-No public model can know these machines, so the strong model needs a weak one that has learned them. Everything is drawn from a
-seed: the values of the handbook and the questions. The facts are shared by all splits, since knowing them is the weak model's
-job; questions are not: no question text, and no combination of machines, attribute and reading, is in two splits.
+No public model can know these machines, so the strong model needs a weak one that has learned them.
+Everything is drawn from a
+seed: the values of the handbook and the questions. The facts are shared by all splits, since
+    knowing them is the weak model's job; questions are not: no question text, and no combination of
+    machines, attribute and reading, is in two splits.
 
-    archive  questions that experts once answered, one in three by quoting the handbook, two with the bare result: the drafter
+    archive  questions that experts once answered, one in three by quoting the handbook, two with
+             the bare result: the drafter
              learns from these, and from the handbook's own cards
-    train    questions with answers only, where drafts are judged by what the strong model makes of them
+    train    questions with answers only, where drafts are judged by what the strong model makes of
+             them
     dev      questions to choose settings with
     test     questions that are only ever counted
 """
@@ -23,23 +28,29 @@ import dspy
 from cowest_dspy import Collaboration, LineAdapter
 
 SPLITS = {"archive": 120, "train": 96, "dev": 120, "test": 240}
-# How many of ten questions are of a kind: seven ask for a number, one for a name, two for yes or no.
+# How many of ten questions are of a kind: seven ask for a number, one for a name, two for yes or
+# no.
 MIX = ("left", "left", "left", "left", "gap", "gap", "sum", "which", "limit", "limit")
 
-# Code names: single words, so that a small model can tell the machines apart from the first token on.
+# Code names: single words, so that a small model can tell the machines apart from the first token
+# on.
 MACHINES = (
     "Falcon", "Raven", "Tiger", "Whale", "Dragon", "Titan", "Atlas", "Saturn",
     "Viking", "Baron", "Wizard", "Maple", "Willow", "Meteor", "Canyon", "Buffalo",
 )  # fmt: skip
 
 DRAFT_TASK = "Write what the handbook of the Tarn works says."
-ANSWER_TASK = "Answer a question about machines of a plant. Work in one short step, then answer with a number, a name, yes or no."
+ANSWER_TASK = (
+    "Answer a question about machines of a plant. Work in one short step, then answer "
+    "with a number, a name, yes or no."
+)
 WEAK_ANSWER_TASK = "Answer from the handbook of the Tarn works: a number, a name, yes or no."
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """What the handbook gives for each machine, and the ways to ask about it. ``{a}``, ``{b}``: machines; ``{n}``: a number."""
+    """What the handbook gives for each machine, and the ways to ask about it. ``{a}``, ``{b}``:
+    machines; ``{n}``: a number."""
 
     name: str
     values: tuple[int, int]
@@ -62,7 +73,10 @@ ATTRIBUTES = (
             "The gauge of the {a} shows {n} bar. How many bar is that below its limit?",
             "The {a} runs at {n} bar. By how many bar may the pressure still rise?",
         ),
-        limit=("May the {a} run at {n} bar?", "The gauge of the {a} shows {n} bar. Is that within its limit?"),
+        limit=(
+            "May the {a} run at {n} bar?",
+            "The gauge of the {a} shows {n} bar. Is that within its limit?",
+        ),
         which=("Which may run at the higher pressure, the {a} or the {b}?",),
         gap=("How many bar lie between the pressure limits of the {a} and the {b}?",),
     ),
@@ -75,7 +89,10 @@ ATTRIBUTES = (
             "There are {n} litres of oil in the {a}. How many litres are missing until it is full?",
             "We poured {n} litres of oil into the empty {a}. How many litres still go in?",
         ),
-        limit=("Do {n} litres of oil fill the empty {a}?", "Is a drum of {n} litres enough to fill the {a} with oil?"),
+        limit=(
+            "Do {n} litres of oil fill the empty {a}?",
+            "Is a drum of {n} litres enough to fill the {a} with oil?",
+        ),
         which=("Which holds more oil, the {a} or the {b}?",),
         sum=(
             "How many litres of oil do the {a} and the {b} hold together?",
@@ -115,14 +132,17 @@ class Handbook:
 def handbook(seed: int = 0) -> Handbook:
     """The handbook of a seed; the values of different seeds have nothing to do with each other."""
     draw = random.Random(f"handbook-{seed}")
-    return Handbook({a.name: {machine: draw.randint(*a.values) for machine in MACHINES} for a in ATTRIBUTES})
+    return Handbook(
+        {a.name: {machine: draw.randint(*a.values) for machine in MACHINES} for a in ATTRIBUTES}
+    )
 
 
 def examples(split: str, seed: int = 0) -> list[dict[str, Any]]:
-    """The questions of a split: dicts of id, question, answer, kind and notes (what the handbook says: the oracle's, for no model
-    at inference, except for the ceiling).
+    """The questions of a split: dicts of id, question, answer, kind and notes (what the handbook
+    says: the oracle's, for no model at inference, except for the ceiling).
 
-    ``split`` is archive, train, dev or test. Kinds: left, gap, sum (a number), which (a name), limit (yes or no, as many of each).
+    ``split`` is archive, train, dev or test. Kinds: left, gap, sum (a number), which (a name),
+    limit (yes or no, as many of each).
     """
     return [dict(row) for row in _all(seed)[split]]
 
@@ -134,14 +154,16 @@ def _all(seed: int) -> dict[str, list[dict[str, Any]]]:
 
 
 class _Writer:
-    """Writes questions, none of which shares machines, attribute and reading with an earlier one."""
+    """Writes questions, none of which shares machines, attribute and reading with an earlier
+    one."""
 
     def __init__(self, book: Handbook, draw: random.Random) -> None:
         self.book, self.draw = book, draw
         self.used: set[tuple[Any, ...]] = set()
 
     def split(self, name: str, count: int) -> list[dict[str, Any]]:
-        """``count`` questions: the kinds by MIX, machines and attributes in turn, so that all of them are asked about."""
+        """``count`` questions: the kinds by MIX, machines and attributes in turn, so that all of
+        them are asked about."""
         kinds = [MIX[i % len(MIX)] for i in range(count)]
         rows: list[dict[str, Any]] = []
         deck: dict[str, list[Any]] = {}
@@ -153,7 +175,11 @@ class _Writer:
 
     def _until_new(self, kind: str, nth: int, deck: dict[str, list[Any]]) -> dict[str, Any]:
         for _ in range(1000):
-            made = self._single(kind, nth, deck) if kind in ("left", "limit") else self._pair(kind, deck)
+            made = (
+                self._single(kind, nth, deck)
+                if kind in ("left", "limit")
+                else self._pair(kind, deck)
+            )
             if made is None or made[0] in self.used:
                 continue
             self.used.add(made[0])
@@ -165,9 +191,14 @@ class _Writer:
             deck[name] = self.draw.sample(cards, len(cards))
         return deck[name].pop()
 
-    def _single(self, kind: str, nth: int, deck: dict[str, list[Any]]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A machine and a reading: how much is left (always some), or is it within the limit (every other time)."""
-        machine, attribute = self._next(deck, "facts", [(m, a) for m in MACHINES for a in ATTRIBUTES])
+    def _single(
+        self, kind: str, nth: int, deck: dict[str, list[Any]]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """A machine and a reading: how much is left (always some), or is it within the limit (every
+        other time)."""
+        machine, attribute = self._next(
+            deck, "facts", [(m, a) for m in MACHINES for a in ATTRIBUTES]
+        )
         value = self.book.values[attribute.name][machine]
         yes = nth % 2 == 0
         below = kind == "left" or yes == (attribute.name == "pressure")
@@ -175,10 +206,17 @@ class _Writer:
         reading = value - distance if below else value + distance
         answer = str(distance) if kind == "left" else "yes" if yes else "no"
         text = self.draw.choice(getattr(attribute, kind)).format(a=machine, n=reading)
-        row = {"question": text, "answer": answer, "kind": kind, "notes": self.book.fact(machine, attribute)}
+        row = {
+            "question": text,
+            "answer": answer,
+            "kind": kind,
+            "notes": self.book.fact(machine, attribute),
+        }
         return (machine, attribute.name, reading), row
 
-    def _pair(self, kind: str, deck: dict[str, list[Any]]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def _pair(
+        self, kind: str, deck: dict[str, list[Any]]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Two machines with different values: sum, difference, or which has more."""
         attribute = self._next(deck, kind, [a for a in ATTRIBUTES if getattr(a, kind)])
         one, two = (self._next(deck, "machines", list(MACHINES)) for _ in range(2))
@@ -197,15 +235,22 @@ class _Writer:
 
 
 def _say(task: str, question: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": task}, {"role": "user", "content": f"Question: {question}"}]
+    return [
+        {"role": "system", "content": task},
+        {"role": "user", "content": f"Question: {question}"},
+    ]
 
 
 def _row(task: str, question: str, completion: str) -> dict[str, list[dict[str, str]]]:
-    return {"prompt": _say(task, question), "completion": [{"role": "assistant", "content": completion}]}
+    return {
+        "prompt": _say(task, question),
+        "completion": [{"role": "assistant", "content": completion}],
+    }
 
 
 def cards(seed: int = 0) -> list[dict[str, str]]:
-    """The handbook as cards, question and notes: one for each fact, and one for each machine with all its facts."""
+    """The handbook as cards, question and notes: one for each fact, and one for each machine with
+    all its facts."""
     book = handbook(seed)
     rows = [
         {"question": attribute.card.format(a=machine), "notes": book.fact(machine, attribute)}
@@ -219,17 +264,25 @@ def cards(seed: int = 0) -> list[dict[str, str]]:
 
 
 def draft_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """What the drafter learns the domain from: the cards, each twice, and what an expert wrote about each question of the archive.
+    """What the drafter learns the domain from: the cards, each twice, and what an expert wrote
+    about each question of the archive.
 
-    Experts are busy: a third of the notes quote the handbook, the others only say what came out. Both are right, but a drafter
-    that has learned to say results without working them out is often wrong. Nothing in these rows says which habit is of use to
-    the strong model; that is left to influence to find out.
+    Experts are busy: a third of the notes quote the handbook, the others only say what came out.
+    Both are right, but a drafter that has learned to say results without working them out is often
+    wrong. Nothing in these rows says which habit is of use to the strong model; that is left to
+    influence to find out.
     """
     draw = random.Random(f"experts-{seed}")
     archive = examples("archive", seed)
     quoting = set(draw.sample(range(len(archive)), len(archive) // 3))
-    notes = [row["notes"] if place in quoting else _result(row) for place, row in enumerate(archive)]
-    asked = [*cards(seed), *cards(seed), *({**row, "notes": note} for row, note in zip(archive, notes, strict=True))]
+    notes = [
+        row["notes"] if place in quoting else _result(row) for place, row in enumerate(archive)
+    ]
+    asked = [
+        *cards(seed),
+        *cards(seed),
+        *({**row, "notes": note} for row, note in zip(archive, notes, strict=True)),
+    ]
     return [_row(DRAFT_TASK, row["question"], row["notes"]) for row in asked]
 
 
@@ -244,13 +297,15 @@ def _result(row: dict[str, Any]) -> str:
 
 
 def answer_rows(seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """What the weak model learns from when it must answer by itself: the same cards, and the answers of archive and train."""
+    """What the weak model learns from when it must answer by itself: the same cards, and the
+    answers of archive and train."""
     known = [_row(DRAFT_TASK, row["question"], row["notes"]) for row in cards(seed)]
     asked = [*examples("archive", seed), *examples("train", seed)]
     return known + [_row(WEAK_ANSWER_TASK, row["question"], row["answer"]) for row in asked]
 
 
-# Worked examples about machines that are not in the handbook. The background is in many forms, so that none is favoured.
+# Worked examples about machines that are not in the handbook. The background is in many forms, so
+# that none is favoured.
 SHOTS = (
     {
         "question": "The gauge of the Welda shows 17 bar. How many bar is that below its limit?",
@@ -284,12 +339,16 @@ SHOTS = (
     },
     {
         "question": "May the Ugano run at 33 bar?",
-        "background": "Limit 29 bar. The Ugano also needs 14 litres of oil and a service every 20 weeks.",
+        "background": (
+            "Limit 29 bar. The Ugano also needs 14 litres of oil and a service every 20 weeks."
+        ),
         "working": "33 is more than 29, so no.",
         "answer": "no",
     },
     {
-        "question": "There are 25 litres of oil in the Yarl. How many litres are missing until it is full?",
+        "question": (
+            "There are 25 litres of oil in the Yarl. How many litres are missing until it is full?"
+        ),
         "background": "According to the handbook, the Yarl takes 32 litres of oil.",
         "working": "32 - 25 = 7.",
         "answer": "7",
@@ -335,7 +394,9 @@ class Direct(dspy.Signature):
 def program() -> Collaboration:
     """The weak model writes what the handbook says, the strong model works the answer out."""
     demos = [dspy.Example(**shot).with_inputs("question", "background") for shot in SHOTS]
-    return Collaboration(draft=dspy.Predict(Draft), refine=dspy.Predict(Refine), demos=demos, adapter=LineAdapter())
+    return Collaboration(
+        draft=dspy.Predict(Draft), refine=dspy.Predict(Refine), demos=demos, adapter=LineAdapter()
+    )
 
 
 def direct() -> dspy.Module:

@@ -1,18 +1,23 @@
-"""IfQA: questions with a counterfactual "if" clause (Yu et al., EMNLP 2023, arXiv 2305.14010), and the program that answers them.
+"""IfQA: questions with a counterfactual "if" clause (Yu et al., EMNLP 2023, arXiv 2305.14010), and
+the program that answers them.
 
-The rows are those that the dataset's authors publish on GitHub (wyu97/IfQA, the full split), downloaded when first asked for; or
-of a folder with train.jsonl, dev.jsonl and perhaps test.jsonl with the same fields: question, answers (several are accepted) and
-context (the passages of Wikipedia that the question was written about). The authors state no licence. What is read becomes four
-splits, by a shuffle of a seed:
+The rows are those that the dataset's authors publish on GitHub (wyu97/IfQA, the full split),
+downloaded when first asked for; or of a folder with train.jsonl, dev.jsonl and perhaps test.jsonl
+with the same fields: question, answers (several are accepted) and context (the passages of
+Wikipedia that the question was written about). The authors state no licence. What is read becomes
+four splits, by a shuffle of a seed:
 
-    archive  three in four of the published training rows: the drafter learns from these, and from their passages
-    train    the others, questions with answers only, where drafts are judged by what the strong model makes of them
+    archive  three in four of the published training rows: the drafter learns from these, and from
+             their passages
+    train    the others, questions with answers only, where drafts are judged by what the strong
+             model makes of them
     dev      to choose settings and accept rounds
     test     only ever counted; without a test.jsonl half of dev.jsonl
 
-Questions that nearly stand in test are dropped from dev, train and archive, those in dev from train and archive, and those in train
-from archive; ``dropped`` counts it. Passages are the drafter's lessons in archive, the ceiling (``context``), and what may be
-looked up (``corpus``); they stand in no input and no other prompt.
+Questions that nearly stand in test are dropped from dev, train and archive, those in dev from train
+and archive, and those in train from archive; ``dropped`` counts it. Passages are the drafter's
+lessons in archive, the ceiling (``context``), and what may be looked up (``corpus``); they stand in
+no input and no other prompt.
 """
 
 from __future__ import annotations
@@ -42,29 +47,35 @@ SECONDS = 60.0
 
 ARCHIVE = 0.75  # of the training rows
 MOST_SFT = 600  # rows that the drafter learns from
-MOST_ANSWERED = 100  # rows of train, beside those of archive, that the weak model learns to answer alone from
+MOST_ANSWERED = (
+    100  # rows of train, beside those of archive, that the weak model learns to answer alone from
+)
 MOST_WORDS = 45  # of what is taught of a passage
 LONGEST = 750  # characters of an SFT row: at most about 240 tokens
 
 DRAFT_TASKS = {
     "direct": "Answer the question in a few words, as if its condition were true.",
     "knowledge": "Write what an encyclopedia says that helps with the question.",
-    "chain_of_thought": "Write what an encyclopedia says that helps with the question, then answer in a few words.",
+    "chain_of_thought": (
+        "Write what an encyclopedia says that helps with the question, then answer in a few words."
+    ),
 }
 ANSWER_TASK = (
-    "Answer the question as if its condition were true. Give only the answer, in as few words as possible: "
+    "Answer the question as if its condition were true. Give only the answer, in as few words as "
+    "possible: "
     "a name, a number, a date, yes or no."
 )
 
 
 def examples(split: str, seed: int = 0, rows: str = PUBLISHED) -> list[dict[str, Any]]:
-    """The questions of a split: dicts of id, question, answer (the first accepted one), answers (all of them) and context (the
-    passages as one text: the ceiling's, for no model at inference).
+    """The questions of a split: dicts of id, question, answer (the first accepted one), answers
+    (all of them) and context (the passages as one text: the ceiling's, for no model at inference).
 
     Args:
         split: archive, train, dev or test.
         seed: of the shuffles that make the splits.
-        rows: a folder, "hub:NAME", or the URL of a folder with train.json, dev.json and test.json, as by default.
+        rows: a folder, "hub:NAME", or the URL of a folder with train.json, dev.json and test.json,
+            as by default.
 
     Raises:
         DataError: the rows cannot be had or lack fields, or there is no such split.
@@ -81,10 +92,12 @@ def dropped(seed: int = 0, rows: str = PUBLISHED) -> dict[str, int]:
 
 
 def corpus(rows: str = PUBLISHED, seed: int = 0) -> list[str]:
-    """What a retriever may look things up in: the passages of all rows, those of dev and test among them, each once.
+    """What a retriever may look things up in: the passages of all rows, those of dev and test among
+    them, each once.
 
-    The authors retrieve from all of Wikipedia, which holds the passage of each question, too. Here it stands among a few thousand
-    others instead of millions, so retrieval is easier than in their setting: a result with it flatters the retriever.
+    The authors retrieve from all of Wikipedia, which holds the passage of each question, too. Here
+    it stands among a few thousand others instead of millions, so retrieval is easier than in their
+    setting: a result with it flatters the retriever.
     """
     made = _splits(str(rows), seed).splits
     return sorted({passage for part in made.values() for row in part for passage in _passages(row)})
@@ -105,17 +118,29 @@ def _splits(rows: str, seed: int) -> Apart:
 
 
 def _has_test(rows: str) -> bool:
-    return _is_url(rows) or rows.startswith("hub:") or (Path(rows).expanduser() / "test.jsonl").is_file()
+    return (
+        _is_url(rows)
+        or rows.startswith("hub:")
+        or (Path(rows).expanduser() / "test.jsonl").is_file()
+    )
 
 
 def _published(rows: str, split: str) -> list[dict[str, Any]]:
     """Checked rows of a file, each with an id of the file and its place there."""
     made: list[dict[str, Any]] = []
-    for number, row in enumerate(_downloaded(f"{rows}/{split}.json") if _is_url(rows) else read_rows(rows, split)):
+    for number, row in enumerate(
+        _downloaded(f"{rows}/{split}.json") if _is_url(rows) else read_rows(rows, split)
+    ):
         question, answers, context = row.get("question"), row.get("answers"), row.get("context")
-        if not question or not isinstance(answers, list) or not answers or not isinstance(context, list):
+        if (
+            not question
+            or not isinstance(answers, list)
+            or not answers
+            or not isinstance(context, list)
+        ):
             raise DataError(
-                f"IfQA ({split}), row {number + 1}: a row has question, answers (a list, not empty) and context (a list)."
+                f"IfQA ({split}), row {number + 1}: a row has question, answers (a list, not "
+                "empty) and context (a list)."
             )
         made.append({**row, "id": f"{split}-{row.get('idx', number)}"})
     return made
@@ -128,14 +153,22 @@ def _is_url(rows: str) -> bool:
 @lru_cache(maxsize=8)
 def _downloaded(url: str) -> tuple[dict[str, Any], ...]:
     """The objects of a JSON list at a URL."""
-    advice = f"Download train.json and dev.json from {PUBLISHED}, write one row a line as train.jsonl and dev.jsonl into a folder, "
+    advice = (
+        f"Download train.json and dev.json from {PUBLISHED}, write one row a line as "
+        "train.jsonl and dev.jsonl into a folder, "
+    )
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
             rows: Any = json.loads(answer.read().decode("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{url} cannot be had: {error}. {advice}and give that folder as rows.") from error
+        raise DataError(
+            f"{url} cannot be had: {error}. {advice}and give that folder as rows."
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{urlsplit(url).path.rsplit('/', 1)[-1]} at {url} is not a JSON list of objects, as IfQA's files are.")
+        raise DataError(
+            f"{urlsplit(url).path.rsplit('/', 1)[-1]} at {url} is not a JSON list of objects, as "
+            "IfQA's files are."
+        )
     return tuple(rows)
 
 
@@ -163,11 +196,13 @@ _WORD = re.compile(r"\w+")
 
 
 def nearest_sentences(row: Mapping[str, Any], most_words: int = MOST_WORDS) -> str:
-    """The sentences of a row's passages that are nearest to its question and answers, in the order of the text.
+    """The sentences of a row's passages that are nearest to its question and answers, in the order
+    of the text.
 
-    A sentence counts the words that it shares with the question, each divided by the number of sentences that have it, and twice
-    the question's words more when an accepted answer stands in it. The best one is taken, then the next ones while no more than
-    ``most_words`` words come together; a first sentence that is longer is cut there. "" where there is no passage.
+    A sentence counts the words that it shares with the question, each divided by the number of
+    sentences that have it, and twice the question's words more when an accepted answer stands in
+    it. The best one is taken, then the next ones while no more than ``most_words`` words come
+    together; a first sentence that is longer is cut there. "" where there is no passage.
     """
     sentences = [sentence for passage in _passages(row) for sentence in _SENTENCE.split(passage)]
     bags = [_words(sentence) for sentence in sentences]
@@ -175,10 +210,13 @@ def nearest_sentences(row: Mapping[str, Any], most_words: int = MOST_WORDS) -> s
     answers = [_WORD.findall(str(answer).casefold()) for answer in row["answers"]]
 
     def nearness(place: int) -> float:
-        # fsum: exact, so that the order of a set, which differs from process to process, decides no tie.
+        # fsum: exact, so that the order of a set, which differs from process to process, decides no
+        # tie.
         shared = math.fsum(1 / sum(word in bag for bag in bags) for word in asked & bags[place])
         spoken = f" {' '.join(_WORD.findall(sentences[place].casefold()))} "
-        return shared + 2 * len(asked) * any(f" {' '.join(answer)} " in spoken for answer in answers if answer)
+        return shared + 2 * len(asked) * any(
+            f" {' '.join(answer)} " in spoken for answer in answers if answer
+        )
 
     kept: list[int] = []
     for place in sorted(range(len(sentences)), key=lambda place: (-nearness(place), place)):
@@ -231,15 +269,23 @@ class Refine(dspy.Signature):
     answer: str = dspy.OutputField()
 
 
-DRAFTS: dict[str, type[dspy.Signature]] = {"direct": Direct, "knowledge": Knowledge, "chain_of_thought": Reasoning}
+DRAFTS: dict[str, type[dspy.Signature]] = {
+    "direct": Direct,
+    "knowledge": Knowledge,
+    "chain_of_thought": Reasoning,
+}
 
 
-def draft_rows(seed: int = 0, rows: str = PUBLISHED, draft: str = "knowledge", most: int = MOST_SFT) -> list[dict[str, Any]]:
-    """What the drafter learns from, at most ``most`` rows of archive: the prompts of ``program(draft)`` and what to write.
+def draft_rows(
+    seed: int = 0, rows: str = PUBLISHED, draft: str = "knowledge", most: int = MOST_SFT
+) -> list[dict[str, Any]]:
+    """What the drafter learns from, at most ``most`` rows of archive: the prompts of
+    ``program(draft)`` and what to write.
 
-    direct: the first accepted answer. knowledge: the sentences of the passage that are nearest to question and answer, which
-    helps, if it does not always hold the answer. chain_of_thought: these sentences, then the answer. The last two leave out
-    questions without a passage; all leave out rows of more than 750 characters.
+    direct: the first accepted answer. knowledge: the sentences of the passage that are nearest to
+        question and answer, which helps, if it does not always hold the answer. chain_of_thought:
+        these sentences, then the answer. The last two leave out questions without a passage; all
+        leave out rows of more than 750 characters.
     """
     signature = _drafting(draft)
     made: list[dict[str, Any]] = []
@@ -252,26 +298,39 @@ def draft_rows(seed: int = 0, rows: str = PUBLISHED, draft: str = "knowledge", m
 
 
 def answer_rows(seed: int = 0, rows: str = PUBLISHED, most: int = MOST_SFT) -> list[dict[str, Any]]:
-    """What the weak model learns from when it answers by itself: the first accepted answers of ``most`` questions of archive and of
-    100 of train, about those whose answers the collaboration learns from, too."""
+    """What the weak model learns from when it answers by itself: the first accepted answers of
+    ``most`` questions of archive and of 100 of train, about those whose answers the collaboration
+    learns from, too."""
     made = _splits(str(rows), seed).splits
     asked = [
-        [training_row(Alone, {"question": _question(row)}, {"answer": str(row["answers"][0])}) for row in made[part]]
+        [
+            training_row(Alone, {"question": _question(row)}, {"answer": str(row["answers"][0])})
+            for row in made[part]
+        ]
         for part in ("archive", "train")
     ]
     return _short(asked[0])[:most] + _short(asked[1])[:MOST_ANSWERED]
 
 
 def _short(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= LONGEST]
+    return [
+        row
+        for row in rows
+        if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= LONGEST
+    ]
 
 
-# Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed unread; answers are short.
-# The reasoning is for the strong model when it thinks alone.
+# Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed
+# unread; answers are short. The reasoning is for the strong model when it thinks alone.
 SHOTS = (
     {
-        "question": "If the Amazon did not exist, which river of South America would be the longest?",
-        "known": "After the Amazon, the Parana is the longest river of South America, with 4,880 kilometres.",
+        "question": (
+            "If the Amazon did not exist, which river of South America would be the longest?"
+        ),
+        "known": (
+            "After the Amazon, the Parana is the longest river of South America, with 4,880 "
+            "kilometres."
+        ),
         "drafted": "Parana",
         "reasoning": "The Parana comes after the Amazon.",
         "answer": "Parana",
@@ -284,7 +343,10 @@ SHOTS = (
         "answer": "30",
     },
     {
-        "question": "If New Zealand drove on the same side of the road as France, on which side would that be?",
+        "question": (
+            "If New Zealand drove on the same side of the road as France, on which side "
+            "would that be?"
+        ),
         "known": "In New Zealand traffic keeps to the left. In France it keeps to the right.",
         "drafted": "right",
         "reasoning": "In France one drives on the right.",
@@ -292,7 +354,9 @@ SHOTS = (
     },
     {
         "question": "If Neptune were no planet, would Uranus be the planet farthest from the Sun?",
-        "known": "Uranus is the seventh planet from the Sun. Neptune is the eighth and the farthest.",
+        "known": (
+            "Uranus is the seventh planet from the Sun. Neptune is the eighth and the farthest."
+        ),
         "drafted": "yes",
         "reasoning": "Without Neptune, the farthest is Uranus.",
         "answer": "yes",
@@ -305,15 +369,22 @@ SHOTS = (
         "answer": "Ag",
     },
     {
-        "question": "If the first Moon landing had been ten years later, in what year would it have been?",
+        "question": (
+            "If the first Moon landing had been ten years later, in what year would it have been?"
+        ),
         "known": "Apollo 11 landed on the Moon on 20 July 1969.",
         "drafted": "1979",
         "reasoning": "It was in 1969; ten years later is 1979.",
         "answer": "1979",
     },
     {
-        "question": "If Constantinople had kept its name, what would the largest city of Turkey be called?",
-        "known": "Ankara is the capital of Turkey. Until 1930 Istanbul was known abroad as Constantinople.",
+        "question": (
+            "If Constantinople had kept its name, what would the largest city of Turkey be called?"
+        ),
+        "known": (
+            "Ankara is the capital of Turkey. Until 1930 Istanbul was known abroad as "
+            "Constantinople."
+        ),
         "drafted": "Constantinople",
         "reasoning": "The largest city is Istanbul, which was called Constantinople.",
         "answer": "Constantinople",
@@ -329,10 +400,18 @@ SHOTS = (
 
 
 def program(draft: str = "knowledge") -> Collaboration:
-    """The weak model drafts an answer, what it knows, or both; the strong model gives the short answer."""
+    """The weak model drafts an answer, what it knows, or both; the strong model gives the short
+    answer."""
     signature = _drafting(draft)
-    demos = [dspy.Example(**_shot(draft, shot)).with_inputs("question", "background") for shot in SHOTS]
-    return Collaboration(draft=dspy.Predict(signature), refine=dspy.Predict(Refine), demos=demos, adapter=LineAdapter())
+    demos = [
+        dspy.Example(**_shot(draft, shot)).with_inputs("question", "background") for shot in SHOTS
+    ]
+    return Collaboration(
+        draft=dspy.Predict(signature),
+        refine=dspy.Predict(Refine),
+        demos=demos,
+        adapter=LineAdapter(),
+    )
 
 
 def direct() -> dspy.Module:
@@ -346,7 +425,9 @@ def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
         "knowledge": shot["known"],
         "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
     }
-    return {name: shot[name] for name in ("question", "reasoning", "answer")} | {"background": texts[draft]}
+    return {name: shot[name] for name in ("question", "reasoning", "answer")} | {
+        "background": texts[draft]
+    }
 
 
 def _drafting(draft: str) -> type[dspy.Signature]:

@@ -1,20 +1,26 @@
-"""MedMCQA: medical exam questions with four options (Pal et al., CHIL 2022, arXiv 2203.14371), and the program that answers them.
+"""MedMCQA: medical exam questions with four options (Pal et al., CHIL 2022, arXiv 2203.14371), and
+the program that answers them.
 
-The rows are those of the Hub, "hub:openlifescienceai/medmcqa", or of a folder with train.jsonl, dev.jsonl and perhaps test.jsonl
-with the same fields: id, question, opa, opb, opc, opd, cop (0 to 3; -1 where the answer is kept secret), exp, subject_name. What is
-read becomes four splits, by a shuffle of a seed:
+The rows are those of the Hub, "hub:openlifescienceai/medmcqa", or of a folder with train.jsonl,
+dev.jsonl and perhaps test.jsonl with the same fields: id, question, opa, opb, opc, opd, cop (0 to
+3; -1 where the answer is kept secret), exp, subject_name. What is read becomes four splits, by a
+shuffle of a seed:
 
-    archive  three in four of the published training rows: the drafter learns from these, and from their explanations (``exp``)
-    train    the others, questions with answers only, where drafts are judged by what the strong model makes of them
+    archive  three in four of the published training rows: the drafter learns from these, and from
+             their explanations (``exp``)
+    train    the others, questions with answers only, where drafts are judged by what the strong
+             model makes of them
     dev      to choose settings and accept rounds; dev.jsonl; on the Hub a part of the training rows
-    test     only ever counted; test.jsonl, or without one that has answers half of dev.jsonl; on the Hub the official validation
+    test     only ever counted; test.jsonl, or without one that has answers half of dev.jsonl; on
+             the Hub the official validation
              split, since the official test split has no answers
 
-What nearly stands in test is dropped from dev, train and archive, what nearly stands in dev from train and archive, and what nearly
-stands in train from archive; ``dropped`` counts it.
+What nearly stands in test is dropped from dev, train and archive, what nearly stands in dev from
+train and archive, and what nearly stands in train from archive; ``dropped`` counts it.
 
-``exp`` often says which option is right. It stands in no input and no prompt: cleaned of such sentences it is what the drafter
-is taught to write, what may be looked up (``corpus``, of training rows), and the ceiling (``oracle_explanation``).
+``exp`` often says which option is right. It stands in no input and no prompt: cleaned of such
+sentences it is what the drafter is taught to write, what may be looked up (``corpus``, of training
+rows), and the ceiling (``oracle_explanation``).
 """
 
 from __future__ import annotations
@@ -42,21 +48,28 @@ ARCHIVE = 0.75  # of the training rows
 DEV = 600  # cut off the Hub's training rows
 MOST_TRAINING = 10_000  # of the Hub's 180,000 training rows, drawn by the seed
 MOST_SFT = 600  # rows that the drafter learns from
-MOST_ANSWERED = 100  # rows of train, beside as many of archive, that the weak model learns to answer alone from
+MOST_ANSWERED = (
+    100  # rows of train, beside as many of archive, that the weak model learns to answer alone from
+)
 MOST_WORDS = 45  # of an explanation
 LONGEST = 750  # characters of an SFT row: at most 240 tokens, as SmolLM2 counts them
 
 DRAFT_TASKS = {
-    "direct": "Answer the medical exam question: write the letter and the text of the right option.",
+    "direct": (
+        "Answer the medical exam question: write the letter and the text of the right option."
+    ),
     "knowledge": "Write what a medical textbook says that helps with the exam question.",
-    "chain_of_thought": "Reason about the medical exam question in a sentence or two, then write the right option.",
+    "chain_of_thought": (
+        "Reason about the medical exam question in a sentence or two, then write the right option."
+    ),
 }
 ANSWER_TASK = "Answer a medical exam question with the letter of the right option: A, B, C or D."
 
 
 def examples(split: str, seed: int = 0, rows: str = HUB) -> list[dict[str, Any]]:
-    """The questions of a split: dicts of id, question, options ("A. ...", one a line), answer (a letter), subject, and
-    oracle_explanation (what is known about it, or which option it is where nothing is: the ceiling's, for no model at inference).
+    """The questions of a split: dicts of id, question, options ("A. ...", one a line), answer (a
+    letter), subject, and oracle_explanation (what is known about it, or which option it is where
+    nothing is: the ceiling's, for no model at inference).
 
     Args:
         split: archive, train, dev or test.
@@ -78,7 +91,8 @@ def dropped(seed: int = 0, rows: str = HUB) -> dict[str, int]:
 
 
 def corpus(rows: str = HUB, seed: int = 0) -> list[str]:
-    """What a retriever may look things up in: the cleaned explanations of archive and train, none of dev or test."""
+    """What a retriever may look things up in: the cleaned explanations of archive and train, none
+    of dev or test."""
     made = _splits(str(rows), seed).splits
     texts = (cleaned(row, most_words=120) for split in ("archive", "train") for row in made[split])
     return list(dict.fromkeys(text for text in texts if text))
@@ -100,9 +114,17 @@ def _published(rows: str, draw: random.Random) -> tuple[list[Any], list[Any], li
     if rows.startswith("hub:"):
         training = draw.sample(training, min(MOST_TRAINING, len(training)))
         cut = min(DEV, len(training) // 10)
-        return training[cut:], training[:cut], _labelled(read_rows(rows, "validation"), "validation")
+        return (
+            training[cut:],
+            training[:cut],
+            _labelled(read_rows(rows, "validation"), "validation"),
+        )
     dev = _labelled(read_rows(rows, "dev"), "dev")
-    test = _labelled(read_rows(rows, "test"), "test") if (Path(rows).expanduser() / "test.jsonl").is_file() else []
+    test = (
+        _labelled(read_rows(rows, "test"), "test")
+        if (Path(rows).expanduser() / "test.jsonl").is_file()
+        else []
+    )
     if not test:
         dev = draw.sample(dev, len(dev))
         dev, test = dev[: len(dev) // 2], dev[len(dev) // 2 :]
@@ -114,7 +136,10 @@ def _labelled(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str
     for number, row in enumerate(rows, start=1):
         missing = [name for name in FIELDS if row.get(name) is None]
         if missing:
-            raise DataError(f"MedMCQA ({split}), row {number}: {', '.join(missing)} is missing. A row has {', '.join(FIELDS)}.")
+            raise DataError(
+                f"MedMCQA ({split}), row {number}: {', '.join(missing)} is missing. A row has "
+                f"{', '.join(FIELDS)}."
+            )
     return [row for row in rows if row["cop"] in range(4)]
 
 
@@ -133,7 +158,9 @@ def _with_answer(row: Mapping[str, Any]) -> str:
 
 
 def _inputs(row: Mapping[str, Any]) -> dict[str, str]:
-    options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, _options(row), strict=True))
+    options = "\n".join(
+        f"{letter}. {text}" for letter, text in zip(LETTERS, _options(row), strict=True)
+    )
     return {"question": " ".join(str(row["question"]).split()), "options": options}
 
 
@@ -158,26 +185,33 @@ _GIVEN_AWAY = re.compile(
 )
 # Sentences that speak of the exam, not of medicine.
 _OF_THE_EXAM = re.compile(
-    r"\b(?:ans|answers?|options?|choices?|correct|incorrect|in this question|ref|reference|page|pg|https?)\b|\bp\s?\d+|\([a-e]\)",
+    r"\b(?:ans|answers?|options?|choices?|correct|incorrect|in this "
+    r"question|ref|reference|page|pg|https?)\b|\bp\s?\d+|\([a-e]\)",
     re.IGNORECASE,
 )
 # "(Ref Guyton 13/e p108)", "Ref: Ghai, 8 ed., pg. 49", with or without a space before and behind.
-_REFERENCE = re.compile(r"[\[(]\s*[Rr]ef\b[^)\]]*[)\]]|Ref(?:\b|(?=[A-Z]))[^\n]{0,100}?\bp(?:a?g|age)?s?\.?\s?\d[\d,-]*")
+_REFERENCE = re.compile(
+    r"[\[(]\s*[Rr]ef\b[^)\]]*[)\]]|Ref(?:\b|(?=[A-Z]))[^\n]{0,100}?\bp(?:a?g|age)?s?\.?\s?\d[\d,-]*"
+)
 # The published text has lost many spaces: "is low.Magnesium is needed".
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[a-z)][.!?])(?=[A-Z])|\n+")
 
 
 def cleaned(row: Mapping[str, Any], most_words: int = MOST_WORDS) -> str:
-    """A row's ``exp`` as whole sentences of at most ``most_words`` words, without those that say which option is right.
+    """A row's ``exp`` as whole sentences of at most ``most_words`` words, without those that say
+    which option is right.
 
-    Gives "" where there is no explanation, or nothing of five words is left of it. ``"Ans. (b) IronIron is a part of haem. So
-    B is the answer."`` gives ``"Iron is a part of haem."``.
+    Gives "" where there is no explanation, or nothing of five words is left of it. ``"Ans. (b)
+    IronIron is a part of haem. So B is the answer."`` gives ``"Iron is a part of haem."``.
     """
     text = _REFERENCE.sub(" ", str(row.get("exp") or "").replace("\xa0", " "))
     bare = _GIVEN_AWAY.sub("", text, count=1)
     if bare != text:
         bare = _without_beginning(bare, _options(row)[row["cop"]])
-    sentences = [" ".join(sentence.split()).lstrip(")-\u2013\u2022*: ").rstrip("-: ") for sentence in _SENTENCE.split(bare)]
+    sentences = [
+        " ".join(sentence.split()).lstrip(")-\u2013\u2022*: ").rstrip("-: ")
+        for sentence in _SENTENCE.split(bare)
+    ]
     kept: list[str] = []
     for sentence in sentences:
         if not sentence or _OF_THE_EXAM.search(sentence):
@@ -192,7 +226,11 @@ def cleaned(row: Mapping[str, Any], most_words: int = MOST_WORDS) -> str:
 def _without_beginning(text: str, beginning: str) -> str:
     """The text without ``beginning`` at its start, which may run into the next word."""
     start = r"\W*".join(re.escape(word) for word in beginning.split())
-    return re.sub(rf"^\W*{start}[\s.,:;)\]-]*", "", text, count=1, flags=re.IGNORECASE) if start else text
+    return (
+        re.sub(rf"^\W*{start}[\s.,:;)\]-]*", "", text, count=1, flags=re.IGNORECASE)
+        if start
+        else text
+    )
 
 
 class Direct(dspy.Signature):
@@ -237,15 +275,24 @@ class Refine(dspy.Signature):
     answer: Literal["A", "B", "C", "D"] = dspy.OutputField()
 
 
-DRAFTS: dict[str, type[dspy.Signature]] = {"direct": Direct, "knowledge": Knowledge, "chain_of_thought": Reasoning}
+DRAFTS: dict[str, type[dspy.Signature]] = {
+    "direct": Direct,
+    "knowledge": Knowledge,
+    "chain_of_thought": Reasoning,
+}
 
 
-def draft_rows(seed: int = 0, rows: str = HUB, draft: str = "knowledge", most: int = MOST_SFT) -> list[dict[str, Any]]:
-    """What the drafter learns from, at most ``most`` rows of archive: the prompts of ``program(draft)`` and what to write.
+def draft_rows(
+    seed: int = 0, rows: str = HUB, draft: str = "knowledge", most: int = MOST_SFT
+) -> list[dict[str, Any]]:
+    """What the drafter learns from, at most ``most`` rows of archive: the prompts of
+    ``program(draft)`` and what to write.
 
-    direct: the right letter and its text, since to a small model, and to the one that reads it, a bare letter says little.
-    knowledge: the cleaned explanation. chain_of_thought: the cleaned explanation, then letter and text. The last two leave out
-    questions without an explanation; all leave out rows of more than 750 characters.
+    direct: the right letter and its text, since to a small model, and to the one that reads it, a
+        bare letter says little.
+    knowledge: the cleaned explanation. chain_of_thought: the cleaned explanation, then letter and
+        text. The last two leave out questions without an explanation; all leave out rows of more
+        than 750 characters.
     """
     signature = _drafting(draft)
     made: list[dict[str, Any]] = []
@@ -258,8 +305,8 @@ def draft_rows(seed: int = 0, rows: str = HUB, draft: str = "knowledge", most: i
 
 
 def answer_rows(seed: int = 0, rows: str = HUB, most: int = MOST_SFT) -> list[dict[str, Any]]:
-    """What the weak model learns from when it answers by itself: the letters of ``most`` questions of archive and of 100 of train,
-    about those whose answers the collaboration learns from, too."""
+    """What the weak model learns from when it answers by itself: the letters of ``most`` questions
+    of archive and of 100 of train, about those whose answers the collaboration learns from, too."""
     made = _splits(str(rows), seed).splits
     asked = [
         [training_row(Alone, _inputs(row), {"answer": LETTERS[row["cop"]]}) for row in made[split]]
@@ -269,11 +316,15 @@ def answer_rows(seed: int = 0, rows: str = HUB, most: int = MOST_SFT) -> list[di
 
 
 def _short(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= LONGEST]
+    return [
+        row
+        for row in rows
+        if sum(len(message["content"]) for message in row["prompt"] + row["completion"]) <= LONGEST
+    ]
 
 
-# Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed unread. The reasoning is for the
-# strong model when it thinks alone.
+# Worked examples, written for this file. Three drafts in eight are wrong, so that none is believed
+# unread. The reasoning is for the strong model when it thinks alone.
 SHOTS = (
     {
         "question": "Which vitamin is made in the skin when the sun shines on it?",
@@ -310,7 +361,10 @@ SHOTS = (
     {
         "question": "All of these are bones of the upper limb except:",
         "options": "A. Humerus\nB. Radius\nC. Fibula\nD. Ulna",
-        "known": "The fibula lies beside the tibia, in the leg. Radius and ulna are the bones of the forearm.",
+        "known": (
+            "The fibula lies beside the tibia, in the leg. Radius and ulna are the bones of "
+            "the forearm."
+        ),
         "drafted": "C. Fibula",
         "reasoning": "The fibula is a bone of the leg, so it is option C.",
         "answer": "C",
@@ -343,10 +397,19 @@ SHOTS = (
 
 
 def program(draft: str = "knowledge") -> Collaboration:
-    """The weak model drafts an answer, what it knows, or reasons and an answer; the strong model names the right option."""
+    """The weak model drafts an answer, what it knows, or reasons and an answer; the strong model
+    names the right option."""
     signature = _drafting(draft)
-    demos = [dspy.Example(**_shot(draft, shot)).with_inputs("question", "options", "background") for shot in SHOTS]
-    return Collaboration(draft=dspy.Predict(signature), refine=dspy.Predict(Refine), demos=demos, adapter=LineAdapter())
+    demos = [
+        dspy.Example(**_shot(draft, shot)).with_inputs("question", "options", "background")
+        for shot in SHOTS
+    ]
+    return Collaboration(
+        draft=dspy.Predict(signature),
+        refine=dspy.Predict(Refine),
+        demos=demos,
+        adapter=LineAdapter(),
+    )
 
 
 def direct() -> dspy.Module:
@@ -360,7 +423,9 @@ def _shot(draft: str, shot: Mapping[str, str]) -> dict[str, str]:
         "knowledge": shot["known"],
         "chain_of_thought": f"Reasoning: {shot['known']}\nAnswer: {shot['drafted']}",
     }
-    return {name: shot[name] for name in ("question", "options", "reasoning", "answer")} | {"background": texts[draft]}
+    return {name: shot[name] for name in ("question", "options", "reasoning", "answer")} | {
+        "background": texts[draft]
+    }
 
 
 def _drafting(draft: str) -> type[dspy.Signature]:

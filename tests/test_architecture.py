@@ -1,4 +1,5 @@
-"""The shape of the house, as laws: reading order is import order, recipes stand alone, importing is light."""
+"""The shape of the house, as laws: reading order is import order, recipes stand alone, importing is
+light."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "cowest_dspy"
 
-# The rooms, in the order in which they are read: a module imports only from its own room and from those before it. Inside a room
-# imports are free, but never in a circle.
+# The rooms, in the order in which they are read: a module imports only from its own room and from
+# those before it. Inside a room imports are free, but never in a circle.
 ROOMS = (
     "utils", "store", "lms", "program", "influence", "pairs", "tuning", "optimizers", "report", "scale", "serve",
     "experiment", "cli", "testing",
@@ -36,7 +37,8 @@ def sources(*folders: str) -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """``cowest_dspy/lms/gguf.py`` -> ``cowest_dspy.lms.gguf``; a package's ``__init__.py`` -> the package."""
+    """``cowest_dspy/lms/gguf.py`` -> ``cowest_dspy.lms.gguf``; a package's ``__init__.py`` -> the
+    package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -45,13 +47,16 @@ MODULES = {name_of(path): path for path in sources("cowest_dspy")}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that the file imports, wherever in it; ``from a import b`` gives ``a.b`` if that is a module."""
+    """Every module that the file imports, wherever in it; ``from a import b`` gives ``a.b`` if that
+    is a module."""
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             module = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 whole = f"{module}.{alias.name}"
@@ -59,7 +64,8 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def layer(module: str) -> str:
-    """The room of a module. errors.py and compat.py at the root are of the ground floor, with utils/."""
+    """The room of a module. errors.py and compat.py at the root are of the ground floor, with
+    utils/."""
     room = module.split(".")[1]
     return "utils" if room in ROOT_MODULES else room
 
@@ -109,7 +115,9 @@ def test_no_folder_imports_in_a_circle() -> None:
     for folder in sorted({layer(name) for name in LAYERED}):
         inside = {name: path for name, path in LAYERED.items() if layer(name) == folder}
         package = f"cowest_dspy.{folder}"
-        graph = {name: (inner(path) & set(inside)) - {name, package} for name, path in inside.items()}
+        graph = {
+            name: (inner(path) & set(inside)) - {name, package} for name, path in inside.items()
+        }
         assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
@@ -121,24 +129,44 @@ def test_a_recipe_imports_only_the_library_dspy_and_the_standard_library() -> No
 def test_the_library_imports_no_recipe_and_nothing_that_is_not_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [requirement for name, extra in extras.items() if name not in NOT_FOR_USERS for requirement in extra]
+    optional = [
+        requirement
+        for name, extra in extras.items()
+        if name not in NOT_FOR_USERS
+        for requirement in extra
+    ]
     declared = [*project["dependencies"], *optional]
-    packages = {requirement.split(">=")[0].split("[")[0].replace("-", "_").removesuffix("_python") for requirement in declared}
-    packages |= {module for package, module in {"scikit_learn": "sklearn"}.items() if package in packages}
-    assert foreign(list(MODULES.values()), {"cowest_dspy", *packages, *sys.stdlib_module_names}) == {}
+    packages = {
+        requirement.split(">=")[0].split("[")[0].replace("-", "_").removesuffix("_python")
+        for requirement in declared
+    }
+    packages |= {
+        module for package, module in {"scikit_learn": "sklearn"}.items() if package in packages
+    }
+    assert (
+        foreign(list(MODULES.values()), {"cowest_dspy", *packages, *sys.stdlib_module_names}) == {}
+    )
 
 
 def foreign(paths: Iterable[Path], known: set[str]) -> dict[str, set[str]]:
     """The files that import something else than what is known, each with what that is."""
-    found = {str(path.relative_to(ROOT)): {name.split(".")[0] for name in imports(path)} - known for path in paths}
+    found = {
+        str(path.relative_to(ROOT)): {name.split(".")[0] for name in imports(path)} - known
+        for path in paths
+    }
     return {path: names for path, names in found.items() if names}
 
 
-@pytest.mark.parametrize("modules", [["cowest_dspy"], list(MODULES)], ids=["the front", "every module"])
+@pytest.mark.parametrize(
+    "modules", [["cowest_dspy"], list(MODULES)], ids=["the front", "every module"]
+)
 def test_importing_loads_nothing_heavy(modules: list[str]) -> None:
-    """torch, TRL and their like come when a model is loaded or tuned: their imports stand inside functions."""
+    """torch, TRL and their like come when a model is loaded or tuned: their imports stand inside
+    functions."""
     code = f"import sys, {', '.join(modules)}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert run.stdout.split() == []
 
 
@@ -163,7 +191,10 @@ def unreadable(path: Path) -> Iterator[str]:
     if tree.body and not ast.get_docstring(tree):
         yield f"{name}: a file opens with a docstring that says what it is"
     if len(text.splitlines()) > LONGEST_FILE:
-        yield f"{name}: {len(text.splitlines())} lines: a long file hides a concept: name it and give it a file"
+        yield (
+            f"{name}: {len(text.splitlines())} lines: a long file hides a concept: name it and "
+            "give it a file"
+        )
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -189,13 +220,22 @@ def test_the_tables_of_tests_name_tests_that_are_there_and_every_law_has_a_fast_
         (own,) = (ROOT / "tests/laws").glob(f"test_law_{number:02}_*.py")
         laws = {test for test, slow in list_tests(own) if not slow}
         assert laws, f"law {number} has no test in the fast tier"
-        assert laws <= {test for file, test in named if file == f"laws/{own.name}"}, f"law {number}: the table lacks a test"
+        assert laws <= {test for file, test in named if file == f"laws/{own.name}"}, (
+            f"law {number}: the table lacks a test"
+        )
 
 
 def list_tests(path: Path) -> Iterator[tuple[str, bool]]:
     """The tests of a file, each with whether it is marked slow as a whole."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    module = any(isinstance(node, ast.Assign) and "pytest.mark.slow" in ast.unparse(node.value) for node in tree.body)
+    module = any(
+        isinstance(node, ast.Assign) and "pytest.mark.slow" in ast.unparse(node.value)
+        for node in tree.body
+    )
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            yield node.name, module or any(ast.unparse(mark) == "pytest.mark.slow" for mark in node.decorator_list)
+            yield (
+                node.name,
+                module
+                or any(ast.unparse(mark) == "pytest.mark.slow" for mark in node.decorator_list),
+            )

@@ -15,21 +15,37 @@ from cowest_dspy.utils.safe_text import printable
 
 def bundle(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="The bundle's folder. Default: bundle in the run's.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The bundle's folder. Default: bundle in the run's."),
+    ] = None,
     merge: Annotated[
-        Path | None, typer.Option("--merge", help="Also write base and adapter as one model here.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--merge", help="Also write base and adapter as one model here.", show_default=False
+        ),
     ] = None,
     gguf: Annotated[
-        Path | None, typer.Option("--gguf", help="Also write the adapter for llama.cpp as this file.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--gguf", help="Also write the adapter for llama.cpp as this file.", show_default=False
+        ),
     ] = None,
     push: Annotated[
-        str | None, typer.Option("--push", help="Upload it as this Hub model, OWNER/NAME; private.", show_default=False)
+        str | None,
+        typer.Option(
+            "--push", help="Upload it as this Hub model, OWNER/NAME; private.", show_default=False
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: everybody may read it.")
+    ] = False,
 ) -> None:
-    """Writes what a finished run ended with into one folder: prompts, adapter, configuration, pairs, numbers, model card, hashes.
+    """Writes what a finished run ended with into one folder: prompts, adapter, configuration,
+    pairs, numbers, model card, hashes.
 
-    It holds no secret, no pickle and no path of this machine. Nothing is asked, and nothing is uploaded without `--push`.
+    It holds no secret, no pickle and no path of this machine. Nothing is asked, and nothing is
+    uploaded without `--push`.
 
     Example: `cowest bundle runs/handbook --out handbook-bundle --merge handbook-model`
     """
@@ -39,10 +55,14 @@ def bundle(
     from cowest_dspy.tuning import engine_of
 
     if public and not push:
-        raise BundleError("--public says how --push uploads: give the model's name too, --push OWNER/NAME.")
+        raise BundleError(
+            "--public says how --push uploads: give the model's name too, --push OWNER/NAME."
+        )
     quiet_dspy()
     if not (run / "config.toml").is_file():
-        raise BundleError(f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one.")
+        raise BundleError(
+            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
+        )
     try:
         config = load_config([run / "config.toml"])
     except ConfigError as error:
@@ -54,13 +74,22 @@ def bundle(
     if merge is not None:
         console.print(f"merged model: {merged(made, base, merge)}", markup=False, soft_wrap=True)
     if gguf is not None:
-        console.print(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}", markup=False, soft_wrap=True)
+        console.print(
+            f"adapter for llama.cpp: {as_gguf(made, base, gguf)}", markup=False, soft_wrap=True
+        )
     if push:
-        console.print(f"uploaded: {push_bundle(made, push, private=not public)}", markup=False, soft_wrap=True)
+        console.print(
+            f"uploaded: {push_bundle(made, push, private=not public)}", markup=False, soft_wrap=True
+        )
 
 
-def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)]) -> None:
-    """Checks a bundle against its manifest, offline: every file's hash, and the adapter's. Executes nothing. Exit code 0: whole.
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)
+    ],
+) -> None:
+    """Checks a bundle against its manifest, offline: every file's hash, and the adapter's. Executes
+    nothing. Exit code 0: whole.
 
     Example: `cowest verify handbook-bundle`
     """
@@ -72,5 +101,10 @@ def verify(path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle
     if wrong:
         raise typer.Exit(1)
     adapter = manifest.adapter or "none"
-    about = printable(f"{manifest.name}, seed {manifest.seed}, base {manifest.base}@{manifest.base_hash}, adapter {adapter}")
-    console.print(f"{path} is whole: {len(manifest.files)} files; {about}", markup=False, soft_wrap=True)
+    about = printable(
+        f"{manifest.name}, seed {manifest.seed}, base {manifest.base}@{manifest.base_hash}, "
+        f"adapter {adapter}"
+    )
+    console.print(
+        f"{path} is whole: {len(manifest.files)} files; {about}", markup=False, soft_wrap=True
+    )

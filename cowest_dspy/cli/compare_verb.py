@@ -15,21 +15,32 @@ def compare(
     run: Run = None,
     seed: Seed = None,
     arm: Annotated[
-        list[str] | None, typer.Option("--arm", help="Only this arm, and no sweep; may be given several times.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="Only this arm, and no sweep; may be given several times.",
+            show_default=False,
+        ),
     ] = None,
     accelerate: Accelerate = "1",
     log: LogAs = Log.auto,
 ) -> None:
-    """Answers the same examples with every arm of [compare], and says which is better, with intervals and corrected tests.
+    """Answers the same examples with every arm of [compare], and says which is better, with
+    intervals and corrected tests.
 
-    Arms are the models alone, other ways to combine them, controls, and the collaboration before and after tuning; whatever has to
-    be trained is. A run that `cowest cycle` has begun is used. The tables are written to the run's folder as JSON, CSV, LaTeX,
-    Markdown and HTML.
+    Arms are the models alone, other ways to combine them, controls, and the collaboration before
+    and after tuning; whatever has to be trained is. A run that `cowest cycle` has begun is used.
+    The tables are written to the run's folder as JSON, CSV, LaTeX, Markdown and HTML.
 
     Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
     """
     from cowest_dspy.experiment import Compared
-    from cowest_dspy.report.comparison import numbers_of, print_comparison, verdict, write_comparison
+    from cowest_dspy.report.comparison import (
+        numbers_of,
+        print_comparison,
+        verdict,
+        write_comparison,
+    )
 
     with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)

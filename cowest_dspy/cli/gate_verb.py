@@ -15,7 +15,13 @@ from cowest_dspy.errors import GateError
 def gate(
     run: Annotated[Path, typer.Argument(help="A run's folder, with traces.", show_default=False)],
     within: Annotated[
-        float, typer.Option("--within", min=0, max=1, help="Mean score that it may lose on the dev split: 0.01 is one point.")
+        float,
+        typer.Option(
+            "--within",
+            min=0,
+            max=1,
+            help="Mean score that it may lose on the dev split: 0.01 is one point.",
+        ),
     ] = 0.01,
     samples: Annotated[
         int | None,
@@ -36,12 +42,13 @@ def gate(
     ] = None,
     log: LogAs = Log.auto,
 ) -> None:
-    """Learns from a run where a draft pays: when to take it as the answer, when to ask the strong model alone, when to have it
-    refined.
+    """Learns from a run where a draft pays: when to take it as the answer, when to ask the strong
+    model alone, when to have it refined.
 
-    Fitted on the run's traces, the trade between score and cost chosen on the dev split (answered with and without drafts), shown
-    on the test split beside going always one way and at random. It is written to the run as gate.json, plain numbers, which
-    `cowest bundle` takes along and `cowest serve` uses; the curve as gate.html. The run has one more arm then, "gated".
+    Fitted on the run's traces, the trade between score and cost chosen on the dev split (answered
+    with and without drafts), shown on the test split beside going always one way and at random. It
+    is written to the run as gate.json, plain numbers, which `cowest bundle` takes along and `cowest
+    serve` uses; the curve as gate.html. The run has one more arm then, "gated".
 
     Example: `cowest gate runs/handbook`
     """
@@ -52,12 +59,21 @@ def gate(
     if not settings.is_file():
         from cowest_dspy.report.runs import meant
 
-        raise GateError(f"{run} is no run's folder: there is no config.toml in it.{meant(run)} `cowest cycle` makes one.")
+        raise GateError(
+            f"{run} is no run's folder: there is no config.toml in it.{meant(run)} `cowest cycle` "
+            "makes one."
+        )
     with running([settings], run, None, verb="gate", log=log) as experiment:
         made = run_gate(experiment, within=within, samples=samples, likelihood=likelihood)
         point = made.curve.point("gate")
         cost = point.cost if point else None
-        experiment.store.journal.result(gate=str(experiment.run / "gate.json"), score=point.score if point else None, cost=cost)
+        experiment.store.journal.result(
+            gate=str(experiment.run / "gate.json"), score=point.score if point else None, cost=cost
+        )
         print_curve(made.curve, console)
-        console.print(f"\ngate: {experiment.run / 'gate.json'}, its curve: {made.written.html}", markup=False, soft_wrap=True)
+        console.print(
+            f"\ngate: {experiment.run / 'gate.json'}, its curve: {made.written.html}",
+            markup=False,
+            soft_wrap=True,
+        )
         experiment.report()

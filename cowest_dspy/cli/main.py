@@ -1,6 +1,7 @@
 """cowest: one verb per stage of a weak-strong collaboration, all on one run folder.
 
-Everything but Typer and Rich is imported when a verb needs it, so that ``cowest --help`` is there at once.
+Everything but Typer and Rich is imported when a verb needs it, so that ``cowest --help`` is there
+at once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,19 @@ from cowest_dspy.cli.report_verb import report
 from cowest_dspy.cli.runs_verbs import runs, watch
 from cowest_dspy.cli.serve_verb import serve
 from cowest_dspy.cli.track_verb import track
-from cowest_dspy.cli.verbs import STOPPED, Accelerate, Files, Log, LogAs, NoAsk, Run, Seed, VisibleFormatter, quiet_dspy, running
+from cowest_dspy.cli.verbs import (
+    STOPPED,
+    Accelerate,
+    Files,
+    Log,
+    LogAs,
+    NoAsk,
+    Run,
+    Seed,
+    VisibleFormatter,
+    quiet_dspy,
+    running,
+)
 from cowest_dspy.errors import CowestError, masked
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import handled, signal_of, stopped_by
@@ -60,7 +73,8 @@ config_app = typer.Typer(
     name="config",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads nor asks a model.",
+    help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads "
+    "nor asks a model.",
 )
 app.add_typer(config_app)
 app.command()(compare)
@@ -76,10 +90,17 @@ app.command()(watch)
 
 
 @app.command()
-def cycle(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
+def cycle(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    accelerate: Accelerate = "1",
+    log: LogAs = Log.auto,
+) -> None:
     """Runs every stage: fine-tune, collect, pair, tune, evaluate, report.
 
-    What an earlier call with the same run folder has done is not done again. At the end: the table, and where the report is.
+    What an earlier call with the same run folder has done is not done again. At the end: the table,
+    and where the report is.
     """
     with running(files, run, seed, accelerate, verb="cycle", log=log) as experiment:
         _show(experiment, experiment.cycle())
@@ -90,14 +111,19 @@ def ask(
     files: Files,
     question: Annotated[
         str,
-        typer.Option("--question", "-q", help='The input; or JSON for several: \'{"question": ..., "options": ...}\'.'),
+        typer.Option(
+            "--question",
+            "-q",
+            help='The input; or JSON for several: \'{"question": ..., "options": ...}\'.',
+        ),
     ],
     run: Run = None,
     seed: Seed = None,
 ) -> None:
     """Asks the collaboration one question, with the best weak model that the run has.
 
-    Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel run at 25 bar?"`
+    Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel
+        run at 25 bar?"`
     """
     with running(files, run, seed, verb="ask") as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
@@ -111,7 +137,10 @@ def evaluate(
     run: Run = None,
     seed: Seed = None,
     arm: Annotated[
-        list[str] | None, typer.Option("--arm", help="Only this arm; may be given several times.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--arm", help="Only this arm; may be given several times.", show_default=False
+        ),
     ] = None,
     log: LogAs = Log.auto,
 ) -> None:
@@ -120,7 +149,9 @@ def evaluate(
         known = experiment.arm_names()
         for name in arm or []:
             if name not in known:
-                raise CowestError(f'There is no arm "{name}" in this configuration: it has {", ".join(known)}.')
+                raise CowestError(
+                    f'There is no arm "{name}" in this configuration: it has {", ".join(known)}.'
+                )
         experiment.evaluate(arm)
         _show(experiment, experiment.report())
 
@@ -135,10 +166,15 @@ def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.a
         found = influence_report(traces)
         counts = {name: getattr(found, name) for name in ("helped", "hurt", "same", "failed")}
         mean = found.mean if found.scored else None
-        experiment.store.journal.result(drafts=len(traces), mean_influence=mean, **counts, saved=traces.saved)
+        experiment.store.journal.result(
+            drafts=len(traces), mean_influence=mean, **counts, saved=traces.saved
+        )
         console.print(str(found))
         if any(traces.saved.values()):
-            console.print(f"saved: {traces.saved['weak_calls']} drafts, {traces.saved['strong_calls']} answers of the strong model")
+            console.print(
+                f"saved: {traces.saved['weak_calls']} drafts, {traces.saved['strong_calls']} "
+                "answers of the strong model"
+            )
 
 
 @app.command()
@@ -147,42 +183,65 @@ def pairs(
     run: Run = None,
     seed: Seed = None,
     push: Annotated[
-        str | None, typer.Option("--push", help="Upload them as this Hub dataset, OWNER/NAME; private.", show_default=False)
+        str | None,
+        typer.Option(
+            "--push",
+            help="Upload them as this Hub dataset, OWNER/NAME; private.",
+            show_default=False,
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: everybody may read it.")
+    ] = False,
     log: LogAs = Log.auto,
 ) -> None:
-    """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what was dropped and why.
+    """Turns the run's traces into preference pairs (pairs.jsonl in the run folder), and says what
+    was dropped and why.
 
-    The traces are those of `cowest collect` or `cowest cycle`; without any, nothing is asked, and exit code 1 says so. Beside the
-    pairs, drafts.jsonl says of each draft whether it helped or hurt, as KTO learns. Nothing is uploaded without `--push`.
+    The traces are those of `cowest collect` or `cowest cycle`; without any, nothing is asked, and
+    exit code 1 says so. Beside the pairs, drafts.jsonl says of each draft whether it helped or
+    hurt, as KTO learns. Nothing is uploaded without `--push`.
     """
     if public and not push:
-        raise CowestError("--public says how --push uploads: give the dataset's name too, --push OWNER/NAME.")
+        raise CowestError(
+            "--public says how --push uploads: give the dataset's name too, --push OWNER/NAME."
+        )
     with running(files, run, seed, verb="pairs", log=log) as experiment:
         experiment.check_collected(_collecting(files, run, seed))
         made = experiment.pairs()
-        experiment.store.journal.result(pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl"))
+        experiment.store.journal.result(
+            pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl")
+        )
         for line in _said_of(made, experiment.run):
             console.print(line, markup=False, soft_wrap=True)
         if not experiment.config.pairs.source:
             drafts = experiment.labelled()
             file = experiment.run / "drafts.jsonl"
             console.print(
-                f"{drafts.helped} drafts that helped and {len(drafts) - drafts.helped} that hurt in {file}", soft_wrap=True
+                f"{drafts.helped} drafts that helped and {len(drafts) - drafts.helped} that hurt "
+                f"in {file}",
+                soft_wrap=True,
             )
         if push:
             console.print(f"uploaded: {made.push_to_hub(push, private=not public)}", soft_wrap=True)
 
 
 @app.command()
-def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerate = "1", log: LogAs = Log.auto) -> None:
+def tune(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    accelerate: Accelerate = "1",
+    log: LogAs = Log.auto,
+) -> None:
     """Tunes the weak model on the run's preference pairs, from its fine-tuned adapter.
 
-    The drafts that pairs are made of must be there: `cowest collect` or `cowest cycle` collects them.
+    The drafts that pairs are made of must be there: `cowest collect` or `cowest cycle` collects
+    them.
 
-    `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to the same result but for rounding;
-    `--accelerate FILE` as a configuration file of Accelerate's says: one GPU, several, FSDP, several machines.
+    `--accelerate 4` trains on four GPUs, by `accelerate launch`, from the same TOML files and to
+    the same result but for rounding; `--accelerate FILE` as a configuration file of Accelerate's
+    says: one GPU, several, FSDP, several machines.
     """
     with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
         experiment.check_collected(_collecting(files, run, seed))
@@ -194,33 +253,48 @@ def tune(files: Files, run: Run = None, seed: Seed = None, accelerate: Accelerat
 @app.command()
 def doctor(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="TOML", help="Files, the task first and then the backend.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            metavar="TOML", help="Files, the task first and then the backend.", show_default=False
+        ),
     ] = None,
     seed: Seed = None,
     no_ask: NoAsk = False,
     repair: Annotated[
-        Path | None, typer.Option("--repair", help="Save what can be read of this damaged run folder; no TOML.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--repair",
+            help="Save what can be read of this damaged run folder; no TOML.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Loads or reaches each model of the TOML files, checks that it can do its part, and says what a run would ask of it.
+    """Loads or reaches each model of the TOML files, checks that it can do its part, and says what
+    a run would ask of it.
 
-    One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit code 0: no error was found.
+    One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit
+    code 0: no error was found.
 
     Example: `cowest doctor programs/handbook.toml programs/backends/openai.toml`
 
-    `cowest doctor --repair runs/handbook` mends a run's damaged store: whole rows are kept, and the damaged file beside them.
+    `cowest doctor --repair runs/handbook` mends a run's damaged store: whole rows are kept, and the
+    damaged file beside them.
     """
     if repair is not None:
         _repair(repair, files)
         return
     if not files:
-        raise CowestError("Name TOML files, the task first and then the backend; or --repair and a run's folder.")
+        raise CowestError(
+            "Name TOML files, the task first and then the backend; or --repair and a run's folder."
+        )
     from cowest_dspy.experiment.config import load_config
     from cowest_dspy.experiment.doctor import examine
 
     quiet_dspy()
     diagnosis = examine(
-        load_config(files, seed=seed), ask=not no_ask, say=lambda text: console.print(text, markup=False, soft_wrap=True)
+        load_config(files, seed=seed),
+        ask=not no_ask,
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
     )
     _show_diagnosis(diagnosis)
     if not diagnosis.healthy:
@@ -232,13 +306,17 @@ def quote(
     files: Files,
     run: Run = None,
     seed: Seed = None,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="Train examples that are asked as a run would.")] = 3,
+    examples: Annotated[
+        int, typer.Option("--examples", min=1, help="Train examples that are asked as a run would.")
+    ] = 3,
     no_ask: NoAsk = False,
 ) -> None:
-    """Says what a cycle will cost before it is begun: calls, tokens, money and minutes, by stage and in all, against [budget].
+    """Says what a cycle will cost before it is begun: calls, tokens, money and minutes, by stage
+    and in all, against [budget].
 
-    A few train examples are collected as a run would, which an API charges for (`--no-ask`: only calls are counted, nothing is
-    asked); the answers are kept in the run's folder. Exit code 1: [budget] is expected to be exceeded.
+    A few train examples are collected as a run would, which an API charges for (`--no-ask`: only
+    calls are counted, nothing is asked); the answers are kept in the run's folder. Exit code 1:
+    [budget] is expected to be exceeded.
 
     Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
     """
@@ -253,7 +331,9 @@ def quote(
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for name, *cells in rows:
-        print(*map(visible, (name.ljust(widths[0]), *(map(str.rjust, cells, widths[1:])))), sep="  ")
+        print(
+            *map(visible, (name.ljust(widths[0]), *(map(str.rjust, cells, widths[1:])))), sep="  "
+        )
     print("", *map(visible, made.text()), sep="\n")
     if made.exceeded:
         raise typer.Exit(1)
@@ -269,12 +349,16 @@ def _repair(run: Path, files: list[Path] | None) -> None:
 
 @config_app.command()
 def schema(
-    out: Annotated[Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)
+    ] = None,
 ) -> None:
-    """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them, and marks what is misspelled.
+    """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them,
+    and marks what is misspelled.
 
-    `cowest config schema --out cowest.schema.json`, and as the first line of a TOML its path from there:
-    `#:schema ../cowest.schema.json`. That is how Taplo reads it, and with it Even Better TOML in VS Code and others.
+    `cowest config schema --out cowest.schema.json`, and as the first line of a TOML its path from
+    there: `#:schema ../cowest.schema.json`. That is how Taplo reads it, and with it Even Better
+    TOML in VS Code and others.
     """
     from cowest_dspy.experiment.config_text import json_schema
 
@@ -289,7 +373,8 @@ def schema(
 
 @config_app.command()
 def show(files: Files, seed: Seed = None) -> None:
-    """Prints the configuration that TOML files make together, with every default, as TOML; secrets are masked.
+    """Prints the configuration that TOML files make together, with every default, as TOML; secrets
+    are masked.
 
     Example: `cowest config show programs/handbook.toml programs/backends/in_process.toml`
     """
@@ -306,8 +391,9 @@ def main() -> None:
 
 
 def report_errors(run: Callable[[], None]) -> None:
-    """Runs a command: an error that the user can mend becomes one clear message and exit code 1, as does a file or disk that the
-    system refuses. Ctrl-C is exit code 130, SIGTERM 143: the first ends it cleanly, the second at once."""
+    """Runs a command: an error that the user can mend becomes one clear message and exit code 1, as
+    does a file or disk that the system refuses. Ctrl-C is exit code 130, SIGTERM 143: the first
+    ends it cleanly, the second at once."""
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter())
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
@@ -320,9 +406,12 @@ def report_errors(run: Callable[[], None]) -> None:
             print(visible(masked(f"{type(error).__name__}: {error}")), file=sys.stderr)
             sys.exit(1)
         except Exception as error:
-            # A file, a folder or a disk, whichever verb came upon it, is for the user to mend. Anything else is a fault of ours or
-            # of a library: its traceback, too, may repeat a key or an answer.
-            if isinstance(error, OSError) and (error.errno in DISK_FAULTS or error.filename is not None):
+            # A file, a folder or a disk, whichever verb came upon it, is for the user to mend.
+            # Anything else is a fault of ours or of a library: its traceback, too, may repeat a key
+            # or an answer.
+            if isinstance(error, OSError) and (
+                error.errno in DISK_FAULTS or error.filename is not None
+            ):
                 text = f"{type(error).__name__}: {describe_os_error(error)}\n"
             else:
                 text = "".join(traceback.format_exception(error))
@@ -340,7 +429,9 @@ def report_errors(run: Callable[[], None]) -> None:
 def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
     yield f"{len(made)} pairs in {run / 'pairs.jsonl'}"
     if made.rules:
-        yield "  " + ", ".join(f"{name} {value}" for name, value in made.rules.items() if value is not None)
+        yield "  " + ", ".join(
+            f"{name} {value}" for name, value in made.rules.items() if value is not None
+        )
     yield from (f"  dropped: {count} {reason}" for reason, count in made.dropped.items())
     lengths = made.lengths
     if lengths:
@@ -351,12 +442,19 @@ def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
 
 def _collecting(files: list[Path], run: Path | None, seed: int | None) -> str:
     """The command that collects drafts for what was typed."""
-    options = [*(("--run", str(run)) if run else ()), *(("--seed", str(seed)) if seed is not None else ())]
+    options = [
+        *(("--run", str(run)) if run else ()),
+        *(("--seed", str(seed)) if seed is not None else ()),
+    ]
     return shlex.join(["cowest", "collect", *map(str, files), *options])
 
 
 def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
-    given = read_json_text(question, "--question") if question.lstrip().startswith("{") else {names[0]: question}
+    given = (
+        read_json_text(question, "--question")
+        if question.lstrip().startswith("{")
+        else {names[0]: question}
+    )
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given
@@ -368,7 +466,10 @@ def _show_diagnosis(diagnosis: Diagnosis) -> None:
     if console.is_terminal:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for level, *cells in rows:
-            table.add_row(Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")), *map(Text, cells))
+            table.add_row(
+                Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")),
+                *map(Text, cells),
+            )
         console.print("", table)
     else:
         print("", *(visible("{:<9}{:<8}{:<15}{}".format(*row)) for row in rows), sep="\n")

@@ -20,42 +20,66 @@ if TYPE_CHECKING:
 def report(
     what: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Folders of runs; or the TOML files of one, as for other verbs.", show_default=False),
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of runs; or the TOML files of one, as for other verbs.",
+            show_default=False,
+        ),
     ],
     run: Run = None,
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Where to write: a folder; for several runs also FILE.html.", show_default=False),
+        typer.Option(
+            "--out",
+            help="Where to write: a folder; for several runs also FILE.html.",
+            show_default=False,
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the JSON instead of tables.")
+    ] = False,
     schema: Schema = False,
 ) -> None:
-    """Writes report.json and report.html from what a run has so far, and prints the table. Asks no model.
+    """Writes report.json and report.html from what a run has so far, and prints the table. Asks no
+    model.
 
-    The run is named by its folder, or by the TOML files that it was started with. Several runs are shown side by side: verdicts,
-    arms, costs, models, where their configurations differ; and those of the same test examples are tested against each other.
-    No run is changed by that. By default side_by_side.html and .json are written into the folder that the runs share.
+    The run is named by its folder, or by the TOML files that it was started with. Several runs are
+    shown side by side: verdicts, arms, costs, models, where their configurations differ; and those
+    of the same test examples are tested against each other. No run is changed by that. By default
+    side_by_side.html and .json are written into the folder that the runs share.
 
     Example: `cowest report runs/handbook`, `cowest report runs/one runs/two --out both.html`
     """
     quiet_dspy()
     files = [path for path in what if path.suffix == ".toml" and not path.is_dir()]
     if files and len(files) < len(what):
-        raise ReportError("Name either the folders of runs, or the TOML files of one run; both were given.")
+        raise ReportError(
+            "Name either the folders of runs, or the TOML files of one run; both were given."
+        )
     if not files and (run is not None or seed is not None):
-        raise ReportError("--run and --seed go with TOML files; a run that is named by its folder has its own configuration.")
+        raise ReportError(
+            "--run and --seed go with TOML files; a run that is named by its folder has its own "
+            "configuration."
+        )
     if not files and len(what) > 1:
         _several(what, out, as_json)
         return
     if out is not None and out.suffix:
-        raise ReportError(f"--out {out}: the report of one run is report.json and report.html in a folder; give a folder.")
+        raise ReportError(
+            f"--out {out}: the report of one run is report.json and report.html in a folder; give "
+            "a folder."
+        )
     from cowest_dspy.report import WrittenReport, write_report
 
     if files:
         with running(files, run, seed, verb="report") as experiment:
             made = experiment.report()  # It stands in the run's folder now.
-            _one(made, write_report(made, out) if out else WrittenReport.within(experiment.run), as_json)
+            _one(
+                made,
+                write_report(made, out) if out else WrittenReport.within(experiment.run),
+                as_json,
+            )
         return
     from cowest_dspy.experiment.sides import read_run
 

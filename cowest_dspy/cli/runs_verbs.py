@@ -1,4 +1,5 @@
-"""The verbs `cowest runs` and `cowest watch`: what has become of runs, and what one of them is doing. They only read."""
+"""The verbs `cowest runs` and `cowest watch`: what has become of runs, and what one of them is
+doing. They only read."""
 
 from __future__ import annotations
 
@@ -25,14 +26,21 @@ STYLES = {"running": "green", "failed": "bold red", "damaged": "bold red", "stop
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Where runs are looked for; or one run's folder.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of a table.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(help="Where runs are looked for; or one run's folder.")
+    ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list instead of a table.")
+    ] = False,
 ) -> None:
-    """Lists runs: state, task, stage, calls, what they cost, when they last changed, and the verdict in short.
+    """Lists runs: state, task, stage, calls, what they cost, when they last changed, and the
+    verdict in short.
 
-    States: running (with the process that works on it), finished, stopped (by Ctrl-C, [budget] or a kill: the same command goes
-    on), failed (with the error), empty, damaged (`cowest doctor --repair RUN` saves what can be read), unknown (earlier version).
-    Nothing is locked or written, so that it can be typed while runs work. What runs a TOML file: `cowest cycle --help`.
+    States: running (with the process that works on it), finished, stopped (by Ctrl-C, [budget] or a
+        kill: the same command goes on), failed (with the error), empty, damaged (`cowest doctor
+        --repair RUN` saves what can be read), unknown (earlier version). Nothing is locked or
+        written, so that it can be typed while runs work. What runs a TOML file: `cowest cycle
+        --help`.
 
     Example: `cowest runs`, then `cowest watch runs/handbook`
     """
@@ -51,14 +59,19 @@ def runs(
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="The run's folder; it need not be there yet.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="The run's folder; it need not be there yet.", show_default=False)
+    ],
     once: Annotated[bool, typer.Option("--once", help="Show its state now, and end.")] = False,
 ) -> None:
-    """Follows a run that another process works on: stages, bar, time left, calls per second, spend, failures, the best score.
+    """Follows a run that another process works on: stages, bar, time left, calls per second, spend,
+    failures, the best score.
 
-    Start it before the run, or at any time. It ends when the run ends, with the verdict, or says that the run was stopped or killed
-    and which command goes on. It only reads: Ctrl-C ends the watching and never the run. Exit code 0: the run has finished;
-    1: it has failed, or was stopped. A run is started from TOML files, by `cowest cycle` and others.
+    Start it before the run, or at any time. It ends when the run ends, with the verdict, or says
+    that the run was stopped or killed and which command goes on. It only reads: Ctrl-C ends the
+    watching and never the run. Exit code 0: the run has finished;
+    1: it has failed, or was stopped. A run is started from TOML files, by `cowest cycle` and
+        others.
 
     Example: `cowest watch runs/handbook`, in another terminal than `cowest cycle`
     """
@@ -69,7 +82,9 @@ def watch(
     following, now = Following(run, console), read_snapshot(run)
     if now is None and is_run(run):
         line = look(run)
-        console.print(f"{run}: {line.state}. {line.verdict or line.detail}", markup=False, soft_wrap=True)
+        console.print(
+            f"{run}: {line.state}. {line.verdict or line.detail}", markup=False, soft_wrap=True
+        )
         raise typer.Exit(0 if line.state == "finished" else 1)
     if once:
         if now is None:
@@ -115,4 +130,13 @@ def _cells(one: RunLine, folder: Path) -> tuple[str, ...]:
     if one.state == "running" and one.verdict:
         said = f"{one.detail}. {one.verdict}"
     changed = one.changed.replace("T", " ").removesuffix("+00:00")[:16] if one.changed else ""
-    return (name, one.state, one.task or "", f"{one.stage or ''}{far}", calls, usd, changed, said or "")
+    return (
+        name,
+        one.state,
+        one.task or "",
+        f"{one.stage or ''}{far}",
+        calls,
+        usd,
+        changed,
+        said or "",
+    )

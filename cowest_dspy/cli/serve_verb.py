@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "cowest.json"
 OWN = ("host", "port", "api_key_env", "log_text", "sample")
-"""What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is kept of what they ask."""
+"""What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is
+kept of what they ask."""
 
 
 def serve(
@@ -30,31 +31,50 @@ def serve(
         list[Path],
         typer.Argument(
             metavar="BUNDLE_OR_TOML",
-            help="A bundle's folder and TOML files with its models; or a task's TOML files, the backend last.",
+            help="A bundle's folder and TOML files with its models; or a task's TOML files, the "
+            "backend last.",
             show_default=False,
         ),
     ],
     run: Run = None,
     seed: Seed = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="The address. Default: [serve] host, 127.0.0.1.", show_default=False)
+        str | None,
+        typer.Option(
+            "--host", help="The address. Default: [serve] host, 127.0.0.1.", show_default=False
+        ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help="Default: [serve] port, 8000. 0: any that is free.", show_default=False),
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Default: [serve] port, 8000. 0: any that is free.",
+            show_default=False,
+        ),
     ] = None,
     trust_recipe: Annotated[
-        bool, typer.Option("--trust-recipe", help="Execute the bundle's own Python file. Look at it first.")
+        bool,
+        typer.Option(
+            "--trust-recipe", help="Execute the bundle's own Python file. Look at it first."
+        ),
     ] = False,
     gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", help="Use the gate of the bundle or the run, where it has one (`cowest gate`).")
+        bool,
+        typer.Option(
+            "--gate/--no-gate",
+            help="Use the gate of the bundle or the run, where it has one (`cowest gate`).",
+        ),
     ] = True,
 ) -> None:
-    """Serves a collaboration as one OpenAI-compatible model until it is stopped: chat completions (streamed, too), health, metrics.
+    """Serves a collaboration as one OpenAI-compatible model until it is stopped: chat completions
+    (streamed, too), health, metrics.
 
-    A task's TOML files are served with the best weak model that the run has, as `cowest ask` asks it. Any address but this
-    machine's own needs an API key, in the environment variable `COWEST_API_KEY` or the one that `[serve]` names. Ctrl-C or SIGTERM
-    finishes what is under way; once more stops at once.
+    A task's TOML files are served with the best weak model that the run has, as `cowest ask` asks
+    it. Any address but this machine's own needs an API key, in the environment variable
+    `COWEST_API_KEY` or the one that `[serve]` names. Ctrl-C or SIGTERM finishes what is under way;
+    once more stops at once.
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
@@ -67,20 +87,30 @@ def serve(
     if bundled and run is not None:
         raise BundleError("--run is of a task's TOML files: a bundle brings its own weak model.")
     if files[0].is_dir() and not bundled:
-        raise BundleError(f"{files[0]} is no bundle: there is no {MANIFEST} in it. Give a bundle's folder, or TOML files.")
+        raise BundleError(
+            f"{files[0]} is no bundle: there is no {MANIFEST} in it. Give a bundle's folder, or "
+            "TOML files."
+        )
     config = _config(files, bundled, seed)
     rules = _rules(config, host, port, own=files[1:] if bundled else files)
     key = key_of(rules)
     with bound(rules.host, rules.port) as listener:
-        program = _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
+        program = (
+            _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
+        )
         router = _gate(files[0] if bundled else run or Path("runs") / config.name) if gate else None
         from cowest_dspy.serve.app import make_app
 
-        with service_of(program, rules, rules.name or config.name, inputs=config.data.inputs, router=router) as service:
+        with service_of(
+            program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
+        ) as service:
             _wake(program)
             _log_to_stderr()
             serve_until_stopped(
-                make_app(service, key=key), listener, rules.limits.grace, lambda text: _say(text, service.name, key)
+                make_app(service, key=key),
+                listener,
+                rules.limits.grace,
+                lambda text: _say(text, service.name, key),
             )
     console.print("stopped: nothing is under way any more")
 
@@ -95,7 +125,8 @@ def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
     if missing:
         tables = " and ".join(f"[{name}]" for name in missing)
         raise BundleError(
-            f"A bundle does not decide which models are asked, with which key, and which programs are started: name {tables} in a "
+            "A bundle does not decide which models are asked, with which key, and which programs "
+            f"are started: name {tables} in a "
             "TOML of your own after the bundle, such as programs/backends/in_process.toml."
         )
     return config
@@ -106,8 +137,11 @@ def _tables(files: Sequence[Path]) -> set[str]:
     return {name for file in files for name in read_toml(file, ConfigError)}
 
 
-def _rules(config: Config, host: str | None, port: int | None, *, own: Sequence[Path]) -> ServeRules:
-    """How it is served. ``own`` are the TOML files that the user has named, of which a bundle's is none."""
+def _rules(
+    config: Config, host: str | None, port: int | None, *, own: Sequence[Path]
+) -> ServeRules:
+    """How it is served. ``own`` are the TOML files that the user has named, of which a bundle's is
+    none."""
     from cowest_dspy.serve.config import ServeRules
 
     rules = config.serve
@@ -119,7 +153,8 @@ def _rules(config: Config, host: str | None, port: int | None, *, own: Sequence[
 
 
 def _of_run(files: list[Path], run: Path | None, seed: int | None) -> Collaboration:
-    """The program with the best weak model of the run, whose folder is free again while it is served."""
+    """The program with the best weak model of the run, whose folder is free again while it is
+    served."""
     with running(files, run, seed, verb="serve") as experiment:
         return experiment.best
 
@@ -132,7 +167,9 @@ def _gate(folder: Path) -> Gate | None:
     if not (folder / FILE).is_file():
         return None
     console.print(
-        f"gate: {folder / FILE} says where the strong model is asked; --no-gate asks it always", markup=False, soft_wrap=True
+        f"gate: {folder / FILE} says where the strong model is asked; --no-gate asks it always",
+        markup=False,
+        soft_wrap=True,
     )
     return Gate.load(folder)
 
@@ -143,12 +180,18 @@ def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboratio
 
     if not trust_recipe:
         recipe = recipe_of(open_bundle(folder))
-        raise BundleError(f"{recipe} builds the program, and is Python code: look at it, then give --trust-recipe to execute it.")
-    return load_bundle(folder, weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True)
+        raise BundleError(
+            f"{recipe} builds the program, and is Python code: look at it, then give "
+            "--trust-recipe to execute it."
+        )
+    return load_bundle(
+        folder, weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True
+    )
 
 
 def _wake(program: Collaboration) -> None:
-    """Loads models of this machine, and starts servers of ours, before the first request comes, by one token."""
+    """Loads models of this machine, and starts servers of ours, before the first request comes, by
+    one token."""
     from cowest_dspy.lms import ServerEngine, TransformersEngine
     from cowest_dspy.store.record import EXPECTED_FAILURES, failure, unrecorded
 
@@ -158,7 +201,9 @@ def _wake(program: Collaboration) -> None:
             try:
                 lm.copy(max_tokens=1)("Hello")
             except EXPECTED_FAILURES as error:
-                raise ModelError(f"{lm.model} does not answer, so it is not served: {failure(error)}") from error
+                raise ModelError(
+                    f"{lm.model} does not answer, so it is not served: {failure(error)}"
+                ) from error
 
 
 def _log_to_stderr() -> None:

@@ -18,16 +18,29 @@ def track(
     to: Annotated[
         list[str] | None,
         typer.Option(
-            "--to", help="mlflow, trackio or wandb, instead of [tracking] to; may be given several times.", show_default=False
+            "--to",
+            help="mlflow, trackio or wandb, instead of [tracking] to; may be given several times.",
+            show_default=False,
         ),
     ] = None,
-    uri: Annotated[str | None, typer.Option("--uri", help="Where MLflow is.", show_default=False)] = None,
-    project: Annotated[str | None, typer.Option("--project", help="Experiment or project.", show_default=False)] = None,
-    bundle: Annotated[bool, typer.Option("--bundle", help="Write the bundle of a finished run first, and upload it too.")] = False,
+    uri: Annotated[
+        str | None, typer.Option("--uri", help="Where MLflow is.", show_default=False)
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", help="Experiment or project.", show_default=False)
+    ] = None,
+    bundle: Annotated[
+        bool,
+        typer.Option(
+            "--bundle", help="Write the bundle of a finished run first, and upload it too."
+        ),
+    ] = False,
 ) -> None:
-    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose tracker was down. Asks no model.
+    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose
+    tracker was down. Asks no model.
 
-    Options come before what [tracking] says. What a tracker has already is not sent again. Exit code 0: every tracker has taken it.
+    Options come before what [tracking] says. What a tracker has already is not sent again. Exit
+    code 0: every tracker has taken it.
 
     Example: `cowest track runs/handbook --to mlflow --uri http://127.0.0.1:5000`
     """
@@ -37,13 +50,24 @@ def track(
     from cowest_dspy.store.store import Store
 
     if not (run / "config.toml").is_file():
-        raise ConfigError(f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one.")
+        raise ConfigError(
+            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
+        )
     config = load_config([run / "config.toml"])
-    given = {"to": to or (config.tracking.to if config.tracking else None), "uri": uri, "project": project}
+    given = {
+        "to": to or (config.tracking.to if config.tracking else None),
+        "uri": uri,
+        "project": project,
+    }
     if not given["to"]:
-        raise ConfigError("This run has no [tracking]: say where to, for instance --to mlflow --uri http://127.0.0.1:5000")
+        raise ConfigError(
+            "This run has no [tracking]: say where to, for instance --to mlflow --uri "
+            "http://127.0.0.1:5000"
+        )
     kept = config.tracking.model_dump() if config.tracking else {}
-    config = overridden(config, {"tracking": {**kept, **{key: value for key, value in given.items() if value}}})
+    config = overridden(
+        config, {"tracking": {**kept, **{key: value for key, value in given.items() if value}}}
+    )
     check_installed(config)
     if bundle:
         _bundle(run)

@@ -1,4 +1,5 @@
-"""What the verbs of the command line share: their common arguments, and a run that is open while a verb works."""
+"""What the verbs of the command line share: their common arguments, and a run that is open while a
+verb works."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ Files = Annotated[
     ),
 ]
 Run = Annotated[
-    Path | None, typer.Option("--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False
+    ),
 ]
 NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
 Accelerate = Annotated[
@@ -59,10 +63,16 @@ Accelerate = Annotated[
         "Or a configuration file of Accelerate's, such as those in programs/accelerate.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)
+]
 LogAs = Annotated[
     Log,
-    typer.Option("--log", help="auto: bars in a terminal, else lines; plain: lines; json: one object a line, and nothing else."),
+    typer.Option(
+        "--log",
+        help="auto: bars in a terminal, else lines; plain: lines; json: one object a line, and "
+        "nothing else.",
+    ),
 ]
 
 
@@ -75,18 +85,31 @@ def _schema(asked: bool) -> None:
 
 
 Schema = Annotated[
-    bool, typer.Option("--schema", callback=_schema, is_eager=True, help="Print the JSON Schema of report.json, and nothing else.")
+    bool,
+    typer.Option(
+        "--schema",
+        callback=_schema,
+        is_eager=True,
+        help="Print the JSON Schema of report.json, and nothing else.",
+    ),
 ]
 
 
 @contextmanager
 def running(
-    files: list[Path], run: Path | None, seed: int | None, accelerate: str = "1", *, verb: str | None = None, log: Log = Log.auto
+    files: list[Path],
+    run: Path | None,
+    seed: int | None,
+    accelerate: str = "1",
+    *,
+    verb: str | None = None,
+    log: Log = Log.auto,
 ) -> Iterator[Experiment]:
     """The run of these files while a verb works on it, and whoever looks on is told.
 
-    Afterwards what its budget has spent is said. Ctrl-C, SIGTERM and SIGHUP are exit code 128 + their number, with what was done
-    and the command that goes on. With ``log`` "json" the last line is an ``end``, whatever happens.
+    Afterwards what its budget has spent is said. Ctrl-C, SIGTERM and SIGHUP are exit code 128 +
+    their number, with what was done and the command that goes on. With ``log`` "json" the last line
+    is an ``end``, whatever happens.
     """
     watch = _watch(log, run)
     journal: Journal | None = None
@@ -105,7 +128,9 @@ def running(
         processes = _processes(accelerate, run or Path("runs") / config.name)
         other = meant(run) if run and verb not in BEGINNING else ""
         new = f"{run}: a new run.{other}" if run and not is_run(run) else ""
-        with Experiment(config, run or Path("runs") / config.name, watch=watch, processes=processes) as experiment:
+        with Experiment(
+            config, run or Path("runs") / config.name, watch=watch, processes=processes
+        ) as experiment:
             journal = experiment.store.journal
             journal.about(verb=verb, command=masked(command()))
             watch.opened(journal)
@@ -135,8 +160,8 @@ def running(
 
 
 def _unanswered(error: BaseException) -> ModelError | None:
-    """What ended the work, as a message, where it is the failure of a model's call; a verb that only asks one question has no table
-    to count it in."""
+    """What ended the work, as a message, where it is the failure of a model's call; a verb that
+    only asks one question has no table to count it in."""
     if "dspy" not in sys.modules:
         return None
     from cowest_dspy.store.record import EXPECTED_FAILURES, failure
@@ -145,13 +170,15 @@ def _unanswered(error: BaseException) -> ModelError | None:
         return None
     model = getattr(error, "model", None)
     return ModelError(
-        f"{f'The model {model}' if model else 'A model'} gave no answer: {failure(error)}. What was answered before is kept. "
+        f"{f'The model {model}' if model else 'A model'} gave no answer: {failure(error)}. What "
+        "was answered before is kept. "
         "Try again; `cowest doctor` with the same files says whether each model can be reached."
     )
 
 
 def quiet_dspy() -> None:
-    """Have DSPy log errors only, and without secrets: what it warns of, a run counts and reports. It sets its logger up when it is
+    """Have DSPy log errors only, and without secrets: what it warns of, a run counts and reports.
+    It sets its logger up when it is
     imported: call this afterwards."""
     logger = logging.getLogger("dspy")
     logger.setLevel(logging.ERROR)
@@ -168,17 +195,24 @@ class VisibleFormatter(logging.Formatter):
 
 
 def _processes(accelerate: str, run: Path) -> int | Path:
-    """What --accelerate says, looked at before anything is begun. A machine after the first takes part until the run is over, and
-    then the verb is done."""
+    """What --accelerate says, looked at before anything is begun. A machine after the first takes
+    part until the run is over, and then the verb is done."""
     if accelerate.isdecimal() and int(accelerate):
         return int(accelerate)
     if accelerate.lstrip("-").isdecimal():
-        raise CowestError(f"--accelerate {accelerate}: it takes 1 process or more, or a configuration file of Accelerate's.")
+        raise CowestError(
+            f"--accelerate {accelerate}: it takes 1 process or more, or a configuration file of "
+            "Accelerate's."
+        )
     from cowest_dspy.tuning import join, machines
 
     where = machines(Path(accelerate))
     if where.rank:
-        count = join(run, where, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        count = join(
+            run,
+            where,
+            lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
         console.print(f"took part in {count} trainings", highlight=False)
         raise typer.Exit()
     return Path(accelerate)
@@ -187,13 +221,24 @@ def _processes(accelerate: str, run: Path) -> int | Path:
 def _watch(log: Log, run: Path | None) -> Terminal | Plain | JsonLines:
     from cowest_dspy.cli.live import JsonLines, Live, Plain
 
-    return JsonLines(run=str(run or "")) if log is Log.json else Plain(console) if log is Log.plain else Live()
+    return (
+        JsonLines(run=str(run or ""))
+        if log is Log.json
+        else Plain(console)
+        if log is Log.plain
+        else Live()
+    )
 
 
 def command() -> str:
-    """What was typed to start this process, as a shell takes it: the same goes on from where it stopped."""
+    """What was typed to start this process, as a shell takes it: the same goes on from where it
+    stopped."""
     name = Path(sys.argv[0]).name
-    program = [name] if not name.endswith(".py") else [Path(sys.executable).name, "-m", "cowest_dspy.cli.main"]
+    program = (
+        [name]
+        if not name.endswith(".py")
+        else [Path(sys.executable).name, "-m", "cowest_dspy.cli.main"]
+    )
     if name.endswith(".py") and name != "cli.py":
         program = [Path(sys.executable).name, sys.argv[0]]
     return shlex.join([*program, *sys.argv[1:]])
@@ -203,6 +248,22 @@ def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | N
     state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
     error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
     left = last.left if last else None
-    where = {"stage": left.name, "title": left.title, "done": left.done, "total": left.total} if left else {}
-    facts = {**where, "verdict": last.verdict if last else None, "results": last.results if last else {}}
-    watch.event("end", last, state=state, exit_code=code, error=error, **{"continue": masked(command()) if code else None}, **facts)
+    where = (
+        {"stage": left.name, "title": left.title, "done": left.done, "total": left.total}
+        if left
+        else {}
+    )
+    facts = {
+        **where,
+        "verdict": last.verdict if last else None,
+        "results": last.results if last else {},
+    }
+    watch.event(
+        "end",
+        last,
+        state=state,
+        exit_code=code,
+        error=error,
+        **{"continue": masked(command()) if code else None},
+        **facts,
+    )

@@ -75,8 +75,9 @@ def kept_arm(
     depends_on: Sequence[Any],
     threads: int,
 ) -> Arm:
-    """An arm with its answers: those that the store has as a record of that kind, when they depended on the same; otherwise asked,
-    in a stage of its own, and kept. ``arm`` says its name, title and note."""
+    """An arm with its answers: those that the store has as a record of that kind, when they
+    depended on the same; otherwise asked, in a stage of its own, and kept. ``arm`` says its name,
+    title and note."""
     identity = digest([*depends_on, [example.id for example in examples]])
     known = part.store.record(record, arm.name)
     if known and known["identity"] == identity:
@@ -85,7 +86,9 @@ def kept_arm(
             part.store.keep(record, arm.name, named)
         return arm_from(arm.name, named)
     with part.desk.stage(stage_of(record, arm.name), f"Evaluating {arm.title}") as progress:
-        answers = arms.ask_all(asking, examples, part.metric, store=part.store, threads=threads, on_progress=progress)
+        answers = arms.ask_all(
+            asking, examples, part.metric, store=part.store, threads=threads, on_progress=progress
+        )
     made = replace(arm, answers=answers)
     part.store.keep(record, arm.name, {**asdict(made), "identity": identity})
     return made
@@ -107,19 +110,27 @@ def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
         return arms.module_arm(experiment.program, module), weak.model
     if name in ("strong", "oracle"):
         bound = experiment.program.bind(strong=experiment.strong)
-        asking = arms.alone_arm(bound) if name == "strong" else arms.oracle_arm(bound, wanted.oracle or "")
+        asking = (
+            arms.alone_arm(bound)
+            if name == "strong"
+            else arms.oracle_arm(bound, wanted.oracle or "")
+        )
         return asking, experiment.strong.model
     if name in ("collaboration", "strong_prompted"):
         program = experiment.final
         state = digest(program.dump_state())
         if name == "strong_prompted":
             return arms.alone_arm(program.measured_anew()), f"{state}, {experiment.strong.model}"
-        return arms.collaboration_arm(program), f"{state}, {program.weak.model}, {experiment.strong.model}"
+        return arms.collaboration_arm(
+            program
+        ), f"{state}, {program.weak.model}, {experiment.strong.model}"
     if name == "gated":
         program, gate = experiment.best, Gate.load(experiment.run)
         state = digest([program.dump_state(), gate.model_dump(mode="json", exclude={"about"})])
         gated = Gated(program, gate)
-        return lambda example: gated(**example.inputs()), f"{state}, {program.weak.model}, {experiment.strong.model}"
+        return lambda example: gated(
+            **example.inputs()
+        ), f"{state}, {program.weak.model}, {experiment.strong.model}"
     if name == "collaboration_sft":
         weak = experiment.sft()
         return arms.collaboration_arm(
@@ -127,4 +138,6 @@ def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
         ), f"{weak.model}, {experiment.strong.model}"
     program = experiment.controlled(name)
     state = f"{digest(program.dump_state())}, " if experiment.config.cycle else ""
-    return arms.collaboration_arm(program), f"{state}{program.weak.model}, {experiment.strong.model}"
+    return arms.collaboration_arm(
+        program
+    ), f"{state}{program.weak.model}, {experiment.strong.model}"

@@ -1,4 +1,5 @@
-"""The arms of [compare]: from a kind and its options to a way of answering, with the models that it depends on."""
+"""The arms of [compare]: from a kind and its options to a way of answering, with the models that it
+depends on."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ _STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference 
 
 @dataclass(frozen=True)
 class Answerer:
-    """How an arm answers, and what that depends on besides the run's meaning (prompts, demos, model ids)."""
+    """How an arm answers, and what that depends on besides the run's meaning (prompts, demos, model
+    ids)."""
 
     answering: arms.Answering
     depends_on: Any
@@ -72,7 +74,9 @@ class Variants:
             ConfigError: an unknown key, or a value that cannot be.
         """
         base = self.base.config
-        made = {key: value for key, value in changes.items() if overridden(base, {key: value}) != base}
+        made = {
+            key: value for key, value in changes.items() if overridden(base, {key: value}) != base
+        }
         if not made:
             return self.base
         config = overridden(base, made)
@@ -87,16 +91,30 @@ ASIDE: Any = {"tracking": True, "ray": True, "collect": {"engine"}}
 
 
 def _folder_name(changes: dict[str, Any], config: Config) -> str:
-    text = "-".join(f"{key}-{value}" for key, value in sorted(changes.items()) if isinstance(value, str | int | float))
+    text = "-".join(
+        f"{key}-{value}"
+        for key, value in sorted(changes.items())
+        if isinstance(value, str | int | float)
+    )
     plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in text).strip(".-")
-    short = len(plain) <= 60 and all(isinstance(value, int) or str(value).isidentifier() for value in changes.values())
-    return plain if short and plain else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude=ASIDE))}".lstrip("-")
+    short = len(plain) <= 60 and all(
+        isinstance(value, int) or str(value).isidentifier() for value in changes.values()
+    )
+    return (
+        plain
+        if short and plain
+        else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude=ASIDE))}".lstrip("-")
+    )
 
 
 def title_of(rules: ArmRules, part: Experiment) -> str:
-    """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is called untuned where no tuning
-    was taken, as far as that is known in ``part``."""
-    state = tuned_state(part.store) if rules.weak == "tuned" or rules.control == "other_draft" else _STATES[rules.weak]
+    """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is
+    called untuned where no tuning was taken, as far as that is known in ``part``."""
+    state = (
+        tuned_state(part.store)
+        if rules.weak == "tuned" or rules.control == "other_draft"
+        else _STATES[rules.weak]
+    )
     doubt = state if state.startswith("untuned") else ""
     if rules.title:
         return with_state(rules.title, doubt) if doubt else rules.title
@@ -106,21 +124,33 @@ def title_of(rules: ArmRules, part: Experiment) -> str:
             return arm_title(str(rules.control), part.config, part.store) + draft
         return f"control: {doubt or 'tuned'}, with the draft of another example{draft}"
     if rules.kind == "weak":
-        return with_state("weak alone", state) + (f", {rules.shots} worked examples" if rules.shots else "")
+        return with_state("weak alone", state) + (
+            f", {rules.shots} worked examples" if rules.shots else ""
+        )
     if rules.kind == "collaboration":
         return with_state("collaboration", state) + draft
     if rules.kind == "module":
         return f"{rules.program}".rpartition("/")[2] + f" on the {rules.role} model"
-    more = {"strong": rules.style == "chain_of_thought" and ", chain of thought", "self_consistency": f", {rules.samples} samples"}
+    more = {
+        "strong": rules.style == "chain_of_thought" and ", chain of thought",
+        "self_consistency": f", {rules.samples} samples",
+    }
     title = _TITLES[rules.kind] + (more.get(rules.kind) or "")
     return with_state(title, doubt) if doubt else title
 
 
 def depends_on_seed(rules: ArmRules, config: Config) -> bool:
-    """Whether another seed of the run can give the arm another answer: where something is trained or drawn, or a model samples."""
-    samples = bool(config.strong.temperature) or (rules.role == "weak" and bool(config.weak.temperature))
+    """Whether another seed of the run can give the arm another answer: where something is trained
+    or drawn, or a model samples."""
+    samples = bool(config.strong.temperature) or (
+        rules.role == "weak" and bool(config.weak.temperature)
+    )
     greedy = rules.kind in ("alone", "strong", "self_refine", "rag", "oracle", "module")
-    base = rules.weak == "base" and not rules.shots and rules.kind in ("weak", "collaboration", "grounded")
+    base = (
+        rules.weak == "base"
+        and not rules.shots
+        and rules.kind in ("weak", "collaboration", "grounded")
+    )
     return samples or not (greedy or (base and not config.weak.temperature))
 
 
@@ -132,18 +162,30 @@ def answerer(experiment: Experiment, rules: ArmRules) -> Answerer:
         PairsError: there are too few pairs for a model that has to be tuned.
     """
     if rules.draft and rules.draft != experiment.config.draft:
-        raise ConfigError(f'An arm with draft = "{rules.draft}" belongs to the variant of that format.')
+        raise ConfigError(
+            f'An arm with draft = "{rules.draft}" belongs to the variant of that format.'
+        )
     return _KINDS[rules.kind](experiment, rules)
 
 
-def _of_program(experiment: Experiment, program: Collaboration, answering: arms.Answering, note: str = "") -> Answerer:
+def _of_program(
+    experiment: Experiment, program: Collaboration, answering: arms.Answering, note: str = ""
+) -> Answerer:
     """What a collaboration depends on: its prompts and demos, and its two models."""
-    models = sorted({predictor.lm.model for _, predictor in program.named_predictors() if predictor.lm is not None})
+    models = sorted(
+        {
+            predictor.lm.model
+            for _, predictor in program.named_predictors()
+            if predictor.lm is not None
+        }
+    )
     threads = experiment.config.at_once("strong")
     return Answerer(answering, [program.dump_state(), models], note, threads)
 
 
-def _of_module(experiment: Experiment, module: dspy.Module, lm: dspy.LM, *, threads: int, note: str = "") -> Answerer:
+def _of_module(
+    experiment: Experiment, module: dspy.Module, lm: dspy.LM, *, threads: int, note: str = ""
+) -> Answerer:
     """What a module by itself depends on, in the prompts' format of the run's program."""
     module.set_lm(lm)
     for _, predictor in module.named_predictors():
@@ -151,12 +193,19 @@ def _of_module(experiment: Experiment, module: dspy.Module, lm: dspy.LM, *, thre
     unbound = module.deepcopy()
     unbound.set_lm(None)
     answering = arms.module_arm(experiment.program, module)
-    return Answerer(answering, [type(module).__name__, unbound.dump_state(), lm.model], note, threads)
+    return Answerer(
+        answering, [type(module).__name__, unbound.dump_state(), lm.model], note, threads
+    )
 
 
 def _alone(experiment: Experiment, rules: ArmRules) -> Answerer:
     bound = experiment.program.bind(strong=experiment.strong)
-    return _of_program(experiment, bound, arms.alone_arm(bound), "the instructions, demos and room of refining, less the draft")
+    return _of_program(
+        experiment,
+        bound,
+        arms.alone_arm(bound),
+        "the instructions, demos and room of refining, less the draft",
+    )
 
 
 def _strong(experiment: Experiment, rules: ArmRules) -> Answerer:
@@ -170,7 +219,9 @@ def _self_refine(experiment: Experiment, rules: ArmRules) -> Answerer:
 
 
 def _self_consistency(experiment: Experiment, rules: ArmRules) -> Answerer:
-    module = SelfConsistency(experiment.program, samples=rules.samples, temperature=rules.temperature)
+    module = SelfConsistency(
+        experiment.program, samples=rules.samples, temperature=rules.temperature
+    )
     return _on_strong(experiment, module, [rules.samples, rules.temperature])
 
 
@@ -181,13 +232,22 @@ def _on_strong(experiment: Experiment, module: dspy.Module, more: Any = None) ->
 
 
 def _weak(experiment: Experiment, rules: ArmRules) -> Answerer:
-    """The weak model by itself: with the recipe's own program, otherwise with the task as the strong model is given it."""
+    """The weak model by itself: with the recipe's own program, otherwise with the task as the
+    strong model is given it."""
     threads = experiment.config.at_once("weak")
     sft = experiment.config.sft
     if rules.weak == "tuned":
         return _drafts_as_answers(experiment, experiment.final)
-    if rules.weak == "sft" and sft and not sft.answers and not rules.shots and _drafts_answer(experiment.program):
-        return _drafts_as_answers(experiment, experiment.program.bind(weak=experiment.sft(), strong=experiment.strong))
+    if (
+        rules.weak == "sft"
+        and sft
+        and not sft.answers
+        and not rules.shots
+        and _drafts_answer(experiment.program)
+    ):
+        return _drafts_as_answers(
+            experiment, experiment.program.bind(weak=experiment.sft(), strong=experiment.strong)
+        )
     reference = experiment.config.evaluate.weak
     module: dspy.Module = call(reference) if reference else _bare(experiment.program)
     if rules.shots:
@@ -213,48 +273,79 @@ def _drafts_as_answers(experiment: Experiment, program: Collaboration) -> Answer
     """What the weak model of this program drafts, taken as its answer."""
     if not _drafts_answer(program):
         raise ConfigError(
-            f'An arm of kind "weak" with weak = "tuned" takes the draft as the answer, and drafts have no '
-            f'"{program.answer_fields[-1]}": use draft = "direct" or "chain_of_thought", or weak = "sft".'
+            'An arm of kind "weak" with weak = "tuned" takes the draft as the answer, and drafts '
+            "have no "
+            f'"{program.answer_fields[-1]}": use draft = "direct" or "chain_of_thought", or weak '
+            '= "sft".'
         )
     module = program.draft.deepcopy()
-    return _of_module(experiment, module, program.weak, threads=experiment.config.at_once("weak"), note="its draft is its answer")
+    return _of_module(
+        experiment,
+        module,
+        program.weak,
+        threads=experiment.config.at_once("weak"),
+        note="its draft is its answer",
+    )
 
 
 def _rag(experiment: Experiment, rules: ArmRules) -> Answerer:
     program = rag(experiment.program, _retriever(experiment, rules)).bind(strong=experiment.strong)
     made = _of_program(experiment, program, arms.collaboration_arm(program))
-    return Answerer(made.answering, [made.depends_on, rules.corpus, rules.passages], made.note, made.threads)
+    return Answerer(
+        made.answering, [made.depends_on, rules.corpus, rules.passages], made.note, made.threads
+    )
 
 
 def _grounded(experiment: Experiment, rules: ArmRules) -> Answerer:
     drafting = grounded(experiment.program, _retriever(experiment, rules))
     program = drafting.bind(weak=_state(experiment, rules), strong=experiment.strong)
     made = _of_program(experiment, program, arms.collaboration_arm(program))
-    return Answerer(made.answering, [made.depends_on, rules.corpus, rules.passages], made.note, made.threads)
+    return Answerer(
+        made.answering, [made.depends_on, rules.corpus, rules.passages], made.note, made.threads
+    )
 
 
 def _retriever(experiment: Experiment, rules: ArmRules) -> Retriever:
     data = experiment.config.data
-    return Retriever(call(str(rules.corpus), given={"seed": data.seed, "rows": data.rows}), rules.passages)
+    return Retriever(
+        call(str(rules.corpus), given={"seed": data.seed, "rows": data.rows}), rules.passages
+    )
 
 
 def _super_icl(experiment: Experiment, rules: ArmRules) -> Answerer:
     reference = experiment.config.evaluate.weak
     weak: dspy.Module = call(reference) if reference else _bare(experiment.program)
-    lm = experiment.weak if rules.weak == "base" else experiment.answer_sft() if rules.weak == "sft" else experiment.tune()
+    lm = (
+        experiment.weak
+        if rules.weak == "base"
+        else experiment.answer_sft()
+        if rules.weak == "sft"
+        else experiment.tune()
+    )
     bound = experiment.program.bind(weak=lm, strong=experiment.strong)
     weak.set_lm(bound.weak)
     shown = experiment.splits["train"][: rules.shots or SHOTS]
     with keeping(experiment.store):
-        program = super_icl(bound, shown, weak, samples=rules.samples, temperature=rules.temperature)
+        program = super_icl(
+            bound, shown, weak, samples=rules.samples, temperature=rules.temperature
+        )
     made = _of_program(experiment, program, arms.collaboration_arm(program))
-    return Answerer(made.answering, [made.depends_on, rules.samples, rules.temperature], made.note, made.threads)
+    return Answerer(
+        made.answering, [made.depends_on, rules.samples, rules.temperature], made.note, made.threads
+    )
 
 
 def _collaboration(experiment: Experiment, rules: ArmRules) -> Answerer:
     program = experiment.final if rules.weak == "tuned" else None
-    bound = program or experiment.program.bind(weak=_state(experiment, rules), strong=experiment.strong)
-    return _of_program(experiment, bound, arms.collaboration_arm(bound), _rounds_note(experiment) if program else "")
+    bound = program or experiment.program.bind(
+        weak=_state(experiment, rules), strong=experiment.strong
+    )
+    return _of_program(
+        experiment,
+        bound,
+        arms.collaboration_arm(bound),
+        _rounds_note(experiment) if program else "",
+    )
 
 
 def _rounds_note(experiment: Experiment) -> str:
@@ -264,15 +355,29 @@ def _rounds_note(experiment: Experiment) -> str:
 
 
 def _state(experiment: Experiment, rules: ArmRules) -> dspy.LM:
-    return experiment.weak if rules.weak == "base" else experiment.sft() if rules.weak == "sft" else experiment.tune()
+    return (
+        experiment.weak
+        if rules.weak == "base"
+        else experiment.sft()
+        if rules.weak == "sft"
+        else experiment.tune()
+    )
 
 
 def _oracle(experiment: Experiment, rules: ArmRules) -> Answerer:
     name = rules.field or experiment.config.evaluate.oracle
     if not name:
-        raise ConfigError('An arm of kind "oracle" needs field = "...", or [evaluate] oracle: which field has the gold background.')
+        raise ConfigError(
+            'An arm of kind "oracle" needs field = "...", or [evaluate] oracle: which field has '
+            "the gold background."
+        )
     bound = experiment.program.bind(strong=experiment.strong)
-    made = _of_program(experiment, bound, arms.oracle_arm(bound, name), f'given the field "{name}" in the place of a draft')
+    made = _of_program(
+        experiment,
+        bound,
+        arms.oracle_arm(bound, name),
+        f'given the field "{name}" in the place of a draft',
+    )
     return Answerer(made.answering, [made.depends_on, name], made.note, made.threads)
 
 
@@ -280,9 +385,15 @@ def _control(experiment: Experiment, rules: ArmRules) -> Answerer:
     name = str(rules.control)
     if name == "other_draft":
         program = experiment.final
-        examples = experiment.splits[experiment.config.compare.split if experiment.config.compare else "test"]
-        made = _of_program(experiment, program, other_draft_arm(program, examples, experiment.config.seed))
-        return Answerer(made.answering, [made.depends_on, name, experiment.config.seed], "control", made.threads)
+        examples = experiment.splits[
+            experiment.config.compare.split if experiment.config.compare else "test"
+        ]
+        made = _of_program(
+            experiment, program, other_draft_arm(program, examples, experiment.config.seed)
+        )
+        return Answerer(
+            made.answering, [made.depends_on, name, experiment.config.seed], "control", made.threads
+        )
     program = experiment.controlled(name)
     made = _of_program(experiment, program, arms.collaboration_arm(program), "control")
     return Answerer(made.answering, made.depends_on, "control", made.threads)
@@ -291,7 +402,10 @@ def _control(experiment: Experiment, rules: ArmRules) -> Answerer:
 def _module(experiment: Experiment, rules: ArmRules) -> Answerer:
     module = call(str(rules.program))
     if not isinstance(module, dspy.Module):
-        raise ConfigError(f"{rules.program} gave a {type(module).__name__}: a function that returns a dspy.Module is expected.")
+        raise ConfigError(
+            f"{rules.program} gave a {type(module).__name__}: a function that returns a "
+            "dspy.Module is expected."
+        )
     if rules.role == "strong":
         return _on_strong(experiment, module)
     lm = experiment.program.bind(weak=experiment.weak).weak

@@ -1,7 +1,8 @@
-"""``cowest compare``: every arm of [compare] on the same examples, and the points of its sweep, as one comparison.
+"""``cowest compare``: every arm of [compare] on the same examples, and the points of its sweep, as
+one comparison.
 
-Each arm is kept in the run's store when it is done, so that a comparison that was killed goes on with the next; answers that arms
-have in common are asked once, since all share the store.
+Each arm is kept in the run's store when it is done, so that a comparison that was killed goes on
+with the next; answers that arms have in common are asked once, since all share the store.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import dspy
 
 from cowest_dspy.errors import ConfigError, PairsError, nearest
 from cowest_dspy.experiment.answering import kept_arm, stage_of
-from cowest_dspy.experiment.compared_arms import Answerer, Variants, answerer, depends_on_seed, title_of
+from cowest_dspy.experiment.compared_arms import (
+    Answerer,
+    Variants,
+    answerer,
+    depends_on_seed,
+    title_of,
+)
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.experiment.summary import versions
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
@@ -48,34 +55,48 @@ class Compared:
     def __init__(self, experiment: Experiment) -> None:
         if experiment.config.compare is None:
             raise ConfigError(
-                "The configuration has no [compare]: declare arms, [compare.arms.NAME] with a kind, in the task's file or in "
+                "The configuration has no [compare]: declare arms, [compare.arms.NAME] with a "
+                "kind, in the task's file or in "
                 "one of its own."
             )
         self.rules: CompareRules = experiment.config.compare
         self.experiment, self.variants = experiment, Variants(experiment)
-        self.scores = {reference.rpartition(":")[2]: load_function(reference) for reference in self.rules.also}
+        self.scores = {
+            reference.rpartition(":")[2]: load_function(reference) for reference in self.rules.also
+        }
         self.warnings: list[str] = []
 
     def run(self, only: Sequence[str] | None = None) -> Comparison:
         """The comparison, with every arm and every point of the sweep, or with these arms alone.
 
-        An arm whose weak model cannot be tuned, since there are too few pairs, is left out with a warning.
+        An arm whose weak model cannot be tuned, since there are too few pairs, is left out with a
+        warning.
 
         Raises:
             ConfigError: ``only`` names an arm that there is not; or an arm lacks what it needs.
         """
         for name in only or ():
             if name not in self.rules.arms:
-                raise ConfigError(f'There is no arm "{name}" in [compare.arms].{nearest(name, self.rules.arms)}')
-        wanted = {name: rules for name, rules in self.rules.arms.items() if only is None or name in only}
+                raise ConfigError(
+                    f'There is no arm "{name}" in [compare.arms].{nearest(name, self.rules.arms)}'
+                )
+        wanted = {
+            name: rules for name, rules in self.rules.arms.items() if only is None or name in only
+        }
         made = [one for name, rules in wanted.items() for one in self._arm(name, rules)]
-        points = [] if only is not None else [one for changes in self._grid() for one in self._point(changes)]
+        points = (
+            []
+            if only is not None
+            else [one for changes in self._grid() for one in self._point(changes)]
+        )
         config = self.experiment.config
         return Comparison(
             title=f"{config.name}: comparison",
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             against=self.rules.against,
-            metric=getattr(self.experiment.metric, "__name__", type(self.experiment.metric).__name__),
+            metric=getattr(
+                self.experiment.metric, "__name__", type(self.experiment.metric).__name__
+            ),
             arms=tuple(made),
             sweep=tuple(points),
             config=config.model_dump(mode="json"),
@@ -87,15 +108,26 @@ class Compared:
 
     def _target(self) -> str:
         """The arm that the verdict is about: the first tuned collaboration."""
-        tuned = (name for name, rules in self.rules.arms.items() if rules.kind == "collaboration" and rules.weak == "tuned")
+        tuned = (
+            name
+            for name, rules in self.rules.arms.items()
+            if rules.kind == "collaboration" and rules.weak == "tuned"
+        )
         return next(tuned, "collaboration")
 
     def _controls(self) -> dict[str, tuple[str, ...]]:
         """The controls of each tuned collaboration: those of its own format of drafts."""
         rules, own = self.rules.arms, self.experiment.config.draft
-        tuned = {name: arm.draft or own for name, arm in rules.items() if arm.kind == "collaboration" and arm.weak == "tuned"}
+        tuned = {
+            name: arm.draft or own
+            for name, arm in rules.items()
+            if arm.kind == "collaboration" and arm.weak == "tuned"
+        }
         controls = {name: arm.draft or own for name, arm in rules.items() if arm.kind == "control"}
-        return {name: tuple(one for one, of in controls.items() if of == draft) for name, draft in tuned.items()}
+        return {
+            name: tuple(one for one, of in controls.items() if of == draft)
+            for name, draft in tuned.items()
+        }
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -115,22 +147,34 @@ class Compared:
     def _grid(self) -> Iterator[dict[str, Any]]:
         if self.rules.sweep:
             keys = list(self.rules.sweep)
-            yield from (dict(zip(keys, values, strict=True)) for values in product(*self.rules.sweep.values()))
+            yield from (
+                dict(zip(keys, values, strict=True))
+                for values in product(*self.rules.sweep.values())
+            )
 
     def _point(self, changes: dict[str, Any]) -> Iterator[SweepPoint]:
         for seed in self.seeds:
             part = self.variants.of({"seed": seed, **changes})
             found = self._measured(part, "tuned", TUNED, seed)
             if found:
-                rounds = [Round.from_dict(record) for record in part.store.records("round").values()]
-                trained = sum(made.pairs - made.replayed for made in rounds if made.outcome != "skipped")
+                rounds = [
+                    Round.from_dict(record) for record in part.store.records("round").values()
+                ]
+                trained = sum(
+                    made.pairs - made.replayed for made in rounds if made.outcome != "skipped"
+                )
                 yield SweepPoint(_plain(changes), found, pairs=trained if rounds else None)
 
-    def _measured(self, part: Experiment, name: str, rules: ArmRules, seed: int) -> ComparedArm | None:
+    def _measured(
+        self, part: Experiment, name: str, rules: ArmRules, seed: int
+    ) -> ComparedArm | None:
         try:
             arm = self._answered(part, name, rules)
         except PairsError as error:
-            self.warnings.append(f"{title_of(rules, part)} (seed {seed}) is left out, since it cannot be tuned: {error}")
+            self.warnings.append(
+                f"{title_of(rules, part)} (seed {seed}) is left out, since it cannot be tuned: "
+                f"{error}"
+            )
             return None
         stage = stage_of("compared", name)
         known, cost = part.store.record("stage", stage) or {}, part.store.cost(stage)
@@ -146,14 +190,20 @@ class Compared:
             made.answering,
             part.splits[self.rules.split],
             record="compared",
-            depends_on=[part.meaning, rules.kind, made.depends_on, code_of([rules.program, rules.corpus])],
+            depends_on=[
+                part.meaning,
+                rules.kind,
+                made.depends_on,
+                code_of([rules.program, rules.corpus]),
+            ],
             threads=made.threads,
         )
 
     def _more_scores(
         self, arm: Arm, examples: Sequence[dspy.Example], program: Collaboration
     ) -> tuple[dict[str, float | None], dict[str, tuple[float, float] | None]]:
-        """The scores of [compare] also. Failures are none of a score of single examples; one of a corpus is told of them."""
+        """The scores of [compare] also. Failures are none of a score of single examples; one of a
+        corpus is told of them."""
         field, types = program.answer_fields[-1], program.output_types
         kept = [outputs_of(answer, field, types) for answer in arm.answers]
         given = [None if outputs is None else dspy.Prediction(**outputs) for outputs in kept]
@@ -166,7 +216,11 @@ class Compared:
                 values[name] = float(metric(examples, given)) if answered else None
                 span = corpus_interval(metric, examples, given) if answered else None
             else:
-                both = [(example, one) for example, one in zip(examples, given, strict=True) if one is not None]
+                both = [
+                    (example, one)
+                    for example, one in zip(examples, given, strict=True)
+                    if one is not None
+                ]
                 scores = [score_of(metric, example, dict(one.items())) for example, one in both]
                 values[name] = sum(scores) / len(scores) if scores else None
                 span = bootstrap_mean_interval([[score] for score in scores])
@@ -178,9 +232,16 @@ def _by_seed(made: Sequence[ComparedArm]) -> Iterator[Arm]:
     """The arms, each named with its seed where it has several."""
     several = Counter(one.arm.name for one in made)
     for one in made:
-        yield replace(one.arm, title=f"{one.arm.title} (seed {one.seed})") if several[one.arm.name] > 1 else one.arm
+        yield (
+            replace(one.arm, title=f"{one.arm.title} (seed {one.seed})")
+            if several[one.arm.name] > 1
+            else one.arm
+        )
 
 
 def _plain(changes: dict[str, Any]) -> dict[str, Any]:
     """Settings as a chart names them: of a whole table of a model its id."""
-    return {key: value.get("model", str(value)) if isinstance(value, dict) else value for key, value in changes.items()}
+    return {
+        key: value.get("model", str(value)) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }

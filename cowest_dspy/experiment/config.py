@@ -1,14 +1,15 @@
-"""What a TOML may say: frozen pydantic models, one per table; a key that is not known is an error that names the nearest one.
+"""What a TOML may say: frozen pydantic models, one per table; a key that is not known is an error
+that names the nearest one.
 
-A run is configured by one or several files, read from left to right; a later file replaces whole tables, so that nothing of an
-earlier backend survives in a later one:
+A run is configured by one or several files, read from left to right; a later file replaces whole
+tables, so that nothing of an earlier backend survives in a later one:
 
     load_config(["programs/handbook.toml", "programs/backends/in_process.toml"])
 
 A later [sft] or [judge] without any key takes the earlier one away.
 
-Paths and references in a file are relative to that file. No secret stands in a file: an API key is given by the NAME of an
-environment variable.
+Paths and references in a file are relative to that file. No secret stands in a file: an API key is
+given by the NAME of an environment variable.
 """
 
 from __future__ import annotations
@@ -40,29 +41,44 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class Config(Table):
     """A whole configuration: one task and its backends."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="of the task; the run's folder is runs/NAME by default")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        description="of the task; the run's folder is runs/NAME by default",
+    )
     program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
     metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
-    draft: DraftFormat | None = Field(None, description="the format of drafts, given to the program's and [sft]'s functions")
+    draft: DraftFormat | None = Field(
+        None, description="the format of drafts, given to the program's and [sft]'s functions"
+    )
     seed: int = Field(0, ge=0, description="of sampling, order and training; --seed goes before it")
     data: Data
     weak: LMSettings
     strong: LMSettings
-    judge: LMSettings | None = Field(None, description="an evaluator's LM; by default the strong one")
+    judge: LMSettings | None = Field(
+        None, description="an evaluator's LM; by default the strong one"
+    )
     sft: Sft | None = None
     influence: InfluenceRules = InfluenceRules()  # pyright: ignore[reportCallIssue]
     collect: Collect = Collect()  # pyright: ignore[reportCallIssue]
     pairs: PairRules = PairRules()  # pyright: ignore[reportCallIssue]
     dpo: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.DPO")
-    kto: dict[str, Any] | None = Field(None, description="as cowest_dspy.tuning.KTO; tunes on labelled drafts, instead of [dpo]")
+    kto: dict[str, Any] | None = Field(
+        None, description="as cowest_dspy.tuning.KTO; tunes on labelled drafts, instead of [dpo]"
+    )
     rounds: RoundRules = RoundRules()  # pyright: ignore[reportCallIssue]
-    cycle: CycleRules | None = Field(None, description="optimisers in order; without it: sft, then weights")
+    cycle: CycleRules | None = Field(
+        None, description="optimisers in order; without it: sft, then weights"
+    )
     evaluate: Arms = Arms()  # pyright: ignore[reportCallIssue]
     compare: CompareRules | None = Field(None, description="what `cowest compare` compares")
     report: Shown = Shown()  # pyright: ignore[reportCallIssue]
-    tracking: TrackingRules | None = Field(None, description="where else the run is logged while it goes on")
+    tracking: TrackingRules | None = Field(
+        None, description="where else the run is logged while it goes on"
+    )
     serve: ServeRules = ServeRules()  # pyright: ignore[reportCallIssue]
-    budget: Budget | None = Field(None, description="what the whole run may spend, over all its resumes")
+    budget: Budget | None = Field(
+        None, description="what the whole run may spend, over all its resumes"
+    )
     ray: RayRules | None = Field(None, description="the cluster on which the models answer")
 
     @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", "ray", mode="before")
@@ -75,14 +91,18 @@ class Config(Table):
         for name in self.report.hide:
             if name not in self.data.inputs:
                 known = ", ".join(self.data.inputs)
-                raise ValueError(f'[report] hide: there is no input "{name}".{nearest(name, self.data.inputs)} Inputs: {known}')
+                raise ValueError(
+                    f'[report] hide: there is no input "{name}".{nearest(name, self.data.inputs)} '
+                    f"Inputs: {known}"
+                )
         return self
 
     @model_validator(mode="after")
     def _one_way_of_preference_tuning(self) -> Config:
         if self.dpo and self.kto is not None:
             raise ValueError(
-                "[dpo] and [kto] are both given: keep one. [dpo] tunes on pairs, [kto] on labelled drafts; an empty [dpo] in a "
+                "[dpo] and [kto] are both given: keep one. [dpo] tunes on pairs, [kto] on "
+                "labelled drafts; an empty [dpo] in a "
                 "later file takes an earlier one away"
             )
         return self
@@ -94,16 +114,20 @@ class Config(Table):
         return None if engine == "local" else self.ray or RayRules()  # pyright: ignore[reportCallIssue]
 
     def at_once(self, role: str) -> int:
-        """Calls to a role's model that may be under way at once: its concurrency, on a cluster that of each of its workers."""
+        """Calls to a role's model that may be under way at once: its concurrency, on a cluster that
+        of each of its workers."""
         role = role if getattr(self, role) else "strong"
         settings: LMSettings = getattr(self, role)
-        shares: Shares | None = getattr(self.cluster, role) if self.cluster and not stays_here(settings) else None
+        shares: Shares | None = (
+            getattr(self.cluster, role) if self.cluster and not stays_here(settings) else None
+        )
         return settings.concurrency * (shares.workers if shares else 1)
 
 
 ROLES = ("weak", "strong", "judge")
 
-# Where a file may name another file or code: these values are read relative to the file in which they stand.
+# Where a file may name another file or code: these values are read relative to the file in which
+# they stand.
 _REFERENCES = (
     "program",
     "metric",
@@ -115,16 +139,21 @@ _REFERENCES = (
     "evaluate.weak",
     *(f"{role}.engine" for role in ROLES),
 )
-_FOLDERS = ("data.rows", *(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter")))
+_FOLDERS = (
+    "data.rows",
+    *(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter")),
+)
 
 
 def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:
-    """The configuration that ``files`` make together: a later file replaces whole tables of an earlier one.
+    """The configuration that ``files`` make together: a later file replaces whole tables of an
+    earlier one.
 
     ``seed`` overrides the one in the files.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown key (with the nearest known one), a missing table, a value out of range.
+        ConfigError: no such file, no TOML, an unknown key (with the nearest known one), a missing
+            table, a value out of range.
     """
     merged: dict[str, Any] = {}
     names = [Path(file) for file in files]
@@ -139,7 +168,8 @@ def validate(model: type[Settings], values: Mapping[str, Any], where: str) -> Se
     """``values`` as an instance of ``model``.
 
     Raises:
-        ConfigError: naming every key that is wrong, what was expected, and the nearest known key of one that is unknown.
+        ConfigError: naming every key that is wrong, what was expected, and the nearest known key of
+            one that is unknown.
     """
     try:
         return model.model_validate(values)
@@ -168,7 +198,9 @@ def _anchored_in(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
     _replace(raw, "tracking.uri", _anchored_uri, folder)
     for dotted, values in _tables(raw, "compare", "sweep").items():
         if isinstance(values, list):
-            raw["compare"]["sweep"][dotted] = [_anchored(dotted, value, folder) for value in cast("list[Any]", values)]
+            raw["compare"]["sweep"][dotted] = [
+                _anchored(dotted, value, folder) for value in cast("list[Any]", values)
+            ]
     for step in _tables(raw, "cycle", "steps").values():
         _replace({"step": step}, "step.optimizer", _anchored_reference, folder)
     for arm in _tables(raw, "compare", "arms").values():
@@ -176,7 +208,9 @@ def _anchored_in(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
             _replace({"arm": arm}, f"arm.{key}", _anchored_reference, folder)
     also: Any = raw["compare"].get("also") if isinstance(raw.get("compare"), dict) else None
     if isinstance(also, list):
-        raw["compare"]["also"] = [_anchored_reference(one, folder) for one in cast("list[Any]", also)]
+        raw["compare"]["also"] = [
+            _anchored_reference(one, folder) for one in cast("list[Any]", also)
+        ]
     for role in ROLES:
         _replace(raw, f"{role}.log", _anchored_file, folder)
         _replace(raw, f"{role}.command", _anchored_command, folder)
@@ -184,10 +218,14 @@ def _anchored_in(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files_near(file: Path) -> str:
-    """What could have been meant: the TOML files of that folder, the nearest first; otherwise how to get some."""
+    """What could have been meant: the TOML files of that folder, the nearest first; otherwise how
+    to get some."""
     there = sorted(path.name for path in file.parent.glob("*.toml"))
     if not there:
-        return f" There is no TOML in {file.parent.resolve()}. `cowest new NAME` writes a task and its backends."
+        return (
+            f" There is no TOML in {file.parent.resolve()}. `cowest new NAME` writes a task "
+            "and its backends."
+        )
     shown = ", ".join(str(file.parent / name) for name in there[:12])
     meant = nearest(str(file), [str(file.parent / name) for name in there])
     return f"{meant} There is: {shown}{', ...' if len(there) > 12 else ''}."
@@ -200,7 +238,8 @@ def _tables(raw: dict[str, Any], table: str, key: str) -> dict[str, Any]:
 
 
 def _anchored(dotted: str, value: Any, folder: Path) -> Any:
-    """The value of a dotted key as it would be read in the file itself; a whole table is read key by key."""
+    """The value of a dotted key as it would be read in the file itself; a whole table is read key
+    by key."""
     if isinstance(value, dict):
         table = cast("dict[str, Any]", value)
         return {key: _anchored(f"{dotted}.{key}", one, folder) for key, one in table.items()}
@@ -210,7 +249,8 @@ def _anchored(dotted: str, value: Any, folder: Path) -> Any:
 
 
 def overridden(config: Config, changes: Mapping[str, Any]) -> Config:
-    """``config`` with other values of dotted keys: ``overridden(config, {"pairs.most": 32, "draft": "direct"})``.
+    """``config`` with other values of dotted keys: ``overridden(config, {"pairs.most": 32, "draft":
+    "direct"})``.
 
     Raises:
         ConfigError: an unknown key, or a value that cannot be.
@@ -224,10 +264,14 @@ def overridden(config: Config, changes: Mapping[str, Any]) -> Config:
                 place[name] = {}
             place = place[name]
         place[key] = value
-    return validate(Config, values, ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items()))
+    return validate(
+        Config, values, ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
+    )
 
 
-def _replace(raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any], folder: Path) -> None:
+def _replace(
+    raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any], folder: Path
+) -> None:
     table_name, _, key = dotted.rpartition(".")
     table: Any = raw.get(table_name) if table_name else raw
     value = cast("dict[str, Any]", table).get(key) if isinstance(table, dict) else None
@@ -240,7 +284,8 @@ def _anchored_file(value: Any, folder: Path) -> Any:
 
 
 def _anchored_uri(value: Any, folder: Path) -> Any:
-    """A file of SQLite, or a folder, relative to the file in which it stands; another address as it is."""
+    """A file of SQLite, or a folder, relative to the file in which it stands; another address as it
+    is."""
     scheme, found, path = str(value).rpartition("sqlite:///")
     if found and not scheme and not path.startswith("/"):
         return found + str((folder / path).resolve())
@@ -250,16 +295,21 @@ def _anchored_uri(value: Any, folder: Path) -> Any:
 def _anchored_command(value: Any, folder: Path) -> Any:
     if not isinstance(value, list):
         return value
-    return [part.replace("{here}", str(folder.resolve())) if isinstance(part, str) else part for part in cast("list[Any]", value)]
+    return [
+        part.replace("{here}", str(folder.resolve())) if isinstance(part, str) else part
+        for part in cast("list[Any]", value)
+    ]
 
 
 def split_reference(value: str) -> tuple[str, str, str]:
-    """``"recipe.py:name"`` as ``("recipe.py", ":", "name")``; what names nothing in a file, as it is with two empty strings."""
+    """``"recipe.py:name"`` as ``("recipe.py", ":", "name")``; what names nothing in a file, as it
+    is with two empty strings."""
     return value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
 
 
 def _anchored_reference(value: Any, folder: Path) -> Any:
-    """ "recipe.py:name" or "rows.jsonl" as an absolute path; an installed "package.module:name" or "hub:..." as it is."""
+    """ "recipe.py:name" or "rows.jsonl" as an absolute path; an installed "package.module:name" or
+    "hub:..." as it is."""
     if not isinstance(value, str):
         return value
     path, colon, name = split_reference(value)
@@ -269,23 +319,35 @@ def _anchored_reference(value: Any, folder: Path) -> Any:
 
 
 def _anchored_folder(value: Any, folder: Path) -> Any:
-    """A folder or GGUF file relative to the file, when it is one or is written like one; otherwise a Hub id or a name as it is."""
+    """A folder or GGUF file relative to the file, when it is one or is written like one; otherwise
+    a Hub id or a name as it is."""
     if not isinstance(value, str):
         return value
     path = folder / expand_user(value)
-    return str(path.resolve()) if value.startswith((".", "~", "/")) or path.is_dir() or path.suffix == ".gguf" else value
+    return (
+        str(path.resolve())
+        if value.startswith((".", "~", "/")) or path.is_dir() or path.suffix == ".gguf"
+        else value
+    )
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = [f"{where}:"]
     for problem in error.errors(include_url=False):
         location = problem["loc"]
-        keys = [str(part) for part in (location[:1] + location[2:] if _has_kind(location) else location)]
+        keys = [
+            str(part) for part in (location[:1] + location[2:] if _has_kind(location) else location)
+        ]
         dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location[:-1])
-            lines.append(f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: {', '.join(sorted(known))}")
-        elif problem["type"] == "unknown_keys":  # of settings that say themselves what is known, as those of tuning do
+            lines.append(
+                f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: "
+                f"{', '.join(sorted(known))}"
+            )
+        elif (
+            problem["type"] == "unknown_keys"
+        ):  # of settings that say themselves what is known, as those of tuning do
             lines.append(f"  {dotted}{'.' if dotted else ''}{problem['msg']}")
         elif problem["type"] == "missing":
             lines.append(f"  {dotted}: is missing.{_hint(keys)}")
@@ -294,16 +356,28 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         elif problem["type"] == "union_tag_invalid":
             kind = str(problem.get("ctx", {}).get("tag", ""))
             meant = nearest(_MEANT.get(kind, kind), KINDS)
-            lines.append(f'  {dotted}.kind: there is no kind "{masked(kind)}".{meant} Known: {", ".join(KINDS)}.')
+            lines.append(
+                f'  {dotted}.kind: there is no kind "{masked(kind)}".{meant} Known: '
+                f"{', '.join(KINDS)}."
+            )
         else:
             # What stands in the place of a variable's name may be a key: it is not repeated.
             shown = "" if keys and keys[-1] == "api_key_env" else f" (given: {_shown(given)})"
-            lines.append(f"  {dotted or model.__name__}: {_EXPECTED.get(problem['type'], problem['msg'])}{shown}")
+            lines.append(
+                f"  {dotted or model.__name__}: "
+                f"{_EXPECTED.get(problem['type'], problem['msg'])}{shown}"
+            )
     return "\n".join(lines).replace("Value error, ", "")
 
 
 # What stands under "server" or in a model's id is easily taken for a kind.
-_MEANT = {"openai": "api", "llama_cpp": "server", "vllm": "server", "ollama": "server", "hub": "in_process"}
+_MEANT = {
+    "openai": "api",
+    "llama_cpp": "server",
+    "vllm": "server",
+    "ollama": "server",
+    "hub": "in_process",
+}
 # pydantic's own words for these speak of Python, not of TOML.
 _EXPECTED = {
     "dict_type": "a table is expected",
@@ -314,7 +388,8 @@ _EXPECTED = {
 
 
 def _has_kind(location: tuple[int | str, ...]) -> bool:
-    """Whether pydantic put the kind of an LM into the location: ``("weak", "server", "api_bas")``."""
+    """Whether pydantic put the kind of an LM into the location: ``("weak", "server",
+    "api_bas")``."""
     return len(location) > 1 and location[0] in ROLES and location[1] in KINDS
 
 
@@ -326,15 +401,22 @@ def _shown(given: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table at ``location``; a union's member is chosen by the tag that pydantic puts into the location."""
+    """The keys of the table at ``location``; a union's member is chosen by the tag that pydantic
+    puts into the location."""
     current: Any = model
     for place, part in enumerate(location):
         if place == 1 and _has_kind(location):
             current = KINDS[str(part)]
             continue
-        annotation = current.model_fields[str(part)].annotation if str(part) in current.model_fields else None
+        annotation = (
+            current.model_fields[str(part)].annotation
+            if str(part) in current.model_fields
+            else None
+        )
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
+        current = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current
+        )
     return list(current.model_fields)
 
 
@@ -342,9 +424,15 @@ def _hint(keys: list[str]) -> str:
     if len(keys) > 1:
         return ""
     if keys[0] in ROLES:
-        return " Name a backend's TOML after the task's, such as programs/backends/in_process.toml or one that `cowest new` wrote."
+        return (
+            " Name a backend's TOML after the task's, such as "
+            "programs/backends/in_process.toml or one that `cowest new` wrote."
+        )
     return (
-        " Name the task's TOML first, such as programs/handbook.toml or one that `cowest new` wrote."
+        (
+            " Name the task's TOML first, such as programs/handbook.toml or one that `cowest new` "
+            "wrote."
+        )
         if keys[0] in Config.model_fields
         else ""
     )

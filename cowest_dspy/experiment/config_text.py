@@ -1,4 +1,5 @@
-"""A configuration as text for people and editors: its JSON schema, and the effective one as TOML with secrets masked."""
+"""A configuration as text for people and editors: its JSON schema, and the effective one as TOML
+with secrets masked."""
 
 from __future__ import annotations
 
@@ -14,15 +15,20 @@ from cowest_dspy.experiment.config import Config, validate
 from cowest_dspy.tuning import DPO, KTO, SFT
 
 # Free tables of Config, and what is validated as their content when a run begins.
-TUNING: dict[str, type[BaseModel]] = {"dpo": DPO, "kto": KTO, "sft.settings": SFT, "sft.answer_settings": SFT}
+TUNING: dict[str, type[BaseModel]] = {
+    "dpo": DPO,
+    "kto": KTO,
+    "sft.settings": SFT,
+    "sft.answer_settings": SFT,
+}
 INDENT = " " * 4
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of every file that ``load_config`` reads: a task, a backend, or both in one.
 
-    Nothing is required at the top, since files are layered; a table that stands in a file must be whole, since a later file
-    replaces whole tables.
+    Nothing is required at the top, since files are layered; a table that stands in a file must be
+    whole, since a later file replaces whole tables.
     """
     schema = Config.model_json_schema()
     definitions = cast("dict[str, Any]", schema["$defs"])
@@ -37,21 +43,32 @@ def json_schema() -> dict[str, Any]:
     for name in ("sft", "judge"):
         schema["properties"][name]["anyOf"].append({"type": "object", "maxProperties": 0})
     del schema["required"]
-    # Nothing newer than draft 7 is used, and older releases of Taplo know no newer one (tamasfe/taplo issue 497).
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "title": "a task or a backend of cowest_dspy"}
+    # Nothing newer than draft 7 is used, and older releases of Taplo know no newer one
+    # (tamasfe/taplo issue 497).
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        **schema,
+        "title": "a task or a backend of cowest_dspy",
+    }
 
 
 def effective_toml(config: Config) -> str:
-    """``config`` as TOML with every default filled in; ``load_config`` makes an equal one of it unless a secret was masked.
+    """``config`` as TOML with every default filled in; ``load_config`` makes an equal one of it
+    unless a secret was masked.
 
-    What [dpo], [kto] and the tables of [sft] do not say is added as comments, with the defaults of ``cowest_dspy.tuning``.
+    What [dpo], [kto] and the tables of [sft] do not say is added as comments, with the defaults of
+    ``cowest_dspy.tuning``.
 
     Raises:
         ConfigError: settings of tuning that cannot be.
     """
     values = config.model_dump(mode="json", exclude_none=True)
     shown = _masked(values)
-    lines = [] if shown == values else [f"# {MASK} stands where a secret was: this cannot be loaded as it is."]
+    lines = (
+        []
+        if shown == values
+        else [f"# {MASK} stands where a secret was: this cannot be loaded as it is."]
+    )
     tables: list[str] = []
     for key, value in shown.items():
         if isinstance(value, dict):
@@ -62,7 +79,8 @@ def effective_toml(config: Config) -> str:
 
 
 def shown_settings(config: Config) -> dict[str, Any]:
-    """``config`` as JSON values with secrets masked, and with what [dpo], [kto] and the tables of [sft] leave to their defaults.
+    """``config`` as JSON values with secrets masked, and with what [dpo], [kto] and the tables of
+    [sft] leave to their defaults.
 
     Raises:
         ConfigError: settings of tuning that cannot be.
@@ -74,7 +92,12 @@ def shown_settings(config: Config) -> dict[str, Any]:
         for table in tables:
             place = place.get(table, {})
         if key in place:
-            place[key] = {**validate(model, place[key], f"[{name}]").model_dump(mode="json", exclude_none=True), **place[key]}
+            place[key] = {
+                **validate(model, place[key], f"[{name}]").model_dump(
+                    mode="json", exclude_none=True
+                ),
+                **place[key],
+            }
     if "kto" in shown:
         shown.pop("dpo", None)
     return shown
@@ -82,10 +105,24 @@ def shown_settings(config: Config) -> dict[str, Any]:
 
 def _table(name: str, values: dict[str, Any]) -> list[str]:
     """The lines of a table: its plain values first, then the tables in it."""
-    lines = ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in values.items() if not isinstance(value, dict))]
+    lines = [
+        "",
+        f"[{name}]",
+        *(
+            f"{_key(key)} = {_value(value)}"
+            for key, value in values.items()
+            if not isinstance(value, dict)
+        ),
+    ]
     if name in TUNING:
-        whole = validate(TUNING[name], values, f"[{name}]").model_dump(mode="json", exclude_none=True)
-        lines.extend(f"# {_key(key)} = {_value(value)}  (default)" for key, value in whole.items() if key not in values)
+        whole = validate(TUNING[name], values, f"[{name}]").model_dump(
+            mode="json", exclude_none=True
+        )
+        lines.extend(
+            f"# {_key(key)} = {_value(value)}  (default)"
+            for key, value in whole.items()
+            if key not in values
+        )
     for key, value in values.items():
         if isinstance(value, dict):
             lines.extend(_table(f"{name}.{_key(key)}", cast("dict[str, Any]", value)))
@@ -97,21 +134,28 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value as TOML writes it. A string of JSON is one of TOML, except for DEL, which TOML wants escaped."""
+    """A value as TOML writes it. A string of JSON is one of TOML, except for DEL, which TOML wants
+    escaped."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return _list([_value(item) for item in cast("list[Any]", value)])
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value).items()
-        return "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in pairs) + " }" if pairs else "{}"
+        return (
+            "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in pairs) + " }"
+            if pairs
+            else "{}"
+        )
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _list(items: list[str]) -> str:
     """On one line when it is short."""
     line = f"[{', '.join(items)}]"
-    return line if len(line) < 100 else "[\n" + "".join(f"{INDENT}{item},\n" for item in items) + "]"
+    return (
+        line if len(line) < 100 else "[\n" + "".join(f"{INDENT}{item},\n" for item in items) + "]"
+    )
 
 
 # Of a command, what follows such an option.
@@ -126,11 +170,15 @@ def _masked(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     items = cast("list[Any]", value)
-    return [_masked_argument(item, items[place - 1] if place else None) for place, item in enumerate(items)]
+    return [
+        _masked_argument(item, items[place - 1] if place else None)
+        for place, item in enumerate(items)
+    ]
 
 
 def _masked_argument(item: Any, before: Any) -> Any:
-    """An argument of a command, which may be the value of the option before it, or an option and its value in one."""
+    """An argument of a command, which may be the value of the option before it, or an option and
+    its value in one."""
     if not isinstance(item, str):
         return _masked(item)
     if isinstance(before, str) and _OPTION.fullmatch(before) and not item.startswith("-"):

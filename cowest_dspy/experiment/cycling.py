@@ -1,4 +1,5 @@
-"""[cycle] as optimisers: DSPy's by name, one's own by reference, and the rounds of the experiment as a step among them."""
+"""[cycle] as optimisers: DSPy's by name, one's own by reference, and the rounds of the experiment
+as a step among them."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ from cowest_dspy.utils.importing import load_function
 
 @dataclass(frozen=True)
 class Tools:
-    """What an optimiser is made with. ``metric`` scores answers, ``influence`` is that of the program's drafts with words for
-    GEPA, ``lm`` is the strong model at temperature 1 for proposing, ``threads`` what may be asked at once, ``seed`` the run's."""
+    """What an optimiser is made with. ``metric`` scores answers, ``influence`` is that of the
+    program's drafts with words for GEPA, ``lm`` is the strong model at temperature 1 for proposing,
+    ``threads`` what may be asked at once, ``seed`` the run's."""
 
     program: Collaboration
     metric: Metric
@@ -40,7 +42,12 @@ class Tools:
 
 
 def _gepa(tools: Tools) -> dict[str, Any]:
-    return {"metric": tools.influence, "reflection_lm": tools.lm, "num_threads": tools.threads, "seed": tools.seed}
+    return {
+        "metric": tools.influence,
+        "reflection_lm": tools.lm,
+        "num_threads": tools.threads,
+        "seed": tools.seed,
+    }
 
 
 def _miprov2(tools: Tools) -> dict[str, Any]:
@@ -62,17 +69,34 @@ OPTIMIZERS: dict[str, Callable[[Tools], dict[str, Any]]] = {
     "MIPROv2": _miprov2,
     "SIMBA": _simba,
     "BootstrapFewShot": lambda tools: {"metric": tools.metric},
-    "BootstrapFewShotWithRandomSearch": lambda tools: {"metric": tools.metric, "num_threads": tools.threads},
+    "BootstrapFewShotWithRandomSearch": lambda tools: {
+        "metric": tools.metric,
+        "num_threads": tools.threads,
+    },
     "LabeledFewShot": lambda tools: {},
 }
-"""DSPy's optimisers that may be named, and what they are given unless the settings say otherwise."""
+"""DSPy's optimisers that may be named, and what they are given unless the settings say otherwise.
+"""
 
 
 class Weights(Teleprompter):
     """The rounds of an experiment as a step: tunes the weak model of the program as it is then."""
 
-    def __init__(self, desk: Desk, task: Callable[[], Task], seed: int, make_room: Callable[[], None], base: dspy.LM) -> None:
-        self._desk, self.task, self._seed, self._make_room, self._base = desk, task, seed, make_room, base
+    def __init__(
+        self,
+        desk: Desk,
+        task: Callable[[], Task],
+        seed: int,
+        make_room: Callable[[], None],
+        base: dspy.LM,
+    ) -> None:
+        self._desk, self.task, self._seed, self._make_room, self._base = (
+            desk,
+            task,
+            seed,
+            make_room,
+            base,
+        )
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -82,20 +106,30 @@ class Weights(Teleprompter):
         valset: Sequence[dspy.Example] | None = None,
         first_round: int = 1,
     ) -> Collaboration:
-        """The program with the weak model of the last round that was taken; rounds are numbered from ``first_round``."""
+        """The program with the weak model of the last round that was taken; rounds are numbered
+        from ``first_round``."""
 
         def task() -> Task:
             of = self.task()
             return replace(of, program=student, meaning=digest([of.meaning, student.dump_state()]))
 
-        models = TrainedModels(self._desk, lambda: self._base, self._seed, self._make_room, self._desk.processes)
+        models = TrainedModels(
+            self._desk, lambda: self._base, self._seed, self._make_room, self._desk.processes
+        )
         rounds = Rounds(self._desk, models, task, self._desk.config.rounds, first=first_round)
         lm, _ = rounds.run(unrecorded(student.weak))
         return student.bind(weak=lm)
 
 
-def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str, list[dspy.Example]], tools: Metric) -> Cycled:
-    """The best program that [cycle] finds, from a program on its LMs. ``tools`` is the evaluator that influence is made of."""
+def cycled(
+    program: Collaboration,
+    weights: Weights,
+    desk: Desk,
+    data: dict[str, list[dspy.Example]],
+    tools: Metric,
+) -> Cycled:
+    """The best program that [cycle] finds, from a program on its LMs. ``tools`` is the evaluator
+    that influence is made of."""
     config = desk.config
     assert config.cycle is not None
     metric = load_function(config.metric)
@@ -105,19 +139,30 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
     for name, rules in config.cycle.steps.items():
 
         def make(now: Collaboration, name: str = name, rules: StepRules = rules) -> Teleprompter:
-            strong = recorded(unrecorded(program.strong).copy(temperature=1.0, max_tokens=rules.max_tokens or longest))
-            of = Tools(now, metric, Influence(tools, now), strong, config.at_once("strong"), config.seed)
+            strong = recorded(
+                unrecorded(program.strong).copy(
+                    temperature=1.0, max_tokens=rules.max_tokens or longest
+                )
+            )
+            of = Tools(
+                now, metric, Influence(tools, now), strong, config.at_once("strong"), config.seed
+            )
             return optimizer(name, rules, of)
 
         made[name] = make
     if not data["dev"]:
-        raise ConfigError("[cycle] compares its candidates on the dev split, and there is none: give the data a dev split.")
+        raise ConfigError(
+            "[cycle] compares its candidates on the dev split, and there is none: give the data a "
+            "dev split."
+        )
     cycle = Cycle(
         metric,
         " -> ".join(names),
         made,
         targets={name: rules.target for name, rules in config.cycle.steps.items()},
-        compile_args={name: rules.compile for name, rules in config.cycle.steps.items() if rules.compile},
+        compile_args={
+            name: rules.compile for name, rules in config.cycle.steps.items() if rules.compile
+        },
         settings={name: _made_of(name, weights.task(), config) for name in names},
         confidence=config.rounds.confidence,
         threads=config.at_once("strong"),
@@ -128,9 +173,14 @@ def cycled(program: Collaboration, weights: Weights, desk: Desk, data: dict[str,
 
 
 def _made_of(name: str, task: Task, config: Config) -> str:
-    """What a step's optimiser is made of: its settings, the code of one's own, and whatever answers depend on."""
+    """What a step's optimiser is made of: its settings, the code of one's own, and whatever answers
+    depend on."""
     if name == "weights":
-        made: list[Any] = [task.tuner.decisive(), config.rounds.model_dump(), config.pairs.model_dump()]
+        made: list[Any] = [
+            task.tuner.decisive(),
+            config.rounds.model_dump(),
+            config.pairs.model_dump(),
+        ]
     else:
         assert config.cycle is not None
         rules = config.cycle.steps[name]
@@ -155,7 +205,8 @@ def check_steps(config: Config) -> None:
         unknown = [key for key in rules.settings if key not in taken]
         if unknown:
             raise ConfigError(
-                f"[cycle.steps.{name}] settings: {rules.optimizer} has no {unknown[0]}.{nearest(unknown[0], taken)} "
+                f"[cycle.steps.{name}] settings: {rules.optimizer} has no "
+                f"{unknown[0]}.{nearest(unknown[0], taken)} "
                 f"It has {', '.join(key for key in taken if key != 'self')}."
             )
 
@@ -170,21 +221,29 @@ def optimizer(name: str, rules: StepRules, tools: Tools) -> Teleprompter:
         if rules.optimizer in OPTIMIZERS:
             given = {**OPTIMIZERS[rules.optimizer](tools), **rules.settings}
             if rules.optimizer == "MIPROv2" and "num_candidates" in given:
-                given.setdefault("auto", None)  # It takes one or the other, and a TOML cannot say None.
+                given.setdefault(
+                    "auto", None
+                )  # It takes one or the other, and a TOML cannot say None.
             made = _class(name, rules.optimizer)(**given)
         else:
             made = load_function(rules.optimizer)(tools, **rules.settings)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"[cycle.steps.{name}]: {rules.optimizer} cannot be made with these settings: {error}") from error
+        raise ConfigError(
+            f"[cycle.steps.{name}]: {rules.optimizer} cannot be made with these settings: {error}"
+        ) from error
     if not isinstance(made, Teleprompter):
-        raise ConfigError(f"[cycle.steps.{name}]: {rules.optimizer} gave a {type(made).__name__}; a Teleprompter is expected.")
+        raise ConfigError(
+            f"[cycle.steps.{name}]: {rules.optimizer} gave a {type(made).__name__}; a "
+            "Teleprompter is expected."
+        )
     return made
 
 
 def _class(name: str, optimizer: str) -> Any:
     if optimizer not in OPTIMIZERS:
         raise ConfigError(
-            f'[cycle.steps.{name}] optimizer: there is no "{optimizer}".{nearest(optimizer, OPTIMIZERS)} '
+            f"[cycle.steps.{name}] optimizer: there is no "
+            f'"{optimizer}".{nearest(optimizer, OPTIMIZERS)} '
             f'Known: {", ".join(OPTIMIZERS)}; or "recipe.py:make".'
         )
     return getattr(dspy, optimizer)

@@ -1,4 +1,5 @@
-"""Rows -> ``dspy.Example``: from a recipe's function, a JSONL file or the Hub; with ids, splits and a check for overlap."""
+"""Rows -> ``dspy.Example``: from a recipe's function, a JSONL file or the Hub; with ids, splits and
+a check for overlap."""
 
 from __future__ import annotations
 
@@ -21,13 +22,21 @@ SPLITS = ("train", "dev", "test")
 
 
 def read_split(
-    source: str, split: str, inputs: Sequence[str], *, seed: int = 0, limit: int | None = None, rows: str | None = None
+    source: str,
+    split: str,
+    inputs: Sequence[str],
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    rows: str | None = None,
 ) -> list[dspy.Example]:
-    """The examples of one split: ``source`` is "file.py:function" (called with the split, ``seed=``, and ``rows=`` where that
-    is given), "file.jsonl" with a ``split`` field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
+    """The examples of one split: ``source`` is "file.py:function" (called with the split,
+    ``seed=``, and ``rows=`` where that is given), "file.jsonl" with a ``split`` field in each row,
+    or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
-        DataError: nothing in that split, no such file (also one that a recipe's function reads), or a line that is not JSON.
+        DataError: nothing in that split, no such file (also one that a recipe's function reads), or
+            a line that is not JSON.
     """
     where = f"{Path(source.rpartition(':')[0] or source).name} ({split})"
     if source.startswith("hub:"):
@@ -40,18 +49,28 @@ def read_split(
 
 
 def configured_split(source: Data, split: str) -> list[dspy.Example]:
-    """The examples of one split as a configuration's [data] names and limits them. Raises DataError as :func:`read_split`."""
-    return read_split(source.source, split, source.inputs, seed=source.seed, limit=getattr(source, split), rows=source.rows)
+    """The examples of one split as a configuration's [data] names and limits them. Raises DataError
+    as :func:`read_split`."""
+    return read_split(
+        source.source,
+        split,
+        source.inputs,
+        seed=source.seed,
+        limit=getattr(source, split),
+        rows=source.rows,
+    )
 
 
 def read_rows(where: str | Path, split: str) -> list[dict[str, Any]]:
-    """The rows of one split as they were published: ``where`` is a folder with ``<split>.jsonl``, or "hub:NAME[:CONFIG]".
+    """The rows of one split as they were published: ``where`` is a folder with ``<split>.jsonl``,
+    or "hub:NAME[:CONFIG]".
 
-    A recipe over a public dataset reads its rows with this, so that the same recipe works from a local copy and from the Hub.
+    A recipe over a public dataset reads its rows with this, so that the same recipe works from a
+    local copy and from the Hub.
 
     Raises:
-        DataError: no such folder or file (with what the folder holds), a line that is not JSON, or a Hub dataset that cannot be
-            had, for instance without a network.
+        DataError: no such folder or file (with what the folder holds), a line that is not JSON, or
+            a Hub dataset that cannot be had, for instance without a network.
     """
     if str(where).startswith("hub:"):
         return _from_hub(str(where), split)
@@ -59,9 +78,14 @@ def read_rows(where: str | Path, split: str) -> list[dict[str, Any]]:
     file = folder / f"{split}.jsonl"
     with file_errors(DataError, folder):
         if not folder.is_dir():
-            raise DataError(f'There is no folder {folder}. Rows come from a folder with {file.name}, or from the Hub: "hub:NAME".')
+            raise DataError(
+                f"There is no folder {folder}. Rows come from a folder with {file.name}, or from "
+                'the Hub: "hub:NAME".'
+            )
         if not file.is_file():
-            held = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+            held = (
+                ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+            )
             raise DataError(f"There is no {file.name} in {folder}, which holds {held}.")
     return read_jsonl(file)
 
@@ -75,23 +99,36 @@ def check_apart(splits: Mapping[str, Sequence[dspy.Example]], inputs: Sequence[s
             before = owner.setdefault(key, (split, example.id))
             if before[0] != split:
                 raise DataError(
-                    f"{before[0]} ({before[1]}) and {split} ({example.id}) hold the same inputs: what is tested must not be "
+                    f"{before[0]} ({before[1]}) and {split} ({example.id}) hold the same inputs: "
+                    "what is tested must not be "
                     "trained on. Drop one of the two."
                 )
 
 
 def _from_function(source: str, split: str, where: str, given: Mapping[str, Any]) -> list[Any]:
-    """What a recipe's function gives. A file that it cannot read is named; any other error of it is its own."""
+    """What a recipe's function gives. A file that it cannot read is named; any other error of it is
+    its own."""
     try:
         found = call(source, split, given=given)
         if isinstance(found, Iterable):
             return list(cast("Iterable[Any]", found))
     except FileNotFoundError as error:
-        raise DataError(f"{where}: [data] source {source} reads {error.filename}, and there is no such file.") from error
+        raise DataError(
+            f"{where}: [data] source {source} reads {error.filename}, and there is no such file."
+        ) from error
     except (OSError, UnicodeError, RecursionError, csv.Error, json.JSONDecodeError) as error:
-        what = describe_os_error(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}."
-        raise DataError(f"{where}: [data] source {source} reads a file that cannot be read. {what}") from error
-    raise DataError(f"{where}: [data] source {source} gave a {type(found).__name__}; rows are expected, a list of dictionaries.")
+        what = (
+            describe_os_error(error)
+            if isinstance(error, OSError)
+            else f"{type(error).__name__}: {error}."
+        )
+        raise DataError(
+            f"{where}: [data] source {source} reads a file that cannot be read. {what}"
+        ) from error
+    raise DataError(
+        f"{where}: [data] source {source} gave a {type(found).__name__}; rows are expected, a "
+        "list of dictionaries."
+    )
 
 
 def _from_hub(source: str, split: str) -> list[dict[str, Any]]:
@@ -102,6 +139,7 @@ def _from_hub(source: str, split: str) -> list[dict[str, Any]]:
         return [dict(row) for row in load_dataset(name, *config, split=split)]
     except Exception as error:
         raise DataError(
-            f'The Hub dataset "{name}" ({split}) cannot be had: {type(error).__name__}: {error}. Rows that are here are named in '
+            f'The Hub dataset "{name}" ({split}) cannot be had: {type(error).__name__}: {error}. '
+            "Rows that are here are named in "
             'the TOML: [data] rows = "FOLDER", with a file for each split, such as train.jsonl.'
         ) from error

@@ -19,7 +19,8 @@ from cowest_dspy.store.pool import Progress
 
 @dataclass(frozen=True)
 class Desk(Stages):
-    """A run folder with the store in it, who looks on, the configuration, which processes train together, and the trackers."""
+    """A run folder with the store in it, who looks on, the configuration, which processes train
+    together, and the trackers."""
 
     config: Config
     processes: int | str | Path = 1
@@ -34,12 +35,18 @@ class Desk(Stages):
             yield progress
 
     def reporting(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
-        """With a training's own logs in the trackers' run of its round, where its settings ask for them."""
-        return super().reporting(name, settings) if self.tracking is None else self.tracking.training(name, settings)
+        """With a training's own logs in the trackers' run of its round, where its settings ask for
+        them."""
+        return (
+            super().reporting(name, settings)
+            if self.tracking is None
+            else self.tracking.training(name, settings)
+        )
 
 
 def check_keys(config: Config) -> None:
-    """Sees that the API keys are there which the configuration names, before hours are spent on a training.
+    """Sees that the API keys are there which the configuration names, before hours are spent on a
+    training.
 
     Raises:
         ConfigError: an environment variable is not set.
@@ -62,7 +69,9 @@ def check_prices(config: Config) -> None:
         settings: LMSettings | None = getattr(config, role)
         if isinstance(settings, Api) and of_settings(settings, 1, 1) is None:
             raise ConfigError(
-                f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{role}] {masked(settings.model)} is not "
-                "known. Add price = { input = ..., output = ... } to its table, in US dollars per million tokens; or limit "
+                f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{role}] "
+                f"{masked(settings.model)} is not "
+                "known. Add price = { input = ..., output = ... } to its table, in US dollars per "
+                "million tokens; or limit "
                 "strong_calls, tokens or minutes instead."
             )

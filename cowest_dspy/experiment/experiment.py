@@ -3,8 +3,8 @@
     with Experiment(load_config([...]), "runs/handbook") as experiment:
         experiment.cycle()
 
-Every stage finds what earlier ones left in the run's store and adds its own; what is there already is not done again. So a run
-that was killed goes on where it stood, and a finished one is only read.
+Every stage finds what earlier ones left in the run's store and adds its own; what is there already
+is not done again. So a run that was killed goes on where it stood, and a finished one is only read.
 """
 
 from __future__ import annotations
@@ -57,14 +57,16 @@ class Experiment:
         config: the whole configuration.
         run: the run's folder; made when it is not there.
         watch: who is told of the progress.
-        reuse: other runs' folders whose answers may be taken over, where the very same call was made there.
-        processes: that train together, one for each GPU, or on the CPU where there is none; or a file of Accelerate's (tuning.md).
+        reuse: other runs' folders whose answers may be taken over, where the very same call was
+            made there.
+        processes: that train together, one for each GPU, or on the CPU where there is none; or a
+            file of Accelerate's (tuning.md).
         store: an open one, which stays open; ``reuse`` and [budget] are then its own.
         models: of the run that this is a part of.
 
     Raises:
-        ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API whose price is not known; Ray or
-            a tracker that is not installed.
+        ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API
+            whose price is not known; Ray or a tracker that is not installed.
         StoreError: the folder is in use or damaged.
     """
 
@@ -89,15 +91,20 @@ class Experiment:
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         write_whole({self.run / "config.toml": effective_toml(config)})
-        self.tracking = Tracking(config, self.store, self.watch, on=self._owned)  # A part of a run is told of with the whole of it.
+        self.tracking = Tracking(
+            config, self.store, self.watch, on=self._owned
+        )  # A part of a run is told of with the whole of it.
         self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
         if self._owned:
             self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
-        self._weak_models = WeakModels(self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong)
+        self._weak_models = WeakModels(
+            self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong
+        )
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the run folder free, unless the store was given; trackers are told the rest. ``error`` is what ended the work."""
+        """Gives the run folder free, unless the store was given; trackers are told the rest.
+        ``error`` is what ended the work."""
         if self._owned:
             try:
                 self.tracking.close(lambda: run_report(self.config, self.store), error)
@@ -112,11 +119,14 @@ class Experiment:
         self.close(error)
 
     def variant(self, name: str, config: Config) -> Experiment:
-        """The same run under other settings, as a part of it: calls, budget and models that are the same are shared; records and
-        files are its own, in ``variants/NAME`` of the run's folder. Needs no closing."""
+        """The same run under other settings, as a part of it: calls, budget and models that are the
+        same are shared; records and files are its own, in ``variants/NAME`` of the run's folder.
+        Needs no closing."""
         store = self.store.within(name)
         watch, processes = Within(name, self.watch), self.desk.processes
-        made = Experiment(config, store.folder, watch=watch, processes=processes, store=store, models=self._models)
+        made = Experiment(
+            config, store.folder, watch=watch, processes=processes, store=store, models=self._models
+        )
         for role in ROLES:
             if getattr(config, role) == getattr(self.config, role):
                 made.__dict__[role] = getattr(self, role)
@@ -130,7 +140,8 @@ class Experiment:
         program = call(self.config.program, given={"draft": self.config.draft})
         if not isinstance(program, Collaboration):
             raise ConfigError(
-                f"{self.config.program} gave {type(program).__name__}: a function that returns a Collaboration is expected."
+                f"{self.config.program} gave {type(program).__name__}: a function that returns a "
+                "Collaboration is expected."
             )
         return program
 
@@ -148,13 +159,15 @@ class Experiment:
 
     @cached_property
     def weak(self) -> dspy.LM:
-        """The weak LM as it was before any tuning; tunable when its weights are here and its engine takes adapters."""
+        """The weak LM as it was before any tuning; tunable when its weights are here and its engine
+        takes adapters."""
         lm = self._models.lm(self.config, "weak")
         return tunable(lm) if isinstance(lm.engine, TunableEngine) else lm
 
     @cached_property
     def splits(self) -> dict[str, list[dspy.Example]]:
-        """The examples of train, dev and test; the same inputs in two splits are an error, and so is one that the program lacks."""
+        """The examples of train, dev and test; the same inputs in two splits are an error, and so
+        is one that the program lacks."""
         made = {split: data.configured_split(self.config.data, split) for split in data.SPLITS}
         data.check_apart(made, self.config.data.inputs)
         weak = self.config.evaluate.weak
@@ -165,14 +178,24 @@ class Experiment:
 
     @cached_property
     def evaluator(self) -> Metric:
-        """What gives an answer its score when drafts are compared: [influence]; by default the metric."""
-        return evaluator(self.config, self.metric, self.program.bind(strong=self.strong), lambda: self.judge)
+        """What gives an answer its score when drafts are compared: [influence]; by default the
+        metric."""
+        return evaluator(
+            self.config, self.metric, self.program.bind(strong=self.strong), lambda: self.judge
+        )
 
     @property
     def sampling(self) -> Sampling:
         """How a collection samples drafts."""
         rules, margin = self.config.collect, self.config.pairs.margin
-        return Sampling(rules.drafts, rules.temperature, rules.top_p, self.config.seed, adaptive=rules.adaptive, margin=margin)
+        return Sampling(
+            rules.drafts,
+            rules.temperature,
+            rules.top_p,
+            self.config.seed,
+            adaptive=rules.adaptive,
+            margin=margin,
+        )
 
     @cached_property
     def rounds(self) -> Rounds:
@@ -209,16 +232,18 @@ class Experiment:
         return self._weak_models.drafting()
 
     def answer_sft(self) -> dspy.LM:
-        """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that has learned the domain."""
+        """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that
+        has learned the domain."""
         return self._weak_models.answering()
 
     def collect(self) -> Traces:
-        """Drafts of the train split and their influence: those of the first round. Of a collection that is whole, the calls
-        that failed are made again, and no others."""
+        """Drafts of the train split and their influence: those of the first round. Of a collection
+        that is whole, the calls that failed are made again, and no others."""
         return self.rounds.collected(self.sft(), again=True)
 
     def noise(self) -> NoiseFloor | None:
-        """The noise floor, where [influence] noise asks for it: the strong model alone, asked again for so many train examples."""
+        """The noise floor, where [influence] noise asks for it: the strong model alone, asked again
+        for so many train examples."""
         count = self.config.influence.noise
         if not count:
             return None
@@ -229,14 +254,21 @@ class Experiment:
             with self.desk.stage("noise", "Measuring the noise floor") as progress:
                 threads, examples = self.config.at_once("strong"), self.splits["train"][:count]
                 floor = noise_floor(
-                    program, examples, self.evaluator, self.sampling, store=self.store, threads=threads, on_progress=progress
+                    program,
+                    examples,
+                    self.evaluator,
+                    self.sampling,
+                    store=self.store,
+                    threads=threads,
+                    on_progress=progress,
                 )
             known = {"floor": asdict(floor) if floor else None, "identity": identity}
             self.store.keep("noise", "floor", known)
         return NoiseFloor(**known["floor"]) if known["floor"] else None
 
     def pairs(self) -> PreferencePairs:
-        """The preference pairs of the first round, or of [pairs] source, also written to ``pairs.jsonl`` in the run folder."""
+        """The preference pairs of the first round, or of [pairs] source, also written to
+        ``pairs.jsonl`` in the run folder."""
         return self.rounds.paired(self._drafting())
 
     def check_collected(self, command: str) -> None:
@@ -249,16 +281,21 @@ class Experiment:
             PairsError: there are none.
         """
         if not self.config.pairs.source and not self.store.count("trace"):
-            raise PairsError(f"There are no pairs yet: no drafts were collected in {self.run}. Collect them first: {command}")
+            raise PairsError(
+                f"There are no pairs yet: no drafts were collected in {self.run}. Collect them "
+                f"first: {command}"
+            )
 
     def labelled(self) -> LabelledDrafts:
-        """The collected drafts as those that helped and those that hurt, also written to ``drafts.jsonl`` in the run folder."""
+        """The collected drafts as those that helped and those that hurt, also written to
+        ``drafts.jsonl`` in the run folder."""
         drafts = self.rounds.labelled(self.sft())
         drafts.save(self.run / "drafts.jsonl")
         return drafts
 
     def tune(self) -> dspy.LM:
-        """The weak model after all rounds of preference tuning: that of the last round that was taken.
+        """The weak model after all rounds of preference tuning: that of the last round that was
+        taken.
 
         Raises:
             PairsError: the first round gave fewer pairs than [pairs] least.
@@ -269,36 +306,65 @@ class Experiment:
 
     @cached_property
     def final(self) -> Collaboration:
-        """The program on the models that all tuning ended with: after [cycle], otherwise after the rounds."""
+        """The program on the models that all tuning ended with: after [cycle], otherwise after the
+        rounds."""
         if self.config.cycle is None:
             return self.program.bind(weak=self.tune(), strong=self.strong)
         weak = self.sft() if "sft" in self.config.cycle.names else self.weak
         weights = Weights(self.desk, self._task, self.config.seed, self._make_room, self.weak)
-        return cycled(self.program.bind(weak=weak, strong=self.strong), weights, self.desk, self.splits, self.evaluator)
+        return cycled(
+            self.program.bind(weak=weak, strong=self.strong),
+            weights,
+            self.desk,
+            self.splits,
+            self.evaluator,
+        )
 
     def control(self, name: str) -> dspy.LM:
-        """The weak model of a control arm, trained from where preference tuning started, on the rows of its first round."""
+        """The weak model of a control arm, trained from where preference tuning started, on the
+        rows of its first round."""
         if name == "by_correctness":
             pairs = by_correctness(self.rounds.collected(self._drafting()), self._task().gate)
-            pairs = at_least(pairs.at_most(self.config.pairs.most, seed=self.config.seed), self.config.pairs.least)
-            rows = pairs.rows(lineage=False) if self.config.kto is None else unpaired(pairs.rows(lineage=False))
-            return self._weak_models.preferring(name, "Control: drafts ranked by their own answers", rows)
+            pairs = at_least(
+                pairs.at_most(self.config.pairs.most, seed=self.config.seed),
+                self.config.pairs.least,
+            )
+            rows = (
+                pairs.rows(lineage=False)
+                if self.config.kto is None
+                else unpaired(pairs.rows(lineage=False))
+            )
+            return self._weak_models.preferring(
+                name, "Control: drafts ranked by their own answers", rows
+            )
         if self.config.cycle and "weights" in self.config.cycle.names:
             _ = self.final  # There the drafts are of the program as it was at that step.
             rows = self.rounds.kept_rows(1)
         else:
             rows = self.rounds.rows(self._drafting())
         if name == "shuffled":
-            return self._weak_models.preferring(name, "Control: shuffled labels", shuffled(rows, self.config.seed))
-        return self._weak_models.fine_tuned_more(name) if name == "more_sft" else self._weak_models.on_chosen(name, rows)
+            return self._weak_models.preferring(
+                name, "Control: shuffled labels", shuffled(rows, self.config.seed)
+            )
+        return (
+            self._weak_models.fine_tuned_more(name)
+            if name == "more_sft"
+            else self._weak_models.on_chosen(name, rows)
+        )
 
     def controlled(self, name: str) -> Collaboration:
-        """The program of a control arm: it differs from the tuned one in its weights, and not in its prompts."""
+        """The program of a control arm: it differs from the tuned one in its weights, and not in
+        its prompts."""
         weak = self.control(name)
-        return self.final.bind(weak=weak) if self.config.cycle else self.program.bind(weak=weak, strong=self.strong)
+        return (
+            self.final.bind(weak=weak)
+            if self.config.cycle
+            else self.program.bind(weak=weak, strong=self.strong)
+        )
 
     def evaluate(self, names: Sequence[str] | None = None) -> tuple[Arm, ...]:
-        """The arms of these names (default: all that the configuration declares) on the held-out split, and keeps them."""
+        """The arms of these names (default: all that the configuration declares) on the held-out
+        split, and keeps them."""
         return tuple(self._arm(name) for name in names or self.arm_names())
 
     def arm_names(self) -> list[str]:
@@ -308,7 +374,16 @@ class Experiment:
         oracle = ["oracle"] if wanted.oracle else []
         prompted = ["strong_prompted"] if self.config.cycle and self.config.cycle.steps else []
         gated = ["gated"] if (self.run / GATE).is_file() else []
-        return [*weak, "strong", *prompted, "collaboration_sft", "collaboration", *gated, *oracle, *wanted.controls]
+        return [
+            *weak,
+            "strong",
+            *prompted,
+            "collaboration_sft",
+            "collaboration",
+            *gated,
+            *oracle,
+            *wanted.controls,
+        ]
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
@@ -318,7 +393,9 @@ class Experiment:
         if self.config.evaluate.weak:
             self.answer_sft()
         if self.config.cycle is None:
-            self.desk.say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
+            self.desk.say(
+                f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs"
+            )
         self.noise()
         _ = self.final
         for control in self.config.evaluate.controls:
@@ -340,7 +417,8 @@ class Experiment:
 
     @property
     def best(self) -> Collaboration:
-        """The program on the best weak model that the run has: nothing is tuned for it but [sft], where that is missing."""
+        """The program on the best weak model that the run has: nothing is tuned for it but [sft],
+        where that is missing."""
         if self.config.cycle is not None:
             return self.final
         final = (self.store.record("final", "weak") or {}).get("adapter")
@@ -351,9 +429,18 @@ class Experiment:
 
     @cached_property
     def meaning(self) -> str:
-        """What answers depend on besides model ids: settings, prompts, and the code of the recipes."""
+        """What answers depend on besides model ids: settings, prompts, and the code of the
+        recipes."""
         parts = self.config
-        code = code_of([parts.program, parts.metric, parts.data.source, parts.evaluate.weak, parts.influence.rubric])
+        code = code_of(
+            [
+                parts.program,
+                parts.metric,
+                parts.data.source,
+                parts.evaluate.weak,
+                parts.influence.rubric,
+            ]
+        )
         # Neither what comes after answers, nor where they are made.
         after = (
             "budget",
@@ -370,24 +457,32 @@ class Experiment:
             "sft",
             "ray",
         )
-        aside = {**dict.fromkeys([*after, "ray"], True), "data": {"test"}, "influence": {"noise"}, "collect": {"engine"}}
+        aside = {
+            **dict.fromkeys([*after, "ray"], True),
+            "data": {"test"},
+            "influence": {"noise"},
+            "collect": {"engine"},
+        }
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
 
     @property
     def _lineage(self) -> str:
-        """The run's name in the lineage of its pairs: of its configuration, so that equal runs in two folders have equal pairs."""
+        """The run's name in the lineage of its pairs: of its configuration, so that equal runs in
+        two folders have equal pairs."""
         return f"{self.config.name}, seed {self.config.seed}"
 
     def _drafting(self) -> dspy.LM:
-        """Whose drafts the first round's pairs are; of pairs from elsewhere nobody's here, so that nothing is trained for them."""
+        """Whose drafts the first round's pairs are; of pairs from elsewhere nobody's here, so that
+        nothing is trained for them."""
         return self.weak if self.config.pairs.source else self.sft()
 
     def _held_out(self) -> list[dspy.Example]:
         return [*self.splits["dev"], *self.splits["test"]]
 
     def _make_room(self) -> None:
-        """Lets go of weights, and of servers of ours, while something is trained; the next question loads them again."""
+        """Lets go of weights, and of servers of ours, while something is trained; the next question
+        loads them again."""
         check_keys(self.config)
         _ = self.splits  # What is wrong with the data is said before hours are spent on a training.
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]

@@ -1,4 +1,5 @@
-"""One question, as a run would ask it: the prompt that a model would get, and what its answer takes."""
+"""One question, as a run would ask it: the prompt that a model would get, and what its answer
+takes."""
 
 from __future__ import annotations
 
@@ -62,24 +63,40 @@ class _Listener:
 
 
 def prompt_for(task: Task, role: str) -> list[dict[str, str]]:
-    """The messages of the first call that the model in this role would get; for a strong one with an empty draft.
+    """The messages of the first call that the model in this role would get; for a strong one with
+    an empty draft.
 
     An empty list when the program asks no model in this role.
     """
     listener = _Listener()
-    lm = dspy.LM("listening/only", engine=listener, cache=False, num_retries=0, temperature=0.0, max_tokens=1)
+    lm = dspy.LM(
+        "listening/only", engine=listener, cache=False, num_retries=0, temperature=0.0, max_tokens=1
+    )
     bound = task.program.bind(weak=lm, strong=lm)
     inputs = dict(task.example.inputs().items())
-    attempt(lambda: dspy.Prediction(draft=bound.drafted(**inputs)) if role == "weak" else bound.refined("-", **inputs))
+    attempt(
+        lambda: (
+            dspy.Prediction(draft=bound.drafted(**inputs))
+            if role == "weak"
+            else bound.refined("-", **inputs)
+        )
+    )
     return listener.heard[0] if listener.heard else []
 
 
 def ask_one(task: Task, role: str, lm: dspy.LM) -> Answered:
-    """The example's answer by ``lm``: a draft by the weak one, an answer without a draft by any other; timed."""
+    """The example's answer by ``lm``: a draft by the weak one, an answer without a draft by any
+    other; timed."""
     bound = task.program.bind(weak=lm, strong=lm)
     inputs = dict(task.example.inputs().items())
     started = time.monotonic()
-    made = attempt(lambda: dspy.Prediction(draft=bound.drafted(**inputs)) if role == "weak" else bound.answered_alone(**inputs))
+    made = attempt(
+        lambda: (
+            dspy.Prediction(draft=bound.drafted(**inputs))
+            if role == "weak"
+            else bound.answered_alone(**inputs)
+        )
+    )
     probe = _probe(role, lm.model, time.monotonic() - started, made) if made.calls else None
     level, text = _judged(made)
     return Answered(level, text, probe)
@@ -98,5 +115,15 @@ def _judged(made: Attempt) -> tuple[Level, str]:
     if not made.calls:
         return "error", f"it did not answer. {made.error}"
     if made.error.startswith("truncated"):
-        return "warning", "it was cut off at max_tokens, which a run counts as failed: tune it first, or raise max_tokens"
-    return "warning", f"it answered, but not in the program's form, which a run counts as failed. {made.error}"
+        return (
+            "warning",
+            (
+                "it was cut off at max_tokens, which a run counts as failed: tune it first, or "
+                "raise "
+                "max_tokens"
+            ),
+        )
+    return (
+        "warning",
+        f"it answered, but not in the program's form, which a run counts as failed. {made.error}",
+    )

@@ -1,9 +1,11 @@
-"""How often the prompt optimisers of [cycle] run the program, reckoned from their settings before any of them is begun.
+"""How often the prompt optimisers of [cycle] run the program, reckoned from their settings before
+any of them is begun.
 
     asked(StepRules(optimizer="GEPA", settings={"max_metric_calls": 300}), train=200, dev=40)
     # Asked(runs=300, most_runs=346, proposals=44, most_proposals=88, judged=True)
 
-What the settings leave open has DSPy's own defaults. That the draft and the refinement are one call each is assumed.
+What the settings leave open has DSPy's own defaults. That the draft and the refinement are one call
+each is assumed.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import dspy
 from cowest_dspy.optimizers.config import StepRules
 
 Settings = Callable[[str], Any]
-OVERSHOOT = 5  # GEPA looks at its limit between two tries: a try runs a merged program on so many examples, and on all of dev
+# GEPA looks at its limit between two tries: a try runs a merged program on so many examples, and on
+# all of dev
+OVERSHOOT = 5
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Runs of the program (a draft and its refinement), and calls of the strong model that writes prompts: as many as are
-    expected, and at most. ``judged``: the step's metric is the influence, so that each example is answered alone, too."""
+    """Runs of the program (a draft and its refinement), and calls of the strong model that writes
+    prompts: as many as are expected, and at most. ``judged``: the step's metric is the influence,
+    so that each example is answered alone, too."""
 
     runs: int
     most_runs: int
@@ -34,11 +39,12 @@ class Asked:
 
 
 def asked(rules: StepRules, train: int, dev: int) -> Asked | None:
-    """What a step asks when the splits have these sizes; None for an optimiser of one's own, of which nobody knows.
+    """What a step asks when the splits have these sizes; None for an optimiser of one's own, of
+    which nobody knows.
 
-    GEPA's runs are its budget, and what one more try may take. What bootstraps demonstrations is expected to find every second
-    answer right, and at most to try every train example. SIMBA's and MIPROv2's trials are counted; how many prompts they have
-    written is estimated.
+    GEPA's runs are its budget, and what one more try may take. What bootstraps demonstrations is
+    expected to find every second answer right, and at most to try every train example. SIMBA's and
+    MIPROv2's trials are counted; how many prompts they have written is estimated.
     """
     known = {
         "GEPA": _gepa,
@@ -50,7 +56,9 @@ def asked(rules: StepRules, train: int, dev: int) -> Asked | None:
     }.get(rules.optimizer)
     if known is None:
         return None
-    made, compiled = (_defaults(getattr(dspy, rules.optimizer), name) for name in ("__init__", "compile"))
+    made, compiled = (
+        _defaults(getattr(dspy, rules.optimizer), name) for name in ("__init__", "compile")
+    )
 
     def setting(name: str) -> Any:
         for given in (rules.compile, rules.settings, compiled, made):
@@ -63,7 +71,9 @@ def asked(rules: StepRules, train: int, dev: int) -> Asked | None:
 
 def _defaults(kind: type, method: str) -> Mapping[str, Any]:
     parameters = inspect.signature(getattr(kind, method)).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    return {
+        one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty
+    }
 
 
 def _gepa(setting: Settings, predictors: int, train: int, dev: int) -> Asked:
@@ -75,7 +85,8 @@ def _gepa(setting: Settings, predictors: int, train: int, dev: int) -> Asked:
     batch = setting("reflection_minibatch_size")
     budget = max(budget, dev)
     most = budget + max(2 * batch, OVERSHOOT) + dev
-    # A try runs the program on a minibatch, has new prompts written, and runs it on the minibatch again.
+    # A try runs the program on a minibatch, has new prompts written, and runs it on the minibatch
+    # again.
     parts = predictors if setting("component_selector") == "all" else 1
     tries, most_tries = -(-(budget - dev) // (2 * batch)), -(-(budget - dev) // batch)
     return Asked(budget, most, parts * tries, parts * most_tries, judged=True)
@@ -86,7 +97,9 @@ def _miprov2(setting: Settings, predictors: int, train: int, dev: int) -> Asked:
     candidates = setting("num_candidates")
     minibatch, trials = setting("minibatch"), setting("num_trials")
     if candidates is None:
-        candidates, size = {"light": (6, 100), "medium": (12, 300), "heavy": (18, 1000)}[setting("auto")]
+        candidates, size = {"light": (6, 100), "medium": (12, 300), "heavy": (18, 1000)}[
+            setting("auto")
+        ]
         dev = min(dev, size)
         minibatch = dev > 50
         finder = cast("Any", dspy.MIPROv2._set_num_trials_from_num_candidates)
@@ -101,9 +114,16 @@ def _miprov2(setting: Settings, predictors: int, train: int, dev: int) -> Asked:
     demos = setting("max_bootstrapped_demos") if shots else 3
     expected, most = _bootstrapped(demos, 1, train)
     sets = max(0, candidates - 2)
-    proposals = 10 + instructions * predictors + (predictors + 1 if setting("program_aware_proposer") else 0)
+    proposals = (
+        10
+        + instructions * predictors
+        + (predictors + 1 if setting("program_aware_proposer") else 0)
+    )
     return Asked(
-        evaluated + sets * expected, evaluated + sets * most, proposals, 12 + 3 * max(instructions, candidates) * predictors
+        evaluated + sets * expected,
+        evaluated + sets * most,
+        proposals,
+        12 + 3 * max(instructions, candidates) * predictors,
     )
 
 
@@ -137,5 +157,6 @@ def _random_search(setting: Settings, predictors: int, train: int, dev: int) -> 
 
 
 def _bootstrapped(demos: int, rounds: int, train: int) -> tuple[int, int]:
-    """Runs that it takes to find so many demonstrations: when every second answer is right, and at most."""
+    """Runs that it takes to find so many demonstrations: when every second answer is right, and at
+    most."""
     return min(train, 2 * demos), train * rounds

@@ -1,13 +1,15 @@
-"""What a run will cost, said before it is begun: calls, tokens, money and minutes, by stage and in all, against [budget].
+"""What a run will cost, said before it is begun: calls, tokens, money and minutes, by stage and in
+all, against [budget].
 
     with Experiment(config, "runs/handbook") as experiment:
         quote = probed(experiment, examples=3)
     print(quote.text())
     quote.exceeded          # ("usd: about 3.2 of 2",)
 
-A few train examples are collected as a run would, through the run's store, so that the run itself does not ask the same again.
-What they took, times what is left to do, is the quote. Tuning asks no model and is in no sum: a line says what it takes
-(tuning_forecast.py). Prompt optimisers of [cycle] are reckoned from their settings (prompt_calls.py); of one's own nobody knows.
+A few train examples are collected as a run would, through the run's store, so that the run itself
+does not ask the same again. What they took, times what is left to do, is the quote. Tuning asks no
+model and is in no sum: a line says what it takes (tuning_forecast.py). Prompt optimisers of [cycle]
+are reckoned from their settings (prompt_calls.py); of one's own nobody knows.
 """
 
 from __future__ import annotations
@@ -47,14 +49,18 @@ class Range:
     most: float
 
     def __add__(self, other: Range) -> Range:
-        return Range(self.least + other.least, self.expected + other.expected, self.most + other.most)
+        return Range(
+            self.least + other.least, self.expected + other.expected, self.most + other.most
+        )
 
     def times(self, factor: float) -> Range:
         """All three of them so many times."""
         return Range(self.least * factor, self.expected * factor, self.most * factor)
 
     def __str__(self) -> str:
-        least, expected, most = (f"{number:,.0f}" for number in (self.least, self.expected, self.most))
+        least, expected, most = (
+            f"{number:,.0f}" for number in (self.least, self.expected, self.most)
+        )
         return expected if least == most else f"{expected} ({least} to {most})"
 
 
@@ -63,8 +69,9 @@ NONE = Range(0, 0, 0)
 
 @dataclass(frozen=True)
 class StageQuote:
-    """The calls of one stage by role, and what they take: None where nothing was measured, usd also where no price is known.
-    ``unknown`` says of whom nobody knows how often it asks; the stage is then in no sum."""
+    """The calls of one stage by role, and what they take: None where nothing was measured, usd also
+    where no price is known. ``unknown`` says of whom nobody knows how often it asks; the stage is
+    then in no sum."""
 
     stage: str
     calls: dict[str, Range]
@@ -76,10 +83,12 @@ class StageQuote:
 
 @dataclass(frozen=True)
 class Quote:
-    """The stages of a cycle, what all of them take, the budget that it is held against, and what the probe itself has cost.
+    """The stages of a cycle, what all of them take, the budget that it is held against, and what
+    the probe itself has cost.
 
-    ``before_sft``: the probe's drafts are those of a weak model that the run will have tuned before it collects.
-    ``judged_by_strong``: the judge's calls are the strong model's, also for the budget. ``tuning``: what a round's training takes.
+    ``before_sft``: the probe's drafts are those of a weak model that the run will have tuned before
+        it collects. ``judged_by_strong``: the judge's calls are the strong model's, also for the
+        budget. ``tuning``: what a round's training takes.
     """
 
     stages: tuple[StageQuote, ...]
@@ -94,21 +103,29 @@ class Quote:
     def total(self) -> StageQuote:
         """All stages together, but for those of which nobody knows."""
         known = [stage for stage in self.stages if not stage.unknown]
-        calls = {role: _sum(stage.calls.get(role, NONE) for stage in known) or NONE for role in ROLES}
-        tokens, usd, minutes = (_sum(getattr(stage, name) for stage in known) for name in ("tokens", "usd", "minutes"))
+        calls = {
+            role: _sum(stage.calls.get(role, NONE) for stage in known) or NONE for role in ROLES
+        }
+        tokens, usd, minutes = (
+            _sum(getattr(stage, name) for stage in known) for name in ("tokens", "usd", "minutes")
+        )
         return StageQuote("in all", calls, tokens, usd, minutes)
 
     @property
     def exceeded(self) -> tuple[str, ...]:
         """The limits of [budget] that the run is expected to reach."""
         return tuple(
-            f"{name}: about {_number(of.expected)} of {most:,}" for name, of, most in self._compared() if of.expected > most
+            f"{name}: about {_number(of.expected)} of {most:,}"
+            for name, of, most in self._compared()
+            if of.expected > most
         )
 
     @property
     def doubtful(self) -> tuple[str, ...]:
         """Those that it reaches only if it takes more than is expected."""
-        found = [(name, of, most) for name, of, most in self._compared() if of.expected <= most < of.most]
+        found = [
+            (name, of, most) for name, of, most in self._compared() if of.expected <= most < of.most
+        ]
         return tuple(f"{name}: at most {_number(of.most)} of {most:,}" for name, of, most in found)
 
     @property
@@ -116,17 +133,26 @@ class Quote:
         """Those that nothing is known of, since nothing was asked or a price is not known."""
         total, limits = self.total, self.budget or Budget()  # pyright: ignore[reportCallIssue]
         names = ("tokens", "usd", "minutes")
-        return tuple(name for name in names if getattr(limits, name) is not None and getattr(total, name) is None)
+        return tuple(
+            name
+            for name in names
+            if getattr(limits, name) is not None and getattr(total, name) is None
+        )
 
     def table(self) -> list[list[str]]:
-        """Rows of cells, the heading first: stage, calls of each role, tokens, USD, minutes; "?" where nobody knows."""
+        """Rows of cells, the heading first: stage, calls of each role, tokens, USD, minutes; "?"
+        where nobody knows."""
         rows = [["stage", *ROLES, "tokens", "USD", "minutes"]]
         for stage in (*self.stages, self.total):
             if stage.unknown:
                 rows.append([stage.stage, *["?"] * 6])
                 continue
             calls = [str(stage.calls.get(role, NONE)) for role in ROLES]
-            rest = [_about(stage.tokens, ",.0f"), _about(stage.usd, ",.2f"), _about(stage.minutes, ",.1f")]
+            rest = [
+                _about(stage.tokens, ",.0f"),
+                _about(stage.usd, ",.2f"),
+                _about(stage.minutes, ",.1f"),
+            ]
             rows.append([stage.stage, *calls, *rest])
         return rows
 
@@ -134,28 +160,57 @@ class Quote:
         """The quote as lines: what the probe cost, and how the whole compares with the budget."""
         lines: list[str] = []
         if self.probe is not None:
-            asked = f"{self.probe.calls} calls were made, {self.probe.cached} were in the run's store already"
+            asked = (
+                f"{self.probe.calls} calls were made, {self.probe.cached} were in the run's "
+                "store already"
+            )
             price = "price not known" if self.probe.usd is None else f"{self.probe.usd:.4f} USD"
-            again = "drafts are of the model before [sft]" if self.before_sft else "the run does not make these calls again"
+            again = (
+                "drafts are of the model before [sft]"
+                if self.before_sft
+                else "the run does not make these calls again"
+            )
             lines.append(f"From {self.examples} train examples: {asked}; {price}; {again}.")
-        lines.append("Expected (at least to at most). Equal drafts and adaptive sampling save calls; tuning is not in it.")
+        lines.append(
+            "Expected (at least to at most). Equal drafts and adaptive sampling save calls; "
+            "tuning is not in it."
+        )
         if self.tuning:
             lines.append(f"Tuning, each round: {self.tuning}.")
         if any(stage.stage.startswith("step ") and not stage.unknown for stage in self.stages):
-            lines.append("Steps of [cycle] are reckoned from their optimisers' settings: what is expected of them is an estimate.")
+            lines.append(
+                "Steps of [cycle] are reckoned from their optimisers' settings: what is expected "
+                "of them is an estimate."
+            )
         for stage in self.stages:
             if stage.unknown:
                 lines.append(
-                    f"{stage.stage}: nobody knows how often {stage.unknown} asks. It is in no sum, nor held against [budget]."
+                    f"{stage.stage}: nobody knows how often {stage.unknown} asks. It is in no "
+                    "sum, nor held against [budget]."
                 )
         if self.budget is None or not self.budget.limited:
             return [*lines, "There is no [budget]."]
         if self.exceeded:
             return [*lines, f"[budget] is exceeded: {'; '.join(self.exceeded)}."]
         if self.unmeasured:
-            asking = "leave out --no-ask to ask a few questions for it" if self.probe is None else "a price is not known"
-            return [*lines, f"Whether [budget] fits is not known for {' and '.join(self.unmeasured)}: {asking}."]
-        return [*lines, f"[budget] fits, but may be reached: {'; '.join(self.doubtful)}." if self.doubtful else "[budget] fits."]
+            asking = (
+                "leave out --no-ask to ask a few questions for it"
+                if self.probe is None
+                else "a price is not known"
+            )
+            return [
+                *lines,
+                (
+                    f"Whether [budget] fits is not known for {' and '.join(self.unmeasured)}: "
+                    f"{asking}."
+                ),
+            ]
+        return [
+            *lines,
+            f"[budget] fits, but may be reached: {'; '.join(self.doubtful)}."
+            if self.doubtful
+            else "[budget] fits.",
+        ]
 
     def _compared(self) -> list[tuple[str, Range, float]]:
         total, limits = self.total, self.budget or Budget()  # pyright: ignore[reportCallIssue]
@@ -170,14 +225,21 @@ class Quote:
 
 
 def counted(config: Config) -> Quote:
-    """Calls only, from the configuration and the sizes of its splits. Nothing is asked, loaded or written."""
-    stages = planned_calls(config, {split: len(data.configured_split(config.data, split)) for split in data.SPLITS})
-    made = [StageQuote(stage.stage, _bounds(config, stage, None), None, None, None, stage.unknown) for stage in stages]
+    """Calls only, from the configuration and the sizes of its splits. Nothing is asked, loaded or
+    written."""
+    stages = planned_calls(
+        config, {split: len(data.configured_split(config.data, split)) for split in data.SPLITS}
+    )
+    made = [
+        StageQuote(stage.stage, _bounds(config, stage, None), None, None, None, stage.unknown)
+        for stage in stages
+    ]
     return Quote(tuple(made), config.budget)
 
 
 def probed(experiment: Experiment, examples: int = 3) -> Quote:
-    """A quote from the first so many train examples, each collected as a run would: all of its drafts, refined and scored.
+    """A quote from the first so many train examples, each collected as a run would: all of its
+    drafts, refined and scored.
 
     Raises:
         CollectionError: a model gave no answer at all, so that nothing was measured.
@@ -186,7 +248,12 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     config, splits = experiment.config, experiment.splits
     program = experiment.program.bind(weak=experiment.weak, strong=experiment.strong)
     meter = Meter(experiment.store, program.weak.model)
-    plan = Plan(program, meter.listening_to(experiment.evaluator), experiment.sampling, config.collect.answers)
+    plan = Plan(
+        program,
+        meter.listening_to(experiment.evaluator),
+        experiment.sampling,
+        config.collect.answers,
+    )
     chosen = splits["train"][:examples]
     with (
         experiment.store.spending("quote") as spent,
@@ -201,22 +268,34 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     stages = planned_calls(config, {split: len(found) for split, found in splits.items()})
     made = tuple(_stage(config, stage, done) for stage in stages)
     tuning = _tuning(experiment, measured["weak"], len(splits["train"]))
-    return Quote(made, config.budget, spent, len(chosen), config.sft is not None, config.judge is None, tuning)
+    return Quote(
+        made,
+        config.budget,
+        spent,
+        len(chosen),
+        config.sft is not None,
+        config.judge is None,
+        tuning,
+    )
 
 
 def _tuning(experiment: Experiment, drafts: Measured, train: int) -> str | None:
-    """What tuning on such drafts takes; None where the weak model is not trained in this process."""
+    """What tuning on such drafts takes; None where the weak model is not trained in this
+    process."""
     engine = experiment.weak.engine
     if not isinstance(engine, TunableEngine):
         return None
     folder = Path(engine.base_folder)
-    found = tuning_forecast(experiment.config, train, drafts.input_tokens, drafts.output_tokens, folder)
+    found = tuning_forecast(
+        experiment.config, train, drafts.input_tokens, drafts.output_tokens, folder
+    )
     return found.text if found else None
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What the probe did: examples, drafts sampled, answers asked for, and what the calls of each role took."""
+    """What the probe did: examples, drafts sampled, answers asked for, and what the calls of each
+    role took."""
 
     examples: int
     drafts: int
@@ -227,13 +306,17 @@ class _Done:
     def of(cls, config: Config, rolled: list[Rolled], measured: dict[str, Measured]) -> _Done:
         rules = config.collect
         drafts = rules.drafts * len(rolled) - sum(one.weak_saved for one in rolled)
-        answers = rules.answers * (rules.drafts + 1) * len(rolled) - sum(one.strong_saved for one in rolled)
+        answers = rules.answers * (rules.drafts + 1) * len(rolled) - sum(
+            one.strong_saved for one in rolled
+        )
         return cls(len(rolled), drafts, answers, measured)
 
     def calls_per(self, role: str) -> float:
         """Calls of a role for one draft, if it is weak, or for one answer."""
         found = self.measured.get(role)
-        return found.calls / max(self.drafts if role == "weak" else self.answers, 1) if found else 0.0
+        return (
+            found.calls / max(self.drafts if role == "weak" else self.answers, 1) if found else 0.0
+        )
 
 
 def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
@@ -242,24 +325,30 @@ def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
     if missing:
         why = f" The first failure: {errors[0]}." if errors else ""
         raise CollectionError(
-            f"The {missing[0]} model gave no answer, so that there is nothing to reckon with.{why} Try `cowest doctor`."
+            f"The {missing[0]} model gave no answer, so that there is nothing to reckon "
+            f"with.{why} Try `cowest doctor`."
         )
 
 
 def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Range]:
-    """The calls of a stage by role. Collecting needs fewer than planned where drafts are equal or enough; the rest is exact.
-    Rounds after the first may not come at all."""
+    """The calls of a stage by role. Collecting needs fewer than planned where drafts are equal or
+    enough; the rest is exact. Rounds after the first may not come at all."""
     if stage.later:
         certain = _bounds(config, replace(stage, stage=stage.stage.partition(" ")[0]), done)
         return {role: replace(calls, least=0) for role, calls in certain.items()}
     if stage.expected:
-        most, expected = (_bounds(config, one, done) for one in (replace(stage, expected=None), stage.expected))
+        most, expected = (
+            _bounds(config, one, done) for one in (replace(stage, expected=None), stage.expected)
+        )
         return {role: Range(0, expected[role].most, most[role].most) for role in most}
     if stage.stage != "collect":
         # What was measured of a judge is its calls for one answer.
         judged = stage.strong if done and stage.judge else stage.judge
         asked = {"weak": stage.weak, "strong": stage.strong, "judge": judged}
-        return {role: _exactly(count * (done.calls_per(role) if done else 1)) for role, count in asked.items()}
+        return {
+            role: _exactly(count * (done.calls_per(role) if done else 1))
+            for role, count in asked.items()
+        }
     rules = config.collect
     drafts = stage.weak
     fewest = drafts // rules.drafts * (FIRST_DRAFTS if rules.adaptive else rules.drafts)
@@ -270,7 +359,10 @@ def _bounds(config: Config, stage: Planned, done: _Done | None) -> dict[str, Ran
     train = drafts / rules.drafts
     weak = Range(fewest, train * done.drafts / done.examples, drafts).times(done.calls_per("weak"))
     strong = Range(2 * answers, train * done.answers / done.examples, stage.strong)
-    return {"weak": weak, **{role: strong.times(done.calls_per(role)) for role in ("strong", "judge")}}
+    return {
+        "weak": weak,
+        **{role: strong.times(done.calls_per(role)) for role in ("strong", "judge")},
+    }
 
 
 def _exactly(count: float) -> Range:
@@ -285,13 +377,18 @@ def _stage(config: Config, stage: Planned, done: _Done) -> StageQuote:
     for role, found in done.measured.items():
         asked = calls.get(role, NONE)
         tokens += asked.times(found.input_tokens + found.output_tokens)
-        usd = None if usd is None or (found.usd is None and asked.most) else usd + asked.times(found.usd or 0.0)
+        usd = (
+            None
+            if usd is None or (found.usd is None and asked.most)
+            else usd + asked.times(found.usd or 0.0)
+        )
         minutes += _minutes(config, role, found, asked)
     return StageQuote(stage.stage, calls, tokens, usd, minutes)
 
 
 def _minutes(config: Config, role: str, found: Measured, asked: Range) -> Range:
-    """With as many calls at once as the table allows, each as fast as those that were measured, and within its limits."""
+    """With as many calls at once as the table allows, each as fast as those that were measured, and
+    within its limits."""
     settings: LMSettings = getattr(config, role, None) or config.strong
 
     def minutes(count: float) -> float:

@@ -1,9 +1,11 @@
-"""Rationalisation: a strong model, told the right answer, writes what a weak model is to learn from (Zelikman et al., STaR, 2022).
+"""Rationalisation: a strong model, told the right answer, writes what a weak model is to learn from
+(Zelikman et al., STaR, 2022).
 
     made = rationales(examples, strong, task="Answer a question about biology.", draft="knowledge")
     made.examples[0].rationale, made.failures
 
-The calls are recorded: in a run they are kept in its store, count in its budget, and cost nothing the second time.
+The calls are recorded: in a run they are kept in its store, count in its budget, and cost nothing
+the second time.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ Rationalised = Literal["knowledge", "chain_of_thought"]
 _ASKED: dict[str, tuple[str, str]] = {
     "knowledge": (
         "background",
-        "The right answer is given. Write, in one or two short sentences, background that helps to find it. "
+        "The right answer is given. Write, in one or two short sentences, background that helps "
+        "to find it. "
         "Do not state the answer, and do not say that you know it.",
     ),
     "chain_of_thought": (
         "reasoning",
-        "The right answer is given. Write, in one or two short sentences, the reasoning that leads to it, as if you had found "
+        "The right answer is given. Write, in one or two short sentences, the reasoning that "
+        "leads to it, as if you had found "
         "it yourself.",
     ),
 }
@@ -38,8 +42,9 @@ _ASKED: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Rationales:
-    """What came of it. ``examples`` are copies of those that got one, in their order, with a field ``rationale``; ``failures``
-    counts the others by kind: "states the answer", "cut off", or a call's own, such as "timeout" and "parse"."""
+    """What came of it. ``examples`` are copies of those that got one, in their order, with a field
+    ``rationale``; ``failures`` counts the others by kind: "states the answer", "cut off", or a
+    call's own, such as "timeout" and "parse"."""
 
     examples: list[dspy.Example]
     failures: dict[str, int] = field(default_factory=dict)
@@ -57,27 +62,32 @@ def rationales(
     threads: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Rationales:
-    """A rationale of each example, one call each, from its marked inputs and the gold answer in its field ``answer``.
+    """A rationale of each example, one call each, from its marked inputs and the gold answer in its
+    field ``answer``.
 
     Args:
         examples: with marked inputs and the gold answer.
         lm: the strong model; recorded here if it is not yet.
         task: what is done with the inputs, in a sentence.
-        draft: knowledge asks for background, which must not state the answer; chain_of_thought for reasoning that leads to it.
+        draft: knowledge asks for background, which must not state the answer; chain_of_thought for
+            reasoning that leads to it.
         answer: the field of the gold answer.
-        secret: the texts that background must not contain, whatever their case; by default the answer. What stands in the
-            inputs, and a single letter or digit, is no secret.
+        secret: the texts that background must not contain, whatever their case; by default the
+            answer. What stands in the inputs, and a single letter or digit, is no secret.
         max_tokens: of a rationale; a longer one is cut off, and dropped.
         threads: calls at once.
         on_progress: is told (done, in all).
 
     Raises:
-        DataError: no examples, an example without the answer or with an input of that name; or not one rationale was had.
+        DataError: no examples, an example without the answer or with an input of that name; or not
+            one rationale was had.
         BudgetError: a limit of the run's budget; what was answered is kept.
     """
     inputs = _inputs(examples, answer)
     output, wish = _ASKED[draft]
-    signature = dspy.make_signature(f"{', '.join([*inputs, answer])} -> {output}", f"{task.strip()}\n{wish}")
+    signature = dspy.make_signature(
+        f"{', '.join([*inputs, answer])} -> {output}", f"{task.strip()}\n{wish}"
+    )
     predictor = dspy.Predict(signature, max_tokens=max_tokens)
     predictor.set_lm(recorded(lm))
 
@@ -85,22 +95,31 @@ def rationales(
         """``(rationale, "")`` or ``("", kind of failure)``."""
         try:
             with dspy.context(adapter=LineAdapter()), listening() as calls:
-                text = str(predictor(**{name: example[name] for name in [*inputs, answer]})[output]).strip()
+                text = str(
+                    predictor(**{name: example[name] for name in [*inputs, answer]})[output]
+                ).strip()
         except EXPECTED_FAILURES as error:
             return "", failure(error).partition(":")[0]
         if calls and calls[-1].finish_reason == "length":
             return "", "cut off"
         kept = secret(example) if secret else [str(example[answer])]
-        if draft == "knowledge" and _states(text, kept, " ".join(str(example[name]) for name in inputs)):
+        if draft == "knowledge" and _states(
+            text, kept, " ".join(str(example[name]) for name in inputs)
+        ):
             return "", "states the answer"
         return text, ""
 
     made = all_in_order(one, examples, threads=threads, on_progress=on_progress)
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
-        raise DataError(f"Not one of {len(made)} rationales was had: {_counted(failures)}. Is the strong model up to the task?")
+        raise DataError(
+            f"Not one of {len(made)} rationales was had: {_counted(failures)}. Is the strong "
+            "model up to the task?"
+        )
     written = zip(examples, made, strict=True)
-    return Rationales([example.copy(rationale=text) for example, (text, _) in written if text], failures)
+    return Rationales(
+        [example.copy(rationale=text) for example, (text, _) in written if text], failures
+    )
 
 
 def _inputs(examples: Sequence[dspy.Example], answer: str) -> list[str]:
@@ -108,19 +127,30 @@ def _inputs(examples: Sequence[dspy.Example], answer: str) -> list[str]:
         raise DataError("There are no examples to rationalise.")
     inputs = list(examples[0].inputs().keys())
     for example in examples:
-        if set(example.inputs().keys()) != set(inputs) or answer in inputs or example.get(answer) in (None, ""):
+        if (
+            set(example.inputs().keys()) != set(inputs)
+            or answer in inputs
+            or example.get(answer) in (None, "")
+        ):
             raise DataError(
-                f'Each example needs the same marked inputs, and the right answer in "{answer}", which is none of them.'
+                f'Each example needs the same marked inputs, and the right answer in "{answer}", '
+                "which is none of them."
             )
     return inputs
 
 
 def _states(text: str, secrets: Sequence[str], inputs: str) -> bool:
     """Whether the text holds one of the secrets as whole words that the inputs do not hold."""
-    texts = [" ".join(re.findall(r"\w+", said.lower().replace("_", " "))) for said in (text, inputs)]
+    texts = [
+        " ".join(re.findall(r"\w+", said.lower().replace("_", " "))) for said in (text, inputs)
+    ]
     for secret in secrets:
         words = " ".join(re.findall(r"\w+", str(secret).lower().replace("_", " ")))
-        if len(words) > 1 and f" {words} " in f" {texts[0]} " and f" {words} " not in f" {texts[1]} ":
+        if (
+            len(words) > 1
+            and f" {words} " in f" {texts[0]} "
+            and f" {words} " not in f" {texts[1]} "
+        ):
             return True
     return False
 

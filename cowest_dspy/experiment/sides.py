@@ -1,4 +1,5 @@
-"""The report of a run's folder as the run is now: from its store, and from its report.json where there is no store to read."""
+"""The report of a run's folder as the run is now: from its store, and from its report.json where
+there is no store to read."""
 
 from __future__ import annotations
 
@@ -16,17 +17,21 @@ STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 
 
 def read_run(path: Path) -> RunReport:
-    """The report of a run: ``path`` is its folder, or a report.json. Nothing is written into the folder's files of results.
+    """The report of a run: ``path`` is its folder, or a report.json. Nothing is written into the
+    folder's files of results.
 
-    A run that another process works on is read from the report.json that it has written before; a warning in the report says so.
+    A run that another process works on is read from the report.json that it has written before; a
+    warning in the report says so.
 
     Raises:
-        ReportError: there is no such run, or what is there cannot be read; it names ``path`` and says what to type.
+        ReportError: there is no such run, or what is there cannot be read; it names ``path`` and
+            says what to type.
     """
     if not path.exists():
         other = nearest(str(path), (str(one) for one in path.parent.glob("*") if one.is_dir()))
         raise ReportError(
-            f"There is no run at {path}.{other} Name the folders of runs, such as runs/handbook: `ls runs` shows yours."
+            f"There is no run at {path}.{other} Name the folders of runs, such as runs/handbook: "
+            "`ls runs` shows yours."
         )
     if path.is_file():
         return read_report(path)
@@ -35,7 +40,8 @@ def read_run(path: Path) -> RunReport:
     if (path / REPORT).is_file():
         return read_report(path)
     raise ReportError(
-        f"{path} is no run's folder: there is neither {STORE} with {CONFIG} nor {REPORT} in it. `cowest cycle ... --run {path}` "
+        f"{path} is no run's folder: there is neither {STORE} with {CONFIG} nor {REPORT} in it. "
+        f"`cowest cycle ... --run {path}` "
         "makes a run there."
     )
 
@@ -44,7 +50,9 @@ def _from_store(path: Path) -> RunReport:
     try:
         config = load_config([path / CONFIG])
     except ConfigError as error:
-        raise ReportError(f"The run {path} cannot be read, its configuration is damaged: {error}") from error
+        raise ReportError(
+            f"The run {path} cannot be read, its configuration is damaged: {error}"
+        ) from error
     try:
         with Store(path) as store:
             return run_report(config, store)
@@ -57,7 +65,8 @@ def _from_store(path: Path) -> RunReport:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """A short name for each path, all of them different: the last part of a path, and as many before it as are needed.
+    """A short name for each path, all of them different: the last part of a path, and as many
+    before it as are needed.
 
     >>> names_of([Path("runs/a/handbook"), Path("runs/b/handbook"), Path("runs/tools")])
     ['a/handbook', 'b/handbook', 'tools']
@@ -72,7 +81,9 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     names = []
     for one in parts:
         size = 1
-        while size < len(one) and any(other != one and other[-size:] == one[-size:] for other in parts):
+        while size < len(one) and any(
+            other != one and other[-size:] == one[-size:] for other in parts
+        ):
             size += 1
         names.append("/".join(part.strip("/") for part in one[-size:]))
     return names

@@ -49,12 +49,16 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
-    # In memory, as the report's rows will be: iterating over what is kept reads it from the disk each time.
+    # In memory, as the report's rows will be: iterating over what is kept reads it from the disk
+    # each time.
     traces, pairs = list(kept_traces(store)), kept_pairs(store)
     rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(ARMS)}
-    arms = tuple(arm_from(name, found[name]) for name in sorted(found, key=lambda name: order.get(name, len(order))))
+    arms = tuple(
+        arm_from(name, found[name])
+        for name in sorted(found, key=lambda name: order.get(name, len(order)))
+    )
     return RunReport(
         title=f"{config.name}: weak-strong collaboration",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -68,9 +72,16 @@ def run_report(config: Config, store: Store) -> RunReport:
         noise=noise,
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
-        rounds=tuple(_round_row(Round.from_dict(record)) for record in store.records("round").values()),
-        steps=tuple(_step_row(StepResult.from_dict(record)) for record in store.records("cycle").values()),
-        curves=tuple(Curve.from_trl(name, record["history"]) for name, record in store.records("adapter").items()),
+        rounds=tuple(
+            _round_row(Round.from_dict(record)) for record in store.records("round").values()
+        ),
+        steps=tuple(
+            _step_row(StepResult.from_dict(record)) for record in store.records("cycle").values()
+        ),
+        curves=tuple(
+            Curve.from_trl(name, record["history"])
+            for name, record in store.records("adapter").items()
+        ),
         stages=tuple(Stage(name, **cost) for name, cost in store.costs().items()),
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
@@ -80,13 +91,15 @@ def run_report(config: Config, store: Store) -> RunReport:
 
 
 def kept_traces(store: Store) -> StoredTraces:
-    """The traces of the run's last collection, in the order of examples and drafts; read when they are iterated over."""
+    """The traces of the run's last collection, in the order of examples and drafts; read when they
+    are iterated over."""
     return StoredTraces(store)
 
 
 def arm_of(name: str, config: Config, store: Store) -> Arm:
-    """An arm of [evaluate] without its answers: its title names what answers, as far as it has been made, its note says what that
-    is made of. Both are true of every domain; what they name comes from the configuration."""
+    """An arm of [evaluate] without its answers: its title names what answers, as far as it has been
+    made, its note says what that is made of. Both are true of every domain; what they name comes
+    from the configuration."""
     return Arm(name, arm_title(name, config, store), (), note=_note(name, config))
 
 
@@ -98,12 +111,17 @@ def arm_title(name: str, config: Config, store: Store) -> str:
         "weak": "weak alone, fine-tuned to answer" if taught else "weak alone, as it came",
         "strong": "strong alone",
         "strong_prompted": "strong alone, with the prompts that the cycle found",
-        "collaboration_sft": f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}",
+        "collaboration_sft": (
+            f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}"
+        ),
         "collaboration": with_state("collaboration", tuned_state(store)),
         "gated": "collaboration, behind the gate",
         "oracle": "ceiling: strong with gold background",
         "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
-        "sft_on_chosen": f"control: SFT on the {'drafts that helped' if config.kto is not None else 'chosen drafts'}",
+        "sft_on_chosen": (
+            "control: SFT on the "
+            f"{'drafts that helped' if config.kto is not None else 'chosen drafts'}"
+        ),
         "more_sft": "control: the same SFT, continued",
         "by_correctness": f"control: {tuner} on drafts ranked by their own answers",
     }[name]
@@ -117,22 +135,30 @@ def _note(name: str, config: Config) -> str:
     return {
         "weak": learned,
         "strong": "the instructions, worked examples and room of refining, less the draft",
-        "oracle": f'given the field "{config.evaluate.oracle}" in the place of a draft: what perfect drafts would give',
+        "oracle": (
+            f'given the field "{config.evaluate.oracle}" in the place of a draft: what '
+            "perfect drafts would give"
+        ),
     }.get(name, "")
 
 
 def _short(reference: str) -> str:
-    """A reference without the folders of its file: no path of a machine stands in a report or a bundle."""
+    """A reference without the folders of its file: no path of a machine stands in a report or a
+    bundle."""
     return reference.rpartition("/")[2]
 
 
 def tuned_state(store: Store) -> str:
-    """What all tuning of a run has come to: "after preference tuning", "untuned: round 1 was rolled back", or the step of a cycle
-    that was best."""
+    """What all tuning of a run has come to: "after preference tuning", "untuned: round 1 was rolled
+    back", or the step of a cycle that was best."""
     steps = [StepResult.from_dict(record) for record in store.records("cycle").values()]
     if steps:
         best = max((step for step in steps if step.best), key=lambda step: step.number)
-        return f"after step {best.number} of the cycle ({best.name})" if best.number else "untuned: no step of the cycle was better"
+        return (
+            f"after step {best.number} of the cycle ({best.name})"
+            if best.number
+            else "untuned: no step of the cycle was better"
+        )
     rounds = [Round.from_dict(record) for record in store.records("round").values()]
     if rounds and not any(made.accepted for made in rounds):
         return f"untuned: {outcomes_text(rounds)}"
@@ -150,7 +176,12 @@ def with_state(title: str, state: str) -> str:
 
 def arm_from(name: str, record: dict[str, Any]) -> Arm:
     """An arm from its record in the store."""
-    return Arm(name, record["title"], tuple(Answer(**answer) for answer in record["answers"]), record["note"])
+    return Arm(
+        name,
+        record["title"],
+        tuple(Answer(**answer) for answer in record["answers"]),
+        record["note"],
+    )
 
 
 def versions() -> dict[str, str]:
@@ -176,16 +207,21 @@ def _warnings(
     failed = sum(row.error is not None for row in rows)
     if failed:
         kinds = influence_counts(rows).failures
-        found.append(f"{failed} of {len(rows)} drafts failed ({format_kinds(kinds)}): they have no influence and are in no pair.")
+        found.append(
+            f"{failed} of {len(rows)} drafts failed ({format_kinds(kinds)}): they have no "
+            "influence and are in no pair."
+        )
     if rows and noise is None and config.strong.temperature:
         found.append(
-            "The strong model samples, and how much its answers change by themselves was not measured: set [influence] noise, or "
+            "The strong model samples, and how much its answers change by themselves was not "
+            "measured: set [influence] noise, or "
             "[collect] answers above 1."
         )
     span = influence_counts(rows).interval if noise else None
     if noise and span and span.low <= noise.of_mean:
         found.append(
-            f"The mean influence is not reliably more than noise: its interval begins at {span.low:+.3f}, and the "
+            "The mean influence is not reliably more than noise: its interval begins at "
+            f"{span.low:+.3f}, and the "
             f"strong model's own sampling may make a mean of {noise.of_mean:.3f}."
         )
     if killed:
@@ -206,29 +242,50 @@ def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:
 
 
 def _agreement(traces: Sequence[Trace]) -> tuple[AgreementRow, ...]:
-    """Each evaluator against the metric, on all answers that both have scored; an answer alone counts once."""
+    """Each evaluator against the metric, on all answers that both have scored; an answer alone
+    counts once."""
     answers: dict[tuple[str, str | None], dict[str, float]] = {}
     for trace in traces:
         answers[trace.example_id, trace.draft] = trace.refined_parts
         answers[trace.example_id, None] = trace.alone_parts
-    names = sorted({name for parts in answers.values() if "metric" in parts for name in parts if name != "metric"})
+    names = sorted(
+        {
+            name
+            for parts in answers.values()
+            if "metric" in parts
+            for name in parts
+            if name != "metric"
+        }
+    )
     rows: list[AgreementRow] = []
     for name in names:
-        both = [(example, parts) for (example, _), parts in answers.items() if name in parts and "metric" in parts]
+        both = [
+            (example, parts)
+            for (example, _), parts in answers.items()
+            if name in parts and "metric" in parts
+        ]
         scores = [[parts[one] for _, parts in both] for one in ("metric", name)]
         found = agreement(scores[0], scores[1], [example for example, _ in both])
         span = found.interval
-        rows.append(AgreementRow(name, found.n, found.tau, span.low if span else None, span.high if span else None))
+        rows.append(
+            AgreementRow(
+                name, found.n, found.tau, span.low if span else None, span.high if span else None
+            )
+        )
     return tuple(rows)
 
 
 def kept_pairs(store: Store) -> PreferencePairs | None:
     """The run's pairs; empty when the gate let none through, None when they have not been made."""
-    files = [rows_file(store.folder, "pairs", int(number)) for number in store.records("round") or ["1"]]
+    files = [
+        rows_file(store.folder, "pairs", int(number)) for number in store.records("round") or ["1"]
+    ]
     there = [path for path in files if path.is_file()]
     if not there:
         return None
-    return PreferencePairs(tuple(pair for path in there if path.stat().st_size for pair in PreferencePairs.load(path)))
+    return PreferencePairs(
+        tuple(pair for path in there if path.stat().st_size for pair in PreferencePairs.load(path))
+    )
 
 
 def _pairs_summary(pairs: PreferencePairs | None, store: Store) -> PairsSummary | None:
@@ -238,25 +295,60 @@ def _pairs_summary(pairs: PreferencePairs | None, store: Store) -> PairsSummary 
     for counts in store.records("pairs").values():
         dropped.update(counts)
     return PairsSummary(
-        len(pairs), len({pair.example_id for pair in pairs}), dict(dropped), tuple(_pair_row(pair) for pair in pairs)
+        len(pairs),
+        len({pair.example_id for pair in pairs}),
+        dict(dropped),
+        tuple(_pair_row(pair) for pair in pairs),
     )
 
 
 def _round_row(made: Round) -> RoundRow:
     row = RoundRow(made.number, made.pairs, made.replayed, made.outcome, made.reason)
     found = made.gain
-    return replace(row, n=found.n, mean=found.mean, low=found.low, high=found.high, confidence=found.confidence) if found else row
+    return (
+        replace(
+            row,
+            n=found.n,
+            mean=found.mean,
+            low=found.low,
+            high=found.high,
+            confidence=found.confidence,
+        )
+        if found
+        else row
+    )
 
 
 def _step_row(made: StepResult) -> StepRow:
     row = StepRow(made.number, made.name, made.score, made.n, made.failed, made.best)
-    return replace(row, mean=made.gain.mean, low=made.gain.low, high=made.gain.high) if made.gain else row
+    return (
+        replace(row, mean=made.gain.mean, low=made.gain.low, high=made.gain.high)
+        if made.gain
+        else row
+    )
 
 
 def _influence_row(trace: Trace) -> InfluenceRow:
-    return InfluenceRow(trace.example_id, trace.draft_index, trace.influence, trace.error, trace.draft_score, trace.round)
+    return InfluenceRow(
+        trace.example_id,
+        trace.draft_index,
+        trace.influence,
+        trace.error,
+        trace.draft_score,
+        trace.round,
+    )
 
 
 def _pair_row(pair: Pair) -> PairRow:
-    prompt, chosen, rejected = (messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected))
-    return PairRow(pair.example_id, prompt, chosen, rejected, pair.chosen_influence, pair.rejected_influence, pair.round)
+    prompt, chosen, rejected = (
+        messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected)
+    )
+    return PairRow(
+        pair.example_id,
+        prompt,
+        chosen,
+        rejected,
+        pair.chosen_influence,
+        pair.rejected_influence,
+        pair.round,
+    )

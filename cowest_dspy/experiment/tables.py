@@ -1,4 +1,5 @@
-"""The tables of a TOML, one frozen pydantic model each; config.py puts them together and reads files."""
+"""The tables of a TOML, one frozen pydantic model each; config.py puts them together and reads
+files."""
 
 from __future__ import annotations
 
@@ -15,15 +16,24 @@ class Data(Table):
     """Where the examples come from, and how many of each split are used."""
 
     source: str = Field(
-        description='"recipe.py:examples" (a function of split and seed), a .jsonl with a "split" field, or "hub:NAME"'
+        description='"recipe.py:examples" (a function of split and seed), a .jsonl with a "split" '
+        'field, or "hub:NAME"'
     )
-    inputs: tuple[str, ...] = Field(min_length=1, description="the fields that the program is given")
-    seed: int = Field(0, ge=0, description="given to a recipe's function; the same for every seed of the run")
+    inputs: tuple[str, ...] = Field(
+        min_length=1, description="the fields that the program is given"
+    )
+    seed: int = Field(
+        0, ge=0, description="given to a recipe's function; the same for every seed of the run"
+    )
     rows: str | None = Field(
-        None, description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s functions as rows='
+        None,
+        description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s '
+        "functions as rows=",
     )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
-    dev: int | None = Field(None, ge=1, description="as train: what rounds are taken or rolled back by")
+    dev: int | None = Field(
+        None, ge=1, description="as train: what rounds are taken or rolled back by"
+    )
     test: int | None = Field(None, ge=1, description="as train: what is only counted, at the end")
 
 
@@ -33,30 +43,54 @@ class Arms(Table):
     split: Literal["dev", "test"] = Field("test", description="whose questions are asked")
     weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
-    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = Field(
-        (), description="arms that can say no"
+    controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = (
+        Field((), description="arms that can say no")
     )
 
 
 class Shown(Table):
     """[report]: what pages and the terminal show."""
 
-    hide: tuple[str, ...] = Field((), description="inputs that are shown as their length only; the store and report.json keep them")
+    hide: tuple[str, ...] = Field(
+        (),
+        description="inputs that are shown as their length only; the store and report.json keep "
+        "them",
+    )
 
 
 class TrackingRules(Table):
     """[tracking]: where else a run is logged while it goes on; nowhere by default."""
 
-    to: tuple[Literal["mlflow", "trackio", "wandb"], ...] = Field(min_length=1, description="the trackers that are told")
+    to: tuple[Literal["mlflow", "trackio", "wandb"], ...] = Field(
+        min_length=1, description="the trackers that are told"
+    )
     project: str | None = Field(
-        None, min_length=1, description="MLflow's experiment, the project of trackio and W&B; by default the task's name"
+        None,
+        min_length=1,
+        description="MLflow's experiment, the project of trackio and W&B; by default the task's "
+        "name",
     )
-    name: str | None = Field(None, min_length=1, description='of the run; by default the task\'s name and its seed, "toy, seed 0"')
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description='of the run; by default the task\'s name and its seed, "toy, seed 0"',
+    )
     uri: str | None = Field(
-        None, description="of MLflow: http://..., sqlite:///FILE; by default MLFLOW_TRACKING_URI, otherwise what MLflow takes"
+        None,
+        description="of MLflow: http://..., sqlite:///FILE; by default MLFLOW_TRACKING_URI, "
+        "otherwise what MLflow takes",
     )
-    artifacts: bool = Field(True, description="upload report, configuration, pairs, comparison, and the bundle if there is one")
-    wait: float = Field(60.0, gt=0, description="seconds that a command waits for a tracker, at its end, before it goes without")
+    artifacts: bool = Field(
+        True,
+        description="upload report, configuration, pairs, comparison, and the bundle if there is "
+        "one",
+    )
+    wait: float = Field(
+        60.0,
+        gt=0,
+        description="seconds that a command waits for a tracker, at its end, before it goes "
+        "without",
+    )
 
     @field_validator("to")
     @classmethod
@@ -68,7 +102,8 @@ class TrackingRules(Table):
     def _no_secret(cls, value: str | None) -> str | None:
         if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
             raise ValueError(
-                "a user and a password do not belong into a file: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "a user and a password do not belong into a file: set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD, or "
                 "MLFLOW_TRACKING_URI, in the environment"
             )
         return value
@@ -92,29 +127,51 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 class ArmRules(Table):
-    """[compare.arms.NAME]: one way to answer the examples. ``kind`` says which; the other keys are of some kinds only."""
+    """[compare.arms.NAME]: one way to answer the examples. ``kind`` says which; the other keys are
+    of some kinds only."""
 
     kind: Literal[
         "alone", "strong", "weak", "self_refine", "self_consistency", "rag", "grounded", "super_icl", "collaboration", "oracle",
         "control", "module",
     ] = Field(description="who answers, and how: the table in compare.md")  # fmt: skip
     title: str | None = Field(None, description="for people")
-    weak: Literal["base", "sft", "tuned"] = Field("sft", description="the weak model: as it came, after [sft], after all tuning")
+    weak: Literal["base", "sft", "tuned"] = Field(
+        "sft", description="the weak model: as it came, after [sft], after all tuning"
+    )
     draft: DraftFormat | None = Field(
-        None, description="collaboration, control: another format of drafts, with its own SFT and tuning"
+        None,
+        description="collaboration, control: another format of drafts, with its own SFT and tuning",
     )
-    style: Literal["direct", "chain_of_thought"] = Field("direct", description="strong: how it answers by itself")
-    shots: int = Field(0, ge=0, description="weak, super_icl: worked examples of the train split in the prompt")
-    rounds: int = Field(1, ge=1, description="self_refine: how often the answer is criticised and written anew")
-    samples: int = Field(5, ge=2, description="self_consistency, super_icl: answers that are sampled for each example")
+    style: Literal["direct", "chain_of_thought"] = Field(
+        "direct", description="strong: how it answers by itself"
+    )
+    shots: int = Field(
+        0, ge=0, description="weak, super_icl: worked examples of the train split in the prompt"
+    )
+    rounds: int = Field(
+        1, ge=1, description="self_refine: how often the answer is criticised and written anew"
+    )
+    samples: int = Field(
+        5,
+        ge=2,
+        description="self_consistency, super_icl: answers that are sampled for each example",
+    )
     temperature: float = Field(0.7, gt=0, le=2, description="of these samples")
-    corpus: str | None = Field(None, description='rag, grounded: "recipe.py:corpus", a function that gives texts')
-    passages: int = Field(3, ge=1, description="rag, grounded: texts that are retrieved for each example")
-    field: str | None = Field(None, description="oracle: the field with gold background; by default that of [evaluate]")
-    control: Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness", "other_draft"] | None = Field(
-        None, description="control: what is not influence"
+    corpus: str | None = Field(
+        None, description='rag, grounded: "recipe.py:corpus", a function that gives texts'
     )
-    program: str | None = Field(None, description='module: "recipe.py:make", a function that gives any dspy.Module')
+    passages: int = Field(
+        3, ge=1, description="rag, grounded: texts that are retrieved for each example"
+    )
+    field: str | None = Field(
+        None, description="oracle: the field with gold background; by default that of [evaluate]"
+    )
+    control: (
+        Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness", "other_draft"] | None
+    ) = Field(None, description="control: what is not influence")
+    program: str | None = Field(
+        None, description='module: "recipe.py:make", a function that gives any dspy.Module'
+    )
     role: Literal["weak", "strong"] = Field("strong", description="module: which model it runs on")
 
     @model_validator(mode="after")
@@ -131,15 +188,24 @@ class ArmRules(Table):
 
 
 class CompareRules(Table):
-    """[compare]: the arms of ``cowest compare``, all on the same examples, and ablations as a grid."""
+    """[compare]: the arms of ``cowest compare``, all on the same examples, and ablations as a
+    grid."""
 
     against: str = Field("alone", description="the arm that every other one is tested against")
     split: Literal["dev", "test"] = Field("test", description="whose questions are asked")
-    seeds: tuple[int, ...] = Field((), description="of runs that are compared as one; by default the run's own seed")
-    also: tuple[str, ...] = Field((), description='more scores, beside the metric: "metric.py:macro_f1"')
-    arms: dict[str, ArmRules] = Field(default_factory=dict, description="the ways to answer, by name")
+    seeds: tuple[int, ...] = Field(
+        (), description="of runs that are compared as one; by default the run's own seed"
+    )
+    also: tuple[str, ...] = Field(
+        (), description='more scores, beside the metric: "metric.py:macro_f1"'
+    )
+    arms: dict[str, ArmRules] = Field(
+        default_factory=dict, description="the ways to answer, by name"
+    )
     sweep: dict[str, tuple[Any, ...]] = Field(
-        default_factory=dict, description='"dotted.key" = [values]: the tuned collaboration with every combination of them'
+        default_factory=dict,
+        description='"dotted.key" = [values]: the tuned collaboration with every combination of '
+        "them",
     )
 
     @field_validator("arms")
@@ -147,15 +213,23 @@ class CompareRules(Table):
     def _names_of_files(cls, value: dict[str, ArmRules]) -> dict[str, ArmRules]:
         for name in value:
             if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f'the name of an arm is made of letters, digits, "_" and "-"; given: "{name}"')
+                raise ValueError(
+                    f'the name of an arm is made of letters, digits, "_" and "-"; given: "{name}"'
+                )
         return value
 
     @model_validator(mode="after")
     def _whole(self) -> CompareRules:
         if self.arms and self.against not in self.arms:
-            raise ValueError(f'against names "{self.against}", which is no arm.{nearest(self.against, self.arms)}')
+            raise ValueError(
+                f'against names "{self.against}", which is no '
+                f"arm.{nearest(self.against, self.arms)}"
+            )
         if not self.arms and not self.sweep:
-            raise ValueError("there is nothing to compare: declare [compare.arms.NAME] tables, or a [compare.sweep]")
+            raise ValueError(
+                "there is nothing to compare: declare [compare.arms.NAME] tables, or a "
+                "[compare.sweep]"
+            )
         if any(not values for values in self.sweep.values()):
             raise ValueError("sweep: every key needs a list of values")
         return self

@@ -1,4 +1,5 @@
-"""The run's weak models: each is trained once, from rows and a start that are its identity, and found again afterwards."""
+"""The run's weak models: each is trained once, from rows and a start that are its identity, and
+found again afterwards."""
 
 from __future__ import annotations
 
@@ -34,8 +35,12 @@ class TuningSettings:
         """
         return cls(
             validate(SFT, config.sft.settings if config.sft else {}, "[sft.settings]"),
-            validate(SFT, config.sft.answer_settings if config.sft else {}, "[sft.answer_settings]"),
-            validate(DPO, config.dpo, "[dpo]") if config.kto is None else validate(KTO, config.kto, "[kto]"),
+            validate(
+                SFT, config.sft.answer_settings if config.sft else {}, "[sft.answer_settings]"
+            ),
+            validate(DPO, config.dpo, "[dpo]")
+            if config.kto is None
+            else validate(KTO, config.kto, "[kto]"),
         )
 
 
@@ -66,7 +71,9 @@ class WeakModels:
         if sft is None:
             return self._base()
         rows = lambda: self._rows(sft.drafts, "drafts")  # noqa: E731
-        return self._tuned("drafts", "SFT of the drafter", self._base(), rows, self.settings.drafting)
+        return self._tuned(
+            "drafts", "SFT of the drafter", self._base(), rows, self.settings.drafting
+        )
 
     def answering(self) -> dspy.LM:
         """Fine-tuned to answer alone. It starts from the one that has learned the domain."""
@@ -75,7 +82,13 @@ class WeakModels:
         if answers is None:
             return self._base()
         title = "SFT of the weak baseline"
-        return self._tuned("answers", title, self.drafting(), lambda: self._rows(answers, "answers"), self.settings.answering)
+        return self._tuned(
+            "answers",
+            title,
+            self.drafting(),
+            lambda: self._rows(answers, "answers"),
+            self.settings.answering,
+        )
 
     def preferring(self, name: str, title: str, rows: list[dict[str, Any]]) -> dspy.LM:
         """After preference tuning on these rows, from the one that drafts."""
@@ -87,14 +100,28 @@ class WeakModels:
         if sft is None:
             raise ConfigError(f"The control {name} continues [sft], and there is no [sft].")
         title = "Control: more SFT"
-        return self._tuned(name, title, self.drafting(), lambda: self._rows(sft.drafts, "drafts"), self.settings.drafting)
+        return self._tuned(
+            name,
+            title,
+            self.drafting(),
+            lambda: self._rows(sft.drafts, "drafts"),
+            self.settings.drafting,
+        )
 
     def on_chosen(self, name: str, data: list[dict[str, Any]]) -> dspy.LM:
-        """A control: SFT on the chosen drafts alone (of labelled rows: those that helped), as long as preference tuning."""
+        """A control: SFT on the chosen drafts alone (of labelled rows: those that helped), as long
+        as preference tuning."""
         wanted = [row for row in data if row.get("label", True)]
-        rows = [{"prompt": row["prompt"], "completion": row.get("chosen") or row["completion"]} for row in wanted]
-        settings = self.settings.drafting.model_copy(update={"epochs": self.settings.preferring.epochs, "max_steps": None})
-        return self._tuned(name, "Control: SFT on the chosen drafts", self.drafting(), lambda: rows, settings)
+        rows = [
+            {"prompt": row["prompt"], "completion": row.get("chosen") or row["completion"]}
+            for row in wanted
+        ]
+        settings = self.settings.drafting.model_copy(
+            update={"epochs": self.settings.preferring.epochs, "max_steps": None}
+        )
+        return self._tuned(
+            name, "Control: SFT on the chosen drafts", self.drafting(), lambda: rows, settings
+        )
 
     def kept(self, name: str) -> dspy.LM | None:
         """The one of that name, when the run has it."""
@@ -106,7 +133,12 @@ class WeakModels:
         if which == "drafts":
             given["draft"] = config.draft
         if takes(reference, "strong"):
-            with self._desk.stage(f"rows {which}", "Asking the strong model what to teach") as progress, keeping(self._desk.store):
+            with (
+                self._desk.stage(
+                    f"rows {which}", "Asking the strong model what to teach"
+                ) as progress,
+                keeping(self._desk.store),
+            ):
                 offered = {"strong": recorded(self._strong()), "progress": progress}
                 rows = call(reference, given=given, offered=offered)
         else:
@@ -115,8 +147,13 @@ class WeakModels:
             raise ConfigError(f"[sft] {which} = {reference} gave no rows.")
         return list(rows)
 
-    def _tuned(self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO | KTO) -> dspy.LM:
+    def _tuned(
+        self, name: str, title: str, start: dspy.LM, make_rows: Any, settings: SFT | DPO | KTO
+    ) -> dspy.LM:
         engine_of(self._base())
         if getattr(self._desk.config.weak, "dtype", None) == "int8":
-            raise TuningError('A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "auto".')
+            raise TuningError(
+                "A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "
+                '"auto".'
+            )
         return self.models.trained(name, title, start, make_rows, settings)

@@ -1,4 +1,5 @@
-"""What a draft is worth: its influence on the strong model's answer, by a metric, a judge or a likelihood."""
+"""What a draft is worth: its influence on the strong model's answer, by a metric, a judge or a
+likelihood."""
 
 from __future__ import annotations
 

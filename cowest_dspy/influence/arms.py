@@ -1,4 +1,5 @@
-"""Arms: the ways to answer the held-out examples that a run compares, and one function that asks them all alike."""
+"""Arms: the ways to answer the held-out examples that a run compares, and one function that asks
+them all alike."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ from cowest_dspy.utils.jsonable import as_text, from_text
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One example as one arm answered it. ``score`` is in [0, 1], higher is better; None when ``error`` says why.
+    """One example as one arm answered it. ``score`` is in [0, 1], higher is better; None when
+    ``error`` says why.
 
-    ``draft`` is the weak model's text where the arm has one; ``steps`` are other output fields, such as the working.
+    ``draft`` is the weak model's text where the arm has one; ``steps`` are other output fields,
+    such as the working.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -39,11 +42,14 @@ class Answer:
     def __post_init__(self) -> None:
         if (self.score is None) == (self.error is None):
             raise ReportError(
-                f'Answer "{self.example_id}" has score {self.score!r} and error {self.error!r}: give either a score in '
+                f'Answer "{self.example_id}" has score {self.score!r} and error {self.error!r}: '
+                "give either a score in "
                 "[0, 1], or score=None with the error that explains it."
             )
         if self.score is not None and not (math.isfinite(self.score) and 0 <= self.score <= 1):
-            raise ReportError(f'Answer "{self.example_id}" has score {self.score}: a score lies in [0, 1].')
+            raise ReportError(
+                f'Answer "{self.example_id}" has score {self.score}: a score lies in [0, 1].'
+            )
 
 
 Answering = Callable[[dspy.Example], dspy.Prediction]
@@ -60,11 +66,14 @@ def alone_arm(program: Collaboration) -> Answering:
 
 
 def oracle_arm(program: Collaboration, field: str) -> Answering:
-    """The strong model with the gold background that stands in ``field`` of each example: the ceiling of any draft."""
+    """The strong model with the gold background that stands in ``field`` of each example: the
+    ceiling of any draft."""
 
     def answer(example: dspy.Example) -> dspy.Prediction:
         if not example.get(field):
-            raise DataError(f'Example {example.get("id", "?")} has no "{field}", which [evaluate] oracle names.')
+            raise DataError(
+                f'Example {example.get("id", "?")} has no "{field}", which [evaluate] oracle names.'
+            )
         return program.refined(str(example[field]), **example.inputs())
 
     return answer
@@ -111,15 +120,20 @@ def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:
 
 
 def outputs_of(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The outputs of a program, by field, from a stored answer: its texts become again what they were. ``field`` is the answer's
-    own, ``types`` those of the program's outputs (``Collaboration.output_types``). None where there is no answer."""
+    """The outputs of a program, by field, from a stored answer: its texts become again what they
+    were. ``field`` is the answer's own, ``types`` those of the program's outputs
+    (``Collaboration.output_types``). None where there is no answer."""
     if answer.error is not None:
         return None
     texts = {**answer.steps, field: answer.answer}
-    return {name: None if text is None else from_text(text, types.get(name, str)) for name, text in texts.items()}
+    return {
+        name: None if text is None else from_text(text, types.get(name, str))
+        for name, text in texts.items()
+    }
 
 
 def _gold(example: dspy.Example, field: str | None) -> str:
-    """The expected answer to show: the label of the answer's name, otherwise the first label there is."""
+    """The expected answer to show: the label of the answer's name, otherwise the first label there
+    is."""
     labels = {key: value for key, value in example.labels().items() if key != "id"}
     return str(labels.get(field or "answer", labels.get("answer", next(iter(labels.values()), ""))))

@@ -1,4 +1,5 @@
-"""collect(): every example, within its limits. It stops when too many drafts fail. collect_again(): what failed, once more."""
+"""collect(): every example, within its limits. It stops when too many drafts fail. collect_again():
+what failed, once more."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from cowest_dspy.store.store import Store
 ENOUGH_TO_JUDGE = 20
 """Drafts that must be done before a collection is stopped because too many failed."""
 TOGETHER, SECONDS = 200, 1.0
-"""Traces are committed so many together, or so often. A crash in between loses none: they are made again from kept answers."""
+"""Traces are committed so many together, or so often. A crash in between loses none: they are made
+again from kept answers."""
 MOST_WEAK_THREADS = 256
 
 
@@ -44,31 +46,39 @@ def collect(
     max_failed: float = MAX_FAILED,
     on_progress: Progress | None = None,
 ) -> Traces:
-    """Samples drafts for every example and measures the influence of each; traces in the order of examples and drafts.
+    """Samples drafts for every example and measures the influence of each; traces in the order of
+    examples and drafts.
 
-    N examples with n drafts cost N*(n+1) answers of the strong model, less what ``saved`` of the result says: equal drafts are
-    refined once, and an adaptive sampling (:class:`Sampling`) stops at enough drafts. With ``answers`` = m it is m times that.
+    N examples with n drafts cost N*(n+1) answers of the strong model, less what ``saved`` of the
+    result says: equal drafts are refined once, and an adaptive sampling (:class:`Sampling`) stops
+    at enough drafts. With ``answers`` = m it is m times that.
 
     Args:
         program: bound to its LMs (:meth:`Collaboration.bind`).
-        metric: any DSPy metric with values in [0, 1]. A draft that has the fields of an answer is scored with it too.
+        metric: any DSPy metric with values in [0, 1]. A draft that has the fields of an answer is
+            scored with it too.
         sampling: number of drafts, temperature, seed. Drafts of one request differ by their seed.
-        store: where calls and traces are kept and found again; the traces of this round replace those of an earlier collection.
-            The result is then read from it when it is iterated over, so that memory does not grow with the number of traces.
+        store: where calls and traces are kept and found again; the traces of this round replace
+            those of an earlier collection. The result is then read from it when it is iterated
+            over, so that memory does not grow with the number of traces.
         threads: questions to the strong model (and metrics) under way at once, at most.
-        weak_threads: drafts under way at once, at most; by default ``threads`` times the drafts of an example, up to 256.
-        answers: how often the strong model is asked, with and without a draft, when it samples; the scores are averaged.
-        draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the drafter's outputs and ``draft``.
-        max_failed: the largest part of drafts that may fail, in [0, 1], as [collect] max_failed; it is looked at from 20 drafts
-            on, and at the end.
+        weak_threads: drafts under way at once, at most; by default ``threads`` times the drafts of
+            an example, up to 256.
+        answers: how often the strong model is asked, with and without a draft, when it samples; the
+            scores are averaged.
+        draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the
+            drafter's outputs and ``draft``.
+        max_failed: the largest part of drafts that may fail, in [0, 1], as [collect] max_failed; it
+            is looked at from 20 drafts on, and at the end.
         on_progress: called with (examples done, examples in all).
 
     Raises:
         ProgramError: the program is not bound.
         DataError: an example lacks an input that the program needs; nothing was asked.
-        CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept), or several answers were asked
-            for of a strong model that does not sample.
-        BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one goes on.
+        CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept),
+            or several answers were asked for of a strong model that does not sample.
+        BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one
+            goes on.
     """
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
@@ -95,29 +105,38 @@ def collect_again(
     answers: int = 1,
     on_progress: Progress | None = None,
 ) -> StoredTraces:
-    """Collects some examples of a whole collection once more: calls that failed are made again, answers are kept. All traces of the
-    collection, those of these examples replaced; arguments are those of :func:`collect`.
+    """Collects some examples of a whole collection once more: calls that failed are made again,
+    answers are kept. All traces of the collection, those of these examples replaced; arguments are
+    those of :func:`collect`.
 
     Whatever ends it early leaves the collection as it was; what was answered is kept.
 
     Raises:
-        ProgramError, CollectionError, BudgetError: as :func:`collect`, but however many drafts fail.
+        ProgramError, CollectionError, BudgetError: as :func:`collect`, but however many drafts
+        fail.
     """
     plan = Plan(program, metric, sampling or Sampling(), answers)
     _check(plan)
     number, ids = plan.sampling.round, {example.id for example in examples}
-    before = [trace for trace in StoredTraces(store, round=number, types=program.output_types) if trace.example_id in ids]
+    before = [
+        trace
+        for trace in StoredTraces(store, round=number, types=program.output_types)
+        if trace.example_id in ids
+    ]
     keeper = _Keeper(None, plan)
     _roll(plan, examples, keeper, store, (threads, weak_threads), _Tally(1.0), on_progress)
     made, saved = keeper.traces(), store.record("saved", str(number)) or {}
     store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
     old, new = _spared(before, plan), _spared(made, plan)
-    store.keep("saved", str(number), {name: saved.get(name, 0) - old[name] + new[name] for name in new})
+    store.keep(
+        "saved", str(number), {name: saved.get(name, 0) - old[name] + new[name] for name in new}
+    )
     return StoredTraces(store, round=number, types=program.output_types)
 
 
 def _spared(traces: Iterable[Trace], plan: Plan) -> Saved:
-    """What ``saved`` says of these traces: drafts that were not sampled, answers that were not asked."""
+    """What ``saved`` says of these traces: drafts that were not sampled, answers that were not
+    asked."""
     drafts: dict[str, list[str]] = {}
     for trace in traces:
         drafts.setdefault(trace.example_id, []).append(trace.draft)
@@ -148,7 +167,9 @@ def _roll(
         Rollouts(plan, threads[0], many) as rollouts,
         stoppable(),
     ):
-        for done, rolled in enumerate(given_in_order(rollouts.start, examples, ahead=ahead), start=1):
+        for done, rolled in enumerate(
+            given_in_order(rollouts.start, examples, ahead=ahead), start=1
+        ):
             keeper.add(rolled)
             if on_progress:
                 on_progress(done, len(examples))
@@ -156,7 +177,8 @@ def _roll(
 
 
 def under_way(threads: int, drafts: int, weak_threads: int | None = None) -> tuple[int, int]:
-    """Of a collection: drafts under way at once, and examples that are begun before the first of them is done, at most."""
+    """Of a collection: drafts under way at once, and examples that are begun before the first of
+    them is done, at most."""
     many = weak_threads or min(threads * drafts, MOST_WEAK_THREADS)
     return many, max(4 * threads, many, 16)
 
@@ -169,7 +191,8 @@ def _check(plan: Plan) -> None:
         raise CollectionError(f"answers is {plan.answers}: it must be 1 or more.")
     if plan.answers > 1 and temperature == 0:
         raise CollectionError(
-            f"{plan.answers} answers were asked for, but {plan.program.strong.model} does not sample (temperature 0): they would "
+            f"{plan.answers} answers were asked for, but {plan.program.strong.model} does not "
+            "sample (temperature 0): they would "
             "be one and the same. Set [strong] temperature above 0, or [collect] answers = 1."
         )
 
@@ -178,7 +201,11 @@ class _Keeper:
     """Where traces go as they come: into the store, several in one transaction, or into a list."""
 
     def __init__(self, store: Store | None, plan: Plan) -> None:
-        self._store, self._round, self._types = store, plan.sampling.round, plan.program.output_types
+        self._store, self._round, self._types = (
+            store,
+            plan.sampling.round,
+            plan.program.output_types,
+        )
         self._held: list[Trace] = []
         self._saved: Saved = {"weak_calls": 0, "strong_calls": 0}
         self._since = time.monotonic()
@@ -188,7 +215,12 @@ class _Keeper:
             self._store.forget(KIND, start=f"{self._round}/")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._store:
             self._flush(self._store)
             self._store.keep("saved", str(self._round), self._saved)
@@ -198,7 +230,9 @@ class _Keeper:
         self._held.extend(rolled.traces)
         self._saved["weak_calls"] += rolled.weak_saved
         self._saved["strong_calls"] += rolled.strong_saved
-        if self._store and (len(self._held) >= TOGETHER or time.monotonic() - self._since > SECONDS):
+        if self._store and (
+            len(self._held) >= TOGETHER or time.monotonic() - self._since > SECONDS
+        ):
             self._flush(self._store)
 
     def traces(self) -> Traces:
@@ -240,8 +274,10 @@ class _Tally:
         if failed > self._most * self._done and (last or self._done >= ENOUGH_TO_JUDGE):
             (kind, _), *_ = self._kinds.most_common(1)
             raise CollectionError(
-                f"{failed} of {self._done} drafts failed ({format_kinds(self._kinds)}), more than [collect] max_failed = "
-                f"{self._most}. {_sentence(self._remedies[kind])} and run again, or raise max_failed; what a store has is not "
+                f"{failed} of {self._done} drafts failed ({format_kinds(self._kinds)}), more than "
+                "[collect] max_failed = "
+                f"{self._most}. {_sentence(self._remedies[kind])} and run again, or raise "
+                "max_failed; what a store has is not "
                 f"asked again. The first: {self._first}"
             )
 
@@ -251,9 +287,13 @@ def _sentence(text: str) -> str:
 
 
 def _remedy(trace: Trace, kind: str) -> str:
-    """What to do about a draft that failed; of one that was cut off it is known whose limit it was."""
+    """What to do about a draft that failed; of one that was cut off it is known whose limit it
+    was."""
     if "truncated" not in kind:
         return remedy(kind)
     if trace.draft:
         return "raise [strong] max_tokens"
-    return "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), until its drafts come to an end"
+    return (
+        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), "
+        "until its drafts come to an end"
+    )

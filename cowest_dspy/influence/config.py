@@ -16,37 +16,80 @@ class Collect(Table):
     """[collect]: sampling of drafts and measurement of their influence."""
 
     drafts: int = Field(4, ge=2, description="drafts sampled for each example")
-    temperature: float = Field(1.0, gt=0, le=2, description="of the drafts: higher ones differ more, and fail more often")
-    top_p: float = Field(1.0, gt=0, le=1, description="drafts are sampled from the likeliest tokens that together have this part")
-    adaptive: bool = Field(False, description="stop sampling an example when it has a pair with [pairs] margin, or hardly will")
-    answers: int = Field(
-        1, ge=1, description="answers of a strong model that samples, with and without a draft: scores are averaged"
+    temperature: float = Field(
+        1.0, gt=0, le=2, description="of the drafts: higher ones differ more, and fail more often"
     )
-    max_failed: float = Field(MAX_FAILED, ge=0, le=1, description="the run stops when a larger part of the drafts fails")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="drafts are sampled from the likeliest tokens that together have this part",
+    )
+    adaptive: bool = Field(
+        False,
+        description="stop sampling an example when it has a pair with [pairs] margin, or hardly "
+        "will",
+    )
+    answers: int = Field(
+        1,
+        ge=1,
+        description="answers of a strong model that samples, with and without a draft: scores are "
+        "averaged",
+    )
+    max_failed: float = Field(
+        MAX_FAILED, ge=0, le=1, description="the run stops when a larger part of the drafts fails"
+    )
     engine: Literal["local", "ray"] | None = Field(
-        None, description="where the models answer: on this machine, or on a cluster; by default ray where there is a [ray]"
+        None,
+        description="where the models answer: on this machine, or on a cluster; by default ray "
+        "where there is a [ray]",
     )
 
 
 class InfluenceRules(Table):
-    """[influence]: what gives an answer its score when drafts are compared; by default the metric alone."""
+    """[influence]: what gives an answer its score when drafts are compared; by default the metric
+    alone."""
 
     metric: float = Field(1.0, ge=0, description="weight of the task's metric")
-    judge: float = Field(0.0, ge=0, description="weight of the judge, a model that rates by a rubric: [judge], or the strong one")
-    likelihood: float = Field(
-        0.0, ge=0, description="weight of the gold answer's probability under the strong model (in_process only)"
+    judge: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the judge, a model that rates by a rubric: [judge], or the strong "
+        "one",
     )
-    gold: str = Field("answer", description="the field with the gold answer, for judge and likelihood")
-    rubric: str | None = Field(None, description='"recipe.py:name", a Rubric; by default coherence and consistency, as in CoWest')
-    repeats: int = Field(1, ge=1, description="how often a judge that samples is asked about one answer; ratings are averaged")
+    likelihood: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the gold answer's probability under the strong model (in_process "
+        "only)",
+    )
+    gold: str = Field(
+        "answer", description="the field with the gold answer, for judge and likelihood"
+    )
+    rubric: str | None = Field(
+        None,
+        description='"recipe.py:name", a Rubric; by default coherence and consistency, as in '
+        "CoWest",
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="how often a judge that samples is asked about one answer; ratings are "
+        "averaged",
+    )
     noise: int = Field(
-        0, ge=0, description="train examples that the strong model alone answers twice, for the noise floor: one call each"
+        0,
+        ge=0,
+        description="train examples that the strong model alone answers twice, for the noise "
+        "floor: one call each",
     )
 
     @model_validator(mode="after")
     def _something_scores(self) -> InfluenceRules:
         if not self.metric + self.judge + self.likelihood:
-            raise ValueError("metric, judge and likelihood are all 0: nothing would score an answer")
+            raise ValueError(
+                "metric, judge and likelihood are all 0: nothing would score an answer"
+            )
         if self.repeats > 1 and not self.judge:
             raise ValueError("repeats is of the judge, and judge is 0: give it a weight")
         return self

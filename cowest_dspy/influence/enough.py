@@ -13,8 +13,9 @@ HOPELESS = 0.25
 def enough(made: Sequence[Trace], sampling: Sampling) -> bool:
     """Whether to sample no more drafts of an example after these.
 
-    There is a pair when one draft that did not hurt is better than another text by the margin. There will hardly be one when all
-    drafts so far had the same influence, and the chance of another one in what is left is below ``HOPELESS``.
+    There is a pair when one draft that did not hurt is better than another text by the margin.
+    There will hardly be one when all drafts so far had the same influence, and the chance of
+    another one in what is left is below ``HOPELESS``.
     """
     left = sampling.drafts - len(made)
     scored = [trace for trace in made if trace.influence is not None]
@@ -27,15 +28,21 @@ def enough(made: Sequence[Trace], sampling: Sampling) -> bool:
 
 
 def chance_of_another(same: int, left: int) -> float:
-    """The chance that one of ``left`` draws differs, after ``same`` draws that were all alike: 1 - (same + 1) / (same + left + 1).
+    """The chance that one of ``left`` draws differs, after ``same`` draws that were all alike: 1 -
+    (same + 1) / (same + left + 1).
 
-    Laplace's rule of succession: with every rate of "alike" equally likely beforehand, the next draw is alike with probability
-    (same + 1) / (same + 2), and the product over ``left`` draws telescopes (Laplace, Essai philosophique sur les probabilites,
-    1814; Jaynes, Probability Theory, 2003, chapter 18).
+    Laplace's rule of succession: with every rate of "alike" equally likely beforehand, the next
+    draw is alike with probability (same + 1) / (same + 2), and the product over ``left`` draws
+    telescopes (Laplace, Essai philosophique sur les probabilites, 1814; Jaynes, Probability Theory,
+    2003, chapter 18).
     """
     return 1 - (same + 1) / (same + left + 1)
 
 
 def _apart(better: Trace, worse: Trace, margin: float) -> bool:
     high, low = better.influence or 0.0, worse.influence or 0.0
-    return high >= 0 and high - low >= margin and " ".join(better.completion.split()) != " ".join(worse.completion.split())
+    return (
+        high >= 0
+        and high - low >= margin
+        and " ".join(better.completion.split()) != " ".join(worse.completion.split())
+    )

@@ -1,4 +1,5 @@
-"""Confidence intervals: of a proportion, of a paired difference, of a mean over examples; each with its source."""
+"""Confidence intervals: of a proportion, of a paired difference, of a mean over examples; each with
+its source."""
 
 from __future__ import annotations
 
@@ -30,13 +31,18 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
+    return Interval(
+        0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
+    )
 
 
-def paired_difference_interval(both_right: int, fixed: int, broken: int, both_wrong: int, level: float = 0.95) -> Interval:
+def paired_difference_interval(
+    both_right: int, fixed: int, broken: int, both_wrong: int, level: float = 0.95
+) -> Interval:
     """The interval of share(second) - share(first) for paired right and wrong.
 
-    Newcombe 1998, Statistics in Medicine 17:2635, method 10 (Wilson limits, correlation corrected for continuity).
+    Newcombe 1998, Statistics in Medicine 17:2635, method 10 (Wilson limits, correlation corrected
+    for continuity).
 
 
     >>> paired_difference_interval(36, 12, 2, 0)
@@ -60,10 +66,11 @@ def paired_difference_interval(both_right: int, fixed: int, broken: int, both_wr
 def bootstrap_mean_interval(
     groups: Sequence[Sequence[float]], *, level: float = 0.95, seed: int = 0, repeats: int = 2000
 ) -> Interval | None:
-    """The percentile bootstrap of the mean of all values (Efron and Tibshirani 1993, chapter 13), drawing whole groups.
+    """The percentile bootstrap of the mean of all values (Efron and Tibshirani 1993, chapter 13),
+    drawing whole groups.
 
-    One group per example: drafts of one example are not independent. The same seed gives the same interval. None for
-    fewer than two groups, which say nothing about spread.
+    One group per example: drafts of one example are not independent. The same seed gives the same
+    interval. None for fewer than two groups, which say nothing about spread.
     """
     if len(groups) < 2:
         return None
@@ -80,18 +87,25 @@ def bootstrap_mean_interval(
     return Interval(float(low), float(high))
 
 
-def share_interval(groups: Sequence[Sequence[bool]], *, level: float = 0.95, seed: int = 0, repeats: int = 2000) -> Interval | None:
-    """The interval of the share of True values, of which those of one group are not independent; None for fewer than two groups.
+def share_interval(
+    groups: Sequence[Sequence[bool]], *, level: float = 0.95, seed: int = 0, repeats: int = 2000
+) -> Interval | None:
+    """The interval of the share of True values, of which those of one group are not independent;
+    None for fewer than two groups.
 
-    :func:`bootstrap_mean_interval`; but where all values are equal, every resample would be too, and an interval of no width would
-    say that no other value can come. There it is Wilson's, with each group counted once: as if its values were one.
+    :func:`bootstrap_mean_interval`; but where all values are equal, every resample would be too,
+    and an interval of no width would say that no other value can come. There it is Wilson's, with
+    each group counted once: as if its values were one.
 
     >>> share_interval([[False, False], [False], [False]])
     Interval(low=0.0, high=0.5614...)
     """
     if len({value for group in groups for value in group}) != 1 or len(groups) < 2:
         return bootstrap_mean_interval(
-            [[float(value) for value in group] for group in groups], level=level, seed=seed, repeats=repeats
+            [[float(value) for value in group] for group in groups],
+            level=level,
+            seed=seed,
+            repeats=repeats,
         )
     return wilson_interval(len(groups) if any(map(any, groups)) else 0, len(groups), level)
 

@@ -1,9 +1,11 @@
-"""What calls take: a ledger that notes, of each call that goes through it, its role, time, tokens and price.
+"""What calls take: a ledger that notes, of each call that goes through it, its role, time, tokens
+and price.
 
 meter = Meter(store, weak="local/weak@ab12")
 with keeping(meter):
     ...
-meter.measured("strong")      # Measured(calls=6, seconds=1.4, input_tokens=212.0, output_tokens=18.5, usd=0.0004)
+meter.measured("strong")      # Measured(calls=6, seconds=1.4, input_tokens=212.0,
+                              output_tokens=18.5, usd=0.0004)
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _judging: ContextVar[bool] = ContextVar("cowest_judging", default=False)
 
 @dataclass(frozen=True)
 class Measured:
-    """Calls of one role, and what one of them takes on average; ``usd`` is None when the price of one is not known."""
+    """Calls of one role, and what one of them takes on average; ``usd`` is None when the price of
+    one is not known."""
 
     calls: int
     seconds: float
@@ -44,9 +47,11 @@ class _Noted:
 
 
 class Meter:
-    """Passes calls on to a store, and notes them. What the store has is noted with the time that it took when it was asked.
+    """Passes calls on to a store, and notes them. What the store has is noted with the time that it
+    took when it was asked.
 
-    Calls inside a metric are the judge's, others with the weak model's id are the weak model's, the rest is the strong model's.
+    Calls inside a metric are the judge's, others with the weak model's id are the weak model's, the
+    rest is the strong model's.
     """
 
     def __init__(self, store: Store, weak: str) -> None:

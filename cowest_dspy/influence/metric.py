@@ -1,9 +1,12 @@
-"""Influence: how much a draft changed the strong model's answer for the better, against the strong model alone.
+"""Influence: how much a draft changed the strong model's answer for the better, against the strong
+model alone.
 
-    influence = score(refine) - score(alone)        in [-1, 1]; above 0 the draft helped, below 0 it hurt
+    influence = score(refine) - score(alone)        in [-1, 1]; above 0 the draft helped, below 0 it
+        hurt
 
-``Influence(metric, program)`` is a DSPy metric: it works in ``dspy.Evaluate`` and in any optimiser. A failure is not a score: a
-timeout, an answer that cannot be parsed or one that was cut off has no influence, and is counted as failed.
+``Influence(metric, program)`` is a DSPy metric: it works in ``dspy.Evaluate`` and in any optimiser.
+A failure is not a score: a timeout, an answer that cannot be parsed or one that was cut off has no
+influence, and is counted as failed.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from cowest_dspy.influence.report import InfluenceReport, failure_kind
 from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, presentable
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, Call, failure, failure_in, listening, unusable
+from cowest_dspy.store.record import (
+    EXPECTED_FAILURES,
+    Call,
+    failure,
+    failure_in,
+    listening,
+    unusable,
+)
 
 Metric = Callable[..., Any]
 
@@ -41,16 +51,22 @@ class Attempt:
 
 
 def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
-    """Runs one step of a program. An expected failure (of the LM, its connection, parsing, a refused or cut-off answer) becomes
-    its error; anything else is a bug in the program and is raised."""
+    """Runs one step of a program. An expected failure (of the LM, its connection, parsing, a
+    refused or cut-off answer) becomes its error; anything else is a bug in the program and is
+    raised."""
     with listening() as calls:
         try:
             prediction = step()
         except EXPECTED_FAILURES as error:
             made = Attempt(None, failure(error), tuple(calls))
         else:
-            made = Attempt({key: value for key, value in prediction.items() if key != "logprobs"}, None, tuple(calls))
-    # What was refused or cut off may also fail to parse: the cause is named, not what followed from it.
+            made = Attempt(
+                {key: value for key, value in prediction.items() if key != "logprobs"},
+                None,
+                tuple(calls),
+            )
+    # What was refused or cut off may also fail to parse: the cause is named, not what followed from
+    # it.
     if unfinished := failure_in(calls):
         made = Attempt(None, unfinished, made.calls)
     if made.error:
@@ -61,7 +77,8 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
 def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> float:
     """E(answer): the metric's value for these outputs, in [0, 1].
 
-    A metric may return a number, a bool, or ``dspy.Prediction(score=...)``. It is called as in an evaluation, ``trace=None``.
+    A metric may return a number, a bool, or ``dspy.Prediction(score=...)``. It is called as in an
+    evaluation, ``trace=None``.
 
     Raises:
         DataError: the metric's value is not in [0, 1].
@@ -71,7 +88,8 @@ def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class Said:
-    """What a metric gave for an answer: a score in [0, 1], words beside it, and the scores that it is made of."""
+    """What a metric gave for an answer: a score in [0, 1], words beside it, and the scores that it
+    is made of."""
 
     score: float
     feedback: str
@@ -87,22 +105,25 @@ def said(given: Any, example: dspy.Example) -> Said:
     value = float(given)
     if not 0.0 <= value <= 1.0:
         raise DataError(
-            f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 and 1, higher is better."
+            f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 "
+            "and 1, higher is better."
         )
     beside = given if isinstance(given, dspy.Prediction) else {}
     return Said(value, str(beside.get("feedback") or ""), dict(beside.get("parts") or {}))
 
 
 def graded(found: dspy.Prediction, trace: Any, pred_name: Any) -> float | dspy.Prediction:
-    """A metric's value as its caller can use it: the score alone where demonstrations are looked for (``trace`` is given), since a
-    ``dspy.Prediction`` is true whatever its score; otherwise with the words beside it."""
+    """A metric's value as its caller can use it: the score alone where demonstrations are looked
+    for (``trace`` is given), since a ``dspy.Prediction`` is true whatever its score; otherwise with
+    the words beside it."""
     return found if trace is None or pred_name is not None else float(found.score)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a metric said of an answer: a score in [0, 1] with words beside it, or why there is none; and the calls that it made
-    (a judge's). ``parts`` are the scores that it is made of, where it is made of several."""
+    """What a metric said of an answer: a score in [0, 1] with words beside it, or why there is
+    none; and the calls that it made (a judge's). ``parts`` are the scores that it is made of, where
+    it is made of several."""
 
     score: float | None
     feedback: str = ""
@@ -112,9 +133,11 @@ class Scored:
 
 
 def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> Scored:
-    """E(answer), where the metric itself may ask a model: an expected failure of it is a failure here, and never a score.
+    """E(answer), where the metric itself may ask a model: an expected failure of it is a failure
+    here, and never a score.
 
-    A metric may return a number, a bool, or ``dspy.Prediction(score=..., feedback=...)``. It is called as in an evaluation.
+    A metric may return a number, a bool, or ``dspy.Prediction(score=..., feedback=...)``. It is
+    called as in an evaluation.
 
     Raises:
         DataError: the metric's value is not in [0, 1].
@@ -129,23 +152,29 @@ def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) ->
 
 
 class Influence:
-    """A DSPy metric: the score of a collaboration's prediction less the score of the strong model alone.
+    """A DSPy metric: the score of a collaboration's prediction less the score of the strong model
+    alone.
 
     Args:
-        metric: any DSPy metric with values in [0, 1], higher is better; also a Judge, a GoldLikelihood or several, Weighted.
-        program: a bound :class:`Collaboration`; its ``alone`` is asked once per example, however many drafts there are, and
-            whatever an optimiser makes of the program that it optimises.
+        metric: any DSPy metric with values in [0, 1], higher is better; also a Judge, a
+            GoldLikelihood or several, Weighted.
+        program: a bound :class:`Collaboration`; its ``alone`` is asked once per example, however
+            many drafts there are, and whatever an optimiser makes of the program that it optimises.
 
-    ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser looks for demonstrations, as BootstrapFewShot and MIPROv2
-    do (``trace`` is given), it is whether the draft helped, since -1.0 is true; BootstrapFinetune, which gives no trace, needs
-    ``lambda example, prediction, trace=None: influence(example, prediction) > 0``. Where an optimiser asks for words, as GEPA does
-    (``pred_name`` is given), it is a ``dspy.Prediction(score, feedback)``: what the draft changed, and what the metric said of it.
+    ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser looks for demonstrations,
+    as BootstrapFewShot and MIPROv2 do (``trace`` is given), it is whether the draft helped, since
+    -1.0 is true; BootstrapFinetune, which gives no trace, needs ``lambda example, prediction,
+    trace=None: influence(example, prediction) > 0``. Where an optimiser asks for words, as GEPA
+    does (``pred_name`` is given), it is a ``dspy.Prediction(score, feedback)``: what the draft
+    changed, and what the metric said of it.
 
     Raises, when called:
-        DataError: the strong model alone failed on the example, so that there is nothing to compare with; the example lacks an
-            input that the program needs; or the prediction comes of a call that was cut off or refused. ``dspy.Evaluate`` logs it
-            and gives the example its ``failure_score``, which is 0.0 by default: ``failure_score=math.nan`` makes a mean that has
-            failures in it no number. :meth:`report` leaves failures out and counts them by kind.
+        DataError: the strong model alone failed on the example, so that there is nothing to compare
+            with; the example lacks an input that the program needs; or the prediction comes of a
+            call that was cut off or refused. ``dspy.Evaluate`` logs it and gives the example its
+            ``failure_score``, which is 0.0 by default: ``failure_score=math.nan`` makes a mean that
+            has failures in it no number. :meth:`report` leaves failures out and counts them by
+            kind.
     """
 
     # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
@@ -160,7 +189,12 @@ class Influence:
         return f"Influence({named(self.metric)}, {self.program!r})"
 
     def __call__(
-        self, example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+        self,
+        example: dspy.Example,
+        prediction: Any,
+        trace: Any = None,
+        pred_name: Any = None,
+        pred_trace: Any = None,
     ) -> float | bool | dspy.Prediction:
         explained = self.explained(example, prediction)
         if pred_name is not None:
@@ -171,15 +205,20 @@ class Influence:
         """``score``, the influence, and ``feedback``: what the draft changed in words."""
         if failed := getattr(prediction, FAILED_CALL, None):
             raise DataError(
-                f"The collaboration failed on example {example.get('id', '?')} ({failed}): no influence. A failure is not a score: "
-                "Influence.report(examples) counts failures apart; dspy.Evaluate takes failure_score=math.nan and max_errors."
+                f"The collaboration failed on example {example.get('id', '?')} ({failed}): no "
+                "influence. A failure is not a score: "
+                "Influence.report(examples) counts failures apart; dspy.Evaluate takes "
+                "failure_score=math.nan and max_errors."
             )
         refined = self._answered(example, dict(prediction.items()))
         alone = self._answered_alone(example)
-        return dspy.Prediction(score=refined.said.score - alone.said.score, feedback=self._words(refined, alone))
+        return dspy.Prediction(
+            score=refined.said.score - alone.said.score, feedback=self._words(refined, alone)
+        )
 
     def alone_score(self, example: dspy.Example) -> float:
-        """The score of the strong model alone, computed at the first question for this example and kept."""
+        """The score of the strong model alone, computed at the first question for this example and
+        kept."""
         return self._answered_alone(example).said.score
 
     def report(self, examples: Sequence[dspy.Example], *, threads: int = 8) -> InfluenceReport:
@@ -194,7 +233,9 @@ class Influence:
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 
     def _answered(self, example: dspy.Example, outputs: dict[str, Any]) -> _Answered:
-        return _Answered(outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example))
+        return _Answered(
+            outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example)
+        )
 
     def _answered_alone(self, example: dspy.Example) -> _Answered:
         key = repr(sorted(example.toDict().items(), key=lambda item: item[0]))
@@ -211,15 +252,26 @@ class Influence:
 
     def _words(self, refined: _Answered, alone: _Answered) -> str:
         field = self.program.answer_fields[-1]
-        one, other = (presentable(str(answered.outputs.get(field, ""))) for answered in (alone, refined))
+        one, other = (
+            presentable(str(answered.outputs.get(field, ""))) for answered in (alone, refined)
+        )
         before, after = alone.said.score, refined.said.score
         change = f'"{one}" (score {before:.2f}) to "{other}" (score {after:.2f})'
         if after > before:
-            words = f"The draft helped: it changed the strong model's answer from {change}. Keep what made the difference."
+            words = (
+                f"The draft helped: it changed the strong model's answer from {change}. Keep "
+                "what made the difference."
+            )
         elif after < before:
-            words = f"The draft hurt: it changed the strong model's answer from {change}. It misled a model that did better alone."
+            words = (
+                f"The draft hurt: it changed the strong model's answer from {change}. It "
+                "misled a model that did better alone."
+            )
         elif one == other:
-            words = f'The draft changed nothing: with and without it the answer is "{one}" (score {before:.2f}).'
+            words = (
+                f'The draft changed nothing: with and without it the answer is "{one}" (score '
+                f"{before:.2f})."
+            )
         else:
             words = f"The draft changed the answer but not its score: from {change}."
         if after == before and after < 1:
@@ -243,10 +295,14 @@ class Influence:
 
 
 class _AloneFailed(DataError):
-    """The strong model alone has no answer to an example; ``failure`` says why, as ``"kind: text"``."""
+    """The strong model alone has no answer to an example; ``failure`` says why, as ``"kind:
+    text"``."""
 
     def __init__(self, example: dspy.Example, failure: str) -> None:
-        super().__init__(f"The strong model alone failed on example {example.get('id', '?')} ({failure}): no influence.")
+        super().__init__(
+            f"The strong model alone failed on example {example.get('id', '?')} ({failure}): no "
+            "influence."
+        )
         self.failure = failure
 
 

@@ -26,10 +26,12 @@ def noise_floor(
     threads: int = 8,
     on_progress: Progress | None = None,
 ) -> NoiseFloor | None:
-    """Asks the strong model alone twice for each example, as :func:`collect` does and again with another seed.
+    """Asks the strong model alone twice for each example, as :func:`collect` does and again with
+    another seed.
 
-    The first answer is the one that collecting asked for, so that a store has it: the floor costs one strong call per example.
-    Examples of which an answer failed are left out. A strong model of temperature 0 is not asked: what it says does not change.
+    The first answer is the one that collecting asked for, so that a store has it: the floor costs
+    one strong call per example. Examples of which an answer failed are left out. A strong model of
+    temperature 0 is not asked: what it says does not change.
 
     Returns:
         the floor, or None where every example failed.
@@ -39,7 +41,12 @@ def noise_floor(
     seeds = rules or Sampling()
 
     def one(example: dspy.Example) -> list[float]:
-        made = [asked(lambda: program.answered_alone(**example.inputs()), example, metric, seeds, number) for number in (0, 1)]
+        made = [
+            asked(
+                lambda: program.answered_alone(**example.inputs()), example, metric, seeds, number
+            )
+            for number in (0, 1)
+        ]
         return [answer.scored.score for answer in made if answer.scored.score is not None]
 
     with keeping(store):
@@ -47,6 +54,7 @@ def noise_floor(
 
 
 def noise_in(traces: Iterable[Trace]) -> NoiseFloor | None:
-    """The floor of a collection that asked for several answers, from those it has; None where it asked for one each."""
+    """The floor of a collection that asked for several answers, from those it has; None where it
+    asked for one each."""
     alone = {(trace.round, trace.example_id): trace.alone_scores for trace in traces}
     return NoiseFloor.of(alone.values())

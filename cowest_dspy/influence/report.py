@@ -1,4 +1,5 @@
-"""What a set of drafts did: influences as counts, mean and harm rate with intervals, and the noise to hold them against."""
+"""What a set of drafts did: influences as counts, mean and harm rate with intervals, and the noise
+to hold them against."""
 
 from __future__ import annotations
 
@@ -14,14 +15,22 @@ from cowest_dspy.utils import notebook
 Z = statistics.NormalDist().inv_cdf(0.975)
 
 _REMEDIES = {
-    "truncated": "raise max_tokens of the model that was cut off ([weak] max_tokens for drafts, [strong] max_tokens for answers), "
+    "truncated": "raise max_tokens of the model that was cut off ([weak] max_tokens for drafts, "
+    "[strong] max_tokens for answers), "
     "or fine-tune the weak model until its drafts come to an end",
-    "parse": "read one of these texts in the report's traces: the format asked for is not kept. Use another adapter, another draft "
+    "parse": "read one of these texts in the report's traces: the format asked for is not kept. "
+    "Use another adapter, another draft "
     "format, or a worked example",
-    "refusal": "the provider or the model refuses these inputs: word the instructions otherwise, or use another model",
+    "refusal": (
+        "the provider or the model refuses these inputs: word the instructions otherwise, "
+        "or use another model"
+    ),
     "timeout": "raise timeout of that model, or lower its concurrency",
     "rate limit": "lower concurrency, or set requests_per_minute",
-    "context": "the prompt is too long for the model: shorten inputs or examples, or use a model with a longer context",
+    "context": (
+        "the prompt is too long for the model: shorten inputs or examples, or use a model "
+        "with a longer context"
+    ),
     "server": "the endpoint failed: see its log",
     "transport": "the endpoint could not be reached: see api_base and the network",
     "auth": "the endpoint refused the key: see api_key_env",
@@ -30,7 +39,8 @@ _REMEDIES = {
 
 
 def failure_kind(error: str) -> str:
-    """The kind of an error ``"kind: text"``, with the step that it is of where that is not the draft's or the refined answer's.
+    """The kind of an error ``"kind: text"``, with the step that it is of where that is not the
+    draft's or the refined answer's.
 
     >>> failure_kind("timeout: 60 s"), failure_kind("alone parse: no answer")
     ('timeout', 'alone parse')
@@ -44,20 +54,28 @@ def format_kinds(kinds: Mapping[str, int]) -> str:
     >>> format_kinds({"parse": 2, "truncated": 13})
     'truncated 13, parse 2'
     """
-    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+    return ", ".join(
+        f"{kind} {count:,}"
+        for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    )
 
 
 def remedy(kind: str) -> str:
-    """What to do about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise timeout of that model, ..."``."""
-    return next((text for known, text in _REMEDIES.items() if kind.endswith(known)), "mend its cause")
+    """What to do about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise
+    timeout of that model, ..."``."""
+    return next(
+        (text for known, text in _REMEDIES.items() if kind.endswith(known)), "mend its cause"
+    )
 
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """Alone against alone: what the strong model's own sampling does to the score of one example, no draft in it.
+    """Alone against alone: what the strong model's own sampling does to the score of one example,
+    no draft in it.
 
-    ``changed`` of ``n`` examples had different scores when the strong model answered again; ``mean_change`` in [0, 1] is the mean
-    absolute difference of two such scores, and ``square`` that of its square. All are 0 for a strong model that does not sample.
+    ``changed`` of ``n`` examples had different scores when the strong model answered again;
+    ``mean_change`` in [0, 1] is the mean absolute difference of two such scores, and ``square``
+    that of its square. All are 0 for a strong model that does not sample.
     """
 
     n: int
@@ -67,7 +85,8 @@ class NoiseFloor:
 
     @classmethod
     def of(cls, scores: Iterable[Sequence[float]]) -> NoiseFloor | None:
-        """From the scores of each example's answers alone, two or more of them; None when no example has as many."""
+        """From the scores of each example's answers alone, two or more of them; None when no
+        example has as many."""
         answered = [group for group in scores if len(group) > 1]
         if not answered:
             return None
@@ -80,19 +99,30 @@ class NoiseFloor:
         )
 
     def of_mean(self, examples: int, answers: int = 1) -> float:
-        """What a mean influence over so many examples, each of so many averaged answers, stays below in 97.5 % of cases when drafts
-        do nothing: ``1.96 * sqrt(square / (examples * answers))``."""
+        """What a mean influence over so many examples, each of so many averaged answers, stays
+        below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
+        answers))``."""
         return Z * math.sqrt(self.square / (examples * answers)) if examples else float("nan")
 
     def __str__(self) -> str:
-        return f"noise floor {self.mean_change:.2f} (alone against alone: {self.changed} of {self.n} changed)"
+        return (
+            f"noise floor {self.mean_change:.2f} (alone against alone: {self.changed} of "
+            f"{self.n} changed)"
+        )
 
     def _repr_html_(self) -> str:
         """The floor in a notebook."""
         return notebook.view(
             f"Noise floor {self.mean_change:.3f}",
-            f"Asked again without any draft, the strong model scored otherwise on {self.changed:,} of {self.n:,} examples.",
-            f"Over {self.n:,} examples a mean influence may be {self.of_mean(self.n):.3f} by that alone.",
+            (
+                "Asked again without any draft, the strong model scored otherwise on "
+                f"{self.changed:,} of {self.n:,} examples."
+            ),
+            (
+                f"Over {self.n:,} examples a mean influence may be {self.of_mean(self.n):.3f} by "
+                "that "
+                "alone."
+            ),
         )
 
 
@@ -100,14 +130,17 @@ class NoiseFloor:
 class InfluenceReport:
     """Influences of a set of drafts; None where one of the two answers failed.
 
-    ``examples`` holds the id of each draft's example, since drafts of one example are not independent; empty when every draft
-    is of an example of its own.
+    ``examples`` holds the id of each draft's example, since drafts of one example are not
+    independent; empty when every draft is of an example of its own.
 
-    ``floor`` is what the strong model's own sampling does to the score, where that was measured (:func:`noise_floor`).
+    ``floor`` is what the strong model's own sampling does to the score, where that was measured
+    (:func:`noise_floor`).
 
-    ``failures`` counts the drafts without an influence by the kind of failure: truncated, parse, timeout, ...
+    ``failures`` counts the drafts without an influence by the kind of failure: truncated, parse,
+    timeout, ...
 
-    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5 (timeout 3, truncated 2)  n 200``
+    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5
+        (timeout 3, truncated 2)  n 200``
     """
 
     values: tuple[float | None, ...]
@@ -150,34 +183,51 @@ class InfluenceReport:
         """The share of scored drafts that hurt, in [0, 1]; nan when there are none."""
         return self.hurt / len(self.scored) if self.scored else float("nan")
 
-    def harm_interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
-        """The interval of the harm rate, over examples as that of the mean; it has a width also where no draft hurt."""
+    def harm_interval(
+        self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> Interval | None:
+        """The interval of the harm rate, over examples as that of the mean; it has a width also
+        where no draft hurt."""
         groups = [[value < 0 for value in group] for group in self._by_example()]
         return share_interval(groups, level=level, seed=seed, repeats=resamples)
 
     @property
     def more_than_noise(self) -> bool | None:
-        """Whether the whole interval of the mean lies above what the strong model's own sampling does to the mean score of so
-        many examples; None while one of the two is not known."""
+        """Whether the whole interval of the mean lies above what the strong model's own sampling
+        does to the mean score of so many examples; None while one of the two is not known."""
         interval = self.interval()
-        return None if interval is None or self.floor is None else interval.low > self.floor.of_mean(len(self._by_example()))
+        return (
+            None
+            if interval is None or self.floor is None
+            else interval.low > self.floor.of_mean(len(self._by_example()))
+        )
 
-    def interval(self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval | None:
-        """The bootstrap interval of the mean, drawing examples with all their drafts; None for fewer than two examples."""
-        return bootstrap_mean_interval(self._by_example(), level=level, seed=seed, repeats=resamples)
+    def interval(
+        self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> Interval | None:
+        """The bootstrap interval of the mean, drawing examples with all their drafts; None for
+        fewer than two examples."""
+        return bootstrap_mean_interval(
+            self._by_example(), level=level, seed=seed, repeats=resamples
+        )
 
     def _by_example(self) -> list[list[float]]:
         drafts: dict[str, list[float]] = {}
         for place, value in enumerate(self.values):
             if value is not None:
-                drafts.setdefault(self.examples[place] if self.examples else str(place), []).append(value)
+                drafts.setdefault(self.examples[place] if self.examples else str(place), []).append(
+                    value
+                )
         return list(drafts.values())
 
     def __str__(self) -> str:
         interval = self.interval()
         spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
         kinds = f" ({format_kinds(self.failures)})" if self.failures else ""
-        counts = f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed {self.failed}{kinds}  n {len(self.values)}"
+        counts = (
+            f"helped {self.helped}  hurt {self.hurt}  same {self.same}  failed "
+            f"{self.failed}{kinds}  n {len(self.values)}"
+        )
         floor = f"  {self.floor}" if self.floor else ""
         return f"influence {self.mean:+.2f}{spread}  {counts}{floor}"
 
@@ -185,24 +235,40 @@ class InfluenceReport:
         return f"InfluenceReport({self})"
 
     def _repr_html_(self) -> str:
-        """The report in a notebook: the mean with its interval, what the drafts did as a bar, the harm rate, the noise floor."""
-        counts = {"helped": self.helped, "same": self.same, "hurt": self.hurt, "failed": self.failed}
-        examples = f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
+        """The report in a notebook: the mean with its interval, what the drafts did as a bar, the
+        harm rate, the noise floor."""
+        counts = {
+            "helped": self.helped,
+            "same": self.same,
+            "hurt": self.hurt,
+            "failed": self.failed,
+        }
+        examples = (
+            f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
+        )
         harm = self.harm_interval()
         rate = f"harm rate {100 * self.harm_rate:.1f} %" if self.scored else None
         return notebook.view(
             f"Influence of {notebook.several(len(self.values), 'draft')}{examples}",
-            f"mean {_spanned(self.mean, self.interval())}" if self.scored else "no draft has an influence yet",
+            f"mean {_spanned(self.mean, self.interval())}"
+            if self.scored
+            else "no draft has an influence yet",
             notebook.shares(counts),
             f"failed: {format_kinds(self.failures)}" if self.failures else None,
-            f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %" if rate and harm else rate,
+            f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %"
+            if rate and harm
+            else rate,
             self._against_noise(),
         )
 
     def _against_noise(self) -> str | None:
         if self.floor is None:
             return None
-        words = {True: "the mean is more than noise", False: "the mean may be noise", None: "too little to tell it from the mean"}
+        words = {
+            True: "the mean is more than noise",
+            False: "the mean may be noise",
+            None: "too little to tell it from the mean",
+        }
         return f"{self.floor}: {words[self.more_than_noise]}"
 
 

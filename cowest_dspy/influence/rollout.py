@@ -1,7 +1,9 @@
-"""One example: its drafts, their refinements, the strong model alone, the scores. Each step starts as soon as it can.
+"""One example: its drafts, their refinements, the strong model alone, the scores. Each step starts
+as soon as it can.
 
-No thread waits for another: a step that is done says what is next. A draft is refined when it is there, whatever the others do;
-equal drafts are refined once. Drafts are made in one pool, what the strong model is asked and what a metric says in another.
+No thread waits for another: a step that is done says what is next. A draft is refined when it is
+there, whatever the others do; equal drafts are refined once. Drafts are made in one pool, what the
+strong model is asked and what a metric says in another.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rolled:
-    """The traces of one example, and the steps that it did not need: drafts that were not sampled, answers that were not asked."""
+    """The traces of one example, and the steps that it did not need: drafts that were not sampled,
+    answers that were not asked."""
 
     traces: list[Trace]
     weak_saved: int
@@ -72,12 +75,20 @@ class Answered:
         return self.made.error or self.scored.error
 
 
-def asked(step: Callable[[], dspy.Prediction], example: dspy.Example, metric: Metric, rules: Sampling, number: int) -> Answered:
+def asked(
+    step: Callable[[], dspy.Prediction],
+    example: dspy.Example,
+    metric: Metric,
+    rules: Sampling,
+    number: int,
+) -> Answered:
     """The strong model's answer of that number to an example, and its score."""
     settings = rules.answer_settings(example.id, number)
     with sampling(**settings) if settings else nullcontext():
         made = attempt(step)
-    return Answered(made, Scored(None) if made.outputs is None else scored(metric, example, made.outputs))
+    return Answered(
+        made, Scored(None) if made.outputs is None else scored(metric, example, made.outputs)
+    )
 
 
 class Rollouts:
@@ -99,7 +110,9 @@ class Rollouts:
     def __enter__(self) -> Rollouts:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         if error is not None:
             self.break_off(error)
         for pool in (self.weak, self.strong):
@@ -124,7 +137,8 @@ class Rollouts:
         return self._broken is not None
 
     def break_off(self, error: BaseException) -> None:
-        """Ends everything under way with this error, so that nobody waits for what will not come."""
+        """Ends everything under way with this error, so that nobody waits for what will not
+        come."""
         with self._lock:
             self._broken, rollouts = self._broken or error, list(self._under_way)
         for rollout in rollouts:
@@ -185,7 +199,9 @@ class Rollout:
             self._do(self._pools.weak, lambda: self._draft(index))
             return None
         asked = len(self._refined) + sum(made.outputs is None for made in self._drafts.values())
-        return Rolled(traces, rules.drafts - len(traces), (rules.drafts - asked) * self._plan.answers)
+        return Rolled(
+            traces, rules.drafts - len(traces), (rules.drafts - asked) * self._plan.answers
+        )
 
     # Steps
 
@@ -199,10 +215,15 @@ class Rollout:
                 return
             self._refined[made.outputs["draft"]] = {}
             for number in range(self._plan.answers):
-                self._do(self._pools.strong, lambda number=number: self._refine(made.outputs or {}, number))
+                self._do(
+                    self._pools.strong,
+                    lambda number=number: self._refine(made.outputs or {}, number),
+                )
 
     def _refine(self, draft: dict[str, Any], number: int) -> None:
-        answer = self._asked(lambda: self._plan.program.refined(draft["draft"], **self._inputs), number)
+        answer = self._asked(
+            lambda: self._plan.program.refined(draft["draft"], **self._inputs), number
+        )
         if number == 0:
             answer = Answered(answer.made, answer.scored, self._draft_score(draft))
         with self._lock:
@@ -217,11 +238,16 @@ class Rollout:
         return asked(step, self._example, self._plan.metric, self._plan.sampling, number)
 
     def _draft_score(self, draft: dict[str, Any]) -> float | None:
-        """What the draft scores as an answer; None where it holds none, or where the metric failed."""
+        """What the draft scores as an answer; None where it holds none, or where the metric
+        failed."""
         plan = self._plan
         if plan.draft_metric is not None:
             return scored(plan.draft_metric, self._example, draft).score
-        return scored(plan.metric, self._example, draft).score if plan.answer_fields <= draft.keys() else None
+        return (
+            scored(plan.metric, self._example, draft).score
+            if plan.answer_fields <= draft.keys()
+            else None
+        )
 
     # The traces
 
@@ -247,7 +273,9 @@ class Rollout:
             alone=alone.outputs,
             refined_score=refined.score,
             alone_score=alone.score,
-            influence=refined.score - alone.score if whole and refined.score is not None and alone.score is not None else None,
+            influence=refined.score - alone.score
+            if whole and refined.score is not None and alone.score is not None
+            else None,
             draft_score=answers[0].draft_score if answers else None,
             weak_model=plan.models[0],
             strong_model=plan.models[1],
@@ -263,8 +291,8 @@ class Rollout:
 
 
 class _Mean:
-    """Several answers to one prompt as one: the first, and the mean of their scores. One that failed fails the whole: a mean of
-    what is left would leave out the hard ones."""
+    """Several answers to one prompt as one: the first, and the mean of their scores. One that
+    failed fails the whole: a mean of what is left would leave out the hard ones."""
 
     def __init__(self, answers: dict[int, Answered]) -> None:
         ordered = [answers[number] for number in sorted(answers)]
@@ -273,7 +301,9 @@ class _Mean:
         self.scores = () if self.error else tuple(scores)
         self.score = sum(self.scores) / len(self.scores) if self.scores else None
         names = ordered[0].scored.parts if ordered and not self.error else {}
-        self.parts = {name: sum(one.scored.parts[name] for one in ordered) / len(ordered) for name in names}
+        self.parts = {
+            name: sum(one.scored.parts[name] for one in ordered) / len(ordered) for name in names
+        }
         self.outputs = ordered[0].made.outputs if ordered else None
         self.feedback = ordered[0].scored.feedback if ordered else ""
 

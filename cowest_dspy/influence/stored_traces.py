@@ -1,6 +1,8 @@
-"""The traces of a collection: a list, or a sequence that is read from the run's store when it is asked for.
+"""The traces of a collection: a list, or a sequence that is read from the run's store when it is
+asked for.
 
-Both are sequences of traces in the order of examples and drafts, and both say in ``saved`` what was not asked.
+Both are sequences of traces in the order of examples and drafts, and both say in ``saved`` what was
+not asked.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from cowest_dspy.utils.hiding import Hiding, hide_inputs, names_hidden_in
 
 KIND = "trace"
 Saved = dict[str, int]
-"""``weak_calls`` and ``strong_calls``: drafts that were not sampled because there were enough, and answers of the strong model
-that need not be asked, because of that or because drafts were equal."""
+"""``weak_calls`` and ``strong_calls``: drafts that were not sampled because there were enough, and
+answers of the strong model that need not be asked, because of that or because drafts were equal."""
 
 
 class HeldTraces(list[Trace]):
@@ -36,29 +38,39 @@ class HeldTraces(list[Trace]):
 
 
 class StoredTraces(Sequence[Trace]):
-    """The traces of a run, read from its store a few hundred at a time, as often as one iterates over them.
+    """The traces of a run, read from its store a few hundred at a time, as often as one iterates
+    over them.
 
-    They are there as long as the run's folder is, also when the store is closed. An index takes a pass over those before it.
+    They are there as long as the run's folder is, also when the store is closed. An index takes a
+    pass over those before it.
 
     Args:
         store: the run's.
         round: only those of this round; all by default.
-        types: of the program's outputs (``Collaboration.output_types``), by which answers become again what they were: pydantic
-            models, enums, times. Without them they are in what JSON has.
+        types: of the program's outputs (``Collaboration.output_types``), by which answers become
+            again what they were: pydantic models, enums, times. Without them they are in what JSON
+            has.
     """
 
-    def __init__(self, store: Store, *, round: int | None = None, types: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, store: Store, *, round: int | None = None, types: Mapping[str, Any] | None = None
+    ) -> None:
         self._store, self._start, self._types = store, "" if round is None else f"{round}/", types
         self.saved: Saved = {"weak_calls": 0, "strong_calls": 0}
         for key, record in store.records("saved").items():
             if round is None or key == str(round):
-                self.saved = {name: count + record.get(name, 0) for name, count in self.saved.items()}
+                self.saved = {
+                    name: count + record.get(name, 0) for name, count in self.saved.items()
+                }
 
     def __len__(self) -> int:
         return self._store.count(KIND, start=self._start)
 
     def __iter__(self) -> Iterator[Trace]:
-        return (Trace.from_dict(value, self._types) for _, value in self._store.each(KIND, start=self._start))
+        return (
+            Trace.from_dict(value, self._types)
+            for _, value in self._store.each(KIND, start=self._start)
+        )
 
     @overload
     def __getitem__(self, index: int) -> Trace: ...
@@ -80,7 +92,9 @@ class StoredTraces(Sequence[Trace]):
         """Equal to any sequence of equal traces."""
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return len(self) == len(other) and all(
+            mine == theirs for mine, theirs in zip(self, other, strict=True)
+        )
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -93,7 +107,8 @@ class StoredTraces(Sequence[Trace]):
         return f"StoredTraces({len(self)} traces, {influence_report(self)})"
 
     def _repr_html_(self) -> str:
-        """The traces in a notebook: their influence, and the first of them; without the inputs that the run hides."""
+        """The traces in a notebook: their influence, and the first of them; without the inputs that
+        the run hides."""
         return _view(self, self.saved, self.hide)
 
 
@@ -102,7 +117,8 @@ Traces = StoredTraces | HeldTraces
 
 
 def influence_report(traces: Iterable[Trace]) -> InfluenceReport:
-    """The influences of traces: helped, hurt, same, failed by kind. Reads them once, and keeps two values of each."""
+    """The influences of traces: helped, hurt, same, failed by kind. Reads them once, and keeps two
+    values of each."""
     values: list[float | None] = []
     examples: list[str] = []
     failures = Counter[str]()
@@ -125,16 +141,29 @@ def _view(traces: Traces, saved: Saved, hide: tuple[str, ...]) -> str:
             yield trace
 
     report = influence_report(noted())
-    counts = {"helped": report.helped, "same": report.same, "hurt": report.hurt, "failed": report.failed}
-    drafts, answers = notebook.several(saved["weak_calls"], "draft"), notebook.several(saved["strong_calls"], "answer")
+    counts = {
+        "helped": report.helped,
+        "same": report.same,
+        "hurt": report.hurt,
+        "failed": report.failed,
+    }
+    drafts, answers = (
+        notebook.several(saved["weak_calls"], "draft"),
+        notebook.several(saved["strong_calls"], "answer"),
+    )
     spared = f"not asked, as there was no need: {drafts}, {answers}"
     return notebook.view(
-        f"{notebook.several(len(report.values), 'trace')} of {notebook.several(len(set(report.examples)), 'example')}",
+        f"{notebook.several(len(report.values), 'trace')} of "
+        f"{notebook.several(len(set(report.examples)), 'example')}",
         str(report),
         notebook.shares(counts),
         f"failed: {format_kinds(report.failures)}" if report.failures else None,
         spared if any(saved.values()) else None,
-        notebook.table(_HEADS, [_row(trace, hide) for trace in first], texts=5, total=len(report.values)) if first else None,
+        notebook.table(
+            _HEADS, [_row(trace, hide) for trace in first], texts=5, total=len(report.values)
+        )
+        if first
+        else None,
     )
 
 
@@ -149,7 +178,11 @@ def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
     texts = (trace.draft or trace.completion, trace.alone or "", refined or "")
     rest = (hiding.shown(trace.example_id, one) for one in texts)
     last = notebook.signed(trace.influence)
-    return (f"{trace.example_id}, {trace.draft_index}", *(notebook.said(_text(one), 160) for one in (shown, *rest)), last)
+    return (
+        f"{trace.example_id}, {trace.draft_index}",
+        *(notebook.said(_text(one), 160) for one in (shown, *rest)),
+        last,
+    )
 
 
 def _text(value: object) -> str:

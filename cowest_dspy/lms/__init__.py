@@ -1,4 +1,5 @@
-"""Settings -> ``dspy.LM``: a model in this process, or anything that ``dspy.LM`` reaches over a network.
+"""Settings -> ``dspy.LM``: a model in this process, or anything that ``dspy.LM`` reaches over a
+network.
 
 wire.py         DSPy's canonical Request and Response <-> plain dictionaries
 recording.py    what was really said: noted for whoever listens, served from a ledger
@@ -11,7 +12,8 @@ lora.py         one model and its adapters: which of them speaks
 attention.py    attention in parts: what rows have in common is stored and met once
 blocks.py       where keys and values stand, without gaps
 sampling.py     logits -> the next token of every row
-generation.py   a batch that rows join and leave at any step (plain.py: for other kinds of attention)
+generation.py   a batch that rows join and leave at any step (plain.py: for other kinds of
+                attention)
 likelihood.py   how likely texts are that the model has not written
 prompts.py      chat messages -> tokens, and what of them can be shared
 streaming.py    a text in pieces, as it comes into being
@@ -30,8 +32,8 @@ processes.py    a server that we start: port, health, log, end (watched.py ends 
 protocol.py     the OpenAI protocol: request -> body, answer -> Response, failure -> DSPy's error
 lora_gguf.py    a PEFT adapter -> what llama.cpp's server takes
 served_adapters.py  how adapters get into a running server: llama.cpp's way, vLLM's way
-server.py       ServerEngine: a server that speaks the OpenAI protocol, running already or started by us
-llama_server.py llama.cpp's server from a pip package, as a command
+server.py       ServerEngine: a server that speaks the OpenAI protocol, running already or started
+by us llama_server.py llama.cpp's server from a pip package, as a command
 build.py        ``[weak]``, ``[strong]`` of a TOML -> dspy.LM
 """
 

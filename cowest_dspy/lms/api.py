@@ -1,11 +1,14 @@
 """A hosted model: rate limits, retries and a deadline around ``dspy.LM``, which reaches it.
 
-    lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY", requests_per_minute=60)).lm()
+    lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY",
+    requests_per_minute=60)).lm()
 
-Every attempt, first or repeated, waits for room in the limits of its endpoint (limits.py). A failure that passes (429, 5xx, a
-broken or silent connection, a body that is cut, no JSON or without an answer) is tried again after an exponential, jittered pause;
-``Retry-After`` holds back every call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so
-they are off. A stop ends waits; an attempt that is under way may be paid for, and comes to its end (attempts.py).
+Every attempt, first or repeated, waits for room in the limits of its endpoint (limits.py). A
+failure that passes (429, 5xx, a broken or silent connection, a body that is cut, no JSON or without
+an answer) is tried again after an exponential, jittered pause; ``Retry-After`` holds back every
+call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so
+they are off. A stop ends waits; an attempt that is under way may be paid for, and comes to its end
+(attempts.py).
 """
 
 from __future__ import annotations
@@ -37,18 +40,21 @@ from cowest_dspy.store.rate_limit import Limits, rest, shared_limits
 from cowest_dspy.utils.masking import without_secret
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-# English has about four characters to a token, other languages and code fewer. Too many is safe: it is corrected afterwards.
+# English has about four characters to a token, other languages and code fewer. Too many is safe: it
+# is corrected afterwards.
 CHARACTERS_PER_TOKEN = 3
 
 
 class ApiEngine:
     """An engine that reaches a hosted model as its settings say.
 
-    The key is read from the environment here and stays inside: it is in no saved state, history or error message.
+    The key is read from the environment here and stays inside: it is in no saved state, history or
+    error message.
 
     Args:
         settings: as in a TOML.
-        limits: those of its endpoint by default, shared with every other engine for the same model, address and key.
+        limits: those of its endpoint by default, shared with every other engine for the same model,
+            address and key.
         attempt: makes one attempt in the place of :meth:`attempt`, for instance on another machine.
 
     Raises:
@@ -56,7 +62,11 @@ class ApiEngine:
     """
 
     def __init__(
-        self, settings: Api, *, limits: Limits | None = None, attempt: Callable[[Request], Response] | None = None
+        self,
+        settings: Api,
+        *,
+        limits: Limits | None = None,
+        attempt: Callable[[Request], Response] | None = None,
     ) -> None:
         self.settings, self._attempt = settings, attempt or self.attempt
         self.limits = limits or shared_limits(
@@ -92,9 +102,11 @@ class ApiEngine:
         """The answer, with what it cost (``serialize.response_usd``).
 
         Raises:
-            dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that might have.
+            dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that
+            might have.
             BudgetError: a retry for which the run's budget has no room.
-            KeyboardInterrupt: the work was stopped while the call waited for its turn or for another try.
+            KeyboardInterrupt: the work was stopped while the call waited for its turn or for
+                another try.
         """
         for retries in range(self.settings.num_retries + 1):
             if retries:
@@ -104,9 +116,13 @@ class ApiEngine:
             try:
                 response = self._attempt(request)
                 used = _used_tokens(response)
-                return serialize.priced(response, prices.usd(self._inner, self.settings.price, response))
+                return serialize.priced(
+                    response, prices.usd(self._inner, self.settings.price, response)
+                )
             except LMError as error:
-                used = 0 if error.status is not None and 400 <= error.status < 500 else None  # refused: nothing was generated
+                used = (
+                    0 if error.status is not None and 400 <= error.status < 500 else None
+                )  # refused: nothing was generated
                 if retries == self.settings.num_retries or not is_retryable_lm_error(error):
                     raise
                 pause = self._pause(error, retries)
@@ -135,30 +151,38 @@ class ApiEngine:
         return self
 
     def attempt(self, request: Request) -> Response:
-        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the server does, and which no stop
-        ends before. It is not limited, and not repeated."""
+        """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the
+        server does, and which no stop ends before. It is not limited, and not repeated."""
         try:
             # The LM around this engine keeps history, counts usage and streams: not twice.
             with dspy.context(disable_history=True, usage_tracker=None, send_stream=None):
                 response = attempts.within(self.settings.timeout, lambda: self._ask(request))
         except TimeoutError:
             error: BaseException = LMTimeoutError(
-                f"No whole answer within timeout = {self.settings.timeout:g} seconds.", model=request.model
+                f"No whole answer within timeout = {self.settings.timeout:g} seconds.",
+                model=request.model,
             )
         except Exception as found:  # Of whatever kind: it may repeat the key.
             error = self._told(found)
         else:
             if not serialize.lacks_answer(response, of_provider=True):
                 return response
-            error = LMServerError("The server answered, but with no answer of a model in it.", model=request.model, status=200)
-        # Outside of the handlers: the error would otherwise carry the one before it, and what that repeats of a key.
+            error = LMServerError(
+                "The server answered, but with no answer of a model in it.",
+                model=request.model,
+                status=200,
+            )
+        # Outside of the handlers: the error would otherwise carry the one before it, and what that
+        # repeats of a key.
         raise error
 
     async def _ask(self, request: Request) -> Response:
-        """One request on a connection that no other attempt has at the same time, and that is closed unless it brought an answer.
+        """One request on a connection that no other attempt has at the same time, and that is
+        closed unless it brought an answer.
 
-        After an interim answer (HTTP 102, 103), which DSPy's transport takes for the answer itself, the real one comes later: on a
-        connection that is used again it would be the answer to another question. To be simplified when DSPy reads interim answers.
+        After an interim answer (HTTP 102, 103), which DSPy's transport takes for the answer itself,
+        the real one comes later: on a connection that is used again it would be the answer to
+        another question. To be simplified when DSPy reads interim answers.
         """
         # All of them run on one loop (attempts.py): nobody takes one in between.
         same = bool(self._idle) and self._idle[-1].model == request.model
@@ -175,13 +199,18 @@ class ApiEngine:
                 await inner.aclose()
 
     def _told(self, error: BaseException) -> BaseException:
-        """The error as it is raised: without the key, and a body that is no JSON or not read as the broken transport that it is."""
+        """The error as it is raised: without the key, and a body that is no JSON or not read as the
+        broken transport that it is."""
         cause = error.__cause__
         if self._key and _says(error, self._key):
-            # A server has repeated the key. The cause repeats it too, so that the error is told anew, without one.
+            # A server has repeated the key. The cause repeats it too, so that the error is told
+            # anew, without one.
             plain = type(error) if isinstance(error, LMError) else LMError
             text = without_secret(str(getattr(error, "message", error)), self._key)
-            details = {name: getattr(error, name, None) for name in ("model", "provider", "provider_code", "status", "retry_after")}
+            details = {
+                name: getattr(error, name, None)
+                for name in ("model", "provider", "provider_code", "status", "retry_after")
+            }
             error = plain(text, **details)
         garbled = isinstance(error, LMUnexpectedError) and isinstance(cause, UNREADABLE)
         if type(error) is LMProviderError and error.status is not None and error.status < 300:
@@ -201,7 +230,9 @@ class ApiEngine:
     def estimated_tokens(self, request: Request) -> int:
         """Tokens of the prompt and of the longest answer, before anything is known."""
         letters = sum(len(message["content"]) for message in serialize.request_messages(request))
-        return letters // CHARACTERS_PER_TOKEN + (request.config.max_tokens or self.settings.max_tokens)
+        return letters // CHARACTERS_PER_TOKEN + (
+            request.config.max_tokens or self.settings.max_tokens
+        )
 
 
 class AsyncApiEngine:
@@ -250,4 +281,6 @@ def _used_tokens(response: Response) -> int | None:
     if usage.input_tokens is None or usage.output_tokens is None:
         return None
     used = usage.input_tokens + usage.output_tokens
-    return used if used <= serialize.MOST_TOKENS else None  # Nobody else waits for room because of a count that is none.
+    return (
+        used if used <= serialize.MOST_TOKENS else None
+    )  # Nobody else waits for room because of a count that is none.

@@ -1,10 +1,12 @@
-"""One attempt at a model over a network: it ends within one deadline whatever the server does, and a stop does not end it before.
+"""One attempt at a model over a network: it ends within one deadline whatever the server does, and
+a stop does not end it before.
 
     response = within(120.0, lambda: lm.acall(request))      # blocks, in any thread
 
-Attempts run on one event loop, in a thread of its own. At its deadline an attempt is cancelled wherever it is (the look-up of the
-address, connecting, headers that trickle, a body without end), and its connection is closed. What is under way may be paid for: a
-stop ends only what waits for its turn or for another try (limits.py).
+Attempts run on one event loop, in a thread of its own. At its deadline an attempt is cancelled
+wherever it is (the look-up of the address, connecting, headers that trickle, a body without end),
+and its connection is closed. What is under way may be paid for: a stop ends only what waits for its
+turn or for another try (limits.py).
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ import httpx
 T = TypeVar("T")
 
 LARGEST_BODY = 64 * 2**20
-"""Bytes of an answer, uncompressed. The longest answers with log-probabilities of all their tokens stay below."""
+"""Bytes of an answer, uncompressed. The longest answers with log-probabilities of all their tokens
+stay below."""
 GRACE = 5.0
-"""Seconds in which an attempt that was cancelled must have ended; after them nobody waits for it any more."""
-# Addresses are looked up in threads, and some look-ups hang: as many may do so as attempts are commonly under way.
+"""Seconds in which an attempt that was cancelled must have ended; after them nobody waits for it
+any more."""
+# Addresses are looked up in threads, and some look-ups hang: as many may do so as attempts are
+# commonly under way.
 _LOOK_UPS = 64
 _OF_THE_TRANSFER = (b"content-encoding", b"content-length", b"transfer-encoding")
 
@@ -72,7 +77,8 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 class Http:
-    """An HTTP client for attempts, with connections that are kept. Thread-safe; a forked process has connections of its own.
+    """An HTTP client for attempts, with connections that are kept. Thread-safe; a forked process
+    has connections of its own.
 
     Args:
         options: of ``httpx.AsyncClient``, less its timeouts.
@@ -114,8 +120,8 @@ def _close_later(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> 
 
 @dataclass(frozen=True)
 class Exchange:
-    """The requests of one attempt: one deadline on ``time.monotonic()``'s clock for all of them together, one bound for each
-    answer's body."""
+    """The requests of one attempt: one deadline on ``time.monotonic()``'s clock for all of them
+    together, one bound for each answer's body."""
 
     client: httpx.AsyncClient
     deadline: float
@@ -140,9 +146,18 @@ class Exchange:
                 async for piece in answer.aiter_bytes():
                     body += piece
                     if len(body) > LARGEST_BODY:
-                        raise httpx.RemoteProtocolError(f"the answer is longer than {LARGEST_BODY} bytes", request=answer.request)
+                        raise httpx.RemoteProtocolError(
+                            f"the answer is longer than {LARGEST_BODY} bytes",
+                            request=answer.request,
+                        )
             # As bytes: a value may be beyond ASCII, and httpx writes none that is.
-            headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in _OF_THE_TRANSFER]
-            return httpx.Response(answer.status_code, headers=headers, content=bytes(body), request=answer.request)
+            headers = [
+                (name, value)
+                for name, value in answer.headers.raw
+                if name.lower() not in _OF_THE_TRANSFER
+            ]
+            return httpx.Response(
+                answer.status_code, headers=headers, content=bytes(body), request=answer.request
+            )
 
         return within(self.deadline - time.monotonic(), ask)

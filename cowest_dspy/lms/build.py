@@ -15,7 +15,8 @@ from cowest_dspy.utils.importing import call
 
 
 def build_lm(settings: LMSettings) -> dspy.LM:
-    """The LM that ``settings`` describe. In-process weights are loaded, and servers started, at the first call, not here.
+    """The LM that ``settings`` describe. In-process weights are loaded, and servers started, at the
+    first call, not here.
 
     Raises:
         ModelError: the folder or Hub id of a model, or an adapter, cannot be used.
@@ -28,7 +29,13 @@ def build_lm(settings: LMSettings) -> dspy.LM:
         return engine.lm(model, temperature=settings.temperature, max_tokens=settings.max_tokens)
     if isinstance(settings, Engine):
         engine = call(settings.engine)
-        return dspy.LM(settings.model, engine=engine, cache=False, temperature=settings.temperature, max_tokens=settings.max_tokens)
+        return dspy.LM(
+            settings.model,
+            engine=engine,
+            cache=False,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )
     if isinstance(settings, Server):
         return _server_lm(settings)
     return ApiEngine(settings).lm()
@@ -39,4 +46,9 @@ def _server_lm(settings: Server) -> dspy.LM:
         key_in(settings.api_key_env)
     engine = shared_server(settings)
     model = engine.load_adapter(Path(settings.adapter)) if settings.adapter else None
-    return engine.lm(model, temperature=settings.temperature, max_tokens=settings.max_tokens, num_retries=settings.num_retries)
+    return engine.lm(
+        model,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        num_retries=settings.num_retries,
+    )

@@ -1,4 +1,5 @@
-"""Is there an OpenAI-compatible endpoint, does it take the key, does it serve the model, and what context does it say.
+"""Is there an OpenAI-compatible endpoint, does it take the key, does it serve the model, and what
+context does it say.
 
 Only questions that cost nothing: the list of models, and llama.cpp's properties.
 """
@@ -31,17 +32,47 @@ def reach(settings: Api | Server) -> Reached:
     """Asks the endpoint at ``api_base`` for its models; an answer must begin within 5 seconds."""
     address = masked(settings.api_base or "")
     if settings.api_key_env and not os.environ.get(settings.api_key_env):
-        return Reached("error", f"The environment variable {settings.api_key_env} is not set: export it, it holds the API key.")
+        return Reached(
+            "error",
+            (
+                f"The environment variable {settings.api_key_env} is not set: export it, it holds "
+                "the "
+                "API key."
+            ),
+        )
     try:
-        answer = httpx.get(f"{_base(settings)}/models", headers=_headers(settings), timeout=DEADLINE)
+        answer = httpx.get(
+            f"{_base(settings)}/models", headers=_headers(settings), timeout=DEADLINE
+        )
     except httpx.TimeoutException:
-        return Reached("error", f"{address} did not answer within {DEADLINE:.0f} s: is the server loading, or the address wrong?")
+        return Reached(
+            "error",
+            (
+                f"{address} did not answer within {DEADLINE:.0f} s: is the server loading, or the "
+                "address wrong?"
+            ),
+        )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Reached("error", f"{address} cannot be reached ({masked(str(error))}): start the server, or correct api_base.")
+        return Reached(
+            "error",
+            (
+                f"{address} cannot be reached ({masked(str(error))}): start the server, or correct "
+                "api_base."
+            ),
+        )
     if answer.status_code in (401, 403):
-        return Reached("error", f"{address} refused the key ({answer.status_code}): {_about_the_key(settings)}")
+        return Reached(
+            "error", f"{address} refused the key ({answer.status_code}): {_about_the_key(settings)}"
+        )
     if answer.status_code >= 500:
-        return Reached("error", f"{address} is there, but not ready ({answer.status_code}): wait until it has loaded its model.")
+        return Reached(
+            "error",
+            (
+                f"{address} is there, but not ready ({answer.status_code}): wait until it has "
+                "loaded "
+                "its model."
+            ),
+        )
     return _served(settings, address, _listed(answer))
 
 
@@ -51,10 +82,15 @@ def _served(settings: Api | Server, address: str, listed: list[dict[str, Any]]) 
     if listed and entry is None:
         known = [str(one.get("id")) for one in listed]
         shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-        return Reached("warning", f'{address} does not list the model "{name}".{nearest(name, known)} It lists: {shown}.')
+        return Reached(
+            "warning",
+            f'{address} does not list the model "{name}".{nearest(name, known)} It lists: {shown}.',
+        )
     context = (entry or {}).get("max_model_len") or _context_of_llama_cpp(settings)
     how = f"serves {name}" if entry else "answers, without a list of models"
-    return Reached("ok", f"{address} {how}", context if isinstance(context, int) and context > 0 else None)
+    return Reached(
+        "ok", f"{address} {how}", context if isinstance(context, int) and context > 0 else None
+    )
 
 
 def _context_of_llama_cpp(settings: Api | Server) -> Any:
@@ -62,7 +98,11 @@ def _context_of_llama_cpp(settings: Api | Server) -> Any:
     if not isinstance(settings, Server) or settings.server != "llama_cpp":
         return None
     try:
-        answer = httpx.get(f"{_base(settings).removesuffix('/v1')}/props", headers=_headers(settings), timeout=DEADLINE)
+        answer = httpx.get(
+            f"{_base(settings).removesuffix('/v1')}/props",
+            headers=_headers(settings),
+            timeout=DEADLINE,
+        )
         return answer.json()["default_generation_settings"]["n_ctx"]
     except (httpx.HTTPError, *UNREADABLE):
         return None

@@ -1,9 +1,11 @@
 """A PEFT LoRA adapter -> the GGUF file that llama.cpp's server can be started with.
 
-    lora_gguf.convert(Path("adapters/dpo"), base=Path("models/SmolLM2-135M-Instruct"))    # .../cowest-9f31c2a07b1e.gguf
+    lora_gguf.convert(Path("adapters/dpo"), base=Path("models/SmolLM2-135M-Instruct"))    #
+        .../cowest-9f31c2a07b1e.gguf
 
-The file's name holds the hash of the adapter's weights, so that a server's list of adapters says which ones it has. How PEFT
-scales an adapter (rank, alpha, rsLoRA, patterns) is put into one alpha and the B matrices.
+The file's name holds the hash of the adapter's weights, so that a server's list of adapters says
+which ones it has. How PEFT scales an adapter (rank, alpha, rsLoRA, patterns) is put into one alpha
+and the B matrices.
 """
 
 from __future__ import annotations
@@ -21,20 +23,24 @@ from cowest_dspy.lms.local import weights
 from cowest_dspy.utils.files import workplace
 from cowest_dspy.utils.reading import read_json_text
 
-# Of a Hugging Face model_type: llama.cpp's architecture, and whether its rows of q and k are stored in the order of llama.cpp's
-# "normal" rotary embedding (pairs beside each other) instead of Hugging Face's (halves).
+# Of a Hugging Face model_type: llama.cpp's architecture, and whether its rows of q and k are stored
+# in the order of llama.cpp's "normal" rotary embedding (pairs beside each other) instead of Hugging
+# Face's (halves).
 ARCHITECTURES = {
     "llama": ("llama", True),
     "mistral": ("llama", True),
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
 }
-_TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
+_TENSOR = re.compile(
+    r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$"
+)
 
 
 @dataclass(frozen=True)
 class _Lora:
-    """One adapted layer: Hugging Face's name of it, A ``[rank, in]``, B ``[out, rank]``, and PEFT's scaling of their product."""
+    """One adapted layer: Hugging Face's name of it, A ``[rank, in]``, B ``[out, rank]``, and PEFT's
+    scaling of their product."""
 
     module: str
     a: Any
@@ -50,28 +56,35 @@ def file_name(adapter_hash: str) -> str:
 def convert(adapter: Path, base: Path) -> Path:
     """The adapter in the folder ``adapter`` as a GGUF file, for the model whose folder is ``base``.
 
-    The file lies in :func:`cowest_dspy.lms.local.weights.cache_folder`, is made once, and appears whole or not at
-    all. A file that lies beside the adapter is never taken for it: whoever gave the adapter may have put it there.
+    The file lies in :func:`cowest_dspy.lms.local.weights.cache_folder`, is made once, and appears
+    whole or not at all. A file that lies beside the adapter is never taken for it: whoever gave the
+    adapter may have put it there.
 
     Raises:
-        ModelError: no adapter there, a damaged one, one that llama.cpp cannot take (DoRA, biases, embeddings, whole modules), a
-            model of an architecture that is not known here, or the package ``gguf`` is not installed.
+        ModelError: no adapter there, a damaged one, one that llama.cpp cannot take (DoRA, biases,
+            embeddings, whole modules), a model of an architecture that is not known here, or the
+            package ``gguf`` is not installed.
     """
     adapter = Path(adapter).resolve()
     config = _plain(adapter)
     file = Path(base) / "config.json"
     shape = file.read_bytes()
-    place = weights.cache_folder() / "lora" / hashlib.sha256(shape).hexdigest()[: weights.HASH_LENGTH]
+    place = (
+        weights.cache_folder() / "lora" / hashlib.sha256(shape).hexdigest()[: weights.HASH_LENGTH]
+    )
     target = place / file_name(weights.adapter_hash(adapter))
     if target.is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError('Adapters for llama.cpp need the package gguf: pip install "cowest-dspy[gguf]"')
+        raise ModelError(
+            'Adapters for llama.cpp need the package gguf: pip install "cowest-dspy[gguf]"'
+        )
     model = read_json_text(shape, str(file), ModelError)
     kind = model.get("model_type")
     if kind not in ARCHITECTURES:
         raise ModelError(
-            f"{base} is a {kind} model: its adapters cannot be converted for llama.cpp here. Known: {', '.join(ARCHITECTURES)}. "
+            f"{base} is a {kind} model: its adapters cannot be converted for llama.cpp here. "
+            f"Known: {', '.join(ARCHITECTURES)}. "
             'Serve it with vLLM (server = "vllm"), which takes the adapter as it is.'
         )
     alpha, loras = _read(adapter, config)
@@ -91,7 +104,9 @@ def _plain(folder: Path) -> dict[str, Any]:
         f"{config.get('peft_type')} instead of LoRA": config.get("peft_type") != "LORA",
     }
     for what in (what for what, there in not_taken.items() if there):
-        raise ModelError(f"{folder}: llama.cpp takes plain LoRA adapters only, and this one has {what}.")
+        raise ModelError(
+            f"{folder}: llama.cpp takes plain LoRA adapters only, and this one has {what}."
+        )
     return config
 
 
@@ -104,17 +119,27 @@ def _read(folder: Path, config: dict[str, Any]) -> tuple[float, list[_Lora]]:
         for name in tensors.keys():  # noqa: SIM118 - safe_open has keys() and is no dictionary
             found = _TENSOR.match(name)
             if found is None:
-                raise ModelError(f"{folder}: llama.cpp takes LoRA of linear layers only, and this adapter has {name}.")
-            sides.setdefault(found["module"], {})[found["side"]] = tensors.get_tensor(name).float().numpy()
+                raise ModelError(
+                    f"{folder}: llama.cpp takes LoRA of linear layers only, and this adapter has "
+                    f"{name}."
+                )
+            sides.setdefault(found["module"], {})[found["side"]] = (
+                tensors.get_tensor(name).float().numpy()
+            )
     return float(config["lora_alpha"]), [
-        _Lora(module, pair["A"], pair["B"], _scaling(config, module, pair["A"].shape[0])) for module, pair in sorted(sides.items())
+        _Lora(module, pair["A"], pair["B"], _scaling(config, module, pair["A"].shape[0]))
+        for module, pair in sorted(sides.items())
     ]
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """PEFT's factor of B times A for one layer: alpha / rank, or alpha / sqrt(rank) with rsLoRA; patterns may set alpha."""
+    """PEFT's factor of B times A for one layer: alpha / rank, or alpha / sqrt(rank) with rsLoRA;
+    patterns may set alpha."""
     patterns = (config.get("alpha_pattern") or {}).items()
-    alpha = next((value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", module)), config["lora_alpha"])
+    alpha = next(
+        (value for pattern, value in patterns if re.match(rf"(.*\.)?({pattern})$", module)),
+        config["lora_alpha"],
+    )
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
@@ -123,7 +148,11 @@ def _write(target: Path, model: dict[str, Any], alpha: float, loras: list[_Lora]
     from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 
     name, permuted = ARCHITECTURES[model["model_type"]]
-    arch: Any = next(arch for arch, known in MODEL_ARCH_NAMES.items() if known == name and isinstance(arch, MODEL_ARCH))
+    arch: Any = next(
+        arch
+        for arch, known in MODEL_ARCH_NAMES.items()
+        if known == name and isinstance(arch, MODEL_ARCH)
+    )
     names = get_tensor_name_map(arch, model["num_hidden_layers"])
     writer = GGUFWriter(target, name)
     writer.add_string("general.type", "adapter")
@@ -132,12 +161,19 @@ def _write(target: Path, model: dict[str, Any], alpha: float, loras: list[_Lora]
     for lora in loras:
         tensor = names.get_name(lora.module)
         if tensor is None:
-            raise ModelError(f"llama.cpp has no layer for {lora.module} in a {name} model: adapt other modules.")
+            raise ModelError(
+                f"llama.cpp has no layer for {lora.module} in a {name} model: adapt other modules."
+            )
         # llama.cpp computes alpha / rank itself; what PEFT does beyond that goes into B.
         b = lora.b * (lora.scaling * lora.a.shape[0] / alpha)
         if permuted and lora.module.endswith(("q_proj", "k_proj")):
             heads = model["num_attention_heads"]
-            b = _permuted(b, heads if lora.module.endswith("q_proj") else model.get("num_key_value_heads") or heads)
+            b = _permuted(
+                b,
+                heads
+                if lora.module.endswith("q_proj")
+                else model.get("num_key_value_heads") or heads,
+            )
         writer.add_tensor(f"{tensor}.weight.lora_a", lora.a)
         writer.add_tensor(f"{tensor}.weight.lora_b", b.astype(lora.a.dtype))
     writer.write_header_to_file()
@@ -147,5 +183,6 @@ def _write(target: Path, model: dict[str, Any], alpha: float, loras: list[_Lora]
 
 
 def _permuted(b: Any, heads: int) -> Any:
-    """Rows ``[out, rank]`` of a q or k projection: in each head, the two halves become pairs, as in the weights of the GGUF."""
+    """Rows ``[out, rank]`` of a q or k projection: in each head, the two halves become pairs, as in
+    the weights of the GGUF."""
     return b.reshape(heads, 2, -1, b.shape[1]).swapaxes(1, 2).reshape(b.shape)

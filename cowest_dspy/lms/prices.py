@@ -1,6 +1,8 @@
-"""What an answer cost in US dollars: by the settings' own price, else by the table that DSPy ships, else not known.
+"""What an answer cost in US dollars: by the settings' own price, else by the table that DSPy ships,
+else not known.
 
-Not known is None and never 0: a sum with an unknown part is unknown. What is computed in this process costs nothing.
+Not known is None and never 0: a sum with an unknown part is unknown. What is computed in this
+process costs nothing.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ MILLION = 1_000_000
 def usd(lm: dspy.LM, price: Price | None, response: Response) -> float | None:
     """What ``response`` of ``lm`` cost; None when its price, or its number of tokens, is not known.
 
-    A table prices a provider's own endpoint. An LM with an address of its own (``api_base``) is somebody else's: without a
-    ``price`` its cost is not known.
+    A table prices a provider's own endpoint. An LM with an address of its own (``api_base``) is
+    somebody else's: without a ``price`` its cost is not known.
     """
     if price is not None:
         return priced_tokens(price, response.usage.input_tokens, response.usage.output_tokens)
     return None if lm.kwargs.get("api_base") else _shipped(lm, response)
 
 
-def priced_tokens(price: Price, input_tokens: int | None, output_tokens: int | None) -> float | None:
+def priced_tokens(
+    price: Price, input_tokens: int | None, output_tokens: int | None
+) -> float | None:
     """US dollars for so many tokens, None when a number is not known.
 
     >>> priced_tokens(Price(input=0.25, output=2.0), 2_000_000, 500_000)
@@ -50,7 +54,11 @@ def of_settings(settings: Api, input_tokens: int, output_tokens: int) -> float |
     lm = dspy.LM(settings.model, cache=False, **address)
     read = usd(lm, None, serialize.make_response(settings.model, "", "stop", 1000, 0))
     written = usd(lm, None, serialize.make_response(settings.model, "", "stop", 0, 1000))
-    return None if read is None or written is None else (read * input_tokens + written * output_tokens) / 1000
+    return (
+        None
+        if read is None or written is None
+        else (read * input_tokens + written * output_tokens) / 1000
+    )
 
 
 def _shipped(lm: dspy.LM, response: Response) -> float | None:

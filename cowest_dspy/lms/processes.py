@@ -5,8 +5,8 @@
         httpx.post(f"{place.url}/v1/chat/completions", ...)
     server.stop()
 
-It listens on 127.0.0.1 only, on a port that was free; what it says goes into a log file. It ends with us, also when we are killed
-(watched.py). Nothing that was not started here is ever touched.
+It listens on 127.0.0.1 only, on a port that was free; what it says goes into a log file. It ends
+with us, also when we are killed (watched.py). Nothing that was not started here is ever touched.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ WATCHED = Path(__file__).with_name("watched.py")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server answers, and which start of it this is: what was put into an earlier one is gone."""
+    """Where a server answers, and which start of it this is: what was put into an earlier one is
+    gone."""
 
     url: str
     start: int
@@ -50,8 +51,8 @@ class ServerProcess:
     """A command that serves HTTP, started at the first need, from any thread, once.
 
     Args:
-        command: the program and its arguments; "{port}" becomes a free port and "{python}" this Python. Arguments that are known
-            only later go where "{more}" stands, else to the end.
+        command: the program and its arguments; "{port}" becomes a free port and "{python}" this
+            Python. Arguments that are known only later go where "{more}" stands, else to the end.
         startup: seconds until it must answer.
         log: the file that takes what it prints; by default one in the temporary directory.
 
@@ -59,10 +60,13 @@ class ServerProcess:
         ModelError: a command without "{port}".
     """
 
-    def __init__(self, command: Sequence[str], *, startup: float, log: str | Path | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], *, startup: float, log: str | Path | None = None
+    ) -> None:
         if not any("{port}" in part for part in command):
             raise ModelError(
-                f'The command {list(command)} has no "{{port}}": write it where the port belongs, as in "--port", "{{port}}".'
+                f'The command {list(command)} has no "{{port}}": write it where the port belongs, '
+                f'as in "--port", "{{port}}".'
             )
         self.command, self.startup = tuple(command), startup
         self.log = Path(log) if log else None
@@ -82,12 +86,15 @@ class ServerProcess:
 
     @contextlib.contextmanager
     def running(self, more: Sequence[str] = ()) -> Iterator[Place]:
-        """A context in which the server runs with the arguments ``more``; started, or started anew, when it does not.
+        """A context in which the server runs with the arguments ``more``; started, or started anew,
+        when it does not.
 
-        A start with other arguments waits until nobody uses the server as it is, and who comes later waits for the start.
+        A start with other arguments waits until nobody uses the server as it is, and who comes
+        later waits for the start.
 
         Raises:
-            ModelError: it cannot be started, dies, or does not answer in time. It is not tried again before :meth:`stop`.
+            ModelError: it cannot be started, dies, or does not answer in time. It is not tried
+                again before :meth:`stop`.
         """
         with self._changed:
             while not self._runs_with(tuple(more)):
@@ -105,7 +112,8 @@ class ServerProcess:
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Ends the process group that was started here, by force after a grace period; the next need starts it again."""
+        """Ends the process group that was started here, by force after a grace period; the next
+        need starts it again."""
         with self._changed:
             self._end()
             self._failed, self._deaths = None, 0
@@ -117,12 +125,23 @@ class ServerProcess:
         return self.pid is not None and self._more == more
 
     def _start_anew(self, more: tuple[str, ...]) -> None:
-        if self._process is not None and self._process.poll() is not None and self._owner == os.getpid():
+        if (
+            self._process is not None
+            and self._process.poll() is not None
+            and self._owner == os.getpid()
+        ):
             self._deaths += 1
-            # Once can be bad luck (memory that another program took); twice is a server that does not work.
+            # Once can be bad luck (memory that another program took); twice is a server that does
+            # not work.
             if self._deaths > 1:
-                self._fail(f"died again while it was used, with exit code {self._process.returncode}")
-            _logger.warning("The server died with exit code %s and is started again; log: %s", self._process.returncode, self.log)
+                self._fail(
+                    f"died again while it was used, with exit code {self._process.returncode}"
+                )
+            _logger.warning(
+                "The server died with exit code %s and is started again; log: %s",
+                self._process.returncode,
+                self.log,
+            )
         self._end()
         try:
             self._start(more)
@@ -136,9 +155,15 @@ class ServerProcess:
         port = free_port()
         command = [part for word in self.command for part in (more if word == "{more}" else [word])]
         command += [] if "{more}" in self.command else more
-        command = [part.replace("{port}", str(port)).replace("{python}", sys.executable) for part in command]
+        command = [
+            part.replace("{port}", str(port)).replace("{python}", sys.executable)
+            for part in command
+        ]
         if shutil.which(command[0]) is None:
-            self._fail(f"cannot be started: there is no program {command[0]}; install it, or give its whole path")
+            self._fail(
+                f"cannot be started: there is no program {command[0]}; install it, or give its "
+                "whole path"
+            )
         if self.log is None:
             self.log = _new_log()
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +172,11 @@ class ServerProcess:
             log.flush()
             watched = [sys.executable, "-I", str(WATCHED), str(os.getpid()), *command]
             self._process = subprocess.Popen(
-                watched, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                watched,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         if self._starts == 0:
             atexit.register(self._end)
@@ -174,12 +203,15 @@ class ServerProcess:
     def _fail(self, what: str) -> None:
         self._failed = f"The server `{masked(' '.join(self.command))}` {what}."
         if self.log is not None and self.log.is_file():
-            lines = masked(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()[-TAIL:]
+            lines = masked(self.log.read_text(encoding="utf-8", errors="replace")).splitlines()[
+                -TAIL:
+            ]
             self._failed += f" Its log is {self.log}:" + "".join(f"\n  {line}" for line in lines)
         raise ModelError(self._failed)
 
     def _end(self) -> None:
-        # A fork has the same object, and must not end what belongs to the process that it came from.
+        # A fork has the same object, and must not end what belongs to the process that it came
+        # from.
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return
@@ -187,7 +219,8 @@ class ServerProcess:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that leads a group, and the group with it: asks, and after a grace period ends by force."""
+    """Ends a process that leads a group, and the group with it: asks, and after a grace period ends
+    by force."""
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         if process.poll() is not None:
             return
@@ -198,13 +231,16 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _answers(client: object, url: str) -> bool:
-    """Whether a server says that it is ready: by /health, or by its list of models where there is no /health."""
+    """Whether a server says that it is ready: by /health, or by its list of models where there is
+    no /health."""
     import httpx
 
     assert isinstance(client, httpx.Client)
     try:
         health = client.get(f"{url}/health")
-        return health.is_success or (health.status_code in (404, 405) and client.get(f"{url}/v1/models").is_success)
+        return health.is_success or (
+            health.status_code in (404, 405) and client.get(f"{url}/v1/models").is_success
+        )
     except httpx.TransportError:
         return False
 

@@ -1,7 +1,8 @@
-"""The OpenAI protocol for chats: a request -> the body of a POST, the server's answer -> a Response, a failure -> an error of DSPy.
+"""The OpenAI protocol for chats: a request -> the body of a POST, the server's answer -> a
+Response, a failure -> an error of DSPy.
 
-What comes from a server is not trusted: an answer that is cut short, garbled or of another shape is a ServerError, which DSPy
-tries again, and never an error of Python's own.
+What comes from a server is not trusted: an answer that is cut short, garbled or of another shape is
+a ServerError, which DSPy tries again, and never an error of Python's own.
 """
 
 from __future__ import annotations
@@ -37,10 +38,18 @@ from cowest_dspy.store import serialize
 from cowest_dspy.utils.masking import without_secret
 
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
-# How servers say that a prompt is too long: OpenAI and vLLM, llama.cpp, and others in words of their own.
-_TOO_LONG = ("context_length_exceeded", "exceed_context_size", "maximum context length", "context length", "context size")
+# How servers say that a prompt is too long: OpenAI and vLLM, llama.cpp, and others in words of
+# their own.
+_TOO_LONG = (
+    "context_length_exceeded",
+    "exceed_context_size",
+    "maximum context length",
+    "context length",
+    "context size",
+)
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading an answer of another shape ends in: a list in the place of an object, 1e999 tokens, lists 50,000 deep."""
+"""What reading an answer of another shape ends in: a list in the place of an object, 1e999 tokens,
+lists 50,000 deep."""
 _OF_STATUS: dict[int, type[ProviderError]] = {
     401: AuthError,
     403: AuthError,
@@ -55,7 +64,8 @@ def body_of(request: Request, whose: str) -> dict[str, Any]:
     """The body that asks for one answer, less the model's name: messages and sampling settings.
 
     Raises:
-        dspy.lm15.InvalidRequestError: a setting that is not supported, or a part that is not text; ``whose`` names the engine.
+        dspy.lm15.InvalidRequestError: a setting that is not supported, or a part that is not text;
+            ``whose`` names the engine.
     """
     described = serialize.request_to_dict(request)
     config: dict[str, Any] = described["config"]
@@ -68,7 +78,8 @@ def body_of(request: Request, whose: str) -> dict[str, Any]:
         body["stop"] = list(body["stop"])
     if "logprobs" in config:
         body["logprobs"] = True
-        # 0 means the chosen token only. Servers differ on what they make of a 0 here, so it is not sent.
+        # 0 means the chosen token only. Servers differ on what they make of a 0 here, so it is not
+        # sent.
         body |= {"top_logprobs": config["logprobs"]} if config["logprobs"] else {}
     return body
 
@@ -98,13 +109,15 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
         )
     except UNREADABLE as error:
         raise ServerError(
-            f"The server answered, but with no chat completion ({type(error).__name__}: {error}): {_short(answer.text, answer)}",
+            f"The server answered, but with no chat completion ({type(error).__name__}: {error}): "
+            f"{_short(answer.text, answer)}",
             status=answer.status_code,
         ) from error
 
 
 def failure_of(answer: httpx.Response) -> LM15Error:
-    """A status of failure as an error; those that pass (429, 408, 5xx) are of a kind that DSPy tries again."""
+    """A status of failure as an error; those that pass (429, 408, 5xx) are of a kind that DSPy
+    tries again."""
     said, code = _said(answer)
     status = answer.status_code
     details: dict[str, Any] = {"status": status, "retry_after": retry_after(answer.headers)}
@@ -114,16 +127,24 @@ def failure_of(answer: httpx.Response) -> LM15Error:
     if status == 429 and "insufficient_quota" in known:
         return BillingError(said, **details)
     kind = _OF_STATUS.get(status) or (
-        InvalidRequestError if 400 <= status < 500 else ServerError if status >= 500 else ProviderError
+        InvalidRequestError
+        if 400 <= status < 500
+        else ServerError
+        if status >= 500
+        else ProviderError
     )
     return kind(said, **details)
 
 
-def transport_failure(error: httpx.HTTPError | builtins.TimeoutError, seconds: float, whose: str) -> LM15Error:
+def transport_failure(
+    error: httpx.HTTPError | builtins.TimeoutError, seconds: float, whose: str
+) -> LM15Error:
     """A call that got no answer at all, as an error that DSPy tries again."""
     if isinstance(error, httpx.TimeoutException | builtins.TimeoutError):
         return TimeoutError(f"{whose}: no answer within {seconds:g} seconds (timeout).")
-    return TransportError(f"{whose}: {type(error).__name__}: {masked(str(error)) or 'the connection broke'}")
+    return TransportError(
+        f"{whose}: {type(error).__name__}: {masked(str(error)) or 'the connection broke'}"
+    )
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -142,7 +163,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _said(answer: httpx.Response) -> tuple[str, str]:
-    """What a failure says, and its code or type: OpenAI nests both under "error", vLLM's older versions do not."""
+    """What a failure says, and its code or type: OpenAI nests both under "error", vLLM's older
+    versions do not."""
     try:
         body = json.loads(answer.text)
     except (ValueError, RecursionError):
@@ -155,7 +177,8 @@ def _said(answer: httpx.Response) -> tuple[str, str]:
 
 
 def _short(text: str, answer: httpx.Response) -> str:
-    """What a server says, without secrets: a server may repeat the key that it was given, in any form."""
+    """What a server says, without secrets: a server may repeat the key that it was given, in any
+    form."""
     key = ""
     with suppress(RuntimeError):  # an answer that was made without a request
         key = answer.request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -163,7 +186,8 @@ def _short(text: str, answer: httpx.Response) -> str:
 
 
 def _logprobs(choice: dict[str, Any], text: str, top: int) -> tuple[TokenLogprob, ...]:
-    """The tokens that make up ``text`` with their log-probabilities. Servers also name tokens that a stop string cut off."""
+    """The tokens that make up ``text`` with their log-probabilities. Servers also name tokens that
+    a stop string cut off."""
     given = (choice.get("logprobs") or {}).get("content")
     if given is None:
         raise TypeError("log-probabilities were asked for, and it gave none")

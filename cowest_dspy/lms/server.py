@@ -1,15 +1,19 @@
-"""ServerEngine: a server that speaks the OpenAI protocol behind ``dspy.LM(engine=...)``; one that runs, or one that we start.
+"""ServerEngine: a server that speaks the OpenAI protocol behind ``dspy.LM(engine=...)``; one that
+runs, or one that we start.
 
-    engine = ServerEngine(Server(kind="server", server="vllm", model="smollm2", api_base="http://127.0.0.1:8000/v1",
+    engine = ServerEngine(Server(kind="server", server="vllm", model="smollm2",
+    api_base="http://127.0.0.1:8000/v1",
                                  weights="models/SmolLM2-135M-Instruct"))
     weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
     tuned = weak.copy(model=engine.load_adapter(folder))     # the same server, with an adapter
 
-The engine routes on ``request.model``, as TransformersEngine does, and like it owns no cache and no retry; DSPy and the run's store
-do. It can be copied, pickled and saved with a program: only its settings travel. Weights stay in the server.
+The engine routes on ``request.model``, as TransformersEngine does, and like it owns no cache and no
+retry; DSPy and the run's store do. It can be copied, pickled and saved with a program: only its
+settings travel. Weights stay in the server.
 
-Unlike TransformersEngine, an equal seed need not give an equal text: in a server the sums depend, in their last bits, on what
-shares the batch and what is left of earlier prompts. What was said once is in the run's store.
+Unlike TransformersEngine, an equal seed need not give an equal text: in a server the sums depend,
+in their last bits, on what shares the batch and what is left of earlier prompts. What was said once
+is in the run's store.
 """
 
 from __future__ import annotations
@@ -24,7 +28,15 @@ from typing import Any
 
 import dspy
 import httpx
-from dspy.lm15 import InvalidRequestError, LM15Error, ProviderError, Request, Response, TransportError, response_to_events
+from dspy.lm15 import (
+    InvalidRequestError,
+    LM15Error,
+    ProviderError,
+    Request,
+    Response,
+    TransportError,
+    response_to_events,
+)
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import protocol
@@ -38,7 +50,8 @@ from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAda
 from cowest_dspy.store import serialize
 from cowest_dspy.store.rate_limit import current_stopping
 
-# These are the LM's, not the engine's: two roles that differ in them only share one engine, and one started server.
+# These are the LM's, not the engine's: two roles that differ in them only share one engine, and one
+# started server.
 _OF_THE_LM = ("temperature", "max_tokens", "num_retries", "adapter")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -47,7 +60,8 @@ class ServerEngine:
     """A server as a DSPy engine. It is first spoken to, or started, at the first request.
 
     Args:
-        settings: the table of a TOML; ``temperature``, ``max_tokens``, ``num_retries`` and ``adapter`` are the LM's (build.py).
+        settings: the table of a TOML; ``temperature``, ``max_tokens``, ``num_retries`` and
+            ``adapter`` are the LM's (build.py).
 
     Raises:
         ModelError: ``weights`` that cannot be found, or a command without "{port}".
@@ -59,48 +73,60 @@ class ServerEngine:
     supported_params = frozenset(protocol.SUPPORTED)
 
     base_folder: str
-    """The folder of the served model's weights. Not there when they are not known or the server takes no adapters, so that the
-    engine counts as tunable only when it is."""
+    """The folder of the served model's weights. Not there when they are not known or the server
+    takes no adapters, so that the engine counts as tunable only when it is."""
 
     def __init__(self, settings: Server) -> None:
         self.settings = settings
         name = Path(settings.model).name
         located = weights.locate(settings.weights) if settings.weights else None
-        self.model_id = f"server/{name}@{weights.folder_hash(located)}" if located else f"server/{name}"
+        self.model_id = (
+            f"server/{name}@{weights.folder_hash(located)}" if located else f"server/{name}"
+        )
         if located and settings.server != "openai":
             self.base_folder = str(located)
         self._served = _served_adapters(settings, str(located) if located else None)
         self._adapters = KnownAdapters(self.model_id)
-        self._process = ServerProcess(settings.command, startup=settings.startup, log=settings.log) if settings.command else None
+        self._process = (
+            ServerProcess(settings.command, startup=settings.startup, log=settings.log)
+            if settings.command
+            else None
+        )
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self._opening = threading.Lock()
         self._http: Http | None = None
 
     def lm(self, model: str | None = None, **settings: Any) -> dspy.LM:
-        """A ``dspy.LM`` on this engine; ``model`` is an adapter's id (default: the base), ``settings`` as of ``dspy.LM``.
+        """A ``dspy.LM`` on this engine; ``model`` is an adapter's id (default: the base),
+        ``settings`` as of ``dspy.LM``.
 
-        DSPy's own response cache is off, as with every engine here. DSPy tries passing failures again (``num_retries``).
+        DSPy's own response cache is off, as with every engine here. DSPy tries passing failures
+        again (``num_retries``).
         """
         settings.setdefault("cache", False)
         settings.setdefault("num_retries", self.settings.num_retries)
-        return dspy.LM(model or self.model_id, engine=self, async_engine=AsyncServerEngine(self), **settings)
+        return dspy.LM(
+            model or self.model_id, engine=self, async_engine=AsyncServerEngine(self), **settings
+        )
 
     # What DSPy calls
 
     def complete(self, request: Request) -> Response:
-        """Asks the server, which is started when it is ours and does not run. Whatever the server does, it has ``timeout`` seconds
-        for the answer; no stop ends a call before, once it has been sent.
+        """Asks the server, which is started when it is ours and does not run. Whatever the server
+        does, it has ``timeout`` seconds for the answer; no stop ends a call before, once it has
+        been sent.
 
         Raises:
-            dspy.lm15.LM15Error: a request that cannot be (InvalidRequestError, ContextLengthError), or a call that failed; failures
-                that pass are of a kind that DSPy tries again.
+            dspy.lm15.LM15Error: a request that cannot be (InvalidRequestError, ContextLengthError),
+                or a call that failed; failures that pass are of a kind that DSPy tries again.
             ModelError: the server cannot be started, or does not have the adapter.
             KeyboardInterrupt: the work was stopped while the call waited for its turn.
         """
         try:
             return self._answer(request)
         except ProviderError as error:
-            # DSPy waits as long as the error says before it tries again, and a server may say anything.
+            # DSPy waits as long as the error says before it tries again, and a server may say
+            # anything.
             if error.retry_after is not None:
                 error.retry_after = min(error.retry_after, self.settings.timeout)
             raise
@@ -120,7 +146,8 @@ class ServerEngine:
         return response_to_events(self.complete(request))
 
     def close(self) -> None:
-        """Stops the server if it was started here, and closes connections; the next request starts it again."""
+        """Stops the server if it was started here, and closes connections; the next request starts
+        it again."""
         with self._opening:
             client, self._http = self._http, None
         if client is not None:
@@ -138,15 +165,20 @@ class ServerEngine:
         return (ServerEngine.load_state, (self.dump_state(),))
 
     def dump_state(self) -> dict[str, Any]:
-        """What is needed to make the engine again: settings (an API key only by its variable's name), and adapters' folders."""
-        return {"settings": self.settings.model_dump(mode="json"), "adapters": self._adapters.folders()}
+        """What is needed to make the engine again: settings (an API key only by its variable's
+        name), and adapters' folders."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "adapters": self._adapters.folders(),
+        }
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> ServerEngine:
         """The process's engine for this state.
 
         Raises:
-            ModelError: an adapter's folder is gone, or holds other weights than when the state was saved.
+            ModelError: an adapter's folder is gone, or holds other weights than when the state was
+                saved.
         """
         engine = shared_server(Server.model_validate(state["settings"]))
         load_again(engine.load_adapter, state.get("adapters", {}))
@@ -155,18 +187,21 @@ class ServerEngine:
     # Adapters
 
     def load_adapter(self, folder: Path) -> str:
-        """Makes a PEFT adapter known; gives its model id, which ends in a hash of the adapter's weights. The server gets it with
-        the first request that names it, or by :meth:`require`.
+        """Makes a PEFT adapter known; gives its model id, which ends in a hash of the adapter's
+        weights. The server gets it with the first request that names it, or by :meth:`require`.
 
         Raises:
-            ModelError: the folder holds no adapter, one that is damaged or is another model's, the server takes none, or the
-                model's own ``weights`` are not known.
+            ModelError: the folder holds no adapter, one that is damaged or is another model's, the
+                server takes none, or the model's own ``weights`` are not known.
         """
         base = getattr(self, "base_folder", None)
-        adapter_hash = lora.identify(Path(folder), Path(base)) if base else weights.adapter_hash(Path(folder))
+        adapter_hash = (
+            lora.identify(Path(folder), Path(base)) if base else weights.adapter_hash(Path(folder))
+        )
         if base is None and self.settings.server != "openai":
             raise ModelError(
-                f"{self.model_id}: adapters need weights, the folder or Hub id of the model that is served; "
+                f"{self.model_id}: adapters need weights, the folder or Hub id of the model that "
+                "is served; "
                 'set for instance weights = "../../models/SmolLM2-135M-Instruct".'
             )
         self._served.know(adapter_hash, Path(folder).resolve())
@@ -181,7 +216,8 @@ class ServerEngine:
         return self._adapters.folder_of(model)
 
     def require(self, model: str) -> None:
-        """Sees now that the server answers and has the adapter of ``model``, so that a run fails before its first question.
+        """Sees now that the server answers and has the adapter of ``model``, so that a run fails
+        before its first question.
 
         Raises:
             ModelError: it does not.
@@ -191,19 +227,23 @@ class ServerEngine:
             with self._reached() as (place, exchange):
                 self._served.fields(exchange, place, adapter)
         except LM15Error as error:
-            raise ModelError(f"{model} cannot be had from {self.settings.api_base or 'its server'}: {error}") from error
+            raise ModelError(
+                f"{model} cannot be had from {self.settings.api_base or 'its server'}: {error}"
+            ) from error
 
     # The server
 
     def _adapter_of(self, model: str) -> str | None:
         if model not in self._adapters:
-            raise InvalidRequestError(f"{self.model_id}: this engine does not know the model {model}.")
+            raise InvalidRequestError(
+                f"{self.model_id}: this engine does not know the model {model}."
+            )
         return self._adapters.name_of(model)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[tuple[Place, Exchange]]:
-        """A context in which the server runs, and one attempt at it is made; what breaks between us and it becomes an error of
-        DSPy's."""
+        """A context in which the server runs, and one attempt at it is made; what breaks between us
+        and it becomes an error of DSPy's."""
         try:
             if self._process is None:
                 yield Place(str(self.settings.api_base).rstrip("/"), 0), self._exchange()
@@ -213,19 +253,26 @@ class ServerEngine:
         except (httpx.HTTPError, TimeoutError) as error:
             raise protocol.transport_failure(error, self.settings.timeout, self.model_id) from error
         except RuntimeError as error:
-            # close() was called while this call was about to be made; httpx has no error of its own for that.
+            # close() was called while this call was about to be made; httpx has no error of its own
+            # for that.
             if "closed" not in str(error):
                 raise
-            raise TransportError(f"{self.model_id}: the engine was closed while it was asked.") from error
+            raise TransportError(
+                f"{self.model_id}: the engine was closed while it was asked."
+            ) from error
 
     def _exchange(self) -> Exchange:
         """The requests of an attempt that begins now."""
         with self._opening:
             if self._http is None:
-                limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.settings.concurrency)
+                limits = httpx.Limits(
+                    max_connections=None, max_keepalive_connections=self.settings.concurrency
+                )
                 base = httpx.URL(self.settings.api_base or "http://127.0.0.1")
                 # A proxy of the environment is for the network, not for this machine's own address.
-                self._http = Http(limits=limits, headers=self._headers(), trust_env=base.host not in _LOOPBACK)
+                self._http = Http(
+                    limits=limits, headers=self._headers(), trust_env=base.host not in _LOOPBACK
+                )
             return self._http.exchange(self.settings.timeout)
 
     def _headers(self) -> dict[str, str]:
@@ -255,7 +302,8 @@ def shared_server(settings: Server) -> ServerEngine:
 
 
 class AsyncServerEngine:
-    """The same engine for ``lm.acall``: waiting happens in threads of its own, as many as calls may be under way at once."""
+    """The same engine for ``lm.acall``: waiting happens in threads of its own, as many as calls may
+    be under way at once."""
 
     def __init__(self, engine: ServerEngine) -> None:
         self.engine = engine
@@ -264,8 +312,12 @@ class AsyncServerEngine:
     async def complete(self, request: Request) -> Response:
         """As :meth:`ServerEngine.complete`."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.engine.settings.concurrency, thread_name_prefix="cowest server")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.engine.complete, request)
+            self._threads = ThreadPoolExecutor(
+                self.engine.settings.concurrency, thread_name_prefix="cowest server"
+            )
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self.engine.complete, request
+        )
 
     async def aclose(self) -> None:
         """As :meth:`ServerEngine.close`."""

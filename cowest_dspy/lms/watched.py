@@ -1,8 +1,10 @@
-"""Runs a command, and ends it when the process that wanted it is gone: ``python -I watched.py PARENT COMMAND...``
+"""Runs a command, and ends it when the process that wanted it is gone: ``python -I watched.py
+PARENT COMMAND...``
 
-A server that we start must not outlive us, however we end: after a SIGKILL nobody is left to stop it. So it runs under this
-script, in one process group with it; the script looks whether its parent is still the process PARENT. It stands alone, since
-importing the package would take longer than many a server needs to start.
+A server that we start must not outlive us, however we end: after a SIGKILL nobody is left to stop
+it. So it runs under this script, in one process group with it; the script looks whether its parent
+is still the process PARENT. It stands alone, since importing the package would take longer than
+many a server needs to start.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ GRACE = 5.0
 
 
 def main(parent: int, command: list[str]) -> int:
-    """The exit code of ``command``; 128 and the signal's number when a signal ended it, as shells have it."""
+    """The exit code of ``command``; 128 and the signal's number when a signal ended it, as shells
+    have it."""
     # SIGTERM goes to the whole group. This script stays until the command has ended, to tell how.
     signal.signal(signal.SIGTERM, lambda *_: None)
     child = subprocess.Popen(command)

@@ -1,4 +1,5 @@
-"""DSPy optimisers: CoWest (rounds of preference tuning), Cycle (prompts and weights in turn), and a router."""
+"""DSPy optimisers: CoWest (rounds of preference tuning), Cycle (prompts and weights in turn), and a
+router."""
 
 from __future__ import annotations
 

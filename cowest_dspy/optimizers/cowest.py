@@ -1,10 +1,13 @@
-"""CoWest as a DSPy optimiser: rounds of collecting, pairing, tuning and deciding, in one ``compile``.
+"""CoWest as a DSPy optimiser: rounds of collecting, pairing, tuning and deciding, in one
+``compile``.
 
     optimizer = CoWest(metric=answer_match, tuner=DPO(beta=0.1), drafts=4, rounds=2)
     better = optimizer.compile(program, trainset=train, valset=dev)
-    better.rounds[0].reason      # "gain +0.100 [+0.025, +0.175] on 40 examples (4 better, 0 worse): ..."
+    better.rounds[0].reason      # "gain +0.100 [+0.025, +0.175] on 40 examples (4 better, 0 worse):
+                                 ..."
 
-It plugs into ``dspy.BetterTogether`` as any weight optimiser: ``BetterTogether(metric=m, p=dspy.GEPA(...), w=CoWest(...))``.
+It plugs into ``dspy.BetterTogether`` as any weight optimiser: ``BetterTogether(metric=m,
+p=dspy.GEPA(...), w=CoWest(...))``.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ logger = logging.getLogger(__name__)
 
 
 class Tuned(Collaboration):
-    """For types: a Collaboration that :meth:`CoWest.compile` made. ``rounds`` is their history, ``run`` the folder."""
+    """For types: a Collaboration that :meth:`CoWest.compile` made. ``rounds`` is their history,
+    ``run`` the folder."""
 
     rounds: RoundHistory
     run: Path
@@ -53,24 +57,29 @@ class CoWest(Teleprompter):
     """Tunes a Collaboration's weak model towards drafts that help its strong model.
 
     Args:
-        metric: any DSPy metric with values in [0, 1]; it decides on the valset whether a round is taken.
-        tuner: settings of each round's training: ``DPO`` on preference pairs, ``SFT`` on their chosen drafts, or ``KTO`` on
-            all drafts that helped or hurt, as such.
+        metric: any DSPy metric with values in [0, 1]; it decides on the valset whether a round is
+            taken.
+        tuner: settings of each round's training: ``DPO`` on preference pairs, ``SFT`` on their
+            chosen drafts, or ``KTO`` on all drafts that helped or hurt, as such.
         drafts: drafts sampled for each example.
         rounds: how many rounds, at most; or ``RoundRules`` with the thresholds of taking one.
-        evaluator: what influence is made of, where it is not ``metric``: a Judge, a GoldLikelihood, several Weighted.
+        evaluator: what influence is made of, where it is not ``metric``: a Judge, a GoldLikelihood,
+            several Weighted.
         sampling: temperature, top_p, seed, adaptive sampling; overrides ``drafts``.
         pairs: ``PairRules``, the rules of the gate: margin, strategy, least, ...
         answers: how often a strong model that samples is asked; the scores are averaged.
         max_failed: the largest part of drafts that may fail, in [0, 1].
-        threads: questions to the strong model under way at once. weak_threads: drafts under way at once.
+        threads: questions to the strong model under way at once. weak_threads: drafts under way at
+            once.
         seed: of sampling and training.
-        processes: that train together, one for each GPU, or on the CPU where there is none; or a file of Accelerate's (tuning.md).
-        run: the folder of store and adapters, for resuming; by default a new temporary folder, which is kept.
-            Inside ``keeping(store)``, as in a Cycle, it is that store's.
+        processes: that train together, one for each GPU, or on the CPU where there is none; or a
+            file of Accelerate's (tuning.md).
+        run: the folder of store and adapters, for resuming; by default a new temporary folder,
+            which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
         watch: who is told of the progress, for instance ``cowest_dspy.cli.live.Live()``.
 
-    The student's weak LM must be one that can be tuned: an in-process model, or a server that takes adapters.
+    The student's weak LM must be one that can be tuned: an in-process model, or a server that takes
+    adapters.
 
     Raises:
         TuningError: a tuner that so many processes cannot train by.
@@ -97,15 +106,27 @@ class CoWest(Teleprompter):
     ) -> None:
         self.metric, self.evaluator, self.tuner = metric, evaluator or metric, tuner or DPO()
         self.sampling = sampling or Sampling(drafts, seed=seed)
-        self.rules = rounds if isinstance(rounds, RoundRules) else RoundRules.model_validate({"count": rounds})
+        self.rules = (
+            rounds
+            if isinstance(rounds, RoundRules)
+            else RoundRules.model_validate({"count": rounds})
+        )
         self.gate = pairs or PairRules.model_validate({})
-        self.answers, self.max_failed, self.threads, self.weak_threads = answers, max_failed, threads, weak_threads
+        self.answers, self.max_failed, self.threads, self.weak_threads = (
+            answers,
+            max_failed,
+            threads,
+            weak_threads,
+        )
         self.seed, self.processes, self.run, self.watch = seed, processes, run, watch or Silent()
         if processes != 1:
             check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
     def __repr__(self) -> str:
-        about = f"tuner={self.tuner!r}, drafts={self.sampling.drafts}, rounds={self.rules.count}, seed={self.seed}"
+        about = (
+            f"tuner={self.tuner!r}, drafts={self.sampling.drafts}, rounds={self.rules.count}, "
+            f"seed={self.seed}"
+        )
         return f"CoWest(metric={named(self.metric)}, {about})"
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -117,22 +138,29 @@ class CoWest(Teleprompter):
         valset: Sequence[dspy.Example] | None = None,
         first_round: int = 1,
     ) -> Tuned:
-        """A copy of ``student`` with the weak model of the last round that was taken; the student stays as it is.
+        """A copy of ``student`` with the weak model of the last round that was taken; the student
+        stays as it is.
 
-        Only the weak model is trained, on its own completions. Without a valset, the last fifth of the trainset decides. Calls,
-        traces and adapters are kept in ``run``: the same call goes on there where it was interrupted. ``first_round`` is the number
-        of the first round, and in the names of what is kept: a Cycle counts on from the rounds of the steps before.
+        Only the weak model is trained, on its own completions. Without a valset, the last fifth of
+        the trainset decides. Calls, traces and adapters are kept in ``run``: the same call goes on
+        there where it was interrupted. ``first_round`` is the number of the first round, and in the
+        names of what is kept: a Cycle counts on from the rounds of the steps before.
 
         Raises:
-            ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come from the model that is tuned.
+            ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come
+                from the model that is tuned.
             DataError: an example that lacks an input of the program.
             TuningError: a weak LM that cannot be tuned, or a training that must not go on.
-            PairsError: the first round gave fewer pairs (with KTO: labelled drafts) than ``pairs.least``, or with KTO only
-                drafts that helped, or only drafts that hurt.
+            PairsError: the first round gave fewer pairs (with KTO: labelled drafts) than
+                ``pairs.least``, or with KTO only drafts that helped, or only drafts that hurt.
         """
         _check(student, teacher)
         examples = with_ids(trainset)
-        held = with_ids(valset) if valset is not None else examples[len(examples) - int(HELD_OUT * len(examples)) :]
+        held = (
+            with_ids(valset)
+            if valset is not None
+            else examples[len(examples) - int(HELD_OUT * len(examples)) :]
+        )
         check_inputs(student, [*examples, *held])
         train = examples if valset is not None else examples[: len(examples) - len(held)]
         weak = unrecorded(student.weak)
@@ -156,13 +184,25 @@ class CoWest(Teleprompter):
     ) -> tuple[dspy.LM, RoundHistory]:
         stages = Stages(store.folder, store, self.watch)
         models = TrainedModels(stages, lambda: start, self.seed, processes=self.processes)
-        return Rounds(stages, models, lambda: self._task(student, train, held), self.rules, first=first).run(start)
+        return Rounds(
+            stages, models, lambda: self._task(student, train, held), self.rules, first=first
+        ).run(start)
 
-    def _task(self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]) -> Task:
+    def _task(
+        self, student: Collaboration, train: list[dspy.Example], held: list[dspy.Example]
+    ) -> Task:
         adapter = type(prompt_adapter(student.adapter)).__name__
         asked = [digest(example.toDict()) for example in train]
         meaning = digest(
-            [student.dump_state(), adapter, vars(self.sampling), self.answers, _says(self.evaluator), _says(self.metric), asked]
+            [
+                student.dump_state(),
+                adapter,
+                vars(self.sampling),
+                self.answers,
+                _says(self.evaluator),
+                _says(self.metric),
+                asked,
+            ]
         )
         return Task(
             program=student,
@@ -188,12 +228,15 @@ def _check(student: Any, teacher: Any) -> None:
     if not isinstance(student, Collaboration):
         raise ProgramError(f"CoWest tunes a Collaboration; a {type(student).__name__} was given.")
     if teacher is not None:
-        raise ProgramError("CoWest takes no teacher: it samples drafts of the weak model that it tunes.")
+        raise ProgramError(
+            "CoWest takes no teacher: it samples drafts of the weak model that it tunes."
+        )
     _ = student.weak, student.strong
 
 
 def _says(metric: Any) -> str:
-    """What a metric is, as far as it can be told: a function's source, an object's type and its plain values."""
+    """What a metric is, as far as it can be told: a function's source, an object's type and its
+    plain values."""
     if inspect.isfunction(metric):
         try:
             return inspect.getsource(metric)

@@ -1,15 +1,15 @@
-"""Cycle: prompt and weight optimisers in a declared order, each step done once, every candidate on the same valset.
+"""Cycle: prompt and weight optimisers in a declared order, each step done once, every candidate on
+the same valset.
 
     cycle = Cycle(
-        metric=answer_match,
-        strategy="prompts -> weights -> prompts",
-        steps={"prompts": lambda program: dspy.GEPA(metric=Influence(answer_match, program), ...), "weights": CoWest(...)},
+        metric=answer_match, strategy="prompts -> weights -> prompts", steps={"prompts": lambda
+        program: dspy.GEPA(metric=Influence(answer_match, program), ...), "weights": CoWest(...)},
     )
     best = cycle.compile(program, trainset=train, valset=dev)
     print(best.steps)            # what each step brought
 
-A step goes on from the best program so far; the best on the valset is what is given back. It was chosen on that valset: test it
-on examples that no step has seen.
+A step goes on from the best program so far; the best on the valset is what is given back. It was
+chosen on that valset: test it on examples that no step has seen.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ MakeOptimizer = Teleprompter | Callable[[Collaboration], Teleprompter]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step brought. ``score`` is the mean on the ``n`` valset examples that were answered, in [0, 1]; ``gain`` is against
-    the program that the cycle began with (None for that one itself); ``best`` says that it was the best when it was made."""
+    """What one step brought. ``score`` is the mean on the ``n`` valset examples that were answered,
+    in [0, 1]; ``gain`` is against the program that the cycle began with (None for that one itself);
+    ``best`` says that it was the best when it was made."""
 
     number: int
     name: str
@@ -63,7 +64,9 @@ class StepResult:
 
     def __str__(self) -> str:
         score = "no score" if self.score is None else f"{self.score:.3f}"
-        return f"step {self.number}, {self.name}: {score} on {self.n} examples" + (f", gain {self.gain}" if self.gain else "")
+        return f"step {self.number}, {self.name}: {score} on {self.n} examples" + (
+            f", gain {self.gain}" if self.gain else ""
+        )
 
 
 class StepHistory(tuple[StepResult, ...]):
@@ -73,7 +76,8 @@ class StepHistory(tuple[StepResult, ...]):
         return "\n".join(map(str, self)) or "no steps"
 
     def _repr_html_(self) -> str:
-        """One row for each candidate: its score on the valset, its gain over the start, and whether it was the best so far."""
+        """One row for each candidate: its score on the valset, its gain over the start, and whether
+        it was the best so far."""
         heads = ("step", "weak model", "best so far", "score", "n", "failed", "gain over the start")
         rows = [
             (
@@ -88,7 +92,8 @@ class StepHistory(tuple[StepResult, ...]):
             for one in self
         ]
         return notebook.view(
-            notebook.several(len(self), "candidate"), notebook.table(heads, rows, texts=3, most=20) if rows else None
+            notebook.several(len(self), "candidate"),
+            notebook.table(heads, rows, texts=3, most=20) if rows else None,
         )
 
 
@@ -114,19 +119,26 @@ class Cycled(Collaboration):
 class Cycle(Teleprompter):
     """Optimisers in the order of a strategy.
 
-    A step trains as its optimiser says: by several processes where it is ``CoWest(..., processes=2)``.
+    A step trains as its optimiser says: by several processes where it is ``CoWest(...,
+    processes=2)``.
 
     Args:
         metric: any DSPy metric with values in [0, 1]; it compares the candidates.
-        strategy: names of ``steps``, in order, with "->" between them; one may stand there several times.
-        steps: an optimiser for each name; or a function of the program as it is then, for optimisers whose metric is an Influence.
-        targets: what a step may change: "draft", "refine" or "both" (the default). The strong model alone never changes.
-        compile_args: further arguments of ``compile`` for a step, for instance ``{"prompts": {"num_trials": 10}}`` of MIPROv2.
-        settings: by name of a step, what its optimiser is made of, as a string. A finished step is made anew when it has changed;
-            without it, an optimiser of the same name counts as the same.
+        strategy: names of ``steps``, in order, with "->" between them; one may stand there several
+            times.
+        steps: an optimiser for each name; or a function of the program as it is then, for
+            optimisers whose metric is an Influence.
+        targets: what a step may change: "draft", "refine" or "both" (the default). The strong model
+            alone never changes.
+        compile_args: further arguments of ``compile`` for a step, for instance ``{"prompts":
+            {"num_trials": 10}}`` of MIPROv2.
+        settings: by name of a step, what its optimiser is made of, as a string. A finished step is
+            made anew when it has changed; without it, an optimiser of the same name counts as the
+            same.
         confidence: of the interval of each gain.
         threads: examples that are evaluated at once.
-        run: the folder of the store, for resuming; by default a new temporary folder. A cycle inside a run uses that run's.
+        run: the folder of the store, for resuming; by default a new temporary folder. A cycle
+            inside a run uses that run's.
         watch: who is told of the progress.
 
     Raises:
@@ -155,8 +167,15 @@ class Cycle(Teleprompter):
             parsed(name, steps)
         for name, target in self.targets.items():
             if target not in ("draft", "refine", "both"):
-                raise ProgramError(f'The target of step "{name}" is "{target}": it is "draft", "refine" or "both".')
-        self.confidence, self.threads, self.run, self.watch = confidence, threads, run, watch or Silent()
+                raise ProgramError(
+                    f'The target of step "{name}" is "{target}": it is "draft", "refine" or "both".'
+                )
+        self.confidence, self.threads, self.run, self.watch = (
+            confidence,
+            threads,
+            run,
+            watch or Silent(),
+        )
 
     def __repr__(self) -> str:
         return f"Cycle(metric={named(self.metric)}, strategy={f' {ARROW} '.join(self.names)!r})"
@@ -169,21 +188,28 @@ class Cycle(Teleprompter):
         teacher: Any = None,
         valset: Sequence[dspy.Example],
     ) -> Cycled:
-        """The best program on the valset, of the student and of what each step made of the best before it.
+        """The best program on the valset, of the student and of what each step made of the best
+        before it.
 
-        Every call of a step is kept: after an interruption the same call goes on, finished steps are read, and the step that was
-        interrupted runs again on kept answers.
+        Every call of a step is kept: after an interruption the same call goes on, finished steps
+        are read, and the step that was interrupted runs again on kept answers.
 
         Raises:
-            ProgramError: the student is no bound Collaboration, or an optimiser gives something else back.
-            DataError: an empty trainset or valset, or an example that lacks an input of the program.
+            ProgramError: the student is no bound Collaboration, or an optimiser gives something
+                else back.
+            DataError: an empty trainset or valset, or an example that lacks an input of the
+                program.
         """
         if not isinstance(student, Collaboration):
-            raise ProgramError(f"Cycle optimises a Collaboration; a {type(student).__name__} was given.")
+            raise ProgramError(
+                f"Cycle optimises a Collaboration; a {type(student).__name__} was given."
+            )
         train, held = with_ids(trainset), with_ids(valset)
         check_inputs(student, [*train, *held])
         with store_in_use(self.run) as store:
-            walk = _Walk(self, Stages(store.folder, store, self.watch), student, train, held, teacher)
+            walk = _Walk(
+                self, Stages(store.folder, store, self.watch), student, train, held, teacher
+            )
             return walk.through()
 
 
@@ -197,7 +223,8 @@ def parsed(strategy: str, steps: Mapping[str, Any]) -> tuple[str, ...]:
     for name in names:
         if name not in steps:
             raise ProgramError(
-                f'The strategy "{strategy}" names "{name}", which is no step.{nearest(name, steps)} Steps: {", ".join(steps)}.'
+                f'The strategy "{strategy}" names "{name}", which is no '
+                f"step.{nearest(name, steps)} Steps: {', '.join(steps)}."
             )
     return names
 
@@ -214,7 +241,13 @@ class _Walk:
         held: list[dspy.Example],
         teacher: Any,
     ) -> None:
-        self._cycle, self._stages, self._student, self._train, self._held = cycle, stages, student, train, held
+        self._cycle, self._stages, self._student, self._train, self._held = (
+            cycle,
+            stages,
+            student,
+            train,
+            held,
+        )
         self._teacher = teacher
         self._rounds = 0  # made by the steps so far: those of a later step count on from there
         self._data = digest([[example.toDict() for example in split] for split in (train, held)])
@@ -231,7 +264,14 @@ class _Walk:
             made, scores = self._step(number, name, best)
             self._stages.store.journal.scored(f"step {number}, {name}", list(scores.values()))
             better = (_mean(scores) or 0.0) > (_mean(highest) or 0.0)
-            result = self._result(number, name, made, scores, gain(first, scores, confidence=self._cycle.confidence), better)
+            result = self._result(
+                number,
+                name,
+                made,
+                scores,
+                gain(first, scores, confidence=self._cycle.confidence),
+                better,
+            )
             done.append(result)
             self._stages.store.keep("cycle", str(number), asdict(result))
             self._stages.say(str(result))
@@ -242,23 +282,47 @@ class _Walk:
         return found
 
     def _step(self, number: int, name: str, program: Collaboration) -> tuple[Collaboration, Scores]:
-        """The program that a step makes, and its scores: made now, or read when nothing of it has changed."""
+        """The program that a step makes, and its scores: made now, or read when nothing of it has
+        changed."""
         store, key = self._stages.store, f"{number} {name}"
         target: Target = self._cycle.targets.get(name, "both")
-        identity = digest([key, target, program.dump_state(), program.weak.model, program.strong.model, self._data])
+        identity = digest(
+            [
+                key,
+                target,
+                program.dump_state(),
+                program.weak.model,
+                program.strong.model,
+                self._data,
+            ]
+        )
         known, settings = store.record("step", key) or {}, self._cycle.settings.get(name)
         if known.get("identity") == identity and known.get("settings", settings) == settings:
             # A run of before that was kept has the rounds of one step.
-            self._rounds = known.get("rounds", _last_round(store) if _numbers_rounds(self._cycle.steps[name]) else self._rounds)
+            self._rounds = known.get(
+                "rounds",
+                _last_round(store) if _numbers_rounds(self._cycle.steps[name]) else self._rounds,
+            )
             return self._read(known, program), known["scores"]
         with self._stages.stage(key, f"Step {number}: {name}"), keeping(store):
             made = self._compiled(name, target, program)
         scores = self._scores(made, key)
         folder = _adapter_folder(made.weak)
         if folder and folder.resolve().is_relative_to(self._stages.run.resolve()):
-            folder = folder.resolve().relative_to(self._stages.run.resolve())  # A run's folder may be moved.
-        record = {"state": made.dump_state(), "weak": made.weak.model, "folder": str(folder) if folder else None, "scores": scores}
-        store.keep("step", key, {**record, "rounds": self._rounds, "settings": settings, "identity": identity})
+            folder = folder.resolve().relative_to(
+                self._stages.run.resolve()
+            )  # A run's folder may be moved.
+        record = {
+            "state": made.dump_state(),
+            "weak": made.weak.model,
+            "folder": str(folder) if folder else None,
+            "scores": scores,
+        }
+        store.keep(
+            "step",
+            key,
+            {**record, "rounds": self._rounds, "settings": settings, "identity": identity},
+        )
         return made, scores
 
     def _compiled(self, name: str, target: Target, program: Collaboration) -> Collaboration:
@@ -270,24 +334,38 @@ class _Walk:
         closed = {"draft": "refine", "refine": "draft"}.get(target)
         if closed:
             setattr(student, closed, Frozen(getattr(student, closed)))
-        possible = {"trainset": list(self._train), "valset": list(self._held), "teacher": self._teacher}
+        possible = {
+            "trainset": list(self._train),
+            "valset": list(self._held),
+            "teacher": self._teacher,
+        }
         possible["first_round"] = self._rounds + 1
         taken = inspect.signature(optimizer.compile).parameters
-        wanted = {key: value for key, value in possible.items() if key in taken and value is not None}
+        wanted = {
+            key: value for key, value in possible.items() if key in taken and value is not None
+        }
         made = optimizer.compile(student, **{**wanted, **self._cycle.compile_args.get(name, {})})
         if _numbers_rounds(optimizer):
             self._rounds = _last_round(self._stages.store)
         if not isinstance(made, Collaboration):
-            raise ProgramError(f'Step "{name}", {type(optimizer).__name__}, gave a {type(made).__name__} and no Collaboration.')
+            raise ProgramError(
+                f'Step "{name}", {type(optimizer).__name__}, gave a {type(made).__name__} and no '
+                "Collaboration."
+            )
         if closed:
             setattr(made, closed, cast("Frozen", getattr(made, closed)).module)
         return self._rebound(made, program)
 
     @staticmethod
     def _rebound(made: Collaboration, before: Collaboration) -> Collaboration:
-        """The program on its LMs again: several of DSPy's optimisers lose them, and some put their own in place."""
+        """The program on its LMs again: several of DSPy's optimisers lose them, and some put their
+        own in place."""
         found = next((predictor.lm for _, predictor in made.draft.named_predictors()), None)
-        tuned = isinstance(found, dspy.LM) and found.model != before.weak.model and _adapter_folder(found) is not None
+        tuned = (
+            isinstance(found, dspy.LM)
+            and found.model != before.weak.model
+            and _adapter_folder(found) is not None
+        )
         weak = before.weak.copy(model=found.model) if found and tuned else before.weak
         bound = made.bind(weak=weak, strong=before.strong)
         bound.alone = before.alone.deepcopy()
@@ -298,7 +376,10 @@ class _Walk:
         made.load_state(known["state"])
         weak = program.weak
         if known["folder"] and known["weak"] != weak.model:
-            load_again(engine_of(unrecorded(weak)).load_adapter, {known["weak"]: str(self._stages.run / known["folder"])})
+            load_again(
+                engine_of(unrecorded(weak)).load_adapter,
+                {known["weak"]: str(self._stages.run / known["folder"])},
+            )
             weak = weak.copy(model=known["weak"])
         return self._rebound(made, program.bind(weak=weak))
 
@@ -316,14 +397,31 @@ class _Walk:
 
     @staticmethod
     def _result(
-        number: int, name: str, program: Collaboration, scores: Scores, found: Gain | None, better: bool = True
+        number: int,
+        name: str,
+        program: Collaboration,
+        scores: Scores,
+        found: Gain | None,
+        better: bool = True,
     ) -> StepResult:
         answered = sum(score is not None for score in scores.values())
-        return StepResult(number, name, program.weak.model, _mean(scores), answered, len(scores) - answered, better, found)
+        return StepResult(
+            number,
+            name,
+            program.weak.model,
+            _mean(scores),
+            answered,
+            len(scores) - answered,
+            better,
+            found,
+        )
 
 
 def _numbers_rounds(optimizer: MakeOptimizer) -> bool:
-    return isinstance(optimizer, Teleprompter) and "first_round" in inspect.signature(optimizer.compile).parameters
+    return (
+        isinstance(optimizer, Teleprompter)
+        and "first_round" in inspect.signature(optimizer.compile).parameters
+    )
 
 
 def _last_round(store: Store) -> int:

@@ -1,9 +1,11 @@
-"""Whether a tuned model is better: paired, on the same held-out examples, by rules that were set before.
+"""Whether a tuned model is better: paired, on the same held-out examples, by rules that were set
+before.
 
     found = gain({"q1": 0.0, "q2": 1.0}, {"q1": 1.0, "q2": 1.0})
     decide(found, RoundRules()).accepted      # False: two examples say too little
 
-A failure is no score: an example counts where both programs have an answer, and failures are compared apart.
+A failure is no score: an example counts where both programs have an answer, and failures are
+compared apart.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ Scores = Mapping[str, float | None]
 class Gain:
     """How much better ``after`` is than ``before``, on the ``n`` examples that both have answered.
 
-    ``mean``, ``low`` and ``high`` are of the paired difference of scores, in [-1, 1]: its mean and the ends of its percentile
-    bootstrap over examples at ``confidence``; None where there are fewer than 2 examples. ``better`` and ``worse`` count
-    examples. ``failed_before`` and ``failed_after`` count the examples without an answer, of ``examples`` in all.
+    ``mean``, ``low`` and ``high`` are of the paired difference of scores, in [-1, 1]: its mean and
+    the ends of its percentile bootstrap over examples at ``confidence``; None where there are fewer
+    than 2 examples. ``better`` and ``worse`` count examples. ``failed_before`` and ``failed_after``
+    count the examples without an answer, of ``examples`` in all.
     """
 
     examples: int
@@ -65,7 +68,11 @@ class Decision:
 def gain(before: Scores, after: Scores, *, confidence: float = 0.9, seed: int = 0) -> Gain:
     """The paired gain of ``after`` over ``before``; both have the same examples."""
     # By name: the bootstrap draws by place, and scores that were kept come back in another order.
-    both = [(one, other) for name, one in sorted(before.items()) if one is not None and (other := after.get(name)) is not None]
+    both = [
+        (one, other)
+        for name, one in sorted(before.items())
+        if one is not None and (other := after.get(name)) is not None
+    ]
     changes = [other - one for one, other in both]
     span = bootstrap_mean_interval([[change] for change in changes], level=confidence, seed=seed)
     return Gain(
@@ -85,13 +92,18 @@ def gain(before: Scores, after: Scores, *, confidence: float = 0.9, seed: int = 
 
 
 def decide(found: Gain, rules: RoundRules) -> Decision:
-    """The rules applied to a gain: taken when the lower end of its interval is above ``least_gain``, and failures did not rise."""
+    """The rules applied to a gain: taken when the lower end of its interval is above
+    ``least_gain``, and failures did not rise."""
     more = found.failed_after - found.failed_before
     if found.low is None:
         return Decision(False, f"the gain is {found}")
     if more > rules.more_failures * found.examples:
         return Decision(
-            False, f"it fails on {found.failed_after} of {found.examples} examples, {more} more than before; gain {found}"
+            False,
+            (
+                f"it fails on {found.failed_after} of {found.examples} examples, {more} more than "
+                f"before; gain {found}"
+            ),
         )
     sure = f"{found.confidence:.0%} interval"
     if found.low > rules.least_gain:

@@ -1,4 +1,5 @@
-"""Stages of a run: who looks on, and what a stage cost; used by everything that works on a run for long."""
+"""Stages of a run: who looks on, and what a stage cost; used by everything that works on a run for
+long."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Watch(Protocol):
 
 
 class Silent:
-    """A watch that shows nothing: the base of those that want to be told more than :class:`Watch` says."""
+    """A watch that shows nothing: the base of those that want to be told more than :class:`Watch`
+    says."""
 
     def opened(self, journal: Journal) -> None:
         """Told of the run's journal, which has all the numbers, before each stage."""
@@ -55,7 +57,8 @@ class Silent:
 
 @dataclass(frozen=True)
 class Within(Silent):
-    """A watch that tells another one, with the name of a part of the run before each title and line."""
+    """A watch that tells another one, with the name of a part of the run before each title and
+    line."""
 
     name: str
     watch: Watch
@@ -89,7 +92,8 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[Progress]:
-        """Shows a stage, books its calls, and keeps what it cost, unless it was done before and cost nothing now."""
+        """Shows a stage, books its calls, and keeps what it cost, unless it was done before and
+        cost nothing now."""
         journal, shown = self.store.journal, title
         if isinstance(self.watch, Silent):
             self.watch.opened(journal)
@@ -116,28 +120,37 @@ class Stages:
         self.watch.say(text)
 
     def reporting(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
-        """A context around the training of that name; gives the settings to train with. Here as they are: nobody is told of it."""
+        """A context around the training of that name; gives the settings to train with. Here as
+        they are: nobody is told of it."""
         return nullcontext(settings)
 
     def _book(self, name: str, spent: Spent, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
         if known is None or not spent.only_read:
             peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
-            self.store.keep("stage", name, {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak})
+            self.store.keep(
+                "stage",
+                name,
+                {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak},
+            )
 
 
 @contextmanager
 def store_in_use(run: str | Path | None, *, strong: str | None = None) -> Iterator[Store]:
-    """The store that calls are kept in already (``keeping``), which stays open; otherwise that of ``run``, or of a new temporary
-    folder, which is kept."""
+    """The store that calls are kept in already (``keeping``), which stays open; otherwise that of
+    ``run``, or of a new temporary folder, which is kept."""
     given = dspy.settings.get("cowest_ledger")
     if isinstance(given, Store):
         yield given
         return
-    with Store(run if run is not None else tempfile.mkdtemp(prefix="cowest-"), strong=strong) as store:
+    with Store(
+        run if run is not None else tempfile.mkdtemp(prefix="cowest-"), strong=strong
+    ) as store:
         yield store
 
 
 def digest(value: Any) -> str:
     """JSON-able content as 12 hexadecimal digits: equal for equal content."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()
+    ).hexdigest()[:12]

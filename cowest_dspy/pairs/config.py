@@ -15,16 +15,34 @@ LEAST_PAIRS = 8
 class PairRules(Table):
     """[pairs]: which drafts become a preference pair."""
 
-    margin: float = Field(0.5, gt=0, le=2, description="smallest difference of influence between chosen and rejected")
+    margin: float = Field(
+        0.5, gt=0, le=2, description="smallest difference of influence between chosen and rejected"
+    )
     strategy: Literal["ranked", "paper", "all"] = Field(
-        "ranked", description="best against worst; all that helped against all that did not; all with the margin"
+        "ranked",
+        description="best against worst; all that helped against all that did not; all with the "
+        "margin",
     )
     per_example: int | None = Field(
-        None, ge=1, description='pairs of one example, at most; by default 1 if "ranked", else any number'
+        None,
+        ge=1,
+        description='pairs of one example, at most; by default 1 if "ranked", else any number',
     )
-    near: float = Field(0.95, gt=0, le=1, description="texts that are at least so similar are no pair")
-    leak: str | None = Field(None, description="a gold field that a chosen draft must not say, where that is cheating")
-    length_ratio: float | None = Field(None, ge=1, description="the longer text of a pair by the shorter one, in words, at most")
+    near: float = Field(
+        0.95, gt=0, le=1, description="texts that are at least so similar are no pair"
+    )
+    leak: str | None = Field(
+        None, description="a gold field that a chosen draft must not say, where that is cheating"
+    )
+    length_ratio: float | None = Field(
+        None, ge=1, description="the longer text of a pair by the shorter one, in words, at most"
+    )
     least: int = Field(LEAST_PAIRS, ge=1, description="fewer pairs than this are not trained on")
-    most: int | None = Field(None, ge=1, description="use so many pairs of a round, drawn with the run's seed; all by default")
-    source: str | None = Field(None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own")
+    most: int | None = Field(
+        None,
+        ge=1,
+        description="use so many pairs of a round, drawn with the run's seed; all by default",
+    )
+    source: str | None = Field(
+        None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own"
+    )

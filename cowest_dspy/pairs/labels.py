@@ -1,4 +1,5 @@
-"""Drafts one by one, as those that helped and those that hurt: what KTO learns from, with no need of two drafts to compare."""
+"""Drafts one by one, as those that helped and those that hurt: what KTO learns from, with no need
+of two drafts to compare."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 
 @dataclass(frozen=True)
 class LabelledDraft:
-    """One draft and whether it helped (``label`` True) or hurt (False), with its influence and where it comes from."""
+    """One draft and whether it helped (``label`` True) or hurt (False), with its influence and
+    where it comes from."""
 
     prompt: Messages
     completion: Messages
@@ -40,8 +42,8 @@ class LabelledDraft:
 
 @dataclass(frozen=True, repr=False)
 class LabelledDrafts:
-    """Labelled drafts in the order of examples and of sampling, and how many were dropped for which reason. ``hiding``: inputs that
-    a notebook does not show."""
+    """Labelled drafts in the order of examples and of sampling, and how many were dropped for which
+    reason. ``hiding``: inputs that a notebook does not show."""
 
     drafts: tuple[LabelledDraft, ...]
     dropped: dict[str, int] = field(default_factory=dict)
@@ -63,29 +65,43 @@ class LabelledDrafts:
         return f"LabelledDrafts({self.helped} helped, {hurt} hurt; {dropped})"
 
     def _repr_html_(self) -> str:
-        """The drafts in a notebook: how many of each label, what was dropped and why, and the first of them."""
+        """The drafts in a notebook: how many of each label, what was dropped and why, and the first
+        of them."""
         counts = {"helped": self.helped, "hurt": len(self) - self.helped}
         rows = [self._row(draft) for draft in self.drafts[: notebook.MOST_ROWS]]
         heads = ("example", "prompt", "draft", "label", "influence")
         examples = len({draft.example_id for draft in self.drafts})
         return notebook.view(
-            f"{notebook.several(len(self), 'labelled draft')} of {notebook.several(examples, 'example')}",
+            f"{notebook.several(len(self), 'labelled draft')} of "
+            f"{notebook.several(examples, 'example')}",
             notebook.shares(counts),
             notebook.counted(self.dropped),
             notebook.table(heads, rows, texts=4, total=len(self)) if rows else None,
         )
 
     def _row(self, draft: LabelledDraft) -> tuple[Any, ...]:
-        prompt, text = (messages[-1]["content"] if messages else "" for messages in (draft.prompt, draft.completion))
+        prompt, text = (
+            messages[-1]["content"] if messages else ""
+            for messages in (draft.prompt, draft.completion)
+        )
         if self.hiding is not None:
             prompt, text = mark(prompt), self.hiding.shown(draft.example_id, text)
         label = "helped" if draft.label else "hurt"
         name = f"{draft.example_id}, {draft.draft_index}"
-        return name, notebook.said(prompt, 160), notebook.said(text, 160), label, notebook.signed(draft.influence)
+        return (
+            name,
+            notebook.said(prompt, 160),
+            notebook.said(text, 160),
+            label,
+            notebook.signed(draft.influence),
+        )
 
     def rows(self) -> list[dict[str, Any]]:
-        """TRL's conversational rows with ``prompt``, ``completion`` and ``label``, and lineage columns."""
-        return [{key: listed(value) for key, value in asdict(draft).items()} for draft in self.drafts]
+        """TRL's conversational rows with ``prompt``, ``completion`` and ``label``, and lineage
+        columns."""
+        return [
+            {key: listed(value) for key, value in asdict(draft).items()} for draft in self.drafts
+        ]
 
     def to_dataset(self) -> Any:
         """A ``datasets.Dataset`` that ``trl.KTOTrainer`` takes as it is.
@@ -95,7 +111,8 @@ class LabelledDrafts:
         """
         if self.helped in (0, len(self.drafts)):
             raise PairsError(
-                f"{self.helped} of {len(self.drafts)} labelled drafts helped: both labels are needed. Sample more drafts "
+                f"{self.helped} of {len(self.drafts)} labelled drafts helped: both labels are "
+                "needed. Sample more drafts "
                 "([collect] drafts), at a higher temperature, or on more examples."
             )
         from datasets import Dataset
@@ -130,8 +147,10 @@ def labelled_drafts(
 
     Args:
         traces: read once, as a stream, in which the drafts of an example stand together.
-        same: the label of drafts that changed nothing; None drops them, False is the paper's (not above 0 is rejected).
-        leak: as for :func:`~cowest_dspy.pairs.preference_pairs`: a draft that says the answer is never labelled True.
+        same: the label of drafts that changed nothing; None drops them, False is the paper's (not
+            above 0 is rejected).
+        leak: as for :func:`~cowest_dspy.pairs.preference_pairs`: a draft that says the answer is
+            never labelled True.
         held_out: as there, examples none of which may be among the traces.
         run: the run's name, for the drafts' lineage.
 
@@ -148,8 +167,15 @@ def labelled_drafts(
         labelled = [(trace, _label(trace, same)) for trace in gate.usable(drafts)]
         if unlabelled := sum(label is None for _, label in labelled):
             gate.dropped[NO_CHANGE] += unlabelled
-        honest = {trace.draft_index for trace in gate.honest([trace for trace, label in labelled if label])}
-        kept = [(trace, label) for trace, label in labelled if label is False or trace.draft_index in honest]
+        honest = {
+            trace.draft_index
+            for trace in gate.honest([trace for trace, label in labelled if label])
+        }
+        kept = [
+            (trace, label)
+            for trace, label in labelled
+            if label is False or trace.draft_index in honest
+        ]
         kept.sort(key=lambda item: item[0].draft_index)
         made.extend(_draft(trace, bool(label), run) for trace, label in kept)
     return LabelledDrafts(tuple(made), dict(sorted(gate.dropped.items())), hiding)
@@ -179,13 +205,21 @@ def _draft(trace: Trace, label: bool, run: str) -> LabelledDraft:
 def _draft_from(row: dict[str, Any], where: str) -> LabelledDraft:
     names = {one.name for one in fields(LabelledDraft)}
     if set(row) != names or not isinstance(row["label"], bool):
-        raise PairsError(f"{where}: this is no labelled draft. Its columns are {', '.join(sorted(names))}; label is true or false.")
+        raise PairsError(
+            f"{where}: this is no labelled draft. Its columns are {', '.join(sorted(names))}; "
+            "label is true or false."
+        )
     try:
         draft = _ADAPTER.validate_python(row)
     except ValidationError as error:
         raise PairsError(f"{where}: this is no labelled draft. {faults(error, 'row')}.") from None
-    if not all(message.keys() >= {"role", "content"} for message in (*draft.prompt, *draft.completion)):
-        raise PairsError(f'{where}: prompt and completion must be lists of messages, [{{"role": "user", "content": "..."}}].')
+    if not all(
+        message.keys() >= {"role", "content"} for message in (*draft.prompt, *draft.completion)
+    ):
+        raise PairsError(
+            f'{where}: prompt and completion must be lists of messages, [{{"role": "user", '
+            '"content": "..."}}].'
+        )
     return draft
 
 

@@ -1,6 +1,8 @@
-"""Length bias: whether the chosen drafts are longer than the rejected ones, which preference tuning would learn first.
+"""Length bias: whether the chosen drafts are longer than the rejected ones, which preference tuning
+would learn first.
 
-See Park et al. (2024), "Disentangling Length from Quality in Direct Preference Optimization", arXiv 2403.19159.
+See Park et al. (2024), "Disentangling Length from Quality in Direct Preference Optimization", arXiv
+2403.19159.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.pairs.pair import Pair
 from cowest_dspy.pairs.texts import word_count
 
-# A mean difference that is certain, but smaller than this part of the mean length, is not warned of.
+# A mean difference that is certain, but smaller than this part of the mean length, is not warned
+# of.
 STRONG = 0.2
 
 
@@ -20,8 +23,9 @@ STRONG = 0.2
 class Lengths:
     """Words of chosen and rejected drafts, over all pairs.
 
-    ``difference`` is the mean of chosen less rejected, ``interval`` its 95 % bootstrap interval over examples (None for fewer
-    than two); ``longer`` and ``shorter`` are the shares of pairs, in [0, 1], whose chosen draft is longer or shorter.
+    ``difference`` is the mean of chosen less rejected, ``interval`` its 95 % bootstrap interval
+    over examples (None for fewer than two); ``longer`` and ``shorter`` are the shares of pairs, in
+    [0, 1], whose chosen draft is longer or shorter.
     """
 
     chosen: float
@@ -33,7 +37,8 @@ class Lengths:
 
     @property
     def biased(self) -> bool:
-        """Whether the difference is certain (0 is outside the interval) and more than a fifth of the mean length."""
+        """Whether the difference is certain (0 is outside the interval) and more than a fifth of
+        the mean length."""
         certain = self.interval is not None and not self.interval.low <= 0 <= self.interval.high
         return certain and abs(self.difference) > STRONG * (self.chosen + self.rejected) / 2
 
@@ -44,15 +49,18 @@ class Lengths:
             return None
         word = "longer" if self.difference > 0 else "shorter"
         return (
-            f"Chosen drafts are {word} than rejected ones by {abs(self.difference):.1f} words: tuning may teach length instead of "
+            f"Chosen drafts are {word} than rejected ones by {abs(self.difference):.1f} words: "
+            "tuning may teach length instead of "
             "content. [pairs] length_ratio = 1.5 keeps pairs of similar length only."
         )
 
     def __str__(self) -> str:
         spread = f" [{self.interval.low:+.1f}, {self.interval.high:+.1f}]" if self.interval else ""
         return (
-            f"chosen {self.chosen:.1f} words, rejected {self.rejected:.1f}, difference {self.difference:+.1f}{spread}; chosen is "
-            f"longer in {100 * self.longer:.0f} % and shorter in {100 * self.shorter:.0f} % of the pairs"
+            f"chosen {self.chosen:.1f} words, rejected {self.rejected:.1f}, difference "
+            f"{self.difference:+.1f}{spread}; chosen is "
+            f"longer in {100 * self.longer:.0f} % and shorter in {100 * self.shorter:.0f} % of "
+            "the pairs"
         )
 
 

@@ -1,4 +1,5 @@
-"""Preference pairs as a whole: what was kept, what was dropped; as rows, a file, a ``datasets.Dataset``, a dataset of the Hub."""
+"""Preference pairs as a whole: what was kept, what was dropped; as rows, a file, a
+``datasets.Dataset``, a dataset of the Hub."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ SHOWN = 3
 
 @dataclass(frozen=True, repr=False)
 class PreferencePairs:
-    """Pairs in the order of their examples; how many drafts, pairs or examples were dropped for which reason; and the gate's
-    rules (strategy, margin, ...), empty for pairs that were read from a file. ``hiding``: inputs that a notebook does not show."""
+    """Pairs in the order of their examples; how many drafts, pairs or examples were dropped for
+    which reason; and the gate's rules (strategy, margin, ...), empty for pairs that were read from
+    a file. ``hiding``: inputs that a notebook does not show."""
 
     pairs: tuple[Pair, ...]
     dropped: dict[str, int] = field(default_factory=dict)
@@ -47,15 +49,18 @@ class PreferencePairs:
 
     def __repr__(self) -> str:
         return (
-            f"PreferencePairs({len(self)} pairs of {self.examples} examples; {notebook.counted(self.dropped) or 'dropped: none'})"
+            f"PreferencePairs({len(self)} pairs of {self.examples} examples; "
+            f"{notebook.counted(self.dropped) or 'dropped: none'})"
         )
 
     def _repr_html_(self) -> str:
-        """The pairs in a notebook: how many, what was dropped and why, and the first with what differs in their words."""
+        """The pairs in a notebook: how many, what was dropped and why, and the first with what
+        differs in their words."""
         lengths = self.lengths
         left = len(self.pairs) - SHOWN
         return notebook.view(
-            f"{notebook.several(len(self), 'preference pair')} of {notebook.several(self.examples, 'example')}",
+            f"{notebook.several(len(self), 'preference pair')} of "
+            f"{notebook.several(self.examples, 'example')}",
             notebook.counted(self.dropped),
             f"lengths: {lengths}" if lengths else None,
             f"Warning: {lengths.warning}" if lengths and lengths.warning else None,
@@ -64,10 +69,15 @@ class PreferencePairs:
         )
 
     def _shown(self, pair: Pair) -> notebook.Markup:
-        prompt, one, other = (_last(messages) for messages in (pair.prompt, pair.chosen, pair.rejected))
+        prompt, one, other = (
+            _last(messages) for messages in (pair.prompt, pair.chosen, pair.rejected)
+        )
         if self.hiding is not None:
             # A prompt is inputs in some format, of which only the whole is known here.
-            prompt, one, other = mark(prompt), *(self.hiding.shown(pair.example_id, text) for text in (one, other))
+            prompt, one, other = (
+                mark(prompt),
+                *(self.hiding.shown(pair.example_id, text) for text in (one, other)),
+            )
         chosen, rejected = notebook.word_diff(one, other)
         rows = [
             ("prompt", notebook.said(prompt), ""),
@@ -82,17 +92,24 @@ class PreferencePairs:
         return lengths_of(self.pairs)
 
     def at_most(self, count: int | None, *, seed: int = 0) -> PreferencePairs:
-        """So many pairs, drawn at random and left in their order; all when there are no more, or ``count`` is None. With one seed,
-        the pairs of a smaller count are among those of a larger one. What is left out is counted among ``dropped``."""
+        """So many pairs, drawn at random and left in their order; all when there are no more, or
+        ``count`` is None. With one seed, the pairs of a smaller count are among those of a larger
+        one. What is left out is counted among ``dropped``."""
         if count is None or count >= len(self.pairs):
             return self
         drawn = set(random.Random(seed).sample(range(len(self.pairs)), len(self.pairs))[:count])
         kept = tuple(pair for place, pair in enumerate(self.pairs) if place in drawn)
         left_out = {"over [pairs] most": len(self.pairs) - count}
-        return replace(self, pairs=kept, dropped={**self.dropped, **left_out}, rules={**self.rules, "most": count})
+        return replace(
+            self,
+            pairs=kept,
+            dropped={**self.dropped, **left_out},
+            rules={**self.rules, "most": count},
+        )
 
     def rows(self, *, lineage: bool = True) -> list[dict[str, Any]]:
-        """TRL's conversational rows, with lineage columns or with ``prompt``, ``chosen`` and ``rejected`` only."""
+        """TRL's conversational rows, with lineage columns or with ``prompt``, ``chosen`` and
+        ``rejected`` only."""
         rows = ({key: listed(value) for key, value in asdict(pair).items()} for pair in self.pairs)
         return [row if lineage else {key: row[key] for key in TRAINED_ON} for row in rows]
 
@@ -113,13 +130,15 @@ class PreferencePairs:
         return write_jsonl(path, self.rows())
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
-        """Uploads the pairs, with a card (:func:`dataset_card`), as the Hub dataset ``repo_id``; gives its address.
+        """Uploads the pairs, with a card (:func:`dataset_card`), as the Hub dataset ``repo_id``;
+        gives its address.
 
-        The dataset is private unless ``private=False``. Without ``token``, the one of ``hf auth login`` or of HF_TOKEN is used.
+        The dataset is private unless ``private=False``. Without ``token``, the one of ``hf auth
+        login`` or of HF_TOKEN is used.
 
         Raises:
-            PairsError: there are no pairs, a text in them looks like a secret, the Hub refuses or cannot be reached, or
-                ``private`` is wanted and the dataset exists and is public.
+            PairsError: there are no pairs, a text in them looks like a secret, the Hub refuses or
+                cannot be reached, or ``private`` is wanted and the dataset exists and is public.
         """
         if not self.pairs:
             raise PairsError(nothing_to_train_on(self))
@@ -129,7 +148,8 @@ class PreferencePairs:
 
     @classmethod
     def load(cls, path: str | Path) -> PreferencePairs:
-        """Pairs from a file that :meth:`save` wrote, or from any JSON Lines in one of TRL's formats (see pair.py).
+        """Pairs from a file that :meth:`save` wrote, or from any JSON Lines in one of TRL's formats
+        (see pair.py).
 
         Raises:
             DataError: no such file, or a line that is not JSON.
@@ -137,7 +157,9 @@ class PreferencePairs:
         """
         rows = read_jsonl(Path(path))
         if not rows:
-            raise PairsError(f"{path} has no pairs in it. `cowest pairs` writes them from a run's traces.")
+            raise PairsError(
+                f"{path} has no pairs in it. `cowest pairs` writes them from a run's traces."
+            )
         return cls._of(rows, str(path))
 
     @classmethod
@@ -154,7 +176,9 @@ class PreferencePairs:
 
     @classmethod
     def _of(cls, rows: Iterable[Any], source: str) -> PreferencePairs:
-        return cls(tuple(pair_from(row, number, source) for number, row in enumerate(rows, start=1)))
+        return cls(
+            tuple(pair_from(row, number, source) for number, row in enumerate(rows, start=1))
+        )
 
 
 def _last(messages: tuple[dict[str, str], ...]) -> str:
@@ -166,24 +190,35 @@ def _influence(value: float | None) -> str:
 
 
 def at_least(pairs: PreferencePairs, least: int, *, tuned: bool = False) -> PreferencePairs:
-    """The pairs, when there are as many as ``[pairs] least`` asks for. ``tuned``: an earlier round has been tuned.
+    """The pairs, when there are as many as ``[pairs] least`` asks for. ``tuned``: an earlier round
+    has been tuned.
 
     Raises:
-        TooFewPairs: it says why, what to try, and what there is without tuning, if there is no more than that.
+        TooFewPairs: it says why, what to try, and what there is without tuning, if there is no more
+            than that.
     """
     check_enough(len(pairs), least, pairs.dropped, tuned=tuned)
     return pairs
 
 
-def check_enough(found: int, least: int, dropped: Mapping[str, int] | None = None, *, tuned: bool = False) -> None:
-    """See that there are ``least`` pairs to train on. ``dropped``: what was left out, by reason, where that is known.
+def check_enough(
+    found: int, least: int, dropped: Mapping[str, int] | None = None, *, tuned: bool = False
+) -> None:
+    """See that there are ``least`` pairs to train on. ``dropped``: what was left out, by reason,
+    where that is known.
 
     Raises:
         TooFewPairs: there are fewer.
     """
     if found < least:
-        instead = " What there is without tuning is shown by `cowest evaluate` with --arm strong --arm collaboration_sft."
-        message = f"{_shortage_text(found, dropped)} [pairs] least asks for {least}.{'' if tuned or dropped is None else instead}"
+        instead = (
+            " What there is without tuning is shown by `cowest evaluate` with --arm strong "
+            "--arm collaboration_sft."
+        )
+        message = (
+            f"{_shortage_text(found, dropped)} [pairs] least asks for "
+            f"{least}.{'' if tuned or dropped is None else instead}"
+        )
         raise TooFewPairs(message, found, f"{notebook.several(found, 'pair')}, {least} needed")
 
 
@@ -193,19 +228,23 @@ def nothing_to_train_on(pairs: PreferencePairs) -> str:
 
 
 def _shortage_text(found: int, dropped: Mapping[str, int] | None) -> str:
-    """What to say, and to try, when there are too few pairs; ``dropped`` is None where it is not known what was left out."""
+    """What to say, and to try, when there are too few pairs; ``dropped`` is None where it is not
+    known what was left out."""
     counted = ", ".join(f"{count} {reason}" for reason, count in (dropped or {}).items())
     reasons = "" if dropped is None else f": {counted or 'there were no traces'}"
     more = (
-        "Sample more drafts ([collect] drafts), at a higher temperature, on more examples, or lower [pairs] margin when scores are "
+        "Sample more drafts ([collect] drafts), at a higher temperature, on more examples, or "
+        "lower [pairs] margin when scores are "
         "graded."
     )
-    return f"Only {notebook.several(found, 'preference pair')}{reasons}. {advice(dropped or {}, more)}"
+    return (
+        f"Only {notebook.several(found, 'preference pair')}{reasons}. {advice(dropped or {}, more)}"
+    )
 
 
 def advice(dropped: Mapping[str, int], more: str) -> str:
-    """What to try, the cause first: what mends the failures that cost most drafts, where more was lost by failures than otherwise,
-    before ``more``, the advice to sample more."""
+    """What to try, the cause first: what mends the failures that cost most drafts, where more was
+    lost by failures than otherwise, before ``more``, the advice to sample more."""
     failed = failed_kinds(dropped)
     if not failed:
         return more

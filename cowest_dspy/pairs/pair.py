@@ -1,10 +1,14 @@
-"""One preference pair, and how it is read from a row of JSON Lines or of a dataset, also from one that others made.
+"""One preference pair, and how it is read from a row of JSON Lines or of a dataset, also from one
+that others made.
 
-    conversational    {"prompt": [user ...], "chosen": [assistant], "rejected": [assistant]}     what we write
+    conversational    {"prompt": [user ...], "chosen": [assistant], "rejected": [assistant]}
+                      what we write
     standard          {"prompt": "...", "chosen": "...", "rejected": "..."}
-    implicit prompt   {"chosen": [user ..., assistant], "rejected": [user ..., assistant]}       with a shared beginning
+    implicit prompt   {"chosen": [user ..., assistant], "rejected": [user ..., assistant]}
+                      with a shared beginning
 
-These are the formats of TRL (https://huggingface.co/docs/trl/dataset_formats). Texts of the standard one become messages.
+These are the formats of TRL (https://huggingface.co/docs/trl/dataset_formats). Texts of the
+standard one become messages.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ _AN_EXAMPLE = 'a text, or a list of messages such as [{"role": "user", "content"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two drafts for one prompt: the chosen one helped the strong model more. Messages are ``{"role", "content"}``.
+    """Two drafts for one prompt: the chosen one helped the strong model more. Messages are
+    ``{"role", "content"}``.
 
-    Beside the texts stands where they come from: the drafts' places in their example, their influence in [-1, 1], the scores in
-    [0, 1] of the answers refined from them, the score of the strong model alone, the models, the round, and the run's name.
-    Numbers are None where nobody measured them, as in pairs that were imported.
+    Beside the texts stands where they come from: the drafts' places in their example, their
+    influence in [-1, 1], the scores in [0, 1] of the answers refined from them, the score of the
+    strong model alone, the models, the round, and the run's name. Numbers are None where nobody
+    measured them, as in pairs that were imported.
     """
 
     prompt: Messages
@@ -54,11 +60,14 @@ def pair_from(row: Any, number: int, source: str) -> Pair:
         source: where the row stands, for the message.
 
     Raises:
-        PairsError: the row is of none of the formats, lacks a side, or has twice the same; with its number.
+        PairsError: the row is of none of the formats, lacks a side, or has twice the same; with its
+            number.
     """
     where = f"{source}, row {number}"
     if not isinstance(row, Mapping):
-        raise PairsError(f"{where}: {_shown(row)} is no row. Of several splits, give one: dataset['train'].")
+        raise PairsError(
+            f"{where}: {_shown(row)} is no row. Of several splits, give one: dataset['train']."
+        )
     prompt, chosen, rejected = _sides(row, where)
     if chosen == rejected:
         raise PairsError(f"{where}: chosen and rejected are the same text: that is no preference.")
@@ -87,7 +96,9 @@ def listed(value: Any) -> Any:
 
 
 def _sides(row: Mapping[str, Any], where: str) -> tuple[Messages, Messages, Messages]:
-    chosen, rejected = (_messages(row.get(name), name, "assistant", where) for name in ("chosen", "rejected"))
+    chosen, rejected = (
+        _messages(row.get(name), name, "assistant", where) for name in ("chosen", "rejected")
+    )
     given = row.get("prompt")
     # Some datasets repeat as a text what both conversations begin with.
     whole = isinstance(given, str) and "assistant" not in (chosen[0]["role"], rejected[0]["role"])
@@ -97,17 +108,22 @@ def _sides(row: Mapping[str, Any], where: str) -> tuple[Messages, Messages, Mess
         prompt = _messages(given, "prompt", "user", where)
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not side or side[-1]["role"] != "assistant" or not side[-1]["content"].strip():
-            raise PairsError(f'{where}: "{name}" must end in an assistant message that says something.')
+            raise PairsError(
+                f'{where}: "{name}" must end in an assistant message that says something.'
+            )
     return prompt, chosen, rejected
 
 
-def _without_shared_beginning(chosen: Messages, rejected: Messages, where: str) -> tuple[Messages, Messages, Messages]:
+def _without_shared_beginning(
+    chosen: Messages, rejected: Messages, where: str
+) -> tuple[Messages, Messages, Messages]:
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
     if not shared:
         raise PairsError(
-            f'{where}: there is no "prompt", and chosen and rejected do not begin with the same messages, so that it is not clear '
+            f'{where}: there is no "prompt", and chosen and rejected do not begin with the same '
+            "messages, so that it is not clear "
             f"what both answer. Give a prompt: {_AN_EXAMPLE}."
         )
     if shared == len(chosen) == len(rejected):
@@ -119,15 +135,25 @@ def _messages(value: Any, name: str, role: str, where: str) -> Messages:
     """Messages of a list, or the one message of a text."""
     if isinstance(value, str) and value.strip():
         return ({"role": role, "content": value},)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(_is_message(item) for item in value):
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not value
+        or not all(_is_message(item) for item in value)
+    ):
         raise PairsError(
-            f'{where}: "{name}" must be a list of messages or a text; {_shown(value)} was given. Expected: {_AN_EXAMPLE}.'
+            f'{where}: "{name}" must be a list of messages or a text; {_shown(value)} was given. '
+            f"Expected: {_AN_EXAMPLE}."
         )
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str)
+    )
 
 
 def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
@@ -135,9 +161,16 @@ def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
     if value is None:
         return None
     # Not a number of hundreds of digits either, which is larger than any float.
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    ):
         return float(value)
-    raise PairsError(f'{where}: "{name}" must be a number; {_shown(value)} was given. Rename a column that means something else.')
+    raise PairsError(
+        f'{where}: "{name}" must be a number; {_shown(value)} was given. Rename a column that '
+        "means something else."
+    )
 
 
 def _text(row: Mapping[str, Any], name: str, otherwise: str) -> str:

@@ -32,35 +32,48 @@ def preference_pairs(
     held_out: Iterable[dspy.Example] = (),
     run: str = "",
 ) -> PreferencePairs:
-    """Pairs of drafts of one example, the chosen one with the larger influence, which is never below 0.
+    """Pairs of drafts of one example, the chosen one with the larger influence, which is never
+    below 0.
 
     Args:
-        traces: read once, as a stream, in which the drafts of an example stand together (as ``collect`` gives them).
-        strategy: "ranked": the best draft against the worst, the second worst, ..., each rejected once; where several are equally
-            good, they take turns. "paper": every draft that helped against every one that did not (arXiv 2504.15188). "all":
-            every two drafts, where the better one did not hurt. The last two begin with the largest differences.
+        traces: read once, as a stream, in which the drafts of an example stand together (as
+            ``collect`` gives them).
+        strategy: "ranked": the best draft against the worst, the second worst, ..., each rejected
+            once; where several are equally good, they take turns. "paper": every draft that helped
+            against every one that did not (arXiv 2504.15188). "all": every two drafts, where the
+            better one did not hurt. The last two begin with the largest differences.
         margin: smallest difference of influence, above 0 and at most 2.
-        per_example: pairs of one example, at most; None: one for "ranked", no limit for the others, of which n drafts give up to
-            n * (n - 1) / 2.
-        near: texts of at least this similarity, in (0, 1], are no pair: DPO on such pairs can make even the chosen text less
-            likely (Pal et al., 2024, arXiv 2402.13228). Similarity is counted in words and marks, and texts with different
-            numbers are always different (see ``texts.near``). 1 drops only texts that are equal but for case and spacing.
-        leak: a gold field; a draft that says what stands in it, verbatim, is never chosen. For tasks in which that is cheating.
-            The field must hold an answer's text, not the letter of an option.
-        length_ratio: drops pairs of which one text has more than so many times the words of the other.
+        per_example: pairs of one example, at most; None: one for "ranked", no limit for the others,
+            of which n drafts give up to n * (n - 1) / 2.
+        near: texts of at least this similarity, in (0, 1], are no pair: DPO on such pairs can make
+            even the chosen text less likely (Pal et al., 2024, arXiv 2402.13228). Similarity is
+            counted in words and marks, and texts with different numbers are always different (see
+            ``texts.near``). 1 drops only texts that are equal but for case and spacing.
+        leak: a gold field; a draft that says what stands in it, verbatim, is never chosen. For
+            tasks in which that is cheating. The field must hold an answer's text, not the letter of
+            an option.
+        length_ratio: drops pairs of which one text has more than so many times the words of the
+            other.
         held_out: examples that are tested on, none of which may be among the traces.
         run: the run's name, for the pairs' lineage.
 
-    Ties are broken by the order in which drafts were sampled, so that equal traces give equal pairs.
+    Ties are broken by the order in which drafts were sampled, so that equal traces give equal
+    pairs.
 
     Raises:
-        PairsError: a value out of range, an unknown strategy, a field that is not there, an example that is held out, or drafts of
-            an example that do not stand together.
+        PairsError: a value out of range, an unknown strategy, a field that is not there, an example
+            that is held out, or drafts of an example that do not stand together.
     """
     if strategy not in _STRATEGIES:
-        raise PairsError(f'There is no strategy "{strategy}".{nearest(strategy, _STRATEGIES)} Known: {", ".join(_STRATEGIES)}.')
+        raise PairsError(
+            f'There is no strategy "{strategy}".{nearest(strategy, _STRATEGIES)} Known: '
+            f"{', '.join(_STRATEGIES)}."
+        )
     if per_example is not None and per_example < 1:
-        raise PairsError(f"per_example is {per_example}: at least one pair of an example is needed, or None for the default.")
+        raise PairsError(
+            f"per_example is {per_example}: at least one pair of an example is needed, or None "
+            "for the default."
+        )
     gate = Gate(Rules(margin, near, leak, length_ratio), held_out)
     limit = 1 if per_example is None and strategy == "ranked" else per_example
     pairs: list[Pair] = []
@@ -71,11 +84,20 @@ def preference_pairs(
         pairs.extend(_pair(chosen, rejected, run) for chosen, rejected in made)
         if made and hiding:
             hiding.note(drafts[0].example_id, drafts[0].inputs)
-    rules = {"strategy": strategy, "margin": margin, "per_example": limit, "near": near, "leak": leak, "length_ratio": length_ratio}
+    rules = {
+        "strategy": strategy,
+        "margin": margin,
+        "per_example": limit,
+        "near": near,
+        "leak": leak,
+        "length_ratio": length_ratio,
+    }
     return PreferencePairs(tuple(pairs), dict(sorted(gate.dropped.items())), rules, hiding)
 
 
-def _paired(gate: Gate, drafts: Sequence[Trace], strategy: Strategy, limit: int | None) -> list[tuple[Trace, Trace]]:
+def _paired(
+    gate: Gate, drafts: Sequence[Trace], strategy: Strategy, limit: int | None
+) -> list[tuple[Trace, Trace]]:
     """The pairs of one example; an example without any is counted with the reason."""
     ranked = gate.usable(drafts)
     choosable = gate.honest([trace for trace in ranked if influence_of(trace) >= 0])
@@ -95,7 +117,9 @@ def _paired(gate: Gate, drafts: Sequence[Trace], strategy: Strategy, limit: int 
     return made
 
 
-def _why_none(ranked: Sequence[Trace], choosable: Sequence[Trace], refused: Sequence[str], strategy: Strategy) -> str:
+def _why_none(
+    ranked: Sequence[Trace], choosable: Sequence[Trace], refused: Sequence[str], strategy: Strategy
+) -> str:
     if not ranked:
         return EVERY_FAILED
     if len(ranked) == 1:
@@ -114,28 +138,49 @@ def _why_none(ranked: Sequence[Trace], choosable: Sequence[Trace], refused: Sequ
     return "the difference is below the margin"
 
 
-def _ranked(ranked: Sequence[Trace], choosable: Sequence[Trace], margin: float) -> Iterator[Alternatives]:
+def _ranked(
+    ranked: Sequence[Trace], choosable: Sequence[Trace], margin: float
+) -> Iterator[Alternatives]:
     if not choosable:
         return
     top = [trace for trace in choosable if trace.influence == choosable[0].influence]
-    worst = [trace for trace in reversed(ranked) if influence_of(top[0]) - influence_of(trace) >= margin]
+    worst = [
+        trace for trace in reversed(ranked) if influence_of(top[0]) - influence_of(trace) >= margin
+    ]
     for place, rejected in enumerate(worst):
         turn = place % len(top)
         yield [(chosen, rejected) for chosen in [*top[turn:], *top[:turn]]]
 
 
-def _paper(ranked: Sequence[Trace], choosable: Sequence[Trace], margin: float) -> Iterator[Alternatives]:
+def _paper(
+    ranked: Sequence[Trace], choosable: Sequence[Trace], margin: float
+) -> Iterator[Alternatives]:
     helped = [trace for trace in choosable if influence_of(trace) > 0]
     return _every([trace for trace in ranked if influence_of(trace) <= 0], helped, margin)
 
 
-def _every(ranked: Sequence[Trace], choosable: Sequence[Trace], margin: float) -> Iterator[Alternatives]:
-    pairs = [(one, other) for one in choosable for other in ranked if influence_of(one) - influence_of(other) >= margin]
-    pairs.sort(key=lambda pair: (influence_of(pair[1]) - influence_of(pair[0]), pair[0].draft_index, pair[1].draft_index))
+def _every(
+    ranked: Sequence[Trace], choosable: Sequence[Trace], margin: float
+) -> Iterator[Alternatives]:
+    pairs = [
+        (one, other)
+        for one in choosable
+        for other in ranked
+        if influence_of(one) - influence_of(other) >= margin
+    ]
+    pairs.sort(
+        key=lambda pair: (
+            influence_of(pair[1]) - influence_of(pair[0]),
+            pair[0].draft_index,
+            pair[1].draft_index,
+        )
+    )
     return ([pair] for pair in pairs)
 
 
-_STRATEGIES: dict[str, Callable[[Sequence[Trace], Sequence[Trace], float], Iterator[Alternatives]]] = {
+_STRATEGIES: dict[
+    str, Callable[[Sequence[Trace], Sequence[Trace], float], Iterator[Alternatives]]
+] = {
     "ranked": _ranked,
     "paper": _paper,
     "all": _every,

@@ -1,4 +1,5 @@
-"""Pairs as a dataset of the Hugging Face Hub: its card, its folder, its upload. Nothing is sent unless one asks for it."""
+"""Pairs as a dataset of the Hugging Face Hub: its card, its folder, its upload. Nothing is sent
+unless one asks for it."""
 
 from __future__ import annotations
 
@@ -85,13 +86,18 @@ class Shareable(Protocol):
 
 
 def dataset_card(pairs: Shareable) -> str:
-    """The README.md of a Hub dataset: what the pairs are, how many, what was dropped, influence, models, how they were made. It
-    names no licence, which is for who publishes to choose; what looks like a secret is masked."""
+    """The README.md of a Hub dataset: what the pairs are, how many, what was dropped, influence,
+    models, how they were made. It names no licence, which is for who publishes to choose; what
+    looks like a secret is masked."""
     import dspy
 
     examples = {(pair.round, pair.example_id) for pair in pairs.pairs}
     rounds = sorted({pair.round for pair in pairs.pairs})
-    numbers = [("pairs", str(len(pairs.pairs))), ("examples", str(len(examples))), ("rounds", ", ".join(map(str, rounds)))]
+    numbers = [
+        ("pairs", str(len(pairs.pairs))),
+        ("examples", str(len(examples))),
+        ("rounds", ", ".join(map(str, rounds))),
+    ]
     lengths = pairs.lengths
     numbers += [("lengths", str(lengths))] if lengths else []
     measured = _measured(pairs.pairs)
@@ -101,7 +107,11 @@ def dataset_card(pairs: Shareable) -> str:
         _HEAD,
         _MEASURED if measured else _IMPORTED,
         hub.table("In numbers", ("what", "how many"), numbers + _influence(measured)),
-        hub.table("Dropped by the gate", ("reason", "count"), [(reason, str(count)) for reason, count in pairs.dropped.items()]),
+        hub.table(
+            "Dropped by the gate",
+            ("reason", "count"),
+            [(reason, str(count)) for reason, count in pairs.dropped.items()],
+        ),
         hub.table("Models", ("role", "model"), _models(pairs.pairs)),
         hub.table("How they were made", ("setting", "value"), made),
         _COLUMNS,
@@ -110,7 +120,8 @@ def dataset_card(pairs: Shareable) -> str:
 
 
 def write_folder(folder: Path, rows: Sequence[Mapping[str, Any]], card: str) -> Path:
-    """The dataset as a folder that ``datasets.load_dataset`` reads and the Hub shows: README.md and the rows.
+    """The dataset as a folder that ``datasets.load_dataset`` reads and the Hub shows: README.md and
+    the rows.
 
     Raises:
         PairsError: a row holds what looks like a secret, an API key for instance.
@@ -119,7 +130,8 @@ def write_folder(folder: Path, rows: Sequence[Mapping[str, Any]], card: str) -> 
         text = json.dumps(row, ensure_ascii=False)
         if masked(text) != text:
             raise PairsError(
-                f"Row {number} (example {row.get('example_id', '?')}) holds what looks like a secret, an API key for instance: "
+                f"Row {number} (example {row.get('example_id', '?')}) holds what looks like a "
+                "secret, an API key for instance: "
                 "nothing was uploaded. Look at the draft and its prompt, and leave the pair out."
             )
     write_jsonl(folder / DATA_FILE, rows)
@@ -128,12 +140,22 @@ def write_folder(folder: Path, rows: Sequence[Mapping[str, Any]], card: str) -> 
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, token: str | None = None) -> str:
-    """Uploads a folder as a Hub dataset in one commit, made when it is not there; gives its address.
+    """Uploads a folder as a Hub dataset in one commit, made when it is not there; gives its
+    address.
 
     Raises:
-        PairsError: no permission, no connection, no such owner; or ``private`` is wanted of a dataset that is public.
+        PairsError: no permission, no connection, no such owner; or ``private`` is wanted of a
+            dataset that is public.
     """
-    return hub.upload(folder, repo_id, kind="dataset", message="Preference pairs", private=private, token=token, error=PairsError)
+    return hub.upload(
+        folder,
+        repo_id,
+        kind="dataset",
+        message="Preference pairs",
+        private=private,
+        token=token,
+        error=PairsError,
+    )
 
 
 def _measured(pairs: Sequence[Pair]) -> list[tuple[float, float]]:
@@ -157,5 +179,11 @@ def _influence(measured: Sequence[tuple[float, float]]) -> list[tuple[str, str]]
 
 
 def _models(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
-    weak, strong = dict.fromkeys(pair.weak_model for pair in pairs), dict.fromkeys(pair.strong_model for pair in pairs)
-    return [*(("weak", f"`{name}`") for name in weak), *(("strong", f"`{name}`") for name in strong)]
+    weak, strong = (
+        dict.fromkeys(pair.weak_model for pair in pairs),
+        dict.fromkeys(pair.strong_model for pair in pairs),
+    )
+    return [
+        *(("weak", f"`{name}`") for name in weak),
+        *(("strong", f"`{name}`") for name in strong),
+    ]

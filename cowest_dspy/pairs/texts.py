@@ -1,4 +1,5 @@
-"""What the gate asks of texts: how long they are, whether two are nearly equal, whether one says an answer."""
+"""What the gate asks of texts: how long they are, whether two are nearly equal, whether one says an
+answer."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 _SIGN = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_SIGN}]|[^\W{_SIGN}]+")
 _WORD_OR_MARK = re.compile(rf"[{_SIGN}]|[^\W{_SIGN}]+|[^\w\s]")
-# Texts that differ by more words are not nearly equal, however long they are; it bounds the time for long drafts.
+# Texts that differ by more words are not nearly equal, however long they are; it bounds the time
+# for long drafts.
 MOST_EDITS = 200
 
 
@@ -27,9 +29,10 @@ def word_count(text: str) -> int:
 def near(first: str, second: str, least: float) -> bool:
     """Whether the similarity of two texts is at least ``least``, in (0, 1].
 
-    It is the share of words and marks that both have in the same order: 2 * common / (words of both), with ``common`` the
-    longest common subsequence, whatever the case. Texts with other numbers in them are never near: in a domain of facts, the
-    number may be all the difference that matters.
+    It is the share of words and marks that both have in the same order: 2 * common / (words of
+    both), with ``common`` the longest common subsequence, whatever the case. Texts with other
+    numbers in them are never near: in a domain of facts, the number may be all the difference that
+    matters.
 
     >>> near("The press is hot today, be careful.", "the press is hot today, be careful!", 0.8)
     True
@@ -48,15 +51,19 @@ def near(first: str, second: str, least: float) -> bool:
 def _within(left: Sequence[str], right: Sequence[str], most: int) -> bool:
     """Whether ``left`` becomes ``right`` by at most so many insertions and deletions.
 
-    The greedy algorithm of Myers (1986), "An O(ND) difference algorithm and its variations", section 4: for each number of edits,
-    the place that is furthest along each diagonal.
+    The greedy algorithm of Myers (1986), "An O(ND) difference algorithm and its variations",
+    section 4: for each number of edits, the place that is furthest along each diagonal.
     """
     furthest = {1: 0}
     for edits in range(most + 1):
         for diagonal in range(-edits, edits + 1, 2):
-            down = diagonal == -edits or (diagonal != edits and furthest[diagonal - 1] < furthest[diagonal + 1])
+            down = diagonal == -edits or (
+                diagonal != edits and furthest[diagonal - 1] < furthest[diagonal + 1]
+            )
             x = furthest[diagonal + 1] if down else furthest[diagonal - 1] + 1
-            while x < len(left) and 0 <= x - diagonal < len(right) and left[x] == right[x - diagonal]:
+            while (
+                x < len(left) and 0 <= x - diagonal < len(right) and left[x] == right[x - diagonal]
+            ):
                 x += 1
             furthest[diagonal] = x
             if x >= len(left) and x - diagonal >= len(right):
@@ -65,8 +72,8 @@ def _within(left: Sequence[str], right: Sequence[str], most: int) -> bool:
 
 
 def says(text: str, answer: str) -> bool:
-    """Whether a text says an answer verbatim, as whole words, whatever the case and the spacing. A number is not found inside
-    another one; an empty answer is said nowhere.
+    """Whether a text says an answer verbatim, as whole words, whatever the case and the spacing. A
+    number is not found inside another one; an empty answer is said nowhere.
 
     >>> says("It may run at up to 25  BAR.", "25 bar"), says("It holds 125 or 2.5 litres.", "25"), says("1,250", "250")
     (True, False, False)

@@ -1,4 +1,5 @@
-"""Collaboration: a weak model drafts and a strong one refines; baselines that answer otherwise; prompt adapters."""
+"""Collaboration: a weak model drafts and a strong one refines; baselines that answer otherwise;
+prompt adapters."""
 
 from __future__ import annotations
 

@@ -6,13 +6,15 @@
     assistant  Working: ...
                Answer: ...
 
-A signature with one output field is answered bare, without a label, so that a weak model's draft is its raw completion; where a
-model writes the label all the same ("**Answer:** yes"), it is no part of the value. Later lines of a value are indented by two
+A signature with one output field is answered bare, without a label, so that a weak model's draft is
+its raw completion; where a model writes the label all the same ("**Answer:** yes"), it is no part
+of the value. Later lines of a value are indented by two
 spaces: no value, whatever it holds, can begin a line with a label.
 
-Where an output is one of several choices (``answer: Literal["A", "B"]``), a backend that cannot constrain its output says
-"Answer: b)" or "B. The second one" as often as "B". What is unambiguous among that is read as the choice that it names
-(:func:`choice_in`), everything else is a parse error: a failure that is counted, not an answer that is wrong.
+Where an output is one of several choices (``answer: Literal["A", "B"]``), a backend that cannot
+constrain its output says "Answer: b)" or "B. The second one" as often as "B". What is unambiguous
+among that is read as the choice that it names (:func:`choice_in`), everything else is a parse
+error: a failure that is counted, not an answer that is wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from cowest_dspy.program.escaping import EscapesData, escape_value
 
 
 class LineAdapter(EscapesData, dspy.ChatAdapter):
-    """Prompts of labelled lines for any ``dspy.Predict``; one call, no second try in another format. Data is escaped."""
+    """Prompts of labelled lines for any ``dspy.Predict``; one call, no second try in another
+    format. Data is escaped."""
 
     def __init__(self) -> None:
         super().__init__(use_json_adapter_fallback=False)
@@ -53,7 +56,10 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
         return "\n".join(part for part in [prefix, *lines, suffix] if part)
 
     def format_assistant_message_content(
-        self, signature: type[dspy.Signature], outputs: dict[str, Any], missing_field_message: str | None = None
+        self,
+        signature: type[dspy.Signature],
+        outputs: dict[str, Any],
+        missing_field_message: str | None = None,
     ) -> str:
         """One labelled line per output; the bare value when there is only one."""
         values = {
@@ -67,16 +73,22 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """The output fields of a completion.
 
-        Labels are found at the beginning of a line, in any case and with Markdown's signs around them; text before the first label
-        belongs to the first field when that has no line of its own. Of a field that comes twice the first counts. A field that is
-        alone has its label at the beginning or nowhere. For a field that is a ``Literal`` of texts, the documented fallback where
-        outputs are not constrained is :func:`choice_in`.
+        Labels are found at the beginning of a line, in any case and with Markdown's signs around
+        them; text before the first label belongs to the first field when that has no line of its
+        own. Of a field that comes twice the first counts. A field that is alone has its label at
+        the beginning or nowhere. For a field that is a ``Literal`` of texts, the documented
+        fallback where outputs are not constrained is :func:`choice_in`.
 
         Raises:
-            AdapterParseError: a field is missing, empty, or not of its type. The raw completion is in ``lm_response``.
+            AdapterParseError: a field is missing, empty, or not of its type. The raw completion is
+                in ``lm_response``.
         """
         names = list(signature.output_fields)
-        texts = {names[0]: _unlabelled(names[0], completion)} if len(names) == 1 else _split(names, completion)
+        texts = (
+            {names[0]: _unlabelled(names[0], completion)}
+            if len(names) == 1
+            else _split(names, completion)
+        )
         fields: dict[str, Any] = {}
         for name in names:
             text = texts.get(name, "")
@@ -94,9 +106,11 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
         return fields
 
 
-def training_row(signature: type[dspy.Signature], inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for SFT: the prompt in which a predictor of ``signature`` asks, without demos, and ``outputs`` in the form that it
-    reads; others than those of the signature are left aside."""
+def training_row(
+    signature: type[dspy.Signature], inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row for SFT: the prompt in which a predictor of ``signature`` asks, without demos, and
+    ``outputs`` in the form that it reads; others than those of the signature are left aside."""
     adapter = LineAdapter()
     wanted = {name: escape_value(outputs[name]) for name in signature.output_fields}
     completion = adapter.format_assistant_message_content(signature, wanted)
@@ -115,28 +129,34 @@ _OPENING = re.compile(r"""^(?:[\s"'\u201c\u201d\u2018\u2019`*_#(\[{:;!?>]|[-+.,]
 _CLOSING = re.compile(r"""[\s"'\u201c\u201d\u2018\u2019`*_)\]}:;.,!?-]+$""")
 _JOINTS = re.compile(r"[\s_]+|(?<=[^\W_])-+(?=[^\W_])")
 _LEAD_IN = r"(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|choice|option|label|{name})(?:\s+is\b|[\s:=])[\s:=]*"
-# After a choice of several signs: its end, not a compound or number that goes on. After one of a single letter or digit: nothing,
-# or punctuation that sets it apart, so that none of "A genetic disease", "B-cell", "E.coli", "A's" and "2.5" begins with one.
+# After a choice of several signs: its end, not a compound or number that goes on. After one of a
+# single letter or digit: nothing, or punctuation that sets it apart, so that none of "A genetic
+# disease", "B-cell", "E.coli", "A's" and "2.5" begins with one.
 _WORDS_END = r"""(?=$|[\s.,;:!?)\]}"'\u201d\u2019*`_-])(?![-'\u2019.,][^\W_])"""
 _LETTER_ENDS = r"""(?!['\u2019]\w)[\s"'\u201d\u2019*`_]*(?:$|[)\]}:;!?]|[.,](?=(?-i:[^a-z0-9])|$)|[-\u2013\u2014](?=\s|$))"""
 
 
 def choice_in(text: str, choices: Sequence[str], name: str = "answer") -> str:
-    """The one of ``choices`` that a completion names, read leniently: ``choice_in("b) The second.", ["A", "B"])`` is ``"B"``.
+    """The one of ``choices`` that a completion names, read leniently: ``choice_in("b) The second.",
+    ["A", "B"])`` is ``"B"``.
 
-    Case, surrounding punctuation and quotes, spaces for underscores or hyphens, a lead-in ("Answer:", "The correct option is",
-    or the field's own ``name``) and what follows the choice do not count. The choice has to come first. One that is a single
-    letter or digit has to stand alone or before punctuation: "A genetic disease" is no ``"A"``.
+    Case, surrounding punctuation and quotes, spaces for underscores or hyphens, a lead-in
+    ("Answer:", "The correct option is", or the field's own ``name``) and what follows the choice do
+    not count. The choice has to come first. One that is a single letter or digit has to stand alone
+    or before punctuation: "A genetic disease" is no ``"A"``.
 
     Raises:
-        ValueError: no choice comes first, or another one is named beside it ("A or B", "yes and no") or begins a later line.
+        ValueError: no choice comes first, or another one is named beside it ("A or B", "yes and
+            no") or begins a later line.
     """
     exact = [choice for choice in choices if choice.strip() == text.strip()]
     if len(exact) == 1:
         return exact[0]
     wrapped = re.fullmatch(r"(?:Literal|str)\[(.*)\]", text.strip())
     lines = [line for line in (wrapped.group(1) if wrapped else text).splitlines() if _bare(line)]
-    lead_in = re.compile(rf"^(?:{_LEAD_IN.format(name=re.escape(label(name)))}){{1,2}}", re.IGNORECASE)
+    lead_in = re.compile(
+        rf"^(?:{_LEAD_IN.format(name=re.escape(label(name)))}){{1,2}}", re.IGNORECASE
+    )
     first, *later = [_named(line, choices, lead_in) for line in lines or [""]]
     named = first.union(*later)
     if first and len(named) == 1:
@@ -146,7 +166,8 @@ def choice_in(text: str, choices: Sequence[str], name: str = "answer") -> str:
 
 
 def _named(line: str, choices: Sequence[str], lead_in: re.Pattern[str]) -> set[str]:
-    """The choices that a line names: none if it does not begin with one, otherwise that one and others that stand beside it."""
+    """The choices that a line names: none if it does not begin with one, otherwise that one and
+    others that stand beside it."""
     opened = _OPENING.sub("", line)
     for said in (opened, _OPENING.sub("", lead_in.sub("", opened))):
         whole = {choice for choice in choices if _bare(choice) and _bare(choice) == _bare(said)}
@@ -157,7 +178,9 @@ def _named(line: str, choices: Sequence[str], lead_in: re.Pattern[str]) -> set[s
             longest = max(len(_bare(choice)) for choice in begun)
             first = {choice for choice in begun if len(_bare(choice)) == longest}
             rest = said[max(begun[choice].end("choice") for choice in first) :]
-            return first | {choice for choice in choices if choice not in first and _beside(choice).search(rest)}
+            return first | {
+                choice for choice in choices if choice not in first and _beside(choice).search(rest)
+            }
     return set()
 
 
@@ -175,20 +198,25 @@ def _pattern(choice: str) -> str:
 def _begins(choice: str) -> re.Pattern[str]:
     if not _bare(choice):
         return _NEVER
-    return re.compile(_pattern(choice) + (_LETTER_ENDS if len(_bare(choice)) == 1 else _WORDS_END), re.IGNORECASE)
+    return re.compile(
+        _pattern(choice) + (_LETTER_ENDS if len(_bare(choice)) == 1 else _WORDS_END), re.IGNORECASE
+    )
 
 
 @lru_cache(maxsize=256)
 def _beside(choice: str) -> re.Pattern[str]:
-    """Finds a choice that is named after another one. A single letter counts as the next thing said, before a bracket or
-    colon, in a list, or after "or": "B. Vitamin D" and "D. Both A and B" name one, "A: this B: that" two."""
+    """Finds a choice that is named after another one. A single letter counts as the next thing
+    said, before a bracket or colon, in a list, or after "or": "B. Vitamin D" and "D. Both A and B"
+    name one, "A: this B: that" two."""
     if not _bare(choice):
         return _NEVER
     one = _pattern(choice)
     if len(_bare(choice)) > 1:
         return re.compile(rf"(?<![^\W_]){one}(?![^\W_])", re.IGNORECASE)
     alternative = rf"(?:^[\W_]*|[(,;/]\s*|\bor\s+)(?:(?:or|and)\s+)?[(\[]?{one}{_LETTER_ENDS}"
-    return re.compile(rf"{alternative}|\s[(\[]?{one.replace('?P<choice>', '?:')}[):]", re.IGNORECASE)
+    return re.compile(
+        rf"{alternative}|\s[(\[]?{one.replace('?P<choice>', '?:')}[):]", re.IGNORECASE
+    )
 
 
 def labelled_lines(values: Mapping[str, Any]) -> str:
@@ -222,8 +250,9 @@ def _line(name: str, value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _labels(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds the labels of fields at the beginning of a line, each as the group of its place, with what Markdown puts around them:
-    "Answer:", "**Answer:**", "**Answer**:", "### Answer:", "- answer :", "**Answer: yes**" (the group ``open``)."""
+    """Finds the labels of fields at the beginning of a line, each as the group of its place, with
+    what Markdown puts around them: "Answer:", "**Answer:**", "**Answer**:", "### Answer:", "-
+    answer :", "**Answer: yes**" (the group ``open``)."""
     words = (re.sub(r"[\s_]+", r"[\\s_]+", label(name)) for name in names)
     either = "|".join(f"({word})" for word in words)
     return re.compile(
@@ -234,14 +263,16 @@ def _labels(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _unlabelled(name: str, completion: str) -> str:
-    """The value of a field that is alone: the completion, without its label where it begins with one."""
+    """The value of a field that is alone: the completion, without its label where it begins with
+    one."""
     text = completion.strip()
     found = _labels((name,)).match(text)
     return _after(found, text[found.end() :]) if found else text
 
 
 def _after(found: re.Match[str], text: str) -> str:
-    """The text after a label; where a sign of Markdown that opened before the label closes at the text's end, without it."""
+    """The text after a label; where a sign of Markdown that opened before the label closes at the
+    text's end, without it."""
     mark, text = found["open"], text.strip()
     closed = not mark or found["closed"] or found["closed2"]
     return text if closed or not text.endswith(mark) else text[: -len(mark)].strip()
@@ -251,7 +282,9 @@ def _split(names: list[str], completion: str) -> dict[str, str]:
     found = list(_labels(tuple(names)).finditer(completion))
     texts: dict[str, str] = {}
     for match, following in zip(found, [*found[1:], None], strict=False):
-        text = _after(match, completion[match.end() : following.start() if following else len(completion)])
+        text = _after(
+            match, completion[match.end() : following.start() if following else len(completion)]
+        )
         name = next(name for place, name in enumerate(names) if match.group(place + 2) is not None)
         texts.setdefault(name, text)
     before = completion[: found[0].start()].strip() if found else ""

@@ -1,9 +1,11 @@
-"""Collaboration: a weak model drafts, a strong model refines, and the strong model alone is what that is measured against.
+"""Collaboration: a weak model drafts, a strong model refines, and the strong model alone is what
+that is measured against.
 
 program = Collaboration("question -> answer", draft="knowledge")
-program = Collaboration(draft=dspy.Predict(Draft), refine=dspy.Predict(Refine))      # modules of one's own
-together = program.bind(weak=weak, strong=strong)
-together(question="...")                                                             # Prediction(answer=..., draft=...)
+program = Collaboration(draft=dspy.Predict(Draft), refine=dspy.Predict(Refine))      # modules of
+one's own together = program.bind(weak=weak, strong=strong)
+together(question="...")                                                             #
+    Prediction(answer=..., draft=...)
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
 DRAFT_FIELD = "background"
 LONGEST_DRAFT = 4000
 FAILED_CALL = "_failed_call"
-"""The attribute of a prediction that says why a call of it was no whole answer; None, or missing, where all were."""
+"""The attribute of a prediction that says why a call of it was no whole answer; None, or missing,
+where all were."""
 
 _DRAFT_TASKS: dict[str, str] = {
     "direct": "Answer as well as you can.",
@@ -37,7 +40,8 @@ _DRAFT_TASKS: dict[str, str] = {
 
 
 class Counterfactual(dspy.Module):
-    """The strong model alone: refine without the draft. Closed to optimisers, which would otherwise change the measure."""
+    """The strong model alone: refine without the draft. Closed to optimisers, which would otherwise
+    change the measure."""
 
     def __init__(self, refine: dspy.Module, draft_field: str) -> None:
         super().__init__()
@@ -56,22 +60,27 @@ class Collaboration(dspy.Module):
     """A program of two models: ``draft`` runs on the weak one, ``refine`` on the strong one.
 
     Args:
-        signature: the task, such as ``"question -> answer"`` or a ``dspy.Signature``; its instructions are shared by draft and
-            refine. Leave it out when both modules are given.
-        draft: a draft format (``"direct"``: an answer, ``"knowledge"``: what is known about it, ``"chain_of_thought"``:
-            reasoning and answer) or any ``dspy.Module``.
-        refine: any ``dspy.Module`` with one input more than the draft has; by default a ``dspy.Predict`` of the task.
-        draft_field: the input of refine that carries the draft, where it cannot be told from the signatures. A drafter that asks
-            no model, or whose prediction says more than its draft, names the fields of its draft as ``output_names``.
+        signature: the task, such as ``"question -> answer"`` or a ``dspy.Signature``; its
+            instructions are shared by draft and refine. Leave it out when both modules are given.
+        draft: a draft format (``"direct"``: an answer, ``"knowledge"``: what is known about it,
+            ``"chain_of_thought"``: reasoning and answer) or any ``dspy.Module``.
+        refine: any ``dspy.Module`` with one input more than the draft has; by default a
+            ``dspy.Predict`` of the task.
+        draft_field: the input of refine that carries the draft, where it cannot be told from the
+            signatures. A drafter that asks no model, or whose prediction says more than its draft,
+            names the fields of its draft as ``output_names``.
         demos: worked examples for refine; alone gets the same without their draft.
-        adapter: the adapter of all prompts; by default ``dspy.settings.adapter``, otherwise :class:`LineAdapter`.
+        adapter: the adapter of all prompts; by default ``dspy.settings.adapter``, otherwise
+            :class:`LineAdapter`.
 
-    Inputs, demos and the draft reach a model as data, with a draft and without one alike: what would be a token of a chat template
-    or a mark of the adapter in them is made harmless. A draft has no control characters, and at most 4,000 characters.
+    Inputs, demos and the draft reach a model as data, with a draft and without one alike: what
+    would be a token of a chat template or a mark of the adapter in them is made harmless. A draft
+    has no control characters, and at most 4,000 characters.
 
     Raises:
-        ProgramError: neither a signature nor both modules; an unknown format; it is not clear which input of refine carries the
-            draft; or the prompt of the strong model alone would still speak of a draft.
+        ProgramError: neither a signature nor both modules; an unknown format; it is not clear which
+            input of refine carries the draft; or the prompt of the strong model alone would still
+            speak of a draft.
     """
 
     def __init__(
@@ -87,9 +96,14 @@ class Collaboration(dspy.Module):
         super().__init__()
         task = dspy.ensure_signature(signature) if signature is not None else None
         if task is None and (isinstance(draft, str) or refine is None):
-            raise ProgramError('Give a signature, such as Collaboration("question -> answer"), or both draft= and refine= modules.')
+            raise ProgramError(
+                'Give a signature, such as Collaboration("question -> answer"), or both draft= '
+                "and refine= modules."
+            )
         self.draft: dspy.Module = _drafter(task, draft) if isinstance(draft, str) else draft
-        self.refine: dspy.Module = refine or dspy.Predict(_with_draft(cast("type[dspy.Signature]", task)))
+        self.refine: dspy.Module = refine or dspy.Predict(
+            _with_draft(cast("type[dspy.Signature]", task))
+        )
         if demos is not None:
             for _, predictor in self.refine.named_predictors():
                 predictor.demos = list(demos)
@@ -99,7 +113,8 @@ class Collaboration(dspy.Module):
         _no_trace_of_a_draft(self.alone, self.draft_field)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the strong model was given."""
+        """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the
+        strong model was given."""
         calls: list[Call] = []
         try:
             with listening() as calls:
@@ -114,24 +129,33 @@ class Collaboration(dspy.Module):
         return self.draft_outputs(**inputs)["draft"]
 
     def draft_outputs(self, **inputs: Any) -> dspy.Prediction:
-        """The weak model's outputs by field, and as ``draft`` the text that the strong model will see of them."""
+        """The weak model's outputs by field, and as ``draft`` the text that the strong model will
+        see of them."""
         with self._speaking():
             prediction = self.draft(**inputs)
         outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
         names = _declared(self.draft) or tuple(outputs)
         said = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
-        return dspy.Prediction(**{**outputs, "draft": presentable(draft_text(said, self.draft_field))})
+        return dspy.Prediction(
+            **{**outputs, "draft": presentable(draft_text(said, self.draft_field))}
+        )
 
     @property
     def answer_fields(self) -> tuple[str, ...]:
-        """The fields of an answer: the outputs of refine's last predictor. A draft that has them all can be scored as an answer."""
+        """The fields of an answer: the outputs of refine's last predictor. A draft that has them
+        all can be scored as an answer."""
         return tuple(signature_of(self.refine.predictors()[-1]).output_fields)
 
     @property
     def output_types(self) -> dict[str, Any]:
-        """The types of refine's outputs by name, by which an answer that was kept becomes again what it was."""
+        """The types of refine's outputs by name, by which an answer that was kept becomes again
+        what it was."""
         predictors = [signature_of(one) for one in self.refine.predictors()]
-        return {name: field.annotation for signature in predictors for name, field in signature.output_fields.items()}
+        return {
+            name: field.annotation
+            for signature in predictors
+            for name, field in signature.output_fields.items()
+        }
 
     def holds_answer(self, outputs: Mapping[str, Any]) -> bool:
         """Whether a draft's outputs have all fields of an answer."""
@@ -150,7 +174,8 @@ class Collaboration(dspy.Module):
             return self.alone(**inputs)
 
     def measured_anew(self) -> Collaboration:
-        """A copy whose alone is made anew from refine as it is now: the strong model alone with the prompts that were found.
+        """A copy whose alone is made anew from refine as it is now: the strong model alone with the
+        prompts that were found.
 
         Raises:
             ProgramError: the prompt of alone would speak of a draft.
@@ -166,7 +191,8 @@ class Collaboration(dspy.Module):
             return module(**inputs)
 
     def bind(self, *, weak: dspy.LM | None = None, strong: dspy.LM | None = None) -> Collaboration:
-        """A copy of the program on these LMs; what is not given stays as it is. The calls of bound LMs are recorded."""
+        """A copy of the program on these LMs; what is not given stays as it is. The calls of bound
+        LMs are recorded."""
         bound = self.deepcopy()
         if weak is not None:
             bound.draft.set_lm(recorded(weak))
@@ -176,13 +202,16 @@ class Collaboration(dspy.Module):
         return bound
 
     def get_lm(self) -> dspy.LM | None:
-        """The LM whose samples differ: the weak model's, or the strong one's where the draft asks no model. DSPy's samplers (SIMBA,
-        BestOfN, Refine) ask for it and vary it."""
-        return cast("dspy.LM | None", (self.draft if self.draft.predictors() else self.refine).get_lm())
+        """The LM whose samples differ: the weak model's, or the strong one's where the draft asks
+        no model. DSPy's samplers (SIMBA, BestOfN, Refine) ask for it and vary it."""
+        return cast(
+            "dspy.LM | None", (self.draft if self.draft.predictors() else self.refine).get_lm()
+        )
 
     def set_lm(self, lm: dspy.LM | None) -> None:
-        """Puts another LM in the place of the one that :meth:`get_lm` names, so that a sampler varies the drafts and leaves the
-        strong model what it was. A program whose models are not told apart yet gets it everywhere; :meth:`bind` tells them apart.
+        """Puts another LM in the place of the one that :meth:`get_lm` names, so that a sampler
+        varies the drafts and leaves the strong model what it was. A program whose models are not
+        told apart yet gets it everywhere; :meth:`bind` tells them apart.
         """
         before = self.get_lm()
         for _, predictor in self.named_predictors():
@@ -190,7 +219,8 @@ class Collaboration(dspy.Module):
                 predictor.lm = lm
 
     def reset_copy(self) -> Collaboration:
-        """DSPy's: a copy without demonstrations. It stays on its LMs, so that a few-shot optimiser can run it."""
+        """DSPy's: a copy without demonstrations. It stays on its LMs, so that a few-shot optimiser
+        can run it."""
         made: Collaboration = super().reset_copy()
         for now, before in zip(made.predictors(), self.predictors(), strict=True):
             now.lm = before.lm
@@ -198,11 +228,14 @@ class Collaboration(dspy.Module):
 
     @property
     def weak(self) -> dspy.LM:
-        """The LM of draft. Raises ProgramError when the program is not bound, or when its draft asks no model."""
+        """The LM of draft. Raises ProgramError when the program is not bound, or when its draft
+        asks no model."""
         if not self.draft.predictors():
             raise ProgramError(
-                f"The draft ({type(self.draft).__name__}) asks no model: no weak model's drafts can be sampled or tuned. "
-                "Such a program can answer and be scored; to tune a drafter that reads passages, use Grounded(retriever, drafter)."
+                f"The draft ({type(self.draft).__name__}) asks no model: no weak model's drafts "
+                "can be sampled or tuned. "
+                "Such a program can answer and be scored; to tune a drafter that reads passages, "
+                "use Grounded(retriever, drafter)."
             )
         return _lm_of(self.draft, "weak")
 
@@ -212,7 +245,8 @@ class Collaboration(dspy.Module):
         return _lm_of(self.refine, "strong")
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """The program's state without any LM: prompts and demos are saved, models are bound when it is loaded again."""
+        """The program's state without any LM: prompts and demos are saved, models are bound when it
+        is loaded again."""
         unbound = self.deepcopy()
         for _, predictor in unbound.named_predictors():
             predictor.lm = None
@@ -223,19 +257,36 @@ class Collaboration(dspy.Module):
         return f"Collaboration({models}, draft {_form(self.draft)}, refine {_form(self.refine)})"
 
     def _repr_html_(self) -> str:
-        """The program in a notebook: its two models, what each is asked for, and what tuning made of it, where it was tuned."""
-        parts = (("draft", "weak", self.draft), ("refine", "strong", self.refine), ("alone", "strong", self.alone.module))
+        """The program in a notebook: its two models, what each is asked for, and what tuning made
+        of it, where it was tuned."""
+        parts = (
+            ("draft", "weak", self.draft),
+            ("refine", "strong", self.refine),
+            ("alone", "strong", self.alone.module),
+        )
         rows = [
-            (name, role, notebook.said(_told_lm(module)), notebook.said(_form(module)), *_asked(module))
+            (
+                name,
+                role,
+                notebook.said(_told_lm(module)),
+                notebook.said(_form(module)),
+                *_asked(module),
+            )
             for name, role, module in parts
         ]
         adapter = type(prompt_adapter(self.adapter)).__name__
         history = [getattr(self, name, ()) for name in ("rounds", "steps")]
         return notebook.view(
             "Collaboration",
-            notebook.table(("step", "role", "model", "fields", "instructions", "examples"), rows, texts=5),
+            notebook.table(
+                ("step", "role", "model", "fields", "instructions", "examples"), rows, texts=5
+            ),
             f"the draft goes into refine's input {self.draft_field!r}; prompts: {adapter}",
-            *(notebook.Markup(told()) for one in history if (told := getattr(one, "_repr_html_", None))),
+            *(
+                notebook.Markup(told())
+                for one in history
+                if (told := getattr(one, "_repr_html_", None))
+            ),
         )
 
     @contextmanager
@@ -246,24 +297,30 @@ class Collaboration(dspy.Module):
 
 @contextmanager
 def speaking(adapter: dspy.Adapter | None) -> Iterator[None]:
-    """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``, otherwise a LineAdapter."""
+    """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``,
+    otherwise a LineAdapter."""
     with dspy.context(adapter=prompt_adapter(adapter)):
         yield
 
 
 def prompt_adapter(adapter: dspy.Adapter | None) -> dspy.Adapter:
-    """The adapter of a program's prompts: ``adapter``, by default ``dspy.settings.adapter``, otherwise a LineAdapter. It escapes
-    data (escaping.py)."""
+    """The adapter of a program's prompts: ``adapter``, by default ``dspy.settings.adapter``,
+    otherwise a LineAdapter. It escapes data (escaping.py)."""
     return escaping(adapter or dspy.settings.adapter or LineAdapter())
 
 
 def _told_lm(module: dspy.Module) -> str:
-    """The models of a module, by id, with the settings that change an answer; of no other setting, since one may be a key."""
+    """The models of a module, by id, with the settings that change an answer; of no other setting,
+    since one may be a key."""
     told = list[str]()
     for predictor in module.predictors():
         lm = predictor.lm
         given = getattr(lm, "kwargs", {})
-        settings = [f"{name} {given[name]}" for name in ("temperature", "max_tokens") if given.get(name) is not None]
+        settings = [
+            f"{name} {given[name]}"
+            for name in ("temperature", "max_tokens")
+            if given.get(name) is not None
+        ]
         named = masked(str(getattr(lm, "model", type(lm).__name__)))
         told.append("not bound" if lm is None else " ".join([named, *settings]))
     return ", ".join(dict.fromkeys(told)) or "asks no model"
@@ -272,7 +329,9 @@ def _told_lm(module: dspy.Module) -> str:
 def _form(module: dspy.Module) -> str:
     """A module's inputs and outputs: those of each of its predictors."""
     signatures = [signature_of(predictor) for predictor in module.predictors()]
-    forms = [f"{', '.join(one.input_fields)} -> {', '.join(one.output_fields)}" for one in signatures]
+    forms = [
+        f"{', '.join(one.input_fields)} -> {', '.join(one.output_fields)}" for one in signatures
+    ]
     return "; ".join(forms) or type(module).__name__
 
 
@@ -284,17 +343,24 @@ def _asked(module: dspy.Module) -> tuple[Any, str]:
 
 
 def draft_text(prediction: dspy.Prediction, field: str) -> str:
-    """A drafter's outputs as one text: the field of that name or the only one, otherwise all as labelled lines."""
-    outputs = {name: str(value) for name, value in prediction.items() if name != "logprobs" and value is not None}
+    """A drafter's outputs as one text: the field of that name or the only one, otherwise all as
+    labelled lines."""
+    outputs = {
+        name: str(value)
+        for name, value in prediction.items()
+        if name != "logprobs" and value is not None
+    }
     if field in outputs:
         return outputs[field]
     return labelled_lines(outputs)
 
 
 def presentable(draft: str) -> str:
-    """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000 characters.
+    """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000
+    characters.
 
-    ``presentable("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes it for the end of a turn.
+    ``presentable("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes
+    it for the end of a turn.
     """
     visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())
     return escape(visible.strip())[:LONGEST_DRAFT].strip()
@@ -302,13 +368,18 @@ def presentable(draft: str) -> str:
 
 def _drafter(task: type[dspy.Signature] | None, draft: str) -> dspy.Module:
     if draft not in _DRAFT_TASKS:
-        raise ProgramError(f'There is no draft format "{draft}": use {", ".join(_DRAFT_TASKS)}, or any dspy.Module.')
+        raise ProgramError(
+            f'There is no draft format "{draft}": use {", ".join(_DRAFT_TASKS)}, or any '
+            "dspy.Module."
+        )
     signature = cast("type[dspy.Signature]", task).with_instructions(_DRAFT_TASKS[draft])
     if draft == "knowledge":
         for name in list(signature.output_fields):
             signature = signature.delete(name)
         return dspy.Predict(signature.append(DRAFT_FIELD, dspy.OutputField(), str))
-    return dspy.ChainOfThought(signature) if draft == "chain_of_thought" else dspy.Predict(signature)
+    return (
+        dspy.ChainOfThought(signature) if draft == "chain_of_thought" else dspy.Predict(signature)
+    )
 
 
 def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
@@ -316,20 +387,36 @@ def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
 
 
 def _draft_field(draft: dspy.Module, refine: dspy.Module, named: str | None) -> str:
-    given = {name for _, predictor in draft.named_predictors() for name in signature_of(predictor).input_fields}
-    made = {name for _, predictor in draft.named_predictors() for name in signature_of(predictor).output_fields}
+    given = {
+        name
+        for _, predictor in draft.named_predictors()
+        for name in signature_of(predictor).input_fields
+    }
+    made = {
+        name
+        for _, predictor in draft.named_predictors()
+        for name in signature_of(predictor).output_fields
+    }
     made |= set(_declared(draft))
-    wanted = [name for _, predictor in refine.named_predictors() for name in signature_of(predictor).input_fields]
+    wanted = [
+        name
+        for _, predictor in refine.named_predictors()
+        for name in signature_of(predictor).input_fields
+    ]
     if named is not None:
         if named not in wanted:
-            raise ProgramError(f'draft_field is "{named}", but refine takes {wanted}.{nearest(named, wanted)}')
+            raise ProgramError(
+                f'draft_field is "{named}", but refine takes {wanted}.{nearest(named, wanted)}'
+            )
         return named
     new = list(dict.fromkeys(name for name in wanted if name not in given))
     carrying = [name for name in new if name in made] or new
     if len(carrying) != 1:
         raise ProgramError(
-            f"It is not clear which input of refine carries the draft: draft takes {sorted(given)}, refine takes {wanted}. "
-            "Refine needs exactly one input that the draft does not take; or name it: Collaboration(..., draft_field=...)."
+            "It is not clear which input of refine carries the draft: draft takes "
+            f"{sorted(given)}, refine takes {wanted}. "
+            "Refine needs exactly one input that the draft does not take; or name it: "
+            "Collaboration(..., draft_field=...)."
         )
     return carrying[0]
 
@@ -345,8 +432,10 @@ def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:
         found = words.search(signature_of(predictor).instructions)
         if found:
             raise ProgramError(
-                f'The instructions of refine ({name}) say "{found.group()}", and the strong model alone gets the same ones: it '
-                "would be told of something that it is not given. Word them so that they hold with and without a draft."
+                f'The instructions of refine ({name}) say "{found.group()}", and the strong model '
+                "alone gets the same ones: it "
+                "would be told of something that it is not given. Word them so that they hold "
+                "with and without a draft."
             )
 
 
@@ -362,5 +451,7 @@ def _without(demo: Any, field: str) -> dspy.Example:
 def _lm_of(module: dspy.Module, role: str) -> dspy.LM:
     lms = {id(predictor.lm): predictor.lm for _, predictor in module.named_predictors()}
     if len(lms) != 1 or None in lms.values():
-        raise ProgramError(f"The program is not bound: call program.bind({role}=dspy.LM(...)) first.")
+        raise ProgramError(
+            f"The program is not bound: call program.bind({role}=dspy.LM(...)) first."
+        )
     return cast(dspy.LM, next(iter(lms.values())))

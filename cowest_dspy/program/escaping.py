@@ -1,10 +1,14 @@
-"""Text from data as data: what a tokenizer or an adapter would take for a mark of its own is broken by a space.
+"""Text from data as data: what a tokenizer or an adapter would take for a mark of its own is broken
+by a space.
 
-    escape("5 bar<|im_end|>")        # "5 bar< |im_end|>": readable, and no tokenizer takes it for the end of a turn
-    escaping(dspy.ChatAdapter())     # the same adapter, which escapes every input and every worked example
+    escape("5 bar<|im_end|>")        # "5 bar< |im_end|>": readable, and no tokenizer takes it for
+                                     the end of a turn
+    escaping(dspy.ChatAdapter())     # the same adapter, which escapes every input and every worked
+                                     example
 
-Inputs, drafts, passages, worked examples and what clients send all pass here on their way into a prompt, with a draft and without
-one alike. Instructions do not: they are the program's own. Text without such marks, markup among it, stays as it is.
+Inputs, drafts, passages, worked examples and what clients send all pass here on their way into a
+prompt, with a draft and without one alike. Instructions do not: they are the program's own. Text
+without such marks, markup among it, stays as it is.
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ from typing import Any, cast
 import dspy
 import pydantic
 
-# A token between bars: <|im_end|>, Gemma 4's <|turn> and <turn|>, DeepSeek's with full-width bars. Not Haskell's <|>, F#'s f <| x.
+# A token between bars: <|im_end|>, Gemma 4's <|turn> and <turn|>, DeepSeek's with full-width bars.
+# Not Haskell's <|>, F#'s f <| x.
 _BARS = r"<(?=[|\uff5c][^\s<>|\uff5c][^\s<>]{0,80}>|[a-z_]{1,40}\|>)"
-# Tokens that look like a tag: of Llama, Mistral, Gemma, Qwen, Ling, InternLM, Cohere, Seed, StarCoder and those that took over its
-# list (SmolLM), T5; and the marks between which DSPy puts what is no text. HTML's tags are none of them, but for <s>.
+# Tokens that look like a tag: of Llama, Mistral, Gemma, Qwen, Ling, InternLM, Cohere, Seed,
+# StarCoder and those that took over its list (SmolLM), T5; and the marks between which DSPy puts
+# what is no text. HTML's tags are none of them, but for <s>.
 _TAGS = (
     r"<(?=/?(?:s|bos|eos|pad|unk|sop|eop|eod|eot|eoh|eoa|eosys|SYS|role|think|tool_calls?|tool_response|(?:start|end)_of_\w{1,20}|"
     r"fim_\w{1,10}|repo_?name|file_sep|filename|gh_stars|issue_(?:start|comment|closed)|jupyter_\w{1,10}|empty_output|"
@@ -46,20 +52,24 @@ Escape = Callable[[str], str]
 
 
 def escape(text: str) -> str:
-    """The text without marks: a space follows the first sign of each. Escaping twice is the same as once.
+    """The text without marks: a space follows the first sign of each. Escaping twice is the same as
+    once.
 
-    Marks are the special tokens of well-known models' chat templates and the marks of DSPy's adapters.
+    Marks are the special tokens of well-known models' chat templates and the marks of DSPy's
+    adapters.
     """
     return _SPECIAL.sub(r"\g<0> ", text)
 
 
 def escape_field_marks(text: str) -> str:
-    """The text without the field marks of DSPy's adapters alone: ``[[ ## answer ## ]]`` becomes ``[ [ ## answer ## ]]``."""
+    """The text without the field marks of DSPy's adapters alone: ``[[ ## answer ## ]]`` becomes ``[
+    [ ## answer ## ]]``."""
     return _MARK.sub(r"\g<0> ", text)
 
 
 def escape_value(value: Any, escaped: Escape = escape) -> Any:
-    """A value of a field with every text in it escaped: in lists, dictionaries, pydantic models and dataclasses, too.
+    """A value of a field with every text in it escaped: in lists, dictionaries, pydantic models and
+    dataclasses, too.
 
     What holds no mark is given back itself, and what does keeps its type.
     """
@@ -70,9 +80,13 @@ def escape_value(value: Any, escaped: Escape = escape) -> Any:
         return value if made == value else made
     if isinstance(value, dict):
         items = cast("dict[Any, Any]", value)
-        made = {escape_value(key, escaped): escape_value(one, escaped) for key, one in items.items()}
+        made = {
+            escape_value(key, escaped): escape_value(one, escaped) for key, one in items.items()
+        }
         same = all(
-            one is other for pair in zip(made.items(), items.items(), strict=False) for one, other in zip(*pair, strict=True)
+            one is other
+            for pair in zip(made.items(), items.items(), strict=False)
+            for one, other in zip(*pair, strict=True)
         )
         return value if same and len(made) == len(items) else made
     if isinstance(value, list | tuple | set | frozenset):
@@ -88,7 +102,11 @@ def escape_value(value: Any, escaped: Escape = escape) -> Any:
         update = _changes(dict(value.items()), escaped)
         return value.copy(**update) if update else value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        fields = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.init
+        }
         update = _changes(fields, escaped)
         return dataclasses.replace(value, **update) if update else value
     return value
@@ -100,20 +118,25 @@ def _changes(fields: dict[str, Any], escaped: Escape) -> dict[str, Any]:
 
 
 class EscapesData:
-    """What makes an adapter escape inputs and worked examples before it writes them into a prompt; stands before its class."""
+    """What makes an adapter escape inputs and worked examples before it writes them into a prompt;
+    stands before its class."""
 
     def __init_subclass__(cls, *, already_called_back: bool = False, **kwargs: Any) -> None:
-        # DSPy's wraps format() and parse() of every subclass with its callbacks, and a second time they would be called twice.
+        # DSPy's wraps format() and parse() of every subclass with its callbacks, and a second time
+        # they would be called twice.
         if not already_called_back:
             super().__init_subclass__(**kwargs)
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
-        # Not in format() alone: an adapter may fall back to another one, to which it gives what it was given.
+        # Not in format() alone: an adapter may fall back to another one, to which it gives what it
+        # was given.
         return super().__call__(lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs))  # pyright: ignore[reportAttributeAccessIssue]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
         """Escape inputs and demos, then call the adapter asynchronously."""
-        return await super().acall(lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs))  # pyright: ignore[reportAttributeAccessIssue]
+        return await super().acall(
+            lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs)
+        )  # pyright: ignore[reportAttributeAccessIssue]
 
     def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
         """The chat messages of a prompt."""
@@ -134,7 +157,8 @@ def _tags_of(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def escaping(adapter: dspy.Adapter) -> dspy.Adapter:
-    """A copy of the adapter that escapes data; of the same class for whoever asks, as DSPy does in places."""
+    """A copy of the adapter that escapes data; of the same class for whoever asks, as DSPy does in
+    places."""
     if isinstance(adapter, EscapesData):
         return adapter
     made = copy.copy(adapter)
@@ -144,5 +168,14 @@ def escaping(adapter: dspy.Adapter) -> dspy.Adapter:
 
 @lru_cache(maxsize=64)
 def _escaping_class(kind: type[dspy.Adapter]) -> type[dspy.Adapter]:
-    about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return types.new_class(kind.__name__, (EscapesData, kind), {"already_called_back": True}, lambda names: names.update(about))
+    about = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+    }
+    return types.new_class(
+        kind.__name__,
+        (EscapesData, kind),
+        {"already_called_back": True},
+        lambda names: names.update(about),
+    )

@@ -1,4 +1,5 @@
-"""What a run shows: numbers with intervals and paired tests, in a terminal, as report.json and as one HTML file.
+"""What a run shows: numbers with intervals and paired tests, in a terminal, as report.json and as
+one HTML file.
 
 model.py     the facts: RunReport and its parts, and their round trip through JSON
 numbers.py   the statistics, each with its source

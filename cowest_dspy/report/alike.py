@@ -12,10 +12,12 @@ SHARE, LEAST = 0.75, 20  # of an arm's drafts that are one text; fewer drafts sa
 
 
 def alike_drafts(arms: Iterable[Arm]) -> str | None:
-    """A warning that names the arms of which at least three in four drafts (of 20 or more) are one text, up to case and spaces.
+    """A warning that names the arms of which at least three in four drafts (of 20 or more) are one
+    text, up to case and spaces.
 
-    Such a drafter has learned which answer is common. A small held-out split then takes or rolls back a tuned model by how often
-    the one text is right in it, whatever the drafts are worth. The text itself is not quoted, since a page may hide it.
+    Such a drafter has learned which answer is common. A small held-out split then takes or rolls
+    back a tuned model by how often the one text is right in it, whatever the drafts are worth. The
+    text itself is not quoted, since a page may hide it.
     """
     named: list[str] = []
     for arm in arms:
@@ -26,6 +28,7 @@ def alike_drafts(arms: Iterable[Arm]) -> str | None:
     if not named:
         return None
     return (
-        f"Drafts hardly depend on their inputs; nearly all of an arm are one and the same text: {'; '.join(named)}. A gain or loss "
+        "Drafts hardly depend on their inputs; nearly all of an arm are one and the same text: "
+        f"{'; '.join(named)}. A gain or loss "
         "of such an arm may be no more than how often that text is right in these examples."
     )

@@ -1,8 +1,10 @@
-"""Answers and traces as lists to search and read: what the page's script pages through, cut to a size a browser likes.
+"""Answers and traces as lists to search and read: what the page's script pages through, cut to a
+size a browser likes.
 
-A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and ``rows``. A row has tags,
-cells, and steps: a cell is the number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a
-kind it is a heading. Each text stands in the page once: drafts of one example share their input and the answer without a draft.
+A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and
+``rows``. A row has tags, cells, and steps: a cell is the number of a text, or ``[text, kind]``; a
+step is the numbers of its label and its text, and with a kind it is a heading. Each text stands in
+the page once: drafts of one example share their input and the answer without a draft.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from cowest_dspy.report.page import data_block
 
 MAX_ROWS = 20_000
 MAX_TEXT = 4000
-# Bytes of the answers, and of both lists together. With charts, tables and pairs a page stays under 10 MB.
+# Bytes of the answers, and of both lists together. With charts, tables and pairs a page stays under
+# 10 MB.
 MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
 EFFECTS = ("helped", "hurt", "same", "failed")
 T = TypeVar("T")
@@ -42,7 +45,8 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Browser:
-    """A list as the page carries it: its JSON, how many ``rows`` it has, and of how many in ``total``."""
+    """A list as the page carries it: its JSON, how many ``rows`` it has, and of how many in
+    ``total``."""
 
     json: Markup
     rows: int
@@ -50,19 +54,24 @@ class Browser:
 
 
 def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
-    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be too large."""
+    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be
+    too large."""
     answers = answer_list(report, max_rows)
     left = MAX_BYTES - len(answers.json.encode("utf-8", errors="replace"))
     return {"answers": answers, "traces": trace_list(report, max_rows, left)}
 
 
 def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
-    """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which arm was right."""
+    """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which
+    arm was right."""
     by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
     ids = list(dict.fromkeys(example_id for answers in by_id for example_id in answers))
 
     def row(example_id: str) -> Row:
-        found = {arm.name: answers.get(example_id) for arm, answers in zip(report.arms, by_id, strict=True)}
+        found = {
+            arm.name: answers.get(example_id)
+            for arm, answers in zip(report.arms, by_id, strict=True)
+        }
         return _answer_row(report, found)
 
     columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
@@ -71,9 +80,11 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
 
 
 def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
-    """The drafts, one row each, with every step from input to influence: those of training rounds, then those of held-out arms,
-    beside what the first rival answered without them."""
-    traces: list[tuple[str, TraceRow]] = [(f"round {trace.round}", trace) for trace in report.traces]
+    """The drafts, one row each, with every step from input to influence: those of training rounds,
+    then those of held-out arms, beside what the first rival answered without them."""
+    traces: list[tuple[str, TraceRow]] = [
+        (f"round {trace.round}", trace) for trace in report.traces
+    ]
     traces += [(arm.title, trace) for arm in report.arms for trace in _held_out(report, arm)]
     rounds = sorted({trace.round for trace in report.traces})
     arms = [arm.title for arm in report.arms]
@@ -87,19 +98,23 @@ def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most ``most`` of the items, evenly spaced and in order: a sample that keeps the mix of early and late."""
+    """At most ``most`` of the items, evenly spaced and in order: a sample that keeps the mix of
+    early and late."""
     if len(items) <= most:
         return list(items)
     return [items[index * len(items) // most] for index in range(most)]
 
 
 def labelled(values: Mapping[str, Any] | None) -> str:
-    """Fields as readable lines: the bare value of a single field, else one "Label: value" line per field."""
+    """Fields as readable lines: the bare value of a single field, else one "Label: value" line per
+    field."""
     if not values:
         return ""
     if len(values) == 1:
         return str(next(iter(values.values())))
-    return "\n".join(f"{key.replace('_', ' ').capitalize()}: {value}" for key, value in values.items())
+    return "\n".join(
+        f"{key.replace('_', ' ').capitalize()}: {value}" for key, value in values.items()
+    )
 
 
 def outcome(answer: Answer | None) -> str:
@@ -112,7 +127,8 @@ def outcome(answer: Answer | None) -> str:
 
 
 def change(before: Answer | None, after: Answer | None) -> float:
-    """The second score less the first, in [-1, 1]; 0 where one is missing, or where they differ only by rounding."""
+    """The second score less the first, in [-1, 1]; 0 where one is missing, or where they differ
+    only by rounding."""
     if before is None or after is None or before.score is None or after.score is None:
         return 0.0
     gain = after.score - before.score
@@ -128,7 +144,11 @@ def effect(influence: float | None) -> str:
 
 def clipped(text: str, most: int = MAX_TEXT) -> str:
     """The text, cut where it is longer than a page can carry, and saying so."""
-    return text if len(text) <= most else f"{text[:most]} ... [{len(text) - most:,} more characters in report.json]"
+    return (
+        text
+        if len(text) <= most
+        else f"{text[:most]} ... [{len(text) - most:,} more characters in report.json]"
+    )
 
 
 def _fitting(
@@ -139,7 +159,8 @@ def _fitting(
     max_rows: int,
     max_bytes: int,
 ) -> Browser:
-    """The list of these items, or of as many of them, evenly spaced, as go into so many rows and bytes."""
+    """The list of these items, or of as many of them, evenly spaced, as go into so many rows and
+    bytes."""
     made = [row(item) for item in evenly(items, max_rows)]
     most = len(made)
     while True:
@@ -154,12 +175,21 @@ def _fitting(
 
 
 def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
-    """The row with numbers for its texts, its empty steps left out, each text cut to size; and its tags counted."""
+    """The row with numbers for its texts, its empty steps left out, each text cut to size; and its
+    tags counted."""
     tags, cells, steps = row
     for name in tags:
         counts[name] = counts.get(name, 0) + 1
-    shown = [[texts.number(label), texts.number(clipped(text)), *kind] for label, text, *kind in steps if text]
-    return [tags, [cell if isinstance(cell, list) else texts.number(clipped(cell)) for cell in cells], shown]
+    shown = [
+        [texts.number(label), texts.number(clipped(text)), *kind]
+        for label, text, *kind in steps
+        if text
+    ]
+    return [
+        tags,
+        [cell if isinstance(cell, list) else texts.number(clipped(cell)) for cell in cells],
+        shown,
+    ]
 
 
 def _used(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:
@@ -179,13 +209,19 @@ def _answer_options(report: RunReport) -> list[list[str]]:
 
 def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
     known = next(answer for answer in found.values() if answer is not None)
-    tags = _change_tag(found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken")
+    tags = _change_tag(
+        found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken"
+    )
     reference = found.get(report.judged)
     for name, answer in found.items():
         tags += _change_tag(reference, answer, f"won:{name}", f"lost:{name}")
     if any(outcome(answer) == "failed" for answer in found.values()):
         tags.append("failed")
-    steps = [["Example", known.example_id], ["Input", labelled(known.inputs)], ["Expected", known.gold]]
+    steps = [
+        ["Example", known.example_id],
+        ["Input", labelled(known.inputs)],
+        ["Expected", known.gold],
+    ]
     for arm in report.arms:
         answer = found[arm.name]
         if answer is not None:
@@ -209,14 +245,23 @@ def _answer_steps(title: str, answer: Answer) -> list[list[str]]:
 
 
 def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
-    """The arm's answers that had a draft, as traces: beside them the answer of the first rival, the strong model alone."""
+    """The arm's answers that had a draft, as traces: beside them the answer of the first rival, the
+    strong model alone."""
     rival = report.arm(next(iter(report.rivals), None))
-    alone = {answer.example_id: answer for answer in rival.answers} if rival and rival.name != arm.name else {}
+    alone = (
+        {answer.example_id: answer for answer in rival.answers}
+        if rival and rival.name != arm.name
+        else {}
+    )
     for answer in arm.answers:
         if answer.draft is None:
             continue
         other = alone.get(answer.example_id)
-        both = None if other is None or other.score is None or answer.score is None else answer.score - other.score
+        both = (
+            None
+            if other is None or other.score is None or answer.score is None
+            else answer.score - other.score
+        )
         error = answer.error or ("no answer without a draft" if other is None else other.error)
         yield TraceRow(
             example_id=answer.example_id,
@@ -248,14 +293,23 @@ def _trace_row(where: str, trace: TraceRow) -> Row:
         ["Input", labelled(trace.inputs)],
         ["Expected", labelled(trace.gold)],
         [_scored("Draft", trace.draft_score), trace.draft],
-        ["Raw completion", trace.completion if trace.completion.strip() != trace.draft.strip() else ""],
+        [
+            "Raw completion",
+            trace.completion if trace.completion.strip() != trace.draft.strip() else "",
+        ],
         [_scored("Alone", trace.alone_score), labelled(trace.alone)],
         [_scored("With draft", trace.refined_score), labelled(trace.refined)],
         ["Influence", "" if trace.influence is None else f"{trace.influence:+.2f}, {kind}"],
         ["Error", trace.error or ""],
         ["Models", " -> ".join(model for model in (trace.weak_model, trace.strong_model) if model)],
     ]
-    texts = [labelled(trace.inputs), where, trace.draft or trace.completion, labelled(trace.alone), labelled(trace.refined)]
+    texts = [
+        labelled(trace.inputs),
+        where,
+        trace.draft or trace.completion,
+        labelled(trace.alone),
+        labelled(trace.refined),
+    ]
     return [kind, where], [*texts, [shown, kind]], steps
 
 

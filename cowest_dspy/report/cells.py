@@ -1,4 +1,5 @@
-"""A report in a notebook: verdict, arms, influence, rounds, pairs and costs. It shows no input and no answer."""
+"""A report in a notebook: verdict, arms, influence, rounds, pairs and costs. It shows no input and
+no answer."""
 
 from __future__ import annotations
 
@@ -41,7 +42,12 @@ def _arm(line: ArmLine) -> tuple[object, ...]:
     low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
     test = line.test
     title = notebook.tag("strong", line.title) if line.is_reference else line.title
-    numbers = (f"{line.answered:,}", f"{line.failed:,}", format_share(line.accuracy), format_interval(line.interval))
+    numbers = (
+        f"{line.answered:,}",
+        f"{line.failed:,}",
+        format_share(line.accuracy),
+        format_interval(line.interval),
+    )
     tested = (f"+{test.fixed} -{test.broken}", bare_p(test.p)) if test else ("", "")
     return title, notebook.interval_bar(line.accuracy, low, high), *numbers, *tested
 
@@ -49,11 +55,27 @@ def _arm(line: ArmLine) -> tuple[object, ...]:
 def _influence(report: RunReport) -> list[Markup]:
     parts = list[Markup]()
     for number, counts in influence_by_round(report.influence).items():
-        mean = "no draft has an influence" if counts.mean is None else f"mean influence {counts.mean:+.3f}"
-        span = f", 95 % {counts.interval.low:+.3f} to {counts.interval.high:+.3f}" if counts.interval else ""
-        named = {"helped": counts.helped, "same": counts.same, "hurt": counts.hurt, "failed": counts.failed}
+        mean = (
+            "no draft has an influence"
+            if counts.mean is None
+            else f"mean influence {counts.mean:+.3f}"
+        )
+        span = (
+            f", 95 % {counts.interval.low:+.3f} to {counts.interval.high:+.3f}"
+            if counts.interval
+            else ""
+        )
+        named = {
+            "helped": counts.helped,
+            "same": counts.same,
+            "hurt": counts.hurt,
+            "failed": counts.failed,
+        }
         failed = f"; failed: {format_kinds(counts.failures)}" if counts.failures else ""
-        parts += [notebook.line(f"Drafts of round {number}: {counts.n:,}, {mean}{span}{failed}"), notebook.shares(named)]
+        parts += [
+            notebook.line(f"Drafts of round {number}: {counts.n:,}, {mean}{span}{failed}"),
+            notebook.shares(named),
+        ]
     return parts[: 2 * MOST]
 
 
@@ -62,7 +84,9 @@ def _pairs(report: RunReport) -> str | None:
     if pairs is None:
         return None
     dropped, examples = notebook.counted(pairs.dropped), notebook.several(pairs.examples, "example")
-    return f"{notebook.several(pairs.kept, 'preference pair')} of {examples}" + (f"; {dropped}" if dropped else "")
+    return f"{notebook.several(pairs.kept, 'preference pair')} of {examples}" + (
+        f"; {dropped}" if dropped else ""
+    )
 
 
 def _costs(report: RunReport) -> str | None:
@@ -72,4 +96,7 @@ def _costs(report: RunReport) -> str | None:
     tokens = sum((stage.tokens_in or 0) + (stage.tokens_out or 0) for stage in report.stages)
     usd = format_usd(total_usd(stage.usd for stage in report.stages if stage.calls))
     seconds = sum(stage.seconds for stage in report.stages)
-    return f"{notebook.several(len(report.stages), 'stage')}: {calls:,} calls, {tokens:,} tokens, {usd} USD, {seconds:,.0f} s"
+    return (
+        f"{notebook.several(len(report.stages), 'stage')}: {calls:,} calls, {tokens:,} tokens, "
+        f"{usd} USD, {seconds:,.0f} s"
+    )

@@ -1,7 +1,9 @@
-"""The charts of a page as Vega-Lite specifications: rows of bars, of points with intervals, of shares; histograms; lines.
+"""The charts of a page as Vega-Lite specifications: rows of bars, of points with intervals, of
+shares; histograms; lines.
 
-Vega-Lite does the scales, axes and marks, drawing.py makes SVG of them. A chart of rows is drawn twice, for a wide page and for a
-phone, of which CSS shows one: text that is scaled down with its chart cannot be read. Every mark says its numbers in a ``<title>``.
+Vega-Lite does the scales, axes and marks, drawing.py makes SVG of them. A chart of rows is drawn
+twice, for a wide page and for a phone, of which CSS shows one: text that is scaled down with its
+chart cannot be read. Every mark says its numbers in a ``<title>``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _MOST_POINTS = 400
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """From ``low`` to ``high`` with a tick at each of ``ticks``, whose words are a Vega ``expression``; ``title`` is under it."""
+    """From ``low`` to ``high`` with a tick at each of ``ticks``, whose words are a Vega
+    ``expression``; ``title`` is under it."""
 
     low: float
     high: float
@@ -35,7 +38,12 @@ class Axis:
 
 
 SIGNED = "(datum.value > 0 ? '+' : '') + format(datum.value, '~g')"
-SHARE = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), "format(100 * datum.value, 'd') + (datum.value == 1 ? ' %' : '')")
+SHARE = Axis(
+    0.0,
+    1.0,
+    (0.0, 0.25, 0.5, 0.75, 1.0),
+    "format(100 * datum.value, 'd') + (datum.value == 1 ? ' %' : '')",
+)
 
 
 def signed_axis(reach: float, title: str) -> Axis:
@@ -45,7 +53,8 @@ def signed_axis(reach: float, title: str) -> Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and ``said``, what its mark is described by.
+    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and ``said``,
+    what its mark is described by.
 
     ``kind`` is the colour, a CSS variable of the page. ``dots`` are single seeds.
     """
@@ -62,7 +71,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where rows and their words go: beside the plot on a wide page, above the bar on a narrow one; in pixels."""
+    """Where rows and their words go: beside the plot on a wide page, above the bar on a narrow one;
+    in pixels."""
 
     left: int
     plot: int
@@ -89,41 +99,75 @@ class Layout:
 
 
 def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = False) -> Markup:
-    """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing, for a column of a grid."""
+    """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing,
+    for a column of a grid."""
 
     def layers(data: list[Spec]) -> list[Spec]:
-        bar = {"x": _across("value", axis), "x2": {"datum": axis.low}, "y": _down("top"), "y2": {"field": "bottom"}}
+        bar = {
+            "x": _across("value", axis),
+            "x2": {"datum": axis.low},
+            "y": _down("top"),
+            "y2": {"field": "bottom"},
+        }
         return [_mark("rect", data, bar, fill=True), *_whiskers(data, axis, halo=True)]
 
     return _both(rows, label, axis, layers, small)
 
 
 def points(
-    rows: Sequence[Row], label: str, axis: Axis, *, band: tuple[float, float] | None = None, line: float | None = None
+    rows: Sequence[Row],
+    label: str,
+    axis: Axis,
+    *,
+    band: tuple[float, float] | None = None,
+    line: float | None = None,
 ) -> Markup:
-    """A point per row with its interval; a grey ``band`` behind all of them, and a dashed upright ``line``."""
+    """A point per row with its interval; a grey ``band`` behind all of them, and a dashed upright
+    ``line``."""
 
     def layers(data: list[Spec]) -> list[Spec]:
         found: list[Spec] = []
         if band is not None:
             ends = {"x": {**_across("low", axis)}, "x2": {"field": "high"}}
-            found.append(_mark("rect", [{"low": band[0], "high": band[1]}], ends, color="var(--band)", aria=False))
+            found.append(
+                _mark(
+                    "rect",
+                    [{"low": band[0], "high": band[1]}],
+                    ends,
+                    color="var(--band)",
+                    aria=False,
+                )
+            )
         if line is not None:
-            dashed = {"color": "var(--accent)", "strokeWidth": 1.5, "strokeDash": [4, 3], "aria": False}
+            dashed = {
+                "color": "var(--accent)",
+                "strokeWidth": 1.5,
+                "strokeDash": [4, 3],
+                "aria": False,
+            }
             found.append(_mark("rule", [{"value": line}], {"x": _across("value", axis)}, **dashed))
         seeds = [{**row, "value": dot} for row in data for dot in row["dots"]]
         seed = {"x": _across("value", axis), "y": _down("middle")}
-        found.append(_mark("circle", seeds, seed, color="var(--soft)", size=26, opacity=0.7, aria=False))
+        found.append(
+            _mark("circle", seeds, seed, color="var(--soft)", size=26, opacity=0.7, aria=False)
+        )
         where = {"x": _across("value", axis), "y": _down("middle")}
-        return [*found, *_whiskers(data, axis), _mark("circle", data, where, size=110, opacity=1, fill=True, stroke="var(--ink)")]
+        return [
+            *found,
+            *_whiskers(data, axis),
+            _mark("circle", data, where, size=110, opacity=1, fill=True, stroke="var(--ink)"),
+        ]
 
     return _both(rows, label, axis, layers)
 
 
 def shares(
-    groups: Sequence[tuple[str, str, Sequence[tuple[str, int]]]], label: str, words: Mapping[str, str] | None = None
+    groups: Sequence[tuple[str, str, Sequence[tuple[str, int]]]],
+    label: str,
+    words: Mapping[str, str] | None = None,
 ) -> Markup:
-    """A full bar per group (label, text beside it, counts by kind), cut into the shares of its kinds, each with its count.
+    """A full bar per group (label, text beside it, counts by kind), cut into the shares of its
+    kinds, each with its count.
 
     ``words`` says what a kind is called, where that is not its name.
     """
@@ -142,12 +186,37 @@ def shares(
                     "mid": start + share / 2,
                     "count": f"{count:,}" if share >= 0.08 else "",
                 }
-                parts += [{**row, **ends, "colour": f"var(--{kind})", "on": f"var(--on-{kind})", "said": told}] if count else []
+                parts += (
+                    [
+                        {
+                            **row,
+                            **ends,
+                            "colour": f"var(--{kind})",
+                            "on": f"var(--on-{kind})",
+                            "said": told,
+                        }
+                    ]
+                    if count
+                    else []
+                )
                 start += share
-        x = {"x": _across("start", SHARE), "x2": {"field": "end"}, "y": _down("top"), "y2": {"field": "bottom"}}
+        x = {
+            "x": _across("start", SHARE),
+            "x2": {"field": "end"},
+            "y": _down("top"),
+            "y2": {"field": "bottom"},
+        }
         gap = {"stroke": "var(--paper)", "strokeWidth": 1.5}
-        text = {"x": _across("mid", SHARE), "y": _down("middle"), "text": {"field": "count"}, "color": _raw("on")}
-        return [_mark("rect", parts, x, fill=True, **gap), _mark("text", parts, text, baseline="middle", fontSize=12, aria=False)]
+        text = {
+            "x": _across("mid", SHARE),
+            "y": _down("middle"),
+            "text": {"field": "count"},
+            "color": _raw("on"),
+        }
+        return [
+            _mark("rect", parts, x, fill=True, **gap),
+            _mark("text", parts, text, baseline="middle", fontSize=12, aria=False),
+        ]
 
     return _both(rows, label, SHARE, layers)
 
@@ -158,32 +227,58 @@ def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
     for low, high, count in bins:
         kind = "same" if low < 0 < high else "hurt" if high <= 0 else "helped"
         told = f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts"
-        data.append({"low": low, "high": high, "count": count, "colour": f"var(--{kind})", "said": told})
+        data.append(
+            {"low": low, "high": high, "count": count, "colour": f"var(--{kind})", "said": told}
+        )
     x = {"field": "low", "type": "quantitative", "scale": {"domain": [-1, 1]}, "title": "influence"}
     across = {**x, "axis": {"values": [-1, 0, 1], "labelExpr": SIGNED, "grid": False}}
-    y = {"field": "count", "type": "quantitative", "title": None, "axis": {"tickCount": 4, "format": ",d"}}
+    y = {
+        "field": "count",
+        "type": "quantitative",
+        "title": None,
+        "axis": {"tickCount": 4, "format": ",d"},
+    }
     encoding = {"x": across, "x2": {"field": "high"}, "y": y, "y2": {"datum": 0}}
     bar = _mark("rect", data, encoding, fill=True, stroke="var(--paper)", strokeWidth=1)
     return draw(_plot([bar], SMALL, 150), label, "plot")
 
 
-def lines(training: Sequence[Point], held_out: Sequence[Point], x_title: str, y_title: str) -> Markup:
-    """A line over axes, and a dashed one of what was measured on held-out rows. Fewer than two points in each: an empty Markup.
+def lines(
+    training: Sequence[Point], held_out: Sequence[Point], x_title: str, y_title: str
+) -> Markup:
+    """A line over axes, and a dashed one of what was measured on held-out rows. Fewer than two
+    points in each: an empty Markup.
 
     At most 400 points of a line are drawn, evenly spaced, the last one always.
     """
     drawn: list[Spec] = []
     told: list[str] = []
-    for series, name, colour, dash in ((training, "", "accent", [1, 0]), (held_out, ", held out", "second", [5, 4])):
+    for series, name, colour, dash in (
+        (training, "", "accent", [1, 0]),
+        (held_out, ", held out", "second", [5, 4]),
+    ):
         if len(series) < 2:
             continue
-        data = [{"x": x, "y": y, "said": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"} for x, y in _thinned(series)]
+        data = [
+            {"x": x, "y": y, "said": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"}
+            for x, y in _thinned(series)
+        ]
         encoding = {"x": _free("x", x_title, grid=False), "y": _free("y", "")}
-        look = {"color": f"var(--{colour})", "strokeWidth": 2, "strokeDash": dash, "strokeJoin": "round", "aria": False}
+        look = {
+            "color": f"var(--{colour})",
+            "strokeWidth": 2,
+            "strokeDash": dash,
+            "strokeJoin": "round",
+            "aria": False,
+        }
         drawn.append(_mark("line", data, encoding, **look))
         marked = data if len(data) <= 40 else data[-1:]
-        drawn.append(_mark("circle", marked, encoding, color=f"var(--{colour})", size=24, opacity=1))
-        told.append(f"{y_title}{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}")
+        drawn.append(
+            _mark("circle", marked, encoding, color=f"var(--{colour})", size=24, opacity=1)
+        )
+        told.append(
+            f"{y_title}{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}"
+        )
     return draw(_plot(drawn, SMALL, 160), "; ".join(told), "plot") if drawn else Markup()
 
 
@@ -200,7 +295,8 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One series: its ``kind`` is the colour, a CSS variable of the page, and its place in the order is its dashes."""
+    """One series: its ``kind`` is the colour, a CSS variable of the page, and its place in the
+    order is its dashes."""
 
     name: str
     kind: str
@@ -220,15 +316,18 @@ def curves(
     level: float | None = None,
     apart: bool = True,
 ) -> Markup:
-    """A line per series with its points and their intervals, over an x axis with a tick at each measured value (``ticks``,
-    ascending); a dashed line across at ``level``. Drawn for a wide page and for a narrow one. ``apart``: series stand a few pixels
-    beside each other, so that intervals at one x can be told apart."""
+    """A line per series with its points and their intervals, over an x axis with a tick at each
+    measured value (``ticks``, ascending); a dashed line across at ``level``. Drawn for a wide page
+    and for a narrow one. ``apart``: series stand a few pixels beside each other, so that intervals
+    at one x can be told apart."""
     scale: Spec = {"type": "log"} if logarithmic else {"zero": False}
     ends = [ticks[0], ticks[-1]]
     if logarithmic:
         ends = [ends[0] / (ends[1] / ends[0]) ** 0.06, ends[1] * (ends[1] / ends[0]) ** 0.06]
     else:
-        ends = [end + sign * 0.06 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True)]
+        ends = [
+            end + sign * 0.06 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True)
+        ]
     x = {
         "field": "x",
         "type": "quantitative",
@@ -239,27 +338,63 @@ def curves(
     layers: list[Spec] = []
     if level is not None:
         across = {"y": _free("y", titles[1])}
-        layers.append(_mark("rule", [{"y": level}], across, color="var(--accent)", strokeDash=[4, 3], strokeWidth=1.5, aria=False))
+        layers.append(
+            _mark(
+                "rule",
+                [{"y": level}],
+                across,
+                color="var(--accent)",
+                strokeDash=[4, 3],
+                strokeWidth=1.5,
+                aria=False,
+            )
+        )
     for index, curve in enumerate(series):
         data = [dataclasses.asdict(mark) for mark in curve.marks]
-        look = {"xOffset": (index - (len(series) - 1) / 2) * 4 if apart else 0, "color": f"var(--{curve.kind})"}
+        look = {
+            "xOffset": (index - (len(series) - 1) / 2) * 4 if apart else 0,
+            "color": f"var(--{curve.kind})",
+        }
         place = {"x": x, "y": _free("y", titles[1])}
         spans = [row for row in data if row["low"] is not None]
         upright = {"x": x, "y": _free("low", titles[1]), "y2": {"field": "high"}}
-        layers.append(_mark("line", data, place, strokeWidth=2, strokeDash=_DASHES[index % len(_DASHES)], aria=False, **look))
-        layers.append(_mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **look))
+        layers.append(
+            _mark(
+                "line",
+                data,
+                place,
+                strokeWidth=2,
+                strokeDash=_DASHES[index % len(_DASHES)],
+                aria=False,
+                **look,
+            )
+        )
+        layers.append(
+            _mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **look)
+        )
         layers.append(_mark("circle", data, place, size=48, opacity=1, **look))
     sizes = ((620, 250, "plot at-wide"), (NARROW, 220, "plot at-narrow"))
-    return Markup().join(draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes)
+    return Markup().join(
+        draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes
+    )
 
 
 def _thinned(series: Sequence[Point]) -> list[Point]:
     if len(series) <= _MOST_POINTS:
         return list(series)
-    return [*(series[index * len(series) // _MOST_POINTS] for index in range(_MOST_POINTS)), series[-1]]
+    return [
+        *(series[index * len(series) // _MOST_POINTS] for index in range(_MOST_POINTS)),
+        series[-1],
+    ]
 
 
-def _both(rows: Sequence[Row], label: str, axis: Axis, layers: Callable[[list[Spec]], list[Spec]], small: bool = False) -> Markup:
+def _both(
+    rows: Sequence[Row],
+    label: str,
+    axis: Axis,
+    layers: Callable[[list[Spec]], list[Spec]],
+    small: bool = False,
+) -> Markup:
     """The drawing of these rows for a wide page and the one for a narrow page, in that order."""
     if not rows:
         return Markup()
@@ -270,15 +405,34 @@ def _both(rows: Sequence[Row], label: str, axis: Axis, layers: Callable[[list[Sp
     return Markup().join(made)
 
 
-def _rows_spec(rows: Sequence[Row], axis: Axis, layout: Layout, layers: Callable[[list[Spec]], list[Spec]]) -> Spec:
+def _rows_spec(
+    rows: Sequence[Row], axis: Axis, layout: Layout, layers: Callable[[list[Spec]], list[Spec]]
+) -> Spec:
     data, half = list[Spec](), 8 if layout.is_narrow else 9
     for index, row in enumerate(rows):
         middle = index * layout.step + layout.middle
-        place = {"top": middle - half, "bottom": middle + half, "middle": middle, "w0": middle - 5, "w1": middle + 5}
+        place = {
+            "top": middle - half,
+            "bottom": middle + half,
+            "middle": middle,
+            "w0": middle - 5,
+            "w1": middle + 5,
+        }
         words = _wrapped(row.label, layout.characters)
-        label_y = middle - half - 8 - 16 * words.count("\n") if layout.is_narrow else middle + 4.5 - 8 * words.count("\n")
-        facts = {**dataclasses.asdict(row), "label": words, "label_y": label_y, "colour": f"var(--{row.kind})"}
-        data.append({**facts, **place, "text_y": middle - half - 8 if layout.is_narrow else middle + 4.5})
+        label_y = (
+            middle - half - 8 - 16 * words.count("\n")
+            if layout.is_narrow
+            else middle + 4.5 - 8 * words.count("\n")
+        )
+        facts = {
+            **dataclasses.asdict(row),
+            "label": words,
+            "label_y": label_y,
+            "colour": f"var(--{row.kind})",
+        }
+        data.append(
+            {**facts, **place, "text_y": middle - half - 8 if layout.is_narrow else middle + 4.5}
+        )
     bottom = (26 if axis.ticks else 2) + (20 if axis.title else 0)
     return {
         "width": layout.plot,
@@ -295,7 +449,13 @@ def _words(data: list[Spec], layout: Layout) -> list[Spec]:
     sides = ("left", "right") if layout.is_narrow else ("right", "left")
     columns = (("label", "label_y", label_x, sides[0]), ("text", "text_y", text_x, sides[1]))
     return [
-        _mark("text", data, {"text": {"field": field}, "y": _down(y), "x": {"value": x}}, align=side, aria=False)
+        _mark(
+            "text",
+            data,
+            {"text": {"field": field}, "y": _down(y), "x": {"value": x}},
+            align=side,
+            aria=False,
+        )
         for field, y, x, side in columns
     ]
 
@@ -307,14 +467,21 @@ def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
     along = {"x": _across("low", axis), "x2": {"field": "high"}, "y": _down("middle")}
     upright = {"x": _across("end", axis), "y": _down("w0"), "y2": {"field": "w1"}}
     found: list[Spec] = []
-    for colour, width in (("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),):
+    for colour, width in (
+        (("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),)
+    ):
         look = {"color": colour, "strokeWidth": width, "aria": False}
         found += [_mark("rule", spans, along, **look), _mark("rule", ends, upright, **look)]
     return found if spans else []
 
 
 def _across(field: str, axis: Axis) -> Spec:
-    ticks = {"values": list(axis.ticks), "labelExpr": axis.expression, "title": axis.title or None, "labelFlush": True}
+    ticks = {
+        "values": list(axis.ticks),
+        "labelExpr": axis.expression,
+        "title": axis.title or None,
+        "labelFlush": True,
+    }
     scale = {"domain": [axis.low, axis.high], "nice": False, "clamp": True}
     return {"field": field, "type": "quantitative", "scale": scale, "axis": ticks}
 
@@ -322,7 +489,13 @@ def _across(field: str, axis: Axis) -> Spec:
 def _free(field: str, title: str, *, grid: bool = True) -> Spec:
     axis = {"tickCount": 4, "grid": grid}
     scale = {"zero": False, "nice": grid}
-    return {"field": field, "type": "quantitative", "title": title or None, "scale": scale, "axis": axis}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title or None,
+        "scale": scale,
+        "axis": axis,
+    }
 
 
 def _down(field: str) -> Spec:
@@ -349,9 +522,22 @@ def _mark(kind: str, data: list[Spec], encoding: Spec, *, fill: bool = False, **
 def _plot(layers: list[Spec], width: int, height: int) -> Spec:
     left = 42 if width == SMALL else 52
     padding = {"left": left, "right": 12, "top": 10, "bottom": 44}
-    return {"width": width - left - 12, "height": height, "autosize": "none", "padding": padding, "layer": layers}
+    return {
+        "width": width - left - 12,
+        "height": height,
+        "autosize": "none",
+        "padding": padding,
+        "layer": layers,
+    }
 
 
 def _wrapped(text: str, characters: int) -> str:
     """At most three lines, cut at words where that can be."""
-    return "\n".join(textwrap.wrap(text, max(characters, 12), max_lines=3, placeholder=" ...", break_long_words=True)) or text
+    return (
+        "\n".join(
+            textwrap.wrap(
+                text, max(characters, 12), max_lines=3, placeholder=" ...", break_long_words=True
+            )
+        )
+        or text
+    )

@@ -14,11 +14,13 @@ import dspy
 from cowest_dspy.influence.intervals import Interval
 
 CorpusMetric = Callable[[Sequence[dspy.Example], Sequence[dspy.Prediction | None]], float]
-"""``metric(examples, predictions)``: as many predictions as examples, None where an answer failed; gives one finite number."""
+"""``metric(examples, predictions)``: as many predictions as examples, None where an answer failed;
+gives one finite number."""
 
 
 def corpus_metric(function: CorpusMetric) -> CorpusMetric:
-    """Marks ``function`` as one of a whole corpus, so that a comparison calls it once for all examples and not once for each."""
+    """Marks ``function`` as one of a whole corpus, so that a comparison calls it once for all
+    examples and not once for each."""
     function.__dict__["corpus_metric"] = True
     return function
 
@@ -37,10 +39,11 @@ def corpus_interval(
     seed: int = 0,
     repeats: int = 500,
 ) -> Interval | None:
-    """The percentile bootstrap of a corpus metric (Efron and Tibshirani 1993, chapter 13), drawing examples with their predictions.
+    """The percentile bootstrap of a corpus metric (Efron and Tibshirani 1993, chapter 13), drawing
+    examples with their predictions.
 
-    Draws for which the metric has no finite value are left out. The same seed gives the same interval. None for fewer than two
-    examples, or where no draw has a value.
+    Draws for which the metric has no finite value are left out. The same seed gives the same
+    interval. None for fewer than two examples, or where no draw has a value.
     """
     if len(examples) < 2:
         return None
@@ -49,7 +52,9 @@ def corpus_interval(
     generator, values = np.random.default_rng(seed), list[float]()
     for _ in range(repeats):
         drawn = generator.integers(len(examples), size=len(examples))
-        value = float(metric([examples[place] for place in drawn], [predictions[place] for place in drawn]))
+        value = float(
+            metric([examples[place] for place in drawn], [predictions[place] for place in drawn])
+        )
         if np.isfinite(value):
             values.append(value)
     if not values:

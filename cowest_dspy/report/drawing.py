@@ -1,9 +1,12 @@
-"""From a Vega-Lite specification to the inline SVG of a page: drawn here, so that the page needs no script, font or request.
+"""From a Vega-Lite specification to the inline SVG of a page: drawn here, so that the page needs no
+script, font or request.
 
-vl-convert runs Vega-Lite without a browser. What it draws is parsed and cut down to what a page needs. Colours are the page's CSS
-variables (``fill="var(--helped)"``), so that the same drawing is light or dark as its page is. The whole is one image with a
-label, for screen readers; a mark's description is its ``<title>``, which browsers show where the pointer rests. Ids are those of
-one drawing only, and there is no style attribute, which the page's content security policy would refuse.
+vl-convert runs Vega-Lite without a browser. What it draws is parsed and cut down to what a page
+needs. Colours are the page's CSS variables (``fill="var(--helped)"``), so that the same drawing is
+light or dark as its page is. The whole is one image with a label, for screen readers; a mark's
+description is its ``<title>``, which browsers show where the pointer rests. Ids are those of one
+drawing only, and there is no style attribute, which the page's content security policy would
+refuse.
 """
 
 from __future__ import annotations
@@ -21,7 +24,13 @@ from markupsafe import Markup
 # What XML cannot say at all. A text of a model may hold it.
 _UNSAYABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
-_PLAIN = {"opacity": "1", "stroke-width": "1", "fill-opacity": "1", "stroke-opacity": "1", "font-weight": "normal"}
+_PLAIN = {
+    "opacity": "1",
+    "stroke-width": "1",
+    "fill-opacity": "1",
+    "stroke-opacity": "1",
+    "font-weight": "normal",
+}
 _DROPPED = ("role", "pointer-events", "font-family", "style", "stroke-miterlimit")
 
 CONFIG: dict[str, Any] = {
@@ -47,7 +56,8 @@ CONFIG: dict[str, Any] = {
 def draw(specification: Mapping[str, Any], label: str, kind: str = "") -> Markup:
     """The drawing of a Vega-Lite specification as one ``<svg role="img">``; ``kind`` is its class.
 
-    The same specification gives the same bytes. Colours of the specification may be CSS variables of the page.
+    The same specification gives the same bytes. Colours of the specification may be CSS variables
+    of the page.
     """
     whole = json.dumps(said({"config": CONFIG, **specification}), ensure_ascii=False)
     return _drawn(whole, str(said(label)), kind)
@@ -89,7 +99,9 @@ def _clean(node: ElementTree.Element, prefix: str, axis: bool = False) -> None:
         elif name == "clip-path":
             node.attrib[name] = value.replace("url(#", f"url(#{prefix}-")
         elif name in ("d", "transform", "x", "y", "x2", "y2", "width", "height"):
-            node.attrib[name] = _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value)
+            node.attrib[name] = _LONG_NUMBER.sub(
+                lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), value
+            )
     for child in list(node):
         _clean(child, prefix, axis)
         if _empty(child):
@@ -101,7 +113,12 @@ def _clean(node: ElementTree.Element, prefix: str, axis: bool = False) -> None:
 
 
 def _empty(node: ElementTree.Element) -> bool:
-    """Vega draws backgrounds and foregrounds of groups, which have no colour here; and groups without marks."""
-    if node.get("display") == "none" or node.get("fill") == "transparent" or node.get("class") in ("background", "foreground"):
+    """Vega draws backgrounds and foregrounds of groups, which have no colour here; and groups
+    without marks."""
+    if (
+        node.get("display") == "none"
+        or node.get("fill") == "transparent"
+        or node.get("class") in ("background", "foreground")
+    ):
         return True
     return node.tag in ("g", "defs") and len(node) == 0

@@ -1,4 +1,5 @@
-"""Every number that a page shows, from a report's facts: "numbers" in report.json, and what charts and tables are drawn from."""
+"""Every number that a page shows, from a report's facts: "numbers" in report.json, and what charts
+and tables are drawn from."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """How many drafts (``count``) had an influence from ``low`` up to, but not with, ``high``; the last bin has its end too."""
+    """How many drafts (``count``) had an influence from ``low`` up to, but not with, ``high``; the
+    last bin has its end too."""
 
     low: float
     high: float
@@ -48,7 +50,8 @@ class DraftGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """Over all stages. A count is over the stages that measured it, None where none did; ``usd`` None where a price is unknown."""
+    """Over all stages. A count is over the stages that measured it, None where none did; ``usd``
+    None where a price is unknown."""
 
     seconds: float
     calls: int | None
@@ -61,8 +64,9 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What follows from a report. ``influence`` and ``distribution`` are by the number of the round; ``graded`` says whether
-    influences have more than the three values -1, 0 and +1. ``right_both`` counts what was right before tuning and after."""
+    """What follows from a report. ``influence`` and ``distribution`` are by the number of the
+    round; ``graded`` says whether influences have more than the three values -1, 0 and +1.
+    ``right_both`` counts what was right before tuning and after."""
 
     verdict: Verdict
     arms: tuple[ArmLine, ...]
@@ -109,7 +113,9 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
     for value in values:
         counts[min(count - 1, max(0, int((value + 1) / 2 * count)))] += 1
     edges = [round(-1 + 2 * index / count, 6) for index in range(count + 1)]
-    return tuple(Bin(low, high, found) for low, high, found in zip(edges, edges[1:], counts, strict=False))
+    return tuple(
+        Bin(low, high, found) for low, high, found in zip(edges, edges[1:], counts, strict=False)
+    )
 
 
 def _by_draft(rows: Sequence[InfluenceRow]) -> tuple[DraftGroup, ...]:
@@ -118,11 +124,26 @@ def _by_draft(rows: Sequence[InfluenceRow]) -> tuple[DraftGroup, ...]:
     groups = list[DraftGroup]()
     if all(row.draft_score in (0, 1) for row in scored):
         for title, low, high in _RIGHT_OR_WRONG:
-            groups.append(DraftGroup(title, low, high, influence_counts([row for row in scored if row.draft_score == low])))
+            groups.append(
+                DraftGroup(
+                    title,
+                    low,
+                    high,
+                    influence_counts([row for row in scored if row.draft_score == low]),
+                )
+            )
     else:
         for low, high in _QUARTERS:
-            inside = [row for row in scored if low <= (row.draft_score or 0.0) < high or row.draft_score == high == 1]
-            groups.append(DraftGroup(f"drafts that score {low:g} to {high:g}", low, high, influence_counts(inside)))
+            inside = [
+                row
+                for row in scored
+                if low <= (row.draft_score or 0.0) < high or row.draft_score == high == 1
+            ]
+            groups.append(
+                DraftGroup(
+                    f"drafts that score {low:g} to {high:g}", low, high, influence_counts(inside)
+                )
+            )
     return tuple(group for group in groups if group.counts.n)
 
 
@@ -146,7 +167,10 @@ def _totals(report: RunReport) -> Totals:
         tokens_in=total("tokens_in"),
         tokens_out=total("tokens_out"),
         usd=total_usd(stage.usd for stage in report.stages if stage.calls),
-        peak_memory_bytes=max((stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes), default=None),
+        peak_memory_bytes=max(
+            (stage.peak_memory_bytes for stage in report.stages if stage.peak_memory_bytes),
+            default=None,
+        ),
     )
 
 

@@ -1,7 +1,9 @@
-"""What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through report.json.
+"""What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through
+report.json.
 
-Nothing here computes: numbers.py does, verdict.py puts it into words, terminal.py and html.py show it. A failure is
-never a score: an ``Answer`` has either a score or an error, never both and never neither.
+Nothing here computes: numbers.py does, verdict.py puts it into words, terminal.py and html.py show
+it. A failure is never a score: an ``Answer`` has either a score or an error, never both and never
+neither.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to answer the held-out examples; ``title`` is for people, ``name`` for code. One answer per example."""
+    """One way to answer the held-out examples; ``title`` is for people, ``name`` for code. One
+    answer per example."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: str
@@ -37,12 +40,15 @@ class Arm:
         ids = [answer.example_id for answer in self.answers]
         if len(set(ids)) != len(ids):
             twice = next(example_id for example_id in ids if ids.count(example_id) > 1)
-            raise ReportError(f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.')
+            raise ReportError(
+                f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class InfluenceRow:
-    """Influence of one draft, in [-1, 1]: above 0 it helped the strong model. None when it failed (see ``error``).
+    """Influence of one draft, in [-1, 1]: above 0 it helped the strong model. None when it failed
+    (see ``error``).
 
     ``draft_score`` in [0, 1] says how right the draft was by itself, where that was measured.
     """
@@ -58,16 +64,18 @@ class InfluenceRow:
     def __post_init__(self) -> None:
         if (self.influence is None) == (self.error is None):
             raise ReportError(
-                f'Draft {self.draft_index} of "{self.example_id}" has influence {self.influence!r} and error '
-                f"{self.error!r}: give either an influence in [-1, 1], or influence=None with its error."
+                f'Draft {self.draft_index} of "{self.example_id}" has influence '
+                f"{self.influence!r} and error "
+                f"{self.error!r}: give either an influence in [-1, 1], or influence=None with its "
+                "error."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Alone against alone: ``changed`` of ``n`` examples had another score when the strong model answered again, by ``mean_change``
-    in [0, 1] on average. ``of_mean``: what a mean influence over the run's examples stays below, in 97.5 % of cases, when drafts do
-    nothing."""
+    """Alone against alone: ``changed`` of ``n`` examples had another score when the strong model
+    answered again, by ``mean_change`` in [0, 1] on average. ``of_mean``: what a mean influence over
+    the run's examples stays below, in 97.5 % of cases, when drafts do nothing."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     n: int
@@ -78,8 +86,8 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class AgreementRow:
-    """How far an evaluator orders ``n`` answers as the metric does: Kendall's tau-b in [-1, 1] with its 95 % interval; None where
-    one of them gave all answers the same score."""
+    """How far an evaluator orders ``n`` answers as the metric does: Kendall's tau-b in [-1, 1] with
+    its 95 % interval; None where one of them gave all answers the same score."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     evaluator: str
@@ -91,8 +99,8 @@ class AgreementRow:
 
 @dataclasses.dataclass(frozen=True)
 class PairRow:
-    """One preference pair as text: the last user message, the chosen draft and the rejected one; an influence is None where nobody
-    measured it, as in imported pairs."""
+    """One preference pair as text: the last user message, the chosen draft and the rejected one; an
+    influence is None where nobody measured it, as in imported pairs."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     example_id: str
@@ -106,7 +114,8 @@ class PairRow:
 
 @dataclasses.dataclass(frozen=True)
 class PairsSummary:
-    """``kept`` pairs from ``examples`` different examples; ``dropped`` maps a reason to how many it dropped."""
+    """``kept`` pairs from ``examples`` different examples; ``dropped`` maps a reason to how many it
+    dropped."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     kept: int
@@ -117,11 +126,11 @@ class PairsSummary:
 
 @dataclasses.dataclass(frozen=True)
 class RoundRow:
-    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds) or, where it was skipped, that were too few
-    to be tuned on; its outcome, and why.
+    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds) or, where it
+    was skipped, that were too few to be tuned on; its outcome, and why.
 
-    ``mean`` is the paired gain of score on the ``n`` dev examples that both answered, in [-1, 1], with the ends of its interval at
-    ``confidence``; None where nothing was tested.
+    ``mean`` is the paired gain of score on the ``n`` dev examples that both answered, in [-1, 1],
+    with the ends of its interval at ``confidence``; None where nothing was tested.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -152,8 +161,9 @@ class RoundRow:
 
 @dataclasses.dataclass(frozen=True)
 class StepRow:
-    """One candidate of a cycle on the dev split: its mean ``score`` in [0, 1] on ``n`` examples, ``failed`` apart; ``best``: the
-    best so far. ``mean``, ``low`` and ``high`` are of its paired gain over the program that the cycle began with."""
+    """One candidate of a cycle on the dev split: its mean ``score`` in [0, 1] on ``n`` examples,
+    ``failed`` apart; ``best``: the best so far. ``mean``, ``low`` and ``high`` are of its paired
+    gain over the program that the cycle began with."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     number: int
@@ -174,13 +184,18 @@ class StepRow:
 
 def spanned(mean: float | None, low: float | None, high: float | None) -> str:
     """A signed mean with its interval, or "-"."""
-    return "-" if mean is None or low is None or high is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return (
+        "-"
+        if mean is None or low is None or high is None
+        else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-    """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation gave after it; None
-    where it logged nothing of the kind (or no finite number). ``kl``: mean log-ratio to the reference, in nats per token."""
+    """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation
+    gave after it; None where it logged nothing of the kind (or no finite number). ``kl``: mean
+    log-ratio to the reference, in nats per token."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     step: float
@@ -216,7 +231,8 @@ class Curve:
 
     @classmethod
     def from_trl(cls, stage: str, log_history: Iterable[Mapping[str, Any]]) -> Self:
-        """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin are left out.
+        """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin
+        are left out.
 
         >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]).points[1].eval_loss
         0.7
@@ -224,14 +240,17 @@ class Curve:
         points = []
         for row in log_history:
             found = {field: _finite(row.get(key)) for key, field in _LOGGED.items()}
-            if "step" in row and any(found[field] is not None for field in ("loss", "reward_margin", "eval_loss")):
+            if "step" in row and any(
+                found[field] is not None for field in ("loss", "reward_margin", "eval_loss")
+            ):
                 points.append(CurvePoint(float(row["step"]), **found))
         return cls(stage, tuple(points))
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not measured".
+    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not
+    measured".
 
     ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
     """
@@ -250,7 +269,8 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class TraceRow:
-    """One draft of one example to read: the fields of a ``Trace`` that people look at, under the same names."""
+    """One draft of one example to read: the fields of a ``Trace`` that people look at, under the
+    same names."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     example_id: str
@@ -272,7 +292,8 @@ class TraceRow:
 
     @classmethod
     def of(cls, trace: object) -> Self:
-        """The row of a ``cowest_dspy.influence.trace.Trace`` (anything that has this row's fields as attributes)."""
+        """The row of a ``cowest_dspy.influence.trace.Trace`` (anything that has this row's fields
+        as attributes)."""
         return cls(**{field.name: getattr(trace, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -280,9 +301,9 @@ class TraceRow:
 class RunReport:
     """One run, finished or not: parts that are not there yet are empty.
 
-    ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has to beat, ``before``
-    and ``after`` the arms on either side of tuning. A name may stand here before its arm has been evaluated.
-    ``created`` is an ISO 8601 time.
+    ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has
+    to beat, ``before`` and ``after`` the arms on either side of tuning. A name may stand here
+    before its arm has been evaluated. ``created`` is an ISO 8601 time.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -318,46 +339,63 @@ class RunReport:
 
     @property
     def judged(self) -> str:
-        """The arm that the others are tested against: ``reference``; while it has not been evaluated, ``before`` where that has."""
-        return next((name for name in (self.reference, self.before) if name and self.arm(name)), self.reference)
+        """The arm that the others are tested against: ``reference``; while it has not been
+        evaluated, ``before`` where that has."""
+        return next(
+            (name for name in (self.reference, self.before) if name and self.arm(name)),
+            self.reference,
+        )
 
     def __repr__(self) -> str:
-        return f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, {len(self.influence)} drafts)"
+        return (
+            f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, "
+            f"{len(self.influence)} drafts)"
+        )
 
     def _repr_html_(self) -> str:
         """The report in a notebook (cells.py)."""
         return html_of(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""
+        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no
+        word for, its str."""
         facts = sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
         return {"schema_version": SCHEMA_VERSION, **facts}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunReport:
-        """The report in a parsed report.json; its "numbers" are left aside, since they follow from the rest.
+        """The report in a parsed report.json; its "numbers" are left aside, since they follow from
+        the rest.
 
         Raises:
-            ReportError: another schema version, an unknown or missing key, a value of the wrong type.
+            ReportError: another schema version, an unknown or missing key, a value of the wrong
+                type.
         """
         version = document.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ReportError(
-                f"The report has schema_version {version!r}, this cowest_dspy reads {SCHEMA_VERSION}. "
+                f"The report has schema_version {version!r}, this cowest_dspy reads "
+                f"{SCHEMA_VERSION}. "
                 'Write it again from its run folder with "cowest report RUN".'
             )
-        facts = {key: value for key, value in document.items() if key not in ("schema_version", "numbers")}
+        facts = {
+            key: value
+            for key, value in document.items()
+            if key not in ("schema_version", "numbers")
+        }
         try:
             return _ADAPTER.validate_python(facts)
         except ValidationError as error:
             raise ReportError(
-                f"The report does not fit schema_version {SCHEMA_VERSION}: {faults(error, 'report')}. "
+                f"The report does not fit schema_version {SCHEMA_VERSION}: "
+                f"{faults(error, 'report')}. "
                 'Write it again from its run folder with "cowest report RUN".'
             ) from error
 
 
 def sayable(value: Any) -> Any:
-    """The same values where JSON has a word for them: no NaN, no infinity, no half of a surrogate pair."""
+    """The same values where JSON has a word for them: no NaN, no infinity, no half of a surrogate
+    pair."""
     if isinstance(value, dict):
         return {sayable(key): sayable(item) for key, item in value.items()}
     if isinstance(value, list):

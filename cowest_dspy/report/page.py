@@ -1,7 +1,9 @@
-"""What every page of ours is made with: one Jinja environment, its assets, and its content security policy.
+"""What every page of ours is made with: one Jinja environment, its assets, and its content security
+policy.
 
-A page is one file that asks the network for nothing: its policy allows only the styles and scripts it carries, by their hashes.
-Jinja2 escapes every text; what a script reads of it is JSON in a block that nobody runs.
+A page is one file that asks the network for nothing: its policy allows only the styles and scripts
+it carries, by their hashes. Jinja2 escapes every text; what a script reads of it is JSON in a block
+that nobody runs.
 """
 
 from __future__ import annotations
@@ -18,12 +20,20 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.report.verdict import bare_p, format_interval, format_p, format_points, format_share, format_usd
+from cowest_dspy.report.verdict import (
+    bare_p,
+    format_interval,
+    format_p,
+    format_points,
+    format_share,
+    format_usd,
+)
 from cowest_dspy.utils.reading import file_errors, read_json
 
 
 def page_environment(package: str = "cowest_dspy.report", **filters: Any) -> Environment:
-    """Templates of that package, and behind them those of the report, with the filters that all pages share and these ones."""
+    """Templates of that package, and behind them those of the report, with the filters that all
+    pages share and these ones."""
     packages = dict.fromkeys((package, "cowest_dspy.report"))
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(name) for name in packages]),
@@ -47,9 +57,12 @@ def page_environment(package: str = "cowest_dspy.report", **filters: Any) -> Env
 
 
 def asset(environment: Environment, *names: str) -> Markup:
-    """The text of these templates' files, one after the other, as it stands: a style or a script."""
+    """The text of these templates' files, one after the other, as it stands: a style or a
+    script."""
     assert environment.loader is not None
-    texts = [environment.loader.get_source(environment, name)[0].replace("\r\n", "\n") for name in names]
+    texts = [
+        environment.loader.get_source(environment, name)[0].replace("\r\n", "\n") for name in names
+    ]
     return Markup("\n".join(texts))
 
 
@@ -62,7 +75,8 @@ def policy(styles: Iterable[str], scripts: Iterable[str] = ()) -> str:
 
 
 def data_block(value: Any) -> Markup:
-    """JSON for a ``<script type="application/json">``: no text in it can end the block, or begin another."""
+    """JSON for a ``<script type="application/json">``: no text in it can end the block, or begin
+    another."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -74,7 +88,12 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
         if isinstance(value, Mapping) and value:
             rows += flat(value, f"{prefix}{key}.")
         else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+            rows.append(
+                (
+                    f"{prefix}{key}",
+                    value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+                )
+            )
     return rows
 
 
@@ -90,7 +109,9 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
             raise ReportError(f'No {kind} at {file}. Write one with "{command}".')
     document = read_json(file, ReportError, f'Write it again with "{command}".')
     if not isinstance(document, dict):
-        raise ReportError(f"{file} holds a {type(document).__name__}, a {kind}.json holds an object.")
+        raise ReportError(
+            f"{file} holds a {type(document).__name__}, a {kind}.json holds an object."
+        )
     return document
 
 

@@ -1,4 +1,5 @@
-"""A curve of the gate for people: a sentence, tables, one page with a chart; and everything in it as JSON."""
+"""A curve of the gate for people: a sentence, tables, one page with a chart; and everything in it
+as JSON."""
 
 from __future__ import annotations
 
@@ -40,12 +41,17 @@ class WrittenCurve:
 
 
 def sentence(curve: Curve) -> str:
-    """What the gate does, in one sentence: points against always collaborating, with the 95 % interval, and what it saves."""
+    """What the gate does, in one sentence: points against always collaborating, with the 95 %
+    interval, and what it saves."""
     gate = curve.point("gate")
     assert gate is not None
     gap, interval = curve.against["always collaborate"]
     span = f" [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]" if interval else ""
-    saved = f"{100 * (1 - gate.cost):.0f} % less" if gate.cost <= 1 else f"{100 * (gate.cost - 1):.0f} % more"
+    saved = (
+        f"{100 * (1 - gate.cost):.0f} % less"
+        if gate.cost <= 1
+        else f"{100 * (gate.cost - 1):.0f} % more"
+    )
     told = f"The gate scores {100 * gap:+.1f} points{span} against always collaborating"
     return f"{told}, at {saved} of the strong model's cost, n {curve.n}."
 
@@ -56,22 +62,42 @@ def print_curve(curve: Curve, console: Console | None = None) -> None:
     console.print(visible_text(sentence(curve), style="bold"))
     for title, heads, rows in tables(curve):
         if rows:
-            table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+            table = Table(
+                title=title,
+                title_justify="left",
+                title_style="bold",
+                box=box.SIMPLE_HEAD,
+                pad_edge=False,
+            )
             for number, head in enumerate(heads):
                 justify = "right" if number else "left"
                 width = None if number else min(16, max(len(row[0]) for row in rows))
-                table.add_column(visible_text(head), justify=justify, no_wrap=bool(number), overflow="fold", min_width=width)
+                table.add_column(
+                    visible_text(head),
+                    justify=justify,
+                    no_wrap=bool(number),
+                    overflow="fold",
+                    min_width=width,
+                )
             for row in rows:
                 table.add_row(*map(visible_text, row))
             console.print(table)
 
 
-def write_curve(curve: Curve, folder: str | os.PathLike[str], title: str = "The gate") -> WrittenCurve:
-    """Writes gate_curve.json and gate.html into the folder; the page is one file that asks the network for nothing."""
+def write_curve(
+    curve: Curve, folder: str | os.PathLike[str], title: str = "The gate"
+) -> WrittenCurve:
+    """Writes gate_curve.json and gate.html into the folder; the page is one file that asks the
+    network for nothing."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     written = WrittenCurve(target / "gate_curve.json", target / "gate.html")
-    document = json.dumps({"schema_version": 1, **curve.to_json()}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    document = (
+        json.dumps(
+            {"schema_version": 1, **curve.to_json()}, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
     write_whole({written.json: document, written.html: render_curve(curve, title)})
     return written
 
@@ -93,9 +119,12 @@ def render_curve(curve: Curve, title: str = "The gate") -> str:
 
 
 def chart(curve: Curve) -> Markup:
-    """Score over cost: the gate at every trade as a line, and each other way to route as a point."""
+    """Score over cost: the gate at every trade as a line, and each other way to route as a
+    point."""
     over: dict[float, Point] = {round(point.cost, 4): point for point in curve.over}
-    series = [Line("the gate", "s0", [_mark(point, whisker=False) for _, point in sorted(over.items())])]
+    series = [
+        Line("the gate", "s0", [_mark(point, whisker=False) for _, point in sorted(over.items())])
+    ]
     series += [
         Line(point.name, f"s{number}", [_mark(point)])
         for number, point in enumerate(curve.points, start=1)
@@ -104,7 +133,9 @@ def chart(curve: Curve) -> Markup:
     ticks = [number / 5 for number in range(6)]
     most = max([1.0, *(point.cost for point in (*curve.points, *curve.over))])
     titles = ("cost, of always collaborating", "score")
-    return curves(series, "Score over the strong model's cost", titles, [*ticks[:-1], most], apart=False)
+    return curves(
+        series, "Score over the strong model's cost", titles, [*ticks[:-1], most], apart=False
+    )
 
 
 def tables(curve: Curve) -> list[Shown]:
@@ -114,12 +145,20 @@ def tables(curve: Curve) -> list[Shown]:
 
 def series_names(curve: Curve) -> list[str]:
     """The names for the legend, in the order of the chart."""
-    return ["the gate, at every trade", *(point.name for point in curve.points if point.name != "best there was")]
+    return [
+        "the gate, at every trade",
+        *(point.name for point in curve.points if point.name != "best there was"),
+    ]
 
 
 def _mark(point: Point, *, whisker: bool = True) -> Mark:
     said = f"{point.name}: score {100 * point.score:.1f} % at {100 * point.cost:.0f} % of the cost"
-    return Mark(point.cost, point.score, said, *((point.interval.low, point.interval.high) if whisker else (None, None)))
+    return Mark(
+        point.cost,
+        point.score,
+        said,
+        *((point.interval.low, point.interval.high) if whisker else (None, None)),
+    )
 
 
 def _routing(curve: Curve) -> Shown:
@@ -129,22 +168,33 @@ def _routing(curve: Curve) -> Shown:
         gap = curve.against.get(point.name)
         told = "-" if gap is None else f"{100 * gap[0]:+.1f}{_span(gap[1])}"
         interval = f"{100 * point.interval.low:.1f} to {100 * point.interval.high:.1f}"
-        rows.append([point.name, f"{100 * point.score:.1f}", interval, f"{100 * point.cost:.0f}", told])
+        rows.append(
+            [point.name, f"{100 * point.score:.1f}", interval, f"{100 * point.cost:.0f}", told]
+        )
     return f"Score and cost ({curve.unit}) on {curve.n} held-out examples", heads, rows
 
 
 def _routes(curve: Curve) -> Shown:
     """How often the gate, and whoever knew best, took each route."""
     points = [point for name in ("gate", "best there was") if (point := curve.point(name))]
-    rows = [[point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)] for point in points]
+    rows = [
+        [point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)] for point in points
+    ]
     return "Routes taken", ["way to route", *ROUTES], rows
 
 
 def _predictions(curve: Curve) -> Shown:
     rows = []
     for name, found in curve.about.get("heads", {}).items():
-        numbers = [found.get(key) for key in ("rate", "brier", "brier_of_rate", "calibration_error")]
-        rows.append([HEADS.get(name, name), *("-" if number is None else f"{number:.3f}" for number in numbers)])
+        numbers = [
+            found.get(key) for key in ("rate", "brier", "brier_of_rate", "calibration_error")
+        ]
+        rows.append(
+            [
+                HEADS.get(name, name),
+                *("-" if number is None else f"{number:.3f}" for number in numbers),
+            ]
+        )
     return (
         "Predictions, of examples left out of the fit",
         ["that", "share", "Brier", "Brier of the share", "calibration error"],

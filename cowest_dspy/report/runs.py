@@ -3,8 +3,9 @@
     for folder in run_folders(Path("runs")):
         print(look(folder).state)
 
-Nothing is locked and nothing is written: the state is in progress.json, whether its process lives is asked of the system, and the
-store is opened for reading only. What cannot be read is a state of its own, and no exception.
+Nothing is locked and nothing is written: the state is in progress.json, whether its process lives
+is asked of the system, and the store is opened for reading only. What cannot be read is a state of
+its own, and no exception.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ State = Literal["running", "finished", "stopped", "failed", "empty", "damaged", 
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run in a list. ``stage`` is the one under way or left, else the last that ended; ``calls`` and ``usd`` are of the whole
-    run; ``changed`` is ISO 8601 in UTC; ``detail`` says what the state does not."""
+    """A run in a list. ``stage`` is the one under way or left, else the last that ended; ``calls``
+    and ``usd`` are of the whole run; ``changed`` is ISO 8601 in UTC; ``detail`` says what the state
+    does not."""
 
     run: str
     state: State
@@ -52,7 +54,8 @@ class RunLine:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a store says of itself: answers, what they cost (None: not known), and its stages; or how it is damaged."""
+    """What a store says of itself: answers, what they cost (None: not known), and its stages; or
+    how it is damaged."""
 
     calls: int = 0
     usd: float | None = 0.0
@@ -68,18 +71,24 @@ def is_run(folder: Path) -> bool:
 
 
 def meant(folder: Path) -> str:
-    """`` Did you mean "runs/a"?`` for the run beside a folder whose name is nearest to its own, or an empty string."""
+    """`` Did you mean "runs/a"?`` for the run beside a folder whose name is nearest to its own, or
+    an empty string."""
     other = nearest(folder.name, (one.name for one in run_folders(folder.parent, depth=1)))
-    return other.replace('"', f'"{folder.parent}/', 1) if other and folder.parent != Path() else other
+    return (
+        other.replace('"', f'"{folder.parent}/', 1) if other and folder.parent != Path() else other
+    )
 
 
 def run_folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """The runs in a folder and below it, by name; the folder itself when it is one. The parts of a run (variants) are none."""
+    """The runs in a folder and below it, by name; the folder itself when it is one. The parts of a
+    run (variants) are none."""
     if is_run(folder):
         yield folder
         return
     try:
-        inside = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+        inside = sorted(
+            one for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")
+        )
     except OSError:
         return
     for one in inside:
@@ -122,7 +131,11 @@ def look(folder: Path) -> RunLine:
 
 def _detail(now: Snapshot, *, lives: bool) -> str:
     if now.state == "running":
-        return f"process {now.pid} on {now.host}" if lives else f"process {now.pid} on {now.host} is gone without a word"
+        return (
+            f"process {now.pid} on {now.host}"
+            if lives
+            else f"process {now.pid} on {now.host} is gone without a word"
+        )
     if now.state == "finished":
         return now.verb or ""
     return (now.error or "").splitlines()[0] if now.error else ""
@@ -135,11 +148,21 @@ def _of_store(folder: Path, common: dict[str, Any]) -> RunLine:
     state: State = "finished" if verdict else "unknown" if kept.calls or kept.records else "empty"
     detail = "of an earlier version: not known whether it runs" if state == "unknown" else ""
     last = kept.stages[-1].name if kept.stages else None
-    return RunLine(str(folder), state, detail, **common, stage=last, calls=kept.calls, usd=kept.usd, verdict=verdict)
+    return RunLine(
+        str(folder),
+        state,
+        detail,
+        **common,
+        stage=last,
+        calls=kept.calls,
+        usd=kept.usd,
+        verdict=verdict,
+    )
 
 
 def read_store(folder: Path, *, numbers: bool = True) -> Kept:
-    """What the store of a run says; without ``numbers`` only what costs nothing, however large it is."""
+    """What the store of a run says; without ``numbers`` only what costs nothing, however large it
+    is."""
     path = folder / STORE
     if emptied(path):
         return Kept(damage=EMPTIED)
@@ -148,11 +171,15 @@ def read_store(folder: Path, *, numbers: bool = True) -> Kept:
     # Without its log nobody has it open, and nothing need be made beside it to read it.
     mode = "mode=ro" if path.with_name(f"{STORE}-wal").exists() else "mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=1.0)) as db:
+        with closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=1.0)
+        ) as db:
             return _kept(db, numbers=numbers)
     except sqlite3.Error as error:
         # Being made, or left by a kill while it was: whoever opens it next to write puts it right.
-        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_CANTOPEN")):
+        if getattr(error, "sqlite_errorname", "").startswith(
+            ("SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_CANTOPEN")
+        ):
             return Kept(busy=True)
         return Kept(damage=str(error))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -162,7 +189,9 @@ def read_store(folder: Path, *, numbers: bool = True) -> Kept:
 def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
         return Kept()
-    records = db.execute("SELECT kind, key, value FROM records WHERE kind = 'stage' ORDER BY rowid").fetchall()
+    records = db.execute(
+        "SELECT kind, key, value FROM records WHERE kind = 'stage' ORDER BY rowid"
+    ).fetchall()
     stages = tuple(_stage(key, parse_json(value)) for _, key, value in records)
     some = db.execute("SELECT 1 FROM records LIMIT 1").fetchone()
     if not numbers:
@@ -172,14 +201,18 @@ def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
     calls = db.execute("SELECT count(*) FROM calls").fetchone()[0]
     usd = None
     if newer:
-        total, priced, paid = db.execute("SELECT sum(usd), count(usd), count(*) FROM calls WHERE attempts > 0").fetchone()
+        total, priced, paid = db.execute(
+            "SELECT sum(usd), count(usd), count(*) FROM calls WHERE attempts > 0"
+        ).fetchone()
         usd = (total or 0.0) if priced == paid else None
     return Kept(calls, usd, stages, 1 if some else 0)
 
 
 def _stage(name: str, record: dict[str, Any]) -> StageDone:
     numbers = {key: record[key] for key in ("seconds", "calls", "tokens_in", "tokens_out", "usd")}
-    return _STAGE.validate_python({**numbers, "cached": record["cached_calls"], "name": name, "title": name, "earlier": True})
+    return _STAGE.validate_python(
+        {**numbers, "cached": record["cached_calls"], "name": name, "title": name, "earlier": True}
+    )
 
 
 _STAGE = TypeAdapter(StageDone)

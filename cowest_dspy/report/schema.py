@@ -15,7 +15,8 @@ from cowest_dspy.report.model import SCHEMA_VERSION, RunReport
 
 
 def report_schema() -> dict[str, Any]:
-    """The schema, in the dialect 2020-12: facts of a ``RunReport``, their version, and under "numbers" what follows from them."""
+    """The schema, in the dialect 2020-12: facts of a ``RunReport``, their version, and under
+    "numbers" what follows from them."""
     facts = TypeAdapter(RunReport).json_schema(mode="serialization", ref_template="#/$defs/{model}")
     numbers = TypeAdapter(Figures).json_schema(mode="serialization", ref_template="#/$defs/{model}")
     definitions = {**numbers.pop("$defs", {}), **facts.pop("$defs", {}), "Figures": numbers}

@@ -1,4 +1,5 @@
-"""The report in words: whether the collaboration pays, which rounds were taken, what tuning did; plain about a loss too."""
+"""The report in words: whether the collaboration pays, which rounds were taken, what tuning did;
+plain about a loss too."""
 
 from __future__ import annotations
 
@@ -25,7 +26,11 @@ ALPHA = 0.05
 LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)
 """Fewer answers that change give an exact two-sided test no chance of p < 0.05: 6."""
 # Arms as a sentence names them; others by their titles.
-_SPOKEN = {"collaboration": "the collaboration", "strong": "the strong model alone", "weak": "the weak model alone"}
+_SPOKEN = {
+    "collaboration": "the collaboration",
+    "strong": "the strong model alone",
+    "weak": "the weak model alone",
+}
 
 
 class HasOutcome(Protocol):
@@ -49,21 +54,23 @@ class HasOutcome(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The first of the ``sentences`` is the verdict, the others are further claims, one each. ``good`` is True when every claim
-    holds, False when one does not, None without claims."""
+    """The first of the ``sentences`` is the verdict, the others are further claims, one each.
+    ``good`` is True when every claim holds, False when one does not, None without claims."""
 
     sentences: tuple[str, ...]
     good: bool | None
 
 
 def verdict(report: RunReport) -> Verdict:
-    """What the run shows, the most important truth first. A claim holds for a gain that both the paired test (two-sided p < 0.05)
-    and the 95 % interval show.
+    """What the run shows, the most important truth first. A claim holds for a gain that both the
+    paired test (two-sided p < 0.05) and the 95 % interval show.
 
-    The verdict is one sentence: the collaboration against its first rival, by points with a 95 % interval, n and p; the rounds
-    that were accepted, rolled back or skipped; what tuning did. Before the tuned one is evaluated, it speaks of the one before
-    tuning. Where drafts hurt (the interval of their mean influence lies below 0), that is said before it, or after it where the
-    collaboration beats its rival on held-out examples all the same. It is about the drafts of the last round, the newest ones.
+    The verdict is one sentence: the collaboration against its first rival, by points with a 95 %
+    interval, n and p; the rounds that were accepted, rolled back or skipped; what tuning did.
+    Before the tuned one is evaluated, it speaks of the one before tuning. Where drafts hurt (the
+    interval of their mean influence lies below 0), that is said before it, or after it where the
+    collaboration beats its rival on held-out examples all the same. It is about the drafts of the
+    last round, the newest ones.
     """
     claims = [_rival_claim(report, rival) for rival in report.rivals]
     main, tuning, harm = next(iter(claims), None), _tuning_claim(report), _harm_text(report)
@@ -109,7 +116,8 @@ def format_interval(interval: Interval | None) -> str:
 
 
 def format_gain(test: PairedTest, sign: int = 1) -> str:
-    """A difference in points with its interval, as a sentence has it: ``41.0 points [33.0, 49.0]``; ``sign`` -1 turns it round."""
+    """A difference in points with its interval, as a sentence has it: ``41.0 points [33.0, 49.0]``;
+    ``sign`` -1 turns it round."""
     if test.difference is None:
         return "-"
     text = f"{sign * 100 * test.difference:.1f} points"
@@ -130,11 +138,13 @@ def format_points(test: PairedTest) -> str:
 
 
 def influence_notes(report: RunReport) -> list[str]:
-    """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the noise floor, agreement of
-    evaluators."""
+    """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the
+    noise floor, agreement of evaluators."""
     counts, lines = influence_counts(report.influence), list[str]()
     if counts.harm_rate is not None and counts.harm is not None:
-        lines.append(f"Harm rate {format_share(counts.harm_rate)} (95 % {format_interval(counts.harm)}).")
+        lines.append(
+            f"Harm rate {format_share(counts.harm_rate)} (95 % {format_interval(counts.harm)})."
+        )
     if counts.draft_quality is not None:
         lines.append(f"Drafts by themselves score {counts.draft_quality:.2f} on average.")
     if counts.failures:
@@ -143,30 +153,50 @@ def influence_notes(report: RunReport) -> list[str]:
     if report.noise is not None and report.noise.n:
         noise = report.noise
         lines.append(
-            f"Noise floor: asked again, the strong model alone scored otherwise on {noise.changed} of {noise.n} examples, by "
-            f"{noise.mean_change:.2f} on average; by that alone a mean influence may be {noise.of_mean:.3f}."
+            "Noise floor: asked again, the strong model alone scored otherwise on "
+            f"{noise.changed} of {noise.n} examples, by "
+            f"{noise.mean_change:.2f} on average; by that alone a mean influence may be "
+            f"{noise.of_mean:.3f}."
         )
     elif report.noise is not None:
         lines.append("Noise floor 0: the strong model does not sample.")
     for row in report.agreement:
         if row.tau is None:
-            lines.append(f"Agreement of {row.evaluator} and metric: not defined, one of them scored all {row.n} answers alike.")
+            lines.append(
+                f"Agreement of {row.evaluator} and metric: not defined, one of them scored all "
+                f"{row.n} answers alike."
+            )
         else:
-            spread = "" if row.low is None or row.high is None else f" (95 % {row.low:+.2f} to {row.high:+.2f})"
-            lines.append(f"Agreement of {row.evaluator} and metric: Kendall's tau-b {row.tau:+.2f}{spread}, {row.n} answers.")
+            spread = (
+                ""
+                if row.low is None or row.high is None
+                else f" (95 % {row.low:+.2f} to {row.high:+.2f})"
+            )
+            lines.append(
+                f"Agreement of {row.evaluator} and metric: Kendall's tau-b "
+                f"{row.tau:+.2f}{spread}, {row.n} answers."
+            )
     return lines
 
 
 def arm_notes(report: RunReport) -> list[str]:
     """What belongs beside the arms, one line each: the failures of each arm by kind."""
     failed = {arm.title: failures_of(arm) for arm in report.arms}
-    return [f"Failed answers of {title}: {format_kinds(kinds)}." for title, kinds in failed.items() if kinds]
+    return [
+        f"Failed answers of {title}: {format_kinds(kinds)}."
+        for title, kinds in failed.items()
+        if kinds
+    ]
 
 
 def pairs_notes(report: RunReport) -> list[str]:
-    """What belongs beside the pairs, one line each: those of a round that was skipped, on which nothing was trained."""
+    """What belongs beside the pairs, one line each: those of a round that was skipped, on which
+    nothing was trained."""
     return [
-        f"Of these, {notebook.several(row.pairs, 'pair')} of round {row.number}, which was skipped: not trained on."
+        (
+            f"Of these, {notebook.several(row.pairs, 'pair')} of round {row.number}, which was "
+            "skipped: not trained on."
+        )
         for row in report.rounds
         if row.outcome == "skipped" and row.pairs
     ]
@@ -181,7 +211,10 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
     told = {
         1: f"{ours} beats {theirs} by {format_gain(test)}",
         -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
-        0: f"{ours} does NOT reliably beat {theirs}: {f'{doubt}; ' if doubt else ''}{format_points(test)}",
+        0: (
+            f"{ours} does NOT reliably beat {theirs}: "
+            f"{f'{doubt}; ' if doubt else ''}{format_points(test)}"
+        ),
     }[direction]
     left = f" ({test.left_out:,} left out, failed or missing)" if test.left_out else ""
     return f"{told}, n {test.n:,}{left}, {format_p(test.p)}", direction > 0
@@ -198,11 +231,15 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
     doubt = doubt_about(test)
     words = {1: f"{what} helped", -1: f"{what} did HARM", 0: f"{what} made NO reliable difference"}
     direction = _direction(test)
-    return f"{words[direction]}: {counts}{f', {doubt}' if doubt and not direction else ''}", direction > 0
+    return (
+        f"{words[direction]}: {counts}{f', {doubt}' if doubt and not direction else ''}",
+        direction > 0,
+    )
 
 
 def _harm_text(report: RunReport) -> str | None:
-    """That drafts hurt, where the whole interval of the last round's mean influence lies below 0."""
+    """That drafts hurt, where the whole interval of the last round's mean influence lies below
+    0."""
     rounds = influence_by_round(report.influence)
     if not rounds:
         return None
@@ -211,7 +248,10 @@ def _harm_text(report: RunReport) -> str | None:
         return None
     which = f" of round {number}" if len(rounds) > 1 else ""
     span = f"{counts.mean:+.2f} [{counts.interval.low:+.2f}, {counts.interval.high:+.2f}]"
-    rate = f"harm rate {100 * (counts.harm_rate or 0):.0f} % of {notebook.several(counts.n - counts.failed, 'draft')}"
+    rate = (
+        f"harm rate {100 * (counts.harm_rate or 0):.0f} % of "
+        f"{notebook.several(counts.n - counts.failed, 'draft')}"
+    )
     return f"the drafts{which} HURT the strong model: mean influence {span}, {rate}"
 
 
@@ -221,9 +261,11 @@ def doubt_about(test: PairedTest) -> str | None:
 
 
 def at_odds(interval: Interval | None, p: float, n: int, better: int, worse: int) -> str | None:
-    """Why the interval of a difference says one thing and its test another, in words for a reader; None where they agree.
+    """Why the interval of a difference says one thing and its test another, in words for a reader;
+    None where they agree.
 
-    An exact test of few changed answers cannot fall below p = 0.05, whatever the interval, which is approximate.
+    An exact test of few changed answers cannot fall below p = 0.05, whatever the interval, which is
+    approximate.
     """
     if interval is None:
         return None
@@ -233,30 +275,57 @@ def at_odds(interval: Interval | None, p: float, n: int, better: int, worse: int
     changed = better + worse
     if not apart:
         more = "better than worse" if better > worse else "worse than better"
-        return f"more answers got {more} ({format_p(p)}), but the interval of the mean difference includes 0"
+        return (
+            f"more answers got {more} ({format_p(p)}), but the interval of the mean difference "
+            "includes 0"
+        )
     if exact_sign_p(changed, 0) >= ALPHA:
-        few = f"{n:,} examples are too few" if changed == n else f"{changed:,} changed answers of {n:,} are too few"
-        return f"{few}: the exact test needs at least {LEAST_CHANGED} that change, and the interval is only approximate there"
-    return "the interval, which is approximate, leaves 0 out, but the exact test, which decides, does not reach 5 %"
+        few = (
+            f"{n:,} examples are too few"
+            if changed == n
+            else f"{changed:,} changed answers of {n:,} are too few"
+        )
+        return (
+            f"{few}: the exact test needs at least {LEAST_CHANGED} that change, and the "
+            "interval is only approximate there"
+        )
+    return (
+        "the interval, which is approximate, leaves 0 out, but the exact test, which decides, "
+        "does not reach 5 %"
+    )
 
 
 def outcomes_text(rounds: Sequence[HasOutcome], *, why: bool = False) -> str:
-    """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round. ``why``: with the reason of
-    those that were skipped."""
+    """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round.
+    ``why``: with the reason of those that were skipped."""
     parts = list[str]()
     for outcome in get_args(Outcome):
         found = [row for row in rounds if row.outcome == outcome]
         if found:
             numbers = [str(row.number) for row in found]
-            named = " and ".join((", ".join(numbers[:-1]), numbers[-1])) if len(numbers) > 1 else numbers[0]
-            reasons = f" ({'; '.join(row.reason for row in found)})" if why and outcome == "skipped" else ""
-            parts.append(f"round{'s' * (len(found) > 1)} {named} {'were' if len(found) > 1 else 'was'} {outcome}{reasons}")
+            named = (
+                " and ".join((", ".join(numbers[:-1]), numbers[-1]))
+                if len(numbers) > 1
+                else numbers[0]
+            )
+            reasons = (
+                f" ({'; '.join(row.reason for row in found)})"
+                if why and outcome == "skipped"
+                else ""
+            )
+            parts.append(
+                f"round{'s' * (len(found) > 1)} {named} {'were' if len(found) > 1 else 'was'} "
+                f"{outcome}{reasons}"
+            )
     return ", ".join(parts)
 
 
 def untuned(report: RunReport) -> bool:
-    """Whether no round's model was taken, so that what comes after tuning is what was before it; a cycle may change prompts."""
-    return bool(report.rounds) and not report.steps and not any(row.accepted for row in report.rounds)
+    """Whether no round's model was taken, so that what comes after tuning is what was before it; a
+    cycle may change prompts."""
+    return (
+        bool(report.rounds) and not report.steps and not any(row.accepted for row in report.rounds)
+    )
 
 
 def _sentence(text: str) -> str:
@@ -264,8 +333,8 @@ def _sentence(text: str) -> str:
 
 
 def _direction(test: PairedTest) -> int:
-    """1 for a gain, -1 for a loss, 0 when chance explains it, when graded scores rise in number but fall in mean, or when test and
-    interval are at odds."""
+    """1 for a gain, -1 for a loss, 0 when chance explains it, when graded scores rise in number but
+    fall in mean, or when test and interval are at odds."""
     if test.p >= ALPHA or test.difference is None or doubt_about(test):
         return 0
     if test.fixed > test.broken and test.difference > 0:

@@ -1,8 +1,9 @@
 """Cluster: tables of models -> LMs whose calls are answered on a Ray cluster.
 
 with Cluster(RayRules(address="auto")) as cluster:
-    strong = cluster.lm(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY"), Shares(workers=4))
-    collect(program.bind(weak=weak, strong=strong), examples, metric, store=store, threads=4 * 8)
+    strong = cluster.lm(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY"),
+    Shares(workers=4)) collect(program.bind(weak=weak, strong=strong), examples, metric,
+    store=store, threads=4 * 8)
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from cowest_dspy.scale.shipping import Order
 
 
 class Cluster:
-    """The workers of a run's models. Nothing is started before the first call. Use as a context manager, or call :meth:`close`.
+    """The workers of a run's models. Nothing is started before the first call. Use as a context
+    manager, or call :meth:`close`.
 
     Args:
         rules: which cluster.
@@ -39,8 +41,9 @@ class Cluster:
         self._lock = threading.Lock()
 
     def lm(self, settings: LMSettings, shares: Shares) -> dspy.LM:
-        """As ``build_lm(settings)``, with the same model id; calls go to ``shares.workers`` workers. Models that differ only in
-        how they are asked (temperature and the like) share their workers. A server that runs already is asked by this process.
+        """As ``build_lm(settings)``, with the same model id; calls go to ``shares.workers``
+        workers. Models that differ only in how they are asked (temperature and the like) share
+        their workers. A server that runs already is asked by this process.
 
         Raises:
             ModelError, ConfigError, RecipeError: as :func:`cowest_dspy.lms.build_lm`.
@@ -57,7 +60,8 @@ class Cluster:
 
     @property
     def ready(self) -> int:
-        """How many workers, of all models, are ready now. They are made at the first call, and calls go to those that there are."""
+        """How many workers, of all models, are ready now. They are made at the first call, and
+        calls go to those that there are."""
         with self._lock:
             return sum(pool.ready for pool in self._pools.values())
 
@@ -87,5 +91,7 @@ class Cluster:
                     startup=self.rules.startup,
                     model=getattr(here, "model_id", None),
                 )
-                self._pools[order, shares] = Pool(plan, shares.workers, self.rules.address, folder_of(here))
+                self._pools[order, shares] = Pool(
+                    plan, shares.workers, self.rules.address, folder_of(here)
+                )
             return self._pools[order, shares]

@@ -1,4 +1,5 @@
-"""[ray]: the cluster over which a run's models are spread, and what each model's workers take of it."""
+"""[ray]: the cluster over which a run's models are spread, and what each model's workers take of
+it."""
 
 from __future__ import annotations
 
@@ -15,9 +16,16 @@ class Shares(Table):
     """How many workers a model has, and what each of them takes of the cluster."""
 
     workers: int = Field(
-        1, ge=1, description="processes on the cluster that answer for this model; each has up to its concurrency calls under way"
+        1,
+        ge=1,
+        description="processes on the cluster that answer for this model; each has up to its "
+        "concurrency calls under way",
     )
-    cpus: float | None = Field(None, ge=0, description="of one worker; by default 1 where it computes, 0.1 where it calls an API")
+    cpus: float | None = Field(
+        None,
+        ge=0,
+        description="of one worker; by default 1 where it computes, 0.1 where it calls an API",
+    )
     gpus: float = Field(0.0, ge=0, description="of one worker; 0.5: two workers share one")
 
     def cpus_for(self, settings: LMSettings) -> float:
@@ -26,12 +34,17 @@ class Shares(Table):
 
 
 class RayRules(Table):
-    """[ray]: the models answer on a Ray cluster; the run's store, budget and rate limits stay in this process."""
+    """[ray]: the models answer on a Ray cluster; the run's store, budget and rate limits stay in
+    this process."""
 
     address: str | None = Field(
-        None, description='of a cluster that runs: "HOST:PORT", or "auto"; without it one is started on this machine, and stopped'
+        None,
+        description='of a cluster that runs: "HOST:PORT", or "auto"; without it one is started on '
+        "this machine, and stopped",
     )
-    startup: float = Field(600.0, gt=0, description="seconds until a model's first worker must be ready")
+    startup: float = Field(
+        600.0, gt=0, description="seconds until a model's first worker must be ready"
+    )
     weak: Shares = Shares()  # pyright: ignore[reportCallIssue]
     strong: Shares = Shares()  # pyright: ignore[reportCallIssue]
     judge: Shares = Shares()  # pyright: ignore[reportCallIssue]
@@ -39,8 +52,13 @@ class RayRules(Table):
     @field_validator("address")
     @classmethod
     def _of_a_cluster(cls, value: str | None) -> str | None:
-        if value is not None and (value.startswith("ray://") or not (value == "auto" or _port(value))):
-            raise ValueError('give "HOST:PORT" of the head node, or "auto"; the process that runs cowest must be on a node itself')
+        if value is not None and (
+            value.startswith("ray://") or not (value == "auto" or _port(value))
+        ):
+            raise ValueError(
+                'give "HOST:PORT" of the head node, or "auto"; the process that runs cowest must '
+                "be on a node itself"
+            )
         return value
 
 
@@ -50,6 +68,7 @@ def _port(value: str) -> bool:
 
 
 def stays_here(settings: LMSettings) -> bool:
-    """Whether a model is asked by this process also where there is a cluster: a server that runs already is not ours to spread, and
-    may know adapters' folders and addresses of this machine only."""
+    """Whether a model is asked by this process also where there is a cluster: a server that runs
+    already is not ours to spread, and may know adapters' folders and addresses of this machine
+    only."""
     return isinstance(settings, Server) and not settings.command

@@ -1,7 +1,8 @@
-"""This process's connection to Ray: to a cluster that runs, or to one that is started here and stopped with us.
+"""This process's connection to Ray: to a cluster that runs, or to one that is started here and
+stopped with us.
 
-One process has one connection, however many runs use it; the last that leaves ends it. A connection that was there before is
-somebody else's, and stays.
+One process has one connection, however many runs use it; the last that leaves ends it. A connection
+that was there before is somebody else's, and stays.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from typing import Any
 
 from cowest_dspy.errors import ClusterError, ConfigError
 
-MISSING = '[collect] engine = "ray" needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
+MISSING = (
+    '[collect] engine = "ray" needs Ray, which is not installed: type pip install '
+    '"cowest_dspy[ray]".'
+)
 STORE_BYTES = 200 * 2**20
-"""Of the object store of a cluster that is started here: what lies in it are adapters. What does not fit goes to the disk."""
+"""Of the object store of a cluster that is started here: what lies in it are adapters. What does
+not fit goes to the disk."""
 SECONDS = 5.0
 LOOPBACK = "127.0.0.1"
 
@@ -40,7 +45,8 @@ def check_installed() -> None:
 
 @dataclass
 class _Joined:
-    """The connection, who uses it, and the thread that began it. Without a thread it is somebody else's."""
+    """The connection, who uses it, and the thread that began it. Without a thread it is somebody
+    else's."""
 
     address: str | None
     users: int = 1
@@ -55,7 +61,8 @@ _now: _Joined | None = None
 
 
 def join(address: str | None) -> None:
-    """Connects this process, or counts one more user of its connection. None starts a cluster on this machine.
+    """Connects this process, or counts one more user of its connection. None starts a cluster on
+    this machine.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -69,7 +76,8 @@ def join(address: str | None) -> None:
         if _now is not None:
             if _now.address != address:
                 raise ClusterError(
-                    f"This process works on the cluster {_now.address or 'of its own'} already, and cannot be on {address} too: "
+                    f"This process works on the cluster {_now.address or 'of its own'} already, "
+                    f"and cannot be on {address} too: "
                     "end the other run first, or use another process."
                 )
             _now.users += 1
@@ -101,18 +109,24 @@ def resources() -> Mapping[str, float]:
 
 
 def _start(made: _Joined) -> None:
-    """Connects in a thread that stays until the end. Ray's servers end with the thread that has started them, and in the
-    main thread Ray would take SIGTERM for itself."""
+    """Connects in a thread that stays until the end. Ray's servers end with the thread that has
+    started them, and in the main thread Ray would take SIGTERM for itself."""
     up = threading.Event()
     made.thread = threading.Thread(target=_hold, args=(made, up), name="cowest-ray", daemon=True)
     made.thread.start()
     up.wait()
     if made.error is not None:
         made.thread.join()
-        where = f"There is no Ray cluster at {made.address}" if made.address else "A Ray cluster could not be started here"
+        where = (
+            f"There is no Ray cluster at {made.address}"
+            if made.address
+            else "A Ray cluster could not be started here"
+        )
         raise ClusterError(
-            f"{where}: {str(made.error).strip().splitlines()[0][:300]} On the head node type ray start --head, on each other one "
-            "ray start --address=HOST:PORT; or leave [ray] address out for a cluster on this machine alone."
+            f"{where}: {str(made.error).strip().splitlines()[0][:300]} On the head node type ray "
+            "start --head, on each other one "
+            "ray start --address=HOST:PORT; or leave [ray] address out for a cluster on this "
+            "machine alone."
         ) from made.error
     atexit.register(_end, made)
 
@@ -128,10 +142,17 @@ def _hold(made: _Joined, up: threading.Event) -> None:
                 ray.init(address=made.address, **quiet)
             else:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-                own: dict[str, Any] = {"_node_ip_address": LOOPBACK, "_temp_dir": folder, "object_store_memory": STORE_BYTES}
+                own: dict[str, Any] = {
+                    "_node_ip_address": LOOPBACK,
+                    "_temp_dir": folder,
+                    "object_store_memory": STORE_BYTES,
+                }
                 ray.init(address="local", include_dashboard=False, **own, **quiet)
                 if ray.util.get_node_ip_address() != LOOPBACK:
-                    raise ClusterError("Ray would listen on the network, and not only on this machine: it was ended again.")
+                    raise ClusterError(
+                        "Ray would listen on the network, and not only on this machine: it was "
+                        "ended again."
+                    )
     except Exception as error:
         made.error = error
     up.set()
@@ -151,8 +172,9 @@ def _end(made: _Joined) -> None:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """Ray makes this machine's address in the network of 127.0.0.1, and then listens on all of its addresses, for whoever comes:
-    here it does not. Goes when ``ray.init`` takes 127.0.0.1 for what it is (2.60 does not)."""
+    """Ray makes this machine's address in the network of 127.0.0.1, and then listens on all of its
+    addresses, for whoever comes: here it does not. Goes when ``ray.init`` takes 127.0.0.1 for what
+    it is (2.60 does not)."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -167,7 +189,8 @@ def _only_on_loopback(address: str) -> bool:
     """Whether a cluster listens on this machine alone.
 
     Raises:
-        ClusterError: nothing listens there. Ray itself would try for a minute, and then end this process.
+        ClusterError: nothing listens there. Ray itself would try for a minute, and then end this
+            process.
     """
     import ray.util
 
@@ -186,6 +209,7 @@ def _only_on_loopback(address: str) -> bool:
         else:
             return place > 0
     raise ClusterError(
-        f"There is no Ray cluster at {address} ({errors[-1]}). On the head node type ray start --head --port={port}, or leave "
+        f"There is no Ray cluster at {address} ({errors[-1]}). On the head node type ray start "
+        f"--head --port={port}, or leave "
         "[ray] address out for a cluster on this machine alone."
     ) from errors[-1]

@@ -1,7 +1,9 @@
-"""Engines whose models answer on a cluster: what DSPy, the store and tuning see is that of one machine.
+"""Engines whose models answer on a cluster: what DSPy, the store and tuning see is that of one
+machine.
 
-A model's ids, its adapters and what it can do are those of the engine that this machine would use; only its calls go elsewhere.
-So answers are kept under the same keys, and a run may go on here or there.
+A model's ids, its adapters and what it can do are those of the engine that this machine would use;
+only its calls go elsewhere. So answers are kept under the same keys, and a run may go on here or
+there.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class ClusterEngine:
     """
 
     base_folder: str
-    """As of the engine of this machine, where it has one: then the model can be tuned here, and its adapters are sent."""
+    """As of the engine of this machine, where it has one: then the model can be tuned here, and its
+    adapters are sent."""
 
     def __init__(self, here: Any, pool: Pool) -> None:
         self.here, self._pool = here, pool
@@ -54,13 +57,16 @@ class ClusterEngine:
         """The finished answer as events."""
         return response_to_events(self.complete(request))
 
-    def _score(self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None) -> list[Likelihood]:
+    def _score(
+        self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None
+    ) -> list[Likelihood]:
         """As of the engine of this machine."""
         wanted = model or self.here.model_id
         return self._pool.ask("score", list(asked), wanted, model=wanted)
 
     def load_adapter(self, folder: Path) -> str:
-        """Makes an adapter known, and gives its model id; a worker gets its files with the first call that names it.
+        """Makes an adapter known, and gives its model id; a worker gets its files with the first
+        call that names it.
 
         Raises:
             ModelError: the folder holds none, or the model takes none.
@@ -70,14 +76,16 @@ class ClusterEngine:
         return self.here.load_adapter(folder)
 
     def adapter_folder(self, model: str) -> Path | None:
-        """The folder of a model id's adapter on this machine; None for the base. Raises ModelError for an id that is not known."""
+        """The folder of a model id's adapter on this machine; None for the base. Raises ModelError
+        for an id that is not known."""
         return self.here.adapter_folder(model)
 
     def close(self) -> None:
         """Ends the workers; the next call makes new ones."""
         self._pool.close()
 
-    # Programs are copied deeply and pickled; a cluster is not. What travels is the engine of this machine.
+    # Programs are copied deeply and pickled; a cluster is not. What travels is the engine of this
+    # machine.
     def __deepcopy__(self, memo: dict[int, Any]) -> ClusterEngine:
         return self
 
@@ -118,8 +126,8 @@ def folder_of(here: Any) -> Any:
 
 
 def api_on(pool: Pool, engine: ApiEngine) -> ApiEngine:
-    """An API whose single attempts are made by workers. What counts and waits stays here: rate limits, retries, the budget; so each
-    of them is one for the whole cluster."""
+    """An API whose single attempts are made by workers. What counts and waits stays here: rate
+    limits, retries, the budget; so each of them is one for the whole cluster."""
 
     @contextmanager
     def admitted(request: Request) -> Any:

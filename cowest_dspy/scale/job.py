@@ -12,8 +12,8 @@ from cowest_dspy.scale.worker import Call, Done
 
 @dataclass(eq=False)
 class Job:
-    """A call on its way. ``adapter`` refers to the files of its model's adapter in the cluster's object store, None for a base
-    model; ``lost`` says why the worker that had it is gone."""
+    """A call on its way. ``adapter`` refers to the files of its model's adapter in the cluster's
+    object store, None for a base model; ``lost`` says why the worker that had it is gone."""
 
     call: Call
     adapter: Any = None
@@ -45,8 +45,8 @@ class Job:
 class WorkerPlan:
     """What every worker of a model is made of, and what it takes of the cluster.
 
-    ``at_once``: calls that it works on together. ``model``: the id that the model without any adapter must have there. ``startup``:
-    seconds until the first one must be ready.
+    ``at_once``: calls that it works on together. ``model``: the id that the model without any
+        adapter must have there. ``startup``: seconds until the first one must be ready.
     """
 
     name: str

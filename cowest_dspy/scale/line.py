@@ -1,4 +1,5 @@
-"""The line to one worker: it makes the worker, gives it calls in batches, and hears what is done."""
+"""The line to one worker: it makes the worker, gives it calls in batches, and hears what is
+done."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ LOOK = 1.0
 GOODBYE = 5.0
 """Seconds that a worker has to put away what it has written."""
 SLOTS = 4
-"""Messages that a worker handles at once: one that gives, one that waits for what is done, and one that closes."""
+"""Messages that a worker handles at once: one that gives, one that waits for what is done, and one
+that closes."""
 
 
 class Office(Protocol):
-    """Where a line gets its calls from, and whom it tells of its worker. ``lock`` guards what all lines of a model share."""
+    """Where a line gets its calls from, and whom it tells of its worker. ``lock`` guards what all
+    lines of a model share."""
 
     lock: threading.RLock
 
@@ -49,7 +52,8 @@ class Office(Protocol):
 
 
 class Line:
-    """One worker, from its making to its end. Two threads: one gives, the other makes the worker and then hears."""
+    """One worker, from its making to its end. Two threads: one gives, the other makes the worker
+    and then hears."""
 
     def __init__(self, office: Office, plan: WorkerPlan) -> None:
         self._office, self._plan = office, plan
@@ -57,8 +61,15 @@ class Line:
         self._under_way: dict[int, Job] = {}
         self._has: set[str] = set()
         self._actor: Any = None
-        self._may_give, self._may_hear = threading.Condition(office.lock), threading.Condition(office.lock)
-        self._threads = [threading.Thread(target=self._guarded, args=(self._live,), name="cowest-worker-hears", daemon=True)]
+        self._may_give, self._may_hear = (
+            threading.Condition(office.lock),
+            threading.Condition(office.lock),
+        )
+        self._threads = [
+            threading.Thread(
+                target=self._guarded, args=(self._live,), name="cowest-worker-hears", daemon=True
+            )
+        ]
         self._threads[0].start()
 
     @property
@@ -71,7 +82,8 @@ class Line:
         self._may_give.notify()
 
     def end(self) -> None:
-        """Ends the worker, and returns when nothing of it goes on here. Calls that it still has are lost."""
+        """Ends the worker, and returns when nothing of it goes on here. Calls that it still has are
+        lost."""
         self._finish("it was closed", goodbye=self.ready)
         for thread in self._threads:
             thread.join(GOODBYE)
@@ -86,7 +98,9 @@ class Line:
         if self._over:
             self._kill(goodbye=False)
             return
-        giving = threading.Thread(target=self._guarded, args=(self._give,), name="cowest-worker-gives", daemon=True)
+        giving = threading.Thread(
+            target=self._guarded, args=(self._give,), name="cowest-worker-gives", daemon=True
+        )
         self._threads.append(giving)
         giving.start()
         self._office.is_ready(self)
@@ -102,7 +116,11 @@ class Line:
 
         plan, started = self._plan, time.monotonic()
         made = ray.remote(Worker).options(
-            num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=SLOTS, max_restarts=0, scheduling_strategy="SPREAD"
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+            max_concurrency=SLOTS,
+            max_restarts=0,
+            scheduling_strategy="SPREAD",
         )
         self._actor = made.remote(plan.order, plan.at_once)
         asked = self._actor.ready.remote()
@@ -116,7 +134,8 @@ class Line:
             raise ClusterError(f"A worker of {plan.name} could not be made: {found.error()}")
         if plan.model is not None and found.model != plan.model:
             raise ClusterError(
-                f"On the node {found.node} the weights of {plan.name} are others: {found.model}, and here {plan.model}."
+                f"On the node {found.node} the weights of {plan.name} are others: {found.model}, "
+                f"and here {plan.model}."
             )
 
     def _give(self) -> None:
@@ -131,9 +150,17 @@ class Line:
                     return
                 self._under_way.update({job.call.number: job for job in jobs})
                 self._may_hear.notify()
-            adapters = {job.call.model: job.adapter for job in jobs if job.adapter is not None and job.call.model not in self._has}
+            adapters = {
+                job.call.model: job.adapter
+                for job in jobs
+                if job.adapter is not None and job.call.model not in self._has
+            }
             # Waiting until it has arrived is what makes batches: the next ones gather meanwhile.
-            ray.get(self._actor.give.remote([job.call for job in jobs], list(adapters), *adapters.values()))
+            ray.get(
+                self._actor.give.remote(
+                    [job.call for job in jobs], list(adapters), *adapters.values()
+                )
+            )
             self._has |= adapters.keys()
 
     def _hear(self) -> None:
@@ -147,13 +174,18 @@ class Line:
                     return
             found = ray.get(self._actor.take.remote())
             with self._office.lock:
-                jobs = [(self._under_way.pop(done.number), done) for done in found if done.number in self._under_way]
+                jobs = [
+                    (self._under_way.pop(done.number), done)
+                    for done in found
+                    if done.number in self._under_way
+                ]
                 self._may_give.notify()
             for job, done in jobs:
                 job.finish(done)
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Any error here means that the worker, its node or the cluster is gone: the calls that it had are asked of others."""
+        """Any error here means that the worker, its node or the cluster is gone: the calls that it
+        had are asked of others."""
         try:
             work()
         except Exception as error:
@@ -185,8 +217,9 @@ class Line:
             if goodbye:
                 ray.wait([actor.close.remote()], timeout=GOODBYE)
             ray.kill(actor)
-        # The cluster is gone, and the worker with it. Ray has no narrower class for it: a call to an actor of a cluster that ended
-        # raises a plain Exception, killing it ActorHandleNotFoundError.
+        # The cluster is gone, and the worker with it. Ray has no narrower class for it: a call to
+        # an actor of a cluster that ended raises a plain Exception, killing it
+        # ActorHandleNotFoundError.
         except Exception:
             return
 
@@ -194,13 +227,17 @@ class Line:
 def _in_short(error: Exception) -> str:
     """What Ray says of the end of a worker. It is long, and the cause stands last."""
     text = masked(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:80]} ... {text[-200:]}'}"
+    return (
+        f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:80]} ... {text[-200:]}'}"
+    )
 
 
 def _no_room(plan: WorkerPlan) -> str:
     has = connection.resources()
     there = " and ".join(f"{has.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
     return (
-        f"No worker of {plan.name} was ready after {plan.startup:g} seconds ([ray] startup). Each wants {plan.cpus:g} CPU and "
-        f"{plan.gpus:g} GPU, and the whole cluster has {there}: lower cpus, gpus or workers, add nodes, or raise startup."
+        f"No worker of {plan.name} was ready after {plan.startup:g} seconds ([ray] startup). Each "
+        f"wants {plan.cpus:g} CPU and "
+        f"{plan.gpus:g} GPU, and the whole cluster has {there}: lower cpus, gpus or workers, add "
+        "nodes, or raise startup."
     )

@@ -1,11 +1,14 @@
-"""The workers of one model, as this process sees them: calls wait in one queue, and go where there is room.
+"""The workers of one model, as this process sees them: calls wait in one queue, and go where there
+is room.
 
     pool = Pool(plan, workers=4, address=None)
-    pool.ask("complete", request, model=request.model)      # blocks; the answer, or the engine's own error
+    pool.ask("complete", request, model=request.model)      # blocks; the answer, or the engine's
+        own error
 
-A worker is asked in batches: what has come while the last message to it was under way travels together, and so do answers. When a
-worker or its node ends, what it had under way is asked of another one, and counts as another attempt; a new worker takes its place
-where the cluster has room. What was answered is never asked again, since the answer is here.
+A worker is asked in batches: what has come while the last message to it was under way travels
+together, and so do answers. When a worker or its node ends, what it had under way is asked of
+another one, and counts as another attempt; a new worker takes its place where the cluster has room.
+What was answered is never asked again, since the answer is here.
 """
 
 from __future__ import annotations
@@ -31,13 +34,15 @@ from cowest_dspy.store.budget import another_attempt
 from cowest_dspy.store.rate_limit import current_stopping
 
 MOST_LOST = 3
-"""Workers that may end with one and the same call under way, before that call is given up: it may be what ends them. And so
-many times the number of workers may end in a row before they are ready, until no more are made."""
+"""Workers that may end with one and the same call under way, before that call is given up: it may
+be what ends them. And so many times the number of workers may end in a row before they are ready,
+until no more are made."""
 log = logging.getLogger("cowest_dspy")
 
 
 class Pool:
-    """Workers for one model. They are made at the first call, and again at the first one after :meth:`close`.
+    """Workers for one model. They are made at the first call, and again at the first one after
+    :meth:`close`.
 
     Args:
         plan: what a worker is made of.
@@ -54,7 +59,12 @@ class Pool:
         folder_of: Callable[[str], Path | None] = lambda model: None,
     ) -> None:
         self.lock = threading.RLock()
-        self._plan, self._workers, self._address, self._folder_of = plan, workers, address, folder_of
+        self._plan, self._workers, self._address, self._folder_of = (
+            plan,
+            workers,
+            address,
+            folder_of,
+        )
         self._waiting: deque[Job] = deque()
         self._lines: list[Line] = []
         self._adapters: dict[str, Any] = {}
@@ -68,15 +78,16 @@ class Pool:
         model: str,
         again: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> Any:
-        """What the engine of some worker gives; blocks. ``again`` is the context in which a call whose worker has ended is asked
-        once more, for whoever counts calls.
+        """What the engine of some worker gives; blocks. ``again`` is the context in which a call
+        whose worker has ended is asked once more, for whoever counts calls.
 
         Raises:
             Exception: the engine's own.
             LMUnexpectedError: several workers have ended with this call under way.
             BudgetError: a worker has ended, and there is no room for another attempt.
             ClusterError: there is no cluster, no room on it, or no worker that has the model.
-            KeyboardInterrupt: the work was stopped while the call waited; what a worker has under way is waited for.
+            KeyboardInterrupt: the work was stopped while the call waited; what a worker has under
+                way is waited for.
         """
         job = self._settled(Call(next(self._numbers), method, arguments, model))
         for _ in range(MOST_LOST - 1):
@@ -87,7 +98,10 @@ class Pool:
                 job = self._settled(Call(next(self._numbers), method, arguments, model))
         if job.done is None:
             # Of a kind that nobody tries again.
-            raise LMUnexpectedError(f"{MOST_LOST} workers ended while this was under way; the last: {job.lost}", model=model)
+            raise LMUnexpectedError(
+                f"{MOST_LOST} workers ended while this was under way; the last: {job.lost}",
+                model=model,
+            )
         if job.done.failed is not None:
             raise job.done.failed.error()
         return job.done.answer
@@ -135,11 +149,20 @@ class Pool:
                 return
             self._ended += not line.ready
             if self._ended <= MOST_LOST * self._workers:
-                log.warning("A worker of %s has ended (%s): another one takes its place.", self._plan.name, reason)
+                log.warning(
+                    "A worker of %s has ended (%s): another one takes its place.",
+                    self._plan.name,
+                    reason,
+                )
                 self._lines[self._lines.index(line)] = Line(self, self._plan)
                 return
         hint = "Has every node this Python, and cowest_dspy of this version?"
-        self.give_up(line, ClusterError(f"Workers of {self._plan.name} end before they are ready: {reason} {hint}"))
+        self.give_up(
+            line,
+            ClusterError(
+                f"Workers of {self._plan.name} end before they are ready: {reason} {hint}"
+            ),
+        )
 
     def give_up(self, line: Line, error: ClusterError) -> None:
         """A worker cannot be made. The others go on; if there are none, whoever waits is told."""
@@ -148,7 +171,11 @@ class Pool:
                 return
             self._lines.remove(line)
             if self._lines:
-                log.warning("A worker of %s could not be made, and the others go on without it: %s", self._plan.name, error)
+                log.warning(
+                    "A worker of %s could not be made, and the others go on without it: %s",
+                    self._plan.name,
+                    error,
+                )
                 return
             self._broken = error
             waiting, self._waiting = list(self._waiting), deque()
@@ -167,7 +194,8 @@ class Pool:
                 job.settled.wait()
                 if job.is_settled:
                     return job
-                # Woken by a stop. What waits is let go; what is under way may be paid for already, and is waited for.
+                # Woken by a stop. What waits is let go; what is under way may be paid for already,
+                # and is waited for.
                 with self.lock:
                     if job in self._waiting:
                         self._waiting.remove(job)
@@ -189,7 +217,8 @@ class Pool:
             self._nudge()
 
     def _adapter(self, model: str) -> Any:
-        """A reference to the files of a model's adapter, in the cluster's object store: no disk need be shared."""
+        """A reference to the files of a model's adapter, in the cluster's object store: no disk
+        need be shared."""
         folder = self._folder_of(model)
         if folder is None:
             return None
@@ -201,6 +230,8 @@ class Pool:
 
     def _nudge(self, but: Line | None = None) -> None:
         """Wakes the line with the most room. What it does not take, it passes on."""
-        line = max((one for one in self._lines if one is not but), key=lambda one: one.room, default=None)
+        line = max(
+            (one for one in self._lines if one is not but), key=lambda one: one.room, default=None
+        )
         if line is not None and line.room > 0:
             line.wake()

@@ -1,6 +1,8 @@
-"""What travels between the run's process and the workers: an order for an engine, adapters, recipes' files, and failures.
+"""What travels between the run's process and the workers: an order for an engine, adapters,
+recipes' files, and failures.
 
-Nothing else does: no weights, which a node has or fetches by itself, and no API key, which stands in each node's environment.
+Nothing else does: no weights, which a node has or fetches by itself, and no API key, which stands
+in each node's environment.
 """
 
 from __future__ import annotations
@@ -21,32 +23,49 @@ from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from cowest_dspy.utils.importing import resolve
 
 _SETTINGS: TypeAdapter[Any] = TypeAdapter(LMSettings)
-_OF_THE_LM = frozenset({"temperature", "max_tokens", "num_retries", "adapter", "requests_per_minute", "tokens_per_minute", "price"})
+_OF_THE_LM = frozenset(
+    {
+        "temperature",
+        "max_tokens",
+        "num_retries",
+        "adapter",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "price",
+    }
+)
 # Whose classes every worker has. An error of another kind becomes a RuntimeError of the same text.
 _EVERYWHERE = ("builtins", "cowest_dspy", "dspy")
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker makes its engine of: a table of the TOML, and the file of one's own code that it names."""
+    """What a worker makes its engine of: a table of the TOML, and the file of one's own code that
+    it names."""
 
     settings: str
     code: str | None = None
 
     @classmethod
     def of(cls, settings: LMSettings) -> Order:
-        """The order for a model. Two models that differ only in how they are asked have equal ones."""
+        """The order for a model. Two models that differ only in how they are asked have equal
+        ones."""
         code = None
         if isinstance(settings, Engine) and settings.engine.rpartition(":")[0].endswith(".py"):
             path = resolve(settings.engine.rpartition(":")[0])
-            settings = settings.model_copy(update={"engine": f"{path}:{settings.engine.rpartition(':')[2]}"})
+            settings = settings.model_copy(
+                update={"engine": f"{path}:{settings.engine.rpartition(':')[2]}"}
+            )
             code = path.read_text(encoding="utf-8") if path.is_file() else None
         # temperature and the like come with each request; an adapter is sent when it is asked for.
         aside = _OF_THE_LM & type(settings).model_fields.keys()
-        return cls(json.dumps(settings.model_dump(mode="json", exclude=set(aside)), sort_keys=True), code)
+        return cls(
+            json.dumps(settings.model_dump(mode="json", exclude=set(aside)), sort_keys=True), code
+        )
 
     def table(self) -> Any:
-        """The table as it is read on this node: a recipe's file that is not here, or another one, is the one that was sent."""
+        """The table as it is read on this node: a recipe's file that is not here, or another one,
+        is the one that was sent."""
         settings = _SETTINGS.validate_json(self.settings)
         if self.code is None:
             return settings
@@ -55,7 +74,8 @@ class Order:
 
 
 def _file_here(path: Path, code: str) -> Path:
-    """The file itself where this node has it, so that what it reads beside it is found; otherwise a copy."""
+    """The file itself where this node has it, so that what it reads beside it is found; otherwise a
+    copy."""
     if path.is_file() and path.read_text(encoding="utf-8") == code:
         return path
     digest = hashlib.sha256(code.encode()).hexdigest()[:12]
@@ -86,7 +106,8 @@ def unpacked(files: dict[str, bytes], folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Failed:
-    """An exception as a value: many cannot be pickled, and one that cannot would take its whole batch with it."""
+    """An exception as a value: many cannot be pickled, and one that cannot would take its whole
+    batch with it."""
 
     kind: type[BaseException]
     arguments: tuple[Any, ...]
@@ -95,10 +116,16 @@ class Failed:
 
     @classmethod
     def of(cls, error: BaseException) -> Failed:
-        """The exception and what led to it; of a class that is not known everywhere, a RuntimeError of the same text."""
+        """The exception and what led to it; of a class that is not known everywhere, a RuntimeError
+        of the same text."""
         cause = cls.of(error.__cause__) if error.__cause__ is not None else None
-        known = isinstance(error, Exception) and type(error).__module__.partition(".")[0] in _EVERYWHERE
-        arguments, state = _plain(error.args), {name: _plain(value) for name, value in vars(error).items() if name != "__notes__"}
+        known = (
+            isinstance(error, Exception) and type(error).__module__.partition(".")[0] in _EVERYWHERE
+        )
+        arguments, state = (
+            _plain(error.args),
+            {name: _plain(value) for name, value in vars(error).items() if name != "__notes__"},
+        )
         if not known or arguments is _NOT or _NOT in state.values():
             return cls(RuntimeError, (str(error) or type(error).__name__,), {}, cause)
         return cls(type(error), arguments, state, cause)

@@ -1,7 +1,9 @@
-"""A worker on the cluster: one process with one engine, which answers batches of calls. It keeps nothing and decides nothing.
+"""A worker on the cluster: one process with one engine, which answers batches of calls. It keeps
+nothing and decides nothing.
 
-The run's process gives it calls (:meth:`Worker.give`) and fetches what is done (:meth:`Worker.take`), several in one message where
-several are there. Each call runs in a thread of its own, so that an engine that computes batches has its batch.
+The run's process gives it calls (:meth:`Worker.give`) and fetches what is done
+(:meth:`Worker.take`), several in one message where several are there. Each call runs in a thread of
+its own, so that an engine that computes batches has its batch.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ LONGEST_WAIT = 10.0
 
 @dataclass(frozen=True)
 class Call:
-    """One call to the engine: its method, and what that is given. ``model`` is the id that has to be there for it."""
+    """One call to the engine: its method, and what that is given. ``model`` is the id that has to
+    be there for it."""
 
     number: int
     method: str
@@ -43,7 +46,8 @@ class Done:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker that has its engine: where, and the id of its model without any adapter (None where the engine names none)."""
+    """A worker that has its engine: where, and the id of its model without any adapter (None where
+    the engine names none)."""
 
     node: str
     model: str | None
@@ -74,9 +78,16 @@ class Worker:
             return Failed.of(error)
         return Ready(_node(), getattr(self._engine, "model_id", None))
 
-    def give(self, calls: Sequence[Call], names: Sequence[str], *adapters: Mapping[str, bytes]) -> None:
-        """Takes calls, and before them the adapters that they need and that are not here yet; does not wait for answers."""
-        missing = {name: failed for name, files in zip(names, adapters, strict=True) if (failed := self._adapt(name, files))}
+    def give(
+        self, calls: Sequence[Call], names: Sequence[str], *adapters: Mapping[str, bytes]
+    ) -> None:
+        """Takes calls, and before them the adapters that they need and that are not here yet; does
+        not wait for answers."""
+        missing = {
+            name: failed
+            for name, files in zip(names, adapters, strict=True)
+            if (failed := self._adapt(name, files))
+        }
         for call in calls:
             if call.model in missing:
                 self._finish(Done(call.number, failed=missing[call.model]))
@@ -106,9 +117,13 @@ class Worker:
         try:
             engine: Any = self._engine
             self._folder = self._folder or Path(tempfile.mkdtemp(prefix="cowest-adapters-"))
-            found = engine.load_adapter(unpacked(dict(files), self._folder / name.rpartition("+")[2]))
+            found = engine.load_adapter(
+                unpacked(dict(files), self._folder / name.rpartition("+")[2])
+            )
             if found != name:
-                raise ModelError(f"On {_node()} the adapter of {name} is {found}: the weights there are others.")
+                raise ModelError(
+                    f"On {_node()} the adapter of {name} is {found}: the weights there are others."
+                )
         except Exception as error:
             return Failed.of(error)
         return None

@@ -1,7 +1,8 @@
 """A collaboration as one OpenAI-compatible model: `cowest serve`.
 
 breaker.py      a model that fails again and again is left alone for a while
-asking.py       Answering: the phases of one request, and the declared fallbacks; Router: who answers
+asking.py       Answering: the phases of one request, and the declared fallbacks; Router: who
+                answers
 protocol.py     OpenAI's requests and answers, as pydantic models
 refusals.py     every error in OpenAI's form
 reading.py      a chat request -> the program's inputs
@@ -21,4 +22,14 @@ from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.sampling import live_rows, live_traces
 from cowest_dspy.serve.server import served
 
-__all__ = ["Answer", "Answering", "Fallbacks", "Router", "ServeRules", "Unanswered", "live_rows", "live_traces", "served"]
+__all__ = [
+    "Answer",
+    "Answering",
+    "Fallbacks",
+    "Router",
+    "ServeRules",
+    "Unanswered",
+    "live_rows",
+    "live_traces",
+    "served",
+]

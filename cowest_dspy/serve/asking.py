@@ -1,10 +1,12 @@
-"""Answering: one request through the phases of a collaboration, with declared fallbacks where a model fails.
+"""Answering: one request through the phases of a collaboration, with declared fallbacks where a
+model fails.
 
     draft      the weak model's; where it fails: the strong model alone, or an error
     route      where a router is given, it says after the draft: "weak", "strong" or "collaborate"
     answer     the strong model's; where it fails: an error, or the draft, marked as such
 
-A model that fails again and again is not asked for a while (breaker.py). What a caller has given up is not asked either.
+A model that fails again and again is not asked for a while (breaker.py). What a caller has given up
+is not asked either.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from cowest_dspy.store.record import Call, listening
 
 Fallback = Literal["strong alone", "draft"]
 OF_THE_INPUT = ("parse", "refusal", "truncated", "context")
-"""Kinds of failures that another input need not meet: the model works, and a breaker counts them as answers."""
+"""Kinds of failures that another input need not meet: the model works, and a breaker counts them as
+answers."""
 NOT_ASKED = "not asked"
 """The kind of a failure of a model whose breaker is open."""
 
@@ -35,8 +38,11 @@ NOT_ASKED = "not asked"
 class Router(Protocol):
     """Says after the draft who answers."""
 
-    def route(self, program: Collaboration, outputs: dspy.Prediction, inputs: dict[str, Any]) -> Route:
-        """``outputs`` is what ``program.draft_outputs`` gave; ``inputs`` are the program's. A gate is one (``Gate.load``)."""
+    def route(
+        self, program: Collaboration, outputs: dspy.Prediction, inputs: dict[str, Any]
+    ) -> Route:
+        """``outputs`` is what ``program.draft_outputs`` gave; ``inputs`` are the program's. A gate
+        is one (``Gate.load``)."""
         ...
 
 
@@ -45,13 +51,18 @@ class GivenUp(Exception):
 
 
 class Unanswered(CowestError):
-    """There is no answer: ``role`` is the model that failed, ``kind`` how (timeout, rate limit, server, parse ...), ``retry_after``
-    the seconds until it is tried again, where it is left alone for now."""
+    """There is no answer: ``role`` is the model that failed, ``kind`` how (timeout, rate limit,
+    server, parse ...), ``retry_after`` the seconds until it is tried again, where it is left alone
+    for now."""
 
     def __init__(self, role: Failing, kind: str, retry_after: float | None = None) -> None:
         self.role: Failing = role
         self.kind, self.retry_after = kind, retry_after
-        how = "it failed too often and is left alone for a while" if kind == NOT_ASKED else f"it failed ({kind})"
+        how = (
+            "it failed too often and is left alone for a while"
+            if kind == NOT_ASKED
+            else f"it failed ({kind})"
+        )
         super().__init__(f"The {role} model gave no usable answer: {how}.")
 
 
@@ -67,8 +78,9 @@ class Fallbacks:
 class Answer:
     """What a request was answered with.
 
-    ``outputs`` are fields by name; of the fallback "draft" they are those of the draft. ``draft`` is None where there is none, or
-    none was asked. ``failed`` names each model that failed, with the kind. ``calls`` are those of both models, in order.
+    ``outputs`` are fields by name; of the fallback "draft" they are those of the draft. ``draft``
+    is None where there is none, or none was asked. ``failed`` names each model that failed, with
+    the kind. ``calls`` are those of both models, in order.
     """
 
     outputs: dict[str, Any]
@@ -83,7 +95,9 @@ class Answer:
     def tokens(self) -> dict[str, int]:
         """weak_in, weak_out, strong_in, strong_out."""
         counted = (("weak", self.weak_calls), ("strong", self.strong_calls))
-        return {f"{role}_{way}": _sum(calls, way) for role, calls in counted for way in ("in", "out")}
+        return {
+            f"{role}_{way}": _sum(calls, way) for role, calls in counted for way in ("in", "out")
+        }
 
 
 def _sum(calls: Iterable[Call], way: str) -> int:
@@ -94,7 +108,8 @@ class Answering:
     """A bound program that answers requests from several threads.
 
     Args:
-        program: both models bound. A router needs nothing more; "weak" needs drafts that hold the answer's fields.
+        program: both models bound. A router needs nothing more; "weak" needs drafts that hold the
+            answer's fields.
         router: who answers, asked after each draft; without one always both.
         breaker: the rules of both models' breakers.
 
@@ -134,7 +149,8 @@ class Answering:
         Args:
             inputs: the program's, by name.
             drafted: told the draft as soon as it is there, before the strong model is asked.
-            stopping: stopped when nobody waits any more: waits for a rate limit end, and no model is asked after that.
+            stopping: stopped when nobody waits any more: waits for a rate limit end, and no model
+                is asked after that.
 
         Raises:
             Unanswered: a model failed, and the fallback is an error, or failed too.
@@ -151,13 +167,19 @@ class Answering:
                 raise GivenUp from None
             raise
 
-    def _answer(self, inputs: dict[str, Any], drafted: Callable[[str], None], stopping: Stopping) -> Answer:
+    def _answer(
+        self, inputs: dict[str, Any], drafted: Callable[[str], None], stopping: Stopping
+    ) -> Answer:
         draft = self._ask("weak", lambda: self.program.draft_outputs(**inputs), stopping)
         if draft.outputs is None:
             kind = _kind(draft)
             if self.fallbacks.on_weak_failure == "error":
                 raise self._unanswered("weak", kind)
-            return self._strong(inputs, Answer({}, "strong", "strong alone", None, {"weak": kind}, draft.calls), stopping)
+            return self._strong(
+                inputs,
+                Answer({}, "strong", "strong alone", None, {"weak": kind}, draft.calls),
+                stopping,
+            )
         text = draft.outputs["draft"]
         with listening() as further:
             route = self._route(draft.outputs, inputs)
@@ -168,29 +190,46 @@ class Answering:
         return self._strong(inputs, so_far, stopping)
 
     def _route(self, outputs: dict[str, Any], inputs: dict[str, Any]) -> Route:
-        route = "collaborate" if self.router is None else self.router.route(self.program, dspy.Prediction(**outputs), inputs)
+        route = (
+            "collaborate"
+            if self.router is None
+            else self.router.route(self.program, dspy.Prediction(**outputs), inputs)
+        )
         if route not in ROUTES:
-            raise ProgramError(f'The router said "{route}": it must say one of {", ".join(ROUTES)}.')
+            raise ProgramError(
+                f'The router said "{route}": it must say one of {", ".join(ROUTES)}.'
+            )
         if route == "weak" and not self.program.holds_answer(outputs):
             wanted = ", ".join(self.program.answer_fields)
-            raise ProgramError(f'The router said "weak", and the draft has no {wanted}: drafts of the format "direct" have.')
+            raise ProgramError(
+                f'The router said "weak", and the draft has no {wanted}: drafts of the format '
+                '"direct" have.'
+            )
         return route
 
     def _strong(self, inputs: dict[str, Any], so_far: Answer, stopping: Stopping) -> Answer:
         """The strong model's answer, with the draft where the route wants it."""
         if so_far.route == "collaborate":
-            made = self._ask("strong", lambda: self.program.refined(so_far.draft or "", **inputs), stopping)
+            made = self._ask(
+                "strong", lambda: self.program.refined(so_far.draft or "", **inputs), stopping
+            )
         else:
             made = self._ask("strong", lambda: self.program.answered_alone(**inputs), stopping)
         facts = {"draft": so_far.draft, "weak_calls": so_far.weak_calls, "strong_calls": made.calls}
         if made.outputs is not None:
-            return Answer(made.outputs, so_far.route, so_far.fallback, failed=so_far.failed, **facts)
+            return Answer(
+                made.outputs, so_far.route, so_far.fallback, failed=so_far.failed, **facts
+            )
         kind = _kind(made)
         if self.fallbacks.on_strong_failure == "error" or so_far.draft is None:
             raise self._unanswered("strong", kind)
-        return Answer(so_far.outputs, so_far.route, "draft", failed={**so_far.failed, "strong": kind}, **facts)
+        return Answer(
+            so_far.outputs, so_far.route, "draft", failed={**so_far.failed, "strong": kind}, **facts
+        )
 
-    def _ask(self, role: Failing, step: Callable[[], dspy.Prediction], stopping: Stopping) -> Attempt:
+    def _ask(
+        self, role: Failing, step: Callable[[], dspy.Prediction], stopping: Stopping
+    ) -> Attempt:
         """One phase, unless the model's breaker is open; its end is told to the breaker."""
         breaker = self.breakers[role]
         stopping.check()
@@ -208,7 +247,9 @@ class Answering:
         return made
 
     def _unanswered(self, role: Failing, kind: str) -> Unanswered:
-        return Unanswered(role, kind, self.breakers[role].seconds_left() if kind == NOT_ASKED else None)
+        return Unanswered(
+            role, kind, self.breakers[role].seconds_left() if kind == NOT_ASKED else None
+        )
 
 
 def _kind(made: Attempt) -> str:

@@ -1,4 +1,5 @@
-"""Breaker: a model that fails again and again is left alone for a while, then tried by one request, then used again.
+"""Breaker: a model that fails again and again is left alone for a while, then tried by one request,
+then used again.
 
 closed      it is asked; so many failures in a row open it
 open        it is not asked, for so many seconds
@@ -18,7 +19,8 @@ State = Literal["closed", "open", "on trial"]
 
 
 class Breaker:
-    """The breaker of one model. Thread-safe. Whoever is let in says how it ended: ``succeeded``, ``failed`` or ``released``."""
+    """The breaker of one model. Thread-safe. Whoever is let in says how it ended: ``succeeded``,
+    ``failed`` or ``released``."""
 
     def __init__(self, rules: BreakerRules, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rules, self._clock, self._lock = rules, clock, threading.Lock()
@@ -28,7 +30,13 @@ class Breaker:
     def state(self) -> State:
         """As it is now; it stays open until a request comes that may try."""
         with self._lock:
-            return "on trial" if self._trial else "open" if self._failures >= self._rules.failures else "closed"
+            return (
+                "on trial"
+                if self._trial
+                else "open"
+                if self._failures >= self._rules.failures
+                else "closed"
+            )
 
     def enter(self) -> bool:
         """Whether the model may be asked now."""

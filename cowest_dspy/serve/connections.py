@@ -1,12 +1,15 @@
 """Connections: so many at once, and a deadline for what each client has to do next.
 
-Uvicorn's own limits begin where the head of a request is whole, and asyncio accepts connections until the process has no file
-descriptor left, which it then logs without end. So connections are accepted here, and given to uvicorn one by one:
+Uvicorn's own limits begin where the head of a request is whole, and asyncio accepts connections
+until the process has no file descriptor left, which it then logs without end. So connections are
+accepted here, and given to uvicorn one by one:
 
-- Where as many are open as may be, those that have waited for their client longest (for a head, the rest of a body, the next
-  request, or to have their answer read) are closed for the new one. So silent clients only stand in each other's way. If all
-  wait for their answer, the new one gets a 503.
-- A head must be whole, and an answer read, within a time that no byte now and then makes longer. (The body's time is front.py's.)
+- Where as many are open as may be, those that have waited for their client longest (for a head, the
+  rest of a body, the next request, or to have their answer read) are closed for the new one. So
+  silent clients only stand in each other's way. If all wait for their answer, the new one gets a
+  503.
+- A head must be whole, and an answer read, within a time that no byte now and then makes longer.
+  (The body's time is front.py's.)
 - What happened is counted, and logged once a minute at most, however often it happens.
 """
 
@@ -33,12 +36,14 @@ from cowest_dspy.serve.refusals import Refused
 
 log = logging.getLogger(__name__)
 HEAD_SECONDS, READ_SECONDS = 10.0, 30.0
-"""For the head of a request, from its first byte or the connection's start; and for a client to read on, where so much is unread
-(64 KB, beside the system's own buffers) that no more is written. Neither is longer than [serve.limits] seconds."""
+"""For the head of a request, from its first byte or the connection's start; and for a client to
+read on, where so much is unread (64 KB, beside the system's own buffers) that no more is written.
+Neither is longer than [serve.limits] seconds."""
 KEEP_ALIVE = 30
 """Seconds that a connection stays open without a request."""
 TICK, PAUSE, LOG_SECONDS = 0.1, 0.1, 60.0
-"""Seconds between two looks at the connections; without accepting, where there is no file descriptor; between two lines of log."""
+"""Seconds between two looks at the connections; without accepting, where there is no file
+descriptor; between two lines of log."""
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Owed = Literal["head", "body", "rest", "reading", "next request"]
@@ -52,17 +57,20 @@ TEXTS: dict[Closed, str] = {
 
 
 def most_connections(limits: ServeLimits) -> int:
-    """How many connections may be open at once: several for each request that is answered or waits, and half of the process' file
-    descriptors at most, since models, stores and logs need theirs."""
+    """How many connections may be open at once: several for each request that is answered or waits,
+    and half of the process' file descriptors at most, since models, stores and logs need theirs."""
     useful = 64 + 4 * (limits.concurrency + limits.queue)
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return useful if files == resource.RLIM_INFINITY else min(useful, max(1, files // 2))
 
 
 def owed(connection: Any) -> Owed | None:
-    """What the client of one of uvicorn's connections has to do next; None while it waits for its answer."""
+    """What the client of one of uvicorn's connections has to do next; None while it waits for its
+    answer."""
     transport, conn, cycle = connection.transport, connection.conn, connection.cycle
-    if connection.flow.write_paused or (transport.is_closing() and transport.get_write_buffer_size()):
+    if connection.flow.write_paused or (
+        transport.is_closing() and transport.get_write_buffer_size()
+    ):
         return "reading"
     answered = cycle is None or cycle.response_complete
     if conn.their_state is h11.SEND_BODY:
@@ -91,21 +99,25 @@ class Door:
         metrics: where connections are counted.
     """
 
-    def __init__(self, server: Any, listener: socket.socket, limits: ServeLimits, metrics: Metrics) -> None:
+    def __init__(
+        self, server: Any, listener: socket.socket, limits: ServeLimits, metrics: Metrics
+    ) -> None:
         self._server, self._listener, self._metrics = server, listener, metrics
         self._loop = asyncio.get_running_loop()
         self._connections: set[Any] = server.server_state.connections
         self._opening: set[asyncio.Task[None]] = set()
         self._debts: dict[Any, _Debt] = {}
         self._most = most_connections(limits)
-        # So many are accepted, and displaced, in one round of the loop: sockets that are closed go in the next one only.
+        # So many are accepted, and displaced, in one round of the loop: sockets that are closed go
+        # in the next one only.
         self._step = max(1, min(32, self._most // 8))
         head = min(HEAD_SECONDS, limits.seconds)
         self._deadlines: dict[Owed, float] = {
             "head": head,
             "rest": head,
             "reading": min(READ_SECONDS, limits.seconds),
-            "next request": KEEP_ALIVE,  # Uvicorn's own timer forgets connections that sent the rest of a body.
+            # Uvicorn's own timer forgets connections that sent the rest of a body.
+            "next request": KEEP_ALIVE,
         }
         self._untold: Counter[str] = Counter()
         self._log_again = 0.0
@@ -114,7 +126,8 @@ class Door:
         wanted = limits.concurrency + limits.queue
         if self._most < wanted:
             log.warning(
-                "at most %d connections may be open (half of `ulimit -n`), fewer than the %d requests of [serve.limits] "
+                "at most %d connections may be open (half of `ulimit -n`), fewer than the %d "
+                "requests of [serve.limits] "
                 "concurrency and queue: raise `ulimit -n`",
                 self._most,
                 wanted,
@@ -163,7 +176,8 @@ class Door:
                 self._refuse(accepted)
 
     def _wait_for_files(self) -> None:
-        """Accepts nothing for a moment: the listening socket stays readable, and would be tried without end."""
+        """Accepts nothing for a moment: the listening socket stays readable, and would be tried
+        without end."""
         self._untold["times no file descriptor was left (`ulimit -n`), and accepting waited"] += 1
         self._displace(1)
         self._loop.remove_reader(self._listener)
@@ -187,7 +201,8 @@ class Door:
         return len(self._connections) + len(self._opening) < self._most
 
     def _displace(self, most: int) -> None:
-        """Closes up to so many connections that wait for their client, those first that wait longest."""
+        """Closes up to so many connections that wait for their client, those first that wait
+        longest."""
         self._note_debts()
         waiting = [connection for connection, debt in self._debts.items() if debt.owed is not None]
         waiting.sort(key=lambda connection: self._debts[connection].since)
@@ -198,7 +213,9 @@ class Door:
         with accepted, suppress(OSError):
             accepted.send(self._refusal)
             accepted.shutdown(socket.SHUT_WR)
-            accepted.recv(65536)  # What is closed with bytes unread is reset, and the client would not see the answer.
+            accepted.recv(
+                65536
+            )  # What is closed with bytes unread is reset, and the client would not see the answer.
         self.note("refused")
 
     def _look_at_all(self) -> None:
@@ -230,13 +247,17 @@ class Door:
 
     def _tell(self) -> None:
         if self._untold:
-            log.warning("connections: %s", "; ".join(f"{count} {text}" for text, count in self._untold.items()))
+            log.warning(
+                "connections: %s",
+                "; ".join(f"{count} {text}" for text, count in self._untold.items()),
+            )
             self._untold.clear()
             self._log_again = self._loop.time() + LOG_SECONDS
 
 
 def connection_class(note: Callable[[Closed], None]) -> Any:
-    """Uvicorn's protocol for HTTP/1.1, which knows when it was opened, and answers what is no HTTP in OpenAI's form."""
+    """Uvicorn's protocol for HTTP/1.1, which knows when it was opened, and answers what is no HTTP
+    in OpenAI's form."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Connection(H11Protocol):
@@ -245,7 +266,8 @@ def connection_class(note: Callable[[Closed], None]) -> Any:
             super().connection_made(transport)
 
         def send_400_response(self, msg: str) -> None:
-            """Uvicorn's own raises an error where an answer was sent already, and its application may still send one after it."""
+            """Uvicorn's own raises an error where an answer was sent already, and its application
+            may still send one after it."""
             note("unreadable")
             if self.cycle is not None and not self.cycle.response_complete:
                 self.cycle.disconnected = True
@@ -261,6 +283,14 @@ def _as_bytes(error: Refused) -> bytes:
     """A whole HTTP answer, after which the connection is closed."""
     body = json.dumps(error.body)
     reason = {400: "Bad Request", 503: "Service Unavailable"}[error.status]
-    headers = {"Content-Type": "application/json", "Content-Length": len(body), "Connection": "close", **error.headers}
-    lines = [f"HTTP/1.1 {error.status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": len(body),
+        "Connection": "close",
+        **error.headers,
+    }
+    lines = [
+        f"HTTP/1.1 {error.status} {reason}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()

@@ -1,4 +1,5 @@
-"""What a server counts, as Prometheus reads it at /metrics. No text of a request is in it, and no label has open ends."""
+"""What a server counts, as Prometheus reads it at /metrics. No text of a request is in it, and no
+label has open ends."""
 
 from __future__ import annotations
 
@@ -22,22 +23,66 @@ class Metrics:
 
         self._registry = CollectorRegistry()
         of: dict[str, Any] = {"registry": self._registry}
-        buckets = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, float("inf"))
-        self._requests = Counter("cowest_requests", "Chat requests by the HTTP status of their answer", ["status"], **of)
-        self._seconds = Histogram("cowest_request_seconds", "From a chat request's arrival to its answer", buckets=buckets, **of)
-        self._routes = Counter("cowest_routes", "Answers by who gave them, and by the fallback", ["route", "fallback"], **of)
-        self._failures = Counter("cowest_model_failures", "Models that gave no usable answer", ["role", "kind"], **of)
-        self._tokens = Counter("cowest_tokens", "Tokens by model and direction", ["role", "direction"], **of)
-        self._gone = Counter("cowest_gone", "Requests whose client went away before the answer", **of)
+        buckets = (
+            0.005,
+            0.01,
+            0.025,
+            0.05,
+            0.1,
+            0.25,
+            0.5,
+            1,
+            2.5,
+            5,
+            10,
+            30,
+            60,
+            120,
+            float("inf"),
+        )
+        self._requests = Counter(
+            "cowest_requests", "Chat requests by the HTTP status of their answer", ["status"], **of
+        )
+        self._seconds = Histogram(
+            "cowest_request_seconds",
+            "From a chat request's arrival to its answer",
+            buckets=buckets,
+            **of,
+        )
+        self._routes = Counter(
+            "cowest_routes",
+            "Answers by who gave them, and by the fallback",
+            ["route", "fallback"],
+            **of,
+        )
+        self._failures = Counter(
+            "cowest_model_failures", "Models that gave no usable answer", ["role", "kind"], **of
+        )
+        self._tokens = Counter(
+            "cowest_tokens", "Tokens by model and direction", ["role", "direction"], **of
+        )
+        self._gone = Counter(
+            "cowest_gone", "Requests whose client went away before the answer", **of
+        )
         self._sampled = Counter("cowest_sampled", "Live traces: kept, or lost", ["what"], **of)
         self._active = Gauge("cowest_active", "Requests that models are asked for now", **of)
         self._waiting = Gauge("cowest_waiting", "Requests that wait for their turn", **of)
         self._breaker = Gauge("cowest_breaker", "0: closed, 1: open, 2: on trial", ["role"], **of)
         self._connections = Gauge("cowest_connections", "Connections that are open", **of)
-        self._closed = Counter("cowest_connections_closed", "Connections that the server closed before their time", ["why"], **of)
+        self._closed = Counter(
+            "cowest_connections_closed",
+            "Connections that the server closed before their time",
+            ["why"],
+            **of,
+        )
         ProcessCollector(**of)
 
-    def watch(self, active: Callable[[], int], waiting: Callable[[], int], breakers: Mapping[Failing, Breaker]) -> None:
+    def watch(
+        self,
+        active: Callable[[], int],
+        waiting: Callable[[], int],
+        breakers: Mapping[Failing, Breaker],
+    ) -> None:
         """Reads these when it is asked."""
         self._active.set_function(active)
         self._waiting.set_function(waiting)

@@ -1,4 +1,5 @@
-"""OpenAI's chat protocol as far as it is served here, as pydantic models: what OpenAPI describes is what is checked."""
+"""OpenAI's chat protocol as far as it is served here, as pydantic models: what OpenAPI describes is
+what is checked."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ class ResponseFormat(BaseModel):
 
     model_config = ConfigDict(strict=True)
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = Field(None, description="its properties must be fields of the answer")
+    json_schema: dict[str, Any] | None = Field(
+        None, description="its properties must be fields of the answer"
+    )
 
 
 class Wishes(BaseModel):
@@ -52,16 +55,20 @@ class Wishes(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A chat completion that is asked for. The last message is the program's input; the program's sampling settings are its own."""
+    """A chat completion that is asked for. The last message is the program's input; the program's
+    sampling settings are its own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str = Field(description="the name that /v1/models lists")
-    messages: list[Message] = Field(min_length=1, description="the last one is the user's: the program's input")
+    messages: list[Message] = Field(
+        min_length=1, description="the last one is the user's: the program's input"
+    )
     stream: bool | None = Field(None, description="answer as server-sent events")
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     cowest: Wishes | None = None
-    # Left aside and named in the answer, or refused, as [serve] parameters says: a tuned program has its own.
+    # Left aside and named in the answer, or refused, as [serve] parameters says: a tuned program
+    # has its own.
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -113,9 +120,9 @@ class Usage(BaseModel):
 class Told(BaseModel):
     """How an answer came about.
 
-    ``route`` is who answered: both ("collaborate"), "weak" or "strong". ``fallback`` is set where a model failed: "strong alone",
-    or "draft" (the answer is the weak model's draft). ``failed`` says which model failed and how; ``ignored`` what of the request
-    was left aside.
+    ``route`` is who answered: both ("collaborate"), "weak" or "strong". ``fallback`` is set where a
+    model failed: "strong alone", or "draft" (the answer is the weak model's draft). ``failed`` says
+    which model failed and how; ``ignored`` what of the request was left aside.
     """
 
     route: Literal["weak", "strong", "collaborate"]
@@ -132,7 +139,9 @@ class Said(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
-    reasoning_content: str | None = Field(None, description="the weak model's draft, where it was asked for")
+    reasoning_content: str | None = Field(
+        None, description="the weak model's draft, where it was asked for"
+    )
 
 
 class Choice(BaseModel):
@@ -188,7 +197,8 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether requests are taken, and whether each model is asked (its breaker: closed, open, on trial)."""
+    """Whether requests are taken, and whether each model is asked (its breaker: closed, open, on
+    trial)."""
 
     status: Literal["ok", "stopping"]
     weak: str

@@ -1,8 +1,11 @@
-"""Live traces: a share of what is answered, kept in a run's store, so that the next round drafts for what is really asked.
+"""Live traces: a share of what is answered, kept in a run's store, so that the next round drafts
+for what is really asked.
 
-A live trace has no gold answer and no score: what people, a metric or a judge say of it comes later.
+A live trace has no gold answer and no score: what people, a metric or a judge say of it comes
+later.
 
-    rows = live_rows("runs/live")            # [{"id": "3f2a...", "question": "..."}]: what was asked, each input once
+    rows = live_rows("runs/live")            # [{"id": "3f2a...", "question": "..."}]: what was
+        asked, each input once
 """
 
 from __future__ import annotations
@@ -43,7 +46,12 @@ class LiveSamples:
         StoreError: the folder is in use or damaged.
     """
 
-    def __init__(self, rules: SampleRules, models: dict[Failing, str], counted: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        rules: SampleRules,
+        models: dict[Failing, str],
+        counted: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._rules, self._models, self._counted = rules, models, counted
         self._store = Store(rules.run) if rules.share else None
         self._queue: queue.Queue[Trace | None] = queue.Queue(WAITING)
@@ -58,7 +66,8 @@ class LiveSamples:
         self.close()
 
     def offer(self, request_id: str, inputs: dict[str, Any], answer: Answer) -> None:
-        """Takes a trace along if it is of the share: by its request's id, so that no input is taken more often than others."""
+        """Takes a trace along if it is of the share: by its request's id, so that no input is taken
+        more often than others."""
         if self._store is None or not _chosen(request_id, self._rules.share):
             return
         try:
@@ -93,8 +102,8 @@ class LiveSamples:
 
 
 def live_trace(inputs: dict[str, Any], answer: Answer, models: dict[Failing, str]) -> Trace:
-    """What a request left: the draft with its prompt, and the answer; one of both models is ``refined``, one of the strong model
-    alone ``alone``. Its id is that of its inputs."""
+    """What a request left: the draft with its prompt, and the answer; one of both models is
+    ``refined``, one of the strong model alone ``alone``. Its id is that of its inputs."""
     last = answer.weak_calls[-1] if answer.weak_calls else None
     failed = ", ".join(f"the {role} model failed ({kind})" for role, kind in answer.failed.items())
     given: dict[str, Any] = plain(inputs)
@@ -128,7 +137,8 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def live_traces(run: str | Path) -> list[Trace]:
-    """The live traces of a run, in the order in which they were last kept; of equal inputs the last.
+    """The live traces of a run, in the order in which they were last kept; of equal inputs the
+    last.
 
     Raises:
         StoreError: the folder is in use (its server runs) or damaged.
@@ -138,7 +148,8 @@ def live_traces(run: str | Path) -> list[Trace]:
 
 
 def live_rows(run: str | Path) -> list[dict[str, Any]]:
-    """What was asked, as rows of an "id" and the inputs: with the gold answers added they are the examples of a next round."""
+    """What was asked, as rows of an "id" and the inputs: with the gold answers added they are the
+    examples of a next round."""
     return [{"id": trace.example_id, **trace.inputs} for trace in live_traces(run)]
 
 

@@ -1,9 +1,11 @@
-"""A server on a socket: in the foreground until it is asked to stop, or in a thread for as long as a context lasts.
+"""A server on a socket: in the foreground until it is asked to stop, or in a thread for as long as
+a context lasts.
 
     with served(program, name="ferries") as address:      # "http://127.0.0.1:43567/v1"
         client = openai.OpenAI(base_url=address, api_key="any")
 
-Asked to stop, it takes no new request (503), finishes those under way, and ends; a second signal ends it at once.
+Asked to stop, it takes no new request (503), finishes those under way, and ends; a second signal
+ends it at once.
 """
 
 from __future__ import annotations
@@ -32,34 +34,50 @@ from cowest_dspy.utils.masking import SHORTEST_SECRET
 
 BACKLOG = 2048
 QUIET, LONGEST_QUIET = 0.3, 5.0
-"""Seconds without a request that a server which is asked to stop waits for before it closes its connections, and how long it waits
-for them at most: what comes over a connection as it is closed has no answer. Until then it says 503, and closes each with that."""
+"""Seconds without a request that a server which is asked to stop waits for before it closes its
+connections, and how long it waits for them at most: what comes over a connection as it is closed
+has no answer. Until then it says 503, and closes each with that."""
 TICK = 0.02
 
 
 def check_installed() -> None:
     """Raises ConfigError where what serves is not installed."""
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    missing = [
+        name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None
+    ]
     if missing:
-        raise ConfigError(f'{", ".join(missing)} is not installed: pip install "cowest_dspy[serve]".')
+        raise ConfigError(
+            f'{", ".join(missing)} is not installed: pip install "cowest_dspy[serve]".'
+        )
 
 
 def key_of(rules: ServeRules) -> str | None:
-    """The API key that clients must give: what the variable of [serve] api_key_env holds, None where it is not set.
+    """The API key that clients must give: what the variable of [serve] api_key_env holds, None
+    where it is not set.
 
     Raises:
-        ConfigError: there is none, and other machines may reach the address, or the TOML names a variable; or it is too short.
+        ConfigError: there is none, and other machines may reach the address, or the TOML names a
+            variable; or it is too short.
     """
     variable, key = rules.api_key_env, os.environ.get(rules.api_key_env, "")
     if not key and not is_loopback(rules.host):
         raise ConfigError(
-            f"{rules.host} may be reached from other machines, and needs an API key: export {variable}, which holds it. "
+            f"{rules.host} may be reached from other machines, and needs an API key: export "
+            f"{variable}, which holds it. "
             f'`export {variable}="$(openssl rand -hex 24)"` makes one.'
         )
     if not key and variable != KEY_VARIABLE:
-        raise ConfigError(f"The environment variable {variable} is not set ([serve] api_key_env): export it, it holds the API key.")
-    if key and (len(key) < SHORTEST_SECRET or not key.isascii() or not key.isprintable() or " " in key):
-        raise ConfigError(f"The key in {variable} must have {SHORTEST_SECRET} or more printable ASCII characters, and no space.")
+        raise ConfigError(
+            f"The environment variable {variable} is not set ([serve] api_key_env): export it, it "
+            "holds the API key."
+        )
+    if key and (
+        len(key) < SHORTEST_SECRET or not key.isascii() or not key.isprintable() or " " in key
+    ):
+        raise ConfigError(
+            f"The key in {variable} must have {SHORTEST_SECRET} or more printable ASCII "
+            "characters, and no space."
+        )
     return key or None
 
 
@@ -74,8 +92,12 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((name, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ConfigError(f"{host}:{port} cannot be listened at ({error.strerror}): give another --port, or 0 for any.") from error
-    # For its connections, too: an answer's head and body are two writes, and the second would wait 40 ms for the first's receipt.
+        raise ConfigError(
+            f"{host}:{port} cannot be listened at ({error.strerror}): give another --port, or 0 "
+            "for any."
+        ) from error
+    # For its connections, too: an answer's head and body are two writes, and the second would wait
+    # 40 ms for the first's receipt.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -88,7 +110,12 @@ def address_of(listener: socket.socket) -> str:
 
 @contextmanager
 def service_of(
-    program: Collaboration, rules: ServeRules, name: str, *, inputs: tuple[str, ...] = (), router: Router | None = None
+    program: Collaboration,
+    rules: ServeRules,
+    name: str,
+    *,
+    inputs: tuple[str, ...] = (),
+    router: Router | None = None,
 ) -> Iterator[Service]:
     """A service as [serve] says; afterwards live traces are written and threads are let go.
 
@@ -110,9 +137,14 @@ def service_of(
             made.close()
 
 
-def run(front: Front, listener: socket.socket, grace: float, told: Callable[[str], None] = lambda _: None) -> None:
-    """Serves in the foreground until a signal comes: the first ends it cleanly, the second at once. ``told`` gets the address when
-    requests are taken, and what is done about a signal."""
+def run(
+    front: Front,
+    listener: socket.socket,
+    grace: float,
+    told: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serves in the foreground until a signal comes: the first ends it cleanly, the second at once.
+    ``told`` gets the address when requests are taken, and what is done about a signal."""
     stop = threading.Event()
 
     def asked_to_stop(_: str) -> None:
@@ -136,7 +168,8 @@ def served(
     router: Router | None = None,
     key: str | None = None,
 ) -> Iterator[str]:
-    """The program behind a free port of 127.0.0.1 as long as the context lasts; gives the address for clients.
+    """The program behind a free port of 127.0.0.1 as long as the context lasts; gives the address
+    for clients.
 
     Args:
         program: both models bound.
@@ -151,10 +184,15 @@ def served(
     """
     check_installed()
     rules = rules or ServeRules()  # pyright: ignore[reportCallIssue]
-    with service_of(program, rules, name, inputs=inputs, router=router) as service, bound("127.0.0.1", 0) as listener:
+    with (
+        service_of(program, rules, name, inputs=inputs, router=router) as service,
+        bound("127.0.0.1", 0) as listener,
+    ):
         front, stop, ready = make_app(service, key=key), threading.Event(), threading.Event()
         serving = _serve(front, listener, rules.limits.grace, stop, ready.set)
-        thread = threading.Thread(target=asyncio.run, args=(serving,), name="cowest-serve", daemon=True)
+        thread = threading.Thread(
+            target=asyncio.run, args=(serving,), name="cowest-serve", daemon=True
+        )
         thread.start()
         try:
             while not ready.wait(TICK):
@@ -166,8 +204,15 @@ def served(
             thread.join()
 
 
-async def _serve(front: Front, listener: socket.socket, grace: float, stop: threading.Event, ready: Callable[[], Any]) -> None:
-    """One server, from its start until ``stop`` is set and what was under way is finished, or ``grace`` seconds are over."""
+async def _serve(
+    front: Front,
+    listener: socket.socket,
+    grace: float,
+    stop: threading.Event,
+    ready: Callable[[], Any],
+) -> None:
+    """One server, from its start until ``stop`` is set and what was under way is finished, or
+    ``grace`` seconds are over."""
     import uvicorn
 
     from cowest_dspy.serve.connections import KEEP_ALIVE, Door, connection_class
@@ -178,7 +223,8 @@ async def _serve(front: Front, listener: socket.socket, grace: float, stop: thre
         def capture_signals(self) -> Any:
             return nullcontext()
 
-    # A connection's class is h11's, whose parser bounds the size of headers. It is built before the door that it tells.
+    # A connection's class is h11's, whose parser bounds the size of headers. It is built before the
+    # door that it tells.
     config = uvicorn.Config(
         front,
         http=connection_class(lambda why: door.note(why)),
@@ -192,7 +238,10 @@ async def _serve(front: Front, listener: socket.socket, grace: float, stop: thre
         timeout_graceful_shutdown=1,
     )  # pyright: ignore[reportArgumentType]
     server = Server(config)
-    serving, door = asyncio.ensure_future(server.serve(sockets=[])), Door(server, listener, front.limits, front.metrics)
+    serving, door = (
+        asyncio.ensure_future(server.serve(sockets=[])),
+        Door(server, listener, front.limits, front.metrics),
+    )
     while not server.started and not serving.done():
         await asyncio.sleep(TICK)
     if not serving.done():

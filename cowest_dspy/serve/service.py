@@ -1,4 +1,5 @@
-"""Service: a collaboration that is asked by many at once: turns, time limits, clients that go away, what is logged and counted."""
+"""Service: a collaboration that is asked by many at once: turns, time limits, clients that go away,
+what is logged and counted."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ class Service:
         self.created = int(time.time())
         self.turns = Turns(rules.limits)
         self._workers: Workers[Answer] = Workers(rules.limits.concurrency)
-        self.metrics.watch(lambda: self.turns.active, lambda: self.turns.waiting, answering.breakers)
+        self.metrics.watch(
+            lambda: self.turns.active, lambda: self.turns.waiting, answering.breakers
+        )
 
     def read(self, request: ChatRequest) -> Asked:
         """What a request asks. Raises Refused."""
@@ -68,15 +71,21 @@ class Service:
         return self.rules.show_draft == "always" or (self.rules.show_draft == "asked" and asked)
 
     async def answered(
-        self, request_id: str, asked: Asked, receive: Receive, drafted: Callable[[str], None] | None = None
+        self,
+        request_id: str,
+        asked: Asked,
+        receive: Receive,
+        drafted: Callable[[str], None] | None = None,
     ) -> Answer:
-        """The answer to a request, within its time; ``drafted`` is told the draft, on the event loop, as soon as it is there.
+        """The answer to a request, within its time; ``drafted`` is told the draft, on the event
+        loop, as soon as it is there.
 
-        When the client goes away, or the time is over, nothing more is asked for it: a model that is being asked is waited for, and
-        keeps its turn until then.
+        When the client goes away, or the time is over, nothing more is asked for it: a model that
+        is being asked is waited for, and keeps its turn until then.
 
         Raises:
-            Refused: the queue is full (429), the time is over (504), a model failed (502, 503, 504).
+            Refused: the queue is full (429), the time is over (504), a model failed (502, 503,
+                504).
             Gone: the client went away.
         """
         loop, stopping = asyncio.get_running_loop(), Stopping()
@@ -90,7 +99,9 @@ class Service:
             async with asyncio.timeout(self.rules.limits.seconds):
                 await self._turn(gone)
                 began = loop.time()
-                job = self._workers.run(lambda: self.answering.answer(asked.inputs, drafted=tell, stopping=stopping))
+                job = self._workers.run(
+                    lambda: self.answering.answer(asked.inputs, drafted=tell, stopping=stopping)
+                )
                 job.add_done_callback(lambda _: self.turns.leave(loop.time() - began))
                 await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if not job.done():

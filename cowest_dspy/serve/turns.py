@@ -1,7 +1,9 @@
-"""Turns: so many requests at once, so many that wait, first come first served; and the threads that models are asked in.
+"""Turns: so many requests at once, so many that wait, first come first served; and the threads that
+models are asked in.
 
-Both belong to the event loop of one server. A thread cannot be stopped, so a request whose time is over keeps its turn until its
-model has come back: no more models are asked at once than is said, whatever clients do.
+Both belong to the event loop of one server. A thread cannot be stopped, so a request whose time is
+over keeps its turn until its model has come back: no more models are asked at once than is said,
+whatever clients do.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class Turns:
             raise
 
     def leave(self, seconds: float | None = None) -> None:
-        """Gives the turn to the next that waits; ``seconds``: what it took, from which the wait of others is reckoned."""
+        """Gives the turn to the next that waits; ``seconds``: what it took, from which the wait of
+        others is reckoned."""
         if seconds is not None:
             self._seconds += 0.2 * (seconds - self._seconds)
         while self._waiting:
@@ -83,7 +86,8 @@ class Turns:
 
 
 class Workers(Generic[Made]):
-    """Threads that are started as they are needed, and do not keep a process alive that wants to end."""
+    """Threads that are started as they are needed, and do not keep a process alive that wants to
+    end."""
 
     def __init__(self, most: int) -> None:
         self._most, self._started, self._idle = most, 0, 0
@@ -91,7 +95,8 @@ class Workers(Generic[Made]):
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[], Made]) -> asyncio.Future[Made]:
-        """What ``work()`` gives, in a thread; its end is told on the caller's event loop, also when nobody waits for it."""
+        """What ``work()`` gives, in a thread; its end is told on the caller's event loop, also when
+        nobody waits for it."""
         loop = asyncio.get_running_loop()
         promise: asyncio.Future[Made] = loop.create_future()
 
@@ -106,7 +111,9 @@ class Workers(Generic[Made]):
         with self._lock:
             if self._idle <= 0 and self._started < self._most:
                 self._started += 1
-                threading.Thread(target=self._work, name=f"cowest-serve-{self._started}", daemon=True).start()
+                threading.Thread(
+                    target=self._work, name=f"cowest-serve-{self._started}", daemon=True
+                ).start()
             else:
                 self._idle -= 1
         self._jobs.put(job)

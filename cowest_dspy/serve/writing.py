@@ -28,7 +28,8 @@ DONE = "data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Head:
-    """What every object about one answer says: its id, when (in Unix seconds), and the model's name."""
+    """What every object about one answer says: its id, when (in Unix seconds), and the model's
+    name."""
 
     id: str
     created: int
@@ -51,18 +52,26 @@ def _said(answer: Answer, asked: Asked, task: Task) -> str:
         if asked.form == "text":
             return UNREFINED + (_text(outputs, asked, task) if whole else answer.draft or "")
         if not whole:
-            raise Refused(502, "The strong model gave no usable answer, and the draft is none.", "strong_model_failed")
+            raise Refused(
+                502,
+                "The strong model gave no usable answer, and the draft is none.",
+                "strong_model_failed",
+            )
     if asked.form == "json":
         return json.dumps({name: plain(outputs[name]) for name in asked.fields}, ensure_ascii=False)
     if asked.form == "marks":
         # A value must not end where another one would begin.
         safe = {name: escape_value(outputs[name], escape_field_marks) for name in asked.fields}
-        return dspy.ChatAdapter().format_assistant_message_content(only(task.signature, asked.fields), safe)
+        return dspy.ChatAdapter().format_assistant_message_content(
+            only(task.signature, asked.fields), safe
+        )
     return _text(outputs, asked, task)
 
 
 def _text(outputs: dict[str, Any], asked: Asked, task: Task) -> str:
-    return LineAdapter().format_assistant_message_content(only(task.signature, asked.fields), outputs)
+    return LineAdapter().format_assistant_message_content(
+        only(task.signature, asked.fields), outputs
+    )
 
 
 def told(answer: Answer, asked: Asked, models: Mapping[Failing, str]) -> Told:
@@ -84,16 +93,26 @@ def usage(answer: Answer) -> Usage:
     return Usage(prompt_tokens=given, completion_tokens=made, total_tokens=given + made)
 
 
-def whole(head: Head, content: str, draft: str | None, answer: Answer, about: Told) -> ChatCompletion:
+def whole(
+    head: Head, content: str, draft: str | None, answer: Answer, about: Told
+) -> ChatCompletion:
     """The answer as one object; ``draft``: shown as reasoning_content."""
-    said = Said(content=content, reasoning_content=None if draft is None else without_half_pairs(draft))
+    said = Said(
+        content=content, reasoning_content=None if draft is None else without_half_pairs(draft)
+    )
     return ChatCompletion(
-        id=head.id, created=head.created, model=head.model, choices=[Choice(message=said)], usage=usage(answer), cowest=about
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=[Choice(message=said)],
+        usage=usage(answer),
+        cowest=about,
     )
 
 
 class Chunks:
-    """The chunks of one stream, as server-sent events. ``with_usage``: every chunk says "usage", and the last one what it is."""
+    """The chunks of one stream, as server-sent events. ``with_usage``: every chunk says "usage",
+    and the last one what it is."""
 
     def __init__(self, head: Head, *, with_usage: bool) -> None:
         self._head, self._usage = head, with_usage
@@ -107,7 +126,8 @@ class Chunks:
         return self._chunk({"reasoning_content": without_half_pairs(draft)})
 
     def content(self, text: str) -> Iterator[str]:
-        """The answer's text in pieces that are together the text: word by word, or some words at once where there are many."""
+        """The answer's text in pieces that are together the text: word by word, or some words at
+        once where there are many."""
         words = _PIECES.findall(text)
         step = -(-len(words) // MOST_PIECES) or 1
         for place in range(0, len(words), step):
@@ -126,11 +146,23 @@ class Chunks:
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return _event({**self._facts(), "choices": [choice], **({"usage": None} if self._usage else {}), **more})
+        return _event(
+            {
+                **self._facts(),
+                "choices": [choice],
+                **({"usage": None} if self._usage else {}),
+                **more,
+            }
+        )
 
     def _facts(self) -> dict[str, Any]:
         head = self._head
-        return {"id": head.id, "object": "chat.completion.chunk", "created": head.created, "model": head.model}
+        return {
+            "id": head.id,
+            "object": "chat.completion.chunk",
+            "created": head.created,
+            "model": head.model,
+        }
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -1,13 +1,16 @@
-"""[budget]: what a run may spend, and the guard that keeps it: one sum across threads, retries and resumes.
+"""[budget]: what a run may spend, and the guard that keeps it: one sum across threads, retries and
+resumes.
 
     with Store("runs/mine", budget=Budget(strong_calls=500, usd=2.0), strong=strong.model) as store:
-        collect(program, examples, metric, store=store)      # BudgetError at the limit; the same again, with more, goes on
+        collect(program, examples, metric, store=store)      # BudgetError at the limit; the same
+            again, with more, goes on
 
-Before each real call the guard looks at what was spent, by this process and by those before it on the same run folder; what the
-store can answer is free. ``strong_calls`` counts every attempt on the strong model's id, retries and calls under way included, so
-it is never exceeded. Tokens, dollars and minutes are known only afterwards: the run stops before the next call, over by no more
-than what was under way. Calls that were under way when a process was killed count as spent, each at the most that a call of its
-model has taken.
+Before each real call the guard looks at what was spent, by this process and by those before it on
+the same run folder; what the store can answer is free. ``strong_calls`` counts every attempt on the
+strong model's id, retries and calls under way included, so it is never exceeded. Tokens, dollars
+and minutes are known only afterwards: the run stops before the next call, over by no more than what
+was under way. Calls that were under way when a process was killed count as spent, each at the most
+that a call of its model has taken.
 """
 
 from __future__ import annotations
@@ -26,14 +29,21 @@ from cowest_dspy.errors import BudgetError
 
 
 class Budget(BaseModel):
-    """[budget]: limits of a whole run, all of its stages and resumes together; what is not given is not limited."""
+    """[budget]: limits of a whole run, all of its stages and resumes together; what is not given is
+    not limited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    usd: float | None = Field(None, ge=0, description="US dollars of all calls; models on one's own machines cost nothing")
-    strong_calls: int | None = Field(None, ge=0, description="requests to the strong model, retries and failures included")
+    usd: float | None = Field(
+        None, ge=0, description="US dollars of all calls; models on one's own machines cost nothing"
+    )
+    strong_calls: int | None = Field(
+        None, ge=0, description="requests to the strong model, retries and failures included"
+    )
     tokens: int | None = Field(None, ge=0, description="prompt and generated tokens of all models")
-    minutes: float | None = Field(None, ge=0, description="time at work: in stages, and in calls outside of one")
+    minutes: float | None = Field(
+        None, ge=0, description="time at work: in stages, and in calls outside of one"
+    )
 
     @property
     def limited(self) -> bool:
@@ -64,10 +74,12 @@ def format_usd(usd: float | None) -> str:
 
 @dataclass(frozen=True)
 class Bill:
-    """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those of earlier processes.
+    """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those
+    of earlier processes.
 
-    ``killed`` calls were under way when a process was killed, and are in the numbers; those of ``unpriced`` (model to calls) are
-    in ``strong_calls`` only, since no call of their model has been answered yet.
+    ``killed`` calls were under way when a process was killed, and are in the numbers; those of
+    ``unpriced`` (model to calls) are in ``strong_calls`` only, since no call of their model has
+    been answered yet.
     """
 
     strong_calls: int = 0
@@ -79,11 +91,14 @@ class Bill:
 
     @property
     def killed_calls(self) -> str:
-        """A sentence about calls that were under way when a process was killed; empty where there were none."""
+        """A sentence about calls that were under way when a process was killed; empty where there
+        were none."""
         if not self.killed:
             return ""
         one = self.killed == 1
-        calls, they = ("1 call was", "it counts") if one else (f"{self.killed:,} calls were", "they count")
+        calls, they = (
+            ("1 call was", "it counts") if one else (f"{self.killed:,} calls were", "they count")
+        )
         unpriced = sum(self.unpriced.values())
         price = f"; the price of {unpriced:,} of them is unknown" if unpriced else ""
         return f"{calls} under way when a process was killed; {they} as spent{price}"
@@ -91,8 +106,8 @@ class Bill:
 
 @dataclass(frozen=True)
 class Limit:
-    """What was spent of one thing that [budget] can limit, by all processes of a run; None where it is not known. ``most`` is None
-    where it is not limited."""
+    """What was spent of one thing that [budget] can limit, by all processes of a run; None where it
+    is not known. ``most`` is None where it is not limited."""
 
     name: str
     spent: float | None
@@ -133,7 +148,8 @@ class Clock:
 
 @dataclass
 class Paying:
-    """One call that was let in, and how many attempts it took so far. ``on_retry(attempts)`` is called before one more is made."""
+    """One call that was let in, and how many attempts it took so far. ``on_retry(attempts)`` is
+    called before one more is made."""
 
     strong: bool
     attempts: int = 1
@@ -176,7 +192,9 @@ class Guard:
             if call.strong:
                 with self._lock:
                     self._under_way -= call.attempts
-                    self.bill = replace(self.bill, strong_calls=self.bill.strong_calls + call.attempts)
+                    self.bill = replace(
+                        self.bill, strong_calls=self.bill.strong_calls + call.attempts
+                    )
 
     def retry(self, call: Paying) -> None:
         """Lets one more attempt of a call in, which counts as another call.
@@ -196,12 +214,15 @@ class Guard:
                 self._under_way -= 1
 
     def paid(self, model: str, tokens: int, usd: float | None) -> None:
-        """Books what an answer took; as much for each call of the model that a kill has left without a price."""
+        """Books what an answer took; as much for each call of the model that a kill has left
+        without a price."""
         with self._lock:
             bill, calls = self.bill, 1 + self.bill.unpriced.get(model, 0)
             total = added(bill.usd, None if usd is None else usd * calls)
             unpriced = {name: count for name, count in bill.unpriced.items() if name != model}
-            self.bill = replace(bill, tokens=bill.tokens + tokens * calls, usd=total, unpriced=unpriced)
+            self.bill = replace(
+                bill, tokens=bill.tokens + tokens * calls, usd=total, unpriced=unpriced
+            )
 
     def limits(self) -> tuple[Limit, ...]:
         """What was spent of what, for each thing that can be limited."""
@@ -214,8 +235,8 @@ class Guard:
         )
 
     def spent(self) -> str:
-        """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210, minutes 3.2 of 60``; and how many
-        calls a kill has left without an answer."""
+        """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210,
+        minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
     def _let_in(self, call: Paying) -> None:
@@ -231,7 +252,11 @@ class Guard:
 
     def _reached(self, call: Paying) -> str | None:
         limits, bill = self.budget, self.bill
-        if call.strong and limits.strong_calls is not None and bill.strong_calls + self._under_way >= limits.strong_calls:
+        if (
+            call.strong
+            and limits.strong_calls is not None
+            and bill.strong_calls + self._under_way >= limits.strong_calls
+        ):
             return f"[budget] strong_calls = {limits.strong_calls} is reached."
         if limits.tokens is not None and bill.tokens >= limits.tokens:
             return f"[budget] tokens = {limits.tokens} is reached."
@@ -239,8 +264,10 @@ class Guard:
             return f"[budget] minutes = {limits.minutes:g} is reached."
         if limits.usd is not None and bill.usd is None:
             return (
-                "[budget] usd cannot be kept: the price of an answer is not known, since its engine or its server did not say it "
-                "(price = { input = ..., output = ... } of an API, wire.priced of an engine). Limit strong_calls or tokens instead."
+                "[budget] usd cannot be kept: the price of an answer is not known, since its "
+                "engine or its server did not say it "
+                "(price = { input = ..., output = ... } of an API, wire.priced of an engine). "
+                "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:
             return f"[budget] usd = {limits.usd:g} is reached."
@@ -266,7 +293,8 @@ def another_attempt() -> None:
 
 
 def withdraw_attempt() -> None:
-    """Take back the last attempt of the call under way: it ends before it is sent, as when the work is stopped while it waits."""
+    """Take back the last attempt of the call under way: it ends before it is sent, as when the work
+    is stopped while it waits."""
     current = _paying.get()
     if current is not None:
         guard, call = current

@@ -1,4 +1,5 @@
-"""Work done in threads and given in order: so many items ahead and no more, so that a million items take no more memory."""
+"""Work done in threads and given in order: so many items ahead and no more, so that a million items
+take no more memory."""
 
 from __future__ import annotations
 
@@ -20,9 +21,14 @@ AHEAD = 256
 """Items under way or waiting to be given, unless it is said otherwise."""
 
 
-def in_order(pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Made]:
-    """``function`` of every item, computed in the pool under the caller's context, given in the items' order."""
-    return given_in_order(lambda item: pool.submit(contextvars.copy_context().run, function, item), items, ahead=ahead)
+def in_order(
+    pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = AHEAD
+) -> Iterator[Made]:
+    """``function`` of every item, computed in the pool under the caller's context, given in the
+    items' order."""
+    return given_in_order(
+        lambda item: pool.submit(contextvars.copy_context().run, function, item), items, ahead=ahead
+    )
 
 
 def all_in_order(
@@ -32,8 +38,9 @@ def all_in_order(
     threads: int,
     on_progress: Progress | None = None,
 ) -> list[Made]:
-    """``function`` of every item, in their order: in so many threads under the caller's context (its ledger above all), and when
-    one of them fails or is interrupted, whoever waits for a rate limit is let go. ``on_progress`` is told (done, in all)."""
+    """``function`` of every item, in their order: in so many threads under the caller's context
+    (its ledger above all), and when one of them fails or is interrupted, whoever waits for a rate
+    limit is let go. ``on_progress`` is told (done, in all)."""
     made: list[Made] = []
     with ThreadPoolExecutor(threads) as pool, stoppable():
         for one in in_order(pool, function, items):
@@ -43,8 +50,11 @@ def all_in_order(
     return made
 
 
-def given_in_order(start: Callable[[Item], Future[Made]], items: Iterable[Item], *, ahead: int = AHEAD) -> Iterator[Made]:
-    """What ``start(item)`` promises for every item, in their order; at most ``ahead`` are started and not yet given.
+def given_in_order(
+    start: Callable[[Item], Future[Made]], items: Iterable[Item], *, ahead: int = AHEAD
+) -> Iterator[Made]:
+    """What ``start(item)`` promises for every item, in their order; at most ``ahead`` are started
+    and not yet given.
 
     When it is left early, promises that are still open are cancelled.
     """

@@ -1,15 +1,19 @@
 """Requests and tokens per minute, respected across all threads of this process.
 
     limits = Limits(requests=60, tokens=90_000)
-    admission = limits.enter(tokens=1200)      # waits, first come, first served, until both limits have room
-    limits.leave(admission, tokens=800)        # what it really took; None: not known, so the estimate stands
+    admission = limits.enter(tokens=1200)      # waits, first come, first served, until both limits
+        have room
+    limits.leave(admission, tokens=800)        # what it really took; None: not known, so the
+        estimate stands
 
-A call counts from its admission until a window after its end: when in between the server counts it, nobody here knows. So no
-window of the server's clock holds more than is allowed, however long requests are on their way.
+A call counts from its admission until a window after its end: when in between the server counts it,
+nobody here knows. So no window of the server's clock holds more than is allowed, however long
+requests are on their way.
 
-This is our own because both limits must be taken at once, and be corrected afterwards. PyrateLimiter, aiolimiter and their like
-have neither: two of their limiters in a row hold the room of the first while they wait for the second, and what was taken
-cannot be given back (vutran1710/PyrateLimiter, issue 189).
+This is our own because both limits must be taken at once, and be corrected afterwards.
+PyrateLimiter, aiolimiter and their like have neither: two of their limiters in a row hold the room
+of the first while they wait for the second, and what was taken cannot be given back
+(vutran1710/PyrateLimiter, issue 189).
 """
 
 from __future__ import annotations
@@ -76,7 +80,8 @@ class Stopping:
             raise KeyboardInterrupt
 
     def check_before_sending(self) -> None:
-        """Check as :meth:`check` does, before a call is sent: one that is stopped here is not counted."""
+        """Check as :meth:`check` does, before a call is sent: one that is stopped here is not
+        counted."""
         if self.stopped:
             withdraw_attempt()
             self.check()
@@ -87,7 +92,8 @@ _stopping: ContextVar[Stopping | None] = ContextVar("cowest_stopping", default=N
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside it, an exception (Ctrl-C above all) stops every waiting call of threads that run in this context.
+    """Inside it, an exception (Ctrl-C above all) stops every waiting call of threads that run in
+    this context.
 
     Without it a pool of threads is only left when the last of them has waited for its turn.
     """
@@ -104,7 +110,8 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def joining(stopping: Stopping) -> Iterator[None]:
-    """Inside it, calls of this thread wait on ``stopping`` where no :func:`stoppable` is around them."""
+    """Inside it, calls of this thread wait on ``stopping`` where no :func:`stoppable` is around
+    them."""
     if _stopping.get() is not None:
         yield
         return
@@ -135,14 +142,16 @@ def rest(seconds: float) -> None:
 
 @dataclass(eq=False)
 class Admission:
-    """A call that was let in: its tokens, and until when it counts (for ever, while it is under way)."""
+    """A call that was let in: its tokens, and until when it counts (for ever, while it is under
+    way)."""
 
     tokens: int
     until: float = float("inf")
 
 
 class Limits:
-    """The two limits of one endpoint and key. Thread-safe; waiting threads sleep, and are let in in the order in which they came.
+    """The two limits of one endpoint and key. Thread-safe; waiting threads sleep, and are let in in
+    the order in which they came.
 
     Args:
         requests: how many calls a window may hold; None is without limit.
@@ -187,7 +196,9 @@ class Limits:
                     with self._lock:
                         mine.clear()
                         wanted = tokens if self.tokens is None else min(tokens, self.tokens)
-                        seconds = self._seconds_until_room(wanted) if self._queue[0] is mine else None
+                        seconds = (
+                            self._seconds_until_room(wanted) if self._queue[0] is mine else None
+                        )
                         if seconds == 0.0:
                             self._calls, self._taken = self._calls + 1, self._taken + wanted
                             return Admission(wanted)
@@ -200,7 +211,8 @@ class Limits:
                     self._wake_first()
 
     def leave(self, admission: Admission, tokens: int | None = None) -> None:
-        """Ends a call, and replaces the estimate of its tokens by what it really took, where that is known."""
+        """Ends a call, and replaces the estimate of its tokens by what it really took, where that
+        is known."""
         with self._lock:
             if tokens is not None:
                 self._taken += tokens - admission.tokens
@@ -210,7 +222,8 @@ class Limits:
             self._wake_first()
 
     def hold(self, seconds: float) -> None:
-        """Lets nobody in for so long: the server has said that it would refuse them (``Retry-After``)."""
+        """Lets nobody in for so long: the server has said that it would refuse them
+        (``Retry-After``)."""
         with self._lock:
             self._held_until = max(self._held_until, self._clock() + seconds)
             self._wake_first()
@@ -220,7 +233,8 @@ class Limits:
             self._queue[0].set()
 
     def _seconds_until_room(self, tokens: int) -> float | None:
-        """0.0 when a call may go now; None when it depends on the end of others, which wake the first in the queue."""
+        """0.0 when a call may go now; None when it depends on the end of others, which wake the
+        first in the queue."""
         now = self._clock()
         if now < self._held_until:
             return self._held_until - now
@@ -230,7 +244,8 @@ class Limits:
         requests = self.requests is None or self._calls < self.requests
         if requests and (self.tokens is None or self._taken + tokens <= self.tokens):
             return 0.0
-        # The earliest to leave the window; there may be room then. A moment later than now at least, or the wait would spin.
+        # The earliest to leave the window; there may be room then. A moment later than now at
+        # least, or the wait would spin.
         return max(self._ended[0].until - now, 1e-4) if self._ended else None
 
 
@@ -238,8 +253,11 @@ _shared: dict[tuple[str | None, ...], Limits] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_limits(*endpoint: str | None, requests: int | None = None, tokens: int | None = None) -> Limits:
-    """The limits of an endpoint (model, address, name of the key's variable): the same object for the same endpoint.
+def shared_limits(
+    *endpoint: str | None, requests: int | None = None, tokens: int | None = None
+) -> Limits:
+    """The limits of an endpoint (model, address, name of the key's variable): the same object for
+    the same endpoint.
 
     A number replaces the one that was set before; None leaves it.
     """

@@ -1,9 +1,11 @@
-"""What was really said: every call of a bound LM is noted for whoever listens, and served from a ledger where there is one.
+"""What was really said: every call of a bound LM is noted for whoever listens, and served from a
+ledger where there is one.
 
-``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:`` each of its calls is appended
-to ``calls`` with its messages, raw completion and finish reason, whatever module or adapter made it. Inside
-``with keeping(ledger):`` a call that the ledger knows is answered by it, and any other is committed to it before it is used.
-``with sampling(temperature=1.0, seed=3):`` says how its calls sample.
+``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:``
+each of its calls is appended to ``calls`` with its messages, raw completion and finish reason,
+whatever module or adapter made it. Inside ``with keeping(ledger):`` a call that the ledger knows is
+answered by it, and any other is committed to it before it is used. ``with sampling(temperature=1.0,
+seed=3):`` says how its calls sample.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ LONGEST_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class Call:
-    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and cost nothing now. ``usd`` is what
-    it cost when it was made, in US dollars; None where its price is not known. ``left_out``: its sample failed and a vote went on
-    without it, so that the way it ended is not the way its step ended."""
+    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and
+    cost nothing now. ``usd`` is what it cost when it was made, in US dollars; None where its price
+    is not known. ``left_out``: its sample failed and a vote went on without it, so that the way it
+    ended is not the way its step ended."""
 
     model: str
     messages: tuple[dict[str, str], ...]
@@ -47,10 +50,12 @@ class Call:
 
 
 class Ledger(Protocol):
-    """Where answers are kept: ``answer`` gives what is known for a request, or asks and commits before it returns."""
+    """Where answers are kept: ``answer`` gives what is known for a request, or asks and commits
+    before it returns."""
 
     def answer(self, request: Request, ask: Any) -> tuple[Response, bool]:
-        """``(response, cached)``. ``ask()`` makes the real call; two equal requests at once cost one."""
+        """``(response, cached)``. ``ask()`` makes the real call; two equal requests at once cost
+        one."""
         ...
 
 
@@ -78,19 +83,21 @@ def note(calls: Iterable[Call]) -> None:
 
 @contextmanager
 def keeping(ledger: Ledger | None) -> Iterator[None]:
-    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it; also those that DSPy's executors
-    (Evaluate, Parallel, optimisers) make in threads: DSPy's settings go there, and the ledger is one of them."""
+    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it;
+    also those that DSPy's executors (Evaluate, Parallel, optimisers) make in threads: DSPy's
+    settings go there, and the ledger is one of them."""
     with dspy.context(cowest_ledger=ledger):
         yield
 
 
 UNUSABLE = ("parse", "refusal", "truncated")
-"""Kinds of failures of answers that were given. Of any other kind the call itself failed, and the ledger knows of it."""
+"""Kinds of failures of answers that were given. Of any other kind the call itself failed, and the
+ledger knows of it."""
 
 
 def call_failed(error: str | None) -> bool:
-    """Whether an error ("kind: text") is that of a call that got no answer, which can be made again; an answer that was given and
-    cannot be used is kept."""
+    """Whether an error ("kind: text") is that of a call that got no answer, which can be made
+    again; an answer that was given and cannot be used is kept."""
     return error is not None and error.partition(":")[0].rpartition(" ")[2] not in UNUSABLE
 
 
@@ -103,8 +110,9 @@ def unusable(kind: str) -> None:
 
 @contextmanager
 def sampling(**settings: Any) -> Iterator[None]:
-    """Every call of a bound LM inside this context has these settings (``temperature``, ``top_p``, ``seed``, ...), whatever its
-    module and its LM say. No copy of a program is needed for another draft of it."""
+    """Every call of a bound LM inside this context has these settings (``temperature``, ``top_p``,
+    ``seed``, ...), whatever its module and its LM say. No copy of a program is needed for another
+    draft of it."""
     token = _sampling.set(settings)
     try:
         yield
@@ -113,15 +121,22 @@ def sampling(**settings: Any) -> Iterator[None]:
 
 
 def recorded(lm: dspy.LM) -> dspy.LM:
-    """``lm`` with its calls noted; the same object when it is recorded already. Its keys and endpoint stay inside ``lm``."""
+    """``lm`` with its calls noted; the same object when it is recorded already. Its keys and
+    endpoint stay inside ``lm``."""
     if isinstance(lm._engine_spec, RecordingEngine):
         return lm
     from dspy.clients.backend_selection import CLIENT_KEYS
 
-    options = {key: value for key, value in lm.kwargs.items() if key not in CLIENT_KEYS and value is not None}
+    options = {
+        key: value
+        for key, value in lm.kwargs.items()
+        if key not in CLIENT_KEYS and value is not None
+    }
     remember_secret(lm.kwargs.get("api_key"))
     engine = RecordingEngine(lm)
-    return RecordedLM(lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options)
+    return RecordedLM(
+        lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options
+    )
 
 
 def unrecorded(lm: dspy.LM) -> dspy.LM:
@@ -131,8 +146,9 @@ def unrecorded(lm: dspy.LM) -> dspy.LM:
 
 
 class RecordedLM(dspy.LM):
-    """What :func:`recorded` gives. A copy for another rollout, as DSPy's samplers make it, draws other samples, and a ledger keeps
-    them apart: the rollout is the seed of calls that have none, and makes another one of the seed of those that have."""
+    """What :func:`recorded` gives. A copy for another rollout, as DSPy's samplers make it, draws
+    other samples, and a ledger keeps them apart: the rollout is the seed of calls that have none,
+    and makes another one of the seed of those that have."""
 
     def copy(self, **kwargs: Any) -> dspy.LM:
         """As ``dspy.LM.copy``."""
@@ -143,8 +159,9 @@ class RecordedLM(dspy.LM):
 
 
 class RecordingEngine:
-    """An engine that asks another ``dspy.LM`` and notes what it said. ``rollout`` is the seed of a call that has none; with the
-    seed of a call it makes another, so that the rollouts of a draft that is itself sampled differ too."""
+    """An engine that asks another ``dspy.LM`` and notes what it said. ``rollout`` is the seed of a
+    call that has none; with the seed of a call it makes another, so that the rollouts of a draft
+    that is itself sampled differ too."""
 
     def __init__(self, inner: dspy.LM, rollout: int | None = None) -> None:
         self.inner, self._rollout = inner, rollout
@@ -152,9 +169,16 @@ class RecordingEngine:
         self.supports_reasoning = inner.supports_reasoning
         self.supports_response_schema = inner.supports_response_schema
         self.supported_params = inner.supported_params
-        # The LM around us has checked the request, and an LM that neither caches nor retries would only do so again.
-        plain = type(inner) is dspy.LM and not isinstance(inner._engine_spec, str) and not inner.callbacks
-        self._direct: Any = inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
+        # The LM around us has checked the request, and an LM that neither caches nor retries would
+        # only do so again.
+        plain = (
+            type(inner) is dspy.LM
+            and not isinstance(inner._engine_spec, str)
+            and not inner.callbacks
+        )
+        self._direct: Any = (
+            inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
+        )
         self._once: dict[str, dspy.LM] = {}
 
     def inner_for(self, model: str) -> dspy.LM:
@@ -197,8 +221,9 @@ class RecordingEngine:
         return response
 
     def _tried(self, request: Request) -> Response:
-        """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are made here: each of them is counted,
-        and a stop ends the wait for it. Of an answer that is streamed they stay with DSPy, which knows what has been shown."""
+        """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are
+        made here: each of them is counted, and a stop ends the wait for it. Of an answer that is
+        streamed they stay with DSPy, which knows what has been shown."""
         lm = self.inner_for(request.model)
         options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
         if dspy.settings.send_stream is not None and not attempts_count():
@@ -219,7 +244,8 @@ class RecordingEngine:
         raise AssertionError("the last attempt returns or raises")
 
     def _without_retries(self, lm: dspy.LM) -> dspy.LM:
-        """The LM as one that asks once: the same copy each time, since a copy has connections of its own."""
+        """The LM as one that asks once: the same copy each time, since a copy has connections of
+        its own."""
         if lm.num_retries and lm.model not in self._once:
             self._once[lm.model] = lm.copy(num_retries=0)
         return self._once.get(lm.model, lm)
@@ -238,7 +264,10 @@ def _of_both(seed: int | None, rollout: int) -> int:
     """The seed of a rollout, in 31 bits where the call has a seed of its own."""
     if seed is None:
         return rollout
-    return int.from_bytes(hashlib.sha256(f"{seed}|rollout {rollout}".encode()).digest()[:4], "big") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed}|rollout {rollout}".encode()).digest()[:4], "big")
+        >> 1
+    )
 
 
 def _require_answer(response: Response, model: str) -> Response:
@@ -248,7 +277,9 @@ def _require_answer(response: Response, model: str) -> Response:
         LMServerError: there is no answer in it.
     """
     if serialize.lacks_answer(response):
-        raise LMServerError("The server answered, but with no answer of a model in it.", model=model, status=200)
+        raise LMServerError(
+            "The server answered, but with no answer of a model in it.", model=model, status=200
+        )
     return response
 
 
@@ -265,7 +296,8 @@ _KINDS = (
 
 
 def failure_in(calls: Iterable[Call]) -> str | None:
-    """Why answered calls are no whole answer, as ``"kind: text"``: one was refused, or ended because ``max_tokens`` was reached."""
+    """Why answered calls are no whole answer, as ``"kind: text"``: one was refused, or ended
+    because ``max_tokens`` was reached."""
     ends = {call.finish_reason for call in calls if not call.left_out}
     if "content_filter" in ends:
         return "refusal: the provider or the model refused to answer"
@@ -273,7 +305,8 @@ def failure_in(calls: Iterable[Call]) -> str | None:
 
 
 def failure(error: BaseException) -> str:
-    """An expected failure as ``"kind: text"``, for instance ``"timeout: ..."``; kinds are those that tables count."""
+    """An expected failure as ``"kind: text"``, for instance ``"timeout: ..."``; kinds are those
+    that tables count."""
     deepest = error
     while isinstance(deepest.__cause__, EXPECTED_FAILURES):
         deepest = deepest.__cause__

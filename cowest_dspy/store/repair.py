@@ -1,14 +1,18 @@
-"""Saves what can be read of a damaged run: every whole row is copied into a fresh file, and the damaged one stays beside it.
+"""Saves what can be read of a damaged run: every whole row is copied into a fresh file, and the
+damaged one stays beside it.
 
     saved = repair("runs/handbook")
-    print(saved)          # 412 calls saved, 3 lost; 96 records saved, 1 lost. The damaged file is runs/handbook/run.sqlite.damaged
+    print(saved)          # 412 calls saved, 3 lost; 96 records saved, 1 lost. The damaged file is
+                          runs/handbook/run.sqlite.damaged
 
-A row counts as whole when it fits its checksum, and a call only when its key is the hash of its request: what is saved was
-answered, nothing is made up. What the run had noted as done is forgotten where something was lost, so that its stages are gone
-through again; what was saved is not asked again.
+A row counts as whole when it fits its checksum, and a call only when its key is the hash of its
+request: what is saved was answered, nothing is made up. What the run had noted as done is forgotten
+where something was lost, so that its stages are gone through again; what was saved is not asked
+again.
 
-SQLite finds a row from the root of its table: one lost page near the root hides all rows below it. So where that way is broken, the
-pages are read as they lie in the file. The sqlite3 shell does the same in ``.recover``, for which Python's module has no call.
+SQLite finds a row from the root of its table: one lost page near the root hides all rows below it.
+So where that way is broken, the pages are read as they lie in the file. The sqlite3 shell does the
+same in ``.recover``, for which Python's module has no call.
 """
 
 from __future__ import annotations
@@ -31,7 +35,15 @@ from dspy.lm15 import InvalidRequestError
 from cowest_dspy.errors import StoreError
 from cowest_dspy.store import serialize
 from cowest_dspy.store.progress import read_snapshot
-from cowest_dspy.store.schema import CALL_COLUMNS, SCHEMA_VERSION, crc_of, emptied, held, migrate, with_functions
+from cowest_dspy.store.schema import (
+    CALL_COLUMNS,
+    SCHEMA_VERSION,
+    crc_of,
+    emptied,
+    held,
+    migrate,
+    with_functions,
+)
 
 Row = tuple[Any, ...]
 TABLES = {
@@ -41,7 +53,10 @@ TABLES = {
     "records": "kind, key, value, crc",
 }
 # Of versions before the checksums.
-_OLD = {"calls": "key, stage, model, request, response, seconds, created", "records": "kind, key, value"}
+_OLD = {
+    "calls": "key, stage, model, request, response, seconds, created",
+    "records": "kind, key, value",
+}
 # How many values a row has, in each version: a page does not say of which table it is.
 _WIDTHS = {"meta": (2,), "calls": (7, 11), "failures": (5, 6), "records": (3, 4)}
 PAGE = 4096
@@ -51,10 +66,11 @@ _WORK = ".repair-"
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was saved and lost; ``damaged`` is where the old file is now, None when nothing was wrong with it.
+    """What was saved and lost; ``damaged`` is where the old file is now, None when nothing was
+    wrong with it.
 
-    Lost rows are those that are known of. Of a table in ``uncounted`` there may be more: of a part of the file that cannot be read
-    nobody knows how many rows it held.
+    Lost rows are those that are known of. Of a table in ``uncounted`` there may be more: of a part
+    of the file that cannot be read nobody knows how many rows it held.
     """
 
     calls: int
@@ -66,11 +82,16 @@ class Repaired:
 
     def __str__(self) -> str:
         if self.damaged is None:
-            return f"Nothing is damaged: {self.calls} calls and {self.records} records can be read. Nothing was changed."
+            return (
+                f"Nothing is damaged: {self.calls} calls and {self.records} records can be "
+                "read. Nothing was changed."
+            )
         return (
             f"{self.calls} calls saved, {self._lost('calls', self.calls_lost)}; "
-            f"{self.records} records saved, {self._lost('records', self.records_lost)}. {self._spent()}"
-            f"The damaged file is {self.damaged}. Run the same command again: what was saved is not asked again."
+            f"{self.records} records saved, {self._lost('records', self.records_lost)}. "
+            f"{self._spent()}"
+            f"The damaged file is {self.damaged}. Run the same command again: what was saved is "
+            "not asked again."
         )
 
     def _lost(self, table: str, lost: int) -> str:
@@ -81,7 +102,10 @@ class Repaired:
     def _spent(self) -> str:
         if not self.uncounted & {"failures", "meta"}:
             return ""
-        return "Failed calls, or the time at work, may be lost, too: then [budget] counts less than was spent. "
+        return (
+            "Failed calls, or the time at work, may be lost, too: then [budget] counts less "
+            "than was spent. "
+        )
 
 
 def repair(folder: str | Path) -> Repaired:
@@ -102,7 +126,8 @@ def repair(folder: str | Path) -> Repaired:
 
 @dataclass(frozen=True)
 class _Saved:
-    """Rows of a table that were saved, and how many are known to be lost; ``counted``: no more than these."""
+    """Rows of a table that were saved, and how many are known to be lost; ``counted``: no more than
+    these."""
 
     rows: int
     lost: int
@@ -145,7 +170,8 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _exchange(path: Path, fresh: Path) -> Path:
-    """Puts the fresh file in the place of the damaged one, which stays beside it with its log; gives where."""
+    """Puts the fresh file in the place of the damaged one, which stays beside it with its log;
+    gives where."""
     kept = path.with_name(f"{path.name}.damaged")
     number = 1
     while kept.exists():
@@ -162,8 +188,8 @@ def _exchange(path: Path, fresh: Path) -> Path:
 
 
 def _readable(copy: Path) -> bool:
-    """Sees that the file's first page can be read: it says which tables there are, and where. A damaged one is replaced by that
-    of an empty store, whose tables begin at the same places.
+    """Sees that the file's first page can be read: it says which tables there are, and where. A
+    damaged one is replaced by that of an empty store, whose tables begin at the same places.
 
     Raises:
         StoreError: a newer version wrote it.
@@ -171,7 +197,9 @@ def _readable(copy: Path) -> bool:
     with suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise StoreError(f"{copy.name} was written by a newer cowest_dspy (schema {version}): update.")
+            raise StoreError(
+                f"{copy.name} was written by a newer cowest_dspy (schema {version}): update."
+            )
         db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()
         return True
     with closing(sqlite3.connect(":memory:")) as empty:
@@ -195,7 +223,8 @@ def _sound(db: sqlite3.Connection) -> bool:
 
 
 def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str, path: Path) -> _Saved:
-    """Copies the whole rows of a table; what SQLite does not find, from the pages of the file in ``path`` itself."""
+    """Copies the whole rows of a table; what SQLite does not find, from the pages of the file in
+    ``path`` itself."""
     columns, errors = _columns(source, table), list[sqlite3.Error]()
     saved = seen = last = 0
     for number, *values in _rows(source, table, columns, errors):
@@ -209,18 +238,29 @@ def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str, path
             saved, last = saved + done, max(last, number if done else 0)
         known = _known(source, table)
         if known is None and table == "calls":
-            known_keys = set(pages.call_keys()) | {key for (key,) in into.execute("SELECT key FROM calls")}
-            return _Saved(saved, max(len(known_keys), _noted(path), _last(path, last)) - saved, False)
+            known_keys = set(pages.call_keys()) | {
+                key for (key,) in into.execute("SELECT key FROM calls")
+            }
+            return _Saved(
+                saved, max(len(known_keys), _noted(path), _last(path, last)) - saved, False
+            )
     return _Saved(saved, max((known or 0) - saved, 0), known is not None)
 
 
 def _put(into: sqlite3.Connection, table: str, number: int, values: Sequence[Any]) -> int:
-    """Writes a row, if it is whole and not there yet; gives how many were written. Calls are numbered anew, without gaps."""
+    """Writes a row, if it is whole and not there yet; gives how many were written. Calls are
+    numbered anew, without gaps."""
     whole = _whole(table, tuple(values))
     if whole is None:
         return 0
-    names, row = (TABLES[table], whole) if table == "calls" else (f"rowid, {TABLES[table]}", (number, *whole))
-    return into.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", row).rowcount
+    names, row = (
+        (TABLES[table], whole)
+        if table == "calls"
+        else (f"rowid, {TABLES[table]}", (number, *whole))
+    )
+    return into.execute(
+        f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", row
+    ).rowcount
 
 
 def _noted(path: Path) -> int:
@@ -230,7 +270,8 @@ def _noted(path: Path) -> int:
 
 
 def _last(path: Path, number: int) -> int:
-    """How many calls there were by the largest number of one: they are never deleted. An earlier version's repair left gaps."""
+    """How many calls there were by the largest number of one: they are never deleted. An earlier
+    version's repair left gaps."""
     return 0 if any(path.parent.glob(f"{path.name}.damaged*")) else number
 
 
@@ -242,16 +283,23 @@ def _columns(db: sqlite3.Connection, table: str) -> str:
 
 
 def _known(db: sqlite3.Connection, table: str) -> int | None:
-    """How many rows there were by the table's index, which may be readable where the table is not; None where it is not, either."""
+    """How many rows there were by the table's index, which may be readable where the table is not;
+    None where it is not, either."""
     if table == "failures":  # It has none.
         return None
     with suppress(sqlite3.Error):
-        return sum(1 for _ in db.execute(f"SELECT rowid FROM {table} INDEXED BY sqlite_autoindex_{table}_1"))
+        return sum(
+            1
+            for _ in db.execute(f"SELECT rowid FROM {table} INDEXED BY sqlite_autoindex_{table}_1")
+        )
     return None
 
 
-def _rows(db: sqlite3.Connection, table: str, columns: str, errors: list[sqlite3.Error]) -> Iterator[Row]:
-    """Every row that SQLite finds, its number first: forwards to the damage, and backwards to it. The damage is in ``errors``."""
+def _rows(
+    db: sqlite3.Connection, table: str, columns: str, errors: list[sqlite3.Error]
+) -> Iterator[Row]:
+    """Every row that SQLite finds, its number first: forwards to the damage, and backwards to it.
+    The damage is in ``errors``."""
     low = 0
     try:
         for row in db.execute(f"SELECT rowid, {columns} FROM {table} NOT INDEXED ORDER BY rowid"):
@@ -259,7 +307,9 @@ def _rows(db: sqlite3.Connection, table: str, columns: str, errors: list[sqlite3
             yield row
     except sqlite3.Error as error:
         errors.append(error)
-        query = f"SELECT rowid, {columns} FROM {table} NOT INDEXED WHERE rowid > ? ORDER BY rowid DESC"
+        query = (
+            f"SELECT rowid, {columns} FROM {table} NOT INDEXED WHERE rowid > ? ORDER BY rowid DESC"
+        )
         with suppress(sqlite3.Error):
             yield from db.execute(query, (low,))
 
@@ -275,9 +325,19 @@ def _whole(table: str, row: Row) -> Row | None:
             json.loads(value)
             return (kind, key, value, crc) if row[3:] in ((), (None,), (crc,)) else None
         if table == "failures":
-            return (*row[:5], row[5] if len(row) > 5 else 1) if all(isinstance(text, str) for text in row[:4]) else None
+            return (
+                (*row[:5], row[5] if len(row) > 5 else 1)
+                if all(isinstance(text, str) for text in row[:4])
+                else None
+            )
         return row if all(isinstance(text, str) for text in row) else None
-    except (TypeError, ValueError, KeyError, AttributeError, InvalidRequestError):  # The last: half of a surrogate pair is in it.
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        InvalidRequestError,
+    ):  # The last: half of a surrogate pair is in it.
         return None
 
 
@@ -285,7 +345,11 @@ def _call(row: Row) -> Row | None:
     key, stage, model, request, response, seconds, created = row[:7]
     asked, answer = json.loads(request), json.loads(response)
     crc = crc_of(key + request + response)
-    if serialize.content_key(asked) != key or asked["model"] != model or (row[10:] not in ((), (None,)) and row[10] != crc):
+    if (
+        serialize.content_key(asked) != key
+        or asked["model"] != model
+        or (row[10:] not in ((), (None,)) and row[10] != crc)
+    ):
         return None
     serialize.response_from_dict(answer)
     tokens = answer["input_tokens"] + answer["output_tokens"]
@@ -321,12 +385,17 @@ def _pages(path: Path) -> Iterator[_Pages]:
 class _Pages:
     """The pages of a damaged file as they lie in it, those of its log over them.
 
-    The format is https://sqlite.org/fileformat2.html: 1.5 the free list, 1.6 the trees, 2.1 the rows, 4.1 the log.
+    The format is https://sqlite.org/fileformat2.html: 1.5 the free list, 1.6 the trees, 2.1 the
+    rows, 4.1 the log.
     """
 
     def __init__(self, file: bytes | mmap.mmap, log: bytes | mmap.mmap) -> None:
         self._file, self._log = file, log
-        size = int.from_bytes(file[16:18], "big") if file[:16] == _MAGIC else int.from_bytes(log[8:12], "big")
+        size = (
+            int.from_bytes(file[16:18], "big")
+            if file[:16] == _MAGIC
+            else int.from_bytes(log[8:12], "big")
+        )
         self._size = size if size in (512, 1024, 2048, 4096, 8192, 16384, 32768) else PAGE
         self._newest = self._logged()
 
@@ -345,20 +414,27 @@ class _Pages:
         return found
 
     def rows(self, table: str) -> Iterator[tuple[int, Row]]:
-        """Rows that may be of that table, with their numbers. Calls are never changed or dropped, so that those of any page are
-        calls; of other tables what was dropped is on free pages, and where these are not known nothing is given."""
+        """Rows that may be of that table, with their numbers. Calls are never changed or dropped,
+        so that those of any page are calls; of other tables what was dropped is on free pages, and
+        where these are not known nothing is given."""
         free = frozenset[int]() if table == "calls" else self._free()
         if free is None:
             return
         for page in self._each(free, older=table == "calls"):
-            yield from ((number, values) for number, values in self._cells(page, _LEAF) if len(values) in _WIDTHS[table])
+            yield from (
+                (number, values)
+                for number, values in self._cells(page, _LEAF)
+                if len(values) in _WIDTHS[table]
+            )
 
     def call_keys(self) -> Iterator[str]:
         """The keys of calls in what can be read of their index."""
         for page in self._each(frozenset(), older=True):
             for kind in (_INDEX, _INDEX_LEAF):
                 entries = (row for _, row in self._cells(page, kind) if len(row) == 2)
-                yield from (key for key, number in entries if _is_key(key) and isinstance(number, int))
+                yield from (
+                    key for key, number in entries if _is_key(key) and isinstance(number, int)
+                )
 
     def _each(self, free: frozenset[int], *, older: bool) -> Iterator[bytes]:
         count = len(self._file) // self._size
@@ -371,7 +447,11 @@ class _Pages:
 
     def _page(self, number: int) -> bytes:
         at = self._newest.get(number)
-        page = self._file[(number - 1) * self._size : number * self._size] if at is None else self._log[at : at + self._size]
+        page = (
+            self._file[(number - 1) * self._size : number * self._size]
+            if at is None
+            else self._log[at : at + self._size]
+        )
         if not number or len(page) < self._size:
             raise ValueError("no such page")
         return page
@@ -385,18 +465,24 @@ class _Pages:
             while head[:16] == _MAGIC and number and number not in found:
                 page = self._page(number)
                 following, leaves = struct.unpack(">II", page[:8])
-                found |= {number, *struct.unpack(f">{leaves}I", page[8 : 8 + 4 * min(leaves, self._size)])}
+                found |= {
+                    number,
+                    *struct.unpack(f">{leaves}I", page[8 : 8 + 4 * min(leaves, self._size)]),
+                }
                 number = following
             return frozenset(found) if head[:16] == _MAGIC and len(found) == count else None
         return None
 
     def _cells(self, page: bytes, kind: int) -> Iterator[tuple[int, Row]]:
-        """The entries of a page, if it is of that kind; those that make no sense are passed over."""
+        """The entries of a page, if it is of that kind; those that make no sense are passed
+        over."""
         start = 100 if page[:16] == _MAGIC else 0
         if page[start] != kind:
             return
         first = start + (12 if kind == _INDEX else 8)
-        for place in range(first, first + 2 * int.from_bytes(page[start + 3 : start + 5], "big"), 2):
+        for place in range(
+            first, first + 2 * int.from_bytes(page[start + 3 : start + 5], "big"), 2
+        ):
             with suppress(ValueError, IndexError, struct.error):
                 at = int.from_bytes(page[place : place + 2], "big") + (4 if kind == _INDEX else 0)
                 size, at = _varint(page, at)
@@ -444,7 +530,9 @@ def _values(payload: bytes) -> Row:
     body, values = end, []
     while at < end:
         kind, at = _varint(payload, at)
-        size = _WHOLE_NUMBERS.get(kind) or (8 if kind == 7 else (kind - 12) // 2 if kind >= 12 else 0)
+        size = _WHOLE_NUMBERS.get(kind) or (
+            8 if kind == 7 else (kind - 12) // 2 if kind >= 12 else 0
+        )
         part = payload[body : body + size]
         if len(part) < size:
             raise ValueError("cut off")

@@ -1,4 +1,5 @@
-"""The store's file: its lock, its tables from version to version, checksums of rows and sums over them, and what its errors mean.
+"""The store's file: its lock, its tables from version to version, checksums of rows and sums over
+them, and what its errors mean.
 
 db = sqlite3.connect(path)
 with_functions(db)
@@ -30,7 +31,8 @@ CREATE TABLE calls (key TEXT PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NU
 CREATE TABLE failures (key TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL, error TEXT NOT NULL, created REAL NOT NULL);
 CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key));
 """,
-    # tokens, and usd (NULL: not known), so that sums are SQL; attempts with their retries, 0 where another run has paid; checksums.
+    # tokens, and usd (NULL: not known), so that sums are SQL; attempts with their retries, 0 where
+    # another run has paid; checksums.
     2: """
 ALTER TABLE calls ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE calls ADD COLUMN usd REAL;
@@ -45,28 +47,47 @@ UPDATE records SET crc = crc_of(kind || key || value);
 SCHEMA_VERSION = max(MIGRATIONS)
 # Larger ones are only found damaged where they are read: the check reads all of the file.
 CHECKED_BYTES = 100_000_000
-# An error without a code is of a text that is not UTF-8; SQLITE_ERROR is a table that is not there, or a row that is not ours.
+# An error without a code is of a text that is not UTF-8; SQLITE_ERROR is a table that is not there,
+# or a row that is not ours.
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, None)
 EMPTIED = "it holds nothing, although its run has worked"
 # What a run's folder has in it besides the store, once a process has worked on it.
-OF_A_RUN = ("progress.json", "config.toml", "report.json", "report.html", "adapters", "variants", "pairs.jsonl")
+OF_A_RUN = (
+    "progress.json",
+    "config.toml",
+    "report.json",
+    "report.html",
+    "adapters",
+    "variants",
+    "pairs.jsonl",
+)
 CALL_COLUMNS = "key, stage, model, request, response, seconds, created, tokens, usd, attempts, crc"
 
 UNDER_WAY, KILLED = "under way", "killed: under way when its process was killed"
-"""The error of a call that has neither answered nor failed yet; of a process that is gone, the second."""
-BEGIN = "INSERT OR IGNORE INTO failures (rowid, key, stage, model, error, created, attempts) VALUES (?, ?, ?, ?, ?, ?, 1)"
+"""The error of a call that has neither answered nor failed yet; of a process that is gone, the
+second."""
+BEGIN = (
+    "INSERT OR IGNORE INTO failures (rowid, key, stage, model, error, created, attempts) "
+    "VALUES (?, ?, ?, ?, ?, ?, 1)"
+)
 RETRY = "UPDATE failures SET attempts = ? WHERE rowid = ?"
 END = "DELETE FROM failures WHERE rowid = ?"
 FAIL = "UPDATE failures SET error = ?, attempts = ?, created = ? WHERE rowid = ?"
 # OR IGNORE: what an interruption has left in the middle is written once more.
-ANSWER = f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES ({', '.join('?' * len(CALL_COLUMNS.split(',')))})"
+ANSWER = (
+    f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES "
+    f"({', '.join('?' * len(CALL_COLUMNS.split(',')))})"
+)
 TIME_IN = "time in "
 """Prefix of the key in meta for the seconds at work in a stage, over all processes."""
 _COSTS = """
 SELECT stage, count(*), total(tokens), total(input_tokens_of(response)), total(usd), count(usd) FROM calls
 WHERE attempts > 0 AND ? IN (stage, '') GROUP BY stage
 """
-_FAILED = "SELECT stage, sum(error != ?), sum(error = ?) FROM failures WHERE error != ? AND ? IN (stage, '') GROUP BY stage"
+_FAILED = (
+    "SELECT stage, sum(error != ?), sum(error = ?) FROM failures WHERE error != ? AND ? IN "
+    "(stage, '') GROUP BY stage"
+)
 _KILLED = """
 SELECT model, killed, max(tokens), max(usd), count(key) FROM
 (SELECT model, count(*) AS killed FROM failures WHERE error = ? GROUP BY model) LEFT JOIN calls USING (model) GROUP BY model
@@ -88,13 +109,18 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
-        raise StoreError(f"{path} was written by a newer cowest_dspy (schema {version}): update, or start a new run.")
+        raise StoreError(
+            f"{path} was written by a newer cowest_dspy (schema {version}): update, or start a "
+            "new run."
+        )
     if version < 0:
         raise damaged(path, f"schema {version} is none of ours")
     if version < SCHEMA_VERSION:
         steps = "".join(MIGRATIONS[number] for number in range(version + 1, SCHEMA_VERSION + 1))
         try:
-            db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            db.executescript(
+                f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+            )
         except BaseException:
             db.rollback()
             raise
@@ -103,9 +129,15 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 def with_functions(db: sqlite3.Connection) -> None:
     """Gives a connection the functions that migrations speak of."""
     db.create_function("crc_of", 1, crc_of, deterministic=True)
-    db.create_function("tokens_of", 1, lambda response: sum(_tokens(json.loads(response))), deterministic=True)
-    db.create_function("input_tokens_of", 1, lambda response: _tokens(json.loads(response))[0], deterministic=True)
-    db.create_function("usd_of", 1, lambda response: json.loads(response).get("usd"), deterministic=True)
+    db.create_function(
+        "tokens_of", 1, lambda response: sum(_tokens(json.loads(response))), deterministic=True
+    )
+    db.create_function(
+        "input_tokens_of", 1, lambda response: _tokens(json.loads(response))[0], deterministic=True
+    )
+    db.create_function(
+        "usd_of", 1, lambda response: json.loads(response).get("usd"), deterministic=True
+    )
 
 
 def _tokens(answer: dict[str, Any]) -> tuple[int, int]:
@@ -113,7 +145,8 @@ def _tokens(answer: dict[str, Any]) -> tuple[int, int]:
 
 
 def stage_sums(db: sqlite3.Connection, stage: str = "") -> dict[str, dict[str, Any]]:
-    """What the calls of each stage cost, or those of one, by its name in the file; a stage that has none is left out.
+    """What the calls of each stage cost, or those of one, by its name in the file; a stage that has
+    none is left out.
 
     Answers that were taken over from another run cost nothing here.
     """
@@ -122,14 +155,18 @@ def stage_sums(db: sqlite3.Connection, stage: str = "") -> dict[str, dict[str, A
         sums = {"calls": calls, "tokens_in": int(tokens_in), "tokens_out": int(tokens - tokens_in)}
         found[name] = {**NO_COST, **sums, "usd": usd if priced == calls else None}
     for name, failed, killed in db.execute(_FAILED, (KILLED, KILLED, UNDER_WAY, stage)):
-        notes = (f"{failed} calls failed" if failed else "", f"{killed} under way at a kill" if killed else "")
+        notes = (
+            f"{failed} calls failed" if failed else "",
+            f"{killed} under way at a kill" if killed else "",
+        )
         found[name] = {**found.get(name, NO_COST), "note": ", ".join(filter(None, notes))}
     return found
 
 
 def bill_of(db: sqlite3.Connection, strong: str | None, *, besides: str = "") -> Bill:
-    """What the run has spent, with the attempts on the model of the id ``strong``, and without the seconds of the session
-    ``besides``. A call that was under way at a kill cost at most what any other of its model did."""
+    """What the run has spent, with the attempts on the model of the id ``strong``, and without the
+    seconds of the session ``besides``. A call that was under way at a kill cost at most what any
+    other of its model did."""
     sums = "SELECT total(tokens), total(usd), count(*), count(usd) FROM calls WHERE attempts > 0"
     tokens, usd, calls, priced = db.execute(sums).fetchone()
     (attempts,) = db.execute(_ATTEMPTS, (UNDER_WAY, strong)).fetchone()
@@ -143,7 +180,9 @@ def bill_of(db: sqlite3.Connection, strong: str | None, *, besides: str = "") ->
             tokens, usd = tokens + killed * most_tokens, usd + killed * (most_usd or 0.0)
         else:
             unpriced[model] = killed
-    return Bill(attempts, int(tokens), usd if calls == priced else None, float(seconds), in_all, unpriced)
+    return Bill(
+        attempts, int(tokens), usd if calls == priced else None, float(seconds), in_all, unpriced
+    )
 
 
 def crc_of(text: str) -> int:
@@ -154,12 +193,14 @@ def crc_of(text: str) -> int:
 def damaged(path: Path, how: object) -> StoreError:
     """The error of a file that is not what was written."""
     return StoreError(
-        f"{path} is damaged ({how}). `cowest doctor --repair {path.parent}` saves what can be read of it; nothing was changed."
+        f"{path} is damaged ({how}). `cowest doctor --repair {path.parent}` saves what can be "
+        "read of it; nothing was changed."
     )
 
 
 def emptied(path: Path) -> bool:
-    """Whether a store's file is empty although its run has worked: of a new one there is nothing in the folder but its lock."""
+    """Whether a store's file is empty although its run has worked: of a new one there is nothing in
+    the folder but its lock."""
     if path.is_file() and path.stat().st_size:
         return False
     log = path.with_name(f"{path.name}-wal")
@@ -175,7 +216,8 @@ def worked_on(folder: Path) -> bool:
 
 
 def held(folder: Path) -> filelock.BaseFileLock:
-    """The lock of a run's folder, held; it is given free with ``release()``, or at the end of ``with``.
+    """The lock of a run's folder, held; it is given free with ``release()``, or at the end of
+    ``with``.
 
     Raises:
         StoreError: another process holds it.
@@ -184,7 +226,10 @@ def held(folder: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise StoreError(f"{folder} is in use by another process. Wait for it, or give another folder with --run.") from None
+        raise StoreError(
+            f"{folder} is in use by another process. Wait for it, or give another folder with "
+            "--run."
+        ) from None
     return lock
 
 
@@ -197,5 +242,6 @@ def told(path: Path) -> Iterator[None]:
         if getattr(error, "sqlite_errorcode", None) in _DAMAGE:
             raise damaged(path, error) from error
         raise StoreError(
-            f"{path} could not be written ({error}): is the disk full, or the file not ours? What was not written is not used."
+            f"{path} could not be written ({error}): is the disk full, or the file not ours? What "
+            "was not written is not used."
         ) from error

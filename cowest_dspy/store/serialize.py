@@ -1,6 +1,7 @@
 """DSPy's canonical ``Request`` and ``Response`` as plain dictionaries of text, and back.
 
-The store, the engine and the traces speak in these dictionaries, so that only this file knows the types of DSPy's LM layer.
+The store, the engine and the traces speak in these dictionaries, so that only this file knows the
+types of DSPy's LM layer.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ SAMPLING = (
 # Under this key of a response's provider_data an engine says what the answer cost.
 PRICE = "cowest_usd"
 MOST_TOKENS = 2**40
-"""No answer has more: such a count is an error of a server, and a few of them would be more than a store can add."""
+"""No answer has more: such a count is an error of a server, and a few of them would be more than a
+store can add."""
 
 
 def request_to_dict(request: Request) -> dict[str, Any]:
-    """``{"model", "messages": [{"role", "content"}], "config": {...}}``; settings that are not set are left out.
+    """``{"model", "messages": [{"role", "content"}], "config": {...}}``; settings that are not set
+    are left out.
 
     Raises:
-        dspy.lm15.InvalidRequestError: the request holds something else than text (an image, a tool call).
+        dspy.lm15.InvalidRequestError: the request holds something else than text (an image, a tool
+            call).
     """
     config = {name: getattr(request.config, name) for name in SAMPLING}
     settings = {name: value for name, value in config.items() if value is not None and value != ()}
@@ -58,7 +62,8 @@ def request_to_dict(request: Request) -> dict[str, Any]:
 
 
 def request_messages(request: Request) -> list[dict[str, str]]:
-    """The chat messages of a request, its system text first, as ``[{"role": ..., "content": ...}]``."""
+    """The chat messages of a request, its system text first, as ``[{"role": ..., "content":
+    ...}]``."""
     messages: list[dict[str, str]] = []
     if request.system is not None:
         messages.append({"role": "system", "content": _text_of(request.system)})
@@ -69,15 +74,22 @@ def request_messages(request: Request) -> list[dict[str, str]]:
 
 
 def request_from_messages(model: str, messages: list[dict[str, str]], **sampling: Any) -> Request:
-    """A request from chat messages and sampling settings such as ``temperature=1.0, max_tokens=64, seed=3``."""
+    """A request from chat messages and sampling settings such as ``temperature=1.0, max_tokens=64,
+    seed=3``."""
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     rest = messages[1:] if system is not None else messages
     make = {"user": Message.user, "assistant": Message.assistant, "system": Message.developer}
-    return Request(model, tuple(make[m["role"]](m["content"]) for m in rest), system=system, config=Config(**sampling))
+    return Request(
+        model,
+        tuple(make[m["role"]](m["content"]) for m in rest),
+        system=system,
+        config=Config(**sampling),
+    )
 
 
 def request_key(request: Request) -> str:
-    """The content of a request as 64 hexadecimal digits: equal for equal model id, messages and settings, on any machine."""
+    """The content of a request as 64 hexadecimal digits: equal for equal model id, messages and
+    settings, on any machine."""
     return content_key(request_to_dict(request))
 
 
@@ -85,13 +97,18 @@ def content_key(asked: Mapping[str, Any]) -> str:
     """:func:`request_key` of a request as a dictionary, also after a round trip through JSON.
 
     Raises:
-        dspy.lm15.InvalidRequestError: a text in it cannot be sent, since it has half of a surrogate pair.
+        dspy.lm15.InvalidRequestError: a text in it cannot be sent, since it has half of a surrogate
+            pair.
     """
-    canonical = json.dumps(asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list)
+    canonical = json.dumps(
+        asked, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=list
+    )
     try:
         return hashlib.sha256(canonical.encode()).hexdigest()
     except UnicodeEncodeError as error:
-        raise InvalidRequestError("The request cannot be sent: half of a surrogate pair is in its text.") from error
+        raise InvalidRequestError(
+            "The request cannot be sent: half of a surrogate pair is in its text."
+        ) from error
 
 
 def response_text(response: Response) -> str:
@@ -100,8 +117,9 @@ def response_text(response: Response) -> str:
 
 
 def response_to_dict(response: Response) -> dict[str, Any]:
-    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens", "usd"}``, the last None where the price is not known;
-    and ``"logprobs"`` where there are any: a list of ``{"token", "logprob", "token_id", "top": [...]}``."""
+    """``{"model", "text", "finish_reason", "input_tokens", "output_tokens", "usd"}``, the last None
+    where the price is not known; and ``"logprobs"`` where there are any: a list of ``{"token",
+    "logprob", "token_id", "top": [...]}``."""
     answer: dict[str, Any] = {
         "model": response.model,
         "text": response_text(response),
@@ -112,12 +130,16 @@ def response_to_dict(response: Response) -> dict[str, Any]:
         "usd": response_usd(response),
     }
     if response.logprobs is not None:
-        answer["logprobs"] = [{**_scored(one), "top": [_scored(other) for other in one.top]} for one in response.logprobs]
+        answer["logprobs"] = [
+            {**_scored(one), "top": [_scored(other) for other in one.top]}
+            for one in response.logprobs
+        ]
     return answer
 
 
 def odd(answer: Mapping[str, Any]) -> str | None:
-    """What is wrong with an answer (:func:`response_to_dict`) that nobody can write, count or pay for; None when nothing is.
+    """What is wrong with an answer (:func:`response_to_dict`) that nobody can write, count or pay
+    for; None when nothing is.
 
     >>> odd({"text": "yes", "input_tokens": 2**63, "output_tokens": 1, "usd": None})
     'it counts 9,223,372,036,854,775,809 tokens'
@@ -131,10 +153,13 @@ def odd(answer: Mapping[str, Any]) -> str | None:
 
 
 def lacks_answer(response: Response, *, of_provider: bool = False) -> bool:
-    """Whether a provider's body has no answer in it, not even an empty one, as in ``{"choices": []}``: DSPy reads that as an answer
-    without a text. ``of_provider``: a body of a form that is not known here, and that gave no text, has none either."""
+    """Whether a provider's body has no answer in it, not even an empty one, as in ``{"choices":
+    []}``: DSPy reads that as an answer without a text. ``of_provider``: a body of a form that is
+    not known here, and that gave no text, has none either."""
     body = response.provider_data
-    if response_text(response) or any(not isinstance(part, TextPart) for part in response.message.parts):
+    if response_text(response) or any(
+        not isinstance(part, TextPart) for part in response.message.parts
+    ):
         return False
     if body is None or PRICE in body:  # Made here, by an engine that has looked.
         return False
@@ -142,7 +167,9 @@ def lacks_answer(response: Response, *, of_provider: bool = False) -> bool:
         choices: Any = body["choices"]
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, Mapping) else None
-        return not isinstance(message, Mapping) or not isinstance(message.get("content"), str | list | None)
+        return not isinstance(message, Mapping) or not isinstance(
+            message.get("content"), str | list | None
+        )
     if "candidates" in body or "output" in body:
         return not (body.get("candidates") or body.get("output"))
     return of_provider and not body.get("stop_reason")
@@ -172,13 +199,17 @@ def make_response(
     *,
     usd: float | None = None,
 ) -> Response:
-    """A text response with its token counts; ``finish_reason`` is stop, length or content_filter, ``usd`` as for :func:`priced`."""
+    """A text response with its token counts; ``finish_reason`` is stop, length or content_filter,
+    ``usd`` as for :func:`priced`."""
     usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-    return priced(Response(None, model, Message.assistant(text), finish_reason, usage, logprobs), usd)
+    return priced(
+        Response(None, model, Message.assistant(text), finish_reason, usage, logprobs), usd
+    )
 
 
 def priced(response: Response, usd: float | None) -> Response:
-    """The response, and with it what it cost in US dollars; None is "not known", which is never 0."""
+    """The response, and with it what it cost in US dollars; None is "not known", which is never
+    0."""
     return replace(response, provider_data={**(response.provider_data or {}), PRICE: usd})
 
 
@@ -188,9 +219,14 @@ def response_usd(response: Response) -> float | None:
     return float(usd) if isinstance(usd, int | float) else None
 
 
-def token_logprob(token: str, logprob: float, token_id: int | None, top: Sequence[Mapping[str, Any]] = ()) -> TokenLogprob:
-    """A token of an answer with its natural log-probability; ``top`` are the likeliest, each of the same three keys."""
-    return TokenLogprob(token, logprob, token_id=token_id, top=tuple(TopLogprob(**other) for other in top))
+def token_logprob(
+    token: str, logprob: float, token_id: int | None, top: Sequence[Mapping[str, Any]] = ()
+) -> TokenLogprob:
+    """A token of an answer with its natural log-probability; ``top`` are the likeliest, each of the
+    same three keys."""
+    return TokenLogprob(
+        token, logprob, token_id=token_id, top=tuple(TopLogprob(**other) for other in top)
+    )
 
 
 def _scored(one: TokenLogprob | TopLogprob) -> dict[str, Any]:
@@ -206,5 +242,7 @@ def _text_of(parts: Any) -> str:
         return parts
     texts = [getattr(part, "text", None) for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise InvalidRequestError("Only text can be sent here: the request holds a part that is not text.")
+        raise InvalidRequestError(
+            "Only text can be sent here: the request holds a part that is not text."
+        )
     return "".join(text for text in texts if isinstance(text, str))

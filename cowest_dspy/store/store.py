@@ -1,14 +1,18 @@
-"""The run's store: one SQLite file in the run folder. Every paid answer is committed before it is used.
+"""The run's store: one SQLite file in the run folder. Every paid answer is committed before it is
+used.
 
-A call is kept under the content of its request (model id with its weights' hash, messages, settings, seed), so that a run that
-was killed anywhere goes on where it stood and pays for nothing twice. Two equal requests at once cost one call. Failures are
-noted and asked again the next time. One process at a time may hold a run, and a [budget] limits it (budget.py).
+A call is kept under the content of its request (model id with its weights' hash, messages,
+settings, seed), so that a run that was killed anywhere goes on where it stood and pays for nothing
+twice. Two equal requests at once cost one call. Failures are noted and asked again the next time.
+One process at a time may hold a run, and a [budget] limits it (budget.py).
 
-Before a request leaves, a row among the failures says that it is under way; the commit of its answer takes the row away. What a
-killed process has left counts as spent. What a stage cost is the sum over its calls in this file, whichever process made them.
+Before a request leaves, a row among the failures says that it is under way; the commit of its
+answer takes the row away. What a killed process has left counts as spent. What a stage cost is the
+sum over its calls in this file, whichever process made them.
 
-A file of an older version is brought to this one when it is opened, in one transaction. A row that does not fit its checksum,
-or a page that cannot be read, is an error that names ``cowest doctor --repair`` (repair.py), which saves the rest.
+A file of an older version is brought to this one when it is opened, in one transaction. A row that
+does not fit its checksum, or a page that cannot be read, is an error that names ``cowest doctor
+--repair`` (repair.py), which saves the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +38,16 @@ from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
 from cowest_dspy.store.progress import Journal, Limit, Spent
 from cowest_dspy.store.progress.under_way import UnderWay
 from cowest_dspy.store.record import failure
-from cowest_dspy.store.schema import CALL_COLUMNS, CHECKED_BYTES, KILLED, UNDER_WAY, crc_of, damaged, held, told
+from cowest_dspy.store.schema import (
+    CALL_COLUMNS,
+    CHECKED_BYTES,
+    KILLED,
+    UNDER_WAY,
+    crc_of,
+    damaged,
+    held,
+    told,
+)
 from cowest_dspy.utils.jsonable import plain
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import has_half_pair, without_half_pairs
@@ -44,8 +57,8 @@ _OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
 
 @dataclass(eq=False)
 class _Write:
-    """What waits for its commit, for one call. ``answer``: what is committed, where it is an answer. ``lasting``: it must outlive a
-    failure of the power, and not only the process."""
+    """What waits for its commit, for one call. ``answer``: what is committed, where it is an
+    answer. ``lasting``: it must outlive a failure of the power, and not only the process."""
 
     statements: tuple[tuple[str, tuple[Any, ...]], ...]
     answer: dict[str, Any] | None = None
@@ -59,12 +72,15 @@ class Store:
 
     Args:
         folder: the run's folder; made when it is not there.
-        reuse: other runs' folders, whose answers to the very same requests are taken over instead of asking again.
-        budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises BudgetError.
+        reuse: other runs' folders, whose answers to the very same requests are taken over instead
+            of asking again.
+        budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises
+            BudgetError.
         strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
 
     Raises:
-        StoreError: another process holds the folder, it cannot be written, the file is damaged, or a newer version wrote it.
+        StoreError: another process holds the folder, it cannot be written, the file is damaged, or
+            a newer version wrote it.
     """
 
     def __init__(
@@ -97,7 +113,9 @@ class Store:
             if strong is not None:
                 self.count_as_strong(strong)
             self._calls, bill = UnderWay(), self.guard.bill if self.guard else self.bill()
-            self.journal = Journal(self.folder, kept=self.calls(), usd=bill.usd, limits=self._limits)
+            self.journal = Journal(
+                self.folder, kept=self.calls(), usd=bill.usd, limits=self._limits
+            )
         except BaseException:
             self._hold.release()
             raise
@@ -111,10 +129,15 @@ class Store:
         schema.with_functions(db)
         try:
             with told(path):
-                if known and schema.worked_on(path.parent) and not db.execute("PRAGMA user_version").fetchone()[0]:
+                if (
+                    known
+                    and schema.worked_on(path.parent)
+                    and not db.execute("PRAGMA user_version").fetchone()[0]
+                ):
                     raise damaged(path, schema.EMPTIED)
                 db.execute("PRAGMA journal_mode=WAL")
-                # FULL: an answer that was paid for is on the disk, not only in the system's memory, when it is used.
+                # FULL: an answer that was paid for is on the disk, not only in the system's memory,
+                # when it is used.
                 db.execute("PRAGMA synchronous=FULL")
                 schema.migrate(db, path)
                 if path.stat().st_size <= CHECKED_BYTES:
@@ -127,7 +150,8 @@ class Store:
         return db
 
     def _take_over(self, others: Sequence[Path]) -> None:
-        """Copies the calls of other runs; each keeps the stage under which it was first paid, and costs this run nothing."""
+        """Copies the calls of other runs; each keeps the stage under which it was first paid, and
+        costs this run nothing."""
         for other in others:
             if not other.is_file():
                 raise StoreError(f"There is no run in {other.parent}: no {other.name}.")
@@ -135,14 +159,17 @@ class Store:
                 self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
                 with self._db:
                     self._db.execute(
-                        f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) SELECT key, stage, model, request, response, seconds, "
-                        "created, tokens_of(response), usd_of(response), 0, crc_of(key || request || response) FROM other.calls"
+                        f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) SELECT key, stage, model, "
+                        "request, response, seconds, "
+                        "created, tokens_of(response), usd_of(response), 0, crc_of(key || request "
+                        "|| response) FROM other.calls"
                     )
                 self._db.execute("DETACH DATABASE other")
 
     def within(self, name: str) -> Store:
-        """The same store for a part of the run: it shares calls, budget and file, and keeps its own records and stages, under
-        ``name``, and a folder of its own below this one. Closing it closes nothing."""
+        """The same store for a part of the run: it shares calls, budget and file, and keeps its own
+        records and stages, under ``name``, and a folder of its own below this one. Closing it
+        closes nothing."""
         part = copy.copy(self)
         part.folder, part._part = self.folder / "variants" / name, f"{self._part}{name}/"
         part._queue, part.stage, part.spent, part._began = [], "none", Spent(), None
@@ -150,8 +177,9 @@ class Store:
         return part
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the folder free, when the calls that are under way in other threads are committed. ``error`` ended the work: it is
-        in the run's state, and calls that only wait for their turn are let go."""
+        """Gives the folder free, when the calls that are under way in other threads are committed.
+        ``error`` ended the work: it is in the run's state, and calls that only wait for their turn
+        are let go."""
         if self._part or self._closed:
             return
         self._closed = True
@@ -165,7 +193,8 @@ class Store:
         return self
 
     def settle(self) -> None:
-        """Waits for the calls that are under way in other threads after an interruption, so that they are kept and booked."""
+        """Waits for the calls that are under way in other threads after an interruption, so that
+        they are kept and booked."""
         self._calls.settle(now=True)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -175,7 +204,8 @@ class Store:
         return self.guard.limits() if self.guard else ()
 
     def _after_a_kill(self) -> Iterator[int]:
-        """Notes what the process before us has left under way; gives the numbers of the rows that this one may write."""
+        """Notes what the process before us has left under way; gives the numbers of the rows that
+        this one may write."""
         with self._writing():
             self._db.execute("UPDATE failures SET error = ? WHERE error = ?", (KILLED, UNDER_WAY))
             (last,) = self._db.execute("SELECT coalesce(max(rowid), 0) FROM failures").fetchone()
@@ -184,7 +214,11 @@ class Store:
     @contextmanager
     def spending(self, stage: str) -> Iterator[Spent]:
         """Books the calls inside this context under ``stage``; gives the running sum."""
-        before, self.stage, self.spent = (self.stage, self.spent, self._began), self._part + stage, Spent()
+        before, self.stage, self.spent = (
+            (self.stage, self.spent, self._began),
+            self._part + stage,
+            Spent(),
+        )
         known = self._seconds_in(stage)
         self._began = time.monotonic() - known
         spent = self.spent
@@ -198,53 +232,79 @@ class Store:
             self.stage, self.spent, self._began = before
 
     def _seconds_in(self, stage: str) -> float:
-        """Seconds at work in a stage, of all processes, as far as they have noted them; earlier versions did in its record."""
+        """Seconds at work in a stage, of all processes, as far as they have noted them; earlier
+        versions did in its record."""
         with self._reading():
-            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (f"{schema.TIME_IN}{self._part}{stage}",)).fetchone()
+            row = self._db.execute(
+                "SELECT value FROM meta WHERE key = ?", (f"{schema.TIME_IN}{self._part}{stage}",)
+            ).fetchone()
         return float(row[0] if row else (self.record("stage", stage) or {}).get("seconds", 0.0))
 
     def cost(self, stage: str) -> dict[str, Any]:
-        """What the store says of a stage: ``calls`` that were answered, their ``tokens_in``, ``tokens_out`` and ``usd`` (None: the
-        price of one is not known), its ``seconds`` at work in all processes, and how many calls failed as a ``note``."""
+        """What the store says of a stage: ``calls`` that were answered, their ``tokens_in``,
+        ``tokens_out`` and ``usd`` (None: the price of one is not known), its ``seconds`` at work in
+        all processes, and how many calls failed as a ``note``."""
         with self._reading():
             sums = schema.stage_sums(self._db, self._part + stage)
         return {"seconds": self._seconds_in(stage), **sums.get(self._part + stage, schema.NO_COST)}
 
     def costs(self) -> dict[str, dict[str, Any]]:
-        """:meth:`cost` of every stage, with what else was kept of it; also of those that no process has brought to an end."""
+        """:meth:`cost` of every stage, with what else was kept of it; also of those that no process
+        has brought to an end."""
         known = self.records("stage")
         with self._reading():
             sums = schema.stage_sums(self._db)
-        mine = {name.removeprefix(self._part): cost for name, cost in sums.items() if name.startswith(self._part)}
+        mine = {
+            name.removeprefix(self._part): cost
+            for name, cost in sums.items()
+            if name.startswith(self._part)
+        }
         # Behind a "/" are the stages of parts of the run, which have costs of their own.
         names = (*known, *(name for name in mine if name not in known and "/" not in name))
         return {
-            name: {**known.get(name, {}), "seconds": self._seconds_in(name), **mine.get(name, schema.NO_COST)} for name in names
+            name: {
+                **known.get(name, {}),
+                "seconds": self._seconds_in(name),
+                **mine.get(name, schema.NO_COST),
+            }
+            for name in names
         }
 
     def count_as_strong(self, model: str) -> None:
-        """Says which model's calls ``strong_calls`` counts; what the run has made of them before is counted from the store."""
+        """Says which model's calls ``strong_calls`` counts; what the run has made of them before is
+        counted from the store."""
         if self.guard is not None:
             self.guard.strong, self.guard.bill = model, self.bill(model)
 
     def bill(self, strong: str | None = None) -> Bill:
-        """What this run has spent, over all its processes; with the attempts on the model of the id ``strong``.
+        """What this run has spent, over all its processes; with the attempts on the model of the id
+        ``strong``.
 
-        An answer that was taken over from another run cost nothing here. A call that was under way at a kill cost at most what
-        any other of its model did.
+        An answer that was taken over from another run cost nothing here. A call that was under way
+        at a kill cost at most what any other of its model did.
         """
         with self._reading():
             return schema.bill_of(self._db, strong, besides=self._session)
 
     def _sessions(self) -> int:
         with self._reading():
-            return int(self._db.execute("SELECT count(*) FROM meta WHERE key LIKE 'seconds of %'").fetchone()[0])
+            return int(
+                self._db.execute(
+                    "SELECT count(*) FROM meta WHERE key LIKE 'seconds of %'"
+                ).fetchone()[0]
+            )
 
     def _note_time(self, seconds: float | None = None) -> None:
-        """Within a transaction: how long this process was at work on the run; and all of them on the stage, by default so far."""
+        """Within a transaction: how long this process was at work on the run; and all of them on
+        the stage, by default so far."""
         noted = [(self._session, str(self._clock.seconds))]
         if self._began is not None:
-            noted.append((f"{schema.TIME_IN}{self.stage}", str(time.monotonic() - self._began if seconds is None else seconds)))
+            noted.append(
+                (
+                    f"{schema.TIME_IN}{self.stage}",
+                    str(time.monotonic() - self._began if seconds is None else seconds),
+                )
+            )
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", noted)
 
     @contextmanager
@@ -260,7 +320,8 @@ class Store:
             yield
 
     def answer(self, request: Request, ask: Callable[[], Response]) -> tuple[Response, bool]:
-        """``(response, cached)``: what is kept for this request, otherwise what ``ask()`` gives, committed before it is returned.
+        """``(response, cached)``: what is kept for this request, otherwise what ``ask()`` gives,
+        committed before it is returned.
 
         A failure of ``ask`` is noted and raised.
 
@@ -269,7 +330,8 @@ class Store:
             StoreError: the file cannot be read or written.
         """
         key = serialize.request_key(request)
-        # Also what is only read: a thread that an executor has left behind must not find a file that is closed.
+        # Also what is only read: a thread that an executor has left behind must not find a file
+        # that is closed.
         with self._calls.one(), self._turn(key):
             known = self._known(key)
             if known is not None:
@@ -278,15 +340,21 @@ class Store:
                     self.journal.read()
                 return known, True
             started = time.monotonic()
-            paying_for = self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
+            paying_for = (
+                self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
+            )
             with self._clock, self._calls.model_call(), paying_for as paying:
                 row = next(self._rows)
                 begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
                 self._commit(_Write(((schema.BEGIN, begin),), lasting=False))
-                paying.on_retry = lambda attempts: self._commit(_Write(((schema.RETRY, (attempts, row)),), lasting=False))
+                paying.on_retry = lambda attempts: self._commit(
+                    _Write(((schema.RETRY, (attempts, row)),), lasting=False)
+                )
                 try:
                     response = ask()
-                    self._keep(row, key, request, response, time.monotonic() - started, paying.attempts)
+                    self._keep(
+                        row, key, request, response, time.monotonic() - started, paying.attempts
+                    )
                 except BaseException as error:
                     # Ctrl-C too: what was under way may have been paid for.
                     self._fail(row, error, paying.attempts)
@@ -309,9 +377,12 @@ class Store:
                     self._asking[key] = mine, waiting - 1
 
     def _known(self, key: str) -> Response | None:
-        # On a connection of its own, which sees all that is committed: a question does not wait for the disk.
+        # On a connection of its own, which sees all that is committed: a question does not wait for
+        # the disk.
         with self._reader_lock, told(self._path):
-            row = self._reader.execute("SELECT request, response, crc FROM calls WHERE key = ?", (key,)).fetchone()
+            row = self._reader.execute(
+                "SELECT request, response, crc FROM calls WHERE key = ?", (key,)
+            ).fetchone()
         if row is None:
             return None
         self._check(row[2], key, row[0], row[1])
@@ -321,7 +392,15 @@ class Store:
         if crc != crc_of("".join(texts)):
             raise damaged(self._path, "a row is not what was written")
 
-    def _keep(self, row: int, key: str, request: Request, response: Response, seconds: float, attempts: int) -> None:
+    def _keep(
+        self,
+        row: int,
+        key: str,
+        request: Request,
+        response: Response,
+        seconds: float,
+        attempts: int,
+    ) -> None:
         """Commits an answer, in the place of the row that says that it is under way.
 
         Raises:
@@ -345,7 +424,9 @@ class Store:
         text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
         write = _Write(((schema.FAIL, (text, attempts, time.time(), row)),))
         if isinstance(error, StoreError):
-            with suppress(StoreError):  # The first one says what is wrong, and it is no failure of a model.
+            with suppress(
+                StoreError
+            ):  # The first one says what is wrong, and it is no failure of a model.
                 self._commit(write)
             return
         self._commit(write)
@@ -355,8 +436,9 @@ class Store:
             self.journal.failed(failure(error).partition(":")[0])
 
     def _commit(self, mine: _Write) -> None:
-        """Commits what one call has to write, together with what came while the last commit was under way: writing to the disk is
-        what takes time, and it is the same for one as for many. Returns when it is committed.
+        """Commits what one call has to write, together with what came while the last commit was
+        under way: writing to the disk is what takes time, and it is the same for one as for many.
+        Returns when it is committed.
 
         Raises:
             StoreError: it could not be written; what others have written is theirs.
@@ -372,7 +454,9 @@ class Store:
                 finally:
                     # Ctrl-C in the main thread, outside of a command: it is for that thread alone.
                     with self._turns:
-                        self._queue[:0] = [one for one in together if not one.done and one is not mine]
+                        self._queue[:0] = [
+                            one for one in together if not one.done and one is not mine
+                        ]
         if mine.error is not None:
             raise StoreError(str(mine.error)) from mine.error
 
@@ -391,7 +475,9 @@ class Store:
             failed = error
         except (ValueError, OverflowError, TypeError) as error:
             # A value that SQLite does not take; serialize.odd lets none through that is known.
-            failed = StoreError(f"{self._path} could not be written ({error}). What was not written is not used.")
+            failed = StoreError(
+                f"{self._path} could not be written ({error}). What was not written is not used."
+            )
         finally:
             if not lasting:
                 self._db.execute("PRAGMA synchronous=FULL")
@@ -411,9 +497,12 @@ class Store:
         self.journal.failed(kind)
 
     def seconds_of(self, request: Request) -> float:
-        """How long the answer that is kept for this request took when it was asked for; 0 when there is none."""
+        """How long the answer that is kept for this request took when it was asked for; 0 when
+        there is none."""
         with self._reading():
-            row = self._db.execute("SELECT seconds FROM calls WHERE key = ?", (serialize.request_key(request),)).fetchone()
+            row = self._db.execute(
+                "SELECT seconds FROM calls WHERE key = ?", (serialize.request_key(request),)
+            ).fetchone()
         return float(row[0]) if row else 0.0
 
     def calls(self) -> int:
@@ -422,8 +511,8 @@ class Store:
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])
 
     def keep(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces an earlier. It is read again in
-        what JSON has (jsonable.py)."""
+        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces
+        an earlier. It is read again in what JSON has (jsonable.py)."""
         self.keep_all(kind, {key: value})
 
     def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
@@ -443,7 +532,9 @@ class Store:
         """The record of that kind and key, or None."""
         kind = self._part + kind
         with self._reading():
-            row = self._db.execute("SELECT value, crc FROM records WHERE kind = ? AND key = ?", (kind, key)).fetchone()
+            row = self._db.execute(
+                "SELECT value, crc FROM records WHERE kind = ? AND key = ?", (kind, key)
+            ).fetchone()
         return self._value(kind, key, *row) if row else None
 
     def _value(self, kind: str, key: str, text: str, crc: int) -> dict[str, Any]:
@@ -454,22 +545,35 @@ class Store:
         """All records of a kind by key, in the order in which they were first kept."""
         kind = self._part + kind
         with self._reading():
-            rows = self._db.execute("SELECT key, value, crc FROM records WHERE kind = ? ORDER BY rowid", (kind,)).fetchall()
+            rows = self._db.execute(
+                "SELECT key, value, crc FROM records WHERE kind = ? ORDER BY rowid", (kind,)
+            ).fetchall()
         return {key: self._value(kind, key, value, crc) for key, value, crc in rows}
 
     def count(self, kind: str, *, start: str = "") -> int:
-        """How many records of a kind there are, of those whose key begins with ``start``. Also when the store is closed."""
+        """How many records of a kind there are, of those whose key begins with ``start``. Also when
+        the store is closed."""
         with told(self._path), closing(self._open_reader()) as db:
-            row = db.execute(f"SELECT count(*) FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start)).fetchone()
+            row = db.execute(
+                f"SELECT count(*) FROM records WHERE {_OF_KIND}",
+                (self._part + kind, len(start), start),
+            ).fetchone()
         return int(row[0])
 
-    def each(self, kind: str, *, start: str = "", chunk: int = 100) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Keys and records of a kind, of those whose key begins with ``start``, in the order in which they were first kept.
+    def each(
+        self, kind: str, *, start: str = "", chunk: int = 100
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Keys and records of a kind, of those whose key begins with ``start``, in the order in
+        which they were first kept.
 
-        A chunk is in memory at a time, and no lock is held in between. Also when the store is closed.
+        A chunk is in memory at a time, and no lock is held in between. Also when the store is
+        closed.
         """
         # NOT INDEXED: by rowid, where the index of the primary key would have every chunk sorted.
-        query = f"SELECT rowid, key, value, crc FROM records NOT INDEXED WHERE rowid > ? AND {_OF_KIND} ORDER BY rowid LIMIT ?"
+        query = (
+            "SELECT rowid, key, value, crc FROM records NOT INDEXED WHERE rowid > ? AND "
+            f"{_OF_KIND} ORDER BY rowid LIMIT ?"
+        )
         place, kind = -1, self._part + kind
         while True:
             with told(self._path), closing(self._open_reader()) as db:
@@ -480,7 +584,8 @@ class Store:
             place = rows[-1][0]
 
     def _open_reader(self) -> sqlite3.Connection:
-        """A connection of its own: it sees what is committed, and does not wait for what is being written."""
+        """A connection of its own: it sees what is committed, and does not wait for what is being
+        written."""
         address = f"{self._path.resolve().as_uri()}?mode=rw"
         db = sqlite3.connect(address, uri=True, check_same_thread=False)
         db.execute("PRAGMA query_only=1")
@@ -489,10 +594,13 @@ class Store:
     def forget(self, kind: str, *, start: str = "") -> None:
         """Drops the records of a kind whose key begins with ``start``."""
         with self._writing():
-            self._db.execute(f"DELETE FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start))
+            self._db.execute(
+                f"DELETE FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start)
+            )
 
 
 def _dumps(value: Any) -> str:
-    """Write a value as JSON that SQLite takes: half of a surrogate pair, in a row of the data for instance, is escaped."""
+    """Write a value as JSON that SQLite takes: half of a surrogate pair, in a row of the data for
+    instance, is escaped."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
     return json.dumps(value, sort_keys=True, default=list) if has_half_pair(text) else text

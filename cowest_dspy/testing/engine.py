@@ -16,9 +16,9 @@ class ScriptedEngine:
     """An engine that answers from a script, and refuses what is not in it.
 
     Args:
-        script: from a part of the last user message to the answer; or a function of the request as a dictionary (``model``,
-            ``messages``, ``config``). An answer that is an exception is raised. An answer that ends in ``"..."`` counts as cut
-            off (finish reason "length").
+        script: from a part of the last user message to the answer; or a function of the request as
+            a dictionary (``model``, ``messages``, ``config``). An answer that is an exception is
+            raised. An answer that ends in ``"..."`` counts as cut off (finish reason "length").
         model: the id of its LM.
     """
 
@@ -42,7 +42,8 @@ class ScriptedEngine:
         """The scripted answer; it costs nothing.
 
         Raises:
-            dspy.lm15.InvalidRequestError: the script has no answer to this request, or more than one.
+            dspy.lm15.InvalidRequestError: the script has no answer to this request, or more than
+                one.
         """
         asked = serialize.request_to_dict(request)
         with self._lock:
@@ -55,7 +56,9 @@ class ScriptedEngine:
             raise answer
         reason = "length" if answer.endswith("...") else "stop"
         words = sum(len(message["content"].split()) for message in asked["messages"])
-        return serialize.make_response(request.model, answer, reason, words, len(answer.split()), usd=0.0)
+        return serialize.make_response(
+            request.model, answer, reason, words, len(answer.split()), usd=0.0
+        )
 
     def stream(self, request: Request) -> Any:
         """The scripted answer as events."""

@@ -1,4 +1,5 @@
-"""What can go wrong between a client and a hosted model, as a plan that a fake server carries out."""
+"""What can go wrong between a client and a hosted model, as a plan that a fake server carries
+out."""
 
 from __future__ import annotations
 
@@ -20,10 +21,18 @@ class Fault:
     message: str = ""
 
     @classmethod
-    def status(cls, code: int, *, retry_after: float | None = None, error_code: str | None = None, message: str = "") -> Fault:
+    def status(
+        cls,
+        code: int,
+        *,
+        retry_after: float | None = None,
+        error_code: str | None = None,
+        message: str = "",
+    ) -> Fault:
         """An HTTP error in OpenAI's form: 429 with ``Retry-After`` seconds, 500, 503, 401 ...
 
-        ``error_code`` is the protocol's own, such as ``"context_length_exceeded"`` (with 400) or ``"insufficient_quota"``.
+        ``error_code`` is the protocol's own, such as ``"context_length_exceeded"`` (with 400) or
+        ``"insufficient_quota"``.
         """
         return cls("status", code, retry_after, 0.0, error_code, message)
 
@@ -54,15 +63,23 @@ class Fault:
 
 
 class Plan:
-    """The faults of a server: those declared, in order of arrival, then random ones at a rate; thread-safe.
+    """The faults of a server: those declared, in order of arrival, then random ones at a rate;
+    thread-safe.
 
-    None in ``faults`` lets a request pass. Random faults are drawn from a seeded generator in order of arrival.
+    None in ``faults`` lets a request pass. Random faults are drawn from a seeded generator in order
+    of arrival.
     """
 
     def __init__(self, faults: Iterable[Fault | None], rate: float, seed: int) -> None:
         self._declared, self._rate, self._random = iter(tuple(faults)), rate, random.Random(seed)
         self._lock = threading.Lock()
-        self._kinds = (Fault.status(429, retry_after=0.05), Fault.status(500), Fault.reset(), Fault.truncated(), Fault.garbled())
+        self._kinds = (
+            Fault.status(429, retry_after=0.05),
+            Fault.status(500),
+            Fault.reset(),
+            Fault.truncated(),
+            Fault.garbled(),
+        )
 
     def next(self) -> Fault | None:
         """What goes wrong with the next request, or None."""

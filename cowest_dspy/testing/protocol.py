@@ -1,6 +1,8 @@
-"""OpenAI's chat protocol as a strict fake reads and writes it: requests that are checked, bodies of answers and errors.
+"""OpenAI's chat protocol as a strict fake reads and writes it: requests that are checked, bodies of
+answers and errors.
 
-Tokens are declared, so that tests can count on them: a token is a word with the white space before it.
+Tokens are declared, so that tests can count on them: a token is a word with the white space before
+it.
 
     pieces("It is 4.") == ["It", " is", " 4."]
 """
@@ -47,7 +49,11 @@ class ChatMessage(BaseModel):
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
 
 
 class StreamOptions(BaseModel):
@@ -80,7 +86,9 @@ class ChatRequest(BaseModel):
 
     def asked(self) -> dict[str, Any]:
         """The request as a script's function gets it: ``model``, ``messages``, ``config``."""
-        config = self.model_dump(exclude={"model", "messages", "stream", "stream_options"}, exclude_none=True)
+        config = self.model_dump(
+            exclude={"model", "messages", "stream", "stream_options"}, exclude_none=True
+        )
         limit = config.pop("max_completion_tokens", None)
         if limit is not None:
             config["max_tokens"] = limit
@@ -109,21 +117,28 @@ def read_request(data: bytes) -> ChatRequest:
     """
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError) as error:  # Also of a number too long, of no UTF-8, and of too many brackets.
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # Also of a number too long, of no UTF-8, and of too many brackets.
         raise ProtocolError(400, f"The body is not JSON: {error}.") from None
     try:
         return ChatRequest.model_validate(value)
     except ValidationError as error:
-        raise ProtocolError(400, f"The request is malformed: {faults(error, 'body', most=None)}.") from None
+        raise ProtocolError(
+            400, f"The request is malformed: {faults(error, 'body', most=None)}."
+        ) from None
 
 
 def pieces(text: str) -> list[str]:
-    """The tokens of a text: words, each with the white space before it; joined they are the text again."""
+    """The tokens of a text: words, each with the white space before it; joined they are the text
+    again."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
 def choice_of(text: str, request: ChatRequest) -> Choice:
-    """The answer ``text`` as this request allows it: up to a stop text, and no longer than its limit of tokens."""
+    """The answer ``text`` as this request allows it: up to a stop text, and no longer than its
+    limit of tokens."""
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     for stop in stops:
         text = text.partition(stop)[0]
@@ -151,21 +166,37 @@ def whole_body(request: ChatRequest, choices: Sequence[Choice]) -> dict[str, Any
         }
         for index, choice in enumerate(choices)
     ]
-    return {**_head(request, "chat.completion"), "choices": made, "usage": usage_of(request, choices)}
+    return {
+        **_head(request, "chat.completion"),
+        "choices": made,
+        "usage": usage_of(request, choices),
+    }
 
 
 def stream_events(request: ChatRequest, choices: Sequence[Choice]) -> Iterator[bytes]:
-    """The answer as server-sent events: a token each, then why it ended, then the usage where it was asked for, then [DONE]."""
+    """The answer as server-sent events: a token each, then why it ended, then the usage where it
+    was asked for, then [DONE]."""
     head = _head(request, "chat.completion.chunk")
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n".encode()
 
     for index, choice in enumerate(choices):
-        yield event([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+        yield event(
+            [{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+        )
         for token in choice.tokens:
             logprobs = _logprobs((token,), request)
-            yield event([{"index": index, "delta": {"content": token}, "finish_reason": None, "logprobs": logprobs}])
+            yield event(
+                [
+                    {
+                        "index": index,
+                        "delta": {"content": token},
+                        "finish_reason": None,
+                        "logprobs": logprobs,
+                    }
+                ]
+            )
         yield event([{"index": index, "delta": {}, "finish_reason": choice.finish_reason}])
     if request.stream_options and request.stream_options.include_usage:
         yield event([], usage=usage_of(request, choices))
@@ -179,7 +210,8 @@ def error_body(status: int, message: str, code: str | None = None) -> dict[str, 
 
 
 def token_logprob(token: str) -> float:
-    """The declared log-probability of a token: -0.1 for each of its characters. The n-th other token has n less."""
+    """The declared log-probability of a token: -0.1 for each of its characters. The n-th other
+    token has n less."""
     return -len(token) / 10
 
 
@@ -188,7 +220,10 @@ def _logprobs(tokens: Sequence[str], request: ChatRequest) -> dict[str, Any] | N
         return None
     content: list[dict[str, Any]] = []
     for token in tokens:
-        others = [_scored(token + "~" * place, token_logprob(token) - place) for place in range(request.top_logprobs or 0)]
+        others = [
+            _scored(token + "~" * place, token_logprob(token) - place)
+            for place in range(request.top_logprobs or 0)
+        ]
         content.append({**_scored(token, token_logprob(token)), "top_logprobs": others})
     return {"content": content, "refusal": None}
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
 Script = Mapping[str, Answer] | Callable[[dict[str, Any]], Answer]
-"""From a part of the last message to the answer; or a function of the request: "model", "messages", "config"."""
+"""From a part of the last message to the answer; or a function of the request: "model", "messages",
+"config"."""
 
 
 class NotScripted(LookupError):
@@ -25,5 +26,7 @@ def scripted(script: Script[Answer], asked: dict[str, Any]) -> Answer:
     text = asked["messages"][-1]["content"]
     keys = [key for key in script if key in text]
     if len(keys) != 1:
-        raise NotScripted(f"The script has {len(keys)} answers ({keys}) to: {text!r}. Exactly one is needed.")
+        raise NotScripted(
+            f"The script has {len(keys)} answers ({keys}) to: {text!r}. Exactly one is needed."
+        )
     return script[keys[0]]

@@ -1,12 +1,17 @@
-"""A real HTTP server on this machine that speaks the OpenAI protocol, answers from a script, and fails as it is told to.
+"""A real HTTP server on this machine that speaks the OpenAI protocol, answers from a script, and
+fails as it is told to.
 
-    with OpenAIServer({"What is 2+2?": "4"}, key="secret", faults=[Fault.status(429, retry_after=0.2), Fault.reset()]) as server:
-        lm = dspy.LM(f"openai/{server.model}", api_base=server.api_base, api_key="secret", cache=False)
+    with OpenAIServer({"What is 2+2?": "4"}, key="secret", faults=[Fault.status(429,
+    retry_after=0.2), Fault.reset()]) as server:
+        lm = dspy.LM(f"openai/{server.model}", api_base=server.api_base, api_key="secret",
+        cache=False)
         lm("What is 2+2?")                       # ["4"], at the third attempt
-        [one.fault.kind if one.fault else "answered" for one in server.received]     # ["status", "reset", "answered"]
+        [one.fault.kind if one.fault else "answered" for one in server.received]     # ["status",
+            "reset", "answered"]
 
-It serves POST /v1/chat/completions (whole, or streamed as server-sent events), GET /v1/models and GET /health. It is strict: an
-unknown path, field or model, a value out of range, a wrong key and a prompt that is not in the script are errors in OpenAI's form.
+It serves POST /v1/chat/completions (whole, or streamed as server-sent events), GET /v1/models and
+GET /health. It is strict: an unknown path, field or model, a value out of range, a wrong key and a
+prompt that is not in the script are errors in OpenAI's form.
 """
 
 from __future__ import annotations
@@ -38,8 +43,8 @@ from cowest_dspy.testing.script import NotScripted, Script, scripted
 
 @dataclass(frozen=True)
 class Received:
-    """A well-formed chat request as it came in: ``at`` on ``time.monotonic()``'s clock, headers in lower case without the key,
-    and the fault that it met."""
+    """A well-formed chat request as it came in: ``at`` on ``time.monotonic()``'s clock, headers in
+    lower case without the key, and the fault that it met."""
 
     at: float
     body: dict[str, Any]
@@ -51,15 +56,18 @@ class OpenAIServer:
     """The server; it runs inside ``with``, on a free port of 127.0.0.1.
 
     Args:
-        script: from a part of the last message to the answer; or a function of the request as a dictionary (``model``,
-            ``messages``, ``config``), which is asked once for each of the ``n`` choices. A :class:`Fault` as an answer goes
-            wrong every time. ``stop`` and ``max_tokens`` cut what the script says; a token is a word with the space before it.
+        script: from a part of the last message to the answer; or a function of the request as a
+            dictionary (``model``, ``messages``, ``config``), which is asked once for each of the
+            ``n`` choices. A :class:`Fault` as an answer goes wrong every time. ``stop`` and
+            ``max_tokens`` cut what the script says; a token is a word with the space before it.
         model: the name that it serves; several as a tuple.
         key: the API key that it asks for; None takes any.
-        faults: what goes wrong, one for each request in order of arrival; None lets one pass. After them all is well, unless
-            ``fault_rate`` says what part of the requests fails (429, 500, reset, truncated or garbled, drawn with ``seed``).
+        faults: what goes wrong, one for each request in order of arrival; None lets one pass. After
+            them all is well, unless ``fault_rate`` says what part of the requests fails (429, 500,
+            reset, truncated or garbled, drawn with ``seed``).
 
-    ``received`` lists every well-formed request, ``most_at_once`` says how many were under way together at most.
+    ``received`` lists every well-formed request, ``most_at_once`` says how many were under way
+    together at most.
     """
 
     def __init__(
@@ -93,12 +101,16 @@ class OpenAIServer:
             RuntimeError: outside ``with``.
         """
         if self._http is None:
-            raise RuntimeError("The server does not run: use it as `with OpenAIServer(...) as server:`.")
+            raise RuntimeError(
+                "The server does not run: use it as `with OpenAIServer(...) as server:`."
+            )
         return f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def __enter__(self) -> OpenAIServer:
         self._http = _Http(self)
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,14 +129,20 @@ class OpenAIServer:
         if self.key is not None and authorization != f"Bearer {self.key}":
             raise ProtocolError(401, "Incorrect API key provided.", "invalid_api_key")
 
-    def receive(self, request: ChatRequest, body: dict[str, Any], headers: dict[str, str]) -> Fault | None:
+    def receive(
+        self, request: ChatRequest, body: dict[str, Any], headers: dict[str, str]
+    ) -> Fault | None:
         """Notes a request; gives what goes wrong with it.
 
         Raises:
             ProtocolError: 404, where the model is not served here.
         """
         if request.model not in self.models:
-            raise ProtocolError(404, f"There is no model {request.model!r} here, only {list(self.models)}.", "model_not_found")
+            raise ProtocolError(
+                404,
+                f"There is no model {request.model!r} here, only {list(self.models)}.",
+                "model_not_found",
+            )
         with self._lock:
             fault = self._plan.next()
             self.received.append(Received(time.monotonic(), body, headers, fault))
@@ -187,7 +205,8 @@ class _Http(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Silent where a client has gone away, which is its right; anything else is a bug here and is printed."""
+        """Silent where a client has gone away, which is its right; anything else is a bug here and
+        is printed."""
         import sys
 
         if not isinstance(sys.exc_info()[1], OSError):
@@ -204,13 +223,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The models, or that it is alive."""
         owner = self.server.owner
-        listed = [{"id": name, "object": "model", "created": 1, "owned_by": "script"} for name in owner.models]
-        known: dict[str, dict[str, Any]] = {"/v1/models": {"object": "list", "data": listed}, "/health": {"status": "ok"}}
+        listed = [
+            {"id": name, "object": "model", "created": 1, "owned_by": "script"}
+            for name in owner.models
+        ]
+        known: dict[str, dict[str, Any]] = {
+            "/v1/models": {"object": "list", "data": listed},
+            "/health": {"status": "ok"},
+        }
         try:
             if self.path == "/v1/models":
                 owner.check_key(self.headers.get("Authorization", ""))
             if self.path not in known:
-                raise ProtocolError(404, f"There is no GET {self.path} here, only {', '.join(known)}.")
+                raise ProtocolError(
+                    404, f"There is no GET {self.path} here, only {', '.join(known)}."
+                )
         except ProtocolError as error:
             self._send(error.status, error.body)
         else:
@@ -224,9 +251,15 @@ class _Handler(BaseHTTPRequestHandler):
                 data = self._body()
                 owner.check_key(self.headers.get("Authorization", ""))
                 if self.path != "/v1/chat/completions":
-                    raise ProtocolError(404, f"There is no POST {self.path} here, only /v1/chat/completions.")
+                    raise ProtocolError(
+                        404, f"There is no POST {self.path} here, only /v1/chat/completions."
+                    )
                 request = read_request(data)
-                headers = {key.lower(): value for key, value in self.headers.items() if key.lower() != "authorization"}
+                headers = {
+                    key.lower(): value
+                    for key, value in self.headers.items()
+                    if key.lower() != "authorization"
+                }
                 fault = owner.receive(request, json.loads(data), headers)
                 answers = owner.answers(request)
             except ProtocolError as error:
@@ -246,7 +279,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, request: ChatRequest, choices: list[Choice], fault: Fault | None) -> None:
         if fault is not None and fault.kind == "status":
             message = fault.message or f"Scripted to fail with status {fault.code}."
-            self._send(fault.code, error_body(fault.code, message, fault.error_code), fault.retry_after)
+            self._send(
+                fault.code, error_body(fault.code, message, fault.error_code), fault.retry_after
+            )
             return
         if fault is not None and fault.kind == "reset":
             # Linger 0: closing sends a reset, where it would otherwise be a polite end.

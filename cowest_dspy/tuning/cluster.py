@@ -1,10 +1,12 @@
 """Which processes train together, and where: a number, or a configuration file of Accelerate's.
 
-    machines(4)                                        # four on this machine: a GPU each, or sharing the CPU where there is none
-    machines("programs/accelerate/fsdp.yaml")          # what ``accelerate launch --config_file`` takes
+    machines(4)                                        # four on this machine: a GPU each, or
+        sharing the CPU where there is none
+    machines("programs/accelerate/fsdp.yaml")          # what ``accelerate launch --config_file``
+        takes
 
-One file serves all machines of a cluster: NODE_RANK (or SLURM_NODEID), MASTER_ADDR and MASTER_PORT in the environment come before
-the file's machine_rank, main_process_ip and main_process_port.
+One file serves all machines of a cluster: NODE_RANK (or SLURM_NODEID), MASTER_ADDR and MASTER_PORT
+in the environment come before the file's machine_rank, main_process_ip and main_process_port.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from cowest_dspy.errors import TuningError
 KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
 """What distributed_type may be: others train by other means than this library was written for."""
 PASSED_ON = ("fsdp_config", "gpu_ids", "rdzv_backend", "same_network", "enable_cpu_affinity")
-REFUSED = ("deepspeed_config", "megatron_lm_config", "parallelism_config", "fp8_config", "mpirun_config", "dynamo_config")
+REFUSED = (
+    "deepspeed_config",
+    "megatron_lm_config",
+    "parallelism_config",
+    "fp8_config",
+    "mpirun_config",
+    "dynamo_config",
+)
 PORT = 29500
 """Where several machines meet when nobody says otherwise."""
 
@@ -29,8 +38,9 @@ PORT = 29500
 class Machines:
     """Processes that train together.
 
-    processes: of all machines together. count: machines. rank: which of them this is, from 0 on. cpu: no GPU is used.
-    address, port: where they meet, the first machine's; None: on this machine, at a free port. file: what said so, not a number.
+    processes: of all machines together. count: machines. rank: which of them this is, from 0 on.
+        cpu: no GPU is used. address, port: where they meet, the first machine's; None: on this
+        machine, at a free port. file: what said so, not a number.
     mixed: the file's mixed_precision. config: what else the file says to ``accelerate launch``.
     """
 
@@ -60,12 +70,15 @@ class Machines:
         return self.processes == 1
 
 
-def machines(given: int | str | Path | Machines, environment: Mapping[str, str] = os.environ) -> Machines:
+def machines(
+    given: int | str | Path | Machines, environment: Mapping[str, str] = os.environ
+) -> Machines:
     """What a number of processes, or a configuration file, asks for on this machine.
 
     Raises:
-        TuningError: fewer GPUs than processes; a file that is missing, is none of Accelerate's, asks for GPUs on a machine without
-            one, or for a way of training that is not known to work here.
+        TuningError: fewer GPUs than processes; a file that is missing, is none of Accelerate's,
+            asks for GPUs on a machine without one, or for a way of training that is not known to
+            work here.
     """
     if isinstance(given, Machines):
         return given
@@ -73,7 +86,10 @@ def machines(given: int | str | Path | Machines, environment: Mapping[str, str] 
         number = int(str(given))
         cards = _cards() if number != 1 else 0
         if 0 < cards < number:
-            raise TuningError(f"{number} processes need a GPU each, and this machine has {cards}: ask for {cards} at most.")
+            raise TuningError(
+                f"{number} processes need a GPU each, and this machine has {cards}: ask for "
+                f"{cards} at most."
+            )
         return Machines(number, cpu=cards == 0)
     made = _of_file(Path(given), environment)
     _check_hardware(made, _cards())
@@ -82,33 +98,70 @@ def machines(given: int | str | Path | Machines, environment: Mapping[str, str] 
 
 def _of_file(file: Path, environment: Mapping[str, str]) -> Machines:
     said = _read(file)
-    kind, shards, refused = str(said["distributed_type"]), said.get("fsdp_config"), [name for name in REFUSED if said.get(name)]
+    kind, shards, refused = (
+        str(said["distributed_type"]),
+        said.get("fsdp_config"),
+        [name for name in REFUSED if said.get(name)],
+    )
     if refused or kind not in KINDS:
         what = refused[0] if refused else f"distributed_type: {kind}"
-        raise TuningError(f"{file}: {what} is not known to work here. distributed_type may be {', '.join(KINDS)}.")
+        raise TuningError(
+            f"{file}: {what} is not known to work here. distributed_type may be {', '.join(KINDS)}."
+        )
     if (kind == "FSDP") != bool(shards):
-        raise TuningError(f"{file}: distributed_type: FSDP and an fsdp_config belong together, and only one is there.")
+        raise TuningError(
+            f"{file}: distributed_type: FSDP and an fsdp_config belong together, and only one is "
+            "there."
+        )
     if shards and int(shards.get("fsdp_version", 1)) != 2:
         raise TuningError(
-            f"{file}: set fsdp_version: 2 in fsdp_config. LoRA trains some parameters and freezes others, which FSDP 2 shards "
+            f"{file}: set fsdp_version: 2 in fsdp_config. LoRA trains some parameters and freezes "
+            "others, which FSDP 2 shards "
             "one by one; FSDP 1 melts them together."
         )
     processes, count = int(said.get("num_processes", 1)), int(said.get("num_machines", 1))
     if processes < 1 or count < 1 or processes % count:
-        raise TuningError(f"{file}: num_processes: {processes} is of all machines, and no multiple of num_machines: {count}.")
+        raise TuningError(
+            f"{file}: num_processes: {processes} is of all machines, and no multiple of "
+            f"num_machines: {count}."
+        )
     if shards and processes == 1:
-        raise TuningError(f"{file}: one process has nobody to share the weights with. Set num_processes, or take one_gpu.yaml.")
-    rank = int(environment.get("NODE_RANK") or environment.get("SLURM_NODEID") or said.get("machine_rank") or 0)
+        raise TuningError(
+            f"{file}: one process has nobody to share the weights with. Set num_processes, or "
+            "take one_gpu.yaml."
+        )
+    rank = int(
+        environment.get("NODE_RANK")
+        or environment.get("SLURM_NODEID")
+        or said.get("machine_rank")
+        or 0
+    )
     address = environment.get("MASTER_ADDR") or said.get("main_process_ip")
     port = int(environment.get("MASTER_PORT") or said.get("main_process_port") or PORT)
     if count > 1 and not address:
-        raise TuningError(f"{file}: {count} machines meet at the first of them: set MASTER_ADDR, or main_process_ip in the file.")
+        raise TuningError(
+            f"{file}: {count} machines meet at the first of them: set MASTER_ADDR, or "
+            "main_process_ip in the file."
+        )
     if not 0 <= rank < count and count > 1:
-        raise TuningError(f"{file}: this is machine {rank} of {count}, counted from 0: set NODE_RANK, or machine_rank in the file.")
+        raise TuningError(
+            f"{file}: this is machine {rank} of {count}, counted from 0: set NODE_RANK, or "
+            "machine_rank in the file."
+        )
     meeting = (rank, str(address), port) if count > 1 else (0, None, None)
     passed = {name: said[name] for name in PASSED_ON if said.get(name)}
     cpu = bool(said.get("use_cpu")) or kind == "MULTI_CPU"
-    return Machines(processes, count, meeting[0], cpu, meeting[1], meeting[2], file, said.get("mixed_precision") or "no", passed)
+    return Machines(
+        processes,
+        count,
+        meeting[0],
+        cpu,
+        meeting[1],
+        meeting[2],
+        file,
+        said.get("mixed_precision") or "no",
+        passed,
+    )
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -117,41 +170,58 @@ def _read(file: Path) -> dict[str, Any]:
 
     if not file.is_file():
         raise TuningError(
-            f"{file} is not there: --accelerate takes a number of processes, or a configuration file of Accelerate's, such as "
-            "programs/accelerate/several_gpus.yaml; `accelerate config --config_file FILE` writes one."
+            f"{file} is not there: --accelerate takes a number of processes, or a configuration "
+            "file of Accelerate's, such as "
+            "programs/accelerate/several_gpus.yaml; `accelerate config --config_file FILE` writes "
+            "one."
         )
     try:
         return load_config_from_file(str(file)).to_dict()
     except Exception as error:  # Of the YAML reader's, and of whatever Accelerate does with a text that is no mapping.
         why = " ".join(str(error).split())
-        raise TuningError(f"{file} is no configuration of Accelerate's: {type(error).__name__}: {why}") from error
+        raise TuningError(
+            f"{file} is no configuration of Accelerate's: {type(error).__name__}: {why}"
+        ) from error
 
 
 def _check_hardware(made: Machines, cards: int) -> None:
     gpus = made.config.get("gpu_ids", "all")
     if not made.cpu and not cards:
         raise TuningError(
-            f"{made.file} asks for GPUs, and this machine has none that PyTorch can use. On a CPU: programs/accelerate/cpu.yaml, "
+            f"{made.file} asks for GPUs, and this machine has none that PyTorch can use. On a "
+            "CPU: programs/accelerate/cpu.yaml, "
             "a number of processes, or no --accelerate."
         )
     if not made.cpu and made.here > cards:
-        raise TuningError(f"{made.file} asks for {made.here} processes with a GPU each, and this machine has {cards}.")
+        raise TuningError(
+            f"{made.file} asks for {made.here} processes with a GPU each, and this machine has "
+            f"{cards}."
+        )
     if made.alone and made.cpu and cards:
-        raise TuningError(f"{made.file} says use_cpu, and this process sees a GPU: set CUDA_VISIBLE_DEVICES= (nothing).")
+        raise TuningError(
+            f"{made.file} says use_cpu, and this process sees a GPU: set CUDA_VISIBLE_DEVICES= "
+            "(nothing)."
+        )
     if made.alone and str(gpus) not in ("all", "0"):
-        raise TuningError(f"{made.file} names gpu_ids: {gpus}. One process takes the first GPU: set CUDA_VISIBLE_DEVICES={gpus}.")
+        raise TuningError(
+            f"{made.file} names gpu_ids: {gpus}. One process takes the first GPU: set "
+            f"CUDA_VISIBLE_DEVICES={gpus}."
+        )
 
 
 def check_precision(made: Machines, precision: str) -> None:
-    """The settings of a training say how it computes; a file that says otherwise is not obeyed in silence.
+    """The settings of a training say how it computes; a file that says otherwise is not obeyed in
+    silence.
 
     Raises:
-        TuningError: mixed_precision of the file and ``precision`` of the settings contradict one another.
+        TuningError: mixed_precision of the file and ``precision`` of the settings contradict one
+            another.
     """
     if made.mixed == "no" or (made.mixed == "bf16" and precision in ("auto", "bf16")):
         return
     raise TuningError(
-        f'{made.file} says mixed_precision: {made.mixed}, and the settings say precision = "{precision}", which is what counts '
+        f"{made.file} says mixed_precision: {made.mixed}, and the settings say precision = "
+        f'"{precision}", which is what counts '
         '("auto", "fp32" or "bf16"): set mixed_precision: "no" in the file.'
     )
 

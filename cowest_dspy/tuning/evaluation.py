@@ -1,10 +1,14 @@
-"""Evaluation inside a training: rows held out, their loss now and then, an early stop, and the best adapter.
+"""Evaluation inside a training: rows held out, their loss now and then, an early stop, and the best
+adapter.
 
-    tuned = train_dpo(DPO(held_out=0.2, patience=3), pairs.rows(), base="models/SmolLM2-135M-Instruct", output=Path("adapters/r1"))
-    tuned.history[0]      # {"step": 0, "epoch": 0.0, "eval_loss": 0.6931, "eval_rewards/margins": 0.0, ..., "eval_kl": 0.0}
+    tuned = train_dpo(DPO(held_out=0.2, patience=3), pairs.rows(),
+    base="models/SmolLM2-135M-Instruct", output=Path("adapters/r1"))
+    tuned.history[0]      # {"step": 0, "epoch": 0.0, "eval_loss": 0.6931, "eval_rewards/margins":
+                          0.0, ..., "eval_kl": 0.0}
     tuned.best_step       # 12
 
-Evaluating changes no weight, no gradient and no random number: the steps are bit for bit those of a training on the kept rows.
+Evaluating changes no weight, no gradient and no random number: the steps are bit for bit those of a
+training on the kept rows.
 """
 
 from __future__ import annotations
@@ -24,17 +28,22 @@ MARGINS, ACCURACIES = "rewards/margins", "rewards/accuracies"
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of rows, ascending: ``kept`` to be trained on, ``held`` to be evaluated on. Together they are all rows."""
+    """Indices of rows, ascending: ``kept`` to be trained on, ``held`` to be evaluated on. Together
+    they are all rows."""
 
     kept: tuple[int, ...]
     held: tuple[int, ...]
 
 
-def split(rows: Sequence[Mapping[str, Any]], part: float, seed: int, examples: Sequence[Any] | None = None) -> Split:
-    """Holds out about ``part`` of the rows, in [0, 0.5]; rows of one example or of one prompt are on the same side.
+def split(
+    rows: Sequence[Mapping[str, Any]], part: float, seed: int, examples: Sequence[Any] | None = None
+) -> Split:
+    """Holds out about ``part`` of the rows, in [0, 0.5]; rows of one example or of one prompt are
+    on the same side.
 
-    ``examples`` are the rows' example ids, None where a row has none. Groups are held out in an order that ``seed`` gives, each if
-    not more than ``part`` is held out with it; where every group is larger than that, the smallest one is.
+    ``examples`` are the rows' example ids, None where a row has none. Groups are held out in an
+    order that ``seed`` gives, each if not more than ``part`` is held out with it; where every group
+    is larger than that, the smallest one is.
 
     Raises:
         TuningError: all rows are of one example or prompt, so that none can be held out.
@@ -47,7 +56,8 @@ def split(rows: Sequence[Mapping[str, Any]], part: float, seed: int, examples: S
     groups = _groups(rows, examples or [None] * len(rows))
     if len(groups) < 2:
         raise TuningError(
-            f"held_out is {part}, but the {len(rows)} rows are all of one example or prompt, and what is trained on must not be "
+            f"held_out is {part}, but the {len(rows)} rows are all of one example or prompt, and "
+            "what is trained on must not be "
             "evaluated on. Give rows of several prompts, or set held_out = 0."
         )
     wanted = max(1, round(part * len(rows)))
@@ -60,7 +70,8 @@ def split(rows: Sequence[Mapping[str, Any]], part: float, seed: int, examples: S
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], examples: Sequence[Any]) -> list[list[int]]:
-    """Rows that share an example id or a prompt, directly or by way of others, in order of their first row."""
+    """Rows that share an example id or a prompt, directly or by way of others, in order of their
+    first row."""
     leader = list(range(len(rows)))
 
     def first(index: int) -> int:
@@ -87,34 +98,63 @@ def example_ids(rows: Iterable[Any]) -> list[Any]:
 
 
 class Evaluation:
-    """Evaluates a training on its held-out rows, before the first step, every so many steps, and after the last.
+    """Evaluates a training on its held-out rows, before the first step, every so many steps, and
+    after the last.
 
     Each evaluation adds a record to ``history`` and goes to whatever the trainer reports to:
 
-    eval_loss: of SFT the mean of -log p per completion token; of DPO the mean of the trainer's own loss per pair, of KTO per row,
-        with the KL term of the held-out rows. Lower is better.
-    eval_rewards/margins: of DPO and KTO, the difference of the mean rewards of both sides; a reward is beta times the log-ratio to
-        the reference. eval_rewards/accuracies: of DPO, the share of pairs whose chosen side has the higher reward.
-    eval_kl: the mean over all completion tokens of the held-out rows (of pairs, chosen and rejected) of log p - log p_ref, in nats.
-        The reference is the model as training began. The completions are the data's, not samples of the model, so this is a mean
-        log-ratio that stands in for the Kullback-Leibler divergence: it may be negative, and it is when the data's completions have
-        become less likely. How far it is from 0 tells how far the model has moved on the data.
+    eval_loss: of SFT the mean of -log p per completion token; of DPO the mean of the trainer's own
+        loss per pair, of KTO per row, with the KL term of the held-out rows. Lower is better.
+    eval_rewards/margins: of DPO and KTO, the difference of the mean rewards of both sides; a reward
+    is beta times the log-ratio to
+        the reference. eval_rewards/accuracies: of DPO, the share of pairs whose chosen side has the
+        higher reward.
+    eval_kl: the mean over all completion tokens of the held-out rows (of pairs, chosen and
+        rejected) of log p - log p_ref, in nats. The reference is the model as training began. The
+        completions are the data's, not samples of the model, so this is a mean log-ratio that
+        stands in for the Kullback-Leibler divergence: it may be negative, and it is when the data's
+        completions have become less likely. How far it is from 0 tells how far the model has moved
+        on the data.
 
-    ``best_step`` is the step, after the first, of the lowest eval_loss (the earliest of equals). The start is no candidate: it is
-    what a training is measured against. Batches are of ``micro_batch_size`` rows; losses that compare the rows of a batch
-    ("aot", "aot_unpaired") depend on that as they do in training.
+    ``best_step`` is the step, after the first, of the lowest eval_loss (the earliest of equals).
+    The start is no candidate: it is what a training is measured against. Batches are of
+    ``micro_batch_size`` rows; losses that compare the rows of a batch ("aot", "aot_unpaired")
+    depend on that as they do in training.
     """
 
-    def __init__(self, trainer: Any, settings: Any, held: Sequence[int], history: list[dict[str, float]], per_epoch: float) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        settings: Any,
+        held: Sequence[int],
+        history: list[dict[str, float]],
+        per_epoch: float,
+    ) -> None:
         sizes = trainers.lengths(trainer)
         order = sorted(held, key=lambda index: -sizes[index])
         labelled = "label" in trainer.train_dataset.column_names
-        data = unpaired.prepared(trainer, order, len(order)) if labelled else trainer.train_dataset.select(order)
+        data = (
+            unpaired.prepared(trainer, order, len(order))
+            if labelled
+            else trainer.train_dataset.select(order)
+        )
         self._batches = [
-            _Batch(trainer.data_collator([data[place] for place in range(start, min(start + settings.micro_batch, len(order)))]))
+            _Batch(
+                trainer.data_collator(
+                    [
+                        data[place]
+                        for place in range(start, min(start + settings.micro_batch, len(order)))
+                    ]
+                )
+            )
             for start in range(0, len(order), settings.micro_batch)
         ]
-        self._trainer, self._settings, self._history, self._per_epoch = trainer, settings, history, per_epoch
+        self._trainer, self._settings, self._history, self._per_epoch = (
+            trainer,
+            settings,
+            history,
+            per_epoch,
+        )
         self._start: float | None = None
         self._since_best, self._last = 0, 0
         self._best_loss, self._best_weights = math.inf, {}
@@ -122,7 +162,8 @@ class Evaluation:
         self.stopped_early = False
 
     def callback(self) -> Any:
-        """A ``transformers.TrainerCallback`` that evaluates when it is time, and stops the training when patience is over."""
+        """A ``transformers.TrainerCallback`` that evaluates when it is time, and stops the training
+        when patience is over."""
         from transformers import TrainerCallback
 
         evaluation, settings = self, self._settings
@@ -133,7 +174,14 @@ class Evaluation:
                 if state.global_step == 0:  # A training that goes on was evaluated where it stands.
                     evaluation.evaluate(0)
 
-            def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            def on_log(
+                self,
+                args: Any,
+                state: Any,
+                control: Any,
+                logs: dict[str, Any] | None = None,
+                **_: Any,
+            ) -> None:
                 step, total = state.global_step, state.max_steps
                 every = settings.evaluate_every or max(1, total // 10)
                 if not logs or "loss" not in logs or (step % every and step != total):
@@ -146,15 +194,21 @@ class Evaluation:
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether as many evaluations in a row as ``patience`` allows were no better than the best before them."""
+        """Whether as many evaluations in a row as ``patience`` allows were no better than the best
+        before them."""
         return self._settings.patience is not None and self._since_best >= self._settings.patience
 
     def add_reference(self) -> None:
-        """Adds the reference's log-probabilities to the batches of pairs, once and before any step."""
+        """Adds the reference's log-probabilities to the batches of pairs, once and before any
+        step."""
         trainer = self._trainer
         for batch in self._batches if "chosen_ids" in trainer.train_dataset.column_names else ():
-            sides = trainer.compute_ref_log_probs(trainer.model, trainer._prepare_inputs(dict(batch.inputs)))
-            batch.inputs["ref_chosen_logps"], batch.inputs["ref_rejected_logps"] = (side.cpu() for side in sides)
+            sides = trainer.compute_ref_log_probs(
+                trainer.model, trainer._prepare_inputs(dict(batch.inputs))
+            )
+            batch.inputs["ref_chosen_logps"], batch.inputs["ref_rejected_logps"] = (
+                side.cpu() for side in sides
+            )
 
     def evaluate(self, step: int) -> None:
         """Measures, records and logs; notes whether this is the best so far, and keeps its adapter.
@@ -170,7 +224,8 @@ class Evaluation:
                 measured = self._measure()
             if not math.isfinite(measured["eval_loss"]):
                 raise TuningError(
-                    f"Training diverged: at step {step} the loss of the held-out rows is {measured['eval_loss']}. "
+                    f"Training diverged: at step {step} the loss of the held-out rows is "
+                    f"{measured['eval_loss']}. "
                     'Lower learning_rate, raise warmup, or set precision = "fp32".'
                 )
             self._history.append({"step": step, "epoch": step / self._per_epoch, **measured})
@@ -182,7 +237,8 @@ class Evaluation:
             self._note(step, measured["eval_loss"])
 
     def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What has been found so far, for a checkpoint: the weights of the best adapter, and JSON-able numbers."""
+        """What has been found so far, for a checkpoint: the weights of the best adapter, and
+        JSON-able numbers."""
         best = self._best_loss if self.best_step else None
         found = {
             "start": self._start,
@@ -196,7 +252,11 @@ class Evaluation:
     def go_on(self, weights: dict[str, Any], found: Mapping[str, Any]) -> None:
         """Takes over what :meth:`kept` gave in an earlier process."""
         self._best_weights, self._start = weights, found["start"]
-        self._since_best, self._last, self.best_step = found["since_best"], found["last"], found["best_step"]
+        self._since_best, self._last, self.best_step = (
+            found["since_best"],
+            found["last"],
+            found["best_step"],
+        )
         self._best_loss = math.inf if found["best"] is None else found["best"]
 
     def finish(self) -> None:
@@ -216,10 +276,15 @@ class Evaluation:
             self._best_loss, self.best_step, self._since_best = loss, step, 0
             if self._settings.keep_best:
                 parameters = self._trainer.model.named_parameters()
-                self._best_weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad}
+                self._best_weights = {
+                    name: p.detach().to("cpu", copy=True)
+                    for name, p in parameters
+                    if p.requires_grad
+                }
 
     def _measure(self) -> dict[str, float]:
-        """The numbers of one evaluation; what TRL logs of a batch is a mean over its pairs, or its rows of one label."""
+        """The numbers of one evaluation; what TRL logs of a batch is a mean over its pairs, or its
+        rows of one label."""
         trainer, sums = self._trainer, _Sums()
         loss = weight = 0.0
         inputs = [dict(batch.inputs) for batch in self._batches]
@@ -232,14 +297,16 @@ class Evaluation:
             sums.add(batch, trainer._metrics["eval"])
             trainer._metrics["eval"].clear()
         loss /= weight
-        # Of SFT the loss is the mean of -log p, and the reference's was measured before the first step.
+        # Of SFT the loss is the mean of -log p, and the reference's was measured before the first
+        # step.
         self._start = loss if self._start is None else self._start
         kl = self._start - loss if self._batches[0].kind == "sft" else sums.log_ratio()
         return {"eval_loss": loss, **sums.means(), "eval_kl": kl}
 
 
 class _Sums:
-    """Sums over batches of what TRL logs as means: of rewards and of log-probabilities, for each side."""
+    """Sums over batches of what TRL logs as means: of rewards and of log-probabilities, for each
+    side."""
 
     def __init__(self) -> None:
         self._rows = {"chosen": 0, "rejected": 0}
@@ -266,10 +333,13 @@ class _Sums:
         return self._ratio / self._tokens
 
     def means(self) -> dict[str, float]:
-        """The difference of the mean rewards of the sides, where both occur, and the accuracy of pairs."""
+        """The difference of the mean rewards of the sides, where both occur, and the accuracy of
+        pairs."""
         made: dict[str, float] = {}
         if all(self._rows.values()):
-            chosen, rejected = (self._rewards[side] / self._rows[side] for side in ("chosen", "rejected"))
+            chosen, rejected = (
+                self._rewards[side] / self._rows[side] for side in ("chosen", "rejected")
+            )
             made[f"eval_{MARGINS}"] = chosen - rejected
         if self._right is not None:
             made[f"eval_{ACCURACIES}"] = self._right / self._rows["chosen"]
@@ -277,7 +347,8 @@ class _Sums:
 
 
 class _Batch:
-    """Held-out rows as the trainer's collator makes them; how many they are, of each side, and their completions' tokens."""
+    """Held-out rows as the trainer's collator makes them; how many they are, of each side, and
+    their completions' tokens."""
 
     def __init__(self, inputs: Mapping[str, Any]) -> None:
         self.inputs = dict(inputs)
@@ -297,29 +368,42 @@ class _Batch:
     @property
     def reference(self) -> float:
         """The sum of the reference's log-probabilities of all completions."""
-        names = ("ref_logps",) if self.kind == "unpaired" else ("ref_chosen_logps", "ref_rejected_logps")
+        names = (
+            ("ref_logps",)
+            if self.kind == "unpaired"
+            else ("ref_chosen_logps", "ref_rejected_logps")
+        )
         return float(sum(self.inputs[name].sum() for name in names))
 
 
 def log_kl(trainer: Any, order: Sequence[int], settings: Any) -> None:
-    """Adds "kl" to the logs of each step on pairs: what eval_kl is, of the step's own batch before the step.
+    """Adds "kl" to the logs of each step on pairs: what eval_kl is, of the step's own batch before
+    the step.
 
-    ``order`` are the trainer's rows as they are trained on. TRL logs a batch's mean rewards, which are beta times the log-ratios to
-    the reference, so that nothing is computed for it. Without pairs nothing is added: there the step's loss says as much.
+    ``order`` are the trainer's rows as they are trained on. TRL logs a batch's mean rewards, which
+    are beta times the log-ratios to the reference, so that nothing is computed for it. Without
+    pairs nothing is added: there the step's loss says as much.
     """
     from transformers import TrainerCallback
 
     data, size = trainer.train_dataset, settings.batch_size
     if "chosen_ids" not in data.column_names:
         return
-    tokens = [len(chosen) + len(rejected) for chosen, rejected in zip(data["chosen_ids"], data["rejected_ids"], strict=True)]
+    tokens = [
+        len(chosen) + len(rejected)
+        for chosen, rejected in zip(data["chosen_ids"], data["rejected_ids"], strict=True)
+    ]
 
     class Ratios(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        ) -> None:
             if logs and {"loss", "rewards/chosen", "rewards/rejected"} <= logs.keys():
                 batch = order[(state.global_step - 1) * size : state.global_step * size]
                 rewards = logs["rewards/chosen"] + logs["rewards/rejected"]
-                logs["kl"] = len(batch) * rewards / settings.beta / sum(tokens[index] for index in batch)
+                logs["kl"] = (
+                    len(batch) * rewards / settings.beta / sum(tokens[index] for index in batch)
+                )
 
     # First, so that all others see it.
     trainer.callback_handler.callbacks.insert(0, Ratios())

@@ -1,10 +1,12 @@
-"""One of several processes that train together: ``python -m cowest_dspy.tuning.launched JOB``, started by ``accelerate launch``.
+"""One of several processes that train together: ``python -m cowest_dspy.tuning.launched JOB``,
+started by ``accelerate launch``.
 
-JOB is the folder that launching.py has written: spec.json (what to train) and rows.jsonl (on what). This process trains by the
-same functions as one process alone; PyTorch's DistributedDataParallel averages the gradients, or FSDP also shares out the weights.
-The first process leaves progress.jsonl, the adapter and results.json in JOB: what every process has to say, above all the hash of
-its own copy of the adapter, so that whoever started them can see that all copies are the same. The others write nothing there but,
-where they fail, error-RANK.json.
+JOB is the folder that launching.py has written: spec.json (what to train) and rows.jsonl (on what).
+This process trains by the same functions as one process alone; PyTorch's DistributedDataParallel
+averages the gradients, or FSDP also shares out the weights. The first process leaves
+progress.jsonl, the adapter and results.json in JOB: what every process has to say, above all the
+hash of its own copy of the adapter, so that whoever started them can see that all copies are the
+same. The others write nothing there but, where they fail, error-RANK.json.
 """
 
 from __future__ import annotations
@@ -27,18 +29,24 @@ from cowest_dspy.tuning.training import train_dpo, train_sft
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils.files import write_whole
 
-KINDS: dict[str, tuple[type[Any], Callable[..., Any]]] = {"sft": (SFT, train_sft), "preference": (DPO, train_dpo)}
+KINDS: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+    "sft": (SFT, train_sft),
+    "preference": (DPO, train_dpo),
+}
 """What ``kind`` in spec.json may be: the class of its settings, and what trains."""
 
 
 def train(job: Path, rank: int, folder: Path) -> None:
-    """Does this process's part, with its adapter in ``folder``. The first writes results.json: the ``Tuned`` of each process.
+    """Does this process's part, with its adapter in ``folder``. The first writes results.json: the
+    ``Tuned`` of each process.
 
     Raises:
         TuningError, ModelError: as in ``train_sft`` and ``train_dpo``.
     """
     spec = json.loads((job / "spec.json").read_text(encoding="utf-8"))
-    data = [json.loads(line) for line in (job / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    data = [
+        json.loads(line) for line in (job / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     settings, function = KINDS[spec["kind"]]
     tuned = function(
         settings(**spec["settings"]),
@@ -69,7 +77,13 @@ def main(job: Path) -> int:
         state.destroy_process_group()
     except Exception as error:
         said = str(error) if isinstance(error, CowestError) else traceback.format_exc()
-        write_whole({job / f"error-{rank}.json": json.dumps({"type": type(error).__name__, "text": masked(said)})})
+        write_whole(
+            {
+                job / f"error-{rank}.json": json.dumps(
+                    {"type": type(error).__name__, "text": masked(said)}
+                )
+            }
+        )
         return 1
     return 0
 
@@ -94,7 +108,8 @@ def _gathered(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when the one that started it is gone: a launcher that is killed takes nobody with it."""
+    """Ends this process when the one that started it is gone: a launcher that is killed takes
+    nobody with it."""
 
     def watch() -> None:
         while os.getppid() == parent:

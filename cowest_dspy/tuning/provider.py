@@ -1,8 +1,10 @@
-"""TRLProvider: DSPy's way to tune an in-process model, so that ``dspy.LM.finetune`` and ``BootstrapFinetune`` work with it.
+"""TRLProvider: DSPy's way to tune an in-process model, so that ``dspy.LM.finetune`` and
+``BootstrapFinetune`` work with it.
 
     weak = tunable(engine.lm())
     tuned = tune(weak, pairs.rows(), "preference", DPO(), Path("adapters/r1"))
-    tuned.lm            # a dspy.LM like ``weak``, with the adapter; its model id ends in a hash of the adapter's weights
+    tuned.lm            # a dspy.LM like ``weak``, with the adapter; its model id ends in a hash of
+                        the adapter's weights
 
 The provider is handed an engine: whatever has the four members of :class:`TunableEngine`.
 """
@@ -32,14 +34,20 @@ from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils import notebook
 
-FORMATS: dict[str, type[SFT | DPO | KTO]] = {"sft": SFT, "chat": SFT, "preference": DPO, "unpaired": KTO}
+FORMATS: dict[str, type[SFT | DPO | KTO]] = {
+    "sft": SFT,
+    "chat": SFT,
+    "preference": DPO,
+    "unpaired": KTO,
+}
 """Data formats, and the settings that each is tuned on with."""
 OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes", "cache", "least")
 
 
 @runtime_checkable
 class TunableEngine(Protocol):
-    """What a provider needs of an engine: its weights are on this machine, and it takes adapters."""
+    """What a provider needs of an engine: its weights are on this machine, and it takes
+    adapters."""
 
     base_folder: str
     """The folder or Hub id of the model without any adapter."""
@@ -59,7 +67,8 @@ class TuningCancelled(TuningError):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """Where a job is: ``state``, optimiser steps done and wanted (0 until training has begun), and the newest logs."""
+    """Where a job is: ``state``, optimiser steps done and wanted (0 until training has begun), and
+    the newest logs."""
 
     state: Literal["running", "cancelled", "failed", "done"]
     step: int
@@ -68,10 +77,12 @@ class JobStatus:
 
 
 class TRLTrainingJob(TrainingJob):
-    """A training in a thread of ``dspy.LM.finetune``: ``result()`` gives the tuned LM, or raises what ended the training.
+    """A training in a thread of ``dspy.LM.finetune``: ``result()`` gives the tuned LM, or raises
+    what ended the training.
 
-    DSPy hands a failure over as a result, which a caller who does not look would use as an LM. Here it is an exception: of
-    ``result()``, of ``exception()``, and of whoever waits for the job, such as ``BootstrapFinetune``.
+    DSPy hands a failure over as a result, which a caller who does not look would use as an LM. Here
+    it is an exception: of ``result()``, of ``exception()``, and of whoever waits for the job, such
+    as ``BootstrapFinetune``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -92,12 +103,15 @@ class TRLTrainingJob(TrainingJob):
         state: Literal["running", "cancelled", "failed", "done"] = "running"
         if self.done():
             error = self.exception()
-            failed: Literal["cancelled", "failed"] = "cancelled" if isinstance(error, TuningCancelled) else "failed"
+            failed: Literal["cancelled", "failed"] = (
+                "cancelled" if isinstance(error, TuningCancelled) else "failed"
+            )
             state = failed if error else "done"
         return JobStatus(state, *self._progress)
 
     def cancel(self) -> bool:
-        """Stops the training after the optimiser step that it is at; False when it is over already."""
+        """Stops the training after the optimiser step that it is at; False when it is over
+        already."""
         if self.done():
             return False
         self._cancel.set()
@@ -111,18 +125,22 @@ class TRLTrainingJob(TrainingJob):
         """
         self._progress = (step, total, logs)
         if self._cancel.is_set():
-            raise TuningCancelled(f"Training was cancelled at step {step} of {total}; nothing was saved.")
+            raise TuningCancelled(
+                f"Training was cancelled at step {step} of {total}; nothing was saved."
+            )
 
 
 class TRLProvider(Provider):
     """Tunes the model of an in-process engine with TRL, and loads the result into that engine.
 
-    ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one), ``output`` (the adapter's folder),
-    ``seed`` (default 0), ``on_step``, ``adapter`` (to train further; by default the one that the model id names, None for
-    a new one), ``processes`` (that train together, or a file of Accelerate's; default 1, this one), ``cache`` (a folder for the
-    reference's log-probabilities of pairs), ``least`` (fewer pairs, or labelled drafts, are not trained on; default 8). Data
-    formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion), "preference" (prompt, chosen,
-    rejected), and "unpaired" (prompt, completion, label).
+    ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one),
+        ``output`` (the adapter's folder), ``seed`` (default 0), ``on_step``, ``adapter`` (to train
+        further; by default the one that the model id names, None for a new one), ``processes``
+        (that train together, or a file of Accelerate's; default 1, this one), ``cache`` (a folder
+        for the reference's log-probabilities of pairs), ``least`` (fewer pairs, or labelled drafts,
+        are not trained on; default 8). Data
+    formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion),
+        "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion, label).
     """
 
     def __init__(self, engine: TunableEngine) -> None:
@@ -154,7 +172,11 @@ class TRLProvider(Provider):
             TuningCancelled: ``job.cancel()`` was called.
         """
         tuned = self.train(
-            model, train_data, train_data_format, train_kwargs or {}, job if isinstance(job, TRLTrainingJob) else None
+            model,
+            train_data,
+            train_data_format,
+            train_kwargs or {},
+            job if isinstance(job, TRLTrainingJob) else None,
         )
         return self.engine.load_adapter(tuned.path)
 
@@ -181,7 +203,9 @@ class TRLProvider(Provider):
             settings,
             chat_rows(data) if kind == "chat" else data,
             base=self.engine.base_folder,
-            adapter=options["adapter"] if "adapter" in options else self.engine.adapter_folder(model),
+            adapter=options["adapter"]
+            if "adapter" in options
+            else self.engine.adapter_folder(model),
             output=Path(options["output"]),
             seed=options.get("seed", 0),
             on_step=_together(job.on_step if job else None, options.get("on_step")),
@@ -208,16 +232,25 @@ class TunedLM:
         """The training in a notebook: what it made, of what, and how the loss went."""
         made = self.result
         rows = [row for row in made.history if "loss" in row]
-        picked = [rows[place * (len(rows) - 1) // 4] for place in range(5)] if len(rows) > 5 else rows
+        picked = (
+            [rows[place * (len(rows) - 1) // 4] for place in range(5)] if len(rows) > 5 else rows
+        )
         margins = any("rewards/margins" in row for row in rows)
         heads = ("step", "loss", *(["reward margin"] if margins else []))
         cells = [
-            (f"{row['step']:g}", f"{row['loss']:.3f}", *([f"{row.get('rewards/margins', float('nan')):+.3f}"] if margins else []))
+            (
+                f"{row['step']:g}",
+                f"{row['loss']:.3f}",
+                *([f"{row.get('rewards/margins', float('nan')):+.3f}"] if margins else []),
+            )
             for row in picked
         ]
         return notebook.view(
             f"Tuned: {self.model}",
-            f"{len(rows):,} optimiser steps on {made.trained_rows:,} rows, {made.tokens:,} tokens, {made.seconds:,.0f} s",
+            (
+                f"{len(rows):,} optimiser steps on {made.trained_rows:,} rows, {made.tokens:,} "
+                f"tokens, {made.seconds:,.0f} s"
+            ),
             notebook.table(heads, cells) if cells else None,
         )
 
@@ -235,22 +268,35 @@ def tune(
     cache: str | Path | None = None,
     least: int = LEAST_PAIRS,
 ) -> TunedLM:
-    """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm`` stays as it is.
+    """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm``
+    stays as it is.
 
-    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder, the reference's
-    log-probabilities are kept, for the next training on the same pairs from the same weights. With ``processes`` above 1 that
-    many are started, one for each GPU, or on the CPU where there is none; the result is the same but for rounding. It may also be
-    a configuration file of Accelerate's, such as those in programs/accelerate. Fewer pairs (or labelled drafts) than ``least`` are
-    not trained on, as with [pairs] least: so few teach a model their own words.
+    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder,
+    the reference's log-probabilities are kept, for the next training on the same pairs from the
+    same weights. With ``processes`` above 1 that many are started, one for each GPU, or on the CPU
+    where there is none; the result is the same but for rounding. It may also be a configuration
+    file of Accelerate's, such as those in programs/accelerate. Fewer pairs (or labelled drafts)
+    than ``least`` are not trained on, as with [pairs] least: so few teach a model their own words.
 
     Raises:
         TooFewPairs: there are fewer.
-        TuningError: an LM that is not tunable, data or a configuration file that do not fit, or a training that must not go on.
+        TuningError: an LM that is not tunable, data or a configuration file that do not fit, or a
+            training that must not go on.
     """
     provider = lm.provider
     if not isinstance(provider, TRLProvider):
-        raise TuningError(f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use tunable(lm) first.")
-    options = {"settings": settings, "output": output, "seed": seed, "on_step": on_step, "processes": processes, "cache": cache}
+        raise TuningError(
+            f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use "
+            "tunable(lm) first."
+        )
+    options = {
+        "settings": settings,
+        "output": output,
+        "seed": seed,
+        "on_step": on_step,
+        "processes": processes,
+        "cache": cache,
+    }
     options["least"] = least
     tuned = provider.train(lm.model, data, data_format, options)
     model = provider.engine.load_adapter(tuned.path)
@@ -258,7 +304,8 @@ def tune(
 
 
 def tunable(lm: dspy.LM) -> dspy.LM:
-    """A copy of ``lm`` that can be tuned, by :func:`tune`, by ``finetune`` and by DSPy's ``BootstrapFinetune``.
+    """A copy of ``lm`` that can be tuned, by :func:`tune`, by ``finetune`` and by DSPy's
+    ``BootstrapFinetune``.
 
     Raises:
         TuningError: its weights are not on this machine, or its engine takes no adapters.
@@ -270,27 +317,40 @@ def engine_of(lm: dspy.LM) -> TunableEngine:
     """The engine behind an LM.
 
     Raises:
-        TuningError: a hosted model, or a server that takes no adapters or whose weights are not named.
+        TuningError: a hosted model, or a server that takes no adapters or whose weights are not
+            named.
     """
     engine = lm.engine
     if not isinstance(engine, TunableEngine):
         raise TuningError(
-            f"{lm.model} cannot be tuned here: its weights are not here, or what answers takes no adapters. "
-            'Set kind = "in_process"; or kind = "server" with weights and server = "llama_cpp" or "vllm". Without tuning there are '
-            "`cowest collect`, `pairs`, `ask`, `report`, and `evaluate` with --arm strong --arm collaboration_sft."
+            f"{lm.model} cannot be tuned here: its weights are not here, or what answers takes no "
+            "adapters. "
+            'Set kind = "in_process"; or kind = "server" with weights and server = "llama_cpp" or '
+            '"vllm". Without tuning there are '
+            "`cowest collect`, `pairs`, `ask`, `report`, and `evaluate` with --arm strong --arm "
+            "collaboration_sft."
         )
     return engine
 
 
 def data_format(settings: SFT | DPO | KTO) -> Literal["sft", "preference", "unpaired"]:
     """The data format that these settings are for."""
-    return "preference" if isinstance(settings, DPO) else "unpaired" if isinstance(settings, KTO) else "sft"
+    return (
+        "preference"
+        if isinstance(settings, DPO)
+        else "unpaired"
+        if isinstance(settings, KTO)
+        else "sft"
+    )
 
 
 def _format(given: TrainDataFormat | str | None) -> str:
     name = given.value if isinstance(given, TrainDataFormat) else given
     if name not in FORMATS:
-        raise TuningError(f"The data format {name!r} cannot be tuned on.{nearest(str(name), FORMATS)} Known: {', '.join(FORMATS)}.")
+        raise TuningError(
+            f"The data format {name!r} cannot be tuned on.{nearest(str(name), FORMATS)} Known: "
+            f"{', '.join(FORMATS)}."
+        )
     return name
 
 
@@ -298,11 +358,15 @@ def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO | KTO:
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise TuningError(
-            f"train_kwargs has no {unknown[0]!r}.{nearest(unknown[0], OPTIONS)} It has {', '.join(OPTIONS)}; "
+            f"train_kwargs has no {unknown[0]!r}.{nearest(unknown[0], OPTIONS)} It has "
+            f"{', '.join(OPTIONS)}; "
             "learning rates and the like belong to settings=SFT(...), DPO(...) or KTO(...)."
         )
     if "output" not in options:
-        raise TuningError('train_kwargs needs output, the folder of the adapter: {"settings": SFT(), "output": "adapters/first"}.')
+        raise TuningError(
+            'train_kwargs needs output, the folder of the adapter: {"settings": SFT(), "output": '
+            '"adapters/first"}.'
+        )
     wanted = FORMATS[kind]
     given = options.get("settings", {})
     if isinstance(given, Mapping):
@@ -311,7 +375,10 @@ def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO | KTO:
         except ValidationError as error:
             raise TuningError(f"settings are no {wanted.__name__}: {error}") from None
     if not isinstance(given, wanted):
-        raise TuningError(f"{kind} data are tuned on with {wanted.__name__}(...), but settings is {type(given).__name__}(...).")
+        raise TuningError(
+            f"{kind} data are tuned on with {wanted.__name__}(...), but settings is "
+            f"{type(given).__name__}(...)."
+        )
     return given
 
 

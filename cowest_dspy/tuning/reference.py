@@ -1,7 +1,9 @@
-"""The reference's log-probabilities of pairs: computed once before the first step, and kept for the next training.
+"""The reference's log-probabilities of pairs: computed once before the first step, and kept for the
+next training.
 
-They depend on the weights that training starts from and on the tokens of the pairs, not on beta, the loss or the learning
-rate. So a resumed training, and others on the same pairs, read them from the file of the first.
+They depend on the weights that training starts from and on the tokens of the pairs, not on beta,
+the loss or the learning rate. So a resumed training, and others on the same pairs, read them from
+the file of the first.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from cowest_dspy.tuning.kept import keep, kept
 
 
 def add(trainer: Any, lengths: Sequence[int], folder: Path | None) -> None:
-    """Adds the reference's log-probabilities to the trainer's pairs, so that no pass has to compute them.
+    """Adds the reference's log-probabilities to the trainer's pairs, so that no pass has to compute
+    them.
 
-    ``lengths``: tokens of each pair's longer side. ``folder``: where they are kept, one file per set of pairs; it belongs to one
-    start, that is, one base and one adapter. None: nowhere. A file that is damaged is computed and written anew.
+    ``lengths``: tokens of each pair's longer side. ``folder``: where they are kept, one file per
+        set of pairs; it belongs to one start, that is, one base and one adapter. None: nowhere. A
+        file that is damaged is computed and written anew.
 
-    TRL can do so itself (``precompute_ref_log_probs``), but it hashes all weights first and leaves a file in the user's cache.
+    TRL can do so itself (``precompute_ref_log_probs``), but it hashes all weights first and leaves
+    a file in the user's cache.
     """
     data = trainer.train_dataset
     path = folder / f"{_name(trainer)}.safetensors" if folder else None
@@ -38,7 +43,8 @@ def add(trainer: Any, lengths: Sequence[int], folder: Path | None) -> None:
 
 
 def _computed(trainer: Any, lengths: Sequence[int]) -> Any:
-    """A float64 tensor [pairs, 2]: the summed log-probability of chosen and of rejected. Rows of like length go together."""
+    """A float64 tensor [pairs, 2]: the summed log-probability of chosen and of rejected. Rows of
+    like length go together."""
     import torch
 
     data, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
@@ -54,11 +60,20 @@ def _computed(trainer: Any, lengths: Sequence[int]) -> Any:
 
 
 def _name(trainer: Any) -> str:
-    """12 hexadecimal digits of everything but the weights that decides the values, down to how they are rounded."""
+    """12 hexadecimal digits of everything but the weights that decides the values, down to how they
+    are rounded."""
     data, args = trainer.train_dataset, trainer.args
     digest = hashlib.sha256()
-    versions = [importlib.metadata.version(library) for library in ("torch", "transformers", "trl", "peft")]
-    how = [*versions, args.per_device_train_batch_size, args.bf16, str(trainer.model.dtype), str(trainer.accelerator.device)]
+    versions = [
+        importlib.metadata.version(library) for library in ("torch", "transformers", "trl", "peft")
+    ]
+    how = [
+        *versions,
+        args.per_device_train_batch_size,
+        args.bf16,
+        str(trainer.model.dtype),
+        str(trainer.accelerator.device),
+    ]
     digest.update(json.dumps(how).encode())
     for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
         digest.update(json.dumps([column, *data[column]]).encode())

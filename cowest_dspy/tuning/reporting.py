@@ -1,4 +1,5 @@
-"""Where a training's logs go besides its result: TensorBoard, MLflow, W&B, trackio; on this machine unless told otherwise."""
+"""Where a training's logs go besides its result: TensorBoard, MLflow, W&B, trackio; on this machine
+unless told otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from typing import Any
 
 from cowest_dspy.errors import TuningError, masked
 
-# The environment variable that says where each of them writes, and what is said in the folder of the logs.
+# The environment variable that says where each of them writes, and what is said in the folder of
+# the logs.
 _PLACES = {
     "mlflow": ("MLFLOW_TRACKING_URI", "sqlite:///{}/mlflow.db"),
     "tensorboard": ("TENSORBOARD_LOGGING_DIR", "{}/tensorboard"),
@@ -29,7 +31,8 @@ _called: ContextVar[tuple[str, str] | None] = ContextVar("called", default=None)
 
 @contextmanager
 def called(names: tuple[str, str] | None) -> Iterator[None]:
-    """A context in which trainings report as this project and this run; None: as their output's folder is called."""
+    """A context in which trainings report as this project and this run; None: as their output's
+    folder is called."""
     token = _called.set(names)
     try:
         yield
@@ -46,9 +49,11 @@ def name(arguments: Any, output: Path) -> None:
 
 
 def guard(trainer: Any) -> None:
-    """Has the training go on when a place of its logs fails: what it raises is logged once, and it is told no more.
+    """Has the training go on when a place of its logs fails: what it raises is logged once, and it
+    is told no more.
 
-    Logs are not worth a training: MLflow, for one, raises at its end when its server is gone, before the adapter is saved.
+    Logs are not worth a training: MLflow, for one, raises at its end when its server is gone,
+    before the adapter is saved.
     """
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
@@ -64,7 +69,9 @@ def guard(trainer: Any) -> None:
             return _surviving(self, own, event) if event.startswith("on_") else own
 
     handler = trainer.callback_handler
-    handler.callbacks = [Guarded(one) if isinstance(one, known) else one for one in handler.callbacks]
+    handler.callbacks = [
+        Guarded(one) if isinstance(one, known) else one for one in handler.callbacks
+    ]
 
 
 def _surviving(guarded: Any, own: Any, event: str) -> Any:
@@ -76,7 +83,11 @@ def _surviving(guarded: Any, own: Any, event: str) -> Any:
         except Exception as error:
             guarded.failed = True
             place = type(guarded.inner).__name__
-            _logger.error("report_to: %s failed, and training goes on without it: %s", place, masked(f"{error}"))
+            _logger.error(
+                "report_to: %s failed, and training goes on without it: %s",
+                place,
+                masked(f"{error}"),
+            )
             return None
 
     return told
@@ -103,16 +114,22 @@ def check(report_to: Sequence[str]) -> None:
 
 @contextmanager
 def places(report_to: Sequence[str], output: Path) -> Iterator[None]:
-    """A context in which each of them writes into :func:`folder_of` the output, or where its environment variable has it write.
+    """A context in which each of them writes into :func:`folder_of` the output, or where its
+    environment variable has it write.
 
-    A W&B run that begins in it ends with it: otherwise the next training's logs would go into the run of this one.
+    A W&B run that begins in it ends with it: otherwise the next training's logs would go into the
+    run of this one.
 
     Raises:
         TuningError: a package is not installed.
     """
     check(report_to)
     folder = folder_of(output.absolute())
-    said = {name: place.format(folder) for name, place in (_PLACES[reporter] for reporter in report_to) if name not in os.environ}
+    said = {
+        name: place.format(folder)
+        for name, place in (_PLACES[reporter] for reporter in report_to)
+        if name not in os.environ
+    }
     if said:
         folder.mkdir(parents=True, exist_ok=True)
     wandb_ran = _wandb_runs()

@@ -1,11 +1,15 @@
 """Training rows: what they must look like, and chat rows turned into them.
 
-    SFT         {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
-    preference  {"prompt": [...], "chosen": [{"role": "assistant", ...}], "rejected": [{"role": "assistant", ...}]}
+    SFT         {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role":
+                "assistant", "content": "4"}]}
+    preference  {"prompt": [...], "chosen": [{"role": "assistant", ...}], "rejected": [{"role":
+                "assistant", ...}]}
     unpaired    {"prompt": [...], "completion": [{"role": "assistant", ...}], "label": true}
-    chat        {"messages": [..., {"role": "assistant", "content": "4"}]}     DSPy's; the last message is the completion
+    chat        {"messages": [..., {"role": "assistant", "content": "4"}]}     DSPy's; the last
+                message is the completion
 
-Other columns, such as a pair's lineage, are allowed and ignored. Everything wrong is found before a model is loaded.
+Other columns, such as a pair's lineage, are allowed and ignored. Everything wrong is found before a
+model is loaded.
 """
 
 from __future__ import annotations
@@ -38,26 +42,33 @@ def preference_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:
     same = [index for index, row in enumerate(checked) if row["chosen"] == row["rejected"]]
     if same:
         raise TuningError(
-            f"{_some(same)}: chosen and rejected are the same text, so nothing can be learnt from them. Leave them out."
+            f"{_some(same)}: chosen and rejected are the same text, so nothing can be learnt from "
+            "them. Leave them out."
         )
     return checked
 
 
 def unpaired_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Checked rows with exactly ``prompt``, ``completion`` and ``label``, which is True for a desirable completion.
+    """Checked rows with exactly ``prompt``, ``completion`` and ``label``, which is True for a
+    desirable completion.
 
     Raises:
-        TuningError: no rows, one that is not of this shape, a label that is no bool, or only one label.
+        TuningError: no rows, one that is not of this shape, a label that is no bool, or only one
+            label.
     """
     rows = list(rows)
     checked = _checked(rows, ("completion",), "unpaired")
     labels = [row.get("label") for row in rows]
     for index, label in enumerate(labels):
         if not isinstance(label, bool):
-            raise TuningError(f'Row {index}: "label" must be true (desirable) or false (undesirable); {_shown(label)} was given.')
+            raise TuningError(
+                f'Row {index}: "label" must be true (desirable) or false (undesirable); '
+                f"{_shown(label)} was given."
+            )
     if len(set(labels)) < 2:
         raise TuningError(
-            f"All {len(labels)} rows have the label {str(labels[0]).lower()}: KTO learns from the difference, so both labels are "
+            f"All {len(labels)} rows have the label {str(labels[0]).lower()}: KTO learns from the "
+            "difference, so both labels are "
             "needed. Add rows of the other label" + (", or use SFT." if labels[0] else ".")
         )
     return [{**row, "label": label} for row, label in zip(checked, labels, strict=True)]
@@ -74,14 +85,18 @@ def chat_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:
         messages = row.get("messages") if isinstance(row, Mapping) else None
         if not isinstance(messages, Sequence) or len(messages) < 2:
             raise TuningError(
-                f'Row {index} is no chat row: {{"messages": [user ..., assistant ...]}} was expected, {_shown(row)} given.'
+                f'Row {index} is no chat row: {{"messages": [user ..., assistant ...]}} was '
+                f"expected, {_shown(row)} given."
             )
         split.append({"prompt": messages[:-1], "completion": messages[-1:]})
     return sft_rows(split)
 
 
 def _checked(rows: Iterable[Row], sides: tuple[str, ...], kind: str) -> list[dict[str, Messages]]:
-    checked = [{key: _messages(row, key, index, sides) for key in ("prompt", *sides)} for index, row in enumerate(rows)]
+    checked = [
+        {key: _messages(row, key, index, sides) for key in ("prompt", *sides)}
+        for index, row in enumerate(rows)
+    ]
     if not checked:
         raise TuningError(f"There are no {kind} rows, so there is nothing to train on.")
     return checked
@@ -89,21 +104,39 @@ def _checked(rows: Iterable[Row], sides: tuple[str, ...], kind: str) -> list[dic
 
 def _messages(row: Row, key: str, index: int, sides: tuple[str, ...]) -> Messages:
     value: Any = row.get(key) if isinstance(row, Mapping) else None
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(_is_message, value)):
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not value
+        or not all(map(_is_message, value))
+    ):
         raise TuningError(
-            f'Row {index}: "{key}" must be a list of messages such as [{{"role": "user", "content": "..."}}]; '
+            f'Row {index}: "{key}" must be a list of messages such as [{{"role": "user", '
+            '"content": "..."}}]; '
             f"{_shown(value)} was given. A row has {', '.join(('prompt', *sides))}."
         )
-    messages: Messages = [{"role": message["role"], "content": message["content"]} for message in value]
+    messages: Messages = [
+        {"role": message["role"], "content": message["content"]} for message in value
+    ]
     if key in sides and messages[-1]["role"] != "assistant":
-        raise TuningError(f'Row {index}: "{key}" must end in an assistant message; it ends in one of {messages[-1]["role"]}.')
+        raise TuningError(
+            f'Row {index}: "{key}" must end in an assistant message; it ends in one of '
+            f"{messages[-1]['role']}."
+        )
     if key in sides and not messages[-1]["content"].strip():
-        raise TuningError(f'Row {index}: "{key}" is empty text: a model would learn to say nothing. Leave the row out.')
+        raise TuningError(
+            f'Row {index}: "{key}" is empty text: a model would learn to say nothing. Leave the '
+            "row out."
+        )
     return messages
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str)
+    )
 
 
 def _some(indices: Sequence[int]) -> str:

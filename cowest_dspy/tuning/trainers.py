@@ -14,18 +14,38 @@ from cowest_dspy.tuning import adapters, reference, shared_prompt, unpaired
 from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 
 
-def sft_trainer(settings: SFT, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
-    """A ``trl.SFTTrainer`` with its data tokenised, on a fresh copy of ``base``; prompts carry no loss."""
+def sft_trainer(
+    settings: SFT,
+    data: Sequence[dict[str, Any]],
+    base: Path,
+    adapter: Path | None,
+    work: Path,
+    seed: int,
+) -> Any:
+    """A ``trl.SFTTrainer`` with its data tokenised, on a fresh copy of ``base``; prompts carry no
+    loss."""
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     args = SFTConfig(**_arguments(settings, len(data), work, seed), completion_only_loss=True)
-    return SFTTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    return SFTTrainer(
+        args=args,
+        train_dataset=Dataset.from_list(list(data)),
+        **_parts(settings, base, adapter, seed),
+    )
 
 
-def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
-    """A ``trl.DPOTrainer`` with its data tokenised; its reference is the untrained adapter, or the bare base."""
+def dpo_trainer(
+    settings: DPO,
+    data: Sequence[dict[str, Any]],
+    base: Path,
+    adapter: Path | None,
+    work: Path,
+    seed: int,
+) -> Any:
+    """A ``trl.DPOTrainer`` with its data tokenised; its reference is the untrained adapter, or the
+    bare base."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -37,17 +57,30 @@ def dpo_trainer(settings: DPO, data: Sequence[dict[str, Any]], base: Path, adapt
         loss_weights=list(settings.loss_weights) if settings.loss_weights else None,
         label_smoothing=settings.label_smoothing,
     )
-    trainer = DPOTrainer(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    trainer = DPOTrainer(
+        args=args,
+        train_dataset=Dataset.from_list(list(data)),
+        **_parts(settings, base, adapter, seed),
+    )
     adapters.drop_out_as_configured(trainer.model)
-    # Sharing is found out by passes over the whole model, which no process has where FSDP shares it out.
+    # Sharing is found out by passes over the whole model, which no process has where FSDP shares it
+    # out.
     if settings.share_prompt and not trainer.is_fsdp_enabled:
         with scoring_completions_only():
             shared_prompt.share_if_equal(trainer, lengths(trainer))
     return trainer
 
 
-def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapter: Path | None, work: Path, seed: int) -> Any:
-    """A ``trl.KTOTrainer`` (unpaired.py) with its data tokenised; its reference is the untrained adapter, or the bare base."""
+def kto_trainer(
+    settings: KTO,
+    data: Sequence[dict[str, Any]],
+    base: Path,
+    adapter: Path | None,
+    work: Path,
+    seed: int,
+) -> Any:
+    """A ``trl.KTOTrainer`` (unpaired.py) with its data tokenised; its reference is the untrained
+    adapter, or the bare base."""
     from datasets import Dataset
     from trl.trainer.kto_config import KTOConfig
 
@@ -61,7 +94,11 @@ def kto_trainer(settings: KTO, data: Sequence[dict[str, Any]], base: Path, adapt
         undesirable_weight=bad,
     )
     trainer_class = unpaired.kto_trainer_class()
-    return trainer_class(args=args, train_dataset=Dataset.from_list(list(data)), **_parts(settings, base, adapter, seed))
+    return trainer_class(
+        args=args,
+        train_dataset=Dataset.from_list(list(data)),
+        **_parts(settings, base, adapter, seed),
+    )
 
 
 def lengths(trainer: Any) -> list[int]:
@@ -70,14 +107,23 @@ def lengths(trainer: Any) -> list[int]:
     if "input_ids" in data.column_names:
         return [len(ids) for ids in data["input_ids"]]
     if "completion_ids" in data.column_names:
-        return [len(prompt) + len(ids) for prompt, ids in zip(data["prompt_ids"], data["completion_ids"], strict=True)]
+        return [
+            len(prompt) + len(ids)
+            for prompt, ids in zip(data["prompt_ids"], data["completion_ids"], strict=True)
+        ]
     sides = zip(data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True)
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
 
 
-def run(trainer: Any, order: Sequence[int], *callbacks: Any, references: Path | None = None, done: int = 0) -> None:
-    """Trains on the rows in ``order`` but for the first ``done``, and tells ``callbacks``, in this order; ``references``: where
-    :func:`reference.add` keeps its values."""
+def run(
+    trainer: Any,
+    order: Sequence[int],
+    *callbacks: Any,
+    references: Path | None = None,
+    done: int = 0,
+) -> None:
+    """Trains on the rows in ``order`` but for the first ``done``, and tells ``callbacks``, in this
+    order; ``references``: where :func:`reference.add` keeps its values."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -87,7 +133,8 @@ def run(trainer: Any, order: Sequence[int], *callbacks: Any, references: Path | 
     if trainer.args.bf16 and not trainer.is_fsdp_enabled:
         shared_prompt.round_frozen(trainer.model)
     with scoring_completions_only():
-        # With FSDP the model is whole nowhere before training, so TRL computes the reference in every step.
+        # With FSDP the model is whole nowhere before training, so TRL computes the reference in
+        # every step.
         if "chosen_ids" in trainer.train_dataset.column_names and not trainer.is_fsdp_enabled:
             reference.add(trainer, lengths(trainer), references)
         if "label" in trainer.train_dataset.column_names:
@@ -100,7 +147,8 @@ def run(trainer: Any, order: Sequence[int], *callbacks: Any, references: Path | 
 
 
 def release(trainer: Any) -> None:
-    """Lets go of weights, gradients and optimiser, which point at one another in circles: the garbage collector frees them."""
+    """Lets go of weights, gradients and optimiser, which point at one another in circles: the
+    garbage collector frees them."""
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator._models.clear()
     trainer.accelerator._optimizers.clear()
@@ -108,10 +156,12 @@ def release(trainer: Any) -> None:
 
 @contextmanager
 def scoring_completions_only() -> Iterator[None]:
-    """A context in which TRL projects only tokens that carry loss onto the vocabulary, on CPUs as on GPUs.
+    """A context in which TRL projects only tokens that carry loss onto the vocabulary, on CPUs as
+    on GPUs.
 
-    TRL 1.16 does so where Triton runs and otherwise projects the prompts, too, and throws the result away: a third of a small
-    model's time. The loss is the same. To be removed when ``add_fused_lm_head`` of trl.trainer.utils is compact by itself.
+    TRL 1.16 does so where Triton runs and otherwise projects the prompts, too, and throws the
+    result away: a third of a small model's time. The loss is the same. To be removed when
+    ``add_fused_lm_head`` of trl.trainer.utils is compact by itself.
     """
     utils: Any = importlib.import_module("trl.trainer.utils")
     original = getattr(utils, "_use_triton", None)
@@ -125,7 +175,9 @@ def scoring_completions_only() -> Iterator[None]:
         utils._use_triton = original
 
 
-def _parts(settings: SFT | DPO | KTO, base: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
+def _parts(
+    settings: SFT | DPO | KTO, base: Path, adapter: Path | None, seed: int
+) -> dict[str, Any]:
     """Model, tokenizer and adapter as all trainers take them."""
     from transformers import set_seed
 
@@ -138,11 +190,14 @@ def _parts(settings: SFT | DPO | KTO, base: Path, adapter: Path | None, seed: in
 
 
 def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> dict[str, Any]:
-    """What all trainers share. Rows come in the order in which they are given: schedule.py has shuffled them."""
+    """What all trainers share. Rows come in the order in which they are given: schedule.py has
+    shuffled them."""
     import torch
 
     schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and weights.choose_dtype() == "bfloat16")
+    bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and weights.choose_dtype() == "bfloat16"
+    )
     steps = settings.steps(rows)
     return {
         "output_dir": str(work / "trainer"),
@@ -170,15 +225,21 @@ def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> d
 
 
 def processes() -> int:
-    """How many processes train together (launched.py): each takes its part of every optimiser step's rows."""
+    """How many processes train together (launched.py): each takes its part of every optimiser
+    step's rows."""
     from torch import distributed
 
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
-    """A context that seeds what it likes: the global random generators are afterwards as they were."""
+    """A context that seeds what it likes: the global random generators are afterwards as they
+    were."""
     import numpy
     import torch
 
@@ -193,7 +254,8 @@ def own_random_state() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context in which transformers, TRL and datasets draw no bars and print no advice; progress is told by callbacks."""
+    """A context in which transformers, TRL and datasets draw no bars and print no advice; progress
+    is told by callbacks."""
     import datasets
     from transformers.utils import logging
 

@@ -1,10 +1,14 @@
-"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out. TRL's trainers and PEFT's LoRA on a freshly loaded base.
+"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out. TRL's trainers and
+PEFT's LoRA on a freshly loaded base.
 
-    tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct", adapter=None, output=Path("adapters/r1"))
+    tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct",
+    adapter=None, output=Path("adapters/r1"))
     tuned.adapter_hash        # "5f2c09a1b3de"
-    tuned.history[0]          # {"step": 1, "epoch": 0.13, "loss": 0.6931, "rewards/margins": 0.0, ...}
+    tuned.history[0]          # {"step": 1, "epoch": 0.13, "loss": 0.6931, "rewards/margins": 0.0,
+                              ...}
 
-Only the adapter is trained, and only the completion's tokens carry loss. The same seed on one CPU thread gives the same bits.
+Only the adapter is trained, and only the completion's tokens carry loss. The same seed on one CPU
+thread gives the same bits.
 """
 
 from __future__ import annotations
@@ -28,13 +32,17 @@ from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 class Tuned:
     """What a training gave.
 
-    path: the adapter's folder. adapter_hash: 12 hexadecimal digits of its content; another tensor, another hash.
+    path: the adapter's folder. adapter_hash: 12 hexadecimal digits of its content; another tensor,
+        another hash.
     base_id: name and content hash of the base that it belongs to.
-    history: one record per optimiser step: step, epoch, loss, learning_rate, grad_norm, and of DPO and KTO rewards/margins, ...
-    seconds, peak_memory_bytes: of the whole training, loading included. tokens: read by the model, all passes together.
-    trained_rows: rows that were seen, a row of two passes counted twice. settings: as they were given.
-    best_step: of the lowest held-out loss; None when nothing is held out. stopped_early: patience was over before the last step.
-    With held-out rows, history has records of their own for them: step, epoch, eval_loss, eval_kl, ...; see evaluation.py.
+    history: one record per optimiser step: step, epoch, loss, learning_rate, grad_norm, and of DPO
+        and KTO rewards/margins, ... seconds, peak_memory_bytes: of the whole training, loading
+        included. tokens: read by the model, all passes together.
+    trained_rows: rows that were seen, a row of two passes counted twice. settings: as they were
+        given.
+    best_step: of the lowest held-out loss; None when nothing is held out. stopped_early: patience
+        was over before the last step. With held-out rows, history has records of their own for
+        them: step, epoch, eval_loss, eval_kl, ...; see evaluation.py.
     """
 
     path: Path
@@ -60,22 +68,27 @@ def train_sft(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> Tuned:
-    """Fine-tunes on ``{"prompt": [...], "completion": [...]}`` rows; the loss is that of the completions' tokens.
+    """Fine-tunes on ``{"prompt": [...], "completion": [...]}`` rows; the loss is that of the
+    completions' tokens.
 
-    ``base`` is a model folder or Hub id; ``adapter`` an adapter to train further, or None for a new one; ``output`` the
-    folder of the result, written at the end and whole. ``on_step`` is told of every optimiser step.
+    ``base`` is a model folder or Hub id; ``adapter`` an adapter to train further, or None for a new
+    one; ``output`` the folder of the result, written at the end and whole. ``on_step`` is told of
+    every optimiser step.
 
-    A training whose process was killed goes on from its last checkpoint (``checkpoint_steps``) when it is started again with the
-    same arguments, and gives what it would have given; checkpoints stand beside ``output`` until then.
+    A training whose process was killed goes on from its last checkpoint (``checkpoint_steps``) when
+    it is started again with the same arguments, and gives what it would have given; checkpoints
+    stand beside ``output`` until then.
 
     Raises:
-        TuningError: rows that cannot be trained on, a row longer than ``max_length`` or the model's context, a loss that is
-            no number, an output folder that holds something else.
+        TuningError: rows that cannot be trained on, a row longer than ``max_length`` or the model's
+            context, a loss that is no number, an output folder that holds something else.
         ModelError: a base or an adapter that cannot be used.
     """
     data = list(data)
     checked, examples = rows.sft_rows(data), evaluation.example_ids(data)
-    return _train(settings, checked, trainers.sft_trainer, base, adapter, output, seed, on_step, examples)
+    return _train(
+        settings, checked, trainers.sft_trainer, base, adapter, output, seed, on_step, examples
+    )
 
 
 def train_dpo(
@@ -89,15 +102,28 @@ def train_dpo(
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> Tuned:
-    """Tunes on ``{"prompt": [...], "chosen": [...], "rejected": [...]}`` rows, towards the chosen and away from the rejected.
+    """Tunes on ``{"prompt": [...], "chosen": [...], "rejected": [...]}`` rows, towards the chosen
+    and away from the rejected.
 
-    The reference is the model as it is at the start: the base, or the base with ``adapter``. Its log-probabilities are
-    computed once, before the first step; with ``cache``, a folder, they are kept there for the next training that starts from
-    the same weights with the same pairs, whatever its settings. Everything else is as in :func:`train_sft`.
+    The reference is the model as it is at the start: the base, or the base with ``adapter``. Its
+    log-probabilities are computed once, before the first step; with ``cache``, a folder, they are
+    kept there for the next training that starts from the same weights with the same pairs, whatever
+    its settings. Everything else is as in :func:`train_sft`.
     """
     data = list(data)
     checked, examples = rows.preference_rows(data), evaluation.example_ids(data)
-    return _train(settings, checked, trainers.dpo_trainer, base, adapter, output, seed, on_step, examples, cache)
+    return _train(
+        settings,
+        checked,
+        trainers.dpo_trainer,
+        base,
+        adapter,
+        output,
+        seed,
+        on_step,
+        examples,
+        cache,
+    )
 
 
 def train_kto(
@@ -110,14 +136,17 @@ def train_kto(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> Tuned:
-    """Tunes on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those labelled True, away from the others.
+    """Tunes on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those
+    labelled True, away from the others.
 
-    The reference is the model as it is at the start: the base, or the base with ``adapter``. Both labels must occur.
-    Everything else is as in :func:`train_sft`.
+    The reference is the model as it is at the start: the base, or the base with ``adapter``. Both
+    labels must occur. Everything else is as in :func:`train_sft`.
     """
     data = list(data)
     checked, examples = rows.unpaired_rows(data), evaluation.example_ids(data)
-    return _train(settings, checked, trainers.kto_trainer, base, adapter, output, seed, on_step, examples)
+    return _train(
+        settings, checked, trainers.kto_trainer, base, adapter, output, seed, on_step, examples
+    )
 
 
 def _train(
@@ -142,7 +171,9 @@ def _train(
     callbacks = [step_callback(on_step, history, per_epoch)]
     with _surroundings(settings, output) as (work, memory):
         # All rows go through the trainer's tokenisation; the steps are of those that are kept.
-        trainer = make_trainer(settings.model_copy(update={"max_steps": steps}), data, folder, adapter, work, seed)
+        trainer = make_trainer(
+            settings.model_copy(update={"max_steps": steps}), data, folder, adapter, work, seed
+        )
         reporting.name(trainer.args, output)
         reporting.guard(trainer)
         lengths = trainers.lengths(trainer)
@@ -152,9 +183,13 @@ def _train(
             evaluating = evaluation.Evaluation(trainer, settings, split.held, history, per_epoch)
             callbacks.append(evaluating.callback())
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
-        order = schedule.order([lengths[index] for index in split.kept], steps, settings.batch_size, seed)
+        order = schedule.order(
+            [lengths[index] for index in split.kept], steps, settings.batch_size, seed
+        )
         evaluation.log_kl(trainer, order, settings)
-        checkpoint = Checkpoint(output, _identity(settings, data, start, seed, trainer), settings.checkpoint_steps)
+        checkpoint = Checkpoint(
+            output, _identity(settings, data, start, seed, trainer), settings.checkpoint_steps
+        )
         callbacks = [checkpoint.callback(trainer, history, evaluating), *callbacks]
         callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
         done, references = checkpoint.step * settings.batch_size, cache / start if cache else None
@@ -184,7 +219,8 @@ def _train(
 
 @contextmanager
 def _surroundings(settings: Any, output: Path) -> Iterator[tuple[Path, PeakMemory]]:
-    """A folder to work in, and the memory that is taken; nothing is printed, random generators are ours, and logs have a place."""
+    """A folder to work in, and the memory that is taken; nothing is printed, random generators are
+    ours, and logs have a place."""
     with (
         adapters.workplace(output) as work,
         PeakMemory() as memory,
@@ -196,12 +232,16 @@ def _surroundings(settings: Any, output: Path) -> Iterator[tuple[Path, PeakMemor
 
 
 def _start(folder: Path, adapter: Path | None) -> str:
-    """The weights that training starts from: hashes of the base and of the adapter, "5f2c09a1b3de-new" without one."""
+    """The weights that training starts from: hashes of the base and of the adapter,
+    "5f2c09a1b3de-new" without one."""
     return f"{weights.folder_hash(folder)}-{lora.identify(Path(adapter), folder) if adapter else 'new'}"
 
 
-def _identity(settings: Any, data: Sequence[dict[str, Any]], start: str, seed: int, trainer: Any) -> dict[str, Any]:
-    """What the trained adapter depends on; ``bf16`` is what precision "auto" has become on this machine."""
+def _identity(
+    settings: Any, data: Sequence[dict[str, Any]], start: str, seed: int, trainer: Any
+) -> dict[str, Any]:
+    """What the trained adapter depends on; ``bf16`` is what precision "auto" has become on this
+    machine."""
     return {
         "kind": type(settings).__name__,
         "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps", "report_to"}),
@@ -213,15 +253,19 @@ def _identity(settings: Any, data: Sequence[dict[str, Any]], start: str, seed: i
 
 
 def _check_lengths(lengths: Sequence[int], allowed: int | None, config: Any) -> None:
-    """A row that is too long is named, never cut or left out silently, which is what TRL would do."""
+    """A row that is too long is named, never cut or left out silently, which is what TRL would
+    do."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     limit = min(limit for limit in (allowed, context, 1 << 40) if limit)
     long = [index for index, length in enumerate(lengths) if length > limit]
     if not long:
         return
-    named = ", ".join(f"row {index} has {lengths[index]}" for index in long[:5]) + (", ..." if len(long) > 5 else "")
+    named = ", ".join(f"row {index} has {lengths[index]}" for index in long[:5]) + (
+        ", ..." if len(long) > 5 else ""
+    )
     whose = "max_length" if limit == allowed else "the model's context"
     raise TuningError(
         f"{len(long)} of {len(lengths)} rows are longer than {whose}, {limit} tokens: {named}. "
-        f"{'Raise max_length (or leave it out)' if limit == allowed else 'Shorten them'}, or take these rows out."
+        f"{'Raise max_length (or leave it out)' if limit == allowed else 'Shorten them'}, or take "
+        "these rows out."
     )

@@ -1,4 +1,5 @@
-"""Watching a training while it runs: peak memory, progress, and a stop when the loss is no number."""
+"""Watching a training while it runs: peak memory, progress, and a stop when the loss is no
+number."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 from cowest_dspy.errors import TuningError
 
 OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called with (step, total, logs): once with no logs when training begins, then after each optimiser step.
+"""Called with (step, total, logs): once with no logs when training begins, then after each
+optimiser step.
 
 The first step is 0, or that of the checkpoint from which training goes on.
 
@@ -19,7 +21,8 @@ An exception that it raises stops the training and comes out of it.
 
 
 class PeakMemory:
-    """A context that samples this process's resident memory; ``peak_bytes`` is the largest value seen, from its start on.
+    """A context that samples this process's resident memory; ``peak_bytes`` is the largest value
+    seen, from its start on.
 
     On a GPU it says what the process takes of the machine's memory, not of the card's.
     """
@@ -50,8 +53,11 @@ class PeakMemory:
         self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss)
 
 
-def step_callback(on_step: OnStep | None, history: list[dict[str, float]], batches_per_epoch: float) -> Any:
-    """A ``transformers.TrainerCallback`` that fills ``history``, tells ``on_step``, and stops a training that diverges."""
+def step_callback(
+    on_step: OnStep | None, history: list[dict[str, float]], batches_per_epoch: float
+) -> Any:
+    """A ``transformers.TrainerCallback`` that fills ``history``, tells ``on_step``, and stops a
+    training that diverges."""
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):
@@ -59,10 +65,14 @@ def step_callback(on_step: OnStep | None, history: list[dict[str, float]], batch
             if on_step:
                 on_step(state.global_step, state.max_steps, {})
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        ) -> None:
             if not logs or "loss" not in logs:
                 return
-            record = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+            record = {
+                key: float(value) for key, value in logs.items() if isinstance(value, (int, float))
+            }
             record |= {"step": state.global_step, "epoch": state.global_step / batches_per_epoch}
             history.append(record)
             _check_finite(record)

@@ -1,1 +1,2 @@
-"""Small helpers without a subject of their own: files, JSON, secrets, text for a terminal, notebook views."""
+"""Small helpers without a subject of their own: files, JSON, secrets, text for a terminal, notebook
+views."""

@@ -1,8 +1,10 @@
-"""References to a user's own code: ``programs/handbook.py:program`` or ``package.module:name`` -> the object.
+"""References to a user's own code: ``programs/handbook.py:program`` or ``package.module:name`` ->
+the object.
 
-A path ends in ``.py`` before the colon and is taken relative to the file that names it (or the working directory); anything
-else is an installed module. Recipes are plain files: they are executed once per process under a private module name. What is
-executed is always the source text; bytecode beside it is neither read nor written.
+A path ends in ``.py`` before the colon and is taken relative to the file that names it (or the
+working directory); anything else is an installed module. Recipes are plain files: they are executed
+once per process under a private module name. What is executed is always the source text; bytecode
+beside it is neither read nor written.
 """
 
 from __future__ import annotations
@@ -25,42 +27,57 @@ from cowest_dspy.utils.reading import expand_user, file_errors
 def load(reference: str, *, relative_to: Path | None = None) -> Any:
     """The object that ``reference`` names.
 
-    ``load("programs/handbook.py:program")`` gives the function ``program`` of that file; ``load("metrics/em.py")``, without
-    a name, gives the object called like the file (``em``).
+    ``load("programs/handbook.py:program")`` gives the function ``program`` of that file;
+    ``load("metrics/em.py")``, without a name, gives the object called like the file (``em``).
 
     Raises:
-        RecipeError: no such file, module or name; or the file itself fails when it is executed (its error is the cause).
+        RecipeError: no such file, module or name; or the file itself fails when it is executed (its
+            error is the cause).
     """
-    where, _, name = reference.rpartition(":") if _names_an_object(reference) else (reference, "", "")
+    where, _, name = (
+        reference.rpartition(":") if _names_an_object(reference) else (reference, "", "")
+    )
     if where.endswith(".py"):
         path = resolve(where, relative_to)
         module = sys.modules.get(_module_name(path)) or execute(path, _source(path))
         return _attribute(module, name or path.stem, reference)
     if not name:
-        raise RecipeError(f'"{reference}" names no object: write "file.py:name" or "package.module:name".')
+        raise RecipeError(
+            f'"{reference}" names no object: write "file.py:name" or "package.module:name".'
+        )
     return _attribute(_import(where, reference), name, reference)
 
 
 def load_function(reference: str) -> Callable[..., Any]:
-    """What ``reference`` names, which can be called: a function, a class, or an object such as a Judge.
+    """What ``reference`` names, which can be called: a function, a class, or an object such as a
+    Judge.
 
     Raises:
         RecipeError: as :func:`load`; or it cannot be called.
     """
     function = load(reference)
     if not callable(function):
-        raise RecipeError(f'"{reference}" is a {type(function).__name__}, and a function is expected.')
+        raise RecipeError(
+            f'"{reference}" is a {type(function).__name__}, and a function is expected.'
+        )
     return function
 
 
-def call(reference: str, *arguments: Any, given: Mapping[str, Any] | None = None, offered: Mapping[str, Any] | None = None) -> Any:
+def call(
+    reference: str,
+    *arguments: Any,
+    given: Mapping[str, Any] | None = None,
+    offered: Mapping[str, Any] | None = None,
+) -> Any:
     """What the function that ``reference`` names returns.
 
-    ``given`` are keyword arguments that a configuration gives: None means not given, and a function that has no such parameter is
-    an error. ``offered`` ones are passed only to a function that asks for them by name.
+    ``given`` are keyword arguments that a configuration gives: None means not given, and a function
+    that has no such parameter is an error. ``offered`` ones are passed only to a function that asks
+    for them by name.
 
     Raises:
-        RecipeError: as :func:`load_function`; or it does not take what is given. What the function itself raises is passed on.
+        RecipeError: as :func:`load_function`; or it does not take what is given. What the function
+            itself raises is passed on.
     """
     function = load_function(reference)
     wanted = {name: value for name, value in (given or {}).items() if value is not None}
@@ -72,43 +89,58 @@ def call(reference: str, *arguments: Any, given: Mapping[str, Any] | None = None
     for name in wanted:
         if name not in taken and not anything:
             raise RecipeError(
-                f'"{reference}" takes no "{name}", which the configuration gives: add the parameter {name}= to that function, or '
+                f'"{reference}" takes no "{name}", which the configuration gives: add the '
+                f"parameter {name}= to that function, or "
                 f"take {name} out of the configuration."
             )
     asked = {name: value for name, value in (offered or {}).items() if name in taken}
     try:
         signature.bind(*arguments, **asked, **wanted)
     except TypeError as error:
-        raise RecipeError(f'"{reference}" cannot be called so: {error}. It takes {signature}.') from error
+        raise RecipeError(
+            f'"{reference}" cannot be called so: {error}. It takes {signature}.'
+        ) from error
     return function(*arguments, **asked, **wanted)
 
 
 def takes(reference: str, name: str) -> bool:
-    """Whether the function that ``reference`` names has a parameter of that name. Raises RecipeError as :func:`load`."""
+    """Whether the function that ``reference`` names has a parameter of that name. Raises
+    RecipeError as :func:`load`."""
     function = load(reference)
     signature = _signature(function) if callable(function) else None
     return signature is not None and name in signature.parameters
 
 
 def code_of(references: Iterable[str | None]) -> list[str]:
-    """The SHA-256 of the files that these references name, each file once, sorted by path; None and installed modules are passed
+    """The SHA-256 of the files that these references name, each file once, sorted by path; None and
+    installed modules are passed
     over: of these the version is what counts.
 
     Raises:
         RecipeError: a file that cannot be read.
     """
-    files = {reference.rpartition(":")[0] or reference for reference in references if reference and ".py" in reference}
+    files = {
+        reference.rpartition(":")[0] or reference
+        for reference in references
+        if reference and ".py" in reference
+    }
     return [hashlib.sha256(_source(Path(file))).hexdigest() for file in sorted(files)]
 
 
 def resolve(path: str | Path, relative_to: Path | None = None) -> Path:
-    """``path`` as an absolute path: ``~`` expanded, and relative paths taken from ``relative_to`` (default: here)."""
+    """``path`` as an absolute path: ``~`` expanded, and relative paths taken from ``relative_to``
+    (default: here)."""
     expanded = expand_user(path)
-    return expanded.resolve() if expanded.is_absolute() else ((relative_to or Path.cwd()) / expanded).resolve()
+    return (
+        expanded.resolve()
+        if expanded.is_absolute()
+        else ((relative_to or Path.cwd()) / expanded).resolve()
+    )
 
 
 def execute(path: Path, source: bytes) -> ModuleType:
-    """The module that ``source`` makes as the recipe at ``path``, an absolute path; the same text there is executed only once.
+    """The module that ``source`` makes as the recipe at ``path``, an absolute path; the same text
+    there is executed only once.
 
     From then on references to that path mean this module, whatever the file itself says.
 
@@ -128,9 +160,12 @@ def execute(path: Path, source: bytes) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        # Whatever a user's own code raises. It ends the process with an interruption, and not with a sys.exit() of its own.
+        # Whatever a user's own code raises. It ends the process with an interruption, and not with
+        # a sys.exit() of its own.
         if isinstance(error, Exception | SystemExit):
-            raise RecipeError(f"{path} failed while it was loaded: {type(error).__name__}: {error}") from error
+            raise RecipeError(
+                f"{path} failed while it was loaded: {type(error).__name__}: {error}"
+            ) from error
         raise
     return module
 
@@ -157,7 +192,9 @@ def _source(path: Path) -> bytes:
         if path.is_dir():
             raise RecipeError(f"{path} is a folder, and a Python file is expected.")
         if not path.exists():
-            raise RecipeError(f"There is no file {path}. Paths in a TOML are relative to that TOML.")
+            raise RecipeError(
+                f"There is no file {path}. Paths in a TOML are relative to that TOML."
+            )
         return path.read_bytes()
 
 
@@ -168,13 +205,25 @@ def _names_an_object(reference: str) -> bool:
 
 def _import(name: str, reference: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise RecipeError(f'"{reference}": "{name}" is no module\'s name. For a file write "path/to/file.py:name".')
+        raise RecipeError(
+            f'"{reference}": "{name}" is no module\'s name. For a file write '
+            '"path/to/file.py:name".'
+        )
     try:
         return importlib.import_module(name)
     except Exception as error:  # Whatever a user's own module raises.
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise RecipeError(f'"{reference}": there is no module "{name}". For a file write "path/to/file.py:name".') from error
-        raise RecipeError(f"{name} failed while it was loaded: {type(error).__name__}: {error}") from error
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and f"{name}.".startswith(f"{error.name}.")
+        ):
+            raise RecipeError(
+                f'"{reference}": there is no module "{name}". For a file write '
+                '"path/to/file.py:name".'
+            ) from error
+        raise RecipeError(
+            f"{name} failed while it was loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
@@ -190,4 +239,6 @@ def _attribute(module: ModuleType, name: str, reference: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         known = [known for known in vars(module) if not known.startswith("_")]
-        raise RecipeError(f'"{reference}": nothing is called "{name}" there.{nearest(name, known)}') from None
+        raise RecipeError(
+            f'"{reference}": nothing is called "{name}" there.{nearest(name, known)}'
+        ) from None

@@ -1,12 +1,14 @@
 """Ctrl-C, SIGTERM and SIGHUP: the first ends the work cleanly, the second at once.
 
-    with handled():                       # of a command: from now on a signal raises Interrupted in the main thread
+    with handled():                       # of a command: from now on a signal raises Interrupted in
+        the main thread
         with uninterrupted():             # but not here: what is being paid for is kept first
             ...
 
-The first signal lets nothing more be asked, has what is under way finished and committed, and then ends the command with exit
-code 128 + its number. The second ends it at once, and says how many calls were under way. Outside of ``handled`` nothing here
-changes anything: Ctrl-C is Python's own then.
+The first signal lets nothing more be asked, has what is under way finished and committed, and then
+ends the command with exit code 128 + its number. The second ends it at once, and says how many
+calls were under way. Outside of ``handled`` nothing here changes anything: Ctrl-C is Python's own
+then.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 SAME = 0.5
-"""Seconds in which a second signal is the first one once more: a terminal sends it to every process of a command, and some of
-them pass it on."""
+"""Seconds in which a second signal is the first one once more: a terminal sends it to every process
+of a command, and some of them pass it on."""
 STOPPING = "Stopping: what is under way is finished and kept. Once more stops at once."
 
 
@@ -37,7 +41,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def signal_of(stop: BaseException) -> int:
-    """The number of the signal behind an interruption; that of Ctrl-C where Python itself raised it."""
+    """The number of the signal behind an interruption; that of Ctrl-C where Python itself raised
+    it."""
     return getattr(stop, "signal", int(signal.SIGINT))
 
 
@@ -57,7 +62,8 @@ class Counting(Protocol):
 
 @dataclass
 class _Main:
-    """What the main thread knows of signals: the process has one set of handlers, and so one of these."""
+    """What the main thread knows of signals: the process has one set of handlers, and so one of
+    these."""
 
     shields: int = 0
     first: int | None = None
@@ -87,7 +93,8 @@ def asked_to_stop() -> bool:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handles the signals while a command runs, in the main thread; a signal that is ignored stays so (``nohup``)."""
+    """Handles the signals while a command runs, in the main thread; a signal that is ignored stays
+    so (``nohup``)."""
     if not _mine():
         yield
         return
@@ -105,8 +112,11 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def telling(tell: Callable[[str], None], last_words: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Has ``tell`` say that the work is being stopped, and ``last_words`` called before the process ends at once."""
+def telling(
+    tell: Callable[[str], None], last_words: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Has ``tell`` say that the work is being stopped, and ``last_words`` called before the process
+    ends at once."""
     _main.tell.append(tell)
     _main.last_words.append(last_words)
     try:
@@ -117,7 +127,8 @@ def telling(tell: Callable[[str], None], last_words: Callable[[], None] = lambda
 
 
 def count_calls(counting: Counting) -> None:
-    """Count the calls of this object, too, among those that a second signal abandons, as long as the object lives."""
+    """Count the calls of this object, too, among those that a second signal abandons, as long as
+    the object lives."""
     _main.counting.add(counting)
 
 
@@ -144,7 +155,10 @@ def _abandoned() -> str:
     calls = sum(one.asking for one in _main.counting)
     if not calls:
         return ""
-    return f": {'1 call that was' if calls == 1 else f'{calls} calls that were'} under way abandoned, and perhaps paid for"
+    return (
+        f": {'1 call that was' if calls == 1 else f'{calls} calls that were'} under way "
+        "abandoned, and perhaps paid for"
+    )
 
 
 def _say(text: str) -> None:
@@ -188,7 +202,8 @@ def until_kept() -> Iterator[None]:
 
 
 def postpone() -> None:
-    """From here on, in the main thread, a signal waits: for :func:`check`, or for the end of :func:`until_kept`."""
+    """From here on, in the main thread, a signal waits: for :func:`check`, or for the end of
+    :func:`until_kept`."""
     if _mine() and not _main.shields:
         _main.shields = 1
 

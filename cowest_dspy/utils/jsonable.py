@@ -1,11 +1,14 @@
-"""Values as JSON or as text, and back by their type: what is kept of a prediction is read again as what it was.
+"""Values as JSON or as text, and back by their type: what is kept of a prediction is read again as
+what it was.
 
     plain(Verdict(label="yes"))                          # {"label": "yes"}
     restored({"label": "yes"}, Verdict)                  # Verdict(label="yes")
-    as_text(Verdict(label="yes"))                        # '{"label": "yes"}'; a text, a number, yes and no as Python writes them
+    as_text(Verdict(label="yes"))                        # '{"label": "yes"}'; a text, a number, yes
+        and no as Python writes them
     from_text('{"label": "yes"}', Verdict)               # Verdict(label="yes")
 
-The types are those of a program's outputs (``Collaboration.output_types``): what is kept names no code to be run.
+The types are those of a program's outputs (``Collaboration.output_types``): what is kept names no
+code to be run.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from pydantic_core import to_jsonable_python
 
 
 def plain(value: Any) -> Any:
-    """The value in what JSON has: models and dataclasses as objects, enums as their values, times in ISO 8601; what JSON cannot say
-    at all as its text."""
+    """The value in what JSON has: models and dataclasses as objects, enums as their values, times
+    in ISO 8601; what JSON cannot say at all as its text."""
     return to_jsonable_python(value, round_trip=True, fallback=_unknown)
 
 
@@ -32,17 +35,29 @@ def _unknown(value: Any) -> Any:
 
 
 def restored(value: Any, annotation: Any) -> Any:
-    """The inverse of :func:`plain` for a value of the type ``annotation``; what is of another type stays as it is."""
-    return value if value is None or annotation is str else _first(value, lambda made: plain(made) == value, _by_json(annotation))
+    """The inverse of :func:`plain` for a value of the type ``annotation``; what is of another type
+    stays as it is."""
+    return (
+        value
+        if value is None or annotation is str
+        else _first(value, lambda made: plain(made) == value, _by_json(annotation))
+    )
 
 
-def restored_fields(values: Mapping[str, Any] | None, types: Mapping[str, Any]) -> dict[str, Any] | None:
+def restored_fields(
+    values: Mapping[str, Any] | None, types: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Fields by name, each restored by its type; those without one stay as they are."""
-    return None if values is None else {name: restored(value, types.get(name, str)) for name, value in values.items()}
+    return (
+        None
+        if values is None
+        else {name: restored(value, types.get(name, str)) for name, value in values.items()}
+    )
 
 
 def as_text(value: Any) -> str:
-    """The value as people read it: a text, a number, True and False as they are, everything else as JSON."""
+    """The value as people read it: a text, a number, True and False as they are, everything else as
+    JSON."""
     if type(value) in (bool, int, float, type(None)):
         return str(value)
     made = plain(value)
@@ -50,7 +65,8 @@ def as_text(value: Any) -> str:
 
 
 def from_text(text: str, annotation: Any) -> Any:
-    """The inverse of :func:`as_text` for a value of the type ``annotation``; a text that is none of it stays a text."""
+    """The inverse of :func:`as_text` for a value of the type ``annotation``; a text that is none of
+    it stays a text."""
     if annotation is str:
         return text
     ways = (*_from_text(annotation), lambda given: parse_value(given, annotation))

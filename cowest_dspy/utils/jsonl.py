@@ -22,13 +22,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not path.is_file():
             raise DataError(f"There is no file {path}.")
     rows: list[dict[str, Any]] = []
-    # Not splitlines(), which also breaks at signs that may stand inside a JSON text, such as U+2028.
+    # Not splitlines(), which also breaks at signs that may stand inside a JSON text, such as
+    # U+2028.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         row = read_json_text(line, f"{path}, line {number}")
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: an object was expected, not {type(row).__name__}.")
+            raise DataError(
+                f"{path}, line {number}: an object was expected, not {type(row).__name__}."
+            )
         rows.append(row)
     return rows
 

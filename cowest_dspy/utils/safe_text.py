@@ -1,8 +1,10 @@
-"""Text of models, servers and files where it is shown or written: a terminal does not obey it, and UTF-8 has a word for all of it.
+"""Text of models, servers and files where it is shown or written: a terminal does not obey it, and
+UTF-8 has a word for all of it.
 
-console.print(visible_text(answer))     # an answer with ESC[2J in it shows "\\u001b[2J", and clears no screen
-print(visible(masked(str(error))), file=sys.stderr)
-file.write(without_half_pairs(answer))  # half of a surrogate pair, as a server can write it in JSON, becomes U+FFFD
+console.print(visible_text(answer))     # an answer with ESC[2J in it shows "\\u001b[2J", and clears
+no screen print(visible(masked(str(error))), file=sys.stderr)
+file.write(without_half_pairs(answer))  # half of a surrogate pair, as a server can write it in
+    JSON, becomes U+FFFD
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ if TYPE_CHECKING:
     from rich.style import Style
     from rich.text import Text
 
-# Control characters but for newline and tab; what turns the direction of writing; other line ends; halves of characters, which
-# cannot be printed.
+# Control characters but for newline and tab; what turns the direction of writing; other line ends;
+# halves of characters, which cannot be printed.
 _UNSEEN = re.compile(
     "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def visible(text: str) -> str:
-    """``text`` with its control characters as JSON escapes them, so that JSON stays what it is. Newlines and tabs stay.
+    """``text`` with its control characters as JSON escapes them, so that JSON stays what it is.
+    Newlines and tabs stay.
 
     >>> print(visible("\\x1b[31mred\\u202e"))
     \\u001b[31mred\\u202e
@@ -38,8 +41,11 @@ def visible_text(text: str, style: str | Style = "") -> Text:
 
 
 def printable(text: str) -> str:
-    """``text`` in one line, as for names: what cannot be printed as Python escapes it, ``"\\x1b[2K"`` as ``"\\\\x1b[2K"``."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """``text`` in one line, as for names: what cannot be printed as Python escapes it,
+    ``"\\x1b[2K"`` as ``"\\\\x1b[2K"``."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def has_half_pair(text: str) -> bool:
@@ -52,9 +58,14 @@ def has_half_pair(text: str) -> bool:
 
 
 def without_half_pairs(text: str) -> str:
-    """``text`` as UTF-8 can say it: halves of a surrogate pair that stand together become their character, others U+FFFD.
+    """``text`` as UTF-8 can say it: halves of a surrogate pair that stand together become their
+    character, others U+FFFD.
 
     >>> without_half_pairs("one \\ud83d, two \\ud83d\\ude00")
     'one \ufffd, two \U0001f600'
     """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if has_half_pair(text) else text
+    return (
+        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if has_half_pair(text)
+        else text
+    )

@@ -16,9 +16,15 @@ class Table(BaseModel):
 
 
 def name_of_a_variable(value: str | None) -> str | None:
-    """The value of an ``api_key_env``; an error where it cannot be a variable's name. The key that it holds is masked from now on,
-    also by commands that need no key and only show what a run has written."""
-    if (value is not None and not value.replace("_", "").isalnum()) or (value and value.startswith(("sk-", "hf_"))):
-        raise ValueError("give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key itself")
+    """The value of an ``api_key_env``; an error where it cannot be a variable's name. The key that
+    it holds is masked from now on, also by commands that need no key and only show what a run has
+    written."""
+    if (value is not None and not value.replace("_", "").isalnum()) or (
+        value and value.startswith(("sk-", "hf_"))
+    ):
+        raise ValueError(
+            "give the NAME of an environment variable, for instance OPENAI_API_KEY, never a key "
+            "itself"
+        )
     remember_secret(os.environ.get(value or ""))
     return value

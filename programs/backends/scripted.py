@@ -1,7 +1,8 @@
-"""Two rules in the place of models, so that the path from a TOML to a report can be tried in seconds, without any weights.
+"""Two rules in the place of models, so that the path from a TOML to a report can be tried in
+seconds, without any weights.
 
-Neither knows anything: the drafter guesses and says so, the solver calculates with whatever numbers it is given. What a run
-with them measures means nothing.
+Neither knows anything: the drafter guesses and says so, the solver calculates with whatever numbers
+it is given. What a run with them measures means nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ NAME = re.compile(r"(?<![.?!] )(?<!: )\b[A-Z][a-z]+\b(?!:)")
 
 
 def drafter() -> ScriptedEngine:
-    """Guesses a number for each name in the question; another seed, another guess, now and then none."""
+    """Guesses a number for each name in the question; another seed, another guess, now and then
+    none."""
     return ScriptedEngine(_guess, model="scripted/drafter")
 
 
 def solver() -> ScriptedEngine:
-    """Compares or subtracts the first two numbers of the last message; answers in the form of the worked examples."""
+    """Compares or subtracts the first two numbers of the last message; answers in the form of the
+    worked examples."""
     return ScriptedEngine(_solve, model="scripted/solver")
 
 
@@ -40,11 +43,15 @@ def _solve(request: dict[str, Any]) -> str:
     messages = request["messages"]
     answer, working = _answer(messages[-1]["content"])
     labels = _labels(messages)
-    return "\n".join(f"{label}: {answer if label == labels[-1] else working}" for label in labels) or answer
+    return (
+        "\n".join(f"{label}: {answer if label == labels[-1] else working}" for label in labels)
+        or answer
+    )
 
 
 def _answer(asked: str) -> tuple[str, str]:
-    """The answer and the working: a name where there is a choice, yes or no where that is asked, otherwise a number."""
+    """The answer and the working: a name where there is a choice, yes or no where that is asked,
+    otherwise a number."""
     question = asked.partition("\n")[0]
     numbers = [int(number) for number in re.findall(r"\d+", asked)[:2]]
     if len(numbers) < 2:

@@ -1,4 +1,5 @@
-"""benchmarks/marked.py: how benchmarks put their tables into pages that are otherwise written by hand."""
+"""benchmarks/marked.py: how benchmarks put their tables into pages that are otherwise written by
+hand."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_what_stands_between_the_marks_is_replaced_and_nothing_else(tmp_path: Pa
     assert page.read_text(encoding="utf-8") == "# Before\n<!-- a -->\nnewer\n<!-- end -->\nAfter.\n"
 
 
-@pytest.mark.parametrize("text", ["# No mark\n", "<!-- a -->\nNo end.\n", "No beginning. <!-- end -->\n"])
+@pytest.mark.parametrize(
+    "text", ["# No mark\n", "<!-- a -->\nNo end.\n", "No beginning. <!-- end -->\n"]
+)
 def test_a_page_without_both_marks_is_left_as_it_is(tmp_path: Path, text: str) -> None:
     page = tmp_path / "README.md"
     page.write_text(text, encoding="utf-8")
@@ -47,13 +50,20 @@ def test_a_page_without_both_marks_is_left_as_it_is(tmp_path: Path, text: str) -
 
 
 def test_a_table_of_the_terminal_becomes_one_of_markdown() -> None:
-    wanted = "Calls that answer at once:\n\n|  | calls/s |\n| --- | ---: |\n| alone | 482 |\n| ray | 266 |"
+    wanted = (
+        "Calls that answer at once:\n\n|  | calls/s |\n| --- | ---: |\n| alone | 482 |\n| "
+        "ray | 266 |"
+    )
     assert marked("markdown")(table()) == wanted
 
 
-def test_only_a_run_without_options_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_run_without_options_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "README.md"
-    page.write_text("<!-- part: written by `make bench` -->\n<!-- end of part -->\n", encoding="utf-8")
+    page.write_text(
+        "<!-- part: written by `make bench` -->\n<!-- end of part -->\n", encoding="utf-8"
+    )
     publish = marked("publish")
     monkeypatch.setitem(publish.__globals__, "README", page)
     monkeypatch.setattr(sys, "argv", ["bench_part.py", "--seconds", "3"])
@@ -67,7 +77,15 @@ def test_only_a_run_without_options_is_published(tmp_path: Path, monkeypatch: py
 
 def test_every_benchmark_that_publishes_has_its_place_in_the_page() -> None:
     page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
-    parts = [found for file in FILE.parent.glob("bench_*.py") for found in re.findall(r'publish\("(\w+)"', file.read_text("utf-8"))]
+    parts = [
+        found
+        for file in FILE.parent.glob("bench_*.py")
+        for found in re.findall(r'publish\("(\w+)"', file.read_text("utf-8"))
+    ]
     assert len(parts) >= 3
     for part in parts:
-        assert page.count(f"<!-- {part}: written by `make bench` -->") == page.count(f"<!-- end of {part} -->") == 1
+        assert (
+            page.count(f"<!-- {part}: written by `make bench` -->")
+            == page.count(f"<!-- end of {part} -->")
+            == 1
+        )

@@ -1,4 +1,5 @@
-"""benchmarks/quality.py: what it says of drafts, and how it writes its page; the runs themselves take hours."""
+"""benchmarks/quality.py: what it says of drafts, and how it writes its page; the runs themselves
+take hours."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ def quality(name: str) -> Any:
 
 def answer(number: int, score: float | None, draft: str | None = None, **more: Any) -> Answer:
     given: dict[str, Any] = {"inputs": {}, "gold": "copper", "answer": "x", **more}
-    return Answer(example_id=str(number), score=score, error=None if score is not None else "timeout: slow", draft=draft, **given)
+    return Answer(
+        example_id=str(number),
+        score=score,
+        error=None if score is not None else "timeout: slow",
+        draft=draft,
+        **given,
+    )
 
 
 OPTIONS = {"options": "A. Iron\nB. Copper\nC. Tin\nD. Lead"}
@@ -53,20 +60,45 @@ def test_a_label_that_stands_in_another_one_is_not_that_one() -> None:
     labels = {"needs caution", "possibly needs caution"}
     holds = quality("holds_gold")
     assert not holds(answer(1, 0.0, "possibly needs caution", gold="needs caution"), labels)
-    assert holds(answer(1, 1.0, "Reasoning: so\nAnswer: Needs caution.", gold="needs caution"), labels)
+    assert holds(
+        answer(1, 1.0, "Reasoning: so\nAnswer: Needs caution.", gold="needs caution"), labels
+    )
 
 
 def comparison() -> Comparison:
     alone = (answer(1, 1.0), answer(2, 0.0), answer(3, 1.0), answer(4, 0.0))
-    both = (answer(1, 0.0, "tin"), answer(2, 1.0, "copper"), answer(3, 1.0, "copper"), answer(4, None))
+    both = (
+        answer(1, 0.0, "tin"),
+        answer(2, 1.0, "copper"),
+        answer(3, 1.0, "copper"),
+        answer(4, None),
+    )
     arms = (Arm("alone", "strong alone", alone), Arm("both", "collaboration", both))
-    return Comparison("prosocial: comparison", "2026-01-01T00:00:00+00:00", "alone", "match", tuple(map(ComparedArm, arms)))
+    return Comparison(
+        "prosocial: comparison",
+        "2026-01-01T00:00:00+00:00",
+        "alone",
+        "match",
+        tuple(map(ComparedArm, arms)),
+    )
 
 
 def test_what_drafts_did_counts_recall_help_and_harm() -> None:
-    (row,) = [line for line in quality("effects")(comparison()).splitlines() if line.startswith("| collaboration")]
+    (row,) = [
+        line
+        for line in quality("effects")(comparison()).splitlines()
+        if line.startswith("| collaboration")
+    ]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["collaboration", "2 of 3", "2 of 2", "0 of 1", "1 of 1", "1 of 2", "50 % (9-91)"]
+    assert cells == [
+        "collaboration",
+        "2 of 3",
+        "2 of 2",
+        "0 of 1",
+        "1 of 1",
+        "1 of 2",
+        "50 % (9-91)",
+    ]
 
 
 def test_the_two_claims_are_differences_in_each_format_that_was_run() -> None:
@@ -74,10 +106,16 @@ def test_the_two_claims_are_differences_in_each_format_that_was_run() -> None:
     arms = {one.arm.name: one.arm for one in made.arms}
     before = replace(arms["alone"], name="direct_sft", title="untuned")
     after = replace(arms["both"], name="direct", title="tuned")
-    rows = quality("claims")(replace(made, arms=tuple(map(ComparedArm, (arms["alone"], before, after))))).splitlines()[2:]
-    # Of four questions three have both answers: one became right, one wrong. There is no weak model alone, and no other format.
+    rows = quality("claims")(
+        replace(made, arms=tuple(map(ComparedArm, (arms["alone"], before, after))))
+    ).splitlines()[2:]
+    # Of four questions three have both answers: one became right, one wrong. There is no weak model
+    # alone, and no other format.
     assert [row.split(" | ")[1] for row in rows] == ["strong alone", "untuned"]
-    assert all(row.startswith("| tuned | ") and "| +0.0 " in row and row.endswith("| 1 | 1, 1 of 3 |") for row in rows)
+    assert all(
+        row.startswith("| tuned | ") and "| +0.0 " in row and row.endswith("| 1 | 1, 1 of 3 |")
+        for row in rows
+    )
 
 
 def test_the_page_keeps_what_was_written_by_hand_and_the_other_domains(tmp_path: Path) -> None:
@@ -94,7 +132,11 @@ def test_the_page_keeps_what_was_written_by_hand_and_the_other_domains(tmp_path:
 
 def test_a_section_has_the_table_the_effects_and_the_command() -> None:
     text = quality("section")(comparison(), "python benchmarks/quality.py")
-    assert "### What drafts did" in text and "`python benchmarks/quality.py`" in text and "strong alone" in text
+    assert (
+        "### What drafts did" in text
+        and "`python benchmarks/quality.py`" in text
+        and "strong alone" in text
+    )
 
 
 def test_the_sizes_are_keys_of_every_domain() -> None:

@@ -1,4 +1,5 @@
-"""``cowest gate RUN``: from a run's traces to a gate in its folder, one more arm, a page; the second time nothing is asked."""
+"""``cowest gate RUN``: from a run's traces to a gate in its folder, one more arm, a page; the
+second time nothing is asked."""
 
 from __future__ import annotations
 
@@ -81,7 +82,9 @@ drafts = 4
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "boxes.py").write_text(RECIPE)
-    (tmp_path / "boxes.toml").write_text(TASK + (engine("weak") + engine("strong")).replace("toy.py", "boxes.py"))
+    (tmp_path / "boxes.toml").write_text(
+        TASK + (engine("weak") + engine("strong")).replace("toy.py", "boxes.py")
+    )
     return tmp_path
 
 
@@ -91,19 +94,32 @@ def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(fold
     assert "cowest collect" in _error(folder, "gate", "run")
     cowest(folder, "collect", "boxes.toml", "--run", "run")
     said = cowest(folder, "gate", "run")
-    assert "Score and cost (strong tokens) on 24 held-out examples" in said and "always collaborate" in said
+    assert (
+        "Score and cost (strong tokens) on 24 held-out examples" in said
+        and "always collaborate" in said
+    )
     gate = Gate.load(folder / "run")
-    assert gate.samples == 3 and "agreement" in gate.features and "right" in gate.heads and "logprob" not in gate.features
+    assert (
+        gate.samples == 3
+        and "agreement" in gate.features
+        and "right" in gate.heads
+        and "logprob" not in gate.features
+    )
     curve = json.loads((folder / "run/gate_curve.json").read_text())
     points = {point["name"]: point for point in curve["points"]}
     # Drafts of two of the names are always right: they need no strong model.
-    assert points["gate"]["cost"] < 0.8 and points["gate"]["score"] >= points["random, in the gate's shares"]["score"]
+    assert (
+        points["gate"]["cost"] < 0.8
+        and points["gate"]["score"] >= points["random, in the gate's shares"]["score"]
+    )
     report = json.loads((folder / "run/report.json").read_text())
     arms = {arm["name"]: arm for arm in report["arms"]}
     assert {"strong", "gated"} <= arms.keys() and len(arms["gated"]["answers"]) == 24
     routes = [answer["steps"]["route"] for answer in arms["gated"]["answers"]]
     assert routes.count("weak") == points["gate"]["routes"]["weak"] > 0
-    assert sum(answer["score"] for answer in arms["gated"]["answers"]) / 24 == pytest.approx(points["gate"]["score"])
+    assert sum(answer["score"] for answer in arms["gated"]["answers"]) / 24 == pytest.approx(
+        points["gate"]["score"]
+    )
     assert "behind the gate" in (folder / "run/report.html").read_text()
 
     with Experiment(load_config([folder / "run/config.toml"]), folder / "run") as experiment:
@@ -119,10 +135,16 @@ def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
     cowest(folder, "collect", "boxes.toml", "--run", "run")
     cowest(folder, "gate", "run")
     for options, gated in ((), True), (("--no-gate",), False):
-        with running(folder, "boxes.toml", "--run", "run", "--port", "0", *options) as (process, address, said):
+        with running(folder, "boxes.toml", "--run", "run", "--port", "0", *options) as (
+            process,
+            address,
+            said,
+        ):
             routes = set()
             for number in range(2, 10):
-                made = post(address, {**body(f"May the Arbel carry {number} boxes?"), "model": "boxes"})
+                made = post(
+                    address, {**body(f"May the Arbel carry {number} boxes?"), "model": "boxes"}
+                )
                 answer = "yes" if number % 2 else "no"
                 assert made.json()["choices"][0]["message"]["content"] == answer
                 routes.add(made.headers["x-cowest-route"])

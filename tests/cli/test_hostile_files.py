@@ -1,4 +1,5 @@
-"""Files and folders that cannot be read or written, typed as a user types them: one message, exit code 1, and no traceback."""
+"""Files and folders that cannot be read or written, typed as a user types them: one message, exit
+code 1, and no traceback."""
 
 from __future__ import annotations
 
@@ -58,10 +59,14 @@ weak = strong = model
 
 
 @pytest.fixture
-def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """A command in a folder with a task, toy.toml; gives its one message."""
     (tmp_path / "toy.py").write_text(RECIPE)
-    (tmp_path / "toy.toml").write_text("\n".join([toy.TASK, toy.engine("weak"), toy.engine("strong")]))
+    (tmp_path / "toy.toml").write_text(
+        "\n".join([toy.TASK, toy.engine("weak"), toy.engine("strong")])
+    )
     (tmp_path / "latin.csv").write_bytes("caf\xe9".encode("latin-1"))
     monkeypatch.chdir(tmp_path)
 
@@ -84,10 +89,17 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize("verb", ["collect", "cycle", "report", "ask", "quote"])
 @pytest.mark.parametrize(
     ("folder", "says"),
-    [("toy.toml/run", "Not a directory"), ("toy.toml", "File exists"), ("/proc/run", "No such file"), (LONG, "File name too long")],
+    [
+        ("toy.toml/run", "Not a directory"),
+        ("toy.toml", "File exists"),
+        ("/proc/run", "No such file"),
+        (LONG, "File name too long"),
+    ],
     ids=["below a file", "a file", "below /proc", "5,000 characters"],
 )
-def test_a_run_folder_that_cannot_be_is_one_message(typed: Callable[..., str], verb: str, folder: str, says: str) -> None:
+def test_a_run_folder_that_cannot_be_is_one_message(
+    typed: Callable[..., str], verb: str, folder: str, says: str
+) -> None:
     said = typed(verb, "toy.toml", "--run", folder, *(["-q", "why?"] if verb == "ask" else []))
     assert says in said
 
@@ -119,7 +131,9 @@ def test_a_store_that_is_a_folder_is_one_message(typed: Callable[..., str], tmp_
     ],
     ids=lambda value: " ".join(value).replace(LONG, "LONG"),
 )
-def test_every_verb_says_in_one_message_that_a_path_cannot_be(typed: Callable[..., str], arguments: tuple[str, ...]) -> None:
+def test_every_verb_says_in_one_message_that_a_path_cannot_be(
+    typed: Callable[..., str], arguments: tuple[str, ...]
+) -> None:
     typed(*arguments)
 
 
@@ -135,13 +149,17 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_report_on_a_full_disk_leaves_the_old_one(typed: Callable[..., str], tmp_path: Path, request: Any) -> None:
+def test_a_report_on_a_full_disk_leaves_the_old_one(
+    typed: Callable[..., str], tmp_path: Path, request: Any
+) -> None:
     written = write_report(report_runs.full_run(), tmp_path / "run")
     before = written.html.read_bytes()
     request.getfixturevalue("small_files")
     said = typed("report", "run")
     assert "ReportError: run: File too large" in said
-    assert written.html.read_bytes() == before and sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+    assert written.html.read_bytes() == before and sorted(
+        path.name for path in (tmp_path / "run").iterdir()
+    ) == [
         "report.html",
         "report.json",
     ]
@@ -149,7 +167,9 @@ def test_a_report_on_a_full_disk_leaves_the_old_one(typed: Callable[..., str], t
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_device_without_room_says_what_to_do(typed: Callable[..., str]) -> None:
-    assert "No space left on device. The disk is full" in typed("config", "schema", "--out", "/dev/full")
+    assert "No space left on device. The disk is full" in typed(
+        "config", "schema", "--out", "/dev/full"
+    )
 
 
 # JSON Lines
@@ -169,7 +189,9 @@ IDS = ["deep", "a little too deep", "5,000 digits", "1e999", "NaN", "a surrogate
 
 
 @pytest.mark.parametrize(("line", "says"), LINES, ids=IDS)
-def test_a_line_that_is_no_row_names_file_and_line(typed: Callable[..., str], tmp_path: Path, line: str, says: str) -> None:
+def test_a_line_that_is_no_row_names_file_and_line(
+    typed: Callable[..., str], tmp_path: Path, line: str, says: str
+) -> None:
     (tmp_path / "rows.jsonl").write_text(ROW + line + "\n")
     toml = (tmp_path / "toy.toml").read_text()
     (tmp_path / "toy.toml").write_text(toml.replace("toy.py:rows", "rows.jsonl"))
@@ -188,7 +210,9 @@ def test_a_line_that_is_no_row_names_file_and_line(typed: Callable[..., str], tm
         ("ragged", "row 1: a field is called None"),
     ],
 )
-def test_rows_of_a_recipe_that_are_none_say_so(typed: Callable[..., str], tmp_path: Path, name: str, says: str) -> None:
+def test_rows_of_a_recipe_that_are_none_say_so(
+    typed: Callable[..., str], tmp_path: Path, name: str, says: str
+) -> None:
     toml = tmp_path / "toy.toml"
     toml.write_text(toml.read_text().replace("toy.py:rows", f"toy.py:{name}"))
     said = typed("collect", "toy.toml")
@@ -208,9 +232,17 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "says"), DOCUMENTS, ids=["deep", "deeper", "digits", "1e999", "surrogate", "list", "zero"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    DOCUMENTS,
+    ids=["deep", "deeper", "digits", "1e999", "surrogate", "list", "zero"],
+)
 def test_a_damaged_report_is_one_message_and_a_line_in_the_list(
-    typed: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+    typed: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    says: str,
 ) -> None:
     run = tmp_path / "runs/one"
     run.mkdir(parents=True)
@@ -252,7 +284,9 @@ def test_a_configuration_that_cannot_be_is_one_message(
     assert says in typed("collect", "toy.toml")
 
 
-def test_a_configuration_that_is_no_text_is_one_message(typed: Callable[..., str], tmp_path: Path) -> None:
+def test_a_configuration_that_is_no_text_is_one_message(
+    typed: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "toy.toml").write_bytes(b"\xff\xfe")
     assert "ConfigError: toy.toml is not UTF-8 text" in typed("collect", "toy.toml")
     (tmp_path / "folder.toml").mkdir()
@@ -267,7 +301,9 @@ def test_a_question_that_is_no_json_is_one_message(typed: Callable[..., str]) ->
 
 
 @pytest.mark.parametrize("verb", ["tune", "pairs"])
-def test_a_run_without_drafts_says_which_command_collects_them(typed: Callable[..., str], tmp_path: Path, verb: str) -> None:
+def test_a_run_without_drafts_says_which_command_collects_them(
+    typed: Callable[..., str], tmp_path: Path, verb: str
+) -> None:
     (tmp_path / "new").mkdir()
     said = typed(verb, "toy.toml", "--run", "new", "--seed", "3")
     assert said == (
@@ -279,8 +315,12 @@ def test_a_run_without_drafts_says_which_command_collects_them(typed: Callable[.
     db.close()
 
 
-def test_pairs_from_elsewhere_need_no_drafts(typed: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": "why?", "chosen": "a", "rejected": "b"}) + "\n")
+def test_pairs_from_elsewhere_need_no_drafts(
+    typed: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text(
+        json.dumps({"prompt": "why?", "chosen": "a", "rejected": "b"}) + "\n"
+    )
     (tmp_path / "import.toml").write_text('[pairs]\nsource = "mine.jsonl"\n')
     with pytest.raises(SystemExit) as end:
         app(["pairs", "toy.toml", "import.toml", "--run", "new"])

@@ -1,4 +1,5 @@
-"""What models, servers and files say is shown on a terminal, neither obeyed nor read as markup; a failure is a message."""
+"""What models, servers and files say is shown on a terminal, neither obeyed nor read as markup; a
+failure is a message."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ from cowest_dspy.testing import Fault, OpenAIServer
 from cowest_dspy.utils.safe_text import visible
 
 HOSTILE = "use [red] wires [/b] :smile: \x1b[2J\x1b]0;title\x07 \x9b31m \u202e back \ud83d"
-SHOWN = "use [red] wires [/b] :smile: \\u001b[2J\\u001b]0;title\\u0007 \\u009b31m \\u202e back \\ud83d"
+SHOWN = (
+    "use [red] wires [/b] :smile: \\u001b[2J\\u001b]0;title\\u0007 \\u009b31m \\u202e back \\ud83d"
+)
 
 
 def test_control_characters_are_shown_and_lines_and_tabs_stay() -> None:
@@ -43,7 +46,9 @@ def test_json_says_the_same_when_it_is_made_visible(text: str) -> None:
     assert json.loads(visible(document))["text"] == text
 
 
-@pytest.mark.parametrize("wrap", [str, lambda text: [text], lambda text: grid(text)], ids=["a text", "a list", "a table"])
+@pytest.mark.parametrize(
+    "wrap", [str, lambda text: [text], lambda text: grid(text)], ids=["a text", "a list", "a table"]
+)
 def test_the_console_of_the_commands_prints_text_as_it_is(wrap: Callable[[str], Any]) -> None:
     from cowest_dspy.cli.live import console
 
@@ -65,7 +70,9 @@ def test_a_report_on_a_console_of_the_users_obeys_nothing() -> None:
     out = io.StringIO()
     report = dataclasses.replace(full_run(), warnings=(HOSTILE,), stages=(Stage(HOSTILE, 1.0),))
     print_report(report, Console(file=out, width=400, force_terminal=True, color_system=None))
-    assert SHOWN in out.getvalue() and "\x1b[2J" not in out.getvalue() and "\x9b" not in out.getvalue()
+    assert (
+        SHOWN in out.getvalue() and "\x1b[2J" not in out.getvalue() and "\x9b" not in out.getvalue()
+    )
 
 
 RECIPE = (
@@ -108,7 +115,9 @@ def task(folder: Path, answer: str | Fault) -> Iterator[list[str]]:
         yield ["ask", str(folder / "toy.toml"), "--run", str(folder / "run"), "-q", "Which wires?"]
 
 
-def test_ask_prints_an_answer_as_the_text_that_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_prints_an_answer_as_the_text_that_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     answer = "use [red] wires, then [/b] stop \x1b[31m at once \u202e"
     with task(tmp_path, answer) as arguments, pytest.raises(SystemExit) as ended:
         report_errors(lambda: app(arguments))
@@ -117,18 +126,27 @@ def test_ask_prints_an_answer_as_the_text_that_it_is(tmp_path: Path, capsys: pyt
     assert "use [red] wires, then [/b] stop \\u001b[31m at once \\u202e" in out
 
 
-def test_ask_turns_the_failure_of_a_model_into_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_turns_the_failure_of_a_model_into_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hidden = "s" + "k-" + "a1B2c3D4e5F6g7H8i9J0"
     fault = Fault.status(503, message=f"overloaded \x1b[2J with {hidden}")
     with task(tmp_path, fault) as arguments, pytest.raises(SystemExit) as ended:
         report_errors(lambda: app(arguments))
     said = capsys.readouterr().err
     assert ended.value.code == 1
-    assert said.startswith("ModelError: The model openai/scripted gave no answer: server: ") and "overloaded" in said
-    assert "Traceback" not in said and "\x1b" not in said and hidden not in said and len(said) < 1000
+    assert (
+        said.startswith("ModelError: The model openai/scripted gave no answer: server: ")
+        and "overloaded" in said
+    )
+    assert (
+        "Traceback" not in said and "\x1b" not in said and hidden not in said and len(said) < 1000
+    )
 
 
-def test_a_traceback_and_a_log_line_hold_no_secret_and_no_escape_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_and_a_log_line_hold_no_secret_and_no_escape_sequence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     hidden = "s" + "k-" + "a1B2c3D4e5F6g7H8i9J0"
 
     def broken() -> None:
@@ -137,8 +155,14 @@ def test_a_traceback_and_a_log_line_hold_no_secret_and_no_escape_sequence(capsys
     with pytest.raises(SystemExit) as ended:
         report_errors(broken)
     said = capsys.readouterr().err
-    assert ended.value.code == 1 and "Traceback" in said and "RuntimeError: a fault of ours with ***" in said
-    record = logging.LogRecord("x", logging.ERROR, "x.py", 1, "with %s and %s", (hidden, "\x1b[2J"), None)
+    assert (
+        ended.value.code == 1
+        and "Traceback" in said
+        and "RuntimeError: a fault of ours with ***" in said
+    )
+    record = logging.LogRecord(
+        "x", logging.ERROR, "x.py", 1, "with %s and %s", (hidden, "\x1b[2J"), None
+    )
     line = VisibleFormatter().format(record)
     for text in (said, line):
         assert hidden not in text and "\x1b" not in text and "\\u001b[2J" in text

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM, in each stage and in real processes: exit code, what is kept, and a command that goes on."""
+"""Ctrl-C and SIGTERM, in each stage and in real processes: exit code, what is kept, and a command
+that goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_task import SCRIPTED, TASK, answered, committed, cowest, environment, hearing_signals, started, until, written
+from live_task import (
+    SCRIPTED,
+    TASK,
+    answered,
+    committed,
+    cowest,
+    environment,
+    hearing_signals,
+    started,
+    until,
+    written,
+)
 from local_server import CHAT, Said, completion, local_server
 
 from cowest_dspy.store.progress import read_snapshot
@@ -40,20 +52,38 @@ def goes_on(said: str, folder: Path) -> None:
     python, _, rest = command.partition(" ")
     assert python == Path(sys.executable).name and rest.startswith("-m cowest_dspy.cli.main "), said
     pasted = f"{shlex.quote(sys.executable)} {rest}"
-    done = subprocess.run(pasted, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        pasted,
+        shell=True,
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 CASES = [
     ("collect", signal.SIGINT, "collect", SCRIPTED, "Collecting drafts and their influence"),
     ("collect", signal.SIGTERM, "collect", SCRIPTED, "Collecting drafts and their influence"),
-    ("evaluate --arm strong", signal.SIGTERM, "evaluate strong", SCRIPTED, "Evaluating strong alone"),
+    (
+        "evaluate --arm strong",
+        signal.SIGTERM,
+        "evaluate strong",
+        SCRIPTED,
+        "Evaluating strong alone",
+    ),
     ("cycle", signal.SIGINT, "1 search", SCRIPTED + SHOTS, "Step 1: search"),
     ("cycle", signal.SIGTERM, "1 search", SCRIPTED + SHOTS, "Step 1: search"),
 ]
 
 
-@pytest.mark.parametrize(("verb", "number", "stage", "more", "title"), CASES, ids=[f"{case[0]}-{case[1].name}" for case in CASES])
+@pytest.mark.parametrize(
+    ("verb", "number", "stage", "more", "title"),
+    CASES,
+    ids=[f"{case[0]}-{case[1].name}" for case in CASES],
+)
 def test_a_signal_stops_a_stage_and_keeps_what_was_paid_for(
     verb: str, number: signal.Signals, stage: str, more: str, title: str, tmp_path: Path
 ) -> None:
@@ -72,7 +102,9 @@ def test_a_signal_stops_a_stage_and_keeps_what_was_paid_for(
     assert "Traceback" not in said and f'in "{title}"' in said, said
     assert f"Stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}" in said
     before = answered(folder)
-    assert committed(folder) == set(before) and len(before) == len(set(before)), "everything that was answered is committed"
+    assert committed(folder) == set(before) and len(before) == len(set(before)), (
+        "everything that was answered is committed"
+    )
     now = read_snapshot(folder / "run")
     assert now and (now.state, now.signal) == ("stopped", number) and now.calls == len(before)
     assert f"In this session: {len(before)} calls" in said
@@ -85,12 +117,18 @@ def test_a_signal_stops_a_stage_and_keeps_what_was_paid_for(
 
 
 HOSTED = {
-    "api": 'model = "openai/m"\napi_key_env = "COWEST_TEST_KEY"\nprice = { input = 0.0, output = 10000.0 }',
+    "api": (
+        'model = "openai/m"\napi_key_env = "COWEST_TEST_KEY"\nprice = { input = 0.0, output = '
+        "10000.0 }"
+    ),
     "server": 'model = "m"',
 }
 
 
-@pytest.mark.parametrize(("kind", "number"), [("api", signal.SIGINT), ("api", signal.SIGTERM), ("server", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("api", signal.SIGINT), ("api", signal.SIGTERM), ("server", signal.SIGTERM)],
+)
 def test_a_signal_keeps_and_books_every_answer_that_a_server_has_billed(
     kind: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,8 +144,13 @@ def test_a_signal_keeps_and_books_every_answer_that_a_server_has_billed(
 
     written(tmp_path, latency=0.01)
     with local_server({CHAT: answer}) as server:
-        strong = f'[strong]\nkind = "{kind}"\napi_base = "{server.url}/v1"\nconcurrency = 8\n{HOSTED[kind]}\n'
-        (tmp_path / "task.toml").write_text(TASK.partition("[strong]")[0] + strong + SCRIPTED, encoding="utf-8")
+        strong = (
+            f'[strong]\nkind = "{kind}"\napi_base = "{server.url}/v1"\nconcurrency = '
+            f"8\n{HOSTED[kind]}\n"
+        )
+        (tmp_path / "task.toml").write_text(
+            TASK.partition("[strong]")[0] + strong + SCRIPTED, encoding="utf-8"
+        )
         with started(tmp_path, "collect", "task.toml", "--run", "run") as process:
             until(lambda: len(billed) > 8 and len(server.asked) > len(billed), process)
             process.send_signal(number)
@@ -116,7 +159,9 @@ def test_a_signal_keeps_and_books_every_answer_that_a_server_has_billed(
         asked = len(server.asked)
         assert len(billed) == asked == len(set(billed)), "what was under way was waited for"
     with closing(sqlite3.connect(tmp_path / "run/run.sqlite")) as db:
-        calls, usd = db.execute("SELECT count(*), sum(usd) FROM calls WHERE model NOT LIKE 'scripted/%'").fetchone()
+        calls, usd = db.execute(
+            "SELECT count(*), sum(usd) FROM calls WHERE model NOT LIKE 'scripted/%'"
+        ).fetchone()
     assert calls == asked, "billed is kept"
     assert usd == pytest.approx(0.03 * asked if kind == "api" else 0.0), "billed is booked"
     assert "Stopped at once" not in said and "Traceback" not in said
@@ -158,14 +203,18 @@ def test_a_signal_while_training_keeps_every_step(tiny_model: Path, tmp_path: Pa
 
     (kept,) = (tmp_path / "run/adapters").glob(".*.checkpoint")
     with safe_open(kept, framework="pt") as file:
-        assert f'"step": {reached}' in str(file.metadata()) or f'"step":{reached}' in str(file.metadata())
+        assert f'"step": {reached}' in str(file.metadata()) or f'"step":{reached}' in str(
+            file.metadata()
+        )
     assert task.is_file()
 
 
 class Terminal:
     """A process in a terminal of its own, of this size; what it draws is in ``text``."""
 
-    def __init__(self, folder: Path, *arguments: str, columns: int = 120, color: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, columns: int = 120, color: bool = False
+    ) -> None:
         import fcntl
         import struct
         import termios
@@ -179,7 +228,11 @@ class Terminal:
             if color:
                 variables.pop("NO_COLOR")
             hearing_signals()
-            os.execve(sys.executable, [sys.executable, "-m", "cowest_dspy.cli.main", *arguments], variables)
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "cowest_dspy.cli.main", *arguments],
+                variables,
+            )
         fcntl.ioctl(self._end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
 
     def read(self, seconds: float = 0.1) -> str:
@@ -224,7 +277,9 @@ def test_ctrl_c_in_a_terminal_stops_cleanly_and_leaves_the_cursor(tmp_path: Path
     assert terminal.code() == 130, terminal.text
     assert "Stopping: what is under way is finished and kept" in terminal.text
     assert "Stopped by Ctrl-C" in terminal.text and "To go on from here" in terminal.text
-    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l"), "the cursor is shown again"
+    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l"), (
+        "the cursor is shown again"
+    )
     assert committed(tmp_path) == set(answered(tmp_path))
 
 
@@ -240,12 +295,18 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     terminal.press(b"\x03")
     assert terminal.code() == 130
     assert time.monotonic() - began < 50, "a call of 60 seconds is not waited for"
-    assert re.search(r"Stopped at once: \d+ calls that were under way abandoned, and perhaps paid for", terminal.text)
-    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l"), "the cursor is shown again"
+    assert re.search(
+        r"Stopped at once: \d+ calls that were under way abandoned, and perhaps paid for",
+        terminal.text,
+    )
+    assert terminal.text.rfind("\x1b[?25h") > terminal.text.rfind("\x1b[?25l"), (
+        "the cursor is shown again"
+    )
     (tmp_path / "latency.txt").write_text("0.001")
     line = cowest(tmp_path, "runs", ".")
     assert (
-        "run\tstopped\tslow_toy\tcollect 0/40" in line.replace("\tcollect\t", "\tcollect 0/40\t") and "gone without a word" in line
+        "run\tstopped\tslow_toy\tcollect 0/40" in line.replace("\tcollect\t", "\tcollect 0/40\t")
+        and "gone without a word" in line
     )
     cowest(tmp_path, "collect", "task.toml", "--run", "run")
 

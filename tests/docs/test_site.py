@@ -1,4 +1,5 @@
-"""The site of the documentation: it is built without a warning, asks no other server, and has every public name."""
+"""The site of the documentation: it is built without a warning, asks no other server, and has every
+public name."""
 
 from __future__ import annotations
 
@@ -27,8 +28,17 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# What a browser fetches by itself, and where its address stands. A link is only followed when somebody clicks on it.
-FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
+# What a browser fetches by itself, and where its address stands. A link is only followed when
+# somebody clicks on it.
+FETCHED = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "object": "data",
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("docs") / "site"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(made)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert "WARNING" not in done.stderr, done.stderr
     return made
@@ -89,7 +101,9 @@ def test_links_of_the_site_lead_to_pages_and_places_that_are_there(site: Path) -
             target = target / "index.html" if target.is_dir() else target
             assert target.is_file(), f"{path.relative_to(site)}: {link}"
             if parts.fragment and target in pages:
-                assert unquote(parts.fragment) in pages[target].anchors, f"{path.relative_to(site)}: {link}"
+                assert unquote(parts.fragment) in pages[target].anchors, (
+                    f"{path.relative_to(site)}: {link}"
+                )
 
 
 def public_names() -> Iterator[str]:
@@ -112,7 +126,9 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 def _home(name: str) -> str:
     """Where what is named is defined: a function that is called as its file is known there."""
     module, _, plain = name.rpartition(".")
-    return f"{getattr(getattr(importlib.import_module(module), plain), '__module__', module)}.{plain}"
+    return (
+        f"{getattr(getattr(importlib.import_module(module), plain), '__module__', module)}.{plain}"
+    )
 
 
 def test_the_pages_from_the_code_are_what_the_code_says() -> None:
@@ -123,7 +139,9 @@ def test_the_pages_from_the_code_are_what_the_code_says() -> None:
 
 
 def test_every_key_of_a_toml_is_explained() -> None:
-    rows = re.findall(r"^\| `.*$", (ROOT / "docs/reference/toml.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `.*$", (ROOT / "docs/reference/toml.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(rows) > 100
     assert [row for row in rows if row.endswith("|  |")] == []
 
@@ -153,7 +171,10 @@ def test_a_browser_searches_it_and_asks_nobody_else(served: str) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: said.append(message.text) if message.type == "error" else None,
+        )
         page.goto(f"{served}/index.html")
         page.fill("input[name=query]", "noise floor")
         page.wait_for_selector(".md-search-result__item")
@@ -169,6 +190,9 @@ def test_a_browser_searches_it_and_asks_nobody_else(served: str) -> None:
 
 
 def test_the_search_knows_every_page(site: Path) -> None:
-    known = {entry["location"].partition("#")[0] for entry in json.loads((site / "search/search_index.json").read_text())["docs"]}
+    known = {
+        entry["location"].partition("#")[0]
+        for entry in json.loads((site / "search/search_index.json").read_text())["docs"]
+    }
     pages = {str(path.relative_to(site)) for path in site.rglob("*.html")} - {"404.html"}
     assert pages <= {location or "index.html" for location in known}

@@ -1,4 +1,5 @@
-"""Bundles: what a run ended with, moved elsewhere, answers as before; and whatever is changed in one is noticed."""
+"""Bundles: what a run ended with, moved elsewhere, answers as before; and whatever is changed in
+one is noticed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,15 @@ from hub import TOKEN, Hub, running_hub
 from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
-from cowest_dspy import Collaboration, Experiment, TransformersEngine, load_bundle, load_config, verify_bundle, write_bundle
+from cowest_dspy import (
+    Collaboration,
+    Experiment,
+    TransformersEngine,
+    load_bundle,
+    load_config,
+    verify_bundle,
+    write_bundle,
+)
 from cowest_dspy.cli import main
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.experiment.bundle import as_gguf, merged, read_manifest, writing
@@ -31,25 +40,44 @@ from cowest_dspy.store.record import unrecorded
 
 def test_a_bundle_answers_as_its_run_did(finished: Path, bundle: Path, tiny_model: Path) -> None:
     questions = [f"another {number}?" for number in range(6)]
-    with Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment:
+    with Experiment(
+        load_config([finished / "run" / "config.toml"]), finished / "run"
+    ) as experiment:
         program, strong = experiment.final, unrecorded(experiment.strong)
         before = [program(question=question).toDict() for question in questions]
     loaded = load_bundle(bundle, weak=weak_of(tiny_model), strong=strong, trust_recipe=True)
     assert [loaded(question=question).toDict() for question in questions] == before
     assert loaded.weak.model.rpartition("+")[2] == program.weak.model.rpartition("+")[2]
-    built = load_bundle(bundle, weak=weak_of(tiny_model), strong=strong, program=Collaboration("question -> answer"))
+    built = load_bundle(
+        bundle, weak=weak_of(tiny_model), strong=strong, program=Collaboration("question -> answer")
+    )
     assert built.dump_state() == loaded.dump_state() == program.dump_state()
     assert verify_bundle(bundle) == (), "loading writes nothing into it"
 
 
 def test_what_is_in_it(whole: Path, finished: Path) -> None:
     manifest, metrics = read_manifest(whole), json.loads((whole / "metrics.json").read_text())
-    assert {"program.json", "config.toml", "metrics.json", "pairs.jsonl", "README.md", "recipe/toy.py"} <= set(manifest.files)
-    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(manifest.files)
+    assert {
+        "program.json",
+        "config.toml",
+        "metrics.json",
+        "pairs.jsonl",
+        "README.md",
+        "recipe/toy.py",
+    } <= set(manifest.files)
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(
+        manifest.files
+    )
     assert len(PreferencePairs.load(whole / "pairs.jsonl")) == metrics["pairs"]["kept"] >= 2
-    assert {line["name"] for line in metrics["arms"]} >= {"strong", "collaboration"} and metrics["steps"]
+    assert {line["name"] for line in metrics["arms"]} >= {"strong", "collaboration"} and metrics[
+        "steps"
+    ]
     card = (whole / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: peft\n") and "| arm | n | failed |" in card and str(manifest.adapter) in card
+    assert (
+        card.startswith("---\nlibrary_name: peft\n")
+        and "| arm | n | failed |" in card
+        and str(manifest.adapter) in card
+    )
     config = load_config([whole / "config.toml"])
     assert config.program == f"{(whole / 'recipe' / 'toy.py').resolve()}:program"
     for path in whole.rglob("*"):
@@ -70,11 +98,17 @@ def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
     )
     file = gate.save(finished / "run")
     try:
-        with Experiment(load_config([finished / "run/config.toml"]), finished / "run") as experiment:
+        with Experiment(
+            load_config([finished / "run/config.toml"]), finished / "run"
+        ) as experiment:
             made = write_bundle(experiment, tmp_path / "made")
     finally:
         file.unlink()
-    assert Gate.load(made) == gate and "gate.json" in read_manifest(made).files and verify_bundle(made) == ()
+    assert (
+        Gate.load(made) == gate
+        and "gate.json" in read_manifest(made).files
+        and verify_bundle(made) == ()
+    )
 
 
 def test_every_change_is_noticed_and_named(bundle: Path, tiny_model: Path) -> None:
@@ -101,7 +135,12 @@ def test_an_adapter_that_was_exchanged_with_its_hash_is_noticed(bundle: Path) ->
 
 def test_the_recipe_is_given_the_draft_format_of_the_run(bundle: Path, tiny_model: Path) -> None:
     recipe, config = bundle / "recipe" / "toy.py", bundle / "config.toml"
-    before = load_bundle(bundle, weak=weak_of(tiny_model), strong=weak_of(tiny_model), program=Collaboration("question -> answer"))
+    before = load_bundle(
+        bundle,
+        weak=weak_of(tiny_model),
+        strong=weak_of(tiny_model),
+        program=Collaboration("question -> answer"),
+    )
     for old, new in (
         ("def program()", 'def program(draft="chain_of_thought")'),
         ('draft="knowledge")\n\ndef direct', "draft=draft)\n\ndef direct"),
@@ -109,16 +148,25 @@ def test_the_recipe_is_given_the_draft_format_of_the_run(bundle: Path, tiny_mode
         assert old in recipe.read_text()
         recipe.write_text(recipe.read_text().replace(old, new))
     config.write_text('draft = "knowledge"\n' + config.read_text())
-    loaded = load_bundle(resealed(bundle), weak=weak_of(tiny_model), strong=weak_of(tiny_model), trust_recipe=True)
+    loaded = load_bundle(
+        resealed(bundle), weak=weak_of(tiny_model), strong=weak_of(tiny_model), trust_recipe=True
+    )
     drafting: Any = loaded.draft
     assert list(drafting.signature.output_fields) == ["background"]
     assert loaded.dump_state() == before.dump_state()
 
 
 @pytest.mark.parametrize(
-    "forged", [{"config": {"api_base": "http://127.0.0.1:1"}}, {"lm": {"model": "openai/other"}}, {"_compiled": 1}]
+    "forged",
+    [
+        {"config": {"api_base": "http://127.0.0.1:1"}},
+        {"lm": {"model": "openai/other"}},
+        {"_compiled": 1},
+    ],
 )
-def test_a_forged_state_sets_nothing_but_prompts(bundle: Path, tiny_model: Path, forged: dict[str, Any]) -> None:
+def test_a_forged_state_sets_nothing_but_prompts(
+    bundle: Path, tiny_model: Path, forged: dict[str, Any]
+) -> None:
     state = json.loads((bundle / "program.json").read_text())
     state["refine"].update(forged)
     (bundle / "program.json").write_text(json.dumps(state))
@@ -133,12 +181,19 @@ def test_what_a_download_leaves_beside_it_is_no_damage(bundle: Path) -> None:
     (bundle / ".cache" / "huggingface" / "x.metadata").write_text("")
     assert verify_bundle(bundle) == ()
     (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
-    assert verify_bundle(bundle) == ("adapter/cowest-0123456789ab.gguf: does not belong to the bundle",)
+    assert verify_bundle(bundle) == (
+        "adapter/cowest-0123456789ab.gguf: does not belong to the bundle",
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "is damaged"), ("[]", "is damaged"), ('{"format": 99}', "has format 99"), ('{"format": 1}', "name: Field required")],
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format": 99}', "has format 99"),
+        ('{"format": 1}', "name: Field required"),
+    ],
 )
 def test_a_manifest_that_cannot_be_read(bundle: Path, text: str, says: str) -> None:
     (bundle / "cowest.json").write_text(text)
@@ -151,7 +206,12 @@ def test_what_does_not_fit_is_refused(bundle: Path, tiny_model: Path, tmp_path: 
     with pytest.raises(BundleError, match="trust_recipe=True to execute it"):
         load_bundle(bundle, weak=weak, strong=weak)
     with pytest.raises(BundleError, match="built otherwise"):
-        load_bundle(bundle, weak=weak, strong=weak, program=Collaboration(draft=dspy.Predict("a -> facts"), refine=Nested()))
+        load_bundle(
+            bundle,
+            weak=weak,
+            strong=weak,
+            program=Collaboration(draft=dspy.Predict("a -> facts"), refine=Nested()),
+        )
     other = Path(shutil.copytree(tiny_model, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rope_theta": 12345.0}))
@@ -161,7 +221,9 @@ def test_what_does_not_fit_is_refused(bundle: Path, tiny_model: Path, tmp_path: 
     with pytest.raises(ModelError, match="has an adapter already"):
         load_bundle(bundle, weak=tuned, strong=weak, trust_recipe=True)
     with pytest.raises(TuningError, match="cannot be tuned here"):
-        load_bundle(bundle, weak=dspy.LM("openai/x", api_key="none"), strong=weak, trust_recipe=True)
+        load_bundle(
+            bundle, weak=dspy.LM("openai/x", api_key="none"), strong=weak, trust_recipe=True
+        )
     with pytest.raises(BundleError, match=r"is no bundle: there is no cowest\.json"):
         verify_bundle(tmp_path)
 
@@ -177,40 +239,58 @@ class Nested(dspy.Module):
         return self.inner(**inputs)
 
 
-def test_it_is_written_whole_over_a_bundle_and_over_nothing_else(finished: Path, bundle: Path, tmp_path: Path) -> None:
+def test_it_is_written_whole_over_a_bundle_and_over_nothing_else(
+    finished: Path, bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment:
+    with Experiment(
+        load_config([finished / "run" / "config.toml"]), finished / "run"
+    ) as experiment:
         with pytest.raises(BundleError, match="is no bundle"):
             write_bundle(experiment, tmp_path / "mine")
         calls = experiment.store.calls()
         write_bundle(experiment, bundle)
         assert experiment.store.calls() == calls, "nothing is asked"
-    assert verify_bundle(bundle) == () and (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (
+        verify_bundle(bundle) == ()
+        and (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "mine"}
 
 
 def test_law_10_no_bundle_with_a_secret_in_it_is_written(finished: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "toy.py"
     recipe.write_text(RECIPE + '\nKEY = "sk-proj-' + 'abcdefghijkl1234"\n')
-    config = load_config([finished / "run" / "config.toml"]).model_copy(update={"program": f"{recipe}:program"})
+    config = load_config([finished / "run" / "config.toml"]).model_copy(
+        update={"program": f"{recipe}:program"}
+    )
     with pytest.raises(BundleError, match=r"toy\.py would hold what looks like a secret"):
         writing._relocated(config, tmp_path / "recipe")
     with pytest.raises(BundleError, match=r"program\.json would hold"):
-        writing._write(tmp_path / "program.json", json.dumps({"demos": [{"answer": "hf_" + "abcdefghijklmnop1234"}]}))
+        writing._write(
+            tmp_path / "program.json",
+            json.dumps({"demos": [{"answer": "hf_" + "abcdefghijklmnop1234"}]}),
+        )
     assert not (tmp_path / "program.json").exists() and list((tmp_path / "recipe").iterdir()) == []
 
 
 def test_a_run_that_is_not_finished_says_what_to_do(finished: Path, tmp_path: Path) -> None:
-    with Experiment(load_config([finished / "run" / "config.toml"]), tmp_path / "run") as experiment:
+    with Experiment(
+        load_config([finished / "run" / "config.toml"]), tmp_path / "run"
+    ) as experiment:
         with pytest.raises(BundleError, match="run `cowest cycle` on it first"):
             write_bundle(experiment, tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
     assert "is no run's folder" in cowest("bundle", str(tmp_path), fails=True)
-    assert "--public says how --push uploads" in cowest("bundle", str(tmp_path), "--public", fails=True)
+    assert "--public says how --push uploads" in cowest(
+        "bundle", str(tmp_path), "--public", fails=True
+    )
 
 
-def test_a_merged_model_says_what_base_and_adapter_say(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_merged_model_says_what_base_and_adapter_say(
+    bundle: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -222,7 +302,11 @@ def test_a_merged_model_says_what_base_and_adapter_say(bundle: Path, tiny_model:
     ids = torch.arange(3, 40).unsqueeze(0)
     with torch.no_grad():
         assert torch.allclose(whole(ids).logits, parts(ids).logits, atol=1e-4)
-        assert not torch.allclose(whole(ids).logits, AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits, atol=1e-2)
+        assert not torch.allclose(
+            whole(ids).logits,
+            AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits,
+            atol=1e-2,
+        )
     answer = TransformersEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
     assert answer and not list(out.glob("*.bin"))
     with pytest.raises(BundleError, match="exists: it is not overwritten"):
@@ -243,27 +327,42 @@ def test_a_push_takes_a_private_model_and_a_refusal_says_why(bundle: Path) -> No
         said = pushed(hub, bundle, "founders/drafter", TOKEN)
         assert "founders/drafter" in said and hub.datasets == {"founders/drafter": True}
         assert set(hub.files) == {*read_manifest(bundle).files, "cowest.json"}
-        assert "BundleError: The Hub did not take founders/drafter" in pushed(hub, bundle, "founders/drafter", "wrong")
+        assert "BundleError: The Hub did not take founders/drafter" in pushed(
+            hub, bundle, "founders/drafter", "wrong"
+        )
     assert verify_bundle(bundle) == ()
 
 
 def pushed(hub: Hub, bundle: Path, name: str, token: str) -> str:
-    """What a process says that pushes the bundle: the Hub's address is read when its package is imported."""
-    code = f"from cowest_dspy.experiment.bundle import push_bundle; print(push_bundle({str(bundle)!r}, {name!r}))"
+    """What a process says that pushes the bundle: the Hub's address is read when its package is
+    imported."""
+    code = (
+        "from cowest_dspy.experiment.bundle import push_bundle; "
+        f"print(push_bundle({str(bundle)!r}, {name!r}))"
+    )
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
     return done.stdout + done.stderr
 
 
-def test_what_a_killed_process_left_goes_with_the_next_bundle(finished: Path, bundle: Path, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_goes_with_the_next_bundle(
+    finished: Path, bundle: Path, tmp_path: Path
+) -> None:
     ended = child(lambda: None)
     os.waitpid(ended, 0)
     for owner in (ended, os.getpid()):
         (tmp_path / f".bundle.{owner}.abc.tmp" / "bundle" / "recipe").mkdir(parents=True)
     (tmp_path / f".other.{ended}.abc.tmp").mkdir()
-    with Experiment(load_config([finished / "run" / "config.toml"]), finished / "run") as experiment:
+    with Experiment(
+        load_config([finished / "run" / "config.toml"]), finished / "run"
+    ) as experiment:
         write_bundle(experiment, bundle)
-    assert {path.name for path in tmp_path.glob(".*")} == {f".bundle.{os.getpid()}.abc.tmp", f".other.{ended}.abc.tmp"}
+    assert {path.name for path in tmp_path.glob(".*")} == {
+        f".bundle.{os.getpid()}.abc.tmp",
+        f".other.{ended}.abc.tmp",
+    }
     assert verify_bundle(bundle) == ()
 
 
@@ -277,10 +376,14 @@ def test_a_file_in_the_place_of_the_bundle_is_kept(finished: Path, tmp_path: Pat
     assert (tmp_path / "thesis").read_text() == "years of work"
 
 
-def test_a_run_whose_adapter_is_damaged_says_so_before_it_asks(finished: Path, tmp_path: Path) -> None:
+def test_a_run_whose_adapter_is_damaged_says_so_before_it_asks(
+    finished: Path, tmp_path: Path
+) -> None:
     run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
     for file in run.rglob("adapter_model.safetensors"):
         file.write_bytes(b"")
     files = (str(finished / "toy.toml"), str(finished / "backend.toml"))
     told = cowest("ask", *files, "--run", str(run), "-q", "another?", fails=True)
-    assert re.search(r"^(TuningError|ModelError): .*adapter_model\.safetensors is damaged", told, re.MULTILINE)
+    assert re.search(
+        r"^(TuningError|ModelError): .*adapter_model\.safetensors is damaged", told, re.MULTILINE
+    )

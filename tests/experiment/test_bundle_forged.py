@@ -1,5 +1,6 @@
-"""A bundle whose manifest was re-signed, a file that changes while it is read, a place that is written to while others read:
-nothing runs but what the manifest names and its hashes cover, and a reader sees one whole bundle."""
+"""A bundle whose manifest was re-signed, a file that changes while it is read, a place that is
+written to while others read: nothing runs but what the manifest names and its hashes cover, and a
+reader sees one whole bundle."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def mark(tmp_path: Path) -> Path:
     return tmp_path / "planted-code-ran"
 
 
-@pytest.mark.parametrize("place", ["absolute", "above", ".cache", "__pycache__", "not in recipe/", "a module"])
+@pytest.mark.parametrize(
+    "place", ["absolute", "above", ".cache", "__pycache__", "not in recipe/", "a module"]
+)
 def test_no_program_outside_the_manifest_is_executed(
     place: str, bundle: Path, tiny_model: Path, tmp_path: Path, mark: Path
 ) -> None:
@@ -61,25 +64,39 @@ def test_no_program_outside_the_manifest_is_executed(
     }[place]
     planted.parent.mkdir(parents=True, exist_ok=True)
     planted.write_text(OURS.format(mark=mark) + "def program(): ...\n")
-    named = {"above": "recipe/../../evil.py", "a module": "evil"}.get(place) or os.path.relpath(planted, bundle)
+    named = {"above": "recipe/../../evil.py", "a module": "evil"}.get(place) or os.path.relpath(
+        planted, bundle
+    )
     resealed(bundle, program=f"{planted if place == 'absolute' else named}:program")
     weak = weak_of(tiny_model)
-    with pytest.raises(BundleError, match=r"evil.* (no file of the bundle's recipe|does not belong|no bundle holds)"):
+    with pytest.raises(
+        BundleError,
+        match=r"evil.* (no file of the bundle's recipe|does not belong|no bundle holds)",
+    ):
         load_bundle(bundle, weak=weak, strong=weak, trust_recipe=True)
     assert not mark.exists()
 
 
-def test_bytecode_beside_the_recipe_is_refused_and_never_executed(bundle: Path, tiny_model: Path, mark: Path) -> None:
+def test_bytecode_beside_the_recipe_is_refused_and_never_executed(
+    bundle: Path, tiny_model: Path, mark: Path
+) -> None:
     recipe = bundle / "recipe" / "toy.py"
     evil = bundle.parent / "evil.py"
     source = recipe.read_text()
     evil.write_text(OURS.format(mark=mark) + source)
     recipe.write_text(source)
     os.utime(recipe, (1, 1))
-    compiled = Path(py_compile.compile(str(evil), cfile=importlib.util.cache_from_source(str(recipe))) or "")
+    compiled = Path(
+        py_compile.compile(str(evil), cfile=importlib.util.cache_from_source(str(recipe))) or ""
+    )
     # The header of a .pyc: 16 bytes, of which the last 8 are the time and the size of its source.
     data = compiled.read_bytes()
-    compiled.write_bytes(data[:8] + (1).to_bytes(4, "little") + recipe.stat().st_size.to_bytes(4, "little") + data[16:])
+    compiled.write_bytes(
+        data[:8]
+        + (1).to_bytes(4, "little")
+        + recipe.stat().st_size.to_bytes(4, "little")
+        + data[16:]
+    )
     weak = weak_of(tiny_model)
     with pytest.raises(BundleError, match=r"toy\.cpython-\d+\.pyc"):
         load_bundle(resealed(bundle), weak=weak, strong=weak, trust_recipe=True)
@@ -88,22 +105,37 @@ def test_bytecode_beside_the_recipe_is_refused_and_never_executed(bundle: Path, 
     assert not mark.exists() and not compiled.parent.exists()
 
 
-FOREIGN = ["../outside.py", "recipe/../../outside.py", "/outside.py", "recipe\\..\\x.py", "recipe/a/../b.py", "./program.json"]
+FOREIGN = [
+    "../outside.py",
+    "recipe/../../outside.py",
+    "/outside.py",
+    "recipe\\..\\x.py",
+    "recipe/a/../b.py",
+    "./program.json",
+]
 
 
 @pytest.mark.parametrize("name", [*FOREIGN, "x.pth", "recipe/\u202eyp.x.py", "recipe/\x9b2K.py"])
-def test_a_manifest_names_only_files_that_a_bundle_has(name: str, bundle: Path, tmp_path: Path) -> None:
+def test_a_manifest_names_only_files_that_a_bundle_has(
+    name: str, bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "outside.py").write_text("")
     manifest = json.loads((bundle / "cowest.json").read_text())
-    (bundle / "cowest.json").write_text(json.dumps({**manifest, "files": {**manifest["files"], name: "0" * 64}}))
+    (bundle / "cowest.json").write_text(
+        json.dumps({**manifest, "files": {**manifest["files"], name: "0" * 64}})
+    )
     with pytest.raises(BundleError, match=r"no bundle holds"):
         verify_bundle(bundle)
 
 
 def test_a_manifest_that_names_a_file_twice_is_damaged(bundle: Path) -> None:
     text = (bundle / "cowest.json").read_text()
-    (bundle / "cowest.json").write_text(text.replace('"files": {', '"files": {"recipe/toy.py": "' + "0" * 64 + '",'))
-    with pytest.raises(BundleError, match=r"is damaged: the key \"recipe/toy\.py\" stands there twice"):
+    (bundle / "cowest.json").write_text(
+        text.replace('"files": {', '"files": {"recipe/toy.py": "' + "0" * 64 + '",')
+    )
+    with pytest.raises(
+        BundleError, match=r"is damaged: the key \"recipe/toy\.py\" stands there twice"
+    ):
         verify_bundle(bundle)
 
 
@@ -114,7 +146,9 @@ def test_a_deep_manifest_is_one_error(bundle: Path) -> None:
     assert "is damaged" in cowest("verify", str(bundle), fails=True)
 
 
-def test_links_and_things_that_are_no_files_do_not_belong_to_a_bundle(bundle: Path, tmp_path: Path) -> None:
+def test_links_and_things_that_are_no_files_do_not_belong_to_a_bundle(
+    bundle: Path, tmp_path: Path
+) -> None:
     os.mkfifo(bundle / "recipe" / "pipe.py")
     assert "recipe/pipe.py: does not belong to the bundle" in verify_bundle(bundle)
     (bundle / "recipe" / "pipe.py").unlink()
@@ -127,7 +161,12 @@ def test_names_are_shown_without_what_a_terminal_would_obey(bundle: Path) -> Non
     (bundle / "recipe" / "\x1b[2K\rbundle is whole.py").write_text("")
     (bundle / os.fsdecode(b"\xff.txt")).write_text("")
     done = CliRunner().invoke(main.app, ["verify", str(bundle)])
-    assert done.exit_code == 1 and "\x1b" not in done.output and r"\x1b[2K\rbundle" in done.output and r"\udcff.txt" in done.output
+    assert (
+        done.exit_code == 1
+        and "\x1b" not in done.output
+        and r"\x1b[2K\rbundle" in done.output
+        and r"\udcff.txt" in done.output
+    )
     manifest = json.loads((bundle / "cowest.json").read_text())
     (bundle / "cowest.json").write_text(json.dumps({**manifest, "\x1b[2K": 1}))
     with pytest.raises(BundleError, match=re.escape(r"\x1b[2K: Extra inputs")):
@@ -146,8 +185,11 @@ def test_the_message_shows_the_path_that_will_run(bundle: Path, tiny_model: Path
         load_bundle(bundle, weak=weak, strong=weak)
 
 
-def test_what_is_executed_is_what_was_hashed(bundle: Path, tiny_model: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that change after they were verified: each is read once, and what was read must have the manifest's hash."""
+def test_what_is_executed_is_what_was_hashed(
+    bundle: Path, tiny_model: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that change after they were verified: each is read once, and what was read must have
+    the manifest's hash."""
     check = loading.open_bundle
 
     def and_then_changed(path: Any) -> Any:
@@ -162,7 +204,9 @@ def test_what_is_executed_is_what_was_hashed(bundle: Path, tiny_model: Path, mar
     assert not mark.exists()
 
 
-def test_a_bundle_at_the_place_of_another_runs_its_own_recipe(bundle: Path, tiny_model: Path) -> None:
+def test_a_bundle_at_the_place_of_another_runs_its_own_recipe(
+    bundle: Path, tiny_model: Path
+) -> None:
     weak = weak_of(tiny_model)
     load_bundle(bundle, weak=weak, strong=weak, trust_recipe=True)
     recipe = bundle / "recipe" / "toy.py"
@@ -182,7 +226,9 @@ def test_a_bundle_at_the_place_of_another_runs_its_own_recipe(bundle: Path, tiny
         ("config.toml", b"draft = "),
     ],
 )
-def test_a_damaged_file_under_a_fitting_manifest_is_one_error(file: str, content: bytes, bundle: Path, tiny_model: Path) -> None:
+def test_a_damaged_file_under_a_fitting_manifest_is_one_error(
+    file: str, content: bytes, bundle: Path, tiny_model: Path
+) -> None:
     (bundle / file).write_bytes(content)
     weak = weak_of(tiny_model)
     with pytest.raises(BundleError, match=re.escape(Path(file).name)) as error:
@@ -190,18 +236,27 @@ def test_a_damaged_file_under_a_fitting_manifest_is_one_error(file: str, content
     assert len(str(error.value)) < 500
 
 
-def test_served_is_what_the_reader_named_and_not_what_the_bundle_names(bundle: Path, tiny_model: Path, mark: Path) -> None:
-    """A forged config.toml could start any program, send a key of the environment anywhere, or open the endpoint to everybody."""
+def test_served_is_what_the_reader_named_and_not_what_the_bundle_names(
+    bundle: Path, tiny_model: Path, mark: Path
+) -> None:
+    """A forged config.toml could start any program, send a key of the environment anywhere, or open
+    the endpoint to everybody."""
     config, own = bundle / "config.toml", bundle.parent / "own.toml"
     forged = f'[weak]\nkind = "server"\nmodel = "x"\ncommand = ["touch", "{mark}"]\n'
     text = config.read_text().partition("[weak]")[0] + engine_table("strong")
     config.write_text(f'{text}{forged}[serve]\nhost = "0.0.0.0"\nport = 0\napi_key_env = "HOME"\n')
     resealed(bundle)
-    assert "name [strong] and [weak] in a TOML of your own" in cowest("serve", str(bundle), "--trust-recipe", fails=True)
+    assert "name [strong] and [weak] in a TOML of your own" in cowest(
+        "serve", str(bundle), "--trust-recipe", fails=True
+    )
     model = f'kind = "in_process"\nmodel = "{tiny_model}"\n'
     own.write_text(f"[weak]\n{model}[strong]\n{model}")
     told = cowest("serve", str(bundle), str(own), fails=True)
-    assert str(bundle.resolve() / "recipe" / "toy.py") in told and "--trust-recipe" in told and not mark.exists()
+    assert (
+        str(bundle.resolve() / "recipe" / "toy.py") in told
+        and "--trust-recipe" in told
+        and not mark.exists()
+    )
     assert load_config([config, own]).serve.host == "0.0.0.0"
     rules = serve_verb._rules(load_config([config, own]), None, None, own=[own])
     assert (rules.host, rules.api_key_env) == ("127.0.0.1", "COWEST_API_KEY")

@@ -1,4 +1,5 @@
-"""``cowest compare`` on a toy task: a tiny weak model that is really tuned, a strong model that is a rule, every kind of arm."""
+"""``cowest compare`` on a toy task: a tiny weak model that is really tuned, a strong model that is
+a rule, every kind of arm."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def by_name(made: Comparison) -> dict[str, Any]:
     return {one.arm.name: one for one in made.arms}
 
 
-def test_every_kind_of_arm_answers_the_same_examples_and_a_second_time_nothing_is_asked(task: list[Path], tmp_path: Path) -> None:
+def test_every_kind_of_arm_answers_the_same_examples_and_a_second_time_nothing_is_asked(
+    task: list[Path], tmp_path: Path
+) -> None:
     files = declared(task, ALL_ARMS)
     made, calls = compared(files, tmp_path / "run")
     found = by_name(made)
@@ -37,8 +40,12 @@ def test_every_kind_of_arm_answers_the_same_examples_and_a_second_time_nothing_i
     }
     scores = {name: [answer.score for answer in one.arm.answers] for name, one in found.items()}
     assert scores["alone"] == scores["thought"] == scores["voted"] == [0.0] * 6
-    assert scores["oracle"] == scores["rag"] == [1.0] * 6, "the passages of the train questions have three vowels"
-    assert found["oracle"].extra == {"length": 0.5, "share": 1.0} and found["oracle"].extra_intervals["share"] == (1.0, 1.0)
+    assert scores["oracle"] == scores["rag"] == [1.0] * 6, (
+        "the passages of the train questions have three vowels"
+    )
+    assert found["oracle"].extra == {"length": 0.5, "share": 1.0} and found[
+        "oracle"
+    ].extra_intervals["share"] == (1.0, 1.0)
     assert found["alone"].cost is not None and found["alone"].cost.calls == 6
 
     again, calls_again = compared(files, tmp_path / "run")
@@ -55,10 +62,14 @@ def test_an_arm_that_was_asked_for_alone_is_the_only_one(task: list[Path], tmp_p
 
 
 def test_a_module_whose_code_has_changed_is_asked_anew(task: list[Path], tmp_path: Path) -> None:
-    """Before, an arm of a file that is not the task's own was taken from the run as it had once been."""
+    """Before, an arm of a file that is not the task's own was taken from the run as it had once
+    been."""
     other = task[0].parent / "mine.py"
     other.write_text('import dspy\n\ndef make():\n    return dspy.Predict("question -> answer")\n')
-    arms = '[compare]\nagainst = "mine"\n[compare.arms.mine]\nkind = "module"\nprogram = "mine.py:make"\n'
+    arms = (
+        '[compare]\nagainst = "mine"\n[compare.arms.mine]\nkind = "module"\nprogram = '
+        '"mine.py:make"\n'
+    )
     files = declared(task, arms)
     _, calls = compared(files, tmp_path / "run")
     other.write_text(other.read_text().replace('"question', '"question: str'))
@@ -71,7 +82,10 @@ def test_a_module_whose_code_has_changed_is_asked_anew(task: list[Path], tmp_pat
 
 
 def test_arms_share_the_answers_that_they_have_in_common(task: list[Path], tmp_path: Path) -> None:
-    twice = '[compare]\nagainst = "one"\n[compare.arms.one]\nkind = "alone"\n[compare.arms.two]\nkind = "strong"\n'
+    twice = (
+        '[compare]\nagainst = "one"\n[compare.arms.one]\nkind = '
+        '"alone"\n[compare.arms.two]\nkind = "strong"\n'
+    )
     made, calls = compared(declared(task, twice), tmp_path / "run")
     assert calls == 6, "a strong model that answers directly is the one alone"
     one, two = made.arms
@@ -79,13 +93,19 @@ def test_arms_share_the_answers_that_they_have_in_common(task: list[Path], tmp_p
 
 
 @pytest.mark.slow
-def test_seeds_are_runs_of_their_own_that_share_what_is_greedy(task: list[Path], tmp_path: Path) -> None:
+def test_seeds_are_runs_of_their_own_that_share_what_is_greedy(
+    task: list[Path], tmp_path: Path
+) -> None:
     arms = (
         '[compare]\nagainst = "alone"\nseeds = [0, 1]\n[compare.arms.alone]\nkind = "alone"\n'
         '[compare.arms.after]\nkind = "collaboration"\nweak = "tuned"\n'
     )
     made, calls = compared(declared(task, arms), tmp_path / "run")
-    assert [(one.arm.name, one.seed) for one in made.arms] == [("alone", 0), ("after", 0), ("after", 1)]
+    assert [(one.arm.name, one.seed) for one in made.arms] == [
+        ("alone", 0),
+        ("after", 0),
+        ("after", 1),
+    ]
     with Experiment(load_config(declared(task, arms)), tmp_path / "run") as experiment:
         part = experiment.store.within("seed-1")
         adapters = [store.records("adapter")["dpo"]["model"] for store in (experiment.store, part)]
@@ -96,13 +116,20 @@ def test_seeds_are_runs_of_their_own_that_share_what_is_greedy(task: list[Path],
 
 @pytest.mark.slow
 def test_a_sweep_gives_a_point_for_each_combination(task: list[Path], tmp_path: Path) -> None:
-    sweep = '[pairs]\nleast = 2\nstrategy = "all"\n[compare]\n[compare.sweep]\n"pairs.most" = [2, 4]\n'
+    sweep = (
+        '[pairs]\nleast = 2\nstrategy = "all"\n[compare]\n[compare.sweep]\n"pairs.most" = [2, 4]\n'
+    )
     made, _ = compared(declared(task, sweep), tmp_path / "run")
-    assert [(point.settings, point.pairs) for point in made.sweep] == [({"pairs.most": 2}, 2), ({"pairs.most": 4}, 4)]
+    assert [(point.settings, point.pairs) for point in made.sweep] == [
+        ({"pairs.most": 2}, 2),
+        ({"pairs.most": 4}, 4),
+    ]
     assert (tmp_path / "run/variants/pairs.most-2/pairs.jsonl").read_text().count("\n") == 2
 
 
-def test_another_draft_format_is_a_variant_with_its_own_drafts_in_the_same_store(task: list[Path], tmp_path: Path) -> None:
+def test_another_draft_format_is_a_variant_with_its_own_drafts_in_the_same_store(
+    task: list[Path], tmp_path: Path
+) -> None:
     arms = (
         '[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = "alone"\n'
         '[compare.arms.direct]\nkind = "collaboration"\nweak = "base"\ndraft = "direct"\n'
@@ -130,7 +157,8 @@ def test_the_budget_holds_over_all_arms(task: list[Path], tmp_path: Path) -> Non
     from cowest_dspy.errors import BudgetError
 
     arms = (
-        '[budget]\nstrong_calls = 8\n[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = "alone"\n'
+        '[budget]\nstrong_calls = 8\n[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = '
+        '"alone"\n'
         '[compare.arms.direct]\nkind = "collaboration"\nweak = "base"\ndraft = "direct"\n'
     )
     with pytest.raises(BudgetError, match="strong_calls"):
@@ -144,26 +172,40 @@ def test_the_budget_holds_over_all_arms(task: list[Path], tmp_path: Path) -> Non
     [
         ('[compare]\nagainst = "x"\n[compare.arms.y]\nkind = "alone"', 'against names "x"'),
         ('[compare]\nagainst = "alone"', "nothing to compare"),
-        ('[compare]\nagainst = "y"\n[compare.arms.y]\nkind = "alone"\nshots = 2', 'kind "alone" has no "shots"'),
+        (
+            '[compare]\nagainst = "y"\n[compare.arms.y]\nkind = "alone"\nshots = 2',
+            'kind "alone" has no "shots"',
+        ),
         ('[compare]\nagainst = "y"\n[compare.arms.y]\nkind = "rag"', 'needs "corpus"'),
         ('[compare]\nagainst = "y"\n[compare.arms.y]\nkind = "aloan"', "compare.arms.y.kind"),
         ('[compare]\nagainst = "a/b"\n[compare.arms."a/b"]\nkind = "alone"', "letters, digits"),
         ('[compare]\n[compare.sweep]\n"pairs.most" = []', "needs a list of values"),
     ],
 )
-def test_what_is_wrong_in_compare_is_said_before_anything_is_asked(task: list[Path], compare: str, message: str) -> None:
+def test_what_is_wrong_in_compare_is_said_before_anything_is_asked(
+    task: list[Path], compare: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(declared(task, compare))
     assert message in str(raised.value)
 
 
-def test_a_configuration_without_compare_says_how_to_declare_it(task: list[Path], tmp_path: Path) -> None:
-    with Experiment(load_config(task), tmp_path / "run") as experiment, pytest.raises(ConfigError, match=r"\[compare.arms.NAME\]"):
+def test_a_configuration_without_compare_says_how_to_declare_it(
+    task: list[Path], tmp_path: Path
+) -> None:
+    with (
+        Experiment(load_config(task), tmp_path / "run") as experiment,
+        pytest.raises(ConfigError, match=r"\[compare.arms.NAME\]"),
+    ):
         Compared(experiment)
 
 
-def test_a_sweeps_paths_are_relative_to_its_file_and_its_keys_are_checked(task: list[Path], tmp_path: Path) -> None:
-    files = declared(task, '[compare]\n[compare.sweep]\n"strong" = [{ kind = "in_process", model = "./big" }]\n')
+def test_a_sweeps_paths_are_relative_to_its_file_and_its_keys_are_checked(
+    task: list[Path], tmp_path: Path
+) -> None:
+    files = declared(
+        task, '[compare]\n[compare.sweep]\n"strong" = [{ kind = "in_process", model = "./big" }]\n'
+    )
     config = load_config(files)
     assert config.compare is not None
     (value,) = config.compare.sweep["strong"]
@@ -176,7 +218,10 @@ def test_a_sweeps_paths_are_relative_to_its_file_and_its_keys_are_checked(task: 
 def test_the_verb_prints_the_table_and_writes_the_files(task: list[Path], tmp_path: Path) -> None:
     from cowest_dspy.cli.main import app
 
-    arms = '[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = "alone"\n[compare.arms.oracle]\nkind = "oracle"\n'
+    arms = (
+        '[compare]\nagainst = "alone"\n[compare.arms.alone]\nkind = '
+        '"alone"\n[compare.arms.oracle]\nkind = "oracle"\n'
+    )
     files = declared(task, arms)
     result = CliRunner().invoke(app, ["compare", *map(str, files), "--run", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
@@ -188,7 +233,8 @@ def test_the_verb_prints_the_table_and_writes_the_files(task: list[Path], tmp_pa
 
 
 def test_drafts_that_are_all_one_text_are_said(task: list[Path], tmp_path: Path) -> None:
-    """A drafter that says one thing of everything gains by how often that is right; nothing gave a sign of it before."""
+    """A drafter that says one thing of everything gains by how often that is right; nothing gave a
+    sign of it before."""
     recipe = task[0].parent / "toy.py"
     recipe.write_text(
         recipe.read_text()
@@ -201,15 +247,26 @@ def test_drafts_that_are_all_one_text_are_said(task: list[Path], tmp_path: Path)
     )
     made, _ = compared(declared(task, arms), tmp_path / "run")
     (said,) = made.warnings
-    assert "Drafts hardly depend on their inputs" in said and f"{by_name(made)['rag'].arm.title} (24 of 24)" in said
+    assert (
+        "Drafts hardly depend on their inputs" in said
+        and f"{by_name(made)['rag'].arm.title} (24 of 24)" in said
+    )
     assert "alone" not in said.partition("same text:")[2].partition(". ")[0] and "a e i" not in said
 
 
-def test_a_later_round_with_too_few_pairs_is_skipped_and_has_one_number_of_pairs(task: list[Path], tmp_path: Path) -> None:
-    """It was called rolled back, though nothing was tuned, had 0 pairs in its row and some in the sum of all."""
-    rows = [json.dumps({"prompt": f"{i}", "chosen": "a e i", "rejected": "x"}) + "\n" for i in range(60)]
+def test_a_later_round_with_too_few_pairs_is_skipped_and_has_one_number_of_pairs(
+    task: list[Path], tmp_path: Path
+) -> None:
+    """It was called rolled back, though nothing was tuned, had 0 pairs in its row and some in the
+    sum of all."""
+    rows = [
+        json.dumps({"prompt": f"{i}", "chosen": "a e i", "rejected": "x"}) + "\n" for i in range(60)
+    ]
     (tmp_path / "others.jsonl").write_text("".join(rows))
-    changes = '[pairs]\nsource = "others.jsonl"\nleast = 60\n[rounds]\ncount = 2\nleast_gain = -1\nconfidence = 0.5\n'
+    changes = (
+        '[pairs]\nsource = "others.jsonl"\nleast = 60\n[rounds]\ncount = 2\nleast_gain = '
+        "-1\nconfidence = 0.5\n"
+    )
     with Experiment(load_config(declared(task, changes)), tmp_path / "run") as experiment:
         experiment.tune()
         report = experiment.report()

@@ -1,4 +1,5 @@
-"""What a TOML may say, what is said of one that says something else, its schema, and the effective configuration as text."""
+"""What a TOML may say, what is said of one that says something else, its schema, and the effective
+configuration as text."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ from cowest_dspy.experiment.config_text import effective_toml, json_schema
 from cowest_dspy.lms.config import Api, InProcess, Server
 
 ROOT = Path(__file__).parents[2]
-TASK = {"name": "toy", "program": "toy.py:program", "metric": "toy.py:match", "data": {"source": "t.jsonl", "inputs": ["q"]}}
+TASK = {
+    "name": "toy",
+    "program": "toy.py:program",
+    "metric": "toy.py:match",
+    "data": {"source": "t.jsonl", "inputs": ["q"]},
+}
 STRONG = {"kind": "api", "model": "openai/gpt-4.1-mini"}
 
 
@@ -45,15 +51,23 @@ def server(**values: Any) -> dict[str, Any]:
     [
         ({"api_bas": "x"}, 'weak.api_bas: there is no such key. Did you mean "api_base"?'),
         ({"startupp": 3}, 'weak.startupp: there is no such key. Did you mean "startup"?'),
-        ({"server": "vlm"}, "weak.server: Input should be 'openai', 'llama_cpp' or 'vllm' (given: 'vlm')"),
+        (
+            {"server": "vlm"},
+            "weak.server: Input should be 'openai', 'llama_cpp' or 'vllm' (given: 'vlm')",
+        ),
         ({"command": "serve it"}, "weak.command: a list is expected"),
-        ({"command": ["serve"]}, "weak: give either api_base (a server that runs already) or command"),
+        (
+            {"command": ["serve"]},
+            "weak: give either api_base (a server that runs already) or command",
+        ),
         ({"api_base": None}, "weak: give either api_base (a server that runs already) or command"),
         ({"adapter": "folder"}, 'weak: an adapter needs server = "llama_cpp" or "vllm"'),
         ({"timeout": 0}, "weak.timeout: Input should be greater than 0"),
     ],
 )
-def test_what_is_wrong_in_a_server_says_where_and_what_to_type(weak: dict[str, Any], says: str) -> None:
+def test_what_is_wrong_in_a_server_says_where_and_what_to_type(
+    weak: dict[str, Any], says: str
+) -> None:
     assert says in refused(weak=server(**weak))
 
 
@@ -63,15 +77,21 @@ def test_a_key_of_another_kind_is_not_offered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "means"), [("in-process", "in_process"), ("sever", "server"), ("openai", "api"), ("vllm", "server")]
+    ("kind", "means"),
+    [("in-process", "in_process"), ("sever", "server"), ("openai", "api"), ("vllm", "server")],
 )
 def test_an_unknown_kind_names_the_one_that_was_meant(kind: str, means: str) -> None:
     said = refused(weak={"kind": kind, "model": "m"})
-    assert f'weak.kind: there is no kind "{kind}". Did you mean "{means}"? Known: in_process, api, server, engine.' in said
+    assert (
+        f'weak.kind: there is no kind "{kind}". Did you mean "{means}"? Known: in_process, api, '
+        "server, engine."
+    ) in said
 
 
 def test_a_table_without_a_kind_is_told_the_kinds() -> None:
-    assert "judge.kind: is missing. Give one of: in_process, api, server, engine." in refused(judge={"model": "m"})
+    assert "judge.kind: is missing. Give one of: in_process, api, server, engine." in refused(
+        judge={"model": "m"}
+    )
 
 
 def test_a_value_in_the_place_of_a_table_is_told_so() -> None:
@@ -80,7 +100,10 @@ def test_a_value_in_the_place_of_a_table_is_told_so() -> None:
 
 def test_a_misspelled_price_names_the_key_and_what_is_missing() -> None:
     said = refused(strong={**STRONG, "price": {"input": 0.4, "ouput": 1.6}})
-    assert "strong.price.output: is missing." in said and 'strong.price.ouput: there is no such key. Did you mean "output"?' in said
+    assert (
+        "strong.price.output: is missing." in said
+        and 'strong.price.ouput: there is no such key. Did you mean "output"?' in said
+    )
 
 
 def test_a_price_may_be_zero_and_not_less() -> None:
@@ -92,14 +115,19 @@ def test_a_price_may_be_zero_and_not_less() -> None:
 
 
 def test_no_password_of_an_address_is_repeated() -> None:
-    assert "hunter22" not in refused(weak=server(api_base="http://me:hunter22@host/v1", adapter="folder", timeout=-1))
+    assert "hunter22" not in refused(
+        weak=server(api_base="http://me:hunter22@host/v1", adapter="folder", timeout=-1)
+    )
     assert "hunter22" not in refused(weak=server(api_base=3, model=["http://me:hunter22@host/v1"]))
 
 
 @pytest.mark.parametrize("table", ["weak", "strong", "judge"])
 def test_a_key_itself_is_refused_in_every_table_and_not_repeated(table: str) -> None:
     said = refused(**{table: server(api_key_env="sk-abcdefghijkl1234")})
-    assert f"{table}.api_key_env: give the NAME of an environment variable" in said and "abcdefghijkl" not in said
+    assert (
+        f"{table}.api_key_env: give the NAME of an environment variable" in said
+        and "abcdefghijkl" not in said
+    )
 
 
 # Files
@@ -128,7 +156,8 @@ def test_here_is_the_folder_of_the_file_that_says_it(tmp_path: Path) -> None:
     backend = written(
         tmp_path,
         "backends/own.toml",
-        '[weak]\nkind = "server"\nserver = "llama_cpp"\nmodel = "tiny"\nweights = "../tiny"\nlog = "server.log"\n'
+        '[weak]\nkind = "server"\nserver = "llama_cpp"\nmodel = "tiny"\nweights = "../tiny"\nlog '
+        '= "server.log"\n'
         'command = ["{here}/serve", "--port", "{port}"]\n',
     )
     (tmp_path / "tiny").mkdir()
@@ -141,17 +170,28 @@ def test_here_is_the_folder_of_the_file_that_says_it(tmp_path: Path) -> None:
 def test_a_judge_is_a_table_like_the_others_and_an_empty_one_takes_it_away(tmp_path: Path) -> None:
     task = written(tmp_path, "toy.toml", TASK_TOML)
     backend = written(
-        tmp_path, "b.toml", '[weak]\nkind = "in_process"\nmodel = "./tiny"\n[judge]\nkind = "api"\nmodel = "openai/x"\n'
+        tmp_path,
+        "b.toml",
+        (
+            '[weak]\nkind = "in_process"\nmodel = "./tiny"\n[judge]\nkind = "api"\nmodel = '
+            '"openai/x"\n'
+        ),
     )
     without = written(tmp_path, "c.toml", "[judge]\n[sft]\n")
     with_judge = load_config([task, backend])
     assert isinstance(with_judge.judge, Api) and isinstance(with_judge.weak, InProcess)
     assert with_judge.weak.model == str(tmp_path / "tiny")
-    assert load_config([task, backend, without]).judge is None and load_config([task, backend, without]).sft is None
+    assert (
+        load_config([task, backend, without]).judge is None
+        and load_config([task, backend, without]).sft is None
+    )
 
 
 def test_a_backend_without_a_task_says_which_file_to_add() -> None:
-    with pytest.raises(ConfigError, match=r"program: is missing. Name the task's TOML first, such as programs/handbook\.toml"):
+    with pytest.raises(
+        ConfigError,
+        match=r"program: is missing. Name the task's TOML first, such as programs/handbook\.toml",
+    ):
         load_config([ROOT / "programs/backends/scripted.toml"])
 
 
@@ -159,7 +199,9 @@ def test_a_file_that_is_not_there_says_what_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"There is no TOML in .* `cowest new NAME`"):
         load_config([tmp_path / "ferries.toml"])
     written(tmp_path, "ferries.toml", "")
-    with pytest.raises(ConfigError, match=r'Did you mean ".*ferries\.toml"\? There is: .*ferries\.toml\.'):
+    with pytest.raises(
+        ConfigError, match=r'Did you mean ".*ferries\.toml"\? There is: .*ferries\.toml\.'
+    ):
         load_config([tmp_path / "ferry.toml"])
 
 
@@ -168,13 +210,16 @@ def test_a_file_that_is_not_there_says_what_is(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", params=["Draft7Validator", "Draft202012Validator"])
 def validator(request: pytest.FixtureRequest) -> Any:
-    """The draft that the schema declares, and the one that pydantic writes: editors know one or the other."""
+    """The draft that the schema declares, and the one that pydantic writes: editors know one or the
+    other."""
     kind = getattr(pytest.importorskip("jsonschema"), request.param)
     kind.check_schema({**json_schema(), "$schema": kind.META_SCHEMA["$schema"]})
     return kind(json_schema())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "programs").rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "programs").rglob("*.toml")), ids=lambda path: path.stem
+)
 def test_every_file_that_comes_with_us_fits_the_schema(path: Path, validator: Any) -> None:
     validator.validate(tomllib.loads(path.read_text()))
 
@@ -192,12 +237,21 @@ def test_every_file_that_comes_with_us_fits_the_schema(path: Path, validator: An
         {"collect": {"drafts": 1}},
     ],
 )
-def test_what_the_schema_refuses_is_what_load_config_or_the_run_refuses(file: dict[str, Any], validator: Any) -> None:
+def test_what_the_schema_refuses_is_what_load_config_or_the_run_refuses(
+    file: dict[str, Any], validator: Any
+) -> None:
     assert not validator.is_valid(file)
 
 
 def test_a_task_a_backend_and_an_empty_table_alone_fit_the_schema(validator: Any) -> None:
-    for part in (TASK, {"weak": server()}, {"sft": {}}, {"judge": {}}, {"dpo": {"loss_type": ["sigmoid", "sft"]}}, {}):
+    for part in (
+        TASK,
+        {"weak": server()},
+        {"sft": {}},
+        {"judge": {}},
+        {"dpo": {"loss_type": ["sigmoid", "sft"]}},
+        {},
+    ):
         validator.validate(part)
 
 
@@ -212,7 +266,9 @@ def test_the_schema_is_written_to_a_file_or_printed(tmp_path: Path) -> None:
 # The effective configuration
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "programs/backends").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "programs/backends").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_what_is_shown_is_read_again_as_the_same(path: Path, tmp_path: Path) -> None:
     files = [str(ROOT / "programs/handbook.toml"), str(path)]
     said = CliRunner().invoke(app, ["config", "show", *files, "--seed", "7"], env={"COLUMNS": "20"})
@@ -240,7 +296,16 @@ def test_defaults_of_tuning_are_shown_as_comments() -> None:
 
 
 def test_no_secret_is_shown() -> None:
-    command = ["serve", "--api-key", "letmein", "--hf-token=letmein", "--url", "http://me:letmein@host", "--seed", "3"]
+    command = [
+        "serve",
+        "--api-key",
+        "letmein",
+        "--hf-token=letmein",
+        "--url",
+        "http://me:letmein@host",
+        "--seed",
+        "3",
+    ]
     shown = effective_toml(
         config(
             weak=server(api_base=None, command=command),

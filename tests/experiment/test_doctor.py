@@ -1,4 +1,5 @@
-"""The doctor: what it finds of models that are there, wrong, dead, too small or too dear; and what it says a run would ask."""
+"""The doctor: what it finds of models that are there, wrong, dead, too small or too dear; and what
+it says a run would ask."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def weak(model: Path, *lines: str) -> str:
-    return "\n".join(["[weak]", 'kind = "in_process"', f'model = "{model}"', "max_tokens = 12", *lines, ""])
+    return "\n".join(
+        ["[weak]", 'kind = "in_process"', f'model = "{model}"', "max_tokens = 12", *lines, ""]
+    )
 
 
 def configured(folder: Path, *tables: str) -> Config:
@@ -81,11 +84,15 @@ def configured(folder: Path, *tables: str) -> Config:
 
 
 def level(diagnosis: Diagnosis, role: str, name: str) -> str:
-    return next(check.level for check in diagnosis.checks if (check.role, check.name) == (role, name))
+    return next(
+        check.level for check in diagnosis.checks if (check.role, check.name) == (role, name)
+    )
 
 
 def text(diagnosis: Diagnosis, role: str, name: str) -> str:
-    return next(check.text for check in diagnosis.checks if (check.role, check.name) == (role, name))
+    return next(
+        check.text for check in diagnosis.checks if (check.role, check.name) == (role, name)
+    )
 
 
 def closed_port() -> int:
@@ -101,17 +108,26 @@ def test_a_healthy_pair_is_loaded_asked_and_measured(folder: Path, tiny_model: P
     said: list[str] = []
     diagnosis = examine(configured(folder, weak(tiny_model), STRONG, TUNED), say=said.append)
     assert diagnosis.healthy, diagnosis.checks
-    assert text(diagnosis, "weak", "context").startswith("512 tokens; ") and "max_tokens = 12" in text(diagnosis, "weak", "context")
+    assert text(diagnosis, "weak", "context").startswith(
+        "512 tokens; "
+    ) and "max_tokens = 12" in text(diagnosis, "weak", "context")
     assert (
-        level(diagnosis, "weak", "chat template") == level(diagnosis, "weak", "memory") == level(diagnosis, "weak", "model") == "ok"
+        level(diagnosis, "weak", "chat template")
+        == level(diagnosis, "weak", "memory")
+        == level(diagnosis, "weak", "model")
+        == "ok"
     )
     assert [probe.role for probe in diagnosis.probes] == ["weak", "strong"]
     assert all(probe.seconds > 0 and probe.input_tokens > 0 for probe in diagnosis.probes)
-    assert any(line.startswith("weak: loading") for line in said) and not any("paid" in line for line in said)
+    assert any(line.startswith("weak: loading") for line in said) and not any(
+        "paid" in line for line in said
+    )
     assert [made.usd for made in diagnosis.forecasts] == [0.0, 0.0]
 
 
-def test_the_question_is_the_longest_of_the_first_50_as_the_program_puts_it(folder: Path, tiny_model: Path) -> None:
+def test_the_question_is_the_longest_of_the_first_50_as_the_program_puts_it(
+    folder: Path, tiny_model: Path
+) -> None:
     from cowest_dspy.utils.importing import load
 
     examine(configured(folder, weak(tiny_model), STRONG))
@@ -119,7 +135,9 @@ def test_the_question_is_the_longest_of_the_first_50_as_the_program_puts_it(fold
     assert request["messages"][-1]["content"].startswith("Question: train 49?")
 
 
-def test_without_asking_nothing_is_asked_and_the_weights_are_loaded_all_the_same(folder: Path, tiny_model: Path) -> None:
+def test_without_asking_nothing_is_asked_and_the_weights_are_loaded_all_the_same(
+    folder: Path, tiny_model: Path
+) -> None:
     from cowest_dspy.utils.importing import load
 
     diagnosis = examine(configured(folder, weak(tiny_model), STRONG), ask=False)
@@ -151,43 +169,69 @@ def test_a_model_without_a_chat_template_is_an_error(folder: Path, tiny_model: P
     bare = Path(shutil.copytree(tiny_model, folder / "bare"))
     (bare / "chat_template.jinja").unlink()
     diagnosis = examine(configured(folder, weak(bare), STRONG))
-    assert level(diagnosis, "weak", "model") == "error" and "has no chat template" in text(diagnosis, "weak", "model")
+    assert level(diagnosis, "weak", "model") == "error" and "has no chat template" in text(
+        diagnosis, "weak", "model"
+    )
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_that_says_by_what(folder: Path, tiny_model: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_an_error_that_says_by_what(
+    folder: Path, tiny_model: Path
+) -> None:
     diagnosis = examine(configured(folder, weak(tiny_model).replace("= 12", "= 500"), STRONG))
-    assert level(diagnosis, "weak", "context") == "error" and "Lower [weak] max_tokens" in text(diagnosis, "weak", "context")
+    assert level(diagnosis, "weak", "context") == "error" and "Lower [weak] max_tokens" in text(
+        diagnosis, "weak", "context"
+    )
 
 
-@pytest.mark.parametrize(("tuning", "found"), [(TUNED, "error"), ("[dpo]\nbeta = 0.1\n", "error"), ("", "warning")])
-def test_int8_is_an_error_where_something_is_to_be_tuned(folder: Path, tiny_model: Path, tuning: str, found: str) -> None:
-    diagnosis = examine(configured(folder, weak(tiny_model, 'dtype = "int8"'), STRONG, tuning), ask=False)
-    assert level(diagnosis, "weak", "adapters") == found and 'dtype = "auto"' in text(diagnosis, "weak", "adapters")
+@pytest.mark.parametrize(
+    ("tuning", "found"), [(TUNED, "error"), ("[dpo]\nbeta = 0.1\n", "error"), ("", "warning")]
+)
+def test_int8_is_an_error_where_something_is_to_be_tuned(
+    folder: Path, tiny_model: Path, tuning: str, found: str
+) -> None:
+    diagnosis = examine(
+        configured(folder, weak(tiny_model, 'dtype = "int8"'), STRONG, tuning), ask=False
+    )
+    assert level(diagnosis, "weak", "adapters") == found and 'dtype = "auto"' in text(
+        diagnosis, "weak", "adapters"
+    )
     assert diagnosis.healthy == (found == "warning")
 
 
 def test_a_strong_model_needs_no_adapters(folder: Path, tiny_model: Path) -> None:
     strong = weak(tiny_model, 'dtype = "int8"').replace("[weak]", "[strong]")
     diagnosis = examine(configured(folder, weak(tiny_model), strong, TUNED), ask=False)
-    assert diagnosis.healthy and not [check for check in diagnosis.checks if (check.role, check.name) == ("strong", "adapters")]
+    assert diagnosis.healthy and not [
+        check for check in diagnosis.checks if (check.role, check.name) == ("strong", "adapters")
+    ]
 
 
 def test_weights_that_do_not_fit_into_memory_are_not_loaded(folder: Path, tiny_model: Path) -> None:
     huge = Path(shutil.copytree(tiny_model, folder / "huge"))
-    header = json.dumps({"w": {"dtype": "F32", "shape": [10**7, 10**7], "data_offsets": [0, 0]}}).encode()
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [10**7, 10**7], "data_offsets": [0, 0]}}
+    ).encode()
     (huge / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert footprint.parameters(huge) == 10**14
     diagnosis = examine(configured(folder, weak(huge, 'dtype = "float32"'), STRONG))
-    assert level(diagnosis, "weak", "memory") == "error" and "Not loaded" in text(diagnosis, "weak", "memory")
+    assert level(diagnosis, "weak", "memory") == "error" and "Not loaded" in text(
+        diagnosis, "weak", "memory"
+    )
     assert level(diagnosis, "strong", "answer") == "ok"
 
 
-def test_the_memory_of_a_folder_is_its_parameters_in_the_type_that_is_asked_for(tiny_model: Path) -> None:
+def test_the_memory_of_a_folder_is_its_parameters_in_the_type_that_is_asked_for(
+    tiny_model: Path,
+) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert footprint.memory_needed(tiny_model, "float32") == 4 * count == 2 * footprint.memory_needed(tiny_model, "bfloat16")
+    assert (
+        footprint.memory_needed(tiny_model, "float32")
+        == 4 * count
+        == 2 * footprint.memory_needed(tiny_model, "bfloat16")
+    )
     assert footprint.context_length(tiny_model) == 512
 
 
@@ -197,10 +241,15 @@ def test_the_memory_of_a_folder_is_its_parameters_in_the_type_that_is_asked_for(
 def test_an_engine_that_fails_is_an_error_and_no_end(folder: Path, tiny_model: Path) -> None:
     diagnosis = examine(configured(folder, weak(tiny_model), STRONG.replace('strong"', 'broken"')))
     assert not diagnosis.healthy
-    assert any(check.role == "strong" and check.level == "error" and "division" in check.text for check in diagnosis.checks)
+    assert any(
+        check.role == "strong" and check.level == "error" and "division" in check.text
+        for check in diagnosis.checks
+    )
 
 
-def test_a_task_that_cannot_be_is_an_error_and_its_models_are_reached_all_the_same(folder: Path) -> None:
+def test_a_task_that_cannot_be_is_an_error_and_its_models_are_reached_all_the_same(
+    folder: Path,
+) -> None:
     for wrong, says in (
         (("toy.py:program", "toy.py:nothing"), "gave int"),
         (('"question"', '"qestion"'), 'Did you mean "question"?'),
@@ -209,9 +258,13 @@ def test_a_task_that_cannot_be_is_an_error_and_its_models_are_reached_all_the_sa
         file = folder / "toy.toml"
         file.write_text(file.read_text().replace(*wrong))
         diagnosis = examine(load_config([file]))
-        assert says in text(diagnosis, "task", "task") and level(diagnosis, "strong", "model") == "ok", config
+        assert (
+            says in text(diagnosis, "task", "task") and level(diagnosis, "strong", "model") == "ok"
+        ), config
     assert "betta" in text(
-        examine(configured(folder, STRONG.replace("strong]", "weak]"), STRONG, "[dpo]\nbetta = 1")), "task", "task"
+        examine(configured(folder, STRONG.replace("strong]", "weak]"), STRONG, "[dpo]\nbetta = 1")),
+        "task",
+        "task",
     )
 
 
@@ -220,7 +273,11 @@ def test_a_task_that_cannot_be_is_an_error_and_its_models_are_reached_all_the_sa
 
 def api(address: str, *lines: str) -> str:
     return "\n".join(
-        ['[strong]\nkind = "api"\nmodel = "openai/large"\napi_key_env = "COWEST_TEST_KEY"', f'api_base = "{address}"', *lines]
+        [
+            '[strong]\nkind = "api"\nmodel = "openai/large"\napi_key_env = "COWEST_TEST_KEY"',
+            f'api_base = "{address}"',
+            *lines,
+        ]
     )
 
 
@@ -234,21 +291,31 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_dead_endpoint_is_an_error_at_once_and_nothing_is_asked(folder: Path, key: str) -> None:
-    diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(f"http://127.0.0.1:{closed_port()}/v1")))
-    assert "cannot be reached" in text(diagnosis, "strong", "model") and "start the server" in text(diagnosis, "strong", "model")
+    diagnosis = examine(
+        configured(folder, SCRIPTED_WEAK, api(f"http://127.0.0.1:{closed_port()}/v1"))
+    )
+    assert "cannot be reached" in text(diagnosis, "strong", "model") and "start the server" in text(
+        diagnosis, "strong", "model"
+    )
     assert [probe.role for probe in diagnosis.probes] == ["weak"]
 
 
-def test_a_silent_endpoint_is_given_up(folder: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_endpoint_is_given_up(
+    folder: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(endpoints, "DEADLINE", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(f"http://127.0.0.1:{silent.getsockname()[1]}/v1")))
+        diagnosis = examine(
+            configured(folder, SCRIPTED_WEAK, api(f"http://127.0.0.1:{silent.getsockname()[1]}/v1"))
+        )
     assert "did not answer within" in text(diagnosis, "strong", "model")
 
 
-def test_a_missing_environment_variable_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_environment_variable_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("COWEST_TEST_KEY", raising=False)
     diagnosis = examine(configured(folder, SCRIPTED_WEAK, api("http://127.0.0.1:9/v1")))
     assert "COWEST_TEST_KEY is not set" in text(diagnosis, "strong", "model")
@@ -257,54 +324,83 @@ def test_a_missing_environment_variable_is_named(folder: Path, monkeypatch: pyte
 def test_a_refused_key_is_an_error_that_does_not_repeat_it(folder: Path, key: str) -> None:
     with serving({"/v1/models": {"data": []}}, key="another") as endpoint:
         diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
-    assert "refused the key (401)" in text(diagnosis, "strong", "model") and key not in str(diagnosis)
+    assert "refused the key (401)" in text(diagnosis, "strong", "model") and key not in str(
+        diagnosis
+    )
     assert not endpoint.asked
 
 
-def test_a_hosted_model_is_asked_one_question_that_is_announced_and_priced(folder: Path, key: str) -> None:
+def test_a_hosted_model_is_asked_one_question_that_is_announced_and_priced(
+    folder: Path, key: str
+) -> None:
     said: list[str] = []
     with serving({"/v1/models": {"data": [{"id": "large"}]}}, key=key) as endpoint:
         tables = (SCRIPTED_WEAK, api(endpoint.address, "price = { input = 1.0, output = 10.0 }"))
-        diagnosis = examine(configured(folder, *tables), say=lambda line: said.append(f"{len(endpoint.asked)} {line}"))
+        diagnosis = examine(
+            configured(folder, *tables),
+            say=lambda line: said.append(f"{len(endpoint.asked)} {line}"),
+        )
         assert examine(configured(folder, *tables), ask=False).healthy
     assert diagnosis.healthy and len(endpoint.asked) == 1
-    assert "0 strong: one question is asked. This is paid for (openai/large); --no-ask leaves it out." in said
+    assert (
+        "0 strong: one question is asked. This is paid for (openai/large); --no-ask leaves it out."
+        in said
+    )
     # 60 train examples of 4 drafts and alone, and 6 test examples in four arms.
     strong = diagnosis.forecasts[1]
     assert strong.calls == 60 * 5 + 2 * 3 + 6 * 4
-    # 100 tokens in and 10 out each; a draft of one word ("yes") is added where something is refined.
-    assert strong.input_tokens == strong.calls * 100 + (strong.calls - 6) and strong.output_tokens == strong.calls * 10
-    assert strong.usd == pytest.approx((strong.input_tokens * 1.0 + strong.output_tokens * 10.0) / 1e6)
+    # 100 tokens in and 10 out each; a draft of one word ("yes") is added where something is
+    # refined.
+    assert (
+        strong.input_tokens == strong.calls * 100 + (strong.calls - 6)
+        and strong.output_tokens == strong.calls * 10
+    )
+    assert strong.usd == pytest.approx(
+        (strong.input_tokens * 1.0 + strong.output_tokens * 10.0) / 1e6
+    )
 
 
 def test_without_a_price_the_cost_is_unknown_and_not_zero(folder: Path, key: str) -> None:
     with serving({"/v1/models": {"data": [{"id": "large"}]}}) as endpoint:
         diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
-    assert diagnosis.forecasts[1].usd is None and any("price unknown" in line for line in diagnosis.measured())
-
-
-def test_a_model_that_the_endpoint_does_not_list_is_a_warning_with_the_nearest(folder: Path, key: str) -> None:
-    with serving({"/v1/models": {"data": [{"id": "larges"}, {"id": "small"}]}}) as endpoint:
-        diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
-    assert level(diagnosis, "strong", "model") == "warning" and 'Did you mean "larges"?' in text(diagnosis, "strong", "model")
-
-
-def test_a_context_that_the_endpoint_says_is_compared_with_the_prompt(folder: Path, key: str) -> None:
-    with serving({"/v1/models": {"data": [{"id": "large", "max_model_len": 300}]}}) as endpoint:
-        diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
-    assert level(diagnosis, "strong", "context") == "error" and text(diagnosis, "strong", "context").startswith(
-        "300 tokens; about "
+    assert diagnosis.forecasts[1].usd is None and any(
+        "price unknown" in line for line in diagnosis.measured()
     )
 
 
+def test_a_model_that_the_endpoint_does_not_list_is_a_warning_with_the_nearest(
+    folder: Path, key: str
+) -> None:
+    with serving({"/v1/models": {"data": [{"id": "larges"}, {"id": "small"}]}}) as endpoint:
+        diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
+    assert level(diagnosis, "strong", "model") == "warning" and 'Did you mean "larges"?' in text(
+        diagnosis, "strong", "model"
+    )
+
+
+def test_a_context_that_the_endpoint_says_is_compared_with_the_prompt(
+    folder: Path, key: str
+) -> None:
+    with serving({"/v1/models": {"data": [{"id": "large", "max_model_len": 300}]}}) as endpoint:
+        diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
+    assert level(diagnosis, "strong", "context") == "error" and text(
+        diagnosis, "strong", "context"
+    ).startswith("300 tokens; about ")
+
+
 def test_a_dead_server_is_an_error_before_anything_is_built(folder: Path) -> None:
-    table = f'[strong]\nkind = "server"\nmodel = "large"\napi_base = "http://127.0.0.1:{closed_port()}/v1"\n'
+    table = (
+        '[strong]\nkind = "server"\nmodel = "large"\napi_base = '
+        f'"http://127.0.0.1:{closed_port()}/v1"\n'
+    )
     diagnosis = examine(configured(folder, SCRIPTED_WEAK, table))
     assert not diagnosis.healthy and "cannot be reached" in text(diagnosis, "strong", "model")
 
 
 def test_a_server_that_only_speaks_the_protocol_cannot_be_tuned(folder: Path) -> None:
-    table = '[weak]\nkind = "server"\nmodel = "small"\napi_base = "http://127.0.0.1:9/v1"\nserver = '
+    table = (
+        '[weak]\nkind = "server"\nmodel = "small"\napi_base = "http://127.0.0.1:9/v1"\nserver = '
+    )
     for server, weights, says in (
         ('"openai"', "", 'server = "openai" takes none'),
         ('"vllm"', "", "weights = ..."),
@@ -317,19 +413,34 @@ def test_a_server_that_only_speaks_the_protocol_cannot_be_tuned(folder: Path) ->
 @pytest.mark.parametrize(
     ("server", "pages", "found"),
     [
-        ("llama_cpp", {"/v1/models": {"data": []}, "/props": {"default_generation_settings": {"n_ctx": 2048}}}, ("ok", 2048)),
+        (
+            "llama_cpp",
+            {
+                "/v1/models": {"data": []},
+                "/props": {"default_generation_settings": {"n_ctx": 2048}},
+            },
+            ("ok", 2048),
+        ),
         ("llama_cpp", {"/v1/models": {"data": []}, "/props": {"odd": 1}}, ("ok", None)),
         ("vllm", {"/v1/models": {"data": [{"id": "small", "max_model_len": 4096}]}}, ("ok", 4096)),
-        ("vllm", {"/v1/models": {"data": [{"id": "small", "max_model_len": "many"}]}}, ("ok", None)),
+        (
+            "vllm",
+            {"/v1/models": {"data": [{"id": "small", "max_model_len": "many"}]}},
+            ("ok", None),
+        ),
         ("vllm", {"/v1/models": [1]}, ("ok", None)),
         ("openai", {}, ("ok", None)),
         ("openai", {"/v1/models": ["odd"]}, ("ok", None)),
         ("llama_cpp", {"/v1/models": 503}, ("error", None)),
     ],
 )
-def test_what_servers_say_of_themselves_is_understood(server: Any, pages: dict[str, Any], found: tuple[str, int | None]) -> None:
+def test_what_servers_say_of_themselves_is_understood(
+    server: Any, pages: dict[str, Any], found: tuple[str, int | None]
+) -> None:
     with serving(pages) as endpoint:
-        reached = endpoints.reach(Server(kind="server", server=server, model="small", api_base=endpoint.address))  # pyright: ignore[reportCallIssue]
+        reached = endpoints.reach(
+            Server(kind="server", server=server, model="small", api_base=endpoint.address)
+        )  # pyright: ignore[reportCallIssue]
     assert (reached.level, reached.context) == found, reached.text
 
 
@@ -349,7 +460,11 @@ def test_the_calls_of_a_cycle_are_those_of_its_stages(folder: Path) -> None:
 
 def test_rounds_collect_again_and_ask_the_dev_split_before_and_after(folder: Path) -> None:
     config = configured(folder, SCRIPTED_WEAK, STRONG, "[collect]\ndrafts = 6\n[rounds]\ncount = 3")
-    rounds = [one for one in planned_calls(config, {"train": 10, "dev": 4, "test": 5}) if not one.stage.startswith("evaluate")]
+    rounds = [
+        one
+        for one in planned_calls(config, {"train": 10, "dev": 4, "test": 5})
+        if not one.stage.startswith("evaluate")
+    ]
     assert rounds == [
         Planned("collect", 60, 70),
         Planned("dev", 8, 8),
@@ -366,8 +481,12 @@ def test_time_is_shared_by_calls_at_once_and_held_by_limits() -> None:
     free = Api(kind="api", model="m", concurrency=10)  # pyright: ignore[reportCallIssue]
     made = forecast(stages, probe, free)
     assert (made.calls, made.at_once, made.minutes, made.minutes_one_by_one) == (600, 10, 2.0, 20.0)
-    assert forecast(stages, probe, free.model_copy(update={"requests_per_minute": 100})).minutes == 6.0
-    assert forecast(stages, probe, free.model_copy(update={"tokens_per_minute": 6600})).minutes == 10.0
+    assert (
+        forecast(stages, probe, free.model_copy(update={"requests_per_minute": 100})).minutes == 6.0
+    )
+    assert (
+        forecast(stages, probe, free.model_copy(update={"tokens_per_minute": 6600})).minutes == 10.0
+    )
     assert forecast((), probe, free).minutes == 0.0
     own = Engine(kind="engine", engine="a:b", concurrency=1000)  # pyright: ignore[reportCallIssue]
     assert forecast(stages, probe, own).at_once == 600
@@ -392,9 +511,13 @@ def test_the_exit_code_tells_and_each_check_is_a_line_without_a_terminal(folder:
     assert not list(folder.glob("runs"))
 
 
-def test_a_terminal_gets_a_table_in_which_brackets_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_table_in_which_brackets_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     configured(folder, SCRIPTED_WEAK, STRONG, TUNED)
     shown = io.StringIO()
-    monkeypatch.setattr(main, "console", Console(file=shown, force_terminal=True, width=200, color_system=None))
+    monkeypatch.setattr(
+        main, "console", Console(file=shown, force_terminal=True, width=200, color_system=None)
+    )
     assert run(folder)[0] == 1
     assert "the task has [sft] or [dpo]" in shown.getvalue()

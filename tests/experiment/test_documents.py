@@ -66,36 +66,62 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
     max_leaves=20,
 )
 
 
 @given(VALUES)
 def test_what_json_writes_is_read_as_it_was(value: object) -> None:
-    assert parse_json(json.dumps(value)) == value == parse_json(json.dumps(value, ensure_ascii=False).encode())
+    assert (
+        parse_json(json.dumps(value))
+        == value
+        == parse_json(json.dumps(value, ensure_ascii=False).encode())
+    )
 
 
 @pytest.mark.parametrize(
     "hostile",
-    [{"pid": -5}, {"pid": 10**30}, {"host": "elsewhere", "updated": "0001-01-01T00:00:00"}, {"error": "\n", "state": "failed"}],
+    [
+        {"pid": -5},
+        {"pid": 10**30},
+        {"host": "elsewhere", "updated": "0001-01-01T00:00:00"},
+        {"error": "\n", "state": "failed"},
+    ],
 )
-def test_a_state_with_what_no_process_has_is_a_state(hostile: dict[str, object], tmp_path: Path) -> None:
+def test_a_state_with_what_no_process_has_is_a_state(
+    hostile: dict[str, object], tmp_path: Path
+) -> None:
     state = Snapshot("running", iso(0.0), os.getpid(), socket.gethostname(), 1.0).to_dict()
     (tmp_path / "progress.json").write_text(json.dumps({**state, **hostile}))
     assert look(tmp_path).state == hostile.get("state", "stopped")
 
 
-@pytest.mark.parametrize("value", ["{}", "[]", "[" * 10_000, '{"seconds": "long", "calls": 1}', '{"seconds": ' + "1" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{}",
+        "[]",
+        "[" * 10_000,
+        '{"seconds": "long", "calls": 1}',
+        '{"seconds": ' + "1" * 5000 + "}",
+    ],
+)
 def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> None:
     with Store(tmp_path) as store, Stages(tmp_path, store, Silent()).stage("collect", "Collecting"):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db, db:
-        assert db.execute("UPDATE records SET value = ? WHERE kind = 'stage'", (value,)).rowcount == 1
+        assert (
+            db.execute("UPDATE records SET value = ? WHERE kind = 'stage'", (value,)).rowcount == 1
+        )
     assert look(tmp_path).state == "damaged"
 
 
-@pytest.mark.parametrize("question", ['{"a":' * 10_000, '{"a": ' + "1" * 5000 + "}", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize(
+    "question", ['{"a":' * 10_000, '{"a": ' + "1" * 5000 + "}", '{"a": 1, "a": 2}']
+)
 def test_a_question_that_is_no_json_is_one_error(question: str) -> None:
     with pytest.raises(CowestError, match="--question is not JSON"):
         main._inputs(question, ("a",))

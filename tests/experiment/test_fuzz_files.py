@@ -1,7 +1,9 @@
-"""Every file that the library reads, damaged in a thousand ways: it is read, or there is an error of ours; never another exception.
+"""Every file that the library reads, damaged in a thousand ways: it is read, or there is an error
+of ours; never another exception.
 
-Each case is a seed, so that what fails here fails again. Files are changed as bytes (flipped, cut, repeated), as text (deep
-nesting, huge numbers, halves of surrogate pairs in the place of a value) and, where they are JSON, value by value.
+Each case is a seed, so that what fails here fails again. Files are changed as bytes (flipped, cut,
+repeated), as text (deep nesting, huge numbers, halves of surrogate pairs in the place of a value)
+and, where they are JSON, value by value.
 """
 
 from __future__ import annotations
@@ -45,7 +47,22 @@ from cowest_dspy.utils.hiding import names_hidden_in
 ROOT = Path(__file__).parents[2]
 DEEP = ["[" * depth + "]" * depth for depth in (3, 200, 20_000)]
 LARGE = ["1e308", "-1e-320", "1e999", "9" * 400, "9" * 5000, "NaN", "inf"]
-ODD = ["null", "true", "-1", "0", *LARGE, '""', '"x"', '"\\ud800"', '"\\u0000"', "[]", "{}", *DEEP, '{"a": {"b": 1}}', "1979-05-27"]
+ODD = [
+    "null",
+    "true",
+    "-1",
+    "0",
+    *LARGE,
+    '""',
+    '"x"',
+    '"\\ud800"',
+    '"\\u0000"',
+    "[]",
+    "{}",
+    *DEEP,
+    '{"a": {"b": 1}}',
+    "1979-05-27",
+]
 TOKEN = re.compile(rb'"(?:[^"\\\n]|\\.)*"|-?\d+(?:\.\d+)?|true|false|null|\[\]')
 
 
@@ -73,7 +90,10 @@ def _read_task(folder: Path) -> None:
 
 
 def _rows(folder: Path) -> None:
-    rows = [{"question": f"{i}?", "options": ["a", "b"], "answer": "a", "n": i, "split": "train"} for i in range(4)]
+    rows = [
+        {"question": f"{i}?", "options": ["a", "b"], "answer": "a", "n": i, "split": "train"}
+        for i in range(4)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -109,8 +129,13 @@ def _drafts(folder: Path) -> None:
         "strong_model": "s",
         "round": 1,
     }
-    texts = {"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "!"}]}
-    rows = [{**texts, "label": bool(i), "example_id": f"e{i}", **facts, "run": ""} for i in range(2)]
+    texts = {
+        "prompt": [{"role": "user", "content": "?"}],
+        "completion": [{"role": "assistant", "content": "!"}],
+    }
+    rows = [
+        {**texts, "label": bool(i), "example_id": f"e{i}", **facts, "run": ""} for i in range(2)
+    ]
     (folder / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -124,7 +149,9 @@ def _read_drafts(folder: Path) -> None:
 def _report(folder: Path) -> None:
     write_report(report_runs.full_run(), folder)
     facts = json.loads((folder / "report.json").read_text())
-    (folder / "report.json").write_text(json.dumps({key: value for key, value in facts.items() if key != "numbers"}))
+    (folder / "report.json").write_text(
+        json.dumps({key: value for key, value in facts.items() if key != "numbers"})
+    )
 
 
 def _read_report(folder: Path) -> None:
@@ -135,12 +162,22 @@ def _read_report(folder: Path) -> None:
 def _run(folder: Path) -> None:
     """A store with calls and records, and its state."""
     request = serialize.request_from_messages("m", [{"role": "user", "content": "why?"}], seed=1)
-    with Store(folder) as store, store.spending("collect"), store.journal.stage("collect", "Collecting") as here:
+    with (
+        Store(folder) as store,
+        store.spending("collect"),
+        store.journal.stage("collect", "Collecting") as here,
+    ):
         here.at(1, 2)
         store.journal.about(task="toy", command="cowest collect toy.toml")
         store.answer(request, lambda: serialize.make_response("m", "yes", "stop", 3, 1, usd=0.5))
         store.keep("trace", "1/a/0", {"draft": "x" * 200})
-        store.keep("stage", "collect", dict.fromkeys(("seconds", "calls", "cached_calls", "tokens_in", "tokens_out", "usd"), 1))
+        store.keep(
+            "stage",
+            "collect",
+            dict.fromkeys(
+                ("seconds", "calls", "cached_calls", "tokens_in", "tokens_out", "usd"), 1
+            ),
+        )
 
 
 def _read_progress(folder: Path) -> None:
@@ -155,7 +192,13 @@ def _read_store(folder: Path) -> None:
     look(folder)
     try:
         with Store(folder) as store:
-            _ = store.bill(), store.records("stage"), list(store.each("trace")), store.count("trace"), store.calls()
+            _ = (
+                store.bill(),
+                store.records("stage"),
+                list(store.each("trace")),
+                store.count("trace"),
+                store.calls(),
+            )
     finally:
         shutil.copy(folder / "run.sqlite", folder / "kept")
         repair(folder)
@@ -165,7 +208,13 @@ def _read_store(folder: Path) -> None:
 
 def _gate(folder: Path) -> None:
     head = {"weights": [0.5, 1.0], "intercept": 0.0}
-    facts = {"features": ["words", "is: yes"], "means": [1.0, 0.0], "scales": [1.0, 1.0], "seed": 3, "about": {"n": 4}}
+    facts = {
+        "features": ["words", "is: yes"],
+        "means": [1.0, 0.0],
+        "scales": [1.0, 1.0],
+        "seed": 3,
+        "about": {"n": 4},
+    }
     gate = Gate.model_validate(
         {
             **facts,
@@ -183,8 +232,16 @@ def _read_csv(folder: Path) -> None:
 
 FORMATS = [
     Format("task.toml", _task, _read_task),
-    Format("config.toml", lambda folder: (_task(folder), (folder / "task.toml").rename(folder / "config.toml")), names_hidden_in),
-    Format("rows.jsonl", _rows, lambda folder: read_split(str(folder / "rows.jsonl"), "train", ["question", "options"])),
+    Format(
+        "config.toml",
+        lambda folder: (_task(folder), (folder / "task.toml").rename(folder / "config.toml")),
+        names_hidden_in,
+    ),
+    Format(
+        "rows.jsonl",
+        _rows,
+        lambda folder: read_split(str(folder / "rows.jsonl"), "train", ["question", "options"]),
+    ),
     Format("loans.csv", lambda folder: new_domain("loans", folder), _read_csv),
     Format("pairs.jsonl", _pairs, _read_pairs),
     Format("drafts.jsonl", _drafts, _read_drafts),
@@ -207,9 +264,16 @@ def _formats_of_weights(base: Path) -> dict[str, Format]:
         _ = bundle.manifest.recipe, [bundle.read(name) for name in bundle.manifest.files]
 
     forms = [
-        Format(name, lambda folder: make_adapter(base, folder, seed=1), read_adapter) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        Format(name, lambda folder: make_adapter(base, folder, seed=1), read_adapter)
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     ]
-    return {form.name: form for form in [*forms, Format("cowest.json", lambda folder: small_bundle(folder, base), read_bundle)]}
+    return {
+        form.name: form
+        for form in [
+            *forms,
+            Format("cowest.json", lambda folder: small_bundle(folder, base), read_bundle),
+        ]
+    }
 
 
 WITH_WEIGHTS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "cowest.json")
@@ -221,7 +285,9 @@ WITH_WEIGHTS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "cowest.json")
 def damaged(whole: bytes, chance: random.Random) -> bytes:
     """A file's bytes with one to three faults in them."""
     for _ in range(chance.randint(1, 3)):
-        whole = chance.choice([_flipped, _cut, _repeated, _odd, _odd, _retyped, _retyped])(whole, chance)
+        whole = chance.choice([_flipped, _cut, _repeated, _odd, _odd, _retyped, _retyped])(
+            whole, chance
+        )
     return whole
 
 
@@ -252,7 +318,8 @@ def _odd(whole: bytes, chance: random.Random) -> bytes:
 
 
 def _retyped(whole: bytes, chance: random.Random) -> bytes:
-    """Of JSON, or a line of JSON Lines: another value in the place of some value, deep or not; or a key more, or less."""
+    """Of JSON, or a line of JSON Lines: another value in the place of some value, deep or not; or a
+    key more, or less."""
     lines = whole.split(b"\n")
     place = chance.randrange(len(lines))
     try:
@@ -261,12 +328,30 @@ def _retyped(whole: bytes, chance: random.Random) -> bytes:
         return _odd(whole, chance)
     table: Any = value
     while isinstance(table, dict | list) and table:
-        key = chance.choice(list(table)) if isinstance(table, dict) else chance.randrange(len(table))
+        key = (
+            chance.choice(list(table)) if isinstance(table, dict) else chance.randrange(len(table))
+        )
         if chance.random() < 0.3 or not isinstance(table[key], dict | list):
             if isinstance(table, dict) and chance.random() < 0.2:
                 table[chance.choice([f"{key}x", "id", ""])] = table.pop(key)
             else:
-                table[key] = chance.choice([None, True, -1, 10**20, 1e300, "", "x", "\ud800", [], {}, [None], {"a": []}, [1] * 50])
+                table[key] = chance.choice(
+                    [
+                        None,
+                        True,
+                        -1,
+                        10**20,
+                        1e300,
+                        "",
+                        "x",
+                        "\ud800",
+                        [],
+                        {},
+                        [None],
+                        {"a": []},
+                        [1] * 50,
+                    ]
+                )
             break
         table = table[key]
     lines[place] = json.dumps(value).encode()
@@ -290,7 +375,10 @@ def check(form: Format, folder: Path, seeds: range) -> None:
             pass
         except Exception as error:  # whatever it is: that is the question
             last = traceback.extract_tb(error.__traceback__)[-1]
-            wrong.append(f"{seed}: {type(error).__name__}: {str(error)[:200]} ({last.filename}:{last.lineno}), {work / form.name}")
+            wrong.append(
+                f"{seed}: {type(error).__name__}: {str(error)[:200]} "
+                f"({last.filename}:{last.lineno}), {work / form.name}"
+            )
             continue
         shutil.rmtree(work)
     assert wrong == []
@@ -298,23 +386,35 @@ def check(form: Format, folder: Path, seeds: range) -> None:
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_a_damaged_file_is_read_or_refused(form: Format, tmp_path: Path) -> None:
-    check(form, tmp_path, range(20 if form.name in ("run.sqlite", "progress.json", "loans.csv") else 100))
+    check(
+        form,
+        tmp_path,
+        range(20 if form.name in ("run.sqlite", "progress.json", "loans.csv") else 100),
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_a_damaged_adapter_or_bundle_is_read_or_refused(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_adapter_or_bundle_is_read_or_refused(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
     check(_formats_of_weights(tiny_model)[name], tmp_path, range(100))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_a_damaged_adapter_or_bundle_is_read_or_refused_a_thousand_times(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_damaged_adapter_or_bundle_is_read_or_refused_a_thousand_times(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
     check(_formats_of_weights(tiny_model)[name], tmp_path, range(100, 1000))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 def test_a_damaged_file_is_read_or_refused_a_thousand_times(form: Format, tmp_path: Path) -> None:
-    check(form, tmp_path, range(100, 600 if form.name in ("run.sqlite", "progress.json", "loans.csv") else 5000))
+    check(
+        form,
+        tmp_path,
+        range(100, 600 if form.name in ("run.sqlite", "progress.json", "loans.csv") else 5000),
+    )

@@ -1,4 +1,5 @@
-"""Inputs that a program needs and its examples lack: said before a model is asked or trained, by every way in."""
+"""Inputs that a program needs and its examples lack: said before a model is asked or trained, by
+every way in."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ weak = strong = model
 def task(folder: Path, inputs: str, *tables: str, recipe: str = RECIPE) -> list[str]:
     (folder / "toy.py").write_text(recipe)
     text = toy.TASK.replace('inputs = ["question"]', f"inputs = {inputs}")
-    (folder / "toy.toml").write_text("\n".join([text, toy.engine("weak"), toy.engine("strong"), *tables]))
+    (folder / "toy.toml").write_text(
+        "\n".join([text, toy.engine("weak"), toy.engine("strong"), *tables])
+    )
     return [str(folder / "toy.toml")]
 
 
@@ -57,13 +60,16 @@ def asked(folder: Path) -> list[Any]:
 
 
 SAYS = (
-    'The program (draft, refine, alone) needs the input "results"; [data] names inputs = ["question"]. The rows of train have the '
+    'The program (draft, refine, alone) needs the input "results"; [data] names inputs = '
+    '["question"]. The rows of train have the '
     'fields question, results, answer. Write inputs = ["question", "results"] in [data].'
 )
 
 
 @pytest.mark.parametrize("stage", ["collect", "cycle", "evaluate", "tune", "pairs"])
-def test_a_missing_input_ends_every_stage_before_a_model_is_asked(tmp_path: Path, stage: str) -> None:
+def test_a_missing_input_ends_every_stage_before_a_model_is_asked(
+    tmp_path: Path, stage: str
+) -> None:
     config = load_config(task(tmp_path, '["question"]'))
     with Experiment(config, tmp_path / "run") as experiment, pytest.raises(DataError) as caught:
         getattr(experiment, stage)()
@@ -79,38 +85,57 @@ def test_the_doctor_says_the_same_and_asks_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_with_all_inputs_is_collected(tmp_path: Path) -> None:
-    with Experiment(load_config(task(tmp_path, '["question", "results"]')), tmp_path / "run") as experiment:
+    with Experiment(
+        load_config(task(tmp_path, '["question", "results"]')), tmp_path / "run"
+    ) as experiment:
         assert len(experiment.collect()) == 12
 
 
 def test_a_field_that_no_row_has_names_the_nearest(tmp_path: Path) -> None:
-    recipe = RECIPE.replace('"question, results -> answer", draft', '"question, result -> answer", draft')
+    recipe = RECIPE.replace(
+        '"question, results -> answer", draft', '"question, result -> answer", draft'
+    )
     found = examine(load_config(task(tmp_path, '["question"]', recipe=recipe)), ask=False)
     (error,) = [check.text for check in found.checks if check.level == "error"]
-    assert 'needs the input "result"' in error and 'Did you mean "results"? Give every row the field "result"' in error
+    assert (
+        'needs the input "result"' in error
+        and 'Did you mean "results"? Give every row the field "result"' in error
+    )
 
 
 def test_the_weak_baseline_is_looked_at_too(tmp_path: Path) -> None:
     recipe = RECIPE.replace('Collaboration("question, results', 'Collaboration("question')
-    config = load_config(task(tmp_path, '["question"]', '[evaluate]\nweak = "toy.py:direct"', recipe=recipe))
-    with Experiment(config, tmp_path / "run") as experiment, pytest.raises(DataError, match=r"\(\[evaluate\] weak\) needs"):
+    config = load_config(
+        task(tmp_path, '["question"]', '[evaluate]\nweak = "toy.py:direct"', recipe=recipe)
+    )
+    with (
+        Experiment(config, tmp_path / "run") as experiment,
+        pytest.raises(DataError, match=r"\(\[evaluate\] weak\) needs"),
+    ):
         _ = experiment.splits
 
 
 def test_examples_of_python_are_told_the_same() -> None:
     weak, strong = weak_that_varies(["a"]), strong_that_reads()
     program = Collaboration("question, results -> answer").bind(weak=weak.lm(), strong=strong.lm())
-    examples = [dspy.Example(**one.toDict(), results="t").with_inputs("question") for one in questions(3)]
+    examples = [
+        dspy.Example(**one.toDict(), results="t").with_inputs("question") for one in questions(3)
+    ]
     influence = Influence(match, program)
     ways = (
         lambda: collect(program, examples, match),
         lambda: influence.report(examples),
         lambda: influence(examples[0], dspy.Prediction(answer="1")),
         lambda: CoWest(match).compile(program, trainset=examples),
-        lambda: Cycle(match, "w", {"w": CoWest(match)}).compile(program, trainset=examples, valset=examples),
+        lambda: Cycle(match, "w", {"w": CoWest(match)}).compile(
+            program, trainset=examples, valset=examples
+        ),
     )
     for way in ways:
-        with pytest.raises(DataError, match=r'example q0 has the inputs \["question"\].*with_inputs\("question", "results"\)'):
+        with pytest.raises(
+            DataError,
+            match=r'example q0 has the inputs \["question"\].*with_inputs\("question", "results"\)',
+        ):
             way()
     assert weak.asked == strong.asked == []
     with pytest.raises(DataError, match=r"example q0 has the inputs \[\]"):
@@ -129,7 +154,9 @@ class TwoSteps(dspy.Module):
         self.write = dspy.ChainOfThought("question, notes -> background")
 
     def forward(self, question: str, results: str, hint: str = "") -> dspy.Prediction:
-        return self.write(question=question, notes=self.note(question=question, results=results).notes)
+        return self.write(
+            question=question, notes=self.note(question=question, results=results).notes
+        )
 
 
 class Open(TwoSteps):
@@ -162,7 +189,9 @@ class Optional(dspy.Signature):
     ],
     ids=["Predict", "ChainOfThought", "ReAct", "optional", "two steps", "open"],
 )
-def test_what_a_module_makes_itself_is_not_asked_of_examples(module: dspy.Module, needed: set[str], possible: set[str]) -> None:
+def test_what_a_module_makes_itself_is_not_asked_of_examples(
+    module: dspy.Module, needed: set[str], possible: set[str]
+) -> None:
     assert needed_inputs(module) == needed and possible_inputs(module) == possible
 
 
@@ -188,11 +217,20 @@ class Open(dspy.Module):
     found = examine(load_config(task(tmp_path, '["question"]', recipe=recipe)))
     assert found.healthy
     (text,) = [check.text for check in found.checks if check.name == "inputs"]
-    assert 'draft (Open) has a predictor with the input "passages", which [data] inputs does not name' in text
+    assert (
+        'draft (Open) has a predictor with the input "passages", which [data] inputs does not name'
+        in text
+    )
 
 
-def test_a_metric_that_cannot_be_called_is_an_error_of_the_run_and_of_the_doctor(tmp_path: Path) -> None:
+def test_a_metric_that_cannot_be_called_is_an_error_of_the_run_and_of_the_doctor(
+    tmp_path: Path,
+) -> None:
     config = load_config(task(tmp_path, '["question", "results"]', recipe=RECIPE + "\nmatch = 3\n"))
     with pytest.raises(CowestError, match=r'toy\.py:match" is a int, and a function is expected'):
         Experiment(config, tmp_path / "run")
-    assert any("a function is expected" in check.text for check in examine(config, ask=False).checks if check.level == "error")
+    assert any(
+        "a function is expected" in check.text
+        for check in examine(config, ask=False).checks
+        if check.level == "error"
+    )

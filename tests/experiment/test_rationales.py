@@ -19,13 +19,17 @@ from cowest_dspy.testing import ScriptedEngine
 
 TASK = "Say which animal it is."
 EXAMPLES = [
-    dspy.Example(question=f"Which animal is number {number}?", answer=answer, id=str(number)).with_inputs("question")
+    dspy.Example(
+        question=f"Which animal is number {number}?", answer=answer, id=str(number)
+    ).with_inputs("question")
     for number, answer in enumerate(("Otter", "Heron", "Badger", "Lynx", "Stoat"))
 ]
 
 
 def test_each_example_gets_a_rationale_from_its_inputs_and_answer() -> None:
-    engine = ScriptedEngine(lambda request: f"It lives by rivers, {request['messages'][-1]['content'][-2:]}.")
+    engine = ScriptedEngine(
+        lambda request: f"It lives by rivers, {request['messages'][-1]['content'][-2:]}."
+    )
     made = rationales(EXAMPLES, engine.lm(), task=TASK)
     assert [example.rationale for example in made.examples] == [
         f"It lives by rivers, {example.answer[-2:]}." for example in EXAMPLES
@@ -34,7 +38,10 @@ def test_each_example_gets_a_rationale_from_its_inputs_and_answer() -> None:
     assert made.examples[0].inputs().toDict() == {"question": "Which animal is number 0?"}
     asked = next(asked for asked in engine.asked if "number 1" in asked["messages"][-1]["content"])
     assert asked["messages"][-1]["content"] == "Question: Which animal is number 1?\nAnswer: Heron"
-    assert asked["messages"][0]["content"].startswith(TASK) and "Do not state the answer" in asked["messages"][0]["content"]
+    assert (
+        asked["messages"][0]["content"].startswith(TASK)
+        and "Do not state the answer" in asked["messages"][0]["content"]
+    )
 
 
 def test_what_fails_is_dropped_and_counted() -> None:
@@ -68,7 +75,12 @@ def test_the_second_time_costs_nothing(tmp_path: Path) -> None:
     for run in range(2):
         told: list[tuple[int, int]] = []
         with Store(tmp_path) as store, keeping(store):
-            made = rationales(EXAMPLES, engine.lm(), task=TASK, on_progress=lambda *now, told=told: told.append(now))
+            made = rationales(
+                EXAMPLES,
+                engine.lm(),
+                task=TASK,
+                on_progress=lambda *now, told=told: told.append(now),
+            )
         assert len(made.examples) == 5 and told == [(done, 5) for done in range(1, 6)], run
         assert len(engine.asked) == 5
 
@@ -76,7 +88,11 @@ def test_the_second_time_costs_nothing(tmp_path: Path) -> None:
 def test_a_budget_ends_it_and_what_was_answered_is_kept(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda request: "It lives by rivers.")
     budget = Budget(strong_calls=3)  # pyright: ignore[reportCallIssue]
-    with Store(tmp_path, budget=budget, strong=engine.model) as store, keeping(store), pytest.raises(BudgetError):
+    with (
+        Store(tmp_path, budget=budget, strong=engine.model) as store,
+        keeping(store),
+        pytest.raises(BudgetError),
+    ):
         rationales(EXAMPLES, engine.lm(), task=TASK, threads=1)
     assert len(engine.asked) == 3
     with Store(tmp_path) as store, keeping(store):
@@ -111,11 +127,15 @@ def test_examples_without_what_is_needed_are_an_error(examples: list[dspy.Exampl
         ("Anything.", "...", "", False),
     ],
 )
-def test_an_answer_is_stated_as_whole_words_that_the_inputs_do_not_hold(text: str, secret: str, inputs: str, states: bool) -> None:
+def test_an_answer_is_stated_as_whole_words_that_the_inputs_do_not_hold(
+    text: str, secret: str, inputs: str, states: bool
+) -> None:
     assert _states(text, [secret], inputs) is states
 
 
-@given(st.lists(st.sampled_from(["otter", "heron", "the", "needs caution"]), min_size=1, max_size=6))
+@given(
+    st.lists(st.sampled_from(["otter", "heron", "the", "needs caution"]), min_size=1, max_size=6)
+)
 def test_law_what_a_text_is_joined_from_is_stated_unless_it_was_asked(words: list[str]) -> None:
     text = ", ".join(words)
     assert all(_states(text, [word.upper()], "") for word in words)

@@ -1,4 +1,5 @@
-"""Collecting traces: memory that stays flat, steps that overlap, several answers, drafts that are scored too."""
+"""Collecting traces: memory that stays flat, steps that overlap, several answers, drafts that are
+scored too."""
 
 from __future__ import annotations
 
@@ -40,7 +41,12 @@ class Numbers(Sequence[dspy.Example]):
     def __getitem__(self, index: Any) -> Any:
         if index >= self._count:
             raise IndexError(index)
-        row = {"id": f"q{index}", "question": f"Question number {index}?", "answer": str(index), "long": "x" * 2000}
+        row = {
+            "id": f"q{index}",
+            "question": f"Question number {index}?",
+            "answer": str(index),
+            "long": "x" * 2000,
+        }
         return dspy.Example(**row).with_inputs("question")
 
 
@@ -56,10 +62,20 @@ class Forgetful(ScriptedEngine):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_traces(tmp_path: Path) -> None:
     def peak(count: int) -> int:
-        weak, strong = Forgetful(by_seed, model="scripted/weak"), Forgetful(lambda r: "yes", model="scripted/strong")
+        weak, strong = (
+            Forgetful(by_seed, model="scripted/weak"),
+            Forgetful(lambda r: "yes", model="scripted/strong"),
+        )
         with Store(tmp_path / str(count)) as store:
             tracemalloc.start()
-            traces = collect(together(weak, strong), Numbers(count), match, Sampling(drafts=2), store=store, threads=2)
+            traces = collect(
+                together(weak, strong),
+                Numbers(count),
+                match,
+                Sampling(drafts=2),
+                store=store,
+                threads=2,
+            )
             assert sum(1 for _ in traces) == 2 * count
             found = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
@@ -74,7 +90,9 @@ def test_memory_does_not_grow_with_the_number_of_traces(tmp_path: Path) -> None:
 def test_items_ahead_are_bounded_and_given_in_order() -> None:
     started: list[int] = []
     with ThreadPoolExecutor(4) as pool:
-        given_items = in_order(pool, lambda item: started.append(item) or item, range(1000), ahead=8)
+        given_items = in_order(
+            pool, lambda item: started.append(item) or item, range(1000), ahead=8
+        )
         for place, item in enumerate(given_items):
             assert item == place
             assert len(started) <= place + 9
@@ -89,9 +107,17 @@ def test_who_stops_early_starts_no_more() -> None:
     assert len(started) < 12
 
 
-def test_stored_traces_are_a_sequence_that_can_be_read_again_and_after_the_store_is_closed(tmp_path: Path) -> None:
+def test_stored_traces_are_a_sequence_that_can_be_read_again_and_after_the_store_is_closed(
+    tmp_path: Path,
+) -> None:
     def made(store: Store | None) -> Sequence[Trace]:
-        return collect(together(weak_by_seed(), strong_that_reads()), questions(5), match, Sampling(drafts=3), store=store)
+        return collect(
+            together(weak_by_seed(), strong_that_reads()),
+            questions(5),
+            match,
+            Sampling(drafts=3),
+            store=store,
+        )
 
     held = made(None)
     with Store(tmp_path) as store:
@@ -100,7 +126,12 @@ def test_stored_traces_are_a_sequence_that_can_be_read_again_and_after_the_store
         assert store.count("trace", start="1/q3/") == 3
     assert isinstance(held, HeldTraces) and isinstance(stored, StoredTraces)
     assert stored == held and list(stored) == list(stored) == held and len(stored) == 15
-    assert stored[0] == held[0] and stored[-1] == held[-1] and stored[3:9:2] == held[3:9:2] and stored[::-1] == held[::-1]
+    assert (
+        stored[0] == held[0]
+        and stored[-1] == held[-1]
+        and stored[3:9:2] == held[3:9:2]
+        and stored[::-1] == held[::-1]
+    )
     for index in (15, -16):
         with pytest.raises(IndexError, match="there are 15"):
             stored[index]
@@ -134,8 +165,14 @@ def test_a_draft_is_refined_before_the_next_one_is_there() -> None:
             refined.set()
         return "yes"
 
-    engines = ScriptedEngine(weak, model="scripted/weak"), ScriptedEngine(strong, model="scripted/strong")
-    assert [trace.draft for trace in collect(together(*engines), questions(1), match, Sampling(drafts=2))] == ["first", "second"]
+    engines = (
+        ScriptedEngine(weak, model="scripted/weak"),
+        ScriptedEngine(strong, model="scripted/strong"),
+    )
+    assert [
+        trace.draft
+        for trace in collect(together(*engines), questions(1), match, Sampling(drafts=2))
+    ] == ["first", "second"]
 
 
 def test_no_more_than_so_many_threads_ask_the_strong_model() -> None:
@@ -152,19 +189,28 @@ def test_no_more_than_so_many_threads_ask_the_strong_model() -> None:
             under_way -= 1
         return "yes"
 
-    collect(together(weak_by_seed(), ScriptedEngine(strong)), questions(12), match, Sampling(drafts=4), threads=3)
+    collect(
+        together(weak_by_seed(), ScriptedEngine(strong)),
+        questions(12),
+        match,
+        Sampling(drafts=4),
+        threads=3,
+    )
     assert most == 3
 
 
 def test_what_is_asked_is_what_a_copied_program_asked_before(tmp_path: Path) -> None:
-    """The content of a call decides under which key its answer is kept: earlier runs must go on to be found."""
+    """The content of a call decides under which key its answer is kept: earlier runs must go on to
+    be found."""
     weak = weak_by_seed()
     rules = Sampling(drafts=2, temperature=1, top_p=0.9)
     program = together(weak, strong_that_reads())
     collect(program, questions(1), match, rules, threads=1, weak_threads=1)
     for index, asked in enumerate(list(weak.asked)):
         copied = program.deepcopy()
-        copied.draft.set_lm(program.weak.copy(temperature=1, top_p=0.9, seed=rules.seed_of("q0", index)))
+        copied.draft.set_lm(
+            program.weak.copy(temperature=1, top_p=0.9, seed=rules.seed_of("q0", index))
+        )
         copied.drafted(question="Question number 0?")
         assert weak.asked[-1] == asked and list(weak.asked[-1]["config"]) == list(asked["config"])
 
@@ -172,7 +218,9 @@ def test_what_is_asked_is_what_a_copied_program_asked_before(tmp_path: Path) -> 
 # Several answers
 
 
-def test_scores_of_several_answers_are_averaged_and_asking_for_more_asks_only_for_the_rest(tmp_path: Path) -> None:
+def test_scores_of_several_answers_are_averaged_and_asking_for_more_asks_only_for_the_rest(
+    tmp_path: Path,
+) -> None:
     def strong(request: dict[str, Any]) -> str:
         number = request["messages"][-1]["content"].splitlines()[0].split()[-1].rstrip("?")
         return number if request["config"].get("seed", 0) % 2 else "no"
@@ -181,13 +229,22 @@ def test_scores_of_several_answers_are_averaged_and_asking_for_more_asks_only_fo
     for answers in (1, 4):
         engine = ScriptedEngine(strong, model="scripted/strong")
         weak = ScriptedEngine({"": "a draft"}, model="scripted/weak")
-        program = Collaboration("question -> answer").bind(weak=weak.lm(), strong=engine.lm(temperature=1.0))
+        program = Collaboration("question -> answer").bind(
+            weak=weak.lm(), strong=engine.lm(temperature=1.0)
+        )
         with Store(tmp_path) as store:
-            traces = list(collect(program, questions(6), match, Sampling(drafts=2), store=store, answers=answers))
+            traces = list(
+                collect(
+                    program, questions(6), match, Sampling(drafts=2), store=store, answers=answers
+                )
+            )
         counted.append(len(engine.asked))
     assert counted == [6 * 2, 6 * 2 * 3]
     for trace in traces:
-        assert len(trace.refined_scores) == len(trace.alone_scores) == 4 and trace.refined_scores[0] == 0.0
+        assert (
+            len(trace.refined_scores) == len(trace.alone_scores) == 4
+            and trace.refined_scores[0] == 0.0
+        )
         assert trace.refined_score == sum(trace.refined_scores) / 4
     assert len({trace.refined_score for trace in traces}) > 1, "seeds differ between examples"
 
@@ -201,7 +258,11 @@ def test_one_answer_of_several_that_failed_fails_the_whole() -> None:
         weak=ScriptedEngine({"": "a draft"}).lm(), strong=ScriptedEngine(strong).lm(temperature=1.0)
     )
     (trace,) = collect(program, questions(1), match, Sampling(drafts=1), answers=3, max_failed=1.0)
-    assert trace.alone_scores == (1.0, 1.0, 1.0) and trace.refined_scores == () and trace.refined_score is None
+    assert (
+        trace.alone_scores == (1.0, 1.0, 1.0)
+        and trace.refined_scores == ()
+        and trace.refined_score is None
+    )
     assert trace.error is not None and trace.error.startswith("server:") and trace.influence is None
 
 
@@ -215,11 +276,20 @@ def test_several_answers_of_a_model_that_does_not_sample_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("form", "draft", "score"),
-    [("direct", "0", 1.0), ("direct", "7", 0.0), ("chain_of_thought", "Reasoning: none\nAnswer: 0", 1.0), ("knowledge", "0", None)],
+    [
+        ("direct", "0", 1.0),
+        ("direct", "7", 0.0),
+        ("chain_of_thought", "Reasoning: none\nAnswer: 0", 1.0),
+        ("knowledge", "0", None),
+    ],
 )
-def test_a_draft_with_the_answers_fields_is_scored_as_an_answer(form: DraftFormat, draft: str, score: float | None) -> None:
+def test_a_draft_with_the_answers_fields_is_scored_as_an_answer(
+    form: DraftFormat, draft: str, score: float | None
+) -> None:
     weak, strong = ScriptedEngine({"": draft}), ScriptedEngine({"": "no"}, model="scripted/strong")
-    program = Collaboration("question -> answer", draft=form).bind(weak=weak.lm(), strong=strong.lm())
+    program = Collaboration("question -> answer", draft=form).bind(
+        weak=weak.lm(), strong=strong.lm()
+    )
     (trace,) = collect(program, questions(1), match, Sampling(drafts=1))
     assert trace.draft_score == score and trace.influence == 0.0
 
@@ -248,7 +318,9 @@ def test_a_trace_has_the_metrics_words_and_what_its_calls_cost(tmp_path: Path) -
 
     for kind, usd in ((Priced, 0.5), (Unpriced, None)):
         for _ in range(2):  # asked, and from the store
-            program = together(ScriptedEngine({"": "a"}), kind({"": "b"}, model=f"scripted/{kind.__name__}"))
+            program = together(
+                ScriptedEngine({"": "a"}), kind({"": "b"}, model=f"scripted/{kind.__name__}")
+            )
             program = program.bind(weak=Priced({"": "a"}, model="scripted/weak").lm())
             with Store(tmp_path) as store:
                 (trace,) = collect(program, questions(1), metric, Sampling(drafts=1), store=store)

@@ -33,9 +33,13 @@ def adaptive(seed: int, drafts: int = 6) -> Sampling:
 
 @settings(max_examples=15)
 @given(st.integers(0, 1000), st.integers(2, 7))
-def test_an_adaptive_run_is_a_prefix_of_the_full_run_and_finds_a_pair_wherever_it_stopped_for_one(seed: int, drafts: int) -> None:
+def test_an_adaptive_run_is_a_prefix_of_the_full_run_and_finds_a_pair_wherever_it_stopped_for_one(
+    seed: int, drafts: int
+) -> None:
     def run(sampling: Sampling) -> Sequence[Trace]:
-        return collect(together(weak_by_seed(), strong_that_reads()), questions(6), match, sampling, threads=2)
+        return collect(
+            together(weak_by_seed(), strong_that_reads()), questions(6), match, sampling, threads=2
+        )
 
     full, short = run(Sampling(drafts=drafts, seed=seed)), run(adaptive(seed, drafts))
     paired = {pair.example_id for pair in preference_pairs(short)}
@@ -43,16 +47,26 @@ def test_an_adaptive_run_is_a_prefix_of_the_full_run_and_finds_a_pair_wherever_i
         whole = [trace for trace in full if trace.example_id == example]
         part = [trace for trace in short if trace.example_id == example]
         assert part == whole[: len(part)] and len(part) >= 2
-        assert not any(enough(part[:some], adaptive(seed, drafts)) for some in range(2, len(part))), "it stops as soon as it can"
+        assert not any(
+            enough(part[:some], adaptive(seed, drafts)) for some in range(2, len(part))
+        ), "it stops as soon as it can"
         alike = len({trace.influence for trace in part}) == 1
-        assert len(part) == drafts or example in paired or (alike and chance_of_another(len(part), drafts - len(part)) < HOPELESS)
+        assert (
+            len(part) == drafts
+            or example in paired
+            or (alike and chance_of_another(len(part), drafts - len(part)) < HOPELESS)
+        )
 
 
 @pytest.mark.parametrize("answers", [1, 3])
 @pytest.mark.parametrize("stop", [False, True])
-def test_strong_calls_are_all_of_them_less_what_is_said_to_be_saved(tmp_path: Path, stop: bool, answers: int) -> None:
+def test_strong_calls_are_all_of_them_less_what_is_said_to_be_saved(
+    tmp_path: Path, stop: bool, answers: int
+) -> None:
     weak, strong = weak_by_seed(), strong_that_reads()
-    program = Collaboration("question -> answer").bind(weak=weak.lm(), strong=strong.lm(temperature=0.7))
+    program = Collaboration("question -> answer").bind(
+        weak=weak.lm(), strong=strong.lm(temperature=0.7)
+    )
     with Store(tmp_path) as store:
         rules = Sampling(drafts=8, adaptive=stop)
         traces = collect(program, questions(8), match, rules, store=store, answers=answers)
@@ -69,13 +83,16 @@ def test_an_example_whose_alone_failed_is_not_sampled_to_the_end() -> None:
         return "yes" if "Background" in request["messages"][-1]["content"] else ServerError("down")
 
     weak = weak_by_seed()
-    traces = collect(together(weak, ScriptedEngine(strong)), questions(1), match, adaptive(0), max_failed=1.0)
+    traces = collect(
+        together(weak, ScriptedEngine(strong)), questions(1), match, adaptive(0), max_failed=1.0
+    )
     assert len(traces) == len(weak.asked) == 2
     assert all(trace.error and trace.error.startswith("alone server:") for trace in traces)
 
 
 def test_the_chance_of_another_influence_is_laplaces_rule_of_succession() -> None:
-    """Against the product that it abbreviates: each further draw is alike with probability (k + 1) / (k + 2)."""
+    """Against the product that it abbreviates: each further draw is alike with probability (k + 1)
+    / (k + 2)."""
     for same in range(1, 9):
         alike = 1.0
         for left in range(1, 9):
@@ -98,8 +115,13 @@ def test_the_chance_of_another_influence_is_laplaces_rule_of_succession() -> Non
         ([None, None], "ab", 2, True),  # none left
     ],
 )
-def test_when_there_are_enough_drafts(influences: list[float | None], texts: str, drafts: int, stops: bool) -> None:
-    made = [made_trace(index, value, text) for index, (value, text) in enumerate(zip(influences, texts, strict=True))]
+def test_when_there_are_enough_drafts(
+    influences: list[float | None], texts: str, drafts: int, stops: bool
+) -> None:
+    made = [
+        made_trace(index, value, text)
+        for index, (value, text) in enumerate(zip(influences, texts, strict=True))
+    ]
     assert enough(made, Sampling(drafts=drafts, adaptive=True)) is stops
 
 
@@ -149,8 +171,11 @@ def test_a_toml_asks_for_adaptive_drafts_and_several_answers_and_the_command_say
         with Store(tmp_path / "run") as store:
             traces = StoredTraces(store)
             saved = traces.saved
-            assert 8 <= len(traces) < 4 * 12 and {len(trace.alone_scores) for trace in traces} == {2}
+            assert 8 <= len(traces) < 4 * 12 and {len(trace.alone_scores) for trace in traces} == {
+                2
+            }
         assert saved["weak_calls"] == 4 * 12 - len(traces)
         assert (
-            f"saved: {saved['weak_calls']} drafts, {saved['strong_calls']} answers of the strong model" in capsys.readouterr().out
-        )
+            f"saved: {saved['weak_calls']} drafts, {saved['strong_calls']} answers of the strong "
+            "model"
+        ) in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""The laws of the design that scripted LMs can show: influence, counterfactual, traces, pairs, store."""
+"""The laws of the design that scripted LMs can show: influence, counterfactual, traces, pairs,
+store."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ from cowest_dspy.testing import ScriptedEngine
 
 
 def test_a_draft_that_names_the_answer_is_chosen_over_one_that_does_not() -> None:
-    traces = collect(together(weak_that_varies(["{n}", "x"]), strong_that_reads()), questions(3), match, Sampling(drafts=2))
+    traces = collect(
+        together(weak_that_varies(["{n}", "x"]), strong_that_reads()),
+        questions(3),
+        match,
+        Sampling(drafts=2),
+    )
     pairs = preference_pairs(traces)
     assert [pair.chosen[0]["content"] for pair in pairs] == ["0", "1", "2"]
     assert {pair.rejected[0]["content"] for pair in pairs} == {"x"}
@@ -29,16 +35,40 @@ def test_a_draft_that_names_the_answer_is_chosen_over_one_that_does_not() -> Non
 
 def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) -> None:
     weak = ScriptedEngine(lambda request: ServerError("down"))
-    with Store(tmp_path) as store, pytest.raises(CollectionError, match=r"6 of 6 drafts failed \(server 6\)"):
-        collect(together(weak, strong_that_reads()), questions(3), match, Sampling(drafts=2), store=store, max_failed=0.5)
+    with (
+        Store(tmp_path) as store,
+        pytest.raises(CollectionError, match=r"6 of 6 drafts failed \(server 6\)"),
+    ):
+        collect(
+            together(weak, strong_that_reads()),
+            questions(3),
+            match,
+            Sampling(drafts=2),
+            store=store,
+            max_failed=0.5,
+        )
 
 
 def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
     endless = ScriptedEngine(lambda request: "it goes on and on ...")
-    with pytest.raises(CollectionError, match=r"Raise \[weak\] max_tokens, or fine-tune the weak model longer"):
-        collect(together(endless, strong_that_reads()), questions(3), match, Sampling(drafts=2), max_failed=0.5)
+    with pytest.raises(
+        CollectionError, match=r"Raise \[weak\] max_tokens, or fine-tune the weak model longer"
+    ):
+        collect(
+            together(endless, strong_that_reads()),
+            questions(3),
+            match,
+            Sampling(drafts=2),
+            max_failed=0.5,
+        )
     with pytest.raises(CollectionError, match=r"Raise \[strong\] max_tokens and run again"):
-        collect(together(ScriptedEngine(lambda request: "fine"), endless), questions(3), match, Sampling(drafts=2), max_failed=0.5)
+        collect(
+            together(ScriptedEngine(lambda request: "fine"), endless),
+            questions(3),
+            match,
+            Sampling(drafts=2),
+            max_failed=0.5,
+        )
 
 
 def test_influence_is_a_dspy_metric() -> None:
@@ -115,12 +145,23 @@ def test_answers_of_another_run_can_be_taken_over(tmp_path: Path) -> None:
     for name, calls in (("one", 6), ("two", 0)):
         strong = strong_that_reads()
         with Store(tmp_path / name, reuse=[tmp_path / "one"] if name == "two" else []) as store:
-            collect(together(weak_that_varies(["x", "y"]), strong), questions(2), match, Sampling(drafts=2), store=store)
+            collect(
+                together(weak_that_varies(["x", "y"]), strong),
+                questions(2),
+                match,
+                Sampling(drafts=2),
+                store=store,
+            )
         assert len(strong.asked) == calls
 
 
 def test_pairs_make_the_round_trip_through_a_file_and_a_dataset(tmp_path: Path) -> None:
-    traces = collect(together(weak_that_varies(["{n}", "x"]), strong_that_reads()), questions(3), match, Sampling(drafts=2))
+    traces = collect(
+        together(weak_that_varies(["{n}", "x"]), strong_that_reads()),
+        questions(3),
+        match,
+        Sampling(drafts=2),
+    )
     pairs = preference_pairs(traces)
     assert PreferencePairs.load(pairs.save(tmp_path / "pairs.jsonl")).pairs == pairs.pairs
     dataset = pairs.to_dataset()

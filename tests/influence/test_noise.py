@@ -31,7 +31,9 @@ def strong_that_samples() -> ScriptedEngine:
         if "Background: " in text:
             return text.partition("Background: ")[2]
         number = text.split()[-1].rstrip("?")
-        return number if (int(number) % 2 == 0) == (request["config"].get("seed") is None) else "none"
+        return (
+            number if (int(number) % 2 == 0) == (request["config"].get("seed") is None) else "none"
+        )
 
     return ScriptedEngine(answer, model="scripted/strong")
 
@@ -65,10 +67,19 @@ def test_a_strong_model_that_does_not_sample_has_a_floor_of_0_and_is_not_asked()
 
 
 def test_several_answers_have_their_floor_in_them() -> None:
-    traces = collect(sampling_program(strong_that_samples()), questions(4), match, Sampling(drafts=2), answers=3)
+    traces = collect(
+        sampling_program(strong_that_samples()), questions(4), match, Sampling(drafts=2), answers=3
+    )
     floor = noise_in(traces)
-    assert floor and (floor.n, floor.changed) == (4, 4) and floor.mean_change == pytest.approx(2 / 3)
-    assert noise_in(collect(together(weak_that_varies(["a"]), strong_that_reads()), questions(2), match)) is None
+    assert (
+        floor and (floor.n, floor.changed) == (4, 4) and floor.mean_change == pytest.approx(2 / 3)
+    )
+    assert (
+        noise_in(
+            collect(together(weak_that_varies(["a"]), strong_that_reads()), questions(2), match)
+        )
+        is None
+    )
 
 
 def test_an_answer_that_fails_is_left_out_of_the_floor() -> None:
@@ -98,13 +109,27 @@ def test_harm_is_a_rate_with_an_interval_over_examples() -> None:
     values, examples = (-1.0, -1.0, 1.0, 0.0, None, 0.0), ("a", "a", "b", "b", "c", "d")
     report = InfluenceReport(values, examples)
     interval = report.harm_interval()
-    assert report.harm_rate == pytest.approx(2 / 5) and interval and interval.low <= 0.4 <= interval.high
+    assert (
+        report.harm_rate == pytest.approx(2 / 5)
+        and interval
+        and interval.low <= 0.4 <= interval.high
+    )
     rows = [
-        InfluenceRow(example, i, value, None if value is not None else "timeout: x", 0.5 if value == 1 else None)
+        InfluenceRow(
+            example,
+            i,
+            value,
+            None if value is not None else "timeout: x",
+            0.5 if value == 1 else None,
+        )
         for i, (example, value) in enumerate(zip(examples, values, strict=True))
     ]
     counts = influence_counts(rows)
-    assert counts.harm_rate == pytest.approx(2 / 5) and counts.harm == interval and counts.draft_quality == 0.5
+    assert (
+        counts.harm_rate == pytest.approx(2 / 5)
+        and counts.harm == interval
+        and counts.draft_quality == 0.5
+    )
     assert math.isnan(InfluenceReport(()).harm_rate) and influence_counts([]).harm_rate is None
 
 
@@ -122,12 +147,19 @@ def test_influence_says_in_words_what_the_draft_changed() -> None:
         return said.feedback
 
     assert words("1").startswith(
-        'The draft helped: it changed the strong model\'s answer from "none" (score 0.00) to "1" (score 1.00).'
+        'The draft helped: it changed the strong model\'s answer from "none" (score 0.00) to "1" '
+        "(score 1.00)."
     )
-    assert words("none").startswith('The draft changed nothing: with and without it the answer is "none"')
+    assert words("none").startswith(
+        'The draft changed nothing: with and without it the answer is "none"'
+    )
     assert words("other").startswith("The draft changed the answer but not its score")
-    assert influence(one, dspy.Prediction(answer="1")) == 1.0, "without a predictor's name it is a number"
-    knows = Influence(match, together(weak_that_varies(["{n}"]), ScriptedEngine(lambda request: "1")))
+    assert influence(one, dspy.Prediction(answer="1")) == 1.0, (
+        "without a predictor's name it is a number"
+    )
+    knows = Influence(
+        match, together(weak_that_varies(["{n}"]), ScriptedEngine(lambda request: "1"))
+    )
     said = knows.explained(one, dspy.Prediction(answer="9"))
     assert said.score == -1.0 and said.feedback.startswith("The draft hurt")
 
@@ -135,7 +167,9 @@ def test_influence_says_in_words_what_the_draft_changed() -> None:
 def test_the_metrics_own_feedback_follows() -> None:
     judge, _ = judge_of("Reason: it fits.\nCoherence: 5\nConsistency: 5")
     influence = Influence(judge, together(weak_that_varies(["{n}"]), strong_that_reads()))
-    assert influence.explained(questions(1)[0], dspy.Prediction(answer="0")).feedback.endswith("\nit fits.")
+    assert influence.explained(questions(1)[0], dspy.Prediction(answer="0")).feedback.endswith(
+        "\nit fits."
+    )
 
 
 # In a run
@@ -154,9 +188,12 @@ def judge():
     return ScriptedEngine(lambda request: "Reason: r" + chr(10) + "Truth: 2", model="scripted/judge")
 """
     )
-    text = file.read_text().replace('model = "scripted/strong"', 'model = "scripted/strong"\ntemperature = 1.0')
+    text = file.read_text().replace(
+        'model = "scripted/strong"', 'model = "scripted/strong"\ntemperature = 1.0'
+    )
     file.write_text(
-        f'{text}\n[influence]\n{influence}\n[judge]\nkind = "engine"\nengine = "toy.py:judge"\nmodel = "scripted/judge"\n'
+        f'{text}\n[influence]\n{influence}\n[judge]\nkind = "engine"\nengine = '
+        '"toy.py:judge"\nmodel = "scripted/judge"\n'
     )
     return file
 
@@ -168,7 +205,12 @@ def test_a_run_scores_by_weight_measures_its_floor_and_reports_agreement(tmp_pat
         traces = list(experiment.collect())
         floor = experiment.noise()
         calls = experiment.store.calls()
-        assert floor and floor.n == 3 and experiment.noise() == floor and experiment.store.calls() == calls
+        assert (
+            floor
+            and floor.n == 3
+            and experiment.noise() == floor
+            and experiment.store.calls() == calls
+        )
         report = experiment.report()
     assert all(trace.refined_parts.keys() == {"metric", "judge"} for trace in traces)
     assert report.noise and report.noise.n == 3
@@ -187,11 +229,16 @@ def test_a_run_whose_strong_model_samples_says_that_its_noise_is_not_known(tmp_p
 
 
 def test_the_judges_calls_are_in_the_quote(tmp_path: Path) -> None:
-    config = load_config([task(tmp_path, 'judge = 1.0\nrubric = "toy.py:RUBRIC"\nrepeats = 2\nnoise = 2')])
+    config = load_config(
+        [task(tmp_path, 'judge = 1.0\nrubric = "toy.py:RUBRIC"\nrepeats = 2\nnoise = 2')]
+    )
     collecting, noise, *_ = planned_calls(config, {"train": 4, "test": 4})
     assert (collecting.judge, noise.strong, noise.judge) == (4 * 3 * 2, 2, 4)
     assert counted(config).stages[0].calls["judge"].most == 24
-    with pytest.raises(ConfigError, match="does not sample"), Experiment(config, tmp_path / "run") as experiment:
+    with (
+        pytest.raises(ConfigError, match="does not sample"),
+        Experiment(config, tmp_path / "run") as experiment,
+    ):
         probed(experiment)
     file = task(tmp_path, 'judge = 1.0\nrubric = "toy.py:RUBRIC"')
     with Experiment(load_config([file]), tmp_path / "run2") as experiment:
@@ -214,5 +261,8 @@ def test_what_is_wrong_in_influence_is_said(tmp_path: Path, influence: str, says
 
 def test_a_rubric_that_is_none_is_said(tmp_path: Path) -> None:
     config = load_config([task(tmp_path, 'judge = 1.0\nrubric = "toy.py:match"')])
-    with Experiment(config, tmp_path / "run") as experiment, pytest.raises(ConfigError, match=r"a cowest_dspy\.Rubric is expected"):
+    with (
+        Experiment(config, tmp_path / "run") as experiment,
+        pytest.raises(ConfigError, match=r"a cowest_dspy\.Rubric is expected"),
+    ):
         experiment.collect()

@@ -1,4 +1,5 @@
-"""What is kept of an answer is read again as what it was: models, enums, times, lists and dictionaries of them."""
+"""What is kept of an answer is read again as what it was: models, enums, times, lists and
+dictionaries of them."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ class Strict(pydantic.BaseModel):
     verdicts: list[Verdict] = []
 
 
-VERDICT = Verdict(label=Kind.RISKY, points=0.75, when=datetime(2026, 1, 2, 3, 4, tzinfo=UTC), notes=("a", "b"))
+VERDICT = Verdict(
+    label=Kind.RISKY, points=0.75, when=datetime(2026, 1, 2, 3, 4, tzinfo=UTC), notes=("a", "b")
+)
 VALUES: list[tuple[Any, Any]] = [
     (str, "a text"),
     (str, "12"),
@@ -79,12 +82,19 @@ VALUES: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "value"), VALUES, ids=[str(value)[:30] for _, value in VALUES])
 def test_a_value_comes_back_from_json_and_from_text(kind: Any, value: Any) -> None:
-    for found in (restored(json.loads(json.dumps(plain(value))), kind), from_text(as_text(value), kind)):
+    for found in (
+        restored(json.loads(json.dumps(plain(value))), kind),
+        from_text(as_text(value), kind),
+    ):
         assert found == value and type(found) is type(value)
 
 
 def test_what_is_of_another_type_stays_as_it_is() -> None:
-    assert restored("5", int) == "5" and restored({"x": 1}, Verdict) == {"x": 1} and restored("a", object()) == "a"
+    assert (
+        restored("5", int) == "5"
+        and restored({"x": 1}, Verdict) == {"x": 1}
+        and restored("a", object()) == "a"
+    )
     assert from_text("neither", Verdict) == "neither" and from_text("12 bar", int) == "12 bar"
 
 
@@ -100,7 +110,13 @@ def test_what_json_has_stays_what_it_is(value: Any) -> None:
 
 
 def test_texts_numbers_and_truth_are_kept_as_they_always_were() -> None:
-    assert [as_text(value) for value in ("a", 12, 1.5, True, None)] == ["a", "12", "1.5", "True", "None"]
+    assert [as_text(value) for value in ("a", 12, 1.5, True, None)] == [
+        "a",
+        "12",
+        "1.5",
+        "True",
+        "None",
+    ]
 
 
 def judging() -> Collaboration:
@@ -113,9 +129,15 @@ def judging() -> Collaboration:
     task = dspy.make_signature(fields, "Judge.")
 
     def answer(request: dict[str, Any]) -> str:
-        return f'Kinds: ["safe", "risky"]\nVerdict: {VERDICT.model_dump_json(round_trip=True, by_alias=True)}'
+        return (
+            'Kinds: ["safe", "risky"]\nVerdict: '
+            f"{VERDICT.model_dump_json(round_trip=True, by_alias=True)}"
+        )
 
-    weak, strong = ScriptedEngine(lambda request: "A note."), ScriptedEngine(answer, model="scripted/strong")
+    weak, strong = (
+        ScriptedEngine(lambda request: "A note."),
+        ScriptedEngine(answer, model="scripted/strong"),
+    )
     return Collaboration(task, adapter=LineAdapter()).bind(weak=weak.lm(), strong=strong.lm())
 
 
@@ -131,7 +153,11 @@ def test_traces_that_are_read_from_a_store_equal_those_in_memory(tmp_path: Path)
     assert isinstance(held, HeldTraces) and isinstance(stored, StoredTraces)
     assert stored[0].refined_score == 1.0 and stored[0].error is None
     assert stored == held and list(stored) == list(held)
-    assert stored[0].refined == {"kinds": [Kind.SAFE, Kind.RISKY], "verdict": VERDICT, "draft": "A note."}
+    assert stored[0].refined == {
+        "kinds": [Kind.SAFE, Kind.RISKY],
+        "verdict": VERDICT,
+        "draft": "A note.",
+    }
     assert stored[0].alone == {"kinds": [Kind.SAFE, Kind.RISKY], "verdict": VERDICT}
     with Store(tmp_path) as again:
         assert StoredTraces(again, types=program.output_types) == held
@@ -141,10 +167,15 @@ def test_traces_that_are_read_from_a_store_equal_those_in_memory(tmp_path: Path)
 
 
 def test_inputs_and_gold_answers_of_any_type_can_be_kept(tmp_path: Path) -> None:
-    one = dspy.Example(id="q", question=VERDICT, verdict=VERDICT, day=date(2026, 1, 2)).with_inputs("question")
+    one = dspy.Example(id="q", question=VERDICT, verdict=VERDICT, day=date(2026, 1, 2)).with_inputs(
+        "question"
+    )
     with Store(tmp_path) as store:
         (trace,) = collect(judging(), [one], right, Sampling(drafts=1), store=store)
-    assert trace.inputs == {"question": plain(VERDICT)} and trace.gold == {"verdict": plain(VERDICT), "day": "2026-01-02"}
+    assert trace.inputs == {"question": plain(VERDICT)} and trace.gold == {
+        "verdict": plain(VERDICT),
+        "day": "2026-01-02",
+    }
 
 
 def test_answers_of_an_arm_are_again_what_was_answered() -> None:
@@ -153,6 +184,8 @@ def test_answers_of_an_arm_are_again_what_was_answered() -> None:
     kept = Answer(**json.loads(json.dumps(kept.__dict__)))
     outputs = outputs_of(kept, program.answer_fields[-1], program.output_types)
     assert kept.score == 1.0 and outputs == {"kinds": [Kind.SAFE, Kind.RISKY], "verdict": VERDICT}
-    assert right(questions(1)[0], dspy.Prediction(**(outputs or {}))) == kept.score, "scored again, it is as right as it was"
+    assert right(questions(1)[0], dspy.Prediction(**(outputs or {}))) == kept.score, (
+        "scored again, it is as right as it was"
+    )
     failed = Answer("q", {}, "", None, None, error="timeout: too slow")
     assert outputs_of(failed, "verdict", program.output_types) is None

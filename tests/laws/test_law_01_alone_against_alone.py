@@ -1,4 +1,5 @@
-"""Law 1: alone against alone has influence 0 and gives no pair; a constant score gives no pair and no training."""
+"""Law 1: alone against alone has influence 0 and gives no pair; a constant score gives no pair and
+no training."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from cowest_dspy.testing import ScriptedEngine
 
 def test_law_1_alone_against_alone_has_no_influence_and_gives_no_pair() -> None:
     strong = ScriptedEngine(lambda request: "always this", model="scripted/strong")
-    traces = collect(together(weak_that_varies(["a", "b", "c"]), strong), questions(4), match, Sampling(drafts=3))
+    traces = collect(
+        together(weak_that_varies(["a", "b", "c"]), strong), questions(4), match, Sampling(drafts=3)
+    )
     assert {trace.influence for trace in traces} == {0.0}
     assert len(preference_pairs(traces)) == 0
 

@@ -1,4 +1,5 @@
-"""Law 2: a draft that hurt is never chosen; chosen and rejected differ and come from one example and one prompt."""
+"""Law 2: a draft that hurt is never chosen; chosen and rejected differ and come from one example
+and one prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ drafts = st.lists(st.tuples(graded, st.sampled_from("abcdef")), min_size=0, max_
 
 
 @given(st.lists(drafts, max_size=4), st.sampled_from([0.25, 0.5, 1.0]), st.integers(1, 3))
-def test_law_2_chosen_never_hurt_and_pairs_differ(examples: list[Any], margin: float, per_example: int) -> None:
+def test_law_2_chosen_never_hurt_and_pairs_differ(
+    examples: list[Any], margin: float, per_example: int
+) -> None:
     traces = [
         made_trace(index, influence, text, f"e{number}")
         for number, example in enumerate(examples)
@@ -42,17 +45,28 @@ def test_law_2_chosen_never_hurt_and_pairs_differ(examples: list[Any], margin: f
 
 
 @given(examples, rules)
-def test_law_2_holds_for_every_strategy(drafts: list[list[tuple[float | None, str]]], rules: dict[str, Any]) -> None:
+def test_law_2_holds_for_every_strategy(
+    drafts: list[list[tuple[float | None, str]]], rules: dict[str, Any]
+) -> None:
     traces = many(drafts)
     pairs = preference_pairs(traces, **rules)
     of = {(trace.example_id, trace.draft_index): trace for trace in traces}
     for pair in pairs:
-        chosen, rejected = of[pair.example_id, pair.chosen_index], of[pair.example_id, pair.rejected_index]
+        chosen, rejected = (
+            of[pair.example_id, pair.chosen_index],
+            of[pair.example_id, pair.rejected_index],
+        )
         assert chosen.influence is not None and rejected.influence is not None
-        assert (pair.chosen_influence, pair.rejected_influence) == (chosen.influence, rejected.influence)
+        assert (pair.chosen_influence, pair.rejected_influence) == (
+            chosen.influence,
+            rejected.influence,
+        )
         assert chosen.influence >= 0 and chosen.influence - rejected.influence >= rules["margin"]
         assert pair.prompt == chosen.prompt == rejected.prompt
-        assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == (chosen.completion, rejected.completion)
+        assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == (
+            chosen.completion,
+            rejected.completion,
+        )
         assert chosen.completion.lower() != rejected.completion.lower()
         assert rules["leak"] is None or "25 bar" not in chosen.completion
         if rules["length_ratio"]:

@@ -1,4 +1,5 @@
-"""Law 4: the counterfactual is paid once per example: N examples x n drafts cost N x (n + 1) strong calls."""
+"""Law 4: the counterfactual is paid once per example: N examples x n drafts cost N x (n + 1) strong
+calls."""
 
 from __future__ import annotations
 
@@ -15,13 +16,24 @@ from cowest_dspy.testing import ScriptedEngine
 def test_law_4_the_counterfactual_is_paid_once_per_example(tmp_path: Path) -> None:
     strong = strong_that_reads()
     with Store(tmp_path) as store:
-        collect(together(weak_that_varies(["a", "b", "c"]), strong), questions(5), match, Sampling(drafts=3), store=store)
+        collect(
+            together(weak_that_varies(["a", "b", "c"]), strong),
+            questions(5),
+            match,
+            Sampling(drafts=3),
+            store=store,
+        )
     assert len(strong.asked) == 5 * (3 + 1)
 
 
 def test_law_4_equal_drafts_are_refined_once() -> None:
     strong = strong_that_reads()
-    traces = collect(together(weak_that_varies(["same", "same", "same"]), strong), questions(2), match, Sampling(drafts=3))
+    traces = collect(
+        together(weak_that_varies(["same", "same", "same"]), strong),
+        questions(2),
+        match,
+        Sampling(drafts=3),
+    )
     assert len(traces) == 6
     assert len(strong.asked) == 2 * (1 + 1)
 

@@ -1,4 +1,5 @@
-"""Law 5: every paid call is committed before it is used; killed anywhere and started again, nothing committed is asked again."""
+"""Law 5: every paid call is committed before it is used; killed anywhere and started again, nothing
+committed is asked again."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def test_law_5_fifty_kills_at_random_moments_change_nothing(tmp_path: Path) -> N
         assert run["invented"] == 0, "what the store has was answered, and stays"
         assert run["same"], "traces and pairs are those of a run that nobody has killed"
         assert run["committed"] == whole["answered"]
-        # A call may be made again only if it was under way when its process was killed: one of each thread, and of the weak pool.
+        # A call may be made again only if it was under way when its process was killed: one of each
+        # thread, and of the weak pool.
         under_way = killed.THREADS * (1 + killed.DRAFTS)
         assert run["answered"] - whole["answered"] <= run["kills"] * under_way
     assert any(run["lives"] > 3 for run in runs), "the kills came while there was work to do"
@@ -94,7 +96,12 @@ def test_law_5_a_cycle_killed_in_each_of_its_stages_ends_with_the_same_adapter_a
     (tmp_path / "lives").mkdir()
     command = [sys.executable, str(script), str(tmp_path / "lives"), "0", *map(str, cycle)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -105,7 +112,15 @@ def test_law_5_a_cycle_killed_in_each_of_its_stages_ends_with_the_same_adapter_a
 
 def test_an_answer_that_cannot_be_committed_is_not_used(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store._db.execute("CREATE TRIGGER full BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        store._db.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
         with pytest.raises(StoreError, match=r"could not be written .*disk full"):
-            collect(together(weak_by_seed(), strong_that_reads()), questions(5), match, Sampling(drafts=2), store=store)
+            collect(
+                together(weak_by_seed(), strong_that_reads()),
+                questions(5),
+                match,
+                Sampling(drafts=2),
+                store=store,
+            )
         assert store.calls() == 0 and store.spent.calls == 0

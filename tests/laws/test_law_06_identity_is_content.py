@@ -23,7 +23,13 @@ def test_law_6_another_model_id_misses_the_store(tmp_path: Path) -> None:
         for model in ("local/weak@aaaa", "local/weak@bbbb"):
             weak = weak_that_varies(["x", "y"])
             weak.model = model
-            collect(together(weak, strong_that_reads()), questions(2), match, Sampling(drafts=2), store=store)
+            collect(
+                together(weak, strong_that_reads()),
+                questions(2),
+                match,
+                Sampling(drafts=2),
+                store=store,
+            )
             assert len(weak.asked) == 4
 
 
@@ -40,7 +46,9 @@ def test_law_6_one_changed_tensor_is_another_model(tiny_model: Path, tmp_path: P
 
 
 def test_law_6_another_adapter_is_another_id(tiny_model: Path, tmp_path: Path) -> None:
-    one, two = (adapter_hash(make_adapter(tiny_model, tmp_path / str(seed), seed)) for seed in (1, 2))
+    one, two = (
+        adapter_hash(make_adapter(tiny_model, tmp_path / str(seed), seed)) for seed in (1, 2)
+    )
     assert one != two
 
 
@@ -49,10 +57,14 @@ def test_law_6_one_changed_tensor_is_another_adapter(first_sft: Any, tmp_path: P
 
     changed = tmp_path / "changed"
     changed.mkdir()
-    (changed / "adapter_config.json").write_bytes((first_sft.path / "adapter_config.json").read_bytes())
+    (changed / "adapter_config.json").write_bytes(
+        (first_sft.path / "adapter_config.json").read_bytes()
+    )
     tensors = read(first_sft.path)
     save_file(
-        dict(reversed(tensors.items())), changed / "adapter_model.safetensors", metadata={"format": "pt", "note": "other layout"}
+        dict(reversed(tensors.items())),
+        changed / "adapter_model.safetensors",
+        metadata={"format": "pt", "note": "other layout"},
     )
     assert adapter_hash(changed) == first_sft.adapter_hash
     tensors[next(iter(tensors))].view(-1)[0] += 1e-6

@@ -20,7 +20,9 @@ from cowest_dspy.tuning import (
 )
 
 
-def test_law_7_the_sft_loss_is_that_of_the_completions_tokens_alone(tiny_model: Path, tmp_path: Path) -> None:
+def test_law_7_the_sft_loss_is_that_of_the_completions_tokens_alone(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     data = sft_rows(4)
     tuned = train_sft(SFT(**QUICK), data, base=str(tiny_model), output=tmp_path / "out")
     sums = [completion_logprob(tiny_model, row["prompt"], row["completion"]) for row in data]
@@ -28,19 +30,29 @@ def test_law_7_the_sft_loss_is_that_of_the_completions_tokens_alone(tiny_model: 
     assert tuned.history[0]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_law_7_only_the_adapter_changes(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_law_7_only_the_adapter_changes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = watch_parameters(monkeypatch)
     before = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    first = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft")
+    first = train_sft(
+        SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft"
+    )
     assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name}
-    train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first.path, output=tmp_path / "dpo")
+    train_dpo(
+        DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first.path, output=tmp_path / "dpo"
+    )
     # The reference, a copy of the adapter under another name, stays as it was.
     assert any(".ref." in name for name in seen["all"])
-    assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name and ".default." in name}
+    assert seen["changed"] == {
+        name for name in seen["all"] if ".lora_" in name and ".default." in name
+    }
     assert {path.name: path.read_bytes() for path in tiny_model.iterdir()} == before
 
 
-def test_law_7_the_strong_model_and_the_base_are_never_trained(task: list[Path], tmp_path: Path, tiny_model: Path) -> None:
+def test_law_7_the_strong_model_and_the_base_are_never_trained(
+    task: list[Path], tmp_path: Path, tiny_model: Path
+) -> None:
     before = {file.name: file.read_bytes() for file in tiny_model.iterdir()}
     with Experiment(load_config(task), tmp_path / "run") as experiment:
         tuned = experiment.tune()

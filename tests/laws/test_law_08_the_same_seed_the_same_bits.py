@@ -1,4 +1,5 @@
-"""Law 8: the same seed gives the same pairs and, on one thread, a bit-identical adapter, also after a stop or a kill."""
+"""Law 8: the same seed gives the same pairs and, on one thread, a bit-identical adapter, also after
+a stop or a kill."""
 
 from __future__ import annotations
 
@@ -54,24 +55,41 @@ from cowest_dspy.tuning import (
 
 def test_law_8_the_same_seed_gives_the_same_pairs_and_another_does_not() -> None:
     def pairs(seed: int) -> PreferencePairs:
-        weak = ScriptedEngine(lambda r: r["messages"][-1]["content"][-2] if r["config"]["seed"] % 2 else "x")
+        weak = ScriptedEngine(
+            lambda r: r["messages"][-1]["content"][-2] if r["config"]["seed"] % 2 else "x"
+        )
         program = together(weak, strong_that_reads())
-        return preference_pairs(collect(program, questions(10), match, Sampling(drafts=2, seed=seed)))
+        return preference_pairs(
+            collect(program, questions(10), match, Sampling(drafts=2, seed=seed))
+        )
 
     assert pairs(1) == pairs(1)
     assert pairs(1) != pairs(2)
 
 
-def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     # The first of these was trained at another time, after other random numbers had been drawn.
     settings = SFT(**quick(epochs=4), lora=LORA)
     again = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "again", seed=3)
     other = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "other", seed=4)
-    assert (again.path / "adapter_model.safetensors").read_bytes() == (first_sft.path / "adapter_model.safetensors").read_bytes()
-    assert (again.path / "adapter_config.json").read_bytes() == (first_sft.path / "adapter_config.json").read_bytes()
+    assert (again.path / "adapter_model.safetensors").read_bytes() == (
+        first_sft.path / "adapter_model.safetensors"
+    ).read_bytes()
+    assert (again.path / "adapter_config.json").read_bytes() == (
+        first_sft.path / "adapter_config.json"
+    ).read_bytes()
     assert again.adapter_hash == first_sft.adapter_hash != other.adapter_hash
     made = [
-        train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / name, seed=5)
+        train_dpo(
+            DPO(**QUICK),
+            pair_rows(),
+            base=str(tiny_model),
+            adapter=first_sft.path,
+            output=tmp_path / name,
+            seed=5,
+        )
         for name in ("a", "b")
     ]
     assert made[0].adapter_hash == made[1].adapter_hash
@@ -80,7 +98,13 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(first_sft: Any, 
 
 def test_law_8_the_same_seed_gives_the_same_bits_in_kto(tiny_model: Path, tmp_path: Path) -> None:
     made = [
-        train_kto(KTO(**quick(epochs=2), lora=LORA), labelled_rows(4), base=str(tiny_model), output=tmp_path / name, seed=seed)
+        train_kto(
+            KTO(**quick(epochs=2), lora=LORA),
+            labelled_rows(4),
+            base=str(tiny_model),
+            output=tmp_path / name,
+            seed=seed,
+        )
         for name, seed in (("a", 5), ("b", 5), ("c", 6))
     ]
     assert made[0].adapter_hash == made[1].adapter_hash != made[2].adapter_hash
@@ -95,7 +119,9 @@ def test_law_8_a_sample_is_the_same_in_batches_of_1_3_and_16(tiny_model: Path, s
 
     def ask(engine: TransformersEngine) -> list[str]:
         requests = [
-            serialize.request_from_messages(engine.model_id, messages, max_tokens=10, temperature=1.0, seed=seed, top_p=0.95)
+            serialize.request_from_messages(
+                engine.model_id, messages, max_tokens=10, temperature=1.0, seed=seed, top_p=0.95
+            )
             for seed, messages in enumerate(asked)
         ]
         with ThreadPoolExecutor(len(requests)) as pool:
@@ -105,7 +131,9 @@ def test_law_8_a_sample_is_the_same_in_batches_of_1_3_and_16(tiny_model: Path, s
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_law_8_a_training_that_was_stopped_goes_on_to_the_same_bits(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_law_8_a_training_that_was_stopped_goes_on_to_the_same_bits(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
     whole, told = train(kind, tiny_model, tmp_path / "whole")
     assert told == list(range(11))
     output = tmp_path / "twice" / "out"
@@ -124,14 +152,21 @@ def test_law_8_a_training_that_was_stopped_goes_on_to_the_same_bits(kind: str, t
 
 
 def evaluated(kind: str, base: Path, output: Path, stop: int | None = None, **changes: Any) -> Any:
-    """A training with held-out rows, stopped after so many steps (None then); 12 steps if patience does not end it."""
+    """A training with held-out rows, stopped after so many steps (None then); 12 steps if patience
+    does not end it."""
 
     def on_step(step: int, total: int, logs: dict[str, float]) -> None:
         if step == stop:
             raise Stopped
 
-    hard = quick(epochs=50, max_steps=12, micro_batch_size=2, learning_rate=5e-3, lr_scheduler="constant")
-    hard |= {"lora": Lora(rank=4, alpha=8, dropout=0.2), "held_out": 0.4, "evaluate_every": 2} | changes
+    hard = quick(
+        epochs=50, max_steps=12, micro_batch_size=2, learning_rate=5e-3, lr_scheduler="constant"
+    )
+    hard |= {
+        "lora": Lora(rank=4, alpha=8, dropout=0.2),
+        "held_out": 0.4,
+        "evaluate_every": 2,
+    } | changes
     pairs = pairs_with_one_turned_round()
     run, settings, data = {
         "sft": (train_sft, SFT, sft_rows(10)),
@@ -145,7 +180,9 @@ def evaluated(kind: str, base: Path, output: Path, stop: int | None = None, **ch
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
-def test_law_8_evaluations_go_on_where_they_were(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_law_8_evaluations_go_on_where_they_were(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
     whole = evaluated(kind, tiny_model, tmp_path / "whole", checkpoint_steps=0)
     output = tmp_path / "twice" / "out"
     # After an evaluation, in the middle between two, and before the first.
@@ -153,20 +190,32 @@ def test_law_8_evaluations_go_on_where_they_were(kind: str, tiny_model: Path, tm
         assert evaluated(kind, tiny_model, output, stop=stop, checkpoint_steps=1) is None
     again = evaluated(kind, tiny_model, output, checkpoint_steps=3)
     assert same(again, whole) and (again.best_step, again.stopped_early) == (whole.best_step, False)
-    assert [record["step"] for record in again.history if "eval_loss" in record] == list(range(0, 13, 2))
+    assert [record["step"] for record in again.history if "eval_loss" in record] == list(
+        range(0, 13, 2)
+    )
     assert left(output) == []
 
 
-def test_law_8_patience_and_the_best_adapter_outlive_a_process(tiny_model: Path, tmp_path: Path) -> None:
+def test_law_8_patience_and_the_best_adapter_outlive_a_process(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"patience": 3, "evaluate_every": 1, "max_steps": 30}
     whole = evaluated("dpo", tiny_model, tmp_path / "whole", **options)
     last = whole.history[-1]["step"]
     assert whole.stopped_early and last == whole.best_step + 3
     for back in (3, 2, 1):
         output = tmp_path / str(back) / "out"
-        assert evaluated("dpo", tiny_model, output, stop=last - back + 1, checkpoint_steps=1, **options) is None
+        assert (
+            evaluated(
+                "dpo", tiny_model, output, stop=last - back + 1, checkpoint_steps=1, **options
+            )
+            is None
+        )
         again = evaluated("dpo", tiny_model, output, **options)
-        assert same(again, whole) and (again.best_step, again.stopped_early) == (whole.best_step, True)
+        assert same(again, whole) and (again.best_step, again.stopped_early) == (
+            whole.best_step,
+            True,
+        )
     # Without the best there is the last: it was another one.
     plain = evaluated("dpo", tiny_model, tmp_path / "last", keep_best=False, **options)
     assert plain.adapter_hash != whole.adapter_hash
@@ -174,19 +223,26 @@ def test_law_8_patience_and_the_best_adapter_outlive_a_process(tiny_model: Path,
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 @pytest.mark.parametrize("kind", ["sft", "dpo", "held"])
-def test_law_8_a_training_killed_again_and_again_gives_the_same_bits(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_law_8_a_training_killed_again_and_again_gives_the_same_bits(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
     script = [sys.executable, killed_training.__file__, str(tmp_path), str(tiny_model), kind, "5"]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["same"], "weights, settings and history are those of a training that nobody has killed"
+    assert found["same"], (
+        "weights, settings and history are those of a training that nobody has killed"
+    )
     assert found["kills"] == killed_training.KILLS
-    # Each life began at the last checkpoint of the one before it, so hardly anything was done twice.
+    # Each life began at the last checkpoint of the one before it, so hardly anything was done
+    # twice.
     assert found["began"][0] == 0 and all(later > 0 for later in found["began"][1:])
     assert found["began"] == sorted(found["began"])
     assert found["left"] == []
     if kind == "held":
-        assert 0 < found["best"] < max(found["began"]) < found["steps"], "the best was found in an earlier life"
+        assert 0 < found["best"] < max(found["began"]) < found["steps"], (
+            "the best was found in an earlier life"
+        )
 
 
 def test_law_8_the_order_of_examples_changes_no_interval() -> None:

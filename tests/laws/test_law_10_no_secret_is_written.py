@@ -1,4 +1,5 @@
-"""Law 10: nothing secret is written: not in a saved program, a log, a store, a report, an error message."""
+"""Law 10: nothing secret is written: not in a saved program, a log, a store, a report, an error
+message."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def test_law_10_no_secret_is_written(tmp_path: Path) -> None:
     weak = ScriptedEngine(lambda request: ServerError(f"bad key {secret}"))
     program = together(weak, strong_that_reads())
     with Store(tmp_path) as store:
-        traces = collect(program, questions(1), match, Sampling(drafts=2), store=store, max_failed=1.0)
+        traces = collect(
+            program, questions(1), match, Sampling(drafts=2), store=store, max_failed=1.0
+        )
     program.save(tmp_path / "program.json")
     assert "***" in (traces[0].error or "")
     for file in tmp_path.iterdir():
@@ -54,8 +57,8 @@ ODD = "correct-horse-battery-staple"
 HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
 
-# Of each shape: the text in which it would stand, and the part of it that must not be seen again. In two parts, so that this file
-# holds none.
+# Of each shape: the text in which it would stand, and the part of it that must not be seen again.
+# In two parts, so that this file holds none.
 SECRETS: dict[str, tuple[str, str]] = {
     "openai": ("s" + "k-" + RANDOM, RANDOM),
     "openai project": ("s" + "k-proj-" + RANDOM + "_x-Y9", RANDOM),
@@ -68,7 +71,10 @@ SECRETS: dict[str, tuple[str, str]] = {
     "bearer header": ("Authorization: Bearer " + HIDDEN, HIDDEN),
     "password in a url": ("https://me:" + HIDDEN + "@db.example.org/x", HIDDEN),
     "json web token": ("ey" + "JhbGciOiJIUzI1NiJ9." + "ey" + "JzdWIiOiIxMjM0In0." + RANDOM, RANDOM),
-    "aws secret": ("wJ" + "alrX6tnFEMI/K7MDENG+bPxRfiCY2xQp9vZk8T", "alrX6tnFEMI/K7MDENG+bPxRfiCY2xQp9vZk8T"),
+    "aws secret": (
+        "wJ" + "alrX6tnFEMI/K7MDENG+bPxRfiCY2xQp9vZk8T",
+        "alrX6tnFEMI/K7MDENG+bPxRfiCY2xQp9vZk8T",
+    ),
     "google access token": ("ya" + "29." + RANDOM, RANDOM),
     "twilio": ("S" + "K" + HEX, HEX),
     "sendgrid": ("S" + "G." + HIDDEN + "ab." + RANDOM, RANDOM),
@@ -76,8 +82,14 @@ SECRETS: dict[str, tuple[str, str]] = {
     "slack web hook": ("https://hooks.slack.com/services/T0AB/B0CD/" + HIDDEN, HIDDEN),
     "password": ("password=" + "hunterhunter", "hunterhunter"),
     "quoted password": ('{"password": "' + HIDDEN + '"}', HIDDEN),
-    "basic": ("Basic " + base64.b64encode(f"me:{HIDDEN}".encode()).decode(), base64.b64encode(HIDDEN.encode()).decode()[8:20]),
-    "basic header": ("Authorization: Basic " + base64.b64encode(f"me:{HIDDEN}".encode()).decode(), "d3RTl5VTBpTzFwQTJzRDM"),
+    "basic": (
+        "Basic " + base64.b64encode(f"me:{HIDDEN}".encode()).decode(),
+        base64.b64encode(HIDDEN.encode()).decode()[8:20],
+    ),
+    "basic header": (
+        "Authorization: Basic " + base64.b64encode(f"me:{HIDDEN}".encode()).decode(),
+        "d3RTl5VTBpTzFwQTJzRDM",
+    ),
     "hex after its name": ("api_key=" + HEX, HEX),
     "hex in a header": ("x-api-key: " + HEX, HEX),
     "hex in an error": ("Incorrect API key provided: " + HEX, HEX),
@@ -85,8 +97,20 @@ SECRETS: dict[str, tuple[str, str]] = {
     "authorization": ("Authorization: " + HEX, HEX),
     "token in a url": ("http://" + HIDDEN + "@db.example.org/x", HIDDEN),
     "option of a command": ("serve --api-key " + "letmeinplease" + " --port", "letmeinplease"),
-    "parameter of a url": ("https://example.org/v1?api_key=" + "letmeinplease" + "&x=1", "letmeinplease"),
-    "private key": ("-----BEGIN " + "PRIVATE KEY-----\n" + RANDOM + "\n" + RANDOM + "\n-----END " + "PRIVATE KEY-----", RANDOM),
+    "parameter of a url": (
+        "https://example.org/v1?api_key=" + "letmeinplease" + "&x=1",
+        "letmeinplease",
+    ),
+    "private key": (
+        "-----BEGIN "
+        + "PRIVATE KEY-----\n"
+        + RANDOM
+        + "\n"
+        + RANDOM
+        + "\n-----END "
+        + "PRIVATE KEY-----",
+        RANDOM,
+    ),
 }
 
 
@@ -98,8 +122,16 @@ def secret(request: pytest.FixtureRequest) -> tuple[str, str]:
 def seen(part: str, folder: Path, *texts: str) -> list[str]:
     """Where the secret's part is: names of files of the folder, and numbers of texts."""
     parts = {part.encode(), json.dumps(part).encode()[1:-1], part[:-2].encode()}
-    found = [str(file) for file in folder.rglob("*") if file.is_file() and any(one in file.read_bytes() for one in parts)]
-    return found + [f"text {place}" for place, text in enumerate(texts) if any(one.decode() in text for one in parts)]
+    found = [
+        str(file)
+        for file in folder.rglob("*")
+        if file.is_file() and any(one in file.read_bytes() for one in parts)
+    ]
+    return found + [
+        f"text {place}"
+        for place, text in enumerate(texts)
+        if any(one.decode() in text for one in parts)
+    ]
 
 
 def test_every_shape_is_masked_and_what_stands_around_it_stays(secret: tuple[str, str]) -> None:
@@ -107,7 +139,9 @@ def test_every_shape_is_masked_and_what_stands_around_it_stays(secret: tuple[str
     told = masked(f"The server said: {text} is not valid, ask again.")
     assert part not in told and part[:-2] not in told and MASK in told
     assert told.startswith("The server said: ") and told.endswith("is not valid, ask again.")
-    assert masked(" ".join(f"before {text} after".split())).endswith(" after"), "as a failure is told, on one line"
+    assert masked(" ".join(f"before {text} after".split())).endswith(" after"), (
+        "as a failure is told, on one line"
+    )
 
 
 NORMAL = [
@@ -118,15 +152,40 @@ NORMAL = [
     "local/SmolLM2-135M-Instruct@3f9a1c2b7d4e+0011aabbccdd, seed 123456789012345",
     "BEGIN PRIVATE matters; the public key is here.",
     "sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-    f"sha1 da39a3ee5e6b4b0d3255bfef95601890afd80709, trace {HEX}, adapters/{HEX}/adapter_model.safetensors",
-    "local/SmolLM2-135M-Instruct@3f9a1c2b7d4e+0011aabbccdd0011aabbccdd00112233 and meta-llama/Llama-3.1-8B-Instruct",
-    "/srv/models/SmolLM2/135M/Instruct/adapter, ./runs/Handbook2/pairs.jsonl, git+ssh://git@example.org/a/b",
-    'api_key_env = "OPENAI_API_KEY_2"; export OPENAI_API_KEY, it holds the API key of the model gpt-5-mini',
-    'def f(token=tokenizer1[0], password=read(x1), secret=self.secret2, api_key=os.environ["KEY_1"]): ...',
-    "The password: a word that only two know. The secret: practice. The token: a coin; token: none, secret = given.",
+    (
+        f"sha1 da39a3ee5e6b4b0d3255bfef95601890afd80709, trace {HEX}, "
+        f"adapters/{HEX}/adapter_model.safetensors"
+    ),
+    (
+        "local/SmolLM2-135M-Instruct@3f9a1c2b7d4e+0011aabbccdd0011aabbccdd00112233 and "
+        "meta-llama/Llama-3.1-8B-Instruct"
+    ),
+    (
+        "/srv/models/SmolLM2/135M/Instruct/adapter, ./runs/Handbook2/pairs.jsonl, "
+        "git+ssh://git@example.org/a/b"
+    ),
+    (
+        'api_key_env = "OPENAI_API_KEY_2"; export OPENAI_API_KEY, it holds the API key of the '
+        "model "
+        "gpt-5-mini"
+    ),
+    (
+        "def f(token=tokenizer1[0], password=read(x1), secret=self.secret2, "
+        'api_key=os.environ["KEY_1"]): ...'
+    ),
+    (
+        "The password: a word that only two know. The secret: practice. The token: a coin; token: "
+        "none, secret = given."
+    ),
     "serve --max-tokens 1234 --tokenizer tiny1 --key-value 12345, a --token; cowest-key words.",
-    "Basic understanding of Basic electronics; basic training. An authorization: required. eos_token: <|im_end|>.",
-    '{"next":"https://example.org:8080","mail":"me@example.org"} and https://example.org?page=2&monkey=banana1',
+    (
+        "Basic understanding of Basic electronics; basic training. An authorization: required. "
+        "eos_token: <|im_end|>."
+    ),
+    (
+        '{"next":"https://example.org:8080","mail":"me@example.org"} and '
+        "https://example.org?page=2&monkey=banana1"
+    ),
 ]
 
 
@@ -161,7 +220,8 @@ ADVERSARIAL = {
 
 @pytest.mark.parametrize("text", ADVERSARIAL.values(), ids=ADVERSARIAL)
 def test_masking_takes_time_in_proportion_to_the_text(text: str) -> None:
-    """A text four times as long takes some four times as long; looked at again from each of its places it would take sixteen."""
+    """A text four times as long takes some four times as long; looked at again from each of its
+    places it would take sixteen."""
 
     def seconds(part: str) -> float:
         begun = time.process_time()
@@ -173,16 +233,36 @@ def test_masking_takes_time_in_proportion_to_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["correct-horse-battery-staple", "part/and+part of one=", "a1B2c3D4e5F6g7H8", 'quoted"\\and<é>12345']
+    "key",
+    [
+        "correct-horse-battery-staple",
+        "part/and+part of one=",
+        "a1B2c3D4e5F6g7H8",
+        'quoted"\\and<é>12345',
+    ],
 )
 def test_a_key_that_we_know_is_masked_in_every_form_in_which_servers_repeat_it(key: str) -> None:
     for before, after in itertools.product(("", "u", "us", "user:"), ("", "!", " and more")):
         raw = (before + key + after).encode()
         for encoded in (base64.b64encode(raw), base64.urlsafe_b64encode(raw)):
             left = without_secret(f"was {encoded.decode()} that", key)
-            assert MASK in left and len(left) <= len("was  that") + len(MASK) + 4 * (len(before + after) // 3 + 2)
-    forms = [key, json.dumps(key), json.dumps(key, ensure_ascii=False), json.dumps(json.dumps(key)), repr(key), html.escape(key)]
-    forms += [quote(key), quote(key, safe=""), quote_plus(key), quote(key, safe="").lower() if key.islower() else quote(key)]
+            assert MASK in left and len(left) <= len("was  that") + len(MASK) + 4 * (
+                len(before + after) // 3 + 2
+            )
+    forms = [
+        key,
+        json.dumps(key),
+        json.dumps(key, ensure_ascii=False),
+        json.dumps(json.dumps(key)),
+        repr(key),
+        html.escape(key),
+    ]
+    forms += [
+        quote(key),
+        quote(key, safe=""),
+        quote_plus(key),
+        quote(key, safe="").lower() if key.islower() else quote(key),
+    ]
     forms += [key.encode().hex(), key.encode().hex().upper()]
     for form in forms:
         assert len(without_secret(form, key)) <= len(MASK) + 6, form
@@ -199,14 +279,21 @@ def test_the_parts_of_a_key_that_servers_repeat_are_masked(part: str) -> None:
         and said.endswith("' is wrong")
         and not any(ODD[start : start + 4] in said for start in range(len(ODD) - 4))
     )
-    assert without_secret("a horse, a staple and a correct battery", ODD) == "a horse, a staple and a correct battery"
+    assert (
+        without_secret("a horse, a staple and a correct battery", ODD)
+        == "a horse, a staple and a correct battery"
+    )
 
 
-def test_a_key_is_known_from_the_moment_that_a_configuration_names_its_variable(planted: Callable[[str], str]) -> None:
+def test_a_key_is_known_from_the_moment_that_a_configuration_names_its_variable(
+    planted: Callable[[str], str],
+) -> None:
     key = "only-here-and-nowhere-else"
     assert key in masked(f"with {key}")
     Api.model_validate({"kind": "api", "model": "openai/x", "api_key_env": planted(key)})
-    assert masked(f"with {key}, {base64.b64encode(key.encode()).decode()}").startswith("with ***, ***")
+    assert masked(f"with {key}, {base64.b64encode(key.encode()).decode()}").startswith(
+        "with ***, ***"
+    )
     assert masked(f"with {key[:12]}") == "with ***"
     dspy_key = "given-to-an-lm-by-its-maker"
     recorded(dspy.LM("openai/scripted", api_key=dspy_key))
@@ -233,7 +320,8 @@ OF_DETECTORS = {
 
 
 def test_what_a_maintained_detector_takes_for_a_secret_is_masked() -> None:
-    """Those of its detectors that know a shape: what is only of high entropy may be a content hash."""
+    """Those of its detectors that know a shape: what is only of high entropy may be a content
+    hash."""
     util = pytest.importorskip("detect_secrets.core.plugins.util")
     kinds = util.get_mapping_from_secret_type_to_class().items()
     detectors = [kind() for name, kind in kinds if "Entropy" not in name and "IP" not in name]
@@ -243,7 +331,9 @@ def test_what_a_maintained_detector_takes_for_a_secret_is_masked() -> None:
             for found in map(str, detector.analyze_string(line)):
                 known.add(name)
                 # Of a GitHub token it gives the name of its kind alone.
-                assert len(found) <= 4 or found not in masked(line), f"{detector.secret_type} finds {name}"
+                assert len(found) <= 4 or found not in masked(line), (
+                    f"{detector.secret_type} finds {name}"
+                )
             for found in map(str, detector.analyze_string(masked(line))):
                 assert MASK in found, f"{detector.secret_type} still finds {name}"
     assert len(known) >= 15, sorted(known)
@@ -252,10 +342,14 @@ def test_what_a_maintained_detector_takes_for_a_secret_is_masked() -> None:
 @pytest.mark.parametrize("name", [name for name in OF_DETECTORS if "as a law's" not in name])
 def test_shapes_that_detectors_know_are_masked(name: str) -> None:
     said = masked(f"The server said: {OF_DETECTORS[name]} is not valid")
-    assert MASK in said and not any(part in said for part in (HIDDEN, HEX, RANDOM[:20], LONG[40:60]))
+    assert MASK in said and not any(
+        part in said for part in (HIDDEN, HEX, RANDOM[:20], LONG[40:60])
+    )
 
 
-@given(st.text(st.characters(categories=("Lu", "Ll", "Zs", "Po"), max_codepoint=0x24F), max_size=200))
+@given(
+    st.text(st.characters(categories=("Lu", "Ll", "Zs", "Po"), max_codepoint=0x24F), max_size=200)
+)
 def test_words_without_digits_signs_or_addresses_are_never_masked(text: str) -> None:
     if not any(sign in text for sign in ("://", "Bearer", "_", "-")):
         assert masked(text) == text
@@ -275,8 +369,12 @@ def test_law_10_an_error_that_holds_a_secret_is_written_without_it(
     weak = ScriptedEngine(lambda request: AuthError(f"refused: {text}"), model="scripted/weak")
     program = together(weak, strong_that_reads())
     with Store(tmp_path) as store:
-        traces = list(collect(program, questions(2), match, Sampling(drafts=2), store=store, max_failed=1.0))
-        assert seen(part, tmp_path, *(repr(trace) for trace in traces)) == [], "also in the log of the open file"
+        traces = list(
+            collect(program, questions(2), match, Sampling(drafts=2), store=store, max_failed=1.0)
+        )
+        assert seen(part, tmp_path, *(repr(trace) for trace in traces)) == [], (
+            "also in the log of the open file"
+        )
     program.save(tmp_path / "program.json")
     assert all(MASK in (trace.error or "") for trace in traces)
     assert seen(part, tmp_path, caplog.text, json.dumps(program.dump_state(), default=str)) == []
@@ -295,7 +393,13 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
 
 def hosted(kind: str, address: str, variable: str) -> dspy.LM:
     name = "openai/scripted" if kind == "api" else "scripted"
-    table = {"kind": kind, "model": name, "api_base": address, "api_key_env": variable, "num_retries": 0}
+    table = {
+        "kind": kind,
+        "model": name,
+        "api_base": address,
+        "api_key_env": variable,
+        "num_retries": 0,
+    }
     return build_lm((Api if kind == "api" else Server).model_validate(table))
 
 
@@ -308,8 +412,15 @@ def test_law_10_a_key_that_a_server_repeats_is_written_nowhere(
     keys = [ODD, SECRETS["openai"][0], SECRETS["hugging face"][0]]
     for number, key in enumerate(keys):
         folder = tmp_path / str(number)
-        faults = [Fault.status(status, message=f"Incorrect API key provided: {key}. Bearer {key}") for _ in range(50)]
-        with OpenAIServer(lambda request: "fine", faults=faults) as server, Store(folder) as store, keeping(store):
+        faults = [
+            Fault.status(status, message=f"Incorrect API key provided: {key}. Bearer {key}")
+            for _ in range(50)
+        ]
+        with (
+            OpenAIServer(lambda request: "fine", faults=faults) as server,
+            Store(folder) as store,
+            keeping(store),
+        ):
             lm = hosted(kind, server.api_base, planted(key))
             with pytest.raises(dspy.LMError) as caught:
                 recorded(lm)("hello")
@@ -355,7 +466,11 @@ max_failed = 1.0
 
 
 def test_law_10_of_a_whole_run_nothing_secret_is_left(
-    secret: tuple[str, str], tmp_path: Path, planted: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    secret: tuple[str, str],
+    tmp_path: Path,
+    planted: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     text, part = secret
     caplog.set_level(logging.DEBUG)
@@ -365,7 +480,9 @@ def test_law_10_of_a_whole_run_nothing_secret_is_left(
 
     def strong(request: dict[str, Any]) -> str | Fault:
         about = request["messages"][-1]["content"]
-        return Fault.status(400, message=f"{text} and {ODD} were refused") if "2?" in about else "yes"
+        return (
+            Fault.status(400, message=f"{text} and {ODD} were refused") if "2?" in about else "yes"
+        )
 
     with OpenAIServer(strong, key=ODD) as server:
         (tmp_path / "toy.toml").write_text(TASK.format(address=server.api_base))
@@ -375,7 +492,12 @@ def test_law_10_of_a_whole_run_nothing_secret_is_left(
             experiment.evaluate(["strong"])
             experiment.report()
             for hidden in (part, ODD):
-                assert seen(hidden, tmp_path / "run", caplog.text, repr(traces), effective_toml(config)) == []
+                assert (
+                    seen(
+                        hidden, tmp_path / "run", caplog.text, repr(traces), effective_toml(config)
+                    )
+                    == []
+                )
     failed = [trace.error for trace in traces if trace.error]
     assert len(failed) == 4 and all(MASK in error for error in failed), failed
     report = (tmp_path / "run/report.json").read_text()
@@ -384,16 +506,22 @@ def test_law_10_of_a_whole_run_nothing_secret_is_left(
         assert seen(hidden, tmp_path / "run", caplog.text) == []
 
 
-def test_a_secret_in_a_configuration_is_in_no_message_and_no_report(secret: tuple[str, str], tmp_path: Path, planted: Any) -> None:
+def test_a_secret_in_a_configuration_is_in_no_message_and_no_report(
+    secret: tuple[str, str], tmp_path: Path, planted: Any
+) -> None:
     text, part = secret
     (tmp_path / "toy.py").write_text(RECIPE)
-    wrong = TASK.format(address="http://127.0.0.1:9/v1").replace("num_retries = 0", f"num_retries = {json.dumps(text)}")
+    wrong = TASK.format(address="http://127.0.0.1:9/v1").replace(
+        "num_retries = 0", f"num_retries = {json.dumps(text)}"
+    )
     (tmp_path / "toy.toml").write_text(wrong)
     with pytest.raises(ConfigError) as caught:
         load_config([tmp_path / "toy.toml"])
     planted(ODD)
     (tmp_path / "toy.toml").write_text(
-        TASK.format(address="http://127.0.0.1:9/v1").replace("scripted/weak", json.dumps(text.replace("\n", " "))[1:-1])
+        TASK.format(address="http://127.0.0.1:9/v1").replace(
+            "scripted/weak", json.dumps(text.replace("\n", " "))[1:-1]
+        )
     )
     config = load_config([tmp_path / "toy.toml"])
     with Experiment(config, tmp_path / "run") as experiment:
@@ -405,14 +533,19 @@ def test_a_failure_of_the_store_says_no_secret(secret: tuple[str, str], tmp_path
     text, part = secret
     with Store(tmp_path) as store:
         quoted = text.replace("'", "").replace("\n", " ")
-        store._db.execute(f"CREATE TRIGGER no BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, 'no {quoted}'); END")
+        store._db.execute(
+            f"CREATE TRIGGER no BEFORE INSERT ON calls BEGIN SELECT RAISE(ABORT, 'no {quoted}'); "
+            "END"
+        )
         lm = recorded(ScriptedEngine({"": "fine"}).lm())
         with keeping(store), pytest.raises(StoreError) as caught:
             lm("hello")
     assert part not in masked(str(caught.value))
 
 
-def test_a_passing_failure_is_noted_without_its_secret(secret: tuple[str, str], tmp_path: Path) -> None:
+def test_a_passing_failure_is_noted_without_its_secret(
+    secret: tuple[str, str], tmp_path: Path
+) -> None:
     text, part = secret
     down = recorded(ScriptedEngine(lambda request: ServerError(f"down: {text}")).lm())
     with Store(tmp_path) as store, keeping(store):

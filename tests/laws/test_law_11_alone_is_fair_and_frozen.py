@@ -16,7 +16,9 @@ from cowest_dspy.testing import ScriptedEngine
 def test_law_11_alone_has_the_same_prompt_less_the_draft() -> None:
     demos = [dspy.Example(question="One?", background="A note.", answer="1")]
     strong = strong_that_reads()
-    program = Collaboration("question -> answer", demos=demos).bind(weak=ScriptedEngine({"": "draft"}).lm(), strong=strong.lm())
+    program = Collaboration("question -> answer", demos=demos).bind(
+        weak=ScriptedEngine({"": "draft"}).lm(), strong=strong.lm()
+    )
     program(question="Two?")
     program.answered_alone(question="Two?")
     refine, alone = strong.asked
@@ -24,7 +26,11 @@ def test_law_11_alone_has_the_same_prompt_less_the_draft() -> None:
     without = [
         {
             **message,
-            "content": "\n".join(line for line in message["content"].splitlines() if not line.startswith("Background")),
+            "content": "\n".join(
+                line
+                for line in message["content"].splitlines()
+                if not line.startswith("Background")
+            ),
         }
         for message in refine["messages"]
     ]
@@ -39,7 +45,9 @@ def test_law_11_an_optimiser_that_changes_refine_leaves_alone_as_it_was() -> Non
     for _, predictor in program.named_predictors():
         signature: Any = predictor.signature
         predictor.signature = signature.with_instructions("Answer badly.")
-    assert "badly" not in str([predictor.signature for _, predictor in program.alone.module.named_predictors()])
+    assert "badly" not in str(
+        [predictor.signature for _, predictor in program.alone.module.named_predictors()]
+    )
 
 
 def test_law_11_instructions_that_speak_of_a_draft_are_refused() -> None:

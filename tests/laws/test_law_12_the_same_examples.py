@@ -11,7 +11,9 @@ from toy_experiment import (
 from cowest_dspy import Experiment, load_config
 
 
-def test_law_12_all_arms_answer_the_same_held_out_questions(task: list[Path], tmp_path: Path) -> None:
+def test_law_12_all_arms_answer_the_same_held_out_questions(
+    task: list[Path], tmp_path: Path
+) -> None:
     with Experiment(load_config(task), tmp_path / "run") as experiment:
         arms = experiment.evaluate(["strong", "oracle"])
         train = {example.id for example in experiment.splits["train"]}

@@ -1,4 +1,5 @@
-"""Hosted models, chosen by TOML: a real server on loopback, real HTTP, the real client, and everything that goes wrong there."""
+"""Hosted models, chosen by TOML: a real server on loopback, real HTTP, the real client, and
+everything that goes wrong there."""
 
 from __future__ import annotations
 
@@ -35,12 +36,21 @@ SCRIPT = {"2+2": "It is 4.", "long": "one two three four five"}
 @pytest.fixture(autouse=True)
 def _key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COWEST_TEST_KEY", KEY)
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # DSPy's table of prices as it ships: no network
+    monkeypatch.setenv(
+        "LITELLM_LOCAL_MODEL_COST_MAP", "true"
+    )  # DSPy's table of prices as it ships: no network
 
 
 def settings(server: OpenAIServer, **more: Any) -> Api:
-    values = {"kind": "api", "model": f"openai/{server.model}", "api_base": server.api_base, "api_key_env": "COWEST_TEST_KEY"}
-    return Api.model_validate({"num_retries": 0, "max_tokens": 9, "timeout": 20.0, **values, **more})
+    values = {
+        "kind": "api",
+        "model": f"openai/{server.model}",
+        "api_base": server.api_base,
+        "api_key_env": "COWEST_TEST_KEY",
+    }
+    return Api.model_validate(
+        {"num_retries": 0, "max_tokens": 9, "timeout": 20.0, **values, **more}
+    )
 
 
 @contextmanager
@@ -52,7 +62,14 @@ def serving(*faults: Fault | None, **more: Any) -> Iterator[tuple[OpenAIServer, 
 
 # What passes is survived
 
-PASSING = [Fault.status(429), Fault.status(500), Fault.status(503), Fault.reset(), Fault.truncated(), Fault.garbled()]
+PASSING = [
+    Fault.status(429),
+    Fault.status(500),
+    Fault.status(503),
+    Fault.reset(),
+    Fault.truncated(),
+    Fault.garbled(),
+]
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind} {fault.code or ''}")
@@ -83,7 +100,10 @@ def test_a_silent_server_is_left_and_asked_again() -> None:
 )
 def test_a_failure_that_stays_is_raised_with_its_kind(fault: Fault, kind: str) -> None:
     timeout = 0.3 if kind == "timeout" else 20.0
-    with serving(fault, fault, num_retries=1, timeout=timeout) as (server, lm), pytest.raises(LMError) as caught:
+    with (
+        serving(fault, fault, num_retries=1, timeout=timeout) as (server, lm),
+        pytest.raises(LMError) as caught,
+    ):
         lm("What is 2+2?")
     assert failure(caught.value).startswith(f"{kind}:")
     assert len(server.received) == 2
@@ -151,7 +171,9 @@ def test_no_window_of_the_server_holds_more_requests_than_allowed_from_many_thre
 def test_repeated_attempts_count_against_the_limit_too() -> None:
     window = 1.2  # longer than the longest first pause
     with OpenAIServer(SCRIPT, faults=[Fault.status(500)]) as server:
-        engine = ApiEngine(settings(server, num_retries=1), limits=Limits(requests=1, window=window))
+        engine = ApiEngine(
+            settings(server, num_retries=1), limits=Limits(requests=1, window=window)
+        )
         assert engine.lm()("What is 2+2?") == ["It is 4."]
     first, second = [one.at for one in server.received]
     assert second - first >= window
@@ -190,7 +212,9 @@ def test_an_interrupt_stops_at_once_a_call_for_which_nothing_is_under_way(waitin
 
         def work() -> threading.Thread:
             with stoppable():
-                thread = threading.Thread(target=contextvars.copy_context().run, args=(ask,), daemon=True)
+                thread = threading.Thread(
+                    target=contextvars.copy_context().run, args=(ask,), daemon=True
+                )
                 thread.start()
                 threads.append(thread)
                 time.sleep(0.3)
@@ -206,10 +230,14 @@ def test_an_interrupt_stops_at_once_a_call_for_which_nothing_is_under_way(waitin
 # What it costs
 
 
-def test_a_price_of_the_settings_is_counted_and_an_unknown_one_stays_unknown(tmp_path: Path) -> None:
+def test_a_price_of_the_settings_is_counted_and_an_unknown_one_stays_unknown(
+    tmp_path: Path,
+) -> None:
     with OpenAIServer(SCRIPT) as server, Store(tmp_path) as store, store.spending("x") as spent:
         priced = settings(server, price={"input": 1.0, "output": 10.0})
-        request = serialize.request_from_messages(priced.model, [{"role": "user", "content": "What is 2+2?"}])
+        request = serialize.request_from_messages(
+            priced.model, [{"role": "user", "content": "What is 2+2?"}]
+        )
         for _ in range(2):  # the second is answered from the store, and costs nothing
             store.answer(request, lambda: build_lm(priced)(request))
         assert spent.usd == pytest.approx((3 * 1.0 + 3 * 10.0) / 1e6)
@@ -221,10 +249,14 @@ def test_a_price_of_the_settings_is_counted_and_an_unknown_one_stays_unknown(tmp
 def test_a_recorded_lm_passes_the_price_on_and_a_scripted_one_costs_nothing(tmp_path: Path) -> None:
     with OpenAIServer(SCRIPT) as server:
         lm = recorded(build_lm(settings(server, price={"input": 1.0, "output": 1.0})))
-        request = serialize.request_from_messages(lm.model, [{"role": "user", "content": "What is 2+2?"}])
+        request = serialize.request_from_messages(
+            lm.model, [{"role": "user", "content": "What is 2+2?"}]
+        )
         assert serialize.response_usd(lm(request)) == pytest.approx(6e-6)
     lm = ScriptedEngine(SCRIPT).lm()
-    request = serialize.request_from_messages(lm.model, [{"role": "user", "content": "What is 2+2?"}])
+    request = serialize.request_from_messages(
+        lm.model, [{"role": "user", "content": "What is 2+2?"}]
+    )
     assert serialize.response_usd(lm(request)) == 0.0
 
 
@@ -239,14 +271,26 @@ def test_the_table_that_dspy_ships_prices_a_providers_own_endpoint() -> None:
     assert prices.usd(lm, Price(input=1.0, output=2.0), response) == 3.0
     unknown = serialize.make_response("no-such-model", "x", "stop", 1, 1)
     assert prices.usd(dspy.LM("openai/no-such-model", cache=False), None, unknown) is None
-    assert prices.usd(dspy.LM("openai/gpt-4o-mini", api_base="http://127.0.0.1:1/v1", cache=False), None, response) is None
+    assert (
+        prices.usd(
+            dspy.LM("openai/gpt-4o-mini", api_base="http://127.0.0.1:1/v1", cache=False),
+            None,
+            response,
+        )
+        is None
+    )
 
 
 # The key
 
 
 def everything_said_by(error: BaseException | None) -> str:
-    return "" if error is None else f"{error!r} {error} {vars(error)}" + everything_said_by(error.__cause__ or error.__context__)
+    return (
+        ""
+        if error is None
+        else f"{error!r} {error} {vars(error)}"
+        + everything_said_by(error.__cause__ or error.__context__)
+    )
 
 
 @pytest.mark.parametrize("status", [401, 500])
@@ -260,14 +304,18 @@ def test_the_key_is_in_no_error_repr_history_or_saved_state(status: int, tmp_pat
         predict = dspy.Predict("question -> answer")
         predict.set_lm(lm)
         predict.save(tmp_path / "program.json")
-        assert KEY.encode() not in (tmp_path / "program.json").read_bytes() + pickle.dumps(lm.engine)
+        assert KEY.encode() not in (tmp_path / "program.json").read_bytes() + pickle.dumps(
+            lm.engine
+        )
         assert KEY not in f"{lm!r} {lm.history} {vars(lm)} {lm.dump_state()} {lm.engine!r}"
         again = dspy.Predict("question -> answer")
         again.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
         assert again.lm is not None and again.lm("What is 2+2?") == ["It is 4."]
 
 
-def test_a_word_in_the_place_of_a_key_is_not_masked_out_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_in_the_place_of_a_key_is_not_masked_out_of_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("COWEST_TEST_KEY", "none")
     with (
         OpenAIServer(SCRIPT, faults=[Fault.status(400, message="none of it")]) as server,
@@ -278,7 +326,10 @@ def test_a_word_in_the_place_of_a_key_is_not_masked_out_of_errors(monkeypatch: p
 
 def test_a_key_that_is_not_set_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COWEST_TEST_KEY")
-    with OpenAIServer(SCRIPT) as server, pytest.raises(ConfigError, match="COWEST_TEST_KEY is not set"):
+    with (
+        OpenAIServer(SCRIPT) as server,
+        pytest.raises(ConfigError, match="COWEST_TEST_KEY is not set"),
+    ):
         build_lm(settings(server))
 
 
@@ -299,35 +350,53 @@ def awaited(lm: dspy.LM) -> list[Any]:
     return asyncio.run(lm.acall("What is 2+2?"))
 
 
-@pytest.mark.parametrize("ask", [lambda lm: lm("What is 2+2?"), awaited, lambda lm: lm.copy(temperature=0.5)("What is 2+2?")])
+@pytest.mark.parametrize(
+    "ask",
+    [lambda lm: lm("What is 2+2?"), awaited, lambda lm: lm.copy(temperature=0.5)("What is 2+2?")],
+)
 def test_calls_copies_and_awaited_calls_answer_alike(ask: Callable[[dspy.LM], list[Any]]) -> None:
     with serving(Fault.status(500), num_retries=1) as (server, lm), dspy.track_usage() as usage:
         assert ask(lm) == ["It is 4."]
     assert len(server.received) == 2 and token_limit(server.received[0]) == 9
-    assert usage.get_total_tokens()[lm.model]["total_tokens"] == 6, "counted once, not once for each layer"
+    assert usage.get_total_tokens()[lm.model]["total_tokens"] == 6, (
+        "counted once, not once for each layer"
+    )
 
 
 def test_a_hosted_strong_model_refines_and_its_failure_is_no_score(tmp_path: Path) -> None:
     def refine(request: dict[str, Any]) -> str | Fault:
         text = request["messages"][-1]["content"]
-        return Fault.status(500, message=f"broken, and your key is {KEY}") if "broken" in text else text.splitlines()[-1]
+        return (
+            Fault.status(500, message=f"broken, and your key is {KEY}")
+            if "broken" in text
+            else text.splitlines()[-1]
+        )
 
     def example(number: int, question: str) -> dspy.Example:
-        return dspy.Example(id=str(number), question=question, answer="Background: good").with_inputs("question")
+        return dspy.Example(
+            id=str(number), question=question, answer="Background: good"
+        ).with_inputs("question")
 
     def said_well(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
         return float(prediction.answer == example.answer)
 
     weak = ScriptedEngine(lambda request: "good" if request["config"].get("seed", 0) % 2 else "bad")
     with OpenAIServer(refine, key=KEY) as server, Store(tmp_path) as store:
-        program = Collaboration("question -> answer").bind(weak=weak.lm(), strong=build_lm(settings(server, temperature=0.0)))
+        program = Collaboration("question -> answer").bind(
+            weak=weak.lm(), strong=build_lm(settings(server, temperature=0.0))
+        )
         examples = [example(0, "What?"), example(1, "broken?")]
-        traces = collect(program, examples, said_well, Sampling(drafts=4), store=store, max_failed=1.0)
+        traces = collect(
+            program, examples, said_well, Sampling(drafts=4), store=store, max_failed=1.0
+        )
     good = [trace for trace in traces if trace.example_id == "0"]
     assert {(trace.draft, trace.influence) for trace in good} <= {("good", 1.0), ("bad", 0.0)}
     assert good[0].tokens["strong_in"] > 0 and good[0].tokens["strong_out"] == 2
     broken = [trace for trace in traces if trace.example_id == "1"]
-    assert all(trace.error and trace.error.startswith("server") and trace.influence is None for trace in broken)
+    assert all(
+        trace.error and trace.error.startswith("server") and trace.influence is None
+        for trace in broken
+    )
     assert {(token_limit(one), one.body["temperature"]) for one in server.received} == {(9, 0.0)}
     program.save(tmp_path / "program.json")
     for file in tmp_path.iterdir():

@@ -1,5 +1,6 @@
-"""One attempt over the network, of a hosted model and of a server alike: it ends within its deadline whatever the server does, and
-no stop ends it before: what was paid for is kept and booked."""
+"""One attempt over the network, of a hosted model and of a server alike: it ends within its
+deadline whatever the server does, and no stop ends it before: what was paid for is kept and booked.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,13 @@ def _key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lm_of(kind: str, address: str, **more: Any) -> dspy.LM:
     """The LM that a TOML gives for this address."""
-    values: dict[str, Any] = {"kind": kind, "api_base": address, "api_key_env": "COWEST_TEST_KEY", "num_retries": 0, **more}
+    values: dict[str, Any] = {
+        "kind": kind,
+        "api_base": address,
+        "api_key_env": "COWEST_TEST_KEY",
+        "num_retries": 0,
+        **more,
+    }
     values["model"] = "openai/m" if kind == "api" else "m"
     return build_lm(Api.model_validate(values) if kind == "api" else Server.model_validate(values))
 
@@ -48,8 +55,8 @@ def lm_of(kind: str, address: str, **more: Any) -> dspy.LM:
 
 
 class Raw:
-    """A server that writes what ``pieces`` gives, piece by piece, to everyone that connects; ``gone`` is set when a client that did
-    not get all of it has hung up."""
+    """A server that writes what ``pieces`` gives, piece by piece, to everyone that connects;
+    ``gone`` is set when a client that did not get all of it has hung up."""
 
     def __init__(self, pieces: Callable[[], Iterator[bytes]]) -> None:
         self._pieces, self.gone, self.sent = pieces, threading.Event(), 0
@@ -103,7 +110,9 @@ def silence() -> Iterator[bytes]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pieces", [trickling_headers, trickling_body, silence])
-def test_an_attempt_ends_at_its_deadline_and_its_connection_is_closed(kind: str, pieces: Callable[[], Iterator[bytes]]) -> None:
+def test_an_attempt_ends_at_its_deadline_and_its_connection_is_closed(
+    kind: str, pieces: Callable[[], Iterator[bytes]]
+) -> None:
     with Raw(pieces) as server:
         with pytest.raises(LMError) as caught:
             lm_of(kind, server.address, timeout=1.5)("Ready?")
@@ -112,7 +121,9 @@ def test_an_attempt_ends_at_its_deadline_and_its_connection_is_closed(kind: str,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_look_up_of_an_address_counts_to_the_deadline(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_look_up_of_an_address_counts_to_the_deadline(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     let_go = threading.Event()
 
     def slow(*_: Any, **__: Any) -> Any:
@@ -147,10 +158,20 @@ FAR = email.utils.formatdate(4_070_908_800, usegmt=True)
 
 
 @pytest.mark.parametrize(
-    ("kind", "after", "noted"), [("api", FAR, False), ("server", "3600", False), ("server", FAR, True), ("server", "1e308", True)]
+    ("kind", "after", "noted"),
+    [
+        ("api", FAR, False),
+        ("server", "3600", False),
+        ("server", FAR, True),
+        ("server", "1e308", True),
+    ],
 )
-def test_a_server_that_asks_for_a_long_wait_gets_the_timeout_at_most(kind: str, after: str, noted: bool) -> None:
-    said = iter([Said({"error": {"message": "busy"}}, 503, {"retry-after": after}), completion("at last")])
+def test_a_server_that_asks_for_a_long_wait_gets_the_timeout_at_most(
+    kind: str, after: str, noted: bool
+) -> None:
+    said = iter(
+        [Said({"error": {"message": "busy"}}, 503, {"retry-after": after}), completion("at last")]
+    )
     with local_server({CHAT: lambda _: next(said)}) as server:
         lm = lm_of(kind, f"{server.url}/v1", timeout=2, num_retries=1)
         began = time.monotonic()
@@ -182,23 +203,32 @@ def strong_calls(folder: Path) -> list[tuple[str, float]]:
 
 
 @contextmanager
-def collecting(kind: str, folder: Path, billed: list[str], budget: Budget | None = None) -> Iterator[Callable[..., Any]]:
-    """A function that collects in the run of this folder, with a strong model that is asked over HTTP, and takes its time."""
+def collecting(
+    kind: str, folder: Path, billed: list[str], budget: Budget | None = None
+) -> Iterator[Callable[..., Any]]:
+    """A function that collects in the run of this folder, with a strong model that is asked over
+    HTTP, and takes its time."""
     with local_server({CHAT: said_slowly(billed)}) as server:
         # 3 generated tokens: USD 0.03 for each answer.
         price = {"price": {"input": 0.0, "output": 10_000.0}} if kind == "api" else {}
         lm = lm_of(kind, f"{server.url}/v1", **price)
 
         def run(**more: Any) -> Any:
-            program = Collaboration("question -> answer").bind(weak=weak_that_varies(["{n}", "x"]).lm(), strong=lm)
+            program = Collaboration("question -> answer").bind(
+                weak=weak_that_varies(["{n}", "x"]).lm(), strong=lm
+            )
             with Store(folder, budget=budget, strong=lm.model) as store:
-                return collect(program, questions(6), match, Sampling(drafts=2), store=store, threads=6, **more)
+                return collect(
+                    program, questions(6), match, Sampling(drafts=2), store=store, threads=6, **more
+                )
 
         yield run
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interruption_keeps_and_books_every_answer_that_is_under_way(kind: str, tmp_path: Path) -> None:
+def test_an_interruption_keeps_and_books_every_answer_that_is_under_way(
+    kind: str, tmp_path: Path
+) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -212,11 +242,15 @@ def test_an_interruption_keeps_and_books_every_answer_that_is_under_way(kind: st
     assert len(billed) == len(set(billed)) == 6 * 3, "nothing was asked twice"
     assert all(trace.error is None for trace in traces)
     with Store(tmp_path) as store:
-        assert store.bill().usd == pytest.approx(0.03 * len(billed) if kind == "api" else 0.0), "billed is booked"
+        assert store.bill().usd == pytest.approx(0.03 * len(billed) if kind == "api" else 0.0), (
+            "billed is booked"
+        )
         assert store.bill().tokens >= 10 * len(billed)
 
 
-@pytest.mark.parametrize(("kind", "budget"), [("api", {"usd": 0.1}), ("server", {"strong_calls": 9})])
+@pytest.mark.parametrize(
+    ("kind", "budget"), [("api", {"usd": 0.1}), ("server", {"strong_calls": 9})]
+)
 def test_a_budget_that_is_reached_keeps_and_books_every_answer_that_is_under_way(
     kind: str, budget: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -228,7 +262,9 @@ def test_a_budget_that_is_reached_keeps_and_books_every_answer_that_is_under_way
     found = strong_calls(tmp_path)
     assert len(found) == len(billed) == len(set(billed)) > 0
     with Store(tmp_path) as store:
-        assert store.bill().usd == pytest.approx(sum(usd for _, usd in found)) and store.bill("openai/m").strong_calls in (
+        assert store.bill().usd == pytest.approx(sum(usd for _, usd in found)) and store.bill(
+            "openai/m"
+        ).strong_calls in (
             0,
             len(billed),
         )
@@ -236,7 +272,8 @@ def test_a_budget_that_is_reached_keeps_and_books_every_answer_that_is_under_way
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stop_ends_what_waits_and_not_what_is_under_way(kind: str, tmp_path: Path) -> None:
-    """One answer is under way, one is to be tried again, one waits for its turn: only the first comes, and nothing more is sent."""
+    """One answer is under way, one is to be tried again, one waits for its turn: only the first
+    comes, and nothing more is sent."""
     arrived, refused, let_go = threading.Event(), threading.Event(), threading.Event()
 
     def answer(body: Any) -> Said:
@@ -250,7 +287,11 @@ def test_a_stop_ends_what_waits_and_not_what_is_under_way(kind: str, tmp_path: P
     outcomes: dict[str, Any] = {}
     with local_server({CHAT: answer}) as server, Store(tmp_path) as store:
         more: dict[str, Any] = {"timeout": 120.0, "num_retries": 3}
-        one = recorded(lm_of(kind, f"{server.url}/v1", **more, **({"concurrency": 1} if kind == "server" else {})))
+        one = recorded(
+            lm_of(
+                kind, f"{server.url}/v1", **more, **({"concurrency": 1} if kind == "server" else {})
+            )
+        )
         other = recorded(lm_of(kind, f"{server.url.replace('127.0.0.1', 'localhost')}/v1", **more))
 
         def ask(lm: dspy.LM, question: str) -> None:
@@ -266,7 +307,11 @@ def test_a_stop_ends_what_waits_and_not_what_is_under_way(kind: str, tmp_path: P
                 for lm, question in ((one, "under way"), (other, "refused"), (one, "waits")):
                     if kind == "api" and question == "waits":
                         continue
-                    threads.append(threading.Thread(target=contextvars.copy_context().run, args=(ask, lm, question)))
+                    threads.append(
+                        threading.Thread(
+                            target=contextvars.copy_context().run, args=(ask, lm, question)
+                        )
+                    )
                     threads[-1].start()
                     assert (arrived if question == "under way" else refused).wait(20)
                 time.sleep(0.2)
@@ -298,10 +343,16 @@ NONE = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("body", NONE, ids=str)
-def test_a_body_without_an_answer_is_a_failure_that_passes(kind: str, body: dict[str, Any], tmp_path: Path) -> None:
+def test_a_body_without_an_answer_is_a_failure_that_passes(
+    kind: str, body: dict[str, Any], tmp_path: Path
+) -> None:
     head = {"id": "1", "object": "chat.completion", "model": "m"}
     said = iter([Said(head | body), Said(head | body), completion("at last")])
-    with local_server({CHAT: lambda _: next(said)}) as server, Store(tmp_path) as store, keeping(store):
+    with (
+        local_server({CHAT: lambda _: next(said)}) as server,
+        Store(tmp_path) as store,
+        keeping(store),
+    ):
         lm = recorded(lm_of(kind, f"{server.url}/v1"))
         with pytest.raises(LMError) as caught:
             lm("Ready?")
@@ -311,20 +362,42 @@ def test_a_body_without_an_answer_is_a_failure_that_passes(kind: str, body: dict
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_an_lm_of_ones_own_keeps_no_body_without_an_answer_either(cache: bool, tmp_path: Path) -> None:
-    said = iter([Said({"id": "1", "object": "chat.completion", "model": "m", "choices": []}), completion("at last")])
-    with local_server({CHAT: lambda _: next(said)}) as server, Store(tmp_path) as store, keeping(store):
-        lm = recorded(dspy.LM("openai/m", api_base=f"{server.url}/v1", api_key="none", cache=cache, num_retries=1))
+def test_an_lm_of_ones_own_keeps_no_body_without_an_answer_either(
+    cache: bool, tmp_path: Path
+) -> None:
+    said = iter(
+        [
+            Said({"id": "1", "object": "chat.completion", "model": "m", "choices": []}),
+            completion("at last"),
+        ]
+    )
+    with (
+        local_server({CHAT: lambda _: next(said)}) as server,
+        Store(tmp_path) as store,
+        keeping(store),
+    ):
+        lm = recorded(
+            dspy.LM(
+                "openai/m", api_base=f"{server.url}/v1", api_key="none", cache=cache, num_retries=1
+            )
+        )
         assert lm(f"Ready? {cache}") == ["at last"] and store.calls() == 1
 
 
 def whole(text: str) -> bytes:
-    body = json.dumps({"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}).encode()
-    return b"HTTP/1.1 200 OK\r\nX-Name: \xe9\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    body = json.dumps(
+        {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}
+    ).encode()
+    return (
+        b"HTTP/1.1 200 OK\r\nX-Name: \xe9\r\nContent-Type: application/json\r\nContent-Length: "
+        b"%d\r\n\r\n"
+    ) % len(body) + body
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_that_comes_after_an_interim_one_is_never_that_to_another_question(kind: str) -> None:
+def test_an_answer_that_comes_after_an_interim_one_is_never_that_to_another_question(
+    kind: str,
+) -> None:
     came = threading.Event()
 
     def serve() -> None:
@@ -356,7 +429,12 @@ def test_an_answer_that_comes_after_an_interim_one_is_never_that_to_another_ques
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "part", ['"x": [' + "[" * 50_000 + "]" * 50_000 + "]", '"usage": {"prompt_tokens": 1e999}', '"usage": [1]']
+    "part",
+    [
+        '"x": [' + "[" * 50_000 + "]" * 50_000 + "]",
+        '"usage": {"prompt_tokens": 1e999}',
+        '"usage": [1]',
+    ],
 )
 def test_a_body_that_cannot_be_read_is_a_failure_that_passes(kind: str, part: str) -> None:
     choice = '{"finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}'

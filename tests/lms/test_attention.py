@@ -11,7 +11,12 @@ from tiny import make_tiny_model
 from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.store import serialize
 
-SYSTEM = {"role": "system", "content": "You are a terse machine that answers with a few letters, whatever it is asked, always."}
+SYSTEM = {
+    "role": "system",
+    "content": (
+        "You are a terse machine that answers with a few letters, whatever it is asked, always."
+    ),
+}
 
 
 def made(folder: Path, base: Path, kind: str) -> Path:
@@ -31,7 +36,11 @@ def made(folder: Path, base: Path, kind: str) -> Path:
         "qwen2": {},
         "qwen3": {},
         "mistral": {"sliding_window": 24},
-        "gemma2": {"sliding_window": 24, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 16},
+        "gemma2": {
+            "sliding_window": 24,
+            "attn_logit_softcapping": 2.0,
+            "query_pre_attn_scalar": 16,
+        },
     }
     config = AutoConfig.for_model(kind, **common, **special[kind])
     with torch.random.fork_rng(devices=[]):
@@ -55,13 +64,24 @@ def said(folder: Path, messages: list[dict[str, str]], max_tokens: int) -> str:
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(("kind", "in_parts"), [("qwen2", True), ("qwen3", True), ("mistral", False), ("gemma2", False)])
-def test_every_architecture_says_what_generate_says(tiny_model: Path, tmp_path: Path, kind: str, in_parts: bool) -> None:
-    engine = TransformersEngine(made(tmp_path / kind, tiny_model, kind), dtype="float32", max_batch=4)
-    asked = [[SYSTEM, {"role": "user", "content": f"Question {'x' * place}?"}] for place in (1, 9, 3)]
+@pytest.mark.parametrize(
+    ("kind", "in_parts"), [("qwen2", True), ("qwen3", True), ("mistral", False), ("gemma2", False)]
+)
+def test_every_architecture_says_what_generate_says(
+    tiny_model: Path, tmp_path: Path, kind: str, in_parts: bool
+) -> None:
+    engine = TransformersEngine(
+        made(tmp_path / kind, tiny_model, kind), dtype="float32", max_batch=4
+    )
+    asked = [
+        [SYSTEM, {"role": "user", "content": f"Question {'x' * place}?"}] for place in (1, 9, 3)
+    ]
     from concurrent.futures import ThreadPoolExecutor
 
-    requests = [serialize.request_from_messages(engine.model_id, messages, max_tokens=10) for messages in asked]
+    requests = [
+        serialize.request_from_messages(engine.model_id, messages, max_tokens=10)
+        for messages in asked
+    ]
     with ThreadPoolExecutor(3) as pool:
         answers = [serialize.response_text(one) for one in pool.map(engine.complete, requests)]
     assert answers == [said(tmp_path / kind, messages, 10) for messages in asked]
@@ -77,7 +97,10 @@ def test_a_plain_model_keeps_seeds_and_batches_apart_too(tiny_model: Path, tmp_p
 
         engine = TransformersEngine(folder, dtype="float32", max_batch=max_batch)
         requests = [
-            serialize.request_from_messages(engine.model_id, asked, max_tokens=8, temperature=1.0, seed=seed) for seed in range(5)
+            serialize.request_from_messages(
+                engine.model_id, asked, max_tokens=8, temperature=1.0, seed=seed
+            )
+            for seed in range(5)
         ]
         with ThreadPoolExecutor(5) as pool:
             return [serialize.response_text(one) for one in pool.map(engine.complete, requests)]

@@ -1,4 +1,5 @@
-"""One program object, any backend: the files load, and models of different kinds get byte-equal prompts and fill equal fields."""
+"""One program object, any backend: the files load, and models of different kinds get byte-equal
+prompts and fill equal fields."""
 
 from __future__ import annotations
 
@@ -30,13 +31,17 @@ SCRIPTED = ROOT / "programs/backends/scripted.toml"
 
 
 def test_there_is_a_backend_for_every_place_where_models_run() -> None:
-    assert {"in_process", "hub", "llama_cpp", "vllm", "openai", "ollama", "scripted"} <= {path.stem for path in BACKENDS}
+    assert {"in_process", "hub", "llama_cpp", "vllm", "openai", "ollama", "scripted"} <= {
+        path.stem for path in BACKENDS
+    }
 
 
 @pytest.mark.parametrize("path", BACKENDS, ids=lambda path: path.stem)
 def test_every_backend_fits_the_handbook_and_says_when_to_use_it(path: Path) -> None:
     config = load_config([HANDBOOK, path])
-    assert isinstance(config.weak, tuple(KINDS.values())) and isinstance(config.strong, tuple(KINDS.values()))
+    assert isinstance(config.weak, tuple(KINDS.values())) and isinstance(
+        config.strong, tuple(KINDS.values())
+    )
     assert path.read_text().startswith("# ") and len(path.read_text().splitlines()) <= 40
 
 
@@ -45,7 +50,8 @@ def test_every_backend_fits_the_handbook_and_says_when_to_use_it(path: Path) -> 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a program asked of its models, prompt by prompt, and the fields of the whole predictions."""
+    """What a program asked of its models, prompt by prompt, and the fields of the whole
+    predictions."""
 
     prompts: list[tuple[dict[str, str], ...]]
     fields: list[list[str]]
@@ -62,17 +68,22 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Config]:
     if request.param == "llama_cpp":
         engine = llama_cpp_engine(request.getfixturevalue("real_models"), parallel=1, context=8192)
         values = engine.settings.model_dump(mode="json", exclude_none=True)
-        lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (values | {"max_tokens": 8}).items())
+        lines = "\n".join(
+            f"{key} = {json.dumps(value)}" for key, value in (values | {"max_tokens": 8}).items()
+        )
         (tmp_path / "llama_cpp.toml").write_text(f"[weak]\n{lines}\n[strong]\n{lines}\n")
         config = load_config([HANDBOOK, tmp_path / "llama_cpp.toml"])
         yield config
-        for engine in {id(lm.engine): lm.engine for lm in (build_lm(config.weak), build_lm(config.strong))}.values():
+        for engine in {
+            id(lm.engine): lm.engine for lm in (build_lm(config.weak), build_lm(config.strong))
+        }.values():
             assert isinstance(engine, ServerEngine)
             engine.close()
         return
     tiny = Path(shutil.copytree(request.getfixturevalue("tiny_model"), tmp_path / "tiny"))
     settings = json.loads((tiny / "config.json").read_text())
-    # The worked examples of the handbook are longer than its 512 tokens; a rotary model computes beyond its length, if badly.
+    # The worked examples of the handbook are longer than its 512 tokens; a rotary model computes
+    # beyond its length, if badly.
     (tiny / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 8192}))
     table = 'kind = "in_process"\nmodel = "./tiny"\nmax_tokens = 8\n'
     (tmp_path / "tiny.toml").write_text(f"[weak]\n{table}[strong]\n{table}")
@@ -80,9 +91,11 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Config]:
 
 
 def heard(program: Collaboration, weak: dspy.LM, strong: dspy.LM, finishing: dspy.LM) -> Heard:
-    """Each step asked of ``weak`` and ``strong`` with the same draft, and whole predictions that ``finishing`` refines.
+    """Each step asked of ``weak`` and ``strong`` with the same draft, and whole predictions that
+    ``finishing`` refines.
 
-    A random model writes in no form, so that what it answers may not parse; what it was asked is compared all the same.
+    A random model writes in no form, so that what it answers may not parse; what it was asked is
+    compared all the same.
     """
     bound = program.bind(weak=weak, strong=strong)
     prompts: list[tuple[dict[str, str], ...]] = []
@@ -100,7 +113,10 @@ def heard(program: Collaboration, weak: dspy.LM, strong: dspy.LM, finishing: dsp
 
 def questions() -> list[dict[str, Any]]:
     data = load_config([HANDBOOK, SCRIPTED]).data
-    return [dict(row.inputs().items()) for row in read_split(data.source, "dev", data.inputs, seed=0, limit=3)]
+    return [
+        dict(row.inputs().items())
+        for row in read_split(data.source, "dev", data.inputs, seed=0, limit=3)
+    ]
 
 
 def test_the_same_program_asks_every_backend_the_same_bytes_and_fills_the_same_fields(
@@ -129,7 +145,8 @@ def trial(tmp_path: Path) -> Config:
     """The handbook with a few of its questions, on rules."""
     source = ROOT / "programs/handbook.py"
     (tmp_path / "few.toml").write_text(
-        f'[data]\nsource = "{source}:examples"\ninputs = ["question"]\ntrain = 40\ndev = 1\ntest = 40\n'
+        f'[data]\nsource = "{source}:examples"\ninputs = ["question"]\ntrain = 40\ndev = 1\ntest '
+        "= 40\n"
     )
     return load_config([HANDBOOK, SCRIPTED, tmp_path / "few.toml"])
 
@@ -140,9 +157,12 @@ def test_on_rules_a_run_goes_as_far_as_tuning_and_says_so(trial: Config, tmp_pat
         assert len(traces) == 160 and not [trace for trace in traces if trace.error]
         assert len(experiment.pairs()) >= trial.pairs.least
         arms = {
-            arm.name: [answer.score or 0 for answer in arm.answers] for arm in experiment.evaluate(["strong", "oracle", "weak"])
+            arm.name: [answer.score or 0 for answer in arm.answers]
+            for arm in experiment.evaluate(["strong", "oracle", "weak"])
         }
-        assert sum(arms["oracle"]) > sum(arms["strong"]), "whoever calculates needs to be told the facts"
+        assert sum(arms["oracle"]) > sum(arms["strong"]), (
+            "whoever calculates needs to be told the facts"
+        )
         assert experiment.ask(question="May the Raven run at 25 bar?").answer in ("yes", "no")
         assert experiment.report().arms
         with pytest.raises(TuningError, match="in_process"):

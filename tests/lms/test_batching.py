@@ -28,7 +28,9 @@ def engine(tiny_model: Path) -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def adapters(engine: TransformersEngine, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def adapters(
+    engine: TransformersEngine, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("adapters")
     folders = [make_adapter(tiny_model, folder / str(seed), seed) for seed in (1, 2)]
     return {engine.load_adapter(one): one for one in folders}
@@ -61,17 +63,29 @@ def test_base_and_two_adapters_share_one_batch_and_keep_apart(
 ) -> None:
     asked = prompts(3)
     speakers = [engine.model_id, *adapters]
-    expected = [generated(tiny_model, messages, 8, adapters.get(model)) for messages in asked for model in speakers]
+    expected = [
+        generated(tiny_model, messages, 8, adapters.get(model))
+        for messages in asked
+        for model in speakers
+    ]
     loaded = engine._load()
     rows = [
-        engine._batcher._row(loaded, engine._work(serialize.request_from_messages(model, messages, max_tokens=8)))
+        engine._batcher._row(
+            loaded, engine._work(serialize.request_from_messages(model, messages, max_tokens=8))
+        )
         for messages in asked
         for model in speakers
     ]
     assert [one.text for one in generate.run(loaded.begin(), rows)] == expected
-    requests = [serialize.request_from_messages(model, messages, max_tokens=8) for messages in asked for model in speakers]
+    requests = [
+        serialize.request_from_messages(model, messages, max_tokens=8)
+        for messages in asked
+        for model in speakers
+    ]
     with ThreadPoolExecutor(len(requests)) as pool:
-        assert [serialize.response_text(one) for one in pool.map(engine.complete, requests)] == expected
+        assert [
+            serialize.response_text(one) for one in pool.map(engine.complete, requests)
+        ] == expected
 
 
 def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
@@ -79,14 +93,24 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
     loaded = engine._load()
     sizes: list[int] = []
     engine._loaded = scheduler.Loaded(
-        loaded.voices, loaded.tokenizer, frozenset(), lambda: Counting(loaded.begin(), sizes), loaded.joinable
+        loaded.voices,
+        loaded.tokenizer,
+        frozenset(),
+        lambda: Counting(loaded.begin(), sizes),
+        loaded.joinable,
     )
     started = threading.Event()
-    first = engine._work(serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=300), None)
+    first = engine._work(
+        serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=300), None
+    )
     object.__setattr__(first.row, "watch", lambda tokens: started.set())
     engine._batcher.submit(first)
     assert started.wait(30)
-    late = serialize.response_text(engine.complete(serialize.request_from_messages(engine.model_id, prompts(2)[1], max_tokens=4)))
+    late = serialize.response_text(
+        engine.complete(
+            serialize.request_from_messages(engine.model_id, prompts(2)[1], max_tokens=4)
+        )
+    )
     assert not first.future.done(), "the late one was answered while the first was on its way"
     assert 2 in sizes
     assert late == generated(tiny_model, prompts(2)[1], 4)
@@ -96,7 +120,10 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
 def test_rows_that_come_and_go_say_what_they_say_alone(tiny_model: Path) -> None:
     loaded = TransformersEngine(tiny_model, dtype="float32")._load()
     begin = loaded.begin
-    rows = [Row([70 + n % 7, 80, 90 + n][: 2 + n % 2] * (1 + n % 5), 3 + n % 9, temperature=1.0, seed=n) for n in range(24)]
+    rows = [
+        Row([70 + n % 7, 80, 90 + n][: 2 + n % 2] * (1 + n % 5), 3 + n % 9, temperature=1.0, seed=n)
+        for n in range(24)
+    ]
     alone = {row: generate.run(begin(), [row])[0] for row in rows}
     session: Any = begin()
     waiting, done = list(rows), {}
@@ -105,7 +132,9 @@ def test_rows_that_come_and_go_say_what_they_say_alone(tiny_model: Path) -> None
         done.update(session.admit(joining))
         if session.live:
             done.update(session.step())
-    assert {row: one.tokens for row, one in done.items()} == {row: one.tokens for row, one in alone.items()}
+    assert {row: one.tokens for row, one in done.items()} == {
+        row: one.tokens for row, one in alone.items()
+    }
 
 
 def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
@@ -116,28 +145,44 @@ def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
     class Poisoned(Counting):
         def admit(self, rows: Any) -> Any:
             if any(tuple(row.tokens) == poison[-len(row.tokens) :] for row in rows):
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+                )
             return self.inner.admit(rows)
 
     engine._loaded = scheduler.Loaded(
-        loaded.voices, loaded.tokenizer, loaded.end_tokens, lambda: Poisoned(loaded.begin(), []), loaded.joinable
+        loaded.voices,
+        loaded.tokenizer,
+        loaded.end_tokens,
+        lambda: Poisoned(loaded.begin(), []),
+        loaded.joinable,
     )
-    requests = [serialize.request_from_messages(engine.model_id, messages, max_tokens=5) for messages in prompts(6)]
+    requests = [
+        serialize.request_from_messages(engine.model_id, messages, max_tokens=5)
+        for messages in prompts(6)
+    ]
     with ThreadPoolExecutor(6) as pool:
         futures = [pool.submit(engine.complete, request) for request in requests]
     texts = [serialize.response_text(future.result()) for future in futures[:5]]
     assert texts == [generated(tiny_model, messages, 5) for messages in prompts(6)[:5]]
-    with pytest.raises(InvalidRequestError, match=r"Out of memory for one request alone, of .* prompt tokens and max_tokens = 5"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"Out of memory for one request alone, of .* prompt tokens and max_tokens = 5",
+    ):
         futures[5].result()
 
 
-def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32", max_batch=16)
     gone = engine.load_adapter(make_adapter(tiny_model, tmp_path / "gone", 7))
     shutil.rmtree(tmp_path / "gone")
     asked = prompts(4)
     requests = [
-        serialize.request_from_messages(gone if place % 2 else engine.model_id, messages, max_tokens=5)
+        serialize.request_from_messages(
+            gone if place % 2 else engine.model_id, messages, max_tokens=5
+        )
         for place, messages in enumerate(asked)
     ]
     with ThreadPoolExecutor(4) as pool:
@@ -150,9 +195,13 @@ def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(tiny_model: Path, tm
             futures[place].result()
 
 
-def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(tiny_model: Path) -> None:
+def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(
+    tiny_model: Path,
+) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
-    work = engine._work(serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=2))
+    work = engine._work(
+        serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=2)
+    )
 
     def broken() -> Any:
         raise OSError("the disk is gone")
@@ -166,7 +215,9 @@ def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(ti
 
 
 def test_a_stream_says_in_pieces_what_the_answer_says(engine: TransformersEngine) -> None:
-    request = serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12, temperature=1.0, seed=5)
+    request = serialize.request_from_messages(
+        engine.model_id, prompts(1)[0], max_tokens=12, temperature=1.0, seed=5
+    )
     whole = engine.complete(request)
     events = list(engine.stream(request))
     pieces = [event.delta.text for event in events[1:-1]]
@@ -175,8 +226,14 @@ def test_a_stream_says_in_pieces_what_the_answer_says(engine: TransformersEngine
 
 
 def test_a_stream_keeps_back_what_a_stop_string_will_cut(engine: TransformersEngine) -> None:
-    whole = serialize.response_text(engine.complete(serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12)))
-    request = serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12, stop=(whole[4:7],))
+    whole = serialize.response_text(
+        engine.complete(
+            serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12)
+        )
+    )
+    request = serialize.request_from_messages(
+        engine.model_id, prompts(1)[0], max_tokens=12, stop=(whole[4:7],)
+    )
     pieces = [event.delta.text for event in list(engine.stream(request))[1:-1]]
     assert "".join(pieces) == whole.split(whole[4:7])[0]
 
@@ -185,8 +242,12 @@ def test_dspy_streams_the_engine(engine: TransformersEngine) -> None:
     import asyncio
 
     async def chunks() -> list[Any]:
-        streaming: Any = cast("Any", dspy.streamify)(dspy.Predict("question -> answer"), async_streaming=True)
-        with dspy.context(lm=engine.lm(max_tokens=12, temperature=1.0, seed=1), adapter=LineAdapter()):
+        streaming: Any = cast("Any", dspy.streamify)(
+            dspy.Predict("question -> answer"), async_streaming=True
+        )
+        with dspy.context(
+            lm=engine.lm(max_tokens=12, temperature=1.0, seed=1), adapter=LineAdapter()
+        ):
             return [chunk async for chunk in streaming(question="Hello?")]
 
     *pieces, prediction = asyncio.run(chunks())

@@ -1,7 +1,9 @@
-"""One contract for every kind of backend: whoever passes it can stand behind [weak], [strong] and [judge].
+"""One contract for every kind of backend: whoever passes it can stand behind [weak], [strong] and
+[judge].
 
-In process (a tiny model) and behind the OpenAI protocol (the strict server) in the default tier; SmolLM2 in process and in the
-real servers of llama.cpp and (after `make vllm`) vLLM in the slow one. A new backend gets a fixture here, and passes or is none.
+In process (a tiny model) and behind the OpenAI protocol (the strict server) in the default tier;
+SmolLM2 in process and in the real servers of llama.cpp and (after `make vllm`) vLLM in the slow
+one. A new backend gets a fixture here, and passes or is none.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ LONG = "The mill is old. " * 20 + QUESTION
 
 @dataclass
 class Backend:
-    """A backend under test. ``adapter`` makes one for it, or is None; ``samples``: seeds decide what it says, one by one;
-    ``beyond`` is a prompt that its context cannot hold, or None where nobody says how much it holds."""
+    """A backend under test. ``adapter`` makes one for it, or is None; ``samples``: seeds decide
+    what it says, one by one; ``beyond`` is a prompt that its context cannot hold, or None where
+    nobody says how much it holds."""
 
     lm: dspy.LM
     adapter: Callable[[], str] | None = None
@@ -45,7 +48,9 @@ class Backend:
         model = settings.pop("model", self.lm.model)
         messages = [{"role": "user", "content": question}]
         lm = self.lm if model == self.lm.model else self.lm.copy(model=model)
-        return serialize.response_to_dict(lm(serialize.request_from_messages(model, messages, **{"max_tokens": 8, **settings})))
+        return serialize.response_to_dict(
+            lm(serialize.request_from_messages(model, messages, **{"max_tokens": 8, **settings}))
+        )
 
 
 def echo(request: dict[str, Any]) -> str:
@@ -60,7 +65,10 @@ def in_process(request: pytest.FixtureRequest) -> Iterator[Backend]:
     folder: Path = request.getfixturevalue("tiny_model")
     engine = TransformersEngine(folder, dtype="float32")
     made = request.getfixturevalue("tmp_path_factory").mktemp("contract")
-    yield Backend(engine.lm(temperature=0.0), lambda: engine.load_adapter(make_adapter(folder, made / "adapter", 3)))
+    yield Backend(
+        engine.lm(temperature=0.0),
+        lambda: engine.load_adapter(make_adapter(folder, made / "adapter", 3)),
+    )
 
 
 def smol_in_process(request: pytest.FixtureRequest) -> Iterator[Backend]:
@@ -94,22 +102,47 @@ def vllm(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 def openai_server(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with OpenAIServer(echo) as server:
-        settings = {"kind": "server", "model": server.model, "api_base": server.api_base, "num_retries": 0}
-        yield Backend(ServerEngine(Server.model_validate(settings)).lm(temperature=0.0), beyond=None)
+        settings = {
+            "kind": "server",
+            "model": server.model,
+            "api_base": server.api_base,
+            "num_retries": 0,
+        }
+        yield Backend(
+            ServerEngine(Server.model_validate(settings)).lm(temperature=0.0), beyond=None
+        )
 
 
 def openai_api(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    with OpenAIServer(echo, key="a key of the contract") as server, pytest.MonkeyPatch.context() as environment:
+    with (
+        OpenAIServer(echo, key="a key of the contract") as server,
+        pytest.MonkeyPatch.context() as environment,
+    ):
         environment.setenv("CONTRACT_KEY", "a key of the contract")
-        settings = {"kind": "api", "model": f"openai/{server.model}", "api_base": server.api_base, "num_retries": 0}
-        yield Backend(build_lm(Api.model_validate({**settings, "api_key_env": "CONTRACT_KEY"})), beyond=None)
+        settings = {
+            "kind": "api",
+            "model": f"openai/{server.model}",
+            "api_base": server.api_base,
+            "num_retries": 0,
+        }
+        yield Backend(
+            build_lm(Api.model_validate({**settings, "api_key_env": "CONTRACT_KEY"})), beyond=None
+        )
 
 
-BACKENDS = {made.__name__: made for made in (in_process, openai_server, openai_api, smol_in_process, llama_cpp, vllm)}
+BACKENDS = {
+    made.__name__: made
+    for made in (in_process, openai_server, openai_api, smol_in_process, llama_cpp, vllm)
+}
 SLOW = ("smol_in_process", "llama_cpp", "vllm")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BACKENDS])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BACKENDS
+    ],
+)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     yield from BACKENDS[request.param](request)
 
@@ -141,7 +174,9 @@ def test_drafts_differ_by_their_seed_and_repeat_with_it(backend: Backend) -> Non
     drafts = [backend.ask(QUESTION, temperature=1.0, seed=seed)["text"] for seed in range(4)]
     assert len(set(drafts)) > 1
     if backend.samples:
-        assert [backend.ask(QUESTION, temperature=1.0, seed=seed)["text"] for seed in range(4)] == drafts
+        assert [
+            backend.ask(QUESTION, temperature=1.0, seed=seed)["text"] for seed in range(4)
+        ] == drafts
 
 
 def test_n_drafts_of_one_call_are_n_texts(backend: Backend) -> None:
@@ -163,7 +198,9 @@ def test_32_threads_are_answered_each_its_own(backend: Backend) -> None:
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(lambda question: backend.ask(question, max_tokens=4), questions))
     counted = [answer["input_tokens"] for answer in together]
-    assert counted == [backend.ask(question, max_tokens=1)["input_tokens"] for question in questions]
+    assert counted == [
+        backend.ask(question, max_tokens=1)["input_tokens"] for question in questions
+    ]
     assert all(answer["text"] is not None and answer["output_tokens"] <= 4 for answer in together)
 
 

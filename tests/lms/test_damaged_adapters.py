@@ -1,4 +1,5 @@
-"""An adapter that is damaged, or is another model's, is one clear error before anything is answered or trained with it."""
+"""An adapter that is damaged, or is another model's, is one clear error before anything is answered
+or trained with it."""
 
 from __future__ import annotations
 
@@ -44,7 +45,11 @@ def configured(text: str | None = None, **changes: Any) -> Change:
     def change(folder: Path) -> None:
         file = folder / CONFIG
         values = {**json.loads(file.read_text()), **changes}
-        file.write_text(json.dumps({key: value for key, value in values.items() if value != "left out"}) if text is None else text)
+        file.write_text(
+            json.dumps({key: value for key, value in values.items() if value != "left out"})
+            if text is None
+            else text
+        )
 
     return change
 
@@ -62,7 +67,9 @@ UNREADABLE: dict[str, Change] = {
     "cut in the header": cut(1000),
     "cut at the end": cut(-100),
     "empty": cut(0),
-    "a header of 2^60 bytes": lambda folder: (folder / WEIGHTS).write_bytes(struct.pack("<Q", 2**60) + b"{}"),
+    "a header of 2^60 bytes": lambda folder: (folder / WEIGHTS).write_bytes(
+        struct.pack("<Q", 2**60) + b"{}"
+    ),
     "no JSON": configured("{"),
     "a list": configured("[]"),
     "deep": configured("[" * 100_000),
@@ -77,9 +84,13 @@ UNFIT: dict[str, Change] = {
     "another rank": configured(r=8),
     "an alpha in words": configured(lora_alpha="eight"),
     "modules that are not there": configured(target_modules=["nothing"]),
-    "other shapes": tensors(lambda all_: {k: v[:, :3].contiguous() if "lora_A" in k else v for k, v in all_.items()}),
+    "other shapes": tensors(
+        lambda all_: {k: v[:, :3].contiguous() if "lora_A" in k else v for k, v in all_.items()}
+    ),
     "half of the tensors": tensors(lambda all_: dict(list(all_.items())[:5])),
-    "other names": tensors(lambda all_: {name.replace("layers", "blocks"): value for name, value in all_.items()}),
+    "other names": tensors(
+        lambda all_: {name.replace("layers", "blocks"): value for name, value in all_.items()}
+    ),
     "layers of the base moved": configured(layer_replication=[[0, 2], [0, 2]]),
 }
 
@@ -89,7 +100,13 @@ def test_no_engine_takes_a_damaged_adapter(damage: str, adapter: Path, tiny_mode
     {**UNREADABLE, **UNFIT}[damage](adapter)
     engine = TransformersEngine(tiny_model, dtype="float32")
     server = ServerEngine(
-        Server(kind="server", server="vllm", model="tiny", api_base="http://127.0.0.1:9/v1", weights=str(tiny_model))  # pyright: ignore[reportCallIssue]
+        Server(
+            kind="server",
+            server="vllm",
+            model="tiny",
+            api_base="http://127.0.0.1:9/v1",
+            weights=str(tiny_model),
+        )  # pyright: ignore[reportCallIssue]
     )
     says = "adapter.* is damaged" if damage in UNREADABLE else "adapter does not fit .*tiny"
     for load in (engine.load_adapter, server.load_adapter):
@@ -100,13 +117,17 @@ def test_no_engine_takes_a_damaged_adapter(damage: str, adapter: Path, tiny_mode
 
 
 @pytest.mark.parametrize("damage", ["empty", "deep", "other shapes"])
-def test_neither_a_table_nor_a_training_starts_with_one(damage: str, adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_neither_a_table_nor_a_training_starts_with_one(
+    damage: str, adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     {**UNREADABLE, **UNFIT}[damage](adapter)
     says = "is damaged|does not fit"
     with pytest.raises(ModelError, match=says):
         build_lm(InProcess(kind="in_process", model=str(tiny_model), adapter=str(adapter)))  # pyright: ignore[reportCallIssue]
     with pytest.raises(ModelError, match=says):
-        train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), adapter=adapter, output=tmp_path / "out")
+        train_sft(
+            SFT(**QUICK), sft_rows(), base=str(tiny_model), adapter=adapter, output=tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -117,15 +138,23 @@ def test_none_is_converted_for_llama_cpp(damage: str, adapter: Path, tiny_model:
         lora_gguf.convert(adapter, tiny_model)
 
 
-def test_an_adapter_that_names_no_base_is_taken(adapter: Path, good: Path, tiny_model: Path) -> None:
+def test_an_adapter_that_names_no_base_is_taken(
+    adapter: Path, good: Path, tiny_model: Path
+) -> None:
     configured(base_model_name_or_path=None)(adapter)
     assert TransformersEngine(tiny_model).load_adapter(adapter).endswith(adapter_hash(good))
 
 
-def test_the_base_answers_as_before_after_one_was_refused(adapter: Path, good: Path, tiny_model: Path) -> None:
+def test_the_base_answers_as_before_after_one_was_refused(
+    adapter: Path, good: Path, tiny_model: Path
+) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
     asked = lambda model: serialize.response_text(  # noqa: E731
-        engine.complete(serialize.request_from_messages(model, [{"role": "user", "content": "Which press?"}], max_tokens=8))
+        engine.complete(
+            serialize.request_from_messages(
+                model, [{"role": "user", "content": "Which press?"}], max_tokens=8
+            )
+        )
     )
     before = asked(engine.model_id)
     UNFIT["other shapes"](adapter)
@@ -134,12 +163,18 @@ def test_the_base_answers_as_before_after_one_was_refused(adapter: Path, good: P
     assert asked(engine.model_id) == before != asked(engine.load_adapter(good))
 
 
-def test_law_6_weights_that_changed_since_their_id_was_given_never_answer(adapter: Path, tiny_model: Path) -> None:
+def test_law_6_weights_that_changed_since_their_id_was_given_never_answer(
+    adapter: Path, tiny_model: Path
+) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
     model = engine.load_adapter(adapter)
     tensors(lambda all_: {name: -value for name, value in all_.items()})(adapter)
     with pytest.raises(ModelError, match=r"does not hold the weights of .* any more"):
-        engine.complete(serialize.request_from_messages(model, [{"role": "user", "content": "Which press?"}], max_tokens=4))
+        engine.complete(
+            serialize.request_from_messages(
+                model, [{"role": "user", "content": "Which press?"}], max_tokens=4
+            )
+        )
 
 
 def test_law_6_what_scales_an_adapter_is_part_of_its_id(adapter: Path) -> None:
@@ -156,7 +191,11 @@ def test_a_planted_gguf_is_not_taken_for_the_adapter(
     planted = adapter / lora_gguf.file_name(adapter_hash(adapter))
     planted.write_bytes(b"GGUF planted")
     file = lora_gguf.convert(adapter, tiny_model)
-    assert file.is_relative_to(tmp_path / "cache") and file.name == planted.name and b"planted" not in file.read_bytes()[:64]
+    assert (
+        file.is_relative_to(tmp_path / "cache")
+        and file.name == planted.name
+        and b"planted" not in file.read_bytes()[:64]
+    )
     assert lora_gguf.convert(adapter, tiny_model) == file and [*file.parent.iterdir()] == [file]
 
 

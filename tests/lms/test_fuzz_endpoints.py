@@ -1,7 +1,9 @@
-"""A hostile endpoint, asked as kind "api" and as kind "server": no traceback, no wait over its deadline, no paid answer lost.
+"""A hostile endpoint, asked as kind "api" and as kind "server": no traceback, no wait over its
+deadline, no paid answer lost.
 
-One server answers in some hundred ways, from right to a reset in the middle of a header. Which of them a request gets follows from
-the seed, from what is asked and from how often it was: what fails here fails again.
+One server answers in some hundred ways, from right to a reset in the middle of a header. Which of
+them a request gets follows from the seed, from what is asked and from how often it was: what fails
+here fails again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,21 @@ from typing import Any
 
 import dspy
 import pytest
-from hostile import KEY, ODD, RIGHT, SILENT, TIMEOUT, WAYS, WRONG, Endpoint, Name, drawn, endpoint, identity, right_text
+from hostile import (
+    KEY,
+    ODD,
+    RIGHT,
+    SILENT,
+    TIMEOUT,
+    WAYS,
+    WRONG,
+    Endpoint,
+    Name,
+    drawn,
+    endpoint,
+    identity,
+    right_text,
+)
 from scripted import match, questions
 
 from cowest_dspy import Collaboration, Sampling, Store, build_lm, collect, preference_pairs
@@ -31,7 +47,14 @@ from cowest_dspy.influence.trace import Trace
 from cowest_dspy.lms import attempts
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import serialize
-from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, call_failed, failure, keeping, recorded
+from cowest_dspy.store.record import (
+    EXPECTED_FAILURES,
+    UNUSABLE,
+    call_failed,
+    failure,
+    keeping,
+    recorded,
+)
 from cowest_dspy.store.schema import UNDER_WAY
 
 KINDS = ["api", "server"]
@@ -39,7 +62,8 @@ EXAMPLES, DRAFTS, THREADS, RETRIES = 12, 3, 8, 1
 PATIENCE = 120.0
 """Seconds for an attempt at a good server, on a busy machine."""
 BUFFERS = 16 * 2**20
-"""Bytes that may be sent beyond what a client takes: the system buffers them. Of kind "api" only the deadline ends a body."""
+"""Bytes that may be sent beyond what a client takes: the system buffers them. Of kind "api" only
+the deadline ends a body."""
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +90,13 @@ def ran_out(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def lm_of(kind: str, address: str, name: str, **more: Any) -> dspy.LM:
-    values = {"kind": kind, "api_base": address, "api_key_env": "COWEST_TEST_KEY", "timeout": TIMEOUT, **more}
+    values = {
+        "kind": kind,
+        "api_base": address,
+        "api_key_env": "COWEST_TEST_KEY",
+        "timeout": TIMEOUT,
+        **more,
+    }
     values["model"] = f"openai/{name}" if kind == "api" else name
     return build_lm(Api.model_validate(values) if kind == "api" else Server.model_validate(values))
 
@@ -74,22 +104,34 @@ def lm_of(kind: str, address: str, name: str, **more: Any) -> dspy.LM:
 def stored(folder: Path) -> dict[str, dict[str, Any]]:
     """The answers that a run has, by what was asked."""
     with closing(sqlite3.connect(folder / "run.sqlite")) as db:
-        assert not db.execute("SELECT count(*) FROM failures WHERE error = ?", (UNDER_WAY,)).fetchone()[0]
+        assert not db.execute(
+            "SELECT count(*) FROM failures WHERE error = ?", (UNDER_WAY,)
+        ).fetchone()[0]
         rows = db.execute("SELECT request, response FROM calls").fetchall()
     return {identity(json.loads(request)): json.loads(response) for request, response in rows}
 
 
-def check_nothing_is_left(server: Endpoint, folder: Path, before: set[threading.Thread], caplog: pytest.LogCaptureFixture) -> None:
+def check_nothing_is_left(
+    server: Endpoint, folder: Path, before: set[threading.Thread], caplog: pytest.LogCaptureFixture
+) -> None:
     """No connection, no thread, no trace in the log, no key on the disk."""
     assert server.hanging == []
     assert server.most <= attempts.LARGEST_BODY + BUFFERS
     ours = [
-        thread for thread in set(threading.enumerate()) - before if not thread.name.startswith(("cowest-http", "cowest-look-up"))
+        thread
+        for thread in set(threading.enumerate()) - before
+        if not thread.name.startswith(("cowest-http", "cowest-look-up"))
     ]
     assert ours == []
     gc.collect()  # An error that nobody has asked a task for is logged now.
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info] == []
-    found = [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.ERROR or record.exc_info
+    ] == []
+    found = [
+        path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()
+    ]
     assert found == [] and KEY not in caplog.text
 
 
@@ -112,17 +154,34 @@ def test_each_way_to_answer_is_an_answer_that_is_kept_or_a_failure_of_its_own_ca
         return names[int(messages[-1]["content"].split()[-1])]
 
     with endpoint(lambda asked, _: way_of(asked["messages"]), lambda _: "right") as server:
-        lm = recorded(lm_of(kind, server.address, "strong", num_retries=0, **({"concurrency": 100} if kind == "server" else {})))
+        lm = recorded(
+            lm_of(
+                kind,
+                server.address,
+                "strong",
+                num_retries=0,
+                **({"concurrency": 100} if kind == "server" else {}),
+            )
+        )
         with Store(tmp_path) as store, ThreadPoolExecutor(16) as pool:
             errors = dict(zip(WAYS, pool.map(ask, names), strict=True))
         kept = {way_of(json.loads(one)[1]): answer for one, answer in stored(tmp_path).items()}
     check_nothing_is_left(server, tmp_path, before, caplog)
-    late = {name for name, error in errors.items() if error and error.startswith("timeout:")}  # on a busy machine
-    assert {name: error for name, error in errors.items() if name in RIGHT and error and name not in late} == {}
+    late = {
+        name for name, error in errors.items() if error and error.startswith("timeout:")
+    }  # on a busy machine
+    assert {
+        name: error
+        for name, error in errors.items()
+        if name in RIGHT and error and name not in late
+    } == {}
     assert [name for name, error in errors.items() if name in WRONG and not error] == []
     assert kept.keys() == {name for name, error in errors.items() if error is None}
     assert {answer["text"] for answer in kept.values()} <= {"right", ""}
-    assert all(0 <= answer["input_tokens"] + answer["output_tokens"] <= serialize.MOST_TOKENS for answer in kept.values())
+    assert all(
+        0 <= answer["input_tokens"] + answer["output_tokens"] <= serialize.MOST_TOKENS
+        for answer in kept.values()
+    )
 
 
 # A collection
@@ -138,23 +197,43 @@ def hostile(seed: int) -> Callable[[Any, int], Name]:
     return choose
 
 
-def run(kind: str, folder: Path, server: Endpoint, timeout: float = PATIENCE) -> tuple[list[Trace], list[dict[str, Any]]]:
+def run(
+    kind: str, folder: Path, server: Endpoint, timeout: float = PATIENCE
+) -> tuple[list[Trace], list[dict[str, Any]]]:
     """What a collection gives, both models of which are asked at the server."""
-    more: dict[str, Any] = {"num_retries": RETRIES, "timeout": timeout, **({"concurrency": 100} if kind == "server" else {})}
+    more: dict[str, Any] = {
+        "num_retries": RETRIES,
+        "timeout": timeout,
+        **({"concurrency": 100} if kind == "server" else {}),
+    }
     weak, strong = (lm_of(kind, server.address, name, **more) for name in ("weak", "strong"))
     program = Collaboration("question -> answer", draft="knowledge").bind(weak=weak, strong=strong)
     with Store(folder, strong=strong.model) as store:
         sampling = Sampling(drafts=DRAFTS)
-        traces = collect(program, questions(EXAMPLES), match, sampling, store=store, threads=THREADS, max_failed=1.0)
+        traces = collect(
+            program,
+            questions(EXAMPLES),
+            match,
+            sampling,
+            store=store,
+            threads=THREADS,
+            max_failed=1.0,
+        )
         return list(traces), preference_pairs(traces).rows()
 
 
 def facts(traces: Iterable[Trace]) -> list[Any]:
-    return [(trace.key, trace.draft, trace.refined, trace.alone, trace.influence, trace.error) for trace in traces]
+    return [
+        (trace.key, trace.draft, trace.refined, trace.alone, trace.influence, trace.error)
+        for trace in traces
+    ]
 
 
-def check_hostile_collection(kind: str, seed: int, folder: Path, caplog: pytest.LogCaptureFixture, ran_out: Counter[str]) -> None:
-    """Collects from a hostile server, again from one that has come to its senses, and compares with one that never was hostile."""
+def check_hostile_collection(
+    kind: str, seed: int, folder: Path, caplog: pytest.LogCaptureFixture, ran_out: Counter[str]
+) -> None:
+    """Collects from a hostile server, again from one that has come to its senses, and compares with
+    one that never was hostile."""
     before, started = set(threading.enumerate()), time.monotonic()
     with endpoint(hostile(seed)) as server:
         traces, _ = run(kind, folder / "run", server, TIMEOUT)
@@ -165,23 +244,38 @@ def check_hostile_collection(kind: str, seed: int, folder: Path, caplog: pytest.
     late = ran_out.total() - sum(server.ways[way] for way in SILENT)
     lost = [one for one in server.billed if one not in answers]
     assert len(lost) <= max(late, 0), f"what was billed is kept: {lost}"
-    assert [one for one, answer in answers.items() if answer["text"] not in server.given.get(one, set())] == []
+    assert [
+        one for one, answer in answers.items() if answer["text"] not in server.given.get(one, set())
+    ] == []
     for trace in traces:
         scores = (trace.refined_score, trace.alone_score)
         assert (trace.influence is None) == (trace.error is not None) == (None in scores), trace
         assert trace.error is None or failure_kind(trace.error), trace
-    assert all(answer["input_tokens"] + answer["output_tokens"] <= serialize.MOST_TOKENS for answer in answers.values())
+    assert all(
+        answer["input_tokens"] + answer["output_tokens"] <= serialize.MOST_TOKENS
+        for answer in answers.values()
+    )
 
     with endpoint(lambda *_: "plain") as server:
         traces, pairs = run(kind, folder / "run", server)
-        assert not server.asked.keys() & answers.keys() and set(server.asked.values()) == {1}, "what failed is asked, and only once"
+        assert not server.asked.keys() & answers.keys() and set(server.asked.values()) == {1}, (
+            "what failed is asked, and only once"
+        )
     assert not [trace.error for trace in traces if call_failed(trace.error)]
 
-    odd = {one: answer for one, answer in answers.items() if not answer["text"] or answer["finish_reason"] != "stop"}
+    odd = {
+        one: answer
+        for one, answer in answers.items()
+        if not answer["text"] or answer["finish_reason"] != "stop"
+    }
 
     def way_of(asked: Any, _: int) -> Name:
         answer = odd.get(identity(asked))
-        return "plain" if answer is None or answer["finish_reason"] == "stop" else f"finish_reason {answer['finish_reason']}"
+        return (
+            "plain"
+            if answer is None or answer["finish_reason"] == "stop"
+            else f"finish_reason {answer['finish_reason']}"
+        )
 
     def say(asked: Any) -> str:
         return odd[identity(asked)]["text"] if identity(asked) in odd else right_text(asked)
@@ -189,7 +283,9 @@ def check_hostile_collection(kind: str, seed: int, folder: Path, caplog: pytest.
     with endpoint(way_of, say) as server:
         never, same = run(kind, folder / "never", server)
     assert facts(traces) == facts(never) and pairs == same and len(pairs) > 0
-    assert {failure_kind(trace.error).split()[-1] for trace in traces if trace.error} <= set(UNUSABLE)
+    assert {failure_kind(trace.error).split()[-1] for trace in traces if trace.error} <= set(
+        UNUSABLE
+    )
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -1,4 +1,5 @@
-"""GGUF -> Hugging Face folder, on a whole but tiny llama: Q8_0 matrices, a byte-level tokenizer, a chat template."""
+"""GGUF -> Hugging Face folder, on a whole but tiny llama: Q8_0 matrices, a byte-level tokenizer, a
+chat template."""
 
 from __future__ import annotations
 
@@ -31,9 +32,14 @@ def test_the_weights_are_those_of_the_file(tiny: Path, folder: Path) -> None:
     from safetensors.numpy import load_file
 
     written = load_file(folder / "model.safetensors")
-    stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(tiny).tensors}
+    stored = {
+        tensor.name: dequantize(tensor.data, tensor.tensor_type)
+        for tensor in GGUFReader(tiny).tensors
+    }
     assert np.array_equal(written["model.embed_tokens.weight"], stored["token_embd.weight"])
-    assert np.array_equal(written["model.layers.1.mlp.down_proj.weight"], stored["blk.1.ffn_down.weight"])
+    assert np.array_equal(
+        written["model.layers.1.mlp.down_proj.weight"], stored["blk.1.ffn_down.weight"]
+    )
     assert np.array_equal(written["model.norm.weight"], stored["output_norm.weight"])
     # The embedding serves as the output too, and stands in the folder once.
     assert len(written) == len(stored)
@@ -69,7 +75,9 @@ def test_the_tokenizer_and_its_chat_template_come_along(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     tokens = tokenizer(text, add_special_tokens=False).input_ids
     assert tokens[0] == 1 and tokens.count(2) == 1
@@ -98,18 +106,26 @@ def test_the_dtype_is_the_one_asked_for(tiny: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     half = gguf.dequantize(tiny, tmp_path / "half", "bfloat16")
-    assert {tensor.dtype for tensor in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(half / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "model.gguf"
     page.write_bytes(b"<!doctype html> not found")
-    with pytest.raises(ModelError, match=r"model\.gguf is not a GGUF file: it begins with b'<!do'.*fetch it again"):
+    with pytest.raises(
+        ModelError, match=r"model\.gguf is not a GGUF file: it begins with b'<!do'.*fetch it again"
+    ):
         gguf.dequantize(page, tmp_path / "model")
 
 
-@pytest.mark.parametrize("kept", [0.002, 0.1, 0.6, 0.999], ids=["header", "vocabulary", "half", "tail"])
-def test_a_file_that_ends_too_early_is_refused_and_leaves_nothing(tiny: Path, tmp_path: Path, kept: float) -> None:
+@pytest.mark.parametrize(
+    "kept", [0.002, 0.1, 0.6, 0.999], ids=["header", "vocabulary", "half", "tail"]
+)
+def test_a_file_that_ends_too_early_is_refused_and_leaves_nothing(
+    tiny: Path, tmp_path: Path, kept: float
+) -> None:
     cut = tmp_path / "cut.gguf"
     whole = tiny.read_bytes()
     cut.write_bytes(whole[: int(kept * len(whole))])
@@ -133,7 +149,9 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
         gguf.dequantize(strange, tmp_path / "model")
 
 
-def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(tiny: Path, tmp_path: Path) -> None:
+def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(
+    tiny: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match=r"no GGUF file .*absent\.gguf"):
         gguf.dequantize(tmp_path / "absent.gguf", tmp_path / "model")
     with pytest.raises(ModelError, match='"int3" is unknown: write one of float32, bfloat16'):
@@ -145,22 +163,30 @@ def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(tiny: Path,
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
 
 
-def test_the_engine_takes_a_gguf_file_and_converts_it_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_takes_a_gguf_file_and_converts_it_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cowest_dspy.lms import TransformersEngine
     from cowest_dspy.store import serialize
 
     monkeypatch.setenv("COWEST_CACHE", str(tmp_path))
     engine = TransformersEngine(tiny, dtype="float32")
-    request = serialize.request_from_messages(engine.model_id, [{"role": "user", "content": "hell"}], max_tokens=4)
+    request = serialize.request_from_messages(
+        engine.model_id, [{"role": "user", "content": "hell"}], max_tokens=4
+    )
     answer = engine.complete(request)
     (folder,) = (tmp_path / "gguf").iterdir()
     made = folder.stat().st_mtime_ns
     again = TransformersEngine(tiny, dtype="float32")
-    assert again.model_id == engine.model_id and serialize.response_text(again.complete(request)) == serialize.response_text(answer)
+    assert again.model_id == engine.model_id and serialize.response_text(
+        again.complete(request)
+    ) == serialize.response_text(answer)
     assert folder.stat().st_mtime_ns == made
 
 
-def test_a_bf16_file_has_the_metadata_of_its_source_and_its_weights_to_eight_bits(tiny: Path, tmp_path: Path) -> None:
+def test_a_bf16_file_has_the_metadata_of_its_source_and_its_weights_to_eight_bits(
+    tiny: Path, tmp_path: Path
+) -> None:
     from gguf import GGMLQuantizationType, GGUFReader
     from gguf.quants import dequantize
 
@@ -171,11 +197,15 @@ def test_a_bf16_file_has_the_metadata_of_its_source_and_its_weights_to_eight_bit
         assert one.name == other.name and list(one.shape) == list(other.shape)
         kind = GGMLQuantizationType.BF16 if len(one.shape) > 1 else GGMLQuantizationType.F32
         values = dequantize(one.data, one.tensor_type)
-        assert other.tensor_type == kind and np.allclose(dequantize(other.data, kind), values, rtol=2**-8, atol=0)
+        assert other.tensor_type == kind and np.allclose(
+            dequantize(other.data, kind), values, rtol=2**-8, atol=0
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.BF16.gguf"]
 
 
-def test_a_bf16_file_appears_whole_or_not_at_all_and_overwrites_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_a_bf16_file_appears_whole_or_not_at_all_and_overwrites_nothing(
+    tiny: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "out.gguf"
     (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="ends too early"):

@@ -1,4 +1,5 @@
-"""Rate limits: no window holds more than is allowed, whoever asks; who waits sleeps, in the order of coming."""
+"""Rate limits: no window holds more than is allowed, whoever asks; who waits sleeps, in the order
+of coming."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ REQUESTS, TOKENS, WINDOW = 4, 100, 60.0
 
 @dataclass
 class World:
-    """A clock that only moves when somebody waits, and the calls under way, which end when their time has come."""
+    """A clock that only moves when somebody waits, and the calls under way, which end when their
+    time has come."""
 
     now: float = 0.0
     waits: int = 0
@@ -27,7 +29,9 @@ class World:
     limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
-        self.limits = Limits(REQUESTS, TOKENS, window=WINDOW, clock=lambda: self.now, waker=lambda: Waker(self))
+        self.limits = Limits(
+            REQUESTS, TOKENS, window=WINDOW, clock=lambda: self.now, waker=lambda: Waker(self)
+        )
 
     def move_to(self, later: float) -> None:
         """Time passes; calls end on the way."""
@@ -40,7 +44,8 @@ class World:
 
 @dataclass(eq=False)
 class Waker:
-    """A fake ``threading.Event``: to wait is to let the world's time pass, until the next call ends at most."""
+    """A fake ``threading.Event``: to wait is to let the world's time pass, until the next call ends
+    at most."""
 
     world: World
 
@@ -61,10 +66,18 @@ class Waker:
         return True
 
 
-# A call: seconds before it, estimated tokens, the part of them that it really takes, its seconds, when in them the server counts it
+# A call: seconds before it, estimated tokens, the part of them that it really takes, its seconds,
+# when in them the server counts it
 Calls = list[tuple[float, int, float, float, float]]
 calls = st.lists(
-    st.tuples(st.floats(0, 90), st.integers(0, TOKENS), st.floats(0, 1), st.floats(0, 100), st.floats(0, 1)), max_size=40
+    st.tuples(
+        st.floats(0, 90),
+        st.integers(0, TOKENS),
+        st.floats(0, 1),
+        st.floats(0, 100),
+        st.floats(0, 1),
+    ),
+    max_size=40,
 )
 
 
@@ -89,7 +102,9 @@ def test_nobody_spins_while_waiting(sequence: Calls) -> None:
     for number, (_, estimate, part, seconds, _) in enumerate(sequence):
         admission = world.limits.enter(estimate)
         heapq.heappush(world.ends, (world.now + seconds, number, admission, int(part * estimate)))
-    assert world.waits <= 4 * len(sequence), "a call is woken by the ends of others and by what leaves the window, and by no more"
+    assert world.waits <= 4 * len(sequence), (
+        "a call is woken by the ends of others and by what leaves the window, and by no more"
+    )
 
 
 def test_what_a_call_did_not_use_is_given_back() -> None:
@@ -166,7 +181,11 @@ def test_an_interrupt_stops_every_call_that_waits_for_its_turn_or_rests_at_once(
     def work() -> None:
         with stoppable():
             for name, wait in (("turn", None), ("turn", None), ("pause", 1)):
-                threads.append(threading.Thread(target=contextvars.copy_context().run, args=(waiting, name, wait)))
+                threads.append(
+                    threading.Thread(
+                        target=contextvars.copy_context().run, args=(waiting, name, wait)
+                    )
+                )
                 threads[-1].start()
             while len(limits._queue) < 2:
                 time.sleep(0.001)

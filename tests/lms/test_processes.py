@@ -1,4 +1,5 @@
-"""Servers that we start: small scripts that serve, die, hang or will not end, and what becomes of them."""
+"""Servers that we start: small scripts that serve, die, hang or will not end, and what becomes of
+them."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def server(log: Path) -> Iterator[ServerProcess]:
 def test_a_server_starts_at_the_first_need_and_stop_leaves_nothing(server: ServerProcess) -> None:
     assert server.pid is None
     with server.running() as place:
-        assert httpx.get(f"{place.url}/v1/models").json() == [] and place.url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{place.url}/v1/models").json() == [] and place.url.startswith(
+            "http://127.0.0.1:"
+        )
     pid = server.pid
     assert pid is not None and len(members(pid)) == 2
     server.stop()
@@ -72,11 +75,18 @@ def test_many_threads_start_one(server: ServerProcess) -> None:
         assert len(set(pool.map(use, range(32)))) == 1
 
 
-def test_a_server_that_dies_at_once_is_told_with_its_last_words_and_not_tried_again(log: Path) -> None:
+def test_a_server_that_dies_at_once_is_told_with_its_last_words_and_not_tried_again(
+    log: Path,
+) -> None:
     server = ServerProcess(command("dies"), startup=120, log=log)
     started = time.monotonic()
     for _ in range(2):
-        with pytest.raises(ModelError, match=r"(?s)exit code 3 .*server\.log.*no memory for the model"), server.running():
+        with (
+            pytest.raises(
+                ModelError, match=r"(?s)exit code 3 .*server\.log.*no memory for the model"
+            ),
+            server.running(),
+        ):
             pass
     assert time.monotonic() - started < 100 and log.read_text().count("first line\n") == 1
 
@@ -86,7 +96,11 @@ def test_a_server_that_never_answers_is_stopped_at_the_deadline(log: Path) -> No
     with pytest.raises(ModelError, match=r"did not answer within 0\.7 seconds"), server.running():
         pass
     assert server.pid is None and "GET /health" in log.read_text()
-    assert not [process for process in psutil.Process().children(recursive=True) if "never" in " ".join(process.cmdline())]
+    assert not [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "never" in " ".join(process.cmdline())
+    ]
 
 
 def test_a_server_that_will_not_end_is_ended(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +165,9 @@ if sys.argv[1] == "stays":
 
 @pytest.mark.parametrize("end", ["stays", "ends"])
 def test_a_server_ends_with_us_however_we_end(end: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", STARTER, end, *command()], stdout=subprocess.PIPE, text=True) as ours:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, end, *command()], stdout=subprocess.PIPE, text=True
+    ) as ours:
         assert ours.stdout is not None
         pid, log = ours.stdout.readline().split()
         if end == "stays":
@@ -166,14 +182,23 @@ def test_a_command_that_cannot_be_says_so(log: Path) -> None:
     with pytest.raises(ModelError, match=r'has no "\{port\}"'):
         ServerProcess(["llama-server"], startup=1)
     missing = ServerProcess(["no-such-server-here", "{port}"], startup=1, log=log)
-    with pytest.raises(ModelError, match="there is no program no-such-server-here"), missing.running():
+    with (
+        pytest.raises(ModelError, match="there is no program no-such-server-here"),
+        missing.running(),
+    ):
         pass
 
 
-def test_the_launcher_of_llama_cpp_teaches_and_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_launcher_of_llama_cpp_teaches_and_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         llama_server.main(["--help"])
     help_text = capsys.readouterr().out
-    assert "until SIGTERM" in help_text and "--lora-init-without-apply" in help_text and "BF16" in help_text
+    assert (
+        "until SIGTERM" in help_text
+        and "--lora-init-without-apply" in help_text
+        and "BF16" in help_text
+    )
     assert llama_server.main(["--model", "nowhere.gguf", "--lora", "none.gguf"]) == 1
     assert "there is no file nowhere.gguf, none.gguf" in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""Real servers, llama.cpp's and (after `make vllm`) vLLM's, with the demo's weak model, beside the engine in this process with the
-same weights. One smoke in `make test`, the rest in the long tier."""
+"""Real servers, llama.cpp's and (after `make vllm`) vLLM's, with the demo's weak model, beside the
+engine in this process with the same weights. One smoke in `make test`, the rest in the long tier.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +36,15 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module", params=["llama_cpp", "vllm"])
-def engine(request: pytest.FixtureRequest, real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerEngine]:
+def engine(
+    request: pytest.FixtureRequest, real_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerEngine]:
     log = tmp_path_factory.mktemp("log") / "vllm.log"
-    made = llama_cpp_engine(real_models) if request.param == "llama_cpp" else vllm_engine(real_models, log)
+    made = (
+        llama_cpp_engine(real_models)
+        if request.param == "llama_cpp"
+        else vllm_engine(real_models, log)
+    )
     yield made
     made.close()
 
@@ -52,13 +59,18 @@ def in_process(real_models: Path) -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def adapters(real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return [make_mild_adapter(real_models / SMOL, tmp_path_factory.mktemp("mild") / str(seed), seed) for seed in (1, 2)]
+    return [
+        make_mild_adapter(real_models / SMOL, tmp_path_factory.mktemp("mild") / str(seed), seed)
+        for seed in (1, 2)
+    ]
 
 
 def ask(engine: Any, question: str, model: str | None = None, **settings: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}]
     return serialize.response_to_dict(
-        engine.complete(serialize.request_from_messages(model or engine.model_id, messages, **settings))
+        engine.complete(
+            serialize.request_from_messages(model or engine.model_id, messages, **settings)
+        )
     )
 
 
@@ -68,18 +80,26 @@ def close(lm: dspy.LM) -> None:
     lm.engine.close()
 
 
-def agree(engine: ServerEngine, in_process: TransformersEngine, models: tuple[str | None, str | None] = (None, None)) -> int:
-    """How many greedy answers are the same; as far as they are, so are the log-probabilities, to what BF16 sums allow."""
+def agree(
+    engine: ServerEngine,
+    in_process: TransformersEngine,
+    models: tuple[str | None, str | None] = (None, None),
+) -> int:
+    """How many greedy answers are the same; as far as they are, so are the log-probabilities, to
+    what BF16 sums allow."""
     same, apart = 0, list[float]()
     for question in QUESTIONS:
-        served, ours = (ask(one, question, model, max_tokens=12, logprobs=0) for one, model in zip((engine, in_process), models))  # noqa: B905
+        served, ours = (
+            ask(one, question, model, max_tokens=12, logprobs=0)
+            for one, model in zip((engine, in_process), models, strict=False)
+        )
         same += served["text"] == ours["text"]
         for one, other in zip(served["logprobs"], ours["logprobs"], strict=False):
             if one["token"] != other["token"]:
                 break
             apart.append(abs(one["logprob"] - other["logprob"]))
-    # What another adapter had computed, or rows in another order, is apart by 0.4 and more. This is BF16 against float32: of the
-    # weights alone in llama.cpp, of everything in vLLM.
+    # What another adapter had computed, or rows in another order, is apart by 0.4 and more. This is
+    # BF16 against float32: of the weights alone in llama.cpp, of everything in vLLM.
     assert max(apart) < 0.4 and sum(apart) / len(apart) < 0.05
     return same
 
@@ -90,7 +110,10 @@ def test_greedy_answers_and_usage_are_those_of_the_engine_in_this_process(
     assert agree(engine, in_process) >= 7
     served, ours = (ask(one, QUESTIONS[0], max_tokens=24) for one in (engine, in_process))
     assert "Paris" in served["text"] and served["finish_reason"] == "stop"
-    assert (served["input_tokens"], served["output_tokens"]) == (ours["input_tokens"], ours["output_tokens"])
+    assert (served["input_tokens"], served["output_tokens"]) == (
+        ours["input_tokens"],
+        ours["output_tokens"],
+    )
     assert engine.model_id.split("@")[1] == in_process.model_id.split("@")[1]
 
 
@@ -98,8 +121,12 @@ def test_greedy_answers_and_usage_are_those_of_the_engine_in_this_process(
 def test_drafts_differ_by_their_seed_and_repeat_with_it(engine: ServerEngine) -> None:
     story = "Tell a story about a mill."
     ask(engine, story, max_tokens=1)
-    # One at a time, and after an equal prompt: what shares the batch, or is in the server's memory, can change a sample.
-    drafts = [ask(engine, story, max_tokens=12, temperature=1.0, seed=seed)["text"] for seed in (1, 2, 3, 4, 1)]
+    # One at a time, and after an equal prompt: what shares the batch, or is in the server's memory,
+    # can change a sample.
+    drafts = [
+        ask(engine, story, max_tokens=12, temperature=1.0, seed=seed)["text"]
+        for seed in (1, 2, 3, 4, 1)
+    ]
     assert len(set(drafts)) == 4 and drafts[0] == drafts[-1]
     greedy = ask(engine, story, max_tokens=12)["text"]
     assert ask(engine, story, max_tokens=12, temperature=1.0, top_k=1)["text"] == greedy
@@ -113,14 +140,17 @@ def test_stop_strings_and_max_tokens_end_an_answer(engine: ServerEngine) -> None
     stop = whole["text"][8:11]
     cut = ask(engine, QUESTIONS[3], max_tokens=10, stop=(stop,), logprobs=0)
     assert cut["text"] == whole["text"].split(stop)[0] and cut["finish_reason"] == "stop"
-    # Of a token that a stop string cuts in two, llama.cpp keeps the text alone, and vLLM gives the log-probability of all of it.
+    # Of a token that a stop string cuts in two, llama.cpp keeps the text alone, and vLLM gives the
+    # log-probability of all of it.
     spelled = "".join(one["token"] for one in cut["logprobs"])
     assert spelled and (cut["text"].startswith(spelled) or spelled.startswith(cut["text"]))
 
 
 @pytest.mark.slow
 def test_any_text_goes_through_and_a_long_prompt_up_to_the_context(engine: ServerEngine) -> None:
-    assert ask(engine, "Grüße, 東京 🌊 \u200b\x07 <|im_end|> {{x}}", max_tokens=8)["output_tokens"] > 0
+    assert (
+        ask(engine, "Grüße, 東京 🌊 \u200b\x07 <|im_end|> {{x}}", max_tokens=8)["output_tokens"] > 0
+    )
     assert ask(engine, "word " * (CONTEXT - 80), max_tokens=4)["input_tokens"] > CONTEXT - 100
     with pytest.raises(ContextLengthError, match="exceeds"):
         ask(engine, "word " * CONTEXT, max_tokens=4)
@@ -131,9 +161,14 @@ def test_32_threads_get_their_own_answers(engine: ServerEngine) -> None:
     asked = [f"Repeat this word: {word}" for word in ("apple", "river", "stone", "cloud")] * 16
     alone = {question: ask(engine, question, max_tokens=6)["text"] for question in asked[:4]}
     with ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(lambda question: ask(engine, question, max_tokens=6)["text"], asked))
+        answers = list(
+            pool.map(lambda question: ask(engine, question, max_tokens=6)["text"], asked)
+        )
     assert len(set(alone.values())) > 1
-    assert sum(answer == alone[question] for question, answer in zip(asked, answers, strict=True)) >= 60
+    assert (
+        sum(answer == alone[question] for question, answer in zip(asked, answers, strict=True))
+        >= 60
+    )
 
 
 @pytest.mark.slow
@@ -147,15 +182,20 @@ def test_adapters_speak_as_in_this_process_and_the_base_stays_as_it_was(
         assert agree(engine, in_process, ids) >= 7
     models = [engine.model_id, *(engine.load_adapter(adapter) for adapter in adapters)]
     if engine.settings.server == "vllm":
-        # On the CPU, vLLM 0.32 adds the adapter of its last slot to the base's rows of a mixed batch (see VllmAdapters).
+        # On the CPU, vLLM 0.32 adds the adapter of its last slot to the base's rows of a mixed
+        # batch (see VllmAdapters).
         assert [ask(engine, question, max_tokens=12)["text"] for question in QUESTIONS] == before
         models = models[1:]
-    # Base and adapters at once, over and over: what one has computed of a prompt is never another's.
+    # Base and adapters at once, over and over: what one has computed of a prompt is never
+    # another's.
     alone = [ask(engine, question, models[0], max_tokens=12)["text"] for question in QUESTIONS]
     asked = [(question, model) for question in QUESTIONS for model in models] * 2
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda one: ask(engine, *one, max_tokens=12)["text"], asked))
-    spoken = {model: [a for a, (_, m) in zip(answers, asked, strict=True) if m == model] for model in models}
+    spoken = {
+        model: [a for a, (_, m) in zip(answers, asked, strict=True) if m == model]
+        for model in models
+    }
     assert sum(one == other for one, other in zip(spoken[models[0]], alone * 2, strict=True)) >= 14
     assert len({tuple(texts[:10]) for texts in spoken.values()}) == len(models)
     assert isinstance(engine, TunableEngine)
@@ -173,9 +213,13 @@ def test_close_leaves_no_process_and_the_next_question_starts_another(real_model
 
 
 @pytest.mark.slow
-def test_the_backend_file_of_llama_cpp_runs_as_it_stands_and_its_weak_model_is_tuned(real_models: Path, tmp_path: Path) -> None:
+def test_the_backend_file_of_llama_cpp_runs_as_it_stands_and_its_weak_model_is_tuned(
+    real_models: Path, tmp_path: Path
+) -> None:
     root = Path(__file__).parents[2]
-    config = load_config([root / "programs/handbook.toml", root / "programs/backends/llama_cpp.toml"])
+    config = load_config(
+        [root / "programs/handbook.toml", root / "programs/backends/llama_cpp.toml"]
+    )
     llama_cpp_engine(real_models)  # skips where its file or its package is missing
     assert config.sft is not None
     once = config.sft.model_copy(update={"settings": {**config.sft.settings, "max_steps": 1}})

@@ -1,4 +1,5 @@
-"""The next token of every row: laws of the distribution, and that rows do not disturb each other."""
+"""The next token of every row: laws of the distribution, and that rows do not disturb each
+other."""
 
 from __future__ import annotations
 
@@ -30,27 +31,37 @@ def drawn(logits: list[float], count: int = 1, **settings: Any) -> list[int]:
 
 @settings(max_examples=60)
 @given(LOGITS, st.integers(0, 2**40), st.integers(1, 12))
-def test_top_k_never_takes_a_token_that_k_others_beat(logits: list[float], seed: int, top_k: int) -> None:
+def test_top_k_never_takes_a_token_that_k_others_beat(
+    logits: list[float], seed: int, top_k: int
+) -> None:
     token = drawn(logits, seed=seed, top_k=top_k)[0]
     assert sum(other > logits[token] for other in logits) < top_k
 
 
 @settings(max_examples=60)
 @given(LOGITS, st.integers(0, 2**40), st.floats(0.05, 0.95))
-def test_top_p_never_takes_a_token_when_likelier_ones_have_the_mass(logits: list[float], seed: int, top_p: float) -> None:
+def test_top_p_never_takes_a_token_when_likelier_ones_have_the_mass(
+    logits: list[float], seed: int, top_p: float
+) -> None:
     token = drawn(logits, seed=seed, top_p=top_p)[0]
     weights = [math.exp(one - max(logits)) for one in logits]
-    likelier = sum(weight for weight, one in zip(weights, logits, strict=True) if one > logits[token])
+    likelier = sum(
+        weight for weight, one in zip(weights, logits, strict=True) if one > logits[token]
+    )
     assert likelier / sum(weights) < top_p + 1e-5
 
 
 @settings(max_examples=40)
-@given(st.lists(LOGITS.filter(lambda one: len(one) == 5), min_size=1, max_size=9), st.integers(0, 99))
+@given(
+    st.lists(LOGITS.filter(lambda one: len(one) == 5), min_size=1, max_size=9), st.integers(0, 99)
+)
 def test_a_row_draws_the_same_whatever_is_beside_it(rows: list[list[float]], seed: int) -> None:
     import torch
 
     alone = [drawn(logits, seed=seed + place)[0] for place, logits in enumerate(rows)]
-    assert choose(torch.tensor(rows), [row(seed=seed + place) for place in range(len(rows))]) == alone
+    assert (
+        choose(torch.tensor(rows), [row(seed=seed + place) for place in range(len(rows))]) == alone
+    )
 
 
 def test_what_is_drawn_is_distributed_as_the_softmax_says() -> None:
@@ -60,8 +71,12 @@ def test_what_is_drawn_is_distributed_as_the_softmax_says() -> None:
     total = sum(math.exp(one) for one in logits)
     for token, one in enumerate(logits):
         expected = math.exp(one) / total
-        # Five standard errors: with fixed seeds the test repeats, and it would not have passed by chance alone.
-        assert abs(found[token] / count - expected) <= 5 * math.sqrt(expected * (1 - expected) / count) + 1e-9
+        # Five standard errors: with fixed seeds the test repeats, and it would not have passed by
+        # chance alone.
+        assert (
+            abs(found[token] / count - expected)
+            <= 5 * math.sqrt(expected * (1 - expected) / count) + 1e-9
+        )
 
 
 def test_a_cold_row_beside_a_warm_one_is_greedy() -> None:
@@ -69,7 +84,9 @@ def test_a_cold_row_beside_a_warm_one_is_greedy() -> None:
 
     items = [row(temperature=0.0), row(seed=3), row(temperature=0.0)]
     chosen = choose(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [3.0, 2.0, 9.0]]), items)
-    assert (chosen[0], chosen[2]) == (1, 2) and [item.tokens for item in items] == [[token] for token in chosen]
+    assert (chosen[0], chosen[2]) == (1, 2) and [item.tokens for item in items] == [
+        [token] for token in chosen
+    ]
 
 
 def test_a_large_vocabulary_is_cut_as_a_small_one() -> None:

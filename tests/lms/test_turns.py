@@ -23,5 +23,7 @@ begun.wait()
 
 
 def test_a_process_that_ends_during_a_computation_is_not_aborted() -> None:
-    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS], capture_output=True, text=True, check=False, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")

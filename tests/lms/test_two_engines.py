@@ -11,15 +11,23 @@ from cowest_dspy import TransformersEngine
 from cowest_dspy.store import serialize
 
 
-def test_models_that_are_first_asked_at_the_same_moment_load_whole(tiny_model: Path, tmp_path: Path) -> None:
+def test_models_that_are_first_asked_at_the_same_moment_load_whole(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folders = [make_tiny_model(tmp_path / f"model-{seed}", seed=seed) for seed in range(4)]
 
     def ask(engine: TransformersEngine) -> str:
         return serialize.response_text(
-            engine.complete(serialize.request_from_messages(engine.model_id, [{"role": "user", "content": "hi"}], max_tokens=8))
+            engine.complete(
+                serialize.request_from_messages(
+                    engine.model_id, [{"role": "user", "content": "hi"}], max_tokens=8
+                )
+            )
         )
 
     one_by_one = [ask(TransformersEngine(folder, dtype="float32")) for folder in folders]
     with ThreadPoolExecutor(4) as pool:
-        at_once = list(pool.map(ask, [TransformersEngine(folder, dtype="float32") for folder in folders]))
+        at_once = list(
+            pool.map(ask, [TransformersEngine(folder, dtype="float32") for folder in folders])
+        )
     assert at_once == one_by_one and len(set(at_once)) > 1

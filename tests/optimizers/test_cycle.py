@@ -1,4 +1,5 @@
-"""Cycles: optimisers in a declared order, also DSPy's own BetterTogether; all of them really run, on scripted or tiny models."""
+"""Cycles: optimisers in a declared order, also DSPy's own BetterTogether; all of them really run,
+on scripted or tiny models."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ from typing import Any
 import dspy
 import pytest
 from round_parts import examples, student, taught  # noqa: F401 - fixtures
-from scripted import grading, instructions, match, miprov2, proposer, questions, strong_that_reads, together, weak_that_obeys
+from scripted import (
+    grading,
+    instructions,
+    match,
+    miprov2,
+    proposer,
+    questions,
+    strong_that_reads,
+    together,
+    weak_that_obeys,
+)
 
 from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.errors import ProgramError
@@ -32,7 +43,12 @@ def gepa(program: Collaboration) -> Any:
     )
 
 
-MIPRO = {"num_trials": 5, "minibatch": False, "program_aware_proposer": False, "data_aware_proposer": False}
+MIPRO = {
+    "num_trials": 5,
+    "minibatch": False,
+    "program_aware_proposer": False,
+    "data_aware_proposer": False,
+}
 
 
 def cowest(run: Path) -> CoWest:
@@ -45,11 +61,18 @@ def cowest(run: Path) -> CoWest:
 
 def test_the_best_program_wins_and_its_interval_is_told(tmp_path: Path) -> None:
     program = together(weak_that_obeys(), strong_that_reads())
-    cycle = Cycle(match, "few -> prompts", {"prompts": gepa, "few": dspy.LabeledFewShot(k=0)}, run=tmp_path / "run")
+    cycle = Cycle(
+        match,
+        "few -> prompts",
+        {"prompts": gepa, "few": dspy.LabeledFewShot(k=0)},
+        run=tmp_path / "run",
+    )
     best = cycle.compile(program, trainset=questions(8), valset=questions(12)[8:])
     start, few, prompts = best.steps
     assert (start.name, start.score, start.gain, start.best) == ("start", 0.0, None, True)
-    assert (few.name, few.score, few.best) == ("few", 0.0, False), "no better than the start: the next step goes on from that"
+    assert (few.name, few.score, few.best) == ("few", 0.0, False), (
+        "no better than the start: the next step goes on from that"
+    )
     assert prompts.score == 1.0 and prompts.best
     assert prompts.gain and (prompts.gain.mean, prompts.gain.better, prompts.gain.n) == (1.0, 4, 4)
     assert best(question="Question number 40?").answer == "40"
@@ -59,7 +82,9 @@ def test_the_best_program_wins_and_its_interval_is_told(tmp_path: Path) -> None:
     assert StepResult.from_dict({**vars(prompts), "gain": vars(prompts.gain)}) == prompts
 
 
-def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answers(tmp_path: Path) -> None:
+def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answers(
+    tmp_path: Path,
+) -> None:
     train, held = questions(8), questions(12)[8:]
 
     def breaks(program: Collaboration) -> Any:
@@ -68,9 +93,9 @@ def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answer
     strong = strong_that_reads()
     program = together(weak_that_obeys(), strong)
     with pytest.raises(KeyboardInterrupt):
-        Cycle(match, "prompts -> more", {"prompts": gepa, "more": breaks}, run=tmp_path / "run").compile(
-            program, trainset=train, valset=held
-        )
+        Cycle(
+            match, "prompts -> more", {"prompts": gepa, "more": breaks}, run=tmp_path / "run"
+        ).compile(program, trainset=train, valset=held)
     asked = len(strong.asked)
     made: list[str] = []
 
@@ -79,18 +104,28 @@ def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answer
         return dspy.LabeledFewShot(k=1)
 
     steps = {"prompts": breaks, "more": counted}
-    best = Cycle(match, "prompts -> more", steps, run=tmp_path / "run").compile(program, trainset=train, valset=held)
-    assert [step.name for step in best.steps] == ["start", "prompts", "more"], "the first step was read, and not made again"
+    best = Cycle(match, "prompts -> more", steps, run=tmp_path / "run").compile(
+        program, trainset=train, valset=held
+    )
+    assert [step.name for step in best.steps] == ["start", "prompts", "more"], (
+        "the first step was read, and not made again"
+    )
     assert made == instructions(best.draft)[:1]
     assert best(question="Question number 40?").answer == "40"
     assert len(strong.asked) <= asked + len(held) + 1
 
 
-@pytest.mark.parametrize(("target", "changed", "kept"), [("draft", "draft", "refine"), ("refine", "refine", "draft")])
-def test_a_target_closes_the_other_part(tmp_path: Path, target: Any, changed: str, kept: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "changed", "kept"), [("draft", "draft", "refine"), ("refine", "refine", "draft")]
+)
+def test_a_target_closes_the_other_part(
+    tmp_path: Path, target: Any, changed: str, kept: str
+) -> None:
     program = together(weak_that_obeys(), strong_that_reads())
     steps = {"shots": dspy.LabeledFewShot(k=2)}
-    cycle = Cycle(lambda *_, **__: 0.5, "shots", steps, targets={"shots": target}, run=tmp_path / "run")
+    cycle = Cycle(
+        lambda *_, **__: 0.5, "shots", steps, targets={"shots": target}, run=tmp_path / "run"
+    )
     cycle.compile(program, trainset=questions(4), valset=questions(6)[4:])
     with Store(tmp_path / "run") as store:
         state = store.record("step", "1 shots") or {}
@@ -99,18 +134,24 @@ def test_a_target_closes_the_other_part(tmp_path: Path, target: Any, changed: st
 
 def test_what_a_strategy_cannot_name(tmp_path: Path) -> None:
     steps = {"prompts": dspy.LabeledFewShot(k=1)}
-    with pytest.raises(ProgramError, match=r'names "promts", which is no step. Did you mean "prompts"'):
+    with pytest.raises(
+        ProgramError, match=r'names "promts", which is no step. Did you mean "prompts"'
+    ):
         Cycle(match, "promts", steps)
     with pytest.raises(ProgramError, match='is "draft", "refine" or "both"'):
         Cycle(match, "prompts", steps, targets={"prompts": "all"})  # pyright: ignore
     cycle = Cycle(match, "prompts", steps, run=tmp_path)
     with pytest.raises(ProgramError, match="a Predict was given"):
-        cycle.compile(dspy.Predict("question -> answer"), trainset=questions(1), valset=questions(1))  # pyright: ignore
+        cycle.compile(
+            dspy.Predict("question -> answer"), trainset=questions(1), valset=questions(1)
+        )  # pyright: ignore
 
 
 def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) -> None:
     steps = {"weights": cowest(tmp_path / "unused"), "prompts": dspy.LabeledFewShot(k=1)}
-    cycle = Cycle(match, "weights -> prompts", steps, targets={"prompts": "refine"}, run=tmp_path / "run")
+    cycle = Cycle(
+        match, "weights -> prompts", steps, targets={"prompts": "refine"}, run=tmp_path / "run"
+    )
     first = cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
     assert not (tmp_path / "unused").exists(), "inside a cycle the rounds are in its run"
     assert first.steps[1].weak != first.steps[0].weak
@@ -141,24 +182,54 @@ def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_
         optimizer = cowest(tmp_path / "unused")
         optimizer.watch = InterruptedAt(interrupted_at)
         steps = {"weights": optimizer, "prompts": dspy.LabeledFewShot(k=1)}
-        cycle = Cycle(match, "weights -> prompts -> weights", steps, targets={"prompts": "refine"}, run=run)
+        cycle = Cycle(
+            match, "weights -> prompts -> weights", steps, targets={"prompts": "refine"}, run=run
+        )
         return cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
 
     def kept(run: Path) -> Any:
         with Store(run) as store:
-            adapters = {name: (record["model"], record["history"]) for name, record in store.records("adapter").items()}
-            traces = {key: (record["round"], record["completion"]) for key, record in store.records("trace").items()}
-            return adapters, traces, store.records("round"), list(store.records("done")), store.calls()
+            adapters = {
+                name: (record["model"], record["history"])
+                for name, record in store.records("adapter").items()
+            }
+            traces = {
+                key: (record["round"], record["completion"])
+                for key, record in store.records("trace").items()
+            }
+            return (
+                adapters,
+                traces,
+                store.records("round"),
+                list(store.records("done")),
+                store.calls(),
+            )
 
     whole = walk(tmp_path / "whole")
     adapters, traces, rounds, done, calls = kept(tmp_path / "whole")
     assert list(adapters) == ["dpo", "dpo 2"] and done == ["collect", "collect 2"]
-    assert [record["number"] for record in rounds.values()] == [1, 2] and {number for number, _ in traces.values()} == {1, 2}
-    assert (rounds["1"]["start"], rounds["1"]["model"]) == (whole.steps[0].weak, whole.steps[1].weak)
-    assert (rounds["2"]["start"], rounds["2"]["model"]) == (whole.steps[2].weak, whole.steps[3].weak)
-    assert (tmp_path / "whole" / "pairs.jsonl").read_bytes() != (tmp_path / "whole" / "pairs-2.jsonl").read_bytes()
+    assert [record["number"] for record in rounds.values()] == [1, 2] and {
+        number for number, _ in traces.values()
+    } == {1, 2}
+    assert (rounds["1"]["start"], rounds["1"]["model"]) == (
+        whole.steps[0].weak,
+        whole.steps[1].weak,
+    )
+    assert (rounds["2"]["start"], rounds["2"]["model"]) == (
+        whole.steps[2].weak,
+        whole.steps[3].weak,
+    )
+    assert (tmp_path / "whole" / "pairs.jsonl").read_bytes() != (
+        tmp_path / "whole" / "pairs-2.jsonl"
+    ).read_bytes()
     again = walk(tmp_path / "whole")
-    assert again.steps == whole.steps and kept(tmp_path / "whole") == (adapters, traces, rounds, done, calls)
+    assert again.steps == whole.steps and kept(tmp_path / "whole") == (
+        adapters,
+        traces,
+        rounds,
+        done,
+        calls,
+    )
     for title in ("Collecting drafts and their influence, round 2", "Preference tuning, round 2"):
         run = tmp_path / title.split()[0]
         with pytest.raises(KeyboardInterrupt):
@@ -172,18 +243,28 @@ def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_
 
 @pytest.mark.parametrize("strategy", ["p -> w", "w -> p"])
 @pytest.mark.parametrize("prompts", ["gepa", "miprov2"])
-def test_better_together(student: Collaboration, tmp_path: Path, strategy: str, prompts: str) -> None:
+def test_better_together(
+    student: Collaboration, tmp_path: Path, strategy: str, prompts: str
+) -> None:
     of = {
-        "gepa": lambda: dspy.GEPA(metric=grading, max_metric_calls=12, reflection_lm=proposer([]), num_threads=1),
+        "gepa": lambda: dspy.GEPA(
+            metric=grading, max_metric_calls=12, reflection_lm=proposer([]), num_threads=1
+        ),
         "miprov2": lambda: miprov2(grading, proposer([])),
     }
     both = dspy.BetterTogether(metric=grading, p=of[prompts](), w=cowest(tmp_path / "run"))
     arguments = {"p": MIPRO} if prompts == "miprov2" else {}
     best: Any = both.compile(
-        student, trainset=examples("train", 10), valset=examples("dev", 3), strategy=strategy, optimizer_compile_args=arguments
+        student,
+        trainset=examples("train", 10),
+        valset=examples("dev", 3),
+        strategy=strategy,
+        optimizer_compile_args=arguments,
     )
     assert not best.flag_compilation_error_occurred
     weaks = {one["strategy"]: one["program"].weak.model for one in best.candidate_programs}
     assert len(weaks) == 3 and weaks[""] == student.weak.model
     assert weaks[strategy] != student.weak.model, "the weak model was tuned"
-    assert {one["program"].strong.model for one in best.candidate_programs} == {student.strong.model}
+    assert {one["program"].strong.model for one in best.candidate_programs} == {
+        student.strong.model
+    }

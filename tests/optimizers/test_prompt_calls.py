@@ -1,4 +1,5 @@
-"""What prompt optimisers ask, reckoned from their settings: held against what each of them really asks of scripted models."""
+"""What prompt optimisers ask, reckoned from their settings: held against what each of them really
+asks of scripted models."""
 
 from __future__ import annotations
 
@@ -19,10 +20,18 @@ FEW = {"max_bootstrapped_demos": 2, "max_labeled_demos": 0}
 MIPRO = {"num_trials": 4, "program_aware_proposer": False, "data_aware_proposer": False}
 STEPS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("GEPA", {"max_metric_calls": 40, "reflection_minibatch_size": 2}, {}),
-    ("GEPA", {"max_metric_calls": 40, "reflection_minibatch_size": 3, "component_selector": "all"}, {}),
+    (
+        "GEPA",
+        {"max_metric_calls": 40, "reflection_minibatch_size": 3, "component_selector": "all"},
+        {},
+    ),
     ("GEPA", {"max_full_evals": 2}, {}),
     ("MIPROv2", {"auto": None, "num_candidates": 4, **FEW}, {**MIPRO, "minibatch": False}),
-    ("MIPROv2", {"auto": None, "num_candidates": 3, **FEW}, {**MIPRO, "minibatch_size": 2, "minibatch_full_eval_steps": 3}),
+    (
+        "MIPROv2",
+        {"auto": None, "num_candidates": 3, **FEW},
+        {**MIPRO, "minibatch_size": 2, "minibatch_full_eval_steps": 3},
+    ),
     ("MIPROv2", {"auto": "light", "max_bootstrapped_demos": 0, "max_labeled_demos": 0}, {}),
     ("SIMBA", {"bsize": 6, "num_candidates": 2, "max_steps": 2, "max_demos": 1}, {}),
     ("BootstrapFewShot", FEW, {}),
@@ -35,8 +44,11 @@ def rules(**values: Any) -> StepRules:
     return StepRules.model_validate(values)
 
 
-def really_asked(optimizer: str, settings: dict[str, Any], compiled: dict[str, Any], target: Any, run: Path) -> tuple[int, int]:
-    """Runs of the program and prompts asked for, by a step of a cycle; each question counts, whether a store knows it or not."""
+def really_asked(
+    optimizer: str, settings: dict[str, Any], compiled: dict[str, Any], target: Any, run: Path
+) -> tuple[int, int]:
+    """Runs of the program and prompts asked for, by a step of a cycle; each question counts,
+    whether a store knows it or not."""
     runs: list[Any] = []
     prompts: list[str] = []
     lm = proposer(prompts)
@@ -64,7 +76,14 @@ def really_asked(optimizer: str, settings: dict[str, Any], compiled: dict[str, A
         return getattr(dspy, optimizer)(**given, **settings)
 
     split = questions(TRAIN + DEV)
-    cycle = Cycle(match, "step", {"step": make}, targets={"step": target}, compile_args={"step": compiled}, run=run)
+    cycle = Cycle(
+        match,
+        "step",
+        {"step": make},
+        targets={"step": target},
+        compile_args={"step": compiled},
+        run=run,
+    )
     cycle.compile(program, trainset=split[:TRAIN], valset=split[TRAIN:])
     # The cycle's own evaluations, before and after, are not the optimiser's.
     return len(runs) - questioned[0] - DEV, len(prompts)
@@ -75,7 +94,9 @@ def really_asked(optimizer: str, settings: dict[str, Any], compiled: dict[str, A
 def test_an_optimiser_asks_at_most_what_was_reckoned(
     optimizer: str, settings: dict[str, Any], compiled: dict[str, Any], target: Any, tmp_path: Path
 ) -> None:
-    found = asked(rules(optimizer=optimizer, settings=settings, compile=compiled, target=target), TRAIN, DEV)
+    found = asked(
+        rules(optimizer=optimizer, settings=settings, compile=compiled, target=target), TRAIN, DEV
+    )
     assert found is not None
     runs, prompts = really_asked(optimizer, settings, compiled, target, tmp_path / "run")
     assert runs <= found.most_runs and found.runs <= found.most_runs
@@ -89,9 +110,12 @@ def test_what_is_given_counts_more_than_the_defaults_of_dspy() -> None:
     assert asked(rules(optimizer="BootstrapFewShot"), 100, 10) == Asked(8, 100)
     # Two demonstrations each for an unshuffled set and 3 others; 6 programs on dev.
     small = {"max_bootstrapped_demos": 2, "num_candidate_programs": 3}
-    assert asked(rules(optimizer="BootstrapFewShotWithRandomSearch", settings=small), 100, 10) == Asked(60 + 16, 60 + 400)
+    assert asked(
+        rules(optimizer="BootstrapFewShotWithRandomSearch", settings=small), 100, 10
+    ) == Asked(60 + 16, 60 + 400)
     assert asked(rules(optimizer="recipe.py:make"), 100, 10) is None
-    # Of 300 runs 40 are the first look at dev; a try takes two minibatches of 3, and asks for one prompt.
+    # Of 300 runs 40 are the first look at dev; a try takes two minibatches of 3, and asks for one
+    # prompt.
     made = asked(rules(optimizer="GEPA", settings={"max_metric_calls": 300}), 100, 40)
     assert made == Asked(300, 300 + 6 + 40, 44, 87, judged=True)
     modes: list[tuple[Any, int]] = [("light", 1), ("medium", 2), ("heavy", 3)]

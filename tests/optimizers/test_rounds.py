@@ -1,4 +1,5 @@
-"""Rounds: a tuned model is taken only when held-out examples say so; every step once; and all of it as a DSPy optimiser."""
+"""Rounds: a tuned model is taken only when held-out examples say so; every step once; and all of it
+as a DSPy optimiser."""
 
 from __future__ import annotations
 
@@ -45,9 +46,13 @@ def test_a_compiled_program_has_another_weak_model_and_the_student_has_not(
     student: Collaboration, optimizer: Callable[..., CoWest]
 ) -> None:
     weak = student.weak.model
-    better = optimizer(**ALWAYS).compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
+    better = optimizer(**ALWAYS).compile(
+        student, trainset=examples("train", 10), valset=examples("dev", 4)
+    )
     (one,) = better.rounds
-    assert one.accepted and one.model == better.weak.model != weak == student.weak.model == one.start
+    assert (
+        one.accepted and one.model == better.weak.model != weak == student.weak.model == one.start
+    )
     assert better.strong.model == student.strong.model
     assert one.gain is not None and one.gain.examples == 4 and one.pairs >= 2
     assert (better.run / "adapters").is_dir() and better._compiled and not student._compiled
@@ -55,18 +60,30 @@ def test_a_compiled_program_has_another_weak_model_and_the_student_has_not(
     assert Round.from_dict({**vars(one), "gain": vars(one.gain)}) == one
 
 
-def test_a_second_round_is_on_policy_and_may_replay_the_first(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
-    made = optimizer(count=2, replay=True, **ALWAYS).compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
+def test_a_second_round_is_on_policy_and_may_replay_the_first(
+    student: Collaboration, optimizer: Callable[..., CoWest]
+) -> None:
+    made = optimizer(count=2, replay=True, **ALWAYS).compile(
+        student, trainset=examples("train", 10), valset=examples("dev", 4)
+    )
     first, second = made.rounds
     assert second.start == first.model
     with Store(made.run) as store:
-        models = {record["round"]: record["weak_model"] for record in store.records("trace").values()}
+        models = {
+            record["round"]: record["weak_model"] for record in store.records("trace").values()
+        }
         assert models == {1: student.weak.model, 2: first.model}
         assert set(store.records("adapter")) == {"dpo", "dpo 2"}
-    assert second.replayed == first.pairs and second.pairs > first.pairs and second.model == made.weak.model
+    assert (
+        second.replayed == first.pairs
+        and second.pairs > first.pairs
+        and second.model == made.weak.model
+    )
 
 
-def test_a_finished_run_is_only_read(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
+def test_a_finished_run_is_only_read(
+    student: Collaboration, optimizer: Callable[..., CoWest]
+) -> None:
     train, dev = examples("train", 10), examples("dev", 4)
     first = optimizer(count=2, **ALWAYS).compile(student, trainset=train, valset=dev)
     with Store(first.run) as store:
@@ -82,7 +99,9 @@ def test_a_finished_run_is_only_read(student: Collaboration, optimizer: Callable
         assert set(store.records("round")) == {"1"}
 
 
-def test_without_a_valset_a_fifth_of_the_trainset_decides(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
+def test_without_a_valset_a_fifth_of_the_trainset_decides(
+    student: Collaboration, optimizer: Callable[..., CoWest]
+) -> None:
     made = optimizer(**ALWAYS).compile(student, trainset=examples("train", 15))
     found = made.rounds[0].gain
     assert found is not None and found.examples == 3
@@ -90,18 +109,32 @@ def test_without_a_valset_a_fifth_of_the_trainset_decides(student: Collaboration
         assert len({record["example_id"] for record in store.records("trace").values()}) == 12
 
 
-def test_sft_on_the_chosen_drafts_is_a_tuner_too(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
+def test_sft_on_the_chosen_drafts_is_a_tuner_too(
+    student: Collaboration, optimizer: Callable[..., CoWest]
+) -> None:
     settings = SFT(max_steps=2, precision="fp32", batch_size=2, learning_rate=1e-3)
-    made = optimizer(tuner=settings, **ALWAYS).compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
-    assert made.rounds[0].model not in (None, student.weak.model) and made.rounds[0].start == student.weak.model
+    made = optimizer(tuner=settings, **ALWAYS).compile(
+        student, trainset=examples("train", 10), valset=examples("dev", 4)
+    )
+    assert (
+        made.rounds[0].model not in (None, student.weak.model)
+        and made.rounds[0].start == student.weak.model
+    )
 
 
-def test_kto_learns_from_labelled_drafts_that_need_no_pair(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
+def test_kto_learns_from_labelled_drafts_that_need_no_pair(
+    student: Collaboration, optimizer: Callable[..., CoWest]
+) -> None:
     settings = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
     # The strong model alone says no: where that is right, a draft with many vowels hurts.
-    wrong = [dspy.Example(**{**one.toDict(), "answer": "no"}).with_inputs("question") for one in examples("other", 8)]
+    wrong = [
+        dspy.Example(**{**one.toDict(), "answer": "no"}).with_inputs("question")
+        for one in examples("other", 8)
+    ]
     train = [*examples("train", 8), *wrong]
-    made = optimizer(tuner=settings, count=2, replay=True, **ALWAYS).compile(student, trainset=train, valset=examples("dev", 4))
+    made = optimizer(tuner=settings, count=2, replay=True, **ALWAYS).compile(
+        student, trainset=train, valset=examples("dev", 4)
+    )
     first = made.rounds[0]
     assert first.model not in (None, student.weak.model) and first.pairs >= 2
     with Store(made.run) as store:
@@ -111,8 +144,12 @@ def test_kto_learns_from_labelled_drafts_that_need_no_pair(student: Collaboratio
 
 
 def labelled_by(examples: list[dspy.Example], answer: str) -> list[dspy.Example]:
-    """The same questions with another answer: where it is "no", the strong model alone is right, and vowels hurt."""
-    return [dspy.Example(**{**one.toDict(), "answer": answer}).with_inputs("question") for one in examples]
+    """The same questions with another answer: where it is "no", the strong model alone is right,
+    and vowels hurt."""
+    return [
+        dspy.Example(**{**one.toDict(), "answer": answer}).with_inputs("question")
+        for one in examples
+    ]
 
 
 QUICK_KTO = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
@@ -131,39 +168,68 @@ def test_kto_trains_the_second_round_on_the_labelled_drafts_of_both(
     monkeypatch.setattr("cowest_dspy.optimizers.trained.tune", watched)
     train = [*examples("train", 8), *labelled_by(examples("other", 8), "no")]
     held = examples("dev", 4)
-    made = optimizer(tuner=QUICK_KTO, count=2, replay=True, **ALWAYS).compile(student, trainset=train, valset=held)
+    made = optimizer(tuner=QUICK_KTO, count=2, replay=True, **ALWAYS).compile(
+        student, trainset=train, valset=held
+    )
     first, second = made.rounds
-    of_first, of_second = (LabelledDrafts.load(made.run / name).rows() for name in ("drafts.jsonl", "drafts-2.jsonl"))
-    plain = [[{key: row[key] for key in ("prompt", "completion", "label")} for row in rows] for rows in (of_first, of_second)]
+    of_first, of_second = (
+        LabelledDrafts.load(made.run / name).rows() for name in ("drafts.jsonl", "drafts-2.jsonl")
+    )
+    plain = [
+        [{key: row[key] for key in ("prompt", "completion", "label")} for row in rows]
+        for rows in (of_first, of_second)
+    ]
     assert trained == [plain[0], plain[0] + plain[1]]
     assert (first.pairs, first.replayed, second.pairs, second.replayed) == (
         len(of_first), 0, len(of_first) + len(of_second), len(of_first),
     )  # fmt: skip
-    assert {row["weak_model"] for row in of_second} == {first.model} != {row["weak_model"] for row in of_first}
-    alone = optimizer("dropped", tuner=QUICK_KTO, count=2, **ALWAYS).compile(student, trainset=train, valset=held)
-    assert trained[2:] == plain and [one.replayed for one in alone.rounds] == [0, 0], "without replay each has its own"
+    assert (
+        {row["weak_model"] for row in of_second}
+        == {first.model}
+        != {row["weak_model"] for row in of_first}
+    )
+    alone = optimizer("dropped", tuner=QUICK_KTO, count=2, **ALWAYS).compile(
+        student, trainset=train, valset=held
+    )
+    assert trained[2:] == plain and [one.replayed for one in alone.rounds] == [0, 0], (
+        "without replay each has its own"
+    )
 
 
-def test_kto_says_what_labelled_drafts_it_lacks(student: Collaboration, optimizer: Callable[..., CoWest], tmp_path: Path) -> None:
+def test_kto_says_what_labelled_drafts_it_lacks(
+    student: Collaboration, optimizer: Callable[..., CoWest], tmp_path: Path
+) -> None:
     train, held = examples("train", 8), examples("dev", 2)
-    advice = r"Sample more drafts \(\[collect\] drafts\), at a higher temperature, or on more examples"
+    advice = (
+        r"Sample more drafts \(\[collect\] drafts\), at a higher temperature, or on more examples"
+    )
     with pytest.raises(
         PairsError,
-        match=rf"Too few labelled drafts for KTO: \d+ drafts helped and 0 hurt.*{advice}\..* \[pairs\] least asks for 1000",
+        match=rf"Too few labelled drafts for KTO: \d+ drafts helped and 0 hurt.*{advice}\..* "
+        r"\[pairs\] least asks for 1000",
     ):
         optimizer("few", tuner=QUICK_KTO, least=1000).compile(student, trainset=train, valset=held)
     needs = "KTO needs drafts that helped and drafts that hurt: "
-    with pytest.raises(PairsError, match=rf"{needs}[1-9]\d* drafts helped and 0 hurt.*{advice}; or tune with SFT, or with DPO"):
+    with pytest.raises(
+        PairsError,
+        match=rf"{needs}[1-9]\d* drafts helped and 0 hurt.*{advice}; or tune with SFT, or with DPO",
+    ):
         optimizer("helped", tuner=QUICK_KTO).compile(student, trainset=train, valset=held)
     with pytest.raises(PairsError, match=rf"{needs}0 drafts helped and [1-9]\d* hurt.*{advice}\."):
-        optimizer("hurt", tuner=QUICK_KTO).compile(student, trainset=labelled_by(train, "no"), valset=held)
+        optimizer("hurt", tuner=QUICK_KTO).compile(
+            student, trainset=labelled_by(train, "no"), valset=held
+        )
     for name in ("few", "helped", "hurt"):
         with Store(tmp_path / name) as store:
             assert not store.records("adapter") and not store.records("round")
-    assert (tmp_path / "hurt" / "drafts.jsonl").read_text().count('"label": false') >= 2, "what there was can be read"
+    assert (tmp_path / "hurt" / "drafts.jsonl").read_text().count('"label": false') >= 2, (
+        "what there was can be read"
+    )
 
 
-def test_what_cannot_be_optimised_says_why(student: Collaboration, optimizer: Callable[..., CoWest]) -> None:
+def test_what_cannot_be_optimised_says_why(
+    student: Collaboration, optimizer: Callable[..., CoWest]
+) -> None:
     train = examples("train", 4)
     with pytest.raises(ProgramError, match="CoWest tunes a Collaboration; a Predict was given"):
         optimizer().compile(dspy.Predict("question -> answer"), trainset=train)  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, many
 
 from cowest_dspy.errors import DataError, PairsError
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, labelled_drafts, nothing_to_train_on, preference_pairs
+from cowest_dspy.pairs import (
+    LabelledDrafts,
+    PreferencePairs,
+    labelled_drafts,
+    nothing_to_train_on,
+    preference_pairs,
+)
 
 ASKED = [{"role": "user", "content": "How hot is the press?"}]
 RIGHT = {"role": "assistant", "content": "180 degrees."}
@@ -23,13 +29,28 @@ FORMATS = {
     "conversational": CONVERSATION,
     "standard": {"prompt": "How hot is the press?", "chosen": "180 degrees.", "rejected": "4 bar."},
     "implicit prompt": {"chosen": [*ASKED, RIGHT], "rejected": [*ASKED, WRONG]},
-    "implicit prompt, repeated as a text": {"prompt": "How hot ...", "chosen": [*ASKED, RIGHT], "rejected": [*ASKED, WRONG]},
+    "implicit prompt, repeated as a text": {
+        "prompt": "How hot ...",
+        "chosen": [*ASKED, RIGHT],
+        "rejected": [*ASKED, WRONG],
+    },
     "texts for messages": {"prompt": ASKED, "chosen": "180 degrees.", "rejected": [WRONG]},
-    "other columns": {**CONVERSATION, "score": "high", "messages": None, "chosen": [{**RIGHT, "tool_calls": None}]},
+    "other columns": {
+        **CONVERSATION,
+        "score": "high",
+        "messages": None,
+        "chosen": [{**RIGHT, "tool_calls": None}],
+    },
 }
 OF_0_1_0 = {
     **CONVERSATION,
-    **{"example_id": "train-016", "chosen_index": 1, "rejected_index": 3, "chosen_influence": 1.0, "rejected_influence": 0.0},
+    **{
+        "example_id": "train-016",
+        "chosen_index": 1,
+        "rejected_index": 3,
+        "chosen_influence": 1.0,
+        "rejected_influence": 0.0,
+    },
     **{"weak_model": "local/weak@00dc+742c", "strong_model": "local/strong@d8a4-int8", "round": 1},
 }
 
@@ -41,24 +62,35 @@ def written(folder: Path, *rows: Any) -> Path:
 
 
 def some_pairs() -> PreferencePairs:
-    return preference_pairs(many([[(1.0, "good"), (0.0, "bad")], [(0.5, "fine"), (-0.5, "poor\n\u2028odd")]]), run="toy, seed 0")
+    return preference_pairs(
+        many([[(1.0, "good"), (0.0, "bad")], [(0.5, "fine"), (-0.5, "poor\n\u2028odd")]]),
+        run="toy, seed 0",
+    )
 
 
 # Line ends of every kind, and anything else that UTF-8 can hold.
 texts = st.text(
-    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("\n\r\u2028\u2029\x85\x0b\x1c\x00")), min_size=1
+    st.one_of(
+        st.characters(exclude_categories=["Cs"]),
+        st.sampled_from("\n\r\u2028\u2029\x85\x0b\x1c\x00"),
+    ),
+    min_size=1,
 )
 
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=4))
-def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(drafts: list[tuple[str, str]]) -> None:
+def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(
+    drafts: list[tuple[str, str]],
+) -> None:
     traces = many([[(1.0, f"1 {one}"), (-1.0, f"2 {other}")] for one, other in drafts])
     pairs, labels = preference_pairs(traces, near=1.0, run="r"), labelled_drafts(traces, run="r")
     assert len(pairs) == len(drafts) and len(labels) == 2 * len(drafts)
     with tempfile.TemporaryDirectory() as folder:
         assert PreferencePairs.load(pairs.save(Path(folder) / "pairs.jsonl")).pairs == pairs.pairs
-        assert LabelledDrafts.load(labels.save(Path(folder) / "drafts.jsonl")).drafts == labels.drafts
+        assert (
+            LabelledDrafts.load(labels.save(Path(folder) / "drafts.jsonl")).drafts == labels.drafts
+        )
     assert PreferencePairs.from_dataset(pairs.to_dataset()).pairs == pairs.pairs
     assert labels.to_dataset().to_list() == labels.rows()
 
@@ -74,15 +106,24 @@ def test_a_pair_says_where_it_comes_from() -> None:
 
 
 @pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
-def test_pairs_from_elsewhere_are_taken_in_each_of_trls_formats(row: dict[str, Any], tmp_path: Path) -> None:
+def test_pairs_from_elsewhere_are_taken_in_each_of_trls_formats(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
     from datasets import Dataset
 
     for made in (PreferencePairs.load(written(tmp_path, row)), PreferencePairs.from_dataset([row])):
         assert made.rows(lineage=False) == [CONVERSATION]
         pair = made.pairs[0]
-        assert (pair.example_id, pair.weak_model, pair.chosen_influence, pair.alone_score) == ("row 1", "imported", None, None)
+        assert (pair.example_id, pair.weak_model, pair.chosen_influence, pair.alone_score) == (
+            "row 1",
+            "imported",
+            None,
+            None,
+        )
     if not isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
-        assert PreferencePairs.from_dataset(Dataset.from_list([row])).rows(lineage=False) == [CONVERSATION]
+        assert PreferencePairs.from_dataset(Dataset.from_list([row])).rows(lineage=False) == [
+            CONVERSATION
+        ]
 
 
 def test_the_implicit_prompt_is_the_one_that_trl_finds() -> None:
@@ -97,24 +138,50 @@ def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
     pair = PreferencePairs.load(written(tmp_path, OF_0_1_0)).pairs[0]
     row = PreferencePairs((pair,)).rows()[0]
     assert {key: row[key] for key in OF_0_1_0} == OF_0_1_0
-    assert (pair.chosen_score, pair.rejected_score, pair.alone_score, pair.run) == (None, None, None, "")
+    assert (pair.chosen_score, pair.rejected_score, pair.alone_score, pair.run) == (
+        None,
+        None,
+        None,
+        "",
+    )
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": [RIGHT], "rejected": [WRONG]}, 'there is no "prompt", and chosen and rejected do not begin with the same'),
+        (
+            {"chosen": [RIGHT], "rejected": [WRONG]},
+            'there is no "prompt", and chosen and rejected do not begin with the same',
+        ),
         ({"chosen": "yes", "rejected": "no"}, 'there is no "prompt"'),
-        ({"prompt": ASKED, "chosen": [RIGHT]}, '"rejected" must be a list of messages or a text; None was given'),
+        (
+            {"prompt": ASKED, "chosen": [RIGHT]},
+            '"rejected" must be a list of messages or a text; None was given',
+        ),
         ({**CONVERSATION, "prompt": []}, '"prompt" must be a list'),
         ({**CONVERSATION, "prompt": "  "}, '"prompt" must be a list'),
-        ({**CONVERSATION, "chosen": [{"role": "assistant", "content": None}]}, '"chosen" must be a list'),
-        ({**CONVERSATION, "chosen": [{**RIGHT, "content": " "}]}, '"chosen" must end in an assistant message that says something'),
+        (
+            {**CONVERSATION, "chosen": [{"role": "assistant", "content": None}]},
+            '"chosen" must be a list',
+        ),
+        (
+            {**CONVERSATION, "chosen": [{**RIGHT, "content": " "}]},
+            '"chosen" must end in an assistant message that says something',
+        ),
         ({**CONVERSATION, "rejected": ASKED}, '"rejected" must end in an assistant message'),
         ({**CONVERSATION, "rejected": [RIGHT]}, "chosen and rejected are the same text"),
-        ({"chosen": [*ASKED, RIGHT], "rejected": [*ASKED, RIGHT]}, "chosen and rejected are the same text"),
-        ({"chosen": [*ASKED, RIGHT], "rejected": [*ASKED, RIGHT, WRONG]}, '"chosen" must end in an assistant'),
-        ({**CONVERSATION, "round": "first"}, "\"round\" must be a number; 'first' was given. Rename"),
+        (
+            {"chosen": [*ASKED, RIGHT], "rejected": [*ASKED, RIGHT]},
+            "chosen and rejected are the same text",
+        ),
+        (
+            {"chosen": [*ASKED, RIGHT], "rejected": [*ASKED, RIGHT, WRONG]},
+            '"chosen" must end in an assistant',
+        ),
+        (
+            {**CONVERSATION, "round": "first"},
+            "\"round\" must be a number; 'first' was given. Rename",
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -158,38 +225,60 @@ def parts(tiny_model: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("imported", [False, True], ids=["of a run", "imported"])
-def test_trls_dpo_trainer_takes_pairs_as_they_are(tiny_model: Path, tmp_path: Path, imported: bool) -> None:
+def test_trls_dpo_trainer_takes_pairs_as_they_are(
+    tiny_model: Path, tmp_path: Path, imported: bool
+) -> None:
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    pairs = PreferencePairs.from_dataset([FORMATS["standard"], FORMATS["implicit prompt"]]) if imported else some_pairs()
-    trainer = DPOTrainer(args=DPOConfig(**one_step(tmp_path)), train_dataset=pairs.to_dataset(), **parts(tiny_model))
+    pairs = (
+        PreferencePairs.from_dataset([FORMATS["standard"], FORMATS["implicit prompt"]])
+        if imported
+        else some_pairs()
+    )
+    trainer = DPOTrainer(
+        args=DPOConfig(**one_step(tmp_path)), train_dataset=pairs.to_dataset(), **parts(tiny_model)
+    )
     trainer.train()
     read: Any = trainer.processing_class
     rows: Any = trainer.train_dataset
     for row, pair in zip(rows, pairs, strict=True):
         assert read.decode(row["chosen_ids"]).startswith(pair.chosen[0]["content"] + "<|im_end|>")
-        assert read.decode(row["rejected_ids"]).startswith(pair.rejected[0]["content"] + "<|im_end|>")
+        assert read.decode(row["rejected_ids"]).startswith(
+            pair.rejected[0]["content"] + "<|im_end|>"
+        )
         assert pair.prompt[0]["content"] in read.decode(row["prompt_ids"])
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_trls_kto_trainer_takes_labelled_drafts_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
+def test_trls_kto_trainer_takes_labelled_drafts_as_they_are(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    drafts = labelled_drafts(many([[(1.0, "good"), (-1.0, "bad")], [(0.5, "fine"), (0.0, "same"), (-0.5, "poor")]]))
-    trainer = KTOTrainer(args=KTOConfig(**one_step(tmp_path)), train_dataset=drafts.to_dataset(), **parts(tiny_model))
+    drafts = labelled_drafts(
+        many([[(1.0, "good"), (-1.0, "bad")], [(0.5, "fine"), (0.0, "same"), (-0.5, "poor")]])
+    )
+    trainer = KTOTrainer(
+        args=KTOConfig(**one_step(tmp_path)), train_dataset=drafts.to_dataset(), **parts(tiny_model)
+    )
     trainer.train()
     read: Any = trainer.processing_class
     rows: Any = trainer.train_dataset
-    labels = {read.decode(row["completion_ids"]).partition("<|im_end|>")[0]: row["label"] for row in rows}
+    labels = {
+        read.decode(row["completion_ids"]).partition("<|im_end|>")[0]: row["label"] for row in rows
+    }
     assert labels == {"good": True, "bad": False, "fine": True, "poor": False}
 
 
 def test_nothing_to_train_on_says_what_to_try() -> None:
     pairs = preference_pairs(drafts_of((None, "a"), (1.0, "b")))
-    with pytest.raises(PairsError, match=r"Only 0 preference pairs: 1 drafts that failed \(timeout\), 1 examples: only one draft"):
+    with pytest.raises(
+        PairsError,
+        match=r"Only 0 preference pairs: 1 drafts that failed \(timeout\), 1 examples: only one "
+        r"draft",
+    ):
         pairs.to_dataset()
     with pytest.raises(PairsError, match="Sample more drafts"):
         pairs.push_to_hub("someone/pairs")
@@ -197,12 +286,21 @@ def test_nothing_to_train_on_says_what_to_try() -> None:
 
 def test_the_advice_names_the_cause_of_the_lack_first() -> None:
     """Fifteen of twenty drafts were truncated, and the advice spoke of temperature."""
-    truncated = {"drafts that failed (truncated)": 15, "examples: every draft failed": 4, "examples: only one draft": 1}
+    truncated = {
+        "drafts that failed (truncated)": 15,
+        "examples: every draft failed": 4,
+        "examples: only one draft": 1,
+    }
     told = nothing_to_train_on(PreferencePairs((), truncated))
     assert told.index("15 drafts failed (truncated): raise max_tokens") < told.index("temperature")
     alike = {"drafts that failed (timeout)": 1, "examples: all drafts had the same influence": 12}
     told = nothing_to_train_on(PreferencePairs((), alike))
     assert told.index("temperature") < told.index("1 draft failed (timeout): raise timeout")
-    remedies = {"parse": "adapter", "alone rate limit": "requests_per_minute", "judge server": "endpoint", "odd": "mend"}
+    remedies = {
+        "parse": "adapter",
+        "alone rate limit": "requests_per_minute",
+        "judge server": "endpoint",
+        "odd": "mend",
+    }
     for kind, says in remedies.items():
         assert says in nothing_to_train_on(PreferencePairs((), {f"drafts that failed ({kind})": 2}))

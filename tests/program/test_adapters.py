@@ -1,4 +1,5 @@
-"""LineAdapter: an answer in any form is parsed, or is a failure that is recorded; it never ends a run."""
+"""LineAdapter: an answer in any form is parsed, or is a failure that is recorded; it never ends a
+run."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ class Worked(dspy.Signature):
     answer: str = dspy.OutputField()
 
 
-@pytest.mark.parametrize("completion", ["", "9", "no label\nin two lines", "Working: 4 + 5", "answer 9", "Answer:"])
+@pytest.mark.parametrize(
+    "completion", ["", "9", "no label\nin two lines", "Working: 4 + 5", "answer 9", "Answer:"]
+)
 def test_an_answer_that_lacks_a_label_is_a_parse_error_with_what_was_said(completion: str) -> None:
     with pytest.raises(AdapterParseError) as caught:
         LineAdapter().parse(Worked, completion)
@@ -35,22 +38,36 @@ def test_an_answer_that_lacks_a_label_is_a_parse_error_with_what_was_said(comple
 
 def test_an_answer_without_any_label_is_recorded_and_no_end_of_a_run() -> None:
     rambling = ScriptedEngine(lambda request: "It depends.").lm()
-    program = Collaboration("question -> working, answer", adapter=LineAdapter()).bind(weak=rambling, strong=rambling)
+    program = Collaboration("question -> working, answer", adapter=LineAdapter()).bind(
+        weak=rambling, strong=rambling
+    )
     made = attempt(lambda: program.answered_alone(question="May it run?"))
     assert made.outputs is None and (made.error or "").startswith("parse: ")
 
 
 def test_text_before_the_first_label_belongs_to_the_first_field() -> None:
-    assert LineAdapter().parse(Worked, "4 + 5 = 9\nAnswer: 9") == {"working": "4 + 5 = 9", "answer": "9"}
+    assert LineAdapter().parse(Worked, "4 + 5 = 9\nAnswer: 9") == {
+        "working": "4 + 5 = 9",
+        "answer": "9",
+    }
 
 
 LETTERS = ("A", "B", "C", "D")
-LABELS = ("casual", "possibly needs caution", "probably needs caution", "needs caution", "needs intervention")
+LABELS = (
+    "casual",
+    "possibly needs caution",
+    "probably needs caution",
+    "needs caution",
+    "needs intervention",
+)
 
 
 def choosing(choices: tuple[str, ...]) -> type[dspy.Signature]:
     """A signature whose only output, ``safety_label``, is one of ``choices``."""
-    fields = {"text": (str, dspy.InputField()), "safety_label": (Literal[choices], dspy.OutputField())}
+    fields = {
+        "text": (str, dspy.InputField()),
+        "safety_label": (Literal[choices], dspy.OutputField()),
+    }
     return dspy.make_signature(fields, "Choose.")  # pyright: ignore[reportArgumentType]
 
 
@@ -184,7 +201,9 @@ def test_what_names_no_words_or_two_is_a_parse_error(completion: str) -> None:
         (("yes", "no", "not known"), "Not known", "not known"),
     ],
 )
-def test_signs_and_choices_that_look_alike_are_kept_apart(choices: tuple[str, ...], completion: str, choice: str) -> None:
+def test_signs_and_choices_that_look_alike_are_kept_apart(
+    choices: tuple[str, ...], completion: str, choice: str
+) -> None:
     assert chosen(choices, completion) == choice
 
 
@@ -192,9 +211,11 @@ def test_signs_and_choices_that_look_alike_are_kept_apart(choices: tuple[str, ..
     ("choices", "completion"),
     [(("1", "2"), "-1"), (("1", "2"), "2.5"), (("1", "5"), ".5"), (("10", "20"), "10.5 mg"), (("10", "20"), "10%"),
      (("A", "a"), "A."),
-     (("a b", "a_b"), "a-b"), (("no", "yes"), "no-one"), (("+", "-"), "+."), (("yes", "no"), "yes and no")],
+     (("a b", "a_b"), "a-b"), (("no", "yes"), "no-one"), (("+", "-"), "+."), (("yes", "no"), ("yes and " "no"))],
 )  # fmt: skip
-def test_numbers_that_go_on_and_choices_that_look_alike_are_not_guessed(choices: tuple[str, ...], completion: str) -> None:
+def test_numbers_that_go_on_and_choices_that_look_alike_are_not_guessed(
+    choices: tuple[str, ...], completion: str
+) -> None:
     with pytest.raises(AdapterParseError):
         chosen(choices, completion)
 
@@ -228,16 +249,28 @@ def test_law_each_choice_is_read_as_itself(choices: list[str], data: st.DataObje
     after=st.text(alphabet="ABCor,.)-:'5 \n", max_size=9),
     data=st.data(),
 )
-def test_law_a_repair_is_a_choice_or_an_error(choices: list[str], before: str, after: str, data: st.DataObject) -> None:
+def test_law_a_repair_is_a_choice_or_an_error(
+    choices: list[str], before: str, after: str, data: st.DataObject
+) -> None:
     said = before + data.draw(st.sampled_from(choices)) + after
     with suppress(ValueError):
         assert choice_in(said, choices) in choices
 
 
-@given(choice=st.sampled_from(LABELS), mark=st.sampled_from([".", "!", "'", "**", "__", " "]), upper=st.booleans())
-def test_law_marks_case_and_joints_do_not_change_the_choice(choice: str, mark: str, upper: bool) -> None:
+@given(
+    choice=st.sampled_from(LABELS),
+    mark=st.sampled_from([".", "!", "'", "**", "__", " "]),
+    upper=st.booleans(),
+)
+def test_law_marks_case_and_joints_do_not_change_the_choice(
+    choice: str, mark: str, upper: bool
+) -> None:
     said = f"{mark}{choice.upper() if upper else choice}{mark}"
-    assert {choice_in(said.replace(" ", joint), LABELS) for joint in " _-" if joint != "-" or mark != " "} == {choice}
+    assert {
+        choice_in(said.replace(" ", joint), LABELS)
+        for joint in " _-"
+        if joint != "-" or mark != " "
+    } == {choice}
 
 
 # One output, with its label
@@ -284,7 +317,9 @@ LABELLED = (
         (dict[str, int], '{"a": 1}', {"a": 1}),
     ],
 )
-def test_the_label_of_a_single_output_is_no_part_of_its_value(kind: Any, text: str, value: Any, form: str) -> None:
+def test_the_label_of_a_single_output_is_no_part_of_its_value(
+    kind: Any, text: str, value: Any, form: str
+) -> None:
     found = answered_by(kind, form.format(text))
     assert found == value and type(found) is type(value)
 
@@ -324,23 +359,41 @@ def test_a_label_with_nothing_behind_it_is_no_answer(completion: str) -> None:
 @given(st.text(), st.sampled_from(LABELLED[:-1]))
 def test_any_text_is_read_from_behind_its_label(text: str, form: str) -> None:
     bare = text.strip()
-    if not bare or bare.startswith(("*", "_", "`")) or bare.endswith(("*", "_")) or answered_by(str, bare) != bare:
+    if (
+        not bare
+        or bare.startswith(("*", "_", "`"))
+        or bare.endswith(("*", "_"))
+        or answered_by(str, bare) != bare
+    ):
         return
     assert answered_by(str, form.format(bare)) == bare
 
 
 def test_labels_in_bold_are_found_where_there_are_several_outputs() -> None:
-    assert LineAdapter().parse(Worked, "**Working:** 4 + 5\n= 9\n\n**Answer:** 9") == {"working": "4 + 5\n= 9", "answer": "9"}
-    assert LineAdapter().parse(Worked, "## Working: 4 + 5\n**Answer: 9**") == {"working": "4 + 5", "answer": "9"}
+    assert LineAdapter().parse(Worked, "**Working:** 4 + 5\n= 9\n\n**Answer:** 9") == {
+        "working": "4 + 5\n= 9",
+        "answer": "9",
+    }
+    assert LineAdapter().parse(Worked, "## Working: 4 + 5\n**Answer: 9**") == {
+        "working": "4 + 5",
+        "answer": "9",
+    }
 
 
 def test_influence_is_not_lost_by_a_label() -> None:
     weak = ScriptedEngine(lambda request: "A hint.").lm()
-    strong = ScriptedEngine(lambda request: "Answer: yes" if "Background" in request["messages"][-1]["content"] else "no").lm()
+    strong = ScriptedEngine(
+        lambda request: (
+            "Answer: yes" if "Background" in request["messages"][-1]["content"] else "no"
+        )
+    ).lm()
     program = Collaboration("question -> answer").bind(weak=weak, strong=strong)
     one = dspy.Example(question="May it run?", answer="yes").with_inputs("question")
     prediction = program(question="May it run?")
     assert (
-        Influence(lambda example, prediction, trace=None: float(prediction.answer == example.answer), program)(one, prediction)
+        Influence(
+            lambda example, prediction, trace=None: float(prediction.answer == example.answer),
+            program,
+        )(one, prediction)
         == 1.0
     )

@@ -1,4 +1,5 @@
-"""Retrieval as a baseline: passages for the strong model, and passages for the weak one that drafts."""
+"""Retrieval as a baseline: passages for the strong model, and passages for the weak one that
+drafts."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ import pytest
 from baseline_parts import prompts, refiner
 from scripted import match, questions, strong_that_reads
 
-from cowest_dspy import Collaboration, Grounded, Influence, Retriever, Store, collect, grounded, preference_pairs, rag
+from cowest_dspy import (
+    Collaboration,
+    Grounded,
+    Influence,
+    Retriever,
+    Store,
+    collect,
+    grounded,
+    preference_pairs,
+    rag,
+)
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.arms import ask_all, collaboration_arm
 from cowest_dspy.influence.trace import Sampling
@@ -31,11 +42,20 @@ CORPUS = [
 
 def test_the_passages_of_a_query_are_those_that_share_its_words() -> None:
     retriever = Retriever(CORPUS, k=2)
-    assert retriever.search("How hot is the Orvane press?") == ["The Orvane press runs at 180 degrees.", CORPUS[2]]
-    assert retriever.search("mammals") == ["Whales are mammals."], "a passage that shares no word is not given"
+    assert retriever.search("How hot is the Orvane press?") == [
+        "The Orvane press runs at 180 degrees.",
+        CORPUS[2],
+    ]
+    assert retriever.search("mammals") == ["Whales are mammals."], (
+        "a passage that shares no word is not given"
+    )
     assert retriever.search("zzz") == retriever.search("") == retriever.search("the") == []
-    assert Retriever(CORPUS, k=9).search("press Tamber") == [CORPUS[2], CORPUS[0]], "a passage that is there twice counts once"
-    assert Retriever(["vitamin D", "vitamin C"], k=1).search("Is C a vitamin?") == ["vitamin C"], "a single letter counts"
+    assert Retriever(CORPUS, k=9).search("press Tamber") == [CORPUS[2], CORPUS[0]], (
+        "a passage that is there twice counts once"
+    )
+    assert Retriever(["vitamin D", "vitamin C"], k=1).search("Is C a vitamin?") == ["vitamin C"], (
+        "a single letter counts"
+    )
     assert retriever(question="mammals").toDict() == {"background": "1. Whales are mammals."}
     assert Retriever(CORPUS, field="notes")(question="zzz").toDict() == {"notes": NOTHING_FOUND}
     assert Retriever(CORPUS, stopwords=None, k=1).search("Is the sky blue?") == [CORPUS[0]]
@@ -60,7 +80,11 @@ def test_the_passages_stay_within_their_room_and_are_harmless() -> None:
     assert "<|im_end|>" not in whole and "< |im_end|>" in whole
     for room in range(1, len(whole) + 2):
         cut = Retriever(corpus, k=3, characters=room)(question="alpha").background
-        assert len(cut) <= room and whole.startswith(cut) and not cut.rstrip(".").endswith(("\n2", "\n3"))
+        assert (
+            len(cut) <= room
+            and whole.startswith(cut)
+            and not cut.rstrip(".").endswith(("\n2", "\n3"))
+        )
         if " " in whole[:room]:
             assert whole[len(cut) : len(cut) + 1].strip() == "", "cut at the end of a word"
 
@@ -80,14 +104,21 @@ def test_what_a_retriever_refuses(corpus: Any, settings: dict[str, Any], said: s
         Retriever(corpus, **settings)
 
 
-def test_copies_share_the_index_and_nothing_is_printed(capfd: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_copies_share_the_index_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], caplog: Any
+) -> None:
     with caplog.at_level(logging.DEBUG):
         retriever = Retriever(CORPUS)
         retriever.search("press")
-    assert capfd.readouterr() == ("", "") and "bm25s" not in {record.name for record in caplog.records}
+    assert capfd.readouterr() == ("", "") and "bm25s" not in {
+        record.name for record in caplog.records
+    }
     copied = retriever.deepcopy()
     assert copied is not retriever and copied._index is retriever._index
-    assert Collaboration("question -> answer", draft=retriever).deepcopy().draft._index is retriever._index  # pyright: ignore
+    assert (
+        Collaboration("question -> answer", draft=retriever).deepcopy().draft._index
+        is retriever._index
+    )  # pyright: ignore
 
 
 # The program with passages
@@ -95,13 +126,17 @@ def test_copies_share_the_index_and_nothing_is_printed(capfd: pytest.CaptureFixt
 
 def test_a_retriever_is_a_draft(tmp_path: Path) -> None:
     strong = strong_that_reads()
-    program = Collaboration("question -> answer", draft=Retriever(CORPUS, k=1)).bind(strong=strong.lm())
+    program = Collaboration("question -> answer", draft=Retriever(CORPUS, k=1)).bind(
+        strong=strong.lm()
+    )
     answer = program(question="Are whales fish?")
     assert (answer.answer, answer.draft) == ("1. Whales are mammals.",) * 2
     assert program.answered_alone(question="Are whales fish?").answer == "none"
     program.save(tmp_path / "program.json")
     assert "Whales" not in (tmp_path / "program.json").read_text()
-    other = Collaboration("question -> answer", draft=Retriever(["Whales sing."])).bind(strong=strong.lm())
+    other = Collaboration("question -> answer", draft=Retriever(["Whales sing."])).bind(
+        strong=strong.lm()
+    )
     other.load(tmp_path / "program.json")
     assert other.bind(strong=strong.lm())(question="whales").answer == "1. Whales sing."
 
@@ -114,7 +149,9 @@ def test_a_drafter_of_another_field_names_it_or_the_program_does() -> None:
     program = Collaboration(draft=Retriever(CORPUS, k=1), refine=refine, draft_field="notes")
     strong = ScriptedEngine({"Notes: 1. Whales are mammals.": "yes"})
     assert program.bind(strong=strong.lm())(question="whales", hint="h").answer == "yes"
-    with pytest.raises(ProgramError, match=r'draft_field is "note", but refine takes .* Did you mean "notes"'):
+    with pytest.raises(
+        ProgramError, match=r'draft_field is "note", but refine takes .* Did you mean "notes"'
+    ):
         Collaboration(draft=Retriever(CORPUS), refine=refine, draft_field="note")
 
 
@@ -129,16 +166,27 @@ def test_rag_keeps_the_strong_model_and_has_no_weak_one() -> None:
     assert program.get_lm() is program.strong, "the strong model's samples are those that differ"
     with pytest.raises(ProgramError, match=r"The draft \(Retriever\) asks no model.*Grounded"):
         collect(program, questions(1), match)
-    examples = [dspy.Example(id="w", question="whales", answer="1. Whales are mammals.").with_inputs("question")]
+    examples = [
+        dspy.Example(id="w", question="whales", answer="1. Whales are mammals.").with_inputs(
+            "question"
+        )
+    ]
     assert Influence(match, program).report(examples).mean == 1.0
 
 
 def test_many_threads_get_the_answers_of_one() -> None:
     corpus = [f"Fact {number} is about number{number}." for number in range(50)]
-    rows = [{"id": f"q{n}", "question": f"What of number{n}?", "answer": f"1. {corpus[n]}"} for n in range(50)]
-    program = Collaboration("question -> answer", draft=Retriever(corpus, k=1)).bind(strong=strong_that_reads().lm())
+    rows = [
+        {"id": f"q{n}", "question": f"What of number{n}?", "answer": f"1. {corpus[n]}"}
+        for n in range(50)
+    ]
+    program = Collaboration("question -> answer", draft=Retriever(corpus, k=1)).bind(
+        strong=strong_that_reads().lm()
+    )
     examples = [dspy.Example(**row).with_inputs("question") for row in rows]
-    assert [one.score for one in ask_all(collaboration_arm(program), examples, match, threads=16)] == [1.0] * 50
+    assert [
+        one.score for one in ask_all(collaboration_arm(program), examples, match, threads=16)
+    ] == [1.0] * 50
 
 
 # Grounded
@@ -150,7 +198,9 @@ def test_a_grounded_drafter_reads_passages_and_its_traces_have_them(tmp_path: Pa
     good = {settings.seed_of(f"q{number}", 0) for number in range(4)}
 
     def drafts(request: dict[str, Any]) -> str:
-        answer = request["messages"][-1]["content"].split("Passages: 1. ")[1].rstrip(".").split()[-1]
+        answer = (
+            request["messages"][-1]["content"].split("Passages: 1. ")[1].rstrip(".").split()[-1]
+        )
         return answer if request["config"]["seed"] in good else "nothing"
 
     weak, strong = ScriptedEngine(drafts, model="scripted/weak"), strong_that_reads()
@@ -159,10 +209,15 @@ def test_a_grounded_drafter_reads_passages_and_its_traces_have_them(tmp_path: Pa
     with Store(tmp_path / "run") as store:
         traces = list(collect(program, questions(4), match, settings, store=store))
         assert [trace.influence for trace in traces] == [1.0, 0.0] * 4
-        assert [trace.draft for trace in traces][:2] == ["0", "nothing"] and traces[0].weak_model == "scripted/weak"
+        assert [trace.draft for trace in traces][:2] == ["0", "nothing"] and traces[
+            0
+        ].weak_model == "scripted/weak"
         for trace in traces:
             number = trace.example_id[1:]
-            said = f"Question: Question number {number}?\nPassages: 1. Question number {number} has the answer {number}."
+            said = (
+                f"Question: Question number {number}?\nPassages: 1. Question number {number} "
+                f"has the answer {number}."
+            )
             assert trace.prompt[-1] == {"role": "user", "content": said}
             assert set(trace.inputs) == {"question"}
         pairs = preference_pairs(traces)
@@ -174,9 +229,14 @@ def test_a_grounded_drafter_reads_passages_and_its_traces_have_them(tmp_path: Pa
 def test_which_predictor_takes_the_passages() -> None:
     retriever = Retriever(CORPUS, k=1)
     weak = ScriptedEngine({"Passages: 1. Whales are mammals.": "Reasoning: r\nAnswer: a"})
-    program = Collaboration(draft=Grounded(retriever, dspy.ChainOfThought("question -> answer")), refine=refiner())
+    program = Collaboration(
+        draft=Grounded(retriever, dspy.ChainOfThought("question -> answer")), refine=refiner()
+    )
     assert program.bind(weak=weak.lm()).drafted(question="whales") == "Reasoning: r\nAnswer: a"
-    assert Grounded(retriever, "question -> background").drafter.signature.input_fields.keys() == {"question", "passages"}  # pyright: ignore
+    assert Grounded(retriever, "question -> background").drafter.signature.input_fields.keys() == {
+        "question",
+        "passages",
+    }  # pyright: ignore
     own = Grounded(retriever, "question, notes -> background", field="notes")
     assert list(own.drafter.signature.input_fields) == ["question", "notes"]  # pyright: ignore
 

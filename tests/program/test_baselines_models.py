@@ -35,20 +35,28 @@ def every(program: Collaboration) -> dict[str, dspy.Module]:
 
 
 CALLS = {
-    "task": 1, "thought": 1, "shots": 1, "refined": 5, "votes": 3, "votes on thoughts": 2, "refined thoughts with demos": 3,
+    "task": 1, "thought": 1, "shots": 1, "refined": 5, "votes": 3, "votes on thoughts": 2, ("refined " "thoughts " "with " "demos"): 3,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("adapter", [None, dspy.ChatAdapter(), dspy.JSONAdapter()], ids=["lines", "chat", "json"])
-def test_a_baseline_of_the_strong_model_never_sees_a_draft(name: str, adapter: dspy.Adapter | None) -> None:
-    """The fairness law: same instructions, demos, LM and adapter as the strong model of the program, and no trace of a draft."""
+@pytest.mark.parametrize(
+    "adapter", [None, dspy.ChatAdapter(), dspy.JSONAdapter()], ids=["lines", "chat", "json"]
+)
+def test_a_baseline_of_the_strong_model_never_sees_a_draft(
+    name: str, adapter: dspy.Adapter | None
+) -> None:
+    """The fairness law: same instructions, demos, LM and adapter as the strong model of the
+    program, and no trace of a draft."""
 
     def answer(request: dict[str, Any]) -> str:
         if isinstance(adapter, dspy.JSONAdapter):
             return '{"reasoning": "r", "answer": "a", "feedback": "f"}'
         if adapter is not None:
-            return "".join(f"[[ ## {field} ## ]]\n{field[0]}\n\n" for field in ("reasoning", "answer", "feedback"))
+            return "".join(
+                f"[[ ## {field} ## ]]\n{field[0]}\n\n"
+                for field in ("reasoning", "answer", "feedback")
+            )
         return "Reasoning: r\nAnswer: a"
 
     strong, weak = ScriptedEngine(answer), ScriptedEngine({})
@@ -61,9 +69,13 @@ def test_a_baseline_of_the_strong_model_never_sees_a_draft(name: str, adapter: d
     assert len(strong.asked) == CALLS[name]
     assert "background" not in prompts(strong).lower() and "draft" not in prompts(strong).lower()
     assert all(TASK in request["messages"][0]["content"] for request in strong.asked)
-    assert ("Worked?" in prompts(strong)) == (name in ("task", "refined", "votes")), "shown where its fields are all there"
+    assert ("Worked?" in prompts(strong)) == (name in ("task", "refined", "votes")), (
+        "shown where its fields are all there"
+    )
     assert ("Shown?" in prompts(strong)) == (name in ("shots", "refined thoughts with demos"))
-    assert ("[[ ##" in prompts(strong)) == (adapter is not None), "in the prompt format of the program"
+    assert ("[[ ##" in prompts(strong)) == (adapter is not None), (
+        "in the prompt format of the program"
+    )
     assert str(program.dump_state()) == before, "the program that it was made of stays as it was"
 
 
@@ -78,7 +90,10 @@ def test_a_baseline_is_a_module_like_any_other(name: str, tmp_path: Path) -> Non
     assert "scripted" not in (tmp_path / "module.json").read_text()
     other = every(collaboration(engine))[name]
     other.load(tmp_path / "module.json")
-    assert other.predictors()[0].demos and other.predictors()[-1].signature.instructions == "Found by an optimiser."  # pyright: ignore
+    assert (
+        other.predictors()[0].demos
+        and other.predictors()[-1].signature.instructions == "Found by an optimiser."
+    )  # pyright: ignore
     other.set_lm(engine.lm())
     copied = other.deepcopy()
     copied(question="What?")
@@ -89,7 +104,11 @@ def test_a_baseline_is_a_module_like_any_other(name: str, tmp_path: Path) -> Non
 def test_threads_do_not_mix_questions(name: str) -> None:
     def answer(request: dict[str, Any]) -> str:
         number = request["messages"][-1]["content"].split("Question number ")[1].split("?")[0]
-        return f"Reasoning: r\nAnswer: {number}" if "Reasoning" in request["messages"][0]["content"] else number
+        return (
+            f"Reasoning: r\nAnswer: {number}"
+            if "Reasoning" in request["messages"][0]["content"]
+            else number
+        )
 
     engine = ScriptedEngine(answer)
     program = collaboration(engine)
@@ -122,8 +141,15 @@ def test_the_page_on_baselines_runs() -> None:
     strong = ScriptedEngine(lambda request: "Reasoning: 180 is more.\nAnswer: Orvane")
     with dspy.context(lm=strong.lm()):
         assert names["voted"](question="What?").agreement == 1.0
-        assert names["read"].refined(names["read"].drafted(question="Tamber"), question="Tamber").draft.endswith("90 degrees.")
-    assert "Reasoning: 180 degrees is more than 90.\nAnswer: Orvane" in strong.asked[0]["messages"][2]["content"]
+        assert (
+            names["read"]
+            .refined(names["read"].drafted(question="Tamber"), question="Tamber")
+            .draft.endswith("90 degrees.")
+        )
+    assert (
+        "Reasoning: 180 degrees is more than 90.\nAnswer: Orvane"
+        in strong.asked[0]["messages"][2]["content"]
+    )
 
 
 # Chain of thought
@@ -139,7 +165,9 @@ def test_chain_of_thought_asks_as_dspy_does() -> None:
     assert list(own.signature.output_fields) == ["reasoning", "answer"]
     strong = ScriptedEngine({"What?": "So it is.\nAnswer: a"})
     bare = dspy.Example(question="Bare?", background="b", answer="w")
-    reasoned = dspy.Example(question="Reasoned?", background="b", reasoning="For so it is.", answer="w")
+    reasoned = dspy.Example(
+        question="Reasoned?", background="b", reasoning="For so it is.", answer="w"
+    )
     answer = chain_of_thought(collaboration(strong, demos=[bare, reasoned]))(question="What?")
     assert answer.toDict() == {"reasoning": "So it is.", "answer": "a"}
     said = f'{TASK}\nThink step by step first. Write lines: "Reasoning: ...", "Answer: ...".'
@@ -152,7 +180,10 @@ def test_chain_of_thought_asks_as_dspy_does() -> None:
 
 
 def test_few_shot_draws_by_seed_and_shows_the_fields_of_the_task_only() -> None:
-    examples = [dspy.Example(id=f"e{n}", question=f"Q{n}?", answer=f"A{n}", background="secret", hard=1) for n in range(20)]
+    examples = [
+        dspy.Example(id=f"e{n}", question=f"Q{n}?", answer=f"A{n}", background="secret", hard=1)
+        for n in range(20)
+    ]
 
     def drawn(k: int, seed: int) -> list[str]:
         demos = few_shot("question -> answer", examples, k=k, seed=seed).predictors()[0].demos
@@ -164,7 +195,11 @@ def test_few_shot_draws_by_seed_and_shows_the_fields_of_the_task_only() -> None:
     assert drawn(0, 0) == []
     strong = ScriptedEngine({"What?": "a"})
     few_shot(collaboration(strong), examples[:1], k=1)(question="What?")
-    assert [message["content"] for message in strong.asked[0]["messages"][1:]] == ["Question: Q0?", "A0", "Question: What?"]
+    assert [message["content"] for message in strong.asked[0]["messages"][1:]] == [
+        "Question: Q0?",
+        "A0",
+        "Question: What?",
+    ]
     with pytest.raises(ProgramError, match="k is -1"):
         few_shot("question -> answer", examples, k=-1)
     with pytest.raises(DataError, match=r"Example e0 has none of the outputs \['label'\]"):
@@ -184,7 +219,10 @@ def test_self_refine_gives_feedback_and_answers_again() -> None:
     strong = ScriptedEngine(answer)
     once, twice = SelfRefine(collaboration(strong)), SelfRefine(collaboration(strong), rounds=2)
     prediction = once(question="How much?")
-    assert prediction.toDict() == {"attempts": "1. five\nFeedback: Too short.", "answer": "five bar"}
+    assert prediction.toDict() == {
+        "attempts": "1. five\nFeedback: Too short.",
+        "answer": "five bar",
+    }
     assert list(prediction.keys())[-1] == "answer", "the answer is the last field, as everywhere"
     assert users(strong) == [
         "Question: How much?",
@@ -194,16 +232,20 @@ def test_self_refine_gives_feedback_and_answers_again() -> None:
     strong.asked.clear()
     assert twice(question="How much?").answer == "5 bar"
     assert users(strong)[-1] == (
-        "Question: How much?\nAttempts: 1. five\n  Feedback: Too short.\n  2. five bar\n  Feedback: Too short."
+        "Question: How much?\nAttempts: 1. five\n  Feedback: Too short.\n  2. five bar\n  "
+        "Feedback: Too short."
     )
     assert len(strong.asked) == 5
     assert {request["config"]["temperature"] for request in strong.asked} == {0.0}
 
 
 def test_worked_examples_of_a_refinement_have_its_form() -> None:
-    """A small model answers as it was shown: 115 of 120 refinements could not be read while the examples showed no attempt."""
+    """A small model answers as it was shown: 115 of 120 refinements could not be read while the
+    examples showed no attempt."""
     strong = ScriptedEngine(lambda request: "text")
-    program = collaboration(strong, demos=[dspy.Example(question="Worked?", background="A draft.", answer="worked")])
+    program = collaboration(
+        strong, demos=[dspy.Example(question="Worked?", background="A draft.", answer="worked")]
+    )
     SelfRefine(program)(question="How much?")
     assert [message["content"] for message in strong.asked[-1]["messages"][1:3]] == [
         "Question: Worked?\nAttempts: 1. worked\n  Feedback: Nothing is wrong with it.",

@@ -1,4 +1,5 @@
-"""read_rows, and near-duplicates: laws, and that splits lose what nearly stands in a more protected one."""
+"""read_rows, and near-duplicates: laws, and that splits lose what nearly stands in a more protected
+one."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from cowest_dspy.experiment.data import read_rows
 from cowest_dspy.pairs.duplicates import CANDIDATES, kept_apart, near_duplicates, similarity
 from cowest_dspy.utils.jsonl import write_jsonl
 
-WORDS = st.lists(st.sampled_from(["iron", "zinc", "tin", "is", "hot", "The", "the", "of"]), max_size=14).map(" ".join)
+WORDS = st.lists(
+    st.sampled_from(["iron", "zinc", "tin", "is", "hot", "The", "the", "of"]), max_size=14
+).map(" ".join)
 TEXTS = st.one_of(WORDS, st.text(max_size=20))
 
 
@@ -27,11 +30,16 @@ def test_rows_come_from_the_file_of_their_split(tmp_path: Path) -> None:
     assert read_rows(tmp_path, "train") == read_rows(str(tmp_path), "train") == [{"n": 1}, {"n": 2}]
 
 
-def test_rows_of_the_hub_are_read_by_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_hub_are_read_by_its_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_jsonl(tmp_path / "rows" / "train.jsonl", [{"n": 1, "text": "é"}, {"n": 2, "text": None}])
     write_jsonl(tmp_path / "rows" / "test.jsonl", [{"n": 3, "text": "x"}])
-    assert read_rows(f"hub:{tmp_path / 'rows'}", "train") == [{"n": 1, "text": "é"}, {"n": 2, "text": None}]
+    assert read_rows(f"hub:{tmp_path / 'rows'}", "train") == [
+        {"n": 1, "text": "é"},
+        {"n": 2, "text": None},
+    ]
     assert read_rows(f"hub:{tmp_path / 'rows'}", "test") == [{"n": 3, "text": "x"}]
     with pytest.raises(DataError, match=r"\(dev\) cannot be had"):
         read_rows(f"hub:{tmp_path / 'rows'}", "dev")
@@ -65,7 +73,9 @@ def test_case_punctuation_and_spacing_do_not_count(text: str) -> None:
 def test_similarity_by_hand() -> None:
     assert similarity("iron is hot", "zinc is hot") == pytest.approx(2 / 4), "short texts: words"
     long = "one two three four five six seven eight nine ten"
-    assert similarity(long, long.replace("ten", "last")) == pytest.approx(7 / 9), "long ones: 7 of 8 + 8 - 7 triples"
+    assert similarity(long, long.replace("ten", "last")) == pytest.approx(7 / 9), (
+        "long ones: 7 of 8 + 8 - 7 triples"
+    )
     assert similarity(long, " ".join(reversed(long.split()))) == 0, "long ones: their order counts"
     assert similarity("?", "!") == similarity("", "iron") == 0
 
@@ -78,18 +88,28 @@ def test_a_text_is_always_found_as_its_own_duplicate(texts: list[str], draw: ran
     others = draw.sample(texts, len(texts))
     found = near_duplicates(texts, others)
     assert [near.other for near in found] == list(range(len(others)))
-    assert all(near.similarity == similarity(texts[near.held_out], others[near.other]) == 1 for near in found)
+    assert all(
+        near.similarity == similarity(texts[near.held_out], others[near.other]) == 1
+        for near in found
+    )
 
 
 @given(st.lists(TEXTS, max_size=CANDIDATES), st.lists(TEXTS, max_size=8), st.floats(0.05, 1))
-def test_with_few_texts_it_is_as_if_all_were_compared_with_all(held_out: list[str], others: list[str], threshold: float) -> None:
+def test_with_few_texts_it_is_as_if_all_were_compared_with_all(
+    held_out: list[str], others: list[str], threshold: float
+) -> None:
     best = [max((similarity(text, other) for text in held_out), default=0.0) for other in others]
-    found = {near.other: near.similarity for near in near_duplicates(held_out, others, threshold=threshold)}
+    found = {
+        near.other: near.similarity
+        for near in near_duplicates(held_out, others, threshold=threshold)
+    }
     assert found == {place: score for place, score in enumerate(best) if score >= threshold}
 
 
 @given(st.lists(WORDS, max_size=CANDIDATES), st.lists(WORDS, max_size=8), st.randoms())
-def test_the_order_of_the_texts_does_not_matter(held_out: list[str], others: list[str], draw: random.Random) -> None:
+def test_the_order_of_the_texts_does_not_matter(
+    held_out: list[str], others: list[str], draw: random.Random
+) -> None:
     first = {others[near.other]: near.similarity for near in near_duplicates(held_out, others)}
     turned = draw.sample(others, len(others))
     again = near_duplicates(draw.sample(held_out, len(held_out)), turned)
@@ -103,7 +123,9 @@ def test_among_thousands_a_rephrased_text_is_found_and_a_stranger_is_not() -> No
     rephrased = [" ".join(["well", *text.split()[:-1], "then"]) for text in held_out[::100]]
     strangers = [" ".join(draw.choices(vocabulary, k=16)) for _ in range(50)]
     found = near_duplicates(held_out, [*rephrased, *strangers])
-    assert [(near.other, near.held_out) for near in found] == [(place, 100 * place) for place in range(20)]
+    assert [(near.other, near.held_out) for near in found] == [
+        (place, 100 * place) for place in range(20)
+    ]
     assert {near.similarity for near in found} == {13 / 16}, "13 triples in common, of 14 and 15"
 
 
@@ -116,7 +138,9 @@ def test_a_threshold_that_cannot_be_is_refused(threshold: float) -> None:
 # Splits
 
 
-def test_later_splits_lose_what_nearly_stands_in_earlier_ones_and_it_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_later_splits_lose_what_nearly_stands_in_earlier_ones_and_it_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     splits = {
         "test": [{"id": 1, "q": "How hot is iron?"}, {"id": 2, "q": "How hot is iron?"}],
         "dev": [{"id": 3, "q": "how hot is IRON"}, {"id": 4, "q": "Where is tin found?"}],
@@ -125,20 +149,30 @@ def test_later_splits_lose_what_nearly_stands_in_earlier_ones_and_it_is_counted(
     before = {name: list(rows) for name, rows in splits.items()}
     with caplog.at_level(logging.INFO, logger="cowest_dspy.pairs.duplicates"):
         made = kept_apart(splits, lambda row: row["q"])
-    assert {name: [row["id"] for row in rows] for name, rows in made.splits.items()} == {"test": [1, 2], "dev": [4], "train": [6]}
+    assert {name: [row["id"] for row in rows] for name, rows in made.splits.items()} == {
+        "test": [1, 2],
+        "dev": [4],
+        "train": [6],
+    }
     assert made.dropped == {"test": 0, "dev": 1, "train": 1}
     assert "'dev': 1" in caplog.text and splits == before
 
 
 def test_any_of_several_texts_makes_a_duplicate() -> None:
-    splits = {"test": [{"a": "iron", "b": "tin"}], "train": [{"a": "iron", "b": "x"}, {"a": "y", "b": "tin"}, {"a": "z", "b": "u"}]}
+    splits = {
+        "test": [{"a": "iron", "b": "tin"}],
+        "train": [{"a": "iron", "b": "x"}, {"a": "y", "b": "tin"}, {"a": "z", "b": "u"}],
+    }
     assert kept_apart(splits, lambda row: row["a"]).dropped["train"] == 1
     assert kept_apart(splits, lambda row: row["a"], lambda row: row["b"]).dropped["train"] == 2
 
 
 @given(st.lists(st.lists(WORDS, max_size=6), min_size=1, max_size=4))
 def test_what_is_left_is_apart_and_the_first_split_is_whole(texts: list[list[str]]) -> None:
-    made = kept_apart({str(place): [{"q": text} for text in part] for place, part in enumerate(texts)}, lambda row: row["q"])
+    made = kept_apart(
+        {str(place): [{"q": text} for text in part] for place, part in enumerate(texts)},
+        lambda row: row["q"],
+    )
     parts = [[row["q"] for row in rows] for rows in made.splits.values()]
     assert parts[0] == texts[0]
     for place, part in enumerate(parts):

@@ -1,4 +1,5 @@
-"""The IfQA recipe on invented rows: splits, what the drafter is taught, the download, and that no passage gets into a prompt."""
+"""The IfQA recipe on invented rows: splits, what the drafter is taught, the download, and that no
+passage gets into a prompt."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def splits(rows: str, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    return {split: named("examples")(split, seed=seed, rows=rows) for split in ("archive", "train", "dev", "test")}
+    return {
+        split: named("examples")(split, seed=seed, rows=rows)
+        for split in ("archive", "train", "dev", "test")
+    }
 
 
 def ids(made: list[dict[str, Any]]) -> list[str]:
@@ -55,36 +59,73 @@ def ids(made: list[dict[str, Any]]) -> list[str]:
 
 def test_every_row_is_in_one_split_and_held_out_ones_stay_held_out(rows: str) -> None:
     made = splits(rows)
-    assert {name: len(part) for name, part in made.items()} == {"archive": 30, "train": 10, "dev": 10, "test": 10}
+    assert {name: len(part) for name, part in made.items()} == {
+        "archive": 30,
+        "train": 10,
+        "dev": 10,
+        "test": 10,
+    }
     assert len({one for part in made.values() for one in ids(part)}) == 60
     assert {one.split("-")[0] for one in ids(made["archive"] + made["train"])} == {"train"}
     assert {one.split("-")[0] for one in ids(made["dev"] + made["test"])} == {"dev"}
-    check_apart({name: as_examples(part, ["question"]) for name, part in made.items()}, ["question"])
+    check_apart(
+        {name: as_examples(part, ["question"]) for name, part in made.items()}, ["question"]
+    )
 
 
-def test_a_seed_always_makes_the_same_splits_and_another_one_others(rows: str, tmp_path: Path) -> None:
-    copy = str(write_rows(tmp_path, train=counterfactual(40, "train"), dev=counterfactual(20, "dev")))
+def test_a_seed_always_makes_the_same_splits_and_another_one_others(
+    rows: str, tmp_path: Path
+) -> None:
+    copy = str(
+        write_rows(tmp_path, train=counterfactual(40, "train"), dev=counterfactual(20, "dev"))
+    )
     assert splits(rows) == splits(copy), "the same rows from another folder, read anew"
     assert ids(splits(rows)["test"]) != ids(splits(rows, seed=1)["test"])
 
 
-def test_questions_that_nearly_stand_in_a_more_protected_split_are_dropped_and_counted(tmp_path: Path) -> None:
-    train, dev, test = counterfactual(20, "train"), counterfactual(6, "dev"), counterfactual(6, "test")
+def test_questions_that_nearly_stand_in_a_more_protected_split_are_dropped_and_counted(
+    tmp_path: Path,
+) -> None:
+    train, dev, test = (
+        counterfactual(20, "train"),
+        counterfactual(6, "dev"),
+        counterfactual(6, "test"),
+    )
     again = [{**test[0], "question": test[0]["question"].replace("If ", "Supposing ")}, {**dev[1]}]
     for number, row in enumerate(again):
         row["idx"] = 100 + number
-    rows = str(write_rows(tmp_path, train=[*train, *again], dev=[*dev, {**test[2], "idx": 100}], test=test))
+    rows = str(
+        write_rows(tmp_path, train=[*train, *again], dev=[*dev, {**test[2], "idx": 100}], test=test)
+    )
     made = splits(rows)
-    assert not [one for part in made.values() for one in ids(part) if one.endswith(("-100", "-101"))]
+    assert not [
+        one for part in made.values() for one in ids(part) if one.endswith(("-100", "-101"))
+    ]
     dropped = named("dropped")(rows=rows)
-    assert dropped["test"] == 0 and dropped["dev"] == 1 and dropped["train"] + dropped["archive"] == 2
+    assert (
+        dropped["test"] == 0 and dropped["dev"] == 1 and dropped["train"] + dropped["archive"] == 2
+    )
     assert ids(made["test"]) == [f"test-{number}" for number in range(6)]
 
 
 def test_rows_that_do_not_fit_are_errors_that_say_so(tmp_path: Path, rows: str) -> None:
-    for broken in ({"question": ""}, {"answers": []}, {"answers": "one"}, {"context": "text"}, {"context": None}):
-        folder = tmp_path / "-".join(f"{key}{value}" for key, value in broken.items()).replace("/", "")
-        where = str(write_rows(folder, train=counterfactual(2, "train"), dev=[{**counterfactual(1, "dev")[0], **broken}]))
+    for broken in (
+        {"question": ""},
+        {"answers": []},
+        {"answers": "one"},
+        {"context": "text"},
+        {"context": None},
+    ):
+        folder = tmp_path / "-".join(f"{key}{value}" for key, value in broken.items()).replace(
+            "/", ""
+        )
+        where = str(
+            write_rows(
+                folder,
+                train=counterfactual(2, "train"),
+                dev=[{**counterfactual(1, "dev")[0], **broken}],
+            )
+        )
         with pytest.raises(DataError, match=r"\(dev\), row 1: a row has question, answers"):
             named("examples")("dev", rows=where)
     with pytest.raises(DataError, match='no split "valid": use archive, train, dev, test'):
@@ -111,7 +152,9 @@ def publishing(files: dict[str, Any]) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_address[1]}/full"
 
 
-def test_published_files_are_downloaded_and_make_the_same_splits_as_a_folder(tmp_path: Path) -> None:
+def test_published_files_are_downloaded_and_make_the_same_splits_as_a_folder(
+    tmp_path: Path,
+) -> None:
     files = {split: counterfactual(12, split) for split in ("train", "dev", "test")}
     with publishing({f"{split}.json": part for split, part in files.items()}) as url:
         made = splits(url)
@@ -125,7 +168,10 @@ def test_a_download_that_fails_says_what_to_do_instead() -> None:
         pytest.raises(DataError, match=r"404.*one row a line as train\.jsonl"),
     ):
         named("examples")("dev", rows=url)
-    with publishing({"train.json": {"rows": []}}) as url, pytest.raises(DataError, match="not a JSON list of objects"):
+    with (
+        publishing({"train.json": {"rows": []}}) as url,
+        pytest.raises(DataError, match="not a JSON list of objects"),
+    ):
         named("examples")("dev", rows=url)
     with pytest.raises(DataError, match="give that folder as rows"):
         named("examples")("dev", rows="http://127.0.0.1:9/closed")
@@ -142,15 +188,26 @@ def test_the_drafter_is_taught_in_the_prompt_that_it_is_asked_in(rows: str, draf
     bound = named("program")(draft).bind(weak=engine.lm())
     for example in splits(rows)["archive"]:
         bound.drafted(question=example["question"])
-    asked = [[(message["role"], message["content"]) for message in request["messages"]] for request in engine.asked]
-    assert asked == [[(message["role"], message["content"]) for message in row["prompt"]] for row in taught]
+    asked = [
+        [(message["role"], message["content"]) for message in request["messages"]]
+        for request in engine.asked
+    ]
+    assert asked == [
+        [(message["role"], message["content"]) for message in row["prompt"]] for row in taught
+    ]
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_what_the_drafter_is_taught_to_write_is_read_as_what_was_meant(rows: str, draft: str) -> None:
-    for row, example in zip(named("draft_rows")(rows=rows, draft=draft), splits(rows)["archive"], strict=True):
+def test_what_the_drafter_is_taught_to_write_is_read_as_what_was_meant(
+    rows: str, draft: str
+) -> None:
+    for row, example in zip(
+        named("draft_rows")(rows=rows, draft=draft), splits(rows)["archive"], strict=True
+    ):
         written = row["completion"][0]["content"]
-        bound = named("program")(draft).bind(weak=ScriptedEngine(lambda request, written=written: written).lm())
+        bound = named("program")(draft).bind(
+            weak=ScriptedEngine(lambda request, written=written: written).lm()
+        )
         outputs = bound.draft_outputs(question=example["question"])
         assert outputs.draft == written
         if draft != "knowledge":
@@ -166,33 +223,52 @@ def test_the_weak_model_is_taught_accepted_answers_of_archive_and_train(rows: st
     assert len(named("answer_rows")(rows=rows, most=5)) == 15
 
 
-def test_a_row_without_a_passage_is_taught_only_directly_and_one_that_is_too_long_not_at_all(tmp_path: Path) -> None:
+def test_a_row_without_a_passage_is_taught_only_directly_and_one_that_is_too_long_not_at_all(
+    tmp_path: Path,
+) -> None:
     train = [{**row, "context": []} for row in counterfactual(8, "train")]
     train.append({**counterfactual(9, "train")[8], "question": "If " + "and " * 300})
     rows = str(write_rows(tmp_path, train=train, dev=counterfactual(4, "dev")))
     archive = [one for one in splits(rows)["archive"] if len(one["question"]) < 500]
     assert len(named("draft_rows")(rows=rows, draft="direct")) == len(archive)
-    assert named("draft_rows")(rows=rows) == named("draft_rows")(rows=rows, draft="chain_of_thought") == []
+    assert (
+        named("draft_rows")(rows=rows)
+        == named("draft_rows")(rows=rows, draft="chain_of_thought")
+        == []
+    )
 
 
-def passage(*passages: str, question: str = "If iron were rare, where would it be mined?", answer: str = "Tarn") -> dict[str, Any]:
+def passage(
+    *passages: str,
+    question: str = "If iron were rare, where would it be mined?",
+    answer: str = "Tarn",
+) -> dict[str, Any]:
     return {"question": question, "answers": [answer], "context": list(passages)}
 
 
 def test_the_nearest_sentences_are_those_of_the_answer_and_of_the_question_in_their_order() -> None:
     nearest = named("nearest_sentences")
-    row = passage("Fish swim. Iron was mined by many.", "Much of it came from Tarn. " + "Nothing else is told here. " * 12)
-    assert nearest(row) == "Iron was mined by many. Much of it came from Tarn."
-    assert nearest(row, most_words=7) == "Much of it came from Tarn.", "the answer's before the question's"
-    assert nearest(passage("Star Tarnish is no Tar. Iron is mined.")) == "Iron is mined.", "an answer is whole words"
-    assert nearest(passage("It came from Tarn " + "and on " * 60)) == "It came from Tarn " + " ".join(
-        ("and on " * 20 + "and").split()
+    row = passage(
+        "Fish swim. Iron was mined by many.",
+        "Much of it came from Tarn. " + "Nothing else is told here. " * 12,
     )
+    assert nearest(row) == "Iron was mined by many. Much of it came from Tarn."
+    assert nearest(row, most_words=7) == "Much of it came from Tarn.", (
+        "the answer's before the question's"
+    )
+    assert nearest(passage("Star Tarnish is no Tar. Iron is mined.")) == "Iron is mined.", (
+        "an answer is whole words"
+    )
+    assert nearest(
+        passage("It came from Tarn " + "and on " * 60)
+    ) == "It came from Tarn " + " ".join(("and on " * 20 + "and").split())
     assert nearest(passage()) == nearest(passage("  ")) == ""
 
 
 @given(st.lists(st.text(max_size=200), max_size=3), st.text(max_size=40), st.text(max_size=20))
-def test_the_nearest_sentences_are_few_words_of_the_passages(passages: list[str], question: str, answer: str) -> None:
+def test_the_nearest_sentences_are_few_words_of_the_passages(
+    passages: list[str], question: str, answer: str
+) -> None:
     near = named("nearest_sentences")(passage(*passages, question=question, answer=answer))
     words = " ".join(passages).split()
     assert len(near.split()) <= 45 and set(near.split()) <= set(words)
@@ -222,7 +298,11 @@ def test_no_passage_gets_into_any_prompt(rows: str, draft: str) -> None:
 
 def test_the_corpus_is_every_passage_once_and_nothing_of_the_questions(rows: str) -> None:
     corpus = named("corpus")(rows=rows)
-    published = [row["context"][0] for name, count in (("train", 40), ("dev", 20)) for row in counterfactual(count, name)]
+    published = [
+        row["context"][0]
+        for name, count in (("train", 40), ("dev", 20))
+        for row in counterfactual(count, name)
+    ]
     assert corpus == sorted(set(published))
     assert not any("If " in text for text in corpus)
 
@@ -232,20 +312,28 @@ def test_the_corpus_is_every_passage_once_and_nothing_of_the_questions(rows: str
 
 def test_the_worked_examples_hold_right_and_wrong_drafts_in_the_format_of_the_drafts() -> None:
     right = [demo.background == demo.answer for demo in named("program")("direct").refine.demos]
-    reasoned = [demo.background.split("\nAnswer: ")[1] == demo.answer for demo in named("program")("chain_of_thought").refine.demos]
+    reasoned = [
+        demo.background.split("\nAnswer: ")[1] == demo.answer
+        for demo in named("program")("chain_of_thought").refine.demos
+    ]
     assert right == reasoned and right.count(True) > right.count(False) > 0
     with pytest.raises(ProgramError, match='no draft format "cot"'):
         named("program")("cot")
 
 
 def test_the_metric_accepts_every_accepted_answer(rows: str) -> None:
-    metric = importing.load(load_config([ROOT / "programs/ifqa.toml", ROOT / "programs/backends/scripted.toml"]).metric)
+    metric = importing.load(
+        load_config([ROOT / "programs/ifqa.toml", ROOT / "programs/backends/scripted.toml"]).metric
+    )
     for example in as_examples(splits(rows)["test"], ["question"]):
-        assert [metric(example, dspy.Prediction(answer=answer)) for answer in (*example.answers, "1")] == [1.0, 1.0, 0.0]
+        assert [
+            metric(example, dspy.Prediction(answer=answer)) for answer in (*example.answers, "1")
+        ] == [1.0, 1.0, 0.0]
 
 
 def test_the_order_of_sets_decides_nothing() -> None:
-    """What the drafter learns is the same in every process: with a plain sum, ties of sentences went by the hash of their words."""
+    """What the drafter learns is the same in every process: with a plain sum, ties of sentences
+    went by the hash of their words."""
     script = """
 import random, sys
 from cowest_dspy.utils.importing import load

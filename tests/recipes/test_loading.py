@@ -1,4 +1,5 @@
-"""References to a user's own code: what is executed is the text of the file, and what cannot be used is one clear error."""
+"""References to a user's own code: what is executed is the text of the file, and what cannot be
+used is one clear error."""
 
 from __future__ import annotations
 
@@ -24,15 +25,19 @@ def test_the_source_is_executed_and_no_bytecode_beside_it(tmp_path: Path) -> Non
     py_compile.compile(str(other), cfile=str(planted))
     before = planted.read_bytes()
     assert importing.call(f"{recipe}:program") == "reviewed"
-    assert planted.read_bytes() == before and list(planted.parent.iterdir()) == [planted], "no bytecode is written either"
+    assert planted.read_bytes() == before and list(planted.parent.iterdir()) == [planted], (
+        "no bytecode is written either"
+    )
 
 
 def test_a_recipe_sees_itself_as_a_module(tmp_path: Path) -> None:
     recipe = tmp_path / "task.py"
     recipe.write_text(
-        "# -*- coding: latin-1 -*-\nfrom __future__ import annotations\nimport dataclasses, inspect, sys, typing\n"
+        "# -*- coding: latin-1 -*-\nfrom __future__ import annotations\nimport dataclasses, "
+        "inspect, sys, typing\n"
         "@dataclasses.dataclass\nclass Row:\n    text: str\n"
-        "def program():\n    '\u00e9'\n    return typing.get_type_hints(Row), __file__, inspect.getsource(program)\n",
+        "def program():\n    '\u00e9'\n    return typing.get_type_hints(Row), __file__, "
+        "inspect.getsource(program)\n",
         encoding="latin-1",
     )
     hints, file, source = importing.call(f"{recipe}:program")
@@ -40,7 +45,13 @@ def test_a_recipe_sees_itself_as_a_module(tmp_path: Path) -> None:
     assert importing.load(f"{recipe}:program").__doc__ == "\u00e9"
 
 
-BROKEN = ["raise SystemExit(3)", "import sys; sys.exit()", "(" * 10_000, "x = '\x00'", "# coding: nothing\n"]
+BROKEN = [
+    "raise SystemExit(3)",
+    "import sys; sys.exit()",
+    "(" * 10_000,
+    "x = '\x00'",
+    "# coding: nothing\n",
+]
 
 
 @pytest.mark.parametrize("code", BROKEN)
@@ -69,8 +80,17 @@ def test_a_file_that_is_a_folder_says_so(tmp_path: Path) -> None:
         ("json.no_such:f", 'there is no module "json.no_such"'),
         (".relative:f", "is no module's name"),
         ("..:f", "is no module's name"),
-        ("broken_module_xyz:f", "broken_module_xyz failed while it was loaded: ValueError: on purpose"),
-        ("needy_module_xyz:f", "needy_module_xyz failed while it was loaded: ModuleNotFoundError: No module named 'absent_xyz'"),
+        (
+            "broken_module_xyz:f",
+            "broken_module_xyz failed while it was loaded: ValueError: on purpose",
+        ),
+        (
+            "needy_module_xyz:f",
+            (
+                "needy_module_xyz failed while it was loaded: ModuleNotFoundError: No module named "
+                "'absent_xyz'"
+            ),
+        ),
     ],
 )
 def test_a_module_that_cannot_be_imported_says_why(
@@ -90,9 +110,13 @@ def test_a_call_that_cannot_be_is_one_error(tmp_path: Path) -> None:
         importing.call(f"{recipe}:ROWS")
     with pytest.raises(RecipeError, match=r"ROWS\" is a list, and a function is expected"):
         importing.load_function(f"{recipe}:ROWS")
-    with pytest.raises(RecipeError, match=r"rows\" cannot be called so: missing a required argument: 'split'"):
+    with pytest.raises(
+        RecipeError, match=r"rows\" cannot be called so: missing a required argument: 'split'"
+    ):
         importing.call(f"{recipe}:rows")
-    with pytest.raises(RecipeError, match=r"rows\" cannot be called so: too many positional arguments"):
+    with pytest.raises(
+        RecipeError, match=r"rows\" cannot be called so: too many positional arguments"
+    ):
         importing.call(f"{recipe}:rows", "train", "dev")
     assert importing.call("builtins:dict") == {}, "whose signature is not known"
     assert not importing.takes("builtins:dict", "strong")

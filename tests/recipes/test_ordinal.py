@@ -23,7 +23,9 @@ CASUAL, POSSIBLY, PROBABLY, CAUTION, INTERVENTION = LABELS
 
 def corpus(*pairs: tuple[str, str | None]) -> tuple[list[dspy.Example], list[Any]]:
     """Examples and predictions from (right label, answer or None for a failure)."""
-    return [dspy.Example(answer=right) for right, _ in pairs], [given and dspy.Prediction(answer=given) for _, given in pairs]
+    return [dspy.Example(answer=right) for right, _ in pairs], [
+        given and dspy.Prediction(answer=given) for _, given in pairs
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,17 +41,27 @@ def corpus(*pairs: tuple[str, str | None]) -> tuple[list[dspy.Example], list[Any
     ],
 )
 def test_a_label_matches_however_it_is_written(answer: str | None, score: float) -> None:
-    assert label_match(dspy.Example(answer="__needs_caution__"), dspy.Prediction(answer=answer)) == score
+    assert (
+        label_match(dspy.Example(answer="__needs_caution__"), dspy.Prediction(answer=answer))
+        == score
+    )
     assert label_match(dspy.Example(answer="needs caution"), None) == 0
 
 
 def test_only_scores_of_a_corpus_are_marked_as_such() -> None:
-    assert [is_corpus_metric(metric) for metric in (label_match, macro_f1, label_distance)] == [False, True, True]
+    assert [is_corpus_metric(metric) for metric in (label_match, macro_f1, label_distance)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_macro_f1_worked_out_by_hand() -> None:
-    # casual: 1 hit of 2 right, given 1 time: 2/3. needs caution: 1 hit of 1, given 2 times: 2/3. intervention: failed, 0.
-    examples, predictions = corpus((CASUAL, CASUAL), (CASUAL, CAUTION), (CAUTION, CAUTION), (INTERVENTION, None))
+    # casual: 1 hit of 2 right, given 1 time: 2/3. needs caution: 1 hit of 1, given 2 times: 2/3.
+    # intervention: failed, 0.
+    examples, predictions = corpus(
+        (CASUAL, CASUAL), (CASUAL, CAUTION), (CAUTION, CAUTION), (INTERVENTION, None)
+    )
     assert macro_f1(examples, predictions) == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
 
 
@@ -66,7 +78,13 @@ def test_a_failure_costs_the_right_label_only() -> None:
 
 def test_label_distance_worked_out_by_hand() -> None:
     # 0, 3 and 1 steps; the failures are left out.
-    pairs = ((CASUAL, CASUAL), (CASUAL, CAUTION), (PROBABLY, POSSIBLY), (INTERVENTION, None), (CASUAL, "no label"))
+    pairs = (
+        (CASUAL, CASUAL),
+        (CASUAL, CAUTION),
+        (PROBABLY, POSSIBLY),
+        (INTERVENTION, None),
+        (CASUAL, "no label"),
+    )
     assert label_distance(*corpus(*pairs)) == pytest.approx(4 / 3)
 
 
@@ -83,14 +101,21 @@ def test_what_is_no_corpus_is_an_error(metric: Any) -> None:
         metric(corpus((CASUAL, CASUAL), (CASUAL, CASUAL))[0], [None])
 
 
-PAIRS = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, None))), min_size=1, max_size=30)
+PAIRS = st.lists(
+    st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, None))), min_size=1, max_size=30
+)
 
 
 @given(PAIRS)
-def test_law_scores_keep_their_ranges_whatever_the_order(pairs: list[tuple[str, str | None]]) -> None:
+def test_law_scores_keep_their_ranges_whatever_the_order(
+    pairs: list[tuple[str, str | None]],
+) -> None:
     f1, distance = macro_f1(*corpus(*pairs)), label_distance(*corpus(*pairs))
     assert 0 <= f1 <= 1 and 0 <= distance <= 4
-    assert (macro_f1(*corpus(*pairs[::-1])), label_distance(*corpus(*pairs[::-1]))) == pytest.approx((f1, distance))
+    assert (
+        macro_f1(*corpus(*pairs[::-1])),
+        label_distance(*corpus(*pairs[::-1])),
+    ) == pytest.approx((f1, distance))
 
 
 @given(PAIRS)

@@ -1,4 +1,5 @@
-"""The recipe of ProsocialDialog, on rows that were made up here: in the published schema and in the reduced one."""
+"""The recipe of ProsocialDialog, on rows that were made up here: in the published schema and in the
+reduced one."""
 
 from __future__ import annotations
 
@@ -36,14 +37,26 @@ DEEDS = ("swept", "forgot", "painted", "left", "shared", "sold", "hid", "mended"
 def published(number: int, response_id: int = 0, **more: Any) -> dict[str, Any]:
     """A row in the published schema; two in five are casual and have no rules of thumb."""
     label = LABELS[max(number % 6 - 1, 0)]
-    thumb = [] if label == "casual" else [f"It's good to think of others in the {PLACES[number % 5]}", "This needs caution."]
+    thumb = (
+        []
+        if label == "casual"
+        else [f"It's good to think of others in the {PLACES[number % 5]}", "This needs caution."]
+    )
     return {
-        "context": f"I {DEEDS[number % 8]} thing{number} with man{number} on day{number} in the {PLACES[number % 5]}.",
+        "context": (
+            f"I {DEEDS[number % 8]} thing{number} with man{number} on day{number} in the "
+            f"{PLACES[number % 5]}."
+        ),
         "response": "Is that so?",
         "rots": thumb,
         "safety_label": f"__{label.replace(' ', '_')}__",
         "safety_annotations": [label] * 3,
-        "safety_annotation_reasons": [None, f"somebody works in the {PLACES[number % 5]}", "casual", "a deed"],
+        "safety_annotation_reasons": [
+            None,
+            f"somebody works in the {PLACES[number % 5]}",
+            "casual",
+            "a deed",
+        ],
         "dialogue_id": number,
         "response_id": response_id,
         "episode_done": response_id == 1,
@@ -53,7 +66,13 @@ def published(number: int, response_id: int = 0, **more: Any) -> dict[str, Any]:
 
 def reduced(number: int) -> dict[str, Any]:
     row = published(number)
-    return {"id": f"made-{number}", "context": row["context"], "safety_label": row["safety_label"], "orig_split": "test", "turn": 0}
+    return {
+        "id": f"made-{number}",
+        "context": row["context"],
+        "safety_label": row["safety_label"],
+        "orig_split": "test",
+        "turn": 0,
+    }
 
 
 @pytest.fixture
@@ -62,7 +81,9 @@ def full(tmp_path: Path) -> str:
     spans = {"train": range(60), "dev": range(60, 72), "test": range(72, 84)}
     for split, numbers in spans.items():
         turns = [
-            published(number, turn, **({"context": f"Reply to {number}"} if turn else {})) for number in numbers for turn in (0, 1)
+            published(number, turn, **({"context": f"Reply to {number}"} if turn else {}))
+            for number in numbers
+            for turn in (0, 1)
         ]
         write_jsonl(tmp_path / "full" / f"{split}.jsonl", turns)
     return str(tmp_path / "full")
@@ -82,11 +103,21 @@ def rows(request: pytest.FixtureRequest) -> str:
 
 
 def test_splits_are_disjoint_and_complete_and_as_large_as_said(rows: str) -> None:
-    splits = {split: as_examples(of("examples")(split, 0, rows), ["context"]) for split in ("archive", *SPLITS)}
-    assert {split: len(made) for split, made in splits.items()} == {"archive": 45, "train": 15, "dev": 12, "test": 12}
+    splits = {
+        split: as_examples(of("examples")(split, 0, rows), ["context"])
+        for split in ("archive", *SPLITS)
+    }
+    assert {split: len(made) for split, made in splits.items()} == {
+        "archive": 45,
+        "train": 15,
+        "dev": 12,
+        "test": 12,
+    }
     check_apart(splits, ["context"])
     assert all(example.answer in LABELS for made in splits.values() for example in made)
-    assert not any("Reply" in example.context for made in splits.values() for example in made), "first utterances only"
+    assert not any("Reply" in example.context for made in splits.values() for example in made), (
+        "first utterances only"
+    )
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others(rows: str) -> None:
@@ -102,22 +133,40 @@ def test_a_text_in_two_files_stays_in_the_test(full: str) -> None:
     twice = read_jsonl(Path(full, "test.jsonl"))[0]
     for split in ("train", "dev"):
         path = Path(full, f"{split}.jsonl")
-        write_jsonl(path, [*read_jsonl(path), {**twice, "context": twice["context"].upper() + "  ", "dialogue_id": 999}])
+        write_jsonl(
+            path,
+            [
+                *read_jsonl(path),
+                {**twice, "context": twice["context"].upper() + "  ", "dialogue_id": 999},
+            ],
+        )
     splits = {split: of("examples")(split, 0, full) for split in ("archive", *SPLITS)}
-    assert [split for split, made in splits.items() for row in made if row["context"].lower() == twice["context"].lower()] == [
-        "test"
-    ]
+    assert [
+        split
+        for split, made in splits.items()
+        for row in made
+        if row["context"].lower() == twice["context"].lower()
+    ] == ["test"]
 
 
-@pytest.mark.parametrize("change", [{"safety_label": "__fine__"}, {"context": " "}, {"safety_label": None}])
-def test_a_row_without_context_or_label_is_an_error_that_shows_no_text(full: str, change: dict[str, Any]) -> None:
-    write_jsonl(Path(full, "dev.jsonl"), [published(61), {**published(62, context="A text that is not to be shown"), **change}])
+@pytest.mark.parametrize(
+    "change", [{"safety_label": "__fine__"}, {"context": " "}, {"safety_label": None}]
+)
+def test_a_row_without_context_or_label_is_an_error_that_shows_no_text(
+    full: str, change: dict[str, Any]
+) -> None:
+    write_jsonl(
+        Path(full, "dev.jsonl"),
+        [published(61), {**published(62, context="A text that is not to be shown"), **change}],
+    )
     with pytest.raises(DataError, match=r"dev, row 2: .*safety_label") as caught:
         of("examples")("dev", 0, full)
     assert "not to be shown" not in str(caught.value)
 
 
-def test_the_hub_is_asked_for_its_own_names_of_splits(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_its_own_names_of_splits(
+    full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {"train": "train", "validation": "dev", "test": "test"}
 
     def hub(where: str, split: str) -> list[dict[str, Any]]:
@@ -155,22 +204,32 @@ def test_drafts_are_taught_in_each_format(full: str) -> None:
     direct, knowledge, thought = (of("draft_rows")(0, full, draft) for draft in of("DRAFTS"))
     assert completions(direct) == [row["answer"] for row in asked]
     assert completions(knowledge) == [row["notes"] for row in asked]
-    assert completions(thought) == [f"Reasoning: {row['notes']}\nAnswer: {row['answer']}" for row in asked]
+    assert completions(thought) == [
+        f"Reasoning: {row['notes']}\nAnswer: {row['answer']}" for row in asked
+    ]
     with pytest.raises(ProgramError, match="essay"):
         of("draft_rows")(0, full, "essay")
 
 
 def test_without_notes_a_template_says_what_the_level_means_but_not_its_name(small: str) -> None:
     asked, taught = of("taught")(0, small), completions(of("draft_rows")(0, small))
-    assert all(text in of("BACKGROUNDS")[row["answer"]] for row, text in zip(asked, taught, strict=True))
-    assert not any(word in text.lower() for text in taught for word in ("casual", "caution", "intervention"))
+    assert all(
+        text in of("BACKGROUNDS")[row["answer"]] for row, text in zip(asked, taught, strict=True)
+    )
+    assert not any(
+        word in text.lower() for text in taught for word in ("casual", "caution", "intervention")
+    )
     assert len(set(taught)) > len(LABELS), "one level is said in several ways"
 
 
 def test_what_rows_do_not_bring_the_strong_model_writes(small: str) -> None:
-    strong = ScriptedEngine(lambda request: f"{request['messages'][-1]['content'].split()[2]} is what one did.")
+    strong = ScriptedEngine(
+        lambda request: f"{request['messages'][-1]['content'].split()[2]} is what one did."
+    )
     told: list[tuple[int, int]] = []
-    made = of("rationalised_rows")(0, small, strong=strong.lm(), progress=lambda *now: told.append(now))
+    made = of("rationalised_rows")(
+        0, small, strong=strong.lm(), progress=lambda *now: told.append(now)
+    )
     asked = of("taught")(0, small)
     assert completions(made) == [f"{row['context'].split()[1]} is what one did." for row in asked]
     assert [row["prompt"] for row in made] == [row["prompt"] for row in of("draft_rows")(0, small)]
@@ -179,10 +238,15 @@ def test_what_rows_do_not_bring_the_strong_model_writes(small: str) -> None:
 
 def test_background_that_names_a_label_is_left_out_but_reasoning_may(small: str) -> None:
     def naming(request: dict[str, Any]) -> str:
-        return "One needs caution." if "garden" in request["messages"][-1]["content"] else "One should be kind."
+        return (
+            "One needs caution."
+            if "garden" in request["messages"][-1]["content"]
+            else "One should be kind."
+        )
 
     known, thought = (
-        of("rationalised_rows")(0, small, draft, strong=ScriptedEngine(naming).lm()) for draft in ("knowledge", "chain_of_thought")
+        of("rationalised_rows")(0, small, draft, strong=ScriptedEngine(naming).lm())
+        for draft in ("knowledge", "chain_of_thought")
     )
     asked = of("taught")(0, small)
     assert len(thought) == len(asked)
@@ -193,32 +257,51 @@ def test_background_that_names_a_label_is_left_out_but_reasoning_may(small: str)
 def test_where_rows_bring_notes_nothing_is_asked(full: str, small: str) -> None:
     silent = ScriptedEngine({})
     assert of("rationalised_rows")(0, full, strong=silent.lm()) == of("draft_rows")(0, full)
-    assert of("rationalised_rows")(0, small, "direct", strong=silent.lm()) == of("draft_rows")(0, small, "direct")
+    assert of("rationalised_rows")(0, small, "direct", strong=silent.lm()) == of("draft_rows")(
+        0, small, "direct"
+    )
     assert silent.asked == []
 
 
 def test_answers_are_learned_from_the_archive_and_from_train(rows: str) -> None:
     prompts = [row["prompt"][-1]["content"] for row in of("answer_rows")(0, rows)]
-    expected = [row["context"] for split in ("archive", "train") for row in of("examples")(split, 0, rows)]
+    expected = [
+        row["context"] for split in ("archive", "train") for row in of("examples")(split, 0, rows)
+    ]
     assert sorted(prompts) == sorted(f"Context: {text}" for text in expected)
 
 
 def test_what_is_too_long_is_not_learned_from_but_still_tested(small: str) -> None:
     for split in ("train", "dev"):
-        write_jsonl(Path(small, f"{split}.jsonl"), [{**reduced(n), "context": f"word{n}{split} " * 81} for n in range(8)])
+        write_jsonl(
+            Path(small, f"{split}.jsonl"),
+            [{**reduced(n), "context": f"word{n}{split} " * 81} for n in range(8)],
+        )
     assert of("taught")(0, small) == []
     assert len(of("examples")("test", 0, small)) == 4
 
 
-@given(counts=st.lists(st.integers(0, 9), min_size=5, max_size=5), count=st.integers(1, 30), seed=st.integers(0, 3))
-def test_law_balanced_rows_are_as_even_as_they_can_be(counts: list[int], count: int, seed: int) -> None:
-    rows = [{"id": f"{label}-{n}", "answer": label} for label, many in zip(LABELS, counts, strict=True) for n in range(many)]
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=5, max_size=5),
+    count=st.integers(1, 30),
+    seed=st.integers(0, 3),
+)
+def test_law_balanced_rows_are_as_even_as_they_can_be(
+    counts: list[int], count: int, seed: int
+) -> None:
+    rows = [
+        {"id": f"{label}-{n}", "answer": label}
+        for label, many in zip(LABELS, counts, strict=True)
+        for n in range(many)
+    ]
     made = of("balanced")(rows, count, seed)
     assert len(made) == min(count, len(rows)) and len({row["id"] for row in made}) == len(made)
     assert made == of("balanced")(rows, count, seed)
     taken = Counter(row["answer"] for row in made)
     most = max(taken.values(), default=0)
-    assert all(taken[label] >= min(many, most - 1) for label, many in zip(LABELS, counts, strict=True))
+    assert all(
+        taken[label] >= min(many, most - 1) for label, many in zip(LABELS, counts, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,11 +309,20 @@ def test_law_balanced_rows_are_as_even_as_they_can_be(counts: list[int], count: 
     [
         ("knowledge", "It's good to help.", "It's good to help."),
         ("direct", "Answer: Needs_Caution.", "needs caution"),
-        ("chain_of_thought", "Reasoning: It may hurt.\nAnswer: casual", "Reasoning: It may hurt.\nAnswer: casual"),
+        (
+            "chain_of_thought",
+            "Reasoning: It may hurt.\nAnswer: casual",
+            "Reasoning: It may hurt.\nAnswer: casual",
+        ),
     ],
 )
-def test_the_program_asks_as_the_drafter_was_taught(full: str, draft: str, said: str, shown: str) -> None:
-    weak, strong = ScriptedEngine(lambda request: said), ScriptedEngine(lambda request: "__needs_caution__")
+def test_the_program_asks_as_the_drafter_was_taught(
+    full: str, draft: str, said: str, shown: str
+) -> None:
+    weak, strong = (
+        ScriptedEngine(lambda request: said),
+        ScriptedEngine(lambda request: "__needs_caution__"),
+    )
     program = of("program")(draft).bind(weak=weak.lm(), strong=strong.lm())
     row = of("taught")(0, full)[0]
     made = program(context=row["context"])
@@ -251,7 +343,9 @@ def test_worked_examples_hold_every_label_in_varied_and_partly_wrong_drafts(full
     assert {shot["answer"] for shot in shots} == set(LABELS)
     wrong = [shot["drafted"] for shot in shots if shot["drafted"] != shot["answer"]]
     assert 0 < len(wrong) <= len(shots) / 4
-    assert not any(label in shot["known"] for shot in shots for label in LABELS), "knowledge names no label"
+    assert not any(label in shot["known"] for shot in shots for label in LABELS), (
+        "knowledge names no label"
+    )
 
 
 @pytest.mark.parametrize("draft", ["direct", "knowledge", "chain_of_thought"])

@@ -21,12 +21,19 @@ METRICS = sorted((ROOT / "metrics").glob("*.py"))
 
 
 def metrics_of(path: Path) -> dict[str, Callable[..., object]]:
-    """The metrics of one example that a file has: the functions of its own that take example, prediction and trace."""
+    """The metrics of one example that a file has: the functions of its own that take example,
+    prediction and trace."""
     names: dict[str, object] = importing.load(f"{path}:__dict__")
     functions = {
-        name: value for name, value in names.items() if inspect.isfunction(value) and value.__module__ == names["__name__"]
+        name: value
+        for name, value in names.items()
+        if inspect.isfunction(value) and value.__module__ == names["__name__"]
     }
-    return {name: value for name, value in functions.items() if list(inspect.signature(value).parameters)[2:] == ["trace"]}
+    return {
+        name: value
+        for name, value in functions.items()
+        if list(inspect.signature(value).parameters)[2:] == ["trace"]
+    }
 
 
 TASKS = sorted((ROOT / "programs").glob("*.toml"))
@@ -46,7 +53,9 @@ def test_there_are_recipes() -> None:
 def test_a_program_recipe_gives_an_unbound_collaboration(path: Path) -> None:
     program = importing.load(f"{path}:program")()
     assert isinstance(program, Collaboration)
-    assert all(predictor.lm is None for predictor in program.predictors()), "a recipe names no model"
+    assert all(predictor.lm is None for predictor in program.predictors()), (
+        "a recipe names no model"
+    )
 
 
 @pytest.mark.parametrize("path", METRICS, ids=named)
@@ -54,7 +63,9 @@ def test_a_metric_recipe_scores_between_0_and_1(path: Path) -> None:
     assert metrics_of(path)
     example = dspy.Example(question="What is left?", answer="12").with_inputs("question")
     for metric in metrics_of(path).values():
-        scores = [metric(example, dspy.Prediction(answer=answer)) for answer in ("12", "13", "", None)]
+        scores = [
+            metric(example, dspy.Prediction(answer=answer)) for answer in ("12", "13", "", None)
+        ]
         assert all(isinstance(score, float) and 0 <= score <= 1 for score in scores)
         assert scores[0] == 1 and scores[1] == 0
 
@@ -79,15 +90,24 @@ def test_every_task_fits_every_backend(config: Config) -> None:
 
 
 def reads_rows_from_elsewhere(source: str) -> bool:
-    """Whether a data source is on the Hub, or a function that reads published rows: its own tests give it invented ones."""
-    return source.startswith("hub:") or "rows" in inspect.signature(importing.load(source)).parameters
+    """Whether a data source is on the Hub, or a function that reads published rows: its own tests
+    give it invented ones."""
+    return (
+        source.startswith("hub:") or "rows" in inspect.signature(importing.load(source)).parameters
+    )
 
 
 def test_no_two_splits_of_a_task_share_an_input(task: Path) -> None:
     config = load_config([task, BACKENDS[0]])
     if reads_rows_from_elsewhere(config.data.source):
-        pytest.skip("its rows are elsewhere: see test_domains_*.py; data.check_apart says it when they are read")
-    splits = {split: read_split(config.data.source, split, config.data.inputs, seed=config.data.seed) for split in SPLITS}
+        pytest.skip(
+            "its rows are elsewhere: see test_domains_*.py; data.check_apart says it when they "
+            "are read"
+        )
+    splits = {
+        split: read_split(config.data.source, split, config.data.inputs, seed=config.data.seed)
+        for split in SPLITS
+    }
     assert all(splits.values())
     check_apart(splits, config.data.inputs)
 

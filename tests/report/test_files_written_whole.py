@@ -1,4 +1,5 @@
-"""Files appear whole or not at all, are as readable as the umask says, and what a killed writer left goes with the next writer."""
+"""Files appear whole or not at all, are as readable as the umask says, and what a killed writer
+left goes with the next writer."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def mode(path: Path) -> int:
 def test_what_is_written_under_a_private_umask_is_private(tmp_path: Path) -> None:
     written = write_report(full_run(), tmp_path)
     write_jsonl(tmp_path / "pairs.jsonl", [{"a": 1}])
-    assert {mode(path) for path in (written.json, written.html, tmp_path / "pairs.jsonl")} == {0o600}
+    assert {mode(path) for path in (written.json, written.html, tmp_path / "pairs.jsonl")} == {
+        0o600
+    }
     os.umask(0o022)
     write_whole({tmp_path / "pairs.jsonl": "{}\n"})
     assert mode(tmp_path / "pairs.jsonl") == 0o644

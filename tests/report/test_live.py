@@ -1,4 +1,5 @@
-"""What a stage looks like while it runs, in a terminal, in lines and as JSON; and what is reckoned for it."""
+"""What a stage looks like while it runs, in a terminal, in lines and as JSON; and what is reckoned
+for it."""
 
 from __future__ import annotations
 
@@ -44,14 +45,26 @@ NOW = Snapshot(
     tokens=123_456,
     usd=0.0123,
     failures={"parse": 1, "timeout": 2},
-    limits=(Limit("strong calls", 96, 100), Limit("tokens", 123_456), Limit("USD", 0.0123, 1.0), Limit("minutes", 3.2)),
+    limits=(
+        Limit("strong calls", 96, 100),
+        Limit("tokens", 123_456),
+        Limit("USD", 0.0123, 1.0),
+        Limit("minutes", 3.2),
+    ),
     best=Best("round 2", 0.8125, 40),
 )
 
 
 def screen(width: int = 120, *, terminal: bool = True) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    return Console(file=out, force_terminal=terminal, width=width, height=40, color_system=None, highlight=False), out
+    return Console(
+        file=out,
+        force_terminal=terminal,
+        width=width,
+        height=40,
+        color_system=None,
+        highlight=False,
+    ), out
 
 
 def lines_of(what: Any, width: int) -> list[str]:
@@ -64,13 +77,19 @@ def lines_of(what: Any, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(2, 12.0), (45, 270.0), (300, 1800.0)])
-def test_the_time_left_is_that_of_the_steps_left_also_of_slow_ones(seconds: float, left: float) -> None:
+def test_the_time_left_is_that_of_the_steps_left_also_of_slow_ones(
+    seconds: float, left: float
+) -> None:
     pace = Pace()
     for done in range(5):
         pace.see(done * seconds, done)
     assert pace.left(4 * seconds, 10) == pytest.approx(left)
-    assert pace.left(4.5 * seconds, 10) == pytest.approx(left - seconds / 2), "it runs down within a step"
-    assert pace.left(9 * seconds, 10) == pytest.approx(left - seconds), "a step that takes longer does not count twice"
+    assert pace.left(4.5 * seconds, 10) == pytest.approx(left - seconds / 2), (
+        "it runs down within a step"
+    )
+    assert pace.left(9 * seconds, 10) == pytest.approx(left - seconds), (
+        "a step that takes longer does not count twice"
+    )
 
 
 @given(st.floats(0.01, 100), st.integers(2, 50), st.integers(0, 1000))
@@ -118,7 +137,7 @@ def test_calls_per_second_are_those_of_the_last_seconds(burst: int, every: float
 def test_a_view_says_all_there_is() -> None:
     text = "\n".join(lines_of(view(NOW, "Stopping"), 160))
     for part in ("Step 2: weights", "Collecting drafts", "120/500", "1:23", "left 4:23", "7.3 calls/s", "610 calls",
-                 "40 from the store", "123,456 tokens", "USD 0.012", "failed 3: timeout 2, parse 1", "strong calls 96 of 100",
+                 "40 from the store", "123,456 tokens", "USD 0.012", "failed 3: timeout 2, parse 1", ("strong calls " "96 " "of " "100"),
                  "USD 0.0123 of 1.0", "0.812 (round 2, n 40)", "Stopping"):  # fmt: skip
         assert part in text
     assert "tokens 123,456" not in text, "what is not limited is no part of the budget's line"
@@ -129,28 +148,42 @@ def test_a_view_says_all_there_is() -> None:
     st.text(max_size=60),
     st.dictionaries(st.sampled_from(["parse", "timeout", "server"]), st.integers(1, 10**6)),
 )
-def test_no_line_is_wider_than_the_terminal(width: int, title: str, failures: dict[str, int]) -> None:
+def test_no_line_is_wider_than_the_terminal(
+    width: int, title: str, failures: dict[str, int]
+) -> None:
     stage = replace(NOW.now[1], title=title)
     now = replace(NOW, now=(NOW.now[0], stage), failures=failures, best=None, limits=())
     assert max(cell_len(line) for line in lines_of(view(now), width)) <= width
 
 
 @given(st.lists(st.text("abc ", min_size=1, max_size=12), max_size=8), st.integers(12, 80))
-def test_parts_of_a_line_are_all_there_in_order_and_never_broken(parts: list[str], width: int) -> None:
+def test_parts_of_a_line_are_all_there_in_order_and_never_broken(
+    parts: list[str], width: int
+) -> None:
     lines = list(wrapped(parts, width))
     assert GAP.join(lines) == GAP.join(parts)
     assert all(len(line) <= width for line in lines)
 
 
 def test_a_stage_of_which_nothing_is_known_is_a_bar_without_an_end() -> None:
-    text = "\n".join(lines_of(view(replace(NOW, now=(StageNow("1 prompts", "Step 1: prompts", 5.0),))), 100))
-    assert "Step 1: prompts" in text and "5.0 s" in text and "left" not in text and "/" not in text.splitlines()[0]
+    text = "\n".join(
+        lines_of(view(replace(NOW, now=(StageNow("1 prompts", "Step 1: prompts", 5.0),))), 100)
+    )
+    assert (
+        "Step 1: prompts" in text
+        and "5.0 s" in text
+        and "left" not in text
+        and "/" not in text.splitlines()[0]
+    )
 
 
 def test_the_line_that_stays_of_a_stage_leaves_out_what_is_nothing() -> None:
     assert str(ended(StageDone("x", "Tuning", 75.0))) == "done    Tuning  1:15"
     whole = StageDone("x", "Asking", 4.0, 1200, 3, 10, 20, None, {"server": 1}, whole=False)
-    assert str(ended(whole)) == "left    Asking  4.0 s, 1,200 calls, 3 from the store, 30 tokens, USD unknown, failed 1: server 1"
+    assert str(ended(whole)) == (
+        "left    Asking  4.0 s, 1,200 calls, 3 from the store, 30 tokens, USD unknown, failed "
+        "1: server 1"
+    )
 
 
 def test_a_terminal_keeps_a_line_of_each_stage_and_what_was_said_between(tmp_path: Path) -> None:
@@ -284,9 +317,15 @@ def test_what_goes_elsewhere_is_none_of_the_terminals() -> None:
         pid=st.integers(),
         host=st.text(),
         process_started=st.floats(allow_nan=False),
-        stages=st.lists(st.builds(StageDone, st.text(), st.text(), st.floats(0, 1e6)), max_size=3).map(tuple),
-        now=st.lists(st.builds(StageNow, st.text(), st.text(), st.floats(0, 1e6)), max_size=3).map(tuple),
-        limits=st.lists(st.builds(Limit, st.text(), st.none() | st.integers(-(2**53), 2**53)), max_size=2).map(tuple),
+        stages=st.lists(
+            st.builds(StageDone, st.text(), st.text(), st.floats(0, 1e6)), max_size=3
+        ).map(tuple),
+        now=st.lists(st.builds(StageNow, st.text(), st.text(), st.floats(0, 1e6)), max_size=3).map(
+            tuple
+        ),
+        limits=st.lists(
+            st.builds(Limit, st.text(), st.none() | st.integers(-(2**53), 2**53)), max_size=2
+        ).map(tuple),
         best=st.none() | st.builds(Best, st.text(), st.floats(0, 1), st.integers()),
     )
 )
@@ -321,7 +360,12 @@ def test_spent_of_answers_is_their_sum() -> None:
     spent = Spent()
     for usd in (0.1, 0.2):
         spent.answered({"input_tokens": 5, "output_tokens": 1, "usd": usd})
-    assert (spent.calls, spent.input_tokens, spent.output_tokens, spent.usd) == (2, 10, 2, pytest.approx(0.3))
+    assert (spent.calls, spent.input_tokens, spent.output_tokens, spent.usd) == (
+        2,
+        10,
+        2,
+        pytest.approx(0.3),
+    )
 
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Views for notebooks: every text escaped, hidden inputs hidden, nothing run, nothing large; and short plain words beside them."""
+"""Views for notebooks: every text escaped, hidden inputs hidden, nothing run, nothing large; and
+short plain words beside them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, made_trace, many
 from report_runs import HOSTILE, full_run
 
-from cowest_dspy import Collaboration, CoWest, Cycle, Influence, InfluenceReport, NoiseFloor, Store, StoredTraces
+from cowest_dspy import (
+    Collaboration,
+    CoWest,
+    Cycle,
+    Influence,
+    InfluenceReport,
+    NoiseFloor,
+    Store,
+    StoredTraces,
+)
 from cowest_dspy.influence.stored_traces import HeldTraces
 from cowest_dspy.optimizers.cycle import StepHistory, StepResult
 from cowest_dspy.optimizers.deciding import gain
@@ -34,7 +44,8 @@ texts = st.text(alphabet="<>&\"'/=! scriptonerror\n\u2028", max_size=60)
 
 
 class Seen(HTMLParser):
-    """What a browser would make of a fragment: its tags and attributes, what of them stays open, and its text."""
+    """What a browser would make of a fragment: its tags and attributes, what of them stays open,
+    and its text."""
 
     def __init__(self, fragment: str) -> None:
         super().__init__()
@@ -60,7 +71,9 @@ def view_of(thing: Any) -> str:
     seen = Seen(fragment)
     assert seen.tags <= TAGS and seen.attributes <= ATTRIBUTES and not seen.open
     assert len(fragment) < LARGEST
-    assert "url(" not in fragment and "http" not in re.sub(r"&\S+;", "", fragment).replace(seen.text, "")
+    assert "url(" not in fragment and "http" not in re.sub(r"&\S+;", "", fragment).replace(
+        seen.text, ""
+    )
     assert len(repr(thing)) < 1000, "what is stored beside a view in a notebook is short, too"
     return seen.text
 
@@ -77,15 +90,25 @@ def round_of(text: str) -> Round:
 
 
 def tuned_lm() -> TunedLM:
-    history = [{"step": float(step), "loss": 1 / step, "rewards/margins": step / 10} for step in range(1, 40)]
-    result = Tuned(Path("/a/machine/adapters/dpo"), "0123456789ab", "base@1", history, 12.0, 900, 40, 2**30)
+    history = [
+        {"step": float(step), "loss": 1 / step, "rewards/margins": step / 10}
+        for step in range(1, 40)
+    ]
+    result = Tuned(
+        Path("/a/machine/adapters/dpo"), "0123456789ab", "base@1", history, 12.0, 900, 40, 2**30
+    )
     return TunedLM(dspy.LM("openai/x"), "local/base+0123456789ab", result)
 
 
 def every(text: str) -> list[Any]:
     """One of each thing that has a view, with the text wherever somebody else's text may stand."""
     traces = [
-        *drafts_of((1.0, text), (0.0, f"other {text}"), (-1.0, "third"), inputs={"question": text, "place": text}),
+        *drafts_of(
+            (1.0, text),
+            (0.0, f"other {text}"),
+            (-1.0, "third"),
+            inputs={"question": text, "place": text},
+        ),
         made_trace(3, None, text, error=f"{text}: {text}"),
     ]
     held = HeldTraces(traces)
@@ -101,10 +124,20 @@ def every(text: str) -> list[Any]:
         NoiseFloor(4, 1, 0.25, 0.1),
         found,
         RoundHistory([round_of(text)]),
-        StepHistory([StepResult(0, text, text, 0.5, 4, 0, True), StepResult(1, "w", "m", None, 0, 4, False, round_of("").gain)]),
+        StepHistory(
+            [
+                StepResult(0, text, text, 0.5, 4, 0, True),
+                StepResult(1, "w", "m", None, 0, 4, False, round_of("").gain),
+            ]
+        ),
         tuned_lm(),
         full_run(text),
-        comparison(compared("strong", "+-!-", title=text), compared("both", "++-!", note=text), title=text, warnings=(text,)),
+        comparison(
+            compared("strong", "+-!-", title=text),
+            compared("both", "++-!", note=text),
+            title=text,
+            warnings=(text,),
+        ),
     ]
 
 
@@ -130,11 +163,15 @@ def test_law_a_diff_is_the_two_texts_with_marks(one: str, other: str) -> None:
 
 def test_a_diff_marks_what_differs_and_nothing_else() -> None:
     one, two = notebook.word_diff("The Arbel may run at 31 bar.", "The Arbel may run at 18 bar.")
-    assert re.findall(r"<ins[^>]*>(.*?)</ins>", one) == ["31"] and re.findall(r"<del[^>]*>(.*?)</del>", two) == ["18"]
+    assert re.findall(r"<ins[^>]*>(.*?)</ins>", one) == ["31"] and re.findall(
+        r"<del[^>]*>(.*?)</del>", two
+    ) == ["18"]
 
 
 def test_a_report_says_counts_mean_interval_harm_and_noise() -> None:
-    report = InfluenceReport((1.0, 1.0, 0.0, -1.0, None), tuple("aabbc"), NoiseFloor(10, 2, 0.2, 0.1))
+    report = InfluenceReport(
+        (1.0, 1.0, 0.0, -1.0, None), tuple("aabbc"), NoiseFloor(10, 2, 0.2, 0.1)
+    )
     text = view_of(report)
     interval = report.interval()
     assert interval is not None
@@ -150,30 +187,48 @@ def test_a_report_says_counts_mean_interval_harm_and_noise() -> None:
     ):
         assert part in text
     assert "no draft has an influence" in view_of(InfluenceReport((None, None)))
-    assert view_of(InfluenceReport(())) and repr(report).startswith("InfluenceReport(influence +0.25")
+    assert view_of(InfluenceReport(())) and repr(report).startswith(
+        "InfluenceReport(influence +0.25"
+    )
 
 
 def test_pairs_say_what_was_dropped_and_why_and_show_the_first_few() -> None:
-    pairs = preference_pairs(many([[(1.0, f"good {n}"), (0.0, f"worse {n}")] for n in range(9)] + [[(0.0, "a"), (0.0, "b")]]))
+    pairs = preference_pairs(
+        many(
+            [[(1.0, f"good {n}"), (0.0, f"worse {n}")] for n in range(9)]
+            + [[(0.0, "a"), (0.0, "b")]]
+        )
+    )
     text = view_of(pairs)
-    assert "9 preference pairs of 9 examples" in text and "1 examples: all drafts had the same influence" in text
+    assert (
+        "9 preference pairs of 9 examples" in text
+        and "1 examples: all drafts had the same influence" in text
+    )
     assert "good 2" in text and "good 3" not in text and "and 6 more pairs" in text
     assert "9 pairs of 9 examples" in repr(pairs) and "good" not in repr(pairs)
     assert view_of(PreferencePairs(()))
 
 
 def test_ten_thousand_traces_are_a_small_view() -> None:
-    held = HeldTraces(made_trace(0, 1.0 if n % 2 else None, "word " * 900, f"e{n}") for n in range(10_000))
+    held = HeldTraces(
+        made_trace(0, 1.0 if n % 2 else None, "word " * 900, f"e{n}") for n in range(10_000)
+    )
     held.saved = {"weak_calls": 0, "strong_calls": 0}
     text = view_of(held)
-    assert "10,000 traces" in text and "and 9,995 more rows" in text and "failed: timeout 5,000" in text
+    assert (
+        "10,000 traces" in text
+        and "and 9,995 more rows" in text
+        and "failed: timeout 5,000" in text
+    )
     assert "more characters]" in text
     drafts = labelled_drafts(many([[(1.0, f"good {n}"), (-1.0, f"bad {n}")] for n in range(500)]))
     assert "1,000 labelled drafts" in view_of(drafts) and "and 995 more rows" in view_of(drafts)
 
 
 @pytest.mark.parametrize("hide", [("question",), ()])
-def test_inputs_that_the_run_hides_are_hidden_in_traces_and_in_what_is_made_of_them(tmp_path: Path, hide: tuple[str, ...]) -> None:
+def test_inputs_that_the_run_hides_are_hidden_in_traces_and_in_what_is_made_of_them(
+    tmp_path: Path, hide: tuple[str, ...]
+) -> None:
     secret, names = "the old ladder in the shed", list(hide)
     (tmp_path / "config.toml").write_text(f"[report]\nhide = {names}\n")
     made = drafts_of((1.0, f"It says: {secret}. Fine."), (-1.0, "no"), inputs={"question": secret, "place": "yard"},
@@ -181,7 +236,9 @@ def test_inputs_that_the_run_hides_are_hidden_in_traces_and_in_what_is_made_of_t
     with Store(tmp_path) as store:
         store.keep_all("trace", {trace.key: trace.to_dict() for trace in made})
         traces = StoredTraces(store)
-        views = [view_of(one) for one in (traces, preference_pairs(traces), labelled_drafts(traces))]
+        views = [
+            view_of(one) for one in (traces, preference_pairs(traces), labelled_drafts(traces))
+        ]
         plain = [repr(one) for one in (traces, preference_pairs(traces), labelled_drafts(traces))]
     for text in views:
         assert ("ladder" in text) is not bool(hide)
@@ -199,10 +256,21 @@ def test_hidden_inputs_stay_hidden_in_pairs_that_were_cut_down() -> None:
 
 def test_a_collaboration_shows_its_models_and_formats_and_no_key() -> None:
     text = view_of(program())
-    for part in ("scripted/model", "question -> answer", "Answer as well as you can.", "Say what you know.", "draft", "alone"):
+    for part in (
+        "scripted/model",
+        "question -> answer",
+        "Answer as well as you can.",
+        "Say what you know.",
+        "draft",
+        "alone",
+    ):
         assert part in text
-    keyed = Collaboration("question -> answer").bind(weak=dspy.LM("openai/x", api_key="sk-secret1234567890", temperature=0.5))
-    assert "openai/x temperature 0.5" in view_of(keyed) and "sk-secret" not in view_of(keyed) + repr(keyed)
+    keyed = Collaboration("question -> answer").bind(
+        weak=dspy.LM("openai/x", api_key="sk-secret1234567890", temperature=0.5)
+    )
+    assert "openai/x temperature 0.5" in view_of(keyed) and "sk-secret" not in view_of(
+        keyed
+    ) + repr(keyed)
     assert "not bound" in view_of(Collaboration("question -> answer"))
     assert "scripted/model" in repr(program()) and "\n" not in repr(program())
 
@@ -213,7 +281,10 @@ def test_a_compiled_program_shows_its_rounds_and_a_cycle_its_steps() -> None:
     compiled.steps = StepHistory([StepResult(0, "start", "w", 0.5, 4, 0, True)])
     text = view_of(compiled)
     assert "1 round, 1 accepted" in text and "gain was large" in text and "0 start" in text
-    assert repr(compiled.rounds) == "round 1 accepted: gain was large" and compiled.rounds[0].number == 1
+    assert (
+        repr(compiled.rounds) == "round 1 accepted: gain was large"
+        and compiled.rounds[0].number == 1
+    )
     assert isinstance(compiled.rounds, tuple) and compiled.rounds == (round_of("gain was large"),)
 
 
@@ -225,7 +296,12 @@ def test_a_training_shows_its_steps_and_no_path() -> None:
 
 def test_a_run_and_a_comparison_show_verdict_and_numbers_and_no_answer() -> None:
     text = view_of(full_run("the draft of somebody"))
-    assert "The both arm" in text and "accuracy" in text and "Round" not in text and "of somebody" not in text
+    assert (
+        "The both arm" in text
+        and "accuracy" in text
+        and "Round" not in text
+        and "of somebody" not in text
+    )
     assert "9 calls" in text and "no margin" in text
     shown = view_of(full("plain"))
     assert "Better than" in shown or "No arm is reliably better" in shown

@@ -1,4 +1,5 @@
-"""The report's statistics obey their laws, its words are honest both ways, its JSON gives back what it was given."""
+"""The report's statistics obey their laws, its words are honest both ways, its JSON gives back what
+it was given."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from rich.console import Console
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import bootstrap_mean_interval, paired_difference_interval, share_interval
+from cowest_dspy.influence.intervals import (
+    bootstrap_mean_interval,
+    paired_difference_interval,
+    share_interval,
+)
 from cowest_dspy.report import (
     Arm,
     Curve,
@@ -44,7 +49,9 @@ from cowest_dspy.report import (
 from cowest_dspy.report.numbers import exact_sign_p
 from cowest_dspy.report.verdict import doubt_about
 
-BINARY = st.lists(st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=60)
+BINARY = st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=60
+)
 
 
 # Statistics
@@ -86,7 +93,9 @@ def test_a_share_that_was_never_seen_has_an_interval_with_a_width():
     assert found == wilson_interval(0, 8) and found and found.high > 0.3
     assert share_interval([[True, True]] * 8) == wilson_interval(8, 8)
     mixed = [[True, False], [False], [True]]
-    assert share_interval(mixed, seed=2) == bootstrap_mean_interval([[float(one) for one in group] for group in mixed], seed=2)
+    assert share_interval(mixed, seed=2) == bootstrap_mean_interval(
+        [[float(one) for one in group] for group in mixed], seed=2
+    )
     assert share_interval([[False] * 9]) is None and share_interval([]) is None
 
 
@@ -111,9 +120,16 @@ def test_turning_a_comparison_round_swaps_fixed_and_broken_and_the_signs(pairs):
         other.left_out,
     )
     assert one.n + one.left_out == len(pairs)
-    if one.interval and other.interval and one.difference is not None and other.difference is not None:
+    if (
+        one.interval
+        and other.interval
+        and one.difference is not None
+        and other.difference is not None
+    ):
         assert one.difference == pytest.approx(-other.difference)
-        assert (one.interval.low, one.interval.high) == pytest.approx((-other.interval.high, -other.interval.low))
+        assert (one.interval.low, one.interval.high) == pytest.approx(
+            (-other.interval.high, -other.interval.low)
+        )
         assert one.interval.low - 1e-9 <= one.difference <= one.interval.high + 1e-9
 
 
@@ -133,7 +149,12 @@ def test_a_failed_answer_is_left_out_of_the_test_and_counted():
     assert strong.accuracy == 0.25 and strong.strict_accuracy == 0.2
     assert both.accuracy == 1.0 and both.strict_accuracy == 0.8 and both.test is None
     assert strong.test is not None
-    assert (strong.test.n, strong.test.left_out, strong.test.fixed, strong.test.broken) == (3, 2, 0, 2)
+    assert (strong.test.n, strong.test.left_out, strong.test.fixed, strong.test.broken) == (
+        3,
+        2,
+        0,
+        2,
+    )
 
 
 def test_an_example_that_only_one_arm_was_asked_is_left_out_and_counted():
@@ -165,7 +186,10 @@ def test_influence_counts_failures_apart_and_splits_rounds():
     counts = influence_counts(report.influence)
     assert (counts.helped, counts.hurt, counts.same, counts.failed, counts.n) == (1, 1, 1, 1, 4)
     assert counts.mean == 0.0
-    assert {number: c.n for number, c in influence_by_round(report.influence).items()} == {1: 2, 2: 2}
+    assert {number: c.n for number, c in influence_by_round(report.influence).items()} == {
+        1: 2,
+        2: 2,
+    }
     assert influence_counts([]).mean is None
 
 
@@ -178,7 +202,9 @@ def test_rounding_noise_of_graded_scores_is_not_an_influence():
 
 
 def test_the_verdict_claims_a_gain_only_when_the_test_does():
-    gain = verdict(run(arm("strong", "-" * 40), arm("sft", "-" * 40), arm("both", "+" * 30 + "-" * 10)))
+    gain = verdict(
+        run(arm("strong", "-" * 40), arm("sft", "-" * 40), arm("both", "+" * 30 + "-" * 10))
+    )
     assert gain.good is True
     assert gain.sentences == (
         "The both arm beats the strong model alone by 75.0 points [57.5, 85.8], n 40, p < 0.001; "
@@ -187,21 +213,36 @@ def test_the_verdict_claims_a_gain_only_when_the_test_does():
 
 
 def test_the_verdict_says_so_when_the_collaboration_loses_or_nothing_can_be_told():
-    worse = verdict(run(arm("strong", "+" * 40), arm("sft", "+" * 40), arm("both", "-" * 30 + "+" * 10)))
+    worse = verdict(
+        run(arm("strong", "+" * 40), arm("sft", "+" * 40), arm("both", "-" * 30 + "+" * 10))
+    )
     assert worse.good is False
     assert "is WORSE than the strong model alone by 75.0 points [57.5, 85.8]" in worse.sentences[0]
     assert "; tuning did HARM: it fixed 0 and broke 30" in worse.sentences[0]
     close = verdict(run(arm("strong", "+-+-"), arm("sft", "+-+-"), arm("both", "+++-")))
     assert close.good is False
-    assert "does NOT reliably beat" in close.sentences[0] and "; tuning made NO reliable difference" in close.sentences[0]
+    assert (
+        "does NOT reliably beat" in close.sentences[0]
+        and "; tuning made NO reliable difference" in close.sentences[0]
+    )
 
 
 def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_accepted():
-    arms = arm("strong", "-" * 40), arm("sft", "-" * 40), arm("both", "+" * 30 + "-" * 10), arm("weak", "-" * 40)
-    rounds = tuple(RoundRow(number, 9, 0, "accepted" if number == 1 else "rolled back", "why") for number in (1, 2, 3))
+    arms = (
+        arm("strong", "-" * 40),
+        arm("sft", "-" * 40),
+        arm("both", "+" * 30 + "-" * 10),
+        arm("weak", "-" * 40),
+    )
+    rounds = tuple(
+        RoundRow(number, 9, 0, "accepted" if number == 1 else "rolled back", "why")
+        for number in (1, 2, 3)
+    )
     found = verdict(run(*arms, rounds=rounds, rivals=("strong", "weak")))
     first, second = found.sentences
-    assert "p < 0.001; round 1 was accepted, rounds 2 and 3 were rolled back; tuning helped:" in first
+    assert (
+        "p < 0.001; round 1 was accepted, rounds 2 and 3 were rolled back; tuning helped:" in first
+    )
     assert second.startswith("The both arm beats the weak model alone by 75.0 points")
     alone = verdict(run(*arms[:1], arms[2], rounds=rounds[:1])).sentences
     assert len(alone) == 1 and alone[0].endswith("p < 0.001; round 1 was accepted.")
@@ -210,7 +251,9 @@ def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_accepted()
 def test_before_tuning_the_verdict_speaks_of_the_collaboration_that_there_is():
     report = run(arm("strong", "-" * 40), arm("sft", "+" * 30 + "-" * 10), arm("oracle", "+" * 40))
     assert report.judged == "sft"
-    assert verdict(report).sentences == ("The sft arm beats the strong model alone by 75.0 points [57.5, 85.8], n 40, p < 0.001.",)
+    assert verdict(report).sentences == (
+        "The sft arm beats the strong model alone by 75.0 points [57.5, 85.8], n 40, p < 0.001.",
+    )
     lines = {line.name: line for line in arm_table(report)}
     assert lines["sft"].is_reference and lines["oracle"].test and lines["oracle"].test.fixed == 10
     assert run(arm("strong", "+-")).judged == "both"
@@ -228,7 +271,9 @@ def test_a_run_without_anything_to_compare_has_no_verdict():
 
 def hurting(*influences: float, round: int = 1) -> tuple[InfluenceRow, ...]:
     """One draft of each of so many examples."""
-    return tuple(InfluenceRow(f"t{place}", 0, value, round=round) for place, value in enumerate(influences))
+    return tuple(
+        InfluenceRow(f"t{place}", 0, value, round=round) for place, value in enumerate(influences)
+    )
 
 
 MOSTLY_BAD = (-1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.0, -1.0, 0.0, 0.0)
@@ -240,7 +285,10 @@ def test_where_drafts_hurt_that_is_said_first():
     found = verdict(alike)
     assert found.good is False
     first, second = found.sentences
-    assert first.startswith("The drafts HURT the strong model: mean influence -0.40 [-0.70, -0.10], harm rate 40 % of 10 drafts")
+    assert first.startswith(
+        "The drafts HURT the strong model: mean influence -0.40 [-0.70, -0.10], harm rate 40 % of "
+        "10 drafts"
+    )
     assert second.startswith("The both arm does NOT reliably beat")
     nothing_else = verdict(run(influence=hurting(*MOSTLY_BAD)))
     assert nothing_else.good is False and nothing_else.sentences[1].startswith("No verdict yet")
@@ -249,38 +297,59 @@ def test_where_drafts_hurt_that_is_said_first():
 
 
 def test_a_second_rival_is_judged_where_the_first_has_not_been_evaluated():
-    (said,) = verdict(run(arm("weak", "-" * 40), arm("both", "+" * 40), rivals=("strong", "weak"))).sentences
+    (said,) = verdict(
+        run(arm("weak", "-" * 40), arm("both", "+" * 40), rivals=("strong", "weak"))
+    ).sentences
     assert said.startswith("The both arm beats the weak model alone")
 
 
 def test_a_win_on_held_out_examples_leads_and_the_harm_of_earlier_drafts_follows():
     arms = arm("strong", "-" * 40), arm("both", "+" * 30 + "-" * 10)
     found = verdict(run(*arms, influence=hurting(*MOSTLY_BAD)))
-    assert found.good is True and "beats the strong model alone" in found.sentences[0] and "HURT" in found.sentences[1]
+    assert (
+        found.good is True
+        and "beats the strong model alone" in found.sentences[0]
+        and "HURT" in found.sentences[1]
+    )
     better = (*hurting(*MOSTLY_BAD), *hurting(*[1.0] * 10, round=2))
-    assert not any("HURT" in sentence for sentence in verdict(run(*arms, influence=better)).sentences), "newer drafts help"
+    assert not any(
+        "HURT" in sentence for sentence in verdict(run(*arms, influence=better)).sentences
+    ), "newer drafts help"
     worse = (*hurting(*[1.0] * 10), *hurting(*MOSTLY_BAD, round=2))
-    assert "The drafts of round 2 HURT the strong model" in verdict(run(*arms, influence=worse)).sentences[1]
+    assert (
+        "The drafts of round 2 HURT the strong model"
+        in verdict(run(*arms, influence=worse)).sentences[1]
+    )
 
 
 def test_an_interval_without_0_beside_a_test_that_sees_nothing_says_that_there_are_too_few():
-    """ "+100.0 points [+30.7, +100.0], does NOT reliably beat, p = 0.125" contradicted itself for a reader."""
+    """ "+100.0 points [+30.7, +100.0], does NOT reliably beat, p = 0.125" contradicted itself for a
+    reader."""
     (first,) = verdict(run(arm("strong", "----"), arm("both", "++++"))).sentences
     assert first == (
-        "The both arm does NOT reliably beat the strong model alone: 4 examples are too few: the exact test needs at least 6 that "
-        "change, and the interval is only approximate there; +100.0 points [+30.7, +100.0], n 4, p = 0.125."
+        "The both arm does NOT reliably beat the strong model alone: 4 examples are too few: the "
+        "exact test needs at least 6 that "
+        "change, and the interval is only approximate there; +100.0 points [+30.7, +100.0], n 4, "
+        "p = 0.125."
     )
     (few,) = verdict(run(arm("strong", "-" * 5 + "+" * 35), arm("both", "+" * 40))).sentences
     assert "5 changed answers of 40 are too few" in few
-    (many,) = verdict(run(arm("strong", "-" * 9 + "+" * 2 + "-" * 19), arm("both", "+" * 9 + "-" * 21))).sentences
+    (many,) = verdict(
+        run(arm("strong", "-" * 9 + "+" * 2 + "-" * 19), arm("both", "+" * 9 + "-" * 21))
+    ).sentences
     assert "NOT reliably" in many and "the exact test, which decides, does not reach 5 %" in many
 
 
 @given(st.lists(st.tuples(st.sampled_from("+-"), st.sampled_from("+-")), min_size=1, max_size=30))
 @settings(max_examples=50, deadline=None)
 def test_a_claim_is_made_only_where_interval_and_test_agree(pairs):
-    report = run(arm("strong", "".join(one for one, _ in pairs)), arm("both", "".join(other for _, other in pairs)))
-    test = paired_exact_test(*({answer.example_id: answer.score for answer in arm.answers} for arm in report.arms))
+    report = run(
+        arm("strong", "".join(one for one, _ in pairs)),
+        arm("both", "".join(other for _, other in pairs)),
+    )
+    test = paired_exact_test(
+        *({answer.example_id: answer.score for answer in arm.answers} for arm in report.arms)
+    )
     (said,) = verdict(report).sentences
     assert test.interval is not None
     outside = not test.interval.low <= 0 <= test.interval.high
@@ -290,26 +359,61 @@ def test_a_claim_is_made_only_where_interval_and_test_agree(pairs):
 
 def test_more_wins_whose_mean_may_be_0_are_no_claim_either():
     scores = [(0.5, 0.51)] * 12 + [(1.0, 0.0)]
-    answers = [tuple(Answer(str(place), {}, "", "x", pair[side]) for place, pair in enumerate(scores)) for side in (0, 1)]
-    (said,) = verdict(run(Arm("strong", "Strong", answers[0]), Arm("both", "Both", answers[1]))).sentences
-    assert "NOT reliably" in said and "more answers got better than worse" in said and "includes 0" in said
+    answers = [
+        tuple(Answer(str(place), {}, "", "x", pair[side]) for place, pair in enumerate(scores))
+        for side in (0, 1)
+    ]
+    (said,) = verdict(
+        run(Arm("strong", "Strong", answers[0]), Arm("both", "Both", answers[1]))
+    ).sentences
+    assert (
+        "NOT reliably" in said
+        and "more answers got better than worse" in said
+        and "includes 0" in said
+    )
 
 
 SKIPPED = (
-    RoundRow(1, 62, 0, "rolled back", "gain +0.000 [-0.100, +0.100] on 30 examples", 30, 0.0, -0.1, 0.1, 0.9),
+    RoundRow(
+        1,
+        62,
+        0,
+        "rolled back",
+        "gain +0.000 [-0.100, +0.100] on 30 examples",
+        30,
+        0.0,
+        -0.1,
+        0.1,
+        0.9,
+    ),
     RoundRow(2, 7, 0, "skipped", "7 pairs, 8 needed"),
 )
 
 
 def test_a_skipped_round_has_one_name_and_one_number_of_pairs_everywhere(tmp_path):
-    untuned = dataclasses.replace(arm("both", "+-+-"), title="collaboration (untuned: round 1 was rolled back)")
-    report = run(arm("strong", "+-+-"), arm("sft", "+-+-"), untuned, rounds=SKIPPED, pairs=PairsSummary(69, 60))
+    untuned = dataclasses.replace(
+        arm("both", "+-+-"), title="collaboration (untuned: round 1 was rolled back)"
+    )
+    report = run(
+        arm("strong", "+-+-"),
+        arm("sft", "+-+-"),
+        untuned,
+        rounds=SKIPPED,
+        pairs=PairsSummary(69, 60),
+    )
     (first,) = verdict(report).sentences
-    assert "round 1 was rolled back, round 2 was skipped (7 pairs, 8 needed); no tuned model was taken" in first
+    assert (
+        "round 1 was rolled back, round 2 was skipped (7 pairs, 8 needed); no tuned model was taken"
+        in first
+    )
     written = write_report(report, tmp_path)
     console = Console(file=io.StringIO(), width=160)
     print_report(report, console)
-    for text in (console.file.getvalue(), html.unescape(written.html.read_text()), report._repr_html_()):  # pyright: ignore
+    for text in (
+        console.file.getvalue(),
+        html.unescape(written.html.read_text()),
+        report._repr_html_(),
+    ):  # pyright: ignore
         assert "7 pairs, 8 needed" in text and "skipped" in text and "69" in text
     for text in (console.file.getvalue(), written.html.read_text()):  # pyright: ignore
         assert "Of these, 7 pairs of round 2, which was skipped: not trained on." in text
@@ -345,7 +449,10 @@ def test_half_a_surrogate_pair_does_not_stop_a_report(tmp_path):
 
 
 def test_what_json_cannot_say_is_none_or_text():
-    report = run(curves=(Curve("sft", (CurvePoint(1.0, math.nan),)),), config={"path": Path("a/b"), "x": {1.5: object}})
+    report = run(
+        curves=(Curve("sft", (CurvePoint(1.0, math.nan),)),),
+        config={"path": Path("a/b"), "x": {1.5: object}},
+    )
     document = json.dumps(report.to_json(), allow_nan=False)
     assert json.loads(document)["curves"][0]["points"][0]["loss"] is None
     assert json.loads(document)["config"]["path"] == "a/b"
@@ -357,7 +464,10 @@ def test_what_json_cannot_say_is_none_or_text():
         ({"schema_version": 99}, "schema_version 99"),
         ({"surprise": 1}, "surprise"),
         ({"seed": "many"}, "seed"),
-        ({"arms": [{"name": "a", "title": "A", "answers": [{"example_id": "1"}]}]}, r"arms\.0\.answers\.0"),
+        (
+            {"arms": [{"name": "a", "title": "A", "answers": [{"example_id": "1"}]}]},
+            r"arms\.0\.answers\.0",
+        ),
     ],
 )
 def test_a_report_of_another_shape_is_refused_with_what_to_type(change, message):
@@ -366,7 +476,9 @@ def test_a_report_of_another_shape_is_refused_with_what_to_type(change, message)
     assert "cowest report" in str(caught.value)
 
 
-@pytest.mark.parametrize(("score", "error"), [(None, None), (0.0, "timeout: 60 s"), (1.5, None), (math.nan, None)])
+@pytest.mark.parametrize(
+    ("score", "error"), [(None, None), (0.0, "timeout: 60 s"), (1.5, None), (math.nan, None)]
+)
 def test_an_answer_has_a_score_in_the_unit_range_or_an_error_and_never_both(score, error):
     with pytest.raises(ReportError):
         Answer("q", {}, "gold", "text", score, error)
@@ -399,12 +511,20 @@ def test_a_curve_from_trl_has_its_evaluations_as_points_of_their_own():
         {"step": 0, "epoch": 0.0, "eval_loss": 0.7, "eval_kl": 0.0},
         {"step": 1, "loss": 0.6, "kl": -0.1},
         {"step": 1, "epoch": 1.0, "eval_loss": math.nan, "eval_rewards/margins": 0.2},
-        {"step": 2, "eval_loss": 0.5, "eval_rewards/margins": 0.2, "eval_rewards/accuracies": 1.0, "eval_kl": 0.3},
+        {
+            "step": 2,
+            "eval_loss": 0.5,
+            "eval_rewards/margins": 0.2,
+            "eval_rewards/accuracies": 1.0,
+            "eval_kl": 0.3,
+        },
     ]
     assert Curve.from_trl("dpo", history).points == (
         CurvePoint(0.0, eval_loss=0.7, eval_kl=0.0),
         CurvePoint(1.0, 0.6, kl=-0.1),
-        CurvePoint(2.0, eval_loss=0.5, eval_reward_margin=0.2, eval_reward_accuracy=1.0, eval_kl=0.3),
+        CurvePoint(
+            2.0, eval_loss=0.5, eval_reward_margin=0.2, eval_reward_accuracy=1.0, eval_kl=0.3
+        ),
     )
 
 
@@ -417,7 +537,15 @@ def test_a_trace_row_takes_the_fields_it_shows_from_anything_that_has_them():
 
 
 @pytest.mark.parametrize(
-    "name", ["intervals", "report.differing", "report.figures", "report.masking", "report.model", "report.verdict"]
+    "name",
+    [
+        "intervals",
+        "report.differing",
+        "report.figures",
+        "report.masking",
+        "report.model",
+        "report.verdict",
+    ],
 )
 def test_the_examples_in_the_docstrings_are_true(name):
     module = importlib.import_module(f"cowest_dspy.{name}")

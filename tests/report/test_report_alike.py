@@ -15,13 +15,19 @@ from cowest_dspy.report.alike import LEAST, SHARE, alike_drafts
 
 def drafted(*drafts: str | None, title: str = "the arm") -> Arm:
     arm = report_runs.arm("arm", "+" * len(drafts))
-    answers = tuple(replace(answer, draft=draft) for answer, draft in zip(arm.answers, drafts, strict=True))
+    answers = tuple(
+        replace(answer, draft=draft) for answer, draft in zip(arm.answers, drafts, strict=True)
+    )
     return replace(arm, title=title, answers=answers)
 
 
 @given(same=st.integers(0, 60), others=st.integers(0, 60), without=st.integers(0, 5))
-def test_it_is_said_from_three_in_four_of_twenty_drafts_on(same: int, others: int, without: int) -> None:
-    arm = drafted(*["One  draft"] * same, *[f"another {i}" for i in range(others)], *[None] * without)
+def test_it_is_said_from_three_in_four_of_twenty_drafts_on(
+    same: int, others: int, without: int
+) -> None:
+    arm = drafted(
+        *["One  draft"] * same, *[f"another {i}" for i in range(others)], *[None] * without
+    )
     n = same + others
     said = alike_drafts([arm])
     assert bool(said) == (n >= LEAST and max(same, min(others, 1)) >= SHARE * n)
@@ -34,7 +40,9 @@ def test_case_and_spaces_make_no_other_draft_and_the_text_is_not_quoted() -> Non
     assert said and "20 of 20" in said and "ecret" not in said
 
 
-@pytest.mark.parametrize("arms", [[], [drafted()], [drafted(*[None] * 50)], [drafted(*map(str, range(50)))]])
+@pytest.mark.parametrize(
+    "arms", [[], [drafted()], [drafted(*[None] * 50)], [drafted(*map(str, range(50)))]]
+)
 def test_arms_without_drafts_or_with_different_ones_say_nothing(arms: list[Arm]) -> None:
     assert alike_drafts(arms) is None
 

@@ -1,4 +1,5 @@
-"""Report and comparison in a real browser: nothing runs but our script, no network is asked, everything can be used."""
+"""Report and comparison in a real browser: nothing runs but our script, no network is asked,
+everything can be used."""
 
 from __future__ import annotations
 
@@ -20,15 +21,24 @@ from cowest_dspy.report.comparison import write_comparison
 
 
 def long_run() -> RunReport:
-    """A run with 50 traces more, all of round 2, some of which hurt, and texts without a place to break."""
+    """A run with 50 traces more, all of round 2, some of which hurt, and texts without a place to
+    break."""
     rows = tuple(
-        dataclasses.replace(trace(index, 1.0 if index % 5 else -1.0, f"draft {index}"), round=2) for index in range(10, 60)
+        dataclasses.replace(trace(index, 1.0 if index % 5 else -1.0, f"draft {index}"), round=2)
+        for index in range(10, 60)
     )
     made = full_run(HOSTILE + "x" * 300)
-    title = "a title of an arm that goes on for longer than a phone is wide, and then some, without ever coming to the point"
+    title = (
+        "a title of an arm that goes on for longer than a phone is wide, and then some, "
+        "without ever coming to the point"
+    )
     arms = (*made.arms[:2], dataclasses.replace(made.arms[2], title=title, note="n" * 120))
-    graded = tuple(InfluenceRow(f"t{i}", 0, round(-1 + i / 10, 2), None, i / 20, 1 + i % 2) for i in range(21))
-    return dataclasses.replace(made, arms=arms, traces=(*made.traces, *rows), influence=graded, warnings=("w" * 200,))
+    graded = tuple(
+        InfluenceRow(f"t{i}", 0, round(-1 + i / 10, 2), None, i / 20, 1 + i % 2) for i in range(21)
+    )
+    return dataclasses.replace(
+        made, arms=arms, traces=(*made.traces, *rows), influence=graded, warnings=("w" * 200,)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,9 @@ def test_a_script_in_a_draft_is_shown_and_not_run(browser: Any, report: Path) ->
         seen.page.click("#traces button.open >> nth=0")
         assert HOSTILE.split("&")[0] in seen.page.inner_text("#traces tr.steps:not([hidden])")
         assert seen.page.title() == "A run" and seen.page.locator("img").count() == 0
-        assert seen.page.evaluate("document.scripts.length") == 3  # ours, and the two blocks of data
+        assert (
+            seen.page.evaluate("document.scripts.length") == 3
+        )  # ours, and the two blocks of data
 
 
 def test_the_policy_of_the_page_refuses_what_is_not_its_own(browser: Any, report: Path) -> None:
@@ -96,7 +108,10 @@ def test_filters_and_search_narrow_and_come_back(browser: Any, report: Path) -> 
 
 def test_pages_go_from_first_to_last_and_back(browser: Any, report: Path) -> None:
     with opened(browser, report) as seen:
-        buttons = {name: seen.page.get_by_role("button", name=name).last for name in ("First", "Previous", "Next", "Last")}
+        buttons = {
+            name: seen.page.get_by_role("button", name=name).last
+            for name in ("First", "Previous", "Next", "Last")
+        }
         assert not buttons["First"].is_enabled() and not buttons["Previous"].is_enabled()
         for name, text in (
             ("Next", "21 to 40 of 68"),
@@ -113,7 +128,15 @@ def test_every_step_of_a_trace_can_be_read(browser: Any, report: Path) -> None:
         seen.page.fill("#traces input", "draft 25")
         seen.page.click("#traces button.open")
         shown = seen.page.locator("#traces tr.steps:not([hidden]) dt").all_inner_texts()
-        assert shown == ["Example", "Input", "Expected", "Draft", "Alone (score 0)", "With draft (score 1)", "Influence"]
+        assert shown == [
+            "Example",
+            "Input",
+            "Expected",
+            "Draft",
+            "Alone (score 0)",
+            "With draft (score 1)",
+            "Influence",
+        ]
 
 
 def test_a_keyboard_is_enough(browser: Any, report: Path) -> None:
@@ -131,13 +154,16 @@ def test_a_keyboard_is_enough(browser: Any, report: Path) -> None:
         assert page.get_attribute("#traces button.open >> nth=0", "aria-expanded") == "false"
         # Whatever can be clicked or scrolled can be reached.
         assert page.evaluate(
-            "[...document.querySelectorAll('.wide, summary, a, button, input, select')].every((one) => one.tabIndex === 0)"
+            "[...document.querySelectorAll('.wide, summary, a, button, input, "
+            "select')].every((one) => one.tabIndex === 0)"
         )
         page.keyboard.press("Tab")
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-def test_a_screen_reader_has_names_for_everything(browser: Any, report: Path, comparison: Path) -> None:
+def test_a_screen_reader_has_names_for_everything(
+    browser: Any, report: Path, comparison: Path
+) -> None:
     for path in (report, comparison):
         with opened(browser, path) as seen:
             nameless = seen.page.evaluate(
@@ -146,24 +172,35 @@ def test_a_screen_reader_has_names_for_everything(browser: Any, report: Path, co
                   !(node.getAttribute("aria-label") || (node.labels && node.labels.length) || node.textContent.trim())).length"""
             )
             assert nameless == 0
-            heads = seen.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((one) => one.tagName)")
+            heads = seen.page.evaluate(
+                "[...document.querySelectorAll('h1,h2,h3')].map((one) => one.tagName)"
+            )
             levels = [int(name[1]) for name in heads]
-            assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+            assert (
+                levels[0] == 1
+                and levels.count(1) == 1
+                and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+            )
             assert seen.page.get_attribute("html", "lang") == "en"
             assert seen.page.locator("main").count() == 1
 
 
 @pytest.mark.parametrize("size", [WIDE, PHONE, (320, 640)], ids=["desktop", "phone", "small phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_sticks_out_at_any_width(browser: Any, report: Path, comparison: Path, size: tuple[int, int], scheme: str) -> None:
+def test_nothing_sticks_out_at_any_width(
+    browser: Any, report: Path, comparison: Path, size: tuple[int, int], scheme: str
+) -> None:
     for path in (report, comparison):
         with opened(browser, path, size, scheme) as seen:
             if path is report:
                 seen.page.click("#traces button.open >> nth=0")
-            seen.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+            seen.page.evaluate(
+                "for (const one of document.querySelectorAll('details')) one.open = true"
+            )
             assert seen.overflow() == []
             shown = seen.page.evaluate(
-                "[...document.querySelectorAll('svg.rows')].filter((one) => one.getClientRects().length).length"
+                "[...document.querySelectorAll('svg.rows')].filter((one) => "
+                "one.getClientRects().length).length"
             )
             assert shown >= 2  # of each chart in two sizes, one
 
@@ -187,7 +224,9 @@ def test_light_and_dark_are_the_readers(browser: Any, report: Path) -> None:
 
 
 def test_a_drawn_bar_has_the_number_of_report_json(browser: Any, report: Path) -> None:
-    lines = json.loads((report.parent / "report.json").read_text(encoding="utf-8"))["numbers"]["arms"]
+    lines = json.loads((report.parent / "report.json").read_text(encoding="utf-8"))["numbers"][
+        "arms"
+    ]
     assert titles(report.read_text(encoding="utf-8"))
     for size in (WIDE, PHONE):
         with opened(browser, report, size) as seen:
@@ -200,8 +239,12 @@ def test_a_drawn_bar_has_the_number_of_report_json(browser: Any, report: Path) -
                     [bar.querySelector("title").textContent, bar.getBoundingClientRect().width / plot]);
                 })"""
             )
-            assert [share for _, share in bars] == [pytest.approx(line["accuracy"], abs=0.01) for line in lines]
-            assert all(told.startswith(line["title"]) for (told, _), line in zip(bars, lines, strict=True))
+            assert [share for _, share in bars] == [
+                pytest.approx(line["accuracy"], abs=0.01) for line in lines
+            ]
+            assert all(
+                told.startswith(line["title"]) for (told, _), line in zip(bars, lines, strict=True)
+            )
 
 
 def test_it_prints_in_ink_on_paper_with_everything_unfolded(browser: Any, report: Path) -> None:
@@ -217,16 +260,24 @@ def test_it_prints_in_ink_on_paper_with_everything_unfolded(browser: Any, report
 
 
 @pytest.mark.slow
-def test_ten_thousand_traces_are_all_there_and_the_page_stays_under_ten_megabytes(browser: Any, tmp_path: Path) -> None:
+def test_ten_thousand_traces_are_all_there_and_the_page_stays_under_ten_megabytes(
+    browser: Any, tmp_path: Path
+) -> None:
     text = (
-        "a draft of about as many words as a small model writes when it is asked what it knows about a valve, a pump and a seal. "
+        "a draft of about as many words as a small model writes when it is asked what it knows "
+        "about a valve, a pump and a seal. "
     )
     rows = tuple(
-        dataclasses.replace(trace(index // 4, 1.0 if index % 3 else 0.0, f"{index}: {text * 3}"), draft_index=index % 4)
+        dataclasses.replace(
+            trace(index // 4, 1.0 if index % 3 else 0.0, f"{index}: {text * 3}"),
+            draft_index=index % 4,
+        )
         for index in range(10_000)
     )
     points = tuple(CurvePoint(float(step), 1 / (step + 1)) for step in range(3000))
-    made = dataclasses.replace(full_run(), traces=rows, curves=(dataclasses.replace(full_run().curves[0], points=points),))
+    made = dataclasses.replace(
+        full_run(), traces=rows, curves=(dataclasses.replace(full_run().curves[0], points=points),)
+    )
     path = write_report(made, tmp_path).html
     assert path.stat().st_size < 10_000_000
     with opened(browser, path) as seen:

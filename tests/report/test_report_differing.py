@@ -1,4 +1,5 @@
-"""The word diff of a pair: both texts come back whole, and what is marked is what the other one lacks."""
+"""The word diff of a pair: both texts come back whole, and what is marked is what the other one
+lacks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from report_runs import HOSTILE
 
 from cowest_dspy.report.differing import MOST_WORDS, word_diff
 
-WORDS = st.lists(st.sampled_from(["valve", "12", "bar", "<b>", "&", "\n", "  ", "holds", "holds"]), max_size=25).map(" ".join)
+WORDS = st.lists(
+    st.sampled_from(["valve", "12", "bar", "<b>", "&", "\n", "  ", "holds", "holds"]), max_size=25
+).map(" ".join)
 
 
 def bare(text: str) -> str:
@@ -36,7 +39,10 @@ def test_a_text_beside_itself_has_no_marks(text: str) -> None:
 def test_the_words_that_are_not_marked_are_the_same_in_both(old: str, new: str) -> None:
     found = word_diff(old, new)
     if found.kept >= 0.2:
-        left, right = (re.sub(r"<(ins|del)>.*?</\1>", "", str(side), flags=re.DOTALL).split() for side in (found.old, found.new))
+        left, right = (
+            re.sub(r"<(ins|del)>.*?</\1>", "", str(side), flags=re.DOTALL).split()
+            for side in (found.old, found.new)
+        )
         assert left == right
 
 
@@ -46,5 +52,8 @@ def test_a_script_in_a_draft_stays_text() -> None:
 
 
 def test_texts_that_have_little_in_common_or_are_very_long_have_no_marks() -> None:
-    assert "<del>" not in word_diff("one two three four five six", "seven eight nine ten eleven six").old
+    assert (
+        "<del>"
+        not in word_diff("one two three four five six", "seven eight nine ten eleven six").old
+    )
     assert "<del>" not in word_diff("word " * MOST_WORDS, "word " * MOST_WORDS + "more").new

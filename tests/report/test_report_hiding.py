@@ -1,4 +1,5 @@
-"""Inputs that [report] hide names are in no page and in no terminal; the store and report.json keep them."""
+"""Inputs that [report] hide names are in no page and in no terminal; the store and report.json keep
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,16 @@ from cowest_dspy import load_config
 from cowest_dspy.cli.main import app
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report import Arm, PairRow, PairsSummary, RunReport, print_report, read_report, render_html, write_report
+from cowest_dspy.report import (
+    Arm,
+    PairRow,
+    PairsSummary,
+    RunReport,
+    print_report,
+    read_report,
+    render_html,
+    write_report,
+)
 from cowest_dspy.report.hiding import hidden
 from cowest_dspy.utils.jsonl import write_jsonl
 
@@ -28,19 +38,30 @@ SAID = "I keep the old ladder in the shed."
 
 
 def told(text: str = SAID, *, hide: tuple[str, ...] = ("context",)) -> RunReport:
-    """A run in which the input ``context`` stands, and is repeated, wherever a report has texts of an example."""
+    """A run in which the input ``context`` stands, and is repeated, wherever a report has texts of
+    an example."""
     inputs, quoted = {"context": text, "place": "the yard"}, f'"{text}", they said.'
-    answer = Answer("a0", inputs, "casual", quoted, 1.0, None, f"draft: {quoted}", {"working": quoted})
+    answer = Answer(
+        "a0", inputs, "casual", quoted, 1.0, None, f"draft: {quoted}", {"working": quoted}
+    )
     failed = Answer("a0", inputs, "casual", None, None, f"parse: {quoted}", quoted)
     row = full_run().traces[0]
     trace = dataclasses.replace(
-        row, example_id="t0", inputs=inputs, completion=quoted, draft=quoted, refined={"answer": quoted}, alone={"answer": quoted}
+        row,
+        example_id="t0",
+        inputs=inputs,
+        completion=quoted,
+        draft=quoted,
+        refined={"answer": quoted},
+        alone={"answer": quoted},
     )
     return run(
         Arm("both", "Both", (answer,)),
         Arm("sft", "Before", (failed,)),
         traces=(trace,),
-        pairs=PairsSummary(1, 1, {}, (PairRow("t0", f"Context: {text}", quoted, "worse", 1.0, -1.0),)),
+        pairs=PairsSummary(
+            1, 1, {}, (PairRow("t0", f"Context: {text}", quoted, "worse", 1.0, -1.0),)
+        ),
         config={"report": {"hide": list(hide)}},
     )
 
@@ -49,7 +70,9 @@ def test_a_page_shows_the_length_of_what_is_hidden_and_everything_else(tmp_path:
     written = write_report(told(), tmp_path)
     page = written.html.read_text(encoding="utf-8")
     assert "ladder" not in page
-    assert f"(hidden: {len(SAID)} characters)" in page and "they said." in page and "the yard" in page
+    assert (
+        f"(hidden: {len(SAID)} characters)" in page and "they said." in page and "the yard" in page
+    )
     assert read_report(written.json) == told(), "what the page is drawn from keeps it"
 
 
@@ -78,15 +101,22 @@ def test_law_no_hidden_text_is_left_in_the_report_that_is_shown(words: list[str]
     text = " ".join(words)
     shown = hidden(told(text))
     assert text not in json.dumps(shown.to_json(), ensure_ascii=False).replace("\\\\", "\\")
-    assert shown.arms[0].answers[0].draft == f'draft: "(hidden: {len(text)} characters)", they said.'
+    assert (
+        shown.arms[0].answers[0].draft == f'draft: "(hidden: {len(text)} characters)", they said.'
+    )
 
 
 def configured(folder: Path, hide: str = 'hide = ["context"]') -> list[Path]:
-    """The task of prosocial.toml on rows of our own, with models that repeat what they are asked about."""
+    """The task of prosocial.toml on rows of our own, with models that repeat what they are asked
+    about."""
     labels = ("casual", "needs_caution")
     for split, count in {"train": 8, "dev": 4, "test": 4}.items():
         rows = [
-            {"id": f"{split}{n}", "context": f"I put the ladder {split} {n} into the shed.", "safety_label": f"__{labels[n % 2]}__"}
+            {
+                "id": f"{split}{n}",
+                "context": f"I put the ladder {split} {n} into the shed.",
+                "safety_label": f"__{labels[n % 2]}__",
+            }
             for n in range(count)
         ]
         write_jsonl(folder / "rows" / f"{split}.jsonl", rows)
@@ -99,15 +129,22 @@ def weak():
 def strong():
     return ScriptedEngine(lambda request: "casual" if " 2 " in request["messages"][-1]["content"] else "casual or not casual")
 """)
-    data = f'[data]\nsource = "{TASK.parent}/prosocial.py:examples"\nrows = "rows"\ninputs = ["context"]\n'
-    (folder / "toy.toml").write_text(f"{data}[sft]\n[collect]\ndrafts = 2\nmax_failed = 1\n[evaluate]\n[report]\n{hide}\n"
+    data = (
+        f'[data]\nsource = "{TASK.parent}/prosocial.py:examples"\nrows = "rows"\ninputs = '
+        '["context"]\n'
+    )
+    (folder / "toy.toml").write_text((f"{data}[sft]\n[collect]\ndrafts = 2\nmax_failed = " f"1\n[evaluate]\n[report]\n{hide}\n")
                                      + engine("weak") + engine("strong"))  # fmt: skip
     return [TASK, folder / "toy.toml"]
 
 
 def test_a_whole_run_prints_and_shows_no_hidden_text(tmp_path: Path) -> None:
     files = [str(file) for file in configured(tmp_path)]
-    for verb in (["collect"], ["evaluate", "--arm", "strong", "--arm", "collaboration_sft"], ["report"]):
+    for verb in (
+        ["collect"],
+        ["evaluate", "--arm", "strong", "--arm", "collaboration_sft"],
+        ["report"],
+    ):
         done = CliRunner().invoke(app, [*verb, *files, "--run", str(tmp_path / "run")])
         assert done.exit_code == 0, done.output
         assert "ladder" not in done.output

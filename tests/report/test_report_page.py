@@ -1,4 +1,5 @@
-"""The report's files, page, charts and tables: they show what they are given, whole, escaped, and nothing secret."""
+"""The report's files, page, charts and tables: they show what they are given, whole, escaped, and
+nothing secret."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ from cowest_dspy.report.page import data_block
 
 def test_both_files_are_written_whole_and_read_back(tmp_path):
     written = write_report(full_run(), tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "report.html",
+        "report.json",
+    ]
     again = read_report(tmp_path / "run")
     assert again == read_report(written.json)
     assert again.arms == full_run().arms
@@ -52,12 +56,17 @@ def test_the_numbers_in_the_json_are_those_of_the_page(tmp_path):
     for sentence in numbers["verdict"]["sentences"]:
         assert sentence in page.text
     assert numbers["tuning"]["fixed"] == 5 and "Fixed : 4 of 5" in page.text
-    assert [counts["helped"] for counts in numbers["influence"].values()] == [1, 0] and numbers["totals"]["calls"] == 9
+    assert [counts["helped"] for counts in numbers["influence"].values()] == [1, 0] and numbers[
+        "totals"
+    ]["calls"] == 9
 
 
 def test_the_same_report_gives_the_same_bytes(tmp_path):
     one, two = write_report(full_run(), tmp_path / "a"), write_report(full_run(), tmp_path / "b")
-    assert one.json.read_bytes() == two.json.read_bytes() and one.html.read_bytes() == two.html.read_bytes()
+    assert (
+        one.json.read_bytes() == two.json.read_bytes()
+        and one.html.read_bytes() == two.html.read_bytes()
+    )
 
 
 def test_a_missing_or_broken_report_says_what_to_type(tmp_path):
@@ -72,7 +81,9 @@ def test_a_missing_or_broken_report_says_what_to_type(tmp_path):
 def test_secrets_are_masked_in_both_files_and_words_of_the_domain_are_not(tmp_path):
     key = "sk-" + "a1B2" * 6
     report = dataclasses.replace(
-        full_run(f"my key is {key}"), warnings=(f"401 for Bearer {key}",), versions={"tokens": "max_tokens"}
+        full_run(f"my key is {key}"),
+        warnings=(f"401 for Bearer {key}",),
+        versions={"tokens": "max_tokens"},
     )
     written = write_report(report, tmp_path)
     for path in written.json, written.html:
@@ -90,7 +101,12 @@ def test_a_draft_that_holds_a_script_is_shown_and_not_run():
     assert len(executable) == 1 and "owned" not in executable[0]
     assert not page.handlers
     assert HOSTILE.split(" \u2028")[0] in page.text
-    shown = [text for index in range(2) for label, text in page.row("traces", index) if label.startswith("Draft")]
+    shown = [
+        text
+        for index in range(2)
+        for label, text in page.row("traces", index)
+        if label.startswith("Draft")
+    ]
     assert shown == [HOSTILE, HOSTILE]
 
 
@@ -125,7 +141,9 @@ def test_every_link_of_the_page_leads_to_a_section():
         run(arm("both", "")),
         run(arm("strong", "+-"), arm("both", "++"), before=None, after=None),
         dataclasses.replace(full_run(), pairs=None, curves=(), influence=(), traces=()),
-        dataclasses.replace(full_run(), pairs=PairsSummary(0, 0), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)),
+        dataclasses.replace(
+            full_run(), pairs=PairsSummary(0, 0), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)
+        ),
     ],
     ids=["empty", "only failures", "no answers", "no tuning", "no feedback", "no pairs kept"],
 )
@@ -140,7 +158,9 @@ def test_a_large_run_is_sampled_evenly_and_says_so():
     page = Page(render_html(report, max_rows=50))
     # 500 drafts, and behind them those of the 16 held-out answers that had one.
     assert len(page.data("traces")["rows"]) == 50 and page.row("traces")[0][1].startswith("t0,")
-    assert page.row("traces", 47)[0][1].startswith("t485,") and page.row("traces", 49)[0][1].startswith("q5,")
+    assert page.row("traces", 47)[0][1].startswith("t485,") and page.row("traces", 49)[0][
+        1
+    ].startswith("q5,")
     assert "50 of 516 traces" in page.text
 
 
@@ -151,7 +171,9 @@ def test_a_very_long_text_is_cut_and_says_how_much_is_missing():
 
 def test_a_page_stays_small_however_long_the_texts_are(monkeypatch):
     monkeypatch.setattr(browse, "MAX_BYTES", 200_000)
-    report = dataclasses.replace(full_run(), traces=tuple(trace(index, text=f"{index} " * 400) for index in range(300)))
+    report = dataclasses.replace(
+        full_run(), traces=tuple(trace(index, text=f"{index} " * 400) for index in range(300))
+    )
     html = render_html(report)
     rows = len(Page(html).data("traces")["rows"])
     assert 60 < rows < 300 and f"{rows} of 316 traces" in Page(html).text and len(html) < 400_000
@@ -159,19 +181,35 @@ def test_a_page_stays_small_however_long_the_texts_are(monkeypatch):
 
 def test_a_held_out_draft_is_a_trace_beside_what_the_strong_model_answered_alone():
     rows = [dict(Page(render_html(full_run())).row("traces", index)) for index in range(18)]
-    found = next(row for row in rows if row["Example"].startswith("q1,") and "The both arm" in row["Example"])
-    assert found["Influence"] == "+1.00, helped" and "Alone (score 0)" in found and "With draft (score 1)" in found
-    failed = next(row for row in rows if row["Example"].startswith("q2,") and "The both arm" in row["Example"])
+    found = next(
+        row for row in rows if row["Example"].startswith("q1,") and "The both arm" in row["Example"]
+    )
+    assert (
+        found["Influence"] == "+1.00, helped"
+        and "Alone (score 0)" in found
+        and "With draft (score 1)" in found
+    )
+    failed = next(
+        row for row in rows if row["Example"].startswith("q2,") and "The both arm" in row["Example"]
+    )
     assert failed["Error"] == "timeout: 60 s" and "Influence" not in failed
 
 
 def test_every_text_stands_in_the_page_once():
     long = "a rather long question that four drafts have in common"
-    rows = tuple(dataclasses.replace(trace(0), draft_index=index, inputs={"question": long}) for index in range(4))
+    rows = tuple(
+        dataclasses.replace(trace(0), draft_index=index, inputs={"question": long})
+        for index in range(4)
+    )
     assert render_html(dataclasses.replace(full_run(), traces=rows, pairs=None)).count(long) == 1
 
 
-@given(st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
 def test_no_text_of_a_data_block_ends_it_and_all_of_it_comes_back(value):
     block = str(data_block(value))
     assert not set(block) & set("<>&") and json.loads(block) == value
@@ -181,7 +219,11 @@ def test_no_text_of_a_data_block_ends_it_and_all_of_it_comes_back(value):
 def test_an_even_sample_keeps_order_and_size(items, most):
     indexed = list(enumerate(items))
     found = evenly(indexed, most)
-    assert found == sorted(found) and len(found) == min(most, len(items)) and set(found) <= set(indexed)
+    assert (
+        found == sorted(found)
+        and len(found) == min(most, len(items))
+        and set(found) <= set(indexed)
+    )
 
 
 def test_filters_offer_only_what_would_show_something():
@@ -189,29 +231,55 @@ def test_filters_offer_only_what_would_show_something():
     effects, rounds, arms = (dict(one["options"]) for one in page.data("traces")["filters"])
     assert effects == {"helped": "helped (7)", "same": "same (7)", "failed": "failed (4)"}
     assert rounds == {"round 1": "round 1, training (2)"}
-    assert arms == {"The sft arm": "The sft arm, held out (8)", "The both arm": "The both arm, held out (8)"}
+    assert arms == {
+        "The sft arm": "The sft arm, held out (8)",
+        "The both arm": "The both arm, held out (8)",
+    }
     answers = dict(page.data("answers")["filters"][0]["options"])
     assert answers["fixed"] == "fixed by tuning (5)" and "broken" not in answers
 
 
 def test_a_pair_shows_which_words_its_drafts_do_not_share():
-    row = PairRow("t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", 1.0, None)
+    row = PairRow(
+        "t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", 1.0, None
+    )
     html = render_html(dataclasses.replace(full_run(), pairs=PairsSummary(1, 1, {}, (row,))))
-    assert "The valve &lt;b&gt; holds <ins>12</ins> bar." in html and "The valve &lt;b&gt; holds <del>14</del> bar." in html
+    assert (
+        "The valve &lt;b&gt; holds <ins>12</ins> bar." in html
+        and "The valve &lt;b&gt; holds <del>14</del> bar." in html
+    )
 
 
 def test_a_page_shows_the_evaluations_of_a_training():
     history = [
-        {"step": 0, "eval_loss": 0.69, "eval_rewards/margins": 0.0, "eval_rewards/accuracies": 0.5, "eval_kl": 0.0},
+        {
+            "step": 0,
+            "eval_loss": 0.69,
+            "eval_rewards/margins": 0.0,
+            "eval_rewards/accuracies": 0.5,
+            "eval_kl": 0.0,
+        },
         {"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5, "kl": 0.0},
         {"step": 2, "loss": 0.5, "rewards/margins": 0.4, "rewards/accuracies": 1.0, "kl": -0.25},
-        {"step": 2, "eval_loss": 0.61, "eval_rewards/margins": 0.3, "eval_rewards/accuracies": 0.75, "eval_kl": -0.125},
+        {
+            "step": 2,
+            "eval_loss": 0.61,
+            "eval_rewards/margins": 0.3,
+            "eval_rewards/accuracies": 0.75,
+            "eval_kl": -0.125,
+        },
     ]
     page = render_html(dataclasses.replace(full_run(), curves=(Curve.from_trl("dpo", history),)))
     assert "loss over step: from 0.69 to 0.5; loss, held out over step: from 0.69 to 0.61" in page
     assert "reward accuracy, held out over step: from 0.5 to 0.75" in page
-    assert "log-ratio to the reference over step: from 0 to -0.25; log-ratio to the reference, held out over step" in page
-    assert "2 0.5 - 0.4 - 1 - -0.25 -" in Page(page).text and "2 - 0.61 - 0.3 - 0.75 - -0.125" in Page(page).text
+    assert (
+        "log-ratio to the reference over step: from 0 to -0.25; log-ratio to the reference, held "
+        "out over step"
+    ) in page
+    assert (
+        "2 0.5 - 0.4 - 1 - -0.25 -" in Page(page).text
+        and "2 - 0.61 - 0.3 - 0.75 - -0.125" in Page(page).text
+    )
 
 
 def test_a_total_is_over_what_was_measured_and_an_unknown_price_stays_unknown():
@@ -228,7 +296,14 @@ def test_the_terminal_shows_the_verdict_first_and_no_colour_codes_where_it_is_pi
     text = stream.getvalue()
     assert text.startswith("The both arm beats") or text.startswith("The both arm does NOT")
     assert "\x1b" not in text
-    for words in ("helped", "dropped: no margin", "collect", "failed", "unknown", "one draft was truncated"):
+    for words in (
+        "helped",
+        "dropped: no margin",
+        "collect",
+        "failed",
+        "unknown",
+        "one draft was truncated",
+    ):
         assert words in text
 
 

@@ -23,7 +23,10 @@ def checked(document: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(report_schema()).validate(document)
 
 
-@pytest.mark.parametrize("report", [run(), full_run(), full_run(HOSTILE), dataclasses.replace(full_run(), noise=None, pairs=None)])
+@pytest.mark.parametrize(
+    "report",
+    [run(), full_run(), full_run(HOSTILE), dataclasses.replace(full_run(), noise=None, pairs=None)],
+)
 def test_a_written_report_fits_its_schema(report: RunReport, tmp_path: Path) -> None:
     checked(json.loads(write_report(report, tmp_path).json.read_text(encoding="utf-8")))
 
@@ -40,7 +43,9 @@ def test_a_written_report_fits_its_schema(report: RunReport, tmp_path: Path) -> 
         (("traces", 0, "draft_index"), "first"),
     ],
 )
-def test_another_shape_does_not_fit(path: tuple[str | int, ...], value: object, tmp_path: Path) -> None:
+def test_another_shape_does_not_fit(
+    path: tuple[str | int, ...], value: object, tmp_path: Path
+) -> None:
     document = json.loads(write_report(full_run(), tmp_path).json.read_text(encoding="utf-8"))
     inner: Any = document
     for key in path[:-1]:

@@ -1,4 +1,5 @@
-"""`cowest runs` and `cowest watch`: what has become of runs, seen from outside, without disturbing anybody."""
+"""`cowest runs` and `cowest watch`: what has become of runs, seen from outside, without disturbing
+anybody."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ from cowest_dspy.utils.interrupts import Interrupted
 
 
 def answer(store: Store, text: str = "x") -> None:
-    request = serialize.request_from_messages("scripted/strong", [{"role": "user", "content": text}], seed=0)
+    request = serialize.request_from_messages(
+        "scripted/strong", [{"role": "user", "content": text}], seed=0
+    )
     store.answer(request, lambda: serialize.make_response("scripted/strong", "yes", "stop", 3, 1))
 
 
@@ -54,22 +57,34 @@ def worked(folder: Path, error: BaseException | None = None, calls: int = 1) -> 
 
 def test_a_run_that_has_ended_says_how(tmp_path: Path) -> None:
     finished = look(worked(tmp_path / "a"))
-    assert (finished.state, finished.stage, finished.calls, finished.pid) == ("finished", "collect", 1, None)
+    assert (finished.state, finished.stage, finished.calls, finished.pid) == (
+        "finished",
+        "collect",
+        1,
+        None,
+    )
     for name, error, state in (
         ("b", KeyboardInterrupt(), "stopped"),
         ("c", BudgetError("[budget] is reached"), "stopped"),
         ("d", RuntimeError("sk-abcdefghijklmnop123456 was refused"), "failed"),
     ):
         line = look(worked(tmp_path / name, error))
-        assert (line.state, line.stage) == (state, "collect") and type(error).__name__ in line.detail
+        assert (line.state, line.stage) == (state, "collect") and type(
+            error
+        ).__name__ in line.detail
         assert "sk-abc" not in (tmp_path / name / FILE).read_text(), "law 10"
 
 
-def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(tmp_path: Path) -> None:
+def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "run"
 
     def work() -> None:
-        with Store(folder) as store, Stages(folder, store, Silent()).stage("collect", "Collecting") as progress:
+        with (
+            Store(folder) as store,
+            Stages(folder, store, Silent()).stage("collect", "Collecting") as progress,
+        ):
             answer(store)
             progress(1, 9)
             store.journal.write()
@@ -77,15 +92,29 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(t
 
     process = child(work)
     try:
-        until(lambda: (now := read_snapshot(folder)) is not None and bool(now.stage and now.stage.done))
+        until(
+            lambda: (
+                (now := read_snapshot(folder)) is not None and bool(now.stage and now.stage.done)
+            )
+        )
         line = look(folder)
-        assert (line.state, line.pid, line.host, line.stage) == ("running", process, socket.gethostname(), "collect")
+        assert (line.state, line.pid, line.host, line.stage) == (
+            "running",
+            process,
+            socket.gethostname(),
+            "collect",
+        )
         assert (line.done, line.total) == (1, 9)
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
     gone = look(folder)
-    assert (gone.state, gone.pid, gone.stage, gone.done) == ("stopped", None, "collect", 1) and "without a word" in gone.detail
+    assert (gone.state, gone.pid, gone.stage, gone.done) == (
+        "stopped",
+        None,
+        "collect",
+        1,
+    ) and "without a word" in gone.detail
     with Store(folder):
         pass  # who only looks does not make a finished run of it
     assert look(folder).state == "stopped" and "killed" in look(folder).detail
@@ -95,10 +124,16 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(t
 
 def test_a_process_id_that_was_given_out_again_is_not_the_run(tmp_path: Path) -> None:
     worked(tmp_path)
-    now = replace(read_snapshot(tmp_path), state="running", pid=os.getpid(), process_started=process_started())  # pyright: ignore
+    now = replace(
+        read_snapshot(tmp_path), state="running", pid=os.getpid(), process_started=process_started()
+    )  # pyright: ignore
     assert alive(now) and not alive(replace(now, process_started=now.process_started - 100))
     far = replace(now, host="elsewhere", updated=iso(time.time()))
-    assert alive(far) and not alive(replace(far, updated=iso(time.time() - 3600))) and not alive(replace(far, updated="?"))
+    assert (
+        alive(far)
+        and not alive(replace(far, updated=iso(time.time() - 3600)))
+        and not alive(replace(far, updated="?"))
+    )
 
 
 def test_runs_are_found_below_a_folder_and_their_parts_are_not(tmp_path: Path) -> None:
@@ -107,8 +142,15 @@ def test_runs_are_found_below_a_folder_and_their_parts_are_not(tmp_path: Path) -
     with Store(tmp_path / "a") as store:
         store.within("seed-1").close()
     (tmp_path / "notes").mkdir()
-    assert [str(one.relative_to(tmp_path)) for one in run_folders(tmp_path)] == ["a", "b", "group/c"]
-    assert list(run_folders(tmp_path / "a")) == [tmp_path / "a"] and list(run_folders(tmp_path / "none")) == []
+    assert [str(one.relative_to(tmp_path)) for one in run_folders(tmp_path)] == [
+        "a",
+        "b",
+        "group/c",
+    ]
+    assert (
+        list(run_folders(tmp_path / "a")) == [tmp_path / "a"]
+        and list(run_folders(tmp_path / "none")) == []
+    )
 
 
 def test_a_run_of_an_earlier_version_and_one_that_was_not_begun(tmp_path: Path) -> None:
@@ -146,7 +188,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise=st.binary(max_size=3000),
     cut=st.booleans(),
 )
-def test_no_damage_is_an_exception(whole: Path, name: str, place: float, noise: bytes, cut: bool) -> None:
+def test_no_damage_is_an_exception(
+    whole: Path, name: str, place: float, noise: bytes, cut: bool
+) -> None:
     file = whole / name
     before = file.read_bytes() if file.exists() else None
     content = bytearray(before or b"")
@@ -155,7 +199,12 @@ def test_no_damage_is_an_exception(whole: Path, name: str, place: float, noise: 
     file.write_bytes(bytes(content[: at + len(noise)] if cut else content))
     try:
         line = look(whole)
-        assert isinstance(line, RunLine) and line.state in ("finished", "damaged", "empty", "unknown")
+        assert isinstance(line, RunLine) and line.state in (
+            "finished",
+            "damaged",
+            "empty",
+            "unknown",
+        )
         json.dumps(line.__dict__)
     finally:
         if before is None:
@@ -177,7 +226,9 @@ NAMES = st.sampled_from(["state", "now", "best", "stages", "pid", "usd", "verdic
     )
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_json_in_the_place_of_the_state_is_read_or_passed_over(tmp_path: Path, values: object) -> None:
+def test_any_json_in_the_place_of_the_state_is_read_or_passed_over(
+    tmp_path: Path, values: object
+) -> None:
     worked(tmp_path) if not (tmp_path / "run.sqlite").exists() else None
     known = {"updated": "", "host": "", "process_started": 0.0, "pid": 1, "state": "finished"}
     text = json.dumps({**known, **values} if isinstance(values, dict) else values)
@@ -211,14 +262,20 @@ def test_looking_writes_nothing_and_does_not_hold_up_who_writes(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="there are no such pipes")
-def test_a_run_that_nobody_reads_on_is_stopped_and_none_that_was_done_before_has_failed(tmp_path: Path) -> None:
+def test_a_run_that_nobody_reads_on_is_stopped_and_none_that_was_done_before_has_failed(
+    tmp_path: Path,
+) -> None:
     written(tmp_path, latency=0.2)
     with started(tmp_path, "collect", "task.toml", "--run", "run") as process:
         assert process.stdout is not None and process.stdout.readline()
         process.stdout.close()
         error = process.stderr.read() if process.stderr else ""
         assert process.wait(timeout=60) == 128 + signal.SIGPIPE, error
-    assert "nobody read what it printed" in error and "To go on from here:" in error and "Traceback" not in error
+    assert (
+        "nobody read what it printed" in error
+        and "To go on from here:" in error
+        and "Traceback" not in error
+    )
     assert look(tmp_path / "run").state == "stopped"
     assert "finished collect" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
     assert look(tmp_path / "run").state == "finished"
@@ -239,7 +296,11 @@ def test_the_list_says_state_and_verdict_also_as_json(tmp_path: Path) -> None:
         ("failed", None, None),
     ]
     text = CliRunner().invoke(main.app, ["runs", str(tmp_path)]).output
-    assert "one\tfinished\ttoy\tcollect\t1\t" in text and "RuntimeError: no room" in text and "beats the strong" in text
+    assert (
+        "one\tfinished\ttoy\tcollect\t1\t" in text
+        and "RuntimeError: no room" in text
+        and "beats the strong" in text
+    )
     none = CliRunner().invoke(main.app, ["runs", str(tmp_path / "nowhere")])
     assert none.exit_code == 0 and "no such folder" in none.output and "cowest cycle" in none.output
 
@@ -249,7 +310,11 @@ def test_the_list_says_state_and_verdict_also_as_json(tmp_path: Path) -> None:
 
 def followed(folder: Path, *, width: int = 120) -> tuple[Snapshot, str]:
     out = io.StringIO()
-    following = Following(folder, Console(file=out, width=width, highlight=False), sleep=lambda seconds: time.sleep(0.02))
+    following = Following(
+        folder,
+        Console(file=out, width=width, highlight=False),
+        sleep=lambda seconds: time.sleep(0.02),
+    )
     return following.until_the_end(), out.getvalue()
 
 
@@ -272,7 +337,12 @@ def test_a_run_is_followed_from_before_its_beginning_to_its_end(tmp_path: Path) 
     last, said = followed(folder)
     os.waitpid(process, 0)
     assert last.state == "finished" and "waiting for it" in said
-    assert "a line" in said and "done    Collecting" in said and "finished collect" in said and "It pays." in said
+    assert (
+        "a line" in said
+        and "done    Collecting" in said
+        and "finished collect" in said
+        and "It pays." in said
+    )
     assert said.count("done    Collecting") == 1
 
 
@@ -286,12 +356,24 @@ def test_a_run_that_is_killed_while_it_is_followed_is_said_to_be(tmp_path: Path)
             time.sleep(60)
 
     process = child(work)
-    until(lambda: (now := read_snapshot(folder)) is not None and bool(now.stage) and now.command is not None)
-    killer = threading.Timer(0.5, lambda: (os.kill(process, signal.SIGKILL), os.waitpid(process, 0)))
+    until(
+        lambda: (
+            (now := read_snapshot(folder)) is not None
+            and bool(now.stage)
+            and now.command is not None
+        )
+    )
+    killer = threading.Timer(
+        0.5, lambda: (os.kill(process, signal.SIGKILL), os.waitpid(process, 0))
+    )
     killer.start()
     _, said = followed(folder)
     killer.join()
-    assert 'stopped in "Collecting"' in said and "gone without a word" in said and "cowest collect x.toml" in said
+    assert (
+        'stopped in "Collecting"' in said
+        and "gone without a word" in said
+        and "cowest collect x.toml" in said
+    )
 
 
 def test_watch_of_a_real_run_in_another_process(tmp_path: Path) -> None:
@@ -301,21 +383,33 @@ def test_watch_of_a_real_run_in_another_process(tmp_path: Path) -> None:
         assert "finished collect" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
         out, error = watching.communicate(timeout=30)
     assert watching.returncode == 0, out + error
-    assert "Collecting drafts and their influence" in out and out.rstrip().endswith("finished collect")
+    assert "Collecting drafts and their influence" in out and out.rstrip().endswith(
+        "finished collect"
+    )
     assert "finished collect" in cowest(tmp_path, "watch", "run", "--once")
     with started(tmp_path, "watch", "rum") as alone:
         assert alone.stdout is not None
-        assert alone.stdout.readline().rstrip().endswith('waiting for it; Ctrl-C ends the waiting. Did you mean "run"?')
+        assert (
+            alone.stdout.readline()
+            .rstrip()
+            .endswith('waiting for it; Ctrl-C ends the waiting. Did you mean "run"?')
+        )
         alone.send_signal(signal.SIGINT)
         out, error = alone.communicate(timeout=30)
-    assert alone.returncode == 130 and "The run itself is as it was" in error and "Traceback" not in error
+    assert (
+        alone.returncode == 130
+        and "The run itself is as it was" in error
+        and "Traceback" not in error
+    )
 
 
 def test_a_run_that_a_verb_begins_is_said_to_be_new(tmp_path: Path) -> None:
     written(tmp_path, more=SCRIPTED)
     assert "run: a new run.\n" in cowest(tmp_path, "collect", "task.toml", "--run", "run")
     assert "a new run" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
-    assert 'rum: a new run. Did you mean "run"?\n' in cowest(tmp_path, "pairs", "task.toml", "--run", "rum", code=1)
+    assert 'rum: a new run. Did you mean "run"?\n' in cowest(
+        tmp_path, "pairs", "task.toml", "--run", "rum", code=1
+    )
 
 
 def test_once_of_no_run_says_what_to_type(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from cowest_dspy.optimizers.rounds import Round
 FLOATS = some.floats(allow_nan=False, allow_infinity=False)
 
 
-def facts_of(folder: Path, tracking: str = 'to = ["mlflow"]', more: str = "", **changes: int) -> Facts:
+def facts_of(
+    folder: Path, tracking: str = 'to = ["mlflow"]', more: str = "", **changes: int
+) -> Facts:
     settings = config(folder, tracking, more)
     finished(folder / "run", settings, **changes)  # pyright: ignore[reportArgumentType]
     with Store(folder / "run") as store:
@@ -41,7 +43,9 @@ def facts_of(folder: Path, tracking: str = 'to = ["mlflow"]', more: str = "", **
 def test_it_is_off_by_default_and_an_empty_table_turns_it_off(tmp_path: Path) -> None:
     assert load_config(files(tmp_path)).tracking is None
     (tmp_path / "off.toml").write_text("[tracking]\n")
-    assert load_config([*files(tmp_path, 'to = ["mlflow"]'), tmp_path / "off.toml"]).tracking is None
+    assert (
+        load_config([*files(tmp_path, 'to = ["mlflow"]'), tmp_path / "off.toml"]).tracking is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,9 @@ def test_it_is_off_by_default_and_an_empty_table_turns_it_off(tmp_path: Path) ->
         ('to = ["mlflow"]\nuri = "https://me:secret1@mlflow.example"', "MLFLOW_TRACKING_USERNAME"),
     ],
 )
-def test_a_table_that_cannot_be_is_an_error_that_says_what_to_write(tmp_path: Path, table: str, said: str) -> None:
+def test_a_table_that_cannot_be_is_an_error_that_says_what_to_write(
+    tmp_path: Path, table: str, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         config(tmp_path, table)
     assert "secret1" not in str(error.value).replace("me:secret1@", "") or "MLFLOW" in said
@@ -61,21 +67,36 @@ def test_a_table_that_cannot_be_is_an_error_that_says_what_to_write(tmp_path: Pa
 
 def test_a_database_is_found_from_where_the_file_stands(tmp_path: Path) -> None:
     made = config(tmp_path, 'to = ["mlflow", "mlflow"]\nuri = "sqlite:///here.db"').tracking
-    assert made is not None and made.uri == f"sqlite:///{tmp_path}/here.db" and made.to == ("mlflow",)
+    assert (
+        made is not None and made.uri == f"sqlite:///{tmp_path}/here.db" and made.to == ("mlflow",)
+    )
     other = config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:5000"').tracking
     assert other is not None and other.uri == "http://127.0.0.1:5000"
 
 
-def test_a_package_that_is_missing_is_an_error_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_an_error_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "trackio" else found(name, *more))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "trackio" else found(name, *more),
+    )
     settings = config(tmp_path, 'to = ["trackio"]')
-    with pytest.raises(ConfigError, match=r"trackio, which is not installed: type pip install 'cowest_dspy\[trackio\]'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"trackio, which is not installed: type pip install 'cowest_dspy\[trackio\]'",
+    ):
         Experiment(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     diagnosis = examine(settings)
     (check,) = [check for check in diagnosis.checks if check.name == "trackio"]
-    assert (check.role, check.level) == ("run", "error") and "pip install" in check.text and not diagnosis.healthy
+    assert (
+        (check.role, check.level) == ("run", "error")
+        and "pip install" in check.text
+        and not diagnosis.healthy
+    )
 
 
 @pytest.mark.slow
@@ -83,7 +104,10 @@ def test_the_doctor_looks_for_the_server(tmp_path: Path, monkeypatch: pytest.Mon
     (found,) = look_at(config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"'))
     assert found.level == "warning" and "cowest track" in found.text
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert [one.level for one in look_at(config(tmp_path, 'to = ["mlflow", "trackio"]'))] == ["ok", "ok"]
+    assert [one.level for one in look_at(config(tmp_path, 'to = ["mlflow", "trackio"]'))] == [
+        "ok",
+        "ok",
+    ]
 
 
 @pytest.mark.slow
@@ -103,14 +127,37 @@ def test_a_run_is_told_with_its_rounds_arms_and_costs(tmp_path: Path) -> None:
     assert whole.metrics["test/strong/score"] == 0.5 and whole.metrics["test/strong/n"] == 2
     assert whole.metrics["test/strong/failed"] == 1, "law 3: a failure is no score"
     assert whole.metrics["test/collaboration/low"] < whole.metrics["test/collaboration/score"] == 1
-    assert whole.metrics["total/calls"] == 8 * 12 and whole.metrics["total/usd"] == 2 and whole.metrics["total/seconds"] == 20
+    assert (
+        whole.metrics["total/calls"] == 8 * 12
+        and whole.metrics["total/usd"] == 2
+        and whole.metrics["total/seconds"] == 20
+    )
     first, second = parts["round 1"], parts["round 2"]
-    assert first.tags["decision"] == "accepted" and second.tags["decision"] == "rolled back" and "gain" in second.tags["reason"]
-    assert first.metrics["gain/mean"] == 0.75 and first.metrics["gain/low"] < 0.75 < first.metrics["gain/high"]
-    assert first.metrics["pairs/kept"] == 8 and first.metrics["pairs/dropped"] == 5 and first.metrics["cost/collect/usd"] == 0.25
+    assert (
+        first.tags["decision"] == "accepted"
+        and second.tags["decision"] == "rolled back"
+        and "gain" in second.tags["reason"]
+    )
+    assert (
+        first.metrics["gain/mean"] == 0.75
+        and first.metrics["gain/low"] < 0.75 < first.metrics["gain/high"]
+    )
+    assert (
+        first.metrics["pairs/kept"] == 8
+        and first.metrics["pairs/dropped"] == 5
+        and first.metrics["cost/collect/usd"] == 0.25
+    )
     assert [row.step for row in first.rows] == [1, 2, 3, 4, 5]
-    assert second.rows[1].values == {"training/loss": 1.0, "training/reward_margin": 0.2, "training/reward_accuracy": 1.0}
-    assert first.params["beta"] == "0.1" and whole.params["collect.drafts"] == "2" and "tracking.to" not in whole.params
+    assert second.rows[1].values == {
+        "training/loss": 1.0,
+        "training/reward_margin": 0.2,
+        "training/reward_accuracy": 1.0,
+    }
+    assert (
+        first.params["beta"] == "0.1"
+        and whole.params["collect.drafts"] == "2"
+        and "tracking.to" not in whole.params
+    )
     assert whole.tags["model.tuned"] == first.tags["model.tuned"] and whole.tags["version.dspy"]
     assert "reliably" in whole.tags["verdict"]
     assert [row.values["rounds/accepted"] for row in whole.rows] == [1.0, 0.0]
@@ -129,12 +176,21 @@ def test_only_finite_numbers_are_told(values: dict[str, float | None]) -> None:
 
 
 @given(
-    some.lists(some.builds(Row, some.integers(0, 9), some.dictionaries(some.text(max_size=5), FLOATS, max_size=3)), max_size=4),
+    some.lists(
+        some.builds(
+            Row, some.integers(0, 9), some.dictionaries(some.text(max_size=5), FLOATS, max_size=3)
+        ),
+        max_size=4,
+    ),
     some.text(max_size=9),
     some.booleans(),
 )
 def test_facts_come_back_from_json_as_they_were(rows: list[Row], name: str, done: bool) -> None:
-    facts = Facts(name, Part("", {"a": name}, {}, {"x": 1.0}, tuple(rows)), (Part(name, training="abc", done=done),))
+    facts = Facts(
+        name,
+        Part("", {"a": name}, {}, {"x": 1.0}, tuple(rows)),
+        (Part(name, training="abc", done=done),),
+    )
     assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
@@ -155,7 +211,9 @@ settings = {{ api_key = "hidden-value", k = 1, note = "{KEY}" }}
 """
 
 
-def test_law_10_nothing_secret_is_told_or_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_law_10_nothing_secret_is_told_or_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-from-the-environment-123456")
     facts = facts_of(tmp_path, 'to = ["mlflow"]', SECRET_TABLES)
     told = json.dumps(facts.to_json())
@@ -167,7 +225,9 @@ def test_law_10_nothing_secret_is_told_or_uploaded(tmp_path: Path, monkeypatch: 
     for secret in (KEY, "hunter2secret", "sk-from-the-environment"):
         assert secret not in told and secret not in uploaded
     assert "hidden-value" not in told
-    assert facts.whole.params["judge.api_key_env"] == "OPENAI_API_KEY", "the name of a variable is no secret"
+    assert facts.whole.params["judge.api_key_env"] == "OPENAI_API_KEY", (
+        "the name of a variable is no secret"
+    )
 
 
 def test_hidden_inputs_are_not_uploaded(tmp_path: Path) -> None:
@@ -185,8 +245,16 @@ def test_hidden_inputs_are_not_uploaded(tmp_path: Path) -> None:
         shown = gather(config(tmp_path), tmp_path / "run", report, tmp_path / "shown")
     assert names == ["comparison/comparison.csv", "config.toml", "report.html", "report.json"]
     texts = [(tmp_path / "hidden" / name).read_text(encoding="utf-8") for name in names]
-    assert not any("ladder" in text for text in texts) and "(hidden: 14 characters)" in texts[2] + texts[3]
-    assert {"bundle/cowest.json", "comparison/comparison.json", "drafts.jsonl", "pairs.jsonl"} <= set(shown)
+    assert (
+        not any("ladder" in text for text in texts)
+        and "(hidden: 14 characters)" in texts[2] + texts[3]
+    )
+    assert {
+        "bundle/cowest.json",
+        "comparison/comparison.json",
+        "drafts.jsonl",
+        "pairs.jsonl",
+    } <= set(shown)
 
 
 # The ledger
@@ -198,12 +266,20 @@ def test_a_training_that_is_done_anew_is_another_run() -> None:
     first, before = ledgers.entry(ledger, part)
     first["run"] = "r1"
     assert before is None and ledgers.entry(ledger, part) == (first, None)
-    assert ledgers.entry(ledger, Part("round 1")) == (first, None), "a part that is told without its training is the same"
+    assert ledgers.entry(ledger, Part("round 1")) == (first, None), (
+        "a part that is told without its training is the same"
+    )
     again, before = ledgers.entry(ledger, Part("round 1", training="bb"))
-    assert before is first and again["run"] is None and ledgers.title_of("toy", part, again) == "toy: round 1 (2)"
+    assert (
+        before is first
+        and again["run"] is None
+        and ledgers.title_of("toy", part, again) == "toy: round 1 (2)"
+    )
     begun, before = ledgers.entry(ledger, Part("round 1"), begins=True)
     assert before is again and begun["training"] is None
-    assert ledgers.entry(ledger, Part("round 1"), begins=True) == (begun, None), "killed, and begun once more"
+    assert ledgers.entry(ledger, Part("round 1"), begins=True) == (begun, None), (
+        "killed, and begun once more"
+    )
 
 
 # A tracker that fails
@@ -219,7 +295,11 @@ def test_a_tracker_that_is_down_costs_one_line_and_no_run(tmp_path: Path) -> Non
         experiment.evaluate(["strong"])
     assert len(traces) == 8
     warnings = [line for line in said.lines if "Warning" in line]
-    assert len(warnings) == 1 and f"cowest track {tmp_path / 'run'}" in warnings[0] and "mlflow" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and f"cowest track {tmp_path / 'run'}" in warnings[0]
+        and "mlflow" in warnings[0]
+    )
     assert not (tmp_path / "run" / "tracking").exists(), "nothing of it is left"
 
 
@@ -229,7 +309,10 @@ def test_a_tracker_that_hangs_is_waited_for_as_long_as_it_says(tmp_path: Path) -
     import time
 
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        settings = config(tmp_path, f'to = ["mlflow"]\nuri = "http://127.0.0.1:{deaf.getsockname()[1]}"\nwait = 2.0')
+        settings = config(
+            tmp_path,
+            f'to = ["mlflow"]\nuri = "http://127.0.0.1:{deaf.getsockname()[1]}"\nwait = 2.0',
+        )
         finished(tmp_path / "run", settings)
         with Store(tmp_path / "run") as store:
             said = Said()
@@ -254,7 +337,11 @@ def test_a_run_without_the_table_has_no_process_and_says_nothing(tmp_path: Path)
         tracking.update()
         tracking.close(lambda: pytest.fail("no report is needed"))
         assert tracking.finish() and said.lines == [] and not store.records("tracking")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["progress.json", "run.lock", "run.sqlite"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "progress.json",
+        "run.lock",
+        "run.sqlite",
+    ]
 
 
 # The verb
@@ -268,15 +355,27 @@ def test_the_verb_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="say where to, for instance --to mlflow"):
         CliRunner().invoke(app, ["track", str(tmp_path / "none")], catch_exceptions=False)
     with pytest.raises(ConfigError, match=r"tracking\.to"):
-        CliRunner().invoke(app, ["track", str(tmp_path / "none"), "--to", "mlfow"], catch_exceptions=False)
+        CliRunner().invoke(
+            app, ["track", str(tmp_path / "none"), "--to", "mlfow"], catch_exceptions=False
+        )
 
 
-def test_a_skipped_round_is_told_as_skipped_with_the_pairs_that_were_too_few(tmp_path: Path) -> None:
+def test_a_skipped_round_is_told_as_skipped_with_the_pairs_that_were_too_few(
+    tmp_path: Path,
+) -> None:
     settings = config(tmp_path)
     finished(tmp_path / "run", settings)
     with Store(tmp_path / "run") as store:
-        store.keep("round", "3", asdict(Round(3, "local/tiny@0123+sft", None, 7, 0, "skipped", "7 pairs, 8 needed")))
+        store.keep(
+            "round",
+            "3",
+            asdict(Round(3, "local/tiny@0123+sft", None, 7, 0, "skipped", "7 pairs, 8 needed")),
+        )
         *_, third = Reading(settings, store).facts().parts
-    assert third.name == "round 3" and third.metrics["pairs/kept"] == 7 and third.metrics["accepted"] == 0
+    assert (
+        third.name == "round 3"
+        and third.metrics["pairs/kept"] == 7
+        and third.metrics["accepted"] == 0
+    )
     assert (third.tags["decision"], third.tags["reason"]) == ("skipped", "7 pairs, 8 needed")
     assert third.tags["mlflow.note.content"] == "skipped: 7 pairs, 8 needed"

@@ -1,4 +1,5 @@
-"""[tracking] and a real MLflow server on 127.0.0.1 with SQLite: nested runs, each point once, files, and what is lost."""
+"""[tracking] and a real MLflow server on 127.0.0.1 with SQLite: nested runs, each point once,
+files, and what is lost."""
 
 from __future__ import annotations
 
@@ -38,20 +39,42 @@ def track(settings: Config, run: Path, said: Said | None = None) -> bool:
         return Tracking(settings, store, said or Said()).finish(run_report(settings, store))
 
 
-def test_a_run_is_one_run_with_its_rounds_nested(tracked: Config, server: str, tmp_path: Path) -> None:
+def test_a_run_is_one_run_with_its_rounds_nested(
+    tracked: Config, server: str, tmp_path: Path
+) -> None:
     finished(tmp_path / "run", tracked)
     said = Said()
     assert track(tracked, tmp_path / "run", said)
     seen = Seen(server, tmp_path.name)
-    whole, first, second = (seen.named(name) for name in ("toy, seed 0", "toy, seed 0: round 1", "toy, seed 0: round 2"))
-    assert [run.data.tags.get("mlflow.parentRunId") for run in seen.runs] == [None, *[whole.info.run_id] * 3]
+    whole, first, second = (
+        seen.named(name) for name in ("toy, seed 0", "toy, seed 0: round 1", "toy, seed 0: round 2")
+    )
+    assert [run.data.tags.get("mlflow.parentRunId") for run in seen.runs] == [
+        None,
+        *[whole.info.run_id] * 3,
+    ]
     assert {run.info.status for run in seen.runs} == {"FINISHED"}
-    assert whole.data.metrics["test/strong/score"] == 0.5 and whole.data.params["collect.drafts"] == "2"
-    assert seen.points(first, "training/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25), (5, 0.2)]
+    assert (
+        whole.data.metrics["test/strong/score"] == 0.5
+        and whole.data.params["collect.drafts"] == "2"
+    )
+    assert seen.points(first, "training/loss") == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, pytest.approx(1 / 3)),
+        (4, 0.25),
+        (5, 0.2),
+    ]
     assert seen.points(whole, "rounds/gain/mean") == [(1, 0.75), (2, 0.0)]
     assert second.data.tags["decision"] == "rolled back" and second.data.metrics["accepted"] == 0
-    assert first.data.metrics["gain/low"] < first.data.metrics["gain/mean"] < first.data.metrics["gain/high"]
-    assert said.lines == [f"tracked: {server}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}"]
+    assert (
+        first.data.metrics["gain/low"]
+        < first.data.metrics["gain/mean"]
+        < first.data.metrics["gain/high"]
+    )
+    assert said.lines == [
+        f"tracked: {server}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}"
+    ]
     assert look_at(tracked)[0].level == "ok"
 
 
@@ -69,20 +92,30 @@ def test_files_are_there_as_they_are_here(tracked: Config, server: str, tmp_path
     assert json.loads((got / "report.json").read_text())["rounds"][1]["outcome"] == "rolled back"
     assert "<html" in (got / "report.html").read_text()[:500] and (got / "pairs.jsonl").is_file()
     assert (got / "bundle" / "adapter" / "adapter_config.json").read_text() == '{"r": 4}'
-    plain = tracked.model_copy(update={"tracking": tracked.tracking.model_copy(update={"artifacts": False})})  # pyright: ignore
+    plain = tracked.model_copy(
+        update={"tracking": tracked.tracking.model_copy(update={"artifacts": False})}
+    )  # pyright: ignore
     finished(tmp_path / "other", plain)
     assert track(plain, tmp_path / "other")
-    other = [run for run in Seen(server, tmp_path.name).runs if run.data.tags.get("cowest.run", "").endswith("other")]
+    other = [
+        run
+        for run in Seen(server, tmp_path.name).runs
+        if run.data.tags.get("cowest.run", "").endswith("other")
+    ]
     assert seen.client.list_artifacts(other[0].info.run_id) == []
 
 
-def test_a_run_that_is_logged_again_is_not_there_twice(tracked: Config, server: str, tmp_path: Path) -> None:
+def test_a_run_that_is_logged_again_is_not_there_twice(
+    tracked: Config, server: str, tmp_path: Path
+) -> None:
     finished(tmp_path / "run", tracked)
     assert track(tracked, tmp_path / "run")
     first = Seen(server, tmp_path.name)
     points = first.every_point()
     assert track(tracked, tmp_path / "run")
-    with Store(tmp_path / "run") as store:  # Killed before what the server had answered was kept: only the key is left.
+    with Store(
+        tmp_path / "run"
+    ) as store:  # Killed before what the server had answered was kept: only the key is left.
         ledger = store.record("tracking", "mlflow") or {}
         store.keep("tracking", "mlflow", {**ledger, "parts": {}, "files": {}})
     assert track(tracked, tmp_path / "run")
@@ -91,7 +124,9 @@ def test_a_run_that_is_logged_again_is_not_there_twice(tracked: Config, server: 
     assert again.every_point() == points and len(points) > 50
 
 
-def test_a_run_that_goes_on_is_the_same_run_there(tracked: Config, server: str, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_the_same_run_there(
+    tracked: Config, server: str, tmp_path: Path
+) -> None:
     finished(tmp_path / "run", tracked, rounds=1)
     with Store(tmp_path / "run") as store:
         tracking = Tracking(tracked, store, Said())
@@ -101,17 +136,27 @@ def test_a_run_that_goes_on_is_the_same_run_there(tracked: Config, server: str, 
         tracking.close(lambda: run_report(tracked, store), KeyboardInterrupt())
     stopped = Seen(server, tmp_path.name)
     assert stopped.named("toy, seed 0").info.status == "KILLED"
-    changed = tracked.model_copy(update={"seed": 0, "collect": tracked.collect.model_copy(update={"drafts": 9})})
+    changed = tracked.model_copy(
+        update={"seed": 0, "collect": tracked.collect.model_copy(update={"drafts": 9})}
+    )
     finished(tmp_path / "run", changed, rounds=2)
     assert track(changed, tmp_path / "run")
     seen = Seen(server, tmp_path.name)
     whole = seen.named("toy, seed 0")
-    assert whole.info.run_id == stopped.named("toy, seed 0").info.run_id and whole.info.status == "FINISHED"
+    assert (
+        whole.info.run_id == stopped.named("toy, seed 0").info.run_id
+        and whole.info.status == "FINISHED"
+    )
     assert len(seen.runs) == 4 and len(seen.points(whole, "rounds/gain/mean")) == 2
-    assert whole.data.params["collect.drafts"] == "2" and whole.data.tags["changed.collect.drafts"] == "9"
+    assert (
+        whole.data.params["collect.drafts"] == "2"
+        and whole.data.tags["changed.collect.drafts"] == "9"
+    )
 
 
-def test_a_round_that_is_tuned_anew_is_another_nested_run(tracked: Config, server: str, tmp_path: Path) -> None:
+def test_a_round_that_is_tuned_anew_is_another_nested_run(
+    tracked: Config, server: str, tmp_path: Path
+) -> None:
     finished(tmp_path / "run", tracked, rounds=1)
     assert track(tracked, tmp_path / "run")
     finished(tmp_path / "run", tracked, rounds=1, adapter="b2b2b2b2b2b2")
@@ -145,13 +190,20 @@ def test_commands_on_scripted_models_are_tracked_by_stages(server: str, tmp_path
     first = collected.named("by stages: round 1")
     assert first.data.metrics["influence/helped"] + first.data.metrics["influence/same"] == 8
     assert first.data.metrics["cost/collect/calls"] > 0 and first.info.status == "FINISHED"
-    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "toy.toml"), "--run", str(tmp_path / "run"), "--arm", "strong"])
+    done = CliRunner().invoke(
+        app,
+        ["evaluate", str(tmp_path / "toy.toml"), "--run", str(tmp_path / "run"), "--arm", "strong"],
+    )
     assert done.exit_code == 0 and f"{server}/#/experiments" in done.output.replace("\n", "")
     whole = Seen(server, tmp_path.name).named("by stages")
     assert whole.data.metrics["test/strong/score"] == 0 and whole.data.metrics["test/strong/n"] == 3
     assert whole.info.run_id == collected.named("by stages").info.run_id
-    asked = CliRunner().invoke(app, ["ask", str(tmp_path / "toy.toml"), "--run", str(tmp_path / "run"), "-q", "A ladder?"])
-    assert asked.exit_code == 0 and "tracked" not in asked.output, "a question is no stage of the run"
+    asked = CliRunner().invoke(
+        app, ["ask", str(tmp_path / "toy.toml"), "--run", str(tmp_path / "run"), "-q", "A ladder?"]
+    )
+    assert asked.exit_code == 0 and "tracked" not in asked.output, (
+        "a question is no stage of the run"
+    )
 
 
 def test_a_server_that_was_down_is_told_later_by_the_verb(tmp_path: Path) -> None:

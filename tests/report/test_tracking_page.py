@@ -34,7 +34,12 @@ def test_its_tables_are_read_and_it_says_every_key() -> None:
 
 def test_its_commands_have_the_options_that_it_shows() -> None:
     options = CliRunner().invoke(app, ["track", "--help"], env={"COLUMNS": "200"}).output
-    lines = [line.partition("#")[0] for block in blocks("bash") for line in block.splitlines() if line.startswith("cowest track")]
+    lines = [
+        line.partition("#")[0]
+        for block in blocks("bash")
+        for line in block.splitlines()
+        if line.startswith("cowest track")
+    ]
     assert len(lines) == 3
     for option in re.findall(r"--\w+", "".join(lines)):
         assert option in options
@@ -44,6 +49,13 @@ def test_its_commands_have_the_options_that_it_shows() -> None:
 def test_its_code_runs_as_it_stands(tmp_path: Path) -> None:
     (code,) = blocks("python")
     quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=quiet, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=quiet,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["yes", "['Predict.forward', 'Predict.forward']"]

@@ -1,4 +1,5 @@
-"""Models on a cluster of several nodes: traces, pairs, budget and limits are those of one machine, whatever is killed."""
+"""Models on a cluster of several nodes: traces, pairs, budget and limits are those of one machine,
+whatever is killed."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ cpus = 0.5
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Simulated]:
-    """Its nodes have an API key in their environment, which this process has only while it starts them."""
+    """Its nodes have an API key in their environment, which this process has only while it starts
+    them."""
     pytest.importorskip("ray")
     os.environ["TOY_KEY"] = KEY
     try:
@@ -79,7 +81,10 @@ def test_a_node_that_is_killed_has_its_calls_asked_elsewhere_and_none_that_is_ke
     cluster: Simulated, local: tuple[list[Any], bytes], tmp_path: Path
 ) -> None:
     node = cluster.add()
-    files = [written(tmp_path, latency=0.1), cluster.toml(tmp_path, SHARES.replace("workers = 2", "workers = 3"))]
+    files = [
+        written(tmp_path, latency=0.1),
+        cluster.toml(tmp_path, SHARES.replace("workers = 2", "workers = 3")),
+    ]
     made: list[Any] = []
     thread = threading.Thread(target=lambda: made.append(collected(files, tmp_path / "run")))
     thread.start()
@@ -91,7 +96,9 @@ def test_a_node_that_is_killed_has_its_calls_asked_elsewhere_and_none_that_is_ke
     thread.join(timeout=120)
     assert made == [local]
     asked = answered(tmp_path)
-    assert 30 < before < len(asked) and kept and not kept & set(asked[before:]), "what was kept is not asked again"
+    assert 30 < before < len(asked) and kept and not kept & set(asked[before:]), (
+        "what was kept is not asked again"
+    )
     assert set(asked) == committed(tmp_path)
 
 
@@ -105,8 +112,14 @@ def test_the_budget_holds_with_four_workers_and_a_larger_one_goes_on(
     with pytest.raises(BudgetError, match="strong_calls = 20 is reached"):
         collected([*files, limit], tmp_path / "run")
     with Store(tmp_path / "run") as store:
-        # A call that was let in and still waited for a worker is let go of by the stop, and counts for nothing.
-        assert 0 < store.bill("scripted/strong").strong_calls == store.calls() - store.bill("scripted/weak").strong_calls <= 20
+        # A call that was let in and still waited for a worker is let go of by the stop, and counts
+        # for nothing.
+        assert (
+            0
+            < store.bill("scripted/strong").strong_calls
+            == store.calls() - store.bill("scripted/weak").strong_calls
+            <= 20
+        )
     limit.write_text("[budget]\nstrong_calls = 200\n")
     assert collected([*files, limit], tmp_path / "run") == local
     assert len(answered(tmp_path)) == len(set(answered(tmp_path)))
@@ -119,28 +132,51 @@ def number(request: dict[str, Any]) -> str:
 def weak_lm() -> dspy.LM:
     from cowest_dspy.testing import ScriptedEngine
 
-    return ScriptedEngine(lambda asked: str(asked["config"]["seed"] % 5), model="scripted/weak").lm()
+    return ScriptedEngine(
+        lambda asked: str(asked["config"]["seed"] % 5), model="scripted/weak"
+    ).lm()
 
 
-def test_one_rate_limit_holds_for_all_workers_and_refused_calls_are_tried_again(cluster: Simulated, tmp_path: Path) -> None:
-    examples = [dspy.Example(id=f"q{i}", question=f"{i}?", answer=str(i % 5)).with_inputs("question") for i in range(8)]
+def test_one_rate_limit_holds_for_all_workers_and_refused_calls_are_tried_again(
+    cluster: Simulated, tmp_path: Path
+) -> None:
+    examples = [
+        dspy.Example(id=f"q{i}", question=f"{i}?", answer=str(i % 5)).with_inputs("question")
+        for i in range(8)
+    ]
     with (
-        OpenAIServer(number, key=KEY, faults=[None, Fault.status(429), None, Fault.garbled()]) as server,
+        OpenAIServer(
+            number, key=KEY, faults=[None, Fault.status(429), None, Fault.garbled()]
+        ) as server,
         Cluster(RayRules(address=cluster.address)) as ray,  # pyright: ignore[reportCallIssue]
         Store(tmp_path / "run", budget=Budget(strong_calls=40)) as store,  # pyright: ignore[reportCallIssue]
     ):
         model = f"openai/{server.model}"
-        settings = Api(kind="api", model=model, api_base=server.api_base, api_key_env="TOY_KEY", requests_per_minute=6)  # pyright: ignore[reportCallIssue]
+        settings = Api(
+            kind="api",
+            model=model,
+            api_base=server.api_base,
+            api_key_env="TOY_KEY",
+            requests_per_minute=6,
+        )  # pyright: ignore[reportCallIssue]
         shared_limits(model, server.api_base, "TOY_KEY").window = 0.5
-        program = Collaboration("question -> answer").bind(weak=weak_lm(), strong=ray.lm(settings, Shares(workers=4)))  # pyright: ignore[reportCallIssue]
+        program = Collaboration("question -> answer").bind(
+            weak=weak_lm(), strong=ray.lm(settings, Shares(workers=4))
+        )  # pyright: ignore[reportCallIssue]
         store.count_as_strong(model)
         match = lambda example, prediction, trace=None: float(prediction.answer == example.answer)  # noqa: E731
         traces = collect(program, examples, match, Sampling(2), store=store, threads=32)
         assert [trace.error for trace in traces if trace.error] == []
         came = sorted(one.at for one in server.received)
         assert server.most_at_once <= 6
-        assert all(came[place + 6] - came[place] >= 0.5 for place in range(len(came) - 6)), "no window holds more than six"
-        assert store.bill(model).strong_calls == len(came) == store.calls() - store.bill("scripted/weak").strong_calls + 2
+        assert all(came[place + 6] - came[place] >= 0.5 for place in range(len(came) - 6)), (
+            "no window holds more than six"
+        )
+        assert (
+            store.bill(model).strong_calls
+            == len(came)
+            == store.calls() - store.bill("scripted/weak").strong_calls + 2
+        )
 
 
 BROKEN = """
@@ -164,7 +200,9 @@ def licensed():
 """
 
 
-def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_given_up(cluster: Simulated, tmp_path: Path) -> None:
+def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_given_up(
+    cluster: Simulated, tmp_path: Path
+) -> None:
     file = tmp_path / "broken.py"
     file.write_text(BROKEN)
     settings = Engine(kind="engine", engine=f"{file}:make", model="scripted/broken")  # pyright: ignore[reportCallIssue]
@@ -183,7 +221,9 @@ def test_failures_are_those_of_one_machine_and_a_call_that_ends_its_workers_is_g
             assert said(there, text) == said(build_lm(settings), text)
         guard = Guard(Budget(strong_calls=9), Clock(), strong="scripted/broken")  # pyright: ignore[reportCallIssue]
         with guard.paying("scripted/broken"):
-            assert "error: [scripted/broken] 3 workers ended while this was under way" in said(there, "die")
+            assert "error: [scripted/broken] 3 workers ended while this was under way" in said(
+                there, "die"
+            )
         assert guard.bill.strong_calls == 3, "each time is paid for, as far as anyone knows"
         assert said(there, "hello") == "fine", "another worker has taken its place"
 
@@ -195,7 +235,9 @@ def test_a_worker_that_cannot_be_made_ends_the_run_and_says_why(
     file = tmp_path / "broken.py"
     file.write_text(BROKEN)
     settings = Engine(kind="engine", engine=f"{file}:licensed", model="scripted/broken")  # pyright: ignore[reportCallIssue]
-    until(cluster.settled)  # Until then a node that was killed counts, and a worker may be tried there.
+    until(
+        cluster.settled
+    )  # Until then a node that was killed counts, and a worker may be tried there.
     for startup, share, why in [
         (120, 1, "A worker of scripted/broken could not be made: there is no licence on this node"),
         (2, 64, r"was ready after 2 seconds.*Each wants 64 CPU and 0 GPU.*has 8 CPU"),

@@ -1,4 +1,5 @@
-"""Commands on a cluster: a comparison, a process that is killed, one that is stopped, and what is left of it."""
+"""Commands on a cluster: a comparison, a process that is killed, one that is stopped, and what is
+left of it."""
 
 from __future__ import annotations
 
@@ -25,8 +26,11 @@ def cluster() -> Iterator[Simulated]:
         yield made
 
 
-def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(cluster: Simulated, task: list[Path], tmp_path: Path) -> None:
-    """The weak model is a real one, fine-tuned and preference-tuned here; its adapters answer on the cluster."""
+def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(
+    cluster: Simulated, task: list[Path], tmp_path: Path
+) -> None:
+    """The weak model is a real one, fine-tuned and preference-tuned here; its adapters answer on
+    the cluster."""
     arms = '[compare]\nagainst = "alone"\n' + "".join(
         f'[compare.arms.{name}]\nkind = "{kind}"\n{more}'
         for name, kind, more in [
@@ -41,8 +45,13 @@ def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(cluster: Si
     assert asked == calls
     plain = [[(one.arm.name, one.arm.answers) for one in made.arms] for made in (here, there)]
     assert plain[0] == plain[1] and len(plain[0]) == 3
-    with Experiment(load_config([*files, cluster.toml(tmp_path)]), tmp_path / "there") as experiment:
-        assert [arm.answers for arm in experiment.evaluate(["strong", "collaboration"])] == [plain[0][0][1], plain[0][2][1]]
+    with Experiment(
+        load_config([*files, cluster.toml(tmp_path)]), tmp_path / "there"
+    ) as experiment:
+        assert [arm.answers for arm in experiment.evaluate(["strong", "collaboration"])] == [
+            plain[0][0][1],
+            plain[0][2][1],
+        ]
 
 
 def test_a_killed_process_goes_on_with_what_it_has_kept(cluster: Simulated, tmp_path: Path) -> None:
@@ -72,19 +81,30 @@ def test_ctrl_c_keeps_what_is_under_way_and_a_cluster_of_ones_own_is_gone(tmp_pa
         listening = [one for child in ours for one in _listening(child)]
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=90)
-    assert process.returncode == 130 and "Stopped by Ctrl-C" in said and "Traceback" not in said, said
-    assert listening and {address.removeprefix("::ffff:") for address in listening} <= {"127.0.0.1", "::1"}
+    assert process.returncode == 130 and "Stopped by Ctrl-C" in said and "Traceback" not in said, (
+        said
+    )
+    assert listening and {address.removeprefix("::ffff:") for address in listening} <= {
+        "127.0.0.1",
+        "::1",
+    }
     assert committed(tmp_path) == set(answered(tmp_path)), "what was under way is kept"
     _, alive = psutil.wait_procs(ours, timeout=20)
     assert len(ours) > 3 and not alive
     (tmp_path / "latency.txt").write_text("0.001")
     cowest(tmp_path, "collect", "task.toml", "--run", "run")
-    assert len(answered(tmp_path)) == len(set(answered(tmp_path))), "it goes on here, and nothing is asked again"
+    assert len(answered(tmp_path)) == len(set(answered(tmp_path))), (
+        "it goes on here, and nothing is asked again"
+    )
 
 
 def _listening(process: psutil.Process) -> list[str]:
     """The addresses that a process listens on."""
     try:
-        return [one.laddr.ip for one in process.net_connections(kind="tcp") if one.status == psutil.CONN_LISTEN]
+        return [
+            one.laddr.ip
+            for one in process.net_connections(kind="tcp")
+            if one.status == psutil.CONN_LISTEN
+        ]
     except psutil.Error:
         return []

@@ -1,4 +1,5 @@
-"""What a cluster needs no cluster to be tested for: tables, what travels, a worker's body, and errors that say what to type."""
+"""What a cluster needs no cluster to be tested for: tables, what travels, a worker's body, and
+errors that say what to type."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from cowest_dspy.scale.shipping import Failed, Order
 from cowest_dspy.scale.worker import Call, Worker
 from cowest_dspy.store import serialize
 
-API = validate(Api, {"kind": "api", "model": "openai/x", "concurrency": 8, "requests_per_minute": 5}, "test")
+API = validate(
+    Api, {"kind": "api", "model": "openai/x", "concurrency": 8, "requests_per_minute": 5}, "test"
+)
 
 
 class Own(Exception):
@@ -33,7 +36,9 @@ class Own(Exception):
 @pytest.mark.parametrize(
     "error",
     [
-        RateLimitError("slow", status=429, retry_after=2.0, rate_limit_headers={"x-remaining": ["0"]}),
+        RateLimitError(
+            "slow", status=429, retry_after=2.0, rate_limit_headers={"x-remaining": ["0"]}
+        ),
         ContextLengthError("too long"),
         LMRateLimitError("slow", model="m", status=429, retry_after=1.5),
         LMTimeoutError("no answer", model="m"),
@@ -66,33 +71,51 @@ def test_models_that_differ_in_how_they_are_asked_have_the_same_workers_and_no_l
     assert "sk-toy" not in repr(Order.of(one)) and Order.of(one).table().requests_per_minute is None
 
 
-def test_the_file_of_an_engine_travels_and_the_one_on_the_node_is_taken_only_when_it_is_the_same(tmp_path: Path) -> None:
+def test_the_file_of_an_engine_travels_and_the_one_on_the_node_is_taken_only_when_it_is_the_same(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text("make = 1\n")
     order = Order.of(Engine(kind="engine", engine=f"{file}:make"))  # pyright: ignore[reportCallIssue]
     assert order.table().engine == f"{file}:make"
     file.write_text("make = 2\n")
     elsewhere = Path(order.table().engine.rpartition(":")[0])
-    assert elsewhere != file and elsewhere.read_text() == "make = 1\n" and order.table().engine.endswith("mine.py:make")
+    assert (
+        elsewhere != file
+        and elsewhere.read_text() == "make = 1\n"
+        and order.table().engine.endswith("mine.py:make")
+    )
 
 
 @pytest.mark.slow
 def test_a_worker_answers_what_it_is_given_each_call_by_itself(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(
-        "import threading\nfrom cowest_dspy.testing import ScriptedEngine\nBOTH = threading.Barrier(2)\n"
-        "def make():\n    def answer(request):\n        BOTH.wait(20)\n        return request['messages'][-1]['content']\n"
+        "import threading\nfrom cowest_dspy.testing import ScriptedEngine\nBOTH = "
+        "threading.Barrier(2)\n"
+        "def make():\n    def answer(request):\n        BOTH.wait(20)\n        return "
+        "request['messages'][-1]['content']\n"
         "    return ScriptedEngine(answer)\n"
     )
     settings = Engine(kind="engine", engine=f"{tmp_path}/toy.py:make")  # pyright: ignore[reportCallIssue]
     worker = Worker(Order.of(settings), at_once=2)
     assert not isinstance(worker.ready(), Failed) if connection.installed() else True
-    asked = [serialize.request_from_messages("m", [{"role": "user", "content": text}]) for text in ("one", "two")]
-    worker.give([Call(number, "complete", (request,), "m") for number, request in enumerate(asked)], [])
+    asked = [
+        serialize.request_from_messages("m", [{"role": "user", "content": text}])
+        for text in ("one", "two")
+    ]
+    worker.give(
+        [Call(number, "complete", (request,), "m") for number, request in enumerate(asked)], []
+    )
     done: list[Any] = []
     while len(done) < 2:
         done.extend(worker.take())
-    assert {one.number: serialize.response_text(one.answer) for one in done} == {0: "one", 1: "two"}, "both were under way together"
-    worker.give([Call(2, "complete", (asked[0],), "m+a1")], ["m+a1"], {"adapter_config.json": b"{}"})
+    assert {one.number: serialize.response_text(one.answer) for one in done} == {
+        0: "one",
+        1: "two",
+    }, "both were under way together"
+    worker.give(
+        [Call(2, "complete", (asked[0],), "m+a1")], ["m+a1"], {"adapter_config.json": b"{}"}
+    )
     (refused,) = worker.take()
     assert refused.failed is not None and "load_adapter" in str(refused.failed.error())
     worker.close()
@@ -107,8 +130,17 @@ def config(tmp_path: Path, more: str) -> Config:
 def test_the_table_alone_chooses_ray_and_engine_has_the_last_word(tmp_path: Path) -> None:
     assert config(tmp_path, "").cluster is None and config(tmp_path, "").at_once("strong") == 4
     wide = config(tmp_path, "[ray.strong]\nworkers = 3\n")
-    assert wide.cluster is not None and wide.at_once("strong") == wide.at_once("judge") == 12 and wide.at_once("weak") == 8
-    assert config(tmp_path, '[collect]\nengine = "local"\n[ray.strong]\nworkers = 3\n').at_once("strong") == 4
+    assert (
+        wide.cluster is not None
+        and wide.at_once("strong") == wide.at_once("judge") == 12
+        and wide.at_once("weak") == 8
+    )
+    assert (
+        config(tmp_path, '[collect]\nengine = "local"\n[ray.strong]\nworkers = 3\n').at_once(
+            "strong"
+        )
+        == 4
+    )
     assert config(tmp_path, '[collect]\nengine = "ray"\n').cluster == RayRules()  # pyright: ignore[reportCallIssue]
     with pytest.raises(ConfigError, match=r'ray.address: give "HOST:PORT"'):
         config(tmp_path, '[ray]\naddress = "ray://there:10001"\n')
@@ -117,15 +149,24 @@ def test_the_table_alone_chooses_ray_and_engine_has_the_last_word(tmp_path: Path
 @pytest.mark.slow
 def test_where_models_answer_is_no_part_of_what_a_run_means(tmp_path: Path) -> None:
     meanings = set[str]()
-    for number, more in enumerate(("", "[ray.strong]\nworkers = 3\n", '[collect]\ndrafts = 3\nmax_failed = 1.0\nengine = "ray"\n')):
+    for number, more in enumerate(
+        (
+            "",
+            "[ray.strong]\nworkers = 3\n",
+            '[collect]\ndrafts = 3\nmax_failed = 1.0\nengine = "ray"\n',
+        )
+    ):
         with Experiment(
-            config(tmp_path, toy.engine("weak").replace("toy.py", "task.py") + more), tmp_path / f"run{number}"
+            config(tmp_path, toy.engine("weak").replace("toy.py", "task.py") + more),
+            tmp_path / f"run{number}",
         ) as experiment:
             meanings.add(experiment.meaning)
     assert len(meanings) == 1
 
 
-def test_a_worker_that_calls_an_api_takes_little_and_a_server_that_runs_is_asked_from_here() -> None:
+def test_a_worker_that_calls_an_api_takes_little_and_a_server_that_runs_is_asked_from_here() -> (
+    None
+):
     shares = Shares(workers=4)  # pyright: ignore[reportCallIssue]
     assert shares.cpus_for(API) == 0.1
     assert shares.cpus_for(InProcess(kind="in_process", model="m")) == 1.0  # pyright: ignore[reportCallIssue]
@@ -136,17 +177,25 @@ def test_a_worker_that_calls_an_api_takes_little_and_a_server_that_runs_is_asked
 
 def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
     pytest.importorskip("ray")
-    with pytest.raises(ClusterError, match=r"There is no Ray cluster at 127.0.0.1:1 .*ray start --head --port=1"):
+    with pytest.raises(
+        ClusterError, match=r"There is no Ray cluster at 127.0.0.1:1 .*ray start --head --port=1"
+    ):
         connection.join("127.0.0.1:1")
     found = look_at_cluster(RayRules(address="127.0.0.1:1"), {"strong": API})  # pyright: ignore[reportCallIssue]
     assert found.level == "error" and "There is no Ray cluster" in found.text
 
 
-def test_without_ray_the_error_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_error_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "cowest_dspy\[ray\]"'):
         Experiment(
-            config(tmp_path, toy.engine("weak").replace("toy.py", "task.py") + "[ray.strong]\nworkers = 2\n"), tmp_path / "run"
+            config(
+                tmp_path,
+                toy.engine("weak").replace("toy.py", "task.py") + "[ray.strong]\nworkers = 2\n",
+            ),
+            tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
     assert look_at_cluster(RayRules(), {}).level == "error"  # pyright: ignore[reportCallIssue]

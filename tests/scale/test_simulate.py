@@ -46,13 +46,17 @@ LOADS = st.builds(
 
 def test_one_slot_and_nothing_else_takes_the_sum_of_all_times() -> None:
     assert simulate(PLAIN, Times(strong=0.3)).seconds == pytest.approx(40 * 0.3)
-    assert simulate(PLAIN, Times(call=0.1, keep=0.2, sync=0.3, strong=0.4)).seconds == pytest.approx(40 * 1.0)
+    assert simulate(
+        PLAIN, Times(call=0.1, keep=0.2, sync=0.3, strong=0.4)
+    ).seconds == pytest.approx(40 * 1.0)
 
 
 @pytest.mark.parametrize("slots", [2, 5, 8])
 def test_slots_share_the_work(slots: int) -> None:
     made = simulate(replace(PLAIN, strong_slots=slots), Times(strong=0.3))
-    assert made.seconds == pytest.approx(40 * 0.3 / slots) and made.busy["strong"] == pytest.approx(1)
+    assert made.seconds == pytest.approx(40 * 0.3 / slots) and made.busy["strong"] == pytest.approx(
+        1
+    )
 
 
 def test_an_example_costs_its_drafts_their_refinements_and_one_alone() -> None:
@@ -64,7 +68,9 @@ def test_an_example_costs_its_drafts_their_refinements_and_one_alone() -> None:
 
 @given(load=LOADS, times=TIMES, seed=st.integers(0, 5))
 @rules(max_examples=60)
-def test_nothing_is_faster_than_its_slots_its_limit_and_its_driver_allow(load: Load, times: Times, seed: int) -> None:
+def test_nothing_is_faster_than_its_slots_its_limit_and_its_driver_allow(
+    load: Load, times: Times, seed: int
+) -> None:
     made = simulate(load, times, seed)
     strong, weak = load.examples * (load.drafts + 1), load.examples * load.drafts
     least = [
@@ -81,7 +87,9 @@ def test_nothing_is_faster_than_its_slots_its_limit_and_its_driver_allow(load: L
 
 @given(load=LOADS, times=TIMES, seed=st.integers(0, 5))
 @rules(max_examples=20)
-def test_the_same_seed_gives_the_same_and_more_slots_never_hurt_where_times_are_equal(load: Load, times: Times, seed: int) -> None:
+def test_the_same_seed_gives_the_same_and_more_slots_never_hurt_where_times_are_equal(
+    load: Load, times: Times, seed: int
+) -> None:
     assert simulate(load, times, seed) == simulate(load, times, seed)
     alone = replace(load, drafts=0, drivers=1, limit=None)
     even = Times(strong=times.strong)
@@ -97,17 +105,21 @@ def test_another_seed_is_another_run() -> None:
 @given(load=LOADS, times=TIMES)
 @rules(max_examples=30)
 def test_calls_inside_are_their_rate_times_their_stay(load: Load, times: Times) -> None:
-    """Little's law, of the slots: those that are taken on average are the rate times the mean stay in one."""
+    """Little's law, of the slots: those that are taken on average are the rate times the mean stay
+    in one."""
     made = simulate(replace(load, examples=4, strong_slots=3), times)
     stay = made.inside - made.waited
     taken = made.strong_rate * stay
     assert taken <= 3 * (1 + 1e-9)
-    if made.busy["strong"] and 4 * (2 * load.drafts + 1) < 100:  # Few calls: busy is of the whole run, as the rate is.
+    if (
+        made.busy["strong"] and 4 * (2 * load.drafts + 1) < 100
+    ):  # Few calls: busy is of the whole run, as the rate is.
         assert taken == pytest.approx(3 * made.busy["strong"], rel=1e-6)
 
 
 def waiting(servers: int, arrivals: float, spread: float, count: int = 40_000) -> float:
-    """Mean seconds before a slot, of calls that come at random, each of which takes a second on average."""
+    """Mean seconds before a slot, of calls that come at random, each of which takes a second on
+    average."""
     load = Load(examples=count, drafts=0, strong_slots=servers, arrivals=arrivals)
     return simulate(load, Times(strong=1.0, spread=spread), seed=3).waited
 
@@ -125,13 +137,18 @@ def test_one_server_of_constant_time_waits_as_pollaczek_and_khinchine_say(busy: 
 
 
 @pytest.mark.parametrize(("servers", "busy"), [(1, 0.5), (2, 0.7), (8, 0.8)])
-def test_several_servers_of_exponential_times_wait_as_erlang_says(servers: int, busy: float) -> None:
+def test_several_servers_of_exponential_times_wait_as_erlang_says(
+    servers: int, busy: float
+) -> None:
     load = servers * busy
-    assert waiting(servers, load, 1.0) == pytest.approx(erlang_c(servers, load) / (servers - load), rel=0.12)
+    assert waiting(servers, load, 1.0) == pytest.approx(
+        erlang_c(servers, load) / (servers - load), rel=0.12
+    )
 
 
 def test_spread_is_that_of_the_answers_times() -> None:
-    """One server, times of any kind: the mean wait has the factor (1 + spread squared) / 2 (Pollaczek, Khinchine)."""
+    """One server, times of any kind: the mean wait has the factor (1 + spread squared) / 2
+    (Pollaczek, Khinchine)."""
     assert waiting(1, 0.6, 0.5) == pytest.approx(0.6 / 0.4 * (1 + 0.25) / 2, rel=0.12)
 
 
@@ -143,7 +160,9 @@ def test_a_rate_limit_is_kept_and_is_what_gives_way() -> None:
 
 def test_several_drivers_do_as_much_more_until_something_else_is_full() -> None:
     times = Times(call=0.01, keep=0.01, strong=0.05)
-    one, four = (simulate(Load(400, 0, strong_slots=40, drivers=drivers), times) for drivers in (1, 4))
+    one, four = (
+        simulate(Load(400, 0, strong_slots=40, drivers=drivers), times) for drivers in (1, 4)
+    )
     assert (one.bottleneck, one.rate) == ("driver", pytest.approx(50, rel=0.02))
     assert four.rate == pytest.approx(200, rel=0.05)
 
@@ -166,16 +185,25 @@ def page() -> simulate_page.Page:
     return command.page(MEASURED, command.Assumed(), seed=0, nodes=(1, 10))
 
 
-def test_a_measured_point_stands_beside_its_simulation_with_the_error(page: simulate_page.Page) -> None:
+def test_a_measured_point_stands_beside_its_simulation_with_the_error(
+    page: simulate_page.Page,
+) -> None:
     (point,) = page.points
     assert point["simulated"] == pytest.approx(200 * 0.3 / 8, rel=0.02)
     assert point["error"] == pytest.approx(point["simulated"] / 7.6 - 1)
-    assert f"| 8 | 300 ms | 160 | 7.60 | {point['simulated']:.2f} | {point['error']:+.0%} |" in simulate_page.tables(page)
+    assert (
+        f"| 8 | 300 ms | 160 | 7.60 | {point['simulated']:.2f} | {point['error']:+.0%} |"
+        in simulate_page.tables(page)
+    )
 
 
 def test_the_drivers_time_is_interpolated_between_the_threads_that_were_measured() -> None:
-    assert [MEASURED.call_with(threads) for threads in (1, 8, 128, 512, 10_000)] == pytest.approx([2e-4, 2.5e-4, 3e-4, 3e-4, 3e-4])
-    assert MEASURED.call_with(32) == pytest.approx(2.75e-4), "half-way from 8 to 128, as doublings go"
+    assert [MEASURED.call_with(threads) for threads in (1, 8, 128, 512, 10_000)] == pytest.approx(
+        [2e-4, 2.5e-4, 3e-4, 3e-4, 3e-4]
+    )
+    assert MEASURED.call_with(32) == pytest.approx(2.75e-4), (
+        "half-way from 8 to 128, as doublings go"
+    )
 
 
 def test_no_case_is_faster_than_its_driver_and_its_limit(page: simulate_page.Page) -> None:
@@ -187,12 +215,20 @@ def test_no_case_is_faster_than_its_driver_and_its_limit(page: simulate_page.Pag
 
 
 def test_what_gives_way_first_is_what_was_put_there(page: simulate_page.Page) -> None:
-    found = {(one.name.partition(",")[0] + one.name.rpartition(",")[2], one.nodes): one.outcome.bottleneck for one in page.columns}
+    found = {
+        (
+            one.name.partition(",")[0] + one.name.rpartition(",")[2],
+            one.nodes,
+        ): one.outcome.bottleneck
+        for one in page.columns
+    }
     assert found["one driver no limit", 1] == "strong"
     assert found["one driver the weak model on two cores a node", 1] == "weak"
 
 
-def test_tables_and_figure_are_put_between_the_marks_and_nowhere_else(page: simulate_page.Page, tmp_path: Path) -> None:
+def test_tables_and_figure_are_put_between_the_marks_and_nowhere_else(
+    page: simulate_page.Page, tmp_path: Path
+) -> None:
     file, figure = tmp_path / "scale.md", tmp_path / "scale.svg"
     file.write_text(f"# Before\n\n{simulate_page.BEGIN}\nold\n{simulate_page.END}\n\nAfter.\n")
     for _ in range(2):
@@ -202,11 +238,14 @@ def test_tables_and_figure_are_put_between_the_marks_and_nowhere_else(page: simu
     assert text.count("| examples | drafts |") == 1
     root = ElementTree.fromstring(figure.read_text())
     said = "".join(root.itertext())
-    assert root.tag.endswith("svg") and all(name in said for name in ("nodes", "examples an hour", page.columns[0].name))
+    assert root.tag.endswith("svg") and all(
+        name in said for name in ("nodes", "examples an hour", page.columns[0].name)
+    )
 
 
 def test_costs_are_those_of_the_formula(page: simulate_page.Page) -> None:
-    """10,000 examples with 4 drafts: 50,000 strong calls of 400 and 100 tokens, at 0.4 and 1.6 USD per million."""
+    """10,000 examples with 4 drafts: 50,000 strong calls of 400 and 100 tokens, at 0.4 and 1.6 USD
+    per million."""
     assert "| 10,000 | 40,000 | 50,000 | 0.03 | 16 | 0.1 |" in simulate_page.tables(page)
 
 
@@ -214,16 +253,23 @@ def test_the_documentation_has_the_figures_of_the_times_beside_it() -> None:
     """docs/scale.md was written from docs/scale.json: its measured columns are these."""
     found = command.Measured(**json.loads((ROOT / "docs/scale.json").read_text()))
     text = (ROOT / "docs/scale.md").read_text()
-    assert f"| {', '.join(f'{1000 * each:.3f}' for each in found.call)} ms |" in text and f"| {found.bytes / 1000:.1f} kB |" in text
+    assert (
+        f"| {', '.join(f'{1000 * each:.3f}' for each in found.call)} ms |" in text
+        and f"| {found.bytes / 1000:.1f} kB |" in text
+    )
     for point in found.points:
         assert (
-            f"| {point['threads']:.0f} | {1000 * point['latency']:.0f} ms | {point['traces']:,.0f} | {point['seconds']:.2f} |"
-            in text
-        )
+            f"| {point['threads']:.0f} | {1000 * point['latency']:.0f} ms | "
+            f"{point['traces']:,.0f} | {point['seconds']:.2f} |"
+        ) in text
 
 
 def test_drafts_of_many_examples_ahead_keep_a_full_driver_from_the_strong_model() -> None:
-    """As measured with 128 threads, where the simulation was too fast by 28 % while it began as few examples as the slots need."""
-    load, times = Load(examples=640, drafts=4, strong_slots=128, weak_slots=256), Times(call=0.0008, keep=0.0003, strong=0.3)
+    """As measured with 128 threads, where the simulation was too fast by 28 % while it began as few
+    examples as the slots need."""
+    load, times = (
+        Load(examples=640, drafts=4, strong_slots=128, weak_slots=256),
+        Times(call=0.0008, keep=0.0003, strong=0.3),
+    )
     few, many = simulate(load, times), simulate(replace(load, ahead=512), times)
     assert load.room == 53 and many.seconds > 1.05 * few.seconds

@@ -1,4 +1,5 @@
-"""What goes wrong behind and before a served collaboration: failing models, too many requests, slow ones, clients that go away."""
+"""What goes wrong behind and before a served collaboration: failing models, too many requests, slow
+ones, clients that go away."""
 
 from __future__ import annotations
 
@@ -53,7 +54,11 @@ def test_where_the_weak_model_fails_the_strong_one_answers_alone_and_it_is_said(
         said = post(address)
     assert said.json()["choices"][0]["message"]["content"] == "alone"
     told = said.json()["cowest"]
-    assert (told["route"], told["fallback"], told["failed"]) == ("strong", "strong alone", {"weak": "error"})
+    assert (told["route"], told["fallback"], told["failed"]) == (
+        "strong",
+        "strong alone",
+        {"weak": "error"},
+    )
     assert said.headers["x-cowest-fallback"] == "strong-alone"
 
 
@@ -79,7 +84,9 @@ def test_the_draft_in_the_strong_models_place_is_marked_in_text_header_and_facts
     assert said.json()["cowest"]["fallback"] == said.headers["x-cowest-fallback"] == "draft"
     assert said.json()["cowest"]["failed"] == {"strong": "error"}
     assert parsed.status_code == 502, "a note is no answer that a program could parse"
-    with serving(program(weak=lambda _: "18", strong=failing, draft="direct"), on_strong_failure="draft") as address:
+    with serving(
+        program(weak=lambda _: "18", strong=failing, draft="direct"), on_strong_failure="draft"
+    ) as address:
         parsed = post(address, body(response_format={"type": "json_object"}))
     assert json.loads(parsed.json()["choices"][0]["message"]["content"]) == {"answer": "18"}
     assert parsed.json()["cowest"]["fallback"] == "draft"
@@ -91,13 +98,20 @@ def test_where_both_fail_there_is_no_draft_to_give() -> None:
 
 
 def test_a_stream_that_has_shown_the_draft_ends_in_an_error_the_sdk_raises() -> None:
-    with serving(program(strong=failing)) as address, openai.OpenAI(base_url=address, api_key="any", max_retries=0) as client:
+    with (
+        serving(program(strong=failing)) as address,
+        openai.OpenAI(base_url=address, api_key="any", max_retries=0) as client,
+    ):
         wish: Any = {"cowest": {"draft": True}}
         messages: Any = [{"role": "user", "content": QUESTION}]
-        stream = client.chat.completions.create(model="handbook", messages=messages, stream=True, extra_body=wish)
+        stream = client.chat.completions.create(
+            model="handbook", messages=messages, stream=True, extra_body=wish
+        )
         seen = []
         with pytest.raises(openai.APIError, match="strong model gave no usable answer"):
-            seen.extend(getattr(chunk.choices[0].delta, "reasoning_content", None) for chunk in stream)
+            seen.extend(
+                getattr(chunk.choices[0].delta, "reasoning_content", None) for chunk in stream
+            )
         assert FACT in seen
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model="handbook", messages=messages, stream=True)
@@ -106,8 +120,12 @@ def test_a_stream_that_has_shown_the_draft_ends_in_an_error_the_sdk_raises() -> 
 def test_a_model_that_keeps_failing_is_left_alone() -> None:
     weak, strong = Sometimes(lambda _: FACT), Sometimes(refined)
     strong.broken = False
-    with serving(program(weak=weak, strong=strong), breaker={"failures": 3, "seconds": 3600}) as address:
-        assert [post(address).json()["cowest"]["failed"]["weak"] for _ in range(5)] == ["error"] * 3 + ["not asked"] * 2
+    with serving(
+        program(weak=weak, strong=strong), breaker={"failures": 3, "seconds": 3600}
+    ) as address:
+        assert [post(address).json()["cowest"]["failed"]["weak"] for _ in range(5)] == [
+            "error"
+        ] * 3 + ["not asked"] * 2
         assert weak.calls == 3 and httpx.get(f"{root(address)}/healthz").json()["weak"] == "open"
         strong.broken = True
         assert [post(address).status_code for _ in range(4)] == [502] * 3 + [503]
@@ -184,7 +202,10 @@ TestBreakerLaw.settings = how(max_examples=60, stateful_step_count=30)
 
 def test_more_than_the_queue_is_refused_at_once_and_the_rest_is_answered_in_order() -> None:
     held = Held()
-    with serving(program(weak=held), limits={"concurrency": 1, "queue": 2}) as address, ThreadPoolExecutor(8) as pool:
+    with (
+        serving(program(weak=held), limits={"concurrency": 1, "queue": 2}) as address,
+        ThreadPoolExecutor(8) as pool,
+    ):
         first = pool.submit(post, address)
         held.wait_until_asked()
         waiting = [pool.submit(post, address) for _ in range(2)]
@@ -199,9 +220,13 @@ def test_more_than_the_queue_is_refused_at_once_and_the_rest_is_answered_in_orde
 def test_what_takes_too_long_is_an_error_and_asks_nothing_more() -> None:
     held, strong = Held(FACT), Sometimes(refined)
     strong.broken = False
-    with serving(program(weak=held, strong=strong), limits={"seconds": 0.3, "concurrency": 1}) as address:
+    with serving(
+        program(weak=held, strong=strong), limits={"seconds": 0.3, "concurrency": 1}
+    ) as address:
         late, behind = post(address), post(address)
-        assert [late.status_code, behind.status_code] == [504, 504], "the turn is taken as long as the model is asked"
+        assert [late.status_code, behind.status_code] == [504, 504], (
+            "the turn is taken as long as the model is asked"
+        )
         assert late.json()["error"]["code"] == "timeout"
         held.go.set()
         until(lambda: post(address).status_code == 200)
@@ -219,7 +244,10 @@ def asking(address: str) -> socket.socket:
     where = urlsplit(address)
     connection = socket.create_connection((where.hostname or "", where.port or 0))
     data = json.dumps(body()).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+        "application/json\r\nContent-Length: "
+    )
     connection.sendall(f"{head}{len(data)}\r\n\r\n".encode() + data)
     return connection
 
@@ -247,23 +275,36 @@ def test_a_body_that_is_too_long_is_refused_whether_it_says_so_or_not() -> None:
     with serving(limits={"body": 2000}) as address:
         assert post(address, body("x" * 3000)).status_code == 413
         chunks = (chunk for chunk in [b"x" * 1500] * 3)
-        said = httpx.post(f"{address}/chat/completions", content=chunks, headers={"Content-Type": "application/json"})
+        said = httpx.post(
+            f"{address}/chat/completions",
+            content=chunks,
+            headers={"Content-Type": "application/json"},
+        )
         assert said.status_code == 413 and said.json()["error"]["code"] == "body_too_long"
         assert post(address).status_code == 200
 
 
 def test_with_a_key_only_who_has_it_is_answered_and_health_is_open() -> None:
     with serving(key="correct horse battery") as address:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic correct horse battery"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Basic correct horse battery"},
+        ):
             said = post(address, headers=headers)
-            assert said.status_code == 401 and said.json()["error"]["code"] == "invalid_api_key", headers
+            assert said.status_code == 401 and said.json()["error"]["code"] == "invalid_api_key", (
+                headers
+            )
         good = {"Authorization": "Bearer correct horse battery"}
         assert post(address, headers=good).status_code == 200
         assert httpx.get(f"{root(address)}/healthz").status_code == 200
         for path in ("/metrics", "/openapi.json", "/v1/models"):
             assert httpx.get(root(address) + path).status_code == 401
             assert httpx.get(root(address) + path, headers=good).status_code == 200
-        with pytest.raises(openai.AuthenticationError), openai.OpenAI(base_url=address, api_key="wrong") as client:
+        with (
+            pytest.raises(openai.AuthenticationError),
+            openai.OpenAI(base_url=address, api_key="wrong") as client,
+        ):
             client.models.list()
 
 
@@ -276,10 +317,17 @@ def test_without_a_key_another_name_for_this_machine_is_refused() -> None:
 
 def test_the_draft_goes_out_before_the_strong_model_has_answered() -> None:
     held = Held("yes")
-    with serving(program(strong=held)) as address, openai.OpenAI(base_url=address, api_key="any", max_retries=0) as client:
+    with (
+        serving(program(strong=held)) as address,
+        openai.OpenAI(base_url=address, api_key="any", max_retries=0) as client,
+    ):
         wish: Any = {"cowest": {"draft": True}}
         messages: Any = [{"role": "user", "content": QUESTION}]
-        stream = iter(client.chat.completions.create(model="handbook", messages=messages, stream=True, extra_body=wish))
+        stream = iter(
+            client.chat.completions.create(
+                model="handbook", messages=messages, stream=True, extra_body=wish
+            )
+        )
         next(stream)
         assert next(stream).choices[0].delta.reasoning_content == FACT  # pyright: ignore[reportAttributeAccessIssue]
         held.go.set()

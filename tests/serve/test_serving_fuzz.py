@@ -1,4 +1,5 @@
-"""Random bytes, broken HTTP and random JSON: the server answers in OpenAI's form, or closes the connection, and logs no trace.
+"""Random bytes, broken HTTP and random JSON: the server answers in OpenAI's form, or closes the
+connection, and logs no trace.
 
 COWEST_FUZZ_SECONDS says for how long (10 by default), COWEST_FUZZ_SEED with what seed.
 """
@@ -22,7 +23,10 @@ from serving_parts import body, post, program, serving
 from cowest_dspy.serve import connections
 from cowest_dspy.serve.protocol import ChatRequest
 
-SECONDS, SEED = float(os.environ.get("COWEST_FUZZ_SECONDS", "10")), int(os.environ.get("COWEST_FUZZ_SEED", "0"))
+SECONDS, SEED = (
+    float(os.environ.get("COWEST_FUZZ_SECONDS", "10")),
+    int(os.environ.get("COWEST_FUZZ_SEED", "0")),
+)
 CLIENTS = 8
 PATHS = (
     "/v1/chat/completions",
@@ -51,8 +55,33 @@ ODD_HEADERS = (
     "X: " + "y" * 20_000,
     " folded",
 )
-ODD_VALUES = (None, True, 0, -1, 2**70, 1e308, "", "\ud800", "\0", "9" * 5_000, [], {}, [[]], {"": {}}, "x" * 5_000)
-ODD_TEXTS = ("[" * 50_000, "9" * 5_000, "NaN", "1e999", '"\\ud800"', "{", "\ufeff{}", '{"model": "handbook", "model": 1}')
+ODD_VALUES = (
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1e308,
+    "",
+    "\ud800",
+    "\0",
+    "9" * 5_000,
+    [],
+    {},
+    [[]],
+    {"": {}},
+    "x" * 5_000,
+)
+ODD_TEXTS = (
+    "[" * 50_000,
+    "9" * 5_000,
+    "NaN",
+    "1e999",
+    '"\\ud800"',
+    "{",
+    "\ufeff{}",
+    '{"model": "handbook", "model": 1}',
+)
 
 
 def value(rng: random.Random, depth: int = 3) -> Any:
@@ -62,7 +91,10 @@ def value(rng: random.Random, depth: int = 3) -> Any:
         return rng.choice(ODD_VALUES)
     if kind == 4:
         return [value(rng, depth - 1) for _ in range(rng.randrange(4))]
-    return {rng.choice([*ChatRequest.model_fields, "role", "content", "x"]): value(rng, depth - 1) for _ in range(rng.randrange(4))}
+    return {
+        rng.choice([*ChatRequest.model_fields, "role", "content", "x"]): value(rng, depth - 1)
+        for _ in range(rng.randrange(4))
+    }
 
 
 def content(rng: random.Random) -> bytes:
@@ -76,7 +108,10 @@ def content(rng: random.Random) -> bytes:
     if kind < 7:
         asked[rng.choice(list(ChatRequest.model_fields))] = value(rng)
     if kind < 4:
-        asked["messages"] = [{"role": rng.choice(["user", "system", "x"]), "content": value(rng)} for _ in range(rng.randrange(3))]
+        asked["messages"] = [
+            {"role": rng.choice(["user", "system", "x"]), "content": value(rng)}
+            for _ in range(rng.randrange(3))
+        ]
     return json.dumps(asked).encode()
 
 
@@ -98,7 +133,10 @@ def request(rng: random.Random) -> bytes:
         pieces = [data[place : place + size] for place in range(0, len(data), size)]
         data = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     else:
-        head.append(f"Content-Length: {len(data) + (rng.choice([-1, 1, 1_000]) if rng.random() < 0.05 else 0)}")
+        head.append(
+            "Content-Length: "
+            f"{len(data) + (rng.choice([-1, 1, 1_000]) if rng.random() < 0.05 else 0)}"
+        )
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + data
 
 
@@ -115,7 +153,9 @@ def broken(rng: random.Random, data: bytes) -> bytes:
         elif kind == 2:
             made[place:place] = made[place : place + size]
         else:
-            made[place:place] = rng.choice([b"\r\n", b"\n", b"\0", b"\r\n\r\n", b":", b" ", b"\xff"])
+            made[place:place] = rng.choice(
+                [b"\r\n", b"\n", b"\0", b"\r\n\r\n", b":", b" ", b"\xff"]
+            )
     return bytes(made)
 
 
@@ -133,8 +173,8 @@ def pieces(rng: random.Random) -> list[bytes]:
 
 
 def exchanged(where: tuple[str, int], sent: list[bytes], *, ends: bool) -> tuple[bytes, bool]:
-    """What came until the server closed the connection, and whether an answer may be cut off: by a reset, or since this side
-    ``ends``, which is how a client goes away."""
+    """What came until the server closed the connection, and whether an answer may be cut off: by a
+    reset, or since this side ``ends``, which is how a client goes away."""
     received = b""
     with socket.create_connection(where, timeout=60) as connection:
         try:
@@ -178,22 +218,30 @@ def check_answer(head: h11.Response, text: bytes) -> None:
     if kind == b"text/event-stream":
         assert text.endswith(b"data: [DONE]\n\n")
     elif head.status_code == 200:
-        assert kind == b"text/plain" or {"choices", "data", "status", "openapi"} & json.loads(text).keys(), text
+        assert (
+            kind == b"text/plain"
+            or {"choices", "data", "status", "openapi"} & json.loads(text).keys()
+        ), text
     else:
         assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}, text
 
 
 def client(address: str, seed: int) -> tuple[int, int]:
-    """One client after another until the time is over: how many there were, and how many answers they got."""
+    """One client after another until the time is over: how many there were, and how many answers
+    they got."""
     where, rng, end = urlsplit(address), random.Random(seed), time.monotonic() + SECONDS
     clients = answers = 0
     while time.monotonic() < end:
         sent = pieces(rng)
-        received, cut = exchanged((where.hostname or "", where.port or 0), sent, ends=rng.random() < 0.5)
+        received, cut = exchanged(
+            (where.hostname or "", where.port or 0), sent, ends=rng.random() < 0.5
+        )
         try:
             answers += check(received, cut)
         except (AssertionError, ValueError, KeyError) as error:
-            raise AssertionError(f"seed {seed}: {error}; sent {sent!r}, received {received!r}") from error
+            raise AssertionError(
+                f"seed {seed}: {error}; sent {sent!r}, received {received!r}"
+            ) from error
         clients += 1
     return clients, answers
 
@@ -203,10 +251,17 @@ def test_whatever_comes_gets_an_answer_in_openais_form_or_a_closed_connection(
 ) -> None:
     monkeypatch.setattr(connections, "KEEP_ALIVE", 1)
     made = program(strong=lambda text: text[:40] or "no")
-    with serving(made, limits={"seconds": 1.0, "concurrency": 2 * CLIENTS}) as address, ThreadPoolExecutor(CLIENTS) as pool:
-        found = list(pool.map(lambda number: client(address, SEED * 1_000 + number), range(CLIENTS)))
+    with (
+        serving(made, limits={"seconds": 1.0, "concurrency": 2 * CLIENTS}) as address,
+        ThreadPoolExecutor(CLIENTS) as pool,
+    ):
+        found = list(
+            pool.map(lambda number: client(address, SEED * 1_000 + number), range(CLIENTS))
+        )
         assert post(address).status_code in (200, 504), "504: a busy machine"
     clients, answers = (sum(numbers) for numbers in zip(*found, strict=True))
     assert answers > clients / 4 > 0, (clients, answers)
-    told = [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+    told = [
+        record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info
+    ]
     assert [record.getMessage() for record in told] == []

@@ -1,4 +1,5 @@
-"""The page on serving: a bundle of a tuned run is served by its command, and asked by its code and by curl."""
+"""The page on serving: a bundle of a tuned run is served by its command, and asked by its code and
+by curl."""
 
 from __future__ import annotations
 
@@ -41,20 +42,34 @@ def test_a_bundle_is_served_and_asked_as_the_page_says(folder: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code.text.replace(ADDRESS, address), PAGE, "exec"), {})
         answered = [
-            subprocess.run(shlex.split(one.replace(ADDRESS, address)), capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                shlex.split(one.replace(ADDRESS, address)),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
             for one in curl.commands
         ]
         process.terminate()
         out, error = process.communicate(timeout=60)
         assert process.returncode == 0, out + error
     content, route, *_ = printed.getvalue().split()
-    assert json.loads(answered[0])["choices"][0]["message"]["content"] == content in ("yes", "no", "unknown")
+    assert (
+        json.loads(answered[0])["choices"][0]["message"]["content"]
+        == content
+        in ("yes", "no", "unknown")
+    )
     assert route in ("collaborate", "strong") and printed.getvalue().split()[-1] == content
-    assert json.loads(answered[1])["status"] == "ok" and 'cowest_requests_total{status="200"}' in answered[2]
+    assert (
+        json.loads(answered[1])["status"] == "ok"
+        and 'cowest_requests_total{status="200"}' in answered[2]
+    )
 
 
 @pytest.mark.slow
 def test_a_bundles_code_is_not_executed_unasked(folder: Path) -> None:
     with started(folder, "serve", "ferries-bundle", "models.toml", "--port", "0") as process:
         out, error = process.communicate(timeout=120)
-    assert process.returncode == 1 and "--trust-recipe" in error and "recipe/ferries.py" in error, out
+    assert process.returncode == 1 and "--trust-recipe" in error and "recipe/ferries.py" in error, (
+        out
+    )

@@ -1,4 +1,5 @@
-"""`cowest serve` as a process: it starts where it may, finishes what is under way when it is stopped, and keeps live traces."""
+"""`cowest serve` as a process: it starts where it may, finishes what is under way when it is
+stopped, and keeps live traces."""
 
 from __future__ import annotations
 
@@ -29,7 +30,10 @@ from cowest_dspy.serve import live_rows, live_traces
 from cowest_dspy.serve.server import bound, key_of
 
 ROOT = Path(__file__).parents[2]
-STRONG_ONLY = '\n[weak]\nkind = "engine"\nengine = "task.py:weak"\nmodel = "scripted/weak"\n[serve]\nport = 0\n'
+STRONG_ONLY = (
+    '\n[weak]\nkind = "engine"\nengine = "task.py:weak"\nmodel = '
+    '"scripted/weak"\n[serve]\nport = 0\n'
+)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -42,18 +46,33 @@ def ask(address: str, number: int, pool: ThreadPoolExecutor) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_is_under_way_finish_and_takes_nothing_more(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_lets_what_is_under_way_finish_and_takes_nothing_more(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     written(tmp_path, latency=1.0, more=STRONG_ONLY)
-    with running(tmp_path, "task.toml") as (process, address, _), ThreadPoolExecutor(8) as pool, httpx.Client() as kept:
+    with (
+        running(tmp_path, "task.toml") as (process, address, _),
+        ThreadPoolExecutor(8) as pool,
+        httpx.Client() as kept,
+    ):
         health = address.replace("/v1", "/healthz")
         assert kept.get(health).json()["status"] == "ok"
         asked = [ask(address, number, pool) for number in range(6)]
-        until(lambda: "cowest_active 6.0" in httpx.get(address.replace("/v1", "/metrics")).text, process)
+        until(
+            lambda: "cowest_active 6.0" in httpx.get(address.replace("/v1", "/metrics")).text,
+            process,
+        )
         process.send_signal(number)
         until(lambda: kept.get(health).status_code == 503, process)
         refused = post(address, {**body(), "model": "slow_toy"})
-        assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping" and refused.headers["retry-after"]
-        assert [one.result().status_code for one in asked] == [200] * 6, "nothing that was taken is lost"
+        assert (
+            refused.status_code == 503
+            and refused.json()["error"]["code"] == "stopping"
+            and refused.headers["retry-after"]
+        )
+        assert [one.result().status_code for one in asked] == [200] * 6, (
+            "nothing that was taken is lost"
+        )
         code, out, error = ended(process)
     assert code == 0 and "stopped" in out and "Traceback" not in error, error
 
@@ -62,7 +81,10 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     written(tmp_path, latency=30.0, more=STRONG_ONLY)
     with running(tmp_path, "task.toml") as (process, address, _), ThreadPoolExecutor(2) as pool:
         asked = ask(address, 1, pool)
-        until(lambda: "cowest_active 1.0" in httpx.get(address.replace("/v1", "/metrics")).text, process)
+        until(
+            lambda: "cowest_active 1.0" in httpx.get(address.replace("/v1", "/metrics")).text,
+            process,
+        )
         process.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(address.replace("/v1", "/healthz")).status_code == 503, process)
         time.sleep(0.6)  # Nearer than half a second is one signal, which a terminal sends twice.
@@ -76,11 +98,17 @@ def test_what_hangs_is_not_waited_for_longer_than_said(tmp_path: Path) -> None:
     written(tmp_path, latency=600.0, more=STRONG_ONLY + "[serve.limits]\ngrace = 0.1\n")
     with running(tmp_path, "task.toml") as (process, address, _), ThreadPoolExecutor(2) as pool:
         asked = ask(address, 1, pool)
-        until(lambda: "cowest_active 1.0" in httpx.get(address.replace("/v1", "/metrics")).text, process)
+        until(
+            lambda: "cowest_active 1.0" in httpx.get(address.replace("/v1", "/metrics")).text,
+            process,
+        )
         process.send_signal(signal.SIGTERM)
         code, _, log = ended(process)
         assert code == 0 and "Traceback" not in log, log
-        assert asked.result().status_code == 503 and asked.result().json()["error"]["code"] == "stopping"
+        assert (
+            asked.result().status_code == 503
+            and asked.result().json()["error"]["code"] == "stopping"
+        )
 
 
 def test_the_log_has_a_line_for_each_request_and_no_text_of_it(tmp_path: Path) -> None:
@@ -92,7 +120,9 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_it(tmp_path: Path) -
         assert httpx.get(f"{address}/{secret}").status_code == 404
         process.terminate()
         _, out, error = ended(process)
-    assert len(re.findall(r"chatcmpl-\w+ /v1/chat/completions 200 .* route=collaborate", error)) == 1
+    assert (
+        len(re.findall(r"chatcmpl-\w+ /v1/chat/completions 200 .* route=collaborate", error)) == 1
+    )
     assert error.count("chatcmpl-") == 3 and "4711" not in error + out
     (tmp_path / "task.toml").write_text((tmp_path / "task.toml").read_text() + "log_text = true\n")
     with running(tmp_path, "task.toml") as (process, address, _):
@@ -128,7 +158,8 @@ def test_a_port_that_is_taken_is_told() -> None:
 
 
 def test_an_answer_waits_for_no_receipt_of_its_head() -> None:
-    """Two small writes, as a head and a body are, take 40 ms together where the second waits for the first to be acknowledged."""
+    """Two small writes, as a head and a body are, take 40 ms together where the second waits for
+    the first to be acknowledged."""
     with bound("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
@@ -156,7 +187,9 @@ def match(example: dspy.Example, found: dspy.Prediction, trace: Any = None) -> f
     return float(found.answer == example.answer)
 
 
-def test_live_traces_are_kept_without_a_score_and_become_the_next_rounds_questions(tmp_path: Path) -> None:
+def test_live_traces_are_kept_without_a_score_and_become_the_next_rounds_questions(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "live"
     with serving(sample={"share": 1.0, "run": str(run)}) as address:
         for question in (QUESTION, QUESTION, "And the Morva?"):
@@ -164,23 +197,46 @@ def test_live_traces_are_kept_without_a_score_and_become_the_next_rounds_questio
         with pytest.raises(StoreError, match="in use"):
             live_rows(run)
     traces = live_traces(run)
-    assert [trace.inputs["question"] for trace in traces] == [QUESTION, "And the Morva?"], "equal inputs are one row"
+    assert [trace.inputs["question"] for trace in traces] == [QUESTION, "And the Morva?"], (
+        "equal inputs are one row"
+    )
     first = traces[0]
-    assert first.refined is not None and first.refined["answer"] == "yes" and first.completion == first.draft
-    assert first.influence is None and (first.error or "").startswith("unscored") and first.prompt[-1]["role"] == "user"
+    assert (
+        first.refined is not None
+        and first.refined["answer"] == "yes"
+        and first.completion == first.draft
+    )
+    assert (
+        first.influence is None
+        and (first.error or "").startswith("unscored")
+        and first.prompt[-1]["role"] == "user"
+    )
     assert Trace.from_dict(json.loads(json.dumps(first.to_dict()))) == first
     examples = [dspy.Example(**row, answer="yes").with_inputs("question") for row in live_rows(run)]
     with Store(run) as store:
         made = collect(
-            program(), examples, lambda example, found, trace=None: float(found.answer == example.answer), Sampling(2), store=store
+            program(),
+            examples,
+            lambda example, found, trace=None: float(found.answer == example.answer),
+            Sampling(2),
+            store=store,
         )
-        assert [trace.influence for trace in made] == [1.0, 1.0, 0.0, 0.0], "the strong model alone says no"
+        assert [trace.influence for trace in made] == [1.0, 1.0, 0.0, 0.0], (
+            "the strong model alone says no"
+        )
 
 
-def test_a_share_is_of_requests_and_nothing_is_kept_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_is_of_requests_and_nothing_is_kept_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with serving(sample={"share": 0.5, "run": "half"}, fields=["answer"]) as address, ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda number: post(address, body(f"{number}?")).status_code, range(60)))
+    with (
+        serving(sample={"share": 0.5, "run": "half"}, fields=["answer"]) as address,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        said = list(
+            pool.map(lambda number: post(address, body(f"{number}?")).status_code, range(60))
+        )
     assert said == [200] * 60 and 10 < len(live_rows("half")) < 50
     with serving() as address:
         post(address)

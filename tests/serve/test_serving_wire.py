@@ -1,4 +1,5 @@
-"""Laws of the wire: any text comes through as it was, whatever its form; and any body gets an answer in OpenAI's form."""
+"""Laws of the wire: any text comes through as it was, whatever its form; and any body gets an
+answer in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -28,9 +29,12 @@ SIGNATURE: Any = dspy.ensure_signature("question, notes, options: list[str] -> r
 TASK = Task.of(program(signature=SIGNATURE))
 ONE = Task.of(program())
 QUICK = how(max_examples=150)
-# What JSON carries: no lone surrogates. A line that is itself a mark is what DSPy's own form cannot carry.
+# What JSON carries: no lone surrogates. A line that is itself a mark is what DSPy's own form cannot
+# carry.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
-FIELDS = st.fixed_dictionaries({"question": TEXTS, "notes": TEXTS, "options": st.lists(TEXTS, min_size=1, max_size=3)})
+FIELDS = st.fixed_dictionaries(
+    {"question": TEXTS, "notes": TEXTS, "options": st.lists(TEXTS, min_size=1, max_size=3)}
+)
 
 
 def understood(content: Any, task: Task = TASK, **more: Any) -> Asked:
@@ -46,7 +50,9 @@ def test_inputs_as_json_come_through_as_they_were(fields: dict[str, Any]) -> Non
 
 @QUICK
 @given(FIELDS)
-def test_inputs_as_labelled_lines_come_through_but_for_the_kind_of_line_break(fields: dict[str, Any]) -> None:
+def test_inputs_as_labelled_lines_come_through_but_for_the_kind_of_line_break(
+    fields: dict[str, Any],
+) -> None:
     # A list is written as JSON, in which LineAdapter breaks lines, too.
     fields = {**fields, "options": [" ".join(option.split()) for option in fields["options"]]}
     written = LineAdapter().format_user_message_content(SIGNATURE, fields)
@@ -58,11 +64,20 @@ def test_inputs_as_labelled_lines_come_through_but_for_the_kind_of_line_break(fi
 
 
 @QUICK
-@given(FIELDS.filter(lambda fields: "[[ ##" not in str(fields) and "Respond with" not in str(fields)))
-def test_inputs_with_dspys_marks_come_through_but_for_space_around_them(fields: dict[str, Any]) -> None:
+@given(
+    FIELDS.filter(lambda fields: "[[ ##" not in str(fields) and "Respond with" not in str(fields))
+)
+def test_inputs_with_dspys_marks_come_through_but_for_space_around_them(
+    fields: dict[str, Any],
+) -> None:
     for adapter, form in ((dspy.ChatAdapter(), "marks"), (dspy.JSONAdapter(), "json")):
         messages = adapter.format(SIGNATURE, [], fields)
-        found = read(ChatRequest.model_validate({"model": "handbook", "messages": messages}), TASK, rules(), "handbook")
+        found = read(
+            ChatRequest.model_validate({"model": "handbook", "messages": messages}),
+            TASK,
+            rules(),
+            "handbook",
+        )
         assert (found.form, found.fields) == (form, ("reason", "answer"))
         assert {name: found.inputs[name] for name in ("question", "notes")} == {
             name: fields[name].strip() for name in ("question", "notes")
@@ -74,7 +89,11 @@ def test_inputs_with_dspys_marks_come_through_but_for_space_around_them(fields: 
 @given(TEXTS)
 def test_a_text_is_the_only_input_as_it_is(text: str) -> None:
     found = understood(text, ONE).inputs["question"]
-    assert found == text or text.casefold().startswith("question:") or json.loads(text) == {"question": found}
+    assert (
+        found == text
+        or text.casefold().startswith("question:")
+        or json.loads(text) == {"question": found}
+    )
 
 
 @QUICK
@@ -83,10 +102,14 @@ def test_an_answer_comes_through_every_form(reason: str, answer: str) -> None:
     made = Answer({"reason": reason, "answer": answer}, "collaborate")
     asked = Asked({}, "json", ("reason", "answer"), ())
     assert json.loads(content_of(made, asked, TASK)) == {"reason": reason, "answer": answer}
-    marked = dspy.ChatAdapter().parse(TASK.signature, content_of(made, Asked({}, "marks", ("reason", "answer"), ()), TASK))
+    marked = dspy.ChatAdapter().parse(
+        TASK.signature, content_of(made, Asked({}, "marks", ("reason", "answer"), ()), TASK)
+    )
     for name, value in (("reason", reason), ("answer", answer)):
         # DSPy's parser reads every kind of line break as "\n".
-        assert marked[name].replace("[ ", "[") == "\n".join(value.strip().splitlines()).replace("[ ", "[")
+        assert marked[name].replace("[ ", "[") == "\n".join(value.strip().splitlines()).replace(
+            "[ ", "["
+        )
 
 
 @QUICK
@@ -94,13 +117,18 @@ def test_an_answer_comes_through_every_form(reason: str, answer: str) -> None:
 def test_the_pieces_of_a_stream_are_together_the_text(text: str) -> None:
     chunks = list(Chunks(Head("id", 1, "m"), with_usage=False).content(text))
     values = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
-    assert all(chunk.endswith("\n\n") and "\n" not in chunk[:-2] for chunk in chunks) and len(chunks) <= 256
+    assert (
+        all(chunk.endswith("\n\n") and "\n" not in chunk[:-2] for chunk in chunks)
+        and len(chunks) <= 256
+    )
     assert "".join(value["choices"][0]["delta"]["content"] for value in values) == text
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 KNOWN = st.dictionaries(st.sampled_from(list(ChatRequest.model_fields)), JSON, max_size=6)
@@ -108,8 +136,20 @@ BODIES = st.one_of(
     st.binary(max_size=200),
     JSON.map(lambda value: json.dumps(value).encode()),
     KNOWN.map(lambda value: json.dumps({**body(), **value}).encode()),
-    st.sampled_from([b"[" * 100_000, b'{"model": "\\ud800"}', b"\xff\xfe", b"", b"NaN", b"1e999", b'{"\\udc00": 1}']),
-    st.sampled_from(["\ud800", '{"question": "\\ud800"}']).map(lambda text: json.dumps(body(text)).encode()),
+    st.sampled_from(
+        [
+            b"[" * 100_000,
+            b'{"model": "\\ud800"}',
+            b"\xff\xfe",
+            b"",
+            b"NaN",
+            b"1e999",
+            b'{"\\udc00": 1}',
+        ]
+    ),
+    st.sampled_from(["\ud800", '{"question": "\\ud800"}']).map(
+        lambda text: json.dumps(body(text)).encode()
+    ),
 )
 
 
@@ -118,13 +158,21 @@ class Door:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.service = Service(Answering(program(strong=lambda text: text[:40] or "no")), rules(), "handbook")
+        self.service = Service(
+            Answering(program(strong=lambda text: text[:40] or "no")), rules(), "handbook"
+        )
         self.front = make_app(self.service)
 
     def __call__(self, content: bytes) -> httpx.Response:
         async def ask() -> httpx.Response:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(self.front), base_url="http://localhost") as client:
-                return await client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(self.front), base_url="http://localhost"
+            ) as client:
+                return await client.post(
+                    "/v1/chat/completions",
+                    content=content,
+                    headers={"Content-Type": "application/json"},
+                )
 
         return self.loop.run_until_complete(ask())
 
@@ -139,7 +187,9 @@ def door() -> Any:
 
 @how(max_examples=200)
 @given(content=BODIES)
-def test_any_body_gets_an_answer_in_openais_form(door: Callable[[bytes], httpx.Response], content: bytes) -> None:
+def test_any_body_gets_an_answer_in_openais_form(
+    door: Callable[[bytes], httpx.Response], content: bytes
+) -> None:
     said = door(content)
     assert said.status_code in (200, 400, 404, 413), said.text
     if said.headers["content-type"].startswith("text/event-stream"):
@@ -148,15 +198,25 @@ def test_any_body_gets_an_answer_in_openais_form(door: Callable[[bytes], httpx.R
         assert said.json()["choices"][0]["message"]["role"] == "assistant"
     else:
         error = said.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"} and error["message"] and len(said.content) < 2000
+        assert (
+            set(error) == {"message", "type", "param", "code"}
+            and error["message"]
+            and len(said.content) < 2000
+        )
 
 
 def test_a_text_that_no_utf8_can_say_is_answered_all_the_same() -> None:
-    service = Service(Answering(program(strong=lambda _: "half \ud83d a pair")), rules(show_draft="always"), "handbook")
+    service = Service(
+        Answering(program(strong=lambda _: "half \ud83d a pair")),
+        rules(show_draft="always"),
+        "handbook",
+    )
     front, loop = make_app(service), asyncio.new_event_loop()
 
     async def ask(stream: bool) -> AsyncIterator[httpx.Response] | httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://localhost") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(front), base_url="http://localhost"
+        ) as client:
             return await client.post("/v1/chat/completions", json=body(stream=stream))
 
     for stream in (False, True):

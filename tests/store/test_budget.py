@@ -1,4 +1,5 @@
-"""[budget]: one sum across threads, retries and resumes; at a limit a run stops at once, and a larger one goes on."""
+"""[budget]: one sum across threads, retries and resumes; at a limit a run stops at once, and a
+larger one goes on."""
 
 from __future__ import annotations
 
@@ -33,17 +34,38 @@ def limits(**values: float) -> Budget:
     return Budget.model_validate(values)
 
 
-def run(folder: Path, engine: ScriptedEngine, count: int = 6, *, threads: int = 4, budget: Budget | None = None) -> Any:
+def run(
+    folder: Path,
+    engine: ScriptedEngine,
+    count: int = 6,
+    *,
+    threads: int = 4,
+    budget: Budget | None = None,
+) -> Any:
     with Store(folder, budget=budget, strong=STRONG) as store:
         program = together(weak_that_varies(["{n}", "x"]), engine)
-        return list(collect(program, questions(count), match, Sampling(drafts=2), store=store, threads=threads, max_failed=1.0))
+        return list(
+            collect(
+                program,
+                questions(count),
+                match,
+                Sampling(drafts=2),
+                store=store,
+                threads=threads,
+                max_failed=1.0,
+            )
+        )
 
 
 # The guard
 
 
 @settings(max_examples=50)
-@given(st.integers(0, 12), st.lists(st.sampled_from(["answer", "retry", "fail"]), max_size=30), st.integers(0, 5))
+@given(
+    st.integers(0, 12),
+    st.lists(st.sampled_from(["answer", "retry", "fail"]), max_size=30),
+    st.integers(0, 5),
+)
 def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], before: int) -> None:
     guard = Guard(limits(strong_calls=limit), Clock(), Bill(strong_calls=before), STRONG)
     made = before
@@ -105,14 +127,19 @@ def test_the_clock_counts_the_time_in_which_somebody_works() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 8])
-def test_strong_calls_stop_a_collection_and_more_of_them_finish_it(tmp_path: Path, threads: int) -> None:
+def test_strong_calls_stop_a_collection_and_more_of_them_finish_it(
+    tmp_path: Path, threads: int
+) -> None:
     whole = run(tmp_path / "whole", strong_that_reads())
     asked: list[str] = []
     for limit in (0, 5, 11, 18):
         engine = strong_that_reads()
         budget = limits(strong_calls=limit)
         if limit < 18:
-            with pytest.raises(BudgetError, match=rf"strong_calls = {limit} is reached.*raise the number in \[budget\]"):
+            with pytest.raises(
+                BudgetError,
+                match=rf"strong_calls = {limit} is reached.*raise the number in \[budget\]",
+            ):
                 run(tmp_path / "run", engine, threads=threads, budget=budget)
         else:
             assert run(tmp_path / "run", engine, threads=threads, budget=budget) == whole
@@ -124,7 +151,9 @@ def test_strong_calls_stop_a_collection_and_more_of_them_finish_it(tmp_path: Pat
 def test_a_finished_run_is_read_under_any_budget(tmp_path: Path) -> None:
     whole = run(tmp_path, strong_that_reads())
     engine = strong_that_reads()
-    assert run(tmp_path, engine, budget=limits(strong_calls=0, tokens=0, usd=0, minutes=1000)) == whole
+    assert (
+        run(tmp_path, engine, budget=limits(strong_calls=0, tokens=0, usd=0, minutes=1000)) == whole
+    )
     assert engine.asked == []
 
 
@@ -179,7 +208,9 @@ def test_minutes_are_those_of_all_processes_on_the_run(tmp_path: Path) -> None:
 
 def test_the_error_passes_through_dspy_and_is_no_failure_of_a_model(tmp_path: Path) -> None:
     with Store(tmp_path, budget=limits(strong_calls=0), strong=STRONG) as store, keeping(store):
-        program = Collaboration("question -> answer").bind(weak=weak_by_seed().lm(), strong=strong_that_reads().lm())
+        program = Collaboration("question -> answer").bind(
+            weak=weak_by_seed().lm(), strong=strong_that_reads().lm()
+        )
         for ask in (
             lambda: recorded(strong_that_reads().lm())("hello"),
             lambda: program.answered_alone(question="One?"),
@@ -195,7 +226,10 @@ def test_evaluation_stops_at_once_too(tmp_path: Path) -> None:
 
     engine = strong_that_reads()
     program = together(weak_by_seed(), engine)
-    with Store(tmp_path, budget=limits(strong_calls=3), strong=STRONG) as store, pytest.raises(BudgetError):
+    with (
+        Store(tmp_path, budget=limits(strong_calls=3), strong=STRONG) as store,
+        pytest.raises(BudgetError),
+    ):
         ask_all(alone_arm(program), questions(50), match, store=store, threads=8)
     assert len(engine.asked) == 3
 
@@ -208,7 +242,10 @@ def test_a_metric_that_asks_a_model_is_under_the_budget(tmp_path: Path) -> None:
         return 1.0
 
     program = together(weak_that_varies(["{n}", "x"]), strong_that_reads())
-    with Store(tmp_path, budget=limits(tokens=60), strong=STRONG) as store, pytest.raises(BudgetError, match="tokens"):
+    with (
+        Store(tmp_path, budget=limits(tokens=60), strong=STRONG) as store,
+        pytest.raises(BudgetError, match="tokens"),
+    ):
         list(collect(program, questions(20), judged, Sampling(drafts=2), store=store, threads=2))
 
 
@@ -218,7 +255,14 @@ def test_a_metric_that_asks_a_model_is_under_the_budget(tmp_path: Path) -> None:
 def hosted(server: OpenAIServer, kind: str, **options: Any) -> dspy.LM:
     model = f"openai/{server.model}" if kind == "api" else server.model
     make = Api if kind == "api" else Server
-    table = {"kind": kind, "model": model, "api_base": server.api_base, "timeout": 30, "concurrency": 64, **options}
+    table = {
+        "kind": kind,
+        "model": model,
+        "api_base": server.api_base,
+        "timeout": 30,
+        "concurrency": 64,
+        **options,
+    }
     return build_lm(make.model_validate(table))
 
 
@@ -233,7 +277,10 @@ def test_retries_count_as_calls(tmp_path: Path, kind: str, key: str) -> None:
     faults = [Fault.status(503), Fault.status(503), None, Fault.status(503)]
     with OpenAIServer(lambda request: "4", faults=faults) as server:
         lm = recorded(hosted(server, kind, api_key_env=key, num_retries=4))
-        with Store(tmp_path, budget=limits(strong_calls=4), strong=lm.model) as store, keeping(store):
+        with (
+            Store(tmp_path, budget=limits(strong_calls=4), strong=lm.model) as store,
+            keeping(store),
+        ):
             assert lm("What is 2+2?") == ["4"]
             assert store.bill(lm.model).strong_calls == 3
             with pytest.raises(BudgetError, match="strong_calls = 4"):
@@ -274,7 +321,9 @@ def in_threads(work: Any, count: int = 32) -> None:
         thread.join()
 
 
-def test_32_threads_exceed_tokens_by_no_more_than_what_was_under_way(tmp_path: Path, key: str) -> None:
+def test_32_threads_exceed_tokens_by_no_more_than_what_was_under_way(
+    tmp_path: Path, key: str
+) -> None:
     with OpenAIServer(lambda request: "four words of answer") as server:
         lm = recorded(hosted(server, "api", api_key_env=key))
         with Store(tmp_path, budget=limits(tokens=400), strong=lm.model) as store:
@@ -294,7 +343,9 @@ def test_32_threads_exceed_tokens_by_no_more_than_what_was_under_way(tmp_path: P
         assert 400 <= tokens < 400 + 32 * 7
 
 
-def test_an_lm_of_ones_own_with_retries_of_dspy_is_counted_attempt_by_attempt(tmp_path: Path) -> None:
+def test_an_lm_of_ones_own_with_retries_of_dspy_is_counted_attempt_by_attempt(
+    tmp_path: Path,
+) -> None:
     answers = iter([ServerError("down"), ServerError("down"), "yes", ServerError("down"), "yes"])
     engine = ScriptedEngine(lambda request: next(answers), model=STRONG)
     lm = recorded(dspy.LM(STRONG, engine=engine, cache=False, num_retries=3))
@@ -311,13 +362,24 @@ def test_an_lm_of_ones_own_with_retries_of_dspy_is_counted_attempt_by_attempt(tm
 def test_the_command_stops_says_what_was_spent_and_goes_on_with_more(tmp_path: Path) -> None:
     from command_line import cowest
 
-    arguments = ["collect", str(configured(tmp_path, "strong_calls = 5")), "--run", str(tmp_path / "run")]
+    arguments = [
+        "collect",
+        str(configured(tmp_path, "strong_calls = 5")),
+        "--run",
+        str(tmp_path / "run"),
+    ]
     said = cowest(*arguments, fails=True)
-    assert said.startswith("BudgetError: [budget] strong_calls = 5 is reached. Spent: strong calls 5 of 5, tokens ")
+    assert said.startswith(
+        "BudgetError: [budget] strong_calls = 5 is reached. Spent: strong calls 5 of 5, tokens "
+    )
     assert "the same command goes on from here" in said
     configured(tmp_path, "strong_calls = 12\nusd = 1.0")
     said = cowest(*arguments)
-    assert "influence +0.00" in said and "budget: strong calls 12 of 12, tokens " in said and "USD 0.0000 of 1" in said
+    assert (
+        "influence +0.00" in said
+        and "budget: strong calls 12 of 12, tokens " in said
+        and "USD 0.0000 of 1" in said
+    )
 
 
 def test_what_an_interrupted_stage_has_spent_is_in_the_report(tmp_path: Path) -> None:
@@ -331,7 +393,9 @@ def test_what_an_interrupted_stage_has_spent_is_in_the_report(tmp_path: Path) ->
         assert kept["calls"] == experiment.store.calls() >= 5
 
 
-def test_a_report_says_what_all_processes_have_spent_and_what_a_kill_has_left(tmp_path: Path) -> None:
+def test_a_report_says_what_all_processes_have_spent_and_what_a_kill_has_left(
+    tmp_path: Path,
+) -> None:
     """A kill comes before a stage is noted as done, and leaves the calls that were under way."""
     from cowest_dspy import Experiment, load_config
 
@@ -345,12 +409,17 @@ def test_a_report_says_what_all_processes_have_spent_and_what_a_kill_has_left(tm
         before = store.bill(STRONG).strong_calls
     with Experiment(config, tmp_path / "run") as experiment:
         report, store = experiment.report(), experiment.store
-        assert [(one.name, one.calls, one.tokens_in, one.tokens_out, one.usd) for one in report.stages] == [
-            (one.name, one.calls, one.tokens_in, one.tokens_out, one.usd) for one in whole.stages
-        ]
+        assert [
+            (one.name, one.calls, one.tokens_in, one.tokens_out, one.usd) for one in report.stages
+        ] == [(one.name, one.calls, one.tokens_in, one.tokens_out, one.usd) for one in whole.stages]
         assert sum(one.calls or 0 for one in report.stages) == store.calls() > 0
-        assert report.stages[0].seconds == pytest.approx(whole.stages[0].seconds, abs=0.5) and report.stages[0].seconds > 0
-        assert "1 call was under way when a process was killed; it counts as spent." in report.warnings
+        assert (
+            report.stages[0].seconds == pytest.approx(whole.stages[0].seconds, abs=0.5)
+            and report.stages[0].seconds > 0
+        )
+        assert (
+            "1 call was under way when a process was killed; it counts as spent." in report.warnings
+        )
         assert store.bill(STRONG).strong_calls == before + 1
 
 
@@ -358,10 +427,14 @@ def test_a_price_that_nobody_knows_is_refused_before_anything_is_asked(tmp_path:
     from cowest_dspy import Experiment, load_config
 
     table = 'kind = "api"\nmodel = "openai/of-nobody"\napi_base = "http://127.0.0.1:9/v1"'
-    with pytest.raises(ConfigError, match=r"price of \[strong\] openai/of-nobody is not known\. Add price = "):
+    with pytest.raises(
+        ConfigError, match=r"price of \[strong\] openai/of-nobody is not known\. Add price = "
+    ):
         Experiment(load_config([configured(tmp_path, "usd = 1.0", table)]), tmp_path / "run")
     for budget, more in (("usd = 1.0", "\nprice = { input = 1, output = 2 }"), ("tokens = 9", "")):
-        Experiment(load_config([configured(tmp_path, budget, table + more)]), tmp_path / "run").close()
+        Experiment(
+            load_config([configured(tmp_path, budget, table + more)]), tmp_path / "run"
+        ).close()
 
 
 def test_another_budget_changes_nothing_that_was_collected(tmp_path: Path) -> None:
@@ -369,7 +442,9 @@ def test_another_budget_changes_nothing_that_was_collected(tmp_path: Path) -> No
 
     done = []
     for budget in ("tokens = 100000", ""):
-        with Experiment(load_config([configured(tmp_path, budget)]), tmp_path / "run") as experiment:
+        with Experiment(
+            load_config([configured(tmp_path, budget)]), tmp_path / "run"
+        ) as experiment:
             experiment.collect()
             done.append(experiment.store.record("done", "collect"))
     assert done[0] == done[1]

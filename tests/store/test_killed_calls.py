@@ -1,4 +1,5 @@
-"""What a kill leaves: calls that were under way count as spent, and what stages cost is what the store says."""
+"""What a kill leaves: calls that were under way count as spent, and what stages cost is what the
+store says."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_strong_calls_are_never_exceeded_over_kills(lives: tuple[Path, dict[str,
     folder, found = lives
     assert found["code"] == 0 and found["kills"] == killed_calls.KILLS
     assert found["asked"] <= LIMIT, "requests that left, of all processes"
-    assert found["asked"] > LIMIT - THREADS * found["kills"] - THREADS, "and nearly all of the budget is used"
+    assert found["asked"] > LIMIT - THREADS * found["kills"] - THREADS, (
+        "and nearly all of the budget is used"
+    )
     with Store(folder / "limited") as store:
         assert store.bill(STRONG).strong_calls == LIMIT
 
@@ -57,13 +60,22 @@ def test_strong_calls_are_never_exceeded_over_kills(lives: tuple[Path, dict[str,
 def test_calls_under_way_at_a_kill_count_as_spent(blocked: Path) -> None:
     with Store(blocked, budget=limits(strong_calls=8, usd=100), strong=STRONG) as store:
         bill = store.bill(STRONG)
-        assert bill.strong_calls == 4 + 3, "four answers, one call under way, and one at its second attempt"
+        assert bill.strong_calls == 4 + 3, (
+            "four answers, one call under way, and one at its second attempt"
+        )
         assert (bill.killed, dict(bill.unpriced)) == (3, {WEAK: 1})
-        assert bill.usd == 0.25 * (1 + 2 + 3 + 4) + 2 * 0.25 * 4, "at the most that a call of the model has cost"
+        assert bill.usd == 0.25 * (1 + 2 + 3 + 4) + 2 * 0.25 * 4, (
+            "at the most that a call of the model has cost"
+        )
         assert bill.tokens == 4 * 10 + (1 + 2 + 3 + 4) + 2 * 14
-        assert store.guard is not None and f"{SENTENCE}; the price of 1 of them is unknown" in store.guard.spent()
+        assert (
+            store.guard is not None
+            and f"{SENTENCE}; the price of 1 of them is unknown" in store.guard.spent()
+        )
         assert not store.answer(question(5), lambda: answer(5))[1]
-        with pytest.raises(BudgetError, match=rf"strong_calls = 8 is reached.*strong calls 8 of 8.*{SENTENCE}"):
+        with pytest.raises(
+            BudgetError, match=rf"strong_calls = 8 is reached.*strong calls 8 of 8.*{SENTENCE}"
+        ):
             store.answer(question(6), lambda: answer(6))
 
 
@@ -71,7 +83,9 @@ def test_a_call_without_a_price_gets_that_of_the_next_of_its_model(blocked: Path
     with Store(blocked, budget=limits(usd=100), strong=STRONG) as store:
         before = store.bill().usd or 0.0
         store.answer(question(8, WEAK), lambda: answer(8, WEAK))
-        assert store.guard is not None and store.guard.bill.usd == before + 2 * 2.0 == store.bill().usd
+        assert (
+            store.guard is not None and store.guard.bill.usd == before + 2 * 2.0 == store.bill().usd
+        )
         assert store.guard.spent().endswith(SENTENCE)
 
 
@@ -106,8 +120,15 @@ def test_an_answer_takes_its_intent_away_and_a_failure_takes_its_place(tmp_path:
 def test_costs_of_a_stage_are_those_of_all_processes(blocked: Path) -> None:
     with Store(blocked) as store:
         left = store.costs()["collect"]
-        assert (left["calls"], left["tokens_in"], left["tokens_out"], left["usd"]) == (4, 40, 10, 2.5)
-        assert left["note"] == "3 under way at a kill" and 0.1 < left["seconds"] < 60, "as of the last answer"
+        assert (left["calls"], left["tokens_in"], left["tokens_out"], left["usd"]) == (
+            4,
+            40,
+            10,
+            2.5,
+        )
+        assert left["note"] == "3 under way at a kill" and 0.1 < left["seconds"] < 60, (
+            "as of the last answer"
+        )
         with store.spending("collect") as spent:
             store.answer(question(5), lambda: answer(5))
         assert spent.calls == 1 and spent.seconds > left["seconds"]

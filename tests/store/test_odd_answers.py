@@ -1,4 +1,5 @@
-"""An odd answer is a failure of its own call only, and a commit that fails takes nobody else's answer with it."""
+"""An odd answer is a failure of its own call only, and a commit that fails takes nobody else's
+answer with it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ HALF = "half of it: \ud83d"
 
 
 def question(number: int) -> Request:
-    return serialize.request_from_messages("m", [{"role": "user", "content": f"Question {number}?"}])
+    return serialize.request_from_messages(
+        "m", [{"role": "user", "content": f"Question {number}?"}]
+    )
 
 
 def answer(text: str = "yes", tokens: int = 1, usd: float | None = 0.5) -> Response:
@@ -64,8 +67,15 @@ def test_an_odd_answer_fails_only_its_own_call(tmp_path: Path, odd: Callable[[],
     with Store(tmp_path) as store:
         errors = asked_at_once(store, odd)
         assert sorted(errors) == [0, 1, 2], errors
-        assert all(isinstance(error, LMTransportError) and "garbled" in str(error) for error in errors.values())
-        assert (store.calls(), store.spent.calls, store.spent.failed) == (THREADS - 3, THREADS - 3, 3)
+        assert all(
+            isinstance(error, LMTransportError) and "garbled" in str(error)
+            for error in errors.values()
+        )
+        assert (store.calls(), store.spent.calls, store.spent.failed) == (
+            THREADS - 3,
+            THREADS - 3,
+            3,
+        )
     with Store(tmp_path) as store:
         for number in range(3, THREADS):
             response, cached = store.answer(question(number), ODD["half of a surrogate pair"])
@@ -76,7 +86,11 @@ def test_an_odd_draft_fails_alone_in_a_collection_and_is_asked_again(tmp_path: P
     def collected(odd: str) -> list[Any]:
         program = together(weak_that_varies(["{n}", odd]), strong_that_reads())
         with Store(tmp_path) as store:
-            return list(collect(program, questions(4), match, Sampling(drafts=2), store=store, max_failed=1.0))
+            return list(
+                collect(
+                    program, questions(4), match, Sampling(drafts=2), store=store, max_failed=1.0
+                )
+            )
 
     first = collected(HALF)
     assert sum(trace.error is not None and "garbled" in trace.error for trace in first) == 4
@@ -111,7 +125,8 @@ def test_a_write_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         refused = serialize.request_key(question(1))
         store._db.execute(
-            f"CREATE TRIGGER one BEFORE INSERT ON calls WHEN NEW.key = '{refused}' BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+            f"CREATE TRIGGER one BEFORE INSERT ON calls WHEN NEW.key = '{refused}' BEGIN SELECT "
+            "RAISE(ABORT, 'not this one'); END"
         )
         errors = asked_at_once(store, lambda: answer("as it should be"))
         assert list(errors) == [1] and isinstance(errors[1], StoreError), errors

@@ -37,11 +37,15 @@ PAGE = 4096
 
 
 def question(number: int) -> Request:
-    return serialize.request_from_messages("m", [{"role": "user", "content": f"Question {number}? {'x' * 300}"}], seed=number)
+    return serialize.request_from_messages(
+        "m", [{"role": "user", "content": f"Question {number}? {'x' * 300}"}], seed=number
+    )
 
 
 def answer_to(number: int) -> Response:
-    return serialize.make_response("m", f"Answer {number}: é {'y' * 300}", "stop", 10, number, usd=0.5)
+    return serialize.make_response(
+        "m", f"Answer {number}: é {'y' * 300}", "stop", 10, number, usd=0.5
+    )
 
 
 def never() -> Response:
@@ -52,13 +56,17 @@ def filled(folder: Path, calls: int = 200) -> Path:
     with Store(folder) as store:
         for number in range(calls):
             store.answer(question(number), lambda number=number: answer_to(number))
-        store.keep_all("trace", {f"t{number}": {"text": f"trace {number} {'z' * 200}"} for number in range(calls)})
+        store.keep_all(
+            "trace",
+            {f"t{number}": {"text": f"trace {number} {'z' * 200}"} for number in range(calls)},
+        )
         store.keep("done", "collect", {"identity": "abc"})
     return folder / "run.sqlite"
 
 
 def older(folder: Path) -> Path:
-    """A file of schema 1, with three calls, one of them without a price, a failure and two records."""
+    """A file of schema 1, with three calls, one of them without a price, a failure and two
+    records."""
     folder.mkdir(exist_ok=True)
     with sqlite3.connect(folder / "run.sqlite") as db:
         db.executescript(SCHEMA_1)
@@ -66,10 +74,19 @@ def older(folder: Path) -> Path:
             request, said = question(number), serialize.response_to_dict(answer_to(number))
             if number == 2:
                 del said["usd"]
-            texts = [json.dumps(part, ensure_ascii=False, sort_keys=True) for part in (serialize.request_to_dict(request), said)]
-            db.execute("INSERT INTO calls VALUES (?, 'collect', 'm', ?, ?, 1.5, 2.5)", (serialize.request_key(request), *texts))
+            texts = [
+                json.dumps(part, ensure_ascii=False, sort_keys=True)
+                for part in (serialize.request_to_dict(request), said)
+            ]
+            db.execute(
+                "INSERT INTO calls VALUES (?, 'collect', 'm', ?, ?, 1.5, 2.5)",
+                (serialize.request_key(request), *texts),
+            )
         db.execute("INSERT INTO failures VALUES ('k', 'collect', 'm', 'timeout', 1.0)")
-        db.executemany("INSERT INTO records VALUES (?, ?, ?)", [("trace", "a", '{"n": 1}'), ("trace", "b", '{"n": 2}')])
+        db.executemany(
+            "INSERT INTO records VALUES (?, ?, ?)",
+            [("trace", "a", '{"n": 1}'), ("trace", "b", '{"n": 2}')],
+        )
     db.close()
     return folder / "run.sqlite"
 
@@ -83,7 +100,9 @@ def test_an_older_file_is_brought_to_this_version_with_everything_kept(tmp_path:
         with Store(tmp_path) as store:
             for number in range(3):
                 response, cached = store.answer(question(number), never)
-                assert cached and serialize.response_text(response) == serialize.response_text(answer_to(number))
+                assert cached and serialize.response_text(response) == serialize.response_text(
+                    answer_to(number)
+                )
             assert store.records("trace") == {"a": {"n": 1}, "b": {"n": 2}}
             bill = store.bill("m")
             assert (bill.tokens, bill.strong_calls) == (33, 4), "three answers and a failure"
@@ -124,16 +143,29 @@ def test_answers_are_taken_over_from_an_older_run_and_cost_nothing_here(tmp_path
     older(tmp_path / "old")
     with Store(tmp_path / "new", reuse=[tmp_path / "old"]) as store:
         assert store.answer(question(1), never)[1]
-        assert (store.bill("m").tokens, store.bill("m").strong_calls, store.bill("m").usd) == (0, 0, 0.0)
+        assert (store.bill("m").tokens, store.bill("m").strong_calls, store.bill("m").usd) == (
+            0,
+            0,
+            0.0,
+        )
         store.answer(question(7), lambda: answer_to(7))
-        assert (store.bill("m").tokens, store.bill("m").strong_calls, store.bill("m").usd) == (17, 1, 0.5)
+        assert (store.bill("m").tokens, store.bill("m").strong_calls, store.bill("m").usd) == (
+            17,
+            1,
+            0.5,
+        )
 
 
 @pytest.mark.parametrize("version", [-1, -(2**31)])
-def test_a_version_that_is_none_is_one_clear_error_and_is_repaired(tmp_path: Path, version: int) -> None:
+def test_a_version_that_is_none_is_one_clear_error_and_is_repaired(
+    tmp_path: Path, version: int
+) -> None:
     with closing(sqlite3.connect(filled(tmp_path, 5))) as db:
         db.execute(f"PRAGMA user_version={version}")
-    with pytest.raises(StoreError, match=rf"is damaged \(schema {version} is none of ours\).*`cowest doctor --repair"):
+    with pytest.raises(
+        StoreError,
+        match=rf"is damaged \(schema {version} is none of ours\).*`cowest doctor --repair",
+    ):
         Store(tmp_path)
     done = repair(tmp_path)
     assert (done.calls, done.calls_lost, done.damaged) == (5, 0, tmp_path / "run.sqlite.damaged")
@@ -144,14 +176,19 @@ def test_a_version_that_is_none_is_one_clear_error_and_is_repaired(tmp_path: Pat
 
 
 def saved_calls(folder: Path, calls: int = 200) -> int:
-    """How many of the calls the store still answers, and each as it was answered; the others are asked again."""
+    """How many of the calls the store still answers, and each as it was answered; the others are
+    asked again."""
     kept = 0
     with Store(folder) as store:
         for number in range(calls):
-            response, cached = store.answer(question(number), lambda number=number: answer_to(number))
+            response, cached = store.answer(
+                question(number), lambda number=number: answer_to(number)
+            )
             assert serialize.response_text(response) == serialize.response_text(answer_to(number))
             kept += cached
-        assert store.calls() == calls, "no row was made up, and what was lost could be written again"
+        assert store.calls() == calls, (
+            "no row was made up, and what was lost could be written again"
+        )
         for key, record in store.records("trace").items():
             assert record == {"text": f"trace {key[1:]} {'z' * 200}"}
     return kept
@@ -209,7 +246,9 @@ def zeroed(path: Path, pages: Iterable[int]) -> None:
 
 
 @pytest.mark.parametrize("pages", [range(4), range(1, 5), range(3, 8), [3, 4], [4, 7, 0]], ids=str)
-def test_zeroed_pages_at_the_roots_of_the_tables_lose_no_call(tmp_path: Path, pages: Iterable[int]) -> None:
+def test_zeroed_pages_at_the_roots_of_the_tables_lose_no_call(
+    tmp_path: Path, pages: Iterable[int]
+) -> None:
     zeroed(filled(tmp_path), pages)
     with pytest.raises(StoreError, match="damaged"):
         Store(tmp_path)
@@ -221,22 +260,32 @@ def test_zeroed_pages_at_the_roots_of_the_tables_lose_no_call(tmp_path: Path, pa
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_a_repair_says_is_lost_is_no_more_than_was_and_what_it_cannot_know_it_does_not_say(tmp_path: Path, seed: int) -> None:
+def test_what_a_repair_says_is_lost_is_no_more_than_was_and_what_it_cannot_know_it_does_not_say(
+    tmp_path: Path, seed: int
+) -> None:
     path = filled(tmp_path)
     (tmp_path / "progress.json").unlink()
     pages = path.stat().st_size // PAGE
     zeroed(path, [0, 3, 4, *random.Random(seed).sample(range(8, pages), pages // 3)])
     done = repair(tmp_path)
     assert 0 < done.calls < 200 and done.calls + done.calls_lost <= 200
-    assert done.calls_lost > 0 and f"{done.calls} calls saved, at least {done.calls_lost} lost" in str(done)
+    assert (
+        done.calls_lost > 0
+        and f"{done.calls} calls saved, at least {done.calls_lost} lost" in str(done)
+    )
     assert saved_calls(tmp_path) == done.calls
 
 
-def test_of_calls_that_left_no_trace_in_the_file_the_progress_of_the_run_knows(tmp_path: Path) -> None:
+def test_of_calls_that_left_no_trace_in_the_file_the_progress_of_the_run_knows(
+    tmp_path: Path,
+) -> None:
     path = filled(tmp_path)
     zeroed(path, range(path.stat().st_size // PAGE))
     done = repair(tmp_path)
-    assert "0 calls saved, at least 200 lost; 0 records saved, how many are lost is not known" in str(done)
+    assert (
+        "0 calls saved, at least 200 lost; 0 records saved, how many are lost is not known"
+        in str(done)
+    )
     assert "[budget] counts less than was spent" in str(done)
 
 
@@ -271,13 +320,17 @@ def test_answers_in_the_log_alone_are_saved_when_the_file_is_empty(tmp_path: Pat
 
 
 @pytest.mark.parametrize("beside", ["progress.json", "config.toml", "report.json", "adapters/1"])
-def test_an_empty_file_beside_what_a_run_has_made_is_damage_and_no_new_run(tmp_path: Path, beside: str) -> None:
+def test_an_empty_file_beside_what_a_run_has_made_is_damage_and_no_new_run(
+    tmp_path: Path, beside: str
+) -> None:
     (tmp_path / beside).parent.mkdir(exist_ok=True)
     (tmp_path / beside).write_text("")
     (tmp_path / "run.sqlite").touch()
     assert look(tmp_path).state == "damaged"
     for _ in range(2):
-        with pytest.raises(StoreError, match=r"holds nothing, although its run has worked.*`cowest doctor --repair"):
+        with pytest.raises(
+            StoreError, match=r"holds nothing, although its run has worked.*`cowest doctor --repair"
+        ):
             Store(tmp_path)
     assert (tmp_path / "run.sqlite").stat().st_size == 0, "nothing was changed"
     assert "how many are lost is not known" in str(repair(tmp_path))
@@ -295,7 +348,9 @@ def test_a_file_without_tables_beside_what_a_run_has_made_is_damage(tmp_path: Pa
 
 
 @pytest.mark.parametrize("beside", [None, "answered.log", "run.lock"])
-def test_an_empty_file_where_no_run_has_worked_is_a_new_run(tmp_path: Path, beside: str | None) -> None:
+def test_an_empty_file_where_no_run_has_worked_is_a_new_run(
+    tmp_path: Path, beside: str | None
+) -> None:
     """A kill while the file was made leaves one."""
     (tmp_path / "run.sqlite").touch()
     if beside:
@@ -321,7 +376,8 @@ def test_a_changed_letter_is_noticed_and_is_no_answer(tmp_path: Path) -> None:
 
 
 def test_without_its_log_a_file_is_what_it_was_before_and_goes_on(tmp_path: Path) -> None:
-    """SIGKILL leaves a log beside the file; whoever copies a run without it has an older state, and no invented one."""
+    """SIGKILL leaves a log beside the file; whoever copies a run without it has an older state, and
+    no invented one."""
     copied = tmp_path / "copied"
     copied.mkdir()
     with Store(tmp_path / "run") as store:
@@ -336,8 +392,15 @@ def test_a_sound_file_is_left_as_it_is(tmp_path: Path) -> None:
     path = filled(tmp_path, 5)
     before = path.read_bytes()
     done = repair(tmp_path)
-    assert (done.calls, done.calls_lost, done.damaged) == (5, 0, None) and "Nothing is damaged" in str(done)
-    assert path.read_bytes() == before and sorted(file.name for file in tmp_path.glob("run*")) == ["run.lock", "run.sqlite"]
+    assert (done.calls, done.calls_lost, done.damaged) == (
+        5,
+        0,
+        None,
+    ) and "Nothing is damaged" in str(done)
+    assert path.read_bytes() == before and sorted(file.name for file in tmp_path.glob("run*")) == [
+        "run.lock",
+        "run.sqlite",
+    ]
 
 
 def test_an_older_damaged_file_is_repaired_into_this_version(tmp_path: Path) -> None:
@@ -355,7 +418,9 @@ def test_an_answer_under_another_question_is_not_saved(tmp_path: Path) -> None:
     """Of version 1 there are no checksums: the key is the hash of the request."""
     path = older(tmp_path)
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE calls SET request = (SELECT request FROM calls WHERE rowid = 1) WHERE rowid = 3")
+        db.execute(
+            "UPDATE calls SET request = (SELECT request FROM calls WHERE rowid = 1) WHERE rowid = 3"
+        )
     db.close()
     done = repair(tmp_path)
     assert (done.calls, done.calls_lost) == (2, 1) and done.damaged is not None
@@ -393,11 +458,16 @@ def test_a_full_disk_is_no_failure_of_a_model(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store._db.execute("PRAGMA max_page_count=30")
         with pytest.raises(StoreError, match="is the disk full"):
-            any(store.answer(question(number), lambda number=number: answer_to(number))[1] for number in range(200))
+            any(
+                store.answer(question(number), lambda number=number: answer_to(number))[1]
+                for number in range(200)
+            )
         assert 0 < store.calls() < 200
 
 
-def test_a_closed_store_says_so_and_a_thread_that_was_left_behind_ends_silently(tmp_path: Path) -> None:
+def test_a_closed_store_says_so_and_a_thread_that_was_left_behind_ends_silently(
+    tmp_path: Path,
+) -> None:
     filled(tmp_path, 3)
     store = Store(tmp_path)
     asking, finish, ended = threading.Event(), threading.Event(), list[BaseException | None]()
@@ -421,7 +491,9 @@ def test_a_closed_store_says_so_and_a_thread_that_was_left_behind_ends_silently(
     threading.Timer(0.3, finish.set).start()
     store.close()
     thread.join()
-    assert isinstance(ended[0], KeyboardInterrupt), "no error of a damaged file, which DSPy would print"
+    assert isinstance(ended[0], KeyboardInterrupt), (
+        "no error of a damaged file, which DSPy would print"
+    )
     with pytest.raises(StoreError, match="This store is closed"):
         store.answer(question(1), never)
     with Store(tmp_path) as again:

@@ -17,12 +17,14 @@ from tuning_rows import LORA, quick, sft_rows
 from cowest_dspy.tuning import SFT, launch
 
 OF_PASSES = ("logits/", "entropy", "mean_token_accuracy")
-"""What TRL logs as averages over the tokens of those forward passes that run at once, so that two processes have other ones."""
+"""What TRL logs as averages over the tokens of those forward passes that run at once, so that two
+processes have other ones."""
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """No process that a test has started is there after it: launchers, and trainers in sessions of their own."""
+    """No process that a test has started is there after it: launchers, and trainers in sessions of
+    their own."""
     yield
     deadline = time.monotonic() + 5
     while left() and time.monotonic() < deadline:
@@ -36,13 +38,18 @@ def left() -> list[list[str]]:
 
 
 def trainers() -> list[psutil.Process]:
-    """The processes that this one has started, known by the mark in their environment: launchers and those that they started."""
+    """The processes that this one has started, known by the mark in their environment: launchers
+    and those that they started."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
             ours = process.environ().get("COWEST_TEST") == str(os.getpid())
-            if ours and "cowest_dspy.tuning.launched" in command and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                ours
+                and "cowest_dspy.tuning.launched" in command
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
         except psutil.Error:
             continue
@@ -72,4 +79,9 @@ def task(tmp_path: Path, tiny_model: Path) -> list[str]:
     (tmp_path / "toy.toml").write_text(toy_experiment.TASK)
     weak = f'[weak]\nkind = "in_process"\nmodel = "{tiny_model}"\nmax_tokens = 12\n'
     (tmp_path / "backend.toml").write_text(weak + toy.engine("strong"))
-    return [str(tmp_path / "toy.toml"), str(tmp_path / "backend.toml"), "--run", str(tmp_path / "run")]
+    return [
+        str(tmp_path / "toy.toml"),
+        str(tmp_path / "backend.toml"),
+        "--run",
+        str(tmp_path / "run"),
+    ]

@@ -1,4 +1,5 @@
-"""mlflow.dspy.autolog on our programs and our optimiser, run as a script, since it patches DSPy for good. Prints what it found.
+"""mlflow.dspy.autolog on our programs and our optimiser, run as a script, since it patches DSPy for
+good. Prints what it found.
 
 python tests/autologged.py FOLDER MODEL
 """
@@ -32,7 +33,10 @@ from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
 
-QUESTIONS = [dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question") for n in range(14)]
+QUESTIONS = [
+    dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question")
+    for n in range(14)
+]
 
 
 def right(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
@@ -40,7 +44,8 @@ def right(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
 
 
 def patient(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
-    """As ``right``, once the prediction's trace is stored: MLflow drops a value that comes before, since it writes traces later."""
+    """As ``right``, once the prediction's trace is stored: MLflow drops a value that comes before,
+    since it writes traces later."""
     mlflow.flush_trace_async_logging()
     return right(example, prediction)
 
@@ -59,14 +64,20 @@ def many_vowels(request: dict[str, Any]) -> str:
 
 
 def taught(folder: Path, model: Path) -> dspy.LM:
-    """A tiny weak model that has learned to write a few letters, some with more vowels than others."""
+    """A tiny weak model that has learned to write a few letters, some with more vowels than
+    others."""
     rows = [
-        {"prompt": [{"role": "user", "content": f"Question: {number}?"}], "completion": [{"role": "assistant", "content": text}]}
+        {
+            "prompt": [{"role": "user", "content": f"Question: {number}?"}],
+            "completion": [{"role": "assistant", "content": text}],
+        }
         for number in range(4)
         for text in ("a e i", "b c d", "o u a", "x")
     ]
     settings = SFT(max_steps=80, epochs=80, learning_rate=2e-2, precision="fp32")
-    return tune(tunable(TransformersEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder).lm
+    return tune(
+        tunable(TransformersEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder
+    ).lm
 
 
 def traces() -> list[Any]:
@@ -79,7 +90,8 @@ def spans(trace: Any) -> list[str]:
 
 
 def asked(program: Collaboration) -> dict[str, Any]:
-    """One question, and then several at once by a copy in threads: each has a whole trace of its own."""
+    """One question, and then several at once by a copy in threads: each has a whole trace of its
+    own."""
     answer = program(question="Is 2 even?")
     (one,) = traces()
     models = {span.attributes["model"] for span in one.data.spans if "model" in span.attributes}
@@ -97,18 +109,25 @@ def asked(program: Collaboration) -> dict[str, Any]:
 
 
 def scored(program: Collaboration) -> dict[str, Any]:
-    """DSPy's Evaluate with our metric, and our own collection: the same numbers as without autolog."""
+    """DSPy's Evaluate with our metric, and our own collection: the same numbers as without
+    autolog."""
     influence = Influence(patient, program)
     found = dspy.Evaluate(devset=QUESTIONS, metric=influence, num_threads=2)(program)
     feedback = [one.name for trace in traces() for one in trace.info.assessments]
     gathered = collect(program, QUESTIONS, right, Sampling(drafts=2, seed=0))
-    return {"score": found.score, "feedback": sorted(set(feedback)), "influences": [one.influence for one in gathered]}
+    return {
+        "score": found.score,
+        "feedback": sorted(set(feedback)),
+        "influences": [one.influence for one in gathered],
+    }
 
 
 def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
     """Our optimiser on a real weak model; with ``detailed``, autolog makes a run of it."""
     program = Collaboration("question -> answer", draft="knowledge", adapter=LineAdapter())
-    program = program.bind(weak=weak, strong=ScriptedEngine(many_vowels, model="scripted/strong").lm())
+    program = program.bind(
+        weak=weak, strong=ScriptedEngine(many_vowels, model="scripted/strong").lm()
+    )
     optimizer = CoWest(
         right, DPO(max_steps=2, batch_size=2, precision="fp32"), drafts=6, run=folder,
         rounds=RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}), pairs=PairRules.model_validate({"least": 2}),
@@ -117,7 +136,9 @@ def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
     before = len(traces())
     made = optimizer.compile(program, trainset=QUESTIONS[:10], valset=QUESTIONS[10:])
     runs = mlflow.search_runs(output_format="list")
-    files = sorted(file.path for run in runs for file in mlflow.MlflowClient().list_artifacts(run.info.run_id))
+    files = sorted(
+        file.path for run in runs for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)
+    )
     text = json.dumps([run.data.to_dictionary() for run in runs])
     return {
         "rounds": len(made.rounds),
@@ -141,7 +162,11 @@ def main(folder: Path, model: Path) -> None:
     }
     program = Collaboration("question -> answer", draft="knowledge").bind(**lms)
     weak = taught(folder / "taught", model)
-    told = {"asked": asked(program), "scored": scored(program), "compiled": compiled(folder / "first", weak, detailed=False)}
+    told = {
+        "asked": asked(program),
+        "scored": scored(program),
+        "compiled": compiled(folder / "first", weak, detailed=False),
+    }
     autolog(log_compiles=True, log_evals=True, log_traces_from_compile=True)
     told["detailed"] = compiled(folder / "second", weak, detailed=True)
     (folder / "found.json").write_text(json.dumps(told, default=str), encoding="utf-8")

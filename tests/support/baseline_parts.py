@@ -28,7 +28,9 @@ def prompts(engine: ScriptedEngine) -> str:
 TASK = "Answer the question."
 
 
-def collaboration(strong: ScriptedEngine, weak: ScriptedEngine | None = None, **settings: Any) -> Collaboration:
+def collaboration(
+    strong: ScriptedEngine, weak: ScriptedEngine | None = None, **settings: Any
+) -> Collaboration:
     signature: Any = dspy.Signature("question -> answer", TASK)  # pyright: ignore
     weak = weak or ScriptedEngine({}, model="scripted/weak")
     return Collaboration(signature, **settings).bind(weak=weak.lm(), strong=strong.lm())

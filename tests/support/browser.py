@@ -1,4 +1,5 @@
-"""A real Chromium, without a window, for the tests of pages; they are skipped where there is none, and say what to install."""
+"""A real Chromium, without a window, for the tests of pages; they are skipped where there is none,
+and say what to install."""
 
 from __future__ import annotations
 
@@ -23,13 +24,21 @@ WIDE, PHONE = (1280, 900), (375, 812)
 
 
 class Watched:
-    """An open page and what it did that a page of ours must not: messages on the console, errors, requests beside its own file."""
+    """An open page and what it did that a page of ours must not: messages on the console, errors,
+    requests beside its own file."""
 
     def __init__(self, page: Any, path: Path) -> None:
         self.page, self.faults = page, list[str]()
         page.on("console", lambda message: self.faults.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
-        page.on("request", lambda request: None if self._own(request.url, path) else self.faults.append(f"request: {request.url}"))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if self._own(request.url, path)
+                else self.faults.append(f"request: {request.url}")
+            ),
+        )
         page.goto(path.as_uri())
 
     @staticmethod
@@ -37,7 +46,8 @@ class Watched:
         return url.partition("#")[0] == path.as_uri() or url == "data:,"
 
     def overflow(self) -> list[str]:
-        """The elements that stick out of the window to the right, less those inside something that scrolls by itself."""
+        """The elements that stick out of the window to the right, less those inside something that
+        scrolls by itself."""
         return self.page.evaluate(
             """() => {
               const wide = document.documentElement.clientWidth + 1;
@@ -53,7 +63,9 @@ class Watched:
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A running browser of playwright's; the test is skipped where there is none."""
-    driver = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    driver = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install playwright"
+    )
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium: apt-get install chromium")
@@ -66,9 +78,13 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(running: Any, path: Path, size: tuple[int, int] = WIDE, scheme: str = "light") -> Iterator[Watched]:
+def opened(
+    running: Any, path: Path, size: tuple[int, int] = WIDE, scheme: str = "light"
+) -> Iterator[Watched]:
     """The page at that path in a window of that size, and no fault in the end."""
-    context = running.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    context = running.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme
+    )
     try:
         watched = Watched(context.new_page(), path)
         yield watched

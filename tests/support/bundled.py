@@ -1,5 +1,5 @@
-"""A finished run of the toy task and its bundle; a small bundle without a run; and a manifest that a forger has made to fit: for
-the tests of bundles."""
+"""A finished run of the toy task and its bundle; a small bundle without a run; and a manifest that
+a forger has made to fit: for the tests of bundles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
 
 @pytest.fixture(scope="session")
 def finished(finished_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the toy task, with its recipe and TOML files beside it: a copy, which tests may open."""
+    """The folder of a finished run of the toy task, with its recipe and TOML files beside it: a
+    copy, which tests may open."""
     return Path(shutil.copytree(finished_toy, tmp_path_factory.mktemp("copied") / "toy"))
 
 
@@ -45,20 +46,31 @@ def weak_of(tiny_model: Path) -> dspy.LM:
 
 
 def resealed(bundle: Path, **changes: Any) -> Path:
-    """The bundle with its manifest made to fit what was changed, as a forger would; ``changes`` are other values in it."""
+    """The bundle with its manifest made to fit what was changed, as a forger would; ``changes`` are
+    other values in it."""
     manifest = json.loads((bundle / "cowest.json").read_text())
-    (bundle / "cowest.json").write_text(json.dumps({**manifest, "files": files_in(bundle), **changes}))
+    (bundle / "cowest.json").write_text(
+        json.dumps({**manifest, "files": files_in(bundle), **changes})
+    )
     return bundle
 
 
 def small_bundle(folder: Path, base: Path) -> Path:
-    """A bundle of the toy task with an adapter of random weights, as ``write_bundle`` would lay it out."""
+    """A bundle of the toy task with an adapter of random weights, as ``write_bundle`` would lay it
+    out."""
     (folder / "recipe").mkdir(parents=True)
     (folder / "recipe" / "toy.py").write_text(RECIPE)
     (make_adapter(base, folder / "adapter", seed=1) / "README.md").unlink(missing_ok=True)
-    (folder / "config.toml").write_text(TASK.replace('"toy.py:', '"recipe/toy.py:') + engine_table("weak") + engine_table("strong"))
+    (folder / "config.toml").write_text(
+        TASK.replace('"toy.py:', '"recipe/toy.py:') + engine_table("weak") + engine_table("strong")
+    )
     state = Collaboration("question -> answer", draft="knowledge").dump_state()
-    for name, text in (("program.json", json.dumps(state)), ("metrics.json", "{}"), ("pairs.jsonl", ""), ("README.md", "A card.")):
+    for name, text in (
+        ("program.json", json.dumps(state)),
+        ("metrics.json", "{}"),
+        ("pairs.jsonl", ""),
+        ("README.md", "A card."),
+    ):
         (folder / name).write_text(text)
     manifest = Manifest(
         format=FORMAT,

@@ -1,4 +1,5 @@
-"""The command line as a user sees it: in this process, which is fast, or in one of its own, where the process itself is tested."""
+"""The command line as a user sees it: in this process, which is fast, or in one of its own, where
+the process itself is tested."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ WIDTH = 200
 
 
 def cowest(*arguments: str, fails: bool = False) -> str:
-    """What `cowest` prints, run in this process as its console script runs it; its exit code must be 0, or not, as ``fails`` says.
+    """What `cowest` prints, run in this process as its console script runs it; its exit code must
+    be 0, or not, as ``fails`` says.
 
     Gives standard output, or standard error where it is to fail.
     """
@@ -28,7 +30,9 @@ def run_here(*arguments: str) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     width = mock.patch.object(type(console), "width", new=WIDTH)
     argv = mock.patch.object(sys, "argv", ["cowest", *arguments])
-    environment = mock.patch.dict(os.environ, {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERMINAL_WIDTH": str(WIDTH)})
+    environment = mock.patch.dict(
+        os.environ, {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERMINAL_WIDTH": str(WIDTH)}
+    )
     code: object = 0
     with redirect_stdout(out), redirect_stderr(err), width, argv, environment:
         try:

@@ -1,4 +1,5 @@
-"""A toy task for ``cowest compare``: a tiny weak model that is really tuned, and a strong model that is a rule."""
+"""A toy task for ``cowest compare``: a tiny weak model that is really tuned, and a strong model
+that is a rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rows in the schemas in which MedMCQA and IfQA are published, about things that do not exist: made here, none of it is theirs."""
+"""Rows in the schemas in which MedMCQA and IfQA are published, about things that do not exist: made
+here, none of it is theirs."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def _word(draw: random.Random) -> str:
 
 
 def medical(count: int, name: str, explained: float = 1.0) -> list[dict[str, Any]]:
-    """``count`` questions of four options; a part of them ``explained``, as the published ones with the answer given away."""
+    """``count`` questions of four options; a part of them ``explained``, as the published ones with
+    the answer given away."""
     draw = random.Random(f"medical-{name}")
     rows: list[dict[str, Any]] = []
     for number in range(count):
@@ -40,18 +42,28 @@ def medical(count: int, name: str, explained: float = 1.0) -> list[dict[str, Any
 
 
 def counterfactual(count: int, name: str) -> list[dict[str, Any]]:
-    """``count`` questions that begin with "if", each with two accepted answers and a passage of several sentences."""
+    """``count`` questions that begin with "if", each with two accepted answers and a passage of
+    several sentences."""
     draw = random.Random(f"counterfactual-{name}")
     rows: list[dict[str, Any]] = []
     for number in range(count):
-        town, river, king, year = _word(draw).title(), _word(draw).title(), _word(draw).title(), draw.randint(1000, 1999)
+        town, river, king, year = (
+            _word(draw).title(),
+            _word(draw).title(),
+            _word(draw).title(),
+            draw.randint(1000, 1999),
+        )
         rows.append(
             {
                 "idx": number,
-                "question": f"If {king} had not built {town} on the {river}, in what year would its bridge have been first?",
+                "question": (
+                    f"If {king} had not built {town} on the {river}, in what year would "
+                    "its bridge have been first?"
+                ),
                 "answers": [str(year), f"in {year}"],
                 "context": [
-                    f"Nothing much is told of the {river} before. {king} built {town} and its bridge over the {river} in {year}. "
+                    f"Nothing much is told of the {river} before. {king} built {town} and its "
+                    f"bridge over the {river} in {year}. "
                     f"Later the people of {SECRET} ate fish on Sundays, as they had always done."
                 ],
             }
@@ -63,5 +75,7 @@ def write_rows(folder: Path, **splits: list[dict[str, Any]]) -> Path:
     """The folder, with a JSON Lines file for each split."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     return folder

@@ -1,4 +1,5 @@
-"""A small OpenAI-compatible endpoint on loopback: what it lists and says is given; what it was asked is kept."""
+"""A small OpenAI-compatible endpoint on loopback: what it lists and says is given; what it was
+asked is kept."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from loopback import listening, send_json
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers GET from ``pages`` (path -> JSON value, or a status), and every chat completion with ``answer``."""
+    """Answers GET from ``pages`` (path -> JSON value, or a status), and every chat completion with
+    ``answer``."""
 
     daemon_threads = True
 
@@ -28,7 +30,9 @@ class Endpoint(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(pages: dict[str, Any] | None = None, *, answer: str = "yes", key: str | None = None) -> Iterator[Endpoint]:
+def serving(
+    pages: dict[str, Any] | None = None, *, answer: str = "yes", key: str | None = None
+) -> Iterator[Endpoint]:
     """An endpoint that runs inside this context; with a ``key`` it refuses any other."""
     endpoint = Endpoint(pages or {}, answer, key)
     with listening(endpoint):
@@ -43,12 +47,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         page = self.endpoint.pages.get(self.path, 404)
-        self._send(page if isinstance(page, int) else 200, {"error": {"message": "no"}} if isinstance(page, int) else page)
+        self._send(
+            page if isinstance(page, int) else 200,
+            {"error": {"message": "no"}} if isinstance(page, int) else page,
+        )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.endpoint.asked.append(body)
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.endpoint.answer}}
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": self.endpoint.answer},
+        }
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         head = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
         self._send(200, {**head, "choices": [choice], "usage": usage})

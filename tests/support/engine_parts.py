@@ -12,14 +12,23 @@ from tiny import make_adapter
 from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.store import serialize
 
-SHOTS = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "one two three"}] * 3
+SHOTS = [
+    {"role": "user", "content": "Count to three."},
+    {"role": "assistant", "content": "one two three"},
+] * 3
 
 
-SYSTEM = {"role": "system", "content": "You are a terse machine that answers with a few letters, whatever it is asked."}
+SYSTEM = {
+    "role": "system",
+    "content": "You are a terse machine that answers with a few letters, whatever it is asked.",
+}
 
 
 def prompts(count: int) -> list[list[dict[str, str]]]:
-    return [[SYSTEM, *SHOTS, {"role": "user", "content": f"Question {'x' * i} {i}?"}] for i in range(count)]
+    return [
+        [SYSTEM, *SHOTS, {"role": "user", "content": f"Question {'x' * i} {i}?"}]
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +41,25 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tiny_model, tmp_path_factory.mktemp("adapter"), seed=1)
 
 
-def ask_all(engine: TransformersEngine, asked: list[list[dict[str, str]]], model: str | None = None, **settings: Any) -> list[str]:
-    requests = [serialize.request_from_messages(model or engine.model_id, messages, **settings) for messages in asked]
+def ask_all(
+    engine: TransformersEngine,
+    asked: list[list[dict[str, str]]],
+    model: str | None = None,
+    **settings: Any,
+) -> list[str]:
+    requests = [
+        serialize.request_from_messages(model or engine.model_id, messages, **settings)
+        for messages in asked
+    ]
     with ThreadPoolExecutor(len(requests)) as pool:
-        return [serialize.response_text(response) for response in pool.map(engine.complete, requests)]
+        return [
+            serialize.response_text(response) for response in pool.map(engine.complete, requests)
+        ]
 
 
-def generated(folder: Path, messages: list[dict[str, str]], max_tokens: int, adapter: Path | None = None) -> str:
+def generated(
+    folder: Path, messages: list[dict[str, str]], max_tokens: int, adapter: Path | None = None
+) -> str:
     """What transformers' generate makes of one prompt."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,5 @@
-"""A job in a process of its own, forked from one that has imported everything: for tests that kill."""
+"""A job in a process of its own, forked from one that has imported everything: for tests that
+kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A Hub on loopback: the few endpoints that an upload of small files asks, strict about what it gets, and a memory of it."""
+"""A Hub on loopback: the few endpoints that an upload of small files asks, strict about what it
+gets, and a memory of it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ TOKEN = "hf_" + "made4thistestonly"
 
 
 class Hub:
-    """Takes datasets and models. ``files`` holds what was committed, ``datasets`` name -> whether it is private (models too)."""
+    """Takes datasets and models. ``files`` holds what was committed, ``datasets`` name -> whether
+    it is private (models too)."""
 
     def __init__(self) -> None:
         self.datasets: dict[str, bool] = {}
@@ -38,7 +40,11 @@ class Hub:
                 path = self.path.partition("?")[0]
                 hub.asked.append(f"{self.command} {path}")
                 allowed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-                status, answer = hub.answer(self.command, path, body) if allowed else (401, {"error": "Invalid token"})
+                status, answer = (
+                    hub.answer(self.command, path, body)
+                    if allowed
+                    else (401, {"error": "Invalid token"})
+                )
                 send_json(self, status, answer)
 
             def log_message(self, format: str, *args: Any) -> None:
@@ -56,7 +62,10 @@ class Hub:
             kind = wanted.get("type", "model")
             assert kind in ("dataset", "model")
             self.datasets.setdefault(name, wanted["visibility"] == "private")
-            return (409 if there else 200), {"url": f"{self.url}/{'datasets/' if kind == 'dataset' else ''}{name}", "name": name}
+            return (409 if there else 200), {
+                "url": f"{self.url}/{'datasets/' if kind == 'dataset' else ''}{name}",
+                "name": name,
+            }
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         name = "/".join(path.split("/")[3:5])
@@ -65,7 +74,10 @@ class Hub:
         if command == "GET":
             return 200, {"id": name, "private": self.datasets[name], "sha": "0" * 40}
         if "/preupload/" in path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             return 200, {"files": files}
         assert "/commit/" in path
         for line in body.splitlines():

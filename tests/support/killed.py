@@ -1,5 +1,5 @@
-"""A collection that is killed again and again: run as a script, so that children are forked from a small process that has
-imported everything. Prints what it found as JSON.
+"""A collection that is killed again and again: run as a script, so that children are forked from a
+small process that has imported everything. Prints what it found as JSON.
 
     python tests/killed.py FOLDER KILLS SEED
 """
@@ -68,11 +68,16 @@ def work(folder: Path) -> None:
     rows = [{"id": f"q{i}", "question": f"Number {i}?", "answer": str(i)} for i in range(EXAMPLES)]
     examples = [dspy.Example(**row).with_inputs("question") for row in rows]
     log = folder / "answered.log"
-    lms = {"weak": Counted(weak, "scripted/weak", log).lm(), "strong": Counted(strong, "scripted/strong", log).lm()}
+    lms = {
+        "weak": Counted(weak, "scripted/weak", log).lm(),
+        "strong": Counted(strong, "scripted/strong", log).lm(),
+    }
     program = Collaboration("question -> answer").bind(**lms)
     with Store(folder) as store:
         traces = collect(program, examples, match, Sampling(DRAFTS), store=store, threads=THREADS)
-        (folder / "traces.json").write_text(json.dumps([trace.to_dict() for trace in traces], sort_keys=True))
+        (folder / "traces.json").write_text(
+            json.dumps([trace.to_dict() for trace in traces], sort_keys=True)
+        )
         preference_pairs(traces).save(folder / "pairs.jsonl")
 
 
@@ -80,14 +85,16 @@ def committed(folder: Path) -> set[str]:
     path = folder / "run.sqlite"
     if not path.is_file():
         return set()
-    # Only read: whoever may write would empty the log that the kill has left, which the next child is to find.
+    # Only read: whoever may write would empty the log that the kill has left, which the next child
+    # is to find.
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
         try:
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
                 return set()
             return {key for (key,) in db.execute("SELECT key FROM calls")}
         except sqlite3.OperationalError as error:
-            # Killed while the new file was put into its mode: the next child rolls that back, and nothing was in it.
+            # Killed while the new file was put into its mode: the next child rolls that back, and
+            # nothing was in it.
             if error.sqlite_errorname == "SQLITE_READONLY_ROLLBACK":
                 return set()
             raise
@@ -99,7 +106,8 @@ def answered(folder: Path) -> list[str]:
 
 
 def killed_until_done(folder: Path, generator: random.Random, most: int) -> dict[str, int]:
-    """Starts the work and kills it, at random moments, until it is done or was killed ``most`` times, then lets it finish."""
+    """Starts the work and kills it, at random moments, until it is done or was killed ``most``
+    times, then lets it finish."""
     kills = repeated = invented = 0
     lives, done = 0, False
     while not done:
@@ -119,18 +127,28 @@ def killed_until_done(folder: Path, generator: random.Random, most: int) -> dict
         now = answered(folder)
         repeated += len(kept & set(now[before:]))
         invented += len(committed(folder) - set(now)) + (not kept <= committed(folder))
-    return {"kills": kills, "lives": lives, "repeated": repeated, "invented": invented, "answered": len(answered(folder))}
+    return {
+        "kills": kills,
+        "lives": lives,
+        "repeated": repeated,
+        "invented": invented,
+        "answered": len(answered(folder)),
+    }
 
 
 def main(folder: Path, kills: int, seed: int) -> None:
-    """Prints a JSON object for each run that was killed, with whether its traces and pairs are those of one that was not."""
+    """Prints a JSON object for each run that was killed, with whether its traces and pairs are
+    those of one that was not."""
     generator = random.Random(seed)
     whole = folder / "whole"
     found = [killed_until_done(whole, generator, 0)]
     while sum(one["kills"] for one in found) < kills:
         run = folder / f"run{len(found)}"
         one = killed_until_done(run, generator, kills - sum(one["kills"] for one in found))
-        one["same"] = all((run / name).read_bytes() == (whole / name).read_bytes() for name in ("traces.json", "pairs.jsonl"))
+        one["same"] = all(
+            (run / name).read_bytes() == (whole / name).read_bytes()
+            for name in ("traces.json", "pairs.jsonl")
+        )
         one["committed"] = len(committed(run))
         found.append(one)
     print(json.dumps(found))

@@ -1,10 +1,10 @@
-"""Calls that are under way when their process is killed: run as a script, so that children are forked from a small process that has
-imported everything. Prints what it found as JSON.
+"""Calls that are under way when their process is killed: run as a script, so that children are
+forked from a small process that has imported everything. Prints what it found as JSON.
 
     python tests/support/killed_calls.py FOLDER
 
-``FOLDER/blocked`` is a run that was killed with three calls under way, after four answers. ``FOLDER/limited`` is one that was
-killed again and again, and then used up its budget.
+``FOLDER/blocked`` is a run that was killed with three calls under way, after four answers.
+``FOLDER/limited`` is one that was killed again and again, and then used up its budget.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ STRONG, WEAK, LIMIT, KILLS, THREADS = "m/strong", "m/weak", 100, 5, 4
 
 
 def question(number: int, model: str = STRONG) -> Request:
-    return serialize.request_from_messages(model, [{"role": "user", "content": f"Question {number}?"}])
+    return serialize.request_from_messages(
+        model, [{"role": "user", "content": f"Question {number}?"}]
+    )
 
 
 def answer(number: int, model: str = STRONG) -> Response:
@@ -46,8 +48,8 @@ def limits(**values: float) -> Budget:
 
 
 def blocked(folder: Path, ready: Path) -> None:
-    """Four answers of the strong model; then two of its calls, one of them at its second attempt, and one of the weak model's are
-    under way for ever."""
+    """Four answers of the strong model; then two of its calls, one of them at its second attempt,
+    and one of the weak model's are under way for ever."""
     under_way = threading.Barrier(4)
 
     def never(*, again: bool = False) -> Response:
@@ -57,7 +59,10 @@ def blocked(folder: Path, ready: Path) -> None:
         time.sleep(600)
         raise AssertionError("it was to be killed")
 
-    with Store(folder, budget=limits(strong_calls=100), strong=STRONG) as store, store.spending("collect"):
+    with (
+        Store(folder, budget=limits(strong_calls=100), strong=STRONG) as store,
+        store.spending("collect"),
+    ):
         for number in range(1, 5):
             store.answer(question(number), lambda number=number: answer(number))
             time.sleep(0.05)
@@ -70,7 +75,8 @@ def blocked(folder: Path, ready: Path) -> None:
 
 
 def limited(folder: Path, log: Path) -> None:
-    """Asks until the budget is used up; each request is noted as it leaves, in a way that a kill cannot undo."""
+    """Asks until the budget is used up; each request is noted as it leaves, in a way that a kill
+    cannot undo."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def ask(number: int) -> Response:
@@ -78,10 +84,14 @@ def limited(folder: Path, log: Path) -> None:
         time.sleep(0.02)
         return answer(number % 7)
 
-    with Store(folder, budget=limits(strong_calls=LIMIT), strong=STRONG) as store, store.spending("collect"):
+    with (
+        Store(folder, budget=limits(strong_calls=LIMIT), strong=STRONG) as store,
+        store.spending("collect"),
+    ):
         with ThreadPoolExecutor(THREADS) as threads:
             jobs = [
-                threads.submit(store.answer, question(number), lambda number=number: ask(number)) for number in range(10 * LIMIT)
+                threads.submit(store.answer, question(number), lambda number=number: ask(number))
+                for number in range(10 * LIMIT)
             ]
         refused = [job.exception() for job in jobs if job.exception() is not None]
     if any(not isinstance(error, BudgetError) for error in refused):

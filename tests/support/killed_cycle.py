@@ -1,5 +1,5 @@
-"""A whole cycle that is killed once in each of its stages: run as a script, so that children are forked from a process that has
-imported everything. Prints what it found as JSON.
+"""A whole cycle that is killed once in each of its stages: run as a script, so that children are
+forked from a process that has imported everything. Prints what it found as JSON.
 
     python tests/killed_cycle.py FOLDER SEED TOML...
 """
@@ -47,7 +47,9 @@ class Noted:
 def work(folder: Path, files: list[str]) -> None:
     """One process's whole work."""
     torch.set_num_threads(1)
-    with Experiment(load_config(files), folder / "run", watch=Noted(folder / "stages.log")) as experiment:
+    with Experiment(
+        load_config(files), folder / "run", watch=Noted(folder / "stages.log")
+    ) as experiment:
         experiment.cycle()
         weak = experiment.final.weak.model
     (folder / "weak.txt").write_text(weak)
@@ -58,8 +60,11 @@ def begun(folder: Path) -> list[str]:
     return log.read_text().splitlines() if log.is_file() else []
 
 
-def killed_in_each_stage(folder: Path, files: list[str], generator: random.Random | None) -> list[str]:
-    """Runs the work, and kills it in every stage, once, at a random moment; gives the stages in which it was killed."""
+def killed_in_each_stage(
+    folder: Path, files: list[str], generator: random.Random | None
+) -> list[str]:
+    """Runs the work, and kills it in every stage, once, at a random moment; gives the stages in
+    which it was killed."""
     folder.mkdir()
     killed: list[str] = []
     while True:
@@ -88,19 +93,32 @@ def told(folder: Path) -> dict[str, Any]:
     report = json.loads((folder / "run" / "report.json").read_text())
     facts = {key: value for key, value in report.items() if key not in VOLATILE}
     facts["costs"] = {
-        stage["name"]: [stage[key] for key in ("calls", "tokens_in", "tokens_out", "usd")] for stage in report["stages"]
+        stage["name"]: [stage[key] for key in ("calls", "tokens_in", "tokens_out", "usd")]
+        for stage in report["stages"]
     }
-    facts["numbers"] = {key: value for key, value in facts["numbers"].items() if key != "totals"}  # the sums of the stages
+    facts["numbers"] = {
+        key: value for key, value in facts["numbers"].items() if key != "totals"
+    }  # the sums of the stages
     return {**facts, "weak": (folder / "weak.txt").read_text()}
 
 
 def main(folder: Path, seed: int, files: list[str]) -> None:
-    """Prints the stages in which the cycle was killed, those of one that was not, and the parts of the reports that differ."""
+    """Prints the stages in which the cycle was killed, those of one that was not, and the parts of
+    the reports that differ."""
     killed_in_each_stage(folder / "whole", files, None)
     killed = killed_in_each_stage(folder / "killed", files, random.Random(seed))
     whole, resumed = told(folder / "whole"), told(folder / "killed")
     differ = [key for key in whole if whole[key] != resumed.get(key)]
-    print(json.dumps({"stages": begun(folder / "whole"), "killed": killed, "differ": differ, "weak": resumed["weak"]}))
+    print(
+        json.dumps(
+            {
+                "stages": begun(folder / "whole"),
+                "killed": killed,
+                "differ": differ,
+                "weak": resumed["weak"],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

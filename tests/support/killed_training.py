@@ -1,5 +1,5 @@
-"""A training that is killed again and again: run as a script, so that children are forked from a process that has imported
-everything. Prints what it found as JSON.
+"""A training that is killed again and again: run as a script, so that children are forked from a
+process that has imported everything. Prints what it found as JSON.
 
     python tests/killed_training.py FOLDER BASE KIND SEED
 """
@@ -34,8 +34,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-# Three pairs of eleven are held out, so that as many steps are made. The best adapter is not the last.
-HELD: dict[str, Any] = {"held_out": 0.3, "evaluate_every": 2, "learning_rate": 5e-3, "lr_scheduler": "constant"}
+# Three pairs of eleven are held out, so that as many steps are made. The best adapter is not the
+# last.
+HELD: dict[str, Any] = {
+    "held_out": 0.3,
+    "evaluate_every": 2,
+    "learning_rate": 5e-3,
+    "lr_scheduler": "constant",
+}
 
 
 def work(folder: Path, base: str, kind: str, every: int) -> None:
@@ -51,7 +57,9 @@ def work(folder: Path, base: str, kind: str, every: int) -> None:
             log.flush()
 
         made = settings(**SETTINGS | held, checkpoint_steps=every)
-        tuned = train(made, data, base=base, output=folder / "adapters" / "out", seed=2, on_step=on_step)
+        tuned = train(
+            made, data, base=base, output=folder / "adapters" / "out", seed=2, on_step=on_step
+        )
     (folder / "history.json").write_text(json.dumps([tuned.best_step, tuned.history]))
 
 
@@ -67,7 +75,8 @@ def killed_until_done(folder: Path, base: str, kind: str, generator: random.Rand
     while True:
         seen = len(steps(folder))
         process = child(lambda: work(folder, base, kind, CHECKPOINTS))
-        # More steps than lie between two checkpoints, so that there is progress; few enough that there is work left for all kills.
+        # More steps than lie between two checkpoints, so that there is progress; few enough that
+        # there is work left for all kills.
         wanted = generator.randint(CHECKPOINTS + 2, STEPS // KILLS - 2)
         while True:
             done, status = os.waitpid(process, os.WNOHANG)
@@ -85,12 +94,17 @@ def killed_until_done(folder: Path, base: str, kind: str, generator: random.Rand
 
 
 def made(folder: Path) -> list[bytes]:
-    files = ("adapters/out/adapter_model.safetensors", "adapters/out/adapter_config.json", "history.json")
+    files = (
+        "adapters/out/adapter_model.safetensors",
+        "adapters/out/adapter_config.json",
+        "history.json",
+    )
     return [(folder / name).read_bytes() for name in files]
 
 
 def main(folder: Path, base: str, kind: str, seed: int) -> None:
-    """Prints the number of kills, where each life began, what it left behind, and whether the result is the undisturbed one."""
+    """Prints the number of kills, where each life began, what it left behind, and whether the
+    result is the undisturbed one."""
     whole, killed = folder / "whole", folder / "killed"
     whole.mkdir()
     killed.mkdir()

@@ -1,4 +1,5 @@
-"""A task on scripted models that take their time and note what they have answered: to be seen at work, and stopped."""
+"""A task on scripted models that take their time and note what they have answered: to be seen at
+work, and stopped."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ model = "scripted/weak"
 
 
 def written(folder: Path, *, latency: float = 0.05, more: str = SCRIPTED) -> Path:
-    """The task's files in a folder; gives the TOML. ``more``: further tables, that of the weak model among them."""
+    """The task's files in a folder; gives the TOML. ``more``: further tables, that of the weak
+    model among them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "task.py").write_text(RECIPE, encoding="utf-8")
     (folder / "task.toml").write_text(TASK + more, encoding="utf-8")
@@ -112,11 +114,18 @@ def written(folder: Path, *, latency: float = 0.05, more: str = SCRIPTED) -> Pat
 def environment() -> dict[str, str]:
     """One thread, wide lines, no colours."""
     root = str(Path(__file__).parents[2])
-    return {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    return {
+        **os.environ,
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": root,
+    }
 
 
 def hearing_signals() -> None:
-    """In a child: as in a terminal, also where the tests were started by ``nohup`` or in the background, which ignore signals."""
+    """In a child: as in a terminal, also where the tests were started by ``nohup`` or in the
+    background, which ignore signals."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -142,7 +151,8 @@ def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def cowest(folder: Path, *arguments: str, code: int = 0) -> str:
-    """What ``cowest`` prints in the folder, run in this process; it must end with this exit code."""
+    """What ``cowest`` prints in the folder, run in this process; it must end with this exit
+    code."""
     with chdir(folder):
         ended, out, error = run_here(*arguments)
     assert ended == code, out + error
@@ -161,7 +171,9 @@ def cowest_process(folder: Path, *arguments: str, code: int = 0) -> str:
 
 def answered(folder: Path) -> list[str]:
     """The keys of what the models have answered, in order."""
-    return (folder / "answered.log").read_text().split() if (folder / "answered.log").is_file() else []
+    return (
+        (folder / "answered.log").read_text().split() if (folder / "answered.log").is_file() else []
+    )
 
 
 def committed(folder: Path, run: str = "run") -> set[str]:
@@ -171,7 +183,9 @@ def committed(folder: Path, run: str = "run") -> set[str]:
         return {key for (key,) in db.execute("SELECT key FROM calls WHERE model LIKE 'scripted/%'")}
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+def until(
+    true: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120
+) -> None:
     """Waits until it is so; fails when it takes too long, or when the process ends first."""
     end = time.monotonic() + seconds
     while not true():

@@ -1,4 +1,5 @@
-"""A strict HTTP server on 127.0.0.1 for tests: it answers what it was told, notes what it was asked, and 404 is a failed test."""
+"""A strict HTTP server on 127.0.0.1 for tests: it answers what it was told, notes what it was
+asked, and 404 is a failed test."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ CHAT = "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Said:
-    """One answer: a status, a body (text as it is, anything else as JSON), headers; ``cut`` of the body's bytes are not sent."""
+    """One answer: a status, a body (text as it is, anything else as JSON), headers; ``cut`` of the
+    body's bytes are not sent."""
 
     body: Any
     status: int = 200
@@ -26,7 +28,8 @@ class Said:
 
 @dataclass
 class LocalServer:
-    """What stands behind ``url``. ``routes`` maps "/path" to a function of the request's JSON (None for a GET)."""
+    """What stands behind ``url``. ``routes`` maps "/path" to a function of the request's JSON (None
+    for a GET)."""
 
     url: str
     routes: dict[str, Callable[[Any], Said]]
@@ -40,7 +43,8 @@ class LocalServer:
 
 @contextmanager
 def local_server(routes: dict[str, Callable[[Any], Said]]) -> Iterator[LocalServer]:
-    """A running server; leaving the context fails when it was asked for something that it was not told."""
+    """A running server; leaving the context fails when it was asked for something that it was not
+    told."""
     unknown: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,7 +62,9 @@ def local_server(routes: dict[str, Callable[[Any], Said]]) -> Iterator[LocalServ
             if self.path not in server.routes:
                 unknown.append(self.path)
             said = server.routes.get(self.path, lambda _: Said("", 404))(body)
-            data = said.body.encode() if isinstance(said.body, str) else json.dumps(said.body).encode()
+            data = (
+                said.body.encode() if isinstance(said.body, str) else json.dumps(said.body).encode()
+            )
             self.send_response(said.status)
             for name, value in {"content-type": "application/json", **said.headers}.items():
                 self.send_header(name, value)

@@ -1,4 +1,5 @@
-"""HTTP servers of the standard library on loopback, for tests: run while a context lasts, answer JSON."""
+"""HTTP servers of the standard library on loopback, for tests: run while a context lasts, answer
+JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A real MLflow server on 127.0.0.1 with SQLite, ended with all that it has started; nothing of it is left."""
+"""A real MLflow server on 127.0.0.1 with SQLite, ended with all that it has started; nothing of it
+is left."""
 
 from __future__ import annotations
 
@@ -24,12 +25,34 @@ def mlflow_server(folder: Path, port: int | None = None) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{(port := port or free_port())}"
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
+        *(
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ),
+        *(
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ),
     ]
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=quiet, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=quiet, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + STARTUP
         while not _answers(url):
@@ -57,14 +80,22 @@ class Seen:
         self.client = MlflowClient(url)
         found = self.client.get_experiment_by_name(experiment)
         assert found is not None
-        self.runs = list(self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"]))
+        self.runs = list(
+            self.client.search_runs([found.experiment_id], order_by=["attributes.start_time"])
+        )
 
     def named(self, name: str) -> Any:
         (run,) = [run for run in self.runs if run.info.run_name == name]
         return run
 
     def points(self, run: Any, key: str) -> list[tuple[int, float]]:
-        return sorted((one.step, one.value) for one in self.client.get_metric_history(run.info.run_id, key))
+        return sorted(
+            (one.step, one.value) for one in self.client.get_metric_history(run.info.run_id, key)
+        )
 
     def every_point(self) -> dict[str, list[tuple[int, float]]]:
-        return {f"{run.info.run_name} {key}": self.points(run, key) for run in self.runs for key in run.data.metrics}
+        return {
+            f"{run.info.run_name} {key}": self.points(run, key)
+            for run in self.runs
+            for key in run.data.metrics
+        }

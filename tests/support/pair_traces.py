@@ -11,7 +11,9 @@ from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs import PreferencePairs
 
 
-def made_trace(index: int, influence: float | None, text: str, example: str = "e", **changes: Any) -> Trace:
+def made_trace(
+    index: int, influence: float | None, text: str, example: str = "e", **changes: Any
+) -> Trace:
     """Draft ``index`` of an example. One without an influence is one that failed."""
     values: dict[str, Any] = {
         "example_id": example,
@@ -37,12 +39,19 @@ def made_trace(index: int, influence: float | None, text: str, example: str = "e
 
 def drafts_of(*drafts: tuple[float | None, str], example: str = "e", **changes: Any) -> list[Trace]:
     """The traces of one example from its drafts' influences and texts."""
-    return [made_trace(index, influence, text, example, **changes) for index, (influence, text) in enumerate(drafts)]
+    return [
+        made_trace(index, influence, text, example, **changes)
+        for index, (influence, text) in enumerate(drafts)
+    ]
 
 
 def many(examples: Sequence[Sequence[tuple[float | None, str]]]) -> list[Trace]:
     """The traces of several examples, e0, e1, ..."""
-    return [trace for number, drafts in enumerate(examples) for trace in drafts_of(*drafts, example=f"e{number}")]
+    return [
+        trace
+        for number, drafts in enumerate(examples)
+        for trace in drafts_of(*drafts, example=f"e{number}")
+    ]
 
 
 STRATEGIES = ("ranked", "paper", "all")
@@ -60,7 +69,9 @@ TEXTS = (
 influences = st.one_of(st.none(), st.sampled_from([-1.0, -0.5, -0.1, 0.0, 0.25, 0.5, 1.0]))
 
 
-examples = st.lists(st.lists(st.tuples(influences, st.sampled_from(TEXTS)), min_size=1, max_size=8), max_size=4)
+examples = st.lists(
+    st.lists(st.tuples(influences, st.sampled_from(TEXTS)), min_size=1, max_size=8), max_size=4
+)
 
 
 rules = st.fixed_dictionaries(
@@ -78,4 +89,7 @@ def sides(pairs: PreferencePairs) -> list[tuple[int, int]]:
     return [(pair.chosen_index, pair.rejected_index) for pair in pairs]
 
 
-long = "The press of the works was built in the same year as the mill, and its service is due in spring, as always"
+long = (
+    "The press of the works was built in the same year as the mill, and its service is due in "
+    "spring, as always"
+)

@@ -1,13 +1,26 @@
-"""Small runs for the tests of the report: arms from strings of marks, and one run that has every part."""
+"""Small runs for the tests of the report: arms from strings of marks, and one run that has every
+part."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report import Arm, Curve, CurvePoint, InfluenceRow, PairRow, PairsSummary, RunReport, Stage, TraceRow
+from cowest_dspy.report import (
+    Arm,
+    Curve,
+    CurvePoint,
+    InfluenceRow,
+    PairRow,
+    PairsSummary,
+    RunReport,
+    Stage,
+    TraceRow,
+)
 
-HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \u2028'
+HOSTILE = (
+    '</script><script>document.title="owned"</script><img src=x onerror=alert(1)> & "quoted" \u2028'
+)
 
 
 def arm(name: str, marks: str, *, draft: str | None = None) -> Arm:
@@ -30,7 +43,12 @@ def arm(name: str, marks: str, *, draft: str | None = None) -> Arm:
 
 
 def run(*arms: Arm, **changes) -> RunReport:
-    facts: dict[str, Any] = {"title": "A run", "created": "2025-01-01T00:00:00Z", "seed": 0, "arms": arms}
+    facts: dict[str, Any] = {
+        "title": "A run",
+        "created": "2025-01-01T00:00:00Z",
+        "seed": 0,
+        "arms": arms,
+    }
     names = {"reference": "both", "rivals": ("strong",), "before": "sft", "after": "both"}
     return RunReport(**(facts | names | changes))
 
@@ -65,11 +83,15 @@ def full_run(text: str = "a draft") -> RunReport:
             InfluenceRow("t1", 0, 0.0, None, 1.0, 2),
             InfluenceRow("t1", 1, None, "truncated: 64 tokens", None, 2),
         ),
-        pairs=PairsSummary(1, 1, {"no margin": 3}, (PairRow("t0", "why?", text, "worse", 1.0, -1.0),)),
+        pairs=PairsSummary(
+            1, 1, {"no margin": 3}, (PairRow("t0", "why?", text, "worse", 1.0, -1.0),)
+        ),
         curves=(Curve("dpo", tuple(CurvePoint(float(i), 0.7 / i, i / 10) for i in range(1, 9))),),
         stages=(Stage("collect", 12.5, 9, 100, 50, 3, 2**30), Stage("dpo", 3.0)),
         traces=(trace(0, text=text), trace(1, None, text)),
-        config={"strong": {"model": "m", "api_key": "plain-words", "api_base": "https://me:pw@host/v1"}},
+        config={
+            "strong": {"model": "m", "api_key": "plain-words", "api_base": "https://me:pw@host/v1"}
+        },
         versions={"dspy": "3.4.1"},
         warnings=("one draft was truncated",),
     )

@@ -9,7 +9,16 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, TransformersEngine, tunable, tune
+from cowest_dspy import (
+    DPO,
+    SFT,
+    Collaboration,
+    CoWest,
+    LineAdapter,
+    TransformersEngine,
+    tunable,
+    tune,
+)
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
@@ -24,15 +33,22 @@ def strong_that_counts(request: dict[str, Any]) -> str:
 
 
 def examples(name: str, count: int) -> list[dspy.Example]:
-    return [dspy.Example(question=f"{name} {i}?", answer="yes").with_inputs("question") for i in range(count)]
+    return [
+        dspy.Example(question=f"{name} {i}?", answer="yes").with_inputs("question")
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
 def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dspy.LM:
-    """A tiny weak model that has learned to write a few letters, some with more vowels than others."""
+    """A tiny weak model that has learned to write a few letters, some with more vowels than
+    others."""
     texts = ["a e i", "b c d", "o u a", "x"]
     rows = [
-        {"prompt": [{"role": "user", "content": f"Question: {i}?"}], "completion": [{"role": "assistant", "content": text}]}
+        {
+            "prompt": [{"role": "user", "content": f"Question: {i}?"}],
+            "completion": [{"role": "assistant", "content": text}],
+        }
         for i in range(4)
         for text in texts
     ]
@@ -44,7 +60,9 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dspy.L
 @pytest.fixture
 def student(taught: dspy.LM) -> Collaboration:
     strong = ScriptedEngine(strong_that_counts, model="scripted/strong").lm()
-    return Collaboration("question -> answer", adapter=LineAdapter()).bind(weak=taught, strong=strong)
+    return Collaboration("question -> answer", adapter=LineAdapter()).bind(
+        weak=taught, strong=strong
+    )
 
 
 def match(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
@@ -63,6 +81,8 @@ def optimizer(tmp_path: Path) -> Callable[..., CoWest]:
     def make(folder: str = "run", **values: Any) -> CoWest:
         tuner = values.pop("tuner", DPO(max_steps=2, precision="fp32", batch_size=2))
         gate = PairRules.model_validate({"least": values.pop("least", 2)})
-        return CoWest(match, tuner, 6, rules(**values), pairs=gate, max_failed=1.0, run=tmp_path / folder)
+        return CoWest(
+            match, tuner, 6, rules(**values), pairs=gate, max_failed=1.0, run=tmp_path / folder
+        )
 
     return make

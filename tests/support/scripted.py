@@ -1,4 +1,5 @@
-"""Scripted models, questions and metrics that tests of collection, influence and optimisers share."""
+"""Scripted models, questions and metrics that tests of collection, influence and optimisers
+share."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def match(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
 
 
 def questions(count: int) -> list[dspy.Example]:
-    rows = [{"id": f"q{i}", "question": f"Question number {i}?", "answer": str(i)} for i in range(count)]
+    rows = [
+        {"id": f"q{i}", "question": f"Question number {i}?", "answer": str(i)} for i in range(count)
+    ]
     return [dspy.Example(**row).with_inputs("question") for row in rows]
 
 
@@ -31,7 +34,9 @@ def strong_that_reads() -> ScriptedEngine:
     """Answers what the background says; without one, "none"."""
 
     def answer(request: dict[str, Any]) -> str:
-        lines = dict(line.split(": ", 1) for line in request["messages"][-1]["content"].splitlines())
+        lines = dict(
+            line.split(": ", 1) for line in request["messages"][-1]["content"].splitlines()
+        )
         return lines.get("Background", "none")
 
     return ScriptedEngine(answer, model="scripted/strong")
@@ -43,14 +48,18 @@ def weak_that_varies(texts: list[str]) -> ScriptedEngine:
     def answer(request: dict[str, Any]) -> str:
         number = request["messages"][-1]["content"].split()[-1].rstrip("?")
         seed = request["config"].get("seed", 0)
-        order = sorted(Sampling(drafts=len(texts)).seed_of(f"q{number}", i) for i in range(len(texts)))
+        order = sorted(
+            Sampling(drafts=len(texts)).seed_of(f"q{number}", i) for i in range(len(texts))
+        )
         return texts[order.index(seed) if seed in order else 0].format(n=number)
 
     return ScriptedEngine(answer, model="scripted/weak")
 
 
 def together(weak: ScriptedEngine, strong: ScriptedEngine) -> Collaboration:
-    return Collaboration("question -> answer", draft="knowledge").bind(weak=weak.lm(), strong=strong.lm())
+    return Collaboration("question -> answer", draft="knowledge").bind(
+        weak=weak.lm(), strong=strong.lm()
+    )
 
 
 def made_trace(index: int, influence: float | None, text: str, example: str = "e") -> Trace:
@@ -82,7 +91,8 @@ HINT = "Write the number of the question."
 
 
 def weak_that_obeys(*, every: int = 0) -> ScriptedEngine:
-    """Names the number of the question once its instructions ask for it, or an example shows it; by chance every n-th time."""
+    """Names the number of the question once its instructions ask for it, or an example shows it; by
+    chance every n-th time."""
     asked = itertools.count(1)
 
     def answer(request: dict[str, Any]) -> str:
@@ -104,13 +114,20 @@ def proposer(seen: list[str]) -> dspy.LM:
         if "JSON object" in asked:
             return json.dumps(dict.fromkeys(re.findall(r"`(\w+)`", asked), HINT))
         wanted = re.findall(r"\[\[ ## (\w+) ## \]\]", asked)
-        return "\n".join(f"[[ ## {name} ## ]]\n{HINT}" for name in wanted) if wanted else f"```\n{HINT}\n```"
+        return (
+            "\n".join(f"[[ ## {name} ## ]]\n{HINT}" for name in wanted)
+            if wanted
+            else f"```\n{HINT}\n```"
+        )
 
     return ScriptedEngine(answer, model="scripted/proposer").lm(temperature=1.0, max_tokens=500)
 
 
 def instructions(module: dspy.Module) -> list[str]:
-    return [str(dspy.ensure_signature(predictor.signature).instructions) for predictor in module.predictors()]  # pyright: ignore
+    return [
+        str(dspy.ensure_signature(predictor.signature).instructions)
+        for predictor in module.predictors()
+    ]  # pyright: ignore
 
 
 def miprov2(metric: Any, lm: dspy.LM, *, candidates: int = 3, threads: int = 1) -> dspy.MIPROv2:
@@ -134,7 +151,13 @@ def judge_of(answer: Any, **settings: Any) -> tuple[Judge, ScriptedEngine]:
     return Judge(engine.lm(**lm_settings), **settings), engine
 
 
-def grading(example: dspy.Example, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
+def grading(
+    example: dspy.Example,
+    prediction: Any,
+    trace: Any = None,
+    pred_name: Any = None,
+    pred_trace: Any = None,
+) -> Any:
     score = match(example, prediction)
     return score if pred_name is None else dspy.Prediction(score=score, feedback="Say more vowels.")
 
@@ -143,4 +166,6 @@ GOOD = "Reason: it follows.\nCoherence: 5\nConsistency: 3"
 
 
 def example(**fields: Any) -> dspy.Example:
-    return dspy.Example(**{"id": "q1", "question": "How hot?", "answer": "180", **fields}).with_inputs("question")
+    return dspy.Example(
+        **{"id": "q1", "question": "How hot?", "answer": "180", **fields}
+    ).with_inputs("question")

@@ -1,4 +1,5 @@
-"""Real servers for tests, as engines: llama.cpp's and vLLM's with SmolLM2 in bfloat16, started when first asked."""
+"""Real servers for tests, as engines: llama.cpp's and vLLM's with SmolLM2 in bfloat16, started when
+first asked."""
 
 from __future__ import annotations
 
@@ -15,14 +16,32 @@ CONTEXT = 1024
 """Tokens that a prompt and its answer may have together."""
 
 
-def llama_cpp_engine(models: Path, *, parallel: int = 4, threads: int = 1, context: int = CONTEXT) -> ServerEngine:
-    """An engine on a server of llama.cpp that has the weak model of the demo; close() stops it. One thread: others may be busy."""
+def llama_cpp_engine(
+    models: Path, *, parallel: int = 4, threads: int = 1, context: int = CONTEXT
+) -> ServerEngine:
+    """An engine on a server of llama.cpp that has the weak model of the demo; close() stops it. One
+    thread: others may be busy."""
     pytest.importorskip("xllamacpp")
     file = models / f"{SMOL}.BF16.gguf"
     if not file.is_file():
         pytest.skip(f"models/ lacks {file.name}: make models")
-    command = ["{python}", "-m", "cowest_dspy.lms.llama_server", "--model", str(file), "--port", "{port}"]
-    command += ["--parallel", str(parallel), "--ctx-size", str(parallel * context), "--threads", str(threads)]
+    command = [
+        "{python}",
+        "-m",
+        "cowest_dspy.lms.llama_server",
+        "--model",
+        str(file),
+        "--port",
+        "{port}",
+    ]
+    command += [
+        "--parallel",
+        str(parallel),
+        "--ctx-size",
+        str(parallel * context),
+        "--threads",
+        str(threads),
+    ]
     settings = Server(
         kind="server",
         server="llama_cpp",
@@ -41,7 +60,16 @@ def vllm_engine(models: Path, log: Path) -> ServerEngine:
     if not program.is_file():
         pytest.skip("vLLM is not installed: make vllm")
     environment = ["env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", "VLLM_CPU_KVCACHE_SPACE=1"]
-    command = [*environment, str(program), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", "{port}"]
+    command = [
+        *environment,
+        str(program),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+    ]
     command += ["--model", str(models / SMOL), "--served-model-name", SMOL, "--dtype", "bfloat16"]
     command += ["--max-model-len", str(CONTEXT), "--max-num-seqs", "32"]
     command += ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"]
@@ -59,14 +87,23 @@ def vllm_engine(models: Path, log: Path) -> ServerEngine:
 
 
 def make_mild_adapter(base: Path, folder: Path, seed: int) -> Path:
-    """A LoRA adapter with random weights, small enough that a real model still speaks, large enough that it speaks otherwise."""
+    """A LoRA adapter with random weights, small enough that a real model still speaks, large enough
+    that it speaks otherwise."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=4, lora_alpha=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        config = LoraConfig(
+            r=4,
+            lora_alpha=2,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+        )
+        model: Any = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config
+        )
     model.save_pretrained(folder)
     return folder

@@ -14,9 +14,11 @@ from live_task import started
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, files: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """``cowest serve`` of the slow task in a process: the process, its address, and what it has said so far. ``files``: how many it
-    may have open (on Linux)."""
+def running(
+    folder: Path, *arguments: str, files: int | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """``cowest serve`` of the slow task in a process: the process, its address, and what it has
+    said so far. ``files``: how many it may have open (on Linux)."""
     with started(folder, "serve", *arguments) as process:
         if files is not None:
             resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (files, files))

@@ -1,4 +1,5 @@
-"""A collaboration of scripted models behind a real server, for tests: what fails, waits or is counted is said by the test."""
+"""A collaboration of scripted models behind a real server, for tests: what fails, waits or is
+counted is said by the test."""
 
 from __future__ import annotations
 
@@ -31,15 +32,23 @@ def refined(text: str) -> str | Exception:
 
 
 def program(
-    weak: Answering = drafted, strong: Answering = refined, *, signature: str = "question -> answer", draft: Any = "knowledge"
+    weak: Answering = drafted,
+    strong: Answering = refined,
+    *,
+    signature: str = "question -> answer",
+    draft: Any = "knowledge",
 ) -> Collaboration:
     """A bound program; both functions get the last message."""
-    return Collaboration(signature, draft=draft).bind(weak=lm(weak, "weak"), strong=lm(strong, "strong"))
+    return Collaboration(signature, draft=draft).bind(
+        weak=lm(weak, "weak"), strong=lm(strong, "strong")
+    )
 
 
 def lm(answer: Answering, role: str) -> dspy.LM:
     """An LM that answers as the function says; an exception that it gives is raised."""
-    return ScriptedEngine(lambda asked: answer(asked["messages"][-1]["content"]), model=f"scripted/{role}").lm()
+    return ScriptedEngine(
+        lambda asked: answer(asked["messages"][-1]["content"]), model=f"scripted/{role}"
+    ).lm()
 
 
 def rules(**settings: Any) -> ServeRules:
@@ -48,9 +57,17 @@ def rules(**settings: Any) -> ServeRules:
 
 
 @contextmanager
-def serving(made: Collaboration | None = None, *, key: str | None = None, router: Any = None, **settings: Any) -> Iterator[str]:
+def serving(
+    made: Collaboration | None = None,
+    *,
+    key: str | None = None,
+    router: Any = None,
+    **settings: Any,
+) -> Iterator[str]:
     """The address of a server as "http://127.0.0.1:PORT/v1"."""
-    with served(made or program(), rules(**settings), name="handbook", key=key, router=router) as address:
+    with served(
+        made or program(), rules(**settings), name="handbook", key=key, router=router
+    ) as address:
         yield address
 
 
@@ -61,7 +78,12 @@ def body(text: str = QUESTION, **more: Any) -> dict[str, Any]:
 
 def post(address: str, asked: Any = None, **options: Any) -> httpx.Response:
     """The answer to a request, without any client's own retries."""
-    return httpx.post(f"{address}/chat/completions", json=body() if asked is None else asked, timeout=30, **options)
+    return httpx.post(
+        f"{address}/chat/completions",
+        json=body() if asked is None else asked,
+        timeout=30,
+        **options,
+    )
 
 
 def root(address: str) -> str:

@@ -1,7 +1,9 @@
-"""A process of a training whose weights FSDP shares out, on a CPU (torchrun): ``python sharded.py BASE ADAPTER|- OUTPUT KIND``.
+"""A process of a training whose weights FSDP shares out, on a CPU (torchrun): ``python sharded.py
+BASE ADAPTER|- OUTPUT KIND``.
 
-Accelerate turns to FSDP only where there are several GPUs. Told that processes of gloo are such, it does on a CPU all that it does
-on GPUs: wrapping, sharding, gathering. What is not tried is the hardware, and how fast it is.
+Accelerate turns to FSDP only where there are several GPUs. Told that processes of gloo are such, it
+does on a CPU all that it does on GPUs: wrapping, sharding, gathering. What is not tried is the
+hardware, and how fast it is.
 """
 
 from __future__ import annotations
@@ -41,11 +43,25 @@ def main(base: str, adapter: str, output: str, kind: str) -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     PartialState.__init__ = as_on_gpus
-    PartialState(cpu=True)  # As launched.py does: a step's rows are dealt out among the processes that there are.
+    PartialState(
+        cpu=True
+    )  # As launched.py does: a step's rows are dealt out among the processes that there are.
     train, make, data = kinds(7)[kind]
     start = None if adapter == "-" else Path(adapter)
-    tuned = train(settings(make), data, base=base, adapter=start, output=Path(output) / os.environ["RANK"], seed=5)
-    print(AcceleratorState().distributed_type, tuned.adapter_hash, *(record["loss"] for record in tuned.history), flush=True)
+    tuned = train(
+        settings(make),
+        data,
+        base=base,
+        adapter=start,
+        output=Path(output) / os.environ["RANK"],
+        seed=5,
+    )
+    print(
+        AcceleratorState().distributed_type,
+        tuned.adapter_hash,
+        *(record["loss"] for record in tuned.history),
+        flush=True,
+    )
     PartialState().destroy_process_group()
 
 

@@ -1,4 +1,5 @@
-"""A Ray cluster of several simulated nodes on this machine, for tests; nothing of it is left afterwards."""
+"""A Ray cluster of several simulated nodes on this machine, for tests; nothing of it is left
+afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ class Simulated:
 
         self._own: dict[str, Any] = {"node_ip_address": "127.0.0.1", "object_store_memory": MEMORY}
         self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # A socket's path must be short.
-        head = {**self._own, "num_cpus": 0, "include_dashboard": False, "temp_dir": f"{self._folder}/ray"}
+        head = {
+            **self._own,
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "temp_dir": f"{self._folder}/ray",
+        }
         with self._as_rays_own():
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self.add() for _ in range(nodes)]
@@ -58,8 +64,9 @@ class Simulated:
 
     @contextlib.contextmanager
     def _as_rays_own(self) -> Iterator[None]:
-        """Ray writes a cluster's address where ``ray.init()`` looks for one. In ``/tmp/ray`` it would be taken for a cluster of
-        the user's own, and on a machine where Ray has never run that folder is not there, which ends ``Cluster`` (2.60)."""
+        """Ray writes a cluster's address where ``ray.init()`` looks for one. In ``/tmp/ray`` it
+        would be taken for a cluster of the user's own, and on a machine where Ray has never run
+        that folder is not there, which ends ``Cluster`` (2.60)."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_TMPDIR", self._folder)
             yield
@@ -67,7 +74,9 @@ class Simulated:
     def toml(self, folder: Path, more: str = "") -> Path:
         """A file that puts a task's models on this cluster."""
         file = folder / "ray.toml"
-        file.write_text(f'[ray]\naddress = "{self.address}"\nstartup = 120\n{more}', encoding="utf-8")
+        file.write_text(
+            f'[ray]\naddress = "{self.address}"\nstartup = 120\n{more}', encoding="utf-8"
+        )
         return file
 
 
@@ -80,7 +89,11 @@ def simulated(nodes: int) -> Iterator[Simulated]:
         yield made
     finally:
         made.close()
-    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+    left = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.pid not in before
+    ]
     _, alive = psutil.wait_procs(left, timeout=20)
     assert not alive, f"left behind: {alive}"
 
@@ -91,6 +104,8 @@ def workers(node: Any) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for process in psutil.Process(raylet).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "Worker" in " ".join(process.cmdline()) and "IDLE" not in " ".join(process.cmdline()):
+            if "Worker" in " ".join(process.cmdline()) and "IDLE" not in " ".join(
+                process.cmdline()
+            ):
                 found.append(process)
     return found

@@ -1,4 +1,5 @@
-"""A real model that is tiny: a Llama of two layers with a byte-level tokenizer and a chat template, random but reproducible."""
+"""A real model that is tiny: a Llama of two layers with a byte-level tokenizer and a chat template,
+random but reproducible."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' "
+    "}}{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -24,7 +26,8 @@ TEXT = [
 
 
 def make_tiny_model(folder: Path, seed: int = 0, **shape: int) -> Path:
-    """Saves a model and its tokenizer into ``folder`` as Hugging Face folders are; equal for equal seeds. Gives ``folder``.
+    """Saves a model and its tokenizer into ``folder`` as Hugging Face folders are; equal for equal
+    seeds. Gives ``folder``.
 
     ``shape``: other sizes of LlamaConfig's.
     """
@@ -49,7 +52,8 @@ def make_tiny_model(folder: Path, seed: int = 0, **shape: int) -> Path:
         bos_token_id=tokenizer.convert_tokens_to_ids(START),
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=True,
-        # Five times the usual: otherwise a random model of this size answers the same line break to everything.
+        # Five times the usual: otherwise a random model of this size answers the same line break to
+        # everything.
         initializer_range=0.1,
     )
     with torch.random.fork_rng(devices=[]):
@@ -78,7 +82,9 @@ def _tokenizer() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -90,7 +96,13 @@ def make_adapter(base: Path, folder: Path, seed: int) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
     model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     model.save_pretrained(folder)
     return folder

@@ -26,7 +26,10 @@ def byte_alphabet() -> list[str]:
 
 
 def tensor_shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (vocabulary, HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+    }
     narrow = HIDDEN * KV_HEADS // HEADS
     for layer in range(LAYERS):
         block = {
@@ -63,7 +66,9 @@ def write_tiny_gguf(path: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.CONTROL] * len(SPECIALS) + [TokenType.NORMAL] * (len(tokens) - len(SPECIALS)))
+    writer.add_token_types(
+        [TokenType.CONTROL] * len(SPECIALS) + [TokenType.NORMAL] * (len(tokens) - len(SPECIALS))
+    )
     writer.add_token_merges(["h e", "l l"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

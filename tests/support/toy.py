@@ -1,6 +1,8 @@
-"""The toy task that tests take through a configuration: what its recipe and its TOML have in common everywhere.
+"""The toy task that tests take through a configuration: what its recipe and its TOML have in common
+everywhere.
 
-A test adds its own functions (or ``ROWS``) to ``RECIPE`` (written as toy.py) and its own tables to ``TASK`` (written as toy.toml).
+A test adds its own functions (or ``ROWS``) to ``RECIPE`` (written as toy.py) and its own tables to
+``TASK`` (written as toy.toml).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The toy task with a real tiny weak model that is really tuned, as files; and the command line on it."""
+"""The toy task with a real tiny weak model that is really tuned, as files; and the command line on
+it."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def write_toy(folder: Path, tiny_model: Path, text: str = TASK) -> list[Path]:
 
 
 def finish_toy(folder: Path, tiny_model: Path) -> None:
-    """Write the toy task with a cycle of three steps into a folder, and run it whole into its `run`."""
+    """Write the toy task with a cycle of three steps into a folder, and run it whole into its
+    `run`."""
     text = TASK.replace('controls = ["shuffled", "sft_on_chosen"]', "controls = []") + STEPS
     with Experiment(load_config(write_toy(folder, tiny_model, text)), folder / "run") as experiment:
         experiment.cycle()

@@ -1,4 +1,5 @@
-"""Runs for the tests of tracking: a store as a finished run leaves it, without a model; and a task that asks scripted ones."""
+"""Runs for the tests of tracking: a store as a finished run leaves it, without a model; and a task
+that asks scripted ones."""
 
 from __future__ import annotations
 
@@ -74,17 +75,41 @@ def config(folder: Path, tracking: str = 'to = ["mlflow"]', more: str = "") -> C
 def history(base: float, steps: int = 5) -> list[dict[str, float]]:
     """What a training logs."""
     return [
-        {"step": step, "loss": base / step, "rewards/margins": 0.1 * step, "rewards/accuracies": 1.0}
+        {
+            "step": step,
+            "loss": base / step,
+            "rewards/margins": 0.1 * step,
+            "rewards/accuracies": 1.0,
+        }
         for step in range(1, steps + 1)
     ]
 
 
-def finished(run: Path, settings: Config, *, adapter: str = "a1a1a1a1a1a1", rounds: int = 2) -> None:
-    """Leaves in ``run`` what a run of so many rounds leaves there: records of its store, its pairs and its configuration."""
+def finished(
+    run: Path, settings: Config, *, adapter: str = "a1a1a1a1a1a1", rounds: int = 2
+) -> None:
+    """Leaves in ``run`` what a run of so many rounds leaves there: records of its store, its pairs
+    and its configuration."""
     with Store(run) as store:
-        cost = {"seconds": 2.5, "calls": 12, "tokens_in": 340, "tokens_out": 56, "usd": 0.25, "cached_calls": 3}
+        cost = {
+            "seconds": 2.5,
+            "calls": 12,
+            "tokens_in": 340,
+            "tokens_out": 56,
+            "usd": 0.25,
+            "cached_calls": 3,
+        }
         cost |= {"peak_memory_bytes": 1000, "note": ""}
-        names = ["drafts", "collect", "dpo", "dev", "collect 2", "dpo 2", "dev 2", "evaluate strong"]
+        names = [
+            "drafts",
+            "collect",
+            "dpo",
+            "dev",
+            "collect 2",
+            "dpo 2",
+            "dev 2",
+            "evaluate strong",
+        ]
         for name in names[: 4 * rounds] + names[-1:]:
             store.keep("stage", name, cost)
         kept = {"folder": "adapters/x", "model": "local/tiny@0123+sft"}
@@ -92,20 +117,49 @@ def finished(run: Path, settings: Config, *, adapter: str = "a1a1a1a1a1a1", roun
         before = {f"d{n}": 0.0 for n in range(8)}
         for number in range(1, rounds + 1):
             name = "dpo" if number == 1 else f"dpo {number}"
-            found = gain(before, {key: float(int(key[1]) < (6 if number == 1 else 0)) for key in before})
+            found = gain(
+                before, {key: float(int(key[1]) < (6 if number == 1 else 0)) for key in before}
+            )
             model = f"local/tiny@0123+{adapter}{number}"
             outcome = "accepted" if number == 1 else "rolled back"
-            made = Round(number, "local/tiny@0123+sft", model, 9 - number, 0, outcome, f"gain {found}", found)
-            store.keep("adapter", name, {"identity": f"{adapter}{number}", "history": history(number), **kept, "model": model})
+            made = Round(
+                number, "local/tiny@0123+sft", model, 9 - number, 0, outcome, f"gain {found}", found
+            )
+            store.keep(
+                "adapter",
+                name,
+                {
+                    "identity": f"{adapter}{number}",
+                    "history": history(number),
+                    **kept,
+                    "model": model,
+                },
+            )
             store.keep("round", str(number), asdict(made))
-            store.keep("pairs", name.replace("dpo", "dropped"), {"the same influence": 4, "no influence": number})
+            store.keep(
+                "pairs",
+                name.replace("dpo", "dropped"),
+                {"the same influence": 4, "no influence": number},
+            )
         store.keep("final", "weak", {"adapter": "dpo", "model": f"local/tiny@0123+{adapter}1"})
         for name, marks in (("strong", (1.0, 0.0, None)), ("collaboration", (1.0, 1.0, 1.0))):
             answers = [
-                Answer(f"t{n}", {"question": f"test {n} ladder?"}, "yes", "yes", mark, "timeout" if mark is None else None)
+                Answer(
+                    f"t{n}",
+                    {"question": f"test {n} ladder?"},
+                    "yes",
+                    "yes",
+                    mark,
+                    "timeout" if mark is None else None,
+                )
                 for n, mark in enumerate(marks)
             ]
             store.keep("arm", name, {**asdict(Arm(name, name, tuple(answers))), "identity": "i"})
-    row = {"prompt": f"A ladder? My key is {KEY}", "chosen": "It is so.", "rejected": "Who knows.", "example_id": "q0"}
+    row = {
+        "prompt": f"A ladder? My key is {KEY}",
+        "chosen": "It is so.",
+        "rejected": "Who knows.",
+        "example_id": "q0",
+    }
     (run / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (run / "config.toml").write_text(effective_toml(settings), encoding="utf-8")

@@ -17,20 +17,27 @@ def trackio_rows(folder: Path, project: str) -> dict[str, list[tuple[int, dict[s
     """Of each run of a project, by its name: steps with what was logged at each, in order."""
     found: dict[str, list[tuple[int, dict[str, float]]]] = {}
     with closing(sqlite3.connect(f"file:{folder / project}.db?mode=ro", uri=True)) as db:
-        for name, step, logged in db.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id"):
+        for name, step, logged in db.execute(
+            "SELECT run_name, step, metrics FROM metrics ORDER BY id"
+        ):
             found.setdefault(name, []).append((step, json.loads(logged)))
     return found
 
 
 def trackio_configs(folder: Path, project: str) -> dict[str, dict[str, Any]]:
     with closing(sqlite3.connect(f"file:{folder / project}.db?mode=ro", uri=True)) as db:
-        return {name: json.loads(config) for name, config in db.execute("SELECT run_name, config FROM configs ORDER BY id")}
+        return {
+            name: json.loads(config)
+            for name, config in db.execute("SELECT run_name, config FROM configs ORDER BY id")
+        }
 
 
 def trackio_artifacts(folder: Path, project: str) -> list[str]:
     """The files of the newest version of each artifact."""
     with closing(sqlite3.connect(f"file:{folder / project}.db?mode=ro", uri=True)) as db:
-        rows = db.execute("SELECT manifest, max(version) FROM artifact_versions GROUP BY artifact_id").fetchall()
+        rows = db.execute(
+            "SELECT manifest, max(version) FROM artifact_versions GROUP BY artifact_id"
+        ).fetchall()
     return [text for text, _ in rows]
 
 
@@ -48,7 +55,8 @@ def wandb_records(folder: Path) -> dict[str, list[Any]]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """W&B's files are LevelDB's logs: blocks of 32 KiB, records in pieces (1 whole, 2 first, 3 middle, 4 last)."""
+    """W&B's files are LevelDB's logs: blocks of 32 KiB, records in pieces (1 whole, 2 first, 3
+    middle, 4 last)."""
     place, held = HEADER, b""
     while place + HEADER <= len(content):
         left = BLOCK - place % BLOCK
@@ -66,7 +74,10 @@ def _records(content: bytes) -> Iterator[bytes]:
 def wandb_history(records: list[Any], key: str) -> list[tuple[float, float]]:
     """The points of a metric of ours: (step, value)."""
     rows = [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in record.history.item
+        }
         for record in records
         if record.WhichOneof("record_type") == "history"
     ]
@@ -77,5 +88,8 @@ def wandb_summary(records: list[Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for record in records:
         if record.WhichOneof("record_type") == "summary":
-            found |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.summary.update}
+            found |= {
+                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                for item in record.summary.update
+            }
     return found

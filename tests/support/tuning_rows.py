@@ -19,7 +19,13 @@ from cowest_dspy.tuning import (
 )
 
 # Large enough steps that a few of them move a tiny model.
-QUICK: dict[str, Any] = {"epochs": 1, "learning_rate": 3e-3, "batch_size": 4, "warmup": 0, "precision": "fp32"}
+QUICK: dict[str, Any] = {
+    "epochs": 1,
+    "learning_rate": 3e-3,
+    "batch_size": 4,
+    "warmup": 0,
+    "precision": "fp32",
+}
 LORA = Lora(rank=4, alpha=8)
 
 
@@ -35,8 +41,17 @@ def sft_rows(count: int = 8) -> list[dict[str, Any]]:
     # Completions of different lengths, so that padding and token-wise averages matter.
     return [
         {
-            "prompt": [says("system", "Say what the handbook says."), says("user", f"How hot is press {number}?")],
-            "completion": [says("assistant", f"Press {number} runs at {100 + number} degrees." + " And at 4 bar." * (number % 3))],
+            "prompt": [
+                says("system", "Say what the handbook says."),
+                says("user", f"How hot is press {number}?"),
+            ],
+            "completion": [
+                says(
+                    "assistant",
+                    f"Press {number} runs at {100 + number} degrees."
+                    + " And at 4 bar." * (number % 3),
+                )
+            ],
         }
         for number in range(count)
     ]
@@ -47,7 +62,12 @@ def pair_rows(count: int = 8) -> list[dict[str, Any]]:
         {
             "prompt": row["prompt"],
             "chosen": row["completion"],
-            "rejected": [says("assistant", "I do not know." if index % 2 else "It is not said anywhere in the handbook.")],
+            "rejected": [
+                says(
+                    "assistant",
+                    "I do not know." if index % 2 else "It is not said anywhere in the handbook.",
+                )
+            ],
             "example_id": str(index),
             "chosen_influence": 1.0,
         }
@@ -71,11 +91,17 @@ def labelled(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def held_of(data: list[dict[str, Any]], part: float = 0.4, seed: int = 1) -> list[dict[str, Any]]:
-    return [data[index] for index in evaluation.split(data, part, seed, [row["example_id"] for row in data]).held]
+    return [
+        data[index]
+        for index in evaluation.split(data, part, seed, [row["example_id"] for row in data]).held
+    ]
 
 
-def pairs_with_one_turned_round(count: int = 10, part: float = 0.4, seed: int = 1) -> list[dict[str, Any]]:
-    """All of the held-out pairs but one are like those that are trained on, one is the other way round: too sure is too much."""
+def pairs_with_one_turned_round(
+    count: int = 10, part: float = 0.4, seed: int = 1
+) -> list[dict[str, Any]]:
+    """All of the held-out pairs but one are like those that are trained on, one is the other way
+    round: too sure is too much."""
     data = pair_rows(count)
     turned = held_of(data, part, seed)[0]
     turned["chosen"], turned["rejected"] = turned["rejected"], turned["chosen"]
@@ -98,7 +124,13 @@ def assert_close(left: Path, right: Path, tolerance: float) -> None:
     first, second = read(left), read(right)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            tensor,
+            second[name],
+            rtol=0,
+            atol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def load(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
@@ -107,11 +139,16 @@ def load(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval(), AutoTokenizer.from_pretrained(folder)
+    return (
+        PeftModel.from_pretrained(model, adapter) if adapter else model
+    ).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def completion_logprob(folder: Path, prompt: list[Any], completion: list[Any], adapter: Path | None = None) -> tuple[float, int]:
-    """The log-probability of a completion's tokens given its prompt, and their number: the definition, written out."""
+def completion_logprob(
+    folder: Path, prompt: list[Any], completion: list[Any], adapter: Path | None = None
+) -> tuple[float, int]:
+    """The log-probability of a completion's tokens given its prompt, and their number: the
+    definition, written out."""
     import torch
 
     model, tokenizer = load(folder, adapter)
@@ -135,16 +172,22 @@ def unpaired_rows(count: int) -> list[dict[str, Any]]:
     return made
 
 
-# Dropout draws random numbers in every forward pass; two micro-batches make a step; 8 rows in 5 passes make 10 of them.
-HARD: dict[str, Any] = quick(epochs=5, micro_batch_size=2, warmup=0.3, lora=Lora(rank=4, alpha=8, dropout=0.3))
+# Dropout draws random numbers in every forward pass; two micro-batches make a step; 8 rows in 5
+# passes make 10 of them.
+HARD: dict[str, Any] = quick(
+    epochs=5, micro_batch_size=2, warmup=0.3, lora=Lora(rank=4, alpha=8, dropout=0.3)
+)
 
 
 class Stopped(Exception):
     """What the tests stop a training with."""
 
 
-def train(kind: str, base: Path, output: Path, seed: int = 3, stop: int | None = None, **changes: Any) -> tuple[Any, list[int]]:
-    """The result and the steps that were told; stopped after that many optimiser steps, the result is None."""
+def train(
+    kind: str, base: Path, output: Path, seed: int = 3, stop: int | None = None, **changes: Any
+) -> tuple[Any, list[int]]:
+    """The result and the steps that were told; stopped after that many optimiser steps, the result
+    is None."""
     told: list[int] = []
 
     def on_step(step: int, total: int, logs: dict[str, float]) -> None:
@@ -154,7 +197,14 @@ def train(kind: str, base: Path, output: Path, seed: int = 3, stop: int | None =
 
     run, settings, data = kinds(8)[kind]
     try:
-        return run(settings(**HARD | changes), data, base=str(base), output=output, seed=seed, on_step=on_step), told
+        return run(
+            settings(**HARD | changes),
+            data,
+            base=str(base),
+            output=output,
+            seed=seed,
+            on_step=on_step,
+        ), told
     except Stopped:
         return None, told
 
@@ -165,11 +215,14 @@ def left(output: Path) -> list[str]:
 
 def same(one: Any, other: Any) -> bool:
     files = ("adapter_model.safetensors", "adapter_config.json")
-    return one.history == other.history and all((one.path / f).read_bytes() == (other.path / f).read_bytes() for f in files)
+    return one.history == other.history and all(
+        (one.path / f).read_bytes() == (other.path / f).read_bytes() for f in files
+    )
 
 
 def watch_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-    """The names of a model's parameters ("all"), and of those that a training changed ("changed"), once one was run."""
+    """The names of a model's parameters ("all"), and of those that a training changed ("changed"),
+    once one was run."""
     import torch
 
     seen: dict[str, set[str]] = {}
@@ -179,7 +232,9 @@ def watch_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
         before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
         run(trainer, *arguments, **options)
         after = dict(trainer.model.named_parameters())
-        seen["changed"] = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        seen["changed"] = {
+            name for name, value in before.items() if not torch.equal(value, after[name])
+        }
         seen["all"] = set(after)
 
     monkeypatch.setattr(trainers, "run", watched)

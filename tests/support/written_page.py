@@ -1,4 +1,5 @@
-"""A written page as tests read it: its scripts, its text, every address that it could ask for, and the marks of its charts."""
+"""A written page as tests read it: its scripts, its text, every address that it could ask for, and
+the marks of its charts."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from xml.etree import ElementTree
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its scripts, its text, and every address that it could ask for."""
+    """What a browser would make of the page: its scripts, its text, and every address that it could
+    ask for."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -23,7 +25,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
-        self.addresses += [found[key] or "" for key in ("src", "href", "srcset", "data") if key in found]
+        self.addresses += [
+            found[key] or "" for key in ("src", "href", "srcset", "data") if key in found
+        ]
         self.handlers += [key for key in found if key.startswith("on")]
         if found.get("http-equiv") == "Content-Security-Policy":
             self.policy = found["content"] or ""
@@ -46,12 +50,17 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.texts))
 
     def data(self, name: str) -> dict:
-        return next(json.loads(text) for found, text in self.scripts if found.get("id") == f"{name}-data")
+        return next(
+            json.loads(text) for found, text in self.scripts if found.get("id") == f"{name}-data"
+        )
 
     def row(self, name: str, index: int = 0) -> list[tuple[str, str]]:
         """Label and text of each step of a row in the list of that name."""
         found = self.data(name)
-        return [(found["texts"][label], found["texts"][text]) for label, text, *_ in found["rows"][index][2]]
+        return [
+            (found["texts"][label], found["texts"][text])
+            for label, text, *_ in found["rows"][index][2]
+        ]
 
 
 def titles(drawing: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""The strict fake of an OpenAI server: it speaks the protocol, counts, and refuses what it was not told."""
+"""The strict fake of an OpenAI server: it speaks the protocol, counts, and refuses what it was not
+told."""
 
 from __future__ import annotations
 
@@ -20,9 +21,17 @@ def body(text: str = "What is 2+2?", **more: Any) -> dict[str, Any]:
     return {"model": "scripted", "messages": [{"role": "user", "content": text}], **more}
 
 
-def post(server: OpenAIServer, value: Any, key: str = "k", path: str = "/chat/completions") -> httpx.Response:
+def post(
+    server: OpenAIServer, value: Any, key: str = "k", path: str = "/chat/completions"
+) -> httpx.Response:
     content = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return httpx.post(server.api_base + path, content=content, headers={"Authorization": f"Bearer {key}"}, timeout=5, verify=False)
+    return httpx.post(
+        server.api_base + path,
+        content=content,
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=5,
+        verify=False,
+    )
 
 
 def test_an_answer_has_choices_usage_and_a_reason() -> None:
@@ -50,18 +59,32 @@ def test_limits_and_stop_texts_cut_the_answer(more: dict[str, Any], text: str, r
 
 def test_log_probabilities_are_made_from_the_text_as_declared() -> None:
     with OpenAIServer(SCRIPT) as server:
-        content = post(server, body(logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"]["content"]
-    assert [(one["token"], one["logprob"]) for one in content] == [(t, token_logprob(t)) for t in ("It", " is", " 4.")]
+        content = post(server, body(logprobs=True, top_logprobs=2)).json()["choices"][0][
+            "logprobs"
+        ]["content"]
+    assert [(one["token"], one["logprob"]) for one in content] == [
+        (t, token_logprob(t)) for t in ("It", " is", " 4.")
+    ]
     assert [other["token"] for other in content[0]["top_logprobs"]] == ["It", "It~"]
 
 
 def test_a_streamed_answer_is_the_whole_answer_in_events() -> None:
     with OpenAIServer(SCRIPT) as server:
-        lines = post(server, body(stream=True, stream_options={"include_usage": True})).text.split("\n\n")
+        lines = post(server, body(stream=True, stream_options={"include_usage": True})).text.split(
+            "\n\n"
+        )
     assert lines[-2:] == ["data: [DONE]", ""]
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
-    assert "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"]) == "It is 4."
-    assert events[-2]["choices"][0]["finish_reason"] == "stop" and events[-1]["usage"]["total_tokens"] == 6
+    assert (
+        "".join(
+            choice["delta"].get("content", "") for event in events for choice in event["choices"]
+        )
+        == "It is 4."
+    )
+    assert (
+        events[-2]["choices"][0]["finish_reason"] == "stop"
+        and events[-1]["usage"]["total_tokens"] == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,11 +101,16 @@ def test_a_streamed_answer_is_the_whole_answer_in_events() -> None:
         (body("What is 3+3?"), 400, "The script has 0 answers"),
     ],
 )
-def test_what_the_protocol_or_the_script_does_not_know_is_an_error_in_openais_form(wrong: Any, status: int, says: str) -> None:
+def test_what_the_protocol_or_the_script_does_not_know_is_an_error_in_openais_form(
+    wrong: Any, status: int, says: str
+) -> None:
     with OpenAIServer(SCRIPT) as server:
         answer = post(server, wrong)
     assert answer.status_code == status
-    assert says in answer.json()["error"]["message"] and answer.json()["error"]["type"] == "invalid_request_error"
+    assert (
+        says in answer.json()["error"]["message"]
+        and answer.json()["error"]["type"] == "invalid_request_error"
+    )
 
 
 def test_an_unknown_path_a_wrong_key_and_a_scripted_fault_are_errors() -> None:
@@ -92,12 +120,18 @@ def test_an_unknown_path_a_wrong_key_and_a_scripted_fault_are_errors() -> None:
         assert httpx.get(server.api_base + "/models").status_code == 401
         assert post(server, body("fail")).status_code == 503
         assert post(server, body()).status_code == 200
-        assert "authorization" not in server.received[-1].headers and server.received[-1].body == body()
+        assert (
+            "authorization" not in server.received[-1].headers
+            and server.received[-1].body == body()
+        )
 
 
 def test_models_and_health_are_served() -> None:
     with OpenAIServer(SCRIPT, model=("a", "b")) as server:
-        assert [one["id"] for one in httpx.get(server.api_base + "/models").json()["data"]] == ["a", "b"]
+        assert [one["id"] for one in httpx.get(server.api_base + "/models").json()["data"]] == [
+            "a",
+            "b",
+        ]
         assert httpx.get(server.api_base.replace("/v1", "/health")).json() == {"status": "ok"}
 
 
@@ -111,14 +145,28 @@ def test_a_script_that_is_a_function_is_asked_for_each_choice() -> None:
     with OpenAIServer(script) as server:
         choices = post(server, body(n=2, max_completion_tokens=5)).json()["choices"]
     assert [choice["message"]["content"] for choice in choices] == ["1", "2"]
-    assert asked[0]["messages"] == [{"role": "user", "content": "What is 2+2?"}] and asked[0]["config"]["max_tokens"] == 5
+    assert (
+        asked[0]["messages"] == [{"role": "user", "content": "What is 2+2?"}]
+        and asked[0]["config"]["max_tokens"] == 5
+    )
 
 
 def test_faults_come_in_order_and_then_no_more() -> None:
-    faults = [Fault.status(429, retry_after=1.5), None, Fault.garbled(), Fault.truncated(), Fault.reset(), Fault.drip(0.05)]
+    faults = [
+        Fault.status(429, retry_after=1.5),
+        None,
+        Fault.garbled(),
+        Fault.truncated(),
+        Fault.reset(),
+        Fault.drip(0.05),
+    ]
     with OpenAIServer(SCRIPT, faults=faults) as server:
         first = post(server, body())
-        assert (first.status_code, first.headers["Retry-After"], first.json()["error"]["type"]) == (429, "1.5", "rate_limit_error")
+        assert (first.status_code, first.headers["Retry-After"], first.json()["error"]["type"]) == (
+            429,
+            "1.5",
+            "rate_limit_error",
+        )
         assert post(server, body()).status_code == 200
         with pytest.raises(json.JSONDecodeError):
             post(server, body()).json()
@@ -151,7 +199,14 @@ def test_outside_of_with_it_has_no_address() -> None:
 
 @pytest.mark.parametrize("length", ["\xb2", "-1", "9" * 30])
 def test_an_odd_length_of_a_body_is_refused(length: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with OpenAIServer(SCRIPT) as server, socket.create_connection(("127.0.0.1", urlsplit(server.api_base).port or 0), 30) as made:
-        made.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode("latin-1"))
+    with (
+        OpenAIServer(SCRIPT) as server,
+        socket.create_connection(("127.0.0.1", urlsplit(server.api_base).port or 0), 30) as made,
+    ):
+        made.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode(
+                "latin-1"
+            )
+        )
         assert made.recv(65536).startswith(b"HTTP/1.1 411")
     assert capfd.readouterr().err == ""

@@ -1,4 +1,5 @@
-"""Training by two processes on this CPU (gloo), started by ``accelerate launch``: equal to one process, and gone afterwards."""
+"""Training by two processes on this CPU (gloo), started by ``accelerate launch``: equal to one
+process, and gone afterwards."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ SUPPORT = Path(__file__).parents[1] / "support"
 @pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     train, make, data = kinds(7)[kind]
-    # Seven rows and batches of four: a pass ends inside a batch. Two forward passes of one row each, in each process.
+    # Seven rows and batches of four: a pass ends inside a batch. Two forward passes of one row
+    # each, in each process.
     settings = make(**quick(epochs=2, micro_batch_size=1, warmup=0.25), lora=LORA)
     one = train(settings, data, base=str(tiny_model), output=tmp_path / "one", seed=5)
     told: list[tuple[int, int]] = []
@@ -43,16 +45,27 @@ def test_two_processes_equal_one(kind: str, tiny_model: Path, tmp_path: Path) ->
         on_step=lambda step, total, _: told.append((step, total)),
     )
     assert_close(one.path, two.path, 1e-5)
-    assert len(one.history) == 4 and [record.keys() for record in one.history] == [record.keys() for record in two.history]
+    assert len(one.history) == 4 and [record.keys() for record in one.history] == [
+        record.keys() for record in two.history
+    ]
     for alone, together in zip(one.history, two.history, strict=True):
         assert compared(together) == pytest.approx(compared(alone), rel=1e-4, abs=1e-5)
     assert told == [(step, 4) for step in range(5)]
-    assert (two.tokens, two.trained_rows, two.base_id, two.settings) == (one.tokens, one.trained_rows, one.base_id, one.settings)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["one", "two"], "the job's folder is gone"
+    assert (two.tokens, two.trained_rows, two.base_id, two.settings) == (
+        one.tokens,
+        one.trained_rows,
+        one.base_id,
+        one.settings,
+    )
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["one", "two"], (
+        "the job's folder is gone"
+    )
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_an_error_and_takes_the_others_with_it(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_is_an_error_and_takes_the_others_with_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     def on_step(step: int, total: int, _: dict[str, float]) -> None:
         if step == 2:
             next(process for process in trainers() if process.environ().get("RANK") == "1").kill()
@@ -64,7 +77,9 @@ def test_a_process_that_is_killed_is_an_error_and_takes_the_others_with_it(tiny_
 
 @pytest.mark.slow
 def test_what_the_user_can_mend_is_told_as_by_one_process(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match=r"^8 of 8 rows are longer than max_length, 5 tokens: row 0 has"):
+    with pytest.raises(
+        TuningError, match=r"^8 of 8 rows are longer than max_length, 5 tokens: row 0 has"
+    ):
         launched(tiny_model, tmp_path / "out", settings={"max_length": 5})
     with pytest.raises(ModelError, match="adapter"):
         launched(tiny_model, tmp_path / "out", adapter=tmp_path)
@@ -73,7 +88,9 @@ def test_what_the_user_can_mend_is_told_as_by_one_process(tiny_model: Path, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_training_is_over_at_once(error: type[BaseException], tiny_model: Path, tmp_path: Path) -> None:
+def test_an_interrupted_training_is_over_at_once(
+    error: type[BaseException], tiny_model: Path, tmp_path: Path
+) -> None:
     def on_step(step: int, total: int, _: dict[str, float]) -> None:
         if step == 1:
             raise error("enough")
@@ -100,7 +117,12 @@ accelerated.launched(Path(sys.argv[2]), Path(sys.argv[3]), on_step=on_step)
 @pytest.mark.slow
 def test_nothing_outlives_a_killed_driver(tiny_model: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", DRIVER, str(SUPPORT), str(tiny_model), str(tmp_path / "out")]
-    assert subprocess.run(arguments, check=False, env={**os.environ, "PYTHONPATH": str(SUPPORT.parents[1])}).returncode == -9
+    assert (
+        subprocess.run(
+            arguments, check=False, env={**os.environ, "PYTHONPATH": str(SUPPORT.parents[1])}
+        ).returncode
+        == -9
+    )
     deadline = time.monotonic() + 20
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -136,7 +158,9 @@ def test_a_batch_is_dealt_out_in_equal_parts(settings: Any, processes: int, micr
         ),
     ],
 )
-def test_a_batch_that_cannot_be_dealt_out_says_what_to_set(settings: Any, processes: int, says: str) -> None:
+def test_a_batch_that_cannot_be_dealt_out_says_what_to_set(
+    settings: Any, processes: int, says: str
+) -> None:
     with pytest.raises(TuningError, match=says):
         dealt_out(settings, processes)
 
@@ -154,7 +178,9 @@ def test_what_needs_one_process_is_refused(settings: Any, says: str, tmp_path: P
         launch(settings, sft_rows(), 2, base="nowhere/at-all", output=tmp_path / "out")
 
 
-def test_fewer_gpus_than_processes_are_an_error(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_gpus_than_processes_are_an_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(TuningError, match="2 processes need a GPU each, and this machine has 1"):
         launched(tiny_model, tmp_path / "out")
@@ -176,7 +202,10 @@ def test_progress_is_told_once_and_only_of_whole_lines(tmp_path: Path) -> None:
     ("files", "kind", "says"),
     [
         (
-            {"error-0.json": ("ValueError", "connection lost"), "error-1.json": ("ModelError", "no such base")},
+            {
+                "error-0.json": ("ValueError", "connection lost"),
+                "error-1.json": ("ModelError", "no such base"),
+            },
             ModelError,
             "^no such base$",
         ),
@@ -188,7 +217,9 @@ def test_progress_is_told_once_and_only_of_whole_lines(tmp_path: Path) -> None:
         ({}, TuningError, r"(?s)exit code 7.*\n  no port; key \*\*\*$"),
     ],
 )
-def test_a_failure_is_told_by_its_cause(files: dict[str, Any], kind: type[Exception], says: str, tmp_path: Path) -> None:
+def test_a_failure_is_told_by_its_cause(
+    files: dict[str, Any], kind: type[Exception], says: str, tmp_path: Path
+) -> None:
     (tmp_path / "log.txt").write_text("starting\nno port; key sk-abcdefghijklmnop1234")
     for name, (error, text) in files.items():
         (tmp_path / name).write_text(json.dumps({"type": error, "text": text}))
@@ -205,13 +236,17 @@ def test_the_option_reaches_the_training(task: list[str]) -> None:
 def test_the_optimiser_sees_at_once_whether_its_tuner_can_be_dealt_out() -> None:
     with pytest.raises(TuningError, match="batch_size = 4 cannot be dealt out to 3 processes"):
         CoWest(match, DPO(batch_size=4), processes=3)
-    with pytest.raises(TuningError, match="KTO compares the rows of a whole step: train with one process"):
+    with pytest.raises(
+        TuningError, match="KTO compares the rows of a whole step: train with one process"
+    ):
         CoWest(match, KTO(), processes=2)
     assert CoWest(match, KTO()).processes == 1
 
 
 @pytest.mark.slow
-def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(student: Any, tmp_path: Path) -> None:
+def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(
+    student: Any, tmp_path: Path
+) -> None:
     tuner = DPO(max_steps=2, precision="fp32", batch_size=4, micro_batch_size=1, learning_rate=1e-3)
 
     def trained(processes: int) -> tuple[Path, list[dict[str, float]]]:
@@ -228,12 +263,18 @@ def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(student: Any, t
     launched: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            provider, "launch", lambda *given, **named: launched.append(named["processes"].processes) or launch(*given, **named)
+            provider,
+            "launch",
+            lambda *given, **named: (
+                launched.append(named["processes"].processes) or launch(*given, **named)
+            ),
         )
         (one, alone), (two, together) = trained(1), trained(2)
     assert launched == [2]
     assert_close(one, two, 1e-5)
-    assert [compared(record) for record in together] == [pytest.approx(compared(record), rel=1e-4, abs=1e-5) for record in alone]
+    assert [compared(record) for record in together] == [
+        pytest.approx(compared(record), rel=1e-4, abs=1e-5) for record in alone
+    ]
 
 
 @pytest.mark.slow
@@ -243,7 +284,13 @@ def test_a_run_tunes_with_two_processes_and_is_read_by_one(task: list[str], tmp_
     assert "tuned: local/" in said
     with Store(tmp_path / "run") as store:
         made = {name: len(record["history"]) for name, record in store.records("adapter").items()}
-    assert sorted(made.values()) == [2, 80], "fine-tuning and preference tuning, each with its steps"
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}
+    assert sorted(made.values()) == [2, 80], (
+        "fine-tuning and preference tuning, each with its steps"
+    )
+    before = {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")
+    }
     assert cowest("tune", *task).splitlines()[-1] == said.splitlines()[-1]
-    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")}
+    assert before == {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "run/adapters").rglob("*.safetensors")
+    }

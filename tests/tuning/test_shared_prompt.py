@@ -1,4 +1,5 @@
-"""Laws of the shared prompt: computed once or twice, log-probabilities, gradients and trainings are the same."""
+"""Laws of the shared prompt: computed once or twice, log-probabilities, gradients and trainings are
+the same."""
 
 from __future__ import annotations
 
@@ -36,9 +37,20 @@ def make_windowed_model(tiny_model: Path, folder: Path, window: int) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = MistralConfig(**sizes, **tokens, num_key_value_heads=2, sliding_window=window, initializer_range=0.1)
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = MistralConfig(
+        **sizes, **tokens, num_key_value_heads=2, sliding_window=window, initializer_range=0.1
+    )
     MistralForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -54,7 +66,13 @@ def test_a_pair_is_one_row_and_what_begins_alike_stands_there_once() -> None:
     assert pairs.position_ids.tolist() == [[0, 1, 2, 2, 3], [0, 1, 1, 2, 0]]
     assert pairs.places.tolist() == [[0, 1, 2, 0], [0, 1, 0, 0], [0, 1, 3, 4], [0, 2, 3, 0]]
     looks = (pairs.attention_mask[0, 0] == 0).int().tolist()
-    assert looks == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert looks == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
 
 
 def test_one_side_that_is_the_beginning_of_the_other_adds_nothing() -> None:
@@ -81,7 +99,9 @@ def test_log_probabilities_and_gradients_are_those_of_the_stock_trainer(
         reference = torch.cat(trainer.compute_ref_log_probs(trainer.model, batch))
         trainer.model.eval()
         trainer.compute_loss(trainer.model, batch).backward()
-        grads = {name: one.grad for name, one in trainer.model.named_parameters() if one.grad is not None}
+        grads = {
+            name: one.grad for name, one in trainer.model.named_parameters() if one.grad is not None
+        }
         found[shared] = shared_prompt._log_probs(trainer.model, batch), reference, grads
     assert found[True][2].keys() == found[False][2].keys()
     assert any(grad.abs().max() > 1e-4 for grad in found[False][2].values())
@@ -93,19 +113,32 @@ def test_fewer_tokens_go_through_the_model(tiny_model: Path, tmp_path: Path) -> 
     for shared in (False, True):
         trainer = trainer_on(tiny_model, tmp_path / "work", share_prompt=shared)
         layer = trainer.model.get_base_model().base_model.layers[0]
-        layer.register_forward_pre_hook(lambda _, given, shared=shared: seen.update({shared: given[0].shape[:2].numel()}))
+        layer.register_forward_pre_hook(
+            lambda _, given, shared=shared: seen.update({shared: given[0].shape[:2].numel()})
+        )
         shared_prompt._log_probs(trainer.model, batch_of(trainer))
     assert seen[True] < 0.75 * seen[False]
 
 
 @pytest.mark.parametrize("losses", [("sigmoid",), ("ipo", "sft"), ("apo_zero",)], ids="+".join)
 @pytest.mark.parametrize("micro", [1, 4])
-def test_the_trajectory_is_the_same_with_and_without(losses: Any, micro: int, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_trajectory_is_the_same_with_and_without(
+    losses: Any, micro: int, tiny_model: Path, tmp_path: Path
+) -> None:
     history = {}
     for shared in (True, False):
-        settings = DPO(**quick(epochs=3, micro_batch_size=micro), loss_type=losses, lora=LORA, share_prompt=shared)
-        tuned = train_dpo(settings, pair_rows(), base=str(tiny_model), output=tmp_path / str(shared), seed=3)
-        history[shared] = [(step["loss"], step["rewards/margins"], step["grad_norm"]) for step in tuned.history]
+        settings = DPO(
+            **quick(epochs=3, micro_batch_size=micro),
+            loss_type=losses,
+            lora=LORA,
+            share_prompt=shared,
+        )
+        tuned = train_dpo(
+            settings, pair_rows(), base=str(tiny_model), output=tmp_path / str(shared), seed=3
+        )
+        history[shared] = [
+            (step["loss"], step["rewards/margins"], step["grad_norm"]) for step in tuned.history
+        ]
     assert len(history[True]) == 6
     for step, expected in zip(history[True], history[False], strict=True):
         assert step == pytest.approx(expected, rel=1e-3, abs=1e-4)
@@ -122,11 +155,17 @@ def test_a_sliding_window_shorter_than_a_row_is_found_and_left_to_the_stock_path
     assert "MistralForCausalLM computes the prompt of a pair twice" in caplog.text
     stock = trainer_on(windowed, tmp_path / "work", share_prompt=False)
     batch = batch_of(trainer)
-    assert shared_prompt._log_probs(trainer.model, batch).equal(shared_prompt._log_probs(stock.model, batch))
+    assert shared_prompt._log_probs(trainer.model, batch).equal(
+        shared_prompt._log_probs(stock.model, batch)
+    )
 
 
 def test_a_sliding_window_longer_than_every_row_shares(tiny_model: Path, tmp_path: Path) -> None:
-    assert is_shared(trainer_on(make_windowed_model(tiny_model, tmp_path / "windowed", window=512), tmp_path / "work"))
+    assert is_shared(
+        trainer_on(
+            make_windowed_model(tiny_model, tmp_path / "windowed", window=512), tmp_path / "work"
+        )
+    )
 
 
 def test_attention_without_masks_of_ones_own_is_left_to_the_stock_path(
@@ -142,12 +181,20 @@ def test_attention_without_masks_of_ones_own_is_left_to_the_stock_path(
 def test_other_calls_of_the_model_are_as_before(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 
-    shared, stock = (trainer_on(tiny_model, tmp_path / "work", share_prompt=share).model.eval() for share in (True, False))
-    left = {"input_ids": torch.tensor([[0, 5, 6], [5, 6, 7]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+    shared, stock = (
+        trainer_on(tiny_model, tmp_path / "work", share_prompt=share).model.eval()
+        for share in (True, False)
+    )
+    left = {
+        "input_ids": torch.tensor([[0, 5, 6], [5, 6, 7]]),
+        "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+    }
     odd = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 1]])}
     for given in (left, odd):
         assert shared(**given).logits.equal(stock(**given).logits)
-        texts = [model.generate(**given, max_new_tokens=4, do_sample=False) for model in (shared, stock)]
+        texts = [
+            model.generate(**given, max_new_tokens=4, do_sample=False) for model in (shared, stock)
+        ]
         assert texts[0].equal(texts[1])
 
 

@@ -1,4 +1,5 @@
-"""Tuning, on a real tiny model with the real TRL: what is trained, what is not, and what a failure says."""
+"""Tuning, on a real tiny model with the real TRL: what is trained, what is not, and what a failure
+says."""
 
 from __future__ import annotations
 
@@ -13,7 +14,18 @@ from typing import Any
 
 import pytest
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
-from tuning_rows import LORA, QUICK, assert_close, completion_logprob, kinds, load, pair_rows, quick, read, sft_rows
+from tuning_rows import (
+    LORA,
+    QUICK,
+    assert_close,
+    completion_logprob,
+    kinds,
+    load,
+    pair_rows,
+    quick,
+    read,
+    sft_rows,
+)
 
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
@@ -30,20 +42,31 @@ from cowest_dspy.tuning import (
 # What is trained
 
 
-def test_dpo_starts_from_the_adapter_and_holds_it_as_the_reference(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_dpo_starts_from_the_adapter_and_holds_it_as_the_reference(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     data = pair_rows(4)
     settings = DPO(**quick(epochs=6))
-    tuned = train_dpo(settings, data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
+    tuned = train_dpo(
+        settings, data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out"
+    )
     assert tuned.history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert tuned.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert tuned.history[-1]["rewards/margins"] > 0.1
-    chosen = [completion_logprob(tiny_model, row["prompt"], row["chosen"], first_sft.path)[0] for row in data]
+    chosen = [
+        completion_logprob(tiny_model, row["prompt"], row["chosen"], first_sft.path)[0]
+        for row in data
+    ]
     assert tuned.history[0]["logps/chosen"] == pytest.approx(sum(chosen) / len(chosen), abs=1e-3)
 
 
-def test_dpo_makes_chosen_more_and_rejected_less_likely_than_the_reference(tiny_model: Path, tmp_path: Path) -> None:
+def test_dpo_makes_chosen_more_and_rejected_less_likely_than_the_reference(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     data = pair_rows(4)
-    tuned = train_dpo(DPO(**quick(epochs=8), lora=LORA), data, base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_dpo(
+        DPO(**quick(epochs=8), lora=LORA), data, base=str(tiny_model), output=tmp_path / "out"
+    )
     for row in data:
         gap = [
             completion_logprob(tiny_model, row["prompt"], row["chosen"], adapter)[0]
@@ -57,14 +80,28 @@ def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = DPO(**quick(epochs=3))
-    once = train_dpo(settings, pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "once")
+    once = train_dpo(
+        settings,
+        pair_rows(),
+        base=str(tiny_model),
+        adapter=first_sft.path,
+        output=tmp_path / "once",
+    )
     monkeypatch.setattr(reference, "add", lambda *_: None)
-    always = train_dpo(settings, pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "always")
+    always = train_dpo(
+        settings,
+        pair_rows(),
+        base=str(tiny_model),
+        adapter=first_sft.path,
+        output=tmp_path / "always",
+    )
     assert_close(once.path, always.path, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_batch_1_accumulated_8_times_equals_batch_8(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_batch_1_accumulated_8_times_equals_batch_8(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
     train, settings, data = kinds(20)[kind]
     made = [
         train(
@@ -77,8 +114,13 @@ def test_batch_1_accumulated_8_times_equals_batch_8(kind: str, tiny_model: Path,
     ]
     assert [len(tuned.history) for tuned in made] == [3, 3, 3]
     for step in zip(*(tuned.history for tuned in made), strict=True):
-        assert step[0]["loss"] == pytest.approx(step[1]["loss"], abs=2e-5) == pytest.approx(step[2]["loss"], abs=2e-5)
-    # Adam divides by the gradient's size, so that a rounding error in a tiny gradient can grow to a part of a step.
+        assert (
+            step[0]["loss"]
+            == pytest.approx(step[1]["loss"], abs=2e-5)
+            == pytest.approx(step[2]["loss"], abs=2e-5)
+        )
+    # Adam divides by the gradient's size, so that a rounding error in a tiny gradient can grow to a
+    # part of a step.
     assert_close(made[0].path, made[1].path, 3e-4)
     assert_close(made[0].path, made[2].path, 3e-4)
 
@@ -90,15 +132,23 @@ def test_scoring_completions_only_changes_nothing(
     utils: Any = importlib.import_module("trl.trainer.utils")
     train, settings, data = kinds(8)[kind]
     original = utils._use_triton
-    compact = train(settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "compact")
+    compact = train(
+        settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "compact"
+    )
     assert utils._use_triton is original
     monkeypatch.setattr(trainers, "scoring_completions_only", nullcontext)
-    stock = train(settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "stock")
-    assert [step["loss"] for step in compact.history] == pytest.approx([step["loss"] for step in stock.history], abs=1e-6)
+    stock = train(
+        settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "stock"
+    )
+    assert [step["loss"] for step in compact.history] == pytest.approx(
+        [step["loss"] for step in stock.history], abs=1e-6
+    )
     assert_close(compact.path, stock.path, 1e-5)
 
 
-def test_what_has_no_loss_of_precision_trains_in_bfloat16_too(tiny_model: Path, tmp_path: Path) -> None:
+def test_what_has_no_loss_of_precision_trains_in_bfloat16_too(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     settings = SFT(**quick(epochs=6, precision="bf16"), lora=LORA)
     tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"] - 0.1
@@ -112,7 +162,13 @@ def test_the_output_is_two_files_and_nothing_else_is_written(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "deep" / "out")
+    train_dpo(
+        DPO(**QUICK),
+        pair_rows(),
+        base=str(tiny_model),
+        adapter=first_sft.path,
+        output=tmp_path / "deep" / "out",
+    )
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "deep",
         "deep/out",
@@ -124,22 +180,37 @@ def test_the_output_is_two_files_and_nothing_else_is_written(
     assert str(tiny_model.parent) not in json.dumps(config)
 
 
-def test_a_failed_training_leaves_the_earlier_adapter_and_no_rubbish(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_failed_training_leaves_the_earlier_adapter_and_no_rubbish(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     def stop(step: int, total: int, logs: dict[str, float]) -> None:
         if step == 1:
             raise KeyboardInterrupt
 
     output = tmp_path / "out"
-    kept = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output).adapter_hash
+    kept = train_sft(
+        SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output
+    ).adapter_hash
     with pytest.raises(KeyboardInterrupt):
-        train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1, on_step=stop)
+        train_sft(
+            SFT(**QUICK, lora=LORA),
+            sft_rows(),
+            base=str(tiny_model),
+            output=output,
+            seed=1,
+            on_step=stop,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert adapter_hash(output) == kept
-    again = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1)
+    again = train_sft(
+        SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1
+    )
     assert adapter_hash(output) == again.adapter_hash != kept
 
 
-def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_folder_that_holds_something_else_is_not_overwritten(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TuningError, match="is not overwritten"):
         train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path)
@@ -147,12 +218,26 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path, t
 
 
 def test_training_says_nothing_by_itself(
-    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tiny_model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO, logger="cowest_dspy"):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        caplog.at_level(logging.INFO, logger="cowest_dspy"),
+    ):
         warnings.simplefilter("always")
-        first = train_sft(SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft")
-        train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first.path, output=tmp_path / "dpo")
+        first = train_sft(
+            SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft"
+        )
+        train_dpo(
+            DPO(**QUICK),
+            pair_rows(),
+            base=str(tiny_model),
+            adapter=first.path,
+            output=tmp_path / "dpo",
+        )
     assert [str(warning.message) for warning in caught] == []
     assert capfd.readouterr() == ("", "")
 
@@ -160,7 +245,13 @@ def test_training_says_nothing_by_itself(
 def test_a_training_tells_its_steps_and_its_cost(tiny_model: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, dict[str, float]]] = []
     settings = SFT(**quick(epochs=2), lora=LORA)
-    tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out", on_step=lambda *step: told.append(step))
+    tuned = train_sft(
+        settings,
+        sft_rows(),
+        base=str(tiny_model),
+        output=tmp_path / "out",
+        on_step=lambda *step: told.append(step),
+    )
     assert [(step, total) for step, total, _ in told] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
     assert [logs for _, _, logs in told[1:]] == tuned.history
     assert [step["epoch"] for step in tuned.history] == [0.5, 1.0, 1.5, 2.0]
@@ -172,7 +263,9 @@ def test_a_training_tells_its_steps_and_its_cost(tiny_model: Path, tmp_path: Pat
     assert tuned.base_id.startswith("tiny@")
 
 
-def test_global_random_numbers_are_as_if_nothing_had_been_trained(tiny_model: Path, tmp_path: Path) -> None:
+def test_global_random_numbers_are_as_if_nothing_had_been_trained(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     import numpy
     import torch
 
@@ -194,39 +287,64 @@ def test_global_random_numbers_are_as_if_nothing_had_been_trained(tiny_model: Pa
 # What must not go on
 
 
-def test_rows_that_are_too_long_are_named_and_never_dropped(tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_that_are_too_long_are_named_and_never_dropped(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     data = sft_rows(6)
     data[2]["prompt"][1]["content"] += " please" * 40
     data[4]["completion"][0]["content"] += " please" * 40
     with pytest.raises(
-        TuningError, match=r"2 of 6 rows are longer than max_length, 100 tokens: row 2 has \d+, row 4 has \d+. Raise max_length"
+        TuningError,
+        match=r"2 of 6 rows are longer than max_length, 100 tokens: row 2 has \d+, row 4 has \d+. "
+        r"Raise max_length",
     ):
         train_sft(SFT(**QUICK, max_length=100), data, base=str(tiny_model), output=tmp_path / "out")
     pairs = pair_rows(4)
     pairs[3]["rejected"][0]["content"] += " please" * 600
-    with pytest.raises(TuningError, match="1 of 4 rows are longer than the model's context, 512 tokens: row 3 has"):
+    with pytest.raises(
+        TuningError, match="1 of 4 rows are longer than the model's context, 512 tokens: row 3 has"
+    ):
         train_dpo(DPO(**QUICK), pairs, base=str(tiny_model), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Path) -> None:
-    # TRL cuts at 1024 by default and the rows here are shorter, so the trainer's own setting is looked at, too.
+    # TRL cuts at 1024 by default and the rows here are shorter, so the trainer's own setting is
+    # looked at, too.
     seen: list[Any] = []
     data = sft_rows(4)
     data[1]["completion"][0]["content"] += " degrees" * 200
-    tuned = train_sft(SFT(**QUICK), data, base=str(tiny_model), output=tmp_path / "out", on_step=lambda *step: seen.append(step))
-    tokens = [load(tiny_model)[1].apply_chat_template(row["prompt"] + row["completion"], return_dict=False) for row in data]
+    tuned = train_sft(
+        SFT(**QUICK),
+        data,
+        base=str(tiny_model),
+        output=tmp_path / "out",
+        on_step=lambda *step: seen.append(step),
+    )
+    tokens = [
+        load(tiny_model)[1].apply_chat_template(
+            row["prompt"] + row["completion"], return_dict=False
+        )
+        for row in data
+    ]
     assert tuned.tokens == sum(map(len, tokens))
     assert trainers._arguments(SFT(), 4, tmp_path, 0)["max_length"] is None
 
 
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r"diverged at step \d+: .* Lower learning_rate"):
-        train_sft(SFT(**quick(learning_rate=1e30, epochs=5)), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+        train_sft(
+            SFT(**quick(learning_rate=1e30, epochs=5)),
+            sft_rows(),
+            base=str(tiny_model),
+            output=tmp_path / "out",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_without_anything_to_train_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_anything_to_train_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make = trainers.sft_trainer
 
     def frozen(*arguments: Any) -> Any:
@@ -239,17 +357,39 @@ def test_a_model_without_anything_to_train_is_refused(tiny_model: Path, tmp_path
         train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
 
 
-def test_an_adapter_of_another_size_is_refused(first_sft: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_size_is_refused(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TuningError, match=r"rank 16, alpha 32, but .* which has rank 4, alpha 8"):
-        train_dpo(DPO(**QUICK, lora=Lora()), pair_rows(), base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
+        train_dpo(
+            DPO(**QUICK, lora=Lora()),
+            pair_rows(),
+            base=str(tiny_model),
+            adapter=first_sft.path,
+            output=tmp_path / "out",
+        )
     with pytest.raises(ModelError, match="holds no adapter"):
-        train_dpo(DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=tmp_path, output=tmp_path / "out")
+        train_dpo(
+            DPO(**QUICK),
+            pair_rows(),
+            base=str(tiny_model),
+            adapter=tmp_path,
+            output=tmp_path / "out",
+        )
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_dropout_of_an_adapter_has_an_effect(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     run, settings, data = kinds(4)[kind]
     loras = [Lora(rank=4, alpha=8, dropout=dropout) for dropout in (0.0, 0.5)]
-    made = [run(settings(**quick(lora=lora)), data, base=str(tiny_model), output=tmp_path / f"{lora.dropout}") for lora in loras]
+    made = [
+        run(
+            settings(**quick(lora=lora)),
+            data,
+            base=str(tiny_model),
+            output=tmp_path / f"{lora.dropout}",
+        )
+        for lora in loras
+    ]
     assert made[0].adapter_hash != made[1].adapter_hash
     assert all(one.history[-1]["loss"] < 20 for one in made)

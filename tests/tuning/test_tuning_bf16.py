@@ -1,4 +1,5 @@
-"""Training in bfloat16 rounds frozen weights of its own copy of the model: its every pass takes that, and no one else sees it."""
+"""Training in bfloat16 rounds frozen weights of its own copy of the model: its every pass takes
+that, and no one else sees it."""
 
 from __future__ import annotations
 
@@ -48,8 +49,16 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
     monkeypatch.setattr(shared_prompt, "round_frozen", watched)
     monkeypatch.setattr(stalling, "AFTER", 2)
     make, form, data = KINDS[kind]
-    # The reference, evaluations, the look at whether the loss moves, and a second start from a checkpoint.
-    settings = quick(epochs=4, precision="bf16", micro_batch_size=2, held_out=0.25, evaluate_every=2, checkpoint_steps=1)
+    # The reference, evaluations, the look at whether the loss moves, and a second start from a
+    # checkpoint.
+    settings = quick(
+        epochs=4,
+        precision="bf16",
+        micro_batch_size=2,
+        held_out=0.25,
+        evaluate_every=2,
+        checkpoint_steps=1,
+    )
     with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
         before, found = weak("How hot is press 1?"), dtypes()
@@ -61,13 +70,19 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
         with pytest.raises(RuntimeError, match="enough"):
             tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out", on_step=stop)
         tuned = tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out")
-        assert len(seen) == 2 and min(seen) > found["torch.bfloat16"], "it has rounded them, each time"
-        assert not dtypes() - found, "models of other tests may be in this process, and may go; nothing is added"
+        assert len(seen) == 2 and min(seen) > found["torch.bfloat16"], (
+            "it has rounded them, each time"
+        )
+        assert not dtypes() - found, (
+            "models of other tests may be in this process, and may go; nothing is added"
+        )
         assert weak("How hot is press 1?", cache=False) == before
         assert tuned.lm("How hot is press 1?") and tuned.result.history[-1]["eval_loss"] > 0
 
 
-def test_nothing_rounded_is_left_of_a_training_that_failed(tiny_model: Path, tmp_path: Path) -> None:
+def test_nothing_rounded_is_left_of_a_training_that_failed(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     already = rounded()
     with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))

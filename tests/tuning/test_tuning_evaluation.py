@@ -1,4 +1,5 @@
-"""Evaluation inside a training, on a real tiny model: the split, what is measured, the early stop, the best adapter."""
+"""Evaluation inside a training, on a real tiny model: the split, what is measured, the early stop,
+the best adapter."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def test_no_example_and_no_prompt_is_on_both_sides() -> None:
             except TuningError:
                 continue
             assert sorted(made.kept + made.held) == list(range(60)) and made.kept and made.held
-            sides = [{rows[index]["prompt"][0]["content"] for index in side} for side in (made.kept, made.held)]
+            sides = [
+                {rows[index]["prompt"][0]["content"] for index in side}
+                for side in (made.kept, made.held)
+            ]
             assert not sides[0] & sides[1]
             if examples:
                 sides = [{ids[index] for index in side} - {None} for side in (made.kept, made.held)]
@@ -88,47 +92,74 @@ def steps(tuned: Any) -> list[dict[str, float]]:
     return [record for record in tuned.history if "loss" in record]
 
 
-def logprobs(folder: Path, rows: list[Any], key: str, adapter: Path | None = None) -> tuple[list[float], int]:
+def logprobs(
+    folder: Path, rows: list[Any], key: str, adapter: Path | None = None
+) -> tuple[list[float], int]:
     found = [completion_logprob(folder, row["prompt"], row[key], adapter) for row in rows]
     return [total for total, _ in found], sum(count for _, count in found)
 
 
-def test_the_held_out_sft_loss_is_the_mean_over_completion_tokens(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_held_out_sft_loss_is_the_mean_over_completion_tokens(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     data = sft_rows(10)
-    # Batches of 2 and 1 rows with completions of different lengths: a mean of batches' means would be another number.
+    # Batches of 2 and 1 rows with completions of different lengths: a mean of batches' means would
+    # be another number.
     settings = SFT(**quick(epochs=3, micro_batch_size=2), lora=LORA, held_out=0.3, keep_best=False)
     tuned = train_sft(settings, data, base=str(tiny_model), output=tmp_path / "out")
     rows = [data[index] for index in evaluation.split(data, 0.3, 0).held]
     assert len(rows) == 3
-    (before, tokens), (after, _) = (logprobs(tiny_model, rows, "completion", adapter) for adapter in (None, tuned.path))
+    (before, tokens), (after, _) = (
+        logprobs(tiny_model, rows, "completion", adapter) for adapter in (None, tuned.path)
+    )
     first, last = held(tuned)[0], held(tuned)[-1]
-    assert first == {"step": 0, "epoch": 0.0, "eval_loss": pytest.approx(-sum(before) / tokens, abs=1e-5), "eval_kl": 0.0}
+    assert first == {
+        "step": 0,
+        "epoch": 0.0,
+        "eval_loss": pytest.approx(-sum(before) / tokens, abs=1e-5),
+        "eval_kl": 0.0,
+    }
     assert last["eval_loss"] == pytest.approx(-sum(after) / tokens, abs=1e-5)
     assert last["eval_kl"] == pytest.approx((sum(after) - sum(before)) / tokens, abs=1e-5)
     assert last["eval_kl"] > 0.01
 
 
 @pytest.mark.parametrize("continued", [False, True])
-def test_held_out_pairs_have_loss_margin_accuracy_and_kl(continued: bool, tiny_model: Path, tmp_path: Path) -> None:
+def test_held_out_pairs_have_loss_margin_accuracy_and_kl(
+    continued: bool, tiny_model: Path, tmp_path: Path
+) -> None:
     import torch
 
     start = (
-        train_sft(SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "sft").path if continued else None
+        train_sft(
+            SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "sft"
+        ).path
+        if continued
+        else None
     )
     data = pair_rows(10)
-    settings = DPO(**quick(epochs=3, micro_batch_size=2), lora=LORA, held_out=0.3, keep_best=False, beta=0.3)
+    settings = DPO(
+        **quick(epochs=3, micro_batch_size=2), lora=LORA, held_out=0.3, keep_best=False, beta=0.3
+    )
     tuned = train_dpo(settings, data, base=str(tiny_model), adapter=start, output=tmp_path / "out")
-    rows = [data[index] for index in evaluation.split(data, 0.3, 0, [row["example_id"] for row in data]).held]
+    rows = [
+        data[index]
+        for index in evaluation.split(data, 0.3, 0, [row["example_id"] for row in data]).held
+    ]
     ratios, moved, tokens = {}, 0.0, 0
     for side in ("chosen", "rejected"):
-        (before, count), (after, _) = (logprobs(tiny_model, rows, side, adapter) for adapter in (start, tuned.path))
+        (before, count), (after, _) = (
+            logprobs(tiny_model, rows, side, adapter) for adapter in (start, tuned.path)
+        )
         ratios[side] = torch.tensor(after) - torch.tensor(before)
         moved, tokens = moved + float(ratios[side].sum()), tokens + count
     margins = 0.3 * (ratios["chosen"] - ratios["rejected"])
     first, last = held(tuned)[0], held(tuned)[-1]
     assert first["eval_loss"] == pytest.approx(0.693147, abs=1e-4)
     assert first["eval_rewards/margins"] == pytest.approx(0, abs=1e-4) == first["eval_kl"]
-    assert last["eval_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), abs=1e-3)
+    assert last["eval_loss"] == pytest.approx(
+        -torch.nn.functional.logsigmoid(margins).mean().item(), abs=1e-3
+    )
     assert last["eval_rewards/margins"] == pytest.approx(margins.mean().item(), abs=1e-3)
     assert last["eval_rewards/accuracies"] == (margins > 0).float().mean().item()
     assert last["eval_kl"] == pytest.approx(moved / tokens, abs=1e-4)
@@ -136,7 +167,8 @@ def test_held_out_pairs_have_loss_margin_accuracy_and_kl(continued: bool, tiny_m
 
 
 def test_the_kl_of_a_step_is_that_of_its_batch(tiny_model: Path, tmp_path: Path) -> None:
-    # One batch is all the data, so that the last record is of the weights before the last step, those of a shorter training.
+    # One batch is all the data, so that the last record is of the weights before the last step,
+    # those of a shorter training.
     data = pair_rows(4)
     shorter, longer = (
         train_dpo(
@@ -149,7 +181,9 @@ def test_the_kl_of_a_step_is_that_of_its_batch(tiny_model: Path, tmp_path: Path)
     )
     moved, tokens = 0.0, 0
     for side in ("chosen", "rejected"):
-        (before, count), (after, _) = (logprobs(tiny_model, data, side, adapter) for adapter in (None, shorter.path))
+        (before, count), (after, _) = (
+            logprobs(tiny_model, data, side, adapter) for adapter in (None, shorter.path)
+        )
         moved, tokens = moved + sum(after) - sum(before), tokens + count
     assert longer.history[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert longer.history[-1]["kl"] == pytest.approx(moved / tokens, abs=1e-4)
@@ -159,7 +193,8 @@ def test_the_kl_of_a_step_is_that_of_its_batch(tiny_model: Path, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_evaluating_changes_no_weight(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     train, settings, data = kinds(12)[kind]
-    # With dropout every step draws random numbers, so that one number drawn by an evaluation would change all that follows.
+    # With dropout every step draws random numbers, so that one number drawn by an evaluation would
+    # change all that follows.
     lora = LORA.model_copy(update={"dropout": 0.2})
     options = {**quick(epochs=3), "lora": lora}
     kept = [data[index] for index in evaluation.split(data, 0.3, 0).kept]
@@ -180,13 +215,20 @@ def test_evaluating_changes_no_weight(kind: str, tiny_model: Path, tmp_path: Pat
     assert alone.tokens == made[1].tokens and alone.trained_rows == made[1].trained_rows == 24
 
 
-def test_global_random_numbers_are_untouched_by_an_evaluation(tiny_model: Path, tmp_path: Path) -> None:
+def test_global_random_numbers_are_untouched_by_an_evaluation(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     import torch
 
     torch.manual_seed(1)
     expected = torch.rand(())
     torch.manual_seed(1)
-    train_sft(SFT(**QUICK, lora=LORA, held_out=0.5), sft_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    train_sft(
+        SFT(**QUICK, lora=LORA, held_out=0.5),
+        sft_rows(4),
+        base=str(tiny_model),
+        output=tmp_path / "out",
+    )
     assert torch.rand(()) == expected
 
 
@@ -194,14 +236,24 @@ def test_global_random_numbers_are_untouched_by_an_evaluation(tiny_model: Path, 
 
 
 def overfitting(**changes: Any) -> DPO:
-    return DPO(**quick(epochs=15, learning_rate=5e-3, lr_scheduler="constant"), lora=LORA, held_out=0.4, **changes)
+    return DPO(
+        **quick(epochs=15, learning_rate=5e-3, lr_scheduler="constant"),
+        lora=LORA,
+        held_out=0.4,
+        **changes,
+    )
 
 
 def test_the_best_adapter_is_what_is_given(tiny_model: Path, tmp_path: Path) -> None:
     data = pairs_with_one_turned_round()
     given: dict[str, Any] = {"base": str(tiny_model), "seed": 1}
     last, best = (
-        train_dpo(overfitting(evaluate_every=2, keep_best=keep, max_steps=20), data, output=tmp_path / str(keep), **given)
+        train_dpo(
+            overfitting(evaluate_every=2, keep_best=keep, max_steps=20),
+            data,
+            output=tmp_path / str(keep),
+            **given,
+        )
         for keep in (False, True)
     )
     assert held(last) == held(best)
@@ -245,25 +297,40 @@ def test_training_stops_when_patience_is_over(tiny_model: Path, tmp_path: Path) 
 
 def test_without_patience_all_steps_are_made(tiny_model: Path, tmp_path: Path) -> None:
     tuned = train_dpo(
-        overfitting(max_steps=12), pairs_with_one_turned_round(), base=str(tiny_model), output=tmp_path / "out", seed=1
+        overfitting(max_steps=12),
+        pairs_with_one_turned_round(),
+        base=str(tiny_model),
+        output=tmp_path / "out",
+        seed=1,
     )
     assert not tuned.stopped_early
     assert [record["step"] for record in held(tuned)] == list(range(13))
-    plain = train_sft(SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "plain")
+    plain = train_sft(
+        SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "plain"
+    )
     assert plain.best_step is None and not plain.stopped_early and not held(plain)
 
 
 def test_a_held_out_loss_that_is_no_number_stops_the_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation.Evaluation, "_measure", lambda self: {"eval_loss": float("nan"), "eval_kl": 0.0})
+    monkeypatch.setattr(
+        evaluation.Evaluation, "_measure", lambda self: {"eval_loss": float("nan"), "eval_kl": 0.0}
+    )
     with pytest.raises(TuningError, match="at step 0 the loss of the held-out rows is nan"):
-        train_sft(SFT(**QUICK, lora=LORA, held_out=0.5), sft_rows(4), base=str(tiny_model), output=tmp_path / "out")
+        train_sft(
+            SFT(**QUICK, lora=LORA, held_out=0.5),
+            sft_rows(4),
+            base=str(tiny_model),
+            output=tmp_path / "out",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_held_out_rows_do_not_train(kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_rows_do_not_train(
+    kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
     run = trainers.run
 
@@ -274,7 +341,12 @@ def test_held_out_rows_do_not_train(kind: str, tiny_model: Path, tmp_path: Path,
 
     monkeypatch.setattr(trainers, "run", watched)
     train, settings, data = kinds(8)[kind]
-    train(settings(**QUICK, lora=LORA, held_out=0.25), data, base=str(tiny_model), output=tmp_path / "out")
+    train(
+        settings(**QUICK, lora=LORA, held_out=0.25),
+        data,
+        base=str(tiny_model),
+        output=tmp_path / "out",
+    )
     column = "completion" if kind == "sft" else "chosen"
     wanted = evaluation.split(data, 0.25, 0).kept
     assert seen == [data[index][column][0]["content"] for index in wanted] and len(seen) == 6

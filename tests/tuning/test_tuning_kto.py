@@ -1,4 +1,5 @@
-"""KTO, on a real tiny model with the real TRL: labels matter, the KL term is of the batch, and what cannot be says why."""
+"""KTO, on a real tiny model with the real TRL: labels matter, the KL term is of the batch, and what
+cannot be says why."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
-from tuning_rows import LORA, QUICK, completion_logprob, labelled_rows, pair_rows, quick, read, says, watch_parameters
+from tuning_rows import (
+    LORA,
+    QUICK,
+    completion_logprob,
+    labelled_rows,
+    pair_rows,
+    quick,
+    read,
+    says,
+    watch_parameters,
+)
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import TransformersEngine
@@ -25,16 +36,24 @@ def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:
     ]
 
 
-def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(tiny_model: Path, tmp_path: Path) -> None:
+def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     settings = KTO(**quick(epochs=8), lora=LORA)
     tuned = train_kto(settings, labelled_rows(4), base=str(tiny_model), output=tmp_path / "out")
     assert tuned.history[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert tuned.history[-1]["loss"] < 0.4
-    assert all(after > before for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, tuned.path), strict=True))
+    assert all(
+        after > before
+        for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, tuned.path), strict=True)
+    )
     # The same rows with the labels exchanged teach the opposite.
     wrong = [{**row, "label": not row["label"]} for row in labelled_rows(4)]
     other = train_kto(settings, wrong, base=str(tiny_model), output=tmp_path / "wrong")
-    assert all(after < before for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, other.path), strict=True))
+    assert all(
+        after < before
+        for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, other.path), strict=True)
+    )
 
 
 def test_kto_starts_from_the_adapter_holds_it_as_the_reference_and_changes_nothing_else(
@@ -43,37 +62,61 @@ def test_kto_starts_from_the_adapter_holds_it_as_the_reference_and_changes_nothi
     seen = watch_parameters(monkeypatch)
     files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
     data = labelled_rows(2)
-    tuned = train_kto(KTO(**QUICK), data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out")
-    assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name and ".default." in name}
+    tuned = train_kto(
+        KTO(**QUICK), data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out"
+    )
+    assert seen["changed"] == {
+        name for name in seen["all"] if ".lora_" in name and ".default." in name
+    }
     assert any(".ref." in name for name in seen["all"])
     assert {path.name: path.read_bytes() for path in tiny_model.iterdir()} == files
     assert tuned.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     desirable = [
-        completion_logprob(tiny_model, row["prompt"], row["completion"], first_sft.path)[0] for row in data if row["label"]
+        completion_logprob(tiny_model, row["prompt"], row["completion"], first_sft.path)[0]
+        for row in data
+        if row["label"]
     ]
-    assert tuned.history[0]["logps/chosen"] == pytest.approx(sum(desirable) / len(desirable), abs=1e-3)
+    assert tuned.history[0]["logps/chosen"] == pytest.approx(
+        sum(desirable) / len(desirable), abs=1e-3
+    )
 
 
-def test_the_rarer_label_weighs_more_and_weights_are_those_of_the_loss(tiny_model: Path, tmp_path: Path) -> None:
-    assert KTO().weights(30, 10) == (1.0, 3.0) and KTO().weights(10, 30) == (3.0, 1.0) and KTO().weights(4, 4) == (1.0, 1.0)
+def test_the_rarer_label_weighs_more_and_weights_are_those_of_the_loss(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    assert (
+        KTO().weights(30, 10) == (1.0, 3.0)
+        and KTO().weights(10, 30) == (3.0, 1.0)
+        and KTO().weights(4, 4) == (1.0, 1.0)
+    )
     assert KTO(undesirable_weight=2.0).weights(30, 10) == pytest.approx((2 / 3, 2.0))
     assert KTO(desirable_weight=1.0, undesirable_weight=1.0).weights(30, 10) == (1.0, 1.0)
     data = [row for place, row in enumerate(labelled_rows(4)) if row["label"] or place == 1]
     first = [
         train_kto(
-            KTO.model_validate({**quick(batch_size=5, micro_batch_size=5), **weights, "lora": LORA}),
+            KTO.model_validate(
+                {**quick(batch_size=5, micro_batch_size=5), **weights, "lora": LORA}
+            ),
             data,
             base=str(tiny_model),
             output=path,
         )
-        for path, weights in ((tmp_path / "even", {}), (tmp_path / "one", {"desirable_weight": 1.0, "undesirable_weight": 1.0}))
+        for path, weights in (
+            (tmp_path / "even", {}),
+            (tmp_path / "one", {"desirable_weight": 1.0, "undesirable_weight": 1.0}),
+        )
     ]
     # Every loss is 1/2 at the start: four desirable ones and one undesirable, which weighs 4.
-    assert [made.history[0]["loss"] for made in first] == pytest.approx([(4 * 0.5 + 4 * 0.5) / 5, 0.5], abs=1e-5)
+    assert [made.history[0]["loss"] for made in first] == pytest.approx(
+        [(4 * 0.5 + 4 * 0.5) / 5, 0.5], abs=1e-5
+    )
 
 
 def test_training_says_nothing_by_itself_and_writes_two_files(
-    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = KTO(**QUICK, desirable_weight=1.0, undesirable_weight=1.0, lora=LORA)
@@ -82,25 +125,36 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
         data = [row for place, row in enumerate(labelled_rows(4)) if row["label"] or place == 1]
         tuned = train_kto(settings, data, base=str(tiny_model), output=tmp_path / "out")
     assert [str(warning.message) for warning in caught] == [] and capfd.readouterr() == ("", "")
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert KTO(**tuned.settings) == settings and read(tuned.path)
 
 
 def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: Path) -> None:
     engine = TransformersEngine(tiny_model, dtype="float32")
     weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
-    tuned = tune(weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out", least=2)
+    tuned = tune(
+        weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out", least=2
+    )
     assert tuned.model == f"{weak.model}+{tuned.result.adapter_hash}"
-    with pytest.raises(TuningError, match=r"unpaired data are tuned on with KTO\(...\), but settings is SFT"):
+    with pytest.raises(
+        TuningError, match=r"unpaired data are tuned on with KTO\(...\), but settings is SFT"
+    ):
         tune(weak, labelled_rows(2), "unpaired", SFT(), tmp_path / "no")
-    with pytest.raises(TuningError, match=r"preference data are tuned on with DPO\(...\), but settings is KTO"):
+    with pytest.raises(
+        TuningError, match=r"preference data are tuned on with DPO\(...\), but settings is KTO"
+    ):
         tune(weak, pair_rows(2), "preference", KTO(), tmp_path / "no")
     engine.close()
 
 
 def test_a_malformed_row_is_named() -> None:
     good = labelled_rows(1)
-    assert rows.unpaired_rows(good) == [{key: row[key] for key in ("prompt", "completion", "label")} for row in good]
+    assert rows.unpaired_rows(good) == [
+        {key: row[key] for key in ("prompt", "completion", "label")} for row in good
+    ]
     with pytest.raises(TuningError, match=r'Row 1: "label" must be true .* 1 was given'):
         rows.unpaired_rows([good[0], {**good[1], "label": 1}])
     with pytest.raises(TuningError, match='Row 0: "completion" must be a list of messages'):

@@ -1,4 +1,5 @@
-"""Tuning behind a dspy.LM: tune, finetune, jobs, and DSPy's own BootstrapFinetune, on a real tiny model."""
+"""Tuning behind a dspy.LM: tune, finetune, jobs, and DSPy's own BootstrapFinetune, on a real tiny
+model."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def weak(tiny_model: Path) -> Iterator[dspy.LM]:
 
 
 def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_path: Path) -> None:
-    settings = SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16))
+    settings = SFT(
+        epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16)
+    )
     row = {"prompt": [says("user", "2 + 2?")], "completion": [says("assistant", "4 bar")]}
     before = weak("2 + 2?")
     tuned = tune(weak, [row] * 4, "sft", settings, tmp_path / "first")
@@ -54,7 +57,9 @@ def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_p
     assert tuned.model == tuned.lm.model == f"{weak.model}+{tuned.result.adapter_hash}"
     # The next training goes on from the adapter that the model id names.
     further = tune(tuned.lm, [row] * 4, "sft", SFT(**QUICK), tmp_path / "second")
-    assert further.result.history[0]["loss"] == pytest.approx(tuned.result.history[-1]["loss"], abs=0.01)
+    assert further.result.history[0]["loss"] == pytest.approx(
+        tuned.result.history[-1]["loss"], abs=0.01
+    )
     assert further.result.history[0]["loss"] < 1 < tuned.result.history[0]["loss"]
 
 
@@ -63,7 +68,9 @@ def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
         tune(weak, [], "preference", DPO(), tmp_path / "out", least=0)
     with pytest.raises(TuningError, match="preference data are tuned on with DPO"):
         tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
-    with pytest.raises(TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""):
+    with pytest.raises(
+        TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""
+    ):
         tune(weak, pair_rows(), "preferences", DPO(), tmp_path / "out")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TuningError, match="its weights are not here"):
         tunable(dspy.LM("openai/gpt-5-mini"))
@@ -71,15 +78,26 @@ def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
         tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
 
 
-def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_toml(weak: dspy.LM, tmp_path: Path) -> None:
-    """A model was trained on one pair, where a TOML's run would have said that there are too few."""
+def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_toml(
+    weak: dspy.LM, tmp_path: Path
+) -> None:
+    """A model was trained on one pair, where a TOML's run would have said that there are too
+    few."""
     toml = at_least_words(PreferencePairs((), {"examples: all drafts had the same influence": 3}))
-    with pytest.raises(PairsError, match=r"^Only 1 preference pair\. Sample more drafts .* \[pairs\] least asks for 8\.$") as few:
+    with pytest.raises(
+        PairsError,
+        match=r"^Only 1 preference pair\. Sample more drafts .* \[pairs\] least asks for 8\.$",
+    ) as few:
         tune(weak, pair_rows(1), "preference", DPO(**QUICK), tmp_path / "out")
-    assert str(few.value).partition("Sample")[2] == toml.partition("Sample")[2].partition(" What there is")[0]
+    assert (
+        str(few.value).partition("Sample")[2]
+        == toml.partition("Sample")[2].partition(" What there is")[0]
+    )
     with pytest.raises(PairsError, match=r"least asks for 8\."):
         tune(weak, labelled(pair_rows(3)), "unpaired", KTO(**QUICK), tmp_path / "out")
-    job = weak.finetune(pair_rows(7), "preference", {"settings": DPO(**QUICK), "output": tmp_path / "out"})  # pyright: ignore
+    job = weak.finetune(
+        pair_rows(7), "preference", {"settings": DPO(**QUICK), "output": tmp_path / "out"}
+    )  # pyright: ignore
     with pytest.raises(PairsError, match="Only 7 preference pairs"):
         job.result()
     assert not (tmp_path / "out").exists()
@@ -94,7 +112,9 @@ def at_least_words(pairs: PreferencePairs) -> str:
 def test_finetune_gives_the_tuned_lm_and_raises_a_failure(weak: dspy.LM, tmp_path: Path) -> None:
     data = [{"messages": [*row["prompt"], *row["completion"]]} for row in sft_rows(4)]
     settings = QUICK | {"lora": {"rank": 4, "alpha": 8}}
-    job = weak.finetune(data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1})
+    job = weak.finetune(
+        data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1}
+    )
     assert isinstance(job, TRLTrainingJob)
     assert job.result().model.endswith(adapter_hash(tmp_path / "out"))
     assert (job.status().state, job.status().step, job.status().total) == ("done", 1, 1)
@@ -108,15 +128,24 @@ def test_finetune_gives_the_tuned_lm_and_raises_a_failure(weak: dspy.LM, tmp_pat
 
 
 def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
-    messages = [says("user", "a"), says("assistant", "b"), says("user", "c"), says("assistant", "d")]
-    assert rows.chat_rows([{"messages": messages}]) == [{"prompt": messages[:3], "completion": messages[3:]}]
+    messages = [
+        says("user", "a"),
+        says("assistant", "b"),
+        says("user", "c"),
+        says("assistant", "d"),
+    ]
+    assert rows.chat_rows([{"messages": messages}]) == [
+        {"prompt": messages[:3], "completion": messages[3:]}
+    ]
     with pytest.raises(TuningError, match="Row 0"):
         rows.chat_rows([{"messages": messages[:3]}])
     with pytest.raises(TuningError, match="Row 0 is no chat row"):
         rows.chat_rows([{"prompt": messages}])
 
 
-def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(weak: dspy.LM, tmp_path: Path) -> None:
+def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(
+    weak: dspy.LM, tmp_path: Path
+) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def wait(step: int, total: int, logs: dict[str, float]) -> None:
@@ -148,7 +177,10 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
     teach = tune(
         weak,
         [
-            {"prompt": [says("system", "Answer."), says("user", f"Question: {n}?")], "completion": [says("assistant", "4 bar")]}
+            {
+                "prompt": [says("system", "Answer."), says("user", f"Question: {n}?")],
+                "completion": [says("assistant", "4 bar")],
+            }
             for n in range(4)
         ],
         "sft",
@@ -163,8 +195,14 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
     def right(example: Any, made: Any, trace: Any = None) -> bool:
         return made.answer == example.answer
 
-    train = [dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question") for number in range(4)]
-    options = {"settings": SFT(**quick(epochs=15, learning_rate=1e-2)), "output": tmp_path / "student"}
+    train = [
+        dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question")
+        for number in range(4)
+    ]
+    options = {
+        "settings": SFT(**quick(epochs=15, learning_rate=1e-2)),
+        "output": tmp_path / "student",
+    }
     with dspy.context(adapter=LineAdapter()):
         assert student(question="0?").answer != "4 bar"
         optimizer = dspy.BootstrapFinetune(metric=right, train_kwargs=options, num_threads=1)
@@ -173,13 +211,23 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
     assert tuned.lm.model == f"{weak.model}+{adapter_hash(tmp_path / 'student')}"
 
 
-def test_bootstrap_finetune_ends_with_the_error_of_the_training(weak: dspy.LM, tmp_path: Path) -> None:
+def test_bootstrap_finetune_ends_with_the_error_of_the_training(
+    weak: dspy.LM, tmp_path: Path
+) -> None:
     student = dspy.Predict("question -> answer")
     student.set_lm(weak)
-    train = [dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question") for number in range(2)]
+    train = [
+        dspy.Example(question=f"{number}?", answer="4 bar").with_inputs("question")
+        for number in range(2)
+    ]
     (tmp_path / "thesis.tex").write_text("years of work")
-    optimizer = dspy.BootstrapFinetune(train_kwargs={"settings": SFT(**QUICK), "output": tmp_path}, num_threads=1)
-    with dspy.context(adapter=LineAdapter()), pytest.raises(TuningError, match="is not overwritten"):
+    optimizer = dspy.BootstrapFinetune(
+        train_kwargs={"settings": SFT(**QUICK), "output": tmp_path}, num_threads=1
+    )
+    with (
+        dspy.context(adapter=LineAdapter()),
+        pytest.raises(TuningError, match="is not overwritten"),
+    ):
         optimizer.compile(student, trainset=train, teacher=student.deepcopy())
     assert student.lm is weak
 

@@ -1,4 +1,5 @@
-"""The reference's log-probabilities of pairs: computed once, and never those of other pairs, weights or settings."""
+"""The reference's log-probabilities of pairs: computed once, and never those of other pairs,
+weights or settings."""
 
 from __future__ import annotations
 
@@ -25,21 +26,38 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def train(base: Path, folder: Path, name: str, rows: int = 4, adapter: Path | None = None, **changes: Any) -> Tuned:
+def train(
+    base: Path, folder: Path, name: str, rows: int = 4, adapter: Path | None = None, **changes: Any
+) -> Tuned:
     settings = DPO(**quick(**changes))
-    return train_dpo(settings, pair_rows(rows), base=str(base), adapter=adapter, output=folder / name, cache=folder / "cache")
+    return train_dpo(
+        settings,
+        pair_rows(rows),
+        base=str(base),
+        adapter=adapter,
+        output=folder / name,
+        cache=folder / "cache",
+    )
 
 
-def test_they_are_computed_once_and_give_the_same_bits(tiny_model: Path, tmp_path: Path, computed: list[int]) -> None:
+def test_they_are_computed_once_and_give_the_same_bits(
+    tiny_model: Path, tmp_path: Path, computed: list[int]
+) -> None:
     first = train(tiny_model, tmp_path, "first")
     again = train(tiny_model, tmp_path, "again")
-    assert computed == [4] and again.adapter_hash == first.adapter_hash and again.history == first.history
+    assert (
+        computed == [4]
+        and again.adapter_hash == first.adapter_hash
+        and again.history == first.history
+    )
     other = train(tiny_model, tmp_path, "other", beta=0.3, learning_rate=1e-3)
     assert computed == [4] and other.adapter_hash != first.adapter_hash
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
 
 
-def test_other_pairs_and_other_weights_have_their_own(tiny_model: Path, tmp_path: Path, computed: list[int]) -> None:
+def test_other_pairs_and_other_weights_have_their_own(
+    tiny_model: Path, tmp_path: Path, computed: list[int]
+) -> None:
     first = train(tiny_model, tmp_path, "first")
     train(tiny_model, tmp_path, "more", rows=5)
     train(tiny_model, tmp_path, "further", adapter=first.path)
@@ -47,7 +65,9 @@ def test_other_pairs_and_other_weights_have_their_own(tiny_model: Path, tmp_path
     assert len({path.parent.name for path in (tmp_path / "cache").rglob("*.safetensors")}) == 2
 
 
-def test_a_damaged_file_is_computed_and_written_anew(tiny_model: Path, tmp_path: Path, computed: list[int]) -> None:
+def test_a_damaged_file_is_computed_and_written_anew(
+    tiny_model: Path, tmp_path: Path, computed: list[int]
+) -> None:
     first = train(tiny_model, tmp_path, "first")
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-4] + b"ouch")

@@ -20,17 +20,28 @@ def test_transformers_has_every_place_that_is_offered() -> None:
     from transformers.integrations import integration_utils
 
     assert set(REPORTERS) <= set(integration_utils.INTEGRATION_TO_CALLBACK)
-    with pytest.raises(ValidationError, match=r'report_to has no "tensorbord"\. Did you mean "tensorboard"'):
+    with pytest.raises(
+        ValidationError, match=r'report_to has no "tensorbord"\. Did you mean "tensorboard"'
+    ):
         SFT(report_to=("tensorbord",))
     with pytest.raises(ValidationError, match='report_to has no "all"'):
         SFT(report_to=("all",))
 
 
-def test_a_package_that_is_missing_is_named_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_named_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     # The base does not exist either, which would be found later.
-    with pytest.raises(TuningError, match=r'"mlflow", which is not installed\. Type pip install mlflow wandb'):
-        train_sft(SFT(**QUICK, report_to=("mlflow", "wandb")), sft_rows(), base=str(tmp_path / "none"), output=tmp_path / "out")
+    with pytest.raises(
+        TuningError, match=r'"mlflow", which is not installed\. Type pip install mlflow wandb'
+    ):
+        train_sft(
+            SFT(**QUICK, report_to=("mlflow", "wandb")),
+            sft_rows(),
+            base=str(tmp_path / "none"),
+            output=tmp_path / "out",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,21 +70,29 @@ def test_every_place_is_in_the_folder_of_the_logs_unless_the_user_says_otherwise
 
 
 def integration() -> type:
-    """A strict stand-in for an integration of transformers: it is made without arguments, begins, logs and ends, in this order."""
+    """A strict stand-in for an integration of transformers: it is made without arguments, begins,
+    logs and ends, in this order."""
     from transformers import TrainerCallback
 
     class Recording(TrainerCallback):
         made: list[Any] = []  # noqa: RUF012
 
         def __init__(self) -> None:
-            self.folder, self.name, self.logs, self.state = os.environ["TENSORBOARD_LOGGING_DIR"], "", [], "made"
+            self.folder, self.name, self.logs, self.state = (
+                os.environ["TENSORBOARD_LOGGING_DIR"],
+                "",
+                [],
+                "made",
+            )
             self.made.append(self)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             assert self.state == "made"
             self.state, self.name = "begun", args.run_name
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        ) -> None:
             assert self.state == "begun" and logs
             assert all(isinstance(value, (int, float)) for value in logs.values())
             self.logs.append((state.global_step, dict(logs)))
@@ -85,7 +104,9 @@ def integration() -> type:
     return Recording
 
 
-def test_an_integration_is_told_of_steps_and_evaluations(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_integration_is_told_of_steps_and_evaluations(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers.integrations import integration_utils
 
     recording: Any = integration()
@@ -95,15 +116,32 @@ def test_an_integration_is_told_of_steps_and_evaluations(tiny_model: Path, tmp_p
     settings = DPO(**quick(epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",))
     tuned = train_dpo(settings, pair_rows(8), base=str(tiny_model), output=tmp_path / "r1")
     (told,) = recording.made
-    assert (told.state, told.name, told.folder) == ("ended", "r1", str(tmp_path / "r1.logs" / "tensorboard"))
-    for key in ("loss", "rewards/margins", "rewards/accuracies", "kl", "eval_loss", "eval_rewards/margins", "eval_kl"):
+    assert (told.state, told.name, told.folder) == (
+        "ended",
+        "r1",
+        str(tmp_path / "r1.logs" / "tensorboard"),
+    )
+    for key in (
+        "loss",
+        "rewards/margins",
+        "rewards/accuracies",
+        "kl",
+        "eval_loss",
+        "eval_rewards/margins",
+        "eval_kl",
+    ):
         kept = [(record["step"], record[key]) for record in tuned.history if key in record]
         assert [(step, logs[key]) for step, logs in told.logs if key in logs] == kept, key
         assert len(kept) >= 3
-    assert sorted(path.name for path in tuned.path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tuned.path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+)
 def test_tensorboard_finds_the_scalars_in_the_folder_of_the_logs(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +157,10 @@ def test_tensorboard_finds_the_scalars_in_the_folder_of_the_logs(
     events.Reload()
     for key in ("loss", "kl", "rewards/margins", "eval_loss", "eval_kl", "eval_rewards/margins"):
         tag = f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
-        kept = [(record["step"], pytest.approx(record[key], abs=1e-6)) for record in tuned.history if key in record]
+        kept = [
+            (record["step"], pytest.approx(record[key], abs=1e-6))
+            for record in tuned.history
+            if key in record
+        ]
         assert [(scalar.step, scalar.value) for scalar in events.Scalars(tag)] == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r1", "r1.logs"]

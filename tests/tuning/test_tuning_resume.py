@@ -1,4 +1,5 @@
-"""Resuming a training: killed or stopped anywhere, it ends with the bits of one that nobody has disturbed."""
+"""Resuming a training: killed or stopped anywhere, it ends with the bits of one that nobody has
+disturbed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def test_writing_checkpoints_changes_nothing(tiny_model: Path, tmp_path: Path) -
     assert same(without, every)
 
 
-def test_a_checkpoint_is_written_about_every_minute(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_written_about_every_minute(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, told = train("sft", tiny_model, tmp_path / "out", stop=4)
     assert left(tmp_path / "out") == [], "no minute has passed"
     monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
@@ -32,14 +35,18 @@ def test_a_checkpoint_is_written_about_every_minute(tiny_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"learning_rate": 1e-3}, {"epochs": 4}])
-def test_the_checkpoint_of_another_training_is_not_taken(change: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_training_is_not_taken(
+    change: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
     train("sft", tiny_model, tmp_path / "out", stop=4, checkpoint_steps=1)
     _, told = train("sft", tiny_model, tmp_path / "out", checkpoint_steps=1, **change)
     assert told[0] == 0
     assert left(tmp_path / "out") == [], "that of the other was for this output, too"
 
 
-def test_other_rows_another_base_and_another_start_are_other_trainings(tiny_model: Path, tmp_path: Path) -> None:
+def test_other_rows_another_base_and_another_start_are_other_trainings(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     made = {
         checkpoints.Checkpoint(tmp_path / "out", {"rows": rows, "start": start}, None).path.name
         for rows in (sft_rows(2), sft_rows(3))
@@ -58,7 +65,9 @@ def test_a_damaged_checkpoint_is_not_taken(tiny_model: Path, tmp_path: Path) -> 
     assert told[0] == 0
 
 
-def test_a_training_that_must_not_go_on_leaves_no_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_training_that_must_not_go_on_leaves_no_checkpoint(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(TuningError, match="diverged"):
         train("sft", tiny_model, tmp_path / "out", learning_rate=1e30, warmup=0, checkpoint_steps=1)
     assert list(tmp_path.iterdir()) == []
@@ -66,7 +75,13 @@ def test_a_training_that_must_not_go_on_leaves_no_checkpoint(tiny_model: Path, t
 
 def test_only_the_checkpoints_of_this_output_are_deleted(tmp_path: Path) -> None:
     mine = checkpoints.Checkpoint(tmp_path / "out", {}, 1)
-    names = [mine.path.name, f"{mine.path.name}.77.partial", ".out.x.0123456789ab.checkpoint", ".out.0123456789ab.tmp", "out"]
+    names = [
+        mine.path.name,
+        f"{mine.path.name}.77.partial",
+        ".out.x.0123456789ab.checkpoint",
+        ".out.0123456789ab.tmp",
+        "out",
+    ]
     for name in names:
         (tmp_path / name).write_text("")
     mine.delete()
@@ -89,12 +104,19 @@ def test_what_is_kept_comes_back_with_the_same_bits_or_not_at_all(tmp_path: Path
     import torch
 
     path, numbers = tmp_path / "deep" / "kept", [0.1, 1 / 3, 5e-324, 1.7976931348623157e308]
-    tensors = {"a": torch.rand(3, 2), "b": torch.tensor(7, dtype=torch.int64), "c": torch.rand(4).bfloat16()}
+    tensors = {
+        "a": torch.rand(3, 2),
+        "b": torch.tensor(7, dtype=torch.int64),
+        "c": torch.rand(4).bfloat16(),
+    }
     assert kept(path) is None
     keep(path, tensors, {"numbers": numbers})
     found, facts = kept(path) or ({}, {})
     assert facts == {"numbers": numbers}
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+        for name, tensor in tensors.items()
+    )
     assert [one.name for one in path.parent.iterdir()] == ["kept"]
     content = path.read_bytes()
     for place in range(0, len(content), 7):
@@ -106,7 +128,8 @@ def test_what_is_kept_comes_back_with_the_same_bits_or_not_at_all(tmp_path: Path
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 def test_of_a_process_that_is_killed_while_it_writes_nothing_stays(tmp_path: Path) -> None:
-    """safetensors (0.8) writes into a file with a name of its own choice, which it renames in the end."""
+    """safetensors (0.8) writes into a file with a name of its own choice, which it renames in the
+    end."""
     import resource
 
     import torch
@@ -138,5 +161,12 @@ def test_a_resumed_training_needs_no_other_machine_state(tiny_model: Path, tmp_p
     run, data = train_sft, sft_rows(8)
     told: list[int] = []
     settings = SFT(**HARD)
-    run(settings, data, base=str(tiny_model), output=tmp_path / "out", seed=3, on_step=lambda step, *_: told.append(step))
+    run(
+        settings,
+        data,
+        base=str(tiny_model),
+        output=tmp_path / "out",
+        seed=3,
+        on_step=lambda step, *_: told.append(step),
+    )
     assert told[0] == 4

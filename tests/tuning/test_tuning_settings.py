@@ -29,14 +29,22 @@ from cowest_dspy.tuning import (
 
 
 @pytest.mark.parametrize("name", LOSS_TYPES)
-def test_every_loss_type_that_is_offered_trains(name: str, tiny_model: Path, tmp_path: Path) -> None:
-    settings = DPO(**{**QUICK, "batch_size": 2}, loss_type=name, max_steps=2, label_smoothing=1e-3, lora=LORA)
+def test_every_loss_type_that_is_offered_trains(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = DPO(
+        **{**QUICK, "batch_size": 2}, loss_type=name, max_steps=2, label_smoothing=1e-3, lora=LORA
+    )
     tuned = train_dpo(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
     assert [step["step"] for step in tuned.history] == [1, 2]
-    assert any(bool(tensor.any()) for key, tensor in read(tuned.path).items() if "lora_B" in key), "nothing was learnt"
+    assert any(bool(tensor.any()) for key, tensor in read(tuned.path).items() if "lora_B" in key), (
+        "nothing was learnt"
+    )
 
 
-def test_no_other_loss_type_is_accepted_by_trl(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_loss_type_is_accepted_by_trl(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # TRL names all of them in the error of one that it does not know.
     make = trainers.dpo_trainer
 
@@ -47,19 +55,28 @@ def test_no_other_loss_type_is_accepted_by_trl(tiny_model: Path, tmp_path: Path,
 
     monkeypatch.setattr(trainers, "dpo_trainer", unknown)
     with pytest.raises(ValueError, match="Unknown loss type: nonsense") as caught:
-        train_dpo(DPO(**QUICK, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
+        train_dpo(
+            DPO(**QUICK, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / "out"
+        )
     named = set(re.findall(r"'([a-z_]+)'", str(caught.value)))
     assert named <= set(LOSS_TYPES) and "sigmoid" in named
     # The loss types that its code compares with.
     import trl.trainer.dpo_trainer as source
 
-    compared = set(re.findall(r'loss_type == "([a-z_]+)"', Path(source.__file__).read_text(encoding="utf-8")))
+    compared = set(
+        re.findall(r'loss_type == "([a-z_]+)"', Path(source.__file__).read_text(encoding="utf-8"))
+    )
     assert compared == set(LOSS_TYPES)
 
 
 def test_losses_are_weighted_and_added(tiny_model: Path, tmp_path: Path) -> None:
     def first_loss(name: str, **options: Any) -> float:
-        tuned = train_dpo(DPO(**QUICK, **options, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / name)
+        tuned = train_dpo(
+            DPO(**QUICK, **options, lora=LORA),
+            pair_rows(4),
+            base=str(tiny_model),
+            output=tmp_path / name,
+        )
         return tuned.history[0]["loss"]
 
     sft = first_loss("sft", loss_type="sft")
@@ -77,7 +94,9 @@ def test_offered_loss_types_are_those_that_trl_documents() -> None:
 
 
 def test_a_wrong_loss_type_is_found_when_the_settings_are_made() -> None:
-    with pytest.raises(ValidationError, match=r'TRL has no DPO loss "sigmod"\. Did you mean "sigmoid"'):
+    with pytest.raises(
+        ValidationError, match=r'TRL has no DPO loss "sigmod"\. Did you mean "sigmoid"'
+    ):
         DPO(loss_type="sigmod")
     with pytest.raises(ValidationError, match="give one for each"):
         DPO(loss_type=("sigmoid", "sft"), loss_weights=(1.0,))
@@ -87,7 +106,10 @@ def test_a_wrong_loss_type_is_found_when_the_settings_are_made() -> None:
 
 @pytest.mark.parametrize("name", ["cpo", "simpo", "orpo", "alphapo"])
 def test_losses_of_experimental_trainers_are_refused_with_a_reason(name: str) -> None:
-    with pytest.raises(ValidationError, match=rf'"{name}" is not offered: TRL 1.16 has it only in trl.experimental.*The nearest'):
+    with pytest.raises(
+        ValidationError,
+        match=rf'"{name}" is not offered: TRL 1.16 has it only in trl.experimental.*The nearest',
+    ):
         DPO(loss_type=("sigmoid", name))
     with pytest.raises(ValidationError, match=r'"kto" is a loss of KTO'):
         DPO(loss_type="kto")
@@ -103,7 +125,9 @@ OLD = (
 @pytest.mark.parametrize("settings", [SFT, DPO, KTO])
 def test_a_name_of_trl_is_told_what_to_write_instead(settings: Any) -> None:
     for name in OLD:
-        with pytest.raises(ValidationError, match=rf"{name}: there is no such key here: \w.*\.") as caught:
+        with pytest.raises(
+            ValidationError, match=rf"{name}: there is no such key here: \w.*\."
+        ) as caught:
             settings(**{name: 1})
         assert "Known:" not in str(caught.value)
     for name, clause in {**other_names.TRAINING, **other_names.LORA}.items():
@@ -127,22 +151,37 @@ def test_every_option_that_is_explained_is_one_of_trl_peft_or_transformers_or_wa
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.sft_config import SFTConfig
 
-    has = {name for config in (DPOConfig, KTOConfig, SFTConfig) for name in config.__dataclass_fields__}
-    removed = {name for name, clause in other_names.TRAINING.items() if "removed it" in clause or "gone from" in clause}
+    has = {
+        name for config in (DPOConfig, KTOConfig, SFTConfig) for name in config.__dataclass_fields__
+    }
+    removed = {
+        name
+        for name, clause in other_names.TRAINING.items()
+        if "removed it" in clause or "gone from" in clause
+    }
     assert not removed & has, "what is said to be removed is there"
 
 
 def test_settings_are_frozen_and_closed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         SFT().epochs = 5  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ValidationError, match=r'learning_rat: there is no such key. Did you mean "learning_rate"'):
+    with pytest.raises(
+        ValidationError, match=r'learning_rat: there is no such key. Did you mean "learning_rate"'
+    ):
         SFT(learning_rat=1e-4)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValidationError, match="micro_batch_size must divide batch_size"):
         SFT(batch_size=8, micro_batch_size=3)
 
 
 def test_a_micro_batch_is_a_divisor_of_the_batch() -> None:
-    assert [SFT(batch_size=size).micro_batch for size in (1, 6, 8, 12, 16, 22)] == [1, 3, 4, 4, 4, 2]
+    assert [SFT(batch_size=size).micro_batch for size in (1, 6, 8, 12, 16, 22)] == [
+        1,
+        3,
+        4,
+        4,
+        4,
+        2,
+    ]
     assert [DPO(batch_size=size).micro_batch for size in (1, 6, 8, 9)] == [1, 2, 2, 1]
 
 
@@ -166,20 +205,36 @@ def test_the_order_depends_on_the_seed_only() -> None:
     lengths = [random.Random(0).randrange(5, 50) for _ in range(40)]
     first, again, other = (schedule.order(lengths, 5, 8, seed) for seed in (0, 0, 1))
     assert first == again != other
-    assert [lengths[index] for index in first[:8]] == sorted((lengths[index] for index in first[:8]), reverse=True)
+    assert [lengths[index] for index in first[:8]] == sorted(
+        (lengths[index] for index in first[:8]), reverse=True
+    )
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": [says("user", "a")]}, '"completion" must be a list of messages'),
-        ({"prompt": "a", "completion": [says("assistant", "b")]}, '"prompt" must be a list of messages'),
-        ({"prompt": [says("user", "a")], "completion": [says("user", "b")]}, "must end in an assistant message"),
-        ({"prompt": [says("user", "a")], "completion": [says("assistant", " \n")]}, "is empty text"),
-        ({"prompt": [], "completion": [says("assistant", "b")]}, '"prompt" must be a list of messages'),
+        (
+            {"prompt": "a", "completion": [says("assistant", "b")]},
+            '"prompt" must be a list of messages',
+        ),
+        (
+            {"prompt": [says("user", "a")], "completion": [says("user", "b")]},
+            "must end in an assistant message",
+        ),
+        (
+            {"prompt": [says("user", "a")], "completion": [says("assistant", " \n")]},
+            "is empty text",
+        ),
+        (
+            {"prompt": [], "completion": [says("assistant", "b")]},
+            '"prompt" must be a list of messages',
+        ),
     ],
 )
-def test_a_malformed_row_is_named_before_a_model_is_loaded(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_malformed_row_is_named_before_a_model_is_loaded(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ModelError):
         train_sft(SFT(), sft_rows(2), base=str(tmp_path / "no model"), output=tmp_path / "out")
     with pytest.raises(TuningError, match=f"Row 1: .*{message}"):

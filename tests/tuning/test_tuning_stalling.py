@@ -26,14 +26,21 @@ def train(kind: str, base: Path, output: Path, rows: Any = None, **changes: Any)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loss_that_does_not_move_ends_the_training(kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match=r"The loss does not move: .* after 22 steps .* Raise learning_rate \(1e-09"):
+def test_a_loss_that_does_not_move_ends_the_training(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        TuningError,
+        match=r"The loss does not move: .* after 22 steps .* Raise learning_rate \(1e-09",
+    ):
         train(kind, tiny_model, tmp_path / "out", learning_rate=1e-9)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_with_a_small_but_honest_learning_rate_goes_on(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_training_with_a_small_but_honest_learning_rate_goes_on(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
     assert train(kind, tiny_model, tmp_path / "out", learning_rate=1e-5).history[-1]["step"] == 24
 
 
@@ -47,13 +54,20 @@ def test_a_short_training_is_not_judged(tiny_model: Path, tmp_path: Path) -> Non
     assert len(tuned.history) == stalling.AFTER - 1
 
 
-def test_what_is_known_already_is_not_stuck(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_already_is_not_stuck(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stalling, "LEARNT", 1.0)  # DPO begins at log 2, which now counts as low.
     assert train("dpo", tiny_model, tmp_path / "out", learning_rate=1e-9).history[-1]["step"] == 24
 
 
 @pytest.mark.parametrize("kind", ["sft", "kto"])
-def test_looking_changes_nothing(kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_changes_nothing(
+    kind: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked = train(kind, tiny_model, tmp_path / "looked", learning_rate=1e-3)
     monkeypatch.setattr(stalling, "AFTER", 1000)
-    assert adapter_hash(train(kind, tiny_model, tmp_path / "not", learning_rate=1e-3).path) == looked.adapter_hash
+    assert (
+        adapter_hash(train(kind, tiny_model, tmp_path / "not", learning_rate=1e-3).path)
+        == looked.adapter_hash
+    )

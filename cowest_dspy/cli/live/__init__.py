@@ -1,4 +1,5 @@
-"""What a run looks like while it works: bars in a terminal, plain lines elsewhere, JSON lines for programs.
+"""What a run looks like while it works: bars in a terminal, plain lines elsewhere, JSON lines for
+programs.
 
 screen.py     the terminal
 texts.py      the numbers in words
@@ -30,7 +31,8 @@ _HOMES = {"JsonLines": "machine", "Live": "terminal", "Plain": "plain", "Termina
 
 
 def __getattr__(name: str) -> Any:
-    """Watches stand on the whole of a run, and are loaded when they are needed: the console is there at once."""
+    """Watches stand on the whole of a run, and are loaded when they are needed: the console is
+    there at once."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,5 @@
-"""What others print while a run is shown: whole lines, above what is drawn; bars of libraries are left out."""
+"""What others print while a run is shown: whole lines, above what is drawn; bars of libraries are
+left out."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _BAR = re.compile(r"\d+%\|.*\||\d+it \[\d\d:\d\d")
 
 
 class Lines:
-    """A stream in the place of another: it passes on whole lines. Of what was written over itself (``\\r``) the last stays."""
+    """A stream in the place of another: it passes on whole lines. Of what was written over itself
+    (``\\r``) the last stays."""
 
     def __init__(self, console: Console, stream: TextIO) -> None:
         self._console, self._rest = console, ""
@@ -32,7 +34,9 @@ class Lines:
         for line in lines:
             self._show(line)
         # A bar that is drawn over itself for hours is kept once.
-        self._rest = self._rest[self._rest.rfind("\r") + 1 :] if self._rest.count("\r") > 1 else self._rest
+        self._rest = (
+            self._rest[self._rest.rfind("\r") + 1 :] if self._rest.count("\r") > 1 else self._rest
+        )
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
@@ -57,13 +61,17 @@ class Lines:
 
 @contextmanager
 def above(console: Console) -> Iterator[None]:
-    """Standard output and error through the console, where they go to the same terminal or file as it does."""
+    """Standard output and error through the console, where they go to the same terminal or file as
+    it does."""
     streams = sys.stdout, sys.stderr
     if any(isinstance(stream, Lines) for stream in streams):
         yield
         return
     here = [stream.isatty() == console.is_terminal for stream in streams]
-    out, error = (Lines(console, stream) if same else stream for stream, same in zip(streams, here, strict=True))
+    out, error = (
+        Lines(console, stream) if same else stream
+        for stream, same in zip(streams, here, strict=True)
+    )
     with redirect_stdout(cast("TextIO", out)), redirect_stderr(cast("TextIO", error)):
         try:
             yield

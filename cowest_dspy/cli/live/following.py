@@ -1,4 +1,5 @@
-"""A run that another process works on, followed from its folder: nothing is written there, and nothing is locked."""
+"""A run that another process works on, followed from its folder: nothing is written there, and
+nothing is locked."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Following:
         self._waiting = f"{folder}: there is no run yet, waiting for it; Ctrl-C ends the waiting."
 
     def until_the_end(self) -> Snapshot:
-        """Follows it, from before its beginning if need be; gives its last state, which says "running" where it was killed."""
+        """Follows it, from before its beginning if need be; gives its last state, which says
+        "running" where it was killed."""
         drawing = Drawing(
             get_renderable=self._drawn,
             console=self._console,
@@ -67,7 +69,8 @@ class Following:
                 self._now = now = read_snapshot(self._folder) or self._now
                 if now is not None:
                     self._tell(now)
-                    # Seen dead, and then the same once more: in between it may have ended as it should.
+                    # Seen dead, and then the same once more: in between it may have ended as it
+                    # should.
                     if not alive(now):
                         if (read_snapshot(self._folder) or now) == now:
                             break
@@ -96,7 +99,8 @@ class Following:
             self._print(f"To go on from there:\n  {now.command}")
 
     def _tell(self, now: Snapshot) -> None:
-        """What is new: stages that have ended, lines that were said, and without a drawing now and then how far it is."""
+        """What is new: stages that have ended, lines that were said, and without a drawing now and
+        then how far it is."""
         for stage in now.stages:
             if stage not in self._shown:
                 self._shown.append(stage)
@@ -107,7 +111,12 @@ class Following:
         for line in now.said[len(now.said) - new :]:
             self._print(line)
         self._lines = now.lines
-        if not self._draws and now.stage is not None and now.state == "running" and self._clock() - self._last_line >= SAID:
+        if (
+            not self._draws
+            and now.stage is not None
+            and now.state == "running"
+            and self._clock() - self._last_line >= SAID
+        ):
             self._last_line = self._clock()
             stage = now.stage
             far = f": {stage.done:,} of {stage.total:,}" if stage.total else ""

@@ -1,9 +1,11 @@
-"""``--log json``: one JSON object a line on standard output, for programs; nothing else is printed there.
+"""``--log json``: one JSON object a line on standard output, for programs; nothing else is printed
+there.
 
-Every object has these keys: ``schema_version`` (1), ``event``, ``time`` (ISO 8601, UTC), ``run`` (the folder), ``stage`` and
-``title`` (of the innermost stage under way; null outside of one), ``done``, ``total`` (null: not known), ``calls``, ``cached``,
-``tokens`` (of this process), ``usd`` (of the run; null: not known) and ``failures`` (by kind). What ``stage_end`` says of
-these numbers is of the stage. docs/live.md says what each event adds.
+Every object has these keys: ``schema_version`` (1), ``event``, ``time`` (ISO 8601, UTC), ``run``
+(the folder), ``stage`` and ``title`` (of the innermost stage under way; null outside of one),
+``done``, ``total`` (null: not known), ``calls``, ``cached``, ``tokens`` (of this process), ``usd``
+(of the run; null: not known) and ``failures`` (by kind). What ``stage_end`` says of these numbers
+is of the stage. docs/live.md says what each event adds.
 """
 
 from __future__ import annotations
@@ -53,7 +55,12 @@ class JsonLines(Silent):
     def event(self, name: str, now: Snapshot | None = None, **facts: Any) -> None:
         """Writes one object: what all have, and these facts."""
         now = now or (self._journal.snapshot() if self._journal else None)
-        made: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "event": name, **_common(now, self._run), **facts}
+        made: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "event": name,
+            **_common(now, self._run),
+            **facts,
+        }
         with self._lock:
             self._out.write(json.dumps(made, default=str) + "\n")
             self._out.flush()
@@ -83,14 +90,37 @@ class JsonLines(Silent):
 
     def _ended(self, now: Snapshot) -> None:
         last = now.stages[-1]
-        names = ("title", "done", "total", "calls", "cached", "usd", "failures", "seconds", "tokens_in", "tokens_out", "whole")
+        names = (
+            "title",
+            "done",
+            "total",
+            "calls",
+            "cached",
+            "usd",
+            "failures",
+            "seconds",
+            "tokens_in",
+            "tokens_out",
+            "whole",
+        )
         numbers = {name: getattr(last, name) for name in names}
-        self.event("stage_end", now, stage=last.name, tokens=last.tokens_in + last.tokens_out, **numbers)
+        self.event(
+            "stage_end", now, stage=last.name, tokens=last.tokens_in + last.tokens_out, **numbers
+        )
 
 
 def _common(now: Snapshot | None, run: str) -> dict[str, Any]:
     if now is None:
-        empty = {"stage": None, "title": None, "done": 0, "total": None, "calls": 0, "cached": 0, "tokens": 0, "usd": 0.0}
+        empty = {
+            "stage": None,
+            "title": None,
+            "done": 0,
+            "total": None,
+            "calls": 0,
+            "cached": 0,
+            "tokens": 0,
+            "usd": 0.0,
+        }
         return {"time": iso(time.time()), "run": run, **empty, "failures": {}}
     stage = now.stage
     return {

@@ -15,7 +15,8 @@ from cowest_dspy.store.progress import Journal
 
 
 class Plain(Silent):
-    """A line when a stage begins and at every quarter of it, and one at its end with what it took; never broken, never coloured."""
+    """A line when a stage begins and at every quarter of it, and one at its end with what it took;
+    never broken, never coloured."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -14,16 +14,21 @@ from cowest_dspy.utils.safe_text import visible
 
 
 class Printed(Console):
-    """A terminal, or what stands in its place. Whatever is printed is text: no escape sequence in it reaches the terminal. When
-    nobody reads on, as after ``| head``, the command ends as by a signal."""
+    """A terminal, or what stands in its place. Whatever is printed is text: no escape sequence in
+    it reaches the terminal. When nobody reads on, as after ``| head``, the command ends as by a
+    signal."""
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Print as Rich does, with control characters shown but for those that Rich itself puts there."""
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Print as Rich does, with control characters shown but for those that Rich itself puts
+        there."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Nothing more is printed; the work is stopped cleanly, with exit code 141 as of other commands.
+        """Nothing more is printed; the work is stopped cleanly, with exit code 141 as of other
+        commands.
 
         Raises:
             Interrupted: always.

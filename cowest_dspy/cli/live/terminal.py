@@ -1,4 +1,5 @@
-"""Bars in a terminal: stages that have ended stay as lines, what is under way is drawn below them a few times a second."""
+"""Bars in a terminal: stages that have ended stay as lines, what is under way is drawn below them a
+few times a second."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ DRAWN = 4
 
 
 class Terminal(Silent):
-    """One drawing for all stages, also for a stage inside another. What is printed meanwhile, warnings too, appears above it."""
+    """One drawing for all stages, also for a stage inside another. What is printed meanwhile,
+    warnings too, appears above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -73,7 +75,11 @@ class Terminal(Silent):
         return self._journal.snapshot().last if self._journal else None
 
     def _drawn(self) -> RenderableType:
-        return view(self._journal.snapshot(), self._note) if self._journal else Group(*map(Text, self._open))
+        return (
+            view(self._journal.snapshot(), self._note)
+            if self._journal
+            else Group(*map(Text, self._open))
+        )
 
     def _tell(self, text: str) -> None:
         self._note = text

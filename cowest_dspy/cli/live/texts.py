@@ -37,7 +37,9 @@ def failed(failures: Mapping[str, int]) -> str:
     if not failures:
         return ""
     kinds = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
-    return f"failed {sum(failures.values()):,}: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds)
+    return f"failed {sum(failures.values()):,}: " + ", ".join(
+        f"{kind} {count:,}" for kind, count in kinds
+    )
 
 
 def done(stage: StageDone) -> list[str]:
@@ -75,7 +77,9 @@ def best(found: Best | None) -> str:
     >>> best(Best("round 2", 0.8125, 40))
     'best on held-out examples 0.812 (round 2, n 40)'
     """
-    return f"best on held-out examples {found.score:.3f} ({found.name}, n {found.n})" if found else ""
+    return (
+        f"best on held-out examples {found.score:.3f} ({found.name}, n {found.n})" if found else ""
+    )
 
 
 def state(now: Snapshot, *, alive: bool) -> str:
@@ -91,7 +95,9 @@ def state(now: Snapshot, *, alive: bool) -> str:
 
 def stopped(last: Snapshot | None, signal: int, command: str) -> str:
     """What was done until a signal stopped a command, and what to type to go on."""
-    by = {1: "SIGHUP", 2: "Ctrl-C", 13: "SIGPIPE (nobody read what it printed)", 15: "SIGTERM"}.get(signal, f"signal {signal}")
+    by = {1: "SIGHUP", 2: "Ctrl-C", 13: "SIGPIPE (nobody read what it printed)", 15: "SIGTERM"}.get(
+        signal, f"signal {signal}"
+    )
     if last is None:
         return f"Stopped by {by} before anything was begun. Start again with:\n  {command}"
     left = last.left

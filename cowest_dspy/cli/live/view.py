@@ -18,11 +18,19 @@ GAP = " · "
 
 
 def view(now: Snapshot, note: str = "") -> Group:
-    """What is under way: the stage and its bar, speed and spend, [budget], the best score; and a note."""
+    """What is under way: the stage and its bar, speed and spend, [budget], the best score; and a
+    note."""
     lines: list[RenderableType] = []
     if now.stage is not None:
         outer = [one.title for one in now.now[:-1]]
-        lines += [*([Text(" > ".join(outer), style="dim", overflow="ellipsis", no_wrap=True)] if outer else []), _Bar(now.stage)]
+        lines += [
+            *(
+                [Text(" > ".join(outer), style="dim", overflow="ellipsis", no_wrap=True)]
+                if outer
+                else []
+            ),
+            _Bar(now.stage),
+        ]
     lines += [_Parts(texts.status(now), ""), _Parts(texts.budget(now.limits), "budget: ")]
     found = texts.best(now.best)
     lines += [_Parts([found] if found else [], "")]
@@ -42,7 +50,8 @@ def ended(stage: StageDone) -> Text:
 
 
 class _Bar:
-    """A stage that is under way: title, bar, how many of how many, time, and time left; on two lines where it is narrow."""
+    """A stage that is under way: title, bar, how many of how many, time, and time left; on two
+    lines where it is narrow."""
 
     def __init__(self, stage: StageNow) -> None:
         self._stage = stage
@@ -50,7 +59,9 @@ class _Bar:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         stage = self._stage
         title = Text(stage.title, overflow="ellipsis", no_wrap=True)
-        bar = ProgressBar(stage.total or None, stage.done, pulse=not stage.total, animation_time=stage.seconds)
+        bar = ProgressBar(
+            stage.total or None, stage.done, pulse=not stage.total, animation_time=stage.seconds
+        )
         counts = Text(f"{stage.done:,}/{stage.total:,}" if stage.total else "", no_wrap=True)
         times = Text(texts.duration(stage.seconds), no_wrap=True)
         if stage.left is not None and stage.total and stage.done < stage.total:
@@ -63,16 +74,22 @@ class _Bar:
             cells.insert(0, title)
         else:
             yield title
-        grid.add_column(ratio=2 if wide else None, width=None if wide else min(24, max(options.max_width - 30, 4)))
+        grid.add_column(
+            ratio=2 if wide else None,
+            width=None if wide else min(24, max(options.max_width - 30, 4)),
+        )
         # As wide as what they may come to hold, so that the bar stays where it is.
-        grid.add_column(justify="right", min_width=len(f"{stage.total:,}") * 2 + 1 if stage.total else 0)
+        grid.add_column(
+            justify="right", min_width=len(f"{stage.total:,}") * 2 + 1 if stage.total else 0
+        )
         grid.add_column(min_width=20 if wide else 0)
         grid.add_row(*cells)
         yield grid
 
 
 class _Parts:
-    """Parts of a line with dots between them; as many to a line as fit, a part never broken where it fits into one."""
+    """Parts of a line with dots between them; as many to a line as fit, a part never broken where
+    it fits into one."""
 
     def __init__(self, parts: Sequence[str], start: str) -> None:
         self._parts, self._start = parts, start

@@ -48,18 +48,35 @@ A draft can also hurt, as the harm rate says. No licence is named here: it depen
 
 def card(manifest: Manifest, report: RunReport) -> str:
     """The text of README.md; what looks like a secret is masked."""
-    adapter = f"with a LoRA adapter (content hash `{manifest.adapter}`)" if manifest.adapter else "not tuned"
-    parts = [_HEAD.format(**{**manifest.model_dump(), "adapter": adapter}), _arms(report), _influence(report), _rounds(report)]
+    adapter = (
+        f"with a LoRA adapter (content hash `{manifest.adapter}`)"
+        if manifest.adapter
+        else "not tuned"
+    )
+    parts = [
+        _HEAD.format(**{**manifest.model_dump(), "adapter": adapter}),
+        _arms(report),
+        _influence(report),
+        _rounds(report),
+    ]
     return masked("".join([*parts, _LOAD, _LIMITS]))
 
 
 def _arms(report: RunReport) -> str:
     rows: list[Sequence[Any]] = []
     for line in arm_table(report):
-        span = f"{100 * line.interval.low:.0f} to {100 * line.interval.high:.0f} %" if line.interval else "-"
+        span = (
+            f"{100 * line.interval.low:.0f} to {100 * line.interval.high:.0f} %"
+            if line.interval
+            else "-"
+        )
         share = "-" if line.accuracy is None else f"{100 * line.accuracy:.1f} %"
         rows.append((line.title, line.answered, line.failed, share, span))
-    return table("Measured on held-out questions", ("arm", "n", "failed", "mean score", "95 % interval"), rows)
+    return table(
+        "Measured on held-out questions",
+        ("arm", "n", "failed", "mean score", "95 % interval"),
+        rows,
+    )
 
 
 def _influence(report: RunReport) -> str:
@@ -67,13 +84,22 @@ def _influence(report: RunReport) -> str:
     for number, counts in influence_by_round(report.influence).items():
         mean = "-" if counts.mean is None else f"{counts.mean:+.3f}"
         harm = "-" if counts.harm_rate is None else f"{100 * counts.harm_rate:.0f} %"
-        rows.append((number, counts.n, counts.helped, counts.same, counts.hurt, counts.failed, mean, harm))
+        rows.append(
+            (number, counts.n, counts.helped, counts.same, counts.hurt, counts.failed, mean, harm)
+        )
     columns = ("round", "drafts", "helped", "same", "hurt", "failed", "mean influence", "harm rate")
     return table("Influence of the sampled drafts", columns, rows)
 
 
 def _rounds(report: RunReport) -> str:
-    rows = [(row.number, row.pairs, row.gain, row.n, row.outcome, row.reason) for row in report.rounds]
-    steps = [(row.number, row.name, row.gain, row.n, "best so far" if row.best else "") for row in report.steps]
+    rows = [
+        (row.number, row.pairs, row.gain, row.n, row.outcome, row.reason) for row in report.rounds
+    ]
+    steps = [
+        (row.number, row.name, row.gain, row.n, "best so far" if row.best else "")
+        for row in report.steps
+    ]
     made = table("Rounds", ("round", "pairs", "gain on the dev split", "n", "outcome", "why"), rows)
-    return made + table("Cycle", ("step", "optimiser", "gain over the start, dev split", "n", ""), steps)
+    return made + table(
+        "Cycle", ("step", "optimiser", "gain over the start, dev split", "n", ""), steps
+    )

@@ -1,4 +1,5 @@
-"""load_bundle: a program that answers as the one that was bundled; and its weak model merged, or its adapter for llama.cpp."""
+"""load_bundle: a program that answers as the one that was bundled; and its weak model merged, or
+its adapter for llama.cpp."""
 
 from __future__ import annotations
 
@@ -39,18 +40,21 @@ def load_bundle(
         weak: the base model that the adapter belongs to, by content; its engine must take adapters.
         strong: any model; answers are the bundled ones only with the same.
         program: a Collaboration of the same structure, made by you.
-        trust_recipe: execute the bundle's own Python file, which makes one. Look at it first: what is executed is the text that
-            the manifest has the hash of, and nothing else of the bundle.
+        trust_recipe: execute the bundle's own Python file, which makes one. Look at it first: what
+            is executed is the text that the manifest has the hash of, and nothing else of the
+            bundle.
 
     Raises:
-        BundleError: no bundle, one that was changed, another base, or neither ``program`` nor ``trust_recipe``.
+        BundleError: no bundle, one that was changed, another base, or neither ``program`` nor
+            ``trust_recipe``.
         TuningError: a weak model that takes no adapters.
     """
     bundle = open_bundle(path)
     if program is None:
         if not trust_recipe:
             raise BundleError(
-                f"How the program is built stands in {recipe_of(bundle)}, which is Python code: look at it, then give "
+                f"How the program is built stands in {recipe_of(bundle)}, which is Python code: "
+                "look at it, then give "
                 "trust_recipe=True to execute it, or program=, a Collaboration that you made alike."
             )
         program = _built(bundle)
@@ -58,7 +62,9 @@ def load_bundle(
     try:
         built.load_state(state)
     except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise BundleError(f"The program is built otherwise than the bundled one: {type(error).__name__}: {error}") from error
+        raise BundleError(
+            f"The program is built otherwise than the bundled one: {type(error).__name__}: {error}"
+        ) from error
     return built.bind(weak=_with_adapter(weak, bundle), strong=strong)
 
 
@@ -72,10 +78,12 @@ def recipe_of(bundle: OpenBundle) -> Path:
 
 
 def merged(path: str | Path, base: str | Path, output: str | Path) -> Path:
-    """The weak model with the bundle's adapter merged into its weights, as a folder that transformers loads; in the base's dtype.
+    """The weak model with the bundle's adapter merged into its weights, as a folder that
+    transformers loads; in the base's dtype.
 
     Raises:
-        BundleError: no bundle or a changed one, no adapter in it, another base, or an output that exists.
+        BundleError: no bundle or a changed one, no adapter in it, another base, or an output that
+            exists.
     """
     from transformers import AutoConfig
 
@@ -99,7 +107,8 @@ def as_gguf(path: str | Path, base: str | Path, output: str | Path) -> Path:
     """The bundle's adapter as a GGUF file for llama.cpp (``--lora``).
 
     Raises:
-        BundleError: no bundle or a changed one, no adapter in it, another base, or an output that exists.
+        BundleError: no bundle or a changed one, no adapter in it, another base, or an output that
+            exists.
         ModelError: an adapter or an architecture that llama.cpp does not take.
     """
     bundle, target = open_bundle(path), Path(output)
@@ -117,7 +126,9 @@ def _built(bundle: OpenBundle) -> Collaboration:
     execute(recipe_of(bundle), bundle.read(bundle.manifest.recipe))
     file = bundle.folder / "config.toml"
     with file_errors(BundleError, file):
-        draft = read_toml_text(bundle.read(file.name).decode("utf-8"), str(file), BundleError).get("draft")
+        draft = read_toml_text(bundle.read(file.name).decode("utf-8"), str(file), BundleError).get(
+            "draft"
+        )
     made: Any = call(str(bundle.folder / bundle.manifest.program), given={"draft": draft})
     if not isinstance(made, Collaboration):
         raise BundleError(f"{bundle.manifest.program} of the bundle gave no Collaboration.")
@@ -125,7 +136,8 @@ def _built(bundle: OpenBundle) -> Collaboration:
 
 
 def _prompts(bundle: OpenBundle) -> dict[str, Any]:
-    """The state of the program, if it says nothing but prompts and demos: DSPy would set whatever else stands there.
+    """The state of the program, if it says nothing but prompts and demos: DSPy would set whatever
+    else stands there.
 
     Raises:
         BundleError: it says more.
@@ -138,7 +150,8 @@ def _prompts(bundle: OpenBundle) -> dict[str, Any]:
         other = sorted(set(predictor) - SAID) if isinstance(predictor, dict) else [str(predictor)]
         if other or predictor.get("lm") is not None:
             raise BundleError(
-                f"program.json says of {name} more than prompts and demos ({', '.join(other) or 'an LM'}): not loaded."
+                f"program.json says of {name} more than prompts and demos "
+                f"({', '.join(other) or 'an LM'}): not loaded."
             )
     return cast("dict[str, Any]", state)
 
@@ -154,14 +167,16 @@ def _same_base(manifest: Manifest, base: str) -> Path:
     found = weights.folder_hash(source)
     if found != manifest.base_hash:
         raise BundleError(
-            f"The bundle belongs to {printable(manifest.base)} with the content hash {printable(manifest.base_hash)}; "
+            f"The bundle belongs to {printable(manifest.base)} with the content hash "
+            f"{printable(manifest.base_hash)}; "
             f"{source.name} has {found}."
         )
     return source
 
 
 def _adapter(bundle: OpenBundle, base: Path) -> Path:
-    """The folder of the bundle's adapter, if it still holds the one of the manifest, and that fits the base."""
+    """The folder of the bundle's adapter, if it still holds the one of the manifest, and that fits
+    the base."""
     folder = bundle.folder / ADAPTER
     _same_adapter(bundle, lora.identify(folder, base))
     return folder
@@ -169,7 +184,9 @@ def _adapter(bundle: OpenBundle, base: Path) -> Path:
 
 def _same_adapter(bundle: OpenBundle, found: str) -> None:
     if found != bundle.manifest.adapter:
-        raise BundleError(f"{bundle.folder / ADAPTER} was changed while the bundle was read: load it again.")
+        raise BundleError(
+            f"{bundle.folder / ADAPTER} was changed while the bundle was read: load it again."
+        )
 
 
 def _with_adapter(weak: dspy.LM, bundle: OpenBundle) -> dspy.LM:
@@ -177,7 +194,9 @@ def _with_adapter(weak: dspy.LM, bundle: OpenBundle) -> dspy.LM:
     engine = engine_of(plain)
     _same_base(bundle.manifest, engine.base_folder)
     if engine.adapter_folder(plain.model) is not None:
-        raise ModelError(f"{plain.model} has an adapter already: give the base model, the bundle brings its own.")
+        raise ModelError(
+            f"{plain.model} has an adapter already: give the base model, the bundle brings its own."
+        )
     if bundle.manifest.adapter is None:
         return plain
     model = engine.load_adapter(bundle.folder / ADAPTER)

@@ -1,4 +1,5 @@
-"""cowest.json: what a bundle is made of; whether that is what lies there; and the only way to its files."""
+"""cowest.json: what a bundle is made of; whether that is what lies there; and the only way to its
+files."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from cowest_dspy.utils.safe_text import printable
 
 FILE, FORMAT = "cowest.json", 1
 ADAPTER, RECIPE = "adapter", "recipe"
-# What a bundle of this format can hold. A recipe stands in the folder itself, so that nothing beside it can be imported for it.
+# What a bundle of this format can hold. A recipe stands in the folder itself, so that nothing
+# beside it can be imported for it.
 _HELD = re.compile(
     r"README\.md|config\.toml|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
     rf"|{ADAPTER}/({'|'.join(map(re.escape, FILES))})|{RECIPE}/[^/\\]+\.py"
@@ -33,8 +35,9 @@ _TRIES = 3
 class Manifest(BaseModel):
     """What cowest.json says.
 
-    ``base`` is the weak model without an adapter by name and content hash; ``adapter`` the content hash of the adapter, None where
-    nothing was tuned; ``program`` and ``metric`` references into the bundle; ``files`` the SHA-256 of every other file by its path.
+    ``base`` is the weak model without an adapter by name and content hash; ``adapter`` the content
+    hash of the adapter, None where nothing was tuned; ``program`` and ``metric`` references into
+    the bundle; ``files`` the SHA-256 of every other file by its path.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +73,8 @@ class Manifest(BaseModel):
         file = split_reference(self.program)[0]
         if file not in self.files or not file.startswith(f"{RECIPE}/"):
             raise BundleError(
-                f"The program, {printable(self.program)}, is no file of the bundle's {RECIPE} folder; nothing else is executed: "
+                f"The program, {printable(self.program)}, is no file of the bundle's {RECIPE} "
+                "folder; nothing else is executed: "
                 "give program=, a Collaboration that you made alike."
             )
         return file
@@ -78,7 +82,8 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A bundle that was verified, and the only way to what its files say: each is read once, and is what the manifest says."""
+    """A bundle that was verified, and the only way to what its files say: each is read once, and is
+    what the manifest says."""
 
     folder: Path
     manifest: Manifest
@@ -92,9 +97,14 @@ class OpenBundle:
         try:
             content = (self.folder / name).read_bytes() if name in self.manifest.files else b""
         except OSError as error:
-            raise BundleError(f"{self.folder}: {name} cannot be read any more: {error.strerror}. Load the bundle again.") from error
+            raise BundleError(
+                f"{self.folder}: {name} cannot be read any more: {error.strerror}. Load the "
+                "bundle again."
+            ) from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files.get(name):
-            raise BundleError(f"{self.folder}: {name} was changed while the bundle was read: load it again.")
+            raise BundleError(
+                f"{self.folder}: {name} was changed while the bundle was read: load it again."
+            )
         return content
 
 
@@ -117,11 +127,16 @@ def open_bundle(path: str | Path) -> OpenBundle:
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a folder by its path with "/" in it (of what is no file, an empty text); but for the manifest,
-    and what the Hub's client puts beside a bundle when it is downloaded."""
+    """The SHA-256 of every file of a folder by its path with "/" in it (of what is no file, an
+    empty text); but for the manifest, and what the Hub's client puts beside a bundle when it is
+    downloaded."""
     there = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix(): path for path in there}
-    return {name: _hash(path) for name, path in names.items() if name != FILE and not _BESIDE.fullmatch(name)}
+    return {
+        name: _hash(path)
+        for name, path in names.items()
+        if name != FILE and not _BESIDE.fullmatch(name)
+    }
 
 
 def read_manifest(bundle: str | Path) -> Manifest:
@@ -134,11 +149,20 @@ def read_manifest(bundle: str | Path) -> Manifest:
     try:
         values: Any = parse_json(path.read_bytes())
     except OSError:
-        raise BundleError(f"{bundle} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one.") from None
+        raise BundleError(
+            f"{bundle} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one."
+        ) from None
     except ValueError as error:
         raise BundleError(f"{path} is damaged: {printable(str(error))}.") from None
-    if isinstance(values, dict) and isinstance(values.get("format"), int) and values["format"] > FORMAT:
-        raise BundleError(f"{bundle} has format {values['format']}, and this cowest_dspy knows {FORMAT}: update it.")
+    if (
+        isinstance(values, dict)
+        and isinstance(values.get("format"), int)
+        and values["format"] > FORMAT
+    ):
+        raise BundleError(
+            f"{bundle} has format {values['format']}, and this cowest_dspy knows {FORMAT}: update "
+            "it."
+        )
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
@@ -146,8 +170,8 @@ def read_manifest(bundle: str | Path) -> Manifest:
 
 
 def verify_bundle(bundle: str | Path) -> tuple[str, ...]:
-    """What is wrong with a bundle, a line for each file that was changed, is missing or does not belong there; nothing: it is
-    whole. Reads only, executes nothing, and needs no network.
+    """What is wrong with a bundle, a line for each file that was changed, is missing or does not
+    belong there; nothing: it is whole. Reads only, executes nothing, and needs no network.
 
     Raises:
         BundleError: no bundle, or a manifest that cannot be read.
@@ -170,14 +194,23 @@ def _faults_in(folder: Path, manifest: Manifest) -> tuple[str, ...]:
         except ModelError as error:
             return (f"{ADAPTER}: {error}",)
         if found != manifest.adapter:
-            wrong.append(f"{ADAPTER}: has the content hash {found}, and the manifest says {printable(manifest.adapter)}")
+            wrong.append(
+                f"{ADAPTER}: has the content hash {found}, and the manifest says "
+                f"{printable(manifest.adapter)}"
+            )
     return tuple(wrong)
 
 
 def _unlike(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     wrong = [f"{printable(name)}: is missing" for name in wanted if name not in there]
-    wrong += [f"{printable(name)}: was changed" for name, found in there.items() if wanted.get(name, found) != found]
-    return wrong + [f"{printable(name)}: does not belong to the bundle" for name in there if name not in wanted]
+    wrong += [
+        f"{printable(name)}: was changed"
+        for name, found in there.items()
+        if wanted.get(name, found) != found
+    ]
+    return wrong + [
+        f"{printable(name)}: does not belong to the bundle" for name in there if name not in wanted
+    ]
 
 
 def _hash(path: Path) -> str:

@@ -12,7 +12,16 @@ from typing import Any, cast
 from cowest_dspy.errors import BundleError, masked
 from cowest_dspy.experiment import Experiment
 from cowest_dspy.experiment.bundle.card import card
-from cowest_dspy.experiment.bundle.manifest import ADAPTER, FILE, FORMAT, RECIPE, Manifest, files_in, open_bundle, read_manifest
+from cowest_dspy.experiment.bundle.manifest import (
+    ADAPTER,
+    FILE,
+    FORMAT,
+    RECIPE,
+    Manifest,
+    files_in,
+    open_bundle,
+    read_manifest,
+)
 from cowest_dspy.experiment.config import Config, split_reference
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.summary import kept_pairs, versions
@@ -29,12 +38,14 @@ from cowest_dspy.utils.files import replace_folder, workplace
 
 
 def write_bundle(experiment: Experiment, folder: str | Path) -> Path:
-    """Writes what a finished run ended with into ``folder``, whole or not at all; a bundle that is there is replaced.
+    """Writes what a finished run ended with into ``folder``, whole or not at all; a bundle that is
+    there is replaced.
 
     What processes have left that were killed while they wrote to the same place goes.
 
     Raises:
-        BundleError: the run is not finished; the folder holds something else; a pair or a demo holds what looks like a secret.
+        BundleError: the run is not finished; the folder holds something else; a pair or a demo
+            holds what looks like a secret.
     """
     target = Path(folder).resolve()
     if target.is_file():
@@ -42,29 +53,46 @@ def write_bundle(experiment: Experiment, folder: str | Path) -> Path:
     if target.exists() and any(target.iterdir()):
         read_manifest(target)
     if experiment.store.record("arm", "collaboration") is None:
-        raise BundleError(f"{experiment.run} is not finished: run `cowest cycle` on it first, which goes on where it stood.")
+        raise BundleError(
+            f"{experiment.run} is not finished: run `cowest cycle` on it first, which goes on "
+            "where it stood."
+        )
     with workplace(target) as work:
         _fill(work / "bundle", experiment)
         replace_folder(work / "bundle", target)
     return Path(folder)
 
 
-def push_bundle(bundle: str | Path, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
-    """Uploads a bundle as the Hub model ``repo_id``; gives its address. It is private unless ``private=False``.
+def push_bundle(
+    bundle: str | Path, repo_id: str, *, private: bool = True, token: str | None = None
+) -> str:
+    """Uploads a bundle as the Hub model ``repo_id``; gives its address. It is private unless
+    ``private=False``.
 
     Raises:
-        BundleError: no bundle, or one that was changed or holds more; the Hub refuses or cannot be reached; or ``private`` is
-            wanted of a model that is public.
+        BundleError: no bundle, or one that was changed or holds more; the Hub refuses or cannot be
+            reached; or ``private`` is wanted of a model that is public.
     """
     manifest = open_bundle(bundle).manifest
-    return upload(Path(bundle), repo_id, kind="model", message=f"{manifest.name}", private=private, token=token, error=BundleError)
+    return upload(
+        Path(bundle),
+        repo_id,
+        kind="model",
+        message=f"{manifest.name}",
+        private=private,
+        token=token,
+        error=BundleError,
+    )
 
 
 def _fill(folder: Path, experiment: Experiment) -> None:
     folder.mkdir()
     config, program, report = experiment.config, experiment.final, experiment.report()
     engine = engine_of(experiment.weak)
-    base, adapter = weights.locate(engine.base_folder), engine.adapter_folder(unrecorded(program.weak).model)
+    base, adapter = (
+        weights.locate(engine.base_folder),
+        engine.adapter_folder(unrecorded(program.weak).model),
+    )
     moved = _relocated(config, folder / RECIPE)
     _write(folder / "config.toml", effective_toml(moved))
     _write(folder / "program.json", _json(program.dump_state()))
@@ -112,7 +140,8 @@ def _metrics(report: RunReport) -> dict[str, Any]:
 
 
 def _relocated(config: Config, recipe: Path) -> Config:
-    """The configuration with its recipes copied into the bundle and named there, and every other path by its last part."""
+    """The configuration with its recipes copied into the bundle and named there, and every other
+    path by its last part."""
     copied: dict[str, str] = {}
 
     def named(value: str) -> str:
@@ -123,9 +152,12 @@ def _relocated(config: Config, recipe: Path) -> Config:
             return Path(path).name + colon + name
         if path not in copied:
             recipe.mkdir(exist_ok=True)
-            # Some file systems do not tell capitals from small letters, and a manifest has only names that can be read.
+            # Some file systems do not tell capitals from small letters, and a manifest has only
+            # names that can be read.
             taken = {name.casefold() for name in copied.values()}
-            own = "".join(char if char.isprintable() and char != "\\" else "_" for char in Path(path).name)
+            own = "".join(
+                char if char.isprintable() and char != "\\" else "_" for char in Path(path).name
+            )
             own = own if own.casefold() not in taken else f"{len(taken)}_{own}"
             _write(recipe / own, Path(path).read_text(encoding="utf-8"))
             copied[path] = own
@@ -139,20 +171,33 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {key: _with_strings(item, change) for key, item in cast("dict[str, Any]", value).items()}
-    return [_with_strings(item, change) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+        return {
+            key: _with_strings(item, change) for key, item in cast("dict[str, Any]", value).items()
+        }
+    return (
+        [_with_strings(item, change) for item in cast("list[Any]", value)]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def _json(value: Any) -> str:
     try:
-        text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+        text = (
+            json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+        )
         text.encode()  # Half of a surrogate pair, which a model may have answered, is an error.
         return text
     except ValueError as error:
-        raise BundleError(f"A demo or a number of the run cannot be written as JSON, so no bundle was: {error}.") from error
+        raise BundleError(
+            f"A demo or a number of the run cannot be written as JSON, so no bundle was: {error}."
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:
     if masked(text) != text:
-        raise BundleError(f"{path.name} would hold what looks like a secret, an API key for instance: no bundle was written.")
+        raise BundleError(
+            f"{path.name} would hold what looks like a secret, an API key for instance: no bundle "
+            "was written."
+        )
     path.write_text(text, encoding="utf-8")

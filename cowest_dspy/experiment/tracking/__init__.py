@@ -1,4 +1,5 @@
-"""[tracking]: a run in MLflow, trackio and W&B while it goes on; a tracker that is down or slow never stops or loses it.
+"""[tracking]: a run in MLflow, trackio and W&B while it goes on; a tracker that is down or slow
+never stops or loses it.
 
 facts.py      what a tracker is told: parameters, numbers and curves of a run and of its parts
 reading.py    these, from what the run's store holds

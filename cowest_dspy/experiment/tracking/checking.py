@@ -38,30 +38,46 @@ def _trackers(config: Config) -> tuple[str, ...]:
 
 
 def _missing(tracker: str) -> str:
-    return f"[tracking] to has {tracker}, which is not installed: type pip install 'cowest_dspy[{tracker}]', or take it out."
+    return (
+        f"[tracking] to has {tracker}, which is not installed: type pip install "
+        f"'cowest_dspy[{tracker}]', or take it out."
+    )
 
 
 def look_at(config: Config) -> list[Found]:
-    """Each tracker of the configuration: whether its package is there, and whether a server of MLflow's answers."""
+    """Each tracker of the configuration: whether its package is there, and whether a server of
+    MLflow's answers."""
     made: list[Found] = []
     for tracker in _trackers(config):
         if importlib.util.find_spec(tracker) is None:
             made.append(Found(tracker, "error", _missing(tracker)))
         else:
-            made.append(_server(uri_of(config)) if tracker == "mlflow" else Found(tracker, "ok", "is installed"))
+            made.append(
+                _server(uri_of(config))
+                if tracker == "mlflow"
+                else Found(tracker, "ok", "is installed")
+            )
     return made
 
 
 def uri_of(config: Config) -> str | None:
     """Where MLflow is: [tracking] uri, or MLFLOW_TRACKING_URI; None is MLflow's own choice."""
-    return (config.tracking.uri if config.tracking else None) or os.environ.get("MLFLOW_TRACKING_URI") or None
+    return (
+        (config.tracking.uri if config.tracking else None)
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or None
+    )
 
 
 def _server(uri: str | None) -> Found:
     import httpx
 
     if uri is None or not uri.startswith("http"):
-        return Found("mlflow", "ok", f"is installed; it writes to {masked(uri) if uri else 'where MLflow does by default'}")
+        return Found(
+            "mlflow",
+            "ok",
+            f"is installed; it writes to {masked(uri) if uri else 'where MLflow does by default'}",
+        )
     try:
         answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=SECONDS)
         if answer.is_success:
@@ -70,5 +86,11 @@ def _server(uri: str | None) -> Found:
     except httpx.HTTPError as error:
         said = f"does not answer ({type(error).__name__})"
     return Found(
-        "mlflow", "warning", f"{masked(uri)} {said}: a run would go on without it; start it, and cowest track RUN logs it later"
+        "mlflow",
+        "warning",
+        (
+            f"{masked(uri)} {said}: a run would go on without it; start it, and cowest track RUN "
+            "logs "
+            "it later"
+        ),
     )

@@ -1,4 +1,5 @@
-"""A sender's process, as seen from here: a job is given to it, and its answer is waited for as long as one likes."""
+"""A sender's process, as seen from here: a job is given to it, and its answer is waited for as long
+as one likes."""
 
 from __future__ import annotations
 
@@ -24,9 +25,12 @@ DEFAULTS = {
 
 
 class Child:
-    """One process for one tracker, started with the first job. A job is a file of JSON in ``folder``."""
+    """One process for one tracker, started with the first job. A job is a file of JSON in
+    ``folder``."""
 
-    def __init__(self, tracker: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, tracker: str, folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.tracker, self._folder, self._environment = tracker, folder, dict(environment or {})
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -1,4 +1,5 @@
-"""What a tracker is told of a run: plain facts, the same for every tracker, which go to its process as JSON."""
+"""What a tracker is told of a run: plain facts, the same for every tracker, which go to its process
+as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ Number = int | float
 
 @dataclass(frozen=True)
 class Row:
-    """Numbers at one step: an optimiser step of a training, the number of a round, or that of a candidate of a cycle."""
+    """Numbers at one step: an optimiser step of a training, the number of a round, or that of a
+    candidate of a cycle."""
 
     step: int
     values: dict[str, float]
@@ -20,10 +22,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A run in a tracker: the run as a whole (``name`` is "" then), or one of its rounds ("round 2") or trainings ("drafts").
+    """A run in a tracker: the run as a whole (``name`` is "" then), or one of its rounds ("round
+    2") or trainings ("drafts").
 
-    ``metrics`` are numbers that hold for all of it, ``rows`` those that go over steps. ``training`` names the training that the
-    part has done, by what it depends on; another one is another run in the tracker. ``done``: nothing will be added.
+    ``metrics`` are numbers that hold for all of it, ``rows`` those that go over steps. ``training``
+    names the training that the part has done, by what it depends on; another one is another run in
+    the tracker. ``done``: nothing will be added.
     """
 
     name: str
@@ -37,7 +41,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Facts:
-    """A run as it is now. ``title`` names it for people, ``parts`` are its rounds and trainings, in order."""
+    """A run as it is now. ``title`` names it for people, ``parts`` are its rounds and trainings, in
+    order."""
 
     title: str
     whole: Part
@@ -50,7 +55,9 @@ class Facts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Facts:
         """The inverse of :meth:`to_json`."""
-        return cls(values["title"], _part(values["whole"]), tuple(_part(part) for part in values["parts"]))
+        return cls(
+            values["title"], _part(values["whole"]), tuple(_part(part) for part in values["parts"])
+        )
 
 
 def _part(values: Mapping[str, Any]) -> Part:
@@ -63,4 +70,8 @@ def numbers(prefix: str = "", /, **values: Number | None) -> dict[str, float]:
     >>> numbers("gain/", mean=0.5, low=None, n=3)
     {'gain/mean': 0.5, 'gain/n': 3.0}
     """
-    return {f"{prefix}{name}": float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+    return {
+        f"{prefix}{name}": float(value)
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
+    }

@@ -1,7 +1,8 @@
 """What is uploaded of a run: only what may be shown, with secrets masked.
 
-An input that [report] hide names is not uploaded: report.html and report.json have its length, as on the page, and what cannot be
-shown without it (pairs, labelled drafts, the comparison's answers, the bundle) stays here.
+An input that [report] hide names is not uploaded: report.html and report.json have its length, as
+on the page, and what cannot be shown without it (pairs, labelled drafts, the comparison's answers,
+the bundle) stays here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ COMPARED = ("csv", "tex", "md", "html")
 
 
 def gather(config: Config, run: Path, report: RunReport, target: Path) -> list[str]:
-    """Writes what is uploaded of the run in ``run`` into the empty folder ``target``; gives the files' names in it, in order."""
+    """Writes what is uploaded of the run in ``run`` into the empty folder ``target``; gives the
+    files' names in it, in order."""
     write_report(report, target)
     if config.report.hide:
         with_marks = write_report(hidden(report), target / "marks").json

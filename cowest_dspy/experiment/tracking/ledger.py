@@ -1,6 +1,8 @@
-"""Which runs of a tracker a run of ours has, and what they were told: plain JSON, kept in the run's store.
+"""Which runs of a tracker a run of ours has, and what they were told: plain JSON, kept in the run's
+store.
 
-{"key": "3f0c...", "place": "...", "parts": {"": {"run": "...", "training": null, ...}, "round 1": {...}}, "files": {...}}
+{"key": "3f0c...", "place": "...", "parts": {"": {"run": "...", "training": null, ...}, "round 1":
+{...}}, "files": {...}}
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ Ledger = dict[str, Any]
 
 
 def new(place: str = "", key: str | None = None) -> Ledger:
-    """Of a run that nobody knows in that place. Its key is in every run that a tracker has of it, so that they are found again."""
+    """Of a run that nobody knows in that place. Its key is in every run that a tracker has of it,
+    so that they are found again."""
     return {"key": key or uuid.uuid4().hex, "place": place, "parts": {}, "files": {}}
 
 
-def entry(ledger: Ledger, part: Part, *, begins: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What is known of a part; and what was known of it before, where its training was done anew: that is another run.
+def entry(
+    ledger: Ledger, part: Part, *, begins: bool = False
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What is known of a part; and what was known of it before, where its training was done anew:
+    that is another run.
 
     ``begins``: its training begins now, so that one which is known is of the past.
     """
@@ -40,7 +46,8 @@ def entry(ledger: Ledger, part: Part, *, begins: bool = False) -> tuple[dict[str
 
 
 def with_beginning(parts: Sequence[Part], begins: str) -> list[Part]:
-    """The parts, with an empty one in the place of that whose training begins now: what is known of it is of an earlier one."""
+    """The parts, with an empty one in the place of that whose training begins now: what is known of
+    it is of an earlier one."""
     others = [part for part in parts if part.name != begins]
     return [*others, Part(begins)] if begins else others
 
@@ -56,13 +63,16 @@ def title_of(title: str, part: Part, known: Mapping[str, Any]) -> str:
 
 
 def unique(title: str, ledger: Ledger) -> str:
-    """A title that no other run's runs have: with a part of its key. For trackio, which finds runs by their names."""
+    """A title that no other run's runs have: with a part of its key. For trackio, which finds runs
+    by their names."""
     return f"{title} [{ledger['key'][:6]}]"
 
 
 def digest_of(row: Row) -> str:
     """A row's content as 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps([row.step, row.values], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([row.step, row.values], sort_keys=True).encode()).hexdigest()[
+        :12
+    ]
 
 
 def changed_files(ledger: Ledger, folder: Path, names: list[str]) -> dict[str, str]:

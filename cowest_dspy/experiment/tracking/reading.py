@@ -1,4 +1,5 @@
-"""A run's facts, from what its store holds. Asks no model; a run that is half done gives half of them."""
+"""A run's facts, from what its store holds. Asks no model; a run that is half done gives half of
+them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ LONGEST = 500
 
 
 class Reading:
-    """Reads the facts of a run again and again, while it goes on; what a round's drafts did is counted once.
+    """Reads the facts of a run again and again, while it goes on; what a round's drafts did is
+    counted once.
 
     Args:
         config: the run's configuration.
@@ -38,23 +40,41 @@ class Reading:
     def __init__(self, config: Config, store: Store) -> None:
         self._config, self._store = config, store
         self._influence: dict[tuple[int, str], dict[str, float]] = {}
-        self.title = (config.tracking.name if config.tracking else None) or f"{config.name}, seed {config.seed}"
+        self.title = (
+            config.tracking.name if config.tracking else None
+        ) or f"{config.name}, seed {config.seed}"
 
     def facts(self, report: RunReport | None = None) -> Facts:
         """What the store holds now; with a report, also what it says in words."""
         store = self._store
         stages, adapters = store.records("stage"), store.records("adapter")
-        rounds = {made.number: made for made in (Round.from_dict(record) for record in store.records("round").values())}
-        begun = [number for number in range(1, max(rounds, default=0) + 2) if self._begun(number, rounds, adapters)]
+        rounds = {
+            made.number: made
+            for made in (Round.from_dict(record) for record in store.records("round").values())
+        }
+        begun = [
+            number
+            for number in range(1, max(rounds, default=0) + 2)
+            if self._begun(number, rounds, adapters)
+        ]
         trainings = {name: record for name, record in adapters.items() if _round_of(name) is None}
-        parts = [_training(name, self._config, record, stages.get(name)) for name, record in trainings.items()]
+        parts = [
+            _training(name, self._config, record, stages.get(name))
+            for name, record in trainings.items()
+        ]
         parts += [self._round(number, rounds.get(number), adapters, stages) for number in begun]
         whole = self._whole(stages, list(rounds.values()), [*trainings, *begun], report)
         return Facts(self.title, whole, tuple(parts))
 
     # The whole
 
-    def _whole(self, stages: dict[str, dict[str, Any]], rounds: list[Round], own: list[Any], report: RunReport | None) -> Part:
+    def _whole(
+        self,
+        stages: dict[str, dict[str, Any]],
+        rounds: list[Round],
+        own: list[Any],
+        report: RunReport | None,
+    ) -> Part:
         store = self._store
         elsewhere = {name for name in stages if name in own or _round_of(name) in own}
         metrics = {**self._arms(), **self._compared(), **_total(stages)}
@@ -64,13 +84,19 @@ class Reading:
         floor = (store.record("noise", "floor") or {}).get("floor")
         metrics |= numbers("noise/", **floor) if floor else {}
         tags = {f"version.{name}": value for name, value in versions().items()}
-        tags |= {"cowest.run": str(store.folder.absolute()), "model.strong": self._config.strong.model}
+        tags |= {
+            "cowest.run": str(store.folder.absolute()),
+            "model.strong": self._config.strong.model,
+        }
         tags |= {"model.weak": self._config.weak.model}
         final = store.record("final", "weak")
         tags |= {"model.tuned": final["model"]} if final else {}
         if report is not None:
             tags["mlflow.note.content"] = tags["verdict"] = " ".join(verdict(report).sentences)
-        rows = [Row(made.number, {f"rounds/{key}": value for key, value in _gain(made).items()}) for made in rounds]
+        rows = [
+            Row(made.number, {f"rounds/{key}": value for key, value in _gain(made).items()})
+            for made in rounds
+        ]
         steps = [StepResult.from_dict(record) for record in store.records("cycle").values()]
         return Part("", _params(self._config), _texts(tags), metrics, (*rows, *map(_step, steps)))
 
@@ -81,7 +107,13 @@ class Reading:
         for line in arm_table(RunReport("", "", 0, "collaboration", arms=arms)):
             prefix = f"{self._config.evaluate.split}/{_key(line.name)}/"
             span, test = line.interval, line.test
-            made |= numbers(prefix, score=line.accuracy, strict_score=line.strict_accuracy, n=line.answered, failed=line.failed)
+            made |= numbers(
+                prefix,
+                score=line.accuracy,
+                strict_score=line.strict_accuracy,
+                n=line.answered,
+                failed=line.failed,
+            )
             made |= numbers(prefix, low=span.low, high=span.high) if span else {}
             made |= numbers(prefix, p=test.p) if test else {}
         return made
@@ -89,24 +121,32 @@ class Reading:
     def _compared(self) -> dict[str, float]:
         """What `cowest compare` found, when it has."""
         try:
-            found = read_document(self._store.folder / "comparison", "comparison", "cowest compare")["numbers"]
+            found = read_document(
+                self._store.folder / "comparison", "comparison", "cowest compare"
+            )["numbers"]
         except ReportError:
             return {}
         made: dict[str, float] = {}
         for arm in found["arms"]:
             prefix, span = f"compare/{_key(arm['name'])}/", arm["interval"] or {}
             counts = {"n": arm["answered"], "failed": arm["failed"], "holm": arm["holm"]}
-            made |= numbers(prefix, score=arm["score"], low=span.get("low"), high=span.get("high"), **counts)
+            made |= numbers(
+                prefix, score=arm["score"], low=span.get("low"), high=span.get("high"), **counts
+            )
             made |= {f"{prefix}{key}": value for key, value in _cost("", arm["cost"]).items()}
         return made
 
     # Rounds
 
     def _begun(self, number: int, rounds: Mapping[int, Round], adapters: Mapping[str, Any]) -> bool:
-        kept = number in rounds or any(step_name(name, number) in adapters for name in ("dpo", "kto"))
+        kept = number in rounds or any(
+            step_name(name, number) in adapters for name in ("dpo", "kto")
+        )
         return kept or self._store.record("done", step_name("collect", number)) is not None
 
-    def _round(self, number: int, made: Round | None, adapters: dict[str, Any], stages: dict[str, Any]) -> Part:
+    def _round(
+        self, number: int, made: Round | None, adapters: dict[str, Any], stages: dict[str, Any]
+    ) -> Part:
         metrics = self._helped(number)
         for stage in OF_A_ROUND:
             cost = stages.get(step_name(stage, number))
@@ -116,28 +156,55 @@ class Reading:
         tags: dict[str, str] = {}
         if made:
             metrics |= _gain(made)
-            tags = {"decision": made.outcome, "reason": made.reason, "model.start": made.start, "model.tuned": made.model or "none"}
+            tags = {
+                "decision": made.outcome,
+                "reason": made.reason,
+                "model.start": made.start,
+                "model.tuned": made.model or "none",
+            }
             tags["mlflow.note.content"] = f"{made.outcome}: {made.reason}"
-        names = [name for name in (step_name("dpo", number), step_name("kto", number)) if name in adapters]
+        names = [
+            name
+            for name in (step_name("dpo", number), step_name("kto", number))
+            if name in adapters
+        ]
         record = adapters[names[-1]] if names else None
         rows, training = (_curve(names[-1], record), record["identity"]) if record else ((), None)
         params = _settings(self._config, "kto" if self._config.kto is not None else "dpo")
-        return Part(f"round {number}", params, _texts(tags), metrics, rows, training, made is not None)
+        return Part(
+            f"round {number}", params, _texts(tags), metrics, rows, training, made is not None
+        )
 
     def _helped(self, number: int) -> dict[str, float]:
-        """What the round's drafts did to the strong model's answers, once they are all collected."""
+        """What the round's drafts did to the strong model's answers, once they are all
+        collected."""
         done = self._store.record("done", step_name("collect", number))
         if done is None:
             return {}
         key = (number, done["identity"])
         if key not in self._influence:
             traces = StoredTraces(self._store, round=number)
-            rows = [InfluenceRow(one.example_id, one.draft_index, one.influence, one.error, one.draft_score) for one in traces]
+            rows = [
+                InfluenceRow(
+                    one.example_id, one.draft_index, one.influence, one.error, one.draft_score
+                )
+                for one in traces
+            ]
             counts = influence_counts(rows)
-            made = numbers("influence/", helped=counts.helped, hurt=counts.hurt, same=counts.same, failed=counts.failed)
-            made |= numbers("influence/", n=counts.n, mean=counts.mean, draft_quality=counts.draft_quality)
+            made = numbers(
+                "influence/",
+                helped=counts.helped,
+                hurt=counts.hurt,
+                same=counts.same,
+                failed=counts.failed,
+            )
+            made |= numbers(
+                "influence/", n=counts.n, mean=counts.mean, draft_quality=counts.draft_quality
+            )
             span = counts.interval
-            self._influence[key] = made | (numbers("influence/", low=span.low, high=span.high) if span else {})
+            self._influence[key] = made | (
+                numbers("influence/", low=span.low, high=span.high) if span else {}
+            )
         return dict(self._influence[key])
 
 
@@ -159,10 +226,20 @@ def _round_of(stage: str) -> int | None:
     return int(number or 1)
 
 
-def _training(name: str, config: Config, record: Mapping[str, Any], cost: Mapping[str, Any] | None) -> Part:
+def _training(
+    name: str, config: Config, record: Mapping[str, Any], cost: Mapping[str, Any] | None
+) -> Part:
     metrics, table = _cost("cost/", cost) if cost else {}, _TABLES.get(name)
     params = _settings(config, *table) if table else {}
-    return Part(name, params, _texts({"model.tuned": record["model"]}), metrics, _curve(name, record), record["identity"], True)
+    return Part(
+        name,
+        params,
+        _texts({"model.tuned": record["model"]}),
+        metrics,
+        _curve(name, record),
+        record["identity"],
+        True,
+    )
 
 
 def _curve(name: str, record: Mapping[str, Any]) -> tuple[Row, ...]:
@@ -177,15 +254,29 @@ def _rows(curve: Curve) -> Iterator[Row]:
 
 
 def _place(field: str) -> str:
-    return f"held_out/{field.removeprefix('eval_')}" if field.startswith("eval_") else f"training/{field}"
+    return (
+        f"held_out/{field.removeprefix('eval_')}"
+        if field.startswith("eval_")
+        else f"training/{field}"
+    )
 
 
 def _gain(made: Round) -> dict[str, float]:
-    found = numbers("pairs/", kept=made.pairs, replayed=made.replayed) | {"accepted": float(made.accepted)}
+    found = numbers("pairs/", kept=made.pairs, replayed=made.replayed) | {
+        "accepted": float(made.accepted)
+    }
     if made.gain is None:
         return found
     gain = made.gain
-    found |= numbers("gain/", mean=gain.mean, low=gain.low, high=gain.high, n=gain.n, better=gain.better, worse=gain.worse)
+    found |= numbers(
+        "gain/",
+        mean=gain.mean,
+        low=gain.low,
+        high=gain.high,
+        n=gain.n,
+        better=gain.better,
+        worse=gain.worse,
+    )
     found |= numbers("dev/", before=gain.before, after=gain.after)
     return found | numbers("dev/", failed_before=gain.failed_before, failed_after=gain.failed_after)
 
@@ -193,7 +284,11 @@ def _gain(made: Round) -> dict[str, float]:
 def _step(made: StepResult) -> Row:
     found = numbers("cycle/", score=made.score, n=made.n, failed=made.failed, best=int(made.best))
     gain = made.gain
-    return Row(made.number, found | (numbers("cycle/gain_", mean=gain.mean, low=gain.low, high=gain.high) if gain else {}))
+    return Row(
+        made.number,
+        found
+        | (numbers("cycle/gain_", mean=gain.mean, low=gain.low, high=gain.high) if gain else {}),
+    )
 
 
 COSTS = ("seconds", "calls", "cached_calls", "tokens_in", "tokens_out", "usd", "peak_memory_bytes")
@@ -204,7 +299,10 @@ def _cost(prefix: str, cost: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _total(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    sums = {name: sum(cost.get(name) or 0 for cost in stages.values()) for name in ("seconds", "calls", "tokens_in", "tokens_out")}
+    sums = {
+        name: sum(cost.get(name) or 0 for cost in stages.values())
+        for name in ("seconds", "calls", "tokens_in", "tokens_out")
+    }
     usd: float | None = 0.0
     for cost in stages.values():
         usd = added(usd, cost.get("usd"))
@@ -233,7 +331,10 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         elif value is not None and value != {}:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield (
+                f"{prefix}{key}",
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+            )
 
 
 def _texts(values: Mapping[str, str]) -> dict[str, str]:
@@ -243,4 +344,6 @@ def _texts(values: Mapping[str, str]) -> dict[str, str]:
 
 def _key(name: str) -> str:
     """A name of letters, digits and "_-./", which all trackers take."""
-    return "".join(char if char.isascii() and (char.isalnum() or char in "_-./") else "_" for char in name)
+    return "".join(
+        char if char.isascii() and (char.isalnum() or char in "_-./") else "_" for char in name
+    )

@@ -1,10 +1,12 @@
-"""A process that talks to one tracker: it reads names of job files, one a line, and answers each by one line of JSON.
+"""A process that talks to one tracker: it reads names of job files, one a line, and answers each by
+one line of JSON.
 
     python -P -m cowest_dspy.experiment.tracking.sender < jobs
 
-It is a process of its own so that a tracker that hangs holds up nobody and can be ended, and so that what trackers keep for a whole
-process (an active run, what they print) does not meet that of the user, or of a training that reports by itself. It ends when its
-input does, so also when we are gone.
+It is a process of its own so that a tracker that hangs holds up nobody and can be ended, and so
+that what trackers keep for a whole process (an active run, what they print) does not meet that of
+the user, or of a training that reports by itself. It ends when its input does, so also when we are
+gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""To MLflow, by its client: one run, with a nested run for each round and training. Used by the sender's process only.
+"""To MLflow, by its client: one run, with a nested run for each round and training. Used by the
+sender's process only.
 
-A server is asked what it has before it is told anything, so that a run that is logged again, or was killed between the two, is not
-there twice. Nothing of MLflow's own state (an active run, an experiment) is used or changed.
+A server is asked what it has before it is told anything, so that a run that is logged again, or was
+killed between the two, is not there twice. Nothing of MLflow's own state (an active run, an
+experiment) is used or changed.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ class _Sending:
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
-            raise ValueError(f'MLflow\'s experiment "{name}" is deleted: restore it there, or give another [tracking] project')
+            raise ValueError(
+                f'MLflow\'s experiment "{name}" is deleted: restore it there, or give another '
+                "[tracking] project"
+            )
         return found.experiment_id
 
     def log(self, title: str, part: Part, parent: str | None, status: str) -> str:
@@ -75,8 +80,13 @@ class _Sending:
         known["run"] = run.info.run_id
         data = run.data
         params = {key: value for key, value in part.params.items() if key not in data.params}
-        # A parameter of MLflow's is there for good: what was changed since the run began is said beside it.
-        tags = {f"changed.{key}": value for key, value in part.params.items() if data.params.get(key, value) != value} | part.tags
+        # A parameter of MLflow's is there for good: what was changed since the run began is said
+        # beside it.
+        tags = {
+            f"changed.{key}": value
+            for key, value in part.params.items()
+            if data.params.get(key, value) != value
+        } | part.tags
         tags = {key: value for key, value in tags.items() if data.tags.get(key) != value}
         self._batches(run.info.run_id, params, tags, list(self._metrics(run, part)))
         self._set_status(run, status)
@@ -93,7 +103,8 @@ class _Sending:
         return self.client.create_run(self.experiment, tags=tags, run_name=title)
 
     def _found(self, part: Part, known: Mapping[str, Any]) -> Any:
-        """The part's run by its id, or by its tags where the id got lost, or is of another server."""
+        """The part's run by its id, or by its tags where the id got lost, or is of another
+        server."""
         from mlflow.exceptions import MlflowException
 
         if known["run"]:
@@ -103,7 +114,10 @@ class _Sending:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
             else:
-                if run.info.lifecycle_stage == "active" and run.info.experiment_id == self.experiment:
+                if (
+                    run.info.lifecycle_stage == "active"
+                    and run.info.experiment_id == self.experiment
+                ):
                     return run
         tags = {KEY: self.ledger["key"], PART: part.name or "whole", TIMES: str(known["times"])}
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
@@ -120,7 +134,8 @@ class _Sending:
                 raise
 
     def _metrics(self, run: Any, part: Part) -> Iterator[Any]:
-        """What the run does not have yet. A number that holds for all of it has another point when it has changed."""
+        """What the run does not have yet. A number that holds for all of it has another point when
+        it has changed."""
         from mlflow.entities import Metric
 
         now, has = int(time.time() * 1000), run.data.metrics
@@ -141,7 +156,9 @@ class _Sending:
             made.setdefault(metric.step, []).append(metric.value)
         return made
 
-    def _batches(self, run: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Sequence[Any]) -> None:
+    def _batches(
+        self, run: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Sequence[Any]
+    ) -> None:
         from mlflow.entities import Param, RunTag
 
         for some in _chunks([Param(key, value) for key, value in params.items()], PARAMS_AND_TAGS):

@@ -1,7 +1,8 @@
-"""To trackio and W&B, by the calls that they have in common: init, log, log_artifact, finish. Used by the sender's process only.
+"""To trackio and W&B, by the calls that they have in common: init, log, log_artifact, finish. Used
+by the sender's process only.
 
-Neither can be asked what it has been told (W&B offline cannot at all), so the ledger says it. The runs of one run of ours have its
-title as their group.
+Neither can be asked what it has been told (W&B offline cannot at all), so the ledger says it. The
+runs of one run of ours have its title as their group.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ def send(job: Mapping[str, Any]) -> dict[str, Any]:
     for part in (facts.whole, *ledgers.with_beginning(facts.parts, job["begins"])):
         known, _ = ledgers.entry(made.ledger, part, begins=part.name == job["begins"])
         rows = [row for row in part.rows if ledgers.digest_of(row) not in known["rows"]]
-        values = {key: value for key, value in part.metrics.items() if known["values"].get(key) != value}
+        values = {
+            key: value for key, value in part.metrics.items() if known["values"].get(key) != value
+        }
         files = [] if part.name else job["files"]
         changed = ledgers.changed_files(made.ledger, Path(job["folder"]), files) if files else {}
         # A report that was only written again, at another time, is no news.
-        if not (rows or values or known["run"] is None or set(changed) - {"report.html", "report.json"}):
+        if not (
+            rows or values or known["run"] is None or set(changed) - {"report.html", "report.json"}
+        ):
             continue
         with_config = {**part.params, **part.tags}
         run = made.open(facts.title, part, known, with_config)
@@ -59,7 +64,9 @@ class _Trackio:
 
     def open(self, title: str, part: Part, known: dict[str, Any], config: dict[str, str]) -> Any:
         again = known["run"] is not None
-        known["run"] = known["run"] or ledgers.unique(ledgers.title_of(title, part, known), self.ledger)
+        known["run"] = known["run"] or ledgers.unique(
+            ledgers.title_of(title, part, known), self.ledger
+        )
         return self._api.init(
             project=self._project,
             name=known["run"],
@@ -85,7 +92,8 @@ class _Trackio:
 
 
 class _Wandb:
-    """W&B. What it looks up by itself about the machine, its commands and its code is left out: nobody has masked it."""
+    """W&B. What it looks up by itself about the machine, its commands and its code is left out:
+    nobody has masked it."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self._api: Any = importlib.import_module("wandb")

@@ -1,4 +1,5 @@
-"""Tracking: tells a run's trackers of it, while it goes on and when a command ends, and never waits long for them."""
+"""Tracking: tells a run's trackers of it, while it goes on and when a command ends, and never waits
+long for them."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ STOPPING = 15.0
 class Tracking:
     """The trackers of a run. Where there is no [tracking], nothing happens at all.
 
-    Whatever goes wrong is said in one line, once for each tracker, and the run goes on; ``cowest track RUN`` tells them later.
+    Whatever goes wrong is said in one line, once for each tracker, and the run goes on; ``cowest
+    track RUN`` tells them later.
 
     Args:
         config: the run's configuration.
@@ -54,14 +56,17 @@ class Tracking:
         self._begun = False
         if self._rules is not None:
             self._reading = Reading(config, store)
-            self._children = {name: Child(name, self._folder, self._places()) for name in self._rules.to}
+            self._children = {
+                name: Child(name, self._folder, self._places()) for name in self._rules.to
+            }
 
     def touch(self) -> None:
         """Says that there is something to tell at the end."""
         self._begun = bool(self._children)
 
     def update(self) -> None:
-        """Tells the trackers how the run is now, without waiting; one that is busy is told more the next time."""
+        """Tells the trackers how the run is now, without waiting; one that is busy is told more the
+        next time."""
         self.touch()
         idle = [child for child in self._children.values() if not child.busy or self._heard(child)]
         if idle and (facts := self._facts()) is not None:
@@ -70,7 +75,8 @@ class Tracking:
 
     @contextmanager
     def training(self, name: str, settings: Settings) -> Iterator[Settings]:
-        """A context for a training whose ``report_to`` names one of these trackers: its logs go into the run of its round there.
+        """A context for a training whose ``report_to`` names one of these trackers: its logs go
+        into the run of its round there.
 
         Gives the settings to train with: without a tracker that does not answer.
         """
@@ -86,12 +92,16 @@ class Tracking:
             variables |= self._variables(tracker, known["run"], answer.get("folder", ""))
             if tracker == "trackio":  # It finds a run by its name.
                 called = (self._project, known["run"])
-            called = called or (self._project, ledgers.title_of(self._reading.title, Part(part), known))
+            called = called or (
+                self._project,
+                ledgers.title_of(self._reading.title, Part(part), known),
+            )
         with _environment(variables), reporting.called(called):
             yield settings.model_copy(update={"report_to": tuple(going)})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
-        """Tells the trackers the rest, if anything was begun; with files, unless an error has ended the work."""
+        """Tells the trackers the rest, if anything was begun; with files, unless an error has ended
+        the work."""
         if not self._begun:
             return
         if error is not None:
@@ -105,7 +115,8 @@ class Tracking:
         self.finish(made)
 
     def finish(self, report: RunReport | None = None, status: Status = "FINISHED") -> bool:
-        """Tells the trackers all that there is, waits for them as long as [tracking] wait says, and ends their processes.
+        """Tells the trackers all that there is, waits for them as long as [tracking] wait says, and
+        ends their processes.
 
         With a report, files are uploaded too. Gives whether all trackers have taken it.
         """
@@ -144,18 +155,28 @@ class Tracking:
     # With a child
 
     def _give(
-        self, child: Child, facts: dict[str, Any], status: Status, *, begins: str = "", files: list[str] | None = None
+        self,
+        child: Child,
+        facts: dict[str, Any],
+        status: Status,
+        *,
+        begins: str = "",
+        files: list[str] | None = None,
     ) -> None:
         place = self._place(child.tracker)
         ledger = self._store.record("tracking", child.tracker)
         if ledger is None or ledger.get("place") != place:
-            known = next(iter(self._store.records("tracking").values()), None)  # All trackers of a run have one key.
+            known = next(
+                iter(self._store.records("tracking").values()), None
+            )  # All trackers of a run have one key.
             ledger = ledgers.new(place, known["key"] if known else None)
             self._store.keep("tracking", child.tracker, ledger)
         job = {
             "tracker": child.tracker,
             "project": self._project,
-            "uri": self._rules.uri if self._rules else None,  # That of the environment may hold a password, and is read there.
+            "uri": self._rules.uri
+            if self._rules
+            else None,  # That of the environment may hold a password, and is read there.
             "facts": facts,
             "ledger": ledger,
             "status": status,
@@ -204,14 +225,19 @@ class Tracking:
         if tracker not in self._warned:
             self._warned.add(tracker)
             command = f"cowest track {self._store.folder}"
-            self._watch.say(f"Warning: {tracker} was not told: {masked(what)}. The run goes on; later, type {command}")
+            self._watch.say(
+                f"Warning: {tracker} was not told: {masked(what)}. The run goes on; later, type "
+                f"{command}"
+            )
 
     # What is told
 
     def _facts(self, report: RunReport | None = None) -> dict[str, Any] | None:
         try:
             return self._reading.facts(report).to_json()
-        except Exception as error:  # Tracking must not be what ends a run, whatever is wrong with it.
+        except (
+            Exception
+        ) as error:  # Tracking must not be what ends a run, whatever is wrong with it.
             for tracker in self._children:
                 self._warn(tracker, f"{type(error).__name__}: {error}")
             return None
@@ -232,7 +258,11 @@ class Tracking:
 
     def _place(self, tracker: str) -> str:
         """Where a tracker keeps the run; in another place it knows nothing of it."""
-        where = uri_of(self._config) if tracker == "mlflow" else os.environ.get(f"{tracker.upper()}_DIR")
+        where = (
+            uri_of(self._config)
+            if tracker == "mlflow"
+            else os.environ.get(f"{tracker.upper()}_DIR")
+        )
         return digest([where, self._project])
 
     def _places(self) -> dict[str, str]:
@@ -245,19 +275,32 @@ class Tracking:
     def _variables(self, tracker: str, run: str, folder: str) -> dict[str, str]:
         """What has a training's own logs go into a run that is there already."""
         if tracker == "mlflow":
-            made = {"MLFLOW_RUN_ID": run, "MLFLOW_EXPERIMENT_NAME": self._project, "MLFLOW_NESTED_RUN": "true"}
-            # Of the hundreds of parameters that a trainer has, those that were chosen are in the run's own.
+            made = {
+                "MLFLOW_RUN_ID": run,
+                "MLFLOW_EXPERIMENT_NAME": self._project,
+                "MLFLOW_NESTED_RUN": "true",
+            }
+            # Of the hundreds of parameters that a trainer has, those that were chosen are in the
+            # run's own.
             made |= {"MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true")}
             made |= {"MLFLOW_MAX_LOG_PARAMS": "0", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
-            return made | ({"MLFLOW_TRACKING_URI": self._rules.uri} if self._rules and self._rules.uri else {})
+            return made | (
+                {"MLFLOW_TRACKING_URI": self._rules.uri} if self._rules and self._rules.uri else {}
+            )
         if tracker == "trackio":
             return {"TRACKIO_DIR": folder}
-        return {"WANDB_PROJECT": self._project, "WANDB_RUN_ID": run, "WANDB_RESUME": "allow", "WANDB_DIR": folder}
+        return {
+            "WANDB_PROJECT": self._project,
+            "WANDB_RUN_ID": run,
+            "WANDB_RESUME": "allow",
+            "WANDB_DIR": folder,
+        }
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """A context with these variables; afterwards all of the trackers' are as they were, also those that they set themselves."""
+    """A context with these variables; afterwards all of the trackers' are as they were, also those
+    that they set themselves."""
     if not variables:
         yield
         return
@@ -272,4 +315,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _of_trackers() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "TRACKIO_", "WANDB_"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("MLFLOW_", "TRACKIO_", "WANDB_"))
+    }

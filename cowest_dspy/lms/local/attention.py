@@ -1,12 +1,15 @@
-"""Attention in parts: what many rows have in common is stored once, and met by all of their queries in one product.
+"""Attention in parts: what many rows have in common is stored once, and met by all of their queries
+in one product.
 
-Prompts of a collaboration differ only in their last turn, and several drafts are sampled of each. So a row of a batch attends
-to a beginning that (nearly) all rows share, to a prompt that it shares with the other drafts of it, and to its own text. Each
-part gives a weighted mean and the weights' sum, and the means are put together as if one softmax had spanned all parts. The
-idea of splitting attention at a shared prefix is that of Hydragen (Juravsky et al., 2024, arXiv 2402.05099); what is new here
-is a second level, of drafts within prompts.
+Prompts of a collaboration differ only in their last turn, and several drafts are sampled of each.
+So a row of a batch attends to a beginning that (nearly) all rows share, to a prompt that it shares
+with the other drafts of it, and to its own text. Each part gives a weighted mean and the weights'
+sum, and the means are put together as if one softmax had spanned all parts. The idea of splitting
+attention at a shared prefix is that of Hydragen (Juravsky et al., 2024, arXiv 2402.05099); what is
+new here is a second level, of drafts within prompts.
 
-Transformers calls :data:`ATTENTION` in every layer; a context (:func:`attending`, :func:`attending_to`) says what it does there.
+Transformers calls :data:`ATTENTION` in every layer; a context (:func:`attending`,
+:func:`attending_to`) says what it does there.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 ATTENTION = "cowest_shared_prefix"
 # Attention of another kind, which the parts do not compute: logits capped, sinks, windows.
 _OTHER_KINDS = ("softcap", "s_aux", "sliding_window", "head_mask")
-# Tokens of each half of the question whether a model may be computed in parts; and the difference, relative to the logits,
-# that bfloat16 and int8 may make.
+# Tokens of each half of the question whether a model may be computed in parts; and the difference,
+# relative to the logits, that bfloat16 and int8 may make.
 _PROBE = 6
 _ALIKE = 0.05
 _current = threading.local()
@@ -35,7 +38,8 @@ Attend = Callable[[int, Any, Any, Any, Any, float], Any]
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values of a prompt's beginning, per layer ``[1, kv heads, length, head size]`` in float32; ``length`` in tokens."""
+    """Keys and values of a prompt's beginning, per layer ``[1, kv heads, length, head size]`` in
+    float32; ``length`` in tokens."""
 
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     length: int
@@ -45,9 +49,10 @@ class Prefix:
 class Sharing:
     """Which rows attend to which stored sequence; the same for all layers of a step.
 
-    ``members [sequences, most]``: rows (where a sequence has fewer, any row stands in the gap); None when row i attends to
-    sequence i. ``rows`` and ``places``: row ``rows[i]`` stands at ``places[i]`` of the flattened members. ``hidden
-    [sequences, length]``: true where there is nothing to see.
+    ``members [sequences, most]``: rows (where a sequence has fewer, any row stands in the gap);
+    None when row i attends to sequence i. ``rows`` and ``places``: row ``rows[i]`` stands at
+    ``places[i]`` of the flattened members. ``hidden [sequences, length]``: true where there is
+    nothing to see.
     """
 
     members: torch.Tensor | None
@@ -57,10 +62,12 @@ class Sharing:
 
 
 def take_over(model: Any) -> bool:
-    """Gives ``model`` the attention in parts, when it then says what it said before; otherwise leaves it as it is, and says so.
+    """Gives ``model`` the attention in parts, when it then says what it said before; otherwise
+    leaves it as it is, and says so.
 
-    Whether it does is asked of the model itself, by a few tokens: an architecture that bends attention in a way of its own
-    (windows, capped scores, sinks, biases) would be computed wrongly without a word.
+    Whether it does is asked of the model itself, by a few tokens: an architecture that bends
+    attention in a way of its own (windows, capped scores, sinks, biases) would be computed wrongly
+    without a word.
     """
     import torch
 
@@ -78,11 +85,17 @@ def take_over(model: Any) -> bool:
         positions = torch.arange(_PROBE, 2 * _PROBE, device=model.device)[None]
         with attending_to(prefix):
             mask = prefill_mask(real)
-            out = model(input_ids=ids[:, _PROBE:], attention_mask=mask, position_ids=positions, use_cache=False)
+            out = model(
+                input_ids=ids[:, _PROBE:],
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+            )
         found = out.logits[0, -1].float()
         same = bool((found - expected).norm() < _ALIKE * expected.norm())
-    # A model's own code, of any architecture, runs here in a way that it was not written for: what it raises (a mask of a form
-    # that it does not take, a cache that it does not have, our own refusal) is its answer "no", and it stays as it was.
+    # A model's own code, of any architecture, runs here in a way that it was not written for: what
+    # it raises (a mask of a form that it does not take, a cache that it does not have, our own
+    # refusal) is its answer "no", and it stays as it was.
     except (ValueError, TypeError, AttributeError, RuntimeError):
         same = False
     if not same:
@@ -99,8 +112,12 @@ def is_in_parts(model: Any) -> bool:
 def _sees_everything(config: Any) -> bool:
     """Whether every layer is full attention: the probe is too short to meet the end of a window."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return set(kinds) == {"full_attention"} and not (windowed and not getattr(config, "layer_types", None))
+    windowed = getattr(config, "sliding_window", None) and getattr(
+        config, "use_sliding_window", True
+    )
+    return set(kinds) == {"full_attention"} and not (
+        windowed and not getattr(config, "layer_types", None)
+    )
 
 
 def _register() -> None:
@@ -113,8 +130,8 @@ def _register() -> None:
 
 @contextmanager
 def attending(attend: Attend | None) -> Iterator[None]:
-    """A context for passes of the model, without gradients, in which ``attend`` computes every layer's attention; None:
-    transformers' own ``sdpa``."""
+    """A context for passes of the model, without gradients, in which ``attend`` computes every
+    layer's attention; None: transformers' own ``sdpa``."""
     import torch
 
     before = getattr(_current, "attend", None)
@@ -128,13 +145,17 @@ def attending(attend: Attend | None) -> Iterator[None]:
 
 @contextmanager
 def attending_to(prefix: Prefix | None) -> Iterator[None]:
-    """A context for passes of the model, without gradients, in which all rows also see ``prefix``."""
+    """A context for passes of the model, without gradients, in which all rows also see
+    ``prefix``."""
     with attending(_after(prefix) if prefix else None):
         yield
 
 
-def compute_prefix(model: Callable[..., Any], config: Any, tokens: Sequence[int], device: Any) -> Prefix:
-    """The keys and values of ``tokens`` under ``model``, which is of ``config`` and on ``device``."""
+def compute_prefix(
+    model: Callable[..., Any], config: Any, tokens: Sequence[int], device: Any
+) -> Prefix:
+    """The keys and values of ``tokens`` under ``model``, which is of ``config`` and on
+    ``device``."""
     import torch
     from transformers import DynamicCache
 
@@ -143,11 +164,14 @@ def compute_prefix(model: Callable[..., Any], config: Any, tokens: Sequence[int]
         ids = torch.tensor([list(tokens)], device=device)
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     layers: Any = cache.layers
-    return Prefix(tuple((layer.keys.float(), layer.values.float()) for layer in layers), len(tokens))
+    return Prefix(
+        tuple((layer.keys.float(), layer.values.float()) for layer in layers), len(tokens)
+    )
 
 
 def left_padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """``ids [rows, longest]`` and ``real [rows, longest]``, false where a row is padded on its left."""
+    """``ids [rows, longest]`` and ``real [rows, longest]``, false where a row is padded on its
+    left."""
     import torch
 
     longest = max(len(tokens) for tokens in sequences)
@@ -160,7 +184,8 @@ def left_padded(sequences: Sequence[Sequence[int]], device: Any) -> tuple[Any, A
 
 
 def prefill_mask(real: Any) -> Any:
-    """``[rows, 1, longest, longest]``: causal, and no padding is seen, but every position sees itself (no empty softmax)."""
+    """``[rows, 1, longest, longest]``: causal, and no padding is seen, but every position sees
+    itself (no empty softmax)."""
     import torch
 
     size = real.shape[1]
@@ -170,16 +195,19 @@ def prefill_mask(real: Any) -> Any:
 
 
 def by_heads(query: Any, kv_heads: int, scaling: float) -> Any:
-    """``query [rows, heads, 1, size]`` of one new token per row, scaled, in float32, as ``[rows, kv heads, group, size]``."""
+    """``query [rows, heads, 1, size]`` of one new token per row, scaled, in float32, as ``[rows, kv
+    heads, group, size]``."""
     rows, heads, _, size = query.shape
     return (query.float() * scaling).view(rows, kv_heads, heads // kv_heads, size)
 
 
 def mean_of_part(query: Any, keys: Any, values: Any, sharing: Sharing) -> tuple[Any, Any, Any]:
-    """What one part gives every row: the greatest score and the sum of weights ``[rows, kv heads, group, 1]``, and the weighted
-    sum of values ``[rows, kv heads, group, size]``. A row that attends to none of the sequences: -inf, 0, 0.
+    """What one part gives every row: the greatest score and the sum of weights ``[rows, kv heads,
+    group, 1]``, and the weighted sum of values ``[rows, kv heads, group, size]``. A row that
+    attends to none of the sequences: -inf, 0, 0.
 
-    ``query`` is as :func:`by_heads` makes it, ``keys`` and ``values`` are ``[sequences, kv heads, length, size]``.
+    ``query`` is as :func:`by_heads` makes it, ``keys`` and ``values`` are ``[sequences, kv heads,
+    length, size]``.
     """
     import torch
 
@@ -197,13 +225,20 @@ def mean_of_part(query: Any, keys: Any, values: Any, sharing: Sharing) -> tuple[
     found = (top, weights.sum(dim=-1, keepdim=True), torch.matmul(weights, values))
     if sharing.members is None:
         return found
-    return tuple(_back(one, sharing, rows, group, empty) for one, empty in zip(found, (float("-inf"), 0.0, 0.0), strict=True))  # pyright: ignore[reportReturnType]
+    return tuple(
+        _back(one, sharing, rows, group, empty)
+        for one, empty in zip(found, (float("-inf"), 0.0, 0.0), strict=True)
+    )  # pyright: ignore[reportReturnType]
 
 
 def _back(found: Any, sharing: Sharing, rows: int, group: int, empty: float) -> Any:
     """From ``[sequences, kv heads, most * group, x]`` to ``[rows, kv heads, group, x]``."""
     sequences, kv_heads, stacked, last = found.shape
-    by_place = found.view(sequences, kv_heads, stacked // group, group, last).transpose(1, 2).reshape(-1, kv_heads, group, last)
+    by_place = (
+        found.view(sequences, kv_heads, stacked // group, group, last)
+        .transpose(1, 2)
+        .reshape(-1, kv_heads, group, last)
+    )
     if sharing.rows is None:
         return by_place[sharing.places]
     whole = by_place.new_full((rows, kv_heads, group, last), empty)
@@ -212,7 +247,8 @@ def _back(found: Any, sharing: Sharing, rows: int, group: int, empty: float) -> 
 
 
 def together(parts: Sequence[tuple[Any, Any, Any]]) -> Any:
-    """The parts' means as one softmax over all of them would give it: ``[rows, kv heads, group, size]``."""
+    """The parts' means as one softmax over all of them would give it: ``[rows, kv heads, group,
+    size]``."""
     import functools
 
     import torch
@@ -226,17 +262,27 @@ def together(parts: Sequence[tuple[Any, Any, Any]]) -> Any:
 
 
 def _attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **rest: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **rest: Any,
 ) -> tuple[Any, Any]:
-    """What transformers calls: ``query [rows, heads, q, d]``, ``key``, ``value`` of this pass -> ``[rows, q, heads, d]``."""
+    """What transformers calls: ``query [rows, heads, q, d]``, ``key``, ``value`` of this pass ->
+    ``[rows, q, heads, d]``."""
     attend: Attend | None = getattr(_current, "attend", None)
     if attend is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **rest
+        )
     other = [name for name in _OTHER_KINDS if rest.get(name) is not None]
     if other:
-        # A refusal, said to the probe of take_over: a model that needs this keeps transformers' own attention.
+        # A refusal, said to the probe of take_over: a model that needs this keeps transformers' own
+        # attention.
         raise NotImplementedError(f"attention with {', '.join(other)} is not computed in parts")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mixed = attend(module.layer_idx, query, key, value, attention_mask, scale)
@@ -246,12 +292,14 @@ def _attention(
 def _after(prefix: Prefix) -> Attend:
     """Attention of prompts over a shared beginning and over themselves, in one softmax.
 
-    Grouped-query attention without repeating keys: the query heads of one key head are stacked along the query axis.
+    Grouped-query attention without repeating keys: the query heads of one key head are stacked
+    along the query axis.
     """
     import torch
 
     def attend(layer: int, query: Any, key: Any, value: Any, mask: Any, scaling: float) -> Any:
-        # In float32: scores rounded to bfloat16 would be off by whole tenths before the softmax, and this part is cheap.
+        # In float32: scores rounded to bfloat16 would be off by whole tenths before the softmax,
+        # and this part is cheap.
         query, key, value = query.float() * scaling, key.float(), value.float()
         rows, heads, length, size = query.shape
         kv_heads = key.shape[1]
@@ -260,14 +308,26 @@ def _after(prefix: Prefix) -> Attend:
         shared = shared_key.shape[1]
         grouped = query.reshape(rows, kv_heads, group * length, size)
         stacked = grouped.transpose(0, 1).reshape(kv_heads, rows * group * length, size)
-        to_prefix = torch.matmul(stacked, shared_key.transpose(1, 2)).view(kv_heads, rows, group, length, shared).transpose(0, 1)
+        to_prefix = (
+            torch.matmul(stacked, shared_key.transpose(1, 2))
+            .view(kv_heads, rows, group, length, shared)
+            .transpose(0, 1)
+        )
         to_row = torch.matmul(grouped, key.transpose(2, 3)).view(rows, kv_heads, group, length, -1)
         if mask is not None:
             to_row = to_row.masked_fill(~mask[:, :, None], float("-inf"))
         weights = torch.softmax(torch.cat([to_prefix, to_row], dim=-1), dim=-1)
-        of_prefix = weights[..., :shared].transpose(0, 1).reshape(kv_heads, rows * group * length, shared)
-        from_prefix = torch.matmul(of_prefix, shared_value).view(kv_heads, rows, group * length, size).transpose(0, 1)
-        from_row = torch.matmul(weights[..., shared:].reshape(rows, kv_heads, group * length, -1), value)
+        of_prefix = (
+            weights[..., :shared].transpose(0, 1).reshape(kv_heads, rows * group * length, shared)
+        )
+        from_prefix = (
+            torch.matmul(of_prefix, shared_value)
+            .view(kv_heads, rows, group * length, size)
+            .transpose(0, 1)
+        )
+        from_row = torch.matmul(
+            weights[..., shared:].reshape(rows, kv_heads, group * length, -1), value
+        )
         return (from_prefix + from_row).reshape(rows, heads, length, size)
 
     return attend

@@ -1,7 +1,8 @@
-"""Where keys and values of sequences stand while they are generated: in place, without gaps, never concatenated.
+"""Where keys and values of sequences stand while they are generated: in place, without gaps, never
+concatenated.
 
-Sequences 0 .. count-1 are in use. One that ends is overwritten by the last, so that what is in use is always a view of the
-first ones, and a step of decoding copies nothing but its new tokens.
+Sequences 0 .. count-1 are in use. One that ends is overwritten by the last, so that what is in use
+is always a view of the first ones, and a step of decoding copies nothing but its new tokens.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class LayerShape:
 
 
 class Blocks:
-    """Room for sequences of up to some length: per layer keys and values ``[capacity, kv heads, length, size]`` in float32.
+    """Room for sequences of up to some length: per layer keys and values ``[capacity, kv heads,
+    length, size]`` in float32.
 
-    Room grows when it is asked for, at least to the double, so that what is copied on the way is less than what stands there
-    in the end.
+    Room grows when it is asked for, at least to the double, so that what is copied on the way is
+    less than what stands there in the end.
     """
 
     def __init__(self, layers: Sequence[LayerShape], device: Any) -> None:
@@ -41,14 +43,21 @@ class Blocks:
         """Sees that ``count`` sequences of ``length`` tokens can stand here."""
         if count <= self.capacity and length <= self.length:
             return
-        capacity = self.capacity if count <= self.capacity else max(count, 2 * self.capacity, _SMALLEST)
+        capacity = (
+            self.capacity if count <= self.capacity else max(count, 2 * self.capacity, _SMALLEST)
+        )
         longer = self.length if length <= self.length else max(length, 2 * self.length)
-        self.keys = [self._moved(old, layer, capacity, longer) for old, layer in self._old(self.keys)]
-        self.values = [self._moved(old, layer, capacity, longer) for old, layer in self._old(self.values)]
+        self.keys = [
+            self._moved(old, layer, capacity, longer) for old, layer in self._old(self.keys)
+        ]
+        self.values = [
+            self._moved(old, layer, capacity, longer) for old, layer in self._old(self.values)
+        ]
         self.capacity, self.length = capacity, longer
 
     def append(self, keys: Sequence[Any], values: Sequence[Any]) -> int:
-        """A new sequence, per layer ``[kv heads, tokens, size]``; gives its number. There must be room."""
+        """A new sequence, per layer ``[kv heads, tokens, size]``; gives its number. There must be
+        room."""
         for layer in range(len(self.layers)):
             tokens = keys[layer].shape[1]
             self.keys[layer][self.count, :, :tokens] = keys[layer]
@@ -57,7 +66,8 @@ class Blocks:
         return self.count - 1
 
     def remove(self, number: int, tokens: int) -> int:
-        """Ends a sequence: the last one (of which ``tokens`` are in use) takes its number. Gives the number the last one had."""
+        """Ends a sequence: the last one (of which ``tokens`` are in use) takes its number. Gives
+        the number the last one had."""
         last = self.count - 1
         if number != last:
             for stored in (*self.keys, *self.values):

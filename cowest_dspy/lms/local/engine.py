@@ -1,18 +1,20 @@
-"""TransformersEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number of threads form batches.
+"""TransformersEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number
+of threads form batches.
 
     engine = TransformersEngine("models/SmolLM2-135M-Instruct")
     weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
     tuned = weak.copy(model=engine.load_adapter(folder))     # the same weights, with an adapter
 
-The engine routes on ``request.model``: the base and every adapter share one copy of the weights, and one batch. It owns no cache
-and no retry; DSPy and the run's store do. It can be copied, pickled and saved with a program: only its settings travel, never
-the weights.
+The engine routes on ``request.model``: the base and every adapter share one copy of the weights,
+and one batch. It owns no cache and no retry; DSPy and the run's store do. It can be copied, pickled
+and saved with a program: only its settings travel, never the weights.
 
-What is reproducible: on one machine, with one torch thread and one version of the packages, the same (model id, messages,
-settings, seed) gives the same text, and its random numbers never depend on what else is in the batch. The logits may: a matrix
-product of another size can add in another order, and two tokens that are equally likely up to the last bits can change places.
-In float32 that is rare, in bfloat16 (steps of 0.4 %) it is seen now and then; int8 rounds alike in every batch, but its
-scale is that of a row, so that it is as reproducible as float32.
+What is reproducible: on one machine, with one torch thread and one version of the packages, the
+same (model id, messages, settings, seed) gives the same text, and its random numbers never depend
+on what else is in the batch. The logits may: a matrix product of another size can add in another
+order, and two tokens that are equally likely up to the last bits can change places. In float32 that
+is rare, in bfloat16 (steps of 0.4 %) it is seen now and then; int8 rounds alike in every batch, but
+its scale is that of a row, so that it is as reproducible as float32.
 """
 
 from __future__ import annotations
@@ -47,8 +49,9 @@ class TransformersEngine:
 
     Args:
         model: a folder with config.json and *.safetensors, or a Hub id.
-        dtype: "auto" (bfloat16 where the hardware computes in it), "float32", "bfloat16", "float16", or "int8" (on a CPU
-            several times faster for models of a billion parameters and more, see lms/int8.py; part of the model's id).
+        dtype: "auto" (bfloat16 where the hardware computes in it), "float32", "bfloat16",
+            "float16", or "int8" (on a CPU several times faster for models of a billion parameters
+            and more, see lms/int8.py; part of the model's id).
         max_batch: sequences computed together, at most.
         name: how the model is called in ids; by default the folder's name.
 
@@ -60,25 +63,40 @@ class TransformersEngine:
     supports_response_schema = False
     supported_params = frozenset(SUPPORTED)
 
-    def __init__(self, model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: str = "auto",
+        max_batch: int = 32,
+        name: str | None = None,
+    ) -> None:
         self.base_folder = str(weights.locate(str(model)))
         self.dtype, self.max_batch = dtype, max_batch
         self.name = name or Path(str(model)).name
         precision = "-int8" if dtype == "int8" else ""
-        self.model_id = f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
+        self.model_id = (
+            f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
+        )
         self._adapters = KnownAdapters(self.model_id)
         self._loaded: Loaded | None = None
         self._chat: ChatTokens | None = None
         self._batcher = Batcher(self._load, max_batch, f"cowest {self.name}")
 
     def lm(self, model: str | None = None, **settings: Any) -> dspy.LM:
-        """A ``dspy.LM`` on this engine; ``model`` is an adapter's id (default: the base), ``settings`` as of ``dspy.LM``.
+        """A ``dspy.LM`` on this engine; ``model`` is an adapter's id (default: the base),
+        ``settings`` as of ``dspy.LM``.
 
-        DSPy's own response cache is off: it would answer from disk without knowing about runs. ``cowest_dspy.tuning``
-        makes the LM tunable.
+        DSPy's own response cache is off: it would answer from disk without knowing about runs.
+        ``cowest_dspy.tuning`` makes the LM tunable.
         """
         settings.setdefault("cache", False)
-        return dspy.LM(model or self.model_id, engine=self, async_engine=AsyncTransformersEngine(self), **settings)
+        return dspy.LM(
+            model or self.model_id,
+            engine=self,
+            async_engine=AsyncTransformersEngine(self),
+            **settings,
+        )
 
     # What DSPy calls
 
@@ -87,7 +105,8 @@ class TransformersEngine:
 
         Raises:
             dspy.lm15.InvalidRequestError: a model id or a setting that this engine does not know.
-            dspy.lm15.ContextLengthError: the prompt and ``max_tokens`` do not fit the model's context.
+            dspy.lm15.ContextLengthError: the prompt and ``max_tokens`` do not fit the model's
+                context.
         """
         work = self._work(request)
         self._batcher.submit(work)
@@ -103,11 +122,15 @@ class TransformersEngine:
         work = self._work(request, watch)
         self._batcher.submit(work)
         work.future.add_done_callback(lambda _: watch.end())
-        yield from streaming.events(request.model, watch, lambda: self._response(request, work, work.future.result()))
+        yield from streaming.events(
+            request.model, watch, lambda: self._response(request, work, work.future.result())
+        )
 
-    def score(self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None) -> list[likelihood.Likelihood]:
-        """How likely the model finds texts as its answers: for each (chat messages, text) the log-probability of that text and
-        of ending there, in order. Nothing is sampled.
+    def score(
+        self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None
+    ) -> list[likelihood.Likelihood]:
+        """How likely the model finds texts as its answers: for each (chat messages, text) the
+        log-probability of that text and of ending there, in order. Nothing is sampled.
 
         ``model`` is an adapter's id; by default the base is asked.
 
@@ -141,7 +164,8 @@ class TransformersEngine:
         return (TransformersEngine.load_state, (self.dump_state(),))
 
     def dump_state(self) -> dict[str, Any]:
-        """What is needed to make the engine again: settings and the folders of its adapters, no weights."""
+        """What is needed to make the engine again: settings and the folders of its adapters, no
+        weights."""
         return {
             "model": self.base_folder,
             "dtype": self.dtype,
@@ -155,22 +179,30 @@ class TransformersEngine:
         """The process's engine for this state; one per model, however many predictors name it.
 
         Raises:
-            ModelError: an adapter's folder is gone, or holds other weights than when the state was saved.
+            ModelError: an adapter's folder is gone, or holds other weights than when the state was
+                saved.
         """
-        engine = shared_engine(state["model"], dtype=state["dtype"], max_batch=state["max_batch"], name=state["name"])
+        engine = shared_engine(
+            state["model"], dtype=state["dtype"], max_batch=state["max_batch"], name=state["name"]
+        )
         load_again(engine.load_adapter, state.get("adapters", {}))
         return engine
 
     # Adapters
 
     def load_adapter(self, folder: Path) -> str:
-        """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's weights.
+        """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's
+        weights.
 
         Raises:
-            ModelError: the folder holds no adapter, one that is damaged or is another model's, or the engine computes in int8.
+            ModelError: the folder holds no adapter, one that is damaged or is another model's, or
+                the engine computes in int8.
         """
         if self.dtype == "int8":
-            raise ModelError(f'{self.model_id}: adapters need float weights. Set dtype = "auto" for a model that is tuned.')
+            raise ModelError(
+                f'{self.model_id}: adapters need float weights. Set dtype = "auto" for a model '
+                "that is tuned."
+            )
         return self._adapters.add(identify(Path(folder), Path(self.base_folder)), folder)
 
     def adapter_folder(self, model: str) -> Path | None:
@@ -194,7 +226,8 @@ class TransformersEngine:
         room = self._room(tokens)
         if room < 1 or config.get("max_tokens", 1) > room:
             raise ContextLengthError(
-                f"{self.model_id}: {len(tokens)} prompt tokens and max_tokens={config.get('max_tokens')} do not fit its context."
+                f"{self.model_id}: {len(tokens)} prompt tokens and "
+                f"max_tokens={config.get('max_tokens')} do not fit its context."
             )
         row = Row(
             tokens[head:],
@@ -218,32 +251,45 @@ class TransformersEngine:
 
     def _room(self, tokens: tuple[int, ...]) -> int:
         """How many tokens the context still takes after these."""
-        return getattr(self._load().voices.model.config, "max_position_embeddings", 1 << 30) - len(tokens)
+        return getattr(self._load().voices.model.config, "max_position_embeddings", 1 << 30) - len(
+            tokens
+        )
 
-    def _scorable(self, messages: list[dict[str, str]], text: str) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
-        """The prompt's tokens, how many of them can be shared, and the tokens of ``text`` with the end of the turn."""
+    def _scorable(
+        self, messages: list[dict[str, str]], text: str
+    ) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
+        """The prompt's tokens, how many of them can be shared, and the tokens of ``text`` with the
+        end of the turn."""
         tokens, head = self._tokens(messages)
         tokenizer = self._load().tokenizer
         assert self._chat is not None
         target = (*self._chat.text(text), tokenizer.eos_token_id)
         if len(target) > self._room(tokens):
             raise ContextLengthError(
-                f"{self.model_id}: {len(tokens)} prompt tokens and a text of {len(target)} do not fit its context."
+                f"{self.model_id}: {len(tokens)} prompt tokens and a text of {len(target)} do not "
+                "fit its context."
             )
         return tokens, head, target
 
     def _response(self, request: Request, work: Work, done: Completion) -> Response:
         logprobs = None if done.scores is None else tuple(map(self._logprob, done.scores))
         read, written = len(work.tokens), len(done.tokens)
-        return serialize.make_response(request.model, done.text, done.finish_reason, read, written, logprobs, usd=0.0)
+        return serialize.make_response(
+            request.model, done.text, done.finish_reason, read, written, logprobs, usd=0.0
+        )
 
     def _logprob(self, score: TokenScore) -> TokenLogprob:
         decode = self._load().tokenizer.decode
-        top = [{"token": decode([token]), "logprob": lp, "token_id": token} for token, lp in score.top]
+        top = [
+            {"token": decode([token]), "logprob": lp, "token_id": token} for token, lp in score.top
+        ]
         return serialize.token_logprob(decode([score.token]), score.logprob, score.token, top)
 
     def _likelihoods(
-        self, name: str | None, head: tuple[int, ...], parts: list[tuple[tuple[int, ...], tuple[int, ...]]]
+        self,
+        name: str | None,
+        head: tuple[int, ...],
+        parts: list[tuple[tuple[int, ...], tuple[int, ...]]],
     ) -> list[likelihood.Likelihood]:
         loaded = self._load()
         prefix = self._batcher.prefix(loaded, name, head) if head else None
@@ -257,13 +303,25 @@ class TransformersEngine:
     def _load_now(self) -> Loaded:
         if self._loaded is None:
             tokenizer = weights.load_tokenizer(Path(self.base_folder))
-            # Asked in floats: rounding to int8 hides whether attention in parts is the same, and would be taken for a "no".
-            model = weights.load_model(Path(self.base_folder), self.dtype, in_floats=attention.take_over)
+            # Asked in floats: rounding to int8 hides whether attention in parts is the same, and
+            # would be taken for a "no".
+            model = weights.load_model(
+                Path(self.base_folder), self.dtype, in_floats=attention.take_over
+            )
             in_parts = attention.is_in_parts(model)
-            ends, voices = weights.end_tokens(model, tokenizer), Voices(model, self._adapters.by_name)
+            ends, voices = (
+                weights.end_tokens(model, tokenizer),
+                Voices(model, self._adapters.by_name),
+            )
             kind = Session if in_parts else PlainSession
             self._chat = ChatTokens(tokenizer)
-            self._loaded = Loaded(voices, tokenizer, ends, lambda: kind(model, tokenizer, ends, voices.speak), in_parts)
+            self._loaded = Loaded(
+                voices,
+                tokenizer,
+                ends,
+                lambda: kind(model, tokenizer, ends, voices.speak),
+                in_parts,
+            )
         return self._loaded
 
     def _let_go(self) -> None:
@@ -276,7 +334,9 @@ _engines: dict[tuple[str, str], TransformersEngine] = {}
 _engines_lock = threading.Lock()
 
 
-def shared_engine(model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None) -> TransformersEngine:
+def shared_engine(
+    model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None
+) -> TransformersEngine:
     """The process's one engine for these weights and this precision; made when first asked for."""
     key = (str(weights.locate(str(model))), dtype)
     with _engines_lock:
@@ -286,7 +346,8 @@ def shared_engine(model: str | Path, *, dtype: str = "auto", max_batch: int = 32
 
 
 class AsyncTransformersEngine:
-    """The same engine for ``lm.acall``: waiting happens in a thread, so that the event loop stays free."""
+    """The same engine for ``lm.acall``: waiting happens in a thread, so that the event loop stays
+    free."""
 
     def __init__(self, engine: TransformersEngine) -> None:
         self.engine = engine

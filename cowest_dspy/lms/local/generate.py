@@ -5,9 +5,9 @@
     while session.live:
         for row, completion in session.step(): ...
 
-Every row has its own settings, its own random numbers (sampling.py) and its own adapter. What rows share is computed and kept
-once (attention.py): a beginning of many prompts, and a prompt of which several drafts are sampled. The memory of a row that
-ends is taken by another (blocks.py).
+Every row has its own settings, its own random numbers (sampling.py) and its own adapter. What rows
+share is computed and kept once (attention.py): a beginning of many prompts, and a prompt of which
+several drafts are sampled. The memory of a row that ends is taken by another (blocks.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from cowest_dspy.lms.local.attention import (
 from cowest_dspy.lms.local.blocks import Blocks, LayerShape
 from cowest_dspy.lms.local.sampling import Draws, Row, TokenScore, choose
 
-# Prompt tokens computed together on a processor (measured: with more of them, the time goes into moving memory).
+# Prompt tokens computed together on a processor (measured: with more of them, the time goes into
+# moving memory).
 PREFILL_TOKENS = 256
 _SHORTEST_POOL = 32
 
@@ -41,10 +42,11 @@ Speak = Callable[[Sequence[str | None]], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Completion:
-    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length" (``max_tokens`` reached).
+    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length"
+    (``max_tokens`` reached).
 
-    ``tokens`` are all that were generated, an end token included; ``scores`` those of the tokens that ``text`` is made of, when
-    the row asked for them.
+    ``tokens`` are all that were generated, an end token included; ``scores`` those of the tokens
+    that ``text`` is made of, when the row asked for them.
     """
 
     text: str
@@ -58,7 +60,8 @@ Finished = list[tuple[Row, Completion]]
 
 @dataclass(eq=False)
 class _Prompt:
-    """A prompt that is computed: where its keys and values stand, and its last logits ``[vocabulary]``."""
+    """A prompt that is computed: where its keys and values stand, and its last logits
+    ``[vocabulary]``."""
 
     row: Row
     pool: Blocks
@@ -101,7 +104,9 @@ class Session:
         speak: gives the model that speaks as the rows' adapters; by default only the base is there.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None
+    ) -> None:
         self._tokenizer, self._end_tokens = tokenizer, end_tokens
         self._config, self._device = model.config, model.device
         self._speak: Speak = speak or (lambda adapters: model)
@@ -122,7 +127,8 @@ class Session:
         return [item.prompt.row.adapter for item in self._rows]
 
     def admit(self, rows: Sequence[Row]) -> Finished:
-        """Takes rows in: computes those of their prompts that are not there yet, and chooses every row's first token."""
+        """Takes rows in: computes those of their prompts that are not there yet, and chooses every
+        row's first token."""
         import torch
 
         if not rows:
@@ -155,16 +161,26 @@ class Session:
         device = self._device
         ids = torch.tensor([[item.draws.tokens[-1]] for item in self._rows], device=device)
         written = [len(item.draws.tokens) - 1 for item in self._rows]
-        positions = torch.tensor([[item.prompt.end + at] for item, at in zip(self._rows, written, strict=True)], device=device)
+        positions = torch.tensor(
+            [[item.prompt.end + at] for item, at in zip(self._rows, written, strict=True)],
+            device=device,
+        )
         model = self._speak(self.adapters)
         mask = torch.ones((len(ids), 1, 1, 1), dtype=torch.bool, device=device)
         with self._decoding(written):
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=1,
+            )
             choose(out.logits[:, -1].float(), [item.draws for item in self._rows])
         return self._leave()
 
     def _leave(self) -> Finished:
-        """Takes out the rows that are done; from the last to the first, since the last one fills the gap."""
+        """Takes out the rows that are done; from the last to the first, since the last one fills
+        the gap."""
         finished: Finished = []
         for slot in reversed(range(len(self._rows))):
             item = self._rows[slot]
@@ -195,14 +211,18 @@ class Session:
     # Prompts
 
     def _compute_prompts(self, rows: list[Row]) -> None:
-        """In groups that speak alike after the same beginning; on a processor small ones, whose intermediate results stay in its
-        caches."""
+        """In groups that speak alike after the same beginning; on a processor small ones, whose
+        intermediate results stay in its caches."""
         alike: dict[tuple[str | None, int], list[Row]] = {}
         for row in sorted(rows, key=lambda row: len(row.tokens)):
             alike.setdefault((row.adapter, id(row.prefix)), []).append(row)
         for group in alike.values():
             while group:
-                size = max(1, PREFILL_TOKENS // len(group[-1].tokens)) if self._device.type == "cpu" else len(group)
+                size = (
+                    max(1, PREFILL_TOKENS // len(group[-1].tokens))
+                    if self._device.type == "cpu"
+                    else len(group)
+                )
                 group, some = group[:-size], group[-size:]
                 self._prefill(some)
 
@@ -211,7 +231,9 @@ class Session:
 
         first = rows[0]
         ids, real = left_padded([row.tokens for row in rows], self._device)
-        positions = (real.long().cumsum(1) - 1).clamp(min=0) + (first.prefix.length if first.prefix else 0)
+        positions = (real.long().cumsum(1) - 1).clamp(min=0) + (
+            first.prefix.length if first.prefix else 0
+        )
         model = self._speak([row.adapter for row in rows])
         cache: Any = DynamicCache(config=self._config)
         with attending_to(first.prefix):
@@ -225,7 +247,9 @@ class Session:
             )
             logits = out.logits[:, -1].float()
         if self._own is None:
-            shapes = [LayerShape(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers]
+            shapes = [
+                LayerShape(layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers
+            ]
             self._own = Blocks(shapes, self._device)
         for index, row in enumerate(rows):
             self._prompts[_key(row)] = self._stored(row, cache, index, logits[index])
@@ -245,8 +269,8 @@ class Session:
 
     @contextmanager
     def _decoding(self, written: list[int]) -> Iterator[None]:
-        """A context in which every row sees its prompt's beginning, its prompt, and its own text, whose newest token is written
-        at ``written``."""
+        """A context in which every row sees its prompt's beginning, its prompt, and its own text,
+        whose newest token is written at ``written``."""
         import torch
 
         own, count = self._own, len(written)
@@ -259,24 +283,40 @@ class Session:
         slots = torch.arange(count, device=own.device)
         hidden = None if level else torch.arange(longest, device=own.device)[None] > at[:, None]
         to_itself = Sharing(None, None, None, hidden)
-        views = self._views = self._views if self._views is not None else [*self._beginnings(), *self._of_prompts()]
+        views = self._views = (
+            self._views if self._views is not None else [*self._beginnings(), *self._of_prompts()]
+        )
 
         def attend(layer: int, query: Any, key: Any, value: Any, mask: Any, scaling: float) -> Any:
             keys, values = own.keys[layer], own.values[layer]
             if level:
-                keys[:count, :, longest - 1], values[:count, :, longest - 1] = key[:, :, 0], value[:, :, 0]
+                keys[:count, :, longest - 1], values[:count, :, longest - 1] = (
+                    key[:, :, 0],
+                    value[:, :, 0],
+                )
             else:
-                keys[slots, :, at], values[slots, :, at] = key[:, :, 0].float(), value[:, :, 0].float()
+                keys[slots, :, at], values[slots, :, at] = (
+                    key[:, :, 0].float(),
+                    value[:, :, 0].float(),
+                )
             asked = by_heads(query, key.shape[1], scaling)
             parts = [mean_of_part(asked, *view.layers(layer), view.sharing) for view in views]
-            parts.append(mean_of_part(asked, keys[:count, :, :longest], values[:count, :, :longest], to_itself))
+            parts.append(
+                mean_of_part(
+                    asked, keys[:count, :, :longest], values[:count, :, :longest], to_itself
+                )
+            )
             return together(parts).reshape(query.shape)
 
         with attending(attend):
             yield
 
     def _beginnings(self) -> list[_View]:
-        prefixes = {id(item.prompt.row.prefix): item.prompt.row.prefix for item in self._rows if item.prompt.row.prefix}
+        prefixes = {
+            id(item.prompt.row.prefix): item.prompt.row.prefix
+            for item in self._rows
+            if item.prompt.row.prefix
+        }
         return [self._beginning(prefix) for prefix in prefixes.values()]
 
     def _beginning(self, prefix: Prefix) -> _View:
@@ -286,15 +326,26 @@ class Session:
     def _of_prompts(self) -> list[_View]:
         members: dict[int, dict[int, list[int]]] = {}
         for slot, item in enumerate(self._rows):
-            members.setdefault(id(item.prompt.pool), {}).setdefault(item.prompt.number, []).append(slot)
+            members.setdefault(id(item.prompt.pool), {}).setdefault(item.prompt.number, []).append(
+                slot
+            )
         pools = {id(pool): pool for pool in self._pools.values()}
-        return [self._of_pool(pools[pool], [numbers[n] for n in range(pools[pool].count)]) for pool, numbers in members.items()]
+        return [
+            self._of_pool(pools[pool], [numbers[n] for n in range(pools[pool].count)])
+            for pool, numbers in members.items()
+        ]
 
     def _of_pool(self, pool: Blocks, members: list[list[int]]) -> _View:
         lengths = [self._rows[rows[0]].prompt.length for rows in members]
         count, longest = pool.count, max(lengths)
         sharing = self._sharing(members, lengths if min(lengths) < longest else None)
-        return _View(lambda layer: (pool.keys[layer][:count, :, :longest], pool.values[layer][:count, :, :longest]), sharing)
+        return _View(
+            lambda layer: (
+                pool.keys[layer][:count, :, :longest],
+                pool.values[layer][:count, :, :longest],
+            ),
+            sharing,
+        )
 
     def _sharing(self, members: list[list[int]], lengths: list[int] | None) -> Sharing:
         import torch
@@ -302,21 +353,33 @@ class Session:
         device, total = self._device, len(self._rows)
         most = max(map(len, members))
         rows = [slot for group in members for slot in group]
-        places = [number * most + place for number, group in enumerate(members) for place in range(len(group))]
+        places = [
+            number * most + place
+            for number, group in enumerate(members)
+            for place in range(len(group))
+        ]
         hidden = None
         if lengths is not None:
-            hidden = torch.arange(max(lengths), device=device)[None] >= torch.tensor(lengths, device=device)[:, None]
+            hidden = (
+                torch.arange(max(lengths), device=device)[None]
+                >= torch.tensor(lengths, device=device)[:, None]
+            )
         if most == 1 and rows == list(range(total)):
             return Sharing(None, None, None, hidden)
-        filled = torch.tensor([group + [group[0]] * (most - len(group)) for group in members], device=device)
+        filled = torch.tensor(
+            [group + [group[0]] * (most - len(group)) for group in members], device=device
+        )
         if len(rows) == total:
             ordered = [place for _, place in sorted(zip(rows, places, strict=True))]
             return Sharing(filled, None, torch.tensor(ordered, device=device), hidden)
-        return Sharing(filled, torch.tensor(rows, device=device), torch.tensor(places, device=device), hidden)
+        return Sharing(
+            filled, torch.tensor(rows, device=device), torch.tensor(places, device=device), hidden
+        )
 
 
 def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
-    """Takes ``rows`` into a session that is empty and runs it to its end; in the order of ``rows``."""
+    """Takes ``rows`` into a session that is empty and runs it to its end; in the order of
+    ``rows``."""
     done = dict(session.admit(rows))
     while session.live:
         done.update(session.step())
@@ -339,7 +402,11 @@ def completed(draws: Draws, tokenizer: Any, end_tokens: frozenset[int]) -> Compl
     text = tokenizer.decode(spoken, skip_special_tokens=True)
     scores: tuple[TokenScore, ...] | None = None
     if row.logprobs is not None:
-        while cut >= 0 and spoken and len(tokenizer.decode(spoken[:-1], skip_special_tokens=True)) >= cut:
+        while (
+            cut >= 0
+            and spoken
+            and len(tokenizer.decode(spoken[:-1], skip_special_tokens=True)) >= cut
+        ):
             spoken = spoken[:-1]
         scores = tuple(draws.scores[: len(spoken)])
     reason = "stop" if ended or cut >= 0 else "length"

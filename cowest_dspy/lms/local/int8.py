@@ -1,13 +1,16 @@
-"""Linear layers in 8-bit integers, for a processor: what limits a large model there is arithmetic, and integers are cheaper.
+"""Linear layers in 8-bit integers, for a processor: what limits a large model there is arithmetic,
+and integers are cheaper.
 
-A weight's row and an input's token each get a scale of their own (the largest absolute value becomes 127); their product is
-summed exactly in 32-bit integers and scaled back. No calibration, nothing to configure: the form called W8A8 with dynamic,
-per-token scales (as in Dettmers et al., 2022, arXiv 2208.07339, without its separate treatment of outliers).
+A weight's row and an input's token each get a scale of their own (the largest absolute value
+becomes 127); their product is summed exactly in 32-bit integers and scaled back. No calibration,
+nothing to configure: the form called W8A8 with dynamic, per-token scales (as in Dettmers et al.,
+2022, arXiv 2208.07339, without its separate treatment of outliers).
 
-Processors without instructions for this (AVX2 only, no VNNI) sum two products in 16 bits. There the input's largest value
-becomes 63, so that the sum stays exact, and FBGEMM computes it from packed weights: half as fine, 2.4 to 3.7 times as fast as
-floats, and 7 times (one token) to 53 times (128) as fast as what PyTorch's integer product falls back to
-(`python benchmarks/bench_precision.py --layers`, on a processor with AVX2 only).
+Processors without instructions for this (AVX2 only, no VNNI) sum two products in 16 bits. There the
+input's largest value becomes 63, so that the sum stays exact, and FBGEMM computes it from packed
+weights: half as fine, 2.4 to 3.7 times as fast as floats, and 7 times (one token) to 53 times (128)
+as fast as what PyTorch's integer product falls back to (`python benchmarks/bench_precision.py
+--layers`, on a processor with AVX2 only).
 """
 
 from __future__ import annotations
@@ -28,14 +31,17 @@ ROWS = 4096
 
 
 def quantize(model: Any) -> Any:
-    """Makes every linear layer of ``model``, the head included, compute in int8, and gives ``model``. For inference only.
+    """Makes every linear layer of ``model``, the head included, compute in int8, and gives
+    ``model``. For inference only.
 
-    The float weights are let go. What stays (embeddings, norms) becomes float32, and with it all that is computed between
-    the layers.
+    The float weights are let go. What stays (embeddings, norms) becomes float32, and with it all
+    that is computed between the layers.
     """
     import torch
 
-    linears: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    linears: list[Any] = [
+        module for module in model.modules() if isinstance(module, torch.nn.Linear)
+    ]
     for module in linears:
         if module.weight is not None:
             module.forward = int8_product(module.weight, module.bias)
@@ -47,17 +53,24 @@ def quantize(model: Any) -> Any:
     return model
 
 
-def int8_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The linear layer with this weight ``[out, in]`` and bias ``[out]`` in int8, from ``[..., in]`` to ``[..., out]``, float32."""
+def int8_product(
+    weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The linear layer with this weight ``[out, in]`` and bias ``[out]`` in int8, from ``[...,
+    in]`` to ``[..., out]``, float32."""
     import torch
 
     rows, row_scales = _rounded(weight.detach())
-    product, largest_value = (_packed(rows, row_scales), 63) if packs() else (_plain(rows, row_scales), 127)
+    product, largest_value = (
+        (_packed(rows, row_scales), 63) if packs() else (_plain(rows, row_scales), 127)
+    )
     offset = None if bias is None else bias.detach().float()
 
     def forward(input: torch.Tensor) -> torch.Tensor:
         tokens = input.reshape(-1, input.shape[-1])
-        largest = torch.maximum(tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg_())
+        largest = torch.maximum(
+            tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg_()
+        )
         scales = largest.clamp_(min=1e-12).div_(largest_value)
         summed = product(tokens.mul(scales.reciprocal()).round_()).mul_(scales)
         if offset is not None:
@@ -69,13 +82,16 @@ def int8_product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Call
 
 @lru_cache(maxsize=1)
 def packs() -> bool:
-    """Whether this processor has no instructions for sums of 8-bit products, and this PyTorch has FBGEMM, which does without."""
+    """Whether this processor has no instructions for sums of 8-bit products, and this PyTorch has
+    FBGEMM, which does without."""
     import torch
 
     has_instructions: Callable[[], bool] = getattr(torch.cpu, "_is_vnni_supported", lambda: True)
     if platform.machine().lower() not in ("x86_64", "amd64") or has_instructions():
         return False
-    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(torch.ops.quantized, _PACKED_PRODUCT)
+    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
+        torch.ops.quantized, _PACKED_PRODUCT
+    )
 
 
 _PACKED_PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
@@ -98,7 +114,9 @@ def _packed(rows: torch.Tensor, row_scales: torch.Tensor) -> Callable[[torch.Ten
     import torch
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # of a later PyTorch: see packs
+        warnings.filterwarnings(
+            "ignore", "torch.quantize_per_tensor", UserWarning
+        )  # of a later PyTorch: see packs
         zeros = torch.zeros(len(rows), dtype=torch.long)
         make: Any = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
         held = make(rows, row_scales.double(), zeros, 0)

@@ -1,4 +1,5 @@
-"""KnownAdapters: which PEFT adapters an engine has. Identity is content: an adapter is named by the hash of its weights."""
+"""KnownAdapters: which PEFT adapters an engine has. Identity is content: an adapter is named by the
+hash of its weights."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class KnownAdapters:
             ModelError: an id that is neither the base nor a known adapter.
         """
         if model not in self:
-            raise ModelError(f"{model} is not loaded here: the engine has {[self.model_id, *self.folders()]}.")
+            raise ModelError(
+                f"{model} is not loaded here: the engine has {[self.model_id, *self.folders()]}."
+            )
         return None if model == self.model_id else model.rpartition("+")[2]
 
     def folder_of(self, model: str) -> Path | None:

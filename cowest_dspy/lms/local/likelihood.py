@@ -1,7 +1,7 @@
 """How likely a model finds texts that it has not written: one batched pass, no sampling.
 
-The prompts' shared beginning is computed once, as in generation.py, and only the texts' own tokens are projected onto the
-vocabulary.
+The prompts' shared beginning is computed once, as in generation.py, and only the texts' own tokens
+are projected onto the vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from cowest_dspy.lms.local.generate import PREFILL_TOKENS
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The natural log-probability of a text under a model: ``logprob`` <= 0 is the sum over its ``tokens``."""
+    """The natural log-probability of a text under a model: ``logprob`` <= 0 is the sum over its
+    ``tokens``."""
 
     logprob: float
     tokens: int
@@ -27,11 +28,14 @@ class Likelihood:
         return self.logprob / self.tokens
 
 
-def score(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], prefix: Prefix | None = None) -> list[Likelihood]:
+def score(
+    model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], prefix: Prefix | None = None
+) -> list[Likelihood]:
     """The likelihood of every row's second part after its first, in the order of ``rows``.
 
-    A row is (tokens of the prompt after the prefix, at least one; tokens of the text, at least one). Rows of like length are
-    computed together, on a processor at most some 256 tokens at a time.
+    A row is (tokens of the prompt after the prefix, at least one; tokens of the text, at least
+    one). Rows of like length are computed together, on a processor at most some 256 tokens at a
+    time.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
     found: dict[int, Likelihood] = {}
@@ -40,15 +44,20 @@ def score(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], prefi
             longest = sum(map(len, rows[order[-1]]))
             size = max(1, PREFILL_TOKENS // longest) if model.device.type == "cpu" else len(order)
             order, group = order[:-size], order[-size:]
-            made = _score_group(model, [rows[index] for index in group], prefix.length if prefix else 0)
+            made = _score_group(
+                model, [rows[index] for index in group], prefix.length if prefix else 0
+            )
             found.update(zip(group, made, strict=True))
     return [found[index] for index in range(len(rows))]
 
 
-def _score_group(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], offset: int) -> list[Likelihood]:
+def _score_group(
+    model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], offset: int
+) -> list[Likelihood]:
     import torch
 
-    # Padded on the left: the texts end together, and the logits before each of their tokens are the last ones.
+    # Padded on the left: the texts end together, and the logits before each of their tokens are the
+    # last ones.
     ids, real = left_padded([[*prompt, *text] for prompt, text in rows], model.device)
     positions = (real.long().cumsum(1) - 1).clamp(min=0) + offset
     longest = max(len(text) for _, text in rows)

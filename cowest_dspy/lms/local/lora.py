@@ -19,7 +19,8 @@ _MIXED = "*"
 def identify(folder: Path, base: Path) -> str:
     """The content hash of the adapter in ``folder``, if it fits the model in ``base``.
 
-    It is put onto a model of the base's shape without weights: a real one would be left with half an adapter in it where it fails.
+    It is put onto a model of the base's shape without weights: a real one would be left with half
+    an adapter in it where it fails.
 
     Raises:
         ModelError: no adapter, a damaged one, or one that PEFT cannot put whole onto this model.
@@ -31,7 +32,11 @@ def identify(folder: Path, base: Path) -> str:
 
     found = weights.adapter_hash(folder)
     if weights.adapter_config(folder).get("layer_replication"):
-        raise _unfit(folder, base, "it moves the layers of the model itself (layer_replication), which others use, too")
+        raise _unfit(
+            folder,
+            base,
+            "it moves the layers of the model itself (layer_replication), which others use, too",
+        )
     with weights.loading(), torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
     try:
@@ -39,22 +44,32 @@ def identify(folder: Path, base: Path) -> str:
     except ModelError as error:
         raise _unfit(folder, base, error.__cause__ or error) from error
     with safe_open(folder / weights.ADAPTER_WEIGHTS, framework="pt") as tensors:
-        unlike = sorted(set(tensors.keys()) ^ set(get_peft_model_state_dict(model, save_embedding_layers=False)))
+        unlike = sorted(
+            set(tensors.keys()) ^ set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        )
     if unlike:
-        raise _unfit(folder, base, f"{len(unlike)} tensors are missing or left over, {unlike[0]} for instance")
+        raise _unfit(
+            folder,
+            base,
+            f"{len(unlike)} tensors are missing or left over, {unlike[0]} for instance",
+        )
     return found
 
 
 @contextmanager
 def ignore_renamed() -> Iterator[None]:
-    """A context without the warning about a name that PEFT 0.21 uses and transformers 5.23 has renamed: no user can change it."""
+    """A context without the warning about a name that PEFT 0.21 uses and transformers 5.23 has
+    renamed: no user can change it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+        )
         yield
 
 
 def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> Any:
-    """The model with the adapter in ``folder`` on it, which changes the model; ``options`` are those of PEFT.
+    """The model with the adapter in ``folder`` on it, which changes the model; ``options`` are
+    those of PEFT.
 
     Raises:
         ModelError: PEFT cannot put it there.
@@ -69,7 +84,8 @@ def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> A
             return model
     except MemoryError:
         raise
-    # Whatever of PEFT's, torch's and Python's a wrong value in the configuration leads to; but not what passes by itself.
+    # Whatever of PEFT's, torch's and Python's a wrong value in the configuration leads to; but not
+    # what passes by itself.
     except Exception as error:
         if "out of memory" in str(error).lower():
             raise
@@ -78,7 +94,8 @@ def attach(model: Any, folder: Path, name: str = "default", **options: Any) -> A
 
 def _unfit(folder: Path, base: Path, why: object) -> ModelError:
     return ModelError(
-        f"The adapter in {folder} does not fit the model in {base}: {_reason(why)}. Name the model that it was trained on, or copy "
+        f"The adapter in {folder} does not fit the model in {base}: {_reason(why)}. Name the "
+        "model that it was trained on, or copy "
         "the adapter here again."
     )
 
@@ -104,13 +121,17 @@ class Voices:
         self._now: str | None = None
 
     def mix(self, names: Sequence[str | None]) -> bool:
-        """Whether rows of these adapters can stand in one batch: plain LoRA can, other kinds (DoRA, for instance) cannot."""
+        """Whether rows of these adapters can stand in one batch: plain LoRA can, other kinds (DoRA,
+        for instance) cannot."""
         different = set(names)
         self._load(different)
-        return len(different) == 1 or all(name is None or self._is_plain(name) for name in different)
+        return len(different) == 1 or all(
+            name is None or self._is_plain(name) for name in different
+        )
 
     def speak(self, names: Sequence[str | None]) -> Callable[..., Any]:
-        """The model that speaks as the rows' adapters (None: the base), row by row; until it is asked again."""
+        """The model that speaks as the rows' adapters (None: the base), row by row; until it is
+        asked again."""
         different = set(names)
         self._load(different)
         if not self._loaded:
@@ -126,7 +147,10 @@ class Voices:
             folder = self._folders[name]
             # Its name is the hash that it had when it was made known, and was found to fit.
             if weights.adapter_hash(folder) != name:
-                raise ModelError(f"{folder} does not hold the weights of {name} any more: they were changed since it was loaded.")
+                raise ModelError(
+                    f"{folder} does not hold the weights of {name} any more: they were changed "
+                    "since it was loaded."
+                )
             self.model = attach(self.model, folder, name, autocast_adapter_dtype=False).eval()
             self._loaded.add(name)
             weights.fold_linears(self.model)
@@ -148,5 +172,11 @@ class Voices:
     def _is_plain(self, name: str) -> bool:
         config = self.model.peft_config[name]
         kind = getattr(config.peft_type, "value", config.peft_type)
-        special = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "alora_invocation_tokens")
+        special = (
+            "use_dora",
+            "modules_to_save",
+            "lora_bias",
+            "trainable_token_indices",
+            "alora_invocation_tokens",
+        )
         return kind == "LORA" and not any(getattr(config, option, None) for option in special)

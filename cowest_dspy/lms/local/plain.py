@@ -1,7 +1,9 @@
-"""Generation for models whose attention is not computed in parts: windows, capped scores, sinks, recurrent layers.
+"""Generation for models whose attention is not computed in parts: windows, capped scores, sinks,
+recurrent layers.
 
-The same as generation.py for who calls it, by transformers' own means: padded prompts, its cache, its attention. A batch runs to
-its end before another begins, and all of its rows speak as one adapter.
+The same as generation.py for who calls it, by transformers' own means: padded prompts, its cache,
+its attention. A batch runs to its end before another begins, and all of its rows speak as one
+adapter.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from cowest_dspy.lms.local.sampling import Draws, Row, choose
 
 
 class PlainSession:
-    """A batch on its way, as :class:`cowest_dspy.lms.local.generate.Session`; rows come in only while it is empty."""
+    """A batch on its way, as :class:`cowest_dspy.lms.local.generate.Session`; rows come in only
+    while it is empty."""
 
-    def __init__(self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None
+    ) -> None:
         self._tokenizer, self._end_tokens = tokenizer, end_tokens
         self._config, self._device = model.config, model.device
         self._speak: Speak = speak or (lambda adapters: model)
@@ -71,7 +76,11 @@ class PlainSession:
             choose(out.logits[:, -1].float(), self._rows)
             ended = [completed(item, self._tokenizer, self._end_tokens) for item in self._rows]
             keep = [slot for slot, completion in enumerate(ended) if completion is None]
-            finished = [(item.row, one) for item, one in zip(self._rows, ended, strict=True) if one is not None]
+            finished = [
+                (item.row, one)
+                for item, one in zip(self._rows, ended, strict=True)
+                if one is not None
+            ]
             if finished:
                 where = torch.tensor(keep, device=ids.device, dtype=torch.long)
                 self._rows = [self._rows[slot] for slot in keep]

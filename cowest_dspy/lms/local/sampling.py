@@ -1,8 +1,10 @@
-"""Logits -> the next token of every row of a batch, each row by its own settings and its own random numbers.
+"""Logits -> the next token of every row of a batch, each row by its own settings and its own random
+numbers.
 
-A row draws one number per token, from a generator that only its seed decides, and takes the token at that point of the
-cumulated distribution. So its draws do not depend on what else is in the batch, and a logit that differs in its last bits (a
-matrix product of another size may add in another order) changes the token only when the number falls on the very border.
+A row draws one number per token, from a generator that only its seed decides, and takes the token
+at that point of the cumulated distribution. So its draws do not depend on what else is in the
+batch, and a logit that differs in its last bits (a matrix product of another size may add in
+another order) changes the token only when the number falls on the very border.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cowest_dspy.lms.local.attention import Prefix
 
-# More tokens than this are rarely needed to reach a top_p: sorting only them is a hundredth of the work.
+# More tokens than this are rarely needed to reach a top_p: sorting only them is a hundredth of the
+# work.
 _LIKELIEST = 1024
 
 
@@ -23,9 +26,10 @@ _LIKELIEST = 1024
 class Row:
     """One prompt and how to continue it; lengths are in tokens.
 
-    ``tokens`` are those after ``prefix``, a beginning that other rows have too. ``adapter`` names the LoRA adapter that speaks
-    (None: the base). ``logprobs``: None for none, otherwise how many of the likeliest tokens to note beside each chosen one
-    (0: only that). ``watch`` is told the tokens so far after each one that does not end the row.
+    ``tokens`` are those after ``prefix``, a beginning that other rows have too. ``adapter`` names
+    the LoRA adapter that speaks (None: the base). ``logprobs``: None for none, otherwise how many
+    of the likeliest tokens to note beside each chosen one (0: only that). ``watch`` is told the
+    tokens so far after each one that does not end the row.
     """
 
     tokens: Sequence[int]
@@ -43,7 +47,8 @@ class Row:
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token and its natural log-probability under the model, before temperature, top_p and top_k; ``top``: the likeliest."""
+    """A token and its natural log-probability under the model, before temperature, top_p and top_k;
+    ``top``: the likeliest."""
 
     token: int
     logprob: float
@@ -68,7 +73,8 @@ class Draws:
 
 
 def choose(logits: Any, rows: Sequence[Draws]) -> list[int]:
-    """The next token of every row from ``logits [rows, vocabulary]``; appended to the row, with its score when asked for.
+    """The next token of every row from ``logits [rows, vocabulary]``; appended to the row, with its
+    score when asked for.
 
     Greedy where ``temperature`` is 0.
 
@@ -79,7 +85,10 @@ def choose(logits: Any, rows: Sequence[Draws]) -> list[int]:
 
     best = logits.max(dim=-1)
     if not bool(torch.isfinite(best.values).all()):
-        raise ValueError("The model's logits are not numbers: its weights or its precision cannot be used for this prompt.")
+        raise ValueError(
+            "The model's logits are not numbers: its weights or its precision cannot be used for "
+            "this prompt."
+        )
     chosen = best.indices.tolist()
     warm = [slot for slot, item in enumerate(rows) if item.row.temperature > 0]
     if warm:
@@ -110,8 +119,9 @@ def _sample(logits: Any, rows: Sequence[Draws]) -> list[int]:
 
 
 def _likely(weights: Any, top_k: int, top_p: float) -> Any:
-    """``weights`` with zeros after the ``top_k`` largest, then after the smallest set whose mass reaches ``top_p`` of what is
-    left (the first always stays). Equal weights are taken in the order of their tokens."""
+    """``weights`` with zeros after the ``top_k`` largest, then after the smallest set whose mass
+    reaches ``top_p`` of what is left (the first always stays). Equal weights are taken in the order
+    of their tokens."""
     import torch
 
     size = weights.shape[-1]
@@ -129,4 +139,8 @@ def _likely(weights: Any, top_k: int, top_p: float) -> Any:
 def _token_score(logits: Any, token: int, count: int) -> TokenScore:
     logprobs = logits.log_softmax(dim=-1)
     best = logprobs.topk(count)
-    return TokenScore(token, float(logprobs[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+    return TokenScore(
+        token,
+        float(logprobs[token]),
+        tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
+    )

@@ -1,8 +1,10 @@
-"""Requests of any number of threads -> batches: one queue, one worker, and requests join a batch that is on its way.
+"""Requests of any number of threads -> batches: one queue, one worker, and requests join a batch
+that is on its way.
 
-A request joins as soon as enough of them wait to be worth a pass over the weights, or after a few steps of patience. While
-another engine of the process waits for its turn, nobody joins any more, and the batch runs to its end. When a batch fails, its
-halves are tried, so that the failure (or the lack of memory) falls on the one request that it belongs to.
+A request joins as soon as enough of them wait to be worth a pass over the weights, or after a few
+steps of patience. While another engine of the process waits for its turn, nobody joins any more,
+and the batch runs to its end. When a batch fails, its halves are tried, so that the failure (or the
+lack of memory) falls on the one request that it belongs to.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _LULL = 0.02
 
 
 class BatchOnItsWay(Protocol):
-    """What a batch can do: :class:`cowest_dspy.lms.local.generate.Session` or :class:`cowest_dspy.lms.local.plain.PlainSession`."""
+    """What a batch can do: :class:`cowest_dspy.lms.local.generate.Session` or
+    :class:`cowest_dspy.lms.local.plain.PlainSession`."""
 
     @property
     def live(self) -> int:
@@ -54,7 +57,8 @@ class BatchOnItsWay(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory: its weights and adapters, and how a batch of it is begun. ``joinable``: rows may come in later."""
+    """A model in memory: its weights and adapters, and how a batch of it is begun. ``joinable``:
+    rows may come in later."""
 
     voices: Voices
     tokenizer: Any
@@ -65,7 +69,8 @@ class Loaded:
 
 @dataclass(eq=False)
 class Work:
-    """One request on its way: its prompt, how many tokens of it others may share, how to continue it, and where that goes."""
+    """One request on its way: its prompt, how many tokens of it others may share, how to continue
+    it, and where that goes."""
 
     tokens: tuple[int, ...]
     head: int
@@ -99,7 +104,9 @@ class Batcher:
         """Puts a request into the queue; its future is set when it is answered."""
         with self._starting:
             if self._worker is None or not self._worker.is_alive():
-                self._worker = threading.Thread(target=self._work_forever, name=self._name, daemon=True)
+                self._worker = threading.Thread(
+                    target=self._work_forever, name=self._name, daemon=True
+                )
                 self._worker.start()
         self._queue.put(work)
 
@@ -112,7 +119,9 @@ class Batcher:
         key = (adapter, tokens)
         if key not in self._prefixes:
             model = loaded.voices.speak([adapter])
-            self._prefixes[key] = compute_prefix(model, loaded.voices.model.config, tokens, loaded.voices.model.device)
+            self._prefixes[key] = compute_prefix(
+                model, loaded.voices.model.config, tokens, loaded.voices.model.device
+            )
         self._prefixes.move_to_end(key)
         while len(self._prefixes) > PREFIXES_KEPT:
             self._prefixes.popitem(last=False)
@@ -130,7 +139,8 @@ class Batcher:
         self._stretch(waiting)
 
     def _arrived(self, wanted: int) -> list[Work]:
-        """What has come in; as long as fewer than ``wanted`` have, after a moment for threads that are about to ask."""
+        """What has come in; as long as fewer than ``wanted`` have, after a moment for threads that
+        are about to ask."""
         arrived: list[Work] = []
         while True:
             try:
@@ -139,7 +149,8 @@ class Batcher:
                 return arrived
 
     def _stretch(self, waiting: list[Work]) -> None:
-        """Works on ``waiting`` and on what comes in meanwhile; what is left in it has to wait for the next turn."""
+        """Works on ``waiting`` and on what comes in meanwhile; what is left in it has to wait for
+        the next turn."""
         try:
             loaded = self._open()
         except Exception as error:
@@ -151,7 +162,9 @@ class Batcher:
         batch, first = loaded.begin(), True
         try:
             while (first or batch.live) and not COMPUTE.ending:
-                joining = self._joining(waiting, batch, loaded) if first or not COMPUTE.wanted else []
+                joining = (
+                    self._joining(waiting, batch, loaded) if first or not COMPUTE.wanted else []
+                )
                 first = False
                 if joining:
                     came = {self._row(loaded, work): work for work in joining}
@@ -166,7 +179,8 @@ class Batcher:
             waiting[:] = [work for work in waiting if not work.future.done()]
 
     def _joining(self, waiting: list[Work], batch: BatchOnItsWay, loaded: Loaded) -> list[Work]:
-        """Takes out of ``waiting`` who joins now: in the order of arrival, those of one prompt together."""
+        """Takes out of ``waiting`` who joins now: in the order of arrival, those of one prompt
+        together."""
         room = self._max_batch - batch.live
         if not waiting or room < 1 or (batch.live and not loaded.joinable):
             return []
@@ -177,7 +191,11 @@ class Batcher:
         for together in prompts.values():
             if (taken or batch.live) and len(taken) + len(together) > room:
                 break
-            if self._mix([*batch.adapters, *(work.row.adapter for work in taken)], together[0].row.adapter, loaded):
+            if self._mix(
+                [*batch.adapters, *(work.row.adapter for work in taken)],
+                together[0].row.adapter,
+                loaded,
+            ):
                 taken += together[: room - len(taken)]
         if batch.live and not self._worth_a_pass(taken):
             for work in waiting:
@@ -192,8 +210,9 @@ class Batcher:
             return True
         try:
             return loaded.joinable and loaded.voices.mix([*present, adapter])
-        # An adapter that cannot be loaded, for whatever reason of PEFT's, of safetensors' or of the disk's: in a batch of its own
-        # it is loaded again, and the error falls on those who asked for it.
+        # An adapter that cannot be loaded, for whatever reason of PEFT's, of safetensors' or of the
+        # disk's: in a batch of its own it is loaded again, and the error falls on those who asked
+        # for it.
         except Exception:
             return False
 
@@ -208,7 +227,9 @@ class Batcher:
         """The row of a request, behind the beginning that it shares."""
         if not work.head:
             return work.row
-        return replace(work.row, prefix=self.prefix(loaded, work.row.adapter, work.tokens[: work.head]))
+        return replace(
+            work.row, prefix=self.prefix(loaded, work.row.adapter, work.tokens[: work.head])
+        )
 
     def _apart(self, works: list[Work], error: Exception) -> None:
         """After a failure: each half for itself, down to the request that it belongs to."""
@@ -248,7 +269,8 @@ def _explained(error: Exception, work: Work) -> Exception:
     if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
         return error
     explained = InvalidRequestError(
-        f"Out of memory for one request alone, of {len(work.tokens)} prompt tokens and max_tokens = {work.row.max_tokens}. "
+        f"Out of memory for one request alone, of {len(work.tokens)} prompt tokens and max_tokens "
+        f"= {work.row.max_tokens}. "
         f"Shorten it, lower max_tokens, or use a smaller model or precision. ({error})"
     )
     explained.__cause__ = error

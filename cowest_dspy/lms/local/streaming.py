@@ -13,9 +13,11 @@ _UNFINISHED = "\ufffd"
 
 
 class Watch:
-    """Who looks on while a row is generated: is told its tokens after each one, in the thread that computes.
+    """Who looks on while a row is generated: is told its tokens after each one, in the thread that
+    computes.
 
-    Only what is certain is passed on: no half characters, and nothing that may turn out to be the beginning of a stop string.
+    Only what is certain is passed on: no half characters, and nothing that may turn out to be the
+    beginning of a stop string.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
@@ -41,8 +43,8 @@ class Watch:
 
 
 def events(model: str, watch: Watch, result: Callable[[], Response]) -> Iterator[Any]:
-    """The events of one answer: its beginning, its text in pieces, and its end with the tokens used. ``result`` gives the whole
-    answer, or raises why there is none."""
+    """The events of one answer: its beginning, its text in pieces, and its end with the tokens
+    used. ``result`` gives the whole answer, or raises why there is none."""
     yield StreamStartEvent(model=model)
     said = ""
     for text in watch.texts():

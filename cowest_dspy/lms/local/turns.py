@@ -1,9 +1,11 @@
-"""Engines of one process share its cores: two batches at once would only slow each other down, so they take turns.
+"""Engines of one process share its cores: two batches at once would only slow each other down, so
+they take turns.
 
-All of their work is done in one thread. OpenMP keeps a team of workers for every thread that has computed, and as soon as there
-are more of them than cores, its barriers wait in the kernel instead of in a loop: a step of decoding, which has a thousand
-short products, took 220 ms instead of 130 (64 rows of 135 million parameters on two cores). For the same reason the thread ends
-when it has had nothing to do for a moment: training, in its own thread, then has the cores to itself.
+All of their work is done in one thread. OpenMP keeps a team of workers for every thread that has
+computed, and as soon as there are more of them than cores, its barriers wait in the kernel instead
+of in a loop: a step of decoding, which has a thousand short products, took 220 ms instead of 130
+(64 rows of 135 million parameters on two cores). For the same reason the thread ends when it has
+had nothing to do for a moment: training, in its own thread, then has the cores to itself.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ class Turns:
         atexit.register(self._end)
 
     def _end(self) -> None:
-        """At the end of the process: waits for the work in hand. Python ends threads that are in the midst of a computation by
-        unwinding them, which C++ answers by aborting the process. Long work looks at ``ending`` now and then, and stops."""
+        """At the end of the process: waits for the work in hand. Python ends threads that are in
+        the midst of a computation by unwinding them, which C++ answers by aborting the process.
+        Long work looks at ``ending`` now and then, and stops."""
         self.ending = True
         thread = self._thread
         if thread is not None:
@@ -45,14 +48,17 @@ class Turns:
         return not self._tasks.empty()
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """What ``work()`` gives, or raises, when its turn has come; at once for who has the turn already."""
+        """What ``work()`` gives, or raises, when its turn has come; at once for who has the turn
+        already."""
         if threading.current_thread() is self._thread:
             return work()
         result: Future[Result] = Future()
         with self._lock:
             self._tasks.put((work, result))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="cowest compute", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._serve, name="cowest compute", daemon=True
+                )
                 self._thread.start()
         return result.result()
 

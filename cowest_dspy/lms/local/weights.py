@@ -1,7 +1,8 @@
 """Folders of weights and adapters: load them, check them, and name them by their content.
 
-A model's id contains a hash of its weights, so that nothing that was drafted, measured or computed with other weights can be
-mistaken for its work. One changed tensor under the same path, and the id is another.
+A model's id contains a hash of its weights, so that nothing that was drafted, measured or computed
+with other weights can be mistaken for its work. One changed tensor under the same path, and the id
+is another.
 """
 
 from __future__ import annotations
@@ -24,15 +25,23 @@ from cowest_dspy.utils.reading import parse_json
 
 WEIGHTS = ("*.safetensors",)
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MEANING = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MEANING = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 HASH_LENGTH = 12
 _loading = threading.RLock()
 
 
 def folder_hash(folder: Path) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 over weights, configuration, tokenizer and chat template of a folder."""
+    """The first 12 hexadecimal digits of the SHA-256 over weights, configuration, tokenizer and
+    chat template of a folder."""
     names = sorted(
-        {path.name for pattern in WEIGHTS for path in folder.glob(pattern)} | {n for n in MEANING if (folder / n).is_file()}
+        {path.name for pattern in WEIGHTS for path in folder.glob(pattern)}
+        | {n for n in MEANING if (folder / n).is_file()}
     )
     digest = hashlib.sha256()
     for name in names:
@@ -43,12 +52,12 @@ def folder_hash(folder: Path) -> str:
 
 
 def locate(model: str) -> Path:
-    """The folder of ``model``: itself when it is a folder; of a GGUF file the folder that it is turned into, once; otherwise the
-    snapshot of that Hub id (downloaded when needed).
+    """The folder of ``model``: itself when it is a folder; of a GGUF file the folder that it is
+    turned into, once; otherwise the snapshot of that Hub id (downloaded when needed).
 
     Raises:
-        ModelError: no such folder, a folder without ``config.json`` or weights, a GGUF file that cannot be read, or a Hub id
-            that cannot be had.
+        ModelError: no such folder, a folder without ``config.json`` or weights, a GGUF file that
+            cannot be read, or a Hub id that cannot be had.
     """
     folder = Path(model).expanduser()
     if folder.is_file() or folder.suffix == ".gguf":
@@ -58,7 +67,8 @@ def locate(model: str) -> Path:
         return folder.resolve()
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(
-            f"There is no model folder {model}. Give a folder with config.json and *.safetensors, a GGUF file, or a Hub id such "
+            f"There is no model folder {model}. Give a folder with config.json and *.safetensors, "
+            "a GGUF file, or a Hub id such "
             'as "HuggingFaceTB/SmolLM2-135M-Instruct". `make models` fetches the two of the demo.'
         )
     return _from_hub(model)
@@ -70,7 +80,8 @@ def cache_folder() -> Path:
 
 
 def _from_gguf(file: Path) -> Path:
-    """The folder of a GGUF file, in bfloat16: what its quantisation kept of the weights is less than that."""
+    """The folder of a GGUF file, in bfloat16: what its quantisation kept of the weights is less
+    than that."""
     from cowest_dspy.lms import gguf
 
     gguf.check(file)
@@ -89,8 +100,10 @@ def _from_hub(model: str) -> Path:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise ModelError(
-            f'"{model}" is no folder beside the TOML or here, and the Hub did not give it: {type(error).__name__}.{_near(model)} '
-            "Check the id and the network, unset HF_HUB_OFFLINE where it is set, log in with `hf auth login` if it is gated; "
+            f'"{model}" is no folder beside the TOML or here, and the Hub did not give it: '
+            f"{type(error).__name__}.{_near(model)} "
+            "Check the id and the network, unset HF_HUB_OFFLINE where it is set, log in with `hf "
+            "auth login` if it is gated; "
             "or give a folder, which is looked for beside the TOML."
         ) from error
     _check_folder(folder)
@@ -100,21 +113,34 @@ def _from_hub(model: str) -> Path:
 def _near(model: str) -> str:
     """The folder that could have been meant, of those beside it."""
     above = Path(model).parent
-    return nearest(model, [str(path) for path in above.iterdir() if path.is_dir()]) if above.is_dir() else ""
+    return (
+        nearest(model, [str(path) for path in above.iterdir() if path.is_dir()])
+        if above.is_dir()
+        else ""
+    )
 
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder: it has no config.json. A GGUF file is given as the file itself.")
+        raise ModelError(
+            f"{folder} is no model folder: it has no config.json. A GGUF file is given as the "
+            "file itself."
+        )
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no *.safetensors: save the model with save_pretrained, pickled weights are not read.")
+        raise ModelError(
+            f"{folder} has no *.safetensors: save the model with save_pretrained, pickled weights "
+            "are not read."
+        )
 
 
-def load_model(folder: Path, dtype: str, *, in_floats: Callable[[Any], object] | None = None) -> Any:
+def load_model(
+    folder: Path, dtype: str, *, in_floats: Callable[[Any], object] | None = None
+) -> Any:
     """The model in ``folder`` for inference, with transformers' usual attention.
 
-    ``dtype``: "auto", "float32", "bfloat16", "float16", or "int8": linear layers in 8-bit integers, the rest in float32.
-    ``in_floats`` is called with the model while all of its weights are still floats.
+    ``dtype``: "auto", "float32", "bfloat16", "float16", or "int8": linear layers in 8-bit integers,
+        the rest in float32. ``in_floats`` is called with the model while all of its weights are
+        still floats.
 
     Raises:
         ModelError: "int8" on a GPU.
@@ -122,14 +148,18 @@ def load_model(folder: Path, dtype: str, *, in_floats: Callable[[Any], object] |
     import torch
     from transformers import AutoModelForCausalLM
 
-    # For int8 as they are in the file, mapped and not copied: float32 weights would double the peak of memory.
-    kind: Any = "auto" if dtype == "int8" else getattr(torch, choose_dtype() if dtype == "auto" else dtype)
+    # For int8 as they are in the file, mapped and not copied: float32 weights would double the peak
+    # of memory.
+    kind: Any = (
+        "auto" if dtype == "int8" else getattr(torch, choose_dtype() if dtype == "auto" else dtype)
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "int8" and device != "cpu":
         raise ModelError('dtype = "int8" is for processors: on this GPU use "auto".')
     with loading():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
-    # The weights stay mapped from their file, which was read whole when it was hashed: a copy would double the peak of memory.
+    # The weights stay mapped from their file, which was read whole when it was hashed: a copy would
+    # double the peak of memory.
     model.requires_grad_(False).eval()
     if dtype != "int8":
         fold_linears(model.to(device))
@@ -146,9 +176,10 @@ def load_model(folder: Path, dtype: str, *, in_floats: Callable[[Any], object] |
 def fold_linears(model: Any) -> Any:
     """Makes every linear layer of ``model`` see its input as a matrix; gives ``model``.
 
-    ``torch.nn.functional.linear`` without a bias treats ``[rows, 1, size]`` as a batch of products when the strides of the
-    singular axis are unusual, as they are after ``transpose(1, 2)`` in attention and after ``[:, -1:]`` before the head: it then
-    copies the weights once per row (seen in torch 2.13 on CPU; a head of 150,000 tokens and 64 rows asked for 30 GB).
+    ``torch.nn.functional.linear`` without a bias treats ``[rows, 1, size]`` as a batch of products
+    when the strides of the singular axis are unusual, as they are after ``transpose(1, 2)`` in
+    attention and after ``[:, -1:]`` before the head: it then copies the weights once per row (seen
+    in torch 2.13 on CPU; a head of 150,000 tokens and 64 rows asked for 30 GB).
     """
     import torch
 
@@ -172,14 +203,16 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in ``folder``.
 
     Raises:
-        ModelError: it has no chat template, so chat messages cannot be written in the model's own form.
+        ModelError: it has no chat template, so chat messages cannot be written in the model's own
+            form.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
-            f"The tokenizer in {folder} has no chat template. Use an instruction-tuned model, or add chat_template.jinja."
+            f"The tokenizer in {folder} has no chat template. Use an instruction-tuned model, or "
+            "add chat_template.jinja."
         )
     return tokenizer
 
@@ -192,10 +225,12 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def return_memory() -> None:
-    """Gives the memory of models that are no longer used back to the system, where that can be asked for (glibc).
+    """Gives the memory of models that are no longer used back to the system, where that can be
+    asked for (glibc).
 
-    A model refers to itself, so that Python alone would free it some time later; and what was loaded in one thread would stay
-    reserved for that thread: a second load would stand beside the first.
+    A model refers to itself, so that Python alone would free it some time later; and what was
+    loaded in one thread would stay reserved for that thread: a second load would stand beside the
+    first.
     """
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
@@ -203,11 +238,13 @@ def return_memory() -> None:
 
 
 def choose_dtype() -> str:
-    """Choose "bfloat16" where this machine computes faster in it, by what its processor can do; otherwise "float32".
+    """Choose "bfloat16" where this machine computes faster in it, by what its processor can do;
+    otherwise "float32".
 
-    Whether a processor has bfloat16 says little: with AMX, or AVX-512 on AMD, products are more than twice as fast in it, with
-    AVX-512 alone on Intel half as fast as in float32 (measured). It is not timed: on a busy machine two processes of one run would
-    come to different answers, and so to different drafts.
+    Whether a processor has bfloat16 says little: with AMX, or AVX-512 on AMD, products are more
+    than twice as fast in it, with AVX-512 alone on Intel half as fast as in float32 (measured). It
+    is not timed: on a busy machine two processes of one run would come to different answers, and so
+    to different drafts.
     """
     import torch
 
@@ -217,7 +254,8 @@ def choose_dtype() -> str:
 
 
 def fast_in_bfloat16(cpu_info: str) -> bool:
-    """Whether products are faster in bfloat16 than in float32 on a processor, from the text of Linux's /proc/cpuinfo."""
+    """Whether products are faster in bfloat16 than in float32 on a processor, from the text of
+    Linux's /proc/cpuinfo."""
     flags = set(re.findall(r"\b(?:amx_bf16|avx512_bf16)\b", cpu_info))
     return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in cpu_info)
 
@@ -232,7 +270,8 @@ def _cpu_info() -> str:
 
 
 def adapter_hash(folder: Path) -> str:
-    """The first 12 hexadecimal digits of a SHA-256 over an adapter's tensors (name, type, shape, bytes) and what they mean.
+    """The first 12 hexadecimal digits of a SHA-256 over an adapter's tensors (name, type, shape,
+    bytes) and what they mean.
 
     Raises:
         ModelError: the folder holds no PEFT adapter in safetensors, or one that is damaged.
@@ -240,9 +279,16 @@ def adapter_hash(folder: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     config = adapter_config(folder)
-    meaning = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora")}
+    meaning = {
+        key: config.get(key)
+        for key in ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora")
+    }
     # Nothing where they say nothing, as in the adapters of ours, which keep their names.
-    meaning |= {key: config[key] for key in ("alpha_pattern", "fan_in_fan_out", "layers_to_transform") if config.get(key)}
+    meaning |= {
+        key: config[key]
+        for key in ("alpha_pattern", "fan_in_fan_out", "layers_to_transform")
+        if config.get(key)
+    }
     if isinstance(meaning["target_modules"], list):
         meaning["target_modules"] = sorted(meaning["target_modules"])
     digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
@@ -265,7 +311,9 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} holds no adapter: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} were expected.")
+        raise ModelError(
+            f"{folder} holds no adapter: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} were expected."
+        )
     try:
         config: Any = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -280,7 +328,9 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 def damaged(file: Path, why: object) -> ModelError:
     """The error for a file of an adapter that cannot be read."""
-    return ModelError(f"{file} is damaged: {first_line(why)}. Copy the adapter here again, or train it again.")
+    return ModelError(
+        f"{file} is damaged: {first_line(why)}. Copy the adapter here again, or train it again."
+    )
 
 
 def first_line(error: object, most: int = 200) -> str:
@@ -295,9 +345,11 @@ def _bytes() -> Any:
 
 
 class loading:
-    """A context for ``from_pretrained``: one model at a time, and no progress bar of transformers' own.
+    """A context for ``from_pretrained``: one model at a time, and no progress bar of transformers'
+    own.
 
-    Two loads at once disturb each other: transformers keeps what it is doing (initialising, tying weights) in global state.
+    Two loads at once disturb each other: transformers keeps what it is doing (initialising, tying
+    weights) in global state.
     """
 
     def __enter__(self) -> None:

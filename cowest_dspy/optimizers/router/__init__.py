@@ -1,4 +1,5 @@
-"""The gate: where a draft pays. Weak only, strong only, or both, decided from the input and the draft.
+"""The gate: where a draft pays. Weak only, strong only, or both, decided from the input and the
+draft.
 
 features.py    what is seen of an input and its draft, as numbers
 model.py       Gate: a few logistic functions as plain numbers, their decision, and its file

@@ -1,7 +1,8 @@
-"""What the gate sees: an input and its draft as a few numbers. Nothing here knows the answer, and nothing is asked.
+"""What the gate sees: an input and its draft as a few numbers. Nothing here knows the answer, and
+nothing is asked.
 
-Lengths are natural logarithms of 1 + a count, shares are in [0, 1]. A draft that is one of a few frequent texts (a label, yes or
-no) is also seen as that text.
+Lengths are natural logarithms of 1 + a count, shares are in [0, 1]. A draft that is one of a few
+frequent texts (a label, yes or no) is also seen as that text.
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ LONGEST_CATEGORY = 60
 
 
 def draft_features(
-    inputs: Mapping[str, Any], draft: str, *, others: Sequence[str] = (), logprob: float | None = None
+    inputs: Mapping[str, Any],
+    draft: str,
+    *,
+    others: Sequence[str] = (),
+    logprob: float | None = None,
 ) -> dict[str, float]:
     """The features of one draft, by name.
 
     Args:
         inputs: the fields that the program was given.
-        others: further samples of the draft for the same input; "agreement" is the share of them that say the same, "likeness"
-            the mean overlap of their words with the draft's. Without any, the two are left out.
-        logprob: the mean natural log-probability of the draft's tokens under the weak model; None leaves "logprob" out.
+        others: further samples of the draft for the same input; "agreement" is the share of them
+            that say the same, "likeness" the mean overlap of their words with the draft's. Without
+            any, the two are left out.
+        logprob: the mean natural log-probability of the draft's tokens under the weak model; None
+            leaves "logprob" out.
     """
     asked = " ".join(str(value) for value in inputs.values())
     said, known = _words(draft), _words(asked)
@@ -50,7 +57,8 @@ def draft_features(
 
 
 def category(draft: str) -> str:
-    """A draft as one of a few frequent texts: lower case, spaces and full stops at its ends left out."""
+    """A draft as one of a few frequent texts: lower case, spaces and full stops at its ends left
+    out."""
     return " ".join(draft.lower().split()).strip(" .")[:LONGEST_CATEGORY]
 
 

@@ -1,8 +1,10 @@
-"""fit_gate: from what was observed to a Gate. The only place that needs scikit-learn; what it gives are plain numbers.
+"""fit_gate: from what was observed to a Gate. The only place that needs scikit-learn; what it gives
+are plain numbers.
 
-Each head is a logistic regression with an L2 penalty. Its strength is chosen by cross-validation over examples (drafts of one
-example are never on both sides), its probabilities are calibrated by Platt's method (Platt 1999) on predictions for examples that
-were left out, and so is the trade between score and cost. Every example weighs the same, however many drafts it has.
+Each head is a logistic regression with an L2 penalty. Its strength is chosen by cross-validation
+over examples (drafts of one example are never on both sides), its probabilities are calibrated by
+Platt's method (Platt 1999) on predictions for examples that were left out, and so is the trade
+between score and cost. Every example weighs the same, however many drafts it has.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ def fit_gate(
 
     Args:
         observed: of training examples, for instance the traces of a run (:func:`observed_in`).
-        choose_on: examples on which the trade is chosen, for instance of the dev split (:func:`observe`); they are fitted on too,
-            and judged by predictions that have not seen them. By default those of ``observed``.
-        within: mean score, in [0, 1], that the gate may lose against always collaborating there; the cheapest such trade is taken.
+        choose_on: examples on which the trade is chosen, for instance of the dev split
+            (:func:`observe`); they are fitted on too, and judged by predictions that have not seen
+            them. By default those of ``observed``.
+        within: mean score, in [0, 1], that the gate may lose against always collaborating there;
+            the cheapest such trade is taken.
         samples: further drafts, as the features were made with.
         temperature: of these.
         seed: of the folds, and of further drafts.
@@ -57,13 +61,17 @@ def fit_gate(
     groups = [one.example_id for one in rows]
     if len(set(groups)) < LEAST:
         raise GateError(
-            f"{len(set(groups))} examples with a draft and both answers: a gate needs {LEAST} at least. Collect on more of them."
+            f"{len(set(groups))} examples with a draft and both answers: a gate needs {LEAST} at "
+            "least. Collect on more of them."
         )
     _check_installed()
     names = _features(rows)
     values, means, scales = _standardised(rows, names)
     weights = _weights(groups)
-    fitted = {name: _head(values, targets, weights, groups, seed) for name, targets in _targets(rows).items()}
+    fitted = {
+        name: _head(values, targets, weights, groups, seed)
+        for name, targets in _targets(rows).items()
+    }
     effects = [abs(_influence(one)) for one in rows if _influence(one)]
     gate = Gate(
         features=names,
@@ -77,7 +85,11 @@ def fit_gate(
         seed=seed,
     )
     parts = [
-        Part(one, {name: float(unseen[place]) for name, (_, unseen, _) in fitted.items()}, float(weights[place]))
+        Part(
+            one,
+            {name: float(unseen[place]) for name, (_, unseen, _) in fitted.items()},
+            float(weights[place]),
+        )
         for place, one in enumerate(rows)
         if id(one) in chosen
     ]
@@ -86,7 +98,11 @@ def fit_gate(
         "examples": len(set(groups)),
         "drafts": len(rows),
         "heads": {name: numbers for name, (_, _, numbers) in fitted.items()},
-        "chosen_on": {"examples": len({part.observed.example_id for part in parts}), "within": within, **found},
+        "chosen_on": {
+            "examples": len({part.observed.example_id for part in parts}),
+            "within": within,
+            **found,
+        },
     }
     return gate.model_copy(update={"trade": trade, "about": about})
 
@@ -96,22 +112,30 @@ def _check_installed() -> None:
         import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise GateError(
-            'A gate is fitted with scikit-learn: pip install "cowest_dspy[gate]". Using one needs nothing more.'
+            'A gate is fitted with scikit-learn: pip install "cowest_dspy[gate]". Using one needs '
+            "nothing more."
         ) from None
 
 
 def _features(rows: Sequence[Observed]) -> tuple[str, ...]:
-    """The features that all rows have, and the drafts that are frequent enough to be a feature each."""
+    """The features that all rows have, and the drafts that are frequent enough to be a feature
+    each."""
     shared = set(rows[0].features)
     for one in rows:
         shared &= set(one.features)
     counts = Counter(category(one.draft) for one in rows)
-    frequent = [text for text, count in counts.most_common(CATEGORIES) if text and count >= max(5, 0.02 * len(rows))]
+    frequent = [
+        text
+        for text, count in counts.most_common(CATEGORIES)
+        if text and count >= max(5, 0.02 * len(rows))
+    ]
     ordered = [name for name in rows[0].features if name in shared]
     return (*ordered, *(f"is: {text}" for text in frequent))
 
 
-def _standardised(rows: Sequence[Observed], names: Sequence[str]) -> tuple[np.ndarray, tuple[float, ...], tuple[float, ...]]:
+def _standardised(
+    rows: Sequence[Observed], names: Sequence[str]
+) -> tuple[np.ndarray, tuple[float, ...], tuple[float, ...]]:
     import numpy as np
 
     raw = np.array([[_value(one, name) for name in names] for one in rows], dtype=float)
@@ -157,21 +181,34 @@ def _head(
     import numpy as np
 
     rate = float(np.average(targets, weights=weights))
-    flat = Head(weights=(0.0,) * values.shape[1], intercept=_logit((rate * weights.sum() + 0.5) / (weights.sum() + 1)))
+    flat = Head(
+        weights=(0.0,) * values.shape[1],
+        intercept=_logit((rate * weights.sum() + 0.5) / (weights.sum() + 1)),
+    )
     if float(np.ptp(targets)) == 0.0:
-        return flat, np.full(len(targets), flat.probability((0.0,) * values.shape[1])), {"rate": rate}
+        return (
+            flat,
+            np.full(len(targets), flat.probability((0.0,) * values.shape[1])),
+            {"rate": rate},
+        )
     folds = _folds(groups, seed)
     linear = {penalty: _left_out(values, targets, weights, folds, penalty) for penalty in PENALTIES}
     best = min(PENALTIES, key=lambda one: _log_loss(_probabilities(linear[one]), targets, weights))
     slope, shift = _platt(linear[best], targets, weights)
-    # Calibrated in turn by the other folds, so that what is reported and chosen on has not seen its own example.
+    # Calibrated in turn by the other folds, so that what is reported and chosen on has not seen its
+    # own example.
     unseen = np.empty(len(targets))
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(targets)), fold)
         one, other = _platt(linear[best][rest], targets[rest], weights[rest])
         unseen[fold] = _probabilities(one * linear[best][fold] + other)
     model = _fitted(values, targets, weights, best)
-    head = Head(weights=tuple(map(float, model.coef_[0])), intercept=float(model.intercept_[0]), slope=slope, shift=shift)
+    head = Head(
+        weights=tuple(map(float, model.coef_[0])),
+        intercept=float(model.intercept_[0]),
+        slope=slope,
+        shift=shift,
+    )
     base = np.full(len(targets), rate)
     found = {
         "rate": rate,
@@ -191,11 +228,18 @@ def _folds(groups: Sequence[str], seed: int) -> list[np.ndarray]:
     names = sorted(set(groups))
     order = np.random.default_rng(seed).permutation(len(names))
     number = {names[name]: place % FOLDS for place, name in enumerate(order)}
-    return [np.array([row for row, group in enumerate(groups) if number[group] == fold], dtype=int) for fold in range(FOLDS)]
+    return [
+        np.array([row for row, group in enumerate(groups) if number[group] == fold], dtype=int)
+        for fold in range(FOLDS)
+    ]
 
 
 def _left_out(
-    values: np.ndarray, targets: np.ndarray, weights: np.ndarray, folds: Sequence[np.ndarray], penalty: float
+    values: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    folds: Sequence[np.ndarray],
+    penalty: float,
 ) -> np.ndarray:
     import numpy as np
 
@@ -211,25 +255,33 @@ def _left_out(
 
 
 def _fitted(values: np.ndarray, targets: np.ndarray, weights: np.ndarray, penalty: float) -> Any:
-    """A logistic regression of targets in [0, 1]: each row stands for its share of ones and its share of zeros."""
+    """A logistic regression of targets in [0, 1]: each row stands for its share of ones and its
+    share of zeros."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
     both, labels = np.vstack([values, values]), np.repeat([1, 0], len(targets))
     share = np.concatenate([weights * targets, weights * (1 - targets)])
     kept = share > 0
-    return LogisticRegression(C=penalty, max_iter=2000).fit(both[kept], labels[kept], sample_weight=share[kept])
+    return LogisticRegression(C=penalty, max_iter=2000).fit(
+        both[kept], labels[kept], sample_weight=share[kept]
+    )
 
 
 def _platt(linear: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Slope and shift of the calibration; a slope below 0 would turn the ranking round, and then the mean is all that is known."""
+    """Slope and shift of the calibration; a slope below 0 would turn the ranking round, and then
+    the mean is all that is known."""
     import numpy as np
 
     if float(np.ptp(targets)) == 0.0 or float(np.ptp(linear)) < 1e-9:
         return 1.0, 0.0
     model = _fitted(linear[:, None], targets, weights, 1.0)
     slope, shift = float(model.coef_[0][0]), float(model.intercept_[0])
-    return (slope, shift) if slope > 0 else (0.0, _logit(min(0.98, max(0.02, float(np.average(targets, weights=weights))))))
+    return (
+        (slope, shift)
+        if slope > 0
+        else (0.0, _logit(min(0.98, max(0.02, float(np.average(targets, weights=weights))))))
+    )
 
 
 def _probabilities(linear: np.ndarray) -> np.ndarray:
@@ -242,11 +294,14 @@ def _log_loss(found: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> fl
     import numpy as np
 
     safe = np.clip(found, 1e-6, 1 - 1e-6)
-    return float(np.average(-(targets * np.log(safe) + (1 - targets) * np.log(1 - safe)), weights=weights))
+    return float(
+        np.average(-(targets * np.log(safe) + (1 - targets) * np.log(1 - safe)), weights=weights)
+    )
 
 
 def _calibration_error(found: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-    """The mean distance of predicted and observed shares over ten bins of predictions (Naeini et al. 2015)."""
+    """The mean distance of predicted and observed shares over ten bins of predictions (Naeini et
+    al. 2015)."""
     import numpy as np
 
     bins = np.minimum((found * 10).astype(int), 9)
@@ -254,20 +309,27 @@ def _calibration_error(found: np.ndarray, targets: np.ndarray, weights: np.ndarr
     for number in range(10):
         inside = bins == number
         if inside.any():
-            gap = np.average(found[inside], weights=weights[inside]) - np.average(targets[inside], weights=weights[inside])
+            gap = np.average(found[inside], weights=weights[inside]) - np.average(
+                targets[inside], weights=weights[inside]
+            )
             total += float(abs(gap) * weights[inside].sum())
     return total / float(weights.sum())
 
 
 def _trade(gate: Gate, parts: Sequence[Part], within: float) -> tuple[float, dict[str, float]]:
-    """The trade that costs least among those that lose no more than ``within``; and what it gave there."""
+    """The trade that costs least among those that lose no more than ``within``; and what it gave
+    there."""
     always = outcome(parts, lambda part: "collaborate")
     best, price = None, 0.0
     for trade in TRADES:
         made = outcome(parts, lambda part, trade=trade: _route(gate, part.of, trade))
-        if made.score >= always.score - within - 1e-12 and (best is None or made.cost < best.cost - 1e-12):
+        if made.score >= always.score - within - 1e-12 and (
+            best is None or made.cost < best.cost - 1e-12
+        ):
             best, price = made, trade
-    if best is None:  # Even the best routes lose: what is predicted is not good enough to leave the collaboration.
+    if (
+        best is None
+    ):  # Even the best routes lose: what is predicted is not good enough to leave the collaboration.
         best = outcome(parts, lambda part: _route(gate, part.of, 0.0))
     return price, {"score": best.score, "cost": best.cost, "score_collaborate": always.score}
 

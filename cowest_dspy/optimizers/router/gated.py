@@ -1,4 +1,5 @@
-"""Gated: a collaboration behind a gate, as a DSPy module: the draft first, then what it is worth."""
+"""Gated: a collaboration behind a gate, as a DSPy module: the draft first, then what it is
+worth."""
 
 from __future__ import annotations
 
@@ -14,14 +15,17 @@ from cowest_dspy.store.record import note
 
 
 class Gated(dspy.Module):
-    """Drafts, asks the gate, and answers with the draft, with the strong model alone, or with the refined draft.
+    """Drafts, asks the gate, and answers with the draft, with the strong model alone, or with the
+    refined draft.
 
-    The prediction has the answer's fields, ``draft``, and ``route`` ("weak", "strong" or "collaborate"). Where no draft can be
-    had (a failure, or one that was cut off), the strong model answers alone.
+    The prediction has the answer's fields, ``draft``, and ``route`` ("weak", "strong" or
+    "collaborate"). Where no draft can be had (a failure, or one that was cut off), the strong model
+    answers alone.
 
     Args:
         program: a bound collaboration.
-        gate: fitted for it (:func:`~cowest_dspy.optimizers.router.fit_gate`), or loaded (:meth:`Gate.load`).
+        gate: fitted for it (:func:`~cowest_dspy.optimizers.router.fit_gate`), or loaded
+            (:meth:`Gate.load`).
     """
 
     def __init__(self, program: Collaboration, gate: Gate) -> None:
@@ -41,7 +45,9 @@ class Gated(dspy.Module):
             fields = {name: outputs[name] for name in self.program.answer_fields}
             return _told(route, dspy.Prediction(**fields), str(outputs["draft"]))
         answer = (
-            self.program.answered_alone(**inputs) if route == "strong" else self.program.refined(str(outputs["draft"]), **inputs)
+            self.program.answered_alone(**inputs)
+            if route == "strong"
+            else self.program.refined(str(outputs["draft"]), **inputs)
         )
         return _told(route, answer, str(outputs["draft"]))
 
@@ -49,4 +55,6 @@ class Gated(dspy.Module):
 def _told(route: Route, answer: dspy.Prediction, draft: str | None) -> dspy.Prediction:
     """The answer's fields last, as whoever reads an answer expects them."""
     fields = {name: value for name, value in answer.items() if name not in ("draft", "logprobs")}
-    return dspy.Prediction(**{"route": route, **fields, **({"draft": draft} if draft is not None else {})})
+    return dspy.Prediction(
+        **{"route": route, **fields, **({"draft": draft} if draft is not None else {})}
+    )

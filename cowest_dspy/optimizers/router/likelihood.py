@@ -1,4 +1,5 @@
-"""DraftLikelihood: how likely the weak model finds a draft after the program's own prompt: how sure it is of what it says."""
+"""DraftLikelihood: how likely the weak model finds a draft after the program's own prompt: how sure
+it is of what it says."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from cowest_dspy.store.record import unrecorded
 
 
 class DraftLikelihood:
-    """The mean natural log-probability of a draft's tokens (and of ending there), at most 0, under the program's weak model.
+    """The mean natural log-probability of a draft's tokens (and of ending there), at most 0, under
+    the program's weak model.
 
     Args:
-        program: bound; its drafter is one predictor, its weak model in process (:class:`~cowest_dspy.TransformersEngine`).
+        program: bound; its drafter is one predictor, its weak model in process
+            (:class:`~cowest_dspy.TransformersEngine`).
 
     Raises:
         ProgramError: the drafter has several predictors or none.
@@ -25,13 +28,15 @@ class DraftLikelihood:
     def __init__(self, program: Collaboration) -> None:
         if len(program.draft.predictors()) != 1:
             raise ProgramError(
-                f"The likelihood of a draft needs a drafter of one predictor, this has {len(program.draft.predictors())}."
+                "The likelihood of a draft needs a drafter of one predictor, this has "
+                f"{len(program.draft.predictors())}."
             )
         weak = unrecorded(program.weak)
         engine = weak._engine_spec
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
-                f"{weak.model} gives no log-probabilities of a given text, which this gate needs: use a weak model of kind "
+                f"{weak.model} gives no log-probabilities of a given text, which this gate needs: "
+                "use a weak model of kind "
                 '"in_process", or fit a gate without them.'
             )
         self._engine, self._model, self._program = engine, weak.model, program
@@ -41,7 +46,8 @@ class DraftLikelihood:
         return self.of_all([(inputs, draft)])[0]
 
     def of_all(self, asked: Sequence[tuple[Mapping[str, Any], str]]) -> list[float]:
-        """Of several drafts, computed together, in their order; an empty draft counts as one that is sure to end there (0)."""
+        """Of several drafts, computed together, in their order; an empty draft counts as one that
+        is sure to end there (0)."""
         rows = [(self._prompt(inputs), draft) for inputs, draft in asked if draft]
         found = iter(self._engine.score(rows, model=self._model) if rows else ())
         return [next(found).per_token if draft else 0.0 for _, draft in asked]

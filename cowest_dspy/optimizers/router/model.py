@@ -1,7 +1,9 @@
-"""Gate: a few logistic functions of a draft's features as plain numbers, what they decide, and their file.
+"""Gate: a few logistic functions of a draft's features as plain numbers, what they decide, and
+their file.
 
-A gate predicts of a draft whether it will help, hurt or change nothing, what the refined answer will score, and what the draft by
-itself would. A route's worth is its expected score, less its cost times ``trade``; the gate takes the route that is worth most.
+A gate predicts of a draft whether it will help, hurt or change nothing, what the refined answer
+will score, and what the draft by itself would. A route's worth is its expected score, less its cost
+times ``trade``; the gate takes the route that is worth most.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class _Plain(BaseModel):
 
 
 class Head(_Plain):
-    """One logistic function: a probability from standardised features. ``slope`` and ``shift`` calibrate it (Platt 1999)."""
+    """One logistic function: a probability from standardised features. ``slope`` and ``shift``
+    calibrate it (Platt 1999)."""
 
     weights: tuple[float, ...]
     intercept: float
@@ -50,14 +53,18 @@ class Head(_Plain):
 
     def probability(self, values: tuple[float, ...]) -> float:
         """In [0, 1]."""
-        linear = self.intercept + math.fsum(weight * value for weight, value in zip(self.weights, values, strict=True))
+        linear = self.intercept + math.fsum(
+            weight * value for weight, value in zip(self.weights, values, strict=True)
+        )
         return sigmoid(self.slope * linear + self.shift)
 
 
 class Decision(_Plain):
-    """What the gate says of one draft: probabilities, the expected score of each route, and the route that it takes.
+    """What the gate says of one draft: probabilities, the expected score of each route, and the
+    route that it takes.
 
-    ``right`` and ``scores["weak"]`` are None where a draft holds no answer, and then no draft is taken for one.
+    ``right`` and ``scores["weak"]`` are None where a draft holds no answer, and then no draft is
+    taken for one.
     """
 
     route: Route
@@ -73,14 +80,18 @@ class Decision(_Plain):
 
 
 class Gate(_Plain):
-    """When to take the draft as the answer, when to ask the strong model alone, and when to have it refine the draft.
+    """When to take the draft as the answer, when to ask the strong model alone, and when to have it
+    refine the draft.
 
     Attributes:
-        features: names, in the order of ``means``, ``scales`` and the weights of heads; "is: TEXT" is 1 for a draft of that text.
+        features: names, in the order of ``means``, ``scales`` and the weights of heads; "is: TEXT"
+            is 1 for a draft of that text.
         heads: "helped", "hurt", "refined", and "right" where drafts hold answers.
-        effect: the mean size of a change of score, where there is one, in (0, 1]; 1 where answers are right or wrong.
+        effect: the mean size of a change of score, where there is one, in (0, 1]; 1 where answers
+            are right or wrong.
         costs: what a route costs of the strong model's tokens, as a share of "collaborate".
-        trade: how much expected score a whole collaboration's cost must bring, at least; 0 asks for the best answer at any cost.
+        trade: how much expected score a whole collaboration's cost must bring, at least; 0 asks for
+            the best answer at any cost.
         samples: further drafts that are sampled of each input, for "agreement" and "likeness".
         temperature: of these samples.
         seed: of these samples.
@@ -103,22 +114,32 @@ class Gate(_Plain):
     @model_validator(mode="after")
     def _fits_together(self) -> Gate:
         size = len(self.features)
-        if not (len(self.means) == len(self.scales) == size and all(len(head.weights) == size for head in self.heads.values())):
-            raise ValueError(f"there are {size} features, and not as many means, scales and weights")
+        if not (
+            len(self.means) == len(self.scales) == size
+            and all(len(head.weights) == size for head in self.heads.values())
+        ):
+            raise ValueError(
+                f"there are {size} features, and not as many means, scales and weights"
+            )
         if missing := {"helped", "hurt", "refined"} - self.heads.keys():
             raise ValueError(f"there is no head {', '.join(sorted(missing))}")
         if any(scale <= 0 for scale in self.scales):
             raise ValueError("a scale is not above 0")
         return self
 
-    def decide(self, found: Mapping[str, float], draft: str = "", *, trade: float | None = None) -> Decision:
-        """The decision for a draft with these features (:func:`draft_features`); ``trade`` in place of the gate's own.
+    def decide(
+        self, found: Mapping[str, float], draft: str = "", *, trade: float | None = None
+    ) -> Decision:
+        """The decision for a draft with these features (:func:`draft_features`); ``trade`` in place
+        of the gate's own.
 
         Raises:
             KeyError: a feature is missing that the gate was fitted with.
         """
         values = self.standardised(found, draft)
-        return self.weighed({name: head.probability(values) for name, head in self.heads.items()}, trade=trade)
+        return self.weighed(
+            {name: head.probability(values) for name, head in self.heads.items()}, trade=trade
+        )
 
     def weighed(self, of: Mapping[str, float], *, trade: float | None = None) -> Decision:
         """The decision from the probabilities of the heads."""
@@ -127,10 +148,16 @@ class Gate(_Plain):
             helped, hurt = helped / (helped + hurt), hurt / (helped + hurt)
         right = of.get("right")
         alone = min(1.0, max(0.0, of["refined"] - self.effect * (helped - hurt)))
-        scores: dict[str, float | None] = {"weak": right, "strong": alone, "collaborate": of["refined"]}
+        scores: dict[str, float | None] = {
+            "weak": right,
+            "strong": alone,
+            "collaborate": of["refined"],
+        }
         price = self.trade if trade is None else trade
         worth: dict[Route, float] = {
-            route: score - price * self.costs[route] for route in ROUTES if (score := scores[route]) is not None
+            route: score - price * self.costs[route]
+            for route in ROUTES
+            if (score := scores[route]) is not None
         }
         # Of routes that are worth the same the cheapest.
         route = max(worth, key=lambda one: (worth[one], -self.costs[one], -ROUTES.index(one)))
@@ -138,18 +165,32 @@ class Gate(_Plain):
 
     def standardised(self, found: Mapping[str, float], draft: str) -> tuple[float, ...]:
         """The features in the gate's order, less their means, by their scales."""
-        values = [float(category(draft) == name[4:]) if name.startswith("is: ") else found[name] for name in self.features]
-        return tuple((value - mean) / scale for value, mean, scale in zip(values, self.means, self.scales, strict=True))
+        values = [
+            float(category(draft) == name[4:]) if name.startswith("is: ") else found[name]
+            for name in self.features
+        ]
+        return tuple(
+            (value - mean) / scale
+            for value, mean, scale in zip(values, self.means, self.scales, strict=True)
+        )
 
-    def route(self, program: Collaboration, outputs: dspy.Prediction, inputs: Mapping[str, Any]) -> Route:
-        """The route for one input whose draft is there (``program.draft_outputs``). Samples further drafts where it needs them;
-        where that fails, nothing is known of the draft, and it is refined."""
+    def route(
+        self, program: Collaboration, outputs: dspy.Prediction, inputs: Mapping[str, Any]
+    ) -> Route:
+        """The route for one input whose draft is there (``program.draft_outputs``). Samples further
+        drafts where it needs them; where that fails, nothing is known of the draft, and it is
+        refined."""
         try:
             return self.decided(program, outputs, inputs).route
         except (Unseen, *EXPECTED_FAILURES):
             return "collaborate"
 
-    def decided(self, program: Collaboration, outputs: Mapping[str, Any] | dspy.Prediction, inputs: Mapping[str, Any]) -> Decision:
+    def decided(
+        self,
+        program: Collaboration,
+        outputs: Mapping[str, Any] | dspy.Prediction,
+        inputs: Mapping[str, Any],
+    ) -> Decision:
         """As :meth:`route`, with the probabilities."""
         draft = str(outputs["draft"])
         logprob = self.scorer(program)(inputs, draft) if "logprob" in self.features else None
@@ -157,8 +198,11 @@ class Gate(_Plain):
         return self.decide(draft_features(inputs, draft, others=others, logprob=logprob), draft)
 
     def sampled(self, program: Collaboration, inputs: Mapping[str, Any]) -> list[str]:
-        """The further drafts of an input; the same inputs have the same seeds, whatever came before."""
-        return further_drafts(program, inputs, self.samples, temperature=self.temperature, seed=self.seed)
+        """The further drafts of an input; the same inputs have the same seeds, whatever came
+        before."""
+        return further_drafts(
+            program, inputs, self.samples, temperature=self.temperature, seed=self.seed
+        )
 
     def scorer(self, program: Collaboration) -> Callable[[Mapping[str, Any], str], float]:
         """How likely the program's weak model finds a draft."""
@@ -167,9 +211,12 @@ class Gate(_Plain):
         return DraftLikelihood(program)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the gate as JSON: numbers and names, nothing that is executed. A folder gets a ``gate.json``."""
+        """Writes the gate as JSON: numbers and names, nothing that is executed. A folder gets a
+        ``gate.json``."""
         target = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        write_whole({target: json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"})
+        write_whole(
+            {target: json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"}
+        )
         return target
 
     @classmethod
@@ -184,7 +231,10 @@ class Gate(_Plain):
             raise GateError(f"There is no gate at {source}: `cowest gate RUN` fits one.")
         values: Any = read_json(source, GateError, "`cowest gate RUN` fits one anew.")
         if isinstance(values, dict) and values.get("schema_version", 0) != SCHEMA_VERSION:
-            raise GateError(f"{source} has schema_version {values.get('schema_version')}, this cowest_dspy reads {SCHEMA_VERSION}.")
+            raise GateError(
+                f"{source} has schema_version {values.get('schema_version')}, this cowest_dspy "
+                f"reads {SCHEMA_VERSION}."
+            )
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -195,9 +245,11 @@ class Unseen(Exception):
     """A further draft could not be had, since a call failed: how far drafts agree is not known."""
 
 
-def further_drafts(program: Collaboration, inputs: Mapping[str, Any], count: int, *, temperature: float, seed: int) -> list[str]:
-    """So many more drafts of an input, sampled at once; the seeds depend on the inputs alone. One that was made and cannot be used
-    (not parsed, cut off, refused) is empty, and agrees with none.
+def further_drafts(
+    program: Collaboration, inputs: Mapping[str, Any], count: int, *, temperature: float, seed: int
+) -> list[str]:
+    """So many more drafts of an input, sampled at once; the seeds depend on the inputs alone. One
+    that was made and cannot be used (not parsed, cut off, refused) is empty, and agrees with none.
 
     Raises:
         Unseen: a call failed.
@@ -218,7 +270,10 @@ def further_drafts(program: Collaboration, inputs: Mapping[str, Any], count: int
 
 def seed_of(inputs: Mapping[str, Any], number: int, seed: int) -> int:
     """A random seed of 31 bits for a sample of these inputs."""
-    text = json.dumps([seed, number, {name: str(value) for name, value in sorted(inputs.items())}], ensure_ascii=False)
+    text = json.dumps(
+        [seed, number, {name: str(value) for name, value in sorted(inputs.items())}],
+        ensure_ascii=False,
+    )
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4], "big") >> 1
 
 

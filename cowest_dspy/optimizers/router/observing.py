@@ -1,7 +1,7 @@
 """What each way of answering scored and cost: taken from a run's traces, or asked of examples.
 
-An :class:`Observed` is one draft with its features, the score of each route, and what each route cost of the strong model. What
-failed has no score.
+An :class:`Observed` is one draft with its features, the score of each route, and what each route
+cost of the strong model. What failed has no score.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from cowest_dspy.store.store import Store
 class Observed:
     """One draft of one example.
 
-    ``features`` are empty where there is no draft. ``scores`` are in [0, 1]: of the draft as an answer ("weak"; None where it holds
-    none), of the strong model alone, and of the refined answer; None where it failed. ``tokens`` of a route are those of the
-    strong model, read and written; ``usd`` what it cost, None where a price is not known. Of traces, "strong" has neither: traces
+    ``features`` are empty where there is no draft. ``scores`` are in [0, 1]: of the draft as an
+    answer ("weak"; None where it holds none), of the strong model alone, and of the refined answer;
+    None where it failed. ``tokens`` of a route are those of the strong model, read and written;
+    ``usd`` what it cost, None where a price is not known. Of traces, "strong" has neither: traces
     do not keep them.
     """
 
@@ -45,16 +46,23 @@ class Observed:
 
     @property
     def whole(self) -> bool:
-        """Whether a gate can learn from it: there is a draft, and both answers of the strong model have a score."""
-        return bool(self.features) and self.scores["strong"] is not None and self.scores["collaborate"] is not None
+        """Whether a gate can learn from it: there is a draft, and both answers of the strong model
+        have a score."""
+        return (
+            bool(self.features)
+            and self.scores["strong"] is not None
+            and self.scores["collaborate"] is not None
+        )
 
 
-def observed_in(traces: Iterable[Trace], *, samples: int = 0, likelihood: DraftLikelihood | None = None) -> list[Observed]:
+def observed_in(
+    traces: Iterable[Trace], *, samples: int = 0, likelihood: DraftLikelihood | None = None
+) -> list[Observed]:
     """What traces say, in their order; those without an influence are left out.
 
     Args:
-        samples: so many of an example's other drafts are looked at for "agreement" and "likeness"; examples with fewer are left
-            out.
+        samples: so many of an example's other drafts are looked at for "agreement" and "likeness";
+            examples with fewer are left out.
         likelihood: of the weak model that the gate will see drafts of.
     """
     groups: dict[tuple[int, str], list[Trace]] = defaultdict(list)
@@ -63,13 +71,18 @@ def observed_in(traces: Iterable[Trace], *, samples: int = 0, likelihood: DraftL
     chosen: list[tuple[Trace, list[str]]] = []
     for group in groups.values():
         for trace in group:
-            others = [other.draft for other in group if other.draft_index != trace.draft_index][:samples]
+            others = [other.draft for other in group if other.draft_index != trace.draft_index][
+                :samples
+            ]
             if trace.draft and trace.influence is not None and len(others) == samples:
                 chosen.append((trace, others))
     logprobs: list[float] | list[None] = [None] * len(chosen)
     if likelihood is not None:
         logprobs = likelihood.of_all([(trace.inputs, trace.draft) for trace, _ in chosen])
-    return [_of_trace(trace, others, logprob) for (trace, others), logprob in zip(chosen, logprobs, strict=True)]
+    return [
+        _of_trace(trace, others, logprob)
+        for (trace, others), logprob in zip(chosen, logprobs, strict=True)
+    ]
 
 
 def observe(
@@ -85,9 +98,11 @@ def observe(
     threads: int = 8,
     on_progress: Progress | None = None,
 ) -> list[Observed]:
-    """Every example answered in all three ways, in order: N examples cost 2 N strong answers, less what the store knows.
+    """Every example answered in all three ways, in order: N examples cost 2 N strong answers, less
+    what the store knows.
 
-    The draft is the program's own, as it will be asked for; ``samples``, ``temperature`` and ``seed`` are of the further ones.
+    The draft is the program's own, as it will be asked for; ``samples``, ``temperature`` and
+    ``seed`` are of the further ones.
     """
 
     def one(example: dspy.Example) -> Observed:
@@ -102,8 +117,15 @@ def _of_trace(trace: Trace, others: Sequence[str], logprob: float | None) -> Obs
         trace.example_id,
         trace.draft,
         draft_features(trace.inputs, trace.draft, others=others, logprob=logprob),
-        {"weak": trace.draft_score, "strong": trace.alone_score, "collaborate": trace.refined_score},
-        {"weak": 0, "collaborate": trace.tokens.get("strong_in", 0) + trace.tokens.get("strong_out", 0)},
+        {
+            "weak": trace.draft_score,
+            "strong": trace.alone_score,
+            "collaborate": trace.refined_score,
+        },
+        {
+            "weak": 0,
+            "collaborate": trace.tokens.get("strong_in", 0) + trace.tokens.get("strong_out", 0),
+        },
     )
 
 
@@ -126,7 +148,12 @@ def _asked(
         count, temperature, seed = sampled
         with suppress(Unseen):  # Then nothing is known of the draft.
             others = further_drafts(program, inputs, count, temperature=temperature, seed=seed)
-            features = draft_features(inputs, draft, others=others, logprob=likelihood(inputs, draft) if likelihood else None)
+            features = draft_features(
+                inputs,
+                draft,
+                others=others,
+                logprob=likelihood(inputs, draft) if likelihood else None,
+            )
     holds = program.holds_answer(outputs)
     return Observed(
         example.id,
@@ -143,7 +170,11 @@ def _asked(
 
 
 def _score(metric: Metric, example: dspy.Example, made: Attempt | None) -> float | None:
-    return None if made is None or made.outputs is None else scored(metric, example, _fields(made.outputs)).score
+    return (
+        None
+        if made is None or made.outputs is None
+        else scored(metric, example, _fields(made.outputs)).score
+    )
 
 
 def _fields(outputs: Mapping[str, Any]) -> dict[str, Any]:

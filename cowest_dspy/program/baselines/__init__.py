@@ -1,7 +1,9 @@
-"""Other ways to use one model or two, to compare a collaboration with; each a ``dspy.Module`` of ordinary predictors.
+"""Other ways to use one model or two, to compare a collaboration with; each a ``dspy.Module`` of
+ordinary predictors.
 
-Of one model: :func:`chain_of_thought`, :func:`few_shot`, :class:`SelfRefine`, :class:`SelfConsistency`. Of passages:
-:class:`Retriever` and :func:`rag`. Of two models: :class:`Grounded` and :func:`grounded`, :class:`Confident` and :func:`super_icl`.
+Of one model: :func:`chain_of_thought`, :func:`few_shot`, :class:`SelfRefine`,
+:class:`SelfConsistency`. Of passages: :class:`Retriever` and :func:`rag`. Of two models:
+:class:`Grounded` and :func:`grounded`, :class:`Confident` and :func:`super_icl`.
 """
 
 from cowest_dspy.program.baselines.plugins import Confident, super_icl

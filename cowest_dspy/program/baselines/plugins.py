@@ -1,7 +1,8 @@
-"""A weak model's answer and its confidence in the strong model's context (SuperICL; Xu et al. 2023, "Small Models are Valuable
-Plug-ins for Large Language Models").
+"""A weak model's answer and its confidence in the strong model's context (SuperICL; Xu et al. 2023,
+"Small Models are Valuable Plug-ins for Large Language Models").
 
-program = super_icl(collaboration, train[:8])       # a Collaboration: the demos too have the weak model's answers
+program = super_icl(collaboration, train[:8])       # a Collaboration: the demos too have the weak
+    model's answers
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ STATED = "stated_answer"
 class Confident(dspy.Module):
     """A drafter that answers and says how sure it is: ``"Paris (confidence 0.80)"``.
 
-    The confidence is the part of the model's own samples that agree with the answer, in [0, 1]; a failed one agrees with none. The
-    paper takes a classifier's probability. Probabilities of tokens come from some engines only, and those of an answer are spread
-    over its wordings; agreement can be had from every model and counts wordings together.
+    The confidence is the part of the model's own samples that agree with the answer, in [0, 1]; a
+    failed one agrees with none. The paper takes a classifier's probability. Probabilities of tokens
+    come from some engines only, and those of an answer are spread over its wordings; agreement can
+    be had from every model and counts wordings together.
 
     Args:
         predict: a module, or a signature. It is copied.
@@ -34,8 +36,9 @@ class Confident(dspy.Module):
         temperature: as for :class:`SelfConsistency`.
         key: as for :class:`SelfConsistency`.
 
-    The prediction has the fields of the answer, ``confidence``, and as the draft ``stated_answer``: the last field of the answer
-    with its confidence. It is made for answering, not for tuning: a trace keeps one of the samples, not the text with the number.
+    The prediction has the fields of the answer, ``confidence``, and as the draft ``stated_answer``:
+    the last field of the answer with its confidence. It is made for answering, not for tuning: a
+    trace keeps one of the samples, not the text with the number.
 
     Raises:
         ProgramError: a number out of range, or a module that asks no model.
@@ -52,16 +55,23 @@ class Confident(dspy.Module):
     ) -> None:
         super().__init__()
         check_sampling(type(self).__name__, samples, temperature)
-        self.predict: dspy.Module = predict.deepcopy() if isinstance(predict, dspy.Module) else dspy.Predict(predict)
+        self.predict: dspy.Module = (
+            predict.deepcopy() if isinstance(predict, dspy.Module) else dspy.Predict(predict)
+        )
         if not predictors_of(self.predict):
-            raise ProgramError(f"Confident: a {type(self.predict).__name__} asks no model; give a module with a predictor.")
+            raise ProgramError(
+                f"Confident: a {type(self.predict).__name__} asks no model; give a module with a "
+                "predictor."
+            )
         self.samples, self.temperature, self.key = samples, temperature, key
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The answer, its confidence, and both as text."""
         vote = voted(self.predict, inputs, self.samples, self.temperature, self.key)
         said = f"{answer_of(self.predict, vote.prediction)} (confidence {vote.agreement:.2f})"
-        return dspy.Prediction(**{**outputs_of(vote.prediction), "confidence": vote.agreement, STATED: said})
+        return dspy.Prediction(
+            **{**outputs_of(vote.prediction), "confidence": vote.agreement, STATED: said}
+        )
 
 
 def super_icl(
@@ -74,16 +84,20 @@ def super_icl(
     key: Key | None = None,
     threads: int = 8,
 ) -> Collaboration:
-    """The program with the weak model's answer and confidence as its draft, and labelled examples with such drafts as demos.
+    """The program with the weak model's answer and confidence as its draft, and labelled examples
+    with such drafts as demos.
 
     Args:
-        program: bound (:meth:`Collaboration.bind`); the weak model is asked about each example, so many times as there are samples.
-        examples: with inputs and gold outputs, from the training split. One that the weak model fails on is left out.
-        weak: answers like the task, on the weak model; by default the strong model's task, without demos, on the program's weak LM.
+        program: bound (:meth:`Collaboration.bind`); the weak model is asked about each example, so
+            many times as there are samples.
+        examples: with inputs and gold outputs, from the training split. One that the weak model
+            fails on is left out.
+        weak: answers like the task, on the weak model; by default the strong model's task, without
+            demos, on the program's weak LM.
         threads: examples under way at once.
 
-    The strong model keeps its instructions, LM and adapter; ``alone`` has the same demos without drafts. To keep the answers of
-    the weak model in a run, call it inside ``keeping(store)``.
+    The strong model keeps its instructions, LM and adapter; ``alone`` has the same demos without
+    drafts. To keep the answers of the weak model in a run, call it inside ``keeping(store)``.
 
     Raises:
         ProgramError: the program is not bound, or nothing in it takes a draft.
@@ -91,9 +105,18 @@ def super_icl(
         Exception: that of the first example, if the weak model failed on all of them.
     """
     drafter = Confident(weak or _answering(program), samples, temperature, key)
-    made = Collaboration(draft=drafter, refine=program.refine.deepcopy(), draft_field=program.draft_field, adapter=program.adapter)
+    made = Collaboration(
+        draft=drafter,
+        refine=program.refine.deepcopy(),
+        draft_field=program.draft_field,
+        adapter=program.adapter,
+    )
     drafts = _drafts(made, examples, threads)
-    rows = [{**example.toDict(), made.draft_field: draft} for example, draft in zip(examples, drafts, strict=True) if draft]
+    rows = [
+        {**example.toDict(), made.draft_field: draft}
+        for example, draft in zip(examples, drafts, strict=True)
+        if draft
+    ]
     for predictor in predictors_of(made.refine):
         signature = signature_of(predictor)
         if made.draft_field in signature.input_fields:
@@ -109,8 +132,11 @@ def _answering(program: Collaboration) -> dspy.Module:
     return task
 
 
-def _drafts(program: Collaboration, examples: Sequence[dspy.Example], threads: int) -> list[str | None]:
-    """The draft of each example; None where the weak model failed, and its error if it failed on all."""
+def _drafts(
+    program: Collaboration, examples: Sequence[dspy.Example], threads: int
+) -> list[str | None]:
+    """The draft of each example; None where the weak model failed, and its error if it failed on
+    all."""
     errors: list[Exception] = []
 
     def one(example: dspy.Example) -> str | None:

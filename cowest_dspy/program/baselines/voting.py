@@ -1,4 +1,5 @@
-"""Several samples of one model and a vote: self-consistency, and a prediction with its confidence."""
+"""Several samples of one model and a vote: self-consistency, and a prediction with its
+confidence."""
 
 from __future__ import annotations
 
@@ -18,26 +19,31 @@ _FIXED = ("temperature", "rollout_id", "seed", "n")
 
 
 class SelfConsistency(Baseline):
-    """The answer that most of several samples of one model give (Wang et al. 2023, "Self-Consistency Improves Chain of Thought
-    Reasoning in Language Models").
+    """The answer that most of several samples of one model give (Wang et al. 2023,
+    "Self-Consistency Improves Chain of Thought Reasoning in Language Models").
 
     Args:
-        task: as for :class:`Baseline`; ``SelfConsistency(chain_of_thought(program))`` is the method of the paper.
+        task: as for :class:`Baseline`; ``SelfConsistency(chain_of_thought(program))`` is the method
+            of the paper.
         samples: how often the model is asked, 1 or more; one call after another.
-        temperature: of all samples, above 0. Each has a ``rollout_id`` of its own, so that no cache and no store gives one answer
-            for all; engines that take a seed get another for each.
-        key: what is counted, from a prediction; by default the answer's text in lower case, without white space and punctuation
-            around it.
+        temperature: of all samples, above 0. Each has a ``rollout_id`` of its own, so that no cache
+            and no store gives one answer for all; engines that take a seed get another for each.
+        key: what is counted, from a prediction; by default the answer's text in lower case, without
+            white space and punctuation around it.
 
-    The prediction is the first sample of the largest group, of equal groups the one that came up first; before its fields it has
-    ``agreement``, the size of its group as a part of all samples in [0, 1], and ``failed_samples``: those that could not be
-    answered or parsed, were refused or cut off. They are left out.
+    The prediction is the first sample of the largest group, of equal groups the one that came up
+    first; before its fields it has ``agreement``, the size of its group as a part of all samples in
+    [0, 1], and ``failed_samples``: those that could not be answered or parsed, were refused or cut
+    off. They are left out.
 
     Raises:
-        ProgramError: a number out of range. When called: the error of the first sample, if all of them failed.
+        ProgramError: a number out of range. When called: the error of the first sample, if all of
+            them failed.
     """
 
-    def __init__(self, task: Task, samples: int = 5, temperature: float = 0.7, key: Key | None = None) -> None:
+    def __init__(
+        self, task: Task, samples: int = 5, temperature: float = 0.7, key: Key | None = None
+    ) -> None:
         super().__init__(task)
         check_sampling(type(self).__name__, samples, temperature)
         self.samples, self.temperature, self.key = samples, temperature, key
@@ -45,12 +51,15 @@ class SelfConsistency(Baseline):
     def answer(self, **inputs: Any) -> dspy.Prediction:
         """The prediction of the vote."""
         vote = voted(self.module, inputs, self.samples, self.temperature, self.key)
-        return dspy.Prediction(agreement=vote.agreement, failed_samples=vote.failed, **outputs_of(vote.prediction))
+        return dspy.Prediction(
+            agreement=vote.agreement, failed_samples=vote.failed, **outputs_of(vote.prediction)
+        )
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What several samples agreed on: the prediction, the part of all samples that agree with it, how many failed."""
+    """What several samples agreed on: the prediction, the part of all samples that agree with it,
+    how many failed."""
 
     prediction: dspy.Prediction
     agreement: float
@@ -66,22 +75,34 @@ class _Sample:
 
     @property
     def failed(self) -> bool:
-        return self.prediction is None or any(call.finish_reason in FAILED_ENDS and not call.left_out for call in self.calls)
-
-
-def check_sampling(whose: str, samples: int, temperature: float) -> None:
-    """Raises ProgramError for a number of samples, or a temperature, with which there is nothing to vote on."""
-    if samples < 1 or not 0 < temperature <= 2:
-        raise ProgramError(
-            f"{whose}: samples is {samples} and must be 1 or more; temperature is {temperature} and must be above 0, up to 2."
+        return self.prediction is None or any(
+            call.finish_reason in FAILED_ENDS and not call.left_out for call in self.calls
         )
 
 
-def voted(module: dspy.Module, inputs: dict[str, Any], samples: int, temperature: float, key: Key | None = None) -> Vote:
-    """Asks a module several times and counts. Only the sample that won is in DSPy's trace, as a step of ``module`` itself.
+def check_sampling(whose: str, samples: int, temperature: float) -> None:
+    """Raises ProgramError for a number of samples, or a temperature, with which there is nothing to
+    vote on."""
+    if samples < 1 or not 0 < temperature <= 2:
+        raise ProgramError(
+            f"{whose}: samples is {samples} and must be 1 or more; temperature is {temperature} "
+            "and must be above 0, up to 2."
+        )
+
+
+def voted(
+    module: dspy.Module,
+    inputs: dict[str, Any],
+    samples: int,
+    temperature: float,
+    key: Key | None = None,
+) -> Vote:
+    """Asks a module several times and counts. Only the sample that won is in DSPy's trace, as a
+    step of ``module`` itself.
 
     Raises:
-        Exception: that of the first sample, if all failed; if none raised, the first is given, though it was cut off or refused.
+        Exception: that of the first sample, if all failed; if none raised, the first is given,
+            though it was cut off or refused.
     """
     made = [_sample(module, inputs, number, samples, temperature) for number in range(samples)]
     good = [one for one in made if not one.failed]
@@ -107,31 +128,43 @@ def voted(module: dspy.Module, inputs: dict[str, Any], samples: int, temperature
 
 
 def normalised(value: Any) -> str:
-    """An answer's text as votes count it: lower case, single spaces, no punctuation around it. ``" (B)."`` and ``"b"`` are one."""
+    """An answer's text as votes count it: lower case, single spaces, no punctuation around it. ``"
+    (B)."`` and ``"b"`` are one."""
     text = " ".join(str(value).casefold().split())
     return text.strip(" .,;:!?\"'`*()[]{}") or text
 
 
-def _sample(module: dspy.Module, inputs: dict[str, Any], number: int, samples: int, temperature: float) -> _Sample:
+def _sample(
+    module: dspy.Module, inputs: dict[str, Any], number: int, samples: int, temperature: float
+) -> _Sample:
     copied, made = module.deepcopy(), _Sample()
-    whose = {id(copy): of for copy, of in zip(predictors_of(copied), predictors_of(module), strict=True)}
+    whose = {
+        id(copy): of for copy, of in zip(predictors_of(copied), predictors_of(module), strict=True)
+    }
     varied: dict[int, Any] = {}
     for predictor in predictors_of(copied):
         lm: Any = predictor.lm or dspy.settings.lm
         if lm is not None:
             varied.setdefault(id(lm), _varied(lm, number, samples, temperature))
             predictor.lm = varied[id(lm)]
-        predictor.config = {name: value for name, value in predictor.config.items() if name not in _FIXED}
+        predictor.config = {
+            name: value for name, value in predictor.config.items() if name not in _FIXED
+        }
     with listening() as made.calls, dspy.context(trace=None if dspy.settings.trace is None else []):
         try:
             made.prediction = copied(**inputs)
         except EXPECTED_FAILURES as error:
             made.error = error
-        made.steps = [(whose.get(id(step[0]), step[0]), *step[1:]) for step in dspy.settings.trace or []]
+        made.steps = [
+            (whose.get(id(step[0]), step[0]), *step[1:]) for step in dspy.settings.trace or []
+        ]
     return made
 
 
 def _varied(lm: Any, number: int, samples: int, temperature: float) -> Any:
-    """The LM for one sample. A rollout that it has already, of a sampler around this one, makes other samples."""
+    """The LM for one sample. A rollout that it has already, of a sampler around this one, makes
+    other samples."""
     rollout = int(lm.kwargs.get("rollout_id") or 0) * samples + number
-    return (recorded(lm) if isinstance(lm, dspy.LM) else lm).copy(rollout_id=rollout, temperature=temperature)
+    return (recorded(lm) if isinstance(lm, dspy.LM) else lm).copy(
+        rollout_id=rollout, temperature=temperature
+    )

@@ -1,4 +1,5 @@
-"""Arms that answered the same examples, side by side: what `cowest compare` measured, tested and written out. Asks no model.
+"""Arms that answered the same examples, side by side: what `cowest compare` measured, tested and
+written out. Asks no model.
 
 model.py         the facts: Comparison and its parts, and their round trip through JSON
 significance.py  paired tests over seeds, and the correction for many
@@ -14,7 +15,12 @@ cells.py         a comparison in a notebook
 """
 
 from cowest_dspy.report.comparison import cells as cells
-from cowest_dspy.report.comparison.html import WrittenComparison, read_comparison, render_comparison, write_comparison
+from cowest_dspy.report.comparison.html import (
+    WrittenComparison,
+    read_comparison,
+    render_comparison,
+    write_comparison,
+)
 from cowest_dspy.report.comparison.latex import to_latex
 from cowest_dspy.report.comparison.markdown import to_markdown
 from cowest_dspy.report.comparison.model import ComparedArm, Comparison, SweepPoint

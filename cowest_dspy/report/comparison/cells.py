@@ -1,4 +1,5 @@
-"""A comparison in a notebook: the verdict, then the tables that the page has. It shows no input and no answer."""
+"""A comparison in a notebook: the verdict, then the tables that the page has. It shows no input and
+no answer."""
 
 from __future__ import annotations
 
@@ -26,6 +27,12 @@ def comparison_view(comparison: Comparison) -> str:
 
 
 def _drawn(table: TextTable) -> list[Markup]:
-    rows = [[notebook.tag("strong", row[0]) if place in table.marked else row[0], *row[1:]] for place, row in enumerate(table.rows)]
-    drawn = [notebook.line(notebook.tag("strong", table.title)), notebook.table(table.heads, rows, most=MOST)]
+    rows = [
+        [notebook.tag("strong", row[0]) if place in table.marked else row[0], *row[1:]]
+        for place, row in enumerate(table.rows)
+    ]
+    drawn = [
+        notebook.line(notebook.tag("strong", table.title)),
+        notebook.table(table.heads, rows, most=MOST),
+    ]
     return [*drawn, notebook.line(table.caption, soft=True)] if table.caption else drawn

@@ -1,7 +1,9 @@
-"""comparison.json, .csv, .tex, .md and .html, written together: none shows a number that does not follow from the JSON.
+"""comparison.json, .csv, .tex, .md and .html, written together: none shows a number that does not
+follow from the JSON.
 
-The page is one file that asks the network for nothing and runs no script: its content security policy allows only the style
-that it carries, by its hash. Jinja2 escapes every text. No input and no answer is on it: some data sets are disturbing.
+The page is one file that asks the network for nothing and runs no script: its content security
+policy allows only the style that it carries, by its hash. Jinja2 escapes every text. No input and
+no answer is on it: some data sets are disturbing.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ class WrittenComparison:
 
 
 def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> WrittenComparison:
-    """Writes comparison.json, .csv, .tex, .md and .html into the folder. Secrets are masked in all of them.
+    """Writes comparison.json, .csv, .tex, .md and .html into the folder. Secrets are masked in all
+    of them.
 
-    All five are made, and lie on the disk under other names, before the first takes its place: an error leaves the old
-    files, and each is there whole or not at all. The JSON holds the facts and, under "numbers", what follows from them.
+    All five are made, and lie on the disk under other names, before the first takes its place: an
+    error leaves the old files, and each is there whole or not at all. The JSON holds the facts and,
+    under "numbers", what follows from them.
     """
     facts = mask_document(comparison.to_json())
     shown = Comparison.from_json(facts)
@@ -72,11 +76,15 @@ def read_comparison(path: str | os.PathLike[str]) -> Comparison:
 
 def figures(comparison: Comparison, numbers: Numbers) -> dict[str, Any]:
     """Every number of the tables and the page, as plain JSON."""
-    return {"verdict": dataclasses.asdict(verdict(comparison, numbers)), **dataclasses.asdict(numbers)}
+    return {
+        "verdict": dataclasses.asdict(verdict(comparison, numbers)),
+        **dataclasses.asdict(numbers),
+    }
 
 
 def render_comparison(comparison: Comparison, numbers: Numbers | None = None) -> str:
-    """The page; ``numbers`` are those of ``numbers_of(comparison)``, where they are at hand already."""
+    """The page; ``numbers`` are those of ``numbers_of(comparison)``, where they are at hand
+    already."""
     numbers = numbers or numbers_of(comparison)
     environment = page_environment("cowest_dspy.report.comparison", difference=format_difference)
     style = asset(environment, "page.css", "series.css")

@@ -46,18 +46,44 @@ def to_latex(comparison: Comparison, numbers: Numbers) -> str:
     """
     label = re.sub(r"[^a-z0-9]+", "-", comparison.title.lower()).strip("-") or "comparison"
     tested = numbers.tests > 0
-    heads = ["Arm", "$n$", *_CORE, *(_TESTED if tested else []), *map(escape_latex, numbers.extras), "Calls"]
-    arms = _table(heads, [_row(line, numbers, tested) for line in numbers.arms], _caption(comparison, numbers), label)
+    heads = [
+        "Arm",
+        "$n$",
+        *_CORE,
+        *(_TESTED if tested else []),
+        *map(escape_latex, numbers.extras),
+        "Calls",
+    ]
+    arms = _table(
+        heads,
+        [_row(line, numbers, tested) for line in numbers.arms],
+        _caption(comparison, numbers),
+        label,
+    )
     if not numbers.sweep:
         return arms
     table = sweep_table(numbers)
     tested = any(point.arm.holm is not None for point in numbers.sweep)
     heads = ["Settings", "Pairs", "$n$", *_CORE, *(_TESTED if tested else [])]
     rows = [
-        [escape_latex(row[0]), escape_latex(row[2]), _grouped(point.arm.n), *_core(point.arm, tested)]
+        [
+            escape_latex(row[0]),
+            escape_latex(row[2]),
+            _grouped(point.arm.n),
+            *_core(point.arm, tested),
+        ]
         for row, point in zip(table.rows, numbers.sweep, strict=True)
     ]
-    return arms + "\n" + _table(heads, rows, escape_latex(f"{comparison.title}, sweep. {table.caption}"), f"{label}-sweep")
+    return (
+        arms
+        + "\n"
+        + _table(
+            heads,
+            rows,
+            escape_latex(f"{comparison.title}, sweep. {table.caption}"),
+            f"{label}-sweep",
+        )
+    )
 
 
 def escape_latex(text: str) -> str:
@@ -72,7 +98,11 @@ def escape_latex(text: str) -> str:
 
 
 def _table(heads: list[str], rows: list[list[str]], caption: str, label: str) -> str:
-    first, begin = ("l", "") if all(len(row[0]) <= _LONG for row in rows) else (r"p{0.2\linewidth}", r"\raggedright ")
+    first, begin = (
+        ("l", "")
+        if all(len(row[0]) <= _LONG for row in rows)
+        else (r"p{0.2\linewidth}", r"\raggedright ")
+    )
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table*}",
@@ -94,7 +124,11 @@ def _table(heads: list[str], rows: list[list[str]], caption: str, label: str) ->
 
 
 def _row(line: ArmNumbers, numbers: Numbers, tested: bool) -> list[str]:
-    per_answer = "-" if line.cost.calls_in_all is None or not line.asked else f"{line.cost.calls_in_all / line.asked:.1f}"
+    per_answer = (
+        "-"
+        if line.cost.calls_in_all is None or not line.asked
+        else f"{line.cost.calls_in_all / line.asked:.1f}"
+    )
     extras = (_extra(line.extra.get(name)) for name in numbers.extras)
     return [escape_latex(line.title), _grouped(line.n), *_core(line, tested), *extras, per_answer]
 
@@ -105,7 +139,12 @@ def _extra(extra: Extra | None) -> str:
 
 
 def _core(line: ArmNumbers, tested: bool) -> list[str]:
-    cells = [_grouped(line.failed), format_percent(line.score), _span(line.interval), format_percent(line.strict_score)]
+    cells = [
+        _grouped(line.failed),
+        format_percent(line.score),
+        _span(line.interval),
+        format_percent(line.strict_score),
+    ]
     if not tested:
         return cells
     p = "-" if line.holm is None else _p(line.holm)
@@ -115,16 +154,27 @@ def _core(line: ArmNumbers, tested: bool) -> list[str]:
 def _caption(comparison: Comparison, numbers: Numbers) -> str:
     """Title, what was measured on how many examples, intervals and test."""
     counts = sorted({line.n for line in numbers.arms})
-    examples = "" if not counts else f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    examples = (
+        ""
+        if not counts
+        else f"{counts[0]:,}"
+        if len(counts) == 1
+        else f"{counts[0]:,} to {counts[-1]:,}"
+    )
     seeds = max((len(line.seeds) for line in numbers.arms), default=1)
     parts = [f"{comparison.title}."]
     if examples:
         over = f", over up to {seeds} seeds" if seeds > 1 else ""
-        parts.append(f"Score: {comparison.metric}, on {examples} examples{over}; strict: failures as wrong.")
+        parts.append(
+            f"Score: {comparison.metric}, on {examples} examples{over}; strict: failures as wrong."
+        )
     parts.append(interval_kinds(numbers) if numbers.arms else "")
     against = numbers.arm(comparison.against)
     if against is not None and numbers.tests:
-        parts.append(f"Difference: points over {against.title}, where both answered, with its 95 % interval. {test_kinds(numbers)}")
+        parts.append(
+            f"Difference: points over {against.title}, where both answered, with its 95 % "
+            f"interval. {test_kinds(numbers)}"
+        )
     parts.append("Calls: per answer, those answered from a store among them.")
     return escape_latex(" ".join(part for part in parts if part))
 
@@ -142,7 +192,11 @@ def _difference(line: ArmNumbers) -> str:
         return "-"
     text = f"${100 * line.test.difference:+.1f}$"
     ends = line.test.interval
-    return text if ends is None else f"{text} {{[}}${100 * ends.low:+.1f}$, ${100 * ends.high:+.1f}${{]}}"
+    return (
+        text
+        if ends is None
+        else f"{text} {{[}}${100 * ends.low:+.1f}$, ${100 * ends.high:+.1f}${{]}}"
+    )
 
 
 def _p(p: float) -> str:

@@ -29,15 +29,27 @@ def escape_markdown(text: str) -> str:
     'a\\|b \\*c\\* &lt;d&gt;'
     """
     one_line = re.sub(r"\s+", " ", text).strip()
-    escaped = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    return re.sub(r"^([-+]|\d+[.)])(?=\s)", lambda found: f"{found[1][:-1]}\\{found[1][-1]}", escaped)
+    escaped = re.sub(
+        r"([\\`*_\[\]|~#])",
+        r"\\\1",
+        one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
+    )
+    return re.sub(
+        r"^([-+]|\d+[.)])(?=\s)", lambda found: f"{found[1][:-1]}\\{found[1][-1]}", escaped
+    )
 
 
 def _table(table: TextTable) -> str:
     lines = [_line(table.heads), "|---|" + "---:|" * (len(table.heads) - 1)]
     for index, row in enumerate(table.rows):
         cells = [escape_markdown(cell) for cell in row]
-        lines.append("| " + " | ".join([f"**{cells[0]}**" if index in table.marked and cells[0] else cells[0], *cells[1:]]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [f"**{cells[0]}**" if index in table.marked and cells[0] else cells[0], *cells[1:]]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 

@@ -1,6 +1,8 @@
-"""What a comparison is made of: frozen, JSON-able facts of arms that answered the same examples, and their strict round trip.
+"""What a comparison is made of: frozen, JSON-able facts of arms that answered the same examples,
+and their strict round trip.
 
-Nothing here computes: numbers.py does. An arm under several seeds is several ``ComparedArm`` with the same ``arm.name``.
+Nothing here computes: numbers.py does. An arm under several seeds is several ``ComparedArm`` with
+the same ``arm.name``.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclasses.dataclass(frozen=True)
 class ComparedArm:
-    """One arm under one seed. ``extra`` maps the name of a further score to its value over the corpus; None: not computable.
+    """One arm under one seed. ``extra`` maps the name of a further score to its value over the
+    corpus; None: not computable.
 
-    ``extra_intervals`` holds their 95 % intervals (low, high) where they are known. ``cost`` is what this arm's calls
-    took; None where nobody measured it.
+    ``extra_intervals`` holds their 95 % intervals (low, high) where they are known. ``cost`` is
+    what this arm's calls took; None where nobody measured it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -39,21 +42,32 @@ class ComparedArm:
     def __post_init__(self) -> None:
         for name, value in self.extra.items():
             if value is not None and not math.isfinite(value):
-                raise ReportError(f'Score "{name}" of arm "{self.arm.name}" is {value}: give a finite number, or None.')
+                raise ReportError(
+                    f'Score "{name}" of arm "{self.arm.name}" is {value}: give a finite number, '
+                    "or None."
+                )
         for name, ends in self.extra_intervals.items():
             if name not in self.extra:
                 raise ReportError(
-                    f'Arm "{self.arm.name}" has an interval of "{name}", which is none of its scores {list(self.extra)}.'
+                    f'Arm "{self.arm.name}" has an interval of "{name}", which is none of its '
+                    f"scores {list(self.extra)}."
                 )
-            if ends is not None and not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] <= ends[1]):
-                raise ReportError(f'The interval of "{name}" of arm "{self.arm.name}" is {ends}: give (low, high), both finite.')
+            if ends is not None and not (
+                math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] <= ends[1]
+            ):
+                raise ReportError(
+                    f'The interval of "{name}" of arm "{self.arm.name}" is {ends}: give (low, '
+                    "high), both finite."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepPoint:
-    """One point of an ablation: ``settings`` (dotted key -> value, as JSON has values), and the arm that was measured there.
+    """One point of an ablation: ``settings`` (dotted key -> value, as JSON has values), and the arm
+    that was measured there.
 
-    ``pairs`` is the number of preference pairs that it was tuned on. The same settings under several seeds are several points.
+    ``pairs`` is the number of preference pairs that it was tuned on. The same settings under
+    several seeds are several points.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -69,11 +83,14 @@ class SweepPoint:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """Arms that answered the same examples. ``against`` names the arm that all others are tested against; ``metric`` is a name.
+    """Arms that answered the same examples. ``against`` names the arm that all others are tested
+    against; ``metric`` is a name.
 
-    ``target`` names the arm that has to beat its controls: the arms whose name begins with "control", or whose note says so.
-    ``controls`` says of each tuned arm by name which arms are its controls, such as those of its own format of drafts; where it is
-    empty, all controls are the target's. A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601 time.
+    ``target`` names the arm that has to beat its controls: the arms whose name begins with
+    "control", or whose note says so. ``controls`` says of each tuned arm by name which arms are its
+    controls, such as those of its own format of drafts; where it is empty, all controls are the
+    target's. A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601
+    time.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -95,34 +112,49 @@ class Comparison:
 
     def __repr__(self) -> str:
         arms = len({one.arm.name for one in self.arms})
-        return f"Comparison({self.title!r}, {arms} arms against {self.against!r}, {len(self.sweep)} points of a sweep)"
+        return (
+            f"Comparison({self.title!r}, {arms} arms against {self.against!r}, "
+            f"{len(self.sweep)} points of a sweep)"
+        )
 
     def _repr_html_(self) -> str:
         """The comparison in a notebook (cells.py)."""
         return html_of(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no word for, its str."""
+        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no
+        word for, its str."""
         facts = sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
         return {"schema_version": SCHEMA_VERSION, **facts}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Comparison:
-        """The comparison in a parsed comparison.json; its "numbers" are left aside, since they follow from the rest.
+        """The comparison in a parsed comparison.json; its "numbers" are left aside, since they
+        follow from the rest.
 
         Raises:
-            ReportError: another schema version, an unknown or missing key, a value of the wrong type.
+            ReportError: another schema version, an unknown or missing key, a value of the wrong
+                type.
         """
         version = document.get("schema_version")
         again = 'Write it again with "cowest compare".'
         if version != SCHEMA_VERSION:
-            raise ReportError(f"The comparison has schema_version {version!r}, this cowest_dspy reads {SCHEMA_VERSION}. {again}")
-        facts = {key: value for key, value in document.items() if key not in ("schema_version", "numbers")}
+            raise ReportError(
+                f"The comparison has schema_version {version!r}, this cowest_dspy reads "
+                f"{SCHEMA_VERSION}. {again}"
+            )
+        facts = {
+            key: value
+            for key, value in document.items()
+            if key not in ("schema_version", "numbers")
+        }
         try:
             return _ADAPTER.validate_python(facts)
         except ValidationError as error:
             wrong = faults(error, "comparison")
-            raise ReportError(f"The comparison does not fit schema_version {SCHEMA_VERSION}: {wrong}. {again}") from error
+            raise ReportError(
+                f"The comparison does not fit schema_version {SCHEMA_VERSION}: {wrong}. {again}"
+            ) from error
 
 
 def _refuse_twins(found: list[tuple[str, int]]) -> None:

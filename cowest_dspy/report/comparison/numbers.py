@@ -1,8 +1,10 @@
-"""The statistics of a comparison: pure functions from arms under seeds to named numbers, each with its source.
+"""The statistics of a comparison: pure functions from arms under seeds to named numbers, each with
+its source.
 
-Three rules hold everywhere. A failure is not a score: each arm has a score over what it answered and a strict one that
-counts failures as wrong, and each test is made both ways. What is compared is compared on the same examples. The answers to
-one example under several seeds are not independent: they are drawn together, never apart.
+Three rules hold everywhere. A failure is not a score: each arm has a score over what it answered
+and a strict one that counts failures as wrong, and each test is made both ways. What is compared is
+compared on the same examples. The answers to one example under several seeds are not independent:
+they are drawn together, never apart.
 """
 
 from __future__ import annotations
@@ -20,14 +22,22 @@ from typing import Any
 from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.lms.prices import added
 from cowest_dspy.report.comparison.model import ComparedArm, Comparison
-from cowest_dspy.report.comparison.significance import REPEATS, Paired, found, holm, paired_test, scores_of
+from cowest_dspy.report.comparison.significance import (
+    REPEATS,
+    Paired,
+    found,
+    holm,
+    paired_test,
+    scores_of,
+)
 from cowest_dspy.report.model import Stage
 from cowest_dspy.report.numbers import failures_of
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation (n - 1)."""
+    """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation
+    (n - 1)."""
 
     mean: float
     low: float
@@ -37,7 +47,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Extra:
-    """A further score over the corpus: one value per seed that has it, and their mean. ``interval`` only for a single seed."""
+    """A further score over the corpus: one value per seed that has it, and their mean. ``interval``
+    only for a single seed."""
 
     values: tuple[float, ...]
     mean: float | None
@@ -46,7 +57,8 @@ class Extra:
 
 @dataclass(frozen=True)
 class Cost:
-    """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store answered; None: not known."""
+    """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store
+    answered; None: not known."""
 
     calls: int | None
     calls_in_all: int | None
@@ -58,13 +70,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class ArmNumbers:
-    """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and ``failed`` count answers of all seeds.
+    """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and
+    ``failed`` count answers of all seeds.
 
-    ``failures`` counts the failed by kind. ``binary``: every score is 0 or 1. ``score`` (0 to 1) is over the answered,
-    ``strict_score`` counts failures as wrong, both with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in
-    the order of ``seeds``; ``spread`` is theirs, None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to
-    this arm, ``holm`` and ``strict_holm`` are their p corrected over all arms; None for ``against`` itself, and while there is
-    nothing to test.
+    ``failures`` counts the failed by kind. ``binary``: every score is 0 or 1. ``score`` (0 to 1) is
+    over the answered, ``strict_score`` counts failures as wrong, both with 95 % intervals;
+    ``seed_scores`` are over the answered of single seeds, in the order of ``seeds``; ``spread`` is
+    theirs, None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to this arm,
+    ``holm`` and ``strict_holm`` are their p corrected over all arms; None for ``against`` itself,
+    and while there is nothing to test.
     """
 
     name: str
@@ -93,13 +107,15 @@ class ArmNumbers:
 
     @property
     def finding(self) -> int | None:
-        """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not tested."""
+        """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not
+        tested."""
         return found(self.test, self.holm)
 
 
 @dataclass(frozen=True)
 class ControlTest:
-    """A tuned arm against one of its controls: above 0 the tuned arm is better. ``holm`` is corrected over this arm's controls."""
+    """A tuned arm against one of its controls: above 0 the tuned arm is better. ``holm`` is
+    corrected over this arm's controls."""
 
     name: str
     title: str
@@ -110,7 +126,8 @@ class ControlTest:
 
 @dataclass(frozen=True)
 class PointNumbers:
-    """One setting of a sweep; ``pairs`` per seed. Its p is corrected over the sweep, apart from the arms."""
+    """One setting of a sweep; ``pairs`` per seed. Its p is corrected over the sweep, apart from the
+    arms."""
 
     settings: dict[str, Any]
     pairs: tuple[int | None, ...]
@@ -119,7 +136,8 @@ class PointNumbers:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Everything that follows from a comparison. ``tests`` is the number of arms that Holm's correction is over."""
+    """Everything that follows from a comparison. ``tests`` is the number of arms that Holm's
+    correction is over."""
 
     arms: tuple[ArmNumbers, ...]
     controls: tuple[ControlTest, ...]
@@ -138,7 +156,8 @@ class Numbers:
 
 
 def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
-    """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and answers changes nothing.
+    """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and
+    answers changes nothing.
 
     Arms of the same title get their names into it, so that they can be told apart.
     """
@@ -158,14 +177,20 @@ def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
     return Numbers(
         arms=tuple(corrected),
         controls=_controls(comparison, seeds, repeats),
-        sweep=tuple(PointNumbers(at, pairs, line) for (at, pairs, _), line in zip(measured, sweep, strict=True)),
+        sweep=tuple(
+            PointNumbers(at, pairs, line)
+            for (at, pairs, _), line in zip(measured, sweep, strict=True)
+        ),
         tests=sum(line.holm is not None for line in corrected),
     )
 
 
 def is_control(run: ComparedArm) -> bool:
     """Whether the arm is a control: its name begins with "control", or its note has that word."""
-    return run.arm.name.lower().startswith("control") or re.search(r"\bcontrols?\b", run.arm.note, re.IGNORECASE) is not None
+    return (
+        run.arm.name.lower().startswith("control")
+        or re.search(r"\bcontrols?\b", run.arm.note, re.IGNORECASE) is not None
+    )
 
 
 def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
@@ -177,7 +202,10 @@ def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
 
 
 def _arm_numbers(
-    runs: Sequence[ComparedArm], against_name: str | None, against: Sequence[ComparedArm] | None, repeats: int
+    runs: Sequence[ComparedArm],
+    against_name: str | None,
+    against: Sequence[ComparedArm] | None,
+    repeats: int,
 ) -> ArmNumbers:
     first = runs[0].arm
     by_seed = [scores_of(run, strict=False) for run in runs]
@@ -190,7 +218,9 @@ def _arm_numbers(
     test = strict_test = None
     if against is not None and not is_against:
         test = paired_test(runs, against, repeats=repeats)
-        failures = answered < asked or any(answer.score is None for run in against for answer in run.arm.answers)
+        failures = answered < asked or any(
+            answer.score is None for run in against for answer in run.arm.answers
+        )
         strict_test = paired_test(runs, against, strict=True, repeats=repeats) if failures else test
     return ArmNumbers(
         name=first.name,
@@ -208,7 +238,10 @@ def _arm_numbers(
         strict_interval=strict_interval,
         seed_scores=seed_scores,
         spread=_spread([value for value in seed_scores if value is not None]),
-        extra={name: _extra(name, runs) for name in dict.fromkeys(name for run in runs for name in run.extra)},
+        extra={
+            name: _extra(name, runs)
+            for name in dict.fromkeys(name for run in runs for name in run.extra)
+        },
         cost=_cost(runs),
         is_against=is_against,
         test=test,
@@ -218,12 +251,17 @@ def _arm_numbers(
 
 
 def _as_one(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
-    """The same with one title and one note for all seeds of an arm. Where a seed's arm is something else, such as untuned since its
-    round was rolled back, the title says of which seed."""
+    """The same with one title and one note for all seeds of an arm. Where a seed's arm is something
+    else, such as untuned since its round was rolled back, the title says of which seed."""
     made: dict[str, list[ComparedArm]] = {}
     for name, runs in seeds.items():
-        title, note = (_of_seeds([(run.seed, text(run)) for run in runs]) for text in (_title_of, _note_of))
-        made[name] = [dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=title, note=note)) for run in runs]
+        title, note = (
+            _of_seeds([(run.seed, text(run)) for run in runs]) for text in (_title_of, _note_of)
+        )
+        made[name] = [
+            dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=title, note=note))
+            for run in runs
+        ]
     return made
 
 
@@ -246,7 +284,10 @@ def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
         seeds[text].append(str(seed))
     if len(seeds) == 1:
         return texts[0][1]
-    return "; ".join(f"seed{'s' * (len(of) > 1)} {', '.join(of)}: {text or 'no note'}" for text, of in seeds.items())
+    return "; ".join(
+        f"seed{'s' * (len(of) > 1)} {', '.join(of)}: {text or 'no note'}"
+        for text, of in seeds.items()
+    )
 
 
 def _apart(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
@@ -255,13 +296,17 @@ def _apart(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm
     return {
         name: runs
         if titles.count(title := runs[0].arm.title) == 1
-        else [dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=f"{title} ({name})")) for run in runs]
+        else [
+            dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=f"{title} ({name})"))
+            for run in runs
+        ]
         for name, runs in seeds.items()
     }
 
 
 def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:
-    """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over examples."""
+    """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over
+    examples."""
     groups: dict[str, list[float]] = defaultdict(list)
     for scores in by_seed:
         for example, score in scores.items():
@@ -285,7 +330,9 @@ def _spread(values: Sequence[float]) -> Spread | None:
 def _extra(name: str, runs: Sequence[ComparedArm]) -> Extra:
     values = tuple(value for run in runs if (value := run.extra.get(name)) is not None)
     ends = runs[0].extra_intervals.get(name) if len(runs) == 1 else None
-    return Extra(values, statistics.fmean(values) if values else None, Interval(*ends) if ends else None)
+    return Extra(
+        values, statistics.fmean(values) if values else None, Interval(*ends) if ends else None
+    )
 
 
 def _cost(runs: Sequence[ComparedArm]) -> Cost:
@@ -304,26 +351,43 @@ def _corrected(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
     """The lines with Holm's p over those that have something to test."""
     changed = list(lines)
     for test, field in (("test", "holm"), ("strict_test", "strict_holm")):
-        tested = [(index, made) for index, line in enumerate(lines) if (made := getattr(line, test)) is not None and made.n]
+        tested = [
+            (index, made)
+            for index, line in enumerate(lines)
+            if (made := getattr(line, test)) is not None and made.n
+        ]
         for (index, _), p in zip(tested, holm([made.p for _, made in tested]), strict=True):
             changed[index] = dataclasses.replace(changed[index], **{field: p})
     return changed
 
 
 def controls_of(comparison: Comparison) -> dict[str, tuple[str, ...]]:
-    """The controls of each tuned arm that has some, by name, whether or not it has been evaluated; the target's first."""
+    """The controls of each tuned arm that has some, by name, whether or not it has been evaluated;
+    the target's first."""
     there = dict.fromkeys(run.arm.name for run in comparison.arms if is_control(run))
     declared = comparison.controls or {comparison.target: tuple(there)}
-    made = {target: tuple(name for name in names if name in there and name != target) for target, names in declared.items()}
-    return {target: made[target] for target in sorted(made, key=lambda name: name != comparison.target) if made[target]}
+    made = {
+        target: tuple(name for name in names if name in there and name != target)
+        for target, names in declared.items()
+    }
+    return {
+        target: made[target]
+        for target in sorted(made, key=lambda name: name != comparison.target)
+        if made[target]
+    }
 
 
-def _controls(comparison: Comparison, seeds: Mapping[str, Sequence[ComparedArm]], repeats: int) -> tuple[ControlTest, ...]:
+def _controls(
+    comparison: Comparison, seeds: Mapping[str, Sequence[ComparedArm]], repeats: int
+) -> tuple[ControlTest, ...]:
     found = list[ControlTest]()
     for name, controls in controls_of(comparison).items():
         if name not in seeds:
             continue
-        tests = [(control, paired_test(seeds[name], seeds[control], repeats=repeats)) for control in controls]
+        tests = [
+            (control, paired_test(seeds[name], seeds[control], repeats=repeats))
+            for control in controls
+        ]
         made = [(control, test) for control, test in tests if test.n]
         corrected = holm([test.p for _, test in made])
         found += [

@@ -1,4 +1,5 @@
-"""The comparison in a terminal: the verdict first, then Rich tables; plain text without colour where it is piped."""
+"""The comparison in a terminal: the verdict first, then Rich tables; plain text without colour
+where it is piped."""
 
 from __future__ import annotations
 
@@ -19,8 +20,11 @@ _NAME_WIDTH = 16  # titles wrap at words, where Rich would squeeze them to a let
 _GAP = 3  # between columns, as Rich draws them; and at the edges together one less
 
 
-def print_comparison(comparison: Comparison, console: Console | None = None, *, numbers: Numbers | None = None) -> None:
-    """Prints verdict, warnings and tables. A table that is wider than the console goes on in another one below it.
+def print_comparison(
+    comparison: Comparison, console: Console | None = None, *, numbers: Numbers | None = None
+) -> None:
+    """Prints verdict, warnings and tables. A table that is wider than the console goes on in
+    another one below it.
 
     ``numbers`` are those of ``numbers_of(comparison)``, where they are at hand already.
     """
@@ -38,8 +42,11 @@ def print_comparison(comparison: Comparison, console: Console | None = None, *, 
 
 
 def _fitting(table: TextTable, width: int) -> Iterator[TextTable]:
-    """The table in parts that fit: each has the first column, and as many of the others as there is room for."""
-    widths = [max(len(cell) for cell in column) for column in zip(table.heads, *table.rows, strict=True)]
+    """The table in parts that fit: each has the first column, and as many of the others as there is
+    room for."""
+    widths = [
+        max(len(cell) for cell in column) for column in zip(table.heads, *table.rows, strict=True)
+    ]
     start = 1
     while start < len(widths):
         end, room = start, width - _NAME_WIDTH - _GAP + 1
@@ -58,12 +65,20 @@ def _fitting(table: TextTable, width: int) -> Iterator[TextTable]:
 
 
 def _drawn(table: TextTable) -> Table:
-    drawn = Table(title=visible_text(table.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(
+        title=visible_text(table.title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     drawn.add_column(visible_text(table.heads[0]), min_width=_NAME_WIDTH)
     for head in table.heads[1:]:
         drawn.add_column(visible_text(head), justify="right", no_wrap=True)
     for index, row in enumerate(table.rows):
-        drawn.add_row(*(visible_text(cell) for cell in row), style="bold" if index in table.marked else "")
+        drawn.add_row(
+            *(visible_text(cell) for cell in row), style="bold" if index in table.marked else ""
+        )
     if table.caption:
         drawn.caption, drawn.caption_justify = visible_text(table.caption), "left"
     return drawn

@@ -1,4 +1,5 @@
-"""What a side-by-side view is made of: frozen facts of several runs, and as JSON. Nothing here computes: numbers.py does."""
+"""What a side-by-side view is made of: frozen facts of several runs, and as JSON. Nothing here
+computes: numbers.py does."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ SCHEMA_VERSION, KIND = 1, "side by side"
 
 @dataclasses.dataclass(frozen=True)
 class ArmCell:
-    """One arm of one run: ``score`` in [0, 1] over the ``n`` answered, with its 95 % interval; ``failed`` apart."""
+    """One arm of one run: ``score`` in [0, 1] over the ``n`` answered, with its 95 % interval;
+    ``failed`` apart."""
 
     name: str
     title: str
@@ -28,9 +30,11 @@ class ArmCell:
 
 @dataclasses.dataclass(frozen=True)
 class RunColumn:
-    """One run. ``tuning`` is the paired test of the arms before and after tuning; ``examples`` counts its test examples.
+    """One run. ``tuning`` is the paired test of the arms before and after tuning; ``examples``
+    counts its test examples.
 
-    ``calls`` were made, ``cached`` came from the store; ``usd`` is US dollars, None where a price is not known.
+    ``calls`` were made, ``cached`` came from the store; ``usd`` is US dollars, None where a price
+    is not known.
     """
 
     name: str
@@ -59,11 +63,12 @@ class RunColumn:
 
 @dataclasses.dataclass(frozen=True)
 class RunTest:
-    """The run ``second`` against the run ``first``, on the arm that both are about and on the ``shared`` test examples.
+    """The run ``second`` against the run ``first``, on the arm that both are about and on the
+    ``shared`` test examples.
 
-    ``test`` goes from first to second: a difference above 0 says that the second is better. ``holm`` is its p, corrected over all
-    tests of the view; ``finding`` 1 (better), -1 (worse) or 0 (not distinguishable). Where they cannot be compared all three are
-    None, and ``why`` says why.
+    ``test`` goes from first to second: a difference above 0 says that the second is better.
+    ``holm`` is its p, corrected over all tests of the view; ``finding`` 1 (better), -1 (worse) or 0
+    (not distinguishable). Where they cannot be compared all three are None, and ``why`` says why.
     """
 
     first: str
@@ -78,8 +83,9 @@ class RunTest:
 
 @dataclasses.dataclass(frozen=True)
 class SideBySide:
-    """Runs in the order given. ``settings`` maps each key in which their configurations differ to its value in each run, in that
-    order, as text; ``versions`` likewise. ``sentences`` say what the tests found."""
+    """Runs in the order given. ``settings`` maps each key in which their configurations differ to
+    its value in each run, in that order, as text; ``versions`` likewise. ``sentences`` say what the
+    tests found."""
 
     runs: tuple[RunColumn, ...]
     tests: tuple[RunTest, ...]
@@ -89,14 +95,22 @@ class SideBySide:
 
     @property
     def arms(self) -> dict[str, str]:
-        """Names and titles of all arms, in order of appearance; a title that two arms have gets the arm's name into it."""
+        """Names and titles of all arms, in order of appearance; a title that two arms have gets the
+        arm's name into it."""
         titles: dict[str, str] = {}
         for run in self.runs:
             titles = {**{arm.name: arm.title for arm in run.arms}, **titles}
         ordered = dict.fromkeys(arm.name for run in self.runs for arm in run.arms)
         every = list(titles.values())
-        return {name: f"{titles[name]} ({name})" if every.count(titles[name]) > 1 else titles[name] for name in ordered}
+        return {
+            name: f"{titles[name]} ({name})" if every.count(titles[name]) > 1 else titles[name]
+            for name in ordered
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with ``schema_version`` and ``kind``."""
-        return {"schema_version": SCHEMA_VERSION, "kind": KIND, **sayable(json.loads(json.dumps(dataclasses.asdict(self))))}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": KIND,
+            **sayable(json.loads(json.dumps(dataclasses.asdict(self)))),
+        }

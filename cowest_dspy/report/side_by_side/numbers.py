@@ -1,4 +1,5 @@
-"""From reports to what stands side by side: pure functions. What is compared is compared on the same examples, by a paired test."""
+"""From reports to what stands side by side: pure functions. What is compared is compared on the
+same examples, by a paired test."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ LACKING = "-"
 
 
 def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
-    """The view of several runs, by name and in order. Every two runs are tested on the arm that both are about (``reference``),
-    where they have test examples and a metric in common; p are corrected over all these tests (Holm). Secrets are masked."""
+    """The view of several runs, by name and in order. Every two runs are tested on the arm that
+    both are about (``reference``), where they have test examples and a metric in common; p are
+    corrected over all these tests (Holm). Secrets are masked."""
     masked = {name: _masked(report) for name, report in reports.items()}
     tests = _corrected([_test(masked, *two) for two in combinations(masked, 2)])
     return SideBySide(
@@ -34,7 +36,9 @@ def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
         tests=tuple(tests),
         settings=_differing([dict(flat(report.config)) for report in masked.values()]),
         versions=_differing([report.versions for report in masked.values()]),
-        sentences=tuple(_sentence(test, sum(one.test is not None for one in tests)) for test in tests),
+        sentences=tuple(
+            _sentence(test, sum(one.test is not None for one in tests)) for test in tests
+        ),
     )
 
 
@@ -55,10 +59,14 @@ def _column(name: str, report: RunReport) -> RunColumn:
         warnings=report.warnings,
         examples=len(_examples(report)),
         arms=tuple(
-            ArmCell(line.name, line.title, line.answered, line.failed, line.accuracy, line.interval) for line in arm_table(report)
+            ArmCell(line.name, line.title, line.answered, line.failed, line.accuracy, line.interval)
+            for line in arm_table(report)
         ),
         tuning=compare(report, report.before, report.after),
-        rounds=tuple(f"{row.number}: {row.outcome}, gain {row.gain}, {row.pairs:,} pairs" for row in report.rounds),
+        rounds=tuple(
+            f"{row.number}: {row.outcome}, gain {row.gain}, {row.pairs:,} pairs"
+            for row in report.rounds
+        ),
         pairs=report.pairs.kept if report.pairs else None,
         calls=sum(stage.calls or 0 for stage in stages),
         cached=sum(stage.cached_calls or 0 for stage in stages),
@@ -70,7 +78,8 @@ def _column(name: str, report: RunReport) -> RunColumn:
 
 
 def _model(settings: Any) -> str:
-    """A model for people: its id, of a folder its name, with the precision where that is part of what it is."""
+    """A model for people: its id, of a folder its name, with the precision where that is part of
+    what it is."""
     if not isinstance(settings, Mapping):
         return str(settings)
     model = str(settings.get("model", "?"))
@@ -79,11 +88,15 @@ def _model(settings: Any) -> str:
 
 
 def _examples(report: RunReport) -> dict[str, str]:
-    """Each test example by id, as what makes it the same one: its inputs and its expected answer."""
+    """Each test example by id, as what makes it the same one: its inputs and its expected
+    answer."""
     made: dict[str, str] = {}
     for arm in report.arms:
         for answer in arm.answers:
-            made.setdefault(answer.example_id, json.dumps([answer.inputs, answer.gold], sort_keys=True, default=str))
+            made.setdefault(
+                answer.example_id,
+                json.dumps([answer.inputs, answer.gold], sort_keys=True, default=str),
+            )
     return made
 
 
@@ -93,12 +106,21 @@ def _test(reports: Mapping[str, RunReport], first: str, second: str) -> RunTest:
     title = next((arm.title for arm in arms if arm), one.reference)
     missing = [name for name, arm in zip((first, second), arms, strict=True) if arm is None]
     if missing:
-        return _refused(first, second, title, f"{' and '.join(missing)} has not evaluated that arm yet")
+        return _refused(
+            first, second, title, f"{' and '.join(missing)} has not evaluated that arm yet"
+        )
     metrics = [_metric(report) for report in (one, two)]
     if metrics[0] != metrics[1]:
-        return _refused(first, second, title, f"they are scored by different metrics, {metrics[0]} and {metrics[1]}")
+        return _refused(
+            first,
+            second,
+            title,
+            f"they are scored by different metrics, {metrics[0]} and {metrics[1]}",
+        )
     mine, theirs = _examples(one), _examples(two)
-    shared = {example for example in mine.keys() & theirs.keys() if mine[example] == theirs[example]}
+    shared = {
+        example for example in mine.keys() & theirs.keys() if mine[example] == theirs[example]
+    }
     if not shared:
         return _refused(first, second, title, "they have no test example in common")
     before, after = (ComparedArm(_only(arm, shared)) for arm in arms if arm)
@@ -115,7 +137,9 @@ def _metric(report: RunReport) -> str:
 
 
 def _only(arm: Arm, examples: set[str]) -> Arm:
-    return dataclasses.replace(arm, answers=tuple(answer for answer in arm.answers if answer.example_id in examples))
+    return dataclasses.replace(
+        arm, answers=tuple(answer for answer in arm.answers if answer.example_id in examples)
+    )
 
 
 def _corrected(tests: Sequence[RunTest]) -> list[RunTest]:
@@ -135,11 +159,17 @@ def _corrected(tests: Sequence[RunTest]) -> list[RunTest]:
 def _sentence(made: RunTest, tests: int) -> str:
     if made.test is None or made.holm is None:
         return f"{made.first} and {made.second} are not comparable: {made.why}."
-    words = {1: "is better than", -1: "is WORSE than", 0: "cannot be told from", None: "cannot be told from"}[made.finding]
+    words = {
+        1: "is better than",
+        -1: "is WORSE than",
+        0: "cannot be told from",
+        None: "cannot be told from",
+    }[made.finding]
     over = f"Holm over {tests} {'test' if tests == 1 else 'tests'}, two-sided {ALPHA:g}"
     left = f", {made.test.left_out} left out because an answer failed" if made.test.left_out else ""
     return (
-        f"{made.second} {words} {made.first} ({made.arm}): {format_difference(made.test)} points on the {made.test.n} test "
+        f"{made.second} {words} {made.first} ({made.arm}): {format_difference(made.test)} points "
+        f"on the {made.test.n} test "
         f"examples that they share{left}, {format_p(made.holm)} ({over})."
     )
 

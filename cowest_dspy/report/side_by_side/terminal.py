@@ -1,4 +1,5 @@
-"""Runs side by side in a terminal: what the tests found first, then tables with a column for each run."""
+"""Runs side by side in a terminal: what the tests found first, then tables with a column for each
+run."""
 
 from __future__ import annotations
 
@@ -25,9 +26,14 @@ def print_side_by_side(view: SideBySide, console: Console | None = None) -> None
         for warning in run.warnings:
             console.print(visible_text(f"Warning, {run.name}: {warning}", style="yellow"))
     names = [run.name for run in view.runs]
-    console.print(_table("Scores on the test examples, with 95 % intervals", "arm", names, scores(view)))
+    console.print(
+        _table("Scores on the test examples, with 95 % intervals", "arm", names, scores(view))
+    )
     console.print(_table("Runs", "", names, facts(view)))
-    for title, rows in (("Configuration, where it differs", view.settings), ("Versions that differ", view.versions)):
+    for title, rows in (
+        ("Configuration, where it differs", view.settings),
+        ("Versions that differ", view.versions),
+    ):
         if rows:
             console.print(_table(title, "key", names, rows))
     if not view.settings:
@@ -35,7 +41,9 @@ def print_side_by_side(view: SideBySide, console: Console | None = None) -> None
 
 
 def _table(title: str, head: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for name in (head, *names):
         table.add_column(visible_text(name), overflow="fold")
     for key, cells in rows.items():

@@ -1,4 +1,5 @@
-"""How far a run is, for people and programs that look on: counted by the process that works on it, kept in its folder.
+"""How far a run is, for people and programs that look on: counted by the process that works on it,
+kept in its folder.
 
 spent.py     what a stretch of work cost
 snapshot.py  the state of a run at one moment, and its round trip through JSON
@@ -11,7 +12,14 @@ alive.py     whether the process that wrote it is still there
 from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.progress.alive import alive
 from cowest_dspy.store.progress.journal import Here, Journal
-from cowest_dspy.store.progress.snapshot import FILE, Best, Snapshot, StageDone, StageNow, read_snapshot
+from cowest_dspy.store.progress.snapshot import (
+    FILE,
+    Best,
+    Snapshot,
+    StageDone,
+    StageNow,
+    read_snapshot,
+)
 from cowest_dspy.store.progress.spent import Spent
 
 __all__ = [

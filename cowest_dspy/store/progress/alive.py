@@ -1,5 +1,5 @@
-"""Whether the process that works on a run is still there: asked of the system, never of the run's lock, which it may be about to
-take."""
+"""Whether the process that works on a run is still there: asked of the system, never of the run's
+lock, which it may be about to take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from cowest_dspy.store.progress.snapshot import Snapshot
 
 SILENT = 30.0
-"""Seconds without a sign of life after which a process of another machine counts as gone: it gives one every few seconds."""
+"""Seconds without a sign of life after which a process of another machine counts as gone: it gives
+one every few seconds."""
 _SAME = 2.0
 
 
 def process_started(pid: int | None = None) -> float:
-    """When a process began, in seconds since 1970; 0.0 when there is none of that id. A process id is given out again, the two
-    together are not."""
+    """When a process began, in seconds since 1970; 0.0 when there is none of that id. A process id
+    is given out again, the two together are not."""
     import psutil
 
     try:
@@ -27,7 +28,8 @@ def process_started(pid: int | None = None) -> float:
 
 
 def alive(snapshot: Snapshot) -> bool:
-    """Whether the process that wrote this is at work on the run now; of another machine, whether it was a moment ago."""
+    """Whether the process that wrote this is at work on the run now; of another machine, whether it
+    was a moment ago."""
     if snapshot.state != "running":
         return False
     if snapshot.host == socket.gethostname():

@@ -1,12 +1,14 @@
-"""The journal of a run: its state, kept by the process that works on it, and written into its folder for others to read.
+"""The journal of a run: its state, kept by the process that works on it, and written into its
+folder for others to read.
 
     journal = Journal(Path("runs/mine"))
     with journal.stage("collect", "Collecting drafts") as here:
         here.at(3, 10)
     journal.close(None)
 
-Counting is a few additions under a lock. A thread looks at the numbers four times a second, and writes ``progress.json`` once a
-second at most, whole or not at all; where that fails, as on a full disk, the run goes on.
+Counting is a few additions under a lock. A thread looks at the numbers four times a second, and
+writes ``progress.json`` once a second at most, whole or not at all; where that fails, as on a full
+disk, the run goes on.
 """
 
 from __future__ import annotations
@@ -27,14 +29,23 @@ from cowest_dspy.errors import BudgetError, masked
 from cowest_dspy.store.budget import Limit, added
 from cowest_dspy.store.progress.alive import iso, process_started
 from cowest_dspy.store.progress.pace import Pace, Rate
-from cowest_dspy.store.progress.snapshot import FILE, Best, Snapshot, StageDone, StageNow, State, read_snapshot
+from cowest_dspy.store.progress.snapshot import (
+    FILE,
+    Best,
+    Snapshot,
+    StageDone,
+    StageNow,
+    State,
+    read_snapshot,
+)
 from cowest_dspy.store.progress.spent import Spent
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import unread
 from cowest_dspy.utils.safe_text import without_half_pairs
 
 LOOK, WRITE, SIGN_OF_LIFE = 0.25, 1.0, 5.0
-"""Seconds between two looks at the numbers, between two writings of what has changed, and of what has not."""
+"""Seconds between two looks at the numbers, between two writings of what has changed, and of what
+has not."""
 LINES = 20
 """Of what was said, so many lines are kept."""
 Event = Literal["stage_begin", "progress", "stage_end"]
@@ -103,17 +114,28 @@ class Journal:
         self._worked = False
         self._before = read_snapshot(folder)
         moment = iso(wall())
-        self._state = Snapshot("running", moment, os.getpid(), socket.gethostname(), process_started(), moment, str(folder))
+        self._state = Snapshot(
+            "running",
+            moment,
+            os.getpid(),
+            socket.gethostname(),
+            process_started(),
+            moment,
+            str(folder),
+        )
         if self._before is not None:
             # What was found out before is true until it is found out anew.
             earlier = tuple(replace(one, earlier=True) for one in self._before.stages if one.whole)
-            self._state = replace(self._state, task=self._before.task, verdict=self._before.verdict, stages=earlier)
+            self._state = replace(
+                self._state, task=self._before.task, verdict=self._before.verdict, stages=earlier
+            )
         self.write()
 
     # What is told
 
     def about(self, **facts: Any) -> None:
-        """Sets ``task``, ``verb``, ``command`` or ``verdict``. With a verb, somebody may be looking on: the state is kept up."""
+        """Sets ``task``, ``verb``, ``command`` or ``verdict``. With a verb, somebody may be looking
+        on: the state is kept up."""
         with self._lock:
             self._state = replace(self._state, **facts)
         if "verb" in facts:
@@ -142,7 +164,9 @@ class Journal:
             with self._lock:
                 self._stack.remove(here)
                 done = self._done(here, whole)
-                others = tuple(one for one in self._state.stages if (one.name, one.earlier) != (name, True))
+                others = tuple(
+                    one for one in self._state.stages if (one.name, one.earlier) != (name, True)
+                )
                 self._state = replace(self._state, stages=(*others, done))
             self._tell("stage_end")
             self.write()
@@ -151,7 +175,9 @@ class Journal:
         spent, seconds = here.spent, self._clock() - here.began
         numbers = (spent.calls, spent.cached, spent.input_tokens, spent.output_tokens, spent.usd)
         failures = dict(self.failures - here.failures_before)
-        return StageDone(here.name, here.title, seconds, *numbers, failures, here.done, here.total, whole=whole)
+        return StageDone(
+            here.name, here.title, seconds, *numbers, failures, here.done, here.total, whole=whole
+        )
 
     def answered(self, answer: dict[str, Any]) -> None:
         """Books an answer that was paid for and committed."""
@@ -208,8 +234,8 @@ class Journal:
             )
 
     def listen(self, listener: Listener) -> None:
-        """Has a function told of the state from now on: when a stage begins, when one has ended (it is the last of ``stages``),
-        and once a second, by a thread of the journal."""
+        """Has a function told of the state from now on: when a stage begins, when one has ended (it
+        is the last of ``stages``), and once a second, by a thread of the journal."""
         with self._lock:
             self._listeners.append(listener)
 
@@ -220,12 +246,15 @@ class Journal:
     def write(self, snapshot: Snapshot | None = None) -> None:
         """Writes a state, by default that of now, if it can be written."""
         with self._writing, suppress(OSError):
-            text = json.dumps((snapshot or self.snapshot()).to_dict(), default=str, ensure_ascii=False)
+            text = json.dumps(
+                (snapshot or self.snapshot()).to_dict(), default=str, ensure_ascii=False
+            )
             write_whole({self.folder / FILE: without_half_pairs(text)})
 
     def close(self, error: BaseException | None = None) -> Snapshot:
-        """The last state: finished, or stopped or failed by ``error``; finished too where only printing the results was cut off. In
-        the folder, a look at a run that did no work leaves what was there."""
+        """The last state: finished, or stopped or failed by ``error``; finished too where only
+        printing the results was cut off. In the folder, a look at a run that did no work leaves
+        what was there."""
         if self._last is None:
             self._ended.set()
             if self._thread is not None:
@@ -233,8 +262,15 @@ class Journal:
             now = self.snapshot()
             if unread(error) and now.results and now.left is None:
                 error = None
-            self._last = replace(now, state=_state_after(error), calls_per_second=0.0, **_reason(error))
-            looked = error is None and not self._worked and not self._last.calls and not self._last.results
+            self._last = replace(
+                now, state=_state_after(error), calls_per_second=0.0, **_reason(error)
+            )
+            looked = (
+                error is None
+                and not self._worked
+                and not self._last.calls
+                and not self._last.results
+            )
             self.write(self._after_a_look(self._before) if self._before and looked else self._last)
         return self._last
 
@@ -242,14 +278,18 @@ class Journal:
         found = replace(before, verdict=self._state.verdict, task=self._state.task)
         if before.state != "running":
             return found
-        return replace(found, state="stopped", error="its process was killed")  # We hold the run, so it is gone.
+        return replace(
+            found, state="stopped", error="its process was killed"
+        )  # We hold the run, so it is gone.
 
     # The thread
 
     def _start(self) -> None:
         with self._lock:
             if self._thread is None and not self._ended.is_set():
-                self._thread = threading.Thread(target=self._keep_up, name="cowest journal", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._keep_up, name="cowest journal", daemon=True
+                )
                 self._thread.start()
 
     def _keep_up(self) -> None:
@@ -261,7 +301,12 @@ class Journal:
             if now - told >= WRITE:
                 told, snapshot = now, self.snapshot()
                 self._tell("progress", snapshot)
-                changed = (snapshot.calls, snapshot.cached, snapshot.failures, [(one.name, one.done) for one in snapshot.now])
+                changed = (
+                    snapshot.calls,
+                    snapshot.cached,
+                    snapshot.failures,
+                    [(one.name, one.done) for one in snapshot.now],
+                )
                 if changed != seen or now - written >= SIGN_OF_LIFE:
                     seen, written = changed, now
                     self.write()
@@ -277,4 +322,7 @@ def _reason(error: BaseException | None) -> dict[str, Any]:
     if error is None:
         return {}
     text = masked(f"{type(error).__name__}: {error}".strip(": "))[:1000]
-    return {"error": text, "signal": getattr(error, "signal", 2) if isinstance(error, KeyboardInterrupt) else None}
+    return {
+        "error": text,
+        "signal": getattr(error, "signal", 2) if isinstance(error, KeyboardInterrupt) else None,
+    }

@@ -1,4 +1,5 @@
-"""Calls per second, and the time that is left: both of the last while, since a run that goes on reads at first what it has."""
+"""Calls per second, and the time that is left: both of the last while, since a run that goes on
+reads at first what it has."""
 
 from __future__ import annotations
 
@@ -7,11 +8,13 @@ from collections import deque
 WINDOW = 10.0
 """Seconds over which calls per second are taken."""
 LEAST_STEPS, LEAST_SECONDS = 8, 30.0
-"""What the estimate of the time left looks back on: so many advances, or so many seconds, whichever is more."""
+"""What the estimate of the time left looks back on: so many advances, or so many seconds, whichever
+is more."""
 
 
 class Rate:
-    """How often something happens in a second, over the last ``WINDOW`` seconds; told now and then how often it has in all."""
+    """How often something happens in a second, over the last ``WINDOW`` seconds; told now and then
+    how often it has in all."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -37,7 +40,8 @@ class Pace:
         self._seen: deque[tuple[float, int]] = deque()
 
     def see(self, now: float, done: int) -> None:
-        """``done`` may go back where a stage begins anew: what was seen before is then forgotten."""
+        """``done`` may go back where a stage begins anew: what was seen before is then
+        forgotten."""
         if self._seen and done < self._seen[-1][1]:
             self._seen.clear()
         if self._seen and done == self._seen[-1][1]:

@@ -1,6 +1,8 @@
-"""The state of a run at one moment, as a value: what the live display shows, ``cowest watch`` follows and ``--log json`` says.
+"""The state of a run at one moment, as a value: what the live display shows, ``cowest watch``
+follows and ``--log json`` says.
 
-Kept as ``progress.json`` in the run's folder. Times are ISO 8601 in UTC; ``usd`` is None where a price is not known.
+Kept as ``progress.json`` in the run's folder. Times are ISO 8601 in UTC; ``usd`` is None where a
+price is not known.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ State = Literal["running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage that has ended; ``failures`` counts failed calls and answers by kind. ``earlier``: in an earlier process, which it
-    took all of what is said here, as the report has it. ``whole`` is False where it was left by an error or a stop."""
+    """A stage that has ended; ``failures`` counts failed calls and answers by kind. ``earlier``: in
+    an earlier process, which it took all of what is said here, as the report has it. ``whole`` is
+    False where it was left by an error or a stop."""
 
     name: str
     title: str
@@ -44,7 +47,8 @@ class StageDone:
 
 @dataclass(frozen=True)
 class StageNow:
-    """A stage that is under way: ``done`` of ``total`` (None: not known) after ``seconds``; ``left`` is an estimate in seconds."""
+    """A stage that is under way: ``done`` of ``total`` (None: not known) after ``seconds``;
+    ``left`` is an estimate in seconds."""
 
     name: str
     title: str
@@ -56,7 +60,8 @@ class StageNow:
 
 @dataclass(frozen=True)
 class Best:
-    """The best score on held-out examples so far: whose, in [0, 1], on how many that were answered."""
+    """The best score on held-out examples so far: whose, in [0, 1], on how many that were
+    answered."""
 
     name: str
     score: float
@@ -67,9 +72,10 @@ class Best:
 class Snapshot:
     """A run at one moment.
 
-    ``stages`` have ended, ``now`` are under way (the outermost first). ``calls``, ``cached``, ``tokens`` and ``failures`` are of
-    this process; ``calls_kept`` is what the store has, and ``usd`` and ``limits`` are of the whole run. ``error`` says why it
-    stopped or failed, ``signal`` is the number of the signal that stopped it. ``command`` is what continues it. ``said`` are the
+    ``stages`` have ended, ``now`` are under way (the outermost first). ``calls``, ``cached``,
+    ``tokens`` and ``failures`` are of this process; ``calls_kept`` is what the store has, and
+    ``usd`` and ``limits`` are of the whole run. ``error`` says why it stopped or failed, ``signal``
+    is the number of the signal that stopped it. ``command`` is what continues it. ``said`` are the
     last lines that people were told, of ``lines`` in all.
     """
 
@@ -114,7 +120,9 @@ class Snapshot:
     @property
     def left(self) -> StageDone | None:
         """The stage of this process that was left last, by an error or a stop."""
-        return next((one for one in reversed(self.stages) if not one.whole and not one.earlier), None)
+        return next(
+            (one for one in reversed(self.stages) if not one.whole and not one.earlier), None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -137,7 +145,8 @@ _ADAPTER = TypeAdapter(Snapshot)
 
 
 def read_snapshot(folder: Path) -> Snapshot | None:
-    """What a run's folder says of its state; None where it says nothing, or nothing that can be read."""
+    """What a run's folder says of its state; None where it says nothing, or nothing that can be
+    read."""
     try:
         return Snapshot.from_dict(read_json(folder / FILE))
     except (DataError, ValueError):

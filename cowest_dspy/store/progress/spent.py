@@ -11,10 +11,11 @@ from cowest_dspy.store.budget import added
 
 @dataclass
 class Spent:
-    """What a stretch of work cost: calls made and answered from the store, failures, and tokens of the calls made.
+    """What a stretch of work cost: calls made and answered from the store, failures, and tokens of
+    the calls made.
 
-    ``usd`` is US dollars for the calls made; None as soon as the price of one of them is not known. ``seconds`` is the time at work
-    on it in all processes of a run, known at its end.
+    ``usd`` is US dollars for the calls made; None as soon as the price of one of them is not known.
+    ``seconds`` is the time at work on it in all processes of a run, known at its end.
     """
 
     calls: int = 0

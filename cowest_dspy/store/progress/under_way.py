@@ -13,7 +13,8 @@ from cowest_dspy.utils.interrupts import asked_to_stop, count_calls, uninterrupt
 
 
 class UnderWay:
-    """Calls that are being made, in any thread. At the end nothing new is let in, and what is under way is waited for."""
+    """Calls that are being made, in any thread. At the end nothing new is let in, and what is under
+    way is waited for."""
 
     def __init__(self) -> None:
         self._changed, self._count, self._ended = threading.Condition(), 0, False
@@ -26,13 +27,20 @@ class UnderWay:
         """A context around a call.
 
         Raises:
-            KeyboardInterrupt: the work is being stopped, or has ended; whoever asks now is a thread that nobody waits for.
+            KeyboardInterrupt: the work is being stopped, or has ended; whoever asks now is a thread
+                that nobody waits for.
             StoreError: the work has ended, and the main thread asks.
         """
         with uninterrupted():
             with self._changed:
-                if self._ended and not asked_to_stop() and threading.current_thread() is threading.main_thread():
-                    raise StoreError("This store is closed: open it anew, Store(folder), to ask more.")
+                if (
+                    self._ended
+                    and not asked_to_stop()
+                    and threading.current_thread() is threading.main_thread()
+                ):
+                    raise StoreError(
+                        "This store is closed: open it anew, Store(folder), to ask more."
+                    )
                 if self._ended or asked_to_stop():
                     raise KeyboardInterrupt
                 self._count += 1
@@ -47,7 +55,8 @@ class UnderWay:
 
     @contextmanager
     def model_call(self) -> Iterator[None]:
-        """A context in which a model is asked, inside of :meth:`one`: what is only read, or waits for an equal call, is not."""
+        """A context in which a model is asked, inside of :meth:`one`: what is only read, or waits
+        for an equal call, is not."""
         with self._changed:
             self.asking += 1
         try:
@@ -57,12 +66,14 @@ class UnderWay:
                 self.asking -= 1
 
     def settle(self, *, now: bool, for_good: bool = False) -> None:
-        """Waits until none is under way. ``now``: those that only wait for their turn, or for a retry, are let go. ``for_good``: no
-        other is let in."""
+        """Waits until none is under way. ``now``: those that only wait for their turn, or for a
+        retry, are let go. ``for_good``: no other is let in."""
         with self._changed:
             self._ended = self._ended or for_good
             stopping, self._stopping = self._stopping, Stopping()
             if now:
                 stopping.stop()
-            if self._owner == os.getpid():  # The threads of the process that this one was forked from are not here.
+            if (
+                self._owner == os.getpid()
+            ):  # The threads of the process that this one was forked from are not here.
                 self._changed.wait_for(lambda: not self._count)
