@@ -23,8 +23,9 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import CoWest, Weighted
+from cowest_dspy import CoWest
 from cowest_dspy.errors import CollectionError, ConfigError, DataError
+from cowest_dspy.influence import Weighted
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.config import Collect
 from cowest_dspy.influence.metric import Influence, scored

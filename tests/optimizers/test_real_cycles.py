@@ -15,9 +15,11 @@ import dspy
 import pytest
 from scripted import miprov2
 
-from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, TransformersEngine, tunable
+from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.tuning import tunable
 
 pytestmark = pytest.mark.slow
 

@@ -12,20 +12,11 @@ import pytest
 from baseline_parts import prompts, refiner
 from scripted import match, questions, strong_that_reads
 
-from cowest_dspy import (
-    Collaboration,
-    Grounded,
-    Influence,
-    Retriever,
-    Store,
-    collect,
-    grounded,
-    preference_pairs,
-    rag,
-)
+from cowest_dspy import Collaboration, Influence, Store, collect, preference_pairs
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.arms import ask_all, collaboration_arm
 from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.program import Grounded, Retriever, grounded, rag
 from cowest_dspy.program.baselines.retrieval import NOTHING_FOUND
 from cowest_dspy.testing import ScriptedEngine
 

@@ -12,9 +12,10 @@ from baseline_parts import TASK, collaboration, prompts, refiner, users
 from dspy.utils.exceptions import AdapterParseError
 from scripted import match, questions
 
-from cowest_dspy import Collaboration, SelfConsistency, SelfRefine, chain_of_thought, few_shot
+from cowest_dspy import Collaboration
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.influence.arms import ask_all, module_arm
+from cowest_dspy.program import SelfConsistency, SelfRefine, chain_of_thought, few_shot
 from cowest_dspy.program.baselines import Baseline, Confident
 from cowest_dspy.testing import ScriptedEngine
 

@@ -16,16 +16,8 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, made_trace, many
 from report_runs import HOSTILE, full_run
 
-from cowest_dspy import (
-    Collaboration,
-    CoWest,
-    Cycle,
-    Influence,
-    InfluenceReport,
-    NoiseFloor,
-    Store,
-    StoredTraces,
-)
+from cowest_dspy import Collaboration, CoWest, Cycle, Influence, InfluenceReport, Store
+from cowest_dspy.influence import NoiseFloor, StoredTraces
 from cowest_dspy.influence.stored_traces import HeldTraces
 from cowest_dspy.optimizers.cycle import StepHistory, StepResult
 from cowest_dspy.optimizers.deciding import gain

@@ -24,14 +24,14 @@ from cowest_dspy import (
     Influence,
     LineAdapter,
     Sampling,
-    TransformersEngine,
     collect,
-    tunable,
     tune,
 )
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.tuning import tunable
 
 QUESTIONS = [
     dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question")

@@ -16,7 +16,8 @@ RECIPE = (
     toy.RECIPE
     + '''
 import dspy
-from cowest_dspy import LineAdapter, corpus_metric
+from cowest_dspy import LineAdapter
+from cowest_dspy.report.corpus import corpus_metric
 
 ASKED = []
 

@@ -9,19 +9,12 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import (
-    DPO,
-    SFT,
-    Collaboration,
-    CoWest,
-    LineAdapter,
-    TransformersEngine,
-    tunable,
-    tune,
-)
+from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, tune
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.tuning import tunable
 
 VOWELS = 3
 
