@@ -258,12 +258,12 @@ def test_graded_likelihood_makes_pairs_where_right_and_wrong_ties(tiny_model: Pa
     assert (
         len(
             preference_pairs(
-                collect(program, questions(3), match, rules, max_failed=1.0), margin=1e-4
+                collect(program, questions(3), match, rules, max_errors=1.0), margin=1e-4
             )
         )
         == 0
     )
-    traces = collect(program, questions(3), GoldLikelihood(program), rules, max_failed=1.0)
+    traces = collect(program, questions(3), GoldLikelihood(program), rules, max_errors=1.0)
     influences = [trace.influence for trace in traces if trace.influence is not None]
     assert len(set(influences)) > 3 or any(trace.error for trace in traces)
 

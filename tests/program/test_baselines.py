@@ -122,7 +122,7 @@ def test_a_retriever_is_a_draft(tmp_path: Path) -> None:
     )
     answer = program(question="Are whales fish?")
     assert (answer.answer, answer.draft) == ("1. Whales are mammals.",) * 2
-    assert program.answered_alone(question="Are whales fish?").answer == "none"
+    assert program.ask_alone(question="Are whales fish?").answer == "none"
     program.save(tmp_path / "program.json")
     assert "Whales" not in (tmp_path / "program.json").read_text()
     other = Collaboration("question -> answer", draft=Retriever(["Whales sing."])).bind(
@@ -176,7 +176,7 @@ def test_many_threads_get_the_answers_of_one() -> None:
     )
     examples = [dspy.Example(**row).with_inputs("question") for row in rows]
     assert [
-        one.score for one in ask_all(collaboration_arm(program), examples, match, threads=16)
+        one.score for one in ask_all(collaboration_arm(program), examples, match, num_threads=16)
     ] == [1.0] * 50
 
 

@@ -244,7 +244,7 @@ def test_super_icl_shows_the_weak_answers_and_their_confidence(tmp_path: Path) -
     assert len(shown) == 2 * 4 + 1 and "number 3" not in str(shown), (
         "where the weak model fails there is no demo"
     )
-    program.answered_alone(question="Question number 9?")
+    program.ask_alone(question="Question number 9?")
     alone = str(strong.asked[1]["messages"])
     assert "Question number 0?" in alone and "confidence" not in alone and "Background" not in alone
     assert program.draft_outputs(question="Question number 9?").toDict() == {

@@ -77,7 +77,7 @@ answers = "toy.py:answers"
 {TRAINING}
 [collect]
 drafts = 6
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 2
 [dpo]

@@ -75,7 +75,7 @@ def optimizer(tmp_path: Path) -> Callable[..., CoWest]:
         tuner = values.pop("tuner", DPO(max_steps=2, precision="fp32", batch_size=2))
         gate = PairRules.model_validate({"least": values.pop("least", 2)})
         return CoWest(
-            match, tuner, 6, rules(**values), pairs=gate, max_failed=1.0, run=tmp_path / folder
+            match, tuner, 6, rules(**values), pairs=gate, max_errors=1.0, log_dir=tmp_path / folder
         )
 
     return make
