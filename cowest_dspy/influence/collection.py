@@ -15,7 +15,7 @@ from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.report import failure_kind, format_kinds, remedy
 from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts
-from cowest_dspy.influence.trace import KIND, Sampling, Saved, Trace, Traces
+from cowest_dspy.influence.trace import KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.store.pool import Progress, given_in_order
@@ -135,7 +135,7 @@ def collect_again(
     return Traces.load(store, round=number, types=program.output_types)
 
 
-def _spared(traces: Iterable[Trace], plan: Plan) -> Saved:
+def _spared(traces: Iterable[Trace], plan: Plan) -> dict[str, int]:
     """What ``saved`` says of these traces: drafts that were not sampled, answers that were not
     asked."""
     drafts: dict[str, list[str]] = {}
@@ -208,7 +208,7 @@ class _Keeper:
             plan.program.output_types,
         )
         self._held: list[Trace] = []
-        self._saved: Saved = {"weak_calls": 0, "strong_calls": 0}
+        self._saved: dict[str, int] = {"weak_calls": 0, "strong_calls": 0}
         self._since = time.monotonic()
 
     def __enter__(self) -> _Keeper:
@@ -240,9 +240,7 @@ class _Keeper:
         """All of them."""
         if self._store:
             return Traces.load(self._store, round=self._round, types=self._types)
-        held = Traces(self._held)
-        held.saved = self._saved
-        return held
+        return Traces(self._held, self._saved)
 
     def _flush(self, store: Store) -> None:
         if self._held:
