@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cowest_dspy import Experiment, TransformersEngine, load_config
+from cowest_dspy import Experiment, load_config
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.store import serialize
 
 ROOT = Path(__file__).parents[2]

@@ -24,14 +24,14 @@ from cowest_dspy import (
     Influence,
     LineAdapter,
     Sampling,
-    TransformersEngine,
     collect,
-    tunable,
     tune,
 )
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.tuning import tunable
 
 QUESTIONS = [
     dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question")
@@ -129,9 +129,9 @@ def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
         weak=weak, strong=ScriptedEngine(many_vowels, model="scripted/strong").lm()
     )
     optimizer = CoWest(
-        right, DPO(max_steps=2, batch_size=2, precision="fp32"), drafts=6, run=folder,
+        right, DPO(max_steps=2, batch_size=2, precision="fp32"), drafts=6, log_dir=folder,
         rounds=RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}), pairs=PairRules.model_validate({"least": 2}),
-        max_failed=1.0,
+        max_errors=1.0,
     )  # fmt: skip
     before = len(traces())
     made = optimizer.compile(program, trainset=QUESTIONS[:10], valset=QUESTIONS[10:])

@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import TransformersEngine
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.testing import ScriptedEngine
