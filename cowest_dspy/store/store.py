@@ -334,7 +334,8 @@ class Store:
             BudgetError: the budget is used up; nothing was asked.
             StoreError: the file cannot be read or written.
         """
-        key = serialize.request_key(request)
+        asked = serialize.request_to_dict(request)
+        key = serialize.content_key(asked)
         # Also what is only read: a thread that an executor has left behind must not find a file
         # that is closed.
         with self._calls.one(), self._turn(key):
@@ -356,9 +357,8 @@ class Store:
                 )
                 try:
                     response = ask()
-                    self._keep(
-                        row, key, request, response, time.monotonic() - started, paying.attempts
-                    )
+                    seconds = time.monotonic() - started
+                    self._keep(row, key, asked, response, seconds, paying.attempts)
                 except BaseException as error:
                     # Ctrl-C too: what was under way may have been paid for.
                     self._fail(row, error, paying.attempts)
@@ -400,7 +400,7 @@ class Store:
         self,
         row: int,
         key: str,
-        request: Request,
+        asked: Mapping[str, Any],
         response: Response,
         seconds: float,
         attempts: int,
@@ -411,18 +411,18 @@ class Store:
             LMTransportError: it is no answer that can be written.
             StoreError: it could not be written.
         """
-        answer = serialize.response_to_dict(response)
-        if (odd := serialize.odd(answer)) is not None:
-            raise LMTransportError(f"The answer is garbled: {odd}.", model=request.model)
-        asked, said = _dumps(serialize.request_to_dict(request)), _dumps(answer)
+        answer, model = serialize.response_to_dict(response), str(asked["model"])
+        request, written = _dumps(asked), json.dumps(answer, ensure_ascii=False, sort_keys=True)
+        if (fault := serialize.find_fault(answer, written)) is not None:
+            raise LMTransportError(f"The answer is garbled: {fault}.", model=model)
         tokens, usd = answer["input_tokens"] + answer["output_tokens"], answer["usd"]
         values = (
-            key, self.stage, request.model, asked, said, seconds, time.time(),
-            tokens, usd, attempts, crc_of(key + asked + said),
+            key, self.stage, model, request, written, seconds, time.time(),
+            tokens, usd, attempts, crc_of(key + request + written),
         )  # fmt: skip
         self._commit(_Write(((schema.ANSWER, values), (schema.END, (row,))), answer))
         if self.guard:
-            self.guard.paid(request.model, tokens, usd)
+            self.guard.paid(model, tokens, usd)
 
     def _fail(self, row: int, error: BaseException, attempts: int) -> None:
         text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
@@ -478,7 +478,7 @@ class Store:
         except StoreError as error:
             failed = error
         except (ValueError, OverflowError, TypeError) as error:
-            # A value that SQLite does not take; serialize.odd lets none through that is known.
+            # A value that SQLite does not take; serialize.find_fault lets none through that is known.
             failed = StoreError(
                 f"{self._path} could not be written ({error}). What was not written is not used."
             )
@@ -548,6 +548,34 @@ class Store:
     def _value(self, kind: str, key: str, text: str, crc: int) -> dict[str, Any]:
         self._check(crc, kind, key, text)
         return json.loads(text)
+
+    def step(
+        self,
+        kind: str,
+        key: str,
+        depends_on: Any,
+        make: Callable[[], Mapping[str, Any]],
+        *,
+        usable: Callable[[Mapping[str, Any]], bool] = lambda record: True,
+    ) -> dict[str, Any]:
+        """The record of a step that is done once: as it was recorded, when it depended on the same;
+        otherwise ``make()`` does the step, and the values that it gives are recorded.
+
+        Args:
+            kind, key: of the record.
+            depends_on: JSON-able; its digest is in the record, as "identity".
+            make: does the step.
+            usable: whether a record that depended on the same can be used, since its files are
+                there, for instance.
+        """
+        identity = serialize.digest(depends_on)
+        known = self.record(kind, key)
+        if known and known.get("identity") == identity and usable(known):
+            return known
+        self.keep(kind, key, {**make(), "identity": identity})
+        made = self.record(kind, key)
+        assert made is not None
+        return made
 
     def records(self, kind: str) -> dict[str, dict[str, Any]]:
         """All records of a kind by key, in the order in which they were first kept."""

@@ -32,7 +32,7 @@ from cowest_dspy.influence.metric import Influence, scored
 from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.deciding import Decision, decide, gain
-from cowest_dspy.optimizers.rounds import Task
+from cowest_dspy.optimizers.rounds import Rounds
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
@@ -215,7 +215,7 @@ def test_law_3_python_and_toml_stop_at_the_same_part_of_failures() -> None:
     defaults = {
         inspect.signature(made).parameters["max_errors"].default for made in (collect, CoWest)
     }
-    assert defaults | {Task.__dataclass_fields__["max_errors"].default} == {toml} == {0.3}
+    assert defaults | {Rounds.__dataclass_fields__["max_errors"].default} == {toml} == {0.3}
     with pytest.raises(
         CollectionError,
         match=r"10 of 20 drafts failed \(truncated 10\).* Raise \[weak\] max_tokens",

@@ -25,7 +25,7 @@ from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.cycle import StepResult
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.run import Silent
 from cowest_dspy.pairs.config import PairRules
 
 ALWAYS = RoundRules.model_validate({"least_gain": -1.0})

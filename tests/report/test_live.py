@@ -23,7 +23,7 @@ from cowest_dspy import Store
 from cowest_dspy.cli.live import Live, Plain, Terminal, terminal, texts
 from cowest_dspy.cli.live.above import above
 from cowest_dspy.cli.live.view import GAP, ended, view, wrapped
-from cowest_dspy.optimizers.stages import Silent, Stages, Within
+from cowest_dspy.optimizers.run import RunContext, Silent, Within
 from cowest_dspy.store.progress import Best, Journal, Limit, Snapshot, StageDone, StageNow
 from cowest_dspy.store.progress.pace import WINDOW, Pace, Rate
 from cowest_dspy.store.usage import Usage
@@ -201,7 +201,7 @@ def test_a_terminal_keeps_a_line_of_each_stage_and_what_was_said_between(tmp_pat
 def test_a_stage_that_fails_leaves_its_line_and_the_terminal_as_it_was(tmp_path: Path) -> None:
     console, out = screen()
     with Store(tmp_path) as store:
-        stages = Stages(tmp_path, store, Terminal(console))
+        stages = RunContext(store, Terminal(console))
 
         def fail() -> None:
             with stages.stage("collect", "Collecting") as progress:
@@ -251,7 +251,7 @@ def test_a_watch_of_two_methods_is_enough_and_a_part_says_whose_it_is(tmp_path: 
 
     old = Old()
     with Store(tmp_path) as store:
-        stages = Stages(tmp_path, store, Within("seed-1", old))
+        stages = RunContext(store, Within("seed-1", old))
         with stages.stage("collect", "Collecting"):
             stages.say("x")
         assert old.titles == ["seed-1: Collecting", "seed-1: x"]
