@@ -24,7 +24,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,10 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
+from cowest_dspy.store.steps import Records, dump_json
 from cowest_dspy.store.usage import Usage, UsageCounter
-from cowest_dspy.utils.jsonable import plain
 from cowest_dspy.utils.reading import file_errors
-from cowest_dspy.utils.safe_text import has_half_pair, without_half_pairs
-
-_OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
+from cowest_dspy.utils.safe_text import without_half_pairs
 
 
 @dataclass(eq=False)
@@ -68,7 +66,7 @@ class _Write:
     error: StoreError | None = None
 
 
-class Store:
+class Store(Records):
     """A run folder, held by this process. Use as a context manager, or call :meth:`close`.
 
     Args:
@@ -312,18 +310,6 @@ class Store:
             )
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", noted)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The connection and a transaction, for one thread."""
-        with self._lock, told(self._path), self._db:
-            yield
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The connection for one thread."""
-        with self._lock, told(self._path):
-            yield
-
     def answer(self, request: Request, ask: Callable[[], Response]) -> tuple[Response, bool]:
         """``(response, cached)``: what is kept for this request, otherwise what ``ask()`` gives,
         committed before it is returned.
@@ -336,8 +322,7 @@ class Store:
         """
         asked = serialize.request_to_dict(request)
         key = serialize.content_key(asked)
-        # Also what is only read: a thread that an executor has left behind must not find a file
-        # that is closed.
+        # Also what is only read: a thread left behind must not find a file that is closed.
         with self._calls.one(), self._turn(key):
             known = self._known(key)
             if known is not None:
@@ -392,10 +377,6 @@ class Store:
         self._check(row[2], key, row[0], row[1])
         return serialize.response_from_dict(json.loads(row[1]))
 
-    def _check(self, crc: int, *texts: str) -> None:
-        if crc != crc_of("".join(texts)):
-            raise damaged(self._path, "a row is not what was written")
-
     def _keep(
         self,
         row: int,
@@ -412,7 +393,7 @@ class Store:
             StoreError: it could not be written.
         """
         answer, model = serialize.response_to_dict(response), str(asked["model"])
-        request, written = _dumps(asked), json.dumps(answer, ensure_ascii=False, sort_keys=True)
+        request, written = dump_json(asked), json.dumps(answer, ensure_ascii=False, sort_keys=True)
         if (fault := serialize.find_fault(answer, written)) is not None:
             raise LMTransportError(f"The answer is garbled: {fault}.", model=model)
         tokens, usd = answer["input_tokens"] + answer["output_tokens"], answer["usd"]
@@ -517,126 +498,3 @@ class Store:
         """How many answers are kept."""
         with self._reading():
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])
-
-    def keep(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces
-        an earlier. It is read again in what JSON has (jsonable.py)."""
-        self.keep_all(kind, {key: value})
-
-    def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keeps several records in one transaction."""
-        texts = {key: _dumps(plain(dict(value))) for key, value in values.items()}
-        kind = self._part + kind
-        rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
-        with self._writing():
-            # In its place: what replaces a record is where that was.
-            self._db.executemany(
-                "INSERT INTO records (kind, key, value, crc) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, crc = excluded.crc",
-                rows,
-            )
-
-    def record(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The record of that kind and key, or None."""
-        kind = self._part + kind
-        with self._reading():
-            row = self._db.execute(
-                "SELECT value, crc FROM records WHERE kind = ? AND key = ?", (kind, key)
-            ).fetchone()
-        return self._value(kind, key, *row) if row else None
-
-    def _value(self, kind: str, key: str, text: str, crc: int) -> dict[str, Any]:
-        self._check(crc, kind, key, text)
-        return json.loads(text)
-
-    def step(
-        self,
-        kind: str,
-        key: str,
-        depends_on: Any,
-        make: Callable[[], Mapping[str, Any]],
-        *,
-        usable: Callable[[Mapping[str, Any]], bool] = lambda record: True,
-    ) -> dict[str, Any]:
-        """The record of a step that is done once: as it was recorded, when it depended on the same;
-        otherwise ``make()`` does the step, and the values that it gives are recorded.
-
-        Args:
-            kind, key: of the record.
-            depends_on: JSON-able; its digest is in the record, as "identity".
-            make: does the step.
-            usable: whether a record that depended on the same can be used, since its files are
-                there, for instance.
-        """
-        identity = serialize.digest(depends_on)
-        known = self.record(kind, key)
-        if known and known.get("identity") == identity and usable(known):
-            return known
-        self.keep(kind, key, {**make(), "identity": identity})
-        made = self.record(kind, key)
-        assert made is not None
-        return made
-
-    def records(self, kind: str) -> dict[str, dict[str, Any]]:
-        """All records of a kind by key, in the order in which they were first kept."""
-        kind = self._part + kind
-        with self._reading():
-            rows = self._db.execute(
-                "SELECT key, value, crc FROM records WHERE kind = ? ORDER BY rowid", (kind,)
-            ).fetchall()
-        return {key: self._value(kind, key, value, crc) for key, value, crc in rows}
-
-    def count(self, kind: str, *, start: str = "") -> int:
-        """How many records of a kind there are, of those whose key begins with ``start``. Also when
-        the store is closed."""
-        with told(self._path), closing(self._open_reader()) as db:
-            row = db.execute(
-                f"SELECT count(*) FROM records WHERE {_OF_KIND}",
-                (self._part + kind, len(start), start),
-            ).fetchone()
-        return int(row[0])
-
-    def each(
-        self, kind: str, *, start: str = "", chunk: int = 100
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Keys and records of a kind, of those whose key begins with ``start``, in the order in
-        which they were first kept.
-
-        A chunk is in memory at a time, and no lock is held in between. Also when the store is
-        closed.
-        """
-        # NOT INDEXED: by rowid, where the index of the primary key would have every chunk sorted.
-        query = (
-            "SELECT rowid, key, value, crc FROM records NOT INDEXED WHERE rowid > ? AND "
-            f"{_OF_KIND} ORDER BY rowid LIMIT ?"
-        )
-        place, kind = -1, self._part + kind
-        while True:
-            with told(self._path), closing(self._open_reader()) as db:
-                rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
-            yield from ((key, self._value(kind, key, value, crc)) for _, key, value, crc in rows)
-            if len(rows) < chunk:
-                return
-            place = rows[-1][0]
-
-    def _open_reader(self) -> sqlite3.Connection:
-        """A connection of its own: it sees what is committed, and does not wait for what is being
-        written."""
-        address = f"{self._path.resolve().as_uri()}?mode=rw"
-        db = sqlite3.connect(address, uri=True, check_same_thread=False)
-        db.execute("PRAGMA query_only=1")
-        return db
-
-    def forget(self, kind: str, *, start: str = "") -> None:
-        """Drops the records of a kind whose key begins with ``start``."""
-        with self._writing():
-            self._db.execute(
-                f"DELETE FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start)
-            )
-
-
-def _dumps(value: Any) -> str:
-    """Write a value as JSON that SQLite takes: half of a surrogate pair, in a row of the data for
-    instance, is escaped."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
-    return json.dumps(value, sort_keys=True, default=list) if has_half_pair(text) else text
