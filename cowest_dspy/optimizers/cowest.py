@@ -144,8 +144,8 @@ class CoWest(Teleprompter):
 
         Only the weak model is trained, on its own completions. Without a valset, the last fifth of
         the trainset decides. Calls, traces and adapters are kept in ``log_dir``: the same call goes
-        on there where it was interrupted. ``first_round`` is the number of the first round, and in the
-        names of what is kept: a Cycle counts on from the rounds of the steps before.
+        on there where it was interrupted. ``first_round`` is the number of the first round, and in
+        the names of what is kept: a Cycle counts on from the rounds of the steps before.
 
         Raises:
             ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come

@@ -459,7 +459,7 @@ class Store(Records):
         except StoreError as error:
             failed = error
         except (ValueError, OverflowError, TypeError) as error:
-            # A value that SQLite does not take; serialize.find_fault lets none through that is known.
+            # A value that SQLite does not take; find_fault lets none through that is known.
             failed = StoreError(
                 f"{self._path} could not be written ({error}). What was not written is not used."
             )

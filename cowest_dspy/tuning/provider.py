@@ -23,9 +23,7 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 from pydantic import ValidationError
 
-from cowest_dspy.errors import TuningError, nearest
-from cowest_dspy.pairs import check_enough
-from cowest_dspy.pairs.config import LEAST_PAIRS
+from cowest_dspy.errors import TooFewPairs, TuningError, nearest
 from cowest_dspy.tuning.cluster import machines
 from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.launching import launch
@@ -34,6 +32,8 @@ from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils import notebook
 
+LEAST_PAIRS = 8
+"""Fewer preference pairs, or labelled drafts, are not trained on; the default of [pairs] least."""
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {
     "sft": SFT,
     "chat": SFT,
@@ -191,8 +191,16 @@ class TRLProvider(Provider):
         """As :meth:`finetune`, without loading the adapter."""
         kind = _format(data_format)
         settings = _settings(kind, options)
-        if kind in ("preference", "unpaired"):
-            check_enough(len(data), options.get("least", LEAST_PAIRS))
+        least = options.get("least", LEAST_PAIRS) if kind in ("preference", "unpaired") else 0
+        if len(data) < least:
+            found = len(data)
+            raise TooFewPairs(
+                f"Only {notebook.several(found, 'preference pair')}. Sample more drafts ([collect] "
+                "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
+                f"scores are graded. [pairs] least asks for {least}.",
+                found,
+                f"{notebook.several(found, 'pair')}, {least} needed",
+            )
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
         where = machines(options.get("processes", 1))
         if not where.alone:
