@@ -23,10 +23,10 @@ from rich.text import Text
 
 from cowest_dspy.cli.bundle_verbs import bundle, verify
 from cowest_dspy.cli.compare_verb import compare
-from cowest_dspy.cli.gate_verb import gate
 from cowest_dspy.cli.live import console
 from cowest_dspy.cli.new_verb import new
 from cowest_dspy.cli.report_verb import report
+from cowest_dspy.cli.route_verb import route
 from cowest_dspy.cli.runs_verbs import runs, watch
 from cowest_dspy.cli.serve_verb import serve
 from cowest_dspy.cli.track_verb import track
@@ -81,12 +81,28 @@ app.command()(compare)
 app.command()(report)
 app.command()(bundle)
 app.command()(verify)
-app.command()(gate)
+app.command()(route)
 app.command()(serve)
 app.command()(track)
 app.command()(new)
 app.command()(runs)
 app.command()(watch)
+
+_OLD_VERBS = {"gate": "route"}
+
+
+def _refuse_old_verb(context: typer.Context) -> None:
+    """Names the verb that took this one's place."""
+    old = context.info_name or ""
+    raise CowestError(f"`cowest {old}` is now `cowest {_OLD_VERBS[old]}`.")
+
+
+for _old in _OLD_VERBS:
+    app.command(
+        _old,
+        hidden=True,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_refuse_old_verb)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from cowest_dspy.experiment.desk import Desk
 from cowest_dspy.experiment.summary import arm_from
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.optimizers.router import Gate, Gated
+from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.stages import digest
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm
@@ -124,11 +124,11 @@ def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
         return arms.collaboration_arm(
             program
         ), f"{state}, {program.weak.model}, {experiment.strong.model}"
-    if name == "gated":
-        program, gate = experiment.best, Gate.load(experiment.run)
-        state = digest([program.dump_state(), gate.model_dump(mode="json", exclude={"about"})])
-        gated = Gated(program, gate)
-        return lambda example: gated(
+    if name == "routed":
+        program, router = experiment.best, Router.load(experiment.run)
+        state = digest([program.dump_state(), router.model_dump(mode="json", exclude={"about"})])
+        routed = Routed(program, router)
+        return lambda example: routed(
             **example.inputs()
         ), f"{state}, {program.weak.model}, {experiment.strong.model}"
     if name == "collaboration_sft":

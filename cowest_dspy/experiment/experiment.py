@@ -37,7 +37,7 @@ from cowest_dspy.influence.stored_traces import Traces
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import ServerEngine, TransformersEngine
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
-from cowest_dspy.optimizers.router.model import FILE as GATE
+from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
 from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
 from cowest_dspy.program.collaboration import Collaboration
@@ -373,14 +373,14 @@ class Experiment:
         weak = ["weak"] if wanted.weak else []
         oracle = ["oracle"] if wanted.oracle else []
         prompted = ["strong_prompted"] if self.config.cycle and self.config.cycle.steps else []
-        gated = ["gated"] if (self.run / GATE).is_file() else []
+        routed = ["routed"] if (self.run / ROUTER_FILE).is_file() else []
         return [
             *weak,
             "strong",
             *prompted,
             "collaboration_sft",
             "collaboration",
-            *gated,
+            *routed,
             *oracle,
             *wanted.controls,
         ]

@@ -40,7 +40,7 @@ from cowest_dspy.report.alike import alike_drafts
 from cowest_dspy.store.store import Store
 
 ARMS = (
-    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "gated", "oracle",
+    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "routed", "oracle",
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
 )  # fmt: skip
 """The arms of [evaluate], in the order of the table."""
@@ -115,7 +115,7 @@ def arm_title(name: str, config: Config, store: Store) -> str:
             f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}"
         ),
         "collaboration": with_state("collaboration", tuned_state(store)),
-        "gated": "collaboration, behind the gate",
+        "routed": "collaboration, by the router",
         "oracle": "ceiling: strong with gold background",
         "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
         "sft_on_chosen": (

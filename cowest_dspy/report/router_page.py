@@ -1,4 +1,4 @@
-"""A curve of the gate for people: a sentence, tables, one page with a chart; and everything in it
+"""A curve of the router for people: a sentence, tables, one page with a chart; and everything in it
 as JSON."""
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class WrittenCurve:
 
 
 def sentence(curve: Curve) -> str:
-    """What the gate does, in one sentence: points against always collaborating, with the 95 %
+    """What the router does, in one sentence: points against always collaborating, with the 95 %
     interval, and what it saves."""
-    gate = curve.point("gate")
-    assert gate is not None
+    router = curve.point("router")
+    assert router is not None
     gap, interval = curve.against["always collaborate"]
     span = f" [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]" if interval else ""
     saved = (
-        f"{100 * (1 - gate.cost):.0f} % less"
-        if gate.cost <= 1
-        else f"{100 * (gate.cost - 1):.0f} % more"
+        f"{100 * (1 - router.cost):.0f} % less"
+        if router.cost <= 1
+        else f"{100 * (router.cost - 1):.0f} % more"
     )
-    told = f"The gate scores {100 * gap:+.1f} points{span} against always collaborating"
+    told = f"The router scores {100 * gap:+.1f} points{span} against always collaborating"
     return f"{told}, at {saved} of the strong model's cost, n {curve.n}."
 
 
@@ -85,13 +85,13 @@ def print_curve(curve: Curve, console: Console | None = None) -> None:
 
 
 def write_curve(
-    curve: Curve, folder: str | os.PathLike[str], title: str = "The gate"
+    curve: Curve, folder: str | os.PathLike[str], title: str = "The router"
 ) -> WrittenCurve:
-    """Writes gate_curve.json and gate.html into the folder; the page is one file that asks the
+    """Writes router_curve.json and router.html into the folder; the page is one file that asks the
     network for nothing."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    written = WrittenCurve(target / "gate_curve.json", target / "gate.html")
+    written = WrittenCurve(target / "router_curve.json", target / "router.html")
     document = (
         json.dumps(
             {"schema_version": 1, **curve.to_json()}, indent=1, ensure_ascii=False, allow_nan=False
@@ -102,11 +102,11 @@ def write_curve(
     return written
 
 
-def render_curve(curve: Curve, title: str = "The gate") -> str:
+def render_curve(curve: Curve, title: str = "The router") -> str:
     """The page."""
     environment = page_environment()
     style = asset(environment, "page.css", "series.css")
-    return environment.get_template("gate.html.j2").render(
+    return environment.get_template("router.html.j2").render(
         title=title,
         curve=curve,
         said=sentence(curve),
@@ -119,11 +119,11 @@ def render_curve(curve: Curve, title: str = "The gate") -> str:
 
 
 def chart(curve: Curve) -> Markup:
-    """Score over cost: the gate at every trade as a line, and each other way to route as a
+    """Score over cost: the router at every trade as a line, and each other way to route as a
     point."""
     over: dict[float, Point] = {round(point.cost, 4): point for point in curve.over}
     series = [
-        Line("the gate", "s0", [_mark(point, whisker=False) for _, point in sorted(over.items())])
+        Line("the router", "s0", [_mark(point, whisker=False) for _, point in sorted(over.items())])
     ]
     series += [
         Line(point.name, f"s{number}", [_mark(point)])
@@ -146,7 +146,7 @@ def tables(curve: Curve) -> list[Shown]:
 def series_names(curve: Curve) -> list[str]:
     """The names for the legend, in the order of the chart."""
     return [
-        "the gate, at every trade",
+        "the router, at every trade",
         *(point.name for point in curve.points if point.name != "best there was"),
     ]
 
@@ -162,7 +162,7 @@ def _mark(point: Point, *, whisker: bool = True) -> Mark:
 
 
 def _routing(curve: Curve) -> Shown:
-    heads = ["way to route", "score, %", "95 %", "cost, %", "gate less it"]
+    heads = ["way to route", "score, %", "95 %", "cost, %", "router less it"]
     rows = []
     for point in curve.points:
         gap = curve.against.get(point.name)
@@ -175,8 +175,8 @@ def _routing(curve: Curve) -> Shown:
 
 
 def _routes(curve: Curve) -> Shown:
-    """How often the gate, and whoever knew best, took each route."""
-    points = [point for name in ("gate", "best there was") if (point := curve.point(name))]
+    """How often the router, and whoever knew best, took each route."""
+    points = [point for name in ("router", "best there was") if (point := curve.point(name))]
     rows = [
         [point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)] for point in points
     ]

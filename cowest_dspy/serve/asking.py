@@ -41,8 +41,8 @@ class Router(Protocol):
     def route(
         self, program: Collaboration, outputs: dspy.Prediction, inputs: dict[str, Any]
     ) -> Route:
-        """``outputs`` is what ``program.draft_outputs`` gave; ``inputs`` are the program's. A gate
-        is one (``Gate.load``)."""
+        """``outputs`` is what ``program.draft_outputs`` gave; ``inputs`` are the program's. A router
+        is one (``Router.load``)."""
         ...
 
 

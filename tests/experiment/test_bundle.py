@@ -33,7 +33,7 @@ from cowest_dspy import (
 from cowest_dspy.cli import main
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.experiment.bundle import as_gguf, merged, read_manifest, writing
-from cowest_dspy.optimizers.router import Gate, Head
+from cowest_dspy.optimizers.router import Head, Router
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.store.record import unrecorded
 
@@ -89,14 +89,14 @@ def test_what_is_in_it(whole: Path, finished: Path) -> None:
 
 def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
     head = Head(weights=(0.5,), intercept=0.0)
-    gate = Gate(
+    router = Router(
         features=("draft_words",),
         means=(1.0,),
         scales=(2.0,),
         heads={"helped": head, "hurt": head, "refined": head},
         costs={"weak": 0.0, "strong": 0.9, "collaborate": 1.0},
     )
-    file = gate.save(finished / "run")
+    file = router.save(finished / "run")
     try:
         with Experiment(
             load_config([finished / "run/config.toml"]), finished / "run"
@@ -105,8 +105,8 @@ def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
     finally:
         file.unlink()
     assert (
-        Gate.load(made) == gate
-        and "gate.json" in read_manifest(made).files
+        Router.load(made) == router
+        and "router.json" in read_manifest(made).files
         and verify_bundle(made) == ()
     )
 

@@ -24,7 +24,7 @@ ADAPTER, RECIPE = "adapter", "recipe"
 # What a bundle of this format can hold. A recipe stands in the folder itself, so that nothing
 # beside it can be imported for it.
 _HELD = re.compile(
-    r"README\.md|config\.toml|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
+    r"README\.md|config\.toml|router\.json|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
     rf"|{ADAPTER}/({'|'.join(map(re.escape, FILES))})|{RECIPE}/[^/\\]+\.py"
 )
 # What the Hub's client puts beside a bundle that it downloads: never read.

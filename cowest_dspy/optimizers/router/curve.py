@@ -1,9 +1,9 @@
-"""What a gate costs and scores on held-out examples: a curve over the trade, beside going always
+"""What a router costs and scores on held-out examples: a curve over the trade, beside going always
 one way, and at random.
 
 Cost is that of the strong model, in dollars where all prices are known and not 0, otherwise in
 tokens, as a share of always collaborating. A failure scores 0 here: an endpoint has to answer.
-Where a draft failed, the gate asks the strong model alone.
+Where a draft failed, the router asks the strong model alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
-from cowest_dspy.optimizers.router.model import ROUTES, Gate
+from cowest_dspy.optimizers.router.model import ROUTES, Router
 from cowest_dspy.optimizers.router.observing import Observed
 
 STEPS = tuple(number / 40 for number in range(41))
@@ -55,9 +55,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The gate on ``n`` held-out examples. ``points``: the gate as it was fitted, always one way,
-    at random in the gate's shares, and the cheapest right route that there was (no gate can do
-    better). ``over``: the gate at other trades. ``against``: the gate's mean score less that of
+    """The router on ``n`` held-out examples. ``points``: the router as it was fitted, always one way,
+    at random in the router's shares, and the cheapest right route that there was (no router can do
+    better). ``over``: the router at other trades. ``against``: the router's mean score less that of
     always collaborating, and of its random twin, with 95 % intervals over examples."""
 
     n: int
@@ -76,8 +76,8 @@ class Curve:
         return asdict(self)
 
 
-def gate_curve(gate: Gate, observed: Sequence[Observed]) -> Curve:
-    """What the gate costs and scores on these examples, which it must not have seen: one draft of
+def router_curve(router: Router, observed: Sequence[Observed]) -> Curve:
+    """What the router costs and scores on these examples, which it must not have seen: one draft of
     each.
 
     Raises:
@@ -86,9 +86,9 @@ def gate_curve(gate: Gate, observed: Sequence[Observed]) -> Curve:
     if not observed or len({one.example_id for one in observed}) < len(observed):
         raise ValueError("a curve is of one draft of each of some examples")
     unit, costs = _costs(observed)
-    chosen = [_routed(gate, one, gate.trade) for one in observed]
-    points = [_point("gate", observed, costs, chosen, gate.trade)]
-    routes = ROUTES if "right" in gate.heads else ROUTES[1:]
+    chosen = [_routed(router, one, router.trade) for one in observed]
+    points = [_point("router", observed, costs, chosen, router.trade)]
+    routes = ROUTES if "right" in router.heads else ROUTES[1:]
     points += [
         _point(f"always {route}", observed, costs, [route] * len(observed)) for route in routes
     ]
@@ -96,7 +96,7 @@ def gate_curve(gate: Gate, observed: Sequence[Observed]) -> Curve:
     best = [_cheapest_right(one, cost, routes) for one, cost in zip(observed, costs, strict=True)]
     points += [twin, _point("best there was", observed, costs, best)]
     over = [
-        _point("gate", observed, costs, [_routed(gate, one, step) for one in observed], step)
+        _point("router", observed, costs, [_routed(router, one, step) for one in observed], step)
         for step in STEPS
     ]
     scores = [_score(one, route) for one, route in zip(observed, chosen, strict=True)]
@@ -109,7 +109,7 @@ def gate_curve(gate: Gate, observed: Sequence[Observed]) -> Curve:
         "always strong": _difference(scores, [_score(one, "strong") for one in observed]),
         twin.name: _difference(scores, random),
     }
-    return Curve(len(observed), unit, tuple(points), tuple(over), against, dict(gate.about))
+    return Curve(len(observed), unit, tuple(points), tuple(over), against, dict(router.about))
 
 
 def outcome(parts: Sequence[Part], route: Callable[[Part], str]) -> Outcome:
@@ -150,8 +150,8 @@ def _costs(observed: Sequence[Observed]) -> tuple[str, list[dict[str, float]]]:
     ]
 
 
-def _routed(gate: Gate, one: Observed, trade: float) -> str:
-    return gate.decide(one.features, one.draft, trade=trade).route if one.features else "strong"
+def _routed(router: Router, one: Observed, trade: float) -> str:
+    return router.decide(one.features, one.draft, trade=trade).route if one.features else "strong"
 
 
 def _cheapest_right(one: Observed, cost: Mapping[str, float], routes: Sequence[str]) -> str:
@@ -185,7 +185,7 @@ def _point(
 def _at_random(
     observed: Sequence[Observed], costs: Sequence[Mapping[str, float]], chosen: Sequence[str]
 ) -> Point:
-    """As many of each route as the gate takes, but of any examples: what it is expected to give."""
+    """As many of each route as the router takes, but of any examples: what it is expected to give."""
     shares = {route: count / len(chosen) for route, count in Counter(chosen).items()}
     means = [
         math.fsum(share * _score(one, route) for route, share in shares.items()) for one in observed
@@ -194,7 +194,7 @@ def _at_random(
     spent = math.fsum(share * cost[route] for cost in costs for route, share in shares.items())
     interval = bootstrap_mean_interval([[value] for value in means]) or Interval(0.0, 1.0)
     return Point(
-        "random, in the gate's shares",
+        "random, in the router's shares",
         math.fsum(means) / len(means),
         interval,
         spent / whole,

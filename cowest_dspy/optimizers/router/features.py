@@ -1,4 +1,4 @@
-"""What the gate sees: an input and its draft as a few numbers. Nothing here knows the answer, and
+"""What the router sees: an input and its draft as a few numbers. Nothing here knows the answer, and
 nothing is asked.
 
 Lengths are natural logarithms of 1 + a count, shares are in [0, 1]. A draft that is one of a few

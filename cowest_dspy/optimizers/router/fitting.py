@@ -1,4 +1,4 @@
-"""fit_gate: from what was observed to a Gate. The only place that needs scikit-learn; what it gives
+"""fit_router: from what was observed to a Router. The only place that needs scikit-learn; what it gives
 are plain numbers.
 
 Each head is a logistic regression with an L2 penalty. Its strength is chosen by cross-validation
@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cowest_dspy.errors import GateError
+from cowest_dspy.errors import RouterError
 from cowest_dspy.optimizers.router.curve import Part, costs_of, outcome
 from cowest_dspy.optimizers.router.features import category
-from cowest_dspy.optimizers.router.model import Gate, Head, sigmoid
+from cowest_dspy.optimizers.router.model import Head, Router, sigmoid
 from cowest_dspy.optimizers.router.observing import Observed
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CATEGORIES = 12
 TRADES = tuple(number / 200 for number in range(201))
 
 
-def fit_gate(
+def fit_router(
     observed: Sequence[Observed],
     *,
     choose_on: Sequence[Observed] = (),
@@ -39,29 +39,29 @@ def fit_gate(
     samples: int = 0,
     temperature: float = 1.0,
     seed: int = 0,
-) -> Gate:
-    """The gate that what was observed supports.
+) -> Router:
+    """The router that what was observed supports.
 
     Args:
         observed: of training examples, for instance the traces of a run (:func:`observed_in`).
         choose_on: examples on which the trade is chosen, for instance of the dev split
             (:func:`observe`); they are fitted on too, and judged by predictions that have not seen
             them. By default those of ``observed``.
-        within: mean score, in [0, 1], that the gate may lose against always collaborating there;
+        within: mean score, in [0, 1], that the router may lose against always collaborating there;
             the cheapest such trade is taken.
         samples: further drafts, as the features were made with.
         temperature: of these.
         seed: of the folds, and of further drafts.
 
     Raises:
-        GateError: fewer than 20 examples; or scikit-learn is missing.
+        RouterError: fewer than 20 examples; or scikit-learn is missing.
     """
     rows = [one for one in (*observed, *choose_on) if one.whole]
     chosen = {id(one) for one in choose_on} or {id(one) for one in observed}
     groups = [one.example_id for one in rows]
     if len(set(groups)) < LEAST:
-        raise GateError(
-            f"{len(set(groups))} examples with a draft and both answers: a gate needs {LEAST} at "
+        raise RouterError(
+            f"{len(set(groups))} examples with a draft and both answers: a router needs {LEAST} at "
             "least. Collect on more of them."
         )
     _check_installed()
@@ -73,7 +73,7 @@ def fit_gate(
         for name, targets in _targets(rows).items()
     }
     effects = [abs(_influence(one)) for one in rows if _influence(one)]
-    gate = Gate(
+    router = Router(
         features=names,
         means=means,
         scales=scales,
@@ -93,7 +93,7 @@ def fit_gate(
         for place, one in enumerate(rows)
         if id(one) in chosen
     ]
-    trade, found = _trade(gate, parts, within)
+    trade, found = _trade(router, parts, within)
     about: dict[str, Any] = {
         "examples": len(set(groups)),
         "drafts": len(rows),
@@ -104,15 +104,15 @@ def fit_gate(
             **found,
         },
     }
-    return gate.model_copy(update={"trade": trade, "about": about})
+    return router.model_copy(update={"trade": trade, "about": about})
 
 
 def _check_installed() -> None:
     try:
         import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        raise GateError(
-            'A gate is fitted with scikit-learn: pip install "cowest_dspy[gate]". Using one needs '
+        raise RouterError(
+            'A router is fitted with scikit-learn: pip install "cowest_dspy[router]". Using one needs '
             "nothing more."
         ) from None
 
@@ -316,13 +316,13 @@ def _calibration_error(found: np.ndarray, targets: np.ndarray, weights: np.ndarr
     return total / float(weights.sum())
 
 
-def _trade(gate: Gate, parts: Sequence[Part], within: float) -> tuple[float, dict[str, float]]:
+def _trade(router: Router, parts: Sequence[Part], within: float) -> tuple[float, dict[str, float]]:
     """The trade that costs least among those that lose no more than ``within``; and what it gave
     there."""
     always = outcome(parts, lambda part: "collaborate")
     best, price = None, 0.0
     for trade in TRADES:
-        made = outcome(parts, lambda part, trade=trade: _route(gate, part.of, trade))
+        made = outcome(parts, lambda part, trade=trade: _route(router, part.of, trade))
         if made.score >= always.score - within - 1e-12 and (
             best is None or made.cost < best.cost - 1e-12
         ):
@@ -330,12 +330,12 @@ def _trade(gate: Gate, parts: Sequence[Part], within: float) -> tuple[float, dic
     if (
         best is None
     ):  # Even the best routes lose: what is predicted is not good enough to leave the collaboration.
-        best = outcome(parts, lambda part: _route(gate, part.of, 0.0))
+        best = outcome(parts, lambda part: _route(router, part.of, 0.0))
     return price, {"score": best.score, "cost": best.cost, "score_collaborate": always.score}
 
 
-def _route(gate: Gate, of: Mapping[str, float], trade: float) -> str:
-    return gate.weighed(of, trade=trade).route
+def _route(router: Router, of: Mapping[str, float], trade: float) -> str:
+    return router.weighed(of, trade=trade).route
 
 
 def _logit(share: float) -> float:

@@ -35,9 +35,9 @@ class DraftLikelihood:
         engine = weak._engine_spec
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
-                f"{weak.model} gives no log-probabilities of a given text, which this gate needs: "
+                f"{weak.model} gives no log-probabilities of a given text, which this router needs: "
                 "use a weak model of kind "
-                '"in_process", or fit a gate without them.'
+                '"in_process", or fit a router without them.'
             )
         self._engine, self._model, self._program = engine, weak.model, program
 

@@ -1,9 +1,9 @@
-"""Gate: a few logistic functions of a draft's features as plain numbers, what they decide, and
+"""Router: a few logistic functions of a draft's features as plain numbers, what they decide, and
 their file.
 
-A gate predicts of a draft whether it will help, hurt or change nothing, what the refined answer
+A router predicts of a draft whether it will help, hurt or change nothing, what the refined answer
 will score, and what the draft by itself would. A route's worth is its expected score, less its cost
-times ``trade``; the gate takes the route that is worth most.
+times ``trade``; the router takes the route that is worth most.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cowest_dspy.errors import GateError, faults
+from cowest_dspy.errors import RouterError, faults
 from cowest_dspy.optimizers.router.features import category, draft_features
 from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, note, sampling
 from cowest_dspy.utils.files import write_whole
@@ -35,7 +35,8 @@ Route = Literal["weak", "strong", "collaborate"]
 ROUTES: tuple[Route, ...] = ("weak", "strong", "collaborate")
 """All routes, the cheapest of the strong model first."""
 SCHEMA_VERSION = 1
-FILE = "gate.json"
+ROUTER_FILE = "router.json"
+OLD_FILE = "gate.json"
 
 
 class _Plain(BaseModel):
@@ -60,7 +61,7 @@ class Head(_Plain):
 
 
 class Decision(_Plain):
-    """What the gate says of one draft: probabilities, the expected score of each route, and the
+    """What the router says of one draft: probabilities, the expected score of each route, and the
     route that it takes.
 
     ``right`` and ``scores["weak"]`` are None where a draft holds no answer, and then no draft is
@@ -79,7 +80,7 @@ class Decision(_Plain):
         return max(0.0, 1.0 - self.helped - self.hurt)
 
 
-class Gate(_Plain):
+class Router(_Plain):
     """When to take the draft as the answer, when to ask the strong model alone, and when to have it
     refine the draft.
 
@@ -112,7 +113,7 @@ class Gate(_Plain):
     about: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Gate:
+    def _fits_together(self) -> Router:
         size = len(self.features)
         if not (
             len(self.means) == len(self.scales) == size
@@ -131,10 +132,10 @@ class Gate(_Plain):
         self, found: Mapping[str, float], draft: str = "", *, trade: float | None = None
     ) -> Decision:
         """The decision for a draft with these features (:func:`draft_features`); ``trade`` in place
-        of the gate's own.
+        of the router's own.
 
         Raises:
-            KeyError: a feature is missing that the gate was fitted with.
+            KeyError: a feature is missing that the router was fitted with.
         """
         values = self.standardised(found, draft)
         return self.weighed(
@@ -164,7 +165,7 @@ class Gate(_Plain):
         return Decision(route=route, helped=helped, hurt=hurt, right=right, scores=scores)
 
     def standardised(self, found: Mapping[str, float], draft: str) -> tuple[float, ...]:
-        """The features in the gate's order, less their means, by their scales."""
+        """The features in the router's order, less their means, by their scales."""
         values = [
             float(category(draft) == name[4:]) if name.startswith("is: ") else found[name]
             for name in self.features
@@ -211,34 +212,40 @@ class Gate(_Plain):
         return DraftLikelihood(program)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the gate as JSON: numbers and names, nothing that is executed. A folder gets a
-        ``gate.json``."""
-        target = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        """Writes the router as JSON: numbers and names, nothing that is executed. A folder gets a
+        ``router.json``."""
+        target = Path(path) / ROUTER_FILE if Path(path).is_dir() else Path(path)
         write_whole(
             {target: json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"}
         )
         return target
 
     @classmethod
-    def load(cls, path: str | Path) -> Gate:
-        """The gate in a file, or in the ``gate.json`` of a run or a bundle.
+    def load(cls, path: str | Path) -> Router:
+        """The router in a file, or in the ``router.json`` of a run or a bundle.
 
         Raises:
-            GateError: there is none, or it is damaged or of a newer version.
+            RouterError: there is none, or it is damaged or of a newer version.
         """
-        source = Path(path) / FILE if os.path.isdir(path) else Path(path)
+        source = Path(path) / ROUTER_FILE if os.path.isdir(path) else Path(path)
+        old = source.with_name(OLD_FILE)
+        if not os.path.exists(source) and os.path.exists(old):
+            raise RouterError(
+                f"{old} is a router of an older cowest_dspy, which this one does not read: "
+                "`cowest route RUN` fits one anew."
+            )
         if not os.path.exists(source):
-            raise GateError(f"There is no gate at {source}: `cowest gate RUN` fits one.")
-        values: Any = read_json(source, GateError, "`cowest gate RUN` fits one anew.")
+            raise RouterError(f"There is no router at {source}: `cowest route RUN` fits one.")
+        values: Any = read_json(source, RouterError, "`cowest route RUN` fits one anew.")
         if isinstance(values, dict) and values.get("schema_version", 0) != SCHEMA_VERSION:
-            raise GateError(
+            raise RouterError(
                 f"{source} has schema_version {values.get('schema_version')}, this cowest_dspy "
                 f"reads {SCHEMA_VERSION}."
             )
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise GateError(f"{source} is damaged: {faults(error, 'gate')}.") from None
+            raise RouterError(f"{source} is damaged: {faults(error, 'router')}.") from None
 
 
 class Unseen(Exception):

@@ -46,7 +46,7 @@ class Observed:
 
     @property
     def whole(self) -> bool:
-        """Whether a gate can learn from it: there is a draft, and both answers of the strong model
+        """Whether a router can learn from it: there is a draft, and both answers of the strong model
         have a score."""
         return (
             bool(self.features)
@@ -63,7 +63,7 @@ def observed_in(
     Args:
         samples: so many of an example's other drafts are looked at for "agreement" and "likeness";
             examples with fewer are left out.
-        likelihood: of the weak model that the gate will see drafts of.
+        likelihood: of the weak model that the router will see drafts of.
     """
     groups: dict[tuple[int, str], list[Trace]] = defaultdict(list)
     for trace in traces:

@@ -1,4 +1,4 @@
-"""``cowest gate RUN``: from a run's traces to a gate in its folder, one more arm, a page; the
+"""``cowest route RUN``: from a run's traces to a router in its folder, one more arm, a page; the
 second time nothing is asked."""
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from serving_parts import body, post
 from toy import engine
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.optimizers.router import Gate
+from cowest_dspy.errors import RouterError
+from cowest_dspy.optimizers.router import Router
 
 RECIPE = """
 import random
@@ -89,43 +90,43 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(folder: Path) -> None:
-    assert "no config.toml" in _error(folder, "gate", "nowhere")
+    assert "no config.toml" in _error(folder, "route", "nowhere")
     cowest(folder, "evaluate", "boxes.toml", "--run", "run", "--arm", "strong")
-    assert "cowest collect" in _error(folder, "gate", "run")
+    assert "cowest collect" in _error(folder, "route", "run")
     cowest(folder, "collect", "boxes.toml", "--run", "run")
-    said = cowest(folder, "gate", "run")
+    said = cowest(folder, "route", "run")
     assert (
         "Score and cost (strong tokens) on 24 held-out examples" in said
         and "always collaborate" in said
     )
-    gate = Gate.load(folder / "run")
+    router = Router.load(folder / "run")
     assert (
-        gate.samples == 3
-        and "agreement" in gate.features
-        and "right" in gate.heads
-        and "logprob" not in gate.features
+        router.samples == 3
+        and "agreement" in router.features
+        and "right" in router.heads
+        and "logprob" not in router.features
     )
-    curve = json.loads((folder / "run/gate_curve.json").read_text())
+    curve = json.loads((folder / "run/router_curve.json").read_text())
     points = {point["name"]: point for point in curve["points"]}
     # Drafts of two of the names are always right: they need no strong model.
     assert (
-        points["gate"]["cost"] < 0.8
-        and points["gate"]["score"] >= points["random, in the gate's shares"]["score"]
+        points["router"]["cost"] < 0.8
+        and points["router"]["score"] >= points["random, in the router's shares"]["score"]
     )
     report = json.loads((folder / "run/report.json").read_text())
     arms = {arm["name"]: arm for arm in report["arms"]}
-    assert {"strong", "gated"} <= arms.keys() and len(arms["gated"]["answers"]) == 24
-    routes = [answer["steps"]["route"] for answer in arms["gated"]["answers"]]
-    assert routes.count("weak") == points["gate"]["routes"]["weak"] > 0
-    assert sum(answer["score"] for answer in arms["gated"]["answers"]) / 24 == pytest.approx(
-        points["gate"]["score"]
+    assert {"strong", "routed"} <= arms.keys() and len(arms["routed"]["answers"]) == 24
+    routes = [answer["steps"]["route"] for answer in arms["routed"]["answers"]]
+    assert routes.count("weak") == points["router"]["routes"]["weak"] > 0
+    assert sum(answer["score"] for answer in arms["routed"]["answers"]) / 24 == pytest.approx(
+        points["router"]["score"]
     )
-    assert "behind the gate" in (folder / "run/report.html").read_text()
+    assert "by the router" in (folder / "run/report.html").read_text()
 
     with Experiment(load_config([folder / "run/config.toml"]), folder / "run") as experiment:
         before = experiment.store.calls()
-        assert "gated" in experiment.arm_names()
-    assert "held-out" in cowest(folder, "gate", "run", "--within", "0.05", "--log", "plain")
+        assert "routed" in experiment.arm_names()
+    assert "held-out" in cowest(folder, "route", "run", "--within", "0.05", "--log", "plain")
     with Experiment(load_config([folder / "run/config.toml"]), folder / "run") as experiment:
         assert experiment.store.calls() == before, "nothing is asked twice"
 
@@ -133,8 +134,8 @@ def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(fold
 @pytest.mark.slow
 def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
     cowest(folder, "collect", "boxes.toml", "--run", "run")
-    cowest(folder, "gate", "run")
-    for options, gated in ((), True), (("--no-gate",), False):
+    cowest(folder, "route", "run")
+    for options, routed in ((), True), (("--no-router",), False):
         with running(folder, "boxes.toml", "--run", "run", "--port", "0", *options) as (
             process,
             address,
@@ -150,17 +151,17 @@ def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
                 routes.add(made.headers["x-cowest-route"])
             process.terminate()
             assert process.wait(timeout=60) == 0
-        assert any("gate.json says where" in line for line in said) == gated
-        assert routes == ({"weak"} if gated else {"collaborate"})
+        assert any("router.json says where" in line for line in said) == routed
+        assert routes == ({"weak"} if routed else {"collaborate"})
 
 
 @pytest.mark.slow
 def test_samples_and_likelihood_as_asked_for(folder: Path) -> None:
     cowest(folder, "collect", "boxes.toml", "--run", "run")
-    cowest(folder, "gate", "run", "--samples", "0")
-    gate = Gate.load(folder / "run")
-    assert gate.samples == 0 and "agreement" not in gate.features
-    assert "no log-probabilities" in _error(folder, "gate", "run", "--likelihood")
+    cowest(folder, "route", "run", "--samples", "0")
+    router = Router.load(folder / "run")
+    assert router.samples == 0 and "agreement" not in router.features
+    assert "no log-probabilities" in _error(folder, "route", "run", "--likelihood")
 
 
 def _error(folder: Path, *arguments: str) -> str:
@@ -170,3 +171,12 @@ def _error(folder: Path, *arguments: str) -> str:
         _, error = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in error
     return error
+
+
+def test_the_old_verb_and_file_name_the_new_ones(tmp_path: Path) -> None:
+    assert "`cowest gate` is now `cowest route`" in _error(
+        tmp_path, "gate", "run", "--samples", "0"
+    )
+    (tmp_path / "gate.json").write_text("{}")
+    with pytest.raises(RouterError, match=r"gate\.json is .* older .* `cowest route RUN`"):
+        Router.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Gated: a collaboration behind a gate, as a DSPy module: the draft first, then what it is
+"""Routed: a collaboration behind a router, as a DSPy module: the draft first, then what it is
 worth."""
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import Any
 import dspy
 
 from cowest_dspy.influence.metric import attempt
-from cowest_dspy.optimizers.router.model import Gate, Route
+from cowest_dspy.optimizers.router.model import Route, Router
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.record import note
 
 
-class Gated(dspy.Module):
-    """Drafts, asks the gate, and answers with the draft, with the strong model alone, or with the
+class Routed(dspy.Module):
+    """Drafts, asks the router, and answers with the draft, with the strong model alone, or with the
     refined draft.
 
     The prediction has the answer's fields, ``draft``, and ``route`` ("weak", "strong" or
@@ -24,23 +24,23 @@ class Gated(dspy.Module):
 
     Args:
         program: a bound collaboration.
-        gate: fitted for it (:func:`~cowest_dspy.optimizers.router.fit_gate`), or loaded
-            (:meth:`Gate.load`).
+        router: fitted for it (:func:`~cowest_dspy.optimizers.router.fit_router`), or loaded
+            (:meth:`Router.load`).
     """
 
-    def __init__(self, program: Collaboration, gate: Gate) -> None:
+    def __init__(self, program: Collaboration, router: Router) -> None:
         super().__init__()
-        self.program, self.gate = program, gate
+        self.program, self.router = program, router
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        """The answer by the route that the gate takes."""
+        """The answer by the route that the router takes."""
         drafted = attempt(lambda: self.program.draft_outputs(**inputs))
         # A draft that failed is no failure of the answer that comes without it.
         note(replace(call, left_out=drafted.outputs is None) for call in drafted.calls)
         if drafted.outputs is None:
             return _told("strong", self.program.answered_alone(**inputs), None)
         outputs = dspy.Prediction(**drafted.outputs)
-        route = self.gate.route(self.program, outputs, inputs)
+        route = self.router.route(self.program, outputs, inputs)
         if route == "weak":
             fields = {name: outputs[name] for name in self.program.answer_fields}
             return _told(route, dspy.Prediction(**fields), str(outputs["draft"]))

@@ -1,4 +1,4 @@
-"""The gate: plain numbers that decide where a draft pays, fitted on what was observed, honest on
+"""The router: plain numbers that decide where a draft pays, fitted on what was observed, honest on
 what was not."""
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowest_dspy import Collaboration, Sampling, Store, collect
-from cowest_dspy.errors import GateError
+from cowest_dspy.errors import RouterError
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.optimizers.router import (
     ROUTES,
-    Gate,
-    Gated,
     Head,
     Observed,
+    Routed,
+    Router,
     draft_features,
-    fit_gate,
-    gate_curve,
+    fit_router,
     observe,
     observed_in,
+    router_curve,
 )
 from cowest_dspy.optimizers.router.fitting import _fitted
 from cowest_dspy.report.router_page import sentence, write_curve
@@ -40,7 +40,7 @@ NUMBERS = st.floats(-4, 4)
 
 
 @st.composite
-def gates(draw: st.DrawFn) -> Gate:
+def routers(draw: st.DrawFn) -> Router:
     size = draw(st.integers(1, 4))
     many = st.lists(NUMBERS, min_size=size, max_size=size).map(tuple)
     names = ["helped", "hurt", "refined", *(["right"] if draw(st.booleans()) else [])]
@@ -53,7 +53,7 @@ def gates(draw: st.DrawFn) -> Gate:
         )
         for name in names
     }
-    return Gate(
+    return Router(
         features=tuple(f"f{number}" for number in range(size)),
         means=draw(many),
         scales=draw(st.lists(st.floats(0.1, 3), min_size=size, max_size=size).map(tuple)),
@@ -63,16 +63,16 @@ def gates(draw: st.DrawFn) -> Gate:
     )
 
 
-def features_of(gate: Gate, draw: Callable[[Any], Any]) -> dict[str, float]:
-    return {name: draw(NUMBERS) for name in gate.features}
+def features_of(router: Router, draw: Callable[[Any], Any]) -> dict[str, float]:
+    return {name: draw(NUMBERS) for name in router.features}
 
 
-@given(gates(), st.data())
+@given(routers(), st.data())
 def test_law_a_gate_decides_by_probabilities_and_the_file_decides_alike(
-    gate: Gate, data: st.DataObject
+    router: Router, data: st.DataObject
 ) -> None:
-    found = features_of(gate, data.draw)
-    made = gate.decide(found)
+    found = features_of(router, data.draw)
+    made = router.decide(found)
     assert (
         made.route in ROUTES
         and 0 <= made.helped <= 1
@@ -82,17 +82,17 @@ def test_law_a_gate_decides_by_probabilities_and_the_file_decides_alike(
     assert made.helped + made.same + made.hurt == pytest.approx(1)
     assert all(score is None or 0 <= score <= 1 for score in made.scores.values())
     assert made.route != "weak" or made.right is not None
-    again = Gate.model_validate(json.loads(json.dumps(gate.model_dump(mode="json"))))
-    assert again == gate and again.decide(found) == made
+    again = Router.model_validate(json.loads(json.dumps(router.model_dump(mode="json"))))
+    assert again == router and again.decide(found) == made
 
 
-@given(gates(), st.data())
-def test_law_a_dearer_trade_never_takes_a_dearer_route(gate: Gate, data: st.DataObject) -> None:
-    found = features_of(gate, data.draw)
+@given(routers(), st.data())
+def test_law_a_dearer_trade_never_takes_a_dearer_route(router: Router, data: st.DataObject) -> None:
+    found = features_of(router, data.draw)
     low, high = sorted((data.draw(st.floats(0, 2)), data.draw(st.floats(0, 2))))
-    first, second = gate.decide(found, trade=low), gate.decide(found, trade=high)
-    assert gate.costs[second.route] <= gate.costs[first.route]
-    free = gate.decide(found, trade=0.0)
+    first, second = router.decide(found, trade=low), router.decide(found, trade=high)
+    assert router.costs[second.route] <= router.costs[first.route]
+    free = router.decide(found, trade=0.0)
     scores = [score for score in free.scores.values() if score is not None]
     assert free.scores[free.route] == max(scores)
 
@@ -143,9 +143,9 @@ def world(
 
 
 def test_what_a_gate_predicts_is_calibrated_and_says_more_than_the_mean() -> None:
-    gate = fit_gate(world(400, 0, drafts=2), choose_on=world(150, 1, first=1000))
+    router = fit_router(world(400, 0, drafts=2), choose_on=world(150, 1, first=1000))
     for name, share in (("refined", 0.97), ("right", 0.7)):
-        found = gate.about["heads"][name]
+        found = router.about["heads"][name]
         assert (
             found["brier"] < share * found["brier_of_rate"]
             and found["log_loss"] < found["log_loss_of_rate"]
@@ -154,20 +154,20 @@ def test_what_a_gate_predicts_is_calibrated_and_says_more_than_the_mean() -> Non
     fresh = world(3000, 7, first=5000)
     for sure in (True, False):
         rows = [one for one in fresh if (one.features["agreement"] > 0.6) == sure]
-        said = [gate.decide(one.features, one.draft).right or 0 for one in rows]
+        said = [router.decide(one.features, one.draft).right or 0 for one in rows]
         assert np.mean(said) == pytest.approx(
             np.mean([one.scores["weak"] or 0 for one in rows]), abs=0.06
         )
-    assert gate.about["examples"] == 550 and gate.about["drafts"] == 950
+    assert router.about["examples"] == 550 and router.about["drafts"] == 950
 
 
 def test_a_gate_saves_what_it_can_without_losing_more_than_it_may() -> None:
-    gate = fit_gate(world(400, 0, drafts=2), choose_on=world(300, 1, first=1000))
-    curve = gate_curve(gate, world(1000, 3, first=9000))
+    router = fit_router(world(400, 0, drafts=2), choose_on=world(300, 1, first=1000))
+    curve = router_curve(router, world(1000, 3, first=9000))
     made, always, twin = (
-        curve.point("gate"),
+        curve.point("router"),
         curve.point("always collaborate"),
-        curve.point("random, in the gate's shares"),
+        curve.point("random, in the router's shares"),
     )
     assert made and always and twin
     # A draft that is copied is worth as much by itself; one that is not sure is worth refining.
@@ -190,19 +190,21 @@ def test_a_gate_saves_what_it_can_without_losing_more_than_it_may() -> None:
 
 
 def test_where_nothing_can_be_told_a_gate_promises_nothing() -> None:
-    gate = fit_gate(world(300, 4, known=False), choose_on=world(200, 5, known=False, first=1000))
-    assert (
-        gate.about["heads"]["refined"]["brier"]
-        > 0.97 * gate.about["heads"]["refined"]["brier_of_rate"]
+    router = fit_router(
+        world(300, 4, known=False), choose_on=world(200, 5, known=False, first=1000)
     )
-    curve = gate_curve(gate, world(1000, 6, known=False, first=9000))
-    gap, interval = curve.against["random, in the gate's shares"]
+    assert (
+        router.about["heads"]["refined"]["brier"]
+        > 0.97 * router.about["heads"]["refined"]["brier_of_rate"]
+    )
+    curve = router_curve(router, world(1000, 6, known=False, first=9000))
+    gap, interval = curve.against["random, in the router's shares"]
     assert interval and interval.low <= 0 <= interval.high and abs(gap) < 0.05
 
 
 def test_the_same_observations_give_the_same_numbers_in_any_order_of_drafts() -> None:
     rows = world(60, 8)
-    assert fit_gate(rows) == fit_gate(list(rows))
+    assert fit_router(rows) == fit_router(list(rows))
 
 
 def test_plain_numbers_say_what_scikit_learn_says() -> None:
@@ -225,33 +227,33 @@ def test_graded_scores_and_drafts_that_hold_no_answer() -> None:
         )
         for one in world(100, 9)
     ]
-    gate = fit_gate(rows)
-    assert "right" not in gate.heads and gate.effect == 0.5
-    made = gate.decide({"draft_words": 2.0, "agreement": 0.9}, "a")
+    router = fit_router(rows)
+    assert "right" not in router.heads and router.effect == 0.5
+    made = router.decide({"draft_words": 2.0, "agreement": 0.9}, "a")
     assert made.right is None and made.route == "collaborate"
     refined = made.scores["collaborate"]
     assert refined is not None and refined == pytest.approx(0.7, abs=0.08)
 
 
 def test_too_little_is_said(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"19 examples .* needs 20"):
-        fit_gate(world(19, 0))
-    with pytest.raises(GateError, match="cowest gate RUN"):
-        Gate.load(tmp_path)
-    (tmp_path / "gate.json").write_text("{")
-    with pytest.raises(GateError, match=r"is not JSON: .*fits one anew"):
-        Gate.load(tmp_path)
-    gate = fit_gate(world(40, 0))
-    assert Gate.load(gate.save(tmp_path)) == Gate.load(tmp_path) == gate
-    values = json.loads((tmp_path / "gate.json").read_text())
+    with pytest.raises(RouterError, match=r"19 examples .* needs 20"):
+        fit_router(world(19, 0))
+    with pytest.raises(RouterError, match="cowest route RUN"):
+        Router.load(tmp_path)
+    (tmp_path / "router.json").write_text("{")
+    with pytest.raises(RouterError, match=r"is not JSON: .*fits one anew"):
+        Router.load(tmp_path)
+    router = fit_router(world(40, 0))
+    assert Router.load(router.save(tmp_path)) == Router.load(tmp_path) == router
+    values = json.loads((tmp_path / "router.json").read_text())
     for change, said in (
         ({"schema_version": 9}, "schema_version 9"),
         ({"means": [1.0]}, "damaged"),
         ({"x": 1}, "damaged"),
     ):
-        (tmp_path / "gate.json").write_text(json.dumps({**values, **change}))
-        with pytest.raises(GateError, match=said):
-            Gate.load(tmp_path)
+        (tmp_path / "router.json").write_text(json.dumps({**values, **change}))
+        with pytest.raises(RouterError, match=said):
+            Router.load(tmp_path)
 
 
 # In a program
@@ -282,8 +284,8 @@ class Asked:
         )
 
 
-def constant(route: str) -> Gate:
-    """A gate that takes one route always."""
+def constant(route: str) -> Router:
+    """A router that takes one route always."""
     said = {
         "weak": {"helped": -3.0, "hurt": -3.0, "refined": -2.0, "right": 2.0},
         "strong": {"helped": -3.0, "hurt": 3.0, "refined": -1.0, "right": -2.0},
@@ -291,7 +293,7 @@ def constant(route: str) -> Gate:
     }[route]
     heads = {name: Head(weights=(0.0,), intercept=value) for name, value in said.items()}
     costs = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
-    return Gate(features=("draft_words",), means=(0.0,), scales=(1.0,), heads=heads, costs=costs)
+    return Router(features=("draft_words",), means=(0.0,), scales=(1.0,), heads=heads, costs=costs)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +304,7 @@ def test_a_program_behind_a_gate_asks_only_whom_it_needs(
     route: str, answer: str, calls: int
 ) -> None:
     asked = Asked()
-    made = Gated(asked.program(), constant(route))(question="May the Arbel run?")
+    made = Routed(asked.program(), constant(route))(question="May the Arbel run?")
     assert (made.route, made.answer, made.draft) == (route, answer, "yes")
     assert (asked.weak_calls, asked.strong_calls) == (1, calls)
     assert list(made.keys())[:2] == ["route", "answer"]
@@ -313,7 +315,7 @@ def test_where_no_draft_can_be_had_the_strong_model_answers_and_the_answer_is_no
         raise dspy.lm15.ServerError("down")
 
     asked = Asked(fails)
-    made = attempt(lambda: Gated(asked.program(), constant("weak"))(question="May it run?"))
+    made = attempt(lambda: Routed(asked.program(), constant("weak"))(question="May it run?"))
     assert (
         made.error is None
         and made.outputs
@@ -332,11 +334,11 @@ def test_where_the_gate_cannot_look_the_draft_is_refined() -> None:
         return "yes"
 
     program = Asked(draft).program()
-    gate = constant("weak").model_copy(update={"samples": 2})
+    router = constant("weak").model_copy(update={"samples": 2})
     outputs = program.draft_outputs(question="a")
-    assert gate.route(program, outputs, {"question": "a"}) == "weak"
+    assert router.route(program, outputs, {"question": "a"}) == "weak"
     fails[0] = True
-    assert gate.route(program, outputs, {"question": "a"}) == "collaborate"
+    assert router.route(program, outputs, {"question": "a"}) == "collaborate"
 
 
 def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) -> None:
@@ -348,11 +350,13 @@ def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) ->
     program = Collaboration("question -> answer: Literal['yes', 'no']", draft="direct").bind(
         weak=weak, strong=strong
     )
-    gate = constant("weak").model_copy(update={"samples": 8})
-    found = gate.sampled(program, {"question": "a"})
+    router = constant("weak").model_copy(update={"samples": 8})
+    found = router.sampled(program, {"question": "a"})
     assert set(found) == {"yes", ""}
     with listening() as calls:
-        assert gate.route(program, program.draft_outputs(question="a"), {"question": "a"}) == "weak"
+        assert (
+            router.route(program, program.draft_outputs(question="a"), {"question": "a"}) == "weak"
+        )
     assert len(calls) == 9 and sum(call.left_out for call in calls) == found.count("")
     (seen,) = observe(program, examples(1), match, samples=8)
     assert (
@@ -374,14 +378,14 @@ def test_further_samples_are_the_same_for_the_same_input() -> None:
     strong = ScriptedEngine(lambda request: "no", model="scripted/strong").lm()
     weak = ScriptedEngine(draft, model="scripted/weak").lm()
     program = Collaboration("question -> answer", draft="direct").bind(weak=weak, strong=strong)
-    gate = constant("strong").model_copy(update={"samples": 3})
+    router = constant("strong").model_copy(update={"samples": 3})
     first, second = (
-        gate.sampled(program, {"question": "a"}),
-        gate.sampled(program, {"question": "a"}),
+        router.sampled(program, {"question": "a"}),
+        router.sampled(program, {"question": "a"}),
     )
     assert first == second and len(first) == 3
     assert sorted(seeds[:3]) == sorted(seeds[3:]) and len(set(seeds)) == 3
-    gate.sampled(program, {"question": "b"})
+    router.sampled(program, {"question": "b"})
     assert set(seeds[6:]).isdisjoint(seeds[:3])
 
 
@@ -437,11 +441,11 @@ def test_a_failed_draft_is_left_to_the_strong_model_and_costs_only_that() -> Non
         held[1].scores == {"weak": None, "strong": 0.0, "collaborate": None}
         and not held[1].features
     )
-    curve = gate_curve(constant("weak"), held)
-    made = curve.point("gate")
+    curve = router_curve(constant("weak"), held)
+    made = curve.point("router")
     assert made and made.routes == {"weak": 3, "strong": 1, "collaborate": 0}
     with pytest.raises(ValueError, match="one draft"):
-        gate_curve(constant("weak"), [held[0], held[0]])
+        router_curve(constant("weak"), [held[0], held[0]])
 
 
 @settings(max_examples=10)
@@ -449,7 +453,7 @@ def test_a_failed_draft_is_left_to_the_strong_model_and_costs_only_that() -> Non
 def test_the_page_has_every_way_and_asks_nothing(seed: int) -> None:
     import tempfile
 
-    curve = gate_curve(fit_gate(world(40, seed)), world(30, seed + 1, first=500))
+    curve = router_curve(fit_router(world(40, seed)), world(30, seed + 1, first=500))
     with tempfile.TemporaryDirectory() as folder:
         written = write_curve(curve, folder, "<script>alert(1)</script>")
         page, document = written.html.read_text(), json.loads(written.json.read_text())

@@ -1,4 +1,4 @@
-"""A run's gate: fitted on its traces, the trade chosen on the dev split, and what it gives on the
+"""A run's router: fitted on its traces, the trade chosen on the dev split, and what it gives on the
 test split."""
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from cowest_dspy.errors import GateError
+from cowest_dspy.errors import RouterError
 from cowest_dspy.experiment.summary import kept_traces
 from cowest_dspy.optimizers.router import (
     Curve,
     DraftLikelihood,
-    Gate,
     Observed,
-    fit_gate,
-    gate_curve,
+    Router,
+    fit_router,
     observe,
     observed_in,
+    router_curve,
 )
 from cowest_dspy.optimizers.router.likelihood import scores_drafts
 from cowest_dspy.program.collaboration import Collaboration
@@ -31,23 +31,23 @@ MOST_SAMPLES = 3
 
 
 @dataclass(frozen=True)
-class FittedGate:
-    """A run's gate (also in its folder, as gate.json), and its curve on the held-out examples
-    (gate_curve.json, gate.html)."""
+class FittedRouter:
+    """A run's router (also in its folder, as router.json), and its curve on the held-out examples
+    (router_curve.json, router.html)."""
 
-    gate: Gate
+    router: Router
     curve: Curve
     written: WrittenCurve
 
 
-def run_gate(
+def fit_run_router(
     experiment: Experiment,
     *,
     within: float = 0.01,
     samples: int | None = None,
     likelihood: bool | None = None,
-) -> FittedGate:
-    """Fits the gate of a run, for the best weak model that it has; writes it and its curve into the
+) -> FittedRouter:
+    """Fits the router of a run, for the best weak model that it has; writes it and its curve into the
     run's folder.
 
     The dev split is answered by the strong model with and without the draft, as are test examples
@@ -62,34 +62,34 @@ def run_gate(
             can be had.
 
     Raises:
-        GateError: no traces, or of too few examples; no dev or test examples.
+        RouterError: no traces, or of too few examples; no dev or test examples.
         ConfigError: ``likelihood``, and the weak model's backend gives none.
     """
     traces = kept_traces(experiment.store)
     if not len(traces):
-        raise GateError(
-            f"{experiment.run} has no traces, which a gate learns from: run `cowest collect` on "
+        raise RouterError(
+            f"{experiment.run} has no traces, which a router learns from: run `cowest collect` on "
             "it first."
         )
     program, config = experiment.best, experiment.config
     splits = {name: experiment.splits[name] for name in ("dev", config.evaluate.split)}
     for name, examples in splits.items():
         if not examples:
-            raise GateError(
-                f"The {name} split has no examples, and a gate is chosen and tested on examples "
+            raise RouterError(
+                f"The {name} split has no examples, and a router is chosen and tested on examples "
                 "that it has not seen."
             )
     if samples is None:
         samples = 0 if config.collect.adaptive else min(MOST_SAMPLES, config.collect.drafts - 1)
     wanted = scores_drafts(program) if likelihood is None else likelihood
     scorer = DraftLikelihood(program) if wanted else None
-    with experiment.desk.stage("gate traces", "Looking at the run's traces"):
+    with experiment.desk.stage("router traces", "Looking at the run's traces"):
         learned = observed_in(traces, samples=samples, likelihood=scorer)
     asked = {
         name: _observed(experiment, program, examples, name, samples, scorer)
         for name, examples in splits.items()
     }
-    gate = fit_gate(
+    router = fit_router(
         learned,
         choose_on=asked["dev"],
         within=within,
@@ -97,11 +97,11 @@ def run_gate(
         temperature=config.collect.temperature,
         seed=config.seed,
     )
-    gate.save(experiment.run)
-    curve = gate_curve(gate, asked[config.evaluate.split])
-    written = write_curve(curve, experiment.run, f"{config.name}: the gate")
-    experiment.evaluate(["gated"])
-    return FittedGate(gate, curve, written)
+    router.save(experiment.run)
+    curve = router_curve(router, asked[config.evaluate.split])
+    written = write_curve(curve, experiment.run, f"{config.name}: the router")
+    experiment.evaluate(["routed"])
+    return FittedRouter(router, curve, written)
 
 
 def _observed(
@@ -114,7 +114,7 @@ def _observed(
 ) -> list[Observed]:
     config = experiment.config
     with experiment.desk.stage(
-        f"gate {split}", f"Answering the {split} split in all three ways"
+        f"router {split}", f"Answering the {split} split in all three ways"
     ) as progress:
         return observe(
             program,

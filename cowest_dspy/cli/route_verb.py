@@ -1,4 +1,4 @@
-"""The verb `cowest gate`."""
+"""The verb `cowest route`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import typer
 
 from cowest_dspy.cli.live import console
 from cowest_dspy.cli.verbs import Log, LogAs, running
-from cowest_dspy.errors import GateError
+from cowest_dspy.errors import RouterError
 
 
-def gate(
+def route(
     run: Annotated[Path, typer.Argument(help="A run's folder, with traces.", show_default=False)],
     within: Annotated[
         float,
@@ -47,32 +47,34 @@ def gate(
 
     Fitted on the run's traces, the trade between score and cost chosen on the dev split (answered
     with and without drafts), shown on the test split beside going always one way and at random. It
-    is written to the run as gate.json, plain numbers, which `cowest bundle` takes along and `cowest
-    serve` uses; the curve as gate.html. The run has one more arm then, "gated".
+    is written to the run as router.json, plain numbers, which `cowest bundle` takes along and `cowest
+    serve` uses; the curve as router.html. The run has one more arm then, "routed".
 
-    Example: `cowest gate runs/handbook`
+    Example: `cowest route runs/handbook`
     """
-    from cowest_dspy.experiment.gating import run_gate
+    from cowest_dspy.experiment.routing import fit_run_router
     from cowest_dspy.report.router_page import print_curve
 
     settings = run / "config.toml"
     if not settings.is_file():
         from cowest_dspy.report.runs import meant
 
-        raise GateError(
+        raise RouterError(
             f"{run} is no run's folder: there is no config.toml in it.{meant(run)} `cowest cycle` "
             "makes one."
         )
-    with running([settings], run, None, verb="gate", log=log) as experiment:
-        made = run_gate(experiment, within=within, samples=samples, likelihood=likelihood)
-        point = made.curve.point("gate")
+    with running([settings], run, None, verb="route", log=log) as experiment:
+        made = fit_run_router(experiment, within=within, samples=samples, likelihood=likelihood)
+        point = made.curve.point("router")
         cost = point.cost if point else None
         experiment.store.journal.result(
-            gate=str(experiment.run / "gate.json"), score=point.score if point else None, cost=cost
+            router=str(experiment.run / "router.json"),
+            score=point.score if point else None,
+            cost=cost,
         )
         print_curve(made.curve, console)
         console.print(
-            f"\ngate: {experiment.run / 'gate.json'}, its curve: {made.written.html}",
+            f"\nrouter: {experiment.run / 'router.json'}, its curve: {made.written.html}",
             markup=False,
             soft_wrap=True,
         )
