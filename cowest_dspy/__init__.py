@@ -36,6 +36,7 @@ _HOMES = {
     "KTO": "tuning",
     "LabelledDrafts": "pairs",
     "LineAdapter": "program.adapters",
+    "LocalEngine": "lms",
     "NoiseFloor": "influence.report",
     "Pair": "pairs",
     "PreferencePairs": "pairs",
@@ -48,7 +49,6 @@ _HOMES = {
     "Store": "store.store",
     "StoredTraces": "influence.stored_traces",
     "Trace": "influence.trace",
-    "TransformersEngine": "lms",
     "Weighted": "influence.weighted",
     "build_lm": "lms",
     "chain_of_thought": "program.baselines",
@@ -89,6 +89,7 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "KTO",
     "LabelledDrafts",
     "LineAdapter",
+    "LocalEngine",
     "NoiseFloor",
     "Pair",
     "PreferencePairs",
@@ -101,7 +102,6 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "Store",
     "StoredTraces",
     "Trace",
-    "TransformersEngine",
     "Weighted",
     "build_lm",
     "chain_of_thought",
@@ -121,6 +121,8 @@ __all__ = [  # noqa: RUF022 - checked by a test against _HOMES
     "verify_bundle",
     "write_bundle",
 ]
+
+_RENAMED = {"TransformersEngine": "LocalEngine"}
 
 if TYPE_CHECKING:
     from cowest_dspy.errors import BudgetError as BudgetError
@@ -144,7 +146,7 @@ if TYPE_CHECKING:
     from cowest_dspy.influence.trace import Sampling as Sampling
     from cowest_dspy.influence.trace import Trace as Trace
     from cowest_dspy.influence.weighted import Weighted as Weighted
-    from cowest_dspy.lms import TransformersEngine as TransformersEngine
+    from cowest_dspy.lms import LocalEngine as LocalEngine
     from cowest_dspy.lms import build_lm as build_lm
     from cowest_dspy.optimizers.cowest import CoWest as CoWest
     from cowest_dspy.optimizers.cycle import Cycle as Cycle
@@ -178,6 +180,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Names are looked up when they are first used, so that one part does not load the others."""
+    if name in _RENAMED:
+        raise AttributeError(f"cowest_dspy.{name} is called {_RENAMED[name]} now.")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -35,7 +35,7 @@ from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.stored_traces import Traces
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import ServerEngine, TransformersEngine
+from cowest_dspy.lms import LocalEngine, ServerEngine
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
 from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
@@ -488,7 +488,7 @@ class Experiment:
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, TransformersEngine | ServerEngine | ClusterEngine):
+            if isinstance(engine, LocalEngine | ServerEngine | ClusterEngine):
                 engine.close()
 
     def _arm(self, name: str) -> Arm:

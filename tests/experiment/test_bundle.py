@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from cowest_dspy import (
     Collaboration,
     Experiment,
-    TransformersEngine,
+    LocalEngine,
     load_bundle,
     load_config,
     verify_bundle,
@@ -307,7 +307,7 @@ def test_a_merged_model_says_what_base_and_adapter_say(
             AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits,
             atol=1e-2,
         )
-    answer = TransformersEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
+    answer = LocalEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
     assert answer and not list(out.glob("*.bin"))
     with pytest.raises(BundleError, match="exists: it is not overwritten"):
         merged(bundle, tiny_model, out)

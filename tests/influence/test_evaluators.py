@@ -25,7 +25,7 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import Collaboration, GoldLikelihood, Rubric, TransformersEngine, Weighted
+from cowest_dspy import Collaboration, GoldLikelihood, LocalEngine, Rubric, Weighted
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.agreement import Agreement
@@ -202,7 +202,7 @@ def test_a_run_pays_the_judge_once(tmp_path: Path) -> None:
 
 
 def tiny_together(folder: Path, **settings: Any) -> Collaboration:
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     program = Collaboration("question -> working, answer", draft="knowledge")
     return program.bind(
         weak=ScriptedEngine(lambda request: "a draft").lm(),

@@ -16,9 +16,9 @@ from scripted import match, questions
 
 from cowest_dspy import (
     Collaboration,
+    LocalEngine,
     SelfConsistency,
     Store,
-    TransformersEngine,
     chain_of_thought,
     super_icl,
 )
@@ -145,7 +145,7 @@ def test_each_sample_has_its_own_seed_and_none_is_served_for_another(tmp_path: P
 
 
 def test_samples_of_a_real_engine_differ_and_come_again(tiny_model: Path) -> None:
-    lm = TransformersEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
+    lm = LocalEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
 
     def texts() -> list[str]:
         made = attempt(

@@ -23,8 +23,8 @@ from cowest_dspy import (
     CoWest,
     Influence,
     LineAdapter,
+    LocalEngine,
     Sampling,
-    TransformersEngine,
     collect,
     tunable,
     tune,
@@ -75,9 +75,7 @@ def taught(folder: Path, model: Path) -> dspy.LM:
         for text in ("a e i", "b c d", "o u a", "x")
     ]
     settings = SFT(max_steps=80, epochs=80, learning_rate=2e-2, precision="fp32")
-    return tune(
-        tunable(TransformersEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder
-    ).lm
+    return tune(tunable(LocalEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder).lm
 
 
 def traces() -> list[Any]:

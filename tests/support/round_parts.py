@@ -15,7 +15,7 @@ from cowest_dspy import (
     Collaboration,
     CoWest,
     LineAdapter,
-    TransformersEngine,
+    LocalEngine,
     tunable,
     tune,
 )
@@ -53,7 +53,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dspy.L
         for text in texts
     ]
     settings = SFT(max_steps=80, epochs=80, learning_rate=2e-2, precision="fp32")
-    weak = tunable(TransformersEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
+    weak = tunable(LocalEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
     return tune(weak, rows, "sft", settings, tmp_path_factory.mktemp("taught") / "adapter").lm
 
 

@@ -201,13 +201,13 @@ def test_one_process_is_this_one_and_takes_what_one_process_takes(
 def test_the_file_for_a_cpu_trains_as_one_process_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy import TransformersEngine, tunable, tune
+    from cowest_dspy import LocalEngine, tunable, tune
 
     given: list[Any] = []
     monkeypatch.setattr(
         provider, "launch", lambda *a, **b: given.append(b["processes"]) or launch(*a, **b)
     )
-    weak = tunable(TransformersEngine(str(tiny_model)).lm())
+    weak = tunable(LocalEngine(str(tiny_model)).lm())
     how = SFT(**quick(epochs=2, micro_batch_size=1), lora=LORA)
     one = tune(weak, sft_rows(7), "sft", how, tmp_path / "one", seed=5)
     two = tune(weak, sft_rows(7), "sft", how, tmp_path / "two", seed=5, processes=CPU)
