@@ -294,6 +294,6 @@ def _remedy(trace: Trace, kind: str) -> str:
     if trace.draft:
         return "raise [strong] max_tokens"
     return (
-        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), "
+        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] num_train_epochs), "
         "until its drafts come to an end"
     )

@@ -52,7 +52,9 @@ MIPRO = {
 
 
 def cowest(run: Path) -> CoWest:
-    tuner = DPO(max_steps=2, precision="fp32", batch_size=2)
+    tuner = DPO(
+        max_steps=2, bf16=False, per_device_train_batch_size=2, gradient_accumulation_steps=1
+    )
     return CoWest(match, tuner, 6, ALWAYS, pairs=FEW, max_failed=1.0, run=run)
 
 

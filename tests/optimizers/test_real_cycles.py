@@ -68,7 +68,12 @@ def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path
     ]
     weights = CoWest(
         short,
-        DPO(max_steps=2, batch_size=2, learning_rate=1e-3),
+        DPO(
+            max_steps=2,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
+        ),
         3,
         RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}),
         pairs=PairRules.model_validate({"least": 1, "margin": 0.01}),

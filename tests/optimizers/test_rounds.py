@@ -112,7 +112,13 @@ def test_without_a_valset_a_fifth_of_the_trainset_decides(
 def test_sft_on_the_chosen_drafts_is_a_tuner_too(
     student: Collaboration, optimizer: Callable[..., CoWest]
 ) -> None:
-    settings = SFT(max_steps=2, precision="fp32", batch_size=2, learning_rate=1e-3)
+    settings = SFT(
+        max_steps=2,
+        bf16=False,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+    )
     made = optimizer(tuner=settings, **ALWAYS).compile(
         student, trainset=examples("train", 10), valset=examples("dev", 4)
     )
@@ -125,7 +131,13 @@ def test_sft_on_the_chosen_drafts_is_a_tuner_too(
 def test_kto_learns_from_labelled_drafts_that_need_no_pair(
     student: Collaboration, optimizer: Callable[..., CoWest]
 ) -> None:
-    settings = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
+    settings = KTO(
+        max_steps=2,
+        bf16=False,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+    )
     # The strong model alone says no: where that is right, a draft with many vowels hurts.
     wrong = [
         dspy.Example(**{**one.toDict(), "answer": "no"}).with_inputs("question")
@@ -152,7 +164,13 @@ def labelled_by(examples: list[dspy.Example], answer: str) -> list[dspy.Example]
     ]
 
 
-QUICK_KTO = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
+QUICK_KTO = KTO(
+    max_steps=2,
+    bf16=False,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=1,
+    learning_rate=1e-3,
+)
 
 
 @pytest.mark.slow

@@ -74,8 +74,10 @@ def taught(folder: Path, model: Path) -> dspy.LM:
         for number in range(4)
         for text in ("a e i", "b c d", "o u a", "x")
     ]
-    settings = SFT(max_steps=80, epochs=80, learning_rate=2e-2, precision="fp32")
-    return tune(tunable(LocalEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder).lm
+    settings = SFT(max_steps=80, num_train_epochs=80, learning_rate=2e-2, bf16=False)
+    return tune(
+        tunable(LocalEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder
+    ).lm
 
 
 def traces() -> list[Any]:
@@ -127,7 +129,7 @@ def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
         weak=weak, strong=ScriptedEngine(many_vowels, model="scripted/strong").lm()
     )
     optimizer = CoWest(
-        right, DPO(max_steps=2, batch_size=2, precision="fp32"), drafts=6, run=folder,
+        right, DPO(max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1, bf16=False), drafts=6, run=folder,
         rounds=RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}), pairs=PairRules.model_validate({"least": 2}),
         max_failed=1.0,
     )  # fmt: skip

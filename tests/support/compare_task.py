@@ -81,8 +81,9 @@ max_failed = 1.0
 least = 2
 [dpo]
 max_steps = 2
-precision = "fp32"
-batch_size = 2
+bf16 = false
+per_device_train_batch_size = 2
+gradient_accumulation_steps = 1
 [rounds]
 least_gain = -1
 confidence = 0.5
