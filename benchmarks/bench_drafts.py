@@ -79,10 +79,10 @@ def ask_all(engine: Any, asked: Sequence[Any], threads: int) -> Measured:
 
 def engine_of(batch: int) -> Any:
     """Our engine, its weights loaded and warm."""
-    from cowest_dspy.lms import TransformersEngine
+    from cowest_dspy.lms import LocalEngine
     from cowest_dspy.store import serialize
 
-    engine = TransformersEngine(MODEL, max_batch=batch)
+    engine = LocalEngine(MODEL, max_batch=batch)
     engine.complete(
         serialize.request_from_messages(
             engine.model_id, [{"role": "user", "content": "Hello"}], max_tokens=4

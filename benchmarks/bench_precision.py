@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.report import wilson_interval
 from cowest_dspy.utils import importing
 
@@ -43,7 +43,7 @@ def measure(precision: str, count: int) -> dict[str, Any]:
     """Seconds, peak GiB, answers and which of them are right, for one precision in this process."""
     handbook = importing.load(f"{ROOT / 'programs/handbook.py'}:examples")
     program = importing.load(f"{ROOT / 'programs/handbook.py'}:program")()
-    engine = TransformersEngine(MODEL, dtype=precision, max_batch=64)
+    engine = LocalEngine(MODEL, dtype=precision, max_batch=64)
     program = program.bind(strong=engine.lm(temperature=0.0, max_tokens=48))
     rows = handbook("dev")[:count]
     program.refined(rows[0]["notes"], question=rows[0]["question"])

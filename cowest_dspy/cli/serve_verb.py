@@ -192,12 +192,12 @@ def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboratio
 def _wake(program: Collaboration) -> None:
     """Loads models of this machine, and starts servers of ours, before the first request comes, by
     one token."""
-    from cowest_dspy.lms import ServerEngine, TransformersEngine
+    from cowest_dspy.lms import LocalEngine, ServerEngine
     from cowest_dspy.store.record import EXPECTED_FAILURES, failure, unrecorded
 
     drafting = [program.weak] if program.draft.predictors() else []
     for lm in map(unrecorded, [*drafting, program.strong]):
-        if isinstance(getattr(lm, "engine", None), TransformersEngine | ServerEngine):
+        if isinstance(getattr(lm, "engine", None), LocalEngine | ServerEngine):
             try:
                 lm.copy(max_tokens=1)("Hello")
             except EXPECTED_FAILURES as error:

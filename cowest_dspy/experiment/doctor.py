@@ -25,7 +25,7 @@ from cowest_dspy.experiment.forecast import Forecast, Planned, Probe, forecast, 
 from cowest_dspy.experiment.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.experiment.tracking import look_at
 from cowest_dspy.experiment.tuning_forecast import tuning_forecast
-from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, prices
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints, prices
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.program.collaboration import Collaboration
@@ -309,7 +309,7 @@ def _examine_model(visit: _Visit, role: str, settings: LMSettings) -> None:
 def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM) -> bool:
     """Looks at a folder, and loads its weights. Gives whether the model can be asked."""
     engine = lm.engine
-    if not isinstance(engine, TransformersEngine):
+    if not isinstance(engine, LocalEngine):
         raise ConfigError(f"{settings.model} was not built as a model in this process.")
     folder = Path(engine.base_folder)
     tokenizer = weights.load_tokenizer(folder)

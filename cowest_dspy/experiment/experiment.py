@@ -34,7 +34,7 @@ from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
-from cowest_dspy.lms import ServerEngine, TransformersEngine
+from cowest_dspy.lms import LocalEngine, ServerEngine
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
 from cowest_dspy.optimizers.router.model import FILE as GATE
 from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
@@ -487,7 +487,7 @@ class Experiment:
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, TransformersEngine | ServerEngine | ClusterEngine):
+            if isinstance(engine, LocalEngine | ServerEngine | ClusterEngine):
                 engine.close()
 
     def _arm(self, name: str) -> Arm:

@@ -19,7 +19,7 @@ prompts.py      chat messages -> tokens, and what of them can be shared
 streaming.py    a text in pieces, as it comes into being
 turns.py        engines of one process take turns
 batching.py     requests from any number of threads -> batches
-engine.py       TransformersEngine: all of this behind dspy.LM
+engine.py       LocalEngine: all of this behind dspy.LM
 
 Elsewhere:
 keys.py         API keys, held by environment variables
@@ -38,7 +38,7 @@ build.py        ``[weak]``, ``[strong]`` of a TOML -> dspy.LM
 """
 
 from cowest_dspy.lms.build import build_lm
-from cowest_dspy.lms.local.engine import TransformersEngine
+from cowest_dspy.lms.local.engine import LocalEngine
 from cowest_dspy.lms.server import ServerEngine
 
-__all__ = ["ServerEngine", "TransformersEngine", "build_lm"]
+__all__ = ["LocalEngine", "ServerEngine", "build_lm"]

@@ -25,7 +25,7 @@ class ServedAdapters(Protocol):
     one has forgotten them."""
 
     neutral: dict[str, Any]
-    """Fields of a request where it says nothing itself: as in TransformersEngine, and not as the
+    """Fields of a request where it says nothing itself: as in LocalEngine, and not as the
     server would do by itself."""
 
     def know(self, adapter_hash: str, folder: Path) -> None:

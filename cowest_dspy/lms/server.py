@@ -7,11 +7,11 @@ runs, or one that we start.
     weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
     tuned = weak.copy(model=engine.load_adapter(folder))     # the same server, with an adapter
 
-The engine routes on ``request.model``, as TransformersEngine does, and like it owns no cache and no
+The engine routes on ``request.model``, as LocalEngine does, and like it owns no cache and no
 retry; DSPy and the run's store do. It can be copied, pickled and saved with a program: only its
 settings travel. Weights stay in the server.
 
-Unlike TransformersEngine, an equal seed need not give an equal text: in a server the sums depend,
+Unlike LocalEngine, an equal seed need not give an equal text: in a server the sums depend,
 in their last bits, on what shares the batch and what is left of earlier prompts. What was said once
 is in the run's store.
 """

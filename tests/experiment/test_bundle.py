@@ -32,7 +32,7 @@ from cowest_dspy.experiment.bundle import (
     write_bundle,
     writing,
 )
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.router import Gate, Head
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.store.record import unrecorded
@@ -307,7 +307,7 @@ def test_a_merged_model_says_what_base_and_adapter_say(
             AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits,
             atol=1e-2,
         )
-    answer = TransformersEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
+    answer = LocalEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
     assert answer and not list(out.glob("*.bin"))
     with pytest.raises(BundleError, match="exists: it is not overwritten"):
         merged(bundle, tiny_model, out)

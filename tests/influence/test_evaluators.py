@@ -32,7 +32,7 @@ from cowest_dspy.influence.agreement import Agreement
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.judge import PAPER, Criterion
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
@@ -203,7 +203,7 @@ def test_a_run_pays_the_judge_once(tmp_path: Path) -> None:
 
 
 def tiny_together(folder: Path, **settings: Any) -> Collaboration:
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     program = Collaboration("question -> working, answer", draft="knowledge")
     return program.bind(
         weak=ScriptedEngine(lambda request: "a draft").lm(),

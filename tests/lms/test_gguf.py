@@ -166,18 +166,18 @@ def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(
 def test_the_engine_takes_a_gguf_file_and_converts_it_once(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy.lms import TransformersEngine
+    from cowest_dspy.lms import LocalEngine
     from cowest_dspy.store import serialize
 
     monkeypatch.setenv("COWEST_CACHE", str(tmp_path))
-    engine = TransformersEngine(tiny, dtype="float32")
+    engine = LocalEngine(tiny, dtype="float32")
     request = serialize.request_from_messages(
         engine.model_id, [{"role": "user", "content": "hell"}], max_tokens=4
     )
     answer = engine.complete(request)
     (folder,) = (tmp_path / "gguf").iterdir()
     made = folder.stat().st_mtime_ns
-    again = TransformersEngine(tiny, dtype="float32")
+    again = LocalEngine(tiny, dtype="float32")
     assert again.model_id == engine.model_id and serialize.response_text(
         again.complete(request)
     ) == serialize.response_text(answer)

@@ -16,7 +16,7 @@ from tiny import make_adapter
 from torch import nn
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import attention, int8, weights
 from cowest_dspy.lms.local.int8 import int8_product, quantize
 from cowest_dspy.lms.local.mapped import drop_pages
@@ -148,8 +148,8 @@ def test_a_large_weight_is_rounded_in_parts_as_it_would_be_whole(
 
 def test_an_engine_in_int8_has_a_name_of_its_own_and_answers(tiny_model: Path) -> None:
     plain, small = (
-        TransformersEngine(tiny_model, dtype="float32"),
-        TransformersEngine(tiny_model, dtype="int8"),
+        LocalEngine(tiny_model, dtype="float32"),
+        LocalEngine(tiny_model, dtype="int8"),
     )
     assert small.model_id == f"{plain.model_id}-int8"
     asked = [[{"role": "user", "content": f"Question {i}?"}] for i in range(6)]
@@ -167,7 +167,7 @@ def test_an_engine_in_int8_has_a_name_of_its_own_and_answers(tiny_model: Path) -
 def test_an_adapter_on_int8_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_model, tmp_path / "adapter", seed=1)
     with pytest.raises(ModelError, match="adapters need float weights"):
-        TransformersEngine(tiny_model, dtype="int8").load_adapter(folder)
+        LocalEngine(tiny_model, dtype="int8").load_adapter(folder)
 
 
 def test_rounding_does_not_keep_an_engine_from_sharing_prompts(
@@ -186,7 +186,7 @@ def test_rounding_does_not_keep_an_engine_from_sharing_prompts(
 
     take_over = attention.take_over
     monkeypatch.setattr(attention, "take_over", asked)
-    assert TransformersEngine(tiny_model, dtype="int8")._load().joinable
+    assert LocalEngine(tiny_model, dtype="int8")._load().joinable
     assert seen and all(seen), "all weights were floats when it was asked"
 
 

@@ -202,14 +202,14 @@ def test_the_file_for_a_cpu_trains_as_one_process_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cowest_dspy import tune
-    from cowest_dspy.lms import TransformersEngine
+    from cowest_dspy.lms import LocalEngine
     from cowest_dspy.tuning import tunable
 
     given: list[Any] = []
     monkeypatch.setattr(
         provider, "launch", lambda *a, **b: given.append(b["processes"]) or launch(*a, **b)
     )
-    weak = tunable(TransformersEngine(str(tiny_model)).lm())
+    weak = tunable(LocalEngine(str(tiny_model)).lm())
     how = SFT(**quick(epochs=2, micro_batch_size=1), lora=LORA)
     one = tune(weak, sft_rows(7), "sft", how, tmp_path / "one", seed=5)
     two = tune(weak, sft_rows(7), "sft", how, tmp_path / "two", seed=5, processes=CPU)

@@ -13,7 +13,7 @@ import pytest
 from tuning_rows import LORA, labelled_rows, pair_rows, quick, sft_rows
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.tuning import DPO, KTO, SFT, shared_prompt, stalling, tunable, tune
 
 KINDS: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
@@ -59,7 +59,7 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
         evaluate_every=2,
         checkpoint_steps=1,
     )
-    with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
+    with closing(LocalEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
         before, found = weak("How hot is press 1?"), dtypes()
 
@@ -84,7 +84,7 @@ def test_nothing_rounded_is_left_of_a_training_that_failed(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     already = rounded()
-    with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
+    with closing(LocalEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
         settings = SFT(**quick(epochs=4, precision="bf16", learning_rate=1e30), lora=LORA)
         said = ""

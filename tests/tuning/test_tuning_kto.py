@@ -23,7 +23,7 @@ from tuning_rows import (
 )
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, tunable, tune
 
 
@@ -133,7 +133,7 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
 
 
 def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: Path) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
     tuned = tune(
         weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out", least=2

@@ -16,7 +16,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import QUICK, labelled, pair_rows, quick, says, sft_rows
 
 from cowest_dspy.errors import PairsError, TuningError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.pairs import PreferencePairs, at_least
 from cowest_dspy.pairs.config import PairRules
@@ -40,7 +40,7 @@ from cowest_dspy.tuning import (
 
 @pytest.fixture(scope="module")
 def weak(tiny_model: Path) -> Iterator[dspy.LM]:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     yield tunable(engine.lm(temperature=0.0, max_tokens=8))
     engine.close()
 

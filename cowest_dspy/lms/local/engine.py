@@ -1,7 +1,7 @@
-"""TransformersEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number
+"""LocalEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number
 of threads form batches.
 
-    engine = TransformersEngine("models/SmolLM2-135M-Instruct")
+    engine = LocalEngine("models/SmolLM2-135M-Instruct")
     weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
     tuned = weak.copy(model=engine.load_adapter(folder))     # the same weights, with an adapter
 
@@ -44,7 +44,7 @@ SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "log
 _DEFAULT_MAX_TOKENS = 512
 
 
-class TransformersEngine:
+class LocalEngine:
     """A model folder or Hub id as a DSPy engine on this machine (CPU or one GPU).
 
     Args:
@@ -154,14 +154,14 @@ class TransformersEngine:
         """Lets go of the weights; the next request loads them again."""
         COMPUTE.run(self._let_go)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalEngine:
         return self
 
-    def __copy__(self) -> TransformersEngine:
+    def __copy__(self) -> LocalEngine:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (TransformersEngine.load_state, (self.dump_state(),))
+        return (LocalEngine.load_state, (self.dump_state(),))
 
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings and the folders of its adapters, no
@@ -175,7 +175,7 @@ class TransformersEngine:
         }
 
     @classmethod
-    def load_state(cls, state: dict[str, Any]) -> TransformersEngine:
+    def load_state(cls, state: dict[str, Any]) -> LocalEngine:
         """The process's engine for this state; one per model, however many predictors name it.
 
         Raises:
@@ -330,18 +330,18 @@ class TransformersEngine:
         weights.return_memory()
 
 
-_engines: dict[tuple[str, str], TransformersEngine] = {}
+_engines: dict[tuple[str, str], LocalEngine] = {}
 _engines_lock = threading.Lock()
 
 
 def shared_engine(
     model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None
-) -> TransformersEngine:
+) -> LocalEngine:
     """The process's one engine for these weights and this precision; made when first asked for."""
     key = (str(weights.locate(str(model))), dtype)
     with _engines_lock:
         if key not in _engines:
-            _engines[key] = TransformersEngine(model, dtype=dtype, max_batch=max_batch, name=name)
+            _engines[key] = LocalEngine(model, dtype=dtype, max_batch=max_batch, name=name)
         return _engines[key]
 
 
@@ -349,17 +349,17 @@ class AsyncTransformersEngine:
     """The same engine for ``lm.acall``: waiting happens in a thread, so that the event loop stays
     free."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
+    def __init__(self, engine: LocalEngine) -> None:
         self.engine = engine
 
     async def complete(self, request: Request) -> Response:
-        """As :meth:`TransformersEngine.complete`."""
+        """As :meth:`LocalEngine.complete`."""
         import asyncio
 
         return await asyncio.to_thread(self.engine.complete, request)
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """As :meth:`TransformersEngine.stream`."""
+        """As :meth:`LocalEngine.stream`."""
         import asyncio
 
         events, last = self.engine.stream(request), object()
@@ -367,7 +367,7 @@ class AsyncTransformersEngine:
             yield event
 
     async def aclose(self) -> None:
-        """As :meth:`TransformersEngine.close`."""
+        """As :meth:`LocalEngine.close`."""
         self.engine.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AsyncTransformersEngine:
@@ -380,4 +380,4 @@ class AsyncTransformersEngine:
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> AsyncTransformersEngine:
         """The counterpart of the process's engine for this state."""
-        return cls(TransformersEngine.load_state(state))
+        return cls(LocalEngine.load_state(state))

@@ -18,7 +18,7 @@ class DraftLikelihood:
 
     Args:
         program: bound; its drafter is one predictor, its weak model in process
-            (:class:`~cowest_dspy.TransformersEngine`).
+            (:class:`~cowest_dspy.LocalEngine`).
 
     Raises:
         ProgramError: the drafter has several predictors or none.
