@@ -93,7 +93,7 @@ def measured(strong: dspy.LM, threads: int, calls: int) -> Measured:
             match,
             Sampling(DRAFTS),
             store=store,
-            threads=threads,
+            num_threads=threads,
         )
         seconds, here = time.perf_counter() - started, time.process_time() - cpu
         asked = store.calls() - len(traces)

@@ -146,7 +146,7 @@ def bytes_of(traces: int) -> float:
                 match,
                 Sampling(DRAFTS),
                 store=store,
-                threads=8,
+                num_threads=8,
             )
         return (
             sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / traces

@@ -87,7 +87,12 @@ def kept_arm(
         return arm_from(arm.name, named)
     with part.desk.stage(stage_of(record, arm.name), f"Evaluating {arm.title}") as progress:
         answers = arms.ask_all(
-            asking, examples, part.metric, store=part.store, threads=threads, on_progress=progress
+            asking,
+            examples,
+            part.metric,
+            store=part.store,
+            num_threads=threads,
+            on_progress=progress,
         )
     made = replace(arm, answers=answers)
     part.store.keep(record, arm.name, {**asdict(made), "identity": identity})
@@ -120,7 +125,9 @@ def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
         program = experiment.final
         state = digest(program.dump_state())
         if name == "strong_prompted":
-            return arms.alone_arm(program.measured_anew()), f"{state}, {experiment.strong.model}"
+            return arms.alone_arm(
+                program.with_fresh_baseline()
+            ), f"{state}, {experiment.strong.model}"
         return arms.collaboration_arm(
             program
         ), f"{state}, {program.weak.model}, {experiment.strong.model}"

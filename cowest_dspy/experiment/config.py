@@ -331,6 +331,10 @@ def _anchored_folder(value: Any, folder: Path) -> Any:
     )
 
 
+# Keys that had another name once.
+RENAMED = {"collect.max_failed": "max_errors"}
+
+
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = [f"{where}:"]
     for problem in error.errors(include_url=False):
@@ -341,9 +345,10 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location[:-1])
+            new = RENAMED.get(dotted)
+            meant = f' It is called "{new}" now.' if new else nearest(keys[-1], known)
             lines.append(
-                f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: "
-                f"{', '.join(sorted(known))}"
+                f"  {dotted}: there is no such key.{meant} Known here: {', '.join(sorted(known))}"
             )
         elif (
             problem["type"] == "unknown_keys"

@@ -33,13 +33,12 @@ from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
-from cowest_dspy.influence.stored_traces import Traces
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import LocalEngine, ServerEngine
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
 from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
+from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences, at_least
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
@@ -220,7 +219,7 @@ class Experiment:
             threads=config.at_once("strong"),
             weak_threads=config.at_once("weak"),
             answers=config.collect.answers,
-            max_failed=config.collect.max_failed,
+            max_errors=config.collect.max_errors,
             meaning=self.meaning,
             given=config.pairs.source,
         )
@@ -259,7 +258,7 @@ class Experiment:
                     self.evaluator,
                     self.sampling,
                     store=self.store,
-                    threads=threads,
+                    num_threads=threads,
                     on_progress=progress,
                 )
             known = {"floor": asdict(floor) if floor else None, "identity": identity}
@@ -286,7 +285,7 @@ class Experiment:
                 f"first: {command}"
             )
 
-    def labelled(self) -> LabelledDrafts:
+    def labelled(self) -> UnpairedPreferences:
         """The collected drafts as those that helped and those that hurt, also written to
         ``drafts.jsonl`` in the run folder."""
         drafts = self.rounds.labelled(self.sft())

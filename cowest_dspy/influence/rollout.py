@@ -230,7 +230,7 @@ class Rollout:
             self._refined[draft["draft"]][number] = answer
 
     def _answer_alone(self, number: int) -> None:
-        answer = self._asked(lambda: self._plan.program.answered_alone(**self._inputs), number)
+        answer = self._asked(lambda: self._plan.program.ask_alone(**self._inputs), number)
         with self._lock:
             self._alone[number] = answer
 

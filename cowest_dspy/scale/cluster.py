@@ -3,7 +3,7 @@
 with Cluster(RayRules(address="auto")) as cluster:
     strong = cluster.lm(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY"),
     Shares(workers=4)) collect(program.bind(weak=weak, strong=strong), examples, metric,
-    store=store, threads=4 * 8)
+    store=store, num_threads=4 * 8)
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_law_5_nothing_that_was_answered_is_asked_again(tmp_path: Path) -> None:
                 match,
                 Sampling(drafts=2),
                 store=store,
-                threads=1,
+                num_threads=1,
             )
 
     interrupted = ScriptedEngine(strong, model="scripted/strong")

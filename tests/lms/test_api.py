@@ -387,7 +387,7 @@ def test_a_hosted_strong_model_refines_and_its_failure_is_no_score(tmp_path: Pat
         )
         examples = [example(0, "What?"), example(1, "broken?")]
         traces = collect(
-            program, examples, said_well, Sampling(drafts=4), store=store, max_failed=1.0
+            program, examples, said_well, Sampling(drafts=4), store=store, max_errors=1.0
         )
     good = [trace for trace in traces if trace.example_id == "0"]
     assert {(trace.draft, trace.influence) for trace in good} <= {("good", 1.0), ("bad", 0.0)}

@@ -15,9 +15,11 @@ import dspy
 import pytest
 from scripted import miprov2
 
-from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, LocalEngine, tunable
+from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.tuning import tunable
 
 pytestmark = pytest.mark.slow
 
@@ -77,8 +79,8 @@ def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path
         3,
         RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}),
         pairs=PairRules.model_validate({"least": 1, "margin": 0.01}),
-        max_failed=1.0,
-        run=tmp_path / "run",
+        max_errors=1.0,
+        log_dir=tmp_path / "run",
     )
     larger = LocalEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
     proposing = (engine if prompts == "gepa" else larger).lm(temperature=1.0, max_tokens=200)

@@ -165,7 +165,7 @@ def test_one_rate_limit_holds_for_all_workers_and_refused_calls_are_tried_again(
         )  # pyright: ignore[reportCallIssue]
         store.count_as_strong(model)
         match = lambda example, prediction, trace=None: float(prediction.answer == example.answer)  # noqa: E731
-        traces = collect(program, examples, match, Sampling(2), store=store, threads=32)
+        traces = collect(program, examples, match, Sampling(2), store=store, num_threads=32)
         assert [trace.error for trace in traces if trace.error] == []
         came = sorted(one.at for one in server.received)
         assert server.most_at_once <= 6

@@ -88,7 +88,7 @@ def test_an_odd_draft_fails_alone_in_a_collection_and_is_asked_again(tmp_path: P
         with Store(tmp_path) as store:
             return list(
                 collect(
-                    program, questions(4), match, Sampling(drafts=2), store=store, max_failed=1.0
+                    program, questions(4), match, Sampling(drafts=2), store=store, max_errors=1.0
                 )
             )
 

@@ -16,7 +16,8 @@ RECIPE = (
     toy.RECIPE
     + '''
 import dspy
-from cowest_dspy import LineAdapter, corpus_metric
+from cowest_dspy import LineAdapter
+from cowest_dspy.report.corpus import corpus_metric
 
 ASKED = []
 
@@ -76,7 +77,7 @@ answers = "toy.py:answers"
 {TRAINING}
 [collect]
 drafts = 6
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 2
 [dpo]

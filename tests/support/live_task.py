@@ -84,7 +84,7 @@ source = "task.py:rows"
 inputs = ["question"]
 [collect]
 drafts = 3
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 1
 [strong]

@@ -9,19 +9,12 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import (
-    DPO,
-    SFT,
-    Collaboration,
-    CoWest,
-    LineAdapter,
-    LocalEngine,
-    tunable,
-    tune,
-)
+from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, tune
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.tuning import tunable
 
 VOWELS = 3
 
@@ -90,7 +83,7 @@ def optimizer(tmp_path: Path) -> Callable[..., CoWest]:
         )
         gate = PairRules.model_validate({"least": values.pop("least", 2)})
         return CoWest(
-            match, tuner, 6, rules(**values), pairs=gate, max_failed=1.0, run=tmp_path / folder
+            match, tuner, 6, rules(**values), pairs=gate, max_errors=1.0, log_dir=tmp_path / folder
         )
 
     return make

@@ -62,7 +62,7 @@ learning_rate = 2e-2
 bf16 = false
 [collect]
 drafts = 6
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 2
 [dpo]
