@@ -28,7 +28,7 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy import Collaboration
-from cowest_dspy.store.store import serialize
+from cowest_dspy.store import serialize
 from cowest_dspy.testing import ScriptedEngine
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ class Slow(ScriptedEngine):
     def complete(self, request):
         time.sleep(float((HERE / "latency.txt").read_text()))
         response = super().complete(request)
-        os.write(LOG, f"{wire.request_key(request)}\\n".encode())
+        os.write(LOG, f"{serialize.request_key(request)}\\n".encode())
         return response
 
 
