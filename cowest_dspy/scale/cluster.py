@@ -26,14 +26,13 @@ import dspy
 from cowest_dspy.errors import ClusterError, ConfigError, CowestError, masked
 from cowest_dspy.influence.collection import Tally
 from cowest_dspy.influence.config import MAX_FAILED
-from cowest_dspy.influence.stored_traces import KIND, StoredTraces
+from cowest_dspy.influence.stored_traces import KIND, Saved, StoredTraces
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.scale.coordinator import Coordinator
 from cowest_dspy.scale.shard import (
     Build,
-    Collected,
     Shard,
     Work,
     collect_shard,
@@ -194,7 +193,7 @@ class Cluster:
         try:
             for place, made in enumerate(tasks.run(shards, Tally(max_failed), on_progress)):
                 merge_shard(store, shards[place].folder, kinds=(KIND,))
-                saved.update(made.saved)
+                saved.update(made)
         except BaseException:
             tasks.stop()
             with suppress(CowestError):  # What is left there, the next run takes over.
@@ -237,7 +236,7 @@ class _Tasks:
         import ray
 
         total = sum(len(shard.examples) for shard in shards)
-        waiting, done = list(reversed(shards)), dict[str, Collected]()
+        waiting, done = list(reversed(shards)), dict[str, Saved]()
         for shard in shards:
             while shard.name not in done:
                 while waiting and len(self._open) < 2 * self._slots():
@@ -274,7 +273,7 @@ class _Tasks:
             ray.wait(list(self._open), num_returns=len(self._open)) if self._open else None
 
 
-def _result(ref: Any, shard: Shard) -> Collected:
+def _result(ref: Any, shard: Shard) -> Saved:
     """What a task has given. Raises its own error, without Ray's around it."""
     import ray
 

@@ -23,6 +23,7 @@ import dspy
 from cowest_dspy.errors import ClusterError, StoreError
 from cowest_dspy.influence.collection import Tally, collect
 from cowest_dspy.influence.metric import Metric
+from cowest_dspy.influence.stored_traces import Saved
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.stages import digest
 from cowest_dspy.program.collaboration import Collaboration
@@ -76,14 +77,6 @@ class Work:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Collected:
-    """What became of a shard that is whole: ``saved`` as of ``Traces``."""
-
-    saved: dict[str, int]
-    report: Report
-
-
 def split(
     examples: Sequence[dspy.Example], number: int | None, at_once: int, folder: Path
 ) -> list[Shard]:
@@ -100,8 +93,9 @@ def split(
     return shards
 
 
-def collect_shard(shard: Shard, work: Work, actor: Any) -> Collected | None:
-    """The body of a Ray task: collects a shard into its store. None where it was stopped.
+def collect_shard(shard: Shard, work: Work, actor: Any) -> Saved | None:
+    """The body of a Ray task: collects a shard into its store. Gives ``saved`` of its traces; None
+    where it was stopped.
 
     Raises:
         ClusterError: the run's folder is not here.
@@ -132,7 +126,8 @@ def collect_shard(shard: Shard, work: Work, actor: Any) -> Collected | None:
                     on_progress=here.at,
                     **work.options,
                 )
-            return Collected(dict(made.saved), here.report())
+            coordinator.report(shard.name, here.report())
+            return made.saved
     except KeyboardInterrupt:
         return None
 
