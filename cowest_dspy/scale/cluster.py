@@ -282,7 +282,7 @@ def _result(ref: Any, shard: Shard) -> Saved:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, CowestError):
             raise error.cause from None
-        raise ClusterError(f"A shard failed: {masked(repr(error.cause))}") from error
+        raise ClusterError(f"A shard failed: {masked(repr(error.cause))[:500]}") from error
     except ray.exceptions.RayError as error:
         raise ClusterError(
             f"{MOST_LOST} processes ended with the same {len(shard.examples)} examples under way, "

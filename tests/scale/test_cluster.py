@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +132,27 @@ def test_a_node_that_is_killed_has_its_shards_run_elsewhere_and_nothing_kept_is_
     assert set(asked) == committed(tmp_path)
 
 
+def at_work(cluster: Simulated, folder: Path) -> list[psutil.Process]:
+    """The processes that have the store of a shard of this run open."""
+    every = [process for node in cluster.nodes for process in workers(node)]
+    return [
+        process
+        for process in every
+        if any(
+            file.path.startswith(str(folder)) and file.path.endswith("run.sqlite")
+            for file in process.open_files()
+        )
+    ]
+
+
 def test_a_process_that_is_killed_costs_what_it_had_under_way_and_no_more(
     cluster: Simulated, local: tuple[list[Any], bytes], tmp_path: Path
 ) -> None:
     until(cluster.settled)
     files = [written(tmp_path, latency=0.2), cluster.toml(tmp_path, "num_shards = 4\n")]
     thread, made = in_thread(lambda: collected(files, tmp_path / "run"))
-    until(lambda: len(answered(tmp_path)) > 30)
-    (victim, *_) = workers(cluster.nodes[0]) or workers(cluster.nodes[1])
+    until(lambda: len(answered(tmp_path)) > 30 and bool(at_work(cluster, tmp_path)))
+    (victim, *_) = at_work(cluster, tmp_path)
     os.kill(victim.pid, signal.SIGKILL)
     psutil.wait_procs([victim], timeout=10)
     kept, before = of_shards(tmp_path / "run"), len(answered(tmp_path))
@@ -148,7 +160,7 @@ def test_a_process_that_is_killed_costs_what_it_had_under_way_and_no_more(
     assert made == [local] and kept and not kept & set(answered(tmp_path)[before:])
     with Store(tmp_path / "run") as store:
         bill = store.bill("scripted/strong")
-        assert 0 < bill.killed < 12, "what it had under way counts as spent"
+        assert 0 < bill.killed <= 12, "what it had under way counts as spent"
     twice = len(answered(tmp_path)) - len(set(answered(tmp_path)))
     assert twice <= bill.killed, "asked again is only what was under way"
 
@@ -181,19 +193,24 @@ def number(request: dict[str, Any]) -> str:
     return request["messages"][-1]["content"].partition("Background: ")[2].split("\n")[0] or "none"
 
 
-def limited(model: str, api_base: str) -> tuple[Collaboration, Any]:
-    """A program on a server that allows ten requests a minute."""
-    settings = Api(
-        kind="api",
-        model=model,
-        api_base=api_base,
-        api_key_env="TOY_KEY",
-        requests_per_minute=10,
-    )  # pyright: ignore[reportCallIssue]
-    weak = ScriptedEngine(lambda asked: str(asked["config"]["seed"] % 5), model="scripted/weak")
-    match = lambda example, prediction, trace=None: float(prediction.answer == example.answer)  # noqa: E731
-    program = Collaboration("question -> answer").bind(weak=weak.lm(), strong=build_lm(settings))
-    return program, match
+def limited(model: str, api_base: str) -> Any:
+    """Makes a program on a server that allows ten requests a minute."""
+
+    # Inside, so that it travels by value: a task has none of the modules of the tests.
+    def build() -> tuple[Collaboration, Any]:
+        settings = Api(
+            kind="api",
+            model=model,
+            api_base=api_base,
+            api_key_env="TOY_KEY",
+            requests_per_minute=10,
+        )  # pyright: ignore[reportCallIssue]
+        weak = ScriptedEngine(lambda asked: str(asked["config"]["seed"] % 5), model="scripted/weak")
+        match = lambda example, prediction, trace=None: float(prediction.answer == example.answer)  # noqa: E731
+        program = Collaboration("question -> answer")
+        return program.bind(weak=weak.lm(), strong=build_lm(settings)), match
+
+    return build
 
 
 def test_one_rate_limit_holds_for_all_shards_and_refused_calls_are_tried_again(
@@ -213,7 +230,7 @@ def test_one_rate_limit_holds_for_all_shards_and_refused_calls_are_tried_again(
         Store(tmp_path / "run", budget=Budget(strong_calls=60)) as store,  # pyright: ignore[reportCallIssue]
     ):
         model = f"openai/{server.model}"
-        build = partial(limited, model, server.api_base)
+        build = limited(model, server.api_base)
         traces = ray.collect(build, rows, Sampling(2), store=store, threads=8)
         assert [trace.error for trace in traces if trace.error] == [] and len(traces) == 10
         came = sorted(one.at for one in server.received)
