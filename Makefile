@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 VLLM   := .venv-vllm
 RUN    ?= runs/handbook
 PARALLEL := --numprocesses 2 --dist worksteal
-BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py))) simulate
+BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TASK   := programs/handbook.toml programs/backends/in_process.toml
 # Written when an installation has gone through; older than what it was made from, it is made again.
 STAMP  := $(VENV)/.installed
@@ -93,7 +93,7 @@ $(VLLM)/.installed: benchmarks/vllm-requirements.txt
 	@$(VLLM)/bin/pip uninstall -qq --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	@touch $@
 
-bench: $(LONG) models ## speed beside what one would use instead: tables in build/bench, benchmarks/README.md and docs/scale.md (an hour, idle)
+bench: $(LONG) models ## speed beside what one would use instead: tables in build/bench and benchmarks/README.md (an hour, idle)
 	@$(if $(filter bench_drafts,$(BENCH)),$(MAKE) --no-print-directory vllm,true) || echo "bench: vLLM cannot be installed here, so its row says so"
 	@mkdir -p build/bench
 	@set -e; for name in $(BENCH); do \

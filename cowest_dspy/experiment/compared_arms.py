@@ -86,7 +86,7 @@ class Variants:
         return self.made[name]
 
 
-ASIDE: Any = {"tracking": True, "ray": True, "collect": {"engine"}}
+ASIDE: Any = {"tracking": True, "ray": True}
 """What makes no other variant of it: who is told of it, and where it is worked on."""
 
 

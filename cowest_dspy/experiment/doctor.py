@@ -30,7 +30,7 @@ from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs, possible_inputs
-from cowest_dspy.scale import look_at_cluster
+from cowest_dspy.scale import check_cluster
 from cowest_dspy.tuning import DPO, KTO, SFT
 from cowest_dspy.tuning.rows import sft_rows
 from cowest_dspy.utils.importing import call, load_function, takes
@@ -142,11 +142,9 @@ def examine(
             _surviving(visit, role, settings)
     for found in look_at(config):
         visit.note("run", found.tracker, found.level, found.text)
-    if config.cluster is not None:
-        found = look_at_cluster(
-            config.cluster, {role: getattr(config, role) for role in ROLES if getattr(config, role)}
-        )
-        visit.note("run", "cluster", found.level, found.text)
+    if config.ray is not None:
+        level, text = check_cluster(config.ray, Path("runs") / config.name)
+        visit.note("run", "cluster", level, text)
     for lm in visit.opened:
         # Only now: in a run all weights are in memory together, so they are here.
         getattr(lm.engine, "close", lambda: None)()

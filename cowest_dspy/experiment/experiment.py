@@ -26,15 +26,16 @@ from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
-from cowest_dspy.experiment.models import Models
+from cowest_dspy.experiment.sharding import ShardParts
 from cowest_dspy.experiment.summary import arm_of, run_report
 from cowest_dspy.experiment.tracking import Tracking, check_installed
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
+from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
-from cowest_dspy.lms import LocalEngine, ServerEngine
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
 from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
@@ -42,7 +43,7 @@ from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences, at_least
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
-from cowest_dspy.scale import ClusterEngine
+from cowest_dspy.scale import Cluster, merge_shards
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, tunable
 from cowest_dspy.utils.files import write_whole
@@ -61,7 +62,7 @@ class Experiment:
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
             file of Accelerate's (tuning.md).
         store: an open one, which stays open; ``reuse`` and [budget] are then its own.
-        models: of the run that this is a part of.
+        cluster: of the run that this is a part of.
 
     Raises:
         ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API
@@ -78,17 +79,18 @@ class Experiment:
         reuse: Sequence[str | Path] = (),
         processes: int | str | Path = 1,
         store: Store | None = None,
-        models: Models | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
         settings = TuningSettings.of(config)
         check_prices(config)
         check_steps(config)
         check_installed(config)
-        self._models = models or Models(config)
+        self._cluster = cluster or (Cluster(config.ray) if config.ray else None)
         self.metric: Metric = load_function(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
+        merge_shards(self.store)
         write_whole({self.run / "config.toml": effective_toml(config)})
         self.tracking = Tracking(
             config, self.store, self.watch, on=self._owned
@@ -109,7 +111,8 @@ class Experiment:
                 self.tracking.close(lambda: run_report(self.config, self.store), error)
             finally:
                 self.store.close(error)
-                self._models.close()
+                if self._cluster is not None:
+                    self._cluster.close()
 
     def __enter__(self) -> Experiment:
         return self
@@ -124,7 +127,12 @@ class Experiment:
         store = self.store.within(name)
         watch, processes = Within(name, self.watch), self.desk.processes
         made = Experiment(
-            config, store.folder, watch=watch, processes=processes, store=store, models=self._models
+            config,
+            store.folder,
+            watch=watch,
+            processes=processes,
+            store=store,
+            cluster=self._cluster,
         )
         for role in ROLES:
             if getattr(config, role) == getattr(self.config, role):
@@ -147,20 +155,20 @@ class Experiment:
     @cached_property
     def strong(self) -> dspy.LM:
         """The strong LM."""
-        lm = self._models.lm(self.config, "strong")
+        lm = build_lm(self.config.strong)
         self.store.count_as_strong(lm.model)
         return lm
 
     @cached_property
     def judge(self) -> dspy.LM:
         """The judge's LM: that of [judge], or the strong one."""
-        return self._models.lm(self.config, "judge") if self.config.judge else self.strong
+        return build_lm(self.config.judge) if self.config.judge else self.strong
 
     @cached_property
     def weak(self) -> dspy.LM:
         """The weak LM as it was before any tuning; tunable when its weights are here and its engine
         takes adapters."""
-        lm = self._models.lm(self.config, "weak")
+        lm = build_lm(self.config.weak)
         return tunable(lm) if isinstance(lm.engine, TunableEngine) else lm
 
     @cached_property
@@ -222,7 +230,21 @@ class Experiment:
             max_errors=config.collect.max_errors,
             meaning=self.meaning,
             given=config.pairs.source,
+            collect=self._collect_in_shards if self._cluster and config.ray else collect,
         )
+
+    def _collect_in_shards(
+        self,
+        program: Collaboration,
+        examples: Sequence[dspy.Example],
+        metric: Metric,
+        sampling: Sampling,
+        **options: Any,
+    ) -> Traces:
+        """As ``collect``, on the cluster of [ray]."""
+        assert self._cluster is not None
+        build = ShardParts.of(self.config, program)
+        return self._cluster.collect(build, examples, sampling, **options)
 
     # Stages
 
@@ -460,7 +482,6 @@ class Experiment:
             **dict.fromkeys([*after, "ray"], True),
             "data": {"test"},
             "influence": {"noise"},
-            "collect": {"engine"},
         }
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
@@ -487,7 +508,7 @@ class Experiment:
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, LocalEngine | ServerEngine | ClusterEngine):
+            if isinstance(engine, LocalEngine | ServerEngine):
                 engine.close()
 
     def _arm(self, name: str) -> Arm:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import dspy
@@ -42,7 +43,7 @@ def collect(
     weak_threads: int | None = None,
     answers: int = 1,
     draft_metric: Metric | None = None,
-    max_errors: float = MAX_ERRORS,
+    max_errors: float | Tally = MAX_ERRORS,
     on_progress: Progress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
@@ -67,8 +68,8 @@ def collect(
             scores are averaged.
         draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the
             drafter's outputs and ``draft``.
-        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors; it
-            is looked at from 20 drafts on, and at the end.
+        max_errors: the largest part of drafts that may fail, in [0, 1], as [collect] max_errors; it
+            is looked at from 20 drafts on, and at the end. A :class:`Tally` counts them elsewhere too.
         on_progress: called with (examples done, examples in all).
 
     Raises:
@@ -83,9 +84,8 @@ def collect(
     _check(plan)
     check_inputs(program, examples)
     keeper = _Keeper(store, plan)
-    _roll(
-        plan, examples, keeper, store, (num_threads, weak_threads), _Tally(max_errors), on_progress
-    )
+    tally = max_errors if isinstance(max_errors, Tally) else Tally(max_errors)
+    _roll(plan, examples, keeper, store, (num_threads, weak_threads), tally, on_progress)
     return keeper.traces()
 
 
@@ -125,7 +125,7 @@ def collect_again(
         if trace.example_id in ids
     ]
     keeper = _Keeper(None, plan)
-    _roll(plan, examples, keeper, store, (num_threads, weak_threads), _Tally(1.0), on_progress)
+    _roll(plan, examples, keeper, store, (num_threads, weak_threads), Tally(1.0), on_progress)
     made, saved = keeper.traces(), store.record("saved", str(number)) or {}
     store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
     old, new = _spared(before, plan), _spared(made, plan)
@@ -155,7 +155,7 @@ def _roll(
     keeper: _Keeper,
     ledger: Store | None,
     threads: tuple[int, int | None],
-    tally: _Tally,
+    tally: Tally,
     on_progress: Progress | None,
 ) -> None:
     """Gives the keeper the traces of every example, in their order."""
@@ -248,13 +248,16 @@ class _Keeper:
         self._held, self._since = [], time.monotonic()
 
 
-class _Tally:
-    """Counts failures by kind, and stops the collection when there are too many."""
+@dataclass
+class Tally:
+    """Drafts that are done, and those that failed by kind. ``most`` is the largest part that may
+    fail."""
 
-    def __init__(self, most: float) -> None:
-        self._most, self._done, self._first = most, 0, ""
-        self._remedies: dict[str, str] = {}
-        self._kinds: Counter[str] = Counter()
+    most: float
+    done: int = 0
+    first: str = ""
+    kinds: Counter[str] = field(default_factory=Counter[str])
+    remedies: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, traces: Sequence[Trace], *, last: bool) -> None:
         """Counts the traces of an example; ``last``: there are no more.
@@ -264,20 +267,34 @@ class _Tally:
         """
         for trace in traces:
             if trace.error:
-                self._first = self._first or trace.error
+                self.first = self.first or trace.error
                 kind = failure_kind(trace.error)
-                self._kinds[kind] += 1
-                self._remedies.setdefault(kind, _remedy(trace, kind))
-        self._done += len(traces)
-        failed = self._kinds.total()
-        if failed > self._most * self._done and (last or self._done >= ENOUGH_TO_JUDGE):
-            (kind, _), *_ = self._kinds.most_common(1)
+                self.kinds[kind] += 1
+                self.remedies.setdefault(kind, _remedy(trace, kind))
+        self.done += len(traces)
+        self.check(last=last)
+
+    def plus(self, others: Iterable[Tally]) -> Tally:
+        """The sum of this one and others."""
+        made = replace(self, kinds=self.kinds.copy(), remedies=dict(self.remedies))
+        for other in others:
+            made.done += other.done
+            made.first = made.first or other.first
+            made.kinds.update(other.kinds)
+            made.remedies = {**other.remedies, **made.remedies}
+        return made
+
+    def check(self, *, last: bool) -> None:
+        """Raises CollectionError when too many failed."""
+        failed = self.kinds.total()
+        if failed > self.most * self.done and (last or self.done >= ENOUGH_TO_JUDGE):
+            (kind, _), *_ = self.kinds.most_common(1)
             raise CollectionError(
-                f"{failed} of {self._done} drafts failed ({format_kinds(self._kinds)}), more than "
+                f"{failed} of {self.done} drafts failed ({format_kinds(self.kinds)}), more than "
                 "[collect] max_errors = "
-                f"{self._most}. {_sentence(self._remedies[kind])} and run again, or raise "
+                f"{self.most}. {_sentence(self.remedies[kind])} and run again, or raise "
                 "max_errors; what a store has is not "
-                f"asked again. The first: {self._first}"
+                f"asked again. The first: {self.first}"
             )
 
 

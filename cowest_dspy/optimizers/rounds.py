@@ -125,7 +125,7 @@ class Task:
     gate: keyword arguments of ``preference_pairs``. least: fewer pairs are not trained on. most: no
         more pairs of a round are used. meaning: whatever else answers depend on (prompts, settings,
         code), for the identity of what is kept. given: pairs of the first round that were made
-        elsewhere.
+        elsewhere. collect: in the place of ``collect``, as it.
     """
 
     program: Collaboration
@@ -144,6 +144,7 @@ class Task:
     max_errors: float = MAX_ERRORS
     meaning: str = ""
     given: str | None = None
+    collect: Callable[..., Traces] = collect
 
 
 class Rounds:
@@ -266,7 +267,7 @@ class Rounds:
             traces = (
                 collect_again(*about, **options)
                 if whole
-                else collect(*about, **options, max_errors=task.max_errors)
+                else task.collect(*about, **options, max_errors=task.max_errors)
             )
         store.keep("done", name, {"identity": identity})
         return traces

@@ -183,7 +183,7 @@ class Guard:
             BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
         """
         call = Paying(model == self.strong)
-        self._let_in(call)
+        self.let_in(call)
         token = _paying.set((self, call))
         try:
             yield call
@@ -202,7 +202,7 @@ class Guard:
         Raises:
             BudgetError: as :meth:`paying`.
         """
-        self._let_in(call)
+        self.let_in(call)
         call.attempts += 1
         call.on_retry(call.attempts)
 
@@ -239,7 +239,12 @@ class Guard:
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
-    def _let_in(self, call: Paying) -> None:
+    def let_in(self, call: Paying) -> None:
+        """Counts one more attempt of a call.
+
+        Raises:
+            BudgetError: as :meth:`paying`.
+        """
         with self._lock:
             self._refused = self._refused or self._reached(call)
             if self._refused:

@@ -53,7 +53,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._wakers: set[Waker] = set()
+        self._wakers: set[Waker | Stopping] = set()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -63,11 +63,17 @@ class Stopping:
             for waker in self._wakers:
                 waker.set()
 
+    def set(self) -> None:
+        """As :meth:`stop`: a stretch inside another is stopped with it."""
+        self.stop()
+
     @contextmanager
-    def waking(self, waker: Waker) -> Iterator[None]:
-        """Sets ``waker`` when the stretch is stopped."""
+    def waking(self, waker: Waker | Stopping) -> Iterator[None]:
+        """Sets ``waker`` when the stretch is stopped, or has been."""
         with self._lock:
             self._wakers.add(waker)
+            if self.stopped:
+                waker.set()
         try:
             yield
         finally:
@@ -95,12 +101,14 @@ def stoppable() -> Iterator[None]:
     """Inside it, an exception (Ctrl-C above all) stops every waiting call of threads that run in
     this context.
 
-    Without it a pool of threads is only left when the last of them has waited for its turn.
+    Without it a pool of threads is only left when the last of them has waited for its turn. One
+    inside another is stopped with it.
     """
-    stopping = Stopping()
+    outer, stopping = current_stopping(), Stopping()
     token = _stopping.set(stopping)
     try:
-        yield
+        with outer.waking(stopping):
+            yield
     except BaseException:
         stopping.stop()
         raise
@@ -195,13 +203,10 @@ class Limits:
                     stopping.check_before_sending()
                     with self._lock:
                         mine.clear()
-                        wanted = tokens if self.tokens is None else min(tokens, self.tokens)
-                        seconds = (
-                            self._seconds_until_room(wanted) if self._queue[0] is mine else None
-                        )
-                        if seconds == 0.0:
-                            self._calls, self._taken = self._calls + 1, self._taken + wanted
-                            return Admission(wanted)
+                        found = self._admit(tokens) if self._queue[0] is mine else None
+                        if isinstance(found, Admission):
+                            return found
+                        seconds = found
                     # A stop between the check and the clear would be lost: look again.
                     stopping.check_before_sending()
                     mine.wait(seconds)
@@ -209,6 +214,20 @@ class Limits:
                 with self._lock:
                     self._queue.remove(mine)
                     self._wake_first()
+
+    def try_enter(self, tokens: int = 0) -> Admission | float | None:
+        """As :meth:`enter`, without waiting: where there is no room, the seconds until there may be
+        some, or None where that depends on the end of other calls."""
+        with self._lock:
+            return self._admit(tokens)
+
+    def _admit(self, tokens: int) -> Admission | float | None:
+        wanted = tokens if self.tokens is None else min(tokens, self.tokens)
+        seconds = self._seconds_until_room(wanted)
+        if seconds != 0.0:
+            return seconds
+        self._calls, self._taken = self._calls + 1, self._taken + wanted
+        return Admission(wanted)
 
     def leave(self, admission: Admission, tokens: int | None = None) -> None:
         """Ends a call, and replaces the estimate of its tokens by what it really took, where that
@@ -251,6 +270,7 @@ class Limits:
 
 _shared: dict[tuple[str | None, ...], Limits] = {}
 _shared_lock = threading.Lock()
+_made_by: Callable[[tuple[str | None, ...]], Limits] | None = None
 
 
 def shared_limits(
@@ -262,7 +282,18 @@ def shared_limits(
     A number replaces the one that was set before; None leaves it.
     """
     with _shared_lock:
-        limits = _shared.setdefault(endpoint, Limits())
+        if endpoint not in _shared:
+            _shared[endpoint] = _made_by(endpoint) if _made_by else Limits()
+        limits = _shared[endpoint]
         limits.requests = requests or limits.requests
         limits.tokens = tokens or limits.tokens
         return limits
+
+
+def share_limits(make: Callable[[tuple[str | None, ...]], Limits]) -> None:
+    """Has the limits of every endpoint of this process made by ``make`` from now on: those of
+    several processes can be one."""
+    global _made_by
+    with _shared_lock:
+        _made_by = make
+        _shared.clear()

@@ -77,6 +77,8 @@ class Store:
         budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises
             BudgetError.
         strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
+        known: a file of answers (:meth:`copy_calls`) that are given for the same requests, and cost
+            nothing here.
 
     Raises:
         StoreError: another process holds the folder, it cannot be written, the file is damaged, or
@@ -90,6 +92,7 @@ class Store:
         reuse: Sequence[str | Path] = (),
         budget: Budget | None = None,
         strong: str | None = None,
+        known: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._path, self._part, self.root = self.folder / "run.sqlite", "", self
@@ -104,6 +107,12 @@ class Store:
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
+            self._answers = ["main.calls"]
+            if known is not None:
+                # Immutable: it is read without locks, on storage that many machines share.
+                address = f"{Path(known).resolve().as_uri()}?mode=ro&immutable=1"
+                self._reader.execute("ATTACH DATABASE ? AS known", (address,))
+                self._answers.append("known.calls")
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
             self._rows = self._after_a_kill()
             self._clock, self.guard = Clock(), None
@@ -165,6 +174,49 @@ class Store:
                         "|| response) FROM other.calls"
                     )
                 self._db.execute("DETACH DATABASE other")
+
+    def copy_calls(self, path: Path) -> None:
+        """Writes all answers into a file of their own, for :class:`Store` ``known``."""
+        path.unlink(missing_ok=True)
+        with self._attached(path, "copy"), self._db:
+            self._db.execute("CREATE TABLE copy.calls AS SELECT * FROM main.calls WHERE 0")
+            self._db.execute("INSERT INTO copy.calls SELECT * FROM main.calls")
+            self._db.execute("CREATE UNIQUE INDEX copy.calls_key ON calls (key)")
+
+    def merge(self, folder: Path, *, kinds: Sequence[str] = ()) -> None:
+        """Takes over the calls that the store in another folder has, at what they cost, its
+        failures, and its records of these kinds, in their order. Doing it twice is doing it once.
+
+        An answer to a request that both have answered was paid for twice: it is kept under a key
+        that no request has.
+
+        Raises:
+            StoreError: the other store is in use or damaged; nothing was taken over.
+        """
+        # Opening it brings it to this version, and notes what its process has left under way.
+        with Store(folder) as other, self._attached(other._path, "other"):
+            if self._db.execute(schema.WRONG_CALLS).fetchone()[0]:
+                raise damaged(other._path, "a row is not what was written")
+            with self._db:
+                self._db.execute(schema.MERGE_CALLS)
+                for row in self._db.execute(schema.NEW_FAILURES).fetchall():
+                    self._db.execute(schema.ADD_FAILURE, (next(self._rows), *row))
+                for kind in kinds:
+                    self._db.execute(schema.MERGE_RECORDS, {"part": self._part, "kind": kind})
+            for tokens_in, tokens_out, usd in self._db.execute(schema.MERGED_COSTS).fetchall():
+                answer = {"input_tokens": tokens_in, "output_tokens": tokens_out, "usd": usd}
+                self.spent.answered(answer)
+                self.journal.answered(answer)
+
+    @contextmanager
+    def _attached(self, path: Path, name: str) -> Iterator[None]:
+        """Another file beside this one on the same connection, for one thread."""
+        with self._lock, told(self._path):
+            self._db.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
+            try:
+                yield
+            finally:
+                self._db.execute(f"DETACH DATABASE {name}")
 
     def within(self, name: str) -> Store:
         """The same store for a part of the run: it shares calls, budget and file, and keeps its own
@@ -380,9 +432,12 @@ class Store:
         # On a connection of its own, which sees all that is committed: a question does not wait for
         # the disk.
         with self._reader_lock, told(self._path):
-            row = self._reader.execute(
-                "SELECT request, response, crc FROM calls WHERE key = ?", (key,)
-            ).fetchone()
+            for table in self._answers:
+                row = self._reader.execute(
+                    f"SELECT request, response, crc FROM {table} WHERE key = ?", (key,)
+                ).fetchone()
+                if row is not None:
+                    break
         if row is None:
             return None
         self._check(row[2], key, row[0], row[1])
