@@ -55,8 +55,7 @@ def fit_run_router(
             split.
         samples: further drafts of each input, to see how far they agree; by default up to 3 where
             every train example has so many.
-        likelihood: whether to see how likely the weak model finds its draft; by default where it
-            can be had.
+        likelihood: whether to use the likelihood of drafts; by default where it can be had.
 
     Raises:
         RouterError: no traces, or of too few examples; no dev or test examples.

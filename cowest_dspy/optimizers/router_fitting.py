@@ -200,7 +200,7 @@ def fit_router(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Router:
-    """Fit the router that the observations support.
+    """Fit a router.
 
     Args:
         observed: of training examples, for instance the traces of a run (:func:`observed_in`).
@@ -222,9 +222,7 @@ def fit_router(
     counts = Counter(groups)
     _check_possible(len(counts))
     names = _feature_names(rows)
-    raw = np.array(
-        [[feature_value(name, one.features, one.draft) for name in names] for one in rows]
-    )
+    raw = np.array([_values(one, names) for one in rows])
     means, scales = raw.mean(axis=0), raw.std(axis=0)
     scales[scales < 1e-9] = 1.0
     weights = np.array([1.0 / counts[one] for one in groups])
@@ -246,12 +244,11 @@ def fit_router(
     trade, pays, outcome = _choose_trade(
         router, [rows[place] for place in judged], unseen, weights[judged], within
     )
-    chosen_on = {"examples": len({groups[place] for place in judged}), "within": within, **outcome}
     about = {
         "examples": len(counts),
         "drafts": len(rows),
         "heads": {route: fit.quality for route, fit in fits.items()},
-        "chosen_on": chosen_on,
+        "chosen_on": {"examples": len({groups[k] for k in judged}), "within": within, **outcome},
     }
     return router.model_copy(update={"trade": trade, "pays": pays, "about": about})
 
@@ -269,6 +266,10 @@ def _check_possible(examples: int) -> None:
             'A router is fitted with scikit-learn: pip install "cowest_dspy[router]". Using one '
             "needs nothing more."
         ) from None
+
+
+def _values(one: Observed, names: Sequence[str]) -> list[float]:
+    return [feature_value(name, one.features, one.draft) for name in names]
 
 
 def _feature_names(rows: Sequence[Observed]) -> tuple[str, ...]:
