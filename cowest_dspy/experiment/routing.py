@@ -10,17 +10,14 @@ import dspy
 
 from cowest_dspy.errors import RouterError
 from cowest_dspy.experiment.summary import kept_traces
-from cowest_dspy.optimizers.router import (
-    Curve,
-    DraftLikelihood,
+from cowest_dspy.optimizers.router import DraftLikelihood, Router, scores_drafts
+from cowest_dspy.optimizers.router_curve import Curve, router_curve
+from cowest_dspy.optimizers.router_fitting import (
     Observed,
-    Router,
     fit_router,
     observe,
     observed_in,
-    router_curve,
 )
-from cowest_dspy.optimizers.router.likelihood import scores_drafts
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report.router_page import WrittenCurve, write_curve
 
@@ -47,7 +44,7 @@ def fit_run_router(
     samples: int | None = None,
     likelihood: bool | None = None,
 ) -> FittedRouter:
-    """Fits the router of a run, for the best weak model that it has; writes it and its curve into the
+    """Fit the router of a run for the best weak model that it has; write it and its curve into the
     run's folder.
 
     The dev split is answered by the strong model with and without the draft, as are test examples
@@ -58,12 +55,11 @@ def fit_run_router(
             split.
         samples: further drafts of each input, to see how far they agree; by default up to 3 where
             every train example has so many.
-        likelihood: whether to see how likely the weak model finds its draft; by default where it
-            can be had.
+        likelihood: whether to use the likelihood of drafts; by default where it can be had.
 
     Raises:
         RouterError: no traces, or of too few examples; no dev or test examples.
-        ConfigError: ``likelihood``, and the weak model's backend gives none.
+        ConfigError: ``likelihood``, and the weak model gives none.
     """
     traces = kept_traces(experiment.store)
     if not len(traces):
@@ -73,16 +69,15 @@ def fit_run_router(
         )
     program, config = experiment.best, experiment.config
     splits = {name: experiment.splits[name] for name in ("dev", config.evaluate.split)}
-    for name, examples in splits.items():
-        if not examples:
-            raise RouterError(
-                f"The {name} split has no examples, and a router is chosen and tested on examples "
-                "that it has not seen."
-            )
+    if empty := [name for name, examples in splits.items() if not examples]:
+        raise RouterError(
+            f"The {empty[0]} split has no examples, and a router is chosen and tested on examples "
+            "that it has not seen."
+        )
     if samples is None:
         samples = 0 if config.collect.adaptive else min(MOST_SAMPLES, config.collect.drafts - 1)
-    wanted = scores_drafts(program) if likelihood is None else likelihood
-    scorer = DraftLikelihood(program) if wanted else None
+    likelihood = scores_drafts(program) if likelihood is None else likelihood
+    scorer = DraftLikelihood(program) if likelihood else None
     with experiment.desk.stage("router traces", "Looking at the run's traces"):
         learned = observed_in(traces, samples=samples, likelihood=scorer)
     asked = {

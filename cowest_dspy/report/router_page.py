@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cowest_dspy.influence.intervals import Interval
-from cowest_dspy.optimizers.router.curve import Curve, Point
-from cowest_dspy.optimizers.router.model import ROUTES
+from cowest_dspy.optimizers.router import ROUTES
+from cowest_dspy.optimizers.router_curve import Curve, Point
 from cowest_dspy.report.charts import Curve as Line
 from cowest_dspy.report.charts import Mark, curves
 from cowest_dspy.report.page import asset, page_environment, policy
@@ -25,10 +25,9 @@ from cowest_dspy.utils.safe_text import visible_text
 Shown = tuple[str, list[str], list[list[str]]]
 
 HEADS = {
-    "helped": "the draft helps",
-    "hurt": "the draft hurts",
-    "refined": "the refined answer is right",
-    "right": "the draft is right",
+    "weak": "the draft is right",
+    "strong": "the strong model alone is right",
+    "collaborate": "the refined answer is right",
 }
 
 

@@ -19,7 +19,7 @@ import dspy
 
 from cowest_dspy.errors import CowestError, ProgramError
 from cowest_dspy.influence.metric import Attempt, attempt
-from cowest_dspy.optimizers.router.model import ROUTES, Route
+from cowest_dspy.optimizers.router import ROUTES, Route
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.serve.breaker import Breaker
 from cowest_dspy.serve.config import BreakerRules

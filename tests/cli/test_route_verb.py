@@ -89,7 +89,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(folder: Path) -> None:
+def test_the_verb_fits_a_router_that_the_run_and_its_report_have_from_then_on(folder: Path) -> None:
     assert "no config.toml" in _error(folder, "route", "nowhere")
     cowest(folder, "evaluate", "boxes.toml", "--run", "run", "--arm", "strong")
     assert "cowest collect" in _error(folder, "route", "run")
@@ -103,7 +103,7 @@ def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(fold
     assert (
         router.samples == 3
         and "agreement" in router.features
-        and "right" in router.heads
+        and "weak" in router.heads
         and "logprob" not in router.features
     )
     curve = json.loads((folder / "run/router_curve.json").read_text())
@@ -132,7 +132,7 @@ def test_the_verb_fits_a_gate_that_the_run_and_its_report_have_from_then_on(fold
 
 
 @pytest.mark.slow
-def test_what_is_served_goes_by_the_gate_of_its_run(folder: Path) -> None:
+def test_what_is_served_goes_by_the_router_of_its_run(folder: Path) -> None:
     cowest(folder, "collect", "boxes.toml", "--run", "run")
     cowest(folder, "route", "run")
     for options, routed in ((), True), (("--no-router",), False):

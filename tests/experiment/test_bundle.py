@@ -87,13 +87,13 @@ def test_what_is_in_it(whole: Path, finished: Path) -> None:
             assert not re.search(rb"\.bin|pickle", path.name.encode())
 
 
-def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
+def test_a_router_is_taken_along(finished: Path, tmp_path: Path) -> None:
     head = Head(weights=(0.5,), intercept=0.0)
     router = Router(
         features=("draft_words",),
         means=(1.0,),
         scales=(2.0,),
-        heads={"helped": head, "hurt": head, "refined": head},
+        heads={"strong": head, "collaborate": head},
         costs={"weak": 0.0, "strong": 0.9, "collaborate": 1.0},
     )
     file = router.save(finished / "run")

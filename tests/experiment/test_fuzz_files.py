@@ -218,7 +218,7 @@ def _router(folder: Path) -> None:
     router = Router.model_validate(
         {
             **facts,
-            "heads": dict.fromkeys(("helped", "hurt", "refined"), head),
+            "heads": dict.fromkeys(("strong", "collaborate"), head),
             "costs": {"weak": 0, "strong": 0.5, "collaborate": 1},
         }
     )

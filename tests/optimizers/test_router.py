@@ -7,6 +7,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,17 @@ from hypothesis import strategies as st
 from cowest_dspy import Collaboration, Sampling, Store, collect
 from cowest_dspy.errors import RouterError
 from cowest_dspy.influence.metric import attempt
-from cowest_dspy.optimizers.router import (
-    ROUTES,
-    Head,
+from cowest_dspy.optimizers.router import ROUTES, Head, Routed, Router, draft_features
+from cowest_dspy.optimizers.router_curve import router_curve
+from cowest_dspy.optimizers.router_fitting import (
     Observed,
-    Routed,
-    Router,
-    draft_features,
+    _calibrated,
+    _fit_head,
+    _Rows,
     fit_router,
     observe,
     observed_in,
-    router_curve,
 )
-from cowest_dspy.optimizers.router.fitting import _fitted
 from cowest_dspy.report.router_page import sentence, write_curve
 from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
@@ -43,16 +42,8 @@ NUMBERS = st.floats(-4, 4)
 def routers(draw: st.DrawFn) -> Router:
     size = draw(st.integers(1, 4))
     many = st.lists(NUMBERS, min_size=size, max_size=size).map(tuple)
-    names = ["helped", "hurt", "refined", *(["right"] if draw(st.booleans()) else [])]
-    heads = {
-        name: Head(
-            weights=draw(many),
-            intercept=draw(NUMBERS),
-            slope=draw(st.floats(0, 3)),
-            shift=draw(NUMBERS),
-        )
-        for name in names
-    }
+    names = ["strong", "collaborate", *(["weak"] if draw(st.booleans()) else [])]
+    heads = {name: Head(weights=draw(many), intercept=draw(NUMBERS)) for name in names}
     return Router(
         features=tuple(f"f{number}" for number in range(size)),
         means=draw(many),
@@ -68,33 +59,27 @@ def features_of(router: Router, draw: Callable[[Any], Any]) -> dict[str, float]:
 
 
 @given(routers(), st.data())
-def test_law_a_gate_decides_by_probabilities_and_the_file_decides_alike(
+def test_law_a_router_predicts_scores_and_the_file_routes_alike(
     router: Router, data: st.DataObject
 ) -> None:
     found = features_of(router, data.draw)
-    made = router.decide(found)
-    assert (
-        made.route in ROUTES
-        and 0 <= made.helped <= 1
-        and 0 <= made.hurt <= 1
-        and made.helped + made.hurt <= 1 + 1e-9
-    )
-    assert made.helped + made.same + made.hurt == pytest.approx(1)
-    assert all(score is None or 0 <= score <= 1 for score in made.scores.values())
-    assert made.route != "weak" or made.right is not None
+    scores = router.predict(found)
+    assert all(0 <= score <= 1 for score in scores.values())
+    assert router.choose(scores) in ROUTES and router.choose(scores) in router.heads
     again = Router.model_validate(json.loads(json.dumps(router.model_dump(mode="json"))))
-    assert again == router and again.decide(found) == made
+    assert again == router and again.predict(found) == scores
+    idle = router.model_copy(update={"pays": False})
+    assert idle.choose(scores) == "collaborate"
+    assert idle.choose(scores, 0.0) == router.choose(scores, 0.0)
 
 
 @given(routers(), st.data())
 def test_law_a_dearer_trade_never_takes_a_dearer_route(router: Router, data: st.DataObject) -> None:
-    found = features_of(router, data.draw)
+    scores = router.predict(features_of(router, data.draw))
     low, high = sorted((data.draw(st.floats(0, 2)), data.draw(st.floats(0, 2))))
-    first, second = router.decide(found, trade=low), router.decide(found, trade=high)
-    assert router.costs[second.route] <= router.costs[first.route]
-    free = router.decide(found, trade=0.0)
-    scores = [score for score in free.scores.values() if score is not None]
-    assert free.scores[free.route] == max(scores)
+    first, second = router.choose(scores, low), router.choose(scores, high)
+    assert router.costs[second] <= router.costs[first]
+    assert scores[router.choose(scores, 0.0)] == max(scores.values())
 
 
 @given(st.text(), st.text(), st.lists(st.text(), max_size=3), st.none() | st.floats(-20, 0))
@@ -142,26 +127,23 @@ def world(
     return made
 
 
-def test_what_a_gate_predicts_is_calibrated_and_says_more_than_the_mean() -> None:
+def test_what_a_router_predicts_is_calibrated_and_says_more_than_the_mean() -> None:
     router = fit_router(world(400, 0, drafts=2), choose_on=world(150, 1, first=1000))
-    for name, share in (("refined", 0.97), ("right", 0.7)):
+    for name, share in (("collaborate", 0.97), ("weak", 0.7)):
         found = router.about["heads"][name]
-        assert (
-            found["brier"] < share * found["brier_of_rate"]
-            and found["log_loss"] < found["log_loss_of_rate"]
-        )
+        assert found["brier"] < share * found["brier_of_rate"]
         assert found["calibration_error"] < 0.08
     fresh = world(3000, 7, first=5000)
     for sure in (True, False):
         rows = [one for one in fresh if (one.features["agreement"] > 0.6) == sure]
-        said = [router.decide(one.features, one.draft).right or 0 for one in rows]
+        said = [router.predict(one.features, one.draft)["weak"] for one in rows]
         assert np.mean(said) == pytest.approx(
             np.mean([one.scores["weak"] or 0 for one in rows]), abs=0.06
         )
     assert router.about["examples"] == 550 and router.about["drafts"] == 950
 
 
-def test_a_gate_saves_what_it_can_without_losing_more_than_it_may() -> None:
+def test_a_router_saves_what_it_can_without_losing_more_than_it_may() -> None:
     router = fit_router(world(400, 0, drafts=2), choose_on=world(300, 1, first=1000))
     curve = router_curve(router, world(1000, 3, first=9000))
     made, always, twin = (
@@ -189,17 +171,29 @@ def test_a_gate_saves_what_it_can_without_losing_more_than_it_may() -> None:
     assert "% less of the strong model's cost, n 1000." in sentence(curve)
 
 
-def test_where_nothing_can_be_told_a_gate_promises_nothing() -> None:
-    router = fit_router(
-        world(300, 4, known=False), choose_on=world(200, 5, known=False, first=1000)
-    )
-    assert (
-        router.about["heads"]["refined"]["brier"]
-        > 0.97 * router.about["heads"]["refined"]["brier_of_rate"]
-    )
+def test_where_nothing_can_be_told_a_router_promises_nothing() -> None:
+    unknown = world(200, 5, known=False, first=1000)
+    router = fit_router(world(300, 4, known=False), choose_on=unknown)
+    fit = router.about["heads"]["collaborate"]
+    assert fit.get("brier", 1.0) > 0.97 * fit.get("brier_of_rate", 1.0)
     curve = router_curve(router, world(1000, 6, known=False, first=9000))
     gap, interval = curve.against["random, in the router's shares"]
     assert interval and interval.low <= 0 <= interval.high and abs(gap) < 0.05
+
+
+def test_a_router_that_does_not_pay_is_not_used() -> None:
+    rows = [
+        replace(one, scores={"weak": 0.0, "strong": 0.0, "collaborate": float(number % 4 > 0)})
+        for number, one in enumerate(world(60, 11))
+    ]
+    router = fit_router(rows, samples=2)
+    assert not router.pays and router.about["chosen_on"]["cost"] == 1.0
+    made = router_curve(router, rows).point("router")
+    assert made and made.routes == {"weak": 0, "strong": 0, "collaborate": 60}
+    asked = Asked()
+    program = asked.program()
+    assert Routed(program, router)(question="May it run?").route == "collaborate"
+    assert (asked.weak_calls, asked.strong_calls) == (1, 1), "no further draft is sampled"
 
 
 def test_the_same_observations_give_the_same_numbers_in_any_order_of_drafts() -> None:
@@ -211,10 +205,11 @@ def test_plain_numbers_say_what_scikit_learn_says() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(size=(80, 3))
     targets = (values[:, 0] + generator.normal(size=80) > 0).astype(float)
-    model = _fitted(values, targets, np.ones(80), 1.0)
-    head = Head(weights=tuple(model.coef_[0]), intercept=float(model.intercept_[0]))
-    mine = [head.probability(tuple(row)) for row in values]
+    rows = _Rows(values, np.ones(80), [str(number) for number in range(80)])
+    model, head = _calibrated(rows, targets, np.arange(80)), _fit_head(rows, targets).head
+    mine = [head.predict(tuple(row)) for row in values]
     assert mine == pytest.approx(list(model.predict_proba(values)[:, 1]))
+    assert max(mine) - min(mine) > 0.3
 
 
 def test_graded_scores_and_drafts_that_hold_no_answer() -> None:
@@ -228,11 +223,11 @@ def test_graded_scores_and_drafts_that_hold_no_answer() -> None:
         for one in world(100, 9)
     ]
     router = fit_router(rows)
-    assert "right" not in router.heads and router.effect == 0.5
-    made = router.decide({"draft_words": 2.0, "agreement": 0.9}, "a")
-    assert made.right is None and made.route == "collaborate"
-    refined = made.scores["collaborate"]
-    assert refined is not None and refined == pytest.approx(0.7, abs=0.08)
+    assert "weak" not in router.heads
+    found = router.predict({"draft_words": 2.0, "agreement": 0.9}, "a")
+    assert router.choose(found) == "collaborate"
+    assert found["collaborate"] == pytest.approx(0.7, abs=0.08)
+    assert found["strong"] == pytest.approx(0.25, abs=0.02)
 
 
 def test_too_little_is_said(tmp_path: Path) -> None:
@@ -286,12 +281,7 @@ class Asked:
 
 def constant(route: str) -> Router:
     """A router that takes one route always."""
-    said = {
-        "weak": {"helped": -3.0, "hurt": -3.0, "refined": -2.0, "right": 2.0},
-        "strong": {"helped": -3.0, "hurt": 3.0, "refined": -1.0, "right": -2.0},
-        "collaborate": {"helped": 1.0, "hurt": -3.0, "refined": 2.0, "right": -2.0},
-    }[route]
-    heads = {name: Head(weights=(0.0,), intercept=value) for name, value in said.items()}
+    heads = {one: Head(weights=(0.0,), intercept=2.0 if one == route else -2.0) for one in ROUTES}
     costs = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
     return Router(features=("draft_words",), means=(0.0,), scales=(1.0,), heads=heads, costs=costs)
 
@@ -300,7 +290,7 @@ def constant(route: str) -> Router:
     ("route", "answer", "calls"),
     [("weak", "yes", 0), ("strong", "no", 1), ("collaborate", "no", 1)],
 )
-def test_a_program_behind_a_gate_asks_only_whom_it_needs(
+def test_a_program_behind_a_router_asks_only_whom_it_needs(
     route: str, answer: str, calls: int
 ) -> None:
     asked = Asked()
@@ -325,7 +315,7 @@ def test_where_no_draft_can_be_had_the_strong_model_answers_and_the_answer_is_no
     assert "draft" not in made.outputs
 
 
-def test_where_the_gate_cannot_look_the_draft_is_refined() -> None:
+def test_where_the_router_cannot_look_the_draft_is_refined() -> None:
     fails = [False]
 
     def draft(text: str) -> str:
@@ -351,7 +341,7 @@ def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) ->
         weak=weak, strong=strong
     )
     router = constant("weak").model_copy(update={"samples": 8})
-    found = router.sampled(program, {"question": "a"})
+    found = router.sample_drafts(program, {"question": "a"})
     assert set(found) == {"yes", ""}
     with listening() as calls:
         assert (
@@ -380,12 +370,12 @@ def test_further_samples_are_the_same_for_the_same_input() -> None:
     program = Collaboration("question -> answer", draft="direct").bind(weak=weak, strong=strong)
     router = constant("strong").model_copy(update={"samples": 3})
     first, second = (
-        router.sampled(program, {"question": "a"}),
-        router.sampled(program, {"question": "a"}),
+        router.sample_drafts(program, {"question": "a"}),
+        router.sample_drafts(program, {"question": "a"}),
     )
     assert first == second and len(first) == 3
     assert sorted(seeds[:3]) == sorted(seeds[3:]) and len(set(seeds)) == 3
-    router.sampled(program, {"question": "b"})
+    router.sample_drafts(program, {"question": "b"})
     assert set(seeds[6:]).isdisjoint(seeds[:3])
 
 
