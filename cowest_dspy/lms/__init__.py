@@ -13,7 +13,7 @@ server_process.py  a server that a `command` starts
 lora_gguf.py       a PEFT adapter -> what llama.cpp's server takes
 api.py             ApiEngine
 protocol.py        HTTP within a deadline; the OpenAI protocol
-async_engine.py    any of these for `await lm.acall(...)`
+base_engine.py     what these have in common, and `await lm.acall(...)`
 endpoints.py       whether an endpoint is there, and what it serves
 """
 

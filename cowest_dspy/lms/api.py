@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dspy
-from dspy.lm15 import LM15Error, Request, Response, response_to_events
+from dspy.lm15 import LM15Error, Request, Response
 from dspy.utils.exceptions import (
     LMError,
     LMProviderError,
@@ -32,7 +32,7 @@ from dspy.utils.exceptions import (
 )
 
 from cowest_dspy.lms import protocol
-from cowest_dspy.lms.async_engine import AsyncEngine
+from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.config import Api, Price, read_key
 from cowest_dspy.store import serialize
 from cowest_dspy.store.rate_limit import Limits, retry, shared_limits
@@ -45,7 +45,7 @@ CHARACTERS_PER_TOKEN = 3
 MILLION = 1_000_000
 
 
-class ApiEngine:
+class ApiEngine(BaseEngine):
     """An engine that reaches a hosted model as its settings say.
 
     The key is read from the environment here and stays inside: it is in no saved state, history or
@@ -68,7 +68,8 @@ class ApiEngine:
         limits: Limits | None = None,
         attempt: Callable[[Request], Response] | None = None,
     ) -> None:
-        self.settings, self._attempt = settings, attempt or self.attempt
+        self.settings, self.concurrency = settings, settings.concurrency
+        self._attempt = attempt or self.attempt
         self.limits = limits or shared_limits(
             settings.model,
             settings.api_base,
@@ -127,29 +128,14 @@ class ApiEngine:
         finally:
             self.limits.leave(admission, used)
 
-    def stream(self, request: Request) -> Any:
-        """The finished answer as events: an answer that is not whole could not be tried again."""
-        return response_to_events(self.complete(request))
-
     def dump_state(self) -> dict[str, Any]:
         """The settings. The key is not among them, only the name of its variable."""
         return {"settings": self.settings.model_dump(mode="json")}
-
-    @property
-    def concurrency(self) -> int:
-        """Calls under way at once, at most."""
-        return self.settings.concurrency
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> ApiEngine:
         """The inverse of :meth:`dump_state`; the key is read from the environment."""
         return cls(Api.model_validate(state["settings"]))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).load_state, (self.dump_state(),)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ApiEngine:
-        return self
 
     def attempt(self, request: Request) -> Response:
         """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the

@@ -1,4 +1,4 @@
-"""Requests over HTTP that end within a deadline, and the OpenAI protocol for chats: a request -> the
+"""HTTP requests that end within a deadline, and the OpenAI protocol for chats: a request -> the
 body of a POST, the server's answer -> a Response, a failure -> an error of DSPy.
 
     response = within(120.0, lambda: lm.acall(request))      # blocks, in any thread

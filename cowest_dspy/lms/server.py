@@ -37,12 +37,11 @@ from dspy.lm15 import (
     Response,
     ServerError,
     TransportError,
-    response_to_events,
 )
 
 from cowest_dspy.errors import ModelError, masked
 from cowest_dspy.lms import lora_gguf, protocol
-from cowest_dspy.lms.async_engine import AsyncEngine
+from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.config import Server, read_key
 from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.lms.local.lora import KnownAdapters, load_again
@@ -57,7 +56,7 @@ _OF_THE_LM = ("temperature", "max_tokens", "num_retries", "adapter")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class ServerEngine:
+class ServerEngine(BaseEngine):
     """A server as a DSPy engine. It is first spoken to, or started, at the first request.
 
     Args:
@@ -68,9 +67,6 @@ class ServerEngine:
         ModelError: ``weights`` that cannot be found, or a command without "{port}".
     """
 
-    supports_function_calling = False
-    supports_reasoning = False
-    supports_response_schema = False
     supported_params = frozenset(protocol.SUPPORTED)
 
     base_folder: str
@@ -78,7 +74,7 @@ class ServerEngine:
     takes no adapters, so that the engine counts as tunable only when it is."""
 
     def __init__(self, settings: Server) -> None:
-        self.settings = settings
+        self.settings, self.concurrency = settings, settings.concurrency
         name = Path(settings.model).name
         located = weights.locate(settings.weights) if settings.weights else None
         self.model_id = (
@@ -142,10 +138,6 @@ class ServerEngine:
                 answer = exchange.post(f"{place.url}/chat/completions", json=body)
         return serialize.priced(protocol.response_of(request, answer), 0.0)
 
-    def stream(self, request: Request) -> Any:
-        """The finished answer as a stream of events (the text comes in one piece)."""
-        return response_to_events(self.complete(request))
-
     def close(self) -> None:
         """Stops the server if it was started here, and closes connections; the next request starts
         it again."""
@@ -155,20 +147,6 @@ class ServerEngine:
             client.close()
         if self._process is not None:
             self._process.stop()
-
-    @property
-    def concurrency(self) -> int:
-        """Calls under way at once, at most."""
-        return self.settings.concurrency
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ServerEngine:
-        return self
-
-    def __copy__(self) -> ServerEngine:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ServerEngine.load_state, (self.dump_state(),))
 
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings (an API key only by its variable's

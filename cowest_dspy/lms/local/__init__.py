@@ -1,4 +1,4 @@
-"""A transformers model in this process: for processors and small models; on CUDA the backend is vLLM.
+"""A transformers model in this process, for processors and small models. On CUDA use vLLM.
 
 engine.py      LocalEngine: chat messages -> tokens -> batches -> answers, behind dspy.LM
 scheduler.py   requests of any number of threads -> batches; engines take turns

@@ -33,7 +33,7 @@ import dspy
 from dspy.lm15 import ContextLengthError, InvalidRequestError, Request, Response, TokenLogprob
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms.async_engine import AsyncEngine
+from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.local import attention, likelihood, scheduler, weights
 from cowest_dspy.lms.local.generate import PlainSession, Session
 from cowest_dspy.lms.local.lora import KnownAdapters, Voices, identify, load_again
@@ -45,7 +45,7 @@ SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "log
 _DEFAULT_MAX_TOKENS = 512
 
 
-class LocalEngine:
+class LocalEngine(BaseEngine):
     """A model folder or Hub id as a DSPy engine on this machine (CPU or one GPU).
 
     Args:
@@ -59,9 +59,6 @@ class LocalEngine:
     Weights are loaded at the first request.
     """
 
-    supports_function_calling = False
-    supports_reasoning = False
-    supports_response_schema = False
     supported_params = frozenset(SUPPORTED)
 
     def __init__(
@@ -73,7 +70,7 @@ class LocalEngine:
         name: str | None = None,
     ) -> None:
         self.base_folder = str(weights.locate(str(model)))
-        self.dtype, self.max_batch = dtype, max_batch
+        self.dtype, self.max_batch, self.concurrency = dtype, max_batch, max_batch
         self.name = name or Path(str(model)).name
         precision = "-int8" if dtype == "int8" else ""
         self.model_id = (
@@ -154,20 +151,6 @@ class LocalEngine:
     def close(self) -> None:
         """Lets go of the weights; the next request loads them again."""
         COMPUTE.run(self._let_go)
-
-    @property
-    def concurrency(self) -> int:
-        """Sequences computed together, at most."""
-        return self.max_batch
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LocalEngine:
-        return self
-
-    def __copy__(self) -> LocalEngine:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (LocalEngine.load_state, (self.dump_state(),))
 
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings and the folders of its adapters, no

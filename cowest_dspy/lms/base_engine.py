@@ -1,5 +1,8 @@
-"""An engine for ``await lm.acall(...)``: threads of its own wait for the answers, as many as calls may
-be under way at once."""
+"""What every engine of this package has in common, and its counterpart for ``await lm.acall(...)``.
+
+An engine is shared and never copied: a copy, a pickle or a saved program holds its settings, and
+gives the process's one engine for them.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,49 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
 
-from dspy.lm15 import Request, Response
+from dspy.lm15 import Request, Response, response_to_events
+
+
+class BaseEngine:
+    """An engine of ``dspy.LM``: ``complete(Request) -> Response``, ``concurrency`` calls at
+    once."""
+
+    supports_function_calling = False
+    supports_reasoning = False
+    supports_response_schema = False
+    concurrency: int
+
+    def complete(self, request: Request) -> Response:
+        """The answer to one request."""
+        raise NotImplementedError
+
+    def stream(self, request: Request) -> Any:
+        """The finished answer as events; its text comes in one piece."""
+        return response_to_events(self.complete(request))
+
+    def dump_state(self) -> dict[str, Any]:
+        """What is needed to make the engine again, as JSON takes it; no secret."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any]) -> Any:
+        """The engine for this state."""
+        raise NotImplementedError
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self).load_state, (self.dump_state(),))
 
 
 class AsyncEngine:
-    """The asynchronous counterpart of an engine whose class is ``kind``; the engine's
-    ``concurrency`` is how many calls may wait at once."""
+    """The asynchronous counterpart of an engine of the class ``kind``: threads of its own wait."""
 
-    kind: ClassVar[Any]
+    kind: ClassVar[type[BaseEngine]]
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
