@@ -25,7 +25,8 @@ from cowest_dspy.experiment.forecast import Forecast, Planned, Probe, forecast, 
 from cowest_dspy.experiment.probing import Level, Task, ask_one, prompt_for
 from cowest_dspy.experiment.tracking import look_at
 from cowest_dspy.experiment.tuning_forecast import tuning_forecast
-from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints, prices
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints
+from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.program.collaboration import Collaboration
@@ -535,9 +536,7 @@ def _usd(settings: LMSettings, input_tokens: int, output_tokens: int) -> float |
     """US dollars of so many tokens; 0 for what runs on one's own machines, None when no price is
     known."""
     return (
-        prices.of_settings(settings, input_tokens, output_tokens)
-        if isinstance(settings, Api)
-        else 0.0
+        estimate_cost(settings, input_tokens, output_tokens) if isinstance(settings, Api) else 0.0
     )
 
 

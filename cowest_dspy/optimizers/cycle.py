@@ -26,7 +26,7 @@ from dspy.teleprompt import Teleprompter
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric, named
-from cowest_dspy.lms.local.known_adapters import load_again
+from cowest_dspy.lms.local.lora import load_again
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
 from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.program.collaboration import Collaboration

@@ -157,14 +157,14 @@ class Cluster:
         **options: Any,
     ) -> StoredTraces:
         """As :func:`cowest_dspy.collect`, in shards of the examples: the same traces, in the same
-        order. Each shard has ``threads`` questions under way; a question that is the same in two
+        order. Each shard has ``num_threads`` questions under way; a question that is the same in two
         shards is asked in both.
 
         Args:
             build: gives the program, bound to its models, and the metric. Pickled by Ray: a
                 function of a module that all nodes have, or one without anything of this process.
             store: of the run, in a folder that all nodes see.
-            options: as of ``collect``: threads, weak_threads, answers.
+            options: as of ``collect``: num_threads, weak_threads, answers.
 
         Raises:
             ClusterError: no cluster, a node that does not see the run's folder, or a shard with

@@ -30,7 +30,6 @@ from typing import cast
 from cowest_dspy import errors
 from cowest_dspy.errors import TuningError, masked
 from cowest_dspy.lms.local import weights
-from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
 from cowest_dspy.store.progress.alive import process_started
 from cowest_dspy.tuning import adapters, rows
 from cowest_dspy.tuning.cluster import Machines, check_precision, machines
@@ -38,6 +37,7 @@ from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils.files import replace_folder, write_whole
+from cowest_dspy.utils.processes import TAIL, WATCHED, end_group, free_port
 
 COMPARING = {"sft", "aot", "aot_unpaired", "bco_pair"}
 """Losses of DPO that depend on which rows are in one forward pass."""

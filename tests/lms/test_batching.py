@@ -17,7 +17,7 @@ from tiny import make_adapter
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import generate, scheduler
 from cowest_dspy.lms.local.sampling import Row
-from cowest_dspy.lms.local.turns import Turns
+from cowest_dspy.lms.local.scheduler import Turns
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.store import serialize
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +18,6 @@ from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import attention, int8, weights
 from cowest_dspy.lms.local.int8 import int8_product, quantize
-from cowest_dspy.lms.local.mapped import drop_pages
 from cowest_dspy.store import serialize
 
 
@@ -106,27 +104,6 @@ def test_the_file_of_the_weights_is_let_go(tiny_model: Path) -> None:
     assert all(
         size == dict(model.named_parameters())[name].numel() * 4 for name, size in kept.items()
     )
-
-
-def test_pages_of_a_mapped_weight_leave_memory_and_read_the_same_again(tmp_path: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    numbers = torch.arange(16 * 2**20, dtype=torch.float32)
-    save_file({"weight": numbers}, tmp_path / "weights.safetensors")
-    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
-        mapped = file.get_tensor("weight")
-    total = mapped.sum()
-    before = psutil.Process().memory_info().rss
-    assert drop_pages(mapped)
-    assert before - psutil.Process().memory_info().rss > 60 * 2**20, "64 MiB had been read"
-    assert mapped.sum() == total and torch.equal(mapped, numbers)
-
-
-def test_pages_of_a_weight_in_memory_stay() -> None:
-    numbers = torch.arange(2**20, dtype=torch.float32)
-    assert not drop_pages(numbers)
-    assert numbers[-1] == 2**20 - 1
 
 
 def test_quantizing_twice_changes_nothing(tiny_model: Path) -> None:

@@ -4,6 +4,8 @@ engine in this process with the same weights. One smoke in `make test`, the rest
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import dspy
 import pytest
 from dspy.lm15 import ContextLengthError
 from forked import is_gone
-from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
+from served import CONTEXT, LLAMA_SERVER, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 
 from cowest_dspy import Experiment
 from cowest_dspy.experiment.config import load_config
@@ -214,9 +216,14 @@ def test_close_leaves_no_process_and_the_next_question_starts_another(real_model
 
 @pytest.mark.slow
 def test_the_backend_file_of_llama_cpp_runs_as_it_stands_and_its_weak_model_is_tuned(
-    real_models: Path, tmp_path: Path
+    real_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).parents[2]
+    program = tmp_path / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{LLAMA_SERVER}" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     config = load_config(
         [root / "programs/handbook.toml", root / "programs/backends/llama_cpp.toml"]
     )

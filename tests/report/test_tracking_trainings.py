@@ -15,8 +15,8 @@ from tracker_files import trackio_rows, wandb_history, wandb_records
 from tuning_rows import LORA, pair_rows, quick
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.lms.processes import free_port
 from cowest_dspy.tuning import DPO, train_dpo
+from cowest_dspy.utils.processes import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,6 @@ from tuning_rows import LORA, assert_close, kinds, quick, read, sft_rows
 from cowest_dspy import Store
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
-from cowest_dspy.lms.processes import free_port
 from cowest_dspy.tuning import (
     DPO,
     KTO,
@@ -33,6 +32,7 @@ from cowest_dspy.tuning import (
 )
 from cowest_dspy.tuning.cluster import check_precision
 from cowest_dspy.tuning.launching import command
+from cowest_dspy.utils.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "programs/accelerate").glob("*.yaml"))

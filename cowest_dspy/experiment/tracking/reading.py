@@ -14,12 +14,12 @@ from cowest_dspy.experiment.config_text import shown_settings
 from cowest_dspy.experiment.summary import arm_from, versions
 from cowest_dspy.experiment.tracking.facts import Facts, Part, Row, numbers
 from cowest_dspy.influence.trace import Traces
-from cowest_dspy.lms.prices import added
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
 from cowest_dspy.report import Curve, InfluenceRow, RunReport, arm_table, influence_counts, verdict
 from cowest_dspy.report.masking import mask_settings
 from cowest_dspy.report.page import read_document
+from cowest_dspy.store.budget import added
 from cowest_dspy.store.store import Store
 
 OF_A_ROUND = ("collect", "dpo", "kto", "dev")

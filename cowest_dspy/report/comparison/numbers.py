@@ -20,7 +20,6 @@ from functools import reduce
 from typing import Any
 
 from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
-from cowest_dspy.lms.prices import added
 from cowest_dspy.report.comparison.model import ComparedArm, Comparison
 from cowest_dspy.report.comparison.significance import (
     REPEATS,
@@ -32,6 +31,7 @@ from cowest_dspy.report.comparison.significance import (
 )
 from cowest_dspy.report.model import Stage
 from cowest_dspy.report.numbers import failures_of
+from cowest_dspy.store.budget import added
 
 
 @dataclass(frozen=True)
