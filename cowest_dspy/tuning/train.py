@@ -304,7 +304,6 @@ def _arguments(
     decided: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "gradient_accumulation_steps": settings.gradient_accumulation_steps // processes,
-        "per_device_eval_batch_size": settings.per_device_train_batch_size,
         "bf16": weights.choose_dtype() == "bfloat16" if settings.bf16 is None else settings.bf16,
         # Rows are put in order before; lengths are checked, since TRL would cut rows silently.
         "train_sampling_strategy": "sequential",
@@ -341,6 +340,7 @@ def _arguments(
     else:
         decided["max_steps"] = settings.steps(len(rows))
     return {
+        "per_device_eval_batch_size": settings.per_device_train_batch_size,
         "activation_checkpointing": False,
         "gradient_checkpointing": None,
         "run_name": checkpoints.name[1:].rsplit(".", 2)[0],
