@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cowest_dspy.errors import BundleError, ModelError, faults
 from cowest_dspy.experiment.config import split_reference
-from cowest_dspy.tuning.adapters import FILES
+from cowest_dspy.tuning.train import ADAPTER_FILES
 from cowest_dspy.utils.files import file_sha256
 from cowest_dspy.utils.reading import parse_json
 from cowest_dspy.utils.safe_text import printable
@@ -25,7 +25,7 @@ ADAPTER, RECIPE = "adapter", "recipe"
 # beside it can be imported for it.
 _HELD = re.compile(
     r"README\.md|config\.toml|router\.json|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
-    rf"|{ADAPTER}/({'|'.join(map(re.escape, FILES))})|{RECIPE}/[^/\\]+\.py"
+    rf"|{ADAPTER}/({'|'.join(map(re.escape, ADAPTER_FILES))})|{RECIPE}/[^/\\]+\.py"
 )
 # What the Hub's client puts beside a bundle that it downloads: never read.
 _BESIDE = re.compile(r"\.gitattributes|\.cache/huggingface/.*")

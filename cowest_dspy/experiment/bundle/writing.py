@@ -33,7 +33,7 @@ from cowest_dspy.report import RunReport
 from cowest_dspy.report.figures import figures
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.tuning import engine_of
-from cowest_dspy.tuning.adapters import FILES
+from cowest_dspy.tuning.train import ADAPTER_FILES
 from cowest_dspy.utils.files import replace_folder, workplace
 
 
@@ -103,7 +103,7 @@ def _fill(folder: Path, experiment: Experiment) -> None:
     _write(pairs, pairs.read_text(encoding="utf-8"))
     if adapter is not None:
         (folder / ADAPTER).mkdir()
-        for name in FILES:
+        for name in ADAPTER_FILES:
             shutil.copyfile(Path(adapter) / name, folder / ADAPTER / name)
     manifest = Manifest(
         format=FORMAT,

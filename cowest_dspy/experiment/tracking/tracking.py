@@ -22,7 +22,6 @@ from cowest_dspy.experiment.tracking.reading import Reading, round_part
 from cowest_dspy.optimizers.stages import Settings, Watch, digest
 from cowest_dspy.report import RunReport
 from cowest_dspy.store.store import Store
-from cowest_dspy.tuning import reporting
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 FOLDER = "tracking"
@@ -82,7 +81,7 @@ class Tracking:
         """
         ours = [tracker for tracker in settings.report_to if tracker in self._children]
         part, going, variables = round_part(name), list(settings.report_to), dict[str, str]()
-        called: tuple[str, str] | None = None
+        run_name: str | None = None
         for tracker in ours:
             answer = self._begin(self._children[tracker], part)
             if answer is None:
@@ -91,13 +90,11 @@ class Tracking:
             known = answer["ledger"]["parts"][part]
             variables |= self._variables(tracker, known["run"], answer.get("folder", ""))
             if tracker == "trackio":  # It finds a run by its name.
-                called = (self._project, known["run"])
-            called = called or (
-                self._project,
-                ledgers.title_of(self._reading.title, Part(part), known),
-            )
-        with _environment(variables), reporting.called(called):
-            yield settings.model_copy(update={"report_to": tuple(going)})
+                run_name = known["run"]
+            run_name = run_name or ledgers.title_of(self._reading.title, Part(part), known)
+        names = {"project": self._project, "run_name": run_name} if run_name else {}
+        with _environment(variables):
+            yield settings.model_copy(update={"report_to": tuple(going), **names})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
         """Tells the trackers the rest, if anything was begun; with files, unless an error has ended

@@ -1,4 +1,4 @@
-"""Training rows: what they must look like, and chat rows turned into them.
+"""Training rows: what they must look like, which are held out, and their order.
 
     SFT         {"prompt": [{"role": "user", "content": "2 + 2?"}], "completion": [{"role":
                 "assistant", "content": "4"}]}
@@ -14,8 +14,10 @@ model is loaded.
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cowest_dspy.errors import TuningError
 
@@ -147,3 +149,90 @@ def _some(indices: Sequence[int]) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Split(NamedTuple):
+    """Indices of rows, ascending: ``train`` to be trained on, ``held_out`` to be evaluated on."""
+
+    train: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+def split_rows(
+    rows: Sequence[Mapping[str, Any]], part: float, seed: int, examples: Sequence[Any] | None = None
+) -> Split:
+    """Hold out about ``part`` of the rows, in [0, 0.5]; rows of one example or of one prompt are
+    on the same side.
+
+    ``examples`` are the rows' example ids, None where a row has none. Groups are held out in an
+    order that ``seed`` gives, each if not more than ``part`` is held out with it; where every group
+    is larger than that, the smallest one is.
+
+    Raises:
+        TuningError: all rows are of one example or prompt, so that none can be held out.
+
+    >>> split_rows([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}, {"prompt": "c"}], 0.5, 0)
+    Split(train=(1, 3), held_out=(0, 2))
+    """
+    if not part:
+        return Split(tuple(range(len(rows))), ())
+    groups = _groups(rows, examples or [None] * len(rows))
+    if len(groups) < 2:
+        raise TuningError(
+            f"held_out is {part}, but the {len(rows)} rows are all of one example or prompt, and "
+            "what is trained on must not be evaluated on. Give rows of several prompts, or set "
+            "held_out = 0."
+        )
+    wanted = max(1, round(part * len(rows)))
+    held_out: list[int] = []
+    for group in random.Random(f"held out {seed}").sample(groups, len(groups)):
+        if len(held_out) + len(group) <= wanted:
+            held_out += group
+    held_out = held_out or min(groups, key=len)
+    train = {*range(len(rows))} - {*held_out}
+    return Split(tuple(sorted(train)), tuple(sorted(held_out)))
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], examples: Sequence[Any]) -> list[list[int]]:
+    """Rows that share an example id or a prompt, directly or by way of others, in order of their
+    first row."""
+    leader = list(range(len(rows)))
+
+    def first(index: int) -> int:
+        while leader[index] != index:
+            index = leader[index]
+        return index
+
+    seen: dict[tuple[str, str], int] = {}
+    for index, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        keys = [("prompt", json.dumps(row["prompt"], sort_keys=True))]
+        keys += [("example", str(example))] if example is not None else []
+        for key in keys:
+            one, other = sorted((first(seen.setdefault(key, index)), first(index)))
+            leader[other] = one
+    groups: dict[int, list[int]] = {}
+    for index in range(len(rows)):
+        groups.setdefault(first(index), []).append(index)
+    return list(groups.values())
+
+
+def training_order(lengths: Sequence[int], steps: int, step_rows: int, seed: int) -> list[int]:
+    """Indices of rows, ``steps * step_rows`` of them: shuffled passes one after the other.
+
+    ``lengths`` are the rows' tokens. A step at the end of a pass is filled from the next one, so
+    that every step has equally many rows. Within a step the longest come first, so that a forward
+    pass pads little; a step's gradient does not depend on their order.
+
+    >>> training_order([5, 9, 7], steps=2, step_rows=2, seed=0)
+    [1, 0, 2, 0]
+    """
+    chance = random.Random(seed)
+    stream: list[int] = []
+    while len(stream) < steps * step_rows:
+        stream += chance.sample(range(len(lengths)), len(lengths))
+    ordered: list[int] = []
+    for start in range(0, steps * step_rows, step_rows):
+        ordered += sorted(
+            stream[start : start + step_rows], key=lambda index: (-lengths[index], index)
+        )
+    return ordered
