@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, share_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, share_interval
 from cowest_dspy.utils import notebook
 
 Z = statistics.NormalDist().inv_cdf(0.975)

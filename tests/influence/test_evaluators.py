@@ -28,9 +28,9 @@ from scripted import (
 from cowest_dspy import Collaboration
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.influence import GoldLikelihood, Rubric, Weighted, agreement
-from cowest_dspy.influence.agreement import Agreement
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.judge import PAPER, Criterion
+from cowest_dspy.influence.statistics import Agreement
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.pairs import preference_pairs

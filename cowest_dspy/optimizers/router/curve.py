@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.optimizers.router.model import ROUTES, Gate
 from cowest_dspy.optimizers.router.observing import Observed
 
