@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cowest_dspy.errors import ConfigError, ProgramError
-from cowest_dspy.influence.likelihood import ScoringEngine
+from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter, signature_of
 from cowest_dspy.store.record import unrecorded
 
