@@ -29,7 +29,7 @@ from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoint
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs, possible_inputs
+from cowest_dspy.program.examples import check_inputs, possible_inputs
 from cowest_dspy.scale import look_at_cluster
 from cowest_dspy.tuning import DPO, KTO, SFT
 from cowest_dspy.tuning.rows import sft_rows

@@ -22,7 +22,7 @@ import dspy
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
 from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.store.pool import all_in_order
 from cowest_dspy.store.record import (
     EXPECTED_FAILURES,

@@ -100,6 +100,13 @@ class NoiseFloor:
             statistics.fmean(statistics.fmean(one * one for one in group) for group in apart),
         )
 
+    @classmethod
+    def from_traces(cls, traces: Iterable[Any]) -> NoiseFloor | None:
+        """The floor of a collection that asked for several answers, from those it has; None where
+        it asked for one each."""
+        alone = {(trace.round, trace.example_id): trace.alone_scores for trace in traces}
+        return cls.of(alone.values())
+
     def of_mean(self, examples: int, answers: int = 1) -> float:
         """What a mean influence over so many examples, each of so many averaged answers, stays
         below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *

@@ -141,8 +141,9 @@ def _validate(kind: type[Row], values: dict[str, Any], where: str) -> Row:
     except ValidationError as error:
         what = "pair" if kind is Pair else "labelled draft"
         raise PairsError(
-            f"{where}: this is no {what}. {faults(error, 'row')}. Messages are a list such as "
-            '[{"role": "user", "content": "..."}]; rename a column that means something else.'
+            f"{where}: this is no {what}. {faults(error, 'row')}. Each side must be a list of "
+            'messages, such as [{"role": "user", "content": "..."}]; rename a column that '
+            "means something else."
         ) from None
 
 

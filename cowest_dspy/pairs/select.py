@@ -20,7 +20,7 @@ from cowest_dspy.pairs.filters import (
     influence_of,
 )
 from cowest_dspy.pairs.formats import Pair, UnpairedPreference
-from cowest_dspy.program.escaping import escape
+from cowest_dspy.program.adapters import escape
 from cowest_dspy.utils.hiding import Hiding
 
 Strategy = Literal["ranked", "paper", "all"]

@@ -18,8 +18,7 @@ from typing import Any, Literal, cast
 import dspy
 
 from cowest_dspy.errors import ProgramError, masked, nearest
-from cowest_dspy.program.adapters import LineAdapter, labelled_lines
-from cowest_dspy.program.escaping import escape, escaping
+from cowest_dspy.program.adapters import LineAdapter, escape, escaping, labelled_lines
 from cowest_dspy.store.record import Call, failure_in, listening, note, recorded
 from cowest_dspy.utils import notebook
 
