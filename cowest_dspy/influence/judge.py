@@ -34,7 +34,7 @@ from cowest_dspy.program.collaboration import (
     prompt_adapter,
     sanitize_draft,
     signature_of,
-    speaking,
+    prompt_format,
 )
 from cowest_dspy.store.record import recorded, sampling, unrecorded
 
@@ -241,7 +241,7 @@ class Judge(Evaluator):
     def _ask(self, predictor: dspy.Predict, number: int, **inputs: str) -> dspy.Prediction:
         # The first time as if it were the only one, so that asking for more repeats later asks only
         # for the rest.
-        with speaking(self.adapter):
+        with prompt_format(self.adapter):
             if not number:
                 return predictor(**inputs)
             with sampling(seed=number):

@@ -1,8 +1,7 @@
 """Influence: how much a draft changed the strong model's answer for the better, against the strong
 model alone.
 
-    influence = score(refine) - score(alone)        in [-1, 1]; above 0 the draft helped, below 0 it
-        hurt
+    influence = score(refine) - score(alone)        in [-1, 1]; above 0 the draft helped
 
 ``Influence(metric, program)`` is a DSPy metric: it works in ``dspy.Evaluate`` and in any optimiser.
 A failure is not a score: a timeout, an answer that cannot be parsed or one that was cut off has no

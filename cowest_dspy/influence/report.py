@@ -148,8 +148,8 @@ class InfluenceReport:
     ``failures`` counts the drafts without an influence by the kind of failure: truncated, parse,
     timeout, ...
 
-    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5
-        (timeout 3, truncated 2)  n 200``
+    ``print(report)`` writes ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155
+    failed 5 (timeout 3, truncated 2)  n 200``.
     """
 
     values: tuple[float | None, ...]

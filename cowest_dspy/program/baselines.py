@@ -31,7 +31,7 @@ from cowest_dspy.program.collaboration import (
     prompt_adapter,
     sanitize_draft,
     signature_of,
-    speaking,
+    prompt_format,
 )
 
 Task: TypeAlias = "Collaboration | dspy.Module | str | type[dspy.Signature]"
@@ -67,7 +67,7 @@ class Baseline(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The answer to the inputs."""
-        with speaking(self.adapter):
+        with prompt_format(self.adapter):
             return self.answer(**inputs)
 
     def answer(self, **inputs: Any) -> dspy.Prediction:
