@@ -1,5 +1,5 @@
 """collect(): drafts of every example and their influence, within limits; it stops when too many
-drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model against itself."""
+drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked again."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def collect(
             those of an earlier collection. The result is then read from it when it is iterated
             over, so that memory does not grow with the number of traces.
         num_threads: questions to the strong model (and metrics) under way at once, at most.
-        weak_threads: drafts under way at once, at most; by default ``num_threads`` times the drafts of
-            an example, up to 256.
+        weak_threads: drafts under way at once, at most; by default ``num_threads`` times the drafts
+            of an example, up to 256.
         answers: how often the strong model is asked, with and without a draft, when it samples; the
             scores are averaged.
         draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the
             drafter's outputs and ``draft``.
-        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors; it
-            is looked at from 20 drafts on, and at the end.
+        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors:
+            a share, not a count. It is looked at from 20 drafts on, and at the end.
         on_progress: called with (examples done, examples in all).
 
     Raises:

@@ -2,14 +2,13 @@
 how likely the strong model finds the gold answer; Weighted, several as one.
 
     judge = Judge(dspy.LM("openai/gpt-5-mini"))
-    judge(example, prediction)            # Prediction(score=0.75, feedback="...", coherence=0.5,
-        consistency=1.0)
+    judge(example, prediction)            # Prediction(score=0.75, feedback="...", coherence=0.5)
     judge.compare(example, one, other)    # Prediction(score=1.0, ...): ``one`` is better
     GoldLikelihood(together)(example, prediction)        # Prediction(score=0.31): per token
     Weighted(metric=(accuracy, 0.5), judge=(judge, 0.5))
 
-A judge is shown the task, the gold answer and one answer, and nothing else: it cannot tell an answer
-that was refined from a draft from one that was given alone. Its prompt is a DSPy program,
+A judge is shown the task, the gold answer and one answer, and nothing else: it cannot tell an
+answer that was refined from a draft from one that was given alone. Its prompt is a DSPy program,
 ``judge.program``, that can be read, changed and optimised.
 """
 
@@ -32,9 +31,9 @@ from cowest_dspy.program.adapters import LineAdapter, label, labelled_lines
 from cowest_dspy.program.collaboration import (
     Collaboration,
     prompt_adapter,
+    prompt_format,
     sanitize_draft,
     signature_of,
-    prompt_format,
 )
 from cowest_dspy.store.record import recorded, sampling, unrecorded
 

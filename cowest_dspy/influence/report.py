@@ -159,7 +159,7 @@ class InfluenceReport:
 
     @classmethod
     def from_traces(cls, traces: Iterable[Any]) -> InfluenceReport:
-        """The influences of traces (:class:`Trace`), which are read once; two values of each are kept."""
+        """The influences of traces, which are read once; two values of each are kept."""
         values: list[float | None] = []
         examples: list[str] = []
         failures = Counter[str]()

@@ -1,5 +1,5 @@
-"""Which drafts become preferences: pairs of one example by one of three strategies, or single drafts
-by whether they helped."""
+"""Which drafts become preferences: pairs of one example by one of three strategies, or single
+drafts by whether they helped."""
 
 from __future__ import annotations
 

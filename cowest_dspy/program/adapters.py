@@ -291,7 +291,10 @@ _NEVER = re.compile(r"(?!)")
 _OPENING = re.compile(r"""^(?:[\s"'\u201c\u201d\u2018\u2019`*_#(\[{:;!?>]|[-+.,](?!\d))+""")
 _CLOSING = re.compile(r"""[\s"'\u201c\u201d\u2018\u2019`*_)\]}:;.,!?-]+$""")
 _JOINTS = re.compile(r"[\s_]+|(?<=[^\W_])-+(?=[^\W_])")
-_LEAD_IN = r"(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|choice|option|label|{name})(?:\s+is\b|[\s:=])[\s:=]*"
+_LEAD_IN = (
+    r"(?:(?:the|my)\s+)?(?:(?:final|correct|best|right)\s+)?(?:answer|choice|option|label|{name})"
+    r"(?:\s+is\b|[\s:=])[\s:=]*"
+)
 # After a choice of several signs: its end, not a compound or number that goes on. After one of a
 # single letter or digit: nothing, or punctuation that sets it apart, so that none of "A genetic
 # disease", "B-cell", "E.coli", "A's" and "2.5" begins with one.

@@ -29,9 +29,9 @@ from cowest_dspy.program.collaboration import (
     Collaboration,
     draft_text,
     prompt_adapter,
+    prompt_format,
     sanitize_draft,
     signature_of,
-    prompt_format,
 )
 
 Task: TypeAlias = "Collaboration | dspy.Module | str | type[dspy.Signature]"

@@ -352,8 +352,8 @@ def sanitize_draft(draft: str) -> str:
     """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000
     characters.
 
-    ``sanitize_draft("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes
-    it for the end of a turn.
+    ``sanitize_draft("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer
+    takes it for the end of a turn.
     """
     visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())
     return escape(visible.strip())[:LONGEST_DRAFT].strip()

@@ -1,5 +1,5 @@
-"""Rows and ``dspy.Example``: marked inputs, ids that come from content, and whether examples have the
-inputs that a program needs, found out from its signatures before any model is asked."""
+"""Rows and ``dspy.Example``: marked inputs, ids that come from content, and whether examples have
+the inputs that a program needs, found out from its signatures before any model is asked."""
 
 from __future__ import annotations
 

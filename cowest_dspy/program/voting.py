@@ -2,7 +2,7 @@
 draft (SuperICL).
 
     SelfConsistency(program, samples=5)
-    super_icl(program, train[:8])       # a Collaboration: the demos too have the weak model's answers
+    super_icl(program, train[:8])     # a Collaboration: demos too have the weak model's answers
 """
 
 from __future__ import annotations
