@@ -38,7 +38,7 @@ from cowest_dspy.cli.main import report_errors
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import wilson_interval
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.report.comparison import (
     ComparedArm,
     Comparison,

@@ -29,7 +29,7 @@ from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs, possible_inputs
+from cowest_dspy.program.examples import check_inputs, possible_inputs
 from cowest_dspy.scale import check_cluster
 from cowest_dspy.tuning import DPO, KTO, SFT
 from cowest_dspy.tuning.data import sft_rows

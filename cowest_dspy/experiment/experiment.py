@@ -30,9 +30,8 @@ from cowest_dspy.experiment.sharding import ShardParts
 from cowest_dspy.experiment.summary import arm_of, run_report
 from cowest_dspy.experiment.tracking import Tracking, check_installed
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
-from cowest_dspy.influence.collection import collect
+from cowest_dspy.influence.collection import collect, noise_floor
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
@@ -41,7 +40,7 @@ from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences, at_least
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.scale import Cluster, merge_shards
 from cowest_dspy.store.store import Store

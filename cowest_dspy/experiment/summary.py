@@ -13,7 +13,6 @@ from typing import Any
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.report import NoiseFloor, format_kinds
 from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
@@ -232,7 +231,7 @@ def _warnings(
 def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:
     """What was measured for it; otherwise what a collection with several answers has in it."""
     kept = (store.record("noise", "floor") or {}).get("floor")
-    floor = NoiseFloor(**kept) if kept else noise_in(traces)
+    floor = NoiseFloor(**kept) if kept else NoiseFloor.from_traces(traces)
     examples = len({trace.example_id for trace in traces if trace.influence is not None})
     if floor is None or not examples:
         return None

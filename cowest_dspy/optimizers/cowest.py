@@ -32,8 +32,7 @@ from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_i
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
-from cowest_dspy.program.examples import with_ids
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable

@@ -30,8 +30,7 @@ from cowest_dspy.lms.local.lora import load_again
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
 from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import with_ids
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import keeping, unrecorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of

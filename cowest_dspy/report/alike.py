@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from cowest_dspy.pairs.texts import plain
+from cowest_dspy.pairs.filters import plain
 from cowest_dspy.report.model import Arm
 
 SHARE, LEAST = 0.75, 20  # of an arm's drafts that are one text; fewer drafts say nothing

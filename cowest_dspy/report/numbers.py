@@ -14,14 +14,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cowest_dspy.influence.intervals import (
+from cowest_dspy.influence.report import failure_kind
+from cowest_dspy.influence.statistics import (
     Interval,
     bootstrap_mean_interval,
     paired_difference_interval,
     share_interval,
     wilson_interval,
 )
-from cowest_dspy.influence.report import failure_kind
 from cowest_dspy.report.model import Arm, InfluenceRow, RunReport
 
 SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding

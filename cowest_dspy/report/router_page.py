@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.influence.intervals import Interval
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.router import ROUTES
 from cowest_dspy.optimizers.router_curve import Curve, Point
 from cowest_dspy.report.charts import Curve as Line

@@ -20,9 +20,8 @@ from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import LocalEngine
-from cowest_dspy.program import SelfConsistency, chain_of_thought, super_icl
-from cowest_dspy.program.baselines import Confident
-from cowest_dspy.program.baselines.voting import normalised
+from cowest_dspy.program import Confident, SelfConsistency, chain_of_thought, super_icl
+from cowest_dspy.program.voting import normalised
 from cowest_dspy.store.record import keeping, sampling
 from cowest_dspy.testing import ScriptedEngine
 

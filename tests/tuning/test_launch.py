@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from accelerated import OF_PASSES, compared, launched, left, marked, nothing_is_left, task, trainers  # noqa: F401 - fixtures
 from command_line import cowest
+from cowest_dspy.lms.processes import free_port
 from round_parts import examples, match, student, taught  # noqa: F401 - fixtures
 from sharded import FSDP, settings
 from tuning_rows import LORA, assert_close, kinds, labelled_rows, quick, read
@@ -22,7 +23,6 @@ from tuning_rows import LORA, assert_close, kinds, labelled_rows, quick, read
 from cowest_dspy import CoWest, Cycle, Store
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
-from cowest_dspy.lms.processes import free_port
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.tuning import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from cowest_dspy.influence.intervals import Interval
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.charts import SHARE, Curve, Mark, Row, curves, points, signed_axis
 from cowest_dspy.report.comparison.numbers import ArmNumbers, Numbers, PointNumbers
 from cowest_dspy.report.comparison.tables import (

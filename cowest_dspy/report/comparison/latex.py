@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cowest_dspy.influence.intervals import Interval
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.comparison.model import Comparison
 from cowest_dspy.report.comparison.numbers import ArmNumbers, Extra, Numbers
 from cowest_dspy.report.comparison.tables import (

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.report.comparison.model import ComparedArm, Comparison
 from cowest_dspy.report.comparison.significance import (
     REPEATS,

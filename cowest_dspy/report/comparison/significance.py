@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
 from cowest_dspy.report.comparison.model import ComparedArm
 from cowest_dspy.report.numbers import SAME, paired_exact_test
 

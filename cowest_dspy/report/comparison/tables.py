@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval
 from cowest_dspy.influence.report import format_kinds
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.comparison.model import Comparison
 from cowest_dspy.report.comparison.numbers import ArmNumbers, Extra, Numbers
 from cowest_dspy.report.comparison.significance import Paired

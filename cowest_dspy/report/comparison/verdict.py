@@ -42,7 +42,7 @@ def verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
 def format_difference(test: Paired) -> str:
     """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
 
-    >>> from cowest_dspy.influence.intervals import Interval
+    >>> from cowest_dspy.influence.statistics import Interval
     >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
     '+20.0 [+5.7, +34.0]'
     """

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.comparison import Paired
 from cowest_dspy.report.model import sayable
 from cowest_dspy.report.numbers import PairedTest

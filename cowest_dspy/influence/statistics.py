@@ -1,10 +1,9 @@
-"""Confidence intervals: of a proportion, of a paired difference, of a mean over examples; each with
-its source."""
+"""Confidence intervals (of a proportion, of a paired difference, of a mean over examples), and how
+far two evaluators agree; each with its source."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,17 +22,12 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     >>> wilson_interval(8, 10)
     Interval(low=0.4901..., high=0.9433...)
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be in [0, n], got {successes} of {n}")
-    if n == 0:
+    if not n:
         return Interval(0.0, 1.0)
-    z = _normal_quantile(level)
-    share = successes / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(
-        0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
-    )
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def paired_difference_interval(
@@ -43,7 +37,6 @@ def paired_difference_interval(
 
     Newcombe 1998, Statistics in Medicine 17:2635, method 10 (Wilson limits, correlation corrected
     for continuity).
-
 
     >>> paired_difference_interval(36, 12, 2, 0)
     Interval(low=0.0569..., high=0.3404...)
@@ -101,16 +94,67 @@ def share_interval(
     Interval(low=0.0, high=0.5614...)
     """
     if len({value for group in groups for value in group}) != 1 or len(groups) < 2:
-        return bootstrap_mean_interval(
-            [[float(value) for value in group] for group in groups],
-            level=level,
-            seed=seed,
-            repeats=repeats,
-        )
+        values = [[float(value) for value in group] for group in groups]
+        return bootstrap_mean_interval(values, level=level, seed=seed, repeats=repeats)
     return wilson_interval(len(groups) if any(map(any, groups)) else 0, len(groups), level)
 
 
-def _normal_quantile(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
-    return statistics.NormalDist().inv_cdf((1 + level) / 2)
+@dataclass(frozen=True)
+class Agreement:
+    """Kendall's tau-b of two evaluators in [-1, 1]: 1 where both put every two answers in the same
+    order, 0 where they know nothing of each other; None where one of them gave all answers the same
+    score. ``interval`` (95 %, bootstrap over examples) is of ``tau``; ``n`` answers."""
+
+    tau: float | None
+    interval: Interval | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.tau is None:
+            return f"not defined: one of them gave all {self.n} answers the same score"
+        spread = f" [{self.interval.low:+.2f}, {self.interval.high:+.2f}]" if self.interval else ""
+        return f"tau-b {self.tau:+.2f}{spread}, n {self.n}"
+
+
+def agreement(
+    first: Sequence[float],
+    second: Sequence[float],
+    examples: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    repeats: int = 500,
+) -> Agreement:
+    """Kendall's tau-b (Kendall 1945, Biometrika 33:239) of two lists of scores in [0, 1], of the
+    same answers in the same order. Scores that are equal to three digits are tied.
+
+    ``examples``: the example of each answer; whole examples are drawn for the interval, since
+        answers to one are not independent.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    import numpy as np
+    from scipy.stats import kendalltau
+
+    if len(first) != len(second) or (examples is not None and len(examples) != len(first)):
+        raise ValueError(f"agreement needs lists of one length, got {len(first)} and {len(second)}")
+    scores = np.round([first, second], 3)
+
+    def tau(places: slice | np.ndarray) -> float | None:
+        one, other = scores[:, places]
+        tied = not len(one) or (one == one[0]).all() or (other == other[0]).all()
+        return None if tied else float(kendalltau(one, other).statistic)
+
+    whole = tau(slice(None))
+    drawn: list[float] = []
+    groups: dict[object, list[int]] = {}
+    for place, name in enumerate(examples or range(len(first))):
+        groups.setdefault(name, []).append(place)
+    if whole is not None and len(groups) > 1:
+        generator, places = np.random.default_rng(seed), [np.array(one) for one in groups.values()]
+        for _ in range(repeats):
+            chosen = generator.integers(len(places), size=len(places))
+            one = tau(np.concatenate([places[index] for index in chosen]))
+            drawn += [] if one is None else [one]
+    ends = np.quantile(drawn, [0.025, 0.975]) if drawn else ()
+    return Agreement(whole, Interval(*map(float, ends)) if drawn else None, len(first))
