@@ -35,12 +35,9 @@ def compare(
     Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
     """
     from cowest_dspy.experiment import Compared
-    from cowest_dspy.report.comparison import (
-        numbers_of,
-        print_comparison,
-        verdict,
-        write_comparison,
-    )
+    from cowest_dspy.report.compare import numbers_of
+    from cowest_dspy.report.compare_view import print_comparison, write_comparison
+    from cowest_dspy.report.verdict import comparison_verdict as verdict
 
     with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)

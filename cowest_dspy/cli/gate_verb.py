@@ -53,7 +53,7 @@ def gate(
     Example: `cowest gate runs/handbook`
     """
     from cowest_dspy.experiment.gating import run_gate
-    from cowest_dspy.report.router_page import print_curve
+    from cowest_dspy.report.router_view import print_curve
 
     settings = run / "config.toml"
     if not settings.is_file():

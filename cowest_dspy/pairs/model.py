@@ -68,7 +68,7 @@ class PreferencePairs:
             notebook.more(left, "pair") if left > 0 else None,
         )
 
-    def _shown(self, pair: Pair) -> notebook.Markup:
+    def _shown(self, pair: Pair) -> notebook.RenderableType:
         prompt, one, other = (
             _last(messages) for messages in (pair.prompt, pair.chosen, pair.rejected)
         )

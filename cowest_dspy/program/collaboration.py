@@ -282,12 +282,7 @@ class Collaboration(dspy.Module):
                 ("step", "role", "model", "fields", "instructions", "examples"), rows, texts=5
             ),
             f"the draft goes into refine's input {self.draft_field!r}; prompts: {adapter}",
-            *(
-                notebook.Markup(told())
-                for one in history
-                if (told := getattr(one, "_repr_html_", None))
-            ),
-        )
+        ) + "".join(one._repr_html_() for one in history if hasattr(one, "_repr_html_"))
 
     @contextmanager
     def _speaking(self) -> Iterator[None]:

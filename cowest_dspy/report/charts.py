@@ -3,14 +3,15 @@ shares; histograms; lines.
 
 Vega-Lite does the scales, axes and marks, drawing.py makes SVG of them. A chart of rows is drawn
 twice, for a wide page and for a phone, of which CSS shows one: text that is scaled down with its
-chart cannot be read. Every mark says its numbers in a ``<title>``.
+chart cannot be read. Every mark has its numbers in a ``<title>``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -19,6 +20,19 @@ from cowest_dspy.report.drawing import draw
 
 Point = tuple[float, float]
 Spec = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A drawing, its caption, and its legend: the colour and the words of each entry. ``small``: in
+    a grid of several."""
+
+    drawing: Markup
+    caption: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
+    small: bool = False
+
+
 NARROW = 343  # pixels: a phone of 375 less its margins
 SMALL = 240  # one of four beside each other on a wide page
 _LEFT, _PLOT, _RIGHT = 240, 570, 178
@@ -51,17 +65,27 @@ def signed_axis(reach: float, title: str) -> Axis:
     return Axis(-reach, reach, (-reach, -reach / 2, 0.0, reach / 2, reach), SIGNED, title)
 
 
+def reach(values: Iterable[float | None], least: float = 0.1) -> float:
+    """How far an axis of differences goes to either side, so that all values are on it: 0.1, 0.2,
+    0.4, 0.6, 0.8 or 1."""
+    most = max((abs(value) for value in values if value is not None), default=0.0)
+    return next(
+        (step for step in (0.1, 0.2, 0.4, 0.6, 0.8) if step >= max(most, least) - 1e-9),
+        max(1.0, math.ceil(most)),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and ``said``,
-    what its mark is described by.
+    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and the
+    ``description`` of its mark.
 
     ``kind`` is the colour, a CSS variable of the page. ``dots`` are single seeds.
     """
 
     label: str
     value: float | None
-    said: str
+    description: str
     low: float | None = None
     high: float | None = None
     kind: str = "plain"
@@ -179,43 +203,33 @@ def shares(
             start, total = 0.0, max(sum(count for _, count in counts), 1)
             for kind, count in counts:
                 share = count / total
-                told = f"{name}: {count:,} of {total:,} {(words or {}).get(kind, kind)}"
-                ends = {
+                word = (words or {}).get(kind, kind)
+                part = {
                     "start": start,
                     "end": start + share,
                     "mid": start + share / 2,
                     "count": f"{count:,}" if share >= 0.08 else "",
+                    "colour": f"var(--{kind})",
+                    "on": f"var(--on-{kind})",
+                    "description": f"{name}: {count:,} of {total:,} {word}",
                 }
-                parts += (
-                    [
-                        {
-                            **row,
-                            **ends,
-                            "colour": f"var(--{kind})",
-                            "on": f"var(--on-{kind})",
-                            "said": told,
-                        }
-                    ]
-                    if count
-                    else []
-                )
+                parts += [{**row, **part}] if count else []
                 start += share
-        x = {
+        ends = {
             "x": _across("start", SHARE),
             "x2": {"field": "end"},
             "y": _down("top"),
             "y2": {"field": "bottom"},
         }
-        gap = {"stroke": "var(--paper)", "strokeWidth": 1.5}
-        text = {
+        count = {
             "x": _across("mid", SHARE),
             "y": _down("middle"),
             "text": {"field": "count"},
             "color": _raw("on"),
         }
         return [
-            _mark("rect", parts, x, fill=True, **gap),
-            _mark("text", parts, text, baseline="middle", fontSize=12, aria=False),
+            _mark("rect", parts, ends, fill=True, stroke="var(--paper)", strokeWidth=1.5),
+            _mark("text", parts, count, baseline="middle", fontSize=12, aria=False),
         ]
 
     return _both(rows, label, SHARE, layers)
@@ -226,9 +240,14 @@ def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
     data = []
     for low, high, count in bins:
         kind = "same" if low < 0 < high else "hurt" if high <= 0 else "helped"
-        told = f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts"
         data.append(
-            {"low": low, "high": high, "count": count, "colour": f"var(--{kind})", "said": told}
+            {
+                "low": low,
+                "high": high,
+                "count": count,
+                "colour": f"var(--{kind})",
+                "description": f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts",
+            }
         )
     x = {"field": "low", "type": "quantitative", "scale": {"domain": [-1, 1]}, "title": "influence"}
     across = {**x, "axis": {"values": [-1, 0, 1], "labelExpr": SIGNED, "grid": False}}
@@ -252,7 +271,7 @@ def lines(
     At most 400 points of a line are drawn, evenly spaced, the last one always.
     """
     drawn: list[Spec] = []
-    told: list[str] = []
+    labels: list[str] = []
     for series, name, colour, dash in (
         (training, "", "accent", [1, 0]),
         (held_out, ", held out", "second", [5, 4]),
@@ -260,7 +279,7 @@ def lines(
         if len(series) < 2:
             continue
         data = [
-            {"x": x, "y": y, "said": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"}
+            {"x": x, "y": y, "description": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"}
             for x, y in _thinned(series)
         ]
         encoding = {"x": _free("x", x_title, grid=False), "y": _free("y", "")}
@@ -276,27 +295,27 @@ def lines(
         drawn.append(
             _mark("circle", marked, encoding, color=f"var(--{colour})", size=24, opacity=1)
         )
-        told.append(
+        labels.append(
             f"{y_title}{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}"
         )
-    return draw(_plot(drawn, SMALL, 160), "; ".join(told), "plot") if drawn else Markup()
+    return draw(_plot(drawn, SMALL, 160), "; ".join(labels), "plot") if drawn else Markup()
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a curve with its interval, and what its mark is described by."""
+    """A point of a series with its interval, and the description of its mark."""
 
     x: float
     y: float
-    said: str
+    description: str
     low: float | None = None
     high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """One series: its ``kind`` is the colour, a CSS variable of the page, and its place in the
-    order is its dashes."""
+class Series:
+    """A line through marks: its ``kind`` is the colour, a CSS variable of the page, and its place
+    in the order is its dashes."""
 
     name: str
     kind: str
@@ -307,7 +326,7 @@ _DASHES = ([1, 0], [7, 3], [2, 3], [8, 3, 2, 3], [12, 4], [4, 4])
 
 
 def curves(
-    series: Sequence[Curve],
+    series: Sequence[Series],
     label: str,
     titles: tuple[str, str],
     ticks: Sequence[float],
@@ -509,13 +528,15 @@ def _raw(field: str) -> Spec:
 
 
 def _mark(kind: str, data: list[Spec], encoding: Spec, *, fill: bool = False, **look: Any) -> Spec:
-    """One layer. ``fill``: each mark has the colour of its row and says what is ``said`` of it."""
+    """One layer. ``fill``: each mark has the colour of its row. Its title is the row's
+    ``description``."""
     coloured = {"fill": _raw("colour")} if fill else {}
-    told = {"description": {"field": "said", "type": "nominal"}} if look.get("aria", True) else {}
+    titled = look.get("aria", True)
+    described = {"description": {"field": "description", "type": "nominal"}} if titled else {}
     return {
         "data": {"values": data},
         "mark": {"type": kind, **({"baseline": "alphabetic"} if kind == "text" else {}), **look},
-        "encoding": {**encoding, **coloured, **told},
+        "encoding": {**encoding, **coloured, **described},
     }
 
 

@@ -32,7 +32,7 @@ from cowest_dspy.optimizers.router import (
     observed_in,
 )
 from cowest_dspy.optimizers.router.fitting import _fitted
-from cowest_dspy.report.router_page import sentence, write_curve
+from cowest_dspy.report.router_view import sentence, write_curve
 from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
 
