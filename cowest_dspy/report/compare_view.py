@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,18 @@ from cowest_dspy.report.charts import (
     points,
     signed_axis,
 )
-from cowest_dspy.report.compare import ArmNumbers, Extra, Numbers, PointNumbers, numbers_of
+from cowest_dspy.report.compare import (
+    ArmNumbers,
+    Extra,
+    Numbers,
+    PointNumbers,
+    difference_reach,
+    numbers_of,
+    settings_text,
+    sweep_axis,
+    sweep_series,
+    varying,
+)
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.report.page import SERIES, read_document, render_page, settings_section
 from cowest_dspy.report.significance import Paired
@@ -176,12 +186,6 @@ def _sweep(numbers: Numbers, against: ArmNumbers | None) -> Section:
 
 
 # Tables
-
-
-def text_tables(comparison: Comparison, numbers: Numbers) -> list[Table]:
-    """Results, further scores, costs and the sweep, as far as there is something to show in
-    each."""
-    return comparison_view(comparison, numbers).tables
 
 
 def results(comparison: Comparison, numbers: Numbers) -> Table:
@@ -347,30 +351,6 @@ def sweep_table(numbers: Numbers) -> Table:
     return Table("Sweep", heads, tuple(rows), caption=caption)
 
 
-def varying(numbers: Numbers) -> list[str]:
-    """The settings that differ between points of the sweep, in order of appearance."""
-    keys = dict.fromkeys(key for point in numbers.sweep for key in point.settings)
-    return [
-        key for key in keys if len({_text(point.settings.get(key)) for point in numbers.sweep}) > 1
-    ]
-
-
-def settings_text(settings: dict[str, Any], keys: Sequence[str]) -> str:
-    """``beta 0.1, format dpo``: the last part of each dotted key where that names only one of them,
-    else the whole key."""
-    last = [key.rpartition(".")[2] for key in keys]
-    names = {
-        key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)
-    }
-    return ", ".join(
-        f"{name} {_text(settings[key])}" for key, name in names.items() if key in settings
-    )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
 # Charts
 
 
@@ -413,39 +393,6 @@ def difference_chart(numbers: Numbers) -> list[Chart]:
     axis = signed_axis(float(difference_reach(numbers)), "points")
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
     return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]
-
-
-def difference_reach(numbers: Numbers) -> int:
-    """How many points the axis of differences reaches to either side: a multiple of 10, at least
-    10, at most 100."""
-    tests = [line.test for line in numbers.arms if line.test and line.test.difference is not None]
-    ends = [abs(end or 0.0) for test in tests for end in (*_ends(test.interval), test.difference)]
-    return min(100, max(10, 10 * math.ceil(10 * max(ends, default=0.0) - 1e-9)))
-
-
-def sweep_axis(numbers: Numbers) -> str | None:
-    """The setting for the x axis: of those that vary, the one with most values, if they are
-    numbers; None without one."""
-    counts = {}
-    for key in varying(numbers):
-        values = [point.settings.get(key) for point in numbers.sweep]
-        if all(
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            for value in values
-        ):
-            counts[key] = len(set(values))
-    return max(counts, key=lambda key: counts[key]) if counts else None
-
-
-def sweep_series(numbers: Numbers, axis: str) -> dict[str, list[PointNumbers]]:
-    """The points of each combination of the other settings, ascending along the axis, under a name
-    for the legend."""
-    others = [key for key in varying(numbers) if key != axis]
-    series: dict[str, list[PointNumbers]] = {}
-    for point in sorted(numbers.sweep, key=lambda point: point.settings[axis]):
-        name = settings_text(point.settings, others) or point.arm.title
-        series.setdefault(name, []).append(point)
-    return {name: series[name] for name in sorted(series)}
 
 
 def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list[Chart]:

@@ -33,6 +33,7 @@ from cowest_dspy.report.page import (
 )
 from cowest_dspy.report.run_view import run_view
 from cowest_dspy.report.significance import SAME
+from cowest_dspy.report.verdict import format_share, format_usd, spoken
 from cowest_dspy.report.view import Section
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
@@ -109,6 +110,7 @@ def render_html(
     says when there are more. Inputs that the report's configuration hides ([report] hide) are not
     in it.
     """
+    numbers = numbers or figures(report)
     report = redact(report)
     view = run_view(report, numbers)
     extras = {"tuning": _changes(report), "pairs": _pairs(report)}
@@ -129,7 +131,41 @@ def render_html(
         ),
         settings_section(report.config, report.versions),
     )
-    return render_page(replace(view, sections=sections))
+    return render_page(replace(view, sections=sections, tiles=tuple(_tiles(report, numbers))))
+
+
+def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
+    """The few numbers that one looks for first: a name, the number, a remark."""
+    lines = {line.name: line for line in numbers.arms}
+    tiles = []
+    for name in (report.judged, *report.rivals[:1]):
+        if (line := lines.get(name)) and line.accuracy is not None:
+            title = spoken(report, name).removeprefix("the ")
+            tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
+    if numbers.influence:
+        helped, hurt, drafts = (
+            sum(getattr(counts, kind) for counts in numbers.influence.values())
+            for kind in ("helped", "hurt", "n")
+        )
+        tiles.append(("drafts that helped", f"{helped:,}", f"{hurt:,} hurt, of {drafts:,}"))
+    if report.pairs:
+        tiles.append(("pairs", f"{report.pairs.kept:,}", f"{report.pairs.examples:,} examples"))
+    if report.stages:
+        usd = f"USD {format_usd(numbers.totals.usd)}"
+        tiles.append(("time", format_duration(numbers.totals.seconds), usd))
+    return tiles
+
+
+def format_duration(seconds: float) -> str:
+    """
+    >>> format_duration(90), format_duration(5400)
+    ('90 s', '1 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:

@@ -25,7 +25,6 @@ from cowest_dspy.report.verdict import (
     format_usd,
     influence_notes,
     pairs_notes,
-    spoken,
 )
 from cowest_dspy.report.view import Section, Table, View, print_view, view_html
 from cowest_dspy.utils.notebook import html_of
@@ -80,48 +79,13 @@ def run_view(report: RunReport, numbers: Figures | None = None) -> View:
         sections=tuple(section for section in sections if section is not None),
         source="report.json",
         warnings=report.warnings,
-        tiles=tuple(_tiles(report, numbers)),
     )
-
-
-def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
-    """The few numbers that one looks for first: a name, the number, a remark."""
-    lines = {line.name: line for line in numbers.arms}
-    tiles = []
-    for name in (report.judged, *report.rivals[:1]):
-        if (line := lines.get(name)) and line.accuracy is not None:
-            title = spoken(report, name).removeprefix("the ")
-            tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
-    if numbers.influence:
-        helped, hurt, drafts = (
-            sum(getattr(counts, kind) for counts in numbers.influence.values())
-            for kind in ("helped", "hurt", "n")
-        )
-        tiles.append(("drafts that helped", f"{helped:,}", f"{hurt:,} hurt, of {drafts:,}"))
-    if report.pairs:
-        tiles.append(("pairs", f"{report.pairs.kept:,}", f"{report.pairs.examples:,} examples"))
-    if report.stages:
-        usd = f"USD {format_usd(numbers.totals.usd)}"
-        tiles.append(("time", format_duration(numbers.totals.seconds), usd))
-    return tiles
-
-
-def format_duration(seconds: float) -> str:
-    """
-    >>> format_duration(90), format_duration(5400)
-    ('90 s', '1 h 30 min')
-    """
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _arms(report: RunReport, numbers: Figures) -> Section:
     lines, reference = numbers.arms, report.arm(report.judged)
     heads = ("arm", "n", "failed", "correct", "score", "95 %", "strict")
-    notes, caption = arm_notes(report), ""
+    caption = ""
     if reference:
         heads += ("+/-", "p")
         left_out = max((line.test.left_out for line in lines if line.test), default=0)
@@ -143,7 +107,7 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         "arms",
         "Arms",
         (table,) if lines else (),
-        tuple(notes),
+        tuple(arm_notes(report)),
         "Score on held-out examples, with a 95 % interval. A failed call or an unreadable answer "
         "is not a score: it is counted apart, and the strict column shows what it would cost to "
         "call it wrong.",
@@ -172,22 +136,13 @@ def arm_row(line: ArmLine) -> Row:
     """An arm's score with its interval."""
     if line.accuracy is None:
         return Row(line.title, None, f"{line.title}: no answers", text="no answers")
-    right = (
-        f", {line.correct:,} of {line.answered:,} right"
-        if line.correct is not None
-        else f", n {line.answered:,}"
-    )
-    score = format_share(line.accuracy)
+    right = f"n {line.answered:,}"
+    if line.correct is not None:
+        right = f"{line.correct:,} of {line.answered:,} right"
+    score, kind = format_share(line.accuracy), "accent" if line.is_reference else "plain"
+    text = f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}"
     low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
-    return Row(
-        line.title,
-        line.accuracy,
-        f"{line.title}: {score}, 95 % {format_interval(line.interval)}{right}",
-        low,
-        high,
-        "accent" if line.is_reference else "plain",
-        score,
-    )
+    return Row(line.title, line.accuracy, text, low, high, kind, score)
 
 
 def _tuning(report: RunReport, numbers: Figures) -> Section:
@@ -492,16 +447,7 @@ def _stages(report: RunReport, numbers: Figures) -> Section:
             "-" if peak is None else f"{peak / 2**30:.2f} GiB",
         )
 
-    heads = (
-        "stage",
-        "seconds",
-        "calls",
-        "from the store",
-        "tokens in",
-        "tokens out",
-        "USD",
-        "peak memory",
-    )
+    heads = ("stage", "seconds", "calls", "from store", "tokens in", "tokens out", "USD", "memory")
     rows = (
         *(cells(stage.name, stage) for stage in report.stages),
         cells("total", numbers.totals),

@@ -127,9 +127,7 @@ def _rich_tables(table: Table, width: int, most: int | None) -> Iterator[Rendera
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
-        longest = max((len(row[0]) for row in part.rows), default=0)
-        least = min(_NAME_WIDTH, max(longest, len(part.heads[0])))
-        drawn.add_column(visible_text(part.heads[0]), min_width=least, overflow="fold")
+        drawn.add_column(visible_text(part.heads[0]), min_width=_least(part), overflow="fold")
         for head in part.heads[1:]:
             drawn.add_column(
                 visible_text(head),
@@ -139,11 +137,18 @@ def _rich_tables(table: Table, width: int, most: int | None) -> Iterator[Rendera
             )
         for index, row in enumerate(part.rows[:most]):
             drawn.add_row(*map(visible_text, row), style="bold" if index in part.marked else "")
-        if part.caption:
-            drawn.caption, drawn.caption_justify = visible_text(part.caption), "left"
         yield drawn
+    if table.caption:
+        yield visible_text(table.caption, style="dim")
     if most is not None and len(table.rows) > most:
         yield notebook.more(len(table.rows) - most)
+
+
+def _least(table: Table) -> int:
+    """The least width of the first column, in characters."""
+    return min(
+        _NAME_WIDTH, max(len(cell) for cell in (table.heads[0], *(r[0] for r in table.rows)))
+    )
 
 
 def _split(table: Table, width: int) -> Iterator[Table]:
@@ -152,7 +157,7 @@ def _split(table: Table, width: int) -> Iterator[Table]:
     widths = [max(map(len, column)) for column in zip(table.heads, *table.rows, strict=True)]
     start = 1
     while start < len(widths):
-        end, room = start, width - _NAME_WIDTH - _GAP + 1
+        end, room = start, width - _least(table) - _GAP + 1
         while end < len(widths) and (end == start or room >= widths[end] + _GAP):
             room -= widths[end] + _GAP
             end += 1
@@ -162,7 +167,6 @@ def _split(table: Table, width: int) -> Iterator[Table]:
             title=table.title if start == 1 else f"{table.title}, continued",
             heads=tuple(table.heads[i] for i in columns),
             rows=tuple(tuple(row[i] for i in columns) for row in table.rows),
-            caption=table.caption if end == len(widths) else "",
         )
         start = end
 

@@ -21,7 +21,7 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.intervals import wilson_interval
 from cowest_dspy.report import Stage
 from cowest_dspy.report.compare import numbers_of
-from cowest_dspy.report.compare_view import text_tables
+from cowest_dspy.report.compare_view import comparison_view
 from cowest_dspy.report.compared import Comparison, SweepPoint, paired_test
 from cowest_dspy.report.significance import bootstrap_test, holm
 from cowest_dspy.report.verdict import comparison_verdict as verdict
@@ -521,7 +521,7 @@ def test_failures_have_their_kinds_in_a_comparison() -> None:
     assert [line.failures for line in numbers.arms] == [{"timeout": 1}, {"timeout": 2}]
     assert (
         "Failed: The strong arm: timeout 1; The other arm: timeout 2."
-        in text_tables(made, numbers)[0].caption
+        in comparison_view(made, numbers).tables[0].caption
     )
 
 

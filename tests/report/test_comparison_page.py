@@ -27,10 +27,10 @@ from cowest_dspy.report import Arm
 from cowest_dspy.report import compare_view as charts
 from cowest_dspy.report.compare import numbers_of
 from cowest_dspy.report.compare_view import (
+    comparison_view,
     print_comparison,
     read_comparison,
     render_comparison,
-    text_tables,
     to_csv,
     to_markdown,
     write_comparison,
@@ -98,7 +98,7 @@ def test_a_comparison_with_nothing_in_it_is_shown(whole):
 def test_markdown_has_tables_of_equal_rows_with_every_number():
     text = to_markdown(WHOLE, NUMBERS)
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(tables) == len(text_tables(WHOLE, NUMBERS)) == 4
+    assert len(tables) == len(comparison_view(WHOLE, NUMBERS).tables) == 4
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     for line in NUMBERS.arms:
@@ -162,7 +162,7 @@ def test_a_title_in_csv_is_no_formula(title):
 
 def test_the_page_shows_every_number_of_the_tables():
     page = Page(render_comparison(WHOLE, NUMBERS))
-    for table in text_tables(WHOLE, NUMBERS):
+    for table in comparison_view(WHOLE, NUMBERS).tables:
         for row in table.rows:
             assert " ".join(row) in page.text
     assert "Better than Strong plain" in page.text and "one warning: plain" in page.text
