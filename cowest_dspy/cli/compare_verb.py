@@ -30,20 +30,23 @@ def compare(
 
     Arms are the models alone, other ways to combine them, controls, and the collaboration before
     and after tuning; whatever has to be trained is. A run that `cowest cycle` has begun is used.
-    The tables are written to the run's folder as JSON, CSV, LaTeX, Markdown and HTML.
+    The tables are written to the run's folder as JSON, CSV, Markdown and HTML.
 
     Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
     """
     from cowest_dspy.experiment import Compared
-    from cowest_dspy.report.compare import numbers_of
-    from cowest_dspy.report.compare_view import print_comparison, write_comparison
-    from cowest_dspy.report.verdict import comparison_verdict as verdict
+    from cowest_dspy.report import (
+        comparison_verdict,
+        numbers_of,
+        print_comparison,
+        write_comparison,
+    )
 
     with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
         numbers = numbers_of(made)
-        experiment.store.journal.about(verdict=verdict(made, numbers).sentences[0])
+        experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console, numbers=numbers)
         console.print(f"\ncomparison: {written.html}", soft_wrap=True)

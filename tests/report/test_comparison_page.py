@@ -1,5 +1,5 @@
 """A comparison's tables and files show its numbers, whole and escaped, in a terminal, in Markdown,
-CSV, LaTeX and HTML."""
+CSV and HTML."""
 
 from __future__ import annotations
 
