@@ -39,20 +39,17 @@ from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.statistics import wilson_interval
-from cowest_dspy.report.comparison import (
-    ComparedArm,
-    Comparison,
-    numbers_of,
-    paired_test,
+from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare_view import (
     print_comparison,
     read_comparison,
     to_markdown,
     write_comparison,
 )
-from cowest_dspy.report.comparison.markdown import escape_markdown
-from cowest_dspy.report.comparison.verdict import format_difference
-from cowest_dspy.report.model import Arm
-from cowest_dspy.report.verdict import bare_p
+from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test
+from cowest_dspy.report.facts import Arm
+from cowest_dspy.report.verdict import bare_p, format_difference
+from cowest_dspy.report.view import escape_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKEND = ROOT / "programs/backends/in_process.toml"

@@ -30,15 +30,15 @@ def compare(
 
     Arms are the models alone, other ways to combine them, controls, and the collaboration before
     and after tuning; whatever has to be trained is. A run that `cowest cycle` has begun is used.
-    The tables are written to the run's folder as JSON, CSV, LaTeX, Markdown and HTML.
+    The tables are written to the run's folder as JSON, CSV, Markdown and HTML.
 
     Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
     """
     from cowest_dspy.experiment import Compared
-    from cowest_dspy.report.comparison import (
+    from cowest_dspy.report import (
+        comparison_verdict,
         numbers_of,
         print_comparison,
-        verdict,
         write_comparison,
     )
 
@@ -46,7 +46,7 @@ def compare(
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
         numbers = numbers_of(made)
-        experiment.store.journal.about(verdict=verdict(made, numbers).sentences[0])
+        experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console, numbers=numbers)
         console.print(f"\ncomparison: {written.html}", soft_wrap=True)

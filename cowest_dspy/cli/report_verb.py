@@ -100,7 +100,7 @@ def _one(made: RunReport, written: WrittenReport, as_json: bool) -> None:
 
 def _several(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
     from cowest_dspy.experiment.sides import names_of, read_run
-    from cowest_dspy.report.side_by_side import print_side_by_side, side_by_side, write_side_by_side
+    from cowest_dspy.report import print_side_by_side, side_by_side, write_side_by_side
 
     view = side_by_side(dict(zip(names_of(runs), map(read_run, runs), strict=True)))
     written = write_side_by_side(view, out or _shared_folder(runs))

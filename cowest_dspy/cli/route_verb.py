@@ -53,7 +53,7 @@ def route(
     Example: `cowest route runs/handbook`
     """
     from cowest_dspy.experiment.routing import fit_run_router
-    from cowest_dspy.report.router_page import print_curve
+    from cowest_dspy.report.router_view import print_curve
 
     settings = run / "config.toml"
     if not settings.is_file():

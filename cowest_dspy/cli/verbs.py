@@ -78,7 +78,7 @@ LogAs = Annotated[
 
 def _schema(asked: bool) -> None:
     if asked:
-        from cowest_dspy.report.schema import schema_text
+        from cowest_dspy.report.figures import schema_text
 
         print(schema_text(), end="")
         raise typer.Exit()

@@ -19,7 +19,7 @@ from cowest_dspy.optimizers.router_fitting import (
     observed_in,
 )
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.report.router_page import WrittenCurve, write_curve
+from cowest_dspy.report.router_view import WrittenCurve, write_curve
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.experiment import Experiment

@@ -34,7 +34,7 @@ from cowest_dspy.report import (
     influence_counts,
     outcomes_text,
 )
-from cowest_dspy.report.alike import alike_drafts
+from cowest_dspy.report.numbers import alike_drafts
 from cowest_dspy.store.store import Store
 
 ARMS = (

@@ -280,12 +280,7 @@ class Collaboration(dspy.Module):
                 ("step", "role", "model", "fields", "instructions", "examples"), rows, texts=5
             ),
             f"the draft goes into refine's input {self.draft_field!r}; prompts: {adapter}",
-            *(
-                notebook.Markup(view())
-                for one in history
-                if (view := getattr(one, "_repr_html_", None))
-            ),
-        )
+        ) + "".join(one._repr_html_() for one in history if hasattr(one, "_repr_html_"))
 
 
 @contextmanager

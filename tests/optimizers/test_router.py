@@ -31,7 +31,7 @@ from cowest_dspy.optimizers.router_fitting import (
     observe,
     observed_in,
 )
-from cowest_dspy.report.router_page import sentence, write_curve
+from cowest_dspy.report.router_view import sentence, write_curve
 from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
 

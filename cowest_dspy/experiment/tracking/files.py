@@ -13,9 +13,9 @@ from pathlib import Path
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.report import RunReport, write_report
-from cowest_dspy.report.hiding import hidden
-from cowest_dspy.report.masking import mask_text
+from cowest_dspy.report.facts import redact
 from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
+from cowest_dspy.utils.masking import mask_text
 
 ROWS = ("pairs*.jsonl", "drafts*.jsonl")
 COMPARED = ("csv", "tex", "md", "html")
@@ -27,7 +27,7 @@ def gather(config: Config, run: Path, report: RunReport, target: Path) -> list[s
     files' names in it, in order."""
     write_report(report, target)
     if config.report.hide:
-        with_marks = write_report(hidden(report), target / "marks").json
+        with_marks = write_report(redact(report), target / "marks").json
         with_marks.replace(target / "report.json")
         shutil.rmtree(target / "marks")
     (target / "config.toml").write_text(effective_toml(config), encoding="utf-8")

@@ -1,5 +1,4 @@
-"""The statistics of a comparison: pure functions from arms under seeds to named numbers, each with
-its source.
+"""The numbers that follow from a comparison: scores, intervals, tests and costs of each arm.
 
 Three rules hold everywhere. A failure is not a score: each arm has a score over what it answered
 and a strict one that counts failures as wrong, and each test is made both ways. What is compared is
@@ -10,31 +9,30 @@ they are drawn together, never apart.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
-from cowest_dspy.report.comparison.model import ComparedArm, Comparison
-from cowest_dspy.report.comparison.significance import (
+from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test, scores_of_run
+from cowest_dspy.report.facts import Stage
+from cowest_dspy.report.numbers import failures_of
+from cowest_dspy.report.significance import (
     REPEATS,
     Paired,
-    found,
+    finding,
     holm,
-    paired_test,
-    scores_of,
+    is_binary,
 )
-from cowest_dspy.report.model import Stage
-from cowest_dspy.report.numbers import failures_of
 from cowest_dspy.store.budget import added
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Spread:
     """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation
     (n - 1)."""
@@ -45,7 +43,7 @@ class Spread:
     sd: float
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Extra:
     """A further score over the corpus: one value per seed that has it, and their mean. ``interval``
     only for a single seed."""
@@ -55,7 +53,7 @@ class Extra:
     interval: Interval | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Cost:
     """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store
     answered; None: not known."""
@@ -68,7 +66,7 @@ class Cost:
     seconds: float | None
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ArmNumbers:
     """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and
     ``failed`` count answers of all seeds.
@@ -109,10 +107,10 @@ class ArmNumbers:
     def finding(self) -> int | None:
         """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not
         tested."""
-        return found(self.test, self.holm)
+        return finding(self.test, self.holm)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ControlTest:
     """A tuned arm against one of its controls: above 0 the tuned arm is better. ``holm`` is
     corrected over this arm's controls."""
@@ -124,7 +122,7 @@ class ControlTest:
     target: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PointNumbers:
     """One setting of a sweep; ``pairs`` per seed. Its p is corrected over the sweep, apart from the
     arms."""
@@ -134,7 +132,7 @@ class PointNumbers:
     arm: ArmNumbers
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Numbers:
     """Everything that follows from a comparison. ``tests`` is the number of arms that Holm's
     correction is over."""
@@ -161,7 +159,7 @@ def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
 
     Arms of the same title get their names into it, so that they can be told apart.
     """
-    seeds = _apart(_as_one(_by_name(comparison.arms)))
+    seeds = _titled(_by_name(comparison.arms))
     against = seeds.get(comparison.against)
     arms = [_arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
     points = defaultdict(list)
@@ -208,11 +206,11 @@ def _arm_numbers(
     repeats: int,
 ) -> ArmNumbers:
     first = runs[0].arm
-    by_seed = [scores_of(run, strict=False) for run in runs]
+    by_seed = [scores_of_run(run, strict=False) for run in runs]
     known = [[score for score in scores.values() if score is not None] for scores in by_seed]
     asked, answered = sum(map(len, by_seed)), sum(map(len, known))
     score, interval = _mean(by_seed)
-    strict_score, strict_interval = _mean([scores_of(run, strict=True) for run in runs])
+    strict_score, strict_interval = _mean([scores_of_run(run, strict=True) for run in runs])
     seed_scores = tuple(math.fsum(scores) / len(scores) if scores else None for scores in known)
     is_against = first.name == against_name
     test = strict_test = None
@@ -231,7 +229,7 @@ def _arm_numbers(
         asked=asked,
         answered=answered,
         failed=asked - answered,
-        binary=all(value in (0, 1) for scores in known for value in scores),
+        binary=is_binary(value for scores in known for value in scores),
         score=score,
         interval=interval,
         strict_score=strict_score,
@@ -250,27 +248,25 @@ def _arm_numbers(
     )
 
 
-def _as_one(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
-    """The same with one title and one note for all seeds of an arm. Where a seed's arm is something
-    else, such as untuned since its round was rolled back, the title says of which seed."""
-    made: dict[str, list[ComparedArm]] = {}
-    for name, runs in seeds.items():
-        title, note = (
-            _of_seeds([(run.seed, text(run)) for run in runs]) for text in (_title_of, _note_of)
-        )
-        made[name] = [
-            dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=title, note=note))
-            for run in runs
+def _titled(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
+    """The same with one title and one note for all seeds of an arm, and different titles for
+    different arms. Where a seed's arm is something else, such as untuned since its round was rolled
+    back, the title says of which seed."""
+    texts = {
+        name: [
+            _of_seeds([(run.seed, getattr(run.arm, field)) for run in runs])
+            for field in ("title", "note")
         ]
-    return made
+        for name, runs in seeds.items()
+    }
+    count = Counter(title for title, _ in texts.values())
 
+    def renamed(run: ComparedArm) -> ComparedArm:
+        title, note = texts[run.arm.name]
+        title = title if count[title] == 1 else f"{title} ({run.arm.name})"
+        return dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=title, note=note))
 
-def _title_of(run: ComparedArm) -> str:
-    return run.arm.title
-
-
-def _note_of(run: ComparedArm) -> str:
-    return run.arm.note
+    return {name: [renamed(run) for run in runs] for name, runs in seeds.items()}
 
 
 def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
@@ -290,20 +286,6 @@ def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
     )
 
 
-def _apart(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
-    """The same with titles that differ."""
-    titles = [runs[0].arm.title for runs in seeds.values()]
-    return {
-        name: runs
-        if titles.count(title := runs[0].arm.title) == 1
-        else [
-            dataclasses.replace(run, arm=dataclasses.replace(run.arm, title=f"{title} ({name})"))
-            for run in runs
-        ]
-        for name, runs in seeds.items()
-    }
-
-
 def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:
     """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over
     examples."""
@@ -316,7 +298,7 @@ def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, 
     if not values:
         return None, None
     mean = math.fsum(values) / len(values)
-    if len(by_seed) == 1 and all(value in (0, 1) for value in values):
+    if len(by_seed) == 1 and is_binary(values):
         return mean, wilson_interval(round(sum(values)), len(values))
     return mean, bootstrap_mean_interval([groups[example] for example in sorted(groups)])
 
@@ -395,3 +377,61 @@ def _controls(
             for (control, test), p in zip(made, corrected, strict=True)
         ]
     return tuple(found)
+
+
+def varying(numbers: Numbers) -> list[str]:
+    """The settings that differ between points of the sweep, in order of appearance."""
+    keys = dict.fromkeys(key for point in numbers.sweep for key in point.settings)
+    return [
+        key for key in keys if len({_text(point.settings.get(key)) for point in numbers.sweep}) > 1
+    ]
+
+
+def settings_text(settings: dict[str, Any], keys: Sequence[str]) -> str:
+    """``beta 0.1, format dpo``: the last part of each dotted key where that names only one of them,
+    else the whole key."""
+    last = [key.rpartition(".")[2] for key in keys]
+    names = {
+        key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)
+    }
+    return ", ".join(
+        f"{name} {_text(settings[key])}" for key, name in names.items() if key in settings
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def difference_reach(numbers: Numbers) -> int:
+    """How many points the axis of differences reaches to either side: a multiple of 10, at least
+    10, at most 100."""
+    tests = [line.test for line in numbers.arms if line.test and line.test.difference is not None]
+    ends = [abs(test.difference or 0.0) for test in tests]
+    ends += [abs(end) for test in tests if (one := test.interval) for end in (one.low, one.high)]
+    return min(100, max(10, 10 * math.ceil(10 * max(ends, default=0.0) - 1e-9)))
+
+
+def sweep_axis(numbers: Numbers) -> str | None:
+    """The setting for the x axis: of those that vary, the one with most values, if they are
+    numbers; None without one."""
+    counts = {}
+    for key in varying(numbers):
+        values = [point.settings.get(key) for point in numbers.sweep]
+        if all(
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            for value in values
+        ):
+            counts[key] = len(set(values))
+    return max(counts, key=lambda key: counts[key]) if counts else None
+
+
+def sweep_series(numbers: Numbers, axis: str) -> dict[str, list[PointNumbers]]:
+    """The points of each combination of the other settings, ascending along the axis, under a name
+    for the legend."""
+    others = [key for key in varying(numbers) if key != axis]
+    series: dict[str, list[PointNumbers]] = {}
+    for point in sorted(numbers.sweep, key=lambda point: point.settings[axis]):
+        name = settings_text(point.settings, others) or point.arm.title
+        series.setdefault(name, []).append(point)
+    return {name: series[name] for name in sorted(series)}

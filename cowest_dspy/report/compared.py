@@ -1,8 +1,8 @@
-"""What a comparison is made of: frozen, JSON-able facts of arms that answered the same examples,
-and their strict round trip.
+"""The facts of `cowest compare`: arms that answered the same examples, frozen and JSON-able, and the
+paired test of two of them.
 
-Nothing here computes: numbers.py does. An arm under several seeds is several ``ComparedArm`` with
-the same ``arm.name``.
+Nothing here computes but that test: compare.py does. An arm under several seeds is several
+``ComparedArm`` with the same ``arm.name``.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from cowest_dspy.errors import ReportError, faults
-from cowest_dspy.report.model import Arm, Stage, sayable
+from cowest_dspy.errors import ReportError
+from cowest_dspy.report.facts import Arm, Record, Stage, dump, load
+from cowest_dspy.report.significance import REPEATS, Paired, compare_seeds
 from cowest_dspy.utils.notebook import html_of
-
-SCHEMA_VERSION = 1
-_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparedArm:
+class ComparedArm(Record):
     """One arm under one seed. ``extra`` maps the name of a further score to its value over the
     corpus; None: not computable.
 
@@ -32,7 +30,6 @@ class ComparedArm:
     what this arm's calls took; None where nobody measured it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     arm: Arm
     seed: int = 0
     extra: dict[str, float | None] = dataclasses.field(default_factory=dict)
@@ -62,7 +59,7 @@ class ComparedArm:
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepPoint:
+class SweepPoint(Record):
     """One point of an ablation: ``settings`` (dotted key -> value, as JSON has values), and the arm
     that was measured there.
 
@@ -70,7 +67,6 @@ class SweepPoint:
     several seeds are several points.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     settings: dict[str, Any]
     arm: ComparedArm
     pairs: int | None = None
@@ -82,7 +78,7 @@ class SweepPoint:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Record):
     """Arms that answered the same examples. ``against`` names the arm that all others are tested
     against; ``metric`` is a name.
 
@@ -93,7 +89,6 @@ class Comparison:
     time.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     title: str
     created: str
     against: str
@@ -118,43 +113,17 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        """The comparison in a notebook (cells.py)."""
+        """The comparison in a notebook."""
         return html_of(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no
-        word for, its str."""
-        facts = sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
-        return {"schema_version": SCHEMA_VERSION, **facts}
+        """Plain JSON values with ``schema_version``; see ``facts.dump``."""
+        return dump(_ADAPTER, self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Comparison:
-        """The comparison in a parsed comparison.json; its "numbers" are left aside, since they
-        follow from the rest.
-
-        Raises:
-            ReportError: another schema version, an unknown or missing key, a value of the wrong
-                type.
-        """
-        version = document.get("schema_version")
-        again = 'Write it again with "cowest compare".'
-        if version != SCHEMA_VERSION:
-            raise ReportError(
-                f"The comparison has schema_version {version!r}, this cowest_dspy reads "
-                f"{SCHEMA_VERSION}. {again}"
-            )
-        facts = {
-            key: value
-            for key, value in document.items()
-            if key not in ("schema_version", "numbers")
-        }
-        try:
-            return _ADAPTER.validate_python(facts)
-        except ValidationError as error:
-            wrong = faults(error, "comparison")
-            raise ReportError(
-                f"The comparison does not fit schema_version {SCHEMA_VERSION}: {wrong}. {again}"
-            ) from error
+        """The comparison in a parsed comparison.json; see ``facts.load``."""
+        return load(_ADAPTER, document, 'Write it again with "cowest compare".')
 
 
 def _refuse_twins(found: list[tuple[str, int]]) -> None:
@@ -163,6 +132,29 @@ def _refuse_twins(found: list[tuple[str, int]]) -> None:
         if (what, seed) in seen:
             raise ReportError(f"{what} is there twice under seed {seed}: give each seed once.")
         seen.add((what, seed))
+
+
+def scores_of_run(run: ComparedArm, *, strict: bool) -> dict[str, float | None]:
+    """Score by example id; where the arm failed None, or 0 if ``strict``."""
+    return {
+        answer.example_id: 0.0 if strict and answer.score is None else answer.score
+        for answer in run.arm.answers
+    }
+
+
+def paired_test(
+    arm: Sequence[ComparedArm],
+    other: Sequence[ComparedArm],
+    *,
+    strict: bool = False,
+    repeats: int = REPEATS,
+) -> Paired:
+    """One arm (its seeds) against another on the examples that both have a score for; ``strict``
+    scores a failure 0. See ``significance.compare_seeds``."""
+    mine, theirs = (
+        [(run.seed, scores_of_run(run, strict=strict)) for run in runs] for runs in (arm, other)
+    )
+    return compare_seeds(mine, theirs, repeats=repeats)
 
 
 _ADAPTER = TypeAdapter(Comparison)

@@ -1,23 +1,50 @@
-"""Tests of one arm against another on the same examples, over seeds, and the correction for many of
-them; each with its source."""
+"""Paired tests of two arms on the same examples, and the correction for many of them; each with its
+source.
+
+scipy.stats has the binomial test and Wilson's interval, which tests compare these with; it has no
+Holm correction, no Newcombe interval and no bootstrap over groups of different sizes.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
-from cowest_dspy.report.comparison.model import ComparedArm
-from cowest_dspy.report.numbers import SAME, paired_exact_test
+from cowest_dspy.influence.statistics import (
+    Interval,
+    bootstrap_mean_interval,
+    paired_difference_interval,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
+SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 REPEATS = 10_000
 ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two arms on the same examples. ``fixed``: the second scores higher; ``broken``: lower; ``p``
+    two-sided in (0, 1].
+
+    ``difference`` is mean(second) - mean(first) over the ``n`` examples that both have a score for;
+    ``left_out`` is the number of the others.
+    """
+
+    n: int
+    fixed: int
+    broken: int
+    p: float
+    left_out: int
+    difference: float | None
+    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +69,53 @@ class Paired:
     p: float
 
 
+def exact_sign_p(fixed: int, broken: int) -> float:
+    """Two-sided exact binomial p at 1/2: the chance of a split at least this uneven when neither
+    arm is better.
+
+    Exact in integers, then one division; p = 1 when nothing differs. Below the least float, that
+    float stands in.
+    """
+    n, fewer = fixed + broken, min(fixed, broken)
+    term, tail = 1, 1
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k
+        tail += term
+    return max(min(1.0, 2 * tail / 2**n), sys.float_info.min)
+
+
+def paired_exact_test(
+    first: Mapping[str, float | None], second: Mapping[str, float | None], *, level: float = 0.95
+) -> PairedTest:
+    """Does ``second`` do better than ``first`` on the same examples? Scores by example id; None is
+    a failure.
+
+    For right and wrong this is McNemar's test in its exact form (McNemar 1947, Psychometrika
+    12:153); for graded scores the sign test, which asks how often and not how much. Examples
+    without a score on both sides are left out and counted. The interval of the difference is
+    Newcombe's for right and wrong, else a seeded bootstrap over examples.
+    """
+    both = [
+        (a, b) for key, a in first.items() if a is not None and (b := second.get(key)) is not None
+    ]
+    fixed = sum(b - a > SAME for a, b in both)
+    broken = sum(a - b > SAME for a, b in both)
+    left_out = len(first.keys() | second.keys()) - len(both)
+    if not both:
+        return PairedTest(0, 0, 0, 1.0, left_out, None, None)
+    difference = statistics.fmean(b - a for a, b in both)
+    if is_binary(score for pair in both for score in pair):
+        both_right = sum(a == b == 1 for a, b in both)
+        interval = paired_difference_interval(
+            both_right, fixed, broken, len(both) - both_right - fixed - broken, level
+        )
+    else:
+        interval = bootstrap_mean_interval([[b - a] for a, b in both], level=level)
+    return PairedTest(
+        len(both), fixed, broken, exact_sign_p(fixed, broken), left_out, difference, interval
+    )
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """p values corrected for their number, in the order given: the step-down method of Holm (1979,
     Scand. J. Statistics 6:65).
@@ -59,29 +133,20 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def paired_test(
-    arm: Sequence[ComparedArm],
-    other: Sequence[ComparedArm],
-    *,
-    strict: bool = False,
-    repeats: int = REPEATS,
-) -> Paired:
-    """One arm (its seeds) against another on the examples that both have a score for; ``strict``
-    scores a failure 0.
+SeedScores = Sequence[tuple[int, Mapping[str, float | None]]]
+"""For each run of an arm its seed and its scores by example id; None is a failure."""
+
+
+def compare_seeds(arm: SeedScores, other: SeedScores, *, repeats: int = REPEATS) -> Paired:
+    """One arm (its seeds) against another on the examples that both have a score for.
 
     Seeds: the same ones are paired; a single seed of one side goes with every seed of the other;
         seeds that share none go each with each. For scores of 0 and 1 under one seed: the exact
         McNemar test (McNemar 1947, Psychometrika 12:153, as a two-sided binomial test) with
         Newcombe's interval. Otherwise ``bootstrap_test``, all seeds of an example drawn together.
     """
-    scores, others = (
-        [scores_of(run, strict=strict) for run in arm],
-        [scores_of(run, strict=strict) for run in other],
-    )
-    matched = [
-        (scores[i], others[j])
-        for i, j in _matched([run.seed for run in arm], [run.seed for run in other])
-    ]
+    places = _matched([seed for seed, _ in arm], [seed for seed, _ in other])
+    matched = [(arm[i][1], other[j][1]) for i, j in places]
     groups: dict[str, list[float]] = defaultdict(list)
     asked, binary = 0, True
     for mine, theirs in matched:
@@ -90,34 +155,27 @@ def paired_test(
             one, two = mine[example], theirs[example]
             if one is not None and two is not None:
                 groups[example].append(one - two)
-                binary = binary and one in (0, 1) and two in (0, 1)
+                binary = binary and is_binary((one, two))
     differences = [value for group in groups.values() for value in group]
-    counts = {
-        "n": len(groups),
-        "answers": len(differences),
-        "higher": sum(value > SAME for value in differences),
-        "lower": sum(value < -SAME for value in differences),
-        "left_out": asked - len(differences),
-    }
-    if not differences:
-        return Paired(method="bootstrap", **counts, difference=None, interval=None, p=1.0)
-    if binary and len(matched) == 1:
+    difference, interval, p, method = None, None, 1.0, "bootstrap"
+    if binary and differences and len(matched) == 1:
         exact = paired_exact_test(matched[0][1], matched[0][0])
-        return Paired(
-            method="mcnemar",
-            **counts,
-            difference=exact.difference,
-            interval=exact.interval,
-            p=exact.p,
-        )
-    ordered = [groups[example] for example in sorted(groups)]
-    mean, interval = math.fsum(differences) / len(differences), bootstrap_mean_interval(ordered)
+        difference, interval, p, method = exact.difference, exact.interval, exact.p, "mcnemar"
+    elif differences:
+        ordered = [groups[example] for example in sorted(groups)]
+        difference = math.fsum(differences) / len(differences)
+        interval = bootstrap_mean_interval(ordered)
+        p = bootstrap_test(ordered, repeats=repeats)
     return Paired(
-        method="bootstrap",
-        **counts,
-        difference=mean,
+        method=method,
+        n=len(groups),
+        answers=len(differences),
+        higher=sum(value > SAME for value in differences),
+        lower=sum(value < -SAME for value in differences),
+        left_out=asked - len(differences),
+        difference=difference,
         interval=interval,
-        p=bootstrap_test(ordered, repeats=repeats),
+        p=p,
     )
 
 
@@ -170,20 +228,12 @@ def _studentised(totals: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     )
 
 
-def found(test: Paired | None, corrected: float | None) -> int | None:
+def finding(test: Paired | None, corrected: float | None) -> int | None:
     """1 for a gain at the corrected level 0.05, -1 for a loss, 0 when chance explains it, None
     without a test."""
     if test is None or test.difference is None or corrected is None:
         return None
     return 0 if corrected >= ALPHA else 1 if test.difference > 0 else -1
-
-
-def scores_of(run: ComparedArm, *, strict: bool) -> dict[str, float | None]:
-    """Score by example id; where the arm failed None, or 0 if ``strict``."""
-    return {
-        answer.example_id: 0.0 if strict and answer.score is None else answer.score
-        for answer in run.arm.answers
-    }
 
 
 def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
@@ -192,3 +242,8 @@ def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int
     if len(seeds) > 1 and len(others) > 1 and common:
         return common
     return [(i, j) for i in range(len(seeds)) for j in range(len(others))]
+
+
+def is_binary(scores: Iterable[float]) -> bool:
+    """Whether every score is 0 or 1."""
+    return all(score in (0, 1) for score in scores)

@@ -1,25 +1,47 @@
-"""Answers and traces as lists to search and read: what the page's script pages through, cut to a
-size a browser likes.
+"""The page of a run: what is shown of it, examples to read, and lists of answers and traces to search;
+report.json and report.html, written together.
 
-A list is plain JSON: ``columns``, ``filters`` (a label and the tags that it offers), ``texts`` and
-``rows``. A row has tags, cells, and steps: a cell is the number of a text, or ``[text, kind]``; a
-step is the numbers of its label and its text, and with a kind it is a heading. Each text stands in
-the page once: drafts of one example share their input and the answer without a draft.
+A list is plain JSON, which the page's script pages through: ``columns``, ``filters`` (a label and
+the tags that it offers), ``texts`` and ``rows``. A row has tags, cells, and steps: a cell is the
+number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a
+kind it is a heading. Each text stands in the page once: drafts of one example share their input and
+the answer without a draft.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from markupsafe import Markup
-
+from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report.model import Arm, RunReport, TraceRow
-from cowest_dspy.report.numbers import SAME
-from cowest_dspy.report.page import data_block
+from cowest_dspy.report.facts import Arm, RunReport, TraceRow, redact
+from cowest_dspy.report.figures import Figures, figures
+from cowest_dspy.report.numbers import evenly
+from cowest_dspy.report.page import (
+    Browser,
+    data_block,
+    labelled,
+    outcome,
+    read_document,
+    render_page,
+    settings_section,
+)
+from cowest_dspy.report.run_view import run_view
+from cowest_dspy.report.significance import SAME
+from cowest_dspy.report.verdict import format_share, format_usd, spoken
+from cowest_dspy.report.view import Section
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.masking import mask_document
+from cowest_dspy.utils.notebook import clip, diff_words
+from cowest_dspy.utils.reading import file_errors
 
+MAX_PAIRS = 30
+MAX_CHANGES = 4
 MAX_ROWS = 20_000
 MAX_TEXT = 4000
 # Bytes of the answers, and of both lists together. With charts, tables and pairs a page stays under
@@ -28,6 +50,143 @@ MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
 EFFECTS = ("helped", "hurt", "same", "failed")
 T = TypeVar("T")
 Row = tuple[list[str], list[Any], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """Where the two files are."""
+
+    json: Path
+    html: Path
+
+    @classmethod
+    def within(cls, folder: Path) -> WrittenReport:
+        """The files of a folder, written or not."""
+        return cls(folder / "report.json", folder / "report.html")
+
+
+def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenReport:
+    """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked
+    in both.
+
+    The JSON holds the report and, under "numbers", what follows from it. The HTML is drawn from the
+    JSON as read back.
+
+    Raises:
+        ReportError: the folder cannot be written, or the disk is full; what was there before is as
+            it was.
+    """
+    target = Path(folder)
+    facts = mask_document(report.to_json())
+    shown = RunReport.from_json(facts)
+    numbers = figures(shown)
+    document = json.dumps(
+        {**facts, "numbers": numbers.to_json()}, ensure_ascii=False, indent=1, allow_nan=False
+    )
+    written = WrittenReport.within(target)
+    page = render_html(shown, numbers)
+    with file_errors(ReportError, target):
+        target.mkdir(parents=True, exist_ok=True)
+        write_whole({written.json: document + "\n", written.html: page})
+    return written
+
+
+def read_report(path: str | os.PathLike[str]) -> RunReport:
+    """The report in a run folder, or in a report.json.
+
+    Raises:
+        ReportError: there is none, or it is not one that this version reads.
+    """
+    return RunReport.from_json(read_document(path, "report", "cowest report RUN"))
+
+
+def render_html(
+    report: RunReport, numbers: Figures | None = None, *, max_rows: int = MAX_ROWS
+) -> str:
+    """The page of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
+    already.
+
+    At most ``max_rows`` answers and as many traces go into it, fewer where they are long, and it
+    says when there are more. Inputs that the report's configuration hides ([report] hide) are not
+    in it.
+    """
+    numbers = numbers or figures(report)
+    report = redact(report)
+    view = run_view(report, numbers)
+    extras = {"tuning": _changes(report), "pairs": _pairs(report)}
+    lists = browsers(report, max_rows)
+    traces_lead = (
+        "Every draft, of training rounds and of held-out arms: what went in, what the strong model "
+        "answered with and without it, and what that was worth."
+    )
+    sections = (
+        *(replace(one, extra=extras.get(one.name)) for one in view.sections),
+        Section("answers-section", "Answers", missing="No answers yet.", extra=lists["answers"]),
+        Section(
+            "traces-section",
+            "Traces",
+            lead=traces_lead,
+            missing="No traces yet.",
+            extra=lists["traces"],
+        ),
+        settings_section(report.config, report.versions),
+    )
+    return render_page(replace(view, sections=sections, tiles=tuple(_tiles(report, numbers))))
+
+
+def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
+    """The few numbers that one looks for first: a name, the number, a remark."""
+    lines = {line.name: line for line in numbers.arms}
+    tiles = []
+    for name in (report.judged, *report.rivals[:1]):
+        if (line := lines.get(name)) and line.accuracy is not None:
+            title = spoken(report, name).removeprefix("the ")
+            tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
+    if numbers.influence:
+        helped, hurt, drafts = (
+            sum(getattr(counts, kind) for counts in numbers.influence.values())
+            for kind in ("helped", "hurt", "n")
+        )
+        tiles.append(("drafts that helped", f"{helped:,}", f"{hurt:,} hurt, of {drafts:,}"))
+    if report.pairs:
+        tiles.append(("pairs", f"{report.pairs.kept:,}", f"{report.pairs.examples:,} examples"))
+    if report.stages:
+        usd = f"USD {format_usd(numbers.totals.usd)}"
+        tiles.append(("time", format_duration(numbers.totals.seconds), usd))
+    return tiles
+
+
+def format_duration(seconds: float) -> str:
+    """
+    >>> format_duration(90), format_duration(5400)
+    ('90 s', '1 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
+    """Some of the answers that tuning fixed and broke: a word, pairs of answers, how many there
+    are."""
+    before, after = report.arm(report.before), report.arm(report.after)
+    if before is None or after is None:
+        return []
+    earlier = {answer.example_id: answer for answer in before.answers}
+    both = [(earlier.get(answer.example_id), answer) for answer in after.answers]
+    kinds = (
+        ("Fixed", [pair for pair in both if change(*pair) > 0]),
+        ("Broken", [pair for pair in both if change(*pair) < 0]),
+    )
+    return [(word, evenly(pairs, MAX_CHANGES), len(pairs)) for word, pairs in kinds if pairs]
+
+
+def _pairs(report: RunReport) -> list[Any]:
+    """Some pairs, each with the parts of its rejected and of its chosen draft."""
+    rows = evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
+    return [(row, *diff_words(clip(row.rejected, 1200), clip(row.chosen, 1200))) for row in rows]
 
 
 class Texts:
@@ -41,16 +200,6 @@ class Texts:
 
     def all(self) -> list[str]:
         return list(self._numbers)
-
-
-@dataclasses.dataclass(frozen=True)
-class Browser:
-    """A list as the page carries it: its JSON, how many ``rows`` it has, and of how many in
-    ``total``."""
-
-    json: Markup
-    rows: int
-    total: int
 
 
 def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
@@ -76,7 +225,7 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
 
     columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
     filters = [("Show", _answer_options(report))]
-    return _fitting(ids, row, columns, filters, max_rows, MAX_ANSWERS)
+    return _fitting("answers", ids, row, columns, filters, max_rows, MAX_ANSWERS)
 
 
 def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
@@ -94,36 +243,9 @@ def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX
         ("Arm", [[title, f"{title}, held out"] for title in arms]),
     ]
     columns = ["Example", "Where", "Draft", "Alone", "With draft", "Influence"]
-    return _fitting(traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes)
-
-
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most ``most`` of the items, evenly spaced and in order: a sample that keeps the mix of
-    early and late."""
-    if len(items) <= most:
-        return list(items)
-    return [items[index * len(items) // most] for index in range(most)]
-
-
-def labelled(values: Mapping[str, Any] | None) -> str:
-    """Fields as readable lines: the bare value of a single field, else one "Label: value" line per
-    field."""
-    if not values:
-        return ""
-    if len(values) == 1:
-        return str(next(iter(values.values())))
-    return "\n".join(
-        f"{key.replace('_', ' ').capitalize()}: {value}" for key, value in values.items()
+    return _fitting(
+        "traces", traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes
     )
-
-
-def outcome(answer: Answer | None) -> str:
-    """One word or number for an answer: right, wrong, a graded score, failed, or not asked."""
-    if answer is None:
-        return "not asked"
-    if answer.score is None:
-        return "failed"
-    return {1.0: "right", 0.0: "wrong"}.get(answer.score, f"{answer.score:.2f}")
 
 
 def change(before: Answer | None, after: Answer | None) -> float:
@@ -142,16 +264,13 @@ def effect(influence: float | None) -> str:
     return "helped" if influence > SAME else "hurt" if influence < -SAME else "same"
 
 
-def clipped(text: str, most: int = MAX_TEXT) -> str:
-    """The text, cut where it is longer than a page can carry, and saying so."""
-    return (
-        text
-        if len(text) <= most
-        else f"{text[:most]} ... [{len(text) - most:,} more characters in report.json]"
-    )
+def cut(text: str) -> str:
+    """The text, cut where it is longer than a page can carry."""
+    return clip(text, MAX_TEXT, " in report.json")
 
 
 def _fitting(
+    name: str,
     items: Sequence[T],
     row: Callable[[T], Row],
     columns: list[str],
@@ -170,7 +289,7 @@ def _fitting(
         text = data_block({"columns": columns, "filters": used, "texts": texts.all(), "rows": rows})
         size = len(text.encode("utf-8", errors="replace"))
         if size <= max_bytes or most <= 1:
-            return Browser(text, most, len(items))
+            return Browser(name, text, most, len(items))
         most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
 
 
@@ -181,13 +300,13 @@ def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
     for name in tags:
         counts[name] = counts.get(name, 0) + 1
     shown = [
-        [texts.number(label), texts.number(clipped(text)), *kind]
+        [texts.number(label), texts.number(cut(text)), *kind]
         for label, text, *kind in steps
         if text
     ]
     return [
         tags,
-        [cell if isinstance(cell, list) else texts.number(clipped(cell)) for cell in cells],
+        [cell if isinstance(cell, list) else texts.number(cut(cell)) for cell in cells],
         shown,
     ]
 

@@ -1,9 +1,8 @@
 """What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through
 report.json.
 
-Nothing here computes: numbers.py does, verdict.py puts it into words, terminal.py and html.py show
-it. A failure is never a score: an ``Answer`` has either a score or an error, never both and never
-neither.
+Nothing here computes: numbers.py does, verdict.py puts it into words, view.py shows it. A failure is
+never a score: an ``Answer`` has either a score or an error, never both.
 """
 
 from __future__ import annotations
@@ -11,26 +10,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError, faults
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.optimizers.rounds import Outcome
+from cowest_dspy.utils.hiding import hidden_names, hide_inputs, mark, without
 from cowest_dspy.utils.notebook import html_of
 from cowest_dspy.utils.safe_text import without_half_pairs
 
 SCHEMA_VERSION = 1
-_STRICT = ConfigDict(extra="forbid")
+T = TypeVar("T")
+
+
+class Record:
+    """Base of all facts: unknown keys of a document are refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class Arm(Record):
     """One way to answer the held-out examples; ``title`` is for people, ``name`` for code. One
     answer per example."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: str
     title: str
     answers: tuple[Answer, ...]
@@ -46,14 +51,13 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
-class InfluenceRow:
+class InfluenceRow(Record):
     """Influence of one draft, in [-1, 1]: above 0 it helped the strong model. None when it failed
     (see ``error``).
 
     ``draft_score`` in [0, 1] says how right the draft was by itself, where that was measured.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     example_id: str
     draft_index: int
     influence: float | None
@@ -72,12 +76,11 @@ class InfluenceRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class Noise(Record):
     """Alone against alone: ``changed`` of ``n`` examples had another score when the strong model
     answered again, by ``mean_change`` in [0, 1] on average. ``of_mean``: what a mean influence over
     the run's examples stays below, in 97.5 % of cases, when drafts do nothing."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     n: int
     changed: int
     mean_change: float
@@ -85,11 +88,10 @@ class Noise:
 
 
 @dataclasses.dataclass(frozen=True)
-class AgreementRow:
+class AgreementRow(Record):
     """How far an evaluator orders ``n`` answers as the metric does: Kendall's tau-b in [-1, 1] with
     its 95 % interval; None where one of them gave all answers the same score."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     evaluator: str
     n: int
     tau: float | None
@@ -98,11 +100,10 @@ class AgreementRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairRow:
+class PairRow(Record):
     """One preference pair as text: the last user message, the chosen draft and the rejected one; an
     influence is None where nobody measured it, as in imported pairs."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     example_id: str
     prompt: str
     chosen: str
@@ -113,11 +114,10 @@ class PairRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairsSummary:
+class PairsSummary(Record):
     """``kept`` pairs from ``examples`` different examples; ``dropped`` maps a reason to how many it
     dropped."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     kept: int
     examples: int
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -125,7 +125,7 @@ class PairsSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundRow:
+class RoundRow(Record):
     """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds) or, where it
     was skipped, that were too few to be tuned on; its outcome, and why.
 
@@ -133,7 +133,6 @@ class RoundRow:
     with the ends of its interval at ``confidence``; None where nothing was tested.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     number: int
     pairs: int
     replayed: int
@@ -156,16 +155,15 @@ class RoundRow:
     @property
     def gain(self) -> str:
         """The mean gain and its interval, or "-"."""
-        return spanned(self.mean, self.low, self.high)
+        return format_span(self.mean, self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)
-class StepRow:
+class StepRow(Record):
     """One candidate of a cycle on the dev split: its mean ``score`` in [0, 1] on ``n`` examples,
     ``failed`` apart; ``best``: the best so far. ``mean``, ``low`` and ``high`` are of its paired
     gain over the program that the cycle began with."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     number: int
     name: str
     score: float | None
@@ -179,10 +177,10 @@ class StepRow:
     @property
     def gain(self) -> str:
         """The mean gain and its interval, or "-"."""
-        return spanned(self.mean, self.low, self.high)
+        return format_span(self.mean, self.low, self.high)
 
 
-def spanned(mean: float | None, low: float | None, high: float | None) -> str:
+def format_span(mean: float | None, low: float | None, high: float | None) -> str:
     """A signed mean with its interval, or "-"."""
     return (
         "-"
@@ -192,12 +190,11 @@ def spanned(mean: float | None, low: float | None, high: float | None) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class CurvePoint:
+class CurvePoint(Record):
     """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation
     gave after it; None where it logged nothing of the kind (or no finite number). ``kl``: mean
     log-ratio to the reference, in nats per token."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     step: float
     loss: float | None = None
     reward_margin: float | None = None
@@ -222,10 +219,9 @@ _LOGGED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
+class Curve(Record):
     """The training curve of one stage, such as "sft" or "dpo", in order of steps."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     stage: str
     points: tuple[CurvePoint, ...]
 
@@ -248,14 +244,13 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(Record):
     """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not
     measured".
 
     ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     name: str
     seconds: float
     calls: int | None = None
@@ -268,11 +263,10 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceRow:
+class TraceRow(Record):
     """One draft of one example to read: the fields of a ``Trace`` that people look at, under the
     same names."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     example_id: str
     draft_index: int
     round: int
@@ -298,7 +292,7 @@ class TraceRow:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class RunReport:
+class RunReport(Record):
     """One run, finished or not: parts that are not there yet are empty.
 
     ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has
@@ -306,7 +300,6 @@ class RunReport:
     before its arm has been evaluated. ``created`` is an ISO 8601 time.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     title: str
     created: str
     seed: int
@@ -353,56 +346,97 @@ class RunReport:
         )
 
     def _repr_html_(self) -> str:
-        """The report in a notebook (cells.py)."""
+        """The report in a notebook."""
         return html_of(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON has no
-        word for, its str."""
-        facts = sayable(_ADAPTER.dump_python(self, mode="json", fallback=str))
-        return {"schema_version": SCHEMA_VERSION, **facts}
+        """Plain JSON values with ``schema_version``; see :func:`dump`."""
+        return dump(_ADAPTER, self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunReport:
-        """The report in a parsed report.json; its "numbers" are left aside, since they follow from
-        the rest.
-
-        Raises:
-            ReportError: another schema version, an unknown or missing key, a value of the wrong
-                type.
-        """
-        version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ReportError(
-                f"The report has schema_version {version!r}, this cowest_dspy reads "
-                f"{SCHEMA_VERSION}. "
-                'Write it again from its run folder with "cowest report RUN".'
-            )
-        facts = {
-            key: value
-            for key, value in document.items()
-            if key not in ("schema_version", "numbers")
-        }
-        try:
-            return _ADAPTER.validate_python(facts)
-        except ValidationError as error:
-            raise ReportError(
-                f"The report does not fit schema_version {SCHEMA_VERSION}: "
-                f"{faults(error, 'report')}. "
-                'Write it again from its run folder with "cowest report RUN".'
-            ) from error
+        """The report in a parsed report.json; see :func:`load`."""
+        return load(
+            _ADAPTER, document, 'Write it again from its run folder with "cowest report RUN".'
+        )
 
 
-def sayable(value: Any) -> Any:
-    """The same values where JSON has a word for them: no NaN, no infinity, no half of a surrogate
-    pair."""
+def dump(adapter: TypeAdapter[T], facts: T) -> dict[str, Any]:
+    """Facts as plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON
+    cannot express, its str."""
+    values = valid_json(adapter.dump_python(facts, mode="json", fallback=str))
+    return {"schema_version": SCHEMA_VERSION, **values}
+
+
+def load(adapter: TypeAdapter[T], document: Mapping[str, Any], again: str) -> T:
+    """The facts in a parsed document; its "numbers" are ignored, since they follow from the rest.
+
+    Args:
+        again: a sentence that says how to write the document again.
+
+    Raises:
+        ReportError: another schema version, an unknown or missing key, a value of the wrong type.
+    """
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ReportError(
+            f"The document has schema_version {version!r}, this cowest_dspy reads "
+            f"{SCHEMA_VERSION}. {again}"
+        )
+    facts = {key: document[key] for key in document if key not in ("schema_version", "numbers")}
+    try:
+        return adapter.validate_python(facts)
+    except ValidationError as error:
+        raise ReportError(
+            f"The document does not fit schema_version {SCHEMA_VERSION}: "
+            f"{faults(error, 'document')}. {again}"
+        ) from error
+
+
+def valid_json(value: Any) -> Any:
+    """JSON values without NaN, infinity and halves of surrogate pairs."""
     if isinstance(value, dict):
-        return {sayable(key): sayable(item) for key, item in value.items()}
+        return {valid_json(key): valid_json(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [sayable(item) for item in value]
+        return [valid_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return without_half_pairs(value) if isinstance(value, str) else value
+
+
+def redact(report: RunReport) -> RunReport:
+    """The report without the inputs that its configuration hides ([report] hide): a mark stands in
+    the place of each, also where another text of the same example repeats it."""
+    names = hidden_names(report.config)
+    if not names:
+        return report
+    texts: dict[str, dict[str, None]] = {}
+    for row in (*(answer for arm in report.arms for answer in arm.answers), *report.traces):
+        texts.setdefault(row.example_id, {}).update(
+            dict.fromkeys(str(row.inputs[name]) for name in names if name in row.inputs)
+        )
+
+    def redacted(row: Any) -> Any:
+        values = {
+            field.name: without(getattr(row, field.name), texts.get(row.example_id, ()))
+            for field in dataclasses.fields(row)
+            if field.name != "example_id"
+        }
+        if isinstance(row, PairRow):
+            values["prompt"] = mark(row.prompt)  # inputs in some format: only the whole is known
+        else:
+            values["inputs"] = hide_inputs(row.inputs, names)
+        return dataclasses.replace(row, **values)
+
+    pairs = report.pairs and dataclasses.replace(
+        report.pairs, rows=tuple(map(redacted, report.pairs.rows))
+    )
+    arms = tuple(
+        dataclasses.replace(arm, answers=tuple(map(redacted, arm.answers))) for arm in report.arms
+    )
+    return dataclasses.replace(
+        report, arms=arms, traces=tuple(map(redacted, report.traces)), pairs=pairs
+    )
 
 
 def _finite(value: Any) -> float | None:
