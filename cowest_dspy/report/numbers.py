@@ -20,8 +20,7 @@ from cowest_dspy.influence.statistics import (
     share_interval,
     wilson_interval,
 )
-from cowest_dspy.influence.report import failure_kind
-from cowest_dspy.pairs.texts import plain
+from cowest_dspy.pairs.filters import plain
 from cowest_dspy.report.facts import Arm, InfluenceRow, RunReport
 from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
 

@@ -41,7 +41,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._wakers: set[Waker | Stopping] = set()
+        self._wakers: set[Any] = set()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -56,7 +56,7 @@ class Stopping:
         self.stop()
 
     @contextmanager
-    def waking(self, waker: Waker | Stopping) -> Iterator[None]:
+    def waking(self, waker: Any) -> Iterator[None]:
         """Sets ``waker`` when the stretch is stopped, or has been."""
         with self._lock:
             self._wakers.add(waker)
