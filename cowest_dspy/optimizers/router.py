@@ -25,7 +25,7 @@ import dspy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cowest_dspy.errors import ConfigError, ProgramError, RouterError, faults
-from cowest_dspy.influence.likelihood import ScoringEngine
+from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter, signature_of
 from cowest_dspy.store.pool import all_in_order

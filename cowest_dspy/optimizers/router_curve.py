@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.optimizers.router import ROUTES, Router
 from cowest_dspy.optimizers.router_fitting import Observed
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from cowest_dspy.influence.intervals import Interval
 from cowest_dspy.influence.report import format_kinds, remedy
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.rounds import Outcome, Round
 from cowest_dspy.report.compare import ArmNumbers, Numbers, controls_of
 from cowest_dspy.report.compared import Comparison
@@ -369,7 +369,7 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
 def format_difference(test: Paired) -> str:
     """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
 
-    >>> from cowest_dspy.influence.intervals import Interval
+    >>> from cowest_dspy.influence.statistics import Interval
     >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
     '+20.0 [+5.7, +34.0]'
     """

@@ -26,9 +26,8 @@ import dspy
 from cowest_dspy.errors import ClusterError, ConfigError, CowestError, masked
 from cowest_dspy.influence.collection import Tally
 from cowest_dspy.influence.config import MAX_ERRORS
-from cowest_dspy.influence.stored_traces import KIND, Saved, StoredTraces
-from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.influence.trace import KIND, Sampling, Traces
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.scale.coordinator import Coordinator
 from cowest_dspy.scale.shard import (
@@ -155,7 +154,7 @@ class Cluster:
         max_errors: float = MAX_ERRORS,
         on_progress: Progress | None = None,
         **options: Any,
-    ) -> StoredTraces:
+    ) -> Traces:
         """As :func:`cowest_dspy.collect`, in shards of the examples: the same traces, in the same
         order. Each shard has ``num_threads`` questions under way; a question that is the same in two
         shards is asked in both.
@@ -203,7 +202,7 @@ class Cluster:
             recount(store)
             store.keep("saved", str(sampling.round), dict(saved))
         merge_shards(store)
-        return StoredTraces(store, round=sampling.round, types=program.output_types)
+        return Traces.load(store, round=sampling.round, types=program.output_types)
 
     def _slots(self) -> int:
         """Tasks that the cluster has room for at once."""
@@ -236,7 +235,7 @@ class _Tasks:
         import ray
 
         total = sum(len(shard.examples) for shard in shards)
-        waiting, done = list(reversed(shards)), dict[str, Saved]()
+        waiting, done = list(reversed(shards)), dict[str, dict[str, int]]()
         for shard in shards:
             while shard.name not in done:
                 while waiting and len(self._open) < 2 * self._slots():
@@ -273,7 +272,7 @@ class _Tasks:
             ray.wait(list(self._open), num_returns=len(self._open)) if self._open else None
 
 
-def _result(ref: Any, shard: Shard) -> Saved:
+def _result(ref: Any, shard: Shard) -> dict[str, int]:
     """What a task has given. Raises its own error, without Ray's around it."""
     import ray
 

@@ -23,7 +23,6 @@ import dspy
 from cowest_dspy.errors import ClusterError, StoreError
 from cowest_dspy.influence.collection import Tally, collect
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.stored_traces import Saved
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.stages import digest
 from cowest_dspy.program.collaboration import Collaboration
@@ -93,7 +92,7 @@ def split(
     return shards
 
 
-def collect_shard(shard: Shard, work: Work, actor: Any) -> Saved | None:
+def collect_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None:
     """The body of a Ray task: collects a shard into its store. Gives ``saved`` of its traces; None
     where it was stopped.
 

@@ -30,11 +30,11 @@ from typing import Any
 from cowest_dspy import errors
 from cowest_dspy.errors import CowestError, TuningError, masked
 from cowest_dspy.lms.local import weights
-from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
 from cowest_dspy.tuning import data
 from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.train import OnStep, Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.utils.files import workplace, write_whole
+from cowest_dspy.utils.processes import TAIL, WATCHED, end_group, free_port
 
 DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
 """What distributed_type of a configuration file may be."""

@@ -23,7 +23,6 @@ from cowest_dspy import (
     CoWest,
     Influence,
     LineAdapter,
-    LocalEngine,
     Sampling,
     collect,
     tune,

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from accelerated import OF_PASSES, compared, launched, left, marked, nothing_is_left, task, trainers  # noqa: F401 - fixtures
 from command_line import cowest
-from cowest_dspy.lms.processes import free_port
 from round_parts import examples, match, student, taught  # noqa: F401 - fixtures
 from sharded import FSDP, settings
 from tuning_rows import LORA, assert_close, kinds, labelled_rows, quick, read
@@ -37,6 +36,7 @@ from cowest_dspy.tuning import (
     train_kto,
 )
 from cowest_dspy.tuning.launch import _failure, _report, launch_command
+from cowest_dspy.utils.processes import free_port
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -426,13 +426,14 @@ def test_a_file_that_cannot_be_used_says_why_and_what_to_write(
 def test_the_file_for_a_cpu_trains_as_one_process_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy import TransformersEngine, tunable, tune
+    from cowest_dspy.lms import LocalEngine
+    from cowest_dspy.tuning import tunable, tune
 
     given: list[Any] = []
     monkeypatch.setattr(
         provider, "launch", lambda *a, **b: given.append(b["processes"]) or launch(*a, **b)
     )
-    weak = tunable(TransformersEngine(str(tiny_model)).lm())
+    weak = tunable(LocalEngine(str(tiny_model)).lm())
     how = SFT(
         **quick(num_train_epochs=2, per_device_train_batch_size=1, gradient_accumulation_steps=4),
         lora=LORA,
