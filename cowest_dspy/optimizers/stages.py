@@ -16,8 +16,9 @@ import dspy
 
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.store.pool import Progress
-from cowest_dspy.store.progress import Journal, Spent
+from cowest_dspy.store.progress import Journal
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory
 
 Settings = SFT | DPO | KTO
@@ -99,8 +100,8 @@ class Stages:
             self.watch.opened(journal)
             shown = self.watch.titled(title)
         with self.watch.stage(title) as progress, journal.stage(name, shown) as here:
-            with self.store.spending(name) as spent, PeakMemory() as memory:
-                here.spent = spent
+            with self.store.spending(name) as counter, PeakMemory() as memory:
+                here.counter = counter
 
                 def both(done: int, total: int) -> None:
                     here.at(done, total)
@@ -110,9 +111,9 @@ class Stages:
                     yield both
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
-                    self._book(name, spent, memory)
+                    self._book(name, counter.usage, memory)
                     raise
-            self._book(name, spent, memory)
+            self._book(name, counter.usage, memory)
 
     def say(self, text: str) -> None:
         """Says a line to people, and keeps it."""
@@ -124,14 +125,14 @@ class Stages:
         they are: nobody is told of it."""
         return nullcontext(settings)
 
-    def _book(self, name: str, spent: Spent, memory: PeakMemory) -> None:
+    def _book(self, name: str, used: Usage, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
-        if known is None or not spent.only_read:
+        if known is None or not used.only_read:
             peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
             self.store.keep(
                 "stage",
                 name,
-                {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak},
+                {**self.store.cost(name), "cached_calls": used.cached, "peak_memory_bytes": peak},
             )
 
 

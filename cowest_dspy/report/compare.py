@@ -29,7 +29,7 @@ from cowest_dspy.report.significance import (
     holm,
     is_binary,
 )
-from cowest_dspy.store.budget import added
+from cowest_dspy.store.usage import added
 
 
 @dataclasses.dataclass(frozen=True)

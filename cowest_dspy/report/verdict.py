@@ -21,7 +21,7 @@ from cowest_dspy.report.numbers import (
 )
 from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, exact_sign_p, finding
 from cowest_dspy.report.view import Verdict
-from cowest_dspy.store.budget import format_usd as format_usd
+from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
 LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)

@@ -35,7 +35,7 @@ from dspy.utils.exceptions import LMTransportError
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
 from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.progress import Journal, Limit, Spent
+from cowest_dspy.store.progress import Journal, Limit
 from cowest_dspy.store.progress.under_way import UnderWay
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
@@ -48,6 +48,7 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
+from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.jsonable import plain
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import has_half_pair, without_half_pairs
@@ -103,7 +104,7 @@ class Store:
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
         self._queue: list[_Write] = []
-        self.stage, self.spent, self._began, self._closed = "none", Spent(), None, False
+        self.stage, self._counter, self._began, self._closed = "none", UsageCounter(), None, False
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
@@ -224,7 +225,7 @@ class Store:
         closes nothing."""
         part = copy.copy(self)
         part.folder, part._part = self.folder / "variants" / name, f"{self._part}{name}/"
-        part._queue, part.stage, part.spent, part._began = [], "none", Spent(), None
+        part._queue, part.stage, part._counter, part._began = [], "none", UsageCounter(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
 
@@ -264,24 +265,28 @@ class Store:
         return itertools.count(last + 1)
 
     @contextmanager
-    def spending(self, stage: str) -> Iterator[Spent]:
+    def spending(self, stage: str) -> Iterator[UsageCounter]:
         """Books the calls inside this context under ``stage``; gives the running sum."""
-        before, self.stage, self.spent = (
-            (self.stage, self.spent, self._began),
-            self._part + stage,
-            Spent(),
-        )
+        before = self.stage, self._counter, self._began
+        self.stage, self._counter = self._part + stage, UsageCounter()
         known = self._seconds_in(stage)
         self._began = time.monotonic() - known
-        spent = self.spent
+        counter = self._counter
         try:
             with self._clock:
-                yield spent
+                yield counter
         finally:
-            spent.seconds = known if known and spent.only_read else time.monotonic() - self._began
+            read = known and counter.usage.only_read
+            seconds = known if read else time.monotonic() - self._began
+            counter.set_seconds(seconds)
             with self._writing():
-                self._note_time(spent.seconds)
-            self.stage, self.spent, self._began = before
+                self._note_time(seconds)
+            self.stage, self._counter, self._began = before
+
+    @property
+    def usage(self) -> Usage:
+        """What the calls of the stage under way took in this process, so far."""
+        return self._counter.usage
 
     def _seconds_in(self, stage: str) -> float:
         """Seconds at work in a stage, of all processes, as far as they have noted them; earlier
@@ -388,8 +393,7 @@ class Store:
             known = self._known(key)
             if known is not None:
                 with self._lock:
-                    self.spent.cached += 1
-                    self.journal.read()
+                    self._count(Usage(cached=1))
                 return known, True
             started = time.monotonic()
             paying_for = (
@@ -486,7 +490,7 @@ class Store:
             return
         self._commit(write)
         with self._lock:
-            self.spent.failed += 1
+            self._counter.add(Usage(failed=1))
         if isinstance(error, Exception):
             self.journal.failed(failure(error).partition(":")[0])
 
@@ -544,8 +548,12 @@ class Store:
         for one in writes:
             one.done, one.error = True, failed
             if failed is None and one.answer is not None:
-                self.spent.answered(one.answer)
-                self.journal.answered(one.answer)
+                self._count(Usage.of_answer(one.answer))
+
+    def _count(self, usage: Usage) -> None:
+        """Within the lock: add calls to the stage's and to the process's sum."""
+        self._counter.add(usage)
+        self.journal.add(usage)
 
     def unusable(self, kind: str) -> None:
         """Counts an answer that was given and cannot be used, by what is wrong with it."""

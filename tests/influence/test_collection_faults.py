@@ -230,7 +230,7 @@ def test_answers_committed_together_are_all_there_and_no_lock_is_left(tmp_path: 
         lambda request: f"draft {request['config']['seed']}", model="scripted/weak"
     )
     strong = strong_that_reads()
-    with Store(tmp_path) as store, store.spending("collect") as spent:
+    with Store(tmp_path) as store, store.spending("collect") as counter:
         collect(
             together(weak, strong),
             questions(40),
@@ -240,7 +240,7 @@ def test_answers_committed_together_are_all_there_and_no_lock_is_left(tmp_path: 
             num_threads=16,
         )
         asked = len(weak.asked) + len(strong.asked)
-        assert store.calls() == spent.calls == asked == 40 * (4 + 4 + 1)
+        assert store.calls() == counter.usage.calls == asked == 40 * (4 + 4 + 1)
         assert store._asking == {} and store._queue == []
     with Store(tmp_path) as store:
         collect(

@@ -123,4 +123,4 @@ def test_an_answer_that_cannot_be_committed_is_not_used(tmp_path: Path) -> None:
                 Sampling(drafts=2),
                 store=store,
             )
-        assert store.calls() == 0 and store.spent.calls == 0
+        assert store.calls() == 0 and store.usage.calls == 0
