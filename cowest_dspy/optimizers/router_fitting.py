@@ -33,10 +33,10 @@ from cowest_dspy.optimizers.router import (
     sample_drafts,
 )
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.usage import total_usd
 from cowest_dspy.store.pool import Progress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import total_usd
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,8 +18,8 @@ from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
 from cowest_dspy.report import Curve, InfluenceRow, RunReport, arm_table, influence_counts, verdict
 from cowest_dspy.report.page import read_document
-from cowest_dspy.store.usage import added
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import added
 from cowest_dspy.utils.masking import mask_settings
 
 OF_A_ROUND = ("collect", "dpo", "kto", "dev")
