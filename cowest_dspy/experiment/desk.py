@@ -14,7 +14,7 @@ from cowest_dspy.lms.config import Api, LMSettings
 from cowest_dspy.lms.keys import key_in
 from cowest_dspy.lms.prices import of_settings
 from cowest_dspy.optimizers.stages import Settings, Stages
-from cowest_dspy.store.pool import Progress
+from cowest_dspy.store.pool import OnProgress
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Desk(Stages):
     tracking: Tracking | None = None
 
     @contextmanager
-    def stage(self, name: str, title: str) -> Iterator[Progress]:
+    def stage(self, name: str, title: str) -> Iterator[OnProgress]:
         """As of all stages; the trackers are told first what there is so far."""
         if self.tracking is not None:
             self.tracking.update()

@@ -19,7 +19,7 @@ from cowest_dspy.influence.stored_traces import KIND, HeldTraces, Saved, StoredT
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs
-from cowest_dspy.store.pool import Progress, given_in_order
+from cowest_dspy.store.pool import OnProgress, given_in_order
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import call_failed, keeping
 from cowest_dspy.store.store import Store
@@ -44,7 +44,7 @@ def collect(
     answers: int = 1,
     draft_metric: Metric | None = None,
     max_failed: float = MAX_FAILED,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
     examples and drafts.
@@ -103,7 +103,7 @@ def collect_again(
     threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> StoredTraces:
     """Collects some examples of a whole collection once more: calls that failed are made again,
     answers are kept. All traces of the collection, those of these examples replaced; arguments are
@@ -155,7 +155,7 @@ def _roll(
     ledger: Store | None,
     threads: tuple[int, int | None],
     tally: _Tally,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> None:
     """Gives the keeper the traces of every example, in their order."""
     many, ahead = under_way(threads[0], plan.sampling.drafts, threads[1])

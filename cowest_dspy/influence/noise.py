@@ -11,7 +11,7 @@ from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.rollout import asked
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.pool import Progress, all_in_order
+from cowest_dspy.store.pool import OnProgress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 
@@ -24,7 +24,7 @@ def noise_floor(
     *,
     store: Store | None = None,
     threads: int = 8,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> NoiseFloor | None:
     """Asks the strong model alone twice for each example, as :func:`collect` does and again with
     another seed.

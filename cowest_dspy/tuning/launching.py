@@ -31,7 +31,7 @@ from cowest_dspy import errors
 from cowest_dspy.errors import TuningError, masked
 from cowest_dspy.lms.local import weights
 from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
-from cowest_dspy.store.progress.alive import process_started
+from cowest_dspy.store.progress import process_started
 from cowest_dspy.tuning import adapters, rows
 from cowest_dspy.tuning.cluster import Machines, check_precision, machines
 from cowest_dspy.tuning.settings import DPO, KTO, SFT

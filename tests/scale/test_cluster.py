@@ -51,9 +51,9 @@ def cluster() -> Iterator[Simulated]:
         del os.environ["TOY_KEY"]
 
 
-def collected(files: list[Path], run: Path, watch: Any = None) -> tuple[list[Any], bytes]:
+def collected(files: list[Path], run: Path) -> tuple[list[Any], bytes]:
     """All traces of a run, and its pairs as they are written."""
-    with Experiment(load_config(files), run, watch=watch) as experiment:
+    with Experiment(load_config(files), run) as experiment:
         traces = [trace.to_dict() for trace in experiment.collect()]
         experiment.pairs()
     return traces, (run / "pairs.jsonl").read_bytes()

@@ -21,7 +21,7 @@ from cowest_dspy.optimizers.router.likelihood import DraftLikelihood
 from cowest_dspy.optimizers.router.model import Unseen, further_drafts
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.budget import total_usd
-from cowest_dspy.store.pool import Progress, all_in_order
+from cowest_dspy.store.pool import OnProgress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 
@@ -96,7 +96,7 @@ def observe(
     likelihood: DraftLikelihood | None = None,
     store: Store | None = None,
     threads: int = 8,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Observed]:
     """Every example answered in all three ways, in order: N examples cost 2 N strong answers, less
     what the store knows.
