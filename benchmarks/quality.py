@@ -33,8 +33,8 @@ from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli.live import Live
 from cowest_dspy.cli.main import report_errors
+from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
@@ -133,7 +133,7 @@ def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False)
 def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
     """The comparison of a configuration, kept in its run's folder; of these arms, where it declares
     them, or of all."""
-    with Experiment(config, folder, watch=Live()) as experiment:
+    with Experiment(config, folder, progress=Progress()) as experiment:
         declared = experiment.config.compare.arms if experiment.config.compare else {}
         made = Compared(experiment).run(
             [name for name in declared if name in arms] if arms is not None else None

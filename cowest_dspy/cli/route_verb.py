@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cowest_dspy.cli.live import console
+from cowest_dspy.cli.console import console
 from cowest_dspy.cli.verbs import Log, LogAs, running
 from cowest_dspy.errors import RouterError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cowest_dspy.cli.live import console
+from cowest_dspy.cli.console import console
 from cowest_dspy.cli.verbs import Run, Seed, VisibleFormatter, quiet_dspy, running
 from cowest_dspy.errors import BundleError, ConfigError, ModelError
 from cowest_dspy.utils.reading import read_toml

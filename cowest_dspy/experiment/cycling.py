@@ -166,7 +166,7 @@ def cycled(
         settings={name: _made_of(name, weights.task(), config) for name in names},
         confidence=config.rounds.confidence,
         num_threads=config.at_once("strong"),
-        watch=desk.watch,
+        progress=desk.progress,
     )
     with keeping(desk.store):
         return cycle.compile(program, trainset=data["train"], valset=data["dev"])

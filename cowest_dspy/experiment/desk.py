@@ -13,7 +13,7 @@ from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, LMSettings, read_key
 from cowest_dspy.optimizers.stages import Settings, Stages
-from cowest_dspy.store.pool import Progress
+from cowest_dspy.store.pool import OnProgress
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Desk(Stages):
     tracking: Tracking | None = None
 
     @contextmanager
-    def stage(self, name: str, title: str) -> Iterator[Progress]:
+    def stage(self, name: str, title: str) -> Iterator[OnProgress]:
         """As of all stages; the trackers are told first what there is so far."""
         if self.tracking is not None:
             self.tracking.update()

@@ -23,7 +23,7 @@ from cowest_dspy.experiment import data
 from cowest_dspy.experiment.config import ROLES, Config, validate
 from cowest_dspy.experiment.forecast import Forecast, Planned, Probe, forecast, planned_calls
 from cowest_dspy.experiment.probing import Level, Task, ask_one, prompt_for
-from cowest_dspy.experiment.tracking import look_at
+from cowest_dspy.experiment.trackers import look_at
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints
 from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server

@@ -28,7 +28,8 @@ from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
 from cowest_dspy.experiment.sharding import ShardParts
 from cowest_dspy.experiment.summary import arm_of, run_report
-from cowest_dspy.experiment.tracking import Tracking, check_installed
+from cowest_dspy.experiment.trackers import check_installed
+from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence.collection import collect, noise_floor
 from cowest_dspy.influence.metric import Metric
@@ -37,7 +38,7 @@ from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
 from cowest_dspy.optimizers.router import ROUTER_FILE
-from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
+from cowest_dspy.optimizers.stages import NoProgress, digest
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences, at_least
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs
@@ -55,7 +56,7 @@ class Experiment:
     Args:
         config: the whole configuration.
         run: the run's folder; made when it is not there.
-        watch: who is told of the progress.
+        progress: shows it.
         reuse: other runs' folders whose answers may be taken over, where the very same call was
             made there.
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
@@ -74,13 +75,13 @@ class Experiment:
         config: Config,
         run: str | Path,
         *,
-        watch: Watch | None = None,
+        progress: NoProgress | None = None,
         reuse: Sequence[str | Path] = (),
         processes: int | str | Path = 1,
         store: Store | None = None,
         cluster: Cluster | None = None,
     ) -> None:
-        self.config, self.run, self.watch = config, Path(run), watch or Silent()
+        self.config, self.run, self.progress = config, Path(run), progress or NoProgress()
         settings = TuningSettings.of(config)
         check_prices(config)
         check_steps(config)
@@ -91,10 +92,11 @@ class Experiment:
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         merge_shards(self.store)
         write_whole({self.run / "config.toml": effective_toml(config)})
+        # A part of a run is told of with the whole of it.
         self.tracking = Tracking(
-            config, self.store, self.watch, on=self._owned
-        )  # A part of a run is told of with the whole of it.
-        self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
+            config, self.store, lambda text: self.desk.say(text), on=self._owned
+        )
+        self.desk = Desk(self.run, self.store, self.progress, config, processes, self.tracking)
         if self._owned:
             self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
@@ -124,12 +126,11 @@ class Experiment:
         same are shared; records and files are its own, in ``variants/NAME`` of the run's folder.
         Needs no closing."""
         store = self.store.within(name)
-        watch, processes = Within(name, self.watch), self.desk.processes
         made = Experiment(
             config,
             store.folder,
-            watch=watch,
-            processes=processes,
+            progress=self.progress,
+            processes=self.desk.processes,
             store=store,
             cluster=self._cluster,
         )

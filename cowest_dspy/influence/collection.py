@@ -18,7 +18,7 @@ from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts, ask_and_score
 from cowest_dspy.influence.trace import KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs
-from cowest_dspy.store.pool import Progress, all_in_order, given_in_order
+from cowest_dspy.store.pool import OnProgress, all_in_order, given_in_order
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import call_failed, keeping
 from cowest_dspy.store.store import Store
@@ -43,7 +43,7 @@ def collect(
     answers: int = 1,
     draft_metric: Metric | None = None,
     max_errors: float | Tally = MAX_ERRORS,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
     examples and drafts.
@@ -109,7 +109,7 @@ def collect_again(
     num_threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Traces:
     """Collects some examples of a whole collection once more: calls that failed are made again,
     answers are kept. All traces of the collection, those of these examples replaced; arguments are
@@ -168,7 +168,7 @@ def _roll(
     ledger: Store | None,
     threads: tuple[int, int | None],
     tally: Tally,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> None:
     """Rolls out every example and adds it, in their order."""
     many, ahead = under_way(threads[0], plan.sampling.drafts, threads[1])
@@ -311,7 +311,7 @@ def noise_floor(
     *,
     store: Store | None = None,
     num_threads: int = 8,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> NoiseFloor | None:
     """Asks the strong model alone twice for each example, as :func:`collect` does and again with
     another seed.

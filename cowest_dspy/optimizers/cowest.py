@@ -28,7 +28,7 @@ from cowest_dspy.influence.metric import Metric, named
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.rounds import RoundHistory, Rounds, Task
-from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_in_use
+from cowest_dspy.optimizers.stages import NoProgress, Stages, digest, store_in_use
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
@@ -75,7 +75,7 @@ class CoWest(Teleprompter):
             file of Accelerate's (tuning.md).
         log_dir: the folder of store and adapters, for resuming; by default a new temporary folder,
             which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
-        watch: who is told of the progress, for instance ``cowest_dspy.cli.live.Live()``.
+        progress: shows it, for instance ``cowest_dspy.cli.progress.Progress()``.
 
     The student's weak LM must be one that can be tuned: an in-process model, or a server that takes
     adapters.
@@ -101,7 +101,7 @@ class CoWest(Teleprompter):
         seed: int = 0,
         processes: int | str | Path = 1,
         log_dir: str | Path | None = None,
-        watch: Watch | None = None,
+        progress: NoProgress | None = None,
     ) -> None:
         self.metric, self.evaluator, self.tuner = metric, evaluator or metric, tuner or DPO()
         self.sampling = sampling or Sampling(drafts, seed=seed)
@@ -118,7 +118,7 @@ class CoWest(Teleprompter):
             weak_threads,
         )
         self.seed, self.processes, self.log_dir = seed, processes, log_dir
-        self.watch = watch or Silent()
+        self.progress = progress or NoProgress()
         if processes != 1:
             check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
@@ -182,7 +182,7 @@ class CoWest(Teleprompter):
         held: list[dspy.Example],
         first: int,
     ) -> tuple[dspy.LM, RoundHistory]:
-        stages = Stages(store.folder, store, self.watch)
+        stages = Stages(store.folder, store, self.progress)
         models = TrainedModels(stages, lambda: start, self.seed, processes=self.processes)
         return Rounds(
             stages, models, lambda: self._task(student, train, held), self.rules, first=first

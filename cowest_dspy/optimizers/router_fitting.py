@@ -33,7 +33,7 @@ from cowest_dspy.optimizers.router import (
     sample_drafts,
 )
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.pool import Progress, all_in_order
+from cowest_dspy.store.pool import OnProgress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
@@ -131,7 +131,7 @@ def observe(
     likelihood: DraftLikelihood | None = None,
     store: Store | None = None,
     threads: int = 8,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Observed]:
     """Answer every example by all three routes, in order: N examples cost 2 N strong answers, less
     what the store knows.

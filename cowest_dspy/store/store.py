@@ -34,9 +34,8 @@ from dspy.utils.exceptions import LMTransportError
 
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.progress import Journal, Limit
-from cowest_dspy.store.progress.under_way import UnderWay
+from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Limit, Paying
+from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
     CALL_COLUMNS,
@@ -48,6 +47,7 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
+from cowest_dspy.store.under_way import UnderWay
 from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.jsonable import plain
 from cowest_dspy.utils.reading import file_errors
@@ -228,6 +228,11 @@ class Store:
         part._queue, part.stage, part._counter, part._began = [], "none", UsageCounter(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
+
+    @property
+    def prefix(self) -> str:
+        """What stands before titles of stages and messages: of a part of a run, its name."""
+        return self._part.replace("/", ": ")
 
     def close(self, error: BaseException | None = None) -> None:
         """Gives the folder free, when the calls that are under way in other threads are committed.

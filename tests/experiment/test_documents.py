@@ -17,11 +17,10 @@ from cowest_dspy import Store
 from cowest_dspy.cli import main
 from cowest_dspy.errors import CowestError, DataError, ReportError, RouterError
 from cowest_dspy.optimizers.router import Router
-from cowest_dspy.optimizers.stages import Silent, Stages
+from cowest_dspy.optimizers.stages import NoProgress, Stages
 from cowest_dspy.report import read_report
 from cowest_dspy.report.runs import look
-from cowest_dspy.store.progress import Snapshot, read_snapshot
-from cowest_dspy.store.progress.alive import iso
+from cowest_dspy.store.progress import Snapshot, iso, read_snapshot
 from cowest_dspy.utils.reading import parse_json, read_json
 
 HOSTILE = {
@@ -110,7 +109,10 @@ def test_a_state_with_what_no_process_has_is_a_state(
     ],
 )
 def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> None:
-    with Store(tmp_path) as store, Stages(tmp_path, store, Silent()).stage("collect", "Collecting"):
+    with (
+        Store(tmp_path) as store,
+        Stages(tmp_path, store, NoProgress()).stage("collect", "Collecting"),
+    ):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db, db:
         assert (

@@ -25,7 +25,7 @@ from bundled import small_bundle
 from rich.console import Console
 from tiny import make_adapter
 
-from cowest_dspy.cli.live.following import Following
+from cowest_dspy.cli.progress import Progress, end_of, show_new, view
 from cowest_dspy.cli.scaffold import new_domain
 from cowest_dspy.errors import CowestError
 from cowest_dspy.experiment.bundle.manifest import open_bundle, read_manifest
@@ -183,7 +183,9 @@ def _run(folder: Path) -> None:
 def _read_progress(folder: Path) -> None:
     now = read_snapshot(folder)
     if now is not None:
-        Following(folder, Console(file=io.StringIO(), width=80)).once(now)
+        screen = Console(file=io.StringIO(), width=80)
+        show_new(now, Progress(screen=screen), [], 0)
+        screen.print(view(now), *end_of(now))
     look(folder)
     Store(folder).close()
 

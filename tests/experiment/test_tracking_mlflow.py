@@ -16,7 +16,8 @@ from cowest_dspy import Experiment, Store, load_config
 from cowest_dspy.cli.main import app
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.summary import run_report
-from cowest_dspy.experiment.tracking import Tracking, look_at
+from cowest_dspy.experiment.trackers import look_at
+from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.utils.processes import free_port
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ def tracked(server: str, tmp_path: Path) -> Config:
 
 def track(settings: Config, run: Path, said: Said | None = None) -> bool:
     with Store(run) as store:
-        return Tracking(settings, store, said or Said()).finish(run_report(settings, store))
+        return Tracking(settings, store, (said or Said()).say).finish(run_report(settings, store))
 
 
 def test_a_run_is_one_run_with_its_rounds_nested(
@@ -116,8 +117,7 @@ def test_a_run_that_is_logged_again_is_not_there_twice(
     with Store(
         tmp_path / "run"
     ) as store:  # Killed before what the server had answered was kept: only the key is left.
-        ledger = store.record("tracking", "mlflow") or {}
-        store.keep("tracking", "mlflow", {**ledger, "parts": {}, "files": {}})
+        store.forget("tracking", start="mlflow")
     assert track(tracked, tmp_path / "run")
     again = Seen(server, tmp_path.name)
     assert [run.info.run_id for run in again.runs] == [run.info.run_id for run in first.runs]
@@ -129,10 +129,8 @@ def test_a_run_that_goes_on_is_the_same_run_there(
 ) -> None:
     finished(tmp_path / "run", tracked, rounds=1)
     with Store(tmp_path / "run") as store:
-        tracking = Tracking(tracked, store, Said())
+        tracking = Tracking(tracked, store, Said().say)
         tracking.update()
-        while not tracking._heard(tracking._children["mlflow"], 60):
-            pass
         tracking.close(lambda: run_report(tracked, store), KeyboardInterrupt())
     stopped = Seen(server, tmp_path.name)
     assert stopped.named("toy, seed 0").info.status == "KILLED"
@@ -211,7 +209,7 @@ def test_a_server_that_was_down_is_told_later_by_the_verb(tmp_path: Path) -> Non
     uri = f"http://127.0.0.1:{port}"
     settings = load_config(files(tmp_path, f'to = ["mlflow"]\nuri = "{uri}"'))
     said = Said()
-    with Experiment(settings, tmp_path / "run", watch=said) as experiment:
+    with Experiment(settings, tmp_path / "run", progress=said) as experiment:
         experiment.collect()
         experiment.evaluate(["strong"])
     assert sum("Warning" in line for line in said.lines) == 1

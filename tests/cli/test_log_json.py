@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from live_task import SCRIPTED, cowest, cowest_process, worked, written
 
-from cowest_dspy.cli.live import JsonLines
+from cowest_dspy.cli.progress import Progress
 
 COMMON = {
     "schema_version",
@@ -48,13 +48,13 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_json_lines_of_stages_say_what_the_view_says(tmp_path: Path) -> None:
     out = io.StringIO()
     with pytest.warns(UserWarning, match="beware"):
-        worked(JsonLines(out), tmp_path)
+        worked(Progress("json", out=out), tmp_path)
     found = events(out.getvalue())
     assert [(one["event"], one["stage"]) for one in found] == [
-        ("start", None), ("stage_begin", "outer"), ("stage_begin", "collect"), ("message", "collect"),
+        ("stage_begin", "outer"), ("stage_begin", "collect"), ("message", "collect"),
         ("stage_end", "collect"), ("stage_end", "outer"),
     ]  # fmt: skip
-    assert (found[4]["done"], found[4]["total"], found[4]["failures"]) == (8, 8, {"parse": 1})
+    assert (found[3]["done"], found[3]["total"], found[3]["failures"]) == (8, 8, {"parse": 1})
 
 
 def test_log_json_prints_events_alone_and_ends_with_the_result(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The files of a new domain, from templates/: rows, recipe, metric, TOML, two backends and a test.
+"""The files of a new domain, which run at once on scripted models: ``new_domain("tools")``.
 
-The templates are package data. ``$name`` in them is the domain's name, ``$stem`` the same as a
+Rows, recipe, metric, TOML, two backends and a test, from templates/, which are package data. ``$name`` in them is the domain's name, ``$stem`` the same as a
 Python identifier.
 """
 
@@ -112,9 +112,8 @@ def new_domain(name: str, folder: str | Path | None = None) -> tuple[Path, ...]:
 
 
 def _filled(template: str, name: str, stem: str) -> str:
-    text = (resources.files("cowest_dspy.cli.scaffold") / "templates" / template).read_text(
-        encoding="utf-8"
-    )
+    folder = resources.files("cowest_dspy.cli") / "templates"
+    text = (folder / template).read_text(encoding="utf-8")
     return Template(text).substitute(name=name, stem=stem)
 
 

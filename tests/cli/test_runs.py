@@ -24,13 +24,19 @@ from typer.testing import CliRunner
 
 from cowest_dspy import Store
 from cowest_dspy.cli import main
-from cowest_dspy.cli.live.following import Following
+from cowest_dspy.cli.progress import Progress, end_of, follow
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.optimizers.stages import Silent, Stages
+from cowest_dspy.optimizers.stages import NoProgress, Stages
 from cowest_dspy.report.runs import RunLine, is_run, look, run_folders
 from cowest_dspy.store import serialize
-from cowest_dspy.store.progress import FILE, Snapshot, alive, read_snapshot
-from cowest_dspy.store.progress.alive import iso, process_started
+from cowest_dspy.store.progress import (
+    FILE,
+    Snapshot,
+    alive,
+    iso,
+    process_started,
+    read_snapshot,
+)
 from cowest_dspy.utils.interrupts import Interrupted
 
 
@@ -46,7 +52,7 @@ def worked(folder: Path, error: BaseException | None = None, calls: int = 1) -> 
     with (
         suppress(*([type(error)] if error else [])),
         Store(folder) as store,
-        Stages(folder, store, Silent()).stage("collect", "Collecting") as progress,
+        Stages(folder, store, NoProgress()).stage("collect", "Collecting") as progress,
     ):
         for number in range(calls):
             answer(store, str(number))
@@ -84,7 +90,7 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
     def work() -> None:
         with (
             Store(folder) as store,
-            Stages(folder, store, Silent()).stage("collect", "Collecting") as progress,
+            Stages(folder, store, NoProgress()).stage("collect", "Collecting") as progress,
         ):
             answer(store)
             progress(1, 9)
@@ -311,12 +317,9 @@ def test_the_list_says_state_and_verdict_also_as_json(tmp_path: Path) -> None:
 
 def followed(folder: Path, *, width: int = 120) -> tuple[Snapshot, str]:
     out = io.StringIO()
-    following = Following(
-        folder,
-        Console(file=out, width=width, highlight=False),
-        sleep=lambda seconds: time.sleep(0.02),
-    )
-    return following.until_the_end(), out.getvalue()
+    screen = Console(file=out, width=width, highlight=False)
+    last = follow(folder, Progress(screen=screen), sleep=lambda seconds: time.sleep(0.02))
+    return last, "\n".join([out.getvalue(), *end_of(last)])
 
 
 def test_a_run_is_followed_from_before_its_beginning_to_its_end(tmp_path: Path) -> None:
@@ -326,7 +329,7 @@ def test_a_run_is_followed_from_before_its_beginning_to_its_end(tmp_path: Path) 
         time.sleep(0.5)
         with Store(folder) as store:
             store.journal.about(verb="collect", verdict="It pays.")
-            stages = Stages(folder, store, Silent())
+            stages = Stages(folder, store, NoProgress())
             with stages.stage("collect", "Collecting") as progress:
                 for number in range(8):
                     answer(store, str(number))
@@ -340,18 +343,21 @@ def test_a_run_is_followed_from_before_its_beginning_to_its_end(tmp_path: Path) 
     assert last.state == "finished" and "waiting for it" in said
     assert (
         "a line" in said
-        and "done    Collecting" in said
+        and "Collecting: done in" in said
         and "finished collect" in said
         and "It pays." in said
     )
-    assert said.count("done    Collecting") == 1
+    assert said.count("Collecting: done in") == 1
 
 
 def test_a_run_that_is_killed_while_it_is_followed_is_said_to_be(tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def work() -> None:
-        with Store(folder) as store, Stages(folder, store, Silent()).stage("collect", "Collecting"):
+        with (
+            Store(folder) as store,
+            Stages(folder, store, NoProgress()).stage("collect", "Collecting"),
+        ):
             store.journal.about(command="cowest collect x.toml")
             store.journal.write()
             time.sleep(60)

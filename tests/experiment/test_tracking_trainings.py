@@ -41,7 +41,7 @@ def test_a_whole_cycle_and_its_trainings_own_logs_are_in_all_three(
             file.write(
                 f'[tracking]\nto = ["mlflow", "trackio", "wandb"]\nuri = "{url}"\nwait = 200\n'
             )
-        with Experiment(load_config(task), tmp_path / "run", watch=said) as experiment:
+        with Experiment(load_config(task), tmp_path / "run", progress=said) as experiment:
             report = experiment.cycle()
         seen = Seen(url, "toy")
         first = seen.named("toy, seed 0: round 1")
@@ -109,6 +109,6 @@ def test_a_run_trains_without_its_own_logs_where_the_tracker_does_not_answer(
     with task[0].open("a") as file:
         file.write(f'[tracking]\nto = ["mlflow"]\nuri = "http://127.0.0.1:{free_port()}"\n')
     said = Said()
-    with Experiment(load_config(task), tmp_path / "run", watch=said) as experiment:
+    with Experiment(load_config(task), tmp_path / "run", progress=said) as experiment:
         assert experiment.sft().model
     assert sum("Warning" in line for line in said.lines) == 1

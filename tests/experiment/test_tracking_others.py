@@ -34,7 +34,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def track(settings: Config, run: Path, said: Said) -> bool:
     with Store(run) as store:
-        return Tracking(settings, store, said).finish(run_report(settings, store))
+        return Tracking(settings, store, said.say).finish(run_report(settings, store))
 
 
 def test_trackio_has_a_run_for_the_whole_and_one_for_each_round(tmp_path: Path) -> None:
