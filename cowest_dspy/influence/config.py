@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from cowest_dspy.utils.table import Table
@@ -38,11 +36,6 @@ class Collect(Table):
     )
     max_errors: float = Field(
         MAX_ERRORS, ge=0, le=1, description="the run stops when a larger share of the drafts fails"
-    )
-    engine: Literal["local", "ray"] | None = Field(
-        None,
-        description="where the models answer: on this machine, or on a cluster; by default ray "
-        "where there is a [ray]",
     )
 
 

@@ -10,7 +10,7 @@ it stood.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -135,6 +135,7 @@ class Rounds:
         lineage: the run's name in its pairs.
         depends_on: whatever else answers depend on (prompts, settings, code), for the identity of
             what is recorded.
+        collecting: in the place of ``collect``, as it.
         first: the number of the first round. What is recorded of a round has its number in its
             name, so that the rounds of two steps of one run need different numbers.
     """
@@ -157,6 +158,7 @@ class Rounds:
     held_out: Sequence[dspy.Example] = ()
     lineage: str = ""
     depends_on: str = ""
+    collecting: Callable[..., Traces] = collect
     first: int = 1
 
     def run_all(self, start: dspy.LM) -> tuple[dspy.LM, RoundHistory]:
@@ -229,7 +231,7 @@ class Rounds:
             nonlocal again
             again = False
             with self.run.stage(name, title) as progress:
-                collect(
+                self.collecting(
                     program,
                     self.trainset,
                     *about,

@@ -162,7 +162,7 @@ class Guard:
             BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
         """
         call = Paying(model == self.strong)
-        self._let_in(call)
+        self.let_in(call)
         token = _paying.set((self, call))
         try:
             yield call
@@ -181,7 +181,7 @@ class Guard:
         Raises:
             BudgetError: as :meth:`paying`.
         """
-        self._let_in(call)
+        self.let_in(call)
         call.attempts += 1
         call.on_retry(call.attempts)
 
@@ -218,7 +218,12 @@ class Guard:
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
-    def _let_in(self, call: Paying) -> None:
+    def let_in(self, call: Paying) -> None:
+        """Counts one more attempt of a call.
+
+        Raises:
+            BudgetError: as :meth:`paying`.
+        """
         with self._lock:
             self._refused = self._refused or self._reached(call)
             if self._refused:
@@ -245,7 +250,7 @@ class Guard:
             return (
                 "[budget] usd cannot be kept: the price of an answer is not known, since its "
                 "engine or its server did not say it "
-                "(price = { input = ..., output = ... } of an API, wire.priced of an engine). "
+                "(price = { input = ..., output = ... } of an API, serialize.priced of an engine). "
                 "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:

@@ -34,12 +34,11 @@ from dspy.utils.exceptions import LMTransportError
 
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.progress import Journal, Limit
-from cowest_dspy.store.progress.under_way import UnderWay
+from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Limit, Paying
+from cowest_dspy.store.journal import Journal
+from cowest_dspy.store.merging import Merging
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
-    CALL_COLUMNS,
     CHECKED_BYTES,
     KILLED,
     UNDER_WAY,
@@ -48,7 +47,8 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
-from cowest_dspy.store.steps import Records, dump_json
+from cowest_dspy.store.steps import dump_json
+from cowest_dspy.store.under_way import UnderWay
 from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import without_half_pairs
@@ -66,7 +66,7 @@ class _Write:
     error: StoreError | None = None
 
 
-class Store(Records):
+class Store(Merging):
     """A run folder, held by this process. Use as a context manager, or call :meth:`close`.
 
     Args:
@@ -76,6 +76,8 @@ class Store(Records):
         budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises
             BudgetError.
         strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
+        known: a file of answers (:meth:`copy_calls`) that are given for the same requests, and cost
+            nothing here.
 
     Raises:
         StoreError: another process holds the folder, it cannot be written, the file is damaged, or
@@ -89,6 +91,7 @@ class Store(Records):
         reuse: Sequence[str | Path] = (),
         budget: Budget | None = None,
         strong: str | None = None,
+        known: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._path, self._part, self.root = self.folder / "run.sqlite", "", self
@@ -103,6 +106,12 @@ class Store(Records):
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
+            self._answers = ["main.calls"]
+            if known is not None:
+                # Immutable: it is read without locks, on storage that many machines share.
+                address = f"{Path(known).resolve().as_uri()}?mode=ro&immutable=1"
+                self._reader.execute("ATTACH DATABASE ? AS known", (address,))
+                self._answers.append("known.calls")
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
             self._rows = self._after_a_kill()
             self._clock, self.guard = Clock(), None
@@ -148,23 +157,6 @@ class Store(Records):
             raise
         return db
 
-    def _take_over(self, others: Sequence[Path]) -> None:
-        """Copies the calls of other runs; each keeps the stage under which it was first paid, and
-        costs this run nothing."""
-        for other in others:
-            if not other.is_file():
-                raise StoreError(f"There is no run in {other.parent}: no {other.name}.")
-            with told(other):
-                self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
-                with self._db:
-                    self._db.execute(
-                        f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) SELECT key, stage, model, "
-                        "request, response, seconds, "
-                        "created, tokens_of(response), usd_of(response), 0, crc_of(key || request "
-                        "|| response) FROM other.calls"
-                    )
-                self._db.execute("DETACH DATABASE other")
-
     def within(self, name: str) -> Store:
         """The same store for a part of the run: it shares calls, budget and file, and keeps its own
         records and stages, under ``name``, and a folder of its own below this one. Closing it
@@ -174,6 +166,11 @@ class Store(Records):
         part._queue, part.stage, part._counter, part._began = [], "none", UsageCounter(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
+
+    @property
+    def prefix(self) -> str:
+        """What stands before titles of stages and messages: of a part of a run, its name."""
+        return self._part.replace("/", ": ")
 
     def close(self, error: BaseException | None = None) -> None:
         """Gives the folder free, when the calls that are under way in other threads are committed.
@@ -366,12 +363,14 @@ class Store(Records):
                     self._asking[key] = mine, waiting - 1
 
     def _known(self, key: str) -> Response | None:
-        # On a connection of its own, which sees all that is committed: a question does not wait for
-        # the disk.
+        # On a connection of its own, which sees all that is committed: it waits for no disk.
         with self._reader_lock, told(self._path):
-            row = self._reader.execute(
-                "SELECT request, response, crc FROM calls WHERE key = ?", (key,)
-            ).fetchone()
+            for table in self._answers:
+                row = self._reader.execute(
+                    f"SELECT request, response, crc FROM {table} WHERE key = ?", (key,)
+                ).fetchone()
+                if row is not None:
+                    break
         if row is None:
             return None
         self._check(row[2], key, row[0], row[1])

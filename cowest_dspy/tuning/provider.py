@@ -24,12 +24,10 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from pydantic import ValidationError
 
 from cowest_dspy.errors import TooFewPairs, TuningError, nearest
-from cowest_dspy.tuning.cluster import machines
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.launching import launch
-from cowest_dspy.tuning.rows import Row, chat_rows
-from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
-from cowest_dspy.tuning.watching import OnStep
+from cowest_dspy.tuning.data import Row, chat_rows
+from cowest_dspy.tuning.launch import launch, plan_processes
+from cowest_dspy.tuning.train import OnStep, Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.utils import notebook
 
 LEAST_PAIRS = 8
@@ -191,9 +189,9 @@ class TRLProvider(Provider):
         """As :meth:`finetune`, without loading the adapter."""
         kind = _format(data_format)
         settings = _settings(kind, options)
+        found = len(data)
         least = options.get("least", LEAST_PAIRS) if kind in ("preference", "unpaired") else 0
-        if len(data) < least:
-            found = len(data)
+        if found < least:
             raise TooFewPairs(
                 f"Only {notebook.several(found, 'preference pair')}. Sample more drafts ([collect] "
                 "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
@@ -202,11 +200,11 @@ class TRLProvider(Provider):
                 f"{notebook.several(found, 'pair')}, {least} needed",
             )
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
-        where = machines(options.get("processes", 1))
-        if not where.alone:
-            train = partial(launch, processes=where)
-        elif kind == "preference" and options.get("cache") is not None:
-            train = partial(train_dpo, cache=Path(options["cache"]))
+        processes = plan_processes(options.get("processes", 1))
+        if processes.count > 1:
+            train = partial(launch, processes=processes)
+        if kind == "preference" and options.get("cache") is not None:
+            train = partial(train, cache=Path(options["cache"]))
         tuned = train(
             settings,
             chat_rows(data) if kind == "chat" else data,

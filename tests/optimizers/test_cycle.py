@@ -25,8 +25,10 @@ from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.cycle import StepResult
-from cowest_dspy.optimizers.run import Silent
+from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.progress import Snapshot
 
 ALWAYS = RoundRules.model_validate({"least_gain": -1.0})
 FEW = PairRules.model_validate({"least": 2})
@@ -166,23 +168,22 @@ def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) 
         assert store.calls() == calls
 
 
-class InterruptedAt(Silent):
-    """A watch that interrupts the run when a stage of this title begins."""
+class InterruptedAt(NoProgress):
+    """Interrupts the run when a stage of this title begins."""
 
     def __init__(self, title: str) -> None:
         self.title = title
 
-    def stage(self, title: str) -> Any:
-        if title == self.title:
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        if event == "stage_begin" and snapshot.stage and snapshot.stage.title == self.title:
             raise KeyboardInterrupt
-        return super().stage(title)
 
 
 @pytest.mark.slow
 def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_path: Path) -> None:
     def walk(run: Path, interrupted_at: str = "") -> Any:
         optimizer = cowest(tmp_path / "unused")
-        optimizer.watch = InterruptedAt(interrupted_at)
+        optimizer.progress = InterruptedAt(interrupted_at)
         steps = {"weights": optimizer, "prompts": dspy.LabeledFewShot(k=1)}
         cycle = Cycle(
             match,
