@@ -62,19 +62,20 @@ class TrainedModels:
         """
         engine = engine_of(self._base)
         if name not in self._lms:
-            rows = rows if isinstance(rows, list) else rows()
-            depends_on = [name, start.model, settings.decisive(), rows, self._seed]
+            data = rows if isinstance(rows, list) else rows()
+            depends_on = [name, start.model, settings.decisive(), data, self._seed]
             record = self._run.store.step(
                 "adapter",
                 name,
                 depends_on,
                 lambda: (
                     self._of_another_part(depends_on)
-                    or self._train(name, title, start, rows, settings, digest(depends_on))
+                    or self._train(name, title, start, data, settings, digest(depends_on))
                 ),
                 usable=self._is_there,
             )
-            self._lms[name] = self._load(record)
+            if name not in self._lms:  # It was not trained now.
+                self._lms[name] = self._load(record)
             if isinstance(engine, ServerEngine):
                 # A server that lacks it is one error now, not one of every call.
                 engine.require(self._lms[name].model)
@@ -134,6 +135,7 @@ class TrainedModels:
             whole = self._run.store.root
             there = os.path.relpath(self._run.folder / folder, whole.folder)
             whole.keep("trained", identity, {**record, "folder": there})
+        self._lms[name] = tuned.lm
         return record
 
     def _load(self, record: Mapping[str, Any]) -> dspy.LM:
