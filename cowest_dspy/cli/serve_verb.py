@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from cowest_dspy.serve.config import ServeRules
 
 MANIFEST = "cowest.json"
-OWN = ("host", "port", "api_key_env", "log_text", "sample")
+OWN = ("host", "port", "api_key_env", "log_text")
 """What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is
-kept of what they ask."""
+logged of what they ask."""
 
 
 def serve(
@@ -78,7 +78,9 @@ def serve(
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
-    from cowest_dspy.serve.server import bound, check_installed, key_of, service_of
+    from cowest_dspy.serve.app import make_app
+    from cowest_dspy.serve.config import api_key
+    from cowest_dspy.serve.server import bind, check_installed, make_service
     from cowest_dspy.serve.server import run as serve_until_stopped
 
     check_installed()
@@ -93,26 +95,21 @@ def serve(
         )
     config = _config(files, bundled, seed)
     rules = _rules(config, host, port, own=files[1:] if bundled else files)
-    key = key_of(rules)
-    with bound(rules.host, rules.port) as listener:
+    key = api_key(rules)
+    with bind(rules.host, rules.port) as listener:
         program = (
             _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
         )
         folder = files[0] if bundled else run or Path("runs") / config.name
         router = _router(folder) if use_router else None
-        from cowest_dspy.serve.app import make_app
-
-        with service_of(
+        service = make_service(
             program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
-        ) as service:
-            _wake(program)
-            _log_to_stderr()
-            serve_until_stopped(
-                make_app(service, key=key),
-                listener,
-                rules.limits.grace,
-                lambda text: _say(text, service.name, key),
-            )
+        )
+        _wake(program)
+        _log_to_stderr()
+        serve_until_stopped(
+            make_app(service, key=key), listener, lambda text: _say(text, service.name, key)
+        )
     console.print("stopped: nothing is under way any more")
 
 
