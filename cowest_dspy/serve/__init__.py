@@ -8,7 +8,7 @@ app.py      the HTTP application
 server.py   on a socket, until it is asked to stop
 """
 
-from cowest_dspy.serve.answer import Answer, Answering, Chooser, Fallbacks, Unanswered
+from cowest_dspy.serve.answer import Answer, Answering, Chooser, Unanswered
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.server import served
 
@@ -16,7 +16,6 @@ __all__ = [
     "Answer",
     "Answering",
     "Chooser",
-    "Fallbacks",
     "ServeRules",
     "Unanswered",
     "served",

@@ -51,14 +51,6 @@ class Unanswered(CowestError):
 
 
 @dataclass(frozen=True)
-class Fallbacks:
-    """What is done where a model fails."""
-
-    on_weak_failure: Literal["strong", "error"] = "strong"
-    on_strong_failure: Literal["error", "draft"] = "error"
-
-
-@dataclass(frozen=True)
 class Answer:
     """What a request was answered with.
 
@@ -90,6 +82,8 @@ class Answering:
     Args:
         program: both models bound. The route "weak" needs drafts that hold the answer's fields.
         router: chooses a route after each draft; without one every draft is refined.
+        on_weak_failure: the strong model answers alone, or an error.
+        on_strong_failure: an error, or the draft.
 
     Raises:
         ProgramError: the program is not bound.
@@ -100,10 +94,12 @@ class Answering:
         program: Collaboration,
         router: Chooser | None = None,
         *,
-        fallbacks: Fallbacks | None = None,
+        on_weak_failure: Literal["strong", "error"] = "strong",
+        on_strong_failure: Literal["error", "draft"] = "error",
     ) -> None:
         _ = program.strong, program.weak.model if program.draft.predictors() else ""
-        self.program, self.router, self.fallbacks = program, router, fallbacks or Fallbacks()
+        self.program, self.router = program, router
+        self.on_weak_failure, self.on_strong_failure = on_weak_failure, on_strong_failure
 
     @property
     def models(self) -> dict[Role, str]:
@@ -149,7 +145,7 @@ class Answering:
         drafted = attempt(lambda: self.program.draft_outputs(**inputs))
         if drafted.outputs is None:
             kind = _failure_kind(drafted)
-            if self.fallbacks.on_weak_failure == "error":
+            if self.on_weak_failure == "error":
                 raise Unanswered("weak", kind)
             so_far = Answer({}, "strong", "strong alone", None, {"weak": kind}, drafted.calls)
             return self._ask_strong(inputs, so_far, stopping)
@@ -188,7 +184,7 @@ class Answering:
         outputs, fallback, failed = made.outputs, so_far.fallback, dict(so_far.failed)
         if outputs is None:
             failed["strong"] = _failure_kind(made)
-            if self.fallbacks.on_strong_failure == "error" or so_far.draft is None:
+            if self.on_strong_failure == "error" or so_far.draft is None:
                 raise Unanswered("strong", failed["strong"])
             outputs, fallback = so_far.outputs, "draft"
         return Answer(

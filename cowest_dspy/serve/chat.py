@@ -322,16 +322,13 @@ def _parse_marks(text: str, interface: Interface) -> tuple[dict[str, str] | None
     input."""
     ends = [match.start() for match in _TAIL.finditer(text)]
     body, tail = (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
-    marks = [
-        match
-        for match in _MARK.finditer(body)
-        if match.start() == 0 or match[1] in interface.inputs
-    ]
+    known = interface.inputs
+    marks = [one for one in _MARK.finditer(body) if one.start() == 0 or one[1] in known]
     if not marks or marks[0].start() != 0:
         return None, ""
+    ends = [*(match.start() for match in marks[1:]), len(body)]
     values: dict[str, str] = {}
-    for match, following in zip(marks, [*marks[1:], None], strict=False):
-        end = following.start() if following else len(body)
+    for match, end in zip(marks, ends, strict=True):
         values.setdefault(match[1], body[match.end() : end].strip())
     return values, tail
 
@@ -344,14 +341,13 @@ def _parse_lines(text: str, names: tuple[str, ...]) -> dict[str, str] | None:
     given = sorted(labels[match[1].casefold()] for match in found)
     if not found or found[0].start() != 0 or given != sorted(names):
         return None
+    ends = [*(match.start() - 1 for match in found[1:]), len(text)]
     values: dict[str, str] = {}
-    for match, following in zip(found, [*found[1:], None], strict=False):
-        value = text[match.end() : following.start() - 1 if following else len(text)]
-        first, *rest = value.split("\n")
-        indented = all(line.startswith("  ") for line in rest)
-        values[labels[match[1].casefold()]] = "\n".join(
-            [first, *(line[2:] if indented else line for line in rest)]
-        )
+    for match, end in zip(found, ends, strict=True):
+        first, *rest = text[match.end() : end].split("\n")
+        if all(line.startswith("  ") for line in rest):
+            rest = [line[2:] for line in rest]
+        values[labels[match[1].casefold()]] = "\n".join([first, *rest])
     return values
 
 
@@ -454,13 +450,8 @@ class Response:
         self, content: str, draft: str | None, answer: Answer, cowest: dict[str, Any]
     ) -> dict[str, Any]:
         """Build the whole answer, a ``chat.completion``; ``draft``: shown as reasoning_content."""
-        reasoning = None if draft is None else without_half_pairs(draft)
-        message = {
-            "role": "assistant",
-            "content": content,
-            "refusal": None,
-            "reasoning_content": reasoning,
-        }
+        message = {"role": "assistant", "content": content, "refusal": None}
+        message["reasoning_content"] = None if draft is None else without_half_pairs(draft)
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         return {
             **self._head("chat.completion"),
@@ -495,12 +486,5 @@ class Response:
 def _usage(answer: Answer) -> dict[str, int]:
     """The tokens of both models together; the provider's own count, 0 where it says none."""
     tokens = answer.tokens
-    prompt, completion = (
-        tokens["weak_in"] + tokens["strong_in"],
-        tokens["weak_out"] + tokens["strong_out"],
-    )
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
+    given, made = tokens["weak_in"] + tokens["strong_in"], tokens["weak_out"] + tokens["strong_out"]
+    return {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}

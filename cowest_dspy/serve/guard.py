@@ -11,6 +11,7 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from cowest_dspy.serve.answer import Answer
@@ -39,22 +40,16 @@ _ERROR_TYPES = {
 }
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error response: an HTTP status, a message for people, a code for programs, the parameter
     that is wrong, and the seconds after which to try again."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str,
-        *,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
-        self.param, self.retry_after = param, retry_after
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    retry_after: float | None = None
 
     @property
     def body(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.serve.answer import Answering, Chooser, Fallbacks
+from cowest_dspy.serve.answer import Answering, Chooser
 from cowest_dspy.serve.app import Service, make_app
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.guard import Guard
@@ -89,8 +89,12 @@ def make_service(
     Raises:
         ConfigError: [serve] fields names what the answer does not have.
     """
-    fallbacks = Fallbacks(rules.on_weak_failure, rules.on_strong_failure)
-    answering = Answering(program, router, fallbacks=fallbacks)
+    answering = Answering(
+        program,
+        router,
+        on_weak_failure=rules.on_weak_failure,
+        on_strong_failure=rules.on_strong_failure,
+    )
     return Service(answering, rules, name, inputs=inputs)
 
 

@@ -19,7 +19,7 @@ from serving_parts import FACT, QUESTION, Held, body, post, program, refined, ro
 
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.serve import Answering, Fallbacks, Unanswered
+from cowest_dspy.serve import Answering, Unanswered
 from cowest_dspy.serve.chat import UNREFINED
 
 BOOM = RuntimeError("the model behind is broken: sk-1234567890abcdef")
@@ -255,7 +255,7 @@ def test_the_draft_goes_out_before_the_strong_model_has_answered() -> None:
 
 
 def test_in_python_an_answering_says_who_failed() -> None:
-    answering = Answering(program(weak=failing), fallbacks=Fallbacks(on_weak_failure="error"))
+    answering = Answering(program(weak=failing), on_weak_failure="error")
     with pytest.raises(Unanswered, match="weak model") as error:
         answering.answer({"question": QUESTION})
     assert (error.value.role, error.value.kind) == ("weak", "error")
