@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,10 +78,7 @@ def serve(
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
-    from cowest_dspy.serve.app import make_app
-    from cowest_dspy.serve.config import api_key
-    from cowest_dspy.serve.server import bind, check_installed, make_service
-    from cowest_dspy.serve.server import run as serve_until_stopped
+    from cowest_dspy.serve.server import check_installed
 
     check_installed()
     quiet_dspy()
@@ -95,13 +92,31 @@ def serve(
         )
     config = _config(files, bundled, seed)
     rules = _rules(config, host, port, own=files[1:] if bundled else files)
-    key = api_key(rules)
-    with bind(rules.host, rules.port) as listener:
+
+    def load() -> tuple[Collaboration, Router | None]:
+        folder = files[0] if bundled else run or Path("runs") / config.name
         program = (
             _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
         )
-        folder = files[0] if bundled else run or Path("runs") / config.name
-        router = _router(folder) if use_router else None
+        return program, _router(folder) if use_router else None
+
+    _serve(config, rules, load)
+    console.print("stopped: nothing is under way any more")
+
+
+def _serve(
+    config: Config, rules: ServeRules, load: Callable[[], tuple[Collaboration, Router | None]]
+) -> None:
+    """Serve what ``load`` gives until a signal comes. The port is taken before models are
+    loaded."""
+    from cowest_dspy.serve.app import make_app
+    from cowest_dspy.serve.config import api_key
+    from cowest_dspy.serve.server import bind, make_service
+    from cowest_dspy.serve.server import run as serve_until_stopped
+
+    key = api_key(rules)
+    with bind(rules.host, rules.port) as listener:
+        program, router = load()
         service = make_service(
             program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
         )
@@ -110,7 +125,6 @@ def serve(
         serve_until_stopped(
             make_app(service, key=key), listener, lambda text: _say(text, service.name, key)
         )
-    console.print("stopped: nothing is under way any more")
 
 
 def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
