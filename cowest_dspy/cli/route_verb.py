@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cowest_dspy.cli.console import console
 from cowest_dspy.cli.verbs import Log, LogAs, running
 from cowest_dspy.errors import RouterError
+
+if TYPE_CHECKING:
+    from cowest_dspy.experiment.experiment import Experiment
 
 
 def route(
@@ -52,9 +55,6 @@ def route(
 
     Example: `cowest route runs/handbook`
     """
-    from cowest_dspy.experiment.routing import fit_run_router
-    from cowest_dspy.report.router_view import print_curve
-
     settings = run / "config.toml"
     if not settings.is_file():
         from cowest_dspy.report.runs import meant
@@ -64,18 +64,22 @@ def route(
             "makes one."
         )
     with running([settings], run, None, verb="route", log=log) as experiment:
-        made = fit_run_router(experiment, within=within, samples=samples, likelihood=likelihood)
-        point = made.curve.point("router")
-        cost = point.cost if point else None
-        experiment.store.journal.result(
-            router=str(experiment.run / "router.json"),
-            score=point.score if point else None,
-            cost=cost,
-        )
-        print_curve(made.curve, console)
-        console.print(
-            f"\nrouter: {experiment.run / 'router.json'}, its curve: {made.written.html}",
-            markup=False,
-            soft_wrap=True,
-        )
-        experiment.report()
+        _fit(experiment, within, samples, likelihood)
+
+
+def _fit(
+    experiment: Experiment, within: float, samples: int | None, likelihood: bool | None
+) -> None:
+    """Fit the run's router, and print its curve and where it is."""
+    from cowest_dspy.experiment.routing import fit_run_router
+    from cowest_dspy.report.router_view import print_curve
+
+    made = fit_run_router(experiment, within=within, samples=samples, likelihood=likelihood)
+    file, point = experiment.run / "router.json", made.curve.point("router")
+    score, cost = (point.score, point.cost) if point else (None, None)
+    experiment.store.journal.result(router=str(file), score=score, cost=cost)
+    print_curve(made.curve, console)
+    console.print(f"\nrouter: {file}, its curve: {made.written.html}", markup=False, soft_wrap=True)
+    if not made.router.pays:
+        console.print("It does not pay, so it is not used: every draft is refined.")
+    experiment.report()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from cowest_dspy.serve.config import ServeRules
 
 MANIFEST = "cowest.json"
-OWN = ("host", "port", "api_key_env", "log_text", "sample")
+OWN = ("host", "port", "api_key_env", "log_text")
 """What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is
-kept of what they ask."""
+logged of what they ask."""
 
 
 def serve(
@@ -78,8 +78,7 @@ def serve(
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
-    from cowest_dspy.serve.server import bound, check_installed, key_of, service_of
-    from cowest_dspy.serve.server import run as serve_until_stopped
+    from cowest_dspy.serve.server import check_installed
 
     check_installed()
     quiet_dspy()
@@ -93,27 +92,39 @@ def serve(
         )
     config = _config(files, bundled, seed)
     rules = _rules(config, host, port, own=files[1:] if bundled else files)
-    key = key_of(rules)
-    with bound(rules.host, rules.port) as listener:
+
+    def load() -> tuple[Collaboration, Router | None]:
+        folder = files[0] if bundled else run or Path("runs") / config.name
         program = (
             _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
         )
-        folder = files[0] if bundled else run or Path("runs") / config.name
-        router = _router(folder) if use_router else None
-        from cowest_dspy.serve.app import make_app
+        return program, _router(folder) if use_router else None
 
-        with service_of(
-            program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
-        ) as service:
-            _wake(program)
-            _log_to_stderr()
-            serve_until_stopped(
-                make_app(service, key=key),
-                listener,
-                rules.limits.grace,
-                lambda text: _say(text, service.name, key),
-            )
+    _serve(config, rules, load)
     console.print("stopped: nothing is under way any more")
+
+
+def _serve(
+    config: Config, rules: ServeRules, load: Callable[[], tuple[Collaboration, Router | None]]
+) -> None:
+    """Serve what ``load`` gives until a signal comes. The port is taken before models are
+    loaded."""
+    from cowest_dspy.serve.app import make_app
+    from cowest_dspy.serve.config import api_key
+    from cowest_dspy.serve.server import bind, make_service
+    from cowest_dspy.serve.server import run as serve_until_stopped
+
+    key = api_key(rules)
+    with bind(rules.host, rules.port) as listener:
+        program, router = load()
+        service = make_service(
+            program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
+        )
+        _wake(program)
+        _log_to_stderr()
+        serve_until_stopped(
+            make_app(service, key=key), listener, lambda text: _say(text, service.name, key)
+        )
 
 
 def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
