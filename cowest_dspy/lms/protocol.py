@@ -56,8 +56,8 @@ LARGEST_BODY = 64 * 2**20
 """Bytes of an answer, uncompressed. The longest answers with log-probabilities of all their tokens
 stay below."""
 GRACE = 5.0
-"""Seconds in which an attempt that was cancelled must have ended; after them nobody waits for it
-any more."""
+"""Seconds in which an attempt that was cancelled must have ended; after them its caller does not
+wait for it any more."""
 # Addresses are looked up in threads, and some look-ups hang: as many may do so as attempts are
 # commonly under way.
 _LOOK_UPS = 64
@@ -124,7 +124,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 class Http:
-    """An HTTP client for attempts, with connections that are kept. Thread-safe; a forked process
+    """An HTTP client for attempts, with connections that are reused. Thread-safe; a forked process
     has connections of its own.
 
     Args:
@@ -151,7 +151,7 @@ class Http:
             return Exchange(self._client[1], time.monotonic() + seconds)
 
     def close(self) -> None:
-        """Closes its connections; requests that are under way fail."""
+        """Close the connections; requests that are under way fail."""
         with self._lock:
             client, self._client, self._closed = self._client, None, True
         if client is not None and client[0] is _loop():
@@ -160,7 +160,7 @@ class Http:
 
 
 def _close_later(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
-    """Closes the connections of a client that nobody has any more."""
+    """Close the connections of a client that is not used any more."""
     if loop is _loops.get(os.getpid()):
         asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 

@@ -138,8 +138,8 @@ def response_to_dict(response: Response) -> dict[str, Any]:
 
 
 def odd(answer: Mapping[str, Any]) -> str | None:
-    """What is wrong with an answer (:func:`response_to_dict`) that nobody can write, count or pay
-    for; None when nothing is.
+    """What is wrong with an answer (:func:`response_to_dict`) that cannot be stored, counted or
+    paid for; None when nothing is.
 
     >>> odd({"text": "yes", "input_tokens": 2**63, "output_tokens": 1, "usd": None})
     'it counts 9,223,372,036,854,775,809 tokens'
