@@ -243,8 +243,8 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
     if not answer.is_success:
         raise failure_of(answer)
     try:
-        said = answer.json()
-        choice, usage = said["choices"][0], said.get("usage") or {}
+        body = answer.json()
+        choice, usage = body["choices"][0], body.get("usage") or {}
         text = choice["message"].get("content") or ""
         reason = "content_filter" if choice["message"].get("refusal") else choice["finish_reason"]
         wanted = request.config.logprobs
@@ -268,14 +268,14 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
 def failure_of(answer: httpx.Response) -> LM15Error:
     """A status of failure as an error; those that pass (429, 408, 5xx) are of a kind that DSPy
     tries again."""
-    said, code = _said(answer)
+    message, code = _message(answer)
     status = answer.status_code
     details: dict[str, Any] = {"status": status, "retry_after": retry_after(answer.headers)}
-    known = f"{code} {said}".lower()
+    known = f"{code} {message}".lower()
     if status in (400, 413, 422) and any(words in known for words in _TOO_LONG):
-        return ContextLengthError(said, **details)
+        return ContextLengthError(message, **details)
     if status == 429 and "insufficient_quota" in known:
-        return BillingError(said, **details)
+        return BillingError(message, **details)
     kind = _OF_STATUS.get(status) or (
         InvalidRequestError
         if 400 <= status < 500
@@ -283,7 +283,7 @@ def failure_of(answer: httpx.Response) -> LM15Error:
         if status >= 500
         else ProviderError
     )
-    return kind(said, **details)
+    return kind(message, **details)
 
 
 def transport_failure(
@@ -312,7 +312,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def _said(answer: httpx.Response) -> tuple[str, str]:
+def _message(answer: httpx.Response) -> tuple[str, str]:
     """What a failure says, and its code or type: OpenAI nests both under "error", vLLM's older
     versions do not."""
     try:
@@ -322,8 +322,8 @@ def _said(answer: httpx.Response) -> tuple[str, str]:
     inner = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(inner, dict):
         return _short(str(inner), answer), ""
-    said = inner.get("message") or inner.get("detail") or inner
-    return _short(str(said), answer), f"{inner.get('code')} {inner.get('type')}"
+    message = inner.get("message") or inner.get("detail") or inner
+    return _short(str(message), answer), f"{inner.get('code')} {inner.get('type')}"
 
 
 def _short(text: str, answer: httpx.Response) -> str:

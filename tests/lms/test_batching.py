@@ -103,7 +103,7 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
     first = engine._work(
         serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=300), None
     )
-    object.__setattr__(first.row, "watch", lambda tokens: started.set())
+    object.__setattr__(first.row, "on_tokens", lambda tokens: started.set())
     engine._batcher.submit(first)
     assert started.wait(30)
     late = serialize.response_text(

@@ -397,13 +397,13 @@ def events(model: str, stream: TextStream, result: Callable[[], Response]) -> It
     """The events of one answer: its beginning, its text in pieces, and its end with the tokens
     used. ``result`` gives the whole answer, or raises why there is none."""
     yield StreamStartEvent(model=model)
-    said = ""
+    sent = ""
     for text in stream.texts():
-        if text.startswith(said) and len(text) > len(said):
-            yield StreamDeltaEvent(delta=TextDelta(text=text[len(said) :]))
-            said = text
+        if text.startswith(sent) and len(text) > len(sent):
+            yield StreamDeltaEvent(delta=TextDelta(text=text[len(sent) :]))
+            sent = text
     response = result()
-    rest = (response.message.text or "")[len(said) :]
+    rest = (response.message.text or "")[len(sent) :]
     if rest or response.logprobs:
         yield StreamDeltaEvent(delta=TextDelta(text=rest, logprobs=response.logprobs or ()))
     yield StreamEndEvent(finish_reason=response.finish_reason, usage=response.usage)
