@@ -101,7 +101,7 @@ def warm(engine: Any) -> Any:
 
 def local_engine(given: argparse.Namespace) -> Any:
     """The in-process engine, its weights loaded."""
-    from cowest_dspy import LocalEngine
+    from cowest_dspy.lms import LocalEngine
 
     return warm(LocalEngine(MODEL, max_batch=given.batch))
 

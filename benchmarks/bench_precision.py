@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy import LocalEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.report import wilson_interval
 from cowest_dspy.utils import importing
 

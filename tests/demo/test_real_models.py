@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cowest_dspy import Experiment, LocalEngine, load_config
+from cowest_dspy import Experiment, load_config
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 ROOT = Path(__file__).parents[2]

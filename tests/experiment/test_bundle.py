@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 from cowest_dspy import (
     Collaboration,
     Experiment,
-    LocalEngine,
     load_bundle,
     load_config,
     verify_bundle,
@@ -33,6 +32,7 @@ from cowest_dspy import (
 from cowest_dspy.cli import main
 from cowest_dspy.errors import BundleError, ModelError, TuningError
 from cowest_dspy.experiment.bundle import as_gguf, merged, read_manifest, writing
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.router import Gate, Head
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.store.record import unrecorded

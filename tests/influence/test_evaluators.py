@@ -25,13 +25,14 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import Collaboration, GoldLikelihood, LocalEngine, Rubric, Weighted
+from cowest_dspy import Collaboration, GoldLikelihood, Rubric, Weighted
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.agreement import Agreement
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.judge import PAPER, Criterion
 from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine

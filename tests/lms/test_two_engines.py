@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import make_tiny_model
 
-from cowest_dspy import LocalEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 

@@ -15,7 +15,8 @@ import dspy
 import pytest
 from scripted import miprov2
 
-from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, LocalEngine, tunable
+from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, tunable
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 

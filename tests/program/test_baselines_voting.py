@@ -14,18 +14,12 @@ from dspy.lm15 import ServerError
 from dspy.utils.exceptions import AdapterParseError, LMError
 from scripted import match, questions
 
-from cowest_dspy import (
-    Collaboration,
-    LocalEngine,
-    SelfConsistency,
-    Store,
-    chain_of_thought,
-    super_icl,
-)
+from cowest_dspy import Collaboration, SelfConsistency, Store, chain_of_thought, super_icl
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.program.baselines import Confident
 from cowest_dspy.program.baselines.voting import normalised
 from cowest_dspy.store.record import keeping, sampling

@@ -23,12 +23,12 @@ from cowest_dspy import (
     CoWest,
     Influence,
     LineAdapter,
-    LocalEngine,
     Sampling,
     collect,
     tunable,
     tune,
 )
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine

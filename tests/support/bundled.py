@@ -15,9 +15,10 @@ from tiny import make_adapter
 from toy import engine as engine_table
 from toy_experiment import RECIPE, TASK
 
-from cowest_dspy import Collaboration, LocalEngine, tunable
+from cowest_dspy import Collaboration, tunable
 from cowest_dspy.experiment.bundle import Manifest
 from cowest_dspy.experiment.bundle.manifest import FORMAT, files_in
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
 
 

@@ -9,16 +9,8 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import (
-    DPO,
-    SFT,
-    Collaboration,
-    CoWest,
-    LineAdapter,
-    LocalEngine,
-    tunable,
-    tune,
-)
+from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, tunable, tune
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine

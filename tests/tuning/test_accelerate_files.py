@@ -201,7 +201,8 @@ def test_one_process_is_this_one_and_takes_what_one_process_takes(
 def test_the_file_for_a_cpu_trains_as_one_process_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy import LocalEngine, tunable, tune
+    from cowest_dspy import tunable, tune
+    from cowest_dspy.lms import LocalEngine
 
     given: list[Any] = []
     monkeypatch.setattr(

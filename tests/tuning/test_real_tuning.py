@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import LocalEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.testing import ScriptedEngine
