@@ -191,11 +191,12 @@ class TRLProvider(Provider):
         settings = _settings(kind, options)
         if kind in ("preference", "unpaired"):
             check_enough(len(data), options.get("least", LEAST_PAIRS))
-        train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
+        wanted = FORMATS[kind]
+        train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[wanted]
         processes = plan_processes(options.get("processes", 1))
         if processes.count > 1:
             train = partial(launch, processes=processes)
-        if kind == "preference" and options.get("cache") is not None:
+        if wanted is not SFT and options.get("cache") is not None:
             train = partial(train, cache=Path(options["cache"]))
         tuned = train(
             settings,

@@ -49,6 +49,11 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 SAVE_SECONDS = 60.0
 """Seconds between two checkpoints when ``save_steps`` does not say; writing one takes far less than
 a hundredth of that."""
+REFERENCE_COLUMNS = {
+    True: ("ref_chosen_logps", "ref_rejected_logps"),
+    False: ("ref_logps", "ref_KL_logps"),
+}
+"""TRL's names of the reference's log-probabilities, for pairs and for single completions."""
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 """Another version of these may round otherwise, so no checkpoint and no reference of it is used."""
 
@@ -149,16 +154,16 @@ def train_kto(
     output: Path,
     seed: int = 0,
     on_step: OnStep | None = None,
+    cache: Path | None = None,
 ) -> Tuned:
     """Tune on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those
     labelled True, away from the others.
 
-    The reference is the model as it is at the start: the base, or the base with ``adapter``. Both
-    labels must occur. Everything else is as in :func:`train_sft`.
+    Both labels must occur. Everything else is as in :func:`train_dpo`.
     """
     given = list(rows)
     checked, ids = data.unpaired_rows(given), _example_ids(given)
-    return _train(settings, checked, ids, base, adapter, output, seed, on_step)
+    return _train(settings, checked, ids, base, adapter, output, seed, on_step, cache)
 
 
 def _train(
@@ -200,7 +205,7 @@ def _train(
                     shared_prompt.share_if_equal(trainer, lengths)
                 if trainer.args.bf16:
                     shared_prompt.round_frozen(trainer.model)
-                if isinstance(settings, DPO):
+                if not isinstance(settings, SFT):
                     _add_references(trainer, cache / start if cache else None)
             if not isinstance(settings, KTO):
                 steps = trainer.args.max_steps
@@ -223,7 +228,7 @@ def _train(
         history=history,
         seconds=time.monotonic() - started,
         tokens=int(max((one.get("num_tokens", 0) for one in history), default=0)),
-        trained_rows=state.global_step * settings.step_rows,
+        trained_rows=round(state.epoch * len(train_ids)),
         peak_memory_bytes=memory.peak_bytes,
         settings=settings.model_dump(mode="json"),
         best_step=state.best_global_step,
@@ -275,8 +280,6 @@ def _make_trainer(
     _tolerate_reporters(trainer)
     if settings.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
-    if isinstance(settings, KTO) and trainer.precompute_ref_logps:
-        _drop_reference_adapter(trainer.model)
     _restore_dropout(trainer.model)
     if not any(one.requires_grad for one in trainer.model.parameters()):
         raise TuningError(
@@ -336,7 +339,6 @@ def _arguments(
         desirable = sum(row["label"] for row in rows)
         good, bad = settings.weights(desirable, len(rows) - desirable)
         decided |= {"desirable_weight": good, "undesirable_weight": bad}
-        decided["precompute_ref_log_probs"] = not compat.fsdp_is_on()
     else:
         decided["max_steps"] = settings.steps(len(rows))
     return {
@@ -379,8 +381,8 @@ def _progress(trainer: Any, settings: SFT | DPO | KTO, on_step: OnStep | None, r
             interrupts.postpone()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # The rows in their order count as one pass to the trainer.
-            state.epoch = state.global_step * settings.step_rows / rows
+            if not isinstance(settings, KTO):  # All passes in their order are one to the trainer.
+                state.epoch = state.global_step * settings.step_rows / rows
             every, step = settings.save_steps, state.global_step
             if every != 0 and (
                 interrupts.asked_to_stop()
@@ -452,12 +454,16 @@ def _check_lengths(lengths: Mapping[int, int], allowed: int | None, config: Any)
     )
 
 
-# The reference of DPO
+# The reference of DPO and KTO
 
 
 def _add_references(trainer: Any, cache: Path | None) -> None:
-    """Add the reference's log-probabilities to the trainer's pairs, so that no step has to compute
-    them."""
+    """Add the reference's log-probabilities to the trainer's rows, so that no step has to compute
+    them.
+
+    TRL can do so itself (``precompute_ref_log_probs``), but without the shared prompt, and anew for
+    each training.
+    """
     trainer.train_dataset = _with_reference(trainer, trainer.train_dataset, cache)
     if trainer.eval_dataset is not None:
         trainer.eval_dataset = _with_reference(trainer, trainer.eval_dataset, cache)
@@ -465,52 +471,53 @@ def _add_references(trainer: Any, cache: Path | None) -> None:
     _drop_reference_adapter(trainer.model)
 
 
-def _with_reference(trainer: Any, pairs: Any, cache: Path | None) -> Any:
-    """``pairs`` with the reference's log-probabilities of both sides, from ``cache`` if they are
-    there. They depend on the weights that training starts from and on the tokens of the pairs, not
-    on beta, the loss or the learning rate.
-
-    TRL can do so itself (``precompute_ref_log_probs``), but without the shared prompt, and anew for
-    each training.
-    """
+def _with_reference(trainer: Any, rows: Any, cache: Path | None) -> Any:
+    """``rows`` with the reference's log-probabilities, from ``cache`` if they are there. They
+    depend on the weights that training starts from and on the tokens of the rows, not on beta, the
+    loss or the learning rate."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    path = cache / f"{_reference_id(trainer, pairs)}.safetensors" if cache else None
+    columns = REFERENCE_COLUMNS["chosen_ids" in rows.column_names]
+    if "chosen_ids" not in rows.column_names and "KL_completion_ids" not in rows.column_names:
+        columns = columns[:1]
+    path = cache / f"{_reference_id(trainer, rows)}.safetensors" if cache else None
     values = None
     if path and path.is_file():
         try:
             values = load_file(path)["logps"]
         except (SafetensorError, OSError, KeyError):
             _logger.warning("%s is damaged: the reference is computed again.", path)
-    if values is None or tuple(values.shape) != (len(pairs), 2):
-        values = _compute_reference(trainer, pairs)
+    if values is None or tuple(values.shape) != (len(rows), len(columns)):
+        values = _compute_reference(trainer, rows, len(columns))
         if path and trainer.is_world_process_zero() and bool(values.isfinite().all()):
             with files.workplace(path) as work:
                 save_file({"logps": values}, work / path.name)
                 (work / path.name).replace(path)
-    pairs = pairs.add_column("ref_chosen_logps", values[:, 0].tolist())
-    return pairs.add_column("ref_rejected_logps", values[:, 1].tolist())
+    for place, column in enumerate(columns):
+        rows = rows.add_column(column, values[:, place].tolist())
+    return rows
 
 
-def _compute_reference(trainer: Any, pairs: Any) -> Any:
-    """A float64 tensor [pairs, 2]: the summed log-probability of chosen and of rejected. Rows of
-    like length go together."""
+def _compute_reference(trainer: Any, rows: Any, columns: int) -> Any:
+    """A float64 tensor [rows, columns] of summed log-probabilities: of chosen and of rejected, or
+    of a completion and, for KTO's KL term, of the other completion. Rows of like length go
+    together."""
     import torch
 
-    lengths, size = _lengths(pairs), trainer.args.per_device_train_batch_size
+    lengths, size = _lengths(rows), trainer.args.per_device_train_batch_size
     by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    values = torch.empty((len(pairs), 2), dtype=torch.float64)
+    values = torch.empty((len(rows), columns), dtype=torch.float64)
     trainer.model.eval()
     for first in range(0, len(by_length), size):
         indices = by_length[first : first + size]
-        batch = shared_prompt.collate(trainer, pairs, indices)
-        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
-        values[indices] = torch.stack([chosen, rejected], dim=1).double().cpu()
+        batch = shared_prompt.collate(trainer, rows, indices)
+        found = trainer.compute_ref_log_probs(trainer.model, batch)[:columns]
+        values[indices] = torch.stack(list(found), dim=1).double().cpu()
     return values
 
 
-def _reference_id(trainer: Any, pairs: Any) -> str:
+def _reference_id(trainer: Any, rows: Any) -> str:
     """12 hexadecimal digits of everything but the weights that decides the values, down to how they
     are rounded."""
     args = trainer.args
@@ -522,8 +529,8 @@ def _reference_id(trainer: Any, pairs: Any) -> str:
         str(trainer.accelerator.device),
     ]
     digest = hashlib.sha256(json.dumps(how).encode())
-    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        digest.update(json.dumps([column, *pairs[column]]).encode())
+    for column in sorted(name for name in rows.column_names if name.endswith("_ids")):
+        digest.update(json.dumps([column, *rows[column]]).encode())
     return digest.hexdigest()[:12]
 
 

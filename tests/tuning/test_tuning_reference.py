@@ -19,9 +19,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = training._compute_reference
 
-    def counted(trainer: Any, pairs: Any) -> Any:
-        counts.append(len(pairs))
-        return original(trainer, pairs)
+    def counted(trainer: Any, rows: Any, columns: int) -> Any:
+        counts.append(len(rows))
+        return original(trainer, rows, columns)
 
     monkeypatch.setattr(training, "_compute_reference", counted)
     return counts
