@@ -21,6 +21,7 @@ import logging
 import math
 import random
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -189,7 +190,13 @@ def _train(
         # TRL pairs each prompt with the completion of its neighbour, so rows are shuffled before.
         random.Random(seed).shuffle(train_ids)
     parts = [rows[index] for index in train_ids], [rows[index] for index in held_ids]
-    with PeakMemory() as memory, _quiet(), _own_random_state(), _clean_up(checkpoints):
+    with (
+        PeakMemory() as memory,
+        _quiet(),
+        _own_random_state(),
+        _own_wandb_run(),
+        _clean_up(checkpoints),
+    ):
         trainer = _make_trainer(settings, *parts, folder, adapter, checkpoints, seed)
         lengths = _lengths(trainer.train_dataset)
         held_lengths = _lengths(trainer.eval_dataset) if held_ids else []
@@ -732,6 +739,22 @@ def _check_reporters(report_to: Sequence[str]) -> None:
             f'report_to has "{missing[0]}", which is not installed. '
             f"Type pip install {' '.join(missing)}, or take it out of report_to."
         )
+
+
+@contextmanager
+def _own_wandb_run() -> Iterator[None]:
+    """A context whose W&B run, if one begins in it, ends with it: otherwise the next training's
+    logs would go into the run of this one."""
+
+    def running() -> bool:
+        return getattr(sys.modules.get("wandb"), "run", None) is not None
+
+    before = running()
+    try:
+        yield
+    finally:
+        if not before and running():
+            sys.modules["wandb"].finish()
 
 
 def _tolerate_reporters(trainer: Any) -> None:
