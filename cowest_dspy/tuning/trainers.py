@@ -181,14 +181,15 @@ def progress_callback(
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             # Ctrl-C waits for the end of the step that is under way, and for its checkpoint.
-            interrupts.check()
             interrupts.postpone()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if not isinstance(settings, KTO):  # All passes in their order are one to the trainer.
                 state.epoch = state.global_step * settings.step_rows / rows
             every, step = settings.save_steps, state.global_step
-            if every != 0 and (
+            if every == 0:
+                interrupts.check()
+            elif (
                 interrupts.asked_to_stop()
                 or (every and step % every == 0)
                 or (every is None and time.monotonic() - self.saved >= SAVE_SECONDS)
@@ -197,6 +198,7 @@ def progress_callback(
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.saved = time.monotonic()
+            interrupts.check()
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any

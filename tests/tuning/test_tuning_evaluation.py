@@ -147,6 +147,7 @@ def test_held_out_pairs_have_loss_margin_accuracy_and_kl(
         lora=LORA,
         held_out=0.3,
         load_best_model_at_end=False,
+        per_device_eval_batch_size=3,  # pyright: ignore[reportCallIssue] - TRL averages over batches
         beta=0.3,
     )
     tuned = train_dpo(settings, data, base=str(tiny_model), adapter=start, output=tmp_path / "out")
