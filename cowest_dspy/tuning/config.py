@@ -60,7 +60,7 @@ RENAMED = {
     "evaluate_every": "eval_steps",
     "patience": "early_stopping_patience",
     "keep_best": "load_best_model_at_end",
-    "save_steps": "save_steps",
+    "checkpoint_steps": "save_steps",
     "peft_config": "lora, whose keys are those of peft.LoraConfig",
 }
 """Old names and the names of other tools, and what they are called here."""

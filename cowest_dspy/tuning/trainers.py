@@ -42,6 +42,14 @@ REFERENCE_COLUMNS = {
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 """Another version of these may round otherwise, so no checkpoint and no reference of it is used."""
 
+UNREPEATABLE = (
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+    "eval_num_tokens",
+)
+"""What Trainer and TRL log that differs when the same training runs again."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -204,6 +212,8 @@ def progress_callback(
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
         ) -> None:
             record = state.log_history[-1]
+            for name in UNREPEATABLE:
+                record.pop(name, None)
             if "num_tokens" in record:  # TRL counts from 0 again when a training resumes.
                 record["num_tokens"] += self.tokens_before
             if isinstance(settings, DPO):
