@@ -73,6 +73,8 @@ RESERVED = {
     "trust_remote_code": "code out of a model's folder is never run",
     "completion_only_loss": "only completions carry loss, always",
     "assistant_only_loss": "only completions carry loss, always",
+    "packing": "each row is trained on by itself",
+    "train_sampling_strategy": "rows are shuffled by the seed, and sorted by length in a step",
     "truncation_mode": "rows are never cut; a row longer than max_length is an error",
     "precompute_ref_log_probs": "the reference is computed once before the first step, always",
     "sync_ref_model": "the reference is the model as it is when training starts",
