@@ -119,8 +119,20 @@ def library_fields(config: str) -> frozenset[str]:
     return frozenset(one.name for one in dataclasses.fields(found))
 
 
+def _close_schema(schema: dict[str, Any], settings: type[_Settings]) -> None:
+    """Name every key in a JSON schema, also those that are passed on."""
+    known = {*settings.model_fields, *library_fields(settings.library_config)} - {*RESERVED}
+    schema.pop("additionalProperties", None)
+    schema["propertyNames"] = {"enum": sorted(known)}
+
+
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        use_attribute_docstrings=True,
+        json_schema_extra=_close_schema,  # pyright: ignore[reportArgumentType]
+    )
     library_config: ClassVar[str]
     renamed: ClassVar[Mapping[str, str]]
 

@@ -180,26 +180,10 @@ def _train(
         trainer = trainers.make_trainer(
             settings, *parts, folder, adapter, checkpoints, seed, checkpoint is not None
         )
-        lengths = trainers.row_lengths(trainer.train_dataset)
-        held_lengths = trainers.row_lengths(trainer.eval_dataset) if held_ids else []
-        trainers.check_lengths(
-            dict(zip(train_ids + held_ids, lengths + held_lengths, strict=True)),
-            settings.max_length,
-            trainer.model.config,
-        )
-        trainer.add_callback(trainers.progress_callback(trainer, settings, on_step, len(train_ids)))
+        _check_lengths(trainer, train_ids + held_ids, settings.max_length)
+        trainer.add_callback(trainers.progress_callback(settings, on_step, len(train_ids)))
         with compat.compact_lm_head():
-            if not trainer.is_fsdp_enabled:  # FSDP has the model whole nowhere, until it trains.
-                if isinstance(settings, DPO) and settings.share_prompt:
-                    shared_prompt.share_if_equal(trainer, lengths)
-                if trainer.args.bf16:
-                    shared_prompt.round_frozen(trainer.model)
-                if not isinstance(settings, SFT):
-                    trainers.add_references(trainer, cache / start if cache else None)
-            if not isinstance(settings, KTO):
-                steps = trainer.args.max_steps
-                order = data.training_order(lengths, steps, settings.step_rows, seed)
-                trainer.train_dataset = trainer.train_dataset.select(order)
+            _prepare(trainer, settings, seed, cache / start if cache else None)
             trainer.train(resume_from_checkpoint=checkpoint)
         digest = _save(trainer, output, folder.name)
         if trainer.is_world_process_zero():
@@ -225,9 +209,45 @@ def _train(
     )
 
 
+def _prepare(trainer: Any, settings: SFT | DPO | KTO, seed: int, cache: Path | None) -> None:
+    """Share prompts, round frozen weights, add the reference, and put the rows in order."""
+    lengths = trainers.row_lengths(trainer.train_dataset)
+    if not trainer.is_fsdp_enabled:  # FSDP has the model whole nowhere, until it trains.
+        if isinstance(settings, DPO) and settings.share_prompt:
+            shared_prompt.share_if_equal(trainer, lengths)
+        if trainer.args.bf16:
+            shared_prompt.round_frozen(trainer.model)
+        if not isinstance(settings, SFT):
+            trainers.add_references(trainer, cache)
+    if not isinstance(settings, KTO):
+        steps = trainer.args.max_steps
+        order = data.training_order(lengths, steps, settings.step_rows, seed)
+        trainer.train_dataset = trainer.train_dataset.select(order)
+
+
 def _example_ids(rows: Iterable[Any]) -> list[Any]:
     """The ``example_id`` of each row, None where it has none."""
     return [row.get("example_id") if isinstance(row, Mapping) else None for row in rows]
+
+
+def _check_lengths(trainer: Any, ids: Sequence[int], allowed: int | None) -> None:
+    """A row that is too long is named, never cut or left out silently, which is what TRL would do.
+    ``ids``: what the rows to train on and then the held-out ones were given as."""
+    parts = [one for one in (trainer.train_dataset, trainer.eval_dataset) if one is not None]
+    found = [length for part in parts for length in trainers.row_lengths(part)]
+    context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(limit for limit in (allowed, context, 1 << 40) if limit)
+    long = sorted((row, length) for row, length in zip(ids, found, strict=True) if length > limit)
+    if not long:
+        return
+    named = ", ".join(f"row {row} has {length}" for row, length in long[:5])
+    whose = "max_length" if limit == allowed else "the model's context"
+    raise TuningError(
+        f"{len(long)} of {len(found)} rows are longer than {whose}, {limit} tokens: {named}"
+        f"{', ...' if len(long) > 5 else ''}. "
+        f"{'Raise max_length (or leave it out)' if limit == allowed else 'Shorten them'}, or take "
+        "these rows out."
+    )
 
 
 # Checkpoints

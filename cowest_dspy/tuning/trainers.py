@@ -114,10 +114,9 @@ def trainer_arguments(
     for name in ("loss_type", "loss_weights"):
         if isinstance(given.get(name), tuple):
             given[name] = list(given[name])
-    processes = count_processes()
     decided: dict[str, Any] = {
         "output_dir": str(checkpoints),
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps // processes,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps // count_processes(),
         "bf16": weights.choose_dtype() == "bfloat16" if settings.bf16 is None else settings.bf16,
         # Rows are put in order before; lengths are checked, since TRL would cut rows silently.
         "train_sampling_strategy": "sequential",
@@ -169,9 +168,7 @@ def count_processes() -> int:
     return distributed.get_world_size() if on else 1
 
 
-def progress_callback(
-    trainer: Any, settings: SFT | DPO | KTO, on_step: OnStep | None, rows: int
-) -> Any:
+def progress_callback(settings: SFT | DPO | KTO, on_step: OnStep | None, rows: int) -> Any:
     """A ``transformers.TrainerCallback`` that reports steps, asks for checkpoints, and stops a
     training that diverges or is asked to stop."""
     from transformers import TrainerCallback
@@ -249,25 +246,6 @@ def row_lengths(rows: Any) -> list[int]:
         return [len(prompt) + len(ids) for prompt, ids in pairs]
     sides = zip(rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True)
     return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
-
-
-def check_lengths(lengths: Mapping[int, int], allowed: int | None, config: Any) -> None:
-    """A row that is too long is named, never cut or left out silently, which is what TRL would
-    do."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limit = min(limit for limit in (allowed, context, 1 << 40) if limit)
-    long = sorted(index for index, length in lengths.items() if length > limit)
-    if not long:
-        return
-    named = ", ".join(f"row {index} has {lengths[index]}" for index in long[:5]) + (
-        ", ..." if len(long) > 5 else ""
-    )
-    whose = "max_length" if limit == allowed else "the model's context"
-    raise TuningError(
-        f"{len(long)} of {len(lengths)} rows are longer than {whose}, {limit} tokens: {named}. "
-        f"{'Raise max_length (or leave it out)' if limit == allowed else 'Shorten them'}, or take "
-        "these rows out."
-    )
 
 
 # Adapters
