@@ -77,7 +77,9 @@ def test_the_page_on_tuning_makes_the_settings_that_it_shows() -> None:
     text = (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
-    assert names["dpo"].losses == ("sigmoid", "sft") and names["careful"].patience == 3
+    assert (
+        names["dpo"].losses == ("sigmoid", "sft") and names["careful"].early_stopping_patience == 3
+    )
     for gone in ("simpo", "orpo", "cpo"):
         with pytest.raises(ValueError, match="loss"):
             names["DPO"](loss_type=gone)

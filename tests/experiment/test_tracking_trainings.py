@@ -52,7 +52,10 @@ def test_a_whole_cycle_and_its_trainings_own_logs_are_in_all_three(
             2,
         ], "TRL's and ours, in one run"
         assert first.data.tags["mlflow.parentRunId"] == seen.named("toy, seed 0").info.run_id
-        assert first.data.params["batch_size"] == "2" and "output_dir" not in first.data.params
+        assert (
+            first.data.params["gradient_accumulation_steps"] == "2"
+            and "output_dir" not in first.data.params
+        )
         arms = {arm.name: arm for arm in report.arms}
         metrics = seen.named("toy, seed 0").data.metrics
         assert {name for name in arms if f"test/{name}/n" in metrics} == set(arms)
