@@ -72,16 +72,7 @@ def preference_pairs(
         PairsError: a value out of range, an unknown strategy, a field that is not there, an example
             that is held out, or drafts of an example that do not stand together.
     """
-    if strategy not in _STRATEGIES:
-        raise PairsError(
-            f'There is no strategy "{strategy}".{nearest(strategy, _STRATEGIES)} Known: '
-            f"{', '.join(_STRATEGIES)}."
-        )
-    if per_example is not None and per_example < 1:
-        raise PairsError(
-            f"per_example is {per_example}: at least one pair of an example is needed, or None "
-            "for the default."
-        )
+    _check_strategy(strategy, per_example)
     filters = PairFilters(margin, near, leak, length_ratio, held_out)
     limit = 1 if per_example is None and strategy == "ranked" else per_example
     pairs: list[Pair] = []
@@ -94,6 +85,19 @@ def preference_pairs(
     rules = {"strategy": strategy, "margin": margin, "per_example": limit}
     rules |= {"near": near, "leak": leak, "length_ratio": length_ratio}
     return PreferencePairs(tuple(pairs), dict(sorted(filters.dropped.items())), rules, hiding)
+
+
+def _check_strategy(strategy: str, per_example: int | None) -> None:
+    if strategy not in _STRATEGIES:
+        raise PairsError(
+            f'There is no strategy "{strategy}".{nearest(strategy, _STRATEGIES)} Known: '
+            f"{', '.join(_STRATEGIES)}."
+        )
+    if per_example is not None and per_example < 1:
+        raise PairsError(
+            f"per_example is {per_example}: at least one pair of an example is needed, or None "
+            "for the default."
+        )
 
 
 def _hiding(traces: Iterable[Trace]) -> Hiding | None:
