@@ -4,7 +4,7 @@ drafts by whether they helped."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import dspy
 
@@ -19,7 +19,7 @@ from cowest_dspy.pairs.filters import (
     PairFilters,
     influence_of,
 )
-from cowest_dspy.pairs.formats import Pair, UnpairedPreference
+from cowest_dspy.pairs.formats import Messages, Pair, UnpairedPreference
 from cowest_dspy.program.adapters import escape
 from cowest_dspy.utils.hiding import Hiding
 
@@ -200,7 +200,7 @@ _STRATEGIES: dict[
 
 def _pair(chosen: Trace, rejected: Trace, run: str) -> Pair:
     return Pair(
-        prompt=chosen.prompt,
+        prompt=cast(Messages, chosen.prompt),
         chosen=({"role": "assistant", "content": escape(chosen.completion)},),
         rejected=({"role": "assistant", "content": escape(rejected.completion)},),
         example_id=chosen.example_id,
@@ -266,7 +266,7 @@ def _label(trace: Trace, same: bool | None) -> bool | None:
 
 def _unpaired(trace: Trace, label: bool, run: str) -> UnpairedPreference:
     return UnpairedPreference(
-        prompt=trace.prompt,
+        prompt=cast(Messages, trace.prompt),
         completion=({"role": "assistant", "content": escape(trace.completion)},),
         label=label,
         example_id=trace.example_id,

@@ -147,9 +147,8 @@ class EscapesData:
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
         """Escape inputs and demos, then call the adapter asynchronously."""
-        return await super().acall(
-            lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs)
-        )  # pyright: ignore[reportAttributeAccessIssue]
+        data = self._as_data(signature, demos, inputs)
+        return await super().acall(lm, lm_kwargs, signature, *data)  # pyright: ignore[reportAttributeAccessIssue]
 
     def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
         """The chat messages of a prompt."""
