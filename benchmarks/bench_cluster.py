@@ -48,10 +48,10 @@ def measured(calls: int, shards: int, budget: Budget | None = None) -> tuple[flo
         started, cpu = time.perf_counter(), time.process_time()
         if shards:
             rules = RayRules(num_shards=shards)  # pyright: ignore[reportCallIssue]
-            traces = Cluster(rules).collect(build, rows, sampling, store=store, threads=THREADS)
+            traces = Cluster(rules).collect(build, rows, sampling, store=store, num_threads=THREADS)
         else:
             program, metric = build()
-            traces = collect(program, rows, metric, sampling, store=store, threads=THREADS)
+            traces = collect(program, rows, metric, sampling, store=store, num_threads=THREADS)
         seconds, used = time.perf_counter() - started, time.process_time() - cpu
         assert not any(trace.error for trace in traces)
         return store.calls() / seconds, used / store.calls()

@@ -79,7 +79,7 @@ def ask_all(engine: Any, asked: Sequence[Any], threads: int) -> Measured:
 
 def engine_of(batch: int) -> Any:
     """Our engine, its weights loaded and warm."""
-    from cowest_dspy import TransformersEngine
+    from cowest_dspy.lms import TransformersEngine
     from cowest_dspy.store import serialize
 
     engine = TransformersEngine(MODEL, max_batch=batch)

@@ -34,7 +34,7 @@ from cowest_dspy.cli.live import JsonLines, Plain, Terminal
 from cowest_dspy.cli.live.view import view
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.optimizers.stages import Silent, Stages, Watch
+from cowest_dspy.optimizers.run import RunContext, Silent, Watch
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.progress import Journal
 from cowest_dspy.store.store import Store
@@ -92,7 +92,7 @@ def taken(way: str, traces: int) -> tuple[float, float]:
             if way == "no stage":
                 collect(program, examples, match, Sampling(DRAFTS), store=store)
             else:
-                with Stages(run, store, watch).stage("collect", "Collecting drafts") as progress:
+                with RunContext(store, watch).stage("collect", "Collecting drafts") as progress:
                     collect(
                         program,
                         examples,

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy import TransformersEngine
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.report import wilson_interval
 from cowest_dspy.utils import importing
 

@@ -71,8 +71,8 @@ SIZES: dict[str, Any] = {
     "data.test": 120,
     "sft.settings.max_steps": 40,
     "sft.answer_settings.max_steps": 40,
-    "collect.max_failed": 0.6,  # a drafter that has learned so little does not always stop
-    "dpo.epochs": 2,
+    "collect.max_errors": 0.6,  # a drafter that has learned so little does not always stop
+    "dpo.num_train_epochs": 2,
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }

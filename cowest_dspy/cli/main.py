@@ -159,11 +159,11 @@ def evaluate(
 @app.command()
 def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.auto) -> None:
     """Samples drafts for the train questions and measures the influence of each."""
-    from cowest_dspy.influence.stored_traces import influence_report
+    from cowest_dspy.influence.report import InfluenceReport
 
     with running(files, run, seed, verb="collect", log=log) as experiment:
         traces = experiment.collect()
-        found = influence_report(traces)
+        found = InfluenceReport.from_traces(traces)
         counts = {name: getattr(found, name) for name in ("helped", "hurt", "same", "failed")}
         mean = found.mean if found.scored else None
         experiment.store.journal.result(

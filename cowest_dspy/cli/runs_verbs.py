@@ -120,7 +120,7 @@ def _show(found: list[RunLine], folder: Path) -> None:
 
 
 def _cells(one: RunLine, folder: Path) -> tuple[str, ...]:
-    from cowest_dspy.store.budget import format_usd
+    from cowest_dspy.store.usage import format_usd
 
     path = Path(one.run)
     name = str(path.relative_to(folder)) if path != folder else one.run

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -17,16 +17,10 @@ from typing import Any
 import dspy
 
 from cowest_dspy.errors import ConfigError, PairsError, nearest
-from cowest_dspy.experiment.answering import kept_arm, stage_of
-from cowest_dspy.experiment.compared_arms import (
-    Answerer,
-    Variants,
-    answerer,
-    depends_on_seed,
-    title_of,
-)
+from cowest_dspy.experiment.arms import answerer, record_arm, stage_of
+from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.experiment.summary import versions
+from cowest_dspy.experiment.summary import arm_title, tuned_state, versions, with_state
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
 from cowest_dspy.influence.arms import outputs_of
 from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
@@ -37,9 +31,116 @@ from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.alike import alike_drafts
 from cowest_dspy.report.comparison import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.report.corpus import corpus_interval, is_corpus_metric
+from cowest_dspy.store.serialize import digest
 from cowest_dspy.utils.importing import code_of, load_function
 
 TUNED = ArmRules.model_validate({"kind": "collaboration", "weak": "tuned"})
+
+_TITLES = {
+    "alone": "strong alone",
+    "strong": "strong alone",
+    "self_refine": "strong alone, self-refine",
+    "self_consistency": "strong alone, self-consistency",
+    "rag": "strong with retrieved passages (RAG)",
+    "grounded": "collaboration, drafts from retrieved passages",
+    "super_icl": "SuperICL: strong with weak answers and their confidence",
+    "oracle": "ceiling: strong with gold background",
+}
+_STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference tuning"}
+
+
+@dataclass
+class Variants:
+    """The parts of one run under other settings, each made once."""
+
+    base: Experiment
+    made: dict[str, Experiment] = field(default_factory=dict)
+
+    def of(self, changes: dict[str, Any]) -> Experiment:
+        """The run with these dotted keys changed; the run itself where that changes nothing.
+
+        Raises:
+            ConfigError: an unknown key, or a value that cannot be.
+        """
+        base = self.base.config
+        made = {
+            key: value for key, value in changes.items() if overridden(base, {key: value}) != base
+        }
+        if not made:
+            return self.base
+        config = overridden(base, made)
+        name = _folder_name(made, config)
+        if name not in self.made:
+            self.made[name] = self.base.variant(name, config)
+        return self.made[name]
+
+
+ASIDE: Any = {"tracking": True, "ray": True}
+"""What makes no other variant of it: who is told of it, and where it is worked on."""
+
+
+def _folder_name(changes: dict[str, Any], config: Config) -> str:
+    text = "-".join(
+        f"{key}-{value}"
+        for key, value in sorted(changes.items())
+        if isinstance(value, str | int | float)
+    )
+    plain = "".join(char if char.isalnum() or char in "._-" else "-" for char in text).strip(".-")
+    short = len(plain) <= 60 and all(
+        isinstance(value, int) or str(value).isidentifier() for value in changes.values()
+    )
+    return (
+        plain
+        if short and plain
+        else f"{plain[:40]}-{digest(config.model_dump(mode='json', exclude=ASIDE))}".lstrip("-")
+    )
+
+
+def title_of(rules: ArmRules, part: Experiment) -> str:
+    """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is
+    called untuned where no tuning was taken, as far as that is known in ``part``."""
+    state = (
+        tuned_state(part.store)
+        if rules.weak == "tuned" or rules.control == "other_draft"
+        else _STATES[rules.weak]
+    )
+    doubt = state if state.startswith("untuned") else ""
+    if rules.title:
+        return with_state(rules.title, doubt) if doubt else rules.title
+    draft = f", draft = {rules.draft}" if rules.draft else ""
+    if rules.kind == "control":
+        if rules.control != "other_draft":
+            return arm_title(str(rules.control), part.config, part.store) + draft
+        return f"control: {doubt or 'tuned'}, with the draft of another example{draft}"
+    if rules.kind == "weak":
+        return with_state("weak alone", state) + (
+            f", {rules.shots} worked examples" if rules.shots else ""
+        )
+    if rules.kind == "collaboration":
+        return with_state("collaboration", state) + draft
+    if rules.kind == "module":
+        return f"{rules.program}".rpartition("/")[2] + f" on the {rules.role} model"
+    more = {
+        "strong": rules.style == "chain_of_thought" and ", chain of thought",
+        "self_consistency": f", {rules.samples} samples",
+    }
+    title = _TITLES[rules.kind] + (more.get(rules.kind) or "")
+    return with_state(title, doubt) if doubt else title
+
+
+def depends_on_seed(rules: ArmRules, config: Config) -> bool:
+    """Whether another seed of the run can give the arm another answer: where something is trained
+    or drawn, or a model samples."""
+    samples = bool(config.strong.temperature) or (
+        rules.role == "weak" and bool(config.weak.temperature)
+    )
+    greedy = rules.kind in ("alone", "strong", "self_refine", "rag", "oracle", "module")
+    base = (
+        rules.weak == "base"
+        and not rules.shots
+        and rules.kind in ("weak", "collaboration", "grounded")
+    )
+    return samples or not (greedy or (base and not config.weak.temperature))
 
 
 class Compared:
@@ -183,20 +284,14 @@ class Compared:
         return ComparedArm(arm, seed, extra, intervals, kept)
 
     def _answered(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
-        made: Answerer = answerer(part, rules.model_copy(update={"draft": None}))
-        return kept_arm(
+        made = answerer(part, rules.model_copy(update={"draft": None}))
+        return record_arm(
             part,
             Arm(name, title_of(rules, part), (), note=made.note),
-            made.answering,
+            made,
             part.splits[self.rules.split],
             record="compared",
-            depends_on=[
-                part.meaning,
-                rules.kind,
-                made.depends_on,
-                code_of([rules.program, rules.corpus]),
-            ],
-            threads=made.threads,
+            depends_on=[rules.kind, made.depends_on, code_of([rules.program, rules.corpus])],
         )
 
     def _more_scores(

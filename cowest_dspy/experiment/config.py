@@ -332,6 +332,14 @@ def _anchored_folder(value: Any, folder: Path) -> Any:
     )
 
 
+# Keys that had another name once.
+GONE = {
+    "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
+    "write an empty one in a later file, to stay on this machine.",
+}
+RENAMED = {"collect.max_failed": "max_errors"}
+
+
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = [f"{where}:"]
     for problem in error.errors(include_url=False):
@@ -342,7 +350,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location[:-1])
-            meant = _GONE.get(dotted) or nearest(keys[-1], known)
+            new = RENAMED.get(dotted)
+            meant = f' It is called "{new}" now.' if new else nearest(keys[-1], known)
+            meant = GONE.get(dotted, meant)
             lines.append(
                 f"  {dotted}: there is no such key.{meant} Known here: {', '.join(sorted(known))}"
             )
@@ -371,11 +381,6 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     return "\n".join(lines).replace("Value error, ", "")
 
 
-# Keys of earlier versions, and what there is instead.
-_GONE = {
-    "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
-    "write an empty one in a later file, to stay on this machine.",
-}
 # What stands under "server" or in a model's id is easily taken for a kind.
 _MEANT = {
     "openai": "api",

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import dspy
 
-from cowest_dspy.errors import DataError
+from cowest_dspy.errors import ConfigError, DataError
+from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.tables import Data
 from cowest_dspy.program.examples import examples, inputs_key
 from cowest_dspy.utils.importing import call
@@ -143,3 +144,19 @@ def _from_hub(source: str, split: str) -> list[dict[str, Any]]:
             "Rows that are here are named in "
             'the TOML: [data] rows = "FOLDER", with a file for each split, such as train.jsonl.'
         ) from error
+
+
+def sft_rows(config: Config, reference: str, which: str, **offered: Any) -> list[dict[str, Any]]:
+    """The rows of a function of [sft]: ``which`` is "drafts" or "answers"; ``offered`` are
+    arguments that it gets where it takes them.
+
+    Raises:
+        ConfigError: it gave none.
+    """
+    given: dict[str, Any] = {"seed": config.data.seed, "rows": config.data.rows}
+    if which == "drafts":
+        given["draft"] = config.draft
+    rows = call(reference, given=given, offered=offered)
+    if not rows:
+        raise ConfigError(f"[sft] {which} = {reference} gave no rows.")
+    return list(rows)

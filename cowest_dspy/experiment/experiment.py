@@ -17,38 +17,36 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.errors import ConfigError, PairsError
-from cowest_dspy.experiment import data
-from cowest_dspy.experiment.answering import answering, kept_arm
+from cowest_dspy.errors import ConfigError, PairsError, TuningError
+from cowest_dspy.experiment import arms, data, settings
 from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.config_text import effective_toml
-from cowest_dspy.experiment.controls import by_correctness, shuffled
-from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
-from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
-from cowest_dspy.experiment.evaluating import evaluator
+from cowest_dspy.experiment.cycling import RoundsStep, build_cycle
 from cowest_dspy.experiment.sharding import ShardParts
-from cowest_dspy.experiment.summary import arm_of, run_report
+from cowest_dspy.experiment.summary import run_report
 from cowest_dspy.experiment.tracking import Tracking, check_installed
-from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
-from cowest_dspy.influence.stored_traces import Traces
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
-from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
+from cowest_dspy.optimizers.cowest import CoWest
+from cowest_dspy.optimizers.rounds import Rounds
 from cowest_dspy.optimizers.router.model import FILE as GATE
-from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
+from cowest_dspy.optimizers.run import RunContext, Silent, Watch, Within
+from cowest_dspy.optimizers.steps import check_steps
+from cowest_dspy.optimizers.trained import TrainedModels
+from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.scale import Cluster, merge_shards
+from cowest_dspy.store.record import keeping, recorded
 from cowest_dspy.store.store import Store
-from cowest_dspy.tuning import TunableEngine, tunable
+from cowest_dspy.tuning import DPO, KTO, SFT, TunableEngine, engine_of, tunable
 from cowest_dspy.utils.files import write_whole
-from cowest_dspy.utils.importing import call, code_of, load_function
+from cowest_dspy.utils.importing import call, load_function, takes
 
 
 class Experiment:
@@ -83,26 +81,23 @@ class Experiment:
         cluster: Cluster | None = None,
     ) -> None:
         self.config, self.run, self.watch = config, Path(run), watch or Silent()
-        settings = TuningSettings.of(config)
-        check_prices(config)
-        check_steps(config)
+        self.settings = settings.TuningSettings.of(config)
+        settings.check_prices(config)
+        check_steps(config.cycle)
         check_installed(config)
         self._cluster = cluster or (Cluster(config.ray) if config.ray else None)
+        self._processes = processes
         self.metric: Metric = load_function(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
         merge_shards(self.store)
         write_whole({self.run / "config.toml": effective_toml(config)})
-        self.tracking = Tracking(
-            config, self.store, self.watch, on=self._owned
-        )  # A part of a run is told of with the whole of it.
-        self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
+        # A part of a run is told of with the whole of it.
+        self.tracking = Tracking(config, self.store, self.watch, on=self._owned)
+        self.context = RunContext(self.store, self.watch, self.tracking)
         if self._owned:
             self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
-        self._weak_models = WeakModels(
-            self.desk, settings, lambda: self.weak, self._make_room, lambda: self.strong
-        )
 
     def close(self, error: BaseException | None = None) -> None:
         """Gives the run folder free, unless the store was given; trackers are told the rest.
@@ -126,12 +121,11 @@ class Experiment:
         same are shared; records and files are its own, in ``variants/NAME`` of the run's folder.
         Needs no closing."""
         store = self.store.within(name)
-        watch, processes = Within(name, self.watch), self.desk.processes
         made = Experiment(
             config,
             store.folder,
-            watch=watch,
-            processes=processes,
+            watch=Within(name, self.watch),
+            processes=self._processes,
             store=store,
             cluster=self._cluster,
         )
@@ -188,50 +182,56 @@ class Experiment:
     def evaluator(self) -> Metric:
         """What gives an answer its score when drafts are compared: [influence]; by default the
         metric."""
-        return evaluator(
-            self.config, self.metric, self.program.bind(strong=self.strong), lambda: self.judge
-        )
+        judge = self.judge if "judge" in self.config.influence.weights else None
+        bound = self.program.bind(strong=self.strong)
+        return settings.build_evaluator(self.config.influence, self.metric, bound, judge)
 
     @property
     def sampling(self) -> Sampling:
         """How a collection samples drafts."""
-        rules, margin = self.config.collect, self.config.pairs.margin
-        return Sampling(
-            rules.drafts,
-            rules.temperature,
-            rules.top_p,
-            self.config.seed,
-            adaptive=rules.adaptive,
-            margin=margin,
+        rules, seed = self.config.collect, self.config.seed
+        drafts = (rules.drafts, rules.temperature, rules.top_p, seed)
+        return Sampling(*drafts, adaptive=rules.adaptive, margin=self.config.pairs.margin)
+
+    @cached_property
+    def optimizer(self) -> CoWest:
+        """The rounds' settings."""
+        config = self.config
+        return CoWest(
+            self.metric,
+            self.settings.preferring,
+            rounds=config.rounds,
+            evaluator=self.evaluator,
+            sampling=self.sampling,
+            pairs=config.pairs,
+            answers=config.collect.answers,
+            max_errors=config.collect.max_errors,
+            num_threads=config.at_once("strong"),
+            weak_threads=config.at_once("weak"),
+            seed=config.seed,
         )
 
     @cached_property
     def rounds(self) -> Rounds:
         """The rounds: collect, pair, tune, decide."""
-        return Rounds(self.desk, self._weak_models.models, self._task, self.config.rounds)
+        return self._rounds(self.trained, self.program.bind(strong=self.strong), self.meaning)
 
-    def _task(self) -> Task:
-        """What the rounds work on."""
-        config = self.config
-        gate = config.pairs.model_dump(exclude={"least", "most", "source"})
-        return Task(
-            program=self.program.bind(strong=self.strong),
-            trainset=self.splits["train"],
-            valset=self.splits["dev"],
-            metric=self.metric,
-            evaluator=self.evaluator,
-            tuner=self._weak_models.settings.preferring,
-            sampling=self.sampling,
-            gate={**gate, "held_out": self._held_out(), "run": self._lineage},
-            least=config.pairs.least,
-            most=config.pairs.most,
-            threads=config.at_once("strong"),
-            weak_threads=config.at_once("weak"),
-            answers=config.collect.answers,
-            max_failed=config.collect.max_failed,
-            meaning=self.meaning,
-            given=config.pairs.source,
-            collect=self._collect_in_shards if self._cluster and config.ray else collect,
+    def _rounds(
+        self, models: TrainedModels, program: Collaboration, depends_on: str, first: int = 1
+    ) -> Rounds:
+        # Equal runs in two folders have equal pairs: they are of a configuration, not of a folder.
+        lineage = f"{self.config.name}, seed {self.config.seed}"
+        return self.optimizer.rounds(
+            self.context,
+            models,
+            program,
+            self.splits["train"],
+            self.splits["dev"],
+            held_out=self.splits["test"],
+            lineage=lineage,
+            depends_on=depends_on,
+            first=first,
+            collector=self._collect_in_shards if self._cluster and self.config.ray else collect,
         )
 
     def _collect_in_shards(
@@ -247,21 +247,48 @@ class Experiment:
         build = ShardParts.of(self.config, program)
         return self._cluster.collect(build, examples, sampling, **options)
 
+    @cached_property
+    def trained(self) -> TrainedModels:
+        """The weak models that were trained in this run."""
+        return self._new_models()
+
+    def _new_models(self) -> TrainedModels:
+        return TrainedModels(
+            self.context,
+            self.weak,
+            self.config.seed,
+            make_room=self._make_room,
+            processes=self._processes,
+        )
+
     # Stages
 
     def sft(self) -> dspy.LM:
         """The weak model after domain fine-tuning; as it is when the configuration has no [sft]."""
-        return self._weak_models.drafting()
+        if self.config.sft is None:
+            return self.weak
+        return self._train(
+            "drafts", "SFT of the drafter", self.weak, self._sft_rows, self.settings.drafting
+        )
 
     def answer_sft(self) -> dspy.LM:
         """The weak model fine-tuned to answer alone: the fair baseline. It starts from the one that
         has learned the domain."""
-        return self._weak_models.answering()
+        answers = self.config.sft.answers if self.config.sft else None
+        if answers is None:
+            return self.weak
+        return self._train(
+            "answers",
+            "SFT of the weak baseline",
+            self.sft(),
+            lambda: self._taught(answers, "answers"),
+            self.settings.answering,
+        )
 
     def collect(self) -> Traces:
         """Drafts of the train split and their influence: those of the first round. Of a collection
         that is whole, the calls that failed are made again, and no others."""
-        return self.rounds.collected(self.sft(), again=True)
+        return self.rounds.collect(self.sft(), again=True)
 
     def noise(self) -> NoiseFloor | None:
         """The noise floor, where [influence] noise asks for it: the strong model alone, asked again
@@ -270,28 +297,28 @@ class Experiment:
         if not count:
             return None
         program = self.program.bind(strong=self.strong)
-        identity = digest([self.meaning, program.strong.model, count])
-        known = self.store.record("noise", "floor") or {}
-        if known.get("identity") != identity:
-            with self.desk.stage("noise", "Measuring the noise floor") as progress:
-                threads, examples = self.config.at_once("strong"), self.splits["train"][:count]
+
+        def measure() -> dict[str, Any]:
+            with self.context.stage("noise", "Measuring the noise floor") as progress:
                 floor = noise_floor(
                     program,
-                    examples,
+                    self.splits["train"][:count],
                     self.evaluator,
                     self.sampling,
                     store=self.store,
-                    threads=threads,
+                    num_threads=self.config.at_once("strong"),
                     on_progress=progress,
                 )
-            known = {"floor": asdict(floor) if floor else None, "identity": identity}
-            self.store.keep("noise", "floor", known)
-        return NoiseFloor(**known["floor"]) if known["floor"] else None
+            return {"floor": asdict(floor) if floor else None}
+
+        depends_on = [self.meaning, program.strong.model, count]
+        step = self.store.step("noise", "floor", depends_on, measure)
+        return NoiseFloor(**step["floor"]) if step["floor"] else None
 
     def pairs(self) -> PreferencePairs:
         """The preference pairs of the first round, or of [pairs] source, also written to
         ``pairs.jsonl`` in the run folder."""
-        return self.rounds.paired(self._drafting())
+        return self.rounds.pair(self._drafter())
 
     def check_collected(self, command: str) -> None:
         """Sees that the run has drafts to make pairs of, or is given pairs; asks nothing.
@@ -308,10 +335,10 @@ class Experiment:
                 f"first: {command}"
             )
 
-    def labelled(self) -> LabelledDrafts:
+    def labelled(self) -> UnpairedPreferences:
         """The collected drafts as those that helped and those that hurt, also written to
         ``drafts.jsonl`` in the run folder."""
-        drafts = self.rounds.labelled(self.sft())
+        drafts = self.rounds.unpaired(self.sft())
         drafts.save(self.run / "drafts.jsonl")
         return drafts
 
@@ -323,7 +350,7 @@ class Experiment:
             PairsError: the first round gave fewer pairs than [pairs] least.
         """
         if self._tuned is None:
-            self._tuned, _ = self.rounds.run(self.sft())
+            self._tuned, _ = self.rounds.run_all(self.sft())
         return self._tuned
 
     @cached_property
@@ -332,95 +359,88 @@ class Experiment:
         rounds."""
         if self.config.cycle is None:
             return self.program.bind(weak=self.tune(), strong=self.strong)
+        if not self.splits["dev"]:
+            raise ConfigError(
+                "[cycle] compares its candidates on the dev split, and there is none: give the "
+                "data a dev split."
+            )
         weak = self.sft() if "sft" in self.config.cycle.names else self.weak
-        weights = Weights(self.desk, self._task, self.config.seed, self._make_room, self.weak)
-        return cycled(
-            self.program.bind(weak=weak, strong=self.strong),
-            weights,
-            self.desk,
-            self.splits,
+        program = self.program.bind(weak=weak, strong=self.strong)
+        cycle = build_cycle(
+            self.config,
+            self.metric,
             self.evaluator,
+            RoundsStep(self.meaning, self._rounds_of_step),
+            self.meaning,
+            watch=self.watch,
         )
+        with keeping(self.store):
+            return cycle.compile(program, trainset=self.splits["train"], valset=self.splits["dev"])
+
+    def _rounds_of_step(self, program: Collaboration, depends_on: str, first: int) -> Rounds:
+        return self._rounds(self._new_models(), program, depends_on, first)
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started, on the
         rows of its first round."""
+        preferring = self.settings.preferring
         if name == "by_correctness":
-            pairs = by_correctness(self.rounds.collected(self._drafting()), self._task().gate)
-            pairs = at_least(
-                pairs.at_most(self.config.pairs.most, seed=self.config.seed),
-                self.config.pairs.least,
-            )
-            rows = (
-                pairs.rows(lineage=False)
-                if self.config.kto is None
-                else unpaired(pairs.rows(lineage=False))
-            )
-            return self._weak_models.preferring(
-                name, "Control: drafts ranked by their own answers", rows
-            )
+            traces = arms.by_correctness(self.rounds.collect(self._drafter()))
+            rows = self.rounds.rows_of(traces)
+            title = "Control: drafts ranked by their own answers"
+            return self._train(name, title, self.sft(), rows, preferring)
         if self.config.cycle and "weights" in self.config.cycle.names:
             _ = self.final  # There the drafts are of the program as it was at that step.
-            rows = self.rounds.kept_rows(1)
+            rows = self.rounds.saved_rows(1)
         else:
-            rows = self.rounds.rows(self._drafting())
+            rows = self.rounds.rows(self._drafter())
         if name == "shuffled":
-            return self._weak_models.preferring(
-                name, "Control: shuffled labels", shuffled(rows, self.config.seed)
-            )
-        return (
-            self._weak_models.fine_tuned_more(name)
-            if name == "more_sft"
-            else self._weak_models.on_chosen(name, rows)
+            rows = arms.shuffled(rows, self.config.seed)
+            return self._train(name, "Control: shuffled labels", self.sft(), rows, preferring)
+        drafting = self.settings.drafting
+        if name == "more_sft":
+            if self.config.sft is None:
+                raise ConfigError(f"The control {name} continues [sft], and there is no [sft].")
+            return self._train(name, "Control: more SFT", self.sft(), self._sft_rows, drafting)
+        # As long as preference tuning.
+        longer = {"num_train_epochs": preferring.num_train_epochs, "max_steps": None}
+        return self._train(
+            name,
+            "Control: SFT on the chosen drafts",
+            self.sft(),
+            arms.chosen_rows(rows),
+            drafting.model_copy(update=longer),
         )
 
     def controlled(self, name: str) -> Collaboration:
         """The program of a control arm: it differs from the tuned one in its weights, and not in
         its prompts."""
         weak = self.control(name)
-        return (
-            self.final.bind(weak=weak)
-            if self.config.cycle
-            else self.program.bind(weak=weak, strong=self.strong)
-        )
+        program = self.final if self.config.cycle else self.program.bind(strong=self.strong)
+        return program.bind(weak=weak)
 
     def evaluate(self, names: Sequence[str] | None = None) -> tuple[Arm, ...]:
         """The arms of these names (default: all that the configuration declares) on the held-out
-        split, and keeps them."""
-        return tuple(self._arm(name) for name in names or self.arm_names())
+        split, and records them."""
+        return tuple(arms.evaluate_arm(self, name) for name in names or self.arm_names())
 
     def arm_names(self) -> list[str]:
         """The arms that the configuration declares, in the order of the table."""
-        wanted = self.config.evaluate
-        weak = ["weak"] if wanted.weak else []
-        oracle = ["oracle"] if wanted.oracle else []
-        prompted = ["strong_prompted"] if self.config.cycle and self.config.cycle.steps else []
-        gated = ["gated"] if (self.run / GATE).is_file() else []
-        return [
-            *weak,
-            "strong",
-            *prompted,
-            "collaboration_sft",
-            "collaboration",
-            *gated,
-            *oracle,
-            *wanted.controls,
-        ]
+        return arms.declared(self.config, gated=(self.run / GATE).is_file())
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
-        self.desk.say(f"run {self.run}, configuration {self.config.name}, seed {self.config.seed}")
+        say, config = self.context.say, self.config
+        say(f"run {self.run}, configuration {config.name}, seed {config.seed}")
         _ = self.splits
         self.sft()
-        if self.config.evaluate.weak:
+        if config.evaluate.weak:
             self.answer_sft()
-        if self.config.cycle is None:
-            self.desk.say(
-                f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs"
-            )
+        if config.cycle is None:
+            say(f"{len(self.splits['train'])} examples gave {len(self.pairs())} preference pairs")
         self.noise()
         _ = self.final
-        for control in self.config.evaluate.controls:
+        for control in config.evaluate.controls:
             self.control(control)
         self.evaluate()
         return self.report()
@@ -444,7 +464,7 @@ class Experiment:
         if self.config.cycle is not None:
             return self.final
         final = (self.store.record("final", "weak") or {}).get("adapter")
-        weak = (self._weak_models.kept(final) if final else None) or self.sft()
+        weak = (self.trained.find(final) if final else None) or self.sft()
         return self.program.bind(weak=weak, strong=self.strong)
 
     # How stages are done
@@ -453,74 +473,45 @@ class Experiment:
     def meaning(self) -> str:
         """What answers depend on besides model ids: settings, prompts, and the code of the
         recipes."""
-        parts = self.config
-        code = code_of(
-            [
-                parts.program,
-                parts.metric,
-                parts.data.source,
-                parts.evaluate.weak,
-                parts.influence.rubric,
-            ]
-        )
-        # Neither what comes after answers, nor where they are made.
-        after = (
-            "budget",
-            "compare",
-            "evaluate",
-            "pairs",
-            "dpo",
-            "kto",
-            "rounds",
-            "report",
-            "serve",
-            "tracking",
-            "cycle",
-            "sft",
-            "ray",
-        )
-        aside = {
-            **dict.fromkeys([*after, "ray"], True),
-            "data": {"test"},
-            "influence": {"noise"},
-        }
-        settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
-        return digest([settings, code, self.program.dump_state()])
+        return settings.digest_of_answers(self.config, self.program)
 
-    @property
-    def _lineage(self) -> str:
-        """The run's name in the lineage of its pairs: of its configuration, so that equal runs in
-        two folders have equal pairs."""
-        return f"{self.config.name}, seed {self.config.seed}"
-
-    def _drafting(self) -> dspy.LM:
+    def _drafter(self) -> dspy.LM:
         """Whose drafts the first round's pairs are; of pairs from elsewhere nobody's here, so that
         nothing is trained for them."""
         return self.weak if self.config.pairs.source else self.sft()
 
-    def _held_out(self) -> list[dspy.Example]:
-        return [*self.splits["dev"], *self.splits["test"]]
+    def _train(
+        self, name: str, title: str, start: dspy.LM, rows: Any, how: SFT | DPO | KTO
+    ) -> dspy.LM:
+        engine_of(self.weak)
+        if getattr(self.config.weak, "dtype", None) == "int8":
+            raise TuningError(
+                "A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "
+                '"auto".'
+            )
+        return self.trained.train(name, title, start, rows, how)
+
+    def _sft_rows(self) -> list[dict[str, Any]]:
+        assert self.config.sft is not None
+        return self._taught(self.config.sft.drafts, "drafts")
+
+    def _taught(self, reference: str, which: str) -> list[dict[str, Any]]:
+        """The rows of a function of [sft]; one that takes ``strong`` may ask it for rationales."""
+        if not takes(reference, "strong"):
+            return data.sft_rows(self.config, reference, which)
+        title = "Asking the strong model what to teach"
+        with self.context.stage(f"rows {which}", title) as progress, keeping(self.store):
+            return data.sft_rows(
+                self.config, reference, which, strong=recorded(self.strong), progress=progress
+            )
 
     def _make_room(self) -> None:
         """Lets go of weights, and of servers of ours, while something is trained; the next question
         loads them again."""
-        check_keys(self.config)
+        settings.check_keys(self.config)
         _ = self.splits  # What is wrong with the data is said before hours are spent on a training.
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
             if isinstance(engine, TransformersEngine | ServerEngine):
                 engine.close()
-
-    def _arm(self, name: str) -> Arm:
-        asking, models = answering(self, name)
-        wanted = self.config.evaluate
-        return kept_arm(
-            self,
-            arm_of(name, self.config, self.store),
-            asking,
-            self.splits[wanted.split],
-            record="arm",
-            depends_on=[self.meaning, models, wanted.model_dump(mode="json", exclude={"controls"})],
-            threads=self.config.at_once("weak" if name == "weak" else "strong"),
-        )

@@ -83,7 +83,7 @@ def run_gate(
         samples = 0 if config.collect.adaptive else min(MOST_SAMPLES, config.collect.drafts - 1)
     wanted = scores_drafts(program) if likelihood is None else likelihood
     scorer = DraftLikelihood(program) if wanted else None
-    with experiment.desk.stage("gate traces", "Looking at the run's traces"):
+    with experiment.context.stage("gate traces", "Looking at the run's traces"):
         learned = observed_in(traces, samples=samples, likelihood=scorer)
     asked = {
         name: _observed(experiment, program, examples, name, samples, scorer)
@@ -113,7 +113,7 @@ def _observed(
     scorer: DraftLikelihood | None,
 ) -> list[Observed]:
     config = experiment.config
-    with experiment.desk.stage(
+    with experiment.context.stage(
         f"gate {split}", f"Answering the {split} split in all three ways"
     ) as progress:
         return observe(

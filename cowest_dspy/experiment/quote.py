@@ -29,9 +29,9 @@ from cowest_dspy.influence.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
 from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.store.budget import Budget
 from cowest_dspy.store.pool import given_in_order
-from cowest_dspy.store.progress import Spent
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import keeping
+from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import TunableEngine
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Quote:
 
     stages: tuple[StageQuote, ...]
     budget: Budget | None
-    probe: Spent | None = None
+    probe: Usage | None = None
     examples: int = 0
     before_sft: bool = False
     judged_by_strong: bool = True
@@ -256,7 +256,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     )
     chosen = splits["train"][:examples]
     with (
-        experiment.store.spending("quote") as spent,
+        experiment.store.spending("quote") as counter,
         keeping(meter),
         Rollouts(plan, config.at_once("strong"), config.at_once("weak")) as rollouts,
         stoppable(),
@@ -271,7 +271,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     return Quote(
         made,
         config.budget,
-        spent,
+        counter.usage,
         len(chosen),
         config.sft is not None,
         config.judge is None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.evaluating import evaluator
+from cowest_dspy.experiment.settings import build_evaluator
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.lms import build_lm
 from cowest_dspy.program.collaboration import Collaboration
@@ -61,10 +61,7 @@ class ShardParts:
         plain: Collaboration = call(config.program, given={"draft": config.draft})
         program = plain.deepcopy()
         program.load_state(self.prompts)
-        scoring = evaluator(
-            config,
-            load_function(config.metric),
-            plain.bind(strong=strong),
-            lambda: build_lm(config.judge) if config.judge else strong,
-        )
-        return program.bind(weak=weak, strong=strong), scoring
+        judge = build_lm(config.judge) if config.judge else strong
+        metric = load_function(config.metric)
+        evaluator = build_evaluator(config.influence, metric, plain.bind(strong=strong), judge)
+        return program.bind(weak=weak, strong=strong), evaluator

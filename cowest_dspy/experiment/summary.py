@@ -15,8 +15,7 @@ from cowest_dspy.influence import agreement
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.report import NoiseFloor, format_kinds
-from cowest_dspy.influence.stored_traces import StoredTraces
-from cowest_dspy.influence.trace import Trace
+from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, rows_file
 from cowest_dspy.pairs import Pair, PreferencePairs
@@ -90,10 +89,10 @@ def run_report(config: Config, store: Store) -> RunReport:
     )
 
 
-def kept_traces(store: Store) -> StoredTraces:
+def kept_traces(store: Store) -> Traces:
     """The traces of the run's last collection, in the order of examples and drafts; read when they
     are iterated over."""
-    return StoredTraces(store)
+    return Traces.load(store)
 
 
 def arm_of(name: str, config: Config, store: Store) -> Arm:

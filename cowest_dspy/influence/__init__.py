@@ -10,8 +10,7 @@ from cowest_dspy.influence.likelihood import GoldLikelihood
 from cowest_dspy.influence.metric import Influence
 from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import InfluenceReport, NoiseFloor
-from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces, Traces, influence_report
-from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.influence.weighted import Weighted
 
 __all__ = [
@@ -19,20 +18,17 @@ __all__ = [
     "Agreement",
     "Criterion",
     "GoldLikelihood",
-    "HeldTraces",
     "Influence",
     "InfluenceReport",
     "Judge",
     "NoiseFloor",
     "Rubric",
     "Sampling",
-    "StoredTraces",
     "Trace",
     "Traces",
     "Weighted",
     "agreement",
     "collect",
     "collect_again",
-    "influence_report",
     "noise_floor",
 ]

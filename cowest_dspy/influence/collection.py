@@ -12,12 +12,11 @@ from types import TracebackType
 import dspy
 
 from cowest_dspy.errors import CollectionError
-from cowest_dspy.influence.config import MAX_FAILED
+from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.report import failure_kind, format_kinds, remedy
 from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts
-from cowest_dspy.influence.stored_traces import KIND, HeldTraces, Saved, StoredTraces, Traces
-from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.influence.trace import KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.store.pool import Progress, given_in_order
@@ -40,11 +39,11 @@ def collect(
     sampling: Sampling | None = None,
     *,
     store: Store | None = None,
-    threads: int = 8,
+    num_threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
     draft_metric: Metric | None = None,
-    max_failed: float | Tally = MAX_FAILED,
+    max_errors: float | Tally = MAX_ERRORS,
     on_progress: Progress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
@@ -62,21 +61,21 @@ def collect(
         store: where calls and traces are kept and found again; the traces of this round replace
             those of an earlier collection. The result is then read from it when it is iterated
             over, so that memory does not grow with the number of traces.
-        threads: questions to the strong model (and metrics) under way at once, at most.
-        weak_threads: drafts under way at once, at most; by default ``threads`` times the drafts of
+        num_threads: questions to the strong model (and metrics) under way at once, at most.
+        weak_threads: drafts under way at once, at most; by default ``num_threads`` times the drafts of
             an example, up to 256.
         answers: how often the strong model is asked, with and without a draft, when it samples; the
             scores are averaged.
         draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the
             drafter's outputs and ``draft``.
-        max_failed: the largest part of drafts that may fail, in [0, 1], as [collect] max_failed; it
+        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors; it
             is looked at from 20 drafts on, and at the end. A :class:`Tally` counts them elsewhere too.
         on_progress: called with (examples done, examples in all).
 
     Raises:
         ProgramError: the program is not bound.
         DataError: an example lacks an input that the program needs; nothing was asked.
-        CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept),
+        CollectionError: more than ``max_errors`` of the drafts failed (calls and traces are kept),
             or several answers were asked for of a strong model that does not sample.
         BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one
             goes on.
@@ -85,8 +84,8 @@ def collect(
     _check(plan)
     check_inputs(program, examples)
     keeper = _Keeper(store, plan)
-    tally = max_failed if isinstance(max_failed, Tally) else Tally(max_failed)
-    _roll(plan, examples, keeper, store, (threads, weak_threads), tally, on_progress)
+    tally = max_errors if isinstance(max_errors, Tally) else Tally(max_errors)
+    _roll(plan, examples, keeper, store, (num_threads, weak_threads), tally, on_progress)
     return keeper.traces()
 
 
@@ -102,11 +101,11 @@ def collect_again(
     sampling: Sampling | None = None,
     *,
     store: Store,
-    threads: int = 8,
+    num_threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
     on_progress: Progress | None = None,
-) -> StoredTraces:
+) -> Traces:
     """Collects some examples of a whole collection once more: calls that failed are made again,
     answers are kept. All traces of the collection, those of these examples replaced; arguments are
     those of :func:`collect`.
@@ -122,21 +121,21 @@ def collect_again(
     number, ids = plan.sampling.round, {example.id for example in examples}
     before = [
         trace
-        for trace in StoredTraces(store, round=number, types=program.output_types)
+        for trace in Traces.load(store, round=number, types=program.output_types)
         if trace.example_id in ids
     ]
     keeper = _Keeper(None, plan)
-    _roll(plan, examples, keeper, store, (threads, weak_threads), Tally(1.0), on_progress)
+    _roll(plan, examples, keeper, store, (num_threads, weak_threads), Tally(1.0), on_progress)
     made, saved = keeper.traces(), store.record("saved", str(number)) or {}
     store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
     old, new = _spared(before, plan), _spared(made, plan)
     store.keep(
         "saved", str(number), {name: saved.get(name, 0) - old[name] + new[name] for name in new}
     )
-    return StoredTraces(store, round=number, types=program.output_types)
+    return Traces.load(store, round=number, types=program.output_types)
 
 
-def _spared(traces: Iterable[Trace], plan: Plan) -> Saved:
+def _spared(traces: Iterable[Trace], plan: Plan) -> dict[str, int]:
     """What ``saved`` says of these traces: drafts that were not sampled, answers that were not
     asked."""
     drafts: dict[str, list[str]] = {}
@@ -209,7 +208,7 @@ class _Keeper:
             plan.program.output_types,
         )
         self._held: list[Trace] = []
-        self._saved: Saved = {"weak_calls": 0, "strong_calls": 0}
+        self._saved: dict[str, int] = {"weak_calls": 0, "strong_calls": 0}
         self._since = time.monotonic()
 
     def __enter__(self) -> _Keeper:
@@ -240,10 +239,8 @@ class _Keeper:
     def traces(self) -> Traces:
         """All of them."""
         if self._store:
-            return StoredTraces(self._store, round=self._round, types=self._types)
-        held = HeldTraces(self._held)
-        held.saved = self._saved
-        return held
+            return Traces.load(self._store, round=self._round, types=self._types)
+        return Traces(self._held, self._saved)
 
     def _flush(self, store: Store) -> None:
         if self._held:
@@ -294,9 +291,9 @@ class Tally:
             (kind, _), *_ = self.kinds.most_common(1)
             raise CollectionError(
                 f"{failed} of {self.done} drafts failed ({format_kinds(self.kinds)}), more than "
-                "[collect] max_failed = "
+                "[collect] max_errors = "
                 f"{self.most}. {_sentence(self.remedies[kind])} and run again, or raise "
-                "max_failed; what a store has is not "
+                "max_errors; what a store has is not "
                 f"asked again. The first: {self.first}"
             )
 
@@ -313,6 +310,6 @@ def _remedy(trace: Trace, kind: str) -> str:
     if trace.draft:
         return "raise [strong] max_tokens"
     return (
-        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), "
+        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] num_train_epochs), "
         "until its drafts come to an end"
     )

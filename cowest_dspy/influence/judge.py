@@ -24,7 +24,7 @@ from dspy.utils.exceptions import AdapterParseError
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.influence.metric import graded
 from cowest_dspy.program.adapters import LineAdapter, label, labelled_lines
-from cowest_dspy.program.collaboration import presentable, speaking
+from cowest_dspy.program.collaboration import sanitize_draft, speaking
 from cowest_dspy.store.record import recorded, sampling
 
 NOT_SHOWN = ("draft", "logprobs")
@@ -264,7 +264,7 @@ def _comparing(rubric: Rubric) -> str:
 
 
 def _shown(prediction: Any) -> str:
-    return presentable(
+    return sanitize_draft(
         labelled_lines(
             {
                 name: value

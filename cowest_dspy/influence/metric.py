@@ -21,7 +21,7 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
-from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, presentable
+from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.store.pool import all_in_order
 from cowest_dspy.store.record import (
@@ -211,7 +211,7 @@ class Influence:
                 "failure_score=math.nan and max_errors."
             )
         refined = self._answered(example, dict(prediction.items()))
-        alone = self._answered_alone(example)
+        alone = self._ask_alone(example)
         return dspy.Prediction(
             score=refined.said.score - alone.said.score, feedback=self._words(refined, alone)
         )
@@ -219,16 +219,16 @@ class Influence:
     def alone_score(self, example: dspy.Example) -> float:
         """The score of the strong model alone, computed at the first question for this example and
         kept."""
-        return self._answered_alone(example).said.score
+        return self._ask_alone(example).said.score
 
-    def report(self, examples: Sequence[dspy.Example], *, threads: int = 8) -> InfluenceReport:
+    def report(self, examples: Sequence[dspy.Example], *, num_threads: int = 8) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart.
 
         Raises:
             DataError: an example lacks an input that the program needs; nothing was asked.
         """
         check_inputs(self.program, examples)
-        measured = all_in_order(self._one, examples, threads=threads)
+        measured = all_in_order(self._one, examples, threads=num_threads)
         failures = Counter(failure_kind(error) for _, error in measured if error)
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 
@@ -237,13 +237,13 @@ class Influence:
             outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example)
         )
 
-    def _answered_alone(self, example: dspy.Example) -> _Answered:
+    def _ask_alone(self, example: dspy.Example) -> _Answered:
         key = repr(sorted(example.toDict().items(), key=lambda item: item[0]))
         with self._lock:
             if key in self._alone:
                 return self._alone[key]
         check_inputs(self.program, [example])
-        made = attempt(lambda: self.program.answered_alone(**example.inputs()))
+        made = attempt(lambda: self.program.ask_alone(**example.inputs()))
         if made.outputs is None:
             raise _AloneFailed(example, made.error or "")
         answered = self._answered(example, made.outputs)
@@ -253,7 +253,7 @@ class Influence:
     def _words(self, refined: _Answered, alone: _Answered) -> str:
         field = self.program.answer_fields[-1]
         one, other = (
-            presentable(str(answered.outputs.get(field, ""))) for answered in (alone, refined)
+            sanitize_draft(str(answered.outputs.get(field, ""))) for answered in (alone, refined)
         )
         before, after = alone.said.score, refined.said.score
         change = f'"{one}" (score {before:.2f}) to "{other}" (score {after:.2f})'

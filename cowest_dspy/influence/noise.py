@@ -23,7 +23,7 @@ def noise_floor(
     rules: Sampling | None = None,
     *,
     store: Store | None = None,
-    threads: int = 8,
+    num_threads: int = 8,
     on_progress: Progress | None = None,
 ) -> NoiseFloor | None:
     """Asks the strong model alone twice for each example, as :func:`collect` does and again with
@@ -42,15 +42,15 @@ def noise_floor(
 
     def one(example: dspy.Example) -> list[float]:
         made = [
-            asked(
-                lambda: program.answered_alone(**example.inputs()), example, metric, seeds, number
-            )
+            asked(lambda: program.ask_alone(**example.inputs()), example, metric, seeds, number)
             for number in (0, 1)
         ]
         return [answer.scored.score for answer in made if answer.scored.score is not None]
 
     with keeping(store):
-        return NoiseFloor.of(all_in_order(one, examples, threads=threads, on_progress=on_progress))
+        return NoiseFloor.of(
+            all_in_order(one, examples, threads=num_threads, on_progress=on_progress)
+        )
 
 
 def noise_in(traces: Iterable[Trace]) -> NoiseFloor | None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, share_interval
 from cowest_dspy.utils import notebook
@@ -148,6 +150,19 @@ class InfluenceReport:
     floor: NoiseFloor | None = None
     failures: Mapping[str, int] = field(default_factory=dict, hash=False)
 
+    @classmethod
+    def from_traces(cls, traces: Iterable[Any]) -> InfluenceReport:
+        """The influences of traces (:class:`Trace`), which are read once; two values of each are kept."""
+        values: list[float | None] = []
+        examples: list[str] = []
+        failures = Counter[str]()
+        for trace in traces:
+            if trace.error is not None:
+                failures[failure_kind(trace.error)] += 1
+            values.append(trace.influence)
+            examples.append(trace.example_id)
+        return cls(tuple(values), tuple(examples), failures=dict(failures))
+
     @property
     def scored(self) -> list[float]:
         """The influences that there are."""
@@ -172,6 +187,11 @@ class InfluenceReport:
     def failed(self) -> int:
         """Drafts without an influence, because a call failed."""
         return len(self.values) - len(self.scored)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Drafts by what they did: helped, same, hurt, failed."""
+        return {name: getattr(self, name) for name in ("helped", "same", "hurt", "failed")}
 
     @property
     def mean(self) -> float:
@@ -237,12 +257,6 @@ class InfluenceReport:
     def _repr_html_(self) -> str:
         """The report in a notebook: the mean with its interval, what the drafts did as a bar, the
         harm rate, the noise floor."""
-        counts = {
-            "helped": self.helped,
-            "same": self.same,
-            "hurt": self.hurt,
-            "failed": self.failed,
-        }
         examples = (
             f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
         )
@@ -253,7 +267,7 @@ class InfluenceReport:
             f"mean {_spanned(self.mean, self.interval())}"
             if self.scored
             else "no draft has an influence yet",
-            notebook.shares(counts),
+            notebook.shares(self.counts),
             f"failed: {format_kinds(self.failures)}" if self.failures else None,
             f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %"
             if rate and harm

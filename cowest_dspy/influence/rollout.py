@@ -23,8 +23,8 @@ from cowest_dspy.influence.enough import enough
 from cowest_dspy.influence.metric import Attempt, Metric, Scored, attempt, scored
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.budget import total_usd
 from cowest_dspy.store.record import Call, sampling
+from cowest_dspy.store.usage import total_usd
 
 FIRST_DRAFTS = 2
 """Of an adaptive collection: with fewer there is no pair."""
@@ -230,7 +230,7 @@ class Rollout:
             self._refined[draft["draft"]][number] = answer
 
     def _answer_alone(self, number: int) -> None:
-        answer = self._asked(lambda: self._plan.program.answered_alone(**self._inputs), number)
+        answer = self._asked(lambda: self._plan.program.ask_alone(**self._inputs), number)
         with self._lock:
             self._alone[number] = answer
 

@@ -14,7 +14,7 @@ from dspy.lm15 import LM15Error, Response
 
 from cowest_dspy.lms.config import Api, Price
 from cowest_dspy.store import serialize
-from cowest_dspy.store.budget import added as added
+from cowest_dspy.store.usage import added as added
 
 MILLION = 1_000_000
 

@@ -28,11 +28,12 @@ from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric, named
 from cowest_dspy.lms.local.known_adapters import load_again
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
-from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_in_use
+from cowest_dspy.optimizers.run import RunContext, Silent, Watch, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import with_ids
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.store.record import keeping, unrecorded
+from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of
 from cowest_dspy.utils import notebook
@@ -136,8 +137,8 @@ class Cycle(Teleprompter):
             made anew when it has changed; without it, an optimiser of the same name counts as the
             same.
         confidence: of the interval of each gain.
-        threads: examples that are evaluated at once.
-        run: the folder of the store, for resuming; by default a new temporary folder. A cycle
+        num_threads: examples that are evaluated at once.
+        log_dir: the folder of the store, for resuming; by default a new temporary folder. A cycle
             inside a run uses that run's.
         watch: who is told of the progress.
 
@@ -155,25 +156,25 @@ class Cycle(Teleprompter):
         compile_args: Mapping[str, Mapping[str, Any]] | None = None,
         settings: Mapping[str, str] | None = None,
         confidence: float = 0.9,
-        threads: int = 8,
-        run: str | Path | None = None,
+        num_threads: int = 8,
+        log_dir: str | Path | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.metric, self.steps = metric, steps
-        self.names = parsed(strategy, steps)
+        self.names = parse_strategy(strategy, steps)
         self.targets: dict[str, Target] = dict(targets or {})
         self.compile_args, self.settings = dict(compile_args or {}), dict(settings or {})
         for name in (*self.targets, *self.compile_args, *self.settings):
-            parsed(name, steps)
+            parse_strategy(name, steps)
         for name, target in self.targets.items():
             if target not in ("draft", "refine", "both"):
                 raise ProgramError(
                     f'The target of step "{name}" is "{target}": it is "draft", "refine" or "both".'
                 )
-        self.confidence, self.threads, self.run, self.watch = (
+        self.confidence, self.num_threads, self.log_dir, self.watch = (
             confidence,
-            threads,
-            run,
+            num_threads,
+            log_dir,
             watch or Silent(),
         )
 
@@ -206,14 +207,12 @@ class Cycle(Teleprompter):
             )
         train, held = with_ids(trainset), with_ids(valset)
         check_inputs(student, [*train, *held])
-        with store_in_use(self.run) as store:
-            walk = _Walk(
-                self, Stages(store.folder, store, self.watch), student, train, held, teacher
-            )
-            return walk.through()
+        with store_in_use(self.log_dir) as store:
+            run = RunContext(store, self.watch)
+            return _Compilation(self, run, train, held, teacher).best_of(student)
 
 
-def parsed(strategy: str, steps: Mapping[str, Any]) -> tuple[str, ...]:
+def parse_strategy(strategy: str, steps: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of a strategy, in order.
 
     Raises:
@@ -229,103 +228,90 @@ def parsed(strategy: str, steps: Mapping[str, Any]) -> tuple[str, ...]:
     return names
 
 
-class _Walk:
-    """One walk through the steps of a cycle."""
+class _Compilation:
+    """One compilation: the steps of a cycle in order."""
 
     def __init__(
         self,
         cycle: Cycle,
-        stages: Stages,
-        student: Collaboration,
-        train: list[dspy.Example],
-        held: list[dspy.Example],
+        run: RunContext,
+        trainset: list[dspy.Example],
+        valset: list[dspy.Example],
         teacher: Any,
     ) -> None:
-        self._cycle, self._stages, self._student, self._train, self._held = (
-            cycle,
-            stages,
-            student,
-            train,
-            held,
-        )
+        self._cycle, self._run, self._trainset, self._valset = cycle, run, trainset, valset
         self._teacher = teacher
         self._rounds = 0  # made by the steps so far: those of a later step count on from there
-        self._data = digest([[example.toDict() for example in split] for split in (train, held)])
+        self._data = digest([[one.toDict() for one in split] for split in (trainset, valset)])
 
-    def through(self) -> Cycled:
-        """All steps; gives the best."""
-        best = self._student.deepcopy()
+    def best_of(self, student: Collaboration) -> Cycled:
+        """The best program of all steps, the first of which begins from ``student``."""
+        store = self._run.store
+        best = student.deepcopy()
         first = self._scores(best, "start")
-        self._stages.store.journal.scored("the start of the cycle", list(first.values()))
-        done, highest = [self._result(0, "start", best, first, None)], first
-        self._stages.store.forget("cycle")
-        self._stages.store.keep("cycle", "0", asdict(done[0]))
+        store.journal.scored("the start of the cycle", list(first.values()))
+        done, highest = [_result(0, "start", best, first, None)], first
+        store.forget("cycle")
+        store.keep("cycle", "0", asdict(done[0]))
         for number, name in enumerate(self._cycle.names, start=1):
             made, scores = self._step(number, name, best)
-            self._stages.store.journal.scored(f"step {number}, {name}", list(scores.values()))
+            store.journal.scored(f"step {number}, {name}", list(scores.values()))
             better = (_mean(scores) or 0.0) > (_mean(highest) or 0.0)
-            result = self._result(
-                number,
-                name,
-                made,
-                scores,
-                gain(first, scores, confidence=self._cycle.confidence),
-                better,
-            )
-            done.append(result)
-            self._stages.store.keep("cycle", str(number), asdict(result))
-            self._stages.say(str(result))
+            found = gain(first, scores, confidence=self._cycle.confidence)
+            done.append(_result(number, name, made, scores, found, better))
+            store.keep("cycle", str(number), asdict(done[-1]))
+            self._run.say(str(done[-1]))
             if better:
                 best, highest = made, scores
-        found = cast("Cycled", best)
-        found.steps, found._compiled = StepHistory(done), True
-        return found
+        cycled = cast("Cycled", best)
+        cycled.steps, cycled._compiled = StepHistory(done), True
+        return cycled
 
     def _step(self, number: int, name: str, program: Collaboration) -> tuple[Collaboration, Scores]:
         """The program that a step makes, and its scores: made now, or read when nothing of it has
         changed."""
-        store, key = self._stages.store, f"{number} {name}"
+        store, key = self._run.store, f"{number} {name}"
         target: Target = self._cycle.targets.get(name, "both")
-        identity = digest(
-            [
-                key,
-                target,
-                program.dump_state(),
-                program.weak.model,
-                program.strong.model,
-                self._data,
-            ]
-        )
-        known, settings = store.record("step", key) or {}, self._cycle.settings.get(name)
-        if known.get("identity") == identity and known.get("settings", settings) == settings:
-            # A run of before that was kept has the rounds of one step.
-            self._rounds = known.get(
-                "rounds",
-                _last_round(store) if _numbers_rounds(self._cycle.steps[name]) else self._rounds,
-            )
-            return self._read(known, program), known["scores"]
-        with self._stages.stage(key, f"Step {number}: {name}"), keeping(store):
-            made = self._compiled(name, target, program)
-        scores = self._scores(made, key)
-        folder = _adapter_folder(made.weak)
-        if folder and folder.resolve().is_relative_to(self._stages.run.resolve()):
-            folder = folder.resolve().relative_to(
-                self._stages.run.resolve()
-            )  # A run's folder may be moved.
-        record = {
-            "state": made.dump_state(),
-            "weak": made.weak.model,
-            "folder": str(folder) if folder else None,
-            "scores": scores,
-        }
-        store.keep(
+        settings = self._cycle.settings.get(name)
+        compiled: Collaboration | None = None
+
+        def make() -> dict[str, Any]:
+            nonlocal compiled
+            with self._run.stage(key, f"Step {number}: {name}"), keeping(store):
+                compiled = self._compile(name, target, program)
+            return {
+                "state": compiled.dump_state(),
+                "weak": compiled.weak.model,
+                "folder": self._relative(_adapter_folder(compiled.weak)),
+                "scores": self._scores(compiled, key),
+                "rounds": self._rounds,
+                "settings": settings,
+            }
+
+        models = [program.weak.model, program.strong.model]
+        step = store.step(
             "step",
             key,
-            {**record, "rounds": self._rounds, "settings": settings, "identity": identity},
+            [key, target, program.dump_state(), *models, self._data],
+            make,
+            usable=lambda record: record.get("settings", settings) == settings,
         )
-        return made, scores
+        if compiled is None:
+            # A run of before that was recorded has the rounds of one step.
+            counts = _numbers_rounds(self._cycle.steps[name])
+            self._rounds = step.get("rounds", _last_round(store) if counts else self._rounds)
+            compiled = self._load(step, program)
+        return compiled, step["scores"]
 
-    def _compiled(self, name: str, target: Target, program: Collaboration) -> Collaboration:
+    def _relative(self, folder: Path | None) -> str | None:
+        """A folder in that of the run, relative to it: a run's folder may be moved."""
+        if folder is None:
+            return None
+        whole = self._run.folder.resolve()
+        inside = folder.resolve().is_relative_to(whole)
+        return str(folder.resolve().relative_to(whole) if inside else folder)
+
+    def _compile(self, name: str, target: Target, program: Collaboration) -> Collaboration:
         optimizer = self._cycle.steps[name]
         if not isinstance(optimizer, Teleprompter):
             optimizer = optimizer(program)
@@ -335,18 +321,18 @@ class _Walk:
         if closed:
             setattr(student, closed, Frozen(getattr(student, closed)))
         possible = {
-            "trainset": list(self._train),
-            "valset": list(self._held),
+            "trainset": list(self._trainset),
+            "valset": list(self._valset),
             "teacher": self._teacher,
+            "first_round": self._rounds + 1,
         }
-        possible["first_round"] = self._rounds + 1
         taken = inspect.signature(optimizer.compile).parameters
         wanted = {
             key: value for key, value in possible.items() if key in taken and value is not None
         }
         made = optimizer.compile(student, **{**wanted, **self._cycle.compile_args.get(name, {})})
         if _numbers_rounds(optimizer):
-            self._rounds = _last_round(self._stages.store)
+            self._rounds = _last_round(self._run.store)
         if not isinstance(made, Collaboration):
             raise ProgramError(
                 f'Step "{name}", {type(optimizer).__name__}, gave a {type(made).__name__} and no '
@@ -354,67 +340,61 @@ class _Walk:
             )
         if closed:
             setattr(made, closed, cast("Frozen", getattr(made, closed)).module)
-        return self._rebound(made, program)
+        return _rebind(made, program)
 
-    @staticmethod
-    def _rebound(made: Collaboration, before: Collaboration) -> Collaboration:
-        """The program on its LMs again: several of DSPy's optimisers lose them, and some put their
-        own in place."""
-        found = next((predictor.lm for _, predictor in made.draft.named_predictors()), None)
-        tuned = (
-            isinstance(found, dspy.LM)
-            and found.model != before.weak.model
-            and _adapter_folder(found) is not None
-        )
-        weak = before.weak.copy(model=found.model) if found and tuned else before.weak
-        bound = made.bind(weak=weak, strong=before.strong)
-        bound.alone = before.alone.deepcopy()
-        return bound
-
-    def _read(self, known: Mapping[str, Any], program: Collaboration) -> Collaboration:
+    def _load(self, step: Mapping[str, Any], program: Collaboration) -> Collaboration:
         made = program.deepcopy()
-        made.load_state(known["state"])
+        made.load_state(step["state"])
         weak = program.weak
-        if known["folder"] and known["weak"] != weak.model:
+        if step["folder"] and step["weak"] != weak.model:
             load_again(
                 engine_of(unrecorded(weak)).load_adapter,
-                {known["weak"]: str(self._stages.run / known["folder"])},
+                {step["weak"]: str(self._run.folder / step["folder"])},
             )
-            weak = weak.copy(model=known["weak"])
-        return self._rebound(made, program.bind(weak=weak))
+            weak = weak.copy(model=step["weak"])
+        return _rebind(made, program.bind(weak=weak))
 
     def _scores(self, program: Collaboration, name: str) -> Scores:
-        with self._stages.stage(f"valset, {name}", f"Evaluating on the valset: {name}") as progress:
+        with self._run.stage(f"valset, {name}", f"Evaluating on the valset: {name}") as progress:
             answers = arms.ask_all(
                 arms.collaboration_arm(program),
-                self._held,
+                self._valset,
                 self._cycle.metric,
-                store=self._stages.store,
-                threads=self._cycle.threads,
+                store=self._run.store,
+                num_threads=self._cycle.num_threads,
                 on_progress=progress,
             )
         return {answer.example_id: answer.score for answer in answers}
 
-    @staticmethod
-    def _result(
-        number: int,
-        name: str,
-        program: Collaboration,
-        scores: Scores,
-        found: Gain | None,
-        better: bool = True,
-    ) -> StepResult:
-        answered = sum(score is not None for score in scores.values())
-        return StepResult(
-            number,
-            name,
-            program.weak.model,
-            _mean(scores),
-            answered,
-            len(scores) - answered,
-            better,
-            found,
-        )
+
+def _result(
+    number: int,
+    name: str,
+    program: Collaboration,
+    scores: Scores,
+    found: Gain | None,
+    better: bool = True,
+) -> StepResult:
+    answered = sum(score is not None for score in scores.values())
+    failed = len(scores) - answered
+    return StepResult(
+        number, name, program.weak.model, _mean(scores), answered, failed, better, found
+    )
+
+
+def _rebind(made: Collaboration, before: Collaboration) -> Collaboration:
+    """The program on its LMs again: several of DSPy's optimisers lose them, and some put their own
+    in place."""
+    found = next((predictor.lm for _, predictor in made.draft.named_predictors()), None)
+    tuned = (
+        isinstance(found, dspy.LM)
+        and found.model != before.weak.model
+        and _adapter_folder(found) is not None
+    )
+    weak = before.weak.copy(model=found.model) if found and tuned else before.weak
+    bound = made.bind(weak=weak, strong=before.strong)
+    bound.alone = before.alone.deepcopy()
+    return bound
 
 
 def _numbers_rounds(optimizer: MakeOptimizer) -> bool:

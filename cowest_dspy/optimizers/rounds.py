@@ -10,9 +10,8 @@ it stood.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -22,25 +21,24 @@ import dspy
 from cowest_dspy.errors import TooFewPairs
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.collection import collect, collect_again, with_failed_calls
-from cowest_dspy.influence.config import MAX_FAILED
+from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.stored_traces import StoredTraces, Traces
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.deciding import Gain, Scores, decide, gain
-from cowest_dspy.optimizers.stages import Stages, digest
+from cowest_dspy.optimizers.run import RunContext, Settings
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs import (
-    LabelledDrafts,
     PreferencePairs,
+    UnpairedPreferences,
     advice,
     at_least,
-    labelled_drafts,
     preference_pairs,
+    unpaired_preferences,
 )
-from cowest_dspy.pairs.config import LEAST_PAIRS
+from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.tuning import DPO, KTO, SFT
+from cowest_dspy.tuning import KTO, SFT
 from cowest_dspy.utils import notebook
 from cowest_dspy.utils.hiding import Hiding, names_hidden_in
 
@@ -116,73 +114,54 @@ def _numbers(one: Round) -> tuple[str, str, str, str]:
     )
 
 
-@dataclass(frozen=True)
-class Task:
-    """What rounds work on, and how.
+@dataclass(kw_only=True)
+class Rounds:
+    """The rounds of a run, and their single stages.
 
-    program: bound to its strong LM. metric: decides on held-out examples. evaluator: gives the
-        scores that influence is made of. trainset, valset: examples with ids; none of valset may be
-        among trainset. tuner: the settings of each round's tuning.
-    gate: keyword arguments of ``preference_pairs``. least: fewer pairs are not trained on. most: no
-        more pairs of a round are used. meaning: whatever else answers depend on (prompts, settings,
-        code), for the identity of what is kept. given: pairs of the first round that were made
-        elsewhere. collect: in the place of ``collect``, as it.
+    Args:
+        run: where they are recorded.
+        models: trains weak models and finds them again.
+        program: bound to its strong LM.
+        trainset, valset: examples with ids; none of valset may be among trainset.
+        metric: decides on held-out examples.
+        evaluator: gives the scores that influence is made of.
+        tuner: the settings of each round's training.
+        sampling: of drafts.
+        pairs: which drafts become pairs, and how many are enough; ``pairs.source`` are pairs of the
+            first round that were made elsewhere.
+        rules: how many rounds, and when one is taken.
+        num_threads, weak_threads, answers, max_errors: as for :func:`collect`.
+        held_out: examples that must be in no pair, besides those of valset.
+        lineage: the run's name in its pairs.
+        depends_on: whatever else answers depend on (prompts, settings, code), for the identity of
+            what is recorded.
+        first: the number of the first round. What is recorded of a round has its number in its
+            name, so that the rounds of two steps of one run need different numbers.
+        collector: collects in the place of :func:`collect`, with the same arguments.
     """
 
+    run: RunContext
+    models: TrainedModels
     program: Collaboration
     trainset: Sequence[dspy.Example]
     valset: Sequence[dspy.Example]
     metric: Metric
     evaluator: Metric
-    tuner: SFT | DPO | KTO
+    tuner: Settings
     sampling: Sampling
-    gate: dict[str, Any] = field(default_factory=dict)
-    least: int = LEAST_PAIRS
-    most: int | None = None
-    threads: int = 8
+    pairs: PairRules
+    rules: RoundRules
+    num_threads: int = 8
     weak_threads: int | None = None
     answers: int = 1
-    max_failed: float = MAX_FAILED
-    meaning: str = ""
-    given: str | None = None
-    collect: Callable[..., Traces] = collect
+    max_errors: float = MAX_ERRORS
+    held_out: Sequence[dspy.Example] = ()
+    lineage: str = ""
+    depends_on: str = ""
+    first: int = 1
+    collector: Callable[..., Traces] = collect
 
-
-class Rounds:
-    """The rounds of a run.
-
-    Args:
-        stages: the run.
-        models: trains weak models and finds them again.
-        task: what is worked on.
-        rules: how many rounds, and when one is taken.
-        first: the number of the first one. What is kept of a round has its number in its name, so
-            that the rounds of two steps of one run need different numbers.
-    """
-
-    def __init__(
-        self,
-        stages: Stages,
-        models: TrainedModels,
-        task: Callable[[], Task],
-        rules: RoundRules,
-        *,
-        first: int = 1,
-    ) -> None:
-        self._stages, self._models, self._make_task, self._rules, self._first = (
-            stages,
-            models,
-            task,
-            rules,
-            first,
-        )
-
-    @cached_property
-    def task(self) -> Task:
-        """What is worked on; made when it is needed first."""
-        return self._make_task()
-
-    def run(self, start: dspy.LM) -> tuple[dspy.LM, RoundHistory]:
+    def run_all(self, start: dspy.LM) -> tuple[dspy.LM, RoundHistory]:
         """The weak LM after all rounds, which is that of the last round that was taken (``start``
         if none was), and the rounds.
 
@@ -191,20 +170,20 @@ class Rounds:
                 CollectionError, TuningError, BudgetError, StoreError: as their steps do; what was
                 done is kept.
         """
-        store, current, rolled_back = self._stages.store, start, 0
+        store, current, rolled_back = self.run.store, start, 0
         done: list[Round] = []
-        for number in range(self._first, self._first + self._rules.count):
+        for number in range(self.first, self.first + self.rules.count):
             made, candidate = self._round(
                 number, current, [one.number for one in done if one.accepted]
             )
             done.append(made)
             store.keep("round", str(number), asdict(made))
-            self._stages.say(str(made))
+            self.run.say(str(made))
             if made.accepted and candidate is not None:
                 current, rolled_back = candidate, 0
                 continue
             rolled_back += 1
-            if rolled_back >= self._rules.patience or candidate is None:
+            if rolled_back >= self.rules.patience or candidate is None:
                 break
         self._forget_after(done[-1].number)
         taken = next((one for one in reversed(done) if one.accepted), None)
@@ -217,7 +196,7 @@ class Rounds:
 
     def _forget_after(self, number: int) -> None:
         """Drops what an earlier configuration left of later rounds, so that it is in no table."""
-        store = self._stages.store
+        store = self.run.store
         for later in count(number + 1):
             found = store.record("done", step_name("collect", later)) or store.record(
                 "round", str(later)
@@ -232,77 +211,72 @@ class Rounds:
             ):
                 store.forget(kind, start=key)
 
-    # Steps
+    # The stages of a round
 
-    def collected(self, start: dspy.LM, number: int = 1, *, again: bool = False) -> Traces:
+    def collect(self, start: dspy.LM, number: int = 1, *, again: bool = False) -> Traces:
         """Drafts of the weak LM ``start`` for the train examples, and their influence. ``again``:
         the failed calls of a collection that is whole are made once more; otherwise it is only
         read, since what was tuned on it would no longer fit it."""
-        task, store, name = self.task, self._stages.store, step_name("collect", number)
-        program = task.program.bind(weak=start)
-        margin = [task.sampling.margin] if task.sampling.adaptive else []
-        identity = digest([task.meaning, number, program.weak.model, program.strong.model, *margin])
-        examples, whole = (
-            task.trainset,
-            (store.record("done", name) or {}).get("identity") == identity,
-        )
-        if whole:
-            failed = (
-                with_failed_calls(StoredTraces(store, round=number, types=program.output_types))
-                if again
-                else set()
-            )
-            examples = [example for example in examples if example.id in failed]
-            if not examples:
-                return StoredTraces(store, round=number, types=program.output_types)
+        store, name, program = self.run.store, step_name("collect", number), self._bind(start)
         title = f"Collecting drafts and their influence{_of_round(number)}"
-        with self._stages.stage(name, title) as progress:
-            about = (program, examples, task.evaluator, _of(task.sampling, number))
-            threads = {"threads": task.threads, "weak_threads": task.weak_threads}
-            options: dict[str, Any] = {
-                "store": store,
-                "answers": task.answers,
-                "on_progress": progress,
-                **threads,
-            }
-            traces = (
-                collect_again(*about, **options)
-                if whole
-                else task.collect(*about, **options, max_failed=task.max_failed)
-            )
-        store.keep("done", name, {"identity": identity})
+        about = (self.evaluator, replace(self.sampling, round=number))
+        options: dict[str, Any] = {
+            "store": store,
+            "num_threads": self.num_threads,
+            "weak_threads": self.weak_threads,
+            "answers": self.answers,
+        }
+
+        def make() -> dict[str, Any]:
+            nonlocal again
+            again = False
+            with self.run.stage(name, title) as progress:
+                self.collector(
+                    program,
+                    self.trainset,
+                    *about,
+                    **options,
+                    max_errors=self.max_errors,
+                    on_progress=progress,
+                )
+            return {}
+
+        margin = [self.sampling.margin] if self.sampling.adaptive else []
+        models = [program.weak.model, program.strong.model]
+        store.step("done", name, [self.depends_on, number, *models, *margin], make)
+        traces = Traces.load(store, round=number, types=program.output_types)
+        failed = with_failed_calls(traces) if again else set()
+        examples = [example for example in self.trainset if example.id in failed]
+        if examples:
+            with self.run.stage(name, title) as progress:
+                return collect_again(program, examples, *about, **options, on_progress=progress)
         return traces
 
-    def paired(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
+    def pair(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
         """The round's preference pairs, also written to its file in the run folder."""
-        if self.task.given and number == self._first:
-            names = names_hidden_in(self._stages.run)
+        if self._given(number):
+            names = names_hidden_in(self.run.folder)
             pairs = replace(
-                PreferencePairs.load(self.task.given), hiding=Hiding(names) if names else None
+                PreferencePairs.load(str(self.pairs.source)),
+                hiding=Hiding(names) if names else None,
             )
         else:
-            pairs = preference_pairs(self.collected(start, number), **self.task.gate)
-        pairs = pairs.at_most(self.task.most, seed=self.task.sampling.seed)
+            pairs = preference_pairs(self.collect(start, number), **self.pairing)
+        pairs = pairs.at_most(self.pairs.most, seed=self.sampling.seed)
         pairs.save(self._file("pairs", number))
-        self._stages.store.keep("pairs", step_name("dropped", number), pairs.dropped)
+        self.run.store.keep("pairs", step_name("dropped", number), pairs.dropped)
         return pairs
 
-    def labelled(self, start: dspy.LM, number: int = 1) -> LabelledDrafts:
+    @property
+    def pairing(self) -> dict[str, Any]:
+        """The arguments of ``preference_pairs``."""
+        rules = self.pairs.model_dump(exclude={"least", "most", "source"})
+        return {**rules, "held_out": [*self.valset, *self.held_out], "run": self.lineage}
+
+    def unpaired(self, start: dspy.LM, number: int = 1) -> UnpairedPreferences:
         """The round's drafts as those that helped and those that hurt."""
-        gate = {
-            name: self.task.gate[name]
-            for name in ("leak", "held_out", "run")
-            if name in self.task.gate
-        }
-        return labelled_drafts(self.collected(start, number), **gate)
-
-    def enough(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
-        """The round's pairs.
-
-        Raises:
-            PairsError: there are fewer than ``least``.
-        """
-        return at_least(self.paired(start, number), self.task.least, tuned=number > 1)
+        rules = {name: self.pairing[name] for name in ("leak", "held_out", "run")}
+        return unpaired_preferences(self.collect(start, number), **rules)
 
     def rows(self, start: dspy.LM, number: int = 1) -> list[dict[str, Any]]:
         """What the round trains on: pairs, or with KTO labelled drafts, which are also written to
@@ -313,47 +287,59 @@ class Rounds:
         Raises:
             PairsError: there are fewer than ``least``, or with KTO only one label.
         """
-        if not isinstance(self.task.tuner, KTO) or (self.task.given and number == self._first):
-            rows = self.enough(start, number).rows(lineage=False)
-            return unpaired(rows) if isinstance(self.task.tuner, KTO) else rows
-        drafts = self.labelled(start, number)
+        if not isinstance(self.tuner, KTO) or self._given(number):
+            pairs = at_least(self.pair(start, number), self.pairs.least, tuned=number > 1)
+            return self._as_rows(pairs)
+        drafts = self.unpaired(start, number)
         drafts.save(self._file("drafts", number))
-        _check_labels(drafts, self.task.least)
+        _check_labels(drafts, self.pairs.least)
         return _training_rows(drafts)
+
+    def rows_of(self, traces: Iterable[Trace]) -> list[dict[str, Any]]:
+        """What a round would train on by pairs of these traces; nothing is written.
+
+        Raises:
+            PairsError: there are fewer than ``least``.
+        """
+        pairs = preference_pairs(traces, **self.pairing)
+        pairs = pairs.at_most(self.pairs.most, seed=self.sampling.seed)
+        return self._as_rows(at_least(pairs, self.pairs.least))
+
+    def saved_rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows that a round which is done has collected, read from the run folder; without
+        those that it replayed."""
+        if not isinstance(self.tuner, KTO) or self._given(number):
+            return self._as_rows(PreferencePairs.load(self._file("pairs", number)))
+        return _training_rows(UnpairedPreferences.load(self._file("drafts", number)))
+
+    def tune(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]]) -> dspy.LM:
+        """The weak LM tuned from ``start`` on rows of pairs or labelled drafts; with SFT as the
+        tuner, on the chosen drafts."""
+        if isinstance(self.tuner, SFT):
+            rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+        return self.models.train(name, title, start, rows, self.tuner)
 
     def scores(self, lm: dspy.LM, number: int) -> Scores:
         """The score of every dev example when the weak model is ``lm``, of round ``number``; None
         where it failed."""
-        task, store = self.task, self._stages.store
-        program = task.program.bind(weak=lm)
-        identity = digest(
-            [
-                task.meaning,
-                program.weak.model,
-                program.strong.model,
-                [example.id for example in task.valset],
-            ]
-        )
-        known = store.record("scores", lm.model) or {}
-        if known.get("identity") != identity:
-            with self._stages.stage(
-                step_name("dev", number), f"Evaluating on the dev split{_of_round(number)}"
-            ) as progress:
-                answering = arms.collaboration_arm(program)
-                made = arms.ask_all(
-                    answering,
-                    task.valset,
-                    task.metric,
-                    store=store,
-                    threads=task.threads,
+        program, title = self._bind(lm), f"Evaluating on the dev split{_of_round(number)}"
+
+        def make() -> dict[str, Any]:
+            with self.run.stage(step_name("dev", number), title) as progress:
+                answers = arms.ask_all(
+                    arms.collaboration_arm(program),
+                    self.valset,
+                    self.metric,
+                    store=self.run.store,
+                    num_threads=self.num_threads,
                     on_progress=progress,
                 )
-            known = {
-                "identity": identity,
-                "scores": {answer.example_id: answer.score for answer in made},
-            }
-            store.keep("scores", lm.model, known)
-        return known["scores"]
+            return {"scores": {answer.example_id: answer.score for answer in answers}}
+
+        models = [program.weak.model, program.strong.model]
+        asked = [example.id for example in self.valset]
+        step = self.run.store.step("scores", lm.model, [self.depends_on, *models, asked], make)
+        return step["scores"]
 
     def _round(
         self, number: int, start: dspy.LM, earlier: list[int]
@@ -364,54 +350,48 @@ class Rounds:
             if number == 1:
                 raise
             return Round(number, start.model, None, few.found, 0, "skipped", few.shortage), None
-        if self._rules.replay:
-            old = [row for one in earlier for row in self.kept_rows(one)]
+        if self.rules.replay:
+            old = [row for one in earlier for row in self.saved_rows(one)]
             rows, replayed = [*old, *rows], len(old)
-        tuned = self.tuned(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
+        tuned = self.tune(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
         about = (number, start.model, tuned.model, len(rows), replayed)
         if tuned.model == start.model:
             return Round(*about, "rolled back", "training left the weights as they were"), None
-        if not self.task.valset:
+        if not self.valset:
             return Round(*about, "accepted", "there is no dev split, so it was not tested"), tuned
         before, after = self.scores(start, number), self.scores(tuned, number)
         for what, scores in (("before round", before), ("round", after)):
-            self._stages.store.journal.scored(f"{what} {number}", list(scores.values()))
-        found = gain(before, after, confidence=self._rules.confidence)
-        made = decide(found, self._rules)
+            self.run.store.journal.scored(f"{what} {number}", list(scores.values()))
+        found = gain(before, after, confidence=self.rules.confidence)
+        made = decide(found, self.rules)
         return Round(
             *about, "accepted" if made.accepted else "rolled back", made.reason, found
         ), tuned
 
-    def tuned(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]]) -> dspy.LM:
-        """The weak LM tuned from ``start`` on rows of pairs or labelled drafts; with SFT as the
-        tuner, on the chosen drafts."""
-        tuner = self.task.tuner
-        if isinstance(tuner, SFT):
-            rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
-        return self._models.trained(name, title, start, lambda: rows, tuner)
+    def _bind(self, weak: dspy.LM) -> Collaboration:
+        return self.program.bind(weak=weak)
+
+    def _given(self, number: int) -> bool:
+        """Whether the pairs of a round were made elsewhere."""
+        return self.pairs.source is not None and number == self.first
+
+    def _as_rows(self, pairs: PreferencePairs) -> list[dict[str, Any]]:
+        rows = pairs.rows(lineage=False)
+        return unpaired_rows(rows) if isinstance(self.tuner, KTO) else rows
 
     def _step(self, number: int) -> str:
-        return step_name("kto" if isinstance(self.task.tuner, KTO) else "dpo", number)
-
-    def kept_rows(self, number: int) -> list[dict[str, Any]]:
-        """The rows that a round which is done has collected, read from the run folder; without
-        those that it replayed."""
-        if not isinstance(self.task.tuner, KTO):
-            return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
-        if self.task.given and number == self._first:
-            return unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
-        return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
+        return step_name("kto" if isinstance(self.tuner, KTO) else "dpo", number)
 
     def _file(self, name: str, number: int) -> Path:
-        return rows_file(self._stages.run, name, number)
+        return rows_file(self.run.folder, name, number)
 
 
-def _training_rows(drafts: LabelledDrafts) -> list[dict[str, Any]]:
+def _training_rows(drafts: UnpairedPreferences) -> list[dict[str, Any]]:
     """Without lineage, which training does not depend on."""
     return [{key: row[key] for key in ("prompt", "completion", "label")} for row in drafts.rows()]
 
 
-def unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def unpaired_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of pairs as labelled rows, two of each: for KTO."""
     sides = (("chosen", True), ("rejected", False))
     return [
@@ -421,7 +401,7 @@ def unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _check_labels(drafts: LabelledDrafts, least: int) -> None:
+def _check_labels(drafts: UnpairedPreferences, least: int) -> None:
     hurt = len(drafts) - drafts.helped
     reasons = "".join(f", {count} {reason}" for reason, count in drafts.dropped.items())
     found = f"{drafts.helped} drafts helped and {hurt} hurt{reasons}."
@@ -462,8 +442,3 @@ def step_name(name: str, number: int) -> str:
 
 def _of_round(number: int) -> str:
     return "" if number == 1 else f", round {number}"
-
-
-def _of(sampling: Sampling, number: int) -> Sampling:
-
-    return replace(sampling, round=number)

@@ -4,7 +4,7 @@ again afterwards."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import dspy
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.local.weights import adapter_hash
-from cowest_dspy.optimizers.stages import Stages, digest
-from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, foreseen, tune
+from cowest_dspy.optimizers.run import RunContext, Settings
+from cowest_dspy.store.serialize import digest
+from cowest_dspy.tuning import data_format, engine_of, foreseen, tune
 from cowest_dspy.utils.interrupts import until_kept
 
 
@@ -23,8 +24,8 @@ class TrainedModels:
     store.
 
     Args:
-        stages: the run.
-        base: gives the weak LM as it was before any tuning.
+        run: the run.
+        base: the weak LM as it was before any tuning.
         seed: of every training.
         make_room: called before something is trained.
         processes: that train together, or a file of Accelerate's. It is no part of a model's
@@ -33,44 +34,68 @@ class TrainedModels:
 
     def __init__(
         self,
-        stages: Stages,
-        base: Callable[[], dspy.LM],
+        run: RunContext,
+        base: dspy.LM,
         seed: int,
+        *,
         make_room: Callable[[], None] = lambda: None,
         processes: int | str | Path = 1,
     ) -> None:
-        self._processes = processes
-        self._stages, self._base, self._seed, self._make_room = stages, base, seed, make_room
+        self._run, self._base, self._seed = run, base, seed
+        self._make_room, self._processes = make_room, processes
         self._lms: dict[str, dspy.LM] = {}
 
-    def trained(
+    def train(
         self,
         name: str,
         title: str,
         start: dspy.LM,
-        make_rows: Callable[[], list[dict[str, Any]]],
-        settings: SFT | DPO | KTO,
+        rows: list[dict[str, Any]] | Callable[[], list[dict[str, Any]]],
+        settings: Settings,
     ) -> dspy.LM:
-        """The LM trained from ``start`` on these rows; trained now, or found in the store when
-        nothing of it has changed.
+        """The LM trained from ``start`` on these rows (or on what a function gives, called when it
+        is needed); trained now, or found in the store when nothing of it has changed.
 
         Raises:
             TuningError: an LM that cannot be tuned, rows that cannot be trained on, a training that
                 diverges, or an adapter in the run's folder that was changed.
         """
-        engine = engine_of(self._base())
+        engine = engine_of(self._base)
         if name not in self._lms:
-            self._lms[name] = self._train(name, title, start, make_rows(), settings)
+            rows = rows if isinstance(rows, list) else rows()
+            depends_on = [name, start.model, settings.decisive(), rows, self._seed]
+            record = self._run.store.step(
+                "adapter",
+                name,
+                depends_on,
+                lambda: (
+                    self._of_another_part(depends_on)
+                    or self._train(name, title, start, rows, settings, digest(depends_on))
+                ),
+                usable=self._is_there,
+            )
+            self._lms[name] = self._load(record)
             if isinstance(engine, ServerEngine):
-                engine.require(
-                    self._lms[name].model
-                )  # A server that lacks it is one error now, not one of every call.
+                # A server that lacks it is one error now, not one of every call.
+                engine.require(self._lms[name].model)
         return self._lms[name]
 
-    def kept(self, name: str) -> dspy.LM | None:
+    def find(self, name: str) -> dspy.LM | None:
         """The one of that name, when the run has it."""
-        record = self._stages.store.record("adapter", name)
-        return self._loaded(record) if record else None
+        record = self._run.store.record("adapter", name)
+        return self._load(record) if record else None
+
+    def _is_there(self, record: Mapping[str, Any]) -> bool:
+        return (self._run.folder / record["folder"]).is_dir()
+
+    def _of_another_part(self, depends_on: Any) -> dict[str, Any] | None:
+        """The record of this very model, where another part of the run has trained it."""
+        whole = self._run.store.root
+        record = whole.record("trained", digest(depends_on))
+        if record is None or not (whole.folder / record["folder"]).is_dir():
+            return None
+        folder = os.path.relpath(whole.folder / record["folder"], self._run.folder)
+        return {**record, "folder": folder}
 
     def _train(
         self,
@@ -78,30 +103,27 @@ class TrainedModels:
         title: str,
         start: dspy.LM,
         rows: list[dict[str, Any]],
-        settings: SFT | DPO | KTO,
-    ) -> dspy.LM:
-        identity = digest([name, start.model, settings.decisive(), rows, self._seed])
-        known = self._known(name, identity)
-        if known:
-            return self._loaded(known)
+        settings: Settings,
+        identity: str,
+    ) -> dict[str, Any]:
         self._make_room()
-        self._foretell(title, start, rows, settings)
+        self._say_estimate(title, start, rows, settings)
+        folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
         with (
-            self._stages.stage(name, title) as progress,
-            self._stages.reporting(name, settings) as settings,
+            self._run.stage(name, title) as progress,
+            self._run.training(name, settings) as settings,
             until_kept(),
         ):
-            folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
             tuned = tune(
                 start,
                 rows,
                 data_format(settings),
                 settings,
-                self._stages.run / folder,
+                self._run.folder / folder,
                 seed=self._seed,
                 on_step=lambda step, total, _: progress(step, total),
                 processes=self._processes,
-                cache=self._stages.run / "reference",
+                cache=self._run.folder / "reference",
                 least=0,  # The round, or the control, has looked at that.
             )
             record = {
@@ -110,52 +132,29 @@ class TrainedModels:
                 "model": tuned.model,
                 "history": tuned.result.history,
             }
-            self._stages.store.keep("adapter", name, record)
-            whole = self._stages.store.root
-            whole.keep(
-                "trained",
-                identity,
-                {**record, "folder": os.path.relpath(self._stages.run / folder, whole.folder)},
-            )
-        return tuned.lm
+            whole = self._run.store.root
+            there = os.path.relpath(self._run.folder / folder, whole.folder)
+            whole.keep("trained", identity, {**record, "folder": there})
+        return record
 
-    def _foretell(
-        self, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO | KTO
+    def _say_estimate(
+        self, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: Settings
     ) -> None:
         """Says what the training will take of memory and time; where there is too little, what to
         change, and trains all the same: it is an estimate."""
-        engine = engine_of(self._base())
+        engine = engine_of(self._base)
         further = engine.adapter_folder(start.model) is not None
         found = foreseen(
             settings, rows, engine.base_folder, processes=self._processes, further=further
         )
         if found is not None:
-            self._stages.say(f"{title}: {found}")
+            self._run.say(f"{title}: {found}")
             if warning := found.warning():
-                self._stages.say(f"Warning: {title}: {warning}")
+                self._run.say(f"Warning: {title}: {warning}")
 
-    def _known(self, name: str, identity: str) -> dict[str, Any] | None:
-        """The record of a model with this identity: this part's own, or one that another part of
-        the run has trained."""
-        own, whole = self._stages.store.record("adapter", name), self._stages.store.root
-        if own and own["identity"] == identity and (self._stages.run / own["folder"]).is_dir():
-            return own
-        other = whole.record("trained", identity)
-        if other is None or not (whole.folder / other["folder"]).is_dir():
-            return None
-        record = {
-            **other,
-            "folder": os.path.relpath(whole.folder / other["folder"], self._stages.run),
-        }
-        self._stages.store.keep("adapter", name, record)
-        return record
-
-    def _loaded(self, record: dict[str, Any]) -> dspy.LM:
-        folder = self._stages.run / record["folder"]
-        engine, again = (
-            engine_of(self._base()),
-            "Delete that folder and run again to train it anew.",
-        )
+    def _load(self, record: Mapping[str, Any]) -> dspy.LM:
+        folder = self._run.folder / record["folder"]
+        engine, again = engine_of(self._base), "Delete that folder and run again to train it anew."
         try:
             changed = not record["model"].endswith(f"+{adapter_hash(folder)}")
         except ModelError as error:
@@ -165,4 +164,4 @@ class TrainedModels:
                 f"{folder} does not hold the weights that were trained ({record['model']}): it "
                 f"was changed. {again}"
             )
-        return self._base().copy(model=model)
+        return self._base.copy(model=model)

@@ -6,14 +6,14 @@ one example, ranked by influence.
         the best draft hurt": 5, ...}
     pairs.to_dataset()                                what trl.DPOTrainer takes, with lineage beside
         it
-    labelled_drafts(traces).to_dataset()              what trl.KTOTrainer takes
+    unpaired_preferences(traces).to_dataset()              what trl.KTOTrainer takes
 
 A pair is made when its chosen draft did not hurt, its rejected draft did worse by at least the
 margin, and their texts differ by more than a few words. Everything that is dropped is counted with
 its reason.
 """
 
-from cowest_dspy.pairs.labels import LabelledDraft, LabelledDrafts, labelled_drafts
+from cowest_dspy.pairs.labels import UnpairedPreference, UnpairedPreferences, unpaired_preferences
 from cowest_dspy.pairs.lengths import Lengths
 from cowest_dspy.pairs.model import (
     PreferencePairs,
@@ -27,16 +27,16 @@ from cowest_dspy.pairs.select import preference_pairs
 from cowest_dspy.pairs.sharing import dataset_card
 
 __all__ = [
-    "LabelledDraft",
-    "LabelledDrafts",
     "Lengths",
     "Pair",
     "PreferencePairs",
+    "UnpairedPreference",
+    "UnpairedPreferences",
     "advice",
     "at_least",
     "check_enough",
     "dataset_card",
-    "labelled_drafts",
     "nothing_to_train_on",
     "preference_pairs",
+    "unpaired_preferences",
 ]

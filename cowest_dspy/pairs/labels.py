@@ -22,7 +22,7 @@ from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)
-class LabelledDraft:
+class UnpairedPreference:
     """One draft and whether it helped (``label`` True) or hurt (False), with its influence and
     where it comes from."""
 
@@ -41,18 +41,18 @@ class LabelledDraft:
 
 
 @dataclass(frozen=True, repr=False)
-class LabelledDrafts:
+class UnpairedPreferences:
     """Labelled drafts in the order of examples and of sampling, and how many were dropped for which
     reason. ``hiding``: inputs that a notebook does not show."""
 
-    drafts: tuple[LabelledDraft, ...]
+    drafts: tuple[UnpairedPreference, ...]
     dropped: dict[str, int] = field(default_factory=dict)
     hiding: Hiding | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.drafts)
 
-    def __iter__(self) -> Iterator[LabelledDraft]:
+    def __iter__(self) -> Iterator[UnpairedPreference]:
         return iter(self.drafts)
 
     @property
@@ -62,7 +62,7 @@ class LabelledDrafts:
 
     def __repr__(self) -> str:
         hurt, dropped = len(self) - self.helped, notebook.counted(self.dropped) or "dropped: none"
-        return f"LabelledDrafts({self.helped} helped, {hurt} hurt; {dropped})"
+        return f"UnpairedPreferences({self.helped} helped, {hurt} hurt; {dropped})"
 
     def _repr_html_(self) -> str:
         """The drafts in a notebook: how many of each label, what was dropped and why, and the first
@@ -79,7 +79,7 @@ class LabelledDrafts:
             notebook.table(heads, rows, texts=4, total=len(self)) if rows else None,
         )
 
-    def _row(self, draft: LabelledDraft) -> tuple[Any, ...]:
+    def _row(self, draft: UnpairedPreference) -> tuple[Any, ...]:
         prompt, text = (
             messages[-1]["content"] if messages else ""
             for messages in (draft.prompt, draft.completion)
@@ -124,7 +124,7 @@ class LabelledDrafts:
         return write_jsonl(path, self.rows())
 
     @classmethod
-    def load(cls, path: str | Path) -> LabelledDrafts:
+    def load(cls, path: str | Path) -> UnpairedPreferences:
         """The drafts of a file that :meth:`save` wrote.
 
         Raises:
@@ -135,14 +135,14 @@ class LabelledDrafts:
         return cls(tuple(_draft_from(row, f"{path}, row {number}") for number, row in rows))
 
 
-def labelled_drafts(
+def unpaired_preferences(
     traces: Iterable[Trace],
     *,
     same: bool | None = None,
     leak: str | None = None,
     held_out: Iterable[dspy.Example] = (),
     run: str = "",
-) -> LabelledDrafts:
+) -> UnpairedPreferences:
     """Every usable draft with its label: True for an influence above 0, False below 0.
 
     Args:
@@ -158,7 +158,7 @@ def labelled_drafts(
         PairsError: as for :func:`~cowest_dspy.pairs.preference_pairs`.
     """
     gate = Gate(Rules(margin=1, near=1, leak=leak, length_ratio=None), held_out)
-    made: list[LabelledDraft] = []
+    made: list[UnpairedPreference] = []
     names = getattr(traces, "hide", ())
     hiding = Hiding(names) if names else None
     for drafts in gate.examples(traces):
@@ -178,15 +178,15 @@ def labelled_drafts(
         ]
         kept.sort(key=lambda item: item[0].draft_index)
         made.extend(_draft(trace, bool(label), run) for trace, label in kept)
-    return LabelledDrafts(tuple(made), dict(sorted(gate.dropped.items())), hiding)
+    return UnpairedPreferences(tuple(made), dict(sorted(gate.dropped.items())), hiding)
 
 
 def _label(trace: Trace, same: bool | None) -> bool | None:
     return same if trace.influence == 0 else influence_of(trace) > 0
 
 
-def _draft(trace: Trace, label: bool, run: str) -> LabelledDraft:
-    return LabelledDraft(
+def _draft(trace: Trace, label: bool, run: str) -> UnpairedPreference:
+    return UnpairedPreference(
         prompt=trace.prompt,
         completion=({"role": "assistant", "content": escape(trace.completion)},),
         label=label,
@@ -202,8 +202,8 @@ def _draft(trace: Trace, label: bool, run: str) -> LabelledDraft:
     )
 
 
-def _draft_from(row: dict[str, Any], where: str) -> LabelledDraft:
-    names = {one.name for one in fields(LabelledDraft)}
+def _draft_from(row: dict[str, Any], where: str) -> UnpairedPreference:
+    names = {one.name for one in fields(UnpairedPreference)}
     if set(row) != names or not isinstance(row["label"], bool):
         raise PairsError(
             f"{where}: this is no labelled draft. Its columns are {', '.join(sorted(names))}; "
@@ -223,4 +223,4 @@ def _draft_from(row: dict[str, Any], where: str) -> LabelledDraft:
     return draft
 
 
-_ADAPTER = TypeAdapter(LabelledDraft)
+_ADAPTER = TypeAdapter(UnpairedPreference)

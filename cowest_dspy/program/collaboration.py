@@ -137,7 +137,7 @@ class Collaboration(dspy.Module):
         names = _declared(self.draft) or tuple(outputs)
         said = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
         return dspy.Prediction(
-            **{**outputs, "draft": presentable(draft_text(said, self.draft_field))}
+            **{**outputs, "draft": sanitize_draft(draft_text(said, self.draft_field))}
         )
 
     @property
@@ -168,12 +168,12 @@ class Collaboration(dspy.Module):
         prediction["draft"] = draft
         return prediction
 
-    def answered_alone(self, **inputs: Any) -> dspy.Prediction:
+    def ask_alone(self, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs without any draft."""
         with self._speaking():
             return self.alone(**inputs)
 
-    def measured_anew(self) -> Collaboration:
+    def with_fresh_baseline(self) -> Collaboration:
         """A copy whose alone is made anew from refine as it is now: the strong model alone with the
         prompts that were found.
 
@@ -355,11 +355,11 @@ def draft_text(prediction: dspy.Prediction, field: str) -> str:
     return labelled_lines(outputs)
 
 
-def presentable(draft: str) -> str:
+def sanitize_draft(draft: str) -> str:
     """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000
     characters.
 
-    ``presentable("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes
+    ``sanitize_draft("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes
     it for the end of a turn.
     """
     visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())

@@ -7,7 +7,7 @@ from cowest_dspy.influence.report import format_kinds
 from cowest_dspy.report.model import RunReport
 from cowest_dspy.report.numbers import ArmLine, arm_table, influence_by_round
 from cowest_dspy.report.verdict import bare_p, format_interval, format_share, format_usd, verdict
-from cowest_dspy.store.budget import total_usd
+from cowest_dspy.store.usage import total_usd
 from cowest_dspy.utils import notebook
 from cowest_dspy.utils.notebook import Markup, html_of
 

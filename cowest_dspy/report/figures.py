@@ -21,7 +21,7 @@ from cowest_dspy.report.numbers import (
     influence_counts,
 )
 from cowest_dspy.report.verdict import Verdict, verdict
-from cowest_dspy.store.budget import total_usd
+from cowest_dspy.store.usage import total_usd
 
 BINS = 21
 _RIGHT_OR_WRONG = (("wrong drafts", 0.0, 0.0), ("right drafts", 1.0, 1.0))

@@ -19,7 +19,7 @@ from cowest_dspy.report.numbers import (
     influence_by_round,
     influence_counts,
 )
-from cowest_dspy.store.budget import format_usd as format_usd
+from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
 ALPHA = 0.05

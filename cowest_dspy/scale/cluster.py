@@ -1,7 +1,7 @@
 """Cluster: collections in shards on Ray.
 
     with Cluster(RayRules(address="auto", num_shards=64)) as cluster, Store("runs/mine") as store:
-        traces = cluster.collect(build, examples, Sampling(4), store=store, threads=16)
+        traces = cluster.collect(build, examples, Sampling(4), store=store, num_threads=16)
 
 ``build()`` gives the program, bound to its models, and the metric; every task calls it for itself.
 """
@@ -25,9 +25,8 @@ import dspy
 
 from cowest_dspy.errors import ClusterError, ConfigError, CowestError, masked
 from cowest_dspy.influence.collection import Tally
-from cowest_dspy.influence.config import MAX_FAILED
-from cowest_dspy.influence.stored_traces import KIND, Saved, StoredTraces
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.config import MAX_ERRORS
+from cowest_dspy.influence.trace import KIND, Sampling, Traces
 from cowest_dspy.program.inputs import check_inputs
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.scale.coordinator import Coordinator
@@ -152,19 +151,19 @@ class Cluster:
         sampling: Sampling,
         *,
         store: Store,
-        max_failed: float = MAX_FAILED,
+        max_errors: float = MAX_ERRORS,
         on_progress: Progress | None = None,
         **options: Any,
-    ) -> StoredTraces:
+    ) -> Traces:
         """As :func:`cowest_dspy.collect`, in shards of the examples: the same traces, in the same
-        order. Each shard has ``threads`` questions under way; a question that is the same in two
+        order. Each shard has ``num_threads`` questions under way; a question that is the same in two
         shards is asked in both.
 
         Args:
             build: gives the program, bound to its models, and the metric. Pickled by Ray: a
                 function of a module that all nodes have, or one without anything of this process.
             store: of the run, in a folder that all nodes see.
-            options: as of ``collect``: threads, weak_threads, answers.
+            options: as of ``collect``: num_threads, weak_threads, answers.
 
         Raises:
             ClusterError: no cluster, a node that does not see the run's folder, or a shard with
@@ -191,7 +190,7 @@ class Cluster:
         tasks = _Tasks(self.rules, work, _actor(store, strong), self._slots)
         saved: Counter[str] = Counter(weak_calls=0, strong_calls=0)
         try:
-            for place, made in enumerate(tasks.run(shards, Tally(max_failed), on_progress)):
+            for place, made in enumerate(tasks.run(shards, Tally(max_errors), on_progress)):
                 merge_shard(store, shards[place].folder, kinds=(KIND,))
                 saved.update(made)
         except BaseException:
@@ -203,7 +202,7 @@ class Cluster:
             recount(store)
             store.keep("saved", str(sampling.round), dict(saved))
         merge_shards(store)
-        return StoredTraces(store, round=sampling.round, types=program.output_types)
+        return Traces.load(store, round=sampling.round, types=program.output_types)
 
     def _slots(self) -> int:
         """Tasks that the cluster has room for at once."""
@@ -236,7 +235,7 @@ class _Tasks:
         import ray
 
         total = sum(len(shard.examples) for shard in shards)
-        waiting, done = list(reversed(shards)), dict[str, Saved]()
+        waiting, done = list(reversed(shards)), dict[str, dict[str, int]]()
         for shard in shards:
             while shard.name not in done:
                 while waiting and len(self._open) < 2 * self._slots():
@@ -273,7 +272,7 @@ class _Tasks:
             ray.wait(list(self._open), num_returns=len(self._open)) if self._open else None
 
 
-def _result(ref: Any, shard: Shard) -> Saved:
+def _result(ref: Any, shard: Shard) -> dict[str, int]:
     """What a task has given. Raises its own error, without Ray's around it."""
     import ray
 

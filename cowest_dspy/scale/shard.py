@@ -23,9 +23,7 @@ import dspy
 from cowest_dspy.errors import ClusterError, StoreError
 from cowest_dspy.influence.collection import Tally, collect
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.stored_traces import Saved
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.optimizers.stages import digest
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale.coordinator import (
     RemoteCoordinator,
@@ -34,6 +32,7 @@ from cowest_dspy.scale.coordinator import (
     SharedLimits,
 )
 from cowest_dspy.store.rate_limit import Stopping, joining, share_limits
+from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 
 T = TypeVar("T")
@@ -93,7 +92,7 @@ def split(
     return shards
 
 
-def collect_shard(shard: Shard, work: Work, actor: Any) -> Saved | None:
+def collect_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None:
     """The body of a Ray task: collects a shard into its store. Gives ``saved`` of its traces; None
     where it was stopped.
 
@@ -122,7 +121,7 @@ def collect_shard(shard: Shard, work: Work, actor: Any) -> Saved | None:
                     metric,
                     work.sampling,
                     store=store,
-                    max_failed=here.tally,
+                    max_errors=here.tally,
                     on_progress=here.at,
                     **work.options,
                 )

@@ -214,7 +214,7 @@ class Answering:
                 "strong", lambda: self.program.refined(so_far.draft or "", **inputs), stopping
             )
         else:
-            made = self._ask("strong", lambda: self.program.answered_alone(**inputs), stopping)
+            made = self._ask("strong", lambda: self.program.ask_alone(**inputs), stopping)
         facts = {"draft": so_far.draft, "weak_calls": so_far.weak_calls, "strong_calls": made.calls}
         if made.outputs is not None:
             return Answer(

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import reduce
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cowest_dspy.errors import BudgetError
+from cowest_dspy.store.usage import added
 
 
 class Budget(BaseModel):
@@ -49,27 +49,6 @@ class Budget(BaseModel):
     def limited(self) -> bool:
         """Whether anything is limited."""
         return any(value is not None for value in self.model_dump().values())
-
-
-def added(one: float | None, other: float | None) -> float | None:
-    """The sum of two costs; not known when one of them is not."""
-    return None if one is None or other is None else one + other
-
-
-def total_usd(costs: Iterable[float | None]) -> float | None:
-    """The sum of all costs, 0.0 of none; not known when one of them is not."""
-    return reduce(added, costs, 0.0)
-
-
-def format_usd(usd: float | None) -> str:
-    """US dollars; "unknown" where the price of a part is not known.
-
-    >>> format_usd(0.0), format_usd(0.00042), format_usd(1234.5), format_usd(None)
-    ('0.00', '0.00042', '1,234.50', 'unknown')
-    """
-    if usd is None:
-        return "unknown"
-    return f"{usd:,.2f}" if usd == 0 or usd >= 0.1 else f"{usd:.2g}"
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def sampling(**settings: Any) -> Iterator[None]:
 def recorded(lm: dspy.LM) -> dspy.LM:
     """``lm`` with its calls noted; the same object when it is recorded already. Its keys and
     endpoint stay inside ``lm``."""
-    if isinstance(lm._engine_spec, RecordingEngine):
+    if isinstance(lm.engine, RecordingEngine):
         return lm
     from dspy.clients.backend_selection import CLIENT_KEYS
 
@@ -141,7 +141,7 @@ def recorded(lm: dspy.LM) -> dspy.LM:
 
 def unrecorded(lm: dspy.LM) -> dspy.LM:
     """The LM behind a recorded one, under the recorded one's model id; any other LM as it is."""
-    engine = lm._engine_spec
+    engine = lm.engine
     return engine.inner_for(lm.model) if isinstance(engine, RecordingEngine) else lm
 
 
@@ -152,7 +152,7 @@ class RecordedLM(dspy.LM):
 
     def copy(self, **kwargs: Any) -> dspy.LM:
         """As ``dspy.LM.copy``."""
-        rollout, engine = kwargs.get("rollout_id"), self._engine_spec
+        rollout, engine = kwargs.get("rollout_id"), self.engine
         if rollout is not None and "engine" not in kwargs and isinstance(engine, RecordingEngine):
             kwargs["engine"] = RecordingEngine(engine.inner, int(rollout))
         return super().copy(**kwargs)
@@ -171,13 +171,9 @@ class RecordingEngine:
         self.supported_params = inner.supported_params
         # The LM around us has checked the request, and an LM that neither caches nor retries would
         # only do so again.
-        plain = (
-            type(inner) is dspy.LM
-            and not isinstance(inner._engine_spec, str)
-            and not inner.callbacks
-        )
+        plain = type(inner) is dspy.LM and not isinstance(inner.engine, str) and not inner.callbacks
         self._direct: Any = (
-            inner._engine_spec if plain and not inner.cache and not inner.num_retries else None
+            inner.engine if plain and not inner.cache and not inner.num_retries else None
         )
         self._once: dict[str, dspy.LM] = {}
 

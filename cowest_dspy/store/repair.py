@@ -3,7 +3,7 @@ damaged one stays beside it.
 
     saved = repair("runs/handbook")
     print(saved)          # 412 calls saved, 3 lost; 96 records saved, 1 lost. The damaged file is
-                          runs/handbook/run.sqlite.damaged
+                          # runs/handbook/run.sqlite.damaged
 
 A row counts as whole when it fits its checksum, and a call only when its key is the hash of its
 request: what is saved was answered, nothing is made up. What the run had noted as done is forgotten
@@ -11,8 +11,8 @@ where something was lost, so that its stages are gone through again; what was sa
 again.
 
 SQLite finds a row from the root of its table: one lost page near the root hides all rows below it.
-So where that way is broken, the pages are read as they lie in the file. The sqlite3 shell does the
-same in ``.recover``, for which Python's module has no call.
+Calls are what was paid for, so those that it does not find are read from the pages as they lie in
+the file. The sqlite3 shell does so in ``.recover``, for which Python's module has no call.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import shutil
 import sqlite3
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,10 @@ TABLES = {
 # Of versions before the checksums.
 _OLD = {
     "calls": "key, stage, model, request, response, seconds, created",
+    "failures": "key, stage, model, error, created",
     "records": "kind, key, value",
 }
-# How many values a row has, in each version: a page does not say of which table it is.
-_WIDTHS = {"meta": (2,), "calls": (7, 11), "failures": (5, 6), "records": (3, 4)}
 PAGE = 4096
-_MAGIC, _LEAF, _INDEX, _INDEX_LEAF = b"SQLite format 3\0", 13, 2, 10
 _WORK = ".repair-"
 
 
@@ -127,11 +125,12 @@ def repair(folder: str | Path) -> Repaired:
 @dataclass(frozen=True)
 class _Saved:
     """Rows of a table that were saved, and how many are known to be lost; ``counted``: no more than
-    these."""
+    these. ``last`` is the largest number of a row."""
 
     rows: int
     lost: int
     counted: bool
+    last: int = 0
 
 
 def _repaired(path: Path) -> Repaired:
@@ -147,8 +146,10 @@ def _repaired(path: Path) -> Repaired:
             readable = _readable(copy)
             with closing(sqlite3.connect(copy)) as source:
                 sound = readable and _sound(source)
-                saved = {table: _save(source, into, table, path) for table in TABLES}
-                sound = sound and not any(one.lost for one in saved.values())
+                saved = {table: _save(source, into, table) for table in TABLES}
+            if not saved["calls"].counted:
+                saved["calls"] = _save_pages(path, into, saved["calls"])
+            sound = sound and not any(one.lost for one in saved.values())
             if not sound:
                 into.execute("DELETE FROM records WHERE kind = 'done'")
             into.commit()
@@ -222,96 +223,53 @@ def _sound(db: sqlite3.Connection) -> bool:
     return False
 
 
-def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str, path: Path) -> _Saved:
-    """Copies the whole rows of a table; what SQLite does not find, from the pages of the file in
-    ``path`` itself."""
-    columns, errors = _columns(source, table), list[sqlite3.Error]()
-    saved = seen = last = 0
-    for number, *values in _rows(source, table, columns, errors):
-        seen, last = seen + 1, max(last, number)
-        saved += _put(into, table, number, values)
-    if not errors:
-        return _Saved(saved, seen - saved, True)
-    with _pages(path) as pages:
-        for number, values in pages.rows(table):
-            done = _put(into, table, number, values)
-            saved, last = saved + done, max(last, number if done else 0)
-        known = _known(source, table)
-        if known is None and table == "calls":
-            known_keys = set(pages.call_keys()) | {
-                key for (key,) in into.execute("SELECT key FROM calls")
-            }
-            return _Saved(
-                saved, max(len(known_keys), _noted(path), _last(path, last)) - saved, False
-            )
-    return _Saved(saved, max((known or 0) - saved, 0), known is not None)
+def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> _Saved:
+    """Copies the whole rows of a table that SQLite finds: forwards to the damage, and backwards to
+    it."""
+    names = f"FROM {table} NOT INDEXED"
+    columns, saved, seen, low, high = TABLES[table], 0, 0, 0, 0
+    try:
+        source.execute(f"SELECT {columns} {names} LIMIT 0")
+    except sqlite3.Error:
+        columns = _OLD.get(table, columns)
+    try:
+        for number, *values in source.execute(f"SELECT rowid, {columns} {names} ORDER BY rowid"):
+            low, seen = number, seen + 1
+            saved += _put(into, table, number, tuple(values))
+        return _Saved(saved, seen - saved, True, low)
+    except sqlite3.Error:
+        query = f"SELECT rowid, {columns} {names} WHERE rowid > ? ORDER BY rowid DESC"
+        with suppress(sqlite3.Error):
+            for number, *values in source.execute(query, (low,)):
+                high, seen = max(high, number), seen + 1
+                saved += _put(into, table, number, tuple(values))
+    return _Saved(saved, seen - saved, False, max(low, high))
 
 
-def _put(into: sqlite3.Connection, table: str, number: int, values: Sequence[Any]) -> int:
+def _save_pages(path: Path, into: sqlite3.Connection, found: _Saved) -> _Saved:
+    """Copies the calls that SQLite did not find. How many there were, the run's progress says, or
+    the largest number of one: calls are never deleted."""
+    saved, last = found.rows, found.last
+    with _mapped(path) as file, _mapped(Path(f"{path}-wal")) as log:
+        for number, values in _Pages(file, log).rows():
+            put = _put(into, "calls", number, values)
+            saved, last = saved + put, max(last, number if put else 0)
+    snapshot = read_snapshot(path.parent)
+    known = max(snapshot.calls_kept if snapshot else 0, saved + found.lost, last)
+    return _Saved(saved, known - saved, False)
+
+
+def _put(into: sqlite3.Connection, table: str, number: int, values: Row) -> int:
     """Writes a row, if it is whole and not there yet; gives how many were written. Calls are
     numbered anew, without gaps."""
-    whole = _whole(table, tuple(values))
+    whole = _whole(table, values)
     if whole is None:
         return 0
-    names, row = (
-        (TABLES[table], whole)
-        if table == "calls"
-        else (f"rowid, {TABLES[table]}", (number, *whole))
-    )
-    return into.execute(
-        f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", row
-    ).rowcount
-
-
-def _noted(path: Path) -> int:
-    """How many answers the run had, as its progress says."""
-    snapshot = read_snapshot(path.parent)
-    return snapshot.calls_kept if snapshot else 0
-
-
-def _last(path: Path, number: int) -> int:
-    """How many calls there were by the largest number of one: they are never deleted. An earlier
-    version's repair left gaps."""
-    return 0 if any(path.parent.glob(f"{path.name}.damaged*")) else number
-
-
-def _columns(db: sqlite3.Connection, table: str) -> str:
-    with suppress(sqlite3.Error):
-        db.execute(f"SELECT {TABLES[table]} FROM {table} LIMIT 0")
-        return TABLES[table]
-    return _OLD.get(table, "key, stage, model, error, created")
-
-
-def _known(db: sqlite3.Connection, table: str) -> int | None:
-    """How many rows there were by the table's index, which may be readable where the table is not;
-    None where it is not, either."""
-    if table == "failures":  # It has none.
-        return None
-    with suppress(sqlite3.Error):
-        return sum(
-            1
-            for _ in db.execute(f"SELECT rowid FROM {table} INDEXED BY sqlite_autoindex_{table}_1")
-        )
-    return None
-
-
-def _rows(
-    db: sqlite3.Connection, table: str, columns: str, errors: list[sqlite3.Error]
-) -> Iterator[Row]:
-    """Every row that SQLite finds, its number first: forwards to the damage, and backwards to it.
-    The damage is in ``errors``."""
-    low = 0
-    try:
-        for row in db.execute(f"SELECT rowid, {columns} FROM {table} NOT INDEXED ORDER BY rowid"):
-            low = row[0]
-            yield row
-    except sqlite3.Error as error:
-        errors.append(error)
-        query = (
-            f"SELECT rowid, {columns} FROM {table} NOT INDEXED WHERE rowid > ? ORDER BY rowid DESC"
-        )
-        with suppress(sqlite3.Error):
-            yield from db.execute(query, (low,))
+    names, row = TABLES[table], whole
+    if table != "calls":
+        names, row = f"rowid, {names}", (number, *whole)
+    marks = ", ".join("?" * len(row))
+    return into.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row).rowcount
 
 
 def _whole(table: str, row: Row) -> Row | None:
@@ -370,132 +328,65 @@ def _call(row: Row) -> Row | None:
 
 
 @contextmanager
-def _pages(path: Path) -> Iterator[_Pages]:
-    with ExitStack() as open_files:
-
-        def contents(file: Path) -> bytes | mmap.mmap:
-            if not file.is_file() or not file.stat().st_size:
-                return b""
-            opened = open_files.enter_context(file.open("rb"))
-            return open_files.enter_context(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-
-        yield _Pages(contents(path), contents(Path(f"{path}-wal")))
+def _mapped(file: Path) -> Iterator[bytes | mmap.mmap]:
+    if not file.is_file() or not file.stat().st_size:
+        yield b""
+        return
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as contents,
+    ):
+        yield contents
 
 
 class _Pages:
-    """The pages of a damaged file as they lie in it, those of its log over them.
-
-    The format is https://sqlite.org/fileformat2.html: 1.5 the free list, 1.6 the trees, 2.1 the
-    rows, 4.1 the log.
-    """
+    """The pages of a file and of its log. Their format is https://sqlite.org/fileformat2.html: 1.6
+    the trees, 2.1 the rows, 4.1 the log."""
 
     def __init__(self, file: bytes | mmap.mmap, log: bytes | mmap.mmap) -> None:
         self._file, self._log = file, log
-        size = (
-            int.from_bytes(file[16:18], "big")
-            if file[:16] == _MAGIC
-            else int.from_bytes(log[8:12], "big")
-        )
-        self._size = size if size in (512, 1024, 2048, 4096, 8192, 16384, 32768) else PAGE
-        self._newest = self._logged()
-
-    def _logged(self) -> dict[int, int]:
-        """Where in the log each page stands that was committed to it."""
-        found: dict[int, int] = {}
-        waiting: dict[int, int] = {}
-        for at in range(32, len(self._log) - self._size - 23, self._size + 24):
-            number, commit = struct.unpack(">II", self._log[at : at + 8])
-            if self._log[at + 8 : at + 16] != self._log[16:24]:
+        # Where in the log each page stands, at last.
+        self._newest: dict[int, int] = {}
+        for at in range(32, len(log) - PAGE - 23, PAGE + 24):
+            if log[at + 8 : at + 16] != log[16:24]:
                 break
-            waiting[number] = at + 24
-            if commit:
-                found |= waiting
-                waiting = {}
-        return found
+            self._newest[int.from_bytes(log[at : at + 4], "big")] = at + 24
 
-    def rows(self, table: str) -> Iterator[tuple[int, Row]]:
-        """Rows that may be of that table, with their numbers. Calls are never changed or dropped,
-        so that those of any page are calls; of other tables what was dropped is on free pages, and
-        where these are not known nothing is given."""
-        free = frozenset[int]() if table == "calls" else self._free()
-        if free is None:
-            return
-        for page in self._each(free, older=table == "calls"):
-            yield from (
-                (number, values)
-                for number, values in self._cells(page, _LEAF)
-                if len(values) in _WIDTHS[table]
-            )
-
-    def call_keys(self) -> Iterator[str]:
-        """The keys of calls in what can be read of their index."""
-        for page in self._each(frozenset(), older=True):
-            for kind in (_INDEX, _INDEX_LEAF):
-                entries = (row for _, row in self._cells(page, kind) if len(row) == 2)
-                yield from (
-                    key for key, number in entries if _is_key(key) and isinstance(number, int)
-                )
-
-    def _each(self, free: frozenset[int], *, older: bool) -> Iterator[bytes]:
-        count = len(self._file) // self._size
-        for number in range(1, max(count, *self._newest, 0) + 1):
-            if number not in free:
-                with suppress(ValueError):
-                    yield self._page(number)
-            if older and number in self._newest and number <= count:
-                yield self._file[(number - 1) * self._size : number * self._size]
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Rows that may be calls, with their numbers: also those of older states of a page, since
+        calls are never changed."""
+        for number in range(1, max(len(self._file) // PAGE, *self._newest, 0) + 1):
+            for page in {self._page(number), self._file[(number - 1) * PAGE : number * PAGE]}:
+                if len(page) == PAGE and page[0] == 13:  # a leaf of a table
+                    yield from self._cells(page)
 
     def _page(self, number: int) -> bytes:
         at = self._newest.get(number)
-        page = (
-            self._file[(number - 1) * self._size : number * self._size]
+        return (
+            self._file[(number - 1) * PAGE : number * PAGE]
             if at is None
-            else self._log[at : at + self._size]
+            else self._log[at : at + PAGE]
         )
-        if not number or len(page) < self._size:
-            raise ValueError("no such page")
-        return page
 
-    def _free(self) -> frozenset[int] | None:
-        """The pages that hold nothing any more; None where that cannot be read."""
-        found: set[int] = set()
-        with suppress(ValueError):
-            head = self._page(1)
-            (number, count) = struct.unpack(">II", head[32:40])
-            while head[:16] == _MAGIC and number and number not in found:
-                page = self._page(number)
-                following, leaves = struct.unpack(">II", page[:8])
-                found |= {
-                    number,
-                    *struct.unpack(f">{leaves}I", page[8 : 8 + 4 * min(leaves, self._size)]),
-                }
-                number = following
-            return frozenset(found) if head[:16] == _MAGIC and len(found) == count else None
-        return None
-
-    def _cells(self, page: bytes, kind: int) -> Iterator[tuple[int, Row]]:
-        """The entries of a page, if it is of that kind; those that make no sense are passed
-        over."""
-        start = 100 if page[:16] == _MAGIC else 0
-        if page[start] != kind:
-            return
-        first = start + (12 if kind == _INDEX else 8)
-        for place in range(
-            first, first + 2 * int.from_bytes(page[start + 3 : start + 5], "big"), 2
-        ):
+    def _cells(self, page: bytes) -> Iterator[tuple[int, Row]]:
+        """The rows of a page; those that make no sense are passed over."""
+        for place in range(8, 8 + 2 * int.from_bytes(page[3:5], "big"), 2):
             with suppress(ValueError, IndexError, struct.error):
-                at = int.from_bytes(page[place : place + 2], "big") + (4 if kind == _INDEX else 0)
-                size, at = _varint(page, at)
-                number, at = _varint(page, at) if kind == _LEAF else (0, at)
-                yield number, _values(self._payload(page, at, size, kind))
+                size, at = _varint(page, int.from_bytes(page[place : place + 2], "big"))
+                if size > len(self._file) + len(self._log):
+                    continue
+                number, at = _varint(page, at)
+                values = _values(self._payload(page, at, size))
+                if len(values) in (len(_OLD["calls"].split(",")), len(CALL_COLUMNS.split(","))):
+                    yield number, values
 
-    def _payload(self, page: bytes, at: int, size: int, kind: int) -> bytes:
-        """An entry's bytes, gathered from the pages that it goes on in."""
-        most = self._size - 35 if kind == _LEAF else (self._size - 12) * 64 // 255 - 23
+    def _payload(self, page: bytes, at: int, size: int) -> bytes:
+        """A row's bytes, gathered from the pages that it goes on in."""
+        most = PAGE - 35
         if size <= most:
             return page[at : at + size]
-        least = (self._size - 12) * 32 // 255 - 23
-        here = least + (size - least) % (self._size - 4)
+        least = (PAGE - 12) * 32 // 255 - 23
+        here = least + (size - least) % (PAGE - 4)
         here = here if here <= most else least
         parts, missing = [page[at : at + here]], size - here
         (following,) = struct.unpack(">I", page[at + here : at + here + 4])
@@ -505,10 +396,6 @@ class _Pages:
             parts.append(more[4 : 4 + missing])
             missing -= len(parts[-1])
         return b"".join(parts)
-
-
-def _is_key(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -111,6 +111,12 @@ def content_key(asked: Mapping[str, Any]) -> str:
         ) from error
 
 
+def digest(value: Any) -> str:
+    """JSON-able content as 12 hexadecimal digits: equal for equal content."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def response_text(response: Response) -> str:
     """The text of a response; empty when the model wrote nothing."""
     return response.message.text or ""
@@ -137,15 +143,15 @@ def response_to_dict(response: Response) -> dict[str, Any]:
     return answer
 
 
-def odd(answer: Mapping[str, Any]) -> str | None:
-    """What is wrong with an answer (:func:`response_to_dict`) that nobody can write, count or pay
-    for; None when nothing is.
+def find_fault(answer: Mapping[str, Any], written: str) -> str | None:
+    """What is wrong with an answer (:func:`response_to_dict`, and the same as JSON) that cannot be
+    written, counted or paid for; None when nothing is.
 
-    >>> odd({"text": "yes", "input_tokens": 2**63, "output_tokens": 1, "usd": None})
+    >>> find_fault({"text": "yes", "input_tokens": 2**63, "output_tokens": 1, "usd": None}, "{}")
     'it counts 9,223,372,036,854,775,809 tokens'
     """
     tokens, usd = answer["input_tokens"] + answer["output_tokens"], answer["usd"]
-    if has_half_pair(json.dumps(answer, ensure_ascii=False)):
+    if has_half_pair(written):
         return "half of a surrogate pair is in its text"
     if not 0 <= tokens <= MOST_TOKENS:
         return f"it counts {tokens:,} tokens"

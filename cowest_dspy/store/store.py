@@ -24,7 +24,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from dspy.utils.exceptions import LMTransportError
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
 from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.progress import Journal, Limit, Spent
+from cowest_dspy.store.progress import Journal, Limit
 from cowest_dspy.store.progress.under_way import UnderWay
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
@@ -48,11 +48,10 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
-from cowest_dspy.utils.jsonable import plain
+from cowest_dspy.store.steps import Records, dump_json
+from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.reading import file_errors
-from cowest_dspy.utils.safe_text import has_half_pair, without_half_pairs
-
-_OF_KIND = "kind = ? AND substr(key, 1, ?) = ?"
+from cowest_dspy.utils.safe_text import without_half_pairs
 
 
 @dataclass(eq=False)
@@ -67,7 +66,7 @@ class _Write:
     error: StoreError | None = None
 
 
-class Store:
+class Store(Records):
     """A run folder, held by this process. Use as a context manager, or call :meth:`close`.
 
     Args:
@@ -103,7 +102,7 @@ class Store:
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
         self._queue: list[_Write] = []
-        self.stage, self.spent, self._began, self._closed = "none", Spent(), None, False
+        self.stage, self._counter, self._began, self._closed = "none", UsageCounter(), None, False
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
@@ -205,8 +204,7 @@ class Store:
                     self._db.execute(schema.MERGE_RECORDS, {"part": self._part, "kind": kind})
             for tokens_in, tokens_out, usd in self._db.execute(schema.MERGED_COSTS).fetchall():
                 answer = {"input_tokens": tokens_in, "output_tokens": tokens_out, "usd": usd}
-                self.spent.answered(answer)
-                self.journal.answered(answer)
+                self._count(Usage.of_answer(answer))
 
     @contextmanager
     def _attached(self, path: Path, name: str) -> Iterator[None]:
@@ -224,7 +222,7 @@ class Store:
         closes nothing."""
         part = copy.copy(self)
         part.folder, part._part = self.folder / "variants" / name, f"{self._part}{name}/"
-        part._queue, part.stage, part.spent, part._began = [], "none", Spent(), None
+        part._queue, part.stage, part._counter, part._began = [], "none", UsageCounter(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
 
@@ -264,24 +262,28 @@ class Store:
         return itertools.count(last + 1)
 
     @contextmanager
-    def spending(self, stage: str) -> Iterator[Spent]:
+    def spending(self, stage: str) -> Iterator[UsageCounter]:
         """Books the calls inside this context under ``stage``; gives the running sum."""
-        before, self.stage, self.spent = (
-            (self.stage, self.spent, self._began),
-            self._part + stage,
-            Spent(),
-        )
+        before = self.stage, self._counter, self._began
+        self.stage, self._counter = self._part + stage, UsageCounter()
         known = self._seconds_in(stage)
         self._began = time.monotonic() - known
-        spent = self.spent
+        counter = self._counter
         try:
             with self._clock:
-                yield spent
+                yield counter
         finally:
-            spent.seconds = known if known and spent.only_read else time.monotonic() - self._began
+            read = known and counter.usage.only_read
+            seconds = known if read else time.monotonic() - self._began
+            counter.set_seconds(seconds)
             with self._writing():
-                self._note_time(spent.seconds)
-            self.stage, self.spent, self._began = before
+                self._note_time(seconds)
+            self.stage, self._counter, self._began = before
+
+    @property
+    def usage(self) -> Usage:
+        """What the calls of the stage under way took in this process, so far."""
+        return self._counter.usage
 
     def _seconds_in(self, stage: str) -> float:
         """Seconds at work in a stage, of all processes, as far as they have noted them; earlier
@@ -359,18 +361,6 @@ class Store:
             )
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", noted)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The connection and a transaction, for one thread."""
-        with self._lock, told(self._path), self._db:
-            yield
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The connection for one thread."""
-        with self._lock, told(self._path):
-            yield
-
     def answer(self, request: Request, ask: Callable[[], Response]) -> tuple[Response, bool]:
         """``(response, cached)``: what is kept for this request, otherwise what ``ask()`` gives,
         committed before it is returned.
@@ -381,15 +371,14 @@ class Store:
             BudgetError: the budget is used up; nothing was asked.
             StoreError: the file cannot be read or written.
         """
-        key = serialize.request_key(request)
-        # Also what is only read: a thread that an executor has left behind must not find a file
-        # that is closed.
+        asked = serialize.request_to_dict(request)
+        key = serialize.content_key(asked)
+        # Also what is only read: a thread left behind must not find a file that is closed.
         with self._calls.one(), self._turn(key):
             known = self._known(key)
             if known is not None:
                 with self._lock:
-                    self.spent.cached += 1
-                    self.journal.read()
+                    self._count(Usage(cached=1))
                 return known, True
             started = time.monotonic()
             paying_for = (
@@ -404,9 +393,8 @@ class Store:
                 )
                 try:
                     response = ask()
-                    self._keep(
-                        row, key, request, response, time.monotonic() - started, paying.attempts
-                    )
+                    seconds = time.monotonic() - started
+                    self._keep(row, key, asked, response, seconds, paying.attempts)
                 except BaseException as error:
                     # Ctrl-C too: what was under way may have been paid for.
                     self._fail(row, error, paying.attempts)
@@ -443,15 +431,11 @@ class Store:
         self._check(row[2], key, row[0], row[1])
         return serialize.response_from_dict(json.loads(row[1]))
 
-    def _check(self, crc: int, *texts: str) -> None:
-        if crc != crc_of("".join(texts)):
-            raise damaged(self._path, "a row is not what was written")
-
     def _keep(
         self,
         row: int,
         key: str,
-        request: Request,
+        asked: Mapping[str, Any],
         response: Response,
         seconds: float,
         attempts: int,
@@ -462,18 +446,18 @@ class Store:
             LMTransportError: it is no answer that can be written.
             StoreError: it could not be written.
         """
-        answer = serialize.response_to_dict(response)
-        if (odd := serialize.odd(answer)) is not None:
-            raise LMTransportError(f"The answer is garbled: {odd}.", model=request.model)
-        asked, said = _dumps(serialize.request_to_dict(request)), _dumps(answer)
+        answer, model = serialize.response_to_dict(response), str(asked["model"])
+        request, written = dump_json(asked), json.dumps(answer, ensure_ascii=False, sort_keys=True)
+        if (fault := serialize.find_fault(answer, written)) is not None:
+            raise LMTransportError(f"The answer is garbled: {fault}.", model=model)
         tokens, usd = answer["input_tokens"] + answer["output_tokens"], answer["usd"]
         values = (
-            key, self.stage, request.model, asked, said, seconds, time.time(),
-            tokens, usd, attempts, crc_of(key + asked + said),
+            key, self.stage, model, request, written, seconds, time.time(),
+            tokens, usd, attempts, crc_of(key + request + written),
         )  # fmt: skip
         self._commit(_Write(((schema.ANSWER, values), (schema.END, (row,))), answer))
         if self.guard:
-            self.guard.paid(request.model, tokens, usd)
+            self.guard.paid(model, tokens, usd)
 
     def _fail(self, row: int, error: BaseException, attempts: int) -> None:
         text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
@@ -486,7 +470,7 @@ class Store:
             return
         self._commit(write)
         with self._lock:
-            self.spent.failed += 1
+            self._counter.add(Usage(failed=1))
         if isinstance(error, Exception):
             self.journal.failed(failure(error).partition(":")[0])
 
@@ -529,7 +513,7 @@ class Store:
         except StoreError as error:
             failed = error
         except (ValueError, OverflowError, TypeError) as error:
-            # A value that SQLite does not take; serialize.odd lets none through that is known.
+            # A value that SQLite does not take; serialize.find_fault lets none through that is known.
             failed = StoreError(
                 f"{self._path} could not be written ({error}). What was not written is not used."
             )
@@ -544,8 +528,12 @@ class Store:
         for one in writes:
             one.done, one.error = True, failed
             if failed is None and one.answer is not None:
-                self.spent.answered(one.answer)
-                self.journal.answered(one.answer)
+                self._count(Usage.of_answer(one.answer))
+
+    def _count(self, usage: Usage) -> None:
+        """Within the lock: add calls to the stage's and to the process's sum."""
+        self._counter.add(usage)
+        self.journal.add(usage)
 
     def unusable(self, kind: str) -> None:
         """Counts an answer that was given and cannot be used, by what is wrong with it."""
@@ -564,98 +552,3 @@ class Store:
         """How many answers are kept."""
         with self._reading():
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])
-
-    def keep(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces
-        an earlier. It is read again in what JSON has (jsonable.py)."""
-        self.keep_all(kind, {key: value})
-
-    def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keeps several records in one transaction."""
-        texts = {key: _dumps(plain(dict(value))) for key, value in values.items()}
-        kind = self._part + kind
-        rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
-        with self._writing():
-            # In its place: what replaces a record is where that was.
-            self._db.executemany(
-                "INSERT INTO records (kind, key, value, crc) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, crc = excluded.crc",
-                rows,
-            )
-
-    def record(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The record of that kind and key, or None."""
-        kind = self._part + kind
-        with self._reading():
-            row = self._db.execute(
-                "SELECT value, crc FROM records WHERE kind = ? AND key = ?", (kind, key)
-            ).fetchone()
-        return self._value(kind, key, *row) if row else None
-
-    def _value(self, kind: str, key: str, text: str, crc: int) -> dict[str, Any]:
-        self._check(crc, kind, key, text)
-        return json.loads(text)
-
-    def records(self, kind: str) -> dict[str, dict[str, Any]]:
-        """All records of a kind by key, in the order in which they were first kept."""
-        kind = self._part + kind
-        with self._reading():
-            rows = self._db.execute(
-                "SELECT key, value, crc FROM records WHERE kind = ? ORDER BY rowid", (kind,)
-            ).fetchall()
-        return {key: self._value(kind, key, value, crc) for key, value, crc in rows}
-
-    def count(self, kind: str, *, start: str = "") -> int:
-        """How many records of a kind there are, of those whose key begins with ``start``. Also when
-        the store is closed."""
-        with told(self._path), closing(self._open_reader()) as db:
-            row = db.execute(
-                f"SELECT count(*) FROM records WHERE {_OF_KIND}",
-                (self._part + kind, len(start), start),
-            ).fetchone()
-        return int(row[0])
-
-    def each(
-        self, kind: str, *, start: str = "", chunk: int = 100
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Keys and records of a kind, of those whose key begins with ``start``, in the order in
-        which they were first kept.
-
-        A chunk is in memory at a time, and no lock is held in between. Also when the store is
-        closed.
-        """
-        # NOT INDEXED: by rowid, where the index of the primary key would have every chunk sorted.
-        query = (
-            "SELECT rowid, key, value, crc FROM records NOT INDEXED WHERE rowid > ? AND "
-            f"{_OF_KIND} ORDER BY rowid LIMIT ?"
-        )
-        place, kind = -1, self._part + kind
-        while True:
-            with told(self._path), closing(self._open_reader()) as db:
-                rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
-            yield from ((key, self._value(kind, key, value, crc)) for _, key, value, crc in rows)
-            if len(rows) < chunk:
-                return
-            place = rows[-1][0]
-
-    def _open_reader(self) -> sqlite3.Connection:
-        """A connection of its own: it sees what is committed, and does not wait for what is being
-        written."""
-        address = f"{self._path.resolve().as_uri()}?mode=rw"
-        db = sqlite3.connect(address, uri=True, check_same_thread=False)
-        db.execute("PRAGMA query_only=1")
-        return db
-
-    def forget(self, kind: str, *, start: str = "") -> None:
-        """Drops the records of a kind whose key begins with ``start``."""
-        with self._writing():
-            self._db.execute(
-                f"DELETE FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start)
-            )
-
-
-def _dumps(value: Any) -> str:
-    """Write a value as JSON that SQLite takes: half of a surrogate pair, in a row of the data for
-    instance, is escaped."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=list)
-    return json.dumps(value, sort_keys=True, default=list) if has_half_pair(text) else text

@@ -21,6 +21,7 @@ provider.py   TRLProvider, tunable, tune
 """
 
 from cowest_dspy.tuning.cluster import Machines, machines
+from cowest_dspy.tuning.config import DPO, KTO, KTO_LOSS_TYPES, LOSS_TYPES, SFT, Lora
 from cowest_dspy.tuning.estimating import Estimate, Lengths, estimate, foreseen
 from cowest_dspy.tuning.joining import join
 from cowest_dspy.tuning.launching import check_processes, launch
@@ -36,7 +37,6 @@ from cowest_dspy.tuning.provider import (
     tunable,
     tune,
 )
-from cowest_dspy.tuning.settings import DPO, KTO, KTO_LOSS_TYPES, LOSS_TYPES, SFT, Lora
 from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep, PeakMemory
 

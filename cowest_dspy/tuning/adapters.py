@@ -12,7 +12,7 @@ from typing import Any
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local.lora import attach
 from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash, loading
-from cowest_dspy.tuning.settings import Lora
+from cowest_dspy.tuning.config import Lora
 from cowest_dspy.utils import files
 
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -41,9 +41,9 @@ def lora_config(lora: Lora) -> Any:
         lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     )
     return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=lora.lora_dropout,
         target_modules=modules,
         task_type="CAUSAL_LM",
     )
@@ -58,9 +58,9 @@ def continued(base: Any, adapter: Path, lora: Lora | None) -> Any:
     """
     model = attach(base, adapter, is_trainable=True)
     has: Any = model.peft_config["default"]
-    if lora and (lora.rank, lora.alpha) != (has.r, has.lora_alpha):
+    if lora and (lora.r, lora.lora_alpha) != (has.r, has.lora_alpha):
         raise TuningError(
-            f"lora asks for rank {lora.rank}, alpha {lora.alpha}, but training goes on from the "
+            f"lora asks for rank {lora.r}, alpha {lora.lora_alpha}, but training goes on from the "
             f"adapter in {adapter}, "
             f"which has rank {has.r}, alpha {has.lora_alpha}. Leave lora out, or start without an "
             "adapter."

@@ -209,7 +209,7 @@ def _check_hardware(made: Machines, cards: int) -> None:
         )
 
 
-def check_precision(made: Machines, precision: str) -> None:
+def check_precision(made: Machines, bf16: bool | None) -> None:
     """The settings of a training say how it computes; a file that says otherwise is not obeyed in
     silence.
 
@@ -217,12 +217,11 @@ def check_precision(made: Machines, precision: str) -> None:
         TuningError: mixed_precision of the file and ``precision`` of the settings contradict one
             another.
     """
-    if made.mixed == "no" or (made.mixed == "bf16" and precision in ("auto", "bf16")):
+    if made.mixed == "no" or (made.mixed == "bf16" and bf16 is not False):
         return
     raise TuningError(
-        f"{made.file} says mixed_precision: {made.mixed}, and the settings say precision = "
-        f'"{precision}", which is what counts '
-        '("auto", "fp32" or "bf16"): set mixed_precision: "no" in the file.'
+        f"{made.file} says mixed_precision: {made.mixed}, and the settings say bf16 = "
+        f'{bf16}, which is what counts: set mixed_precision: "no" in the file.'
     )
 
 

@@ -23,8 +23,8 @@ from typing import Any
 from cowest_dspy.errors import CowestError
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.tuning.cluster import Machines, machines
+from cowest_dspy.tuning.config import DPO, KTO, SFT, Lora
 from cowest_dspy.tuning.rows import Row
-from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
 from cowest_dspy.tuning.speed import layer_speed
 
 HIDDEN, INNER, SCORES = 22, 8, 2
@@ -153,11 +153,9 @@ def estimate(
     import torch
 
     where, gpu = where or Machines(1), torch.cuda.is_available()
-    half = settings.precision == "bf16" or (
-        settings.precision == "auto" and weights.choose_dtype() == "bfloat16"
-    )
-    steps, share = settings.steps(lengths.rows), max(1, settings.batch_size // where.processes)
-    micro = min(settings.micro_batch, share)
+    half = weights.choose_dtype() == "bfloat16" if settings.bf16 is None else settings.bf16
+    steps, share = settings.steps(lengths.rows), max(1, settings.step_rows // where.processes)
+    micro = min(settings.per_device_train_batch_size, share)
     memory = _memory(
         settings, lengths, folder, micro, half=half, gpu=gpu, further=further, parts=where
     )
@@ -228,7 +226,7 @@ def _memory(
     bytes_of = (2 if half and not parts.sharded else 4) * linear + 4 * (all_of - linear)
     lora = settings.lora or Lora()
     trained = sum(
-        lora.rank * sum(shape)
+        lora.r * sum(shape)
         for name, shape in tensors.items()
         if _adapted(name, shape, lora.target_modules)
     )
@@ -273,7 +271,7 @@ def _seconds(
     shared = lengths.sides == 2 and settings.share_prompt
     tokens = lengths.prompt + lengths.completion * 2 if shared else row * lengths.sides
     said = lengths.completion * lengths.sides
-    rows = settings.steps(lengths.rows) * settings.batch_size / where.processes
+    rows = settings.steps(lengths.rows) * settings.step_rows / where.processes
     trained = config.num_hidden_layers * speed.both(tokens, row) + speed.head(
         said * config.vocab_size * config.hidden_size, 6
     )

@@ -143,11 +143,13 @@ class Evaluation:
                 trainer.data_collator(
                     [
                         data[place]
-                        for place in range(start, min(start + settings.micro_batch, len(order)))
+                        for place in range(
+                            start, min(start + settings.per_device_train_batch_size, len(order))
+                        )
                     ]
                 )
             )
-            for start in range(0, len(order), settings.micro_batch)
+            for start in range(0, len(order), settings.per_device_train_batch_size)
         ]
         self._trainer, self._settings, self._history, self._per_epoch = (
             trainer,
@@ -183,7 +185,11 @@ class Evaluation:
                 **_: Any,
             ) -> None:
                 step, total = state.global_step, state.max_steps
-                every = settings.evaluate_every or max(1, total // 10)
+                every = (
+                    int(settings.eval_steps)
+                    if settings.eval_steps >= 1
+                    else max(1, int(settings.eval_steps * total))
+                )
                 if not logs or "loss" not in logs or (step % every and step != total):
                     return
                 evaluation.evaluate(step)
@@ -196,7 +202,10 @@ class Evaluation:
     def out_of_patience(self) -> bool:
         """Whether as many evaluations in a row as ``patience`` allows were no better than the best
         before them."""
-        return self._settings.patience is not None and self._since_best >= self._settings.patience
+        return (
+            self._settings.early_stopping_patience is not None
+            and self._since_best >= self._settings.early_stopping_patience
+        )
 
     def add_reference(self) -> None:
         """Adds the reference's log-probabilities to the batches of pairs, once and before any
@@ -274,7 +283,7 @@ class Evaluation:
         self._since_best += 1
         if loss < self._best_loss:
             self._best_loss, self.best_step, self._since_best = loss, step, 0
-            if self._settings.keep_best:
+            if self._settings.load_best_model_at_end:
                 parameters = self._trainer.model.named_parameters()
                 self._best_weights = {
                     name: p.detach().to("cpu", copy=True)
@@ -386,7 +395,7 @@ def log_kl(trainer: Any, order: Sequence[int], settings: Any) -> None:
     """
     from transformers import TrainerCallback
 
-    data, size = trainer.train_dataset, settings.batch_size
+    data, size = trainer.train_dataset, settings.step_rows
     if "chosen_ids" not in data.column_names:
         return
     tokens = [

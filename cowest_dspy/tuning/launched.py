@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import CowestError, masked
-from cowest_dspy.tuning.settings import DPO, SFT
+from cowest_dspy.tuning.config import DPO, SFT
 from cowest_dspy.tuning.training import train_dpo, train_sft
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils.files import write_whole

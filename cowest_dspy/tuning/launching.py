@@ -34,7 +34,7 @@ from cowest_dspy.lms.processes import TAIL, WATCHED, end_group, free_port
 from cowest_dspy.store.progress.alive import process_started
 from cowest_dspy.tuning import adapters, rows
 from cowest_dspy.tuning.cluster import Machines, check_precision, machines
-from cowest_dspy.tuning.settings import DPO, KTO, SFT
+from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils.files import replace_folder, write_whole
@@ -83,11 +83,11 @@ def launch(
             f"This is machine {where.rank} of {where.count}: training is begun on the first one, "
             "and joined here."
         )
-    check_precision(where, settings.precision)
+    check_precision(where, settings.bf16)
     output, dealt = Path(output), dealt_out(cast("SFT | DPO", settings), where.processes)
     spec = {
         "kind": "preference" if preference else "sft",
-        "settings": dealt.model_copy(update={"checkpoint_steps": 0}).model_dump(mode="json"),
+        "settings": dealt.model_copy(update={"save_steps": 0}).model_dump(mode="json"),
         "base": str(weights.locate(base)),
         "adapter": str(adapter) if adapter else None,
         "seed": seed,
@@ -132,7 +132,7 @@ def check_processes(settings: SFT | DPO | KTO, processes: int | str | Path | Mac
     number = processes if isinstance(processes, int) else machines(processes).processes
     dealt_out(cast("SFT | DPO", settings), number)
     if not isinstance(processes, int):
-        check_precision(machines(processes), settings.precision)
+        check_precision(machines(processes), settings.bf16)
 
 
 def _check_known(settings: object) -> None:
@@ -153,37 +153,27 @@ def dealt_out(settings: SFT | DPO, processes: int) -> SFT | DPO:
     """``settings`` with rows of one forward pass such that every process has equally many passes in
     each optimiser step.
 
-    >>> dealt_out(SFT(batch_size=4), 2).micro_batch_size
-    2
+    >>> dealt_out(SFT(), 2).per_device_train_batch_size
+    4
 
     Raises:
         TuningError: there is no such number; or it is not the one of a single process, and the loss
             depends on it.
     """
-    size, share = settings.batch_size, settings.batch_size // max(processes, 1)
+    size, share = settings.step_rows, settings.step_rows // max(processes, 1)
     if processes < 1 or size % processes:
         raise TuningError(
-            f"batch_size = {size} cannot be dealt out to {processes} processes: "
-            "each takes equally many rows of every optimiser step. Set batch_size to a multiple "
-            "of the number of processes."
+            f"The {size} rows of a step cannot be dealt out to {processes} processes: "
+            "each takes equally many rows of every optimiser step. Set "
+            "gradient_accumulation_steps to a multiple of the number of processes."
         )
-    if share % settings.micro_batch == 0:
-        return settings.model_copy(update={"micro_batch_size": settings.micro_batch})
-    comparing = COMPARING.intersection(settings.losses) if isinstance(settings, DPO) else set()
-    if settings.micro_batch_size or comparing:
-        why = f"micro_batch_size = {settings.micro_batch}"
-        if comparing:
-            why = (
-                f"the loss {sorted(comparing)[0]}, which depends on the rows of a forward pass "
-                f"({settings.micro_batch})"
-            )
+    if share % settings.per_device_train_batch_size:
         raise TuningError(
-            f"{processes} processes have {share} rows each of batch_size = {size}, which does not "
-            f"go with {why}. "
-            f"Set micro_batch_size to a divisor of {share}."
+            f"{processes} processes have {share} rows each of the {size} of a step, which does not "
+            f"go with per_device_train_batch_size = {settings.per_device_train_batch_size}: set "
+            "gradient_accumulation_steps to a multiple of the number of processes."
         )
-    micro = max(number for number in range(1, 5) if share % number == 0)
-    return settings.model_copy(update={"micro_batch_size": micro})
+    return settings
 
 
 def command(job: Path, where: Machines, own: Path) -> list[str]:

@@ -27,9 +27,9 @@ from cowest_dspy.errors import TuningError, nearest
 from cowest_dspy.pairs import check_enough
 from cowest_dspy.pairs.config import LEAST_PAIRS
 from cowest_dspy.tuning.cluster import machines
+from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.launching import launch
 from cowest_dspy.tuning.rows import Row, chat_rows
-from cowest_dspy.tuning.settings import DPO, KTO, SFT
 from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.tuning.watching import OnStep
 from cowest_dspy.utils import notebook

@@ -16,7 +16,7 @@ from typing import Any
 
 from cowest_dspy.tuning import trainers
 from cowest_dspy.tuning.adapters import lora_config
-from cowest_dspy.tuning.settings import Lora
+from cowest_dspy.tuning.config import Lora
 
 TOKENS, BUDGET, TIMES = 128, 1.5, 5
 """Tokens of a pass; seconds after which no further pass is timed, and passes at most. The fastest

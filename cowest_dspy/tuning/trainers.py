@@ -11,7 +11,7 @@ from typing import Any
 
 from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.tuning import adapters, reference, shared_prompt, unpaired
-from cowest_dspy.tuning.settings import DPO, KTO, SFT, Lora
+from cowest_dspy.tuning.config import DPO, KTO, SFT, Lora
 
 
 def sft_trainer(
@@ -194,19 +194,17 @@ def _arguments(settings: SFT | DPO | KTO, rows: int, work: Path, seed: int) -> d
     shuffled them."""
     import torch
 
-    schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and weights.choose_dtype() == "bfloat16"
-    )
+    bf16 = weights.choose_dtype() == "bfloat16" if settings.bf16 is None else settings.bf16
     steps = settings.steps(rows)
-    return {
+    return dict(settings.model_extra or {}) | {
         "output_dir": str(work / "trainer"),
         "max_steps": steps,
-        "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": settings.batch_size // (settings.micro_batch * processes()),
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.step_rows
+        // (settings.per_device_train_batch_size * processes()),
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": schedulers[settings.lr_scheduler],
-        "warmup_steps": int(settings.warmup * steps),
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": settings.warmup_steps_of(steps),
         "train_sampling_strategy": "sequential",
         # Lengths are checked by us: TRL would cut rows and leave out pairs without a word.
         "max_length": None,

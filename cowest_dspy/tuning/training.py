@@ -24,7 +24,7 @@ from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.tuning import adapters, evaluation, reporting, rows, schedule, stalling, trainers
 from cowest_dspy.tuning.checkpoints import Checkpoint
-from cowest_dspy.tuning.settings import DPO, KTO, SFT
+from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.watching import OnStep, PeakMemory, step_callback
 
 
@@ -167,7 +167,7 @@ def _train(
     start = _start(folder, adapter)
     split = evaluation.split(data, settings.held_out, seed, examples)
     steps, history, evaluating = settings.steps(len(split.kept)), [], None
-    per_epoch = len(split.kept) / settings.batch_size
+    per_epoch = len(split.kept) / settings.step_rows
     callbacks = [step_callback(on_step, history, per_epoch)]
     with _surroundings(settings, output) as (work, memory):
         # All rows go through the trainer's tokenisation; the steps are of those that are kept.
@@ -184,15 +184,15 @@ def _train(
             callbacks.append(evaluating.callback())
             trainer.train_dataset = trainer.train_dataset.select(split.kept)
         order = schedule.order(
-            [lengths[index] for index in split.kept], steps, settings.batch_size, seed
+            [lengths[index] for index in split.kept], steps, settings.step_rows, seed
         )
         evaluation.log_kl(trainer, order, settings)
         checkpoint = Checkpoint(
-            output, _identity(settings, data, start, seed, trainer), settings.checkpoint_steps
+            output, _identity(settings, data, start, seed, trainer), settings.save_steps
         )
         callbacks = [checkpoint.callback(trainer, history, evaluating), *callbacks]
-        callbacks.append(stalling.callback(trainer, int(settings.warmup * steps)))
-        done, references = checkpoint.step * settings.batch_size, cache / start if cache else None
+        callbacks.append(stalling.callback(trainer, settings.warmup_steps_of(steps)))
+        done, references = checkpoint.step * settings.step_rows, cache / start if cache else None
         with checkpoint.given_up_on(TuningError):
             trainers.run(trainer, order, *callbacks, references=references, done=done)
         if evaluating:
@@ -209,7 +209,7 @@ def _train(
         history=history,
         seconds=checkpoint.seconds + time.monotonic() - started,
         tokens=int(max((record.get("num_tokens", 0) for record in history), default=0)),
-        trained_rows=int(history[-1]["step"]) * settings.batch_size,
+        trained_rows=int(history[-1]["step"]) * settings.step_rows,
         peak_memory_bytes=memory.peak_bytes,
         settings=settings.model_dump(mode="json"),
         best_step=evaluating.best_step if evaluating else None,
@@ -244,7 +244,7 @@ def _identity(
     machine."""
     return {
         "kind": type(settings).__name__,
-        "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps", "report_to"}),
+        "settings": settings.model_dump(mode="json", exclude={"save_steps", "report_to"}),
         "rows": data,
         "start": start,
         "seed": seed,

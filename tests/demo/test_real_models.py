@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cowest_dspy import Experiment, TransformersEngine, load_config
+from cowest_dspy import Experiment, load_config
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.store import serialize
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,10 @@ def small(train: int, dev: int, test: int, steps: int, **settings: Any) -> Confi
 
 
 def test_both_models_answer_and_the_weak_one_is_tuned(real_models: Path, tmp_path: Path) -> None:
-    with Experiment(small(1, 1, 1, steps=2, batch_size=2), tmp_path / "run") as experiment:
+    with Experiment(
+        small(1, 1, 1, steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1),
+        tmp_path / "run",
+    ) as experiment:
         base = experiment.weak.model
         traces = experiment.collect()
         (strong,) = experiment.evaluate(["strong"])

@@ -21,18 +21,18 @@ from hub import TOKEN, Hub, running_hub
 from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
-from cowest_dspy import (
-    Collaboration,
-    Experiment,
-    TransformersEngine,
-    load_bundle,
-    load_config,
-    verify_bundle,
-    write_bundle,
-)
+from cowest_dspy import Collaboration, Experiment, load_bundle, load_config
 from cowest_dspy.cli import main
 from cowest_dspy.errors import BundleError, ModelError, TuningError
-from cowest_dspy.experiment.bundle import as_gguf, merged, read_manifest, writing
+from cowest_dspy.experiment.bundle import (
+    as_gguf,
+    merged,
+    read_manifest,
+    verify_bundle,
+    write_bundle,
+    writing,
+)
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.optimizers.router import Gate, Head
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.store.record import unrecorded

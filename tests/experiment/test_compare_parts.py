@@ -13,9 +13,9 @@ from compare_task import task as task
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import PairsError, RecipeError
-from cowest_dspy.experiment.compared_arms import depends_on_seed, title_of
+from cowest_dspy.experiment.arms import by_correctness, other_draft_arm, shuffled
+from cowest_dspy.experiment.comparing import depends_on_seed, title_of
 from cowest_dspy.experiment.config import Config, overridden
-from cowest_dspy.experiment.controls import by_correctness, other_draft_arm, shuffled
 from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.store.store import Store
@@ -161,7 +161,7 @@ def test_shuffled_labels_keep_the_texts() -> None:
 
 def test_drafts_ranked_by_their_own_answers_need_answers() -> None:
     with pytest.raises(PairsError, match="chain_of_thought"):
-        by_correctness([], {})
+        by_correctness([])
 
 
 def test_the_draft_of_another_example_is_never_its_own(task: list[Path], tmp_path: Path) -> None:

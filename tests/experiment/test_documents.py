@@ -17,7 +17,7 @@ from cowest_dspy import Store
 from cowest_dspy.cli import main
 from cowest_dspy.errors import CowestError, DataError, GateError, ReportError
 from cowest_dspy.optimizers.router import Gate
-from cowest_dspy.optimizers.stages import Silent, Stages
+from cowest_dspy.optimizers.run import RunContext, Silent
 from cowest_dspy.report import read_report
 from cowest_dspy.report.runs import look
 from cowest_dspy.store.progress import Snapshot, read_snapshot
@@ -110,7 +110,7 @@ def test_a_state_with_what_no_process_has_is_a_state(
     ],
 )
 def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> None:
-    with Store(tmp_path) as store, Stages(tmp_path, store, Silent()).stage("collect", "Collecting"):
+    with Store(tmp_path) as store, RunContext(store, Silent()).stage("collect", "Collecting"):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db, db:
         assert (

@@ -18,7 +18,7 @@ from toy_experiment import (
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
 from cowest_dspy.lms.local import weights
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.run import Silent
 from cowest_dspy.report import read_report, verdict
 
 
@@ -325,7 +325,7 @@ def test_a_finished_collection_that_is_collected_again_makes_the_calls_that_fail
         log.write_text("")
         with Experiment(load_config([tmp_path / "toy.toml"]), tmp_path / run) as experiment:
             traces = experiment.collect()
-            assert list(traces) == list(experiment.rounds.collected(experiment.sft())), (
+            assert list(traces) == list(experiment.rounds.collect(experiment.sft())), (
                 "others read the same"
             )
             return (

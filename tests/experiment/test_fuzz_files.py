@@ -35,7 +35,7 @@ from cowest_dspy.experiment.data import read_split
 from cowest_dspy.lms.local import lora
 from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash
 from cowest_dspy.optimizers.router import Gate
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs
+from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.report import arm_table, read_report, verdict, write_report
 from cowest_dspy.report.runs import look
 from cowest_dspy.store import serialize
@@ -140,9 +140,9 @@ def _drafts(folder: Path) -> None:
 
 
 def _read_drafts(folder: Path) -> None:
-    drafts = LabelledDrafts.load(folder / "drafts.jsonl")
+    drafts = UnpairedPreferences.load(folder / "drafts.jsonl")
     drafts.save(folder / "again.jsonl")
-    assert LabelledDrafts.load(folder / "again.jsonl").rows() == drafts.rows()
+    assert UnpairedPreferences.load(folder / "again.jsonl").rows() == drafts.rows()
     _ = drafts._repr_html_()
 
 

@@ -25,13 +25,14 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import Collaboration, GoldLikelihood, Rubric, TransformersEngine, Weighted
+from cowest_dspy import Collaboration
 from cowest_dspy.errors import ConfigError, ProgramError
-from cowest_dspy.influence import agreement
+from cowest_dspy.influence import GoldLikelihood, Rubric, Weighted, agreement
 from cowest_dspy.influence.agreement import Agreement
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.judge import PAPER, Criterion
 from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
@@ -257,12 +258,12 @@ def test_graded_likelihood_makes_pairs_where_right_and_wrong_ties(tiny_model: Pa
     assert (
         len(
             preference_pairs(
-                collect(program, questions(3), match, rules, max_failed=1.0), margin=1e-4
+                collect(program, questions(3), match, rules, max_errors=1.0), margin=1e-4
             )
         )
         == 0
     )
-    traces = collect(program, questions(3), GoldLikelihood(program), rules, max_failed=1.0)
+    traces = collect(program, questions(3), GoldLikelihood(program), rules, max_errors=1.0)
     influences = [trace.influence for trace in traces if trace.influence is not None]
     assert len(set(influences)) > 3 or any(trace.error for trace in traces)
 

@@ -15,7 +15,7 @@ from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import Influence, InfluenceReport
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
-from cowest_dspy.program.collaboration import Collaboration, presentable
+from cowest_dspy.program.collaboration import Collaboration, sanitize_draft
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
 
@@ -45,7 +45,7 @@ def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) 
             match,
             Sampling(drafts=2),
             store=store,
-            max_failed=0.5,
+            max_errors=0.5,
         )
 
 
@@ -59,7 +59,7 @@ def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
             questions(3),
             match,
             Sampling(drafts=2),
-            max_failed=0.5,
+            max_errors=0.5,
         )
     with pytest.raises(CollectionError, match=r"Raise \[strong\] max_tokens and run again"):
         collect(
@@ -67,7 +67,7 @@ def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
             questions(3),
             match,
             Sampling(drafts=2),
-            max_failed=0.5,
+            max_errors=0.5,
         )
 
 
@@ -118,7 +118,7 @@ def test_bind_gives_a_copy_and_saves_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_a_draft_is_harmless_data(draft: str, safe: str) -> None:
-    assert presentable(draft) == safe
+    assert sanitize_draft(draft) == safe
 
 
 def test_a_draft_cannot_forge_a_field() -> None:

@@ -11,10 +11,11 @@ import pytest
 from scripted import judge_of, match, questions, strong_that_reads, together, weak_that_varies
 from toy_budget import configured
 
-from cowest_dspy import Experiment, Influence, InfluenceReport, NoiseFloor, load_config, noise_floor
+from cowest_dspy import Experiment, Influence, InfluenceReport, load_config
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.forecast import planned_calls
 from cowest_dspy.experiment.quote import counted, probed
+from cowest_dspy.influence import NoiseFloor, noise_floor
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.trace import Sampling
@@ -181,7 +182,7 @@ def task(folder: Path, influence: str, strong: str | None = None) -> Path:
     recipe.write_text(
         recipe.read_text()
         + """
-from cowest_dspy import Criterion, Rubric
+from cowest_dspy.influence import Criterion, Rubric
 RUBRIC = Rubric("Grade.", (Criterion("truth", "Is it right?"),), best=3)
 
 def judge():

@@ -219,7 +219,13 @@ def collecting(
             )
             with Store(folder, budget=budget, strong=lm.model) as store:
                 return collect(
-                    program, questions(6), match, Sampling(drafts=2), store=store, threads=6, **more
+                    program,
+                    questions(6),
+                    match,
+                    Sampling(drafts=2),
+                    store=store,
+                    num_threads=6,
+                    **more,
                 )
 
         yield run

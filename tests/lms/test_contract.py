@@ -20,8 +20,7 @@ from dspy.utils.exceptions import LMError
 from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 from tiny import make_adapter
 
-from cowest_dspy import TransformersEngine
-from cowest_dspy.lms import ServerEngine, build_lm
+from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import serialize
 from cowest_dspy.store.record import failure, listening, recorded

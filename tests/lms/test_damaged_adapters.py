@@ -14,9 +14,9 @@ import pytest
 from tiny import make_adapter, make_tiny_model
 from tuning_rows import QUICK, sft_rows
 
-from cowest_dspy import TransformersEngine, build_lm
+from cowest_dspy import build_lm
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import lora_gguf
+from cowest_dspy.lms import TransformersEngine, lora_gguf
 from cowest_dspy.lms.config import InProcess, Server
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.lms.server import ServerEngine

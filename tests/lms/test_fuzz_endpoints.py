@@ -216,8 +216,8 @@ def run(
             match,
             sampling,
             store=store,
-            threads=THREADS,
-            max_failed=1.0,
+            num_threads=THREADS,
+            max_errors=1.0,
         )
         return list(traces), preference_pairs(traces).rows()
 

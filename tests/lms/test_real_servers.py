@@ -15,9 +15,9 @@ from dspy.lm15 import ContextLengthError
 from forked import is_gone
 from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 
-from cowest_dspy import Experiment, TransformersEngine
+from cowest_dspy import Experiment
 from cowest_dspy.experiment.config import load_config
-from cowest_dspy.lms import ServerEngine
+from cowest_dspy.lms import ServerEngine, TransformersEngine
 from cowest_dspy.store import serialize
 from cowest_dspy.tuning import TunableEngine
 

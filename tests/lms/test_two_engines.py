@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import make_tiny_model
 
-from cowest_dspy import TransformersEngine
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.store import serialize
 
 

@@ -358,7 +358,7 @@ def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) ->
     assert (
         seen.features["agreement"] == found.count("yes") / 8 or 0 < seen.features["agreement"] < 1
     )
-    traces = collect(program, examples(1), match, Sampling(drafts=6), max_failed=1.0)
+    traces = collect(program, examples(1), match, Sampling(drafts=6), max_errors=1.0)
     others = {one.features["agreement"] for one in observed_in(traces, samples=5)}
     usable = sum(trace.error is None for trace in traces)
     assert 0 < usable < 6 and others == {(usable - 1) / 5}

@@ -20,8 +20,8 @@ from scripted import (
 )
 
 from cowest_dspy import Influence, Store
-from cowest_dspy.experiment.cycling import Tools, optimizer
 from cowest_dspy.optimizers.config import StepRules
+from cowest_dspy.optimizers.steps import Tools, build_optimizer
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.record import keeping
 from cowest_dspy.testing import ScriptedEngine
@@ -153,10 +153,12 @@ def test_miprov2_of_a_configuration_takes_numbers_in_the_place_of_auto(
     rules = StepRules.model_validate(
         {"optimizer": "MIPROv2", "settings": settings, "compile": compiled}
     )
-    made: Any = optimizer("prompts", rules, tools)
+    made: Any = build_optimizer("prompts", rules, tools)
     better = made.compile(program, trainset=questions(4), valset=questions(4), **rules.compile)
     assert better(question="Question number 3?").answer == "3"
-    light: Any = optimizer("prompts", StepRules.model_validate({"optimizer": "MIPROv2"}), tools)
+    light: Any = build_optimizer(
+        "prompts", StepRules.model_validate({"optimizer": "MIPROv2"}), tools
+    )
     assert (made.auto, made.num_candidates, light.auto) == (None, 3, "light")
 
 

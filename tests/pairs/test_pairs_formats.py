@@ -14,11 +14,11 @@ from pair_traces import drafts_of, many
 
 from cowest_dspy.errors import DataError, PairsError
 from cowest_dspy.pairs import (
-    LabelledDrafts,
     PreferencePairs,
-    labelled_drafts,
+    UnpairedPreferences,
     nothing_to_train_on,
     preference_pairs,
+    unpaired_preferences,
 )
 
 ASKED = [{"role": "user", "content": "How hot is the press?"}]
@@ -84,12 +84,16 @@ def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(
     drafts: list[tuple[str, str]],
 ) -> None:
     traces = many([[(1.0, f"1 {one}"), (-1.0, f"2 {other}")] for one, other in drafts])
-    pairs, labels = preference_pairs(traces, near=1.0, run="r"), labelled_drafts(traces, run="r")
+    pairs, labels = (
+        preference_pairs(traces, near=1.0, run="r"),
+        unpaired_preferences(traces, run="r"),
+    )
     assert len(pairs) == len(drafts) and len(labels) == 2 * len(drafts)
     with tempfile.TemporaryDirectory() as folder:
         assert PreferencePairs.load(pairs.save(Path(folder) / "pairs.jsonl")).pairs == pairs.pairs
         assert (
-            LabelledDrafts.load(labels.save(Path(folder) / "drafts.jsonl")).drafts == labels.drafts
+            UnpairedPreferences.load(labels.save(Path(folder) / "drafts.jsonl")).drafts
+            == labels.drafts
         )
     assert PreferencePairs.from_dataset(pairs.to_dataset()).pairs == pairs.pairs
     assert labels.to_dataset().to_list() == labels.rows()
@@ -205,7 +209,7 @@ def test_what_holds_no_rows_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not UTF-8 text"):
         PreferencePairs.load(tmp_path / "latin.jsonl")
     with pytest.raises(PairsError, match="row 1: this is no labelled draft"):
-        LabelledDrafts.load(written(tmp_path, CONVERSATION))
+        UnpairedPreferences.load(written(tmp_path, CONVERSATION))
 
 
 def one_step(folder: Path) -> dict[str, Any]:
@@ -257,7 +261,7 @@ def test_trls_kto_trainer_takes_labelled_drafts_as_they_are(
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    drafts = labelled_drafts(
+    drafts = unpaired_preferences(
         many([[(1.0, "good"), (-1.0, "bad")], [(0.5, "fine"), (0.0, "same"), (-0.5, "poor")]])
     )
     trainer = KTOTrainer(

@@ -14,18 +14,13 @@ from dspy.lm15 import ServerError
 from dspy.utils.exceptions import AdapterParseError, LMError
 from scripted import match, questions
 
-from cowest_dspy import (
-    Collaboration,
-    SelfConsistency,
-    Store,
-    TransformersEngine,
-    chain_of_thought,
-    super_icl,
-)
+from cowest_dspy import Collaboration, Store
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.program import SelfConsistency, chain_of_thought, super_icl
 from cowest_dspy.program.baselines import Confident
 from cowest_dspy.program.baselines.voting import normalised
 from cowest_dspy.store.record import keeping, sampling
@@ -249,7 +244,7 @@ def test_super_icl_shows_the_weak_answers_and_their_confidence(tmp_path: Path) -
     assert len(shown) == 2 * 4 + 1 and "number 3" not in str(shown), (
         "where the weak model fails there is no demo"
     )
-    program.answered_alone(question="Question number 9?")
+    program.ask_alone(question="Question number 9?")
     alone = str(strong.asked[1]["messages"])
     assert "Question number 0?" in alone and "confidence" not in alone and "Background" not in alone
     assert program.draft_outputs(question="Question number 9?").toDict() == {

@@ -290,7 +290,7 @@ def test_no_passage_gets_into_any_prompt(rows: str, draft: str) -> None:
             assert SECRET in example.context
             inputs = dict(example.inputs())
             program(**inputs)
-            program.answered_alone(**inputs)
+            program.ask_alone(**inputs)
             program.speaking_as_here(alone, **inputs)
     assert len(weak.asked) == 60 and len(strong.asked) == 180
     assert SECRET not in json.dumps(weak.asked + strong.asked)

@@ -23,9 +23,10 @@ from cowest_dspy import Store
 from cowest_dspy.cli.live import Live, Plain, Terminal, terminal, texts
 from cowest_dspy.cli.live.above import above
 from cowest_dspy.cli.live.view import GAP, ended, view, wrapped
-from cowest_dspy.optimizers.stages import Silent, Stages, Within
-from cowest_dspy.store.progress import Best, Journal, Limit, Snapshot, Spent, StageDone, StageNow
+from cowest_dspy.optimizers.run import RunContext, Silent, Within
+from cowest_dspy.store.progress import Best, Journal, Limit, Snapshot, StageDone, StageNow
 from cowest_dspy.store.progress.pace import WINDOW, Pace, Rate
+from cowest_dspy.store.usage import Usage
 
 NOW = Snapshot(
     state="running",
@@ -200,7 +201,7 @@ def test_a_terminal_keeps_a_line_of_each_stage_and_what_was_said_between(tmp_pat
 def test_a_stage_that_fails_leaves_its_line_and_the_terminal_as_it_was(tmp_path: Path) -> None:
     console, out = screen()
     with Store(tmp_path) as store:
-        stages = Stages(tmp_path, store, Terminal(console))
+        stages = RunContext(store, Terminal(console))
 
         def fail() -> None:
             with stages.stage("collect", "Collecting") as progress:
@@ -250,7 +251,7 @@ def test_a_watch_of_two_methods_is_enough_and_a_part_says_whose_it_is(tmp_path: 
 
     old = Old()
     with Store(tmp_path) as store:
-        stages = Stages(tmp_path, store, Within("seed-1", old))
+        stages = RunContext(store, Within("seed-1", old))
         with stages.stage("collect", "Collecting"):
             stages.say("x")
         assert old.titles == ["seed-1: Collecting", "seed-1: x"]
@@ -348,24 +349,19 @@ def test_the_best_score_is_the_highest_mean_of_what_was_answered(tmp_path: Path)
 
 def test_what_was_spent_is_said_of_the_whole_run_and_of_this_session(tmp_path: Path) -> None:
     journal = Journal(tmp_path, kept=10, usd=0.5)
-    journal.answered({"input_tokens": 3, "output_tokens": 4, "usd": 0.25})
+    journal.add(Usage(calls=1, tokens_in=3, tokens_out=4, usd=0.25))
     now = journal.snapshot()
     assert (now.calls, now.calls_kept, now.tokens, now.usd) == (1, 11, 7, 0.75)
-    journal.answered({"input_tokens": 3, "output_tokens": 4, "usd": None})
+    journal.add(Usage(calls=1, tokens_in=3, tokens_out=4, usd=None))
     assert journal.snapshot().usd is None and texts.status(journal.snapshot())[-1] == "USD unknown"
     journal.close()
 
 
-def test_spent_of_answers_is_their_sum() -> None:
-    spent = Spent()
-    for usd in (0.1, 0.2):
-        spent.answered({"input_tokens": 5, "output_tokens": 1, "usd": usd})
-    assert (spent.calls, spent.input_tokens, spent.output_tokens, spent.usd) == (
-        2,
-        10,
-        2,
-        pytest.approx(0.3),
-    )
+def test_usage_of_answers_adds_up() -> None:
+    answers = [{"input_tokens": 5, "output_tokens": 1, "usd": usd} for usd in (0.1, 0.2)]
+    used = Usage.of_answer(answers[0]) + Usage.of_answer(answers[1])
+    assert (used.calls, used.tokens_in, used.tokens_out) == (2, 10, 2)
+    assert used.usd == pytest.approx(0.3) and (used + Usage(calls=1, usd=None)).usd is None
 
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

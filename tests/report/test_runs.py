@@ -22,10 +22,11 @@ from live_task import SCRIPTED, cowest, started, until, written
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cowest_dspy import BudgetError, Store
+from cowest_dspy import Store
 from cowest_dspy.cli import main
 from cowest_dspy.cli.live.following import Following
-from cowest_dspy.optimizers.stages import Silent, Stages
+from cowest_dspy.errors import BudgetError
+from cowest_dspy.optimizers.run import RunContext, Silent
 from cowest_dspy.report.runs import RunLine, is_run, look, run_folders
 from cowest_dspy.store import serialize
 from cowest_dspy.store.progress import FILE, Snapshot, alive, read_snapshot
@@ -45,7 +46,7 @@ def worked(folder: Path, error: BaseException | None = None, calls: int = 1) -> 
     with (
         suppress(*([type(error)] if error else [])),
         Store(folder) as store,
-        Stages(folder, store, Silent()).stage("collect", "Collecting") as progress,
+        RunContext(store, Silent()).stage("collect", "Collecting") as progress,
     ):
         for number in range(calls):
             answer(store, str(number))
@@ -83,7 +84,7 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
     def work() -> None:
         with (
             Store(folder) as store,
-            Stages(folder, store, Silent()).stage("collect", "Collecting") as progress,
+            RunContext(store, Silent()).stage("collect", "Collecting") as progress,
         ):
             answer(store)
             progress(1, 9)
@@ -325,7 +326,7 @@ def test_a_run_is_followed_from_before_its_beginning_to_its_end(tmp_path: Path) 
         time.sleep(0.5)
         with Store(folder) as store:
             store.journal.about(verb="collect", verdict="It pays.")
-            stages = Stages(folder, store, Silent())
+            stages = RunContext(store, Silent())
             with stages.stage("collect", "Collecting") as progress:
                 for number in range(8):
                     answer(store, str(number))
@@ -350,7 +351,7 @@ def test_a_run_that_is_killed_while_it_is_followed_is_said_to_be(tmp_path: Path)
     folder = tmp_path / "run"
 
     def work() -> None:
-        with Store(folder) as store, Stages(folder, store, Silent()).stage("collect", "Collecting"):
+        with Store(folder) as store, RunContext(store, Silent()).stage("collect", "Collecting"):
             store.journal.about(command="cowest collect x.toml")
             store.journal.write()
             time.sleep(60)

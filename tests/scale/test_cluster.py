@@ -21,7 +21,7 @@ from cowest_dspy import Budget, Experiment, Sampling, Store, load_config
 from cowest_dspy.errors import BudgetError, ClusterError, CollectionError
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.config import Api
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.run import Silent
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale import Cluster, RayRules, check_cluster
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
@@ -183,7 +183,7 @@ def test_the_budget_holds_over_all_shards_and_a_larger_one_goes_on(
 
 def test_too_many_failures_over_all_shards_end_it(cluster: Simulated, tmp_path: Path) -> None:
     task = written(tmp_path, latency=0.001)
-    task.write_text(task.read_text().replace("max_failed = 1.0", "max_failed = 0.0"))
+    task.write_text(task.read_text().replace("max_errors = 1.0", "max_errors = 0.0"))
     with pytest.raises(CollectionError, match=r"drafts failed \(parse"):
         collected([task, cluster.toml(tmp_path, SHARDS)], tmp_path / "run")
     assert set(answered(tmp_path)) == committed(tmp_path), "what was answered is kept"
@@ -231,7 +231,7 @@ def test_one_rate_limit_holds_for_all_shards_and_refused_calls_are_tried_again(
     ):
         model = f"openai/{server.model}"
         build = limited(model, server.api_base)
-        traces = ray.collect(build, rows, Sampling(2), store=store, threads=8)
+        traces = ray.collect(build, rows, Sampling(2), store=store, num_threads=8)
         assert [trace.error for trace in traces if trace.error] == [] and len(traces) == 10
         came = sorted(one.at for one in server.received)
         assert 10 < len(came) <= 20 and came[10] - came[0] >= 60, "no minute holds more than ten"

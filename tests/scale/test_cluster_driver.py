@@ -78,7 +78,7 @@ def test_ctrl_c_keeps_what_is_under_way_and_a_cluster_of_ones_own_is_gone(tmp_pa
     written(tmp_path, latency=0.3)
     (tmp_path / "own.toml").write_text("[ray]\nnum_shards = 2\nnum_cpus = 0.5\n")
     with started(tmp_path, "collect", "task.toml", "own.toml", "--run", "run") as process:
-        until(lambda: len(answered(tmp_path)) > 12, process)
+        until(lambda: len(answered(tmp_path)) > 12, process, seconds=400)
         ours = psutil.Process(process.pid).children(recursive=True)
         listening = [one for child in ours for one in _listening(child)]
         process.send_signal(signal.SIGINT)

@@ -133,7 +133,7 @@ def test_a_shard_knows_what_the_run_has_and_pays_only_for_the_rest(tmp_path: Pat
         assert known is not None
         with Store(tmp_path / "shard", known=known) as shard:
             assert ask(shard, "one") and not ask(shard, "two") and ask(shard, "two")
-            assert (shard.calls(), shard.spent.cached) == (1, 2)
+            assert (shard.calls(), shard.usage.cached) == (1, 2)
 
 
 def test_whoever_opens_a_run_has_what_its_shards_have_left(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def compared(record: dict[str, float]) -> dict[str, float]:
 
 
 def launched(base: Path, output: Path, **changes: Any) -> Any:
-    settings = {"epochs": 500, "lora": LORA, **changes.pop("settings", {})}
+    settings = {"num_train_epochs": 500, "lora": LORA, **changes.pop("settings", {})}
     return launch(SFT(**quick(**settings)), sft_rows(), 2, base=str(base), output=output, **changes)
 
 

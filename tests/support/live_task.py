@@ -18,7 +18,7 @@ from typing import Any
 from command_line import run_here
 
 from cowest_dspy import Store
-from cowest_dspy.optimizers.stages import Stages
+from cowest_dspy.optimizers.run import RunContext
 
 RECIPE = '''
 import os
@@ -84,7 +84,7 @@ source = "task.py:rows"
 inputs = ["question"]
 [collect]
 drafts = 3
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 1
 [strong]
@@ -197,7 +197,7 @@ def until(
 def worked(watch: Any, folder: Path) -> None:
     """Two stages, one in another, with a line, a warning and something printed in between."""
     with Store(folder) as store:
-        stages = Stages(folder, store, watch)
+        stages = RunContext(store, watch)
         with stages.stage("outer", "Step 1: weights"):
             with stages.stage("collect", "Collecting") as progress:
                 for done in range(1, 9):

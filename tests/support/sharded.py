@@ -27,7 +27,16 @@ FSDP = {
 
 
 def settings(make: Any) -> Any:
-    return make(**quick(epochs=2, micro_batch_size=1, warmup=0.25, checkpoint_steps=0), lora=LORA)
+    return make(
+        **quick(
+            num_train_epochs=2,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
+            warmup_steps=0.25,
+            save_steps=0,
+        ),
+        lora=LORA,
+    )
 
 
 def main(base: str, adapter: str, output: str, kind: str) -> None:

@@ -50,7 +50,7 @@ class Said:
     lines: list[str] = field(default_factory=list)
 
     def stage(self, title: str) -> Any:
-        from cowest_dspy.optimizers.stages import Silent
+        from cowest_dspy.optimizers.run import Silent
 
         return Silent().stage(title)
 

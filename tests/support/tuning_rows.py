@@ -20,13 +20,14 @@ from cowest_dspy.tuning import (
 
 # Large enough steps that a few of them move a tiny model.
 QUICK: dict[str, Any] = {
-    "epochs": 1,
+    "num_train_epochs": 1,
     "learning_rate": 3e-3,
-    "batch_size": 4,
-    "warmup": 0,
-    "precision": "fp32",
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "warmup_steps": 0,
+    "bf16": False,
 }
-LORA = Lora(rank=4, alpha=8)
+LORA = Lora(r=4, lora_alpha=8)
 
 
 def quick(**changes: Any) -> dict[str, Any]:
@@ -175,7 +176,11 @@ def unpaired_rows(count: int) -> list[dict[str, Any]]:
 # Dropout draws random numbers in every forward pass; two micro-batches make a step; 8 rows in 5
 # passes make 10 of them.
 HARD: dict[str, Any] = quick(
-    epochs=5, micro_batch_size=2, warmup=0.3, lora=Lora(rank=4, alpha=8, dropout=0.3)
+    num_train_epochs=5,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=2,
+    warmup_steps=0.3,
+    lora=Lora(r=4, lora_alpha=8, lora_dropout=0.3),
 )
 
 

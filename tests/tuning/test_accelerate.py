@@ -32,7 +32,15 @@ def test_two_processes_equal_one(kind: str, tiny_model: Path, tmp_path: Path) ->
     train, make, data = kinds(7)[kind]
     # Seven rows and batches of four: a pass ends inside a batch. Two forward passes of one row
     # each, in each process.
-    settings = make(**quick(epochs=2, micro_batch_size=1, warmup=0.25), lora=LORA)
+    settings = make(
+        **quick(
+            num_train_epochs=2,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
+            warmup_steps=0.25,
+        ),
+        lora=LORA,
+    )
     one = train(settings, data, base=str(tiny_model), output=tmp_path / "one", seed=5)
     told: list[tuple[int, int]] = []
     two = launch(
@@ -132,11 +140,11 @@ def test_nothing_outlives_a_killed_driver(tiny_model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "processes", "micro"),
     [
-        (SFT(batch_size=16), 2, 4),
-        (SFT(batch_size=4), 2, 2),
-        (SFT(batch_size=6), 2, 3),
-        (SFT(batch_size=8, micro_batch_size=1), 4, 1),
-        (DPO(batch_size=8, loss_type="aot"), 2, 2),
+        (SFT(per_device_train_batch_size=4, gradient_accumulation_steps=4), 2, 4),
+        (SFT(per_device_train_batch_size=4, gradient_accumulation_steps=1), 2, 2),
+        (SFT(per_device_train_batch_size=3, gradient_accumulation_steps=2), 2, 3),
+        (SFT(per_device_train_batch_size=1, gradient_accumulation_steps=8), 4, 1),
+        (DPO(per_device_train_batch_size=4, gradient_accumulation_steps=2, loss_type="aot"), 2, 2),
     ],
 )
 def test_a_batch_is_dealt_out_in_equal_parts(settings: Any, processes: int, micro: int) -> None:
@@ -148,11 +156,27 @@ def test_a_batch_is_dealt_out_in_equal_parts(settings: Any, processes: int, micr
 @pytest.mark.parametrize(
     ("settings", "processes", "says"),
     [
-        (SFT(batch_size=4), 3, "batch_size = 4 cannot be dealt out to 3 processes"),
-        (SFT(batch_size=4), 0, "cannot be dealt out to 0 processes"),
-        (SFT(batch_size=8, micro_batch_size=4), 4, "Set micro_batch_size to a divisor of 2"),
         (
-            DPO(batch_size=4, micro_batch_size=4, loss_type=("sigmoid", "sft")),
+            SFT(per_device_train_batch_size=4, gradient_accumulation_steps=1),
+            3,
+            "per_device_train_batch_size = 4, gradient_accumulation_steps = 1 cannot be dealt out to 3 processes",
+        ),
+        (
+            SFT(per_device_train_batch_size=4, gradient_accumulation_steps=1),
+            0,
+            "cannot be dealt out to 0 processes",
+        ),
+        (
+            SFT(per_device_train_batch_size=4, gradient_accumulation_steps=2),
+            4,
+            "Set micro_batch_size to a divisor of 2",
+        ),
+        (
+            DPO(
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=1,
+                loss_type=("sigmoid", "sft"),
+            ),
             2,
             "the loss sft, which depends on the rows of a forward pass",
         ),
@@ -230,12 +254,19 @@ def test_a_failure_is_told_by_its_cause(
 @pytest.mark.slow
 def test_the_option_reaches_the_training(task: list[str]) -> None:
     said = cowest("cycle", *task, "--accelerate", "3", fails=True)
-    assert said.startswith("TuningError: batch_size = 16 cannot be dealt out to 3 processes")
+    assert said.startswith(
+        "TuningError: per_device_train_batch_size = 4, gradient_accumulation_steps = 4 cannot be dealt out to 3 processes"
+    )
 
 
 def test_the_optimiser_sees_at_once_whether_its_tuner_can_be_dealt_out() -> None:
-    with pytest.raises(TuningError, match="batch_size = 4 cannot be dealt out to 3 processes"):
-        CoWest(match, DPO(batch_size=4), processes=3)
+    with pytest.raises(
+        TuningError,
+        match="per_device_train_batch_size = 4, gradient_accumulation_steps = 1 cannot be dealt out to 3 processes",
+    ):
+        CoWest(
+            match, DPO(per_device_train_batch_size=4, gradient_accumulation_steps=1), processes=3
+        )
     with pytest.raises(
         TuningError, match="KTO compares the rows of a whole step: train with one process"
     ):
@@ -247,14 +278,20 @@ def test_the_optimiser_sees_at_once_whether_its_tuner_can_be_dealt_out() -> None
 def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(
     student: Any, tmp_path: Path
 ) -> None:
-    tuner = DPO(max_steps=2, precision="fp32", batch_size=4, micro_batch_size=1, learning_rate=1e-3)
+    tuner = DPO(
+        max_steps=2,
+        bf16=False,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        learning_rate=1e-3,
+    )
 
     def trained(processes: int) -> tuple[Path, list[dict[str, float]]]:
         run = tmp_path / str(processes)
         rules = RoundRules.model_validate({"least_gain": -1.0})
         gate = PairRules.model_validate({"least": 2})
-        optimizer = CoWest(match, tuner, 6, rules, pairs=gate, max_failed=1.0, processes=processes)
-        cycle = Cycle(match, "weights", {"weights": optimizer}, run=run)
+        optimizer = CoWest(match, tuner, 6, rules, pairs=gate, max_errors=1.0, processes=processes)
+        cycle = Cycle(match, "weights", {"weights": optimizer}, log_dir=run)
         cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 3))
         with Store(run) as store:
             record = store.record("adapter", "dpo") or {}

@@ -193,22 +193,33 @@ def test_one_process_is_this_one_and_takes_what_one_process_takes(
 ) -> None:
     file = ROOT / "programs/accelerate/one_gpu.yaml"
     check_processes(KTO(held_out=0.25), file)
-    with pytest.raises(TuningError, match="batch_size = 6 cannot be dealt out to 4"):
-        check_processes(DPO(batch_size=6), ROOT / "programs/accelerate/several_gpus.yaml")
+    with pytest.raises(
+        TuningError,
+        match="per_device_train_batch_size = 3, gradient_accumulation_steps = 2 cannot be dealt out to 4",
+    ):
+        check_processes(
+            DPO(per_device_train_batch_size=3, gradient_accumulation_steps=2),
+            ROOT / "programs/accelerate/several_gpus.yaml",
+        )
 
 
 @pytest.mark.slow
 def test_the_file_for_a_cpu_trains_as_one_process_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy import TransformersEngine, tunable, tune
+    from cowest_dspy import tune
+    from cowest_dspy.lms import TransformersEngine
+    from cowest_dspy.tuning import tunable
 
     given: list[Any] = []
     monkeypatch.setattr(
         provider, "launch", lambda *a, **b: given.append(b["processes"]) or launch(*a, **b)
     )
     weak = tunable(TransformersEngine(str(tiny_model)).lm())
-    how = SFT(**quick(epochs=2, micro_batch_size=1), lora=LORA)
+    how = SFT(
+        **quick(num_train_epochs=2, per_device_train_batch_size=1, gradient_accumulation_steps=4),
+        lora=LORA,
+    )
     one = tune(weak, sft_rows(7), "sft", how, tmp_path / "one", seed=5)
     two = tune(weak, sft_rows(7), "sft", how, tmp_path / "two", seed=5, processes=CPU)
     assert [made.file for made in given] == [CPU]

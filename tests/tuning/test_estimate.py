@@ -35,16 +35,16 @@ from cowest_dspy.tuning import DPO, SFT, Lengths, Lora, estimate, train_dpo, tra
 
 folder, tiny, out, kind, long = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])
 train, make, rows = {"sft": (train_sft, SFT, sft_rows(8)), "dpo": (train_dpo, DPO, pair_rows(8))}[kind]
-how = {"max_steps": 1, "batch_size": 8, "precision": "fp32", "checkpoint_steps": 0}
+how = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "bf16": False, "save_steps": 0}
 train(make(**how), rows, base=tiny, output=out / "first")          # whatever is imported and built once
 for row in rows:
     for name in ("completion", "chosen", "rejected"):
         for message in row.get(name, []):
             message["content"] += " bar" * long
-expected = estimate(make(**how, micro_batch_size=8), Lengths.of(rows, folder), folder, measure=False)
+expected = estimate(make(**how, per_device_train_batch_size=8, gradient_accumulation_steps=1), Lengths.of(rows, folder), folder, measure=False)
 gc.collect(); weights.return_memory()
 before = psutil.Process().memory_info().rss
-tuned = train(make(**how, micro_batch_size=8), rows, base=str(folder), output=out / "second")
+tuned = train(make(**how, per_device_train_batch_size=8, gradient_accumulation_steps=1), rows, base=str(folder), output=out / "second")
 print(json.dumps([expected.memory.own, tuned.peak_memory_bytes - before]))
 """
 
@@ -95,7 +95,7 @@ def test_weights_and_adapter_are_counted_exactly(tiny_model: Path, first_sft: An
     from safetensors import safe_open
 
     found = estimate(
-        SFT(precision="fp32", lora=Lora(rank=4, alpha=8)), LENGTHS, tiny_model, measure=False
+        SFT(bf16=False, lora=Lora(r=4, lora_alpha=8)), LENGTHS, tiny_model, measure=False
     ).memory
     assert found.weights == 4 * footprint.parameters(tiny_model)
     with safe_open(first_sft.path / "adapter_model.safetensors", framework="pt") as tensors:
@@ -116,7 +116,11 @@ def test_more_of_anything_takes_more(long: int, micro: int, rank: int, tiny_mode
         lengths: Lengths | None = None,
     ) -> float:
         settings = kind(
-            batch_size=16, micro_batch_size=micro, precision="fp32", lora=Lora(rank=rank)
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
+            micro_batch_size=micro,
+            bf16=False,
+            lora=Lora(r=rank),
         )
         return own(settings, lengths or Lengths(64, long, 10.0, 8.0), tiny_model)
 
@@ -126,17 +130,17 @@ def test_more_of_anything_takes_more(long: int, micro: int, rank: int, tiny_mode
 
 
 def test_a_shared_prompt_bf16_and_shards_take_less(tiny_model: Path) -> None:
-    base = own(DPO(precision="fp32"), PAIRS, tiny_model)
-    assert own(DPO(precision="fp32", share_prompt=False), PAIRS, tiny_model) > base
-    assert own(DPO(precision="bf16"), PAIRS, tiny_model) < base
-    assert own(DPO(precision="fp32"), PAIRS, tiny_model, further=True) > base, (
+    base = own(DPO(bf16=False), PAIRS, tiny_model)
+    assert own(DPO(bf16=False, share_prompt=False), PAIRS, tiny_model) > base
+    assert own(DPO(bf16=True), PAIRS, tiny_model) < base
+    assert own(DPO(bf16=False), PAIRS, tiny_model, further=True) > base, (
         "the reference is a copy of the adapter"
     )
-    assert own(SFT(precision="fp32"), LENGTHS, tiny_model, further=True) == own(
-        SFT(precision="fp32"), LENGTHS, tiny_model
+    assert own(SFT(bf16=False), LENGTHS, tiny_model, further=True) == own(
+        SFT(bf16=False), LENGTHS, tiny_model
     )
     sharded = Machines(4, cpu=False, config={"fsdp_config": {"fsdp_version": 2}})
-    assert own(DPO(precision="fp32"), PAIRS, tiny_model, where=sharded) < base
+    assert own(DPO(bf16=False), PAIRS, tiny_model, where=sharded) < base
 
 
 def test_processes_that_share_a_memory_need_it_together(tiny_model: Path) -> None:
@@ -155,11 +159,16 @@ def test_time_grows_with_steps_and_is_that_of_a_real_layer(tiny_model: Path) -> 
     speed = layer_speed(tiny_model, Lora(), False)
     assert speed is not None and 0 < speed.forward_token < speed.both_token
     few, many = (
-        estimate(SFT(max_steps=steps, epochs=10), LENGTHS, tiny_model) for steps in (2, 20)
+        estimate(SFT(max_steps=steps, num_train_epochs=10), LENGTHS, tiny_model)
+        for steps in (2, 20)
     )
     assert few.seconds and many.seconds and many.seconds == pytest.approx(10 * few.seconds)
     assert (few.steps, many.steps) == (2, 20)
-    preferring = estimate(DPO(max_steps=2, batch_size=16), PAIRS, tiny_model).seconds
+    preferring = estimate(
+        DPO(max_steps=2, per_device_train_batch_size=4, gradient_accumulation_steps=4),
+        PAIRS,
+        tiny_model,
+    ).seconds
     assert preferring and preferring > few.seconds
 
 

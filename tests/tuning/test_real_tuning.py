@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import TransformersEngine
+from cowest_dspy.lms import TransformersEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.testing import ScriptedEngine
@@ -47,7 +47,13 @@ def test_bootstrap_finetune_of_dspy_teaches_the_real_weak_model(
     def right(example: Any, made: Any, trace: Any = None) -> bool:
         return made.answer == example.answer
 
-    settings = SFT(epochs=16, learning_rate=1e-3, batch_size=3, lora=Lora(rank=16))
+    settings = SFT(
+        num_train_epochs=16,
+        learning_rate=1e-3,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+        lora=Lora(r=16),
+    )
     options = {"settings": settings, "output": tmp_path / "student"}
     with dspy.context(adapter=LineAdapter()):
         before = [right(example, student(**example.inputs())) for example in train]

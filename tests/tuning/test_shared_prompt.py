@@ -18,7 +18,7 @@ LOGGER = "cowest_dspy.tuning.shared_prompt"
 
 def trainer_on(base: Path, work: Path, adapter: Path | None = None, **changes: Any) -> Any:
     """A trainer of ours on 6 pairs, all of them in one micro-batch."""
-    settings = DPO(**quick(batch_size=6, micro_batch_size=6) | changes)
+    settings = DPO(**quick(per_device_train_batch_size=6, gradient_accumulation_steps=1) | changes)
     return trainers.dpo_trainer(settings, pair_rows(6), base, adapter, work, seed=0)
 
 
@@ -128,7 +128,7 @@ def test_the_trajectory_is_the_same_with_and_without(
     history = {}
     for shared in (True, False):
         settings = DPO(
-            **quick(epochs=3, micro_batch_size=micro),
+            **quick(num_train_epochs=3, micro_batch_size=micro),
             loss_type=losses,
             lora=LORA,
             share_prompt=shared,
@@ -201,7 +201,7 @@ def test_other_calls_of_the_model_are_as_before(tiny_model: Path, tmp_path: Path
 def test_weights_rounded_once_give_the_same_bits_as_autocast(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = DPO(**quick(epochs=2, precision="bf16"), lora=LORA)
+    settings = DPO(**quick(num_train_epochs=2, bf16=True), lora=LORA)
     once = train_dpo(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "once")
     monkeypatch.setattr(shared_prompt, "round_frozen", lambda model: None)
     always = train_dpo(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "always")

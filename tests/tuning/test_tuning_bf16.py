@@ -52,12 +52,13 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
     # The reference, evaluations, the look at whether the loss moves, and a second start from a
     # checkpoint.
     settings = quick(
-        epochs=4,
-        precision="bf16",
-        micro_batch_size=2,
+        num_train_epochs=4,
+        bf16=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         held_out=0.25,
-        evaluate_every=2,
-        checkpoint_steps=1,
+        eval_steps=2,
+        save_steps=1,
     )
     with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
@@ -86,7 +87,7 @@ def test_nothing_rounded_is_left_of_a_training_that_failed(
     already = rounded()
     with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
-        settings = SFT(**quick(epochs=4, precision="bf16", learning_rate=1e30), lora=LORA)
+        settings = SFT(**quick(num_train_epochs=4, bf16=True, learning_rate=1e30), lora=LORA)
         said = ""
         try:  # pytest.raises would keep the frames of the training, and with them its model.
             tune(weak, sft_rows(4), "sft", settings, tmp_path / "out")

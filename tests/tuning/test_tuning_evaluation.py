@@ -72,9 +72,9 @@ def test_rows_of_one_prompt_cannot_be_held_out() -> None:
 
 def test_settings_of_an_evaluation_without_rows_are_refused() -> None:
     with pytest.raises(ValidationError, match="patience needs rows to evaluate on: set held_out"):
-        DPO(patience=2)
+        DPO(early_stopping_patience=2)
     with pytest.raises(ValidationError, match="evaluate_every needs rows"):
-        SFT(evaluate_every=2)
+        SFT(eval_steps=2)
     with pytest.raises(ValidationError, match=r"less than or equal to 0.5"):
         SFT(held_out=0.6)
     assert SFT(report_to=("wandb",)).decisive() == SFT().decisive() != SFT(held_out=0.1).decisive()
@@ -105,7 +105,12 @@ def test_the_held_out_sft_loss_is_the_mean_over_completion_tokens(
     data = sft_rows(10)
     # Batches of 2 and 1 rows with completions of different lengths: a mean of batches' means would
     # be another number.
-    settings = SFT(**quick(epochs=3, micro_batch_size=2), lora=LORA, held_out=0.3, keep_best=False)
+    settings = SFT(
+        **quick(num_train_epochs=3, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        lora=LORA,
+        held_out=0.3,
+        load_best_model_at_end=False,
+    )
     tuned = train_sft(settings, data, base=str(tiny_model), output=tmp_path / "out")
     rows = [data[index] for index in evaluation.split(data, 0.3, 0).held]
     assert len(rows) == 3
@@ -139,7 +144,11 @@ def test_held_out_pairs_have_loss_margin_accuracy_and_kl(
     )
     data = pair_rows(10)
     settings = DPO(
-        **quick(epochs=3, micro_batch_size=2), lora=LORA, held_out=0.3, keep_best=False, beta=0.3
+        **quick(num_train_epochs=3, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+        lora=LORA,
+        held_out=0.3,
+        load_best_model_at_end=False,
+        beta=0.3,
     )
     tuned = train_dpo(settings, data, base=str(tiny_model), adapter=start, output=tmp_path / "out")
     rows = [
@@ -172,7 +181,15 @@ def test_the_kl_of_a_step_is_that_of_its_batch(tiny_model: Path, tmp_path: Path)
     data = pair_rows(4)
     shorter, longer = (
         train_dpo(
-            DPO(**quick(epochs=epochs, micro_batch_size=2, lr_scheduler="constant"), lora=LORA),
+            DPO(
+                **quick(
+                    epochs=epochs,
+                    per_device_train_batch_size=2,
+                    gradient_accumulation_steps=2,
+                    lr_scheduler_type="constant_with_warmup",
+                ),
+                lora=LORA,
+            ),
             data,
             base=str(tiny_model),
             output=tmp_path / str(epochs),
@@ -195,13 +212,13 @@ def test_evaluating_changes_no_weight(kind: str, tiny_model: Path, tmp_path: Pat
     train, settings, data = kinds(12)[kind]
     # With dropout every step draws random numbers, so that one number drawn by an evaluation would
     # change all that follows.
-    lora = LORA.model_copy(update={"dropout": 0.2})
-    options = {**quick(epochs=3), "lora": lora}
+    lora = LORA.model_copy(update={"lora_dropout": 0.2})
+    options = {**quick(num_train_epochs=3), "lora": lora}
     kept = [data[index] for index in evaluation.split(data, 0.3, 0).kept]
     alone = train(settings(**options), kept, base=str(tiny_model), output=tmp_path / "alone")
     made = {
         every: train(
-            settings(**options, held_out=0.3, evaluate_every=every, keep_best=False),
+            settings(**options, held_out=0.3, eval_steps=every, load_best_model_at_end=False),
             data,
             base=str(tiny_model),
             output=tmp_path / str(every),
@@ -237,7 +254,7 @@ def test_global_random_numbers_are_untouched_by_an_evaluation(
 
 def overfitting(**changes: Any) -> DPO:
     return DPO(
-        **quick(epochs=15, learning_rate=5e-3, lr_scheduler="constant"),
+        **quick(num_train_epochs=15, learning_rate=5e-3, lr_scheduler_type="constant_with_warmup"),
         lora=LORA,
         held_out=0.4,
         **changes,
@@ -249,7 +266,7 @@ def test_the_best_adapter_is_what_is_given(tiny_model: Path, tmp_path: Path) -> 
     given: dict[str, Any] = {"base": str(tiny_model), "seed": 1}
     last, best = (
         train_dpo(
-            overfitting(evaluate_every=2, keep_best=keep, max_steps=20),
+            overfitting(eval_steps=2, load_best_model_at_end=keep, max_steps=20),
             data,
             output=tmp_path / str(keep),
             **given,
@@ -280,7 +297,7 @@ def dpo_loss(folder: Path, rows: list[Any], adapter: Path) -> float:
 def test_training_stops_when_patience_is_over(tiny_model: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     tuned = train_dpo(
-        overfitting(evaluate_every=1, patience=3),
+        overfitting(eval_steps=1, early_stopping_patience=3),
         pairs_with_one_turned_round(),
         base=str(tiny_model),
         output=tmp_path / "out",

@@ -39,7 +39,7 @@ def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:
 def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    settings = KTO(**quick(epochs=8), lora=LORA)
+    settings = KTO(**quick(num_train_epochs=8), lora=LORA)
     tuned = train_kto(settings, labelled_rows(4), base=str(tiny_model), output=tmp_path / "out")
     assert tuned.history[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert tuned.history[-1]["loss"] < 0.4
@@ -95,7 +95,11 @@ def test_the_rarer_label_weighs_more_and_weights_are_those_of_the_loss(
     first = [
         train_kto(
             KTO.model_validate(
-                {**quick(batch_size=5, micro_batch_size=5), **weights, "lora": LORA}
+                {
+                    **quick(per_device_train_batch_size=5, gradient_accumulation_steps=1),
+                    **weights,
+                    "lora": LORA,
+                }
             ),
             data,
             base=str(tiny_model),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cowest_dspy.tuning.settings import REPORTERS
 from pydantic import ValidationError
 from tuning_rows import LORA, QUICK, pair_rows, quick, sft_rows
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.tuning import DPO, SFT, reporting, train_dpo, train_sft
-from cowest_dspy.tuning.settings import REPORTERS
 
 
 def test_transformers_has_every_place_that_is_offered() -> None:
@@ -113,7 +113,9 @@ def test_an_integration_is_told_of_steps_and_evaluations(
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", recording)
     monkeypatch.setattr(reporting, "check", lambda report_to: None)
-    settings = DPO(**quick(epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",))
+    settings = DPO(
+        **quick(num_train_epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",)
+    )
     tuned = train_dpo(settings, pair_rows(8), base=str(tiny_model), output=tmp_path / "r1")
     (told,) = recording.made
     assert (told.state, told.name, told.folder) == (
@@ -151,7 +153,9 @@ def test_tensorboard_finds_the_scalars_in_the_folder_of_the_logs(
 
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    settings = DPO(**quick(epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",))
+    settings = DPO(
+        **quick(num_train_epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",)
+    )
     tuned = train_dpo(settings, pair_rows(8), base=str(tiny_model), output=tmp_path / "r1")
     events = EventAccumulator(str(tmp_path / "r1.logs" / "tensorboard"))
     events.Reload()

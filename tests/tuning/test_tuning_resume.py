@@ -18,8 +18,8 @@ from cowest_dspy.tuning.kept import keep, kept
 
 
 def test_writing_checkpoints_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    without, _ = train("sft", tiny_model, tmp_path / "without", checkpoint_steps=0)
-    every, _ = train("sft", tiny_model, tmp_path / "every", checkpoint_steps=1)
+    without, _ = train("sft", tiny_model, tmp_path / "without", save_steps=0)
+    every, _ = train("sft", tiny_model, tmp_path / "every", save_steps=1)
     assert same(without, every)
 
 
@@ -34,12 +34,12 @@ def test_a_checkpoint_is_written_about_every_minute(
     assert told[0] == 3
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"learning_rate": 1e-3}, {"epochs": 4}])
+@pytest.mark.parametrize("change", [{"seed": 4}, {"learning_rate": 1e-3}, {"num_train_epochs": 4}])
 def test_the_checkpoint_of_another_training_is_not_taken(
     change: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
-    train("sft", tiny_model, tmp_path / "out", stop=4, checkpoint_steps=1)
-    _, told = train("sft", tiny_model, tmp_path / "out", checkpoint_steps=1, **change)
+    train("sft", tiny_model, tmp_path / "out", stop=4, save_steps=1)
+    _, told = train("sft", tiny_model, tmp_path / "out", save_steps=1, **change)
     assert told[0] == 0
     assert left(tmp_path / "out") == [], "that of the other was for this output, too"
 
@@ -56,12 +56,12 @@ def test_other_rows_another_base_and_another_start_are_other_trainings(
 
 
 def test_a_damaged_checkpoint_is_not_taken(tiny_model: Path, tmp_path: Path) -> None:
-    train("sft", tiny_model, tmp_path / "out", stop=4, checkpoint_steps=1)
+    train("sft", tiny_model, tmp_path / "out", stop=4, save_steps=1)
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
-    _, told = train("sft", tiny_model, tmp_path / "out", checkpoint_steps=1)
+    _, told = train("sft", tiny_model, tmp_path / "out", save_steps=1)
     assert told[0] == 0
 
 
@@ -69,7 +69,7 @@ def test_a_training_that_must_not_go_on_leaves_no_checkpoint(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TuningError, match="diverged"):
-        train("sft", tiny_model, tmp_path / "out", learning_rate=1e30, warmup=0, checkpoint_steps=1)
+        train("sft", tiny_model, tmp_path / "out", learning_rate=1e30, warmup_steps=0, save_steps=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +91,7 @@ def test_only_the_checkpoints_of_this_output_are_deleted(tmp_path: Path) -> None
 def test_nothing_in_a_checkpoint_is_pickled(tiny_model: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    train("sft", tiny_model, tmp_path / "out", stop=4, checkpoint_steps=1)
+    train("sft", tiny_model, tmp_path / "out", stop=4, save_steps=1)
     (path,) = tmp_path.iterdir()
     tensors, facts = kept(path) or ({}, {})
     assert set(tensors) == set(load_file(path))
@@ -157,7 +157,7 @@ def test_of_a_process_that_is_killed_while_it_writes_nothing_stays(tmp_path: Pat
 
 def test_a_resumed_training_needs_no_other_machine_state(tiny_model: Path, tmp_path: Path) -> None:
     # The settings say how often, not what: a checkpoint of the one is that of the other.
-    train("sft", tiny_model, tmp_path / "out", stop=6, checkpoint_steps=2)
+    train("sft", tiny_model, tmp_path / "out", stop=6, save_steps=2)
     run, data = train_sft, sft_rows(8)
     told: list[int] = []
     settings = SFT(**HARD)

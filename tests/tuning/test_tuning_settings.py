@@ -33,7 +33,11 @@ def test_every_loss_type_that_is_offered_trains(
     name: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = DPO(
-        **{**QUICK, "batch_size": 2}, loss_type=name, max_steps=2, label_smoothing=1e-3, lora=LORA
+        **{**QUICK, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
+        loss_type=name,
+        max_steps=2,
+        label_smoothing=1e-3,
+        lora=LORA,
     )
     tuned = train_dpo(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
     assert [step["step"] for step in tuned.history] == [1, 2]
@@ -140,7 +144,7 @@ def test_all_unknown_keys_are_told_at_once_also_those_of_other_settings_and_of_l
     told = str(caught.value)
     assert "beta: there is no such key here: it is one of" in told and "DPO" in told
     assert "desirable_weight: there is no such key here: it is one of KTO" in told
-    assert "rank: there is no such key here: it is one of lora" in told
+    assert "r: there is no such key here: it is one of lora" in told
     assert 'epoch: there is no such key. Did you mean "epochs"? Known: epochs, ' in told
     with pytest.raises(ValidationError, match="r: there is no such key here: write rank"):
         DPO(lora={"r": 8})  # pyright: ignore[reportArgumentType]
@@ -170,7 +174,7 @@ def test_settings_are_frozen_and_closed() -> None:
     ):
         SFT(learning_rat=1e-4)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValidationError, match="micro_batch_size must divide batch_size"):
-        SFT(batch_size=8, micro_batch_size=3)
+        SFT(per_device_train_batch_size=3, gradient_accumulation_steps=2)
 
 
 def test_a_micro_batch_is_a_divisor_of_the_batch() -> None:
@@ -186,17 +190,36 @@ def test_a_micro_batch_is_a_divisor_of_the_batch() -> None:
 
 
 def test_steps_are_whole_batches() -> None:
-    settings = SFT(batch_size=4, epochs=2)
+    settings = SFT(per_device_train_batch_size=4, gradient_accumulation_steps=1, num_train_epochs=2)
     assert [settings.steps(count) for count in (1, 2, 4, 5, 9)] == [1, 1, 2, 3, 5]
-    assert SFT(batch_size=4, epochs=2, max_steps=3).steps(9) == 3
-    assert SFT(batch_size=4, epochs=0.5).steps(16) == 2
+    assert (
+        SFT(
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=1,
+            num_train_epochs=2,
+            max_steps=3,
+        ).steps(9)
+        == 3
+    )
+    assert (
+        SFT(
+            per_device_train_batch_size=4, gradient_accumulation_steps=1, num_train_epochs=0.5
+        ).steps(16)
+        == 2
+    )
 
 
 # Rows and their order
 
 
 def test_every_pass_holds_every_row_once() -> None:
-    order = schedule.order([3, 1, 4, 1, 5], steps=5, batch_size=3, seed=1)
+    order = schedule.order(
+        [3, 1, 4, 1, 5],
+        steps=5,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=1,
+        seed=1,
+    )
     assert len(order) == 15
     assert sorted(order) == sorted([*range(5)] * 3)
 

@@ -21,7 +21,15 @@ KINDS: dict[str, tuple[Any, Any, Any]] = {
 
 def train(kind: str, base: Path, output: Path, rows: Any = None, **changes: Any) -> Any:
     function, settings, data = KINDS[kind]
-    wanted = quick(epochs=40, batch_size=4, warmup=0.1, max_steps=24, lora=LORA, **changes)
+    wanted = quick(
+        num_train_epochs=40,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        warmup_steps=0.1,
+        max_steps=24,
+        lora=LORA,
+        **changes,
+    )
     return function(settings(**wanted), rows or data, base=str(base), output=output)
 
 
@@ -46,7 +54,10 @@ def test_a_training_with_a_small_but_honest_learning_rate_goes_on(
 
 def test_a_short_training_is_not_judged(tiny_model: Path, tmp_path: Path) -> None:
     tuned = train_dpo(
-        DPO(**quick(learning_rate=1e-9, max_steps=stalling.AFTER - 1, epochs=40), lora=LORA),
+        DPO(
+            **quick(learning_rate=1e-9, max_steps=stalling.AFTER - 1, num_train_epochs=40),
+            lora=LORA,
+        ),
         pair_rows(8),
         base=str(tiny_model),
         output=tmp_path / "out",

@@ -16,7 +16,18 @@ from cowest_dspy.tuning import KTO, evaluation, train_kto, trainers, unpaired
 
 
 def settings(**changes: Any) -> KTO:
-    return KTO(**{**quick(batch_size=8, epochs=2, learning_rate=1e-2), "lora": LORA, **changes})
+    return KTO(
+        **{
+            **quick(
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+                num_train_epochs=2,
+                learning_rate=1e-2,
+            ),
+            "lora": LORA,
+            **changes,
+        }
+    )
 
 
 def test_a_partner_is_of_the_same_step_and_of_another_prompt_where_that_can_be() -> None:
@@ -64,7 +75,7 @@ def test_a_step_in_one_forward_pass_is_what_trl_makes_of_it(
 ) -> None:
     from trl.trainer.kto_trainer import KTOTrainer
 
-    whole = settings(micro_batch_size=8)
+    whole = settings(per_device_train_batch_size=8, gradient_accumulation_steps=1)
     ours = train_kto(whole, unpaired_rows(8), base=str(tiny_model), output=tmp_path / "ours")
     monkeypatch.setattr(unpaired, "kto_trainer_class", lambda: KTOTrainer)
     theirs = train_kto(whole, unpaired_rows(8), base=str(tiny_model), output=tmp_path / "theirs")
@@ -83,7 +94,12 @@ def test_the_reference_is_that_of_each_row_and_of_its_partner(
     data = unpaired_rows(4)
     order = [3, 0, 5, 8, 1, 7, 9, 2]
     trainer = trainers.kto_trainer(
-        settings(micro_batch_size=4), data, tiny_model, None, tmp_path, 0
+        settings(per_device_train_batch_size=4, gradient_accumulation_steps=1),
+        data,
+        tiny_model,
+        None,
+        tmp_path,
+        0,
     )
     with trainers.scoring_completions_only():
         unpaired.prepare(trainer, order)
@@ -107,10 +123,14 @@ def test_the_reference_is_that_of_each_row_and_of_its_partner(
 
 def test_a_single_row_has_no_partner() -> None:
     with pytest.raises(ValidationError, match="batch_size is 1: give 2 or more"):
-        KTO(batch_size=1)
+        KTO(per_device_train_batch_size=1, gradient_accumulation_steps=1)
     assert (
-        KTO(batch_size=1, loss_type="apo_zero_unpaired").micro_batch
-        == KTO(batch_size=7).micro_batch
+        KTO(
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=1,
+            loss_type="apo_zero_unpaired",
+        ).micro_batch
+        == KTO(per_device_train_batch_size=1, gradient_accumulation_steps=7).micro_batch
         == 1
     )
 
@@ -121,7 +141,13 @@ def test_held_out_rows_are_measured_with_their_own_estimate(
     """Against the definition, written out: log-probabilities of rows and of mixed rows, before and
     after."""
     data = unpaired_rows(8)
-    wanted = settings(held_out=0.25, evaluate_every=100, keep_best=False, micro_batch_size=2)
+    wanted = settings(
+        held_out=0.25,
+        eval_steps=100,
+        load_best_model_at_end=False,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
     tuned = train_kto(wanted, data, base=str(tiny_model), output=tmp_path / "out", seed=4)
     first, last = (record for record in tuned.history if "eval_loss" in record)
     held = evaluation.split(data, 0.25, 4).held

@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.run import Silent
 from cowest_dspy.store.progress import Journal, Snapshot, StageNow
 from cowest_dspy.store.progress.alive import iso
 

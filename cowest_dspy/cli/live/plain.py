@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cowest_dspy.cli.live import texts
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.run import Silent
 from cowest_dspy.store.pool import Progress
 from cowest_dspy.store.progress import Journal
 

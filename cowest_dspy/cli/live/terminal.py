@@ -14,7 +14,7 @@ from cowest_dspy.cli.live.above import above
 from cowest_dspy.cli.live.plain import Plain
 from cowest_dspy.cli.live.screen import console, drawable
 from cowest_dspy.cli.live.view import ended, view
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.run import Silent
 from cowest_dspy.store.pool import Progress
 from cowest_dspy.store.progress import Journal, StageDone
 from cowest_dspy.utils import interrupts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cowest_dspy.store.budget import format_usd
 from cowest_dspy.store.progress import Best, Limit, Snapshot, StageDone
+from cowest_dspy.store.usage import format_usd
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import shown_settings
 from cowest_dspy.experiment.summary import arm_from, versions
 from cowest_dspy.experiment.tracking.facts import Facts, Part, Row, numbers
-from cowest_dspy.influence.stored_traces import StoredTraces
+from cowest_dspy.influence.trace import Traces
 from cowest_dspy.lms.prices import added
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
@@ -183,7 +183,7 @@ class Reading:
             return {}
         key = (number, done["identity"])
         if key not in self._influence:
-            traces = StoredTraces(self._store, round=number)
+            traces = Traces.load(self._store, round=number)
             rows = [
                 InfluenceRow(
                     one.example_id, one.draft_index, one.influence, one.error, one.draft_score

@@ -19,8 +19,9 @@ from cowest_dspy.experiment.tracking.child import Child
 from cowest_dspy.experiment.tracking.facts import Part
 from cowest_dspy.experiment.tracking.files import gather
 from cowest_dspy.experiment.tracking.reading import Reading, round_part
-from cowest_dspy.optimizers.stages import Settings, Watch, digest
+from cowest_dspy.optimizers.run import Settings, Watch
 from cowest_dspy.report import RunReport
+from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import reporting
 

@@ -38,14 +38,14 @@ class Gated(dspy.Module):
         # A draft that failed is no failure of the answer that comes without it.
         note(replace(call, left_out=drafted.outputs is None) for call in drafted.calls)
         if drafted.outputs is None:
-            return _told("strong", self.program.answered_alone(**inputs), None)
+            return _told("strong", self.program.ask_alone(**inputs), None)
         outputs = dspy.Prediction(**drafted.outputs)
         route = self.gate.route(self.program, outputs, inputs)
         if route == "weak":
             fields = {name: outputs[name] for name in self.program.answer_fields}
             return _told(route, dspy.Prediction(**fields), str(outputs["draft"]))
         answer = (
-            self.program.answered_alone(**inputs)
+            self.program.ask_alone(**inputs)
             if route == "strong"
             else self.program.refined(str(outputs["draft"]), **inputs)
         )

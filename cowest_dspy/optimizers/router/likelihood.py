@@ -32,7 +32,7 @@ class DraftLikelihood:
                 f"{len(program.draft.predictors())}."
             )
         weak = unrecorded(program.weak)
-        engine = weak._engine_spec
+        engine = weak.engine
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
                 f"{weak.model} gives no log-probabilities of a given text, which this gate needs: "

@@ -20,10 +20,10 @@ from cowest_dspy.optimizers.router.features import draft_features
 from cowest_dspy.optimizers.router.likelihood import DraftLikelihood
 from cowest_dspy.optimizers.router.model import Unseen, further_drafts
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.budget import total_usd
 from cowest_dspy.store.pool import Progress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import total_usd
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _asked(
 ) -> Observed:
     inputs = dict(example.inputs().items())
     drafted = attempt(lambda: program.draft_outputs(**inputs))
-    alone = attempt(lambda: program.answered_alone(**inputs))
+    alone = attempt(lambda: program.ask_alone(**inputs))
     outputs = drafted.outputs or {}
     draft = str(outputs.get("draft", ""))
     features: Mapping[str, float] = {}

@@ -82,7 +82,7 @@ def super_icl(
     samples: int = 5,
     temperature: float = 0.7,
     key: Key | None = None,
-    threads: int = 8,
+    num_threads: int = 8,
 ) -> Collaboration:
     """The program with the weak model's answer and confidence as its draft, and labelled examples
     with such drafts as demos.
@@ -94,7 +94,7 @@ def super_icl(
             fails on is left out.
         weak: answers like the task, on the weak model; by default the strong model's task, without
             demos, on the program's weak LM.
-        threads: examples under way at once.
+        num_threads: examples under way at once.
 
     The strong model keeps its instructions, LM and adapter; ``alone`` has the same demos without
     drafts. To keep the answers of the weak model in a run, call it inside ``keeping(store)``.
@@ -111,7 +111,7 @@ def super_icl(
         draft_field=program.draft_field,
         adapter=program.adapter,
     )
-    drafts = _drafts(made, examples, threads)
+    drafts = _drafts(made, examples, num_threads)
     rows = [
         {**example.toDict(), made.draft_field: draft}
         for example, draft in zip(examples, drafts, strict=True)
@@ -121,7 +121,7 @@ def super_icl(
         signature = signature_of(predictor)
         if made.draft_field in signature.input_fields:
             predictor.demos = [demo_of(signature, row) for row in rows]
-    return made.measured_anew()
+    return made.with_fresh_baseline()
 
 
 def _answering(program: Collaboration) -> dspy.Module:

@@ -22,7 +22,7 @@ from cowest_dspy.program.collaboration import (
     LONGEST_DRAFT,
     Collaboration,
     draft_text,
-    presentable,
+    sanitize_draft,
     signature_of,
 )
 
@@ -224,7 +224,8 @@ def _numbered(passages: list[str], characters: int) -> str:
     where ``characters`` end."""
     text = (
         "\n".join(
-            f"{number}. {presentable(passage)}" for number, passage in enumerate(passages, start=1)
+            f"{number}. {sanitize_draft(passage)}"
+            for number, passage in enumerate(passages, start=1)
         )
         or NOTHING_FOUND
     )

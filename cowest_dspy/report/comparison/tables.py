@@ -158,8 +158,8 @@ def settings_text(settings: dict[str, Any], keys: Sequence[str]) -> str:
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Dotted keys by the last of their parts, where these differ.
 
-    >>> short_names(["dpo.beta", "pairs.format"]), short_names(["sft.epochs", "dpo.epochs"])
-    ({'dpo.beta': 'beta', 'pairs.format': 'format'}, {'sft.epochs': 'sft.epochs', 'dpo.epochs': 'dpo.epochs'})
+    >>> short_names(["dpo.beta", "pairs.format"]), short_names(["sft.num_train_epochs", "dpo.num_train_epochs"])
+    ({'dpo.beta': 'beta', 'pairs.format': 'format'}, {'sft.num_train_epochs': 'sft.num_train_epochs', 'dpo.num_train_epochs': 'dpo.num_train_epochs'})
     """
     last = [key.rpartition(".")[2] for key in keys]
     return {

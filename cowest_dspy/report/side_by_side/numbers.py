@@ -19,7 +19,7 @@ from cowest_dspy.report.numbers import compare
 from cowest_dspy.report.page import flat
 from cowest_dspy.report.side_by_side.model import ArmCell, RunColumn, RunTest, SideBySide
 from cowest_dspy.report.verdict import format_p
-from cowest_dspy.store.budget import total_usd
+from cowest_dspy.store.usage import total_usd
 
 ROLES = ("weak", "strong", "judge")
 LACKING = "-"

@@ -1,7 +1,6 @@
 """How far a run is, for people and programs that look on: counted by the process that works on it,
 kept in its folder.
 
-spent.py     what a stretch of work cost
 snapshot.py  the state of a run at one moment, and its round trip through JSON
 pace.py      calls per second, and the time that is left
 journal.py   keeps the state, and writes it about once a second into progress.json
@@ -20,7 +19,6 @@ from cowest_dspy.store.progress.snapshot import (
     StageNow,
     read_snapshot,
 )
-from cowest_dspy.store.progress.spent import Spent
 
 __all__ = [
     "FILE",
@@ -29,7 +27,6 @@ __all__ = [
     "Journal",
     "Limit",
     "Snapshot",
-    "Spent",
     "StageDone",
     "StageNow",
     "alive",

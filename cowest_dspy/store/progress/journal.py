@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cowest_dspy.errors import BudgetError, masked
-from cowest_dspy.store.budget import Limit, added
+from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.progress.alive import iso, process_started
 from cowest_dspy.store.progress.pace import Pace, Rate
 from cowest_dspy.store.progress.snapshot import (
@@ -38,7 +38,7 @@ from cowest_dspy.store.progress.snapshot import (
     State,
     read_snapshot,
 )
-from cowest_dspy.store.progress.spent import Spent
+from cowest_dspy.store.usage import Usage, UsageCounter, added
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import unread
 from cowest_dspy.utils.safe_text import without_half_pairs
@@ -54,7 +54,7 @@ Listener = Callable[[Event, Snapshot], None]
 
 @dataclass(eq=False)
 class Here:
-    """A stage that is under way. ``spent`` is what it costs, where somebody books it."""
+    """A stage that is under way. ``counter`` is what it costs, where somebody books it."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class Here:
     clock: Callable[[], float]
     done: int = 0
     total: int | None = None
-    spent: Spent = field(default_factory=Spent)
+    counter: UsageCounter = field(default_factory=UsageCounter)
     failures_before: Counter[str] = field(default_factory=Counter)
     pace: Pace = field(default_factory=Pace)
 
@@ -99,7 +99,7 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.folder, self.total = folder, Spent()
+        self.folder, self.total = folder, Usage()
         self.failures: Counter[str] = Counter()
         self.limits, self._clock, self._wall = limits, clock, wall
         self._kept, self._usd = kept, usd
@@ -172,22 +172,17 @@ class Journal:
             self.write()
 
     def _done(self, here: Here, whole: bool) -> StageDone:
-        spent, seconds = here.spent, self._clock() - here.began
-        numbers = (spent.calls, spent.cached, spent.input_tokens, spent.output_tokens, spent.usd)
+        used, seconds = here.counter.usage, self._clock() - here.began
+        numbers = (used.calls, used.cached, used.tokens_in, used.tokens_out, used.usd)
         failures = dict(self.failures - here.failures_before)
         return StageDone(
             here.name, here.title, seconds, *numbers, failures, here.done, here.total, whole=whole
         )
 
-    def answered(self, answer: dict[str, Any]) -> None:
-        """Books an answer that was paid for and committed."""
+    def add(self, usage: Usage) -> None:
+        """Add calls that were answered, by a model or by the store."""
         with self._lock:
-            self.total.answered(answer)
-
-    def read(self) -> None:
-        """Books an answer of the store."""
-        with self._lock:
-            self.total.cached += 1
+            self.total += usage
 
     def failed(self, kind: str) -> None:
         """Books a failure."""
@@ -225,7 +220,7 @@ class Journal:
                 calls_kept=self._kept + total.calls,
                 cached=total.cached,
                 calls_per_second=round(self._rate.per_second(), 3),
-                tokens=total.input_tokens + total.output_tokens,
+                tokens=total.tokens,
                 usd=added(self._usd, total.usd),
                 failures=dict(self.failures),
                 limits=tuple(self.limits()),

@@ -1,23 +1,21 @@
-"""Stages of a run: who looks on, and what a stage cost; used by everything that works on a run for
-long."""
+"""A run at work: its stages, what each of them cost, and who is shown the progress."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import dspy
 
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.store.pool import Progress
-from cowest_dspy.store.progress import Journal, Spent
+from cowest_dspy.store.progress import Journal
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory
 
 Settings = SFT | DPO | KTO
@@ -82,25 +80,44 @@ class Within(Silent):
         self.watch.say(f"{self.name}: {text}")
 
 
-@dataclass(frozen=True)
-class Stages:
-    """A run folder with the store in it, and who looks on."""
+class Tracker(Protocol):
+    """What else is told of a run: MLflow, for instance (experiment/tracking)."""
 
-    run: Path
+    def update(self) -> None:
+        """Send the run's state, without waiting."""
+        ...
+
+    def training(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
+        """A context around the training of that name; gives the settings to train with."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run at work: the store in its folder, who is shown the progress, and a tracker."""
+
     store: Store
-    watch: Watch
+    watch: Watch = field(default_factory=Silent)
+    tracker: Tracker | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.store.folder
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[Progress]:
-        """Shows a stage, books its calls, and keeps what it cost, unless it was done before and
+        """Shows a stage, books its calls, and records what it cost, unless it was done before and
         cost nothing now."""
+        if self.tracker is not None:
+            self.tracker.update()
         journal, shown = self.store.journal, title
         if isinstance(self.watch, Silent):
             self.watch.opened(journal)
             shown = self.watch.titled(title)
         with self.watch.stage(title) as progress, journal.stage(name, shown) as here:
-            with self.store.spending(name) as spent, PeakMemory() as memory:
-                here.spent = spent
+            with self.store.spending(name) as counter, PeakMemory() as memory:
+                here.counter = counter
 
                 def both(done: int, total: int) -> None:
                     here.at(done, total)
@@ -110,47 +127,40 @@ class Stages:
                     yield both
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
-                    self._book(name, spent, memory)
+                    self._record(name, counter.usage, memory)
                     raise
-            self._book(name, spent, memory)
+            self._record(name, counter.usage, memory)
 
     def say(self, text: str) -> None:
-        """Says a line to people, and keeps it."""
+        """Shows a line, and keeps it in the journal."""
         self.store.journal.say(text)
         self.watch.say(text)
 
-    def reporting(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
-        """A context around the training of that name; gives the settings to train with. Here as
-        they are: nobody is told of it."""
-        return nullcontext(settings)
+    def training(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
+        """A context around the training of that name; gives the settings to train with."""
+        if self.tracker is None:
+            return nullcontext(settings)
+        return self.tracker.training(name, settings)
 
-    def _book(self, name: str, spent: Spent, memory: PeakMemory) -> None:
+    def _record(self, name: str, used: Usage, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
-        if known is None or not spent.only_read:
+        if known is None or not used.only_read:
             peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
             self.store.keep(
                 "stage",
                 name,
-                {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak},
+                {**self.store.cost(name), "cached_calls": used.cached, "peak_memory_bytes": peak},
             )
 
 
 @contextmanager
-def store_in_use(run: str | Path | None, *, strong: str | None = None) -> Iterator[Store]:
+def store_in_use(folder: str | Path | None, *, strong: str | None = None) -> Iterator[Store]:
     """The store that calls are kept in already (``keeping``), which stays open; otherwise that of
-    ``run``, or of a new temporary folder, which is kept."""
+    ``folder``, or of a new temporary folder, which is kept."""
     given = dspy.settings.get("cowest_ledger")
     if isinstance(given, Store):
         yield given
         return
-    with Store(
-        run if run is not None else tempfile.mkdtemp(prefix="cowest-"), strong=strong
-    ) as store:
+    folder = tempfile.mkdtemp(prefix="cowest-") if folder is None else folder
+    with Store(folder, strong=strong) as store:
         yield store
-
-
-def digest(value: Any) -> str:
-    """JSON-able content as 12 hexadecimal digits: equal for equal content."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, ensure_ascii=False, default=list).encode()
-    ).hexdigest()[:12]
