@@ -68,9 +68,13 @@ class Tracking:
         self._trackers: dict[str, MLflow | TrackioOrWandb] = {}
         self._begun = False
 
+    def touch(self) -> None:
+        """Notes that there is something to tell at the end."""
+        self._begun = True
+
     def update(self) -> None:
         """Tells the trackers how the run is now."""
-        self._begun = bool(self._working)
+        self.touch()
         for tracker in list(self._working):
             self._call(tracker, lambda tracker=tracker: self._send(tracker, "RUNNING"))
 
@@ -105,7 +109,7 @@ class Tracking:
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
         """Tells the trackers the rest, if anything was begun; with files, unless an error has ended
         the work."""
-        if not self._begun:
+        if not (self._begun and self._working):
             return
         if error is not None:
             self.finish(None, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -130,13 +134,17 @@ class Tracking:
             names = self._gather(report, Path(folder)) if report is not None else []
             for tracker in list(self._working):
                 where = self._call(
-                    tracker, lambda tracker=tracker: send(tracker, Path(folder), names)
+                    tracker,
+                    lambda tracker=tracker: send(tracker, Path(folder), names),
+                    at_the_end=True,
                 )
                 if where:
                     self._say(f"tracked: {where}")
         return self._rules is None or len(self._working) == len(self._rules.to)
 
-    def _call(self, tracker: str, work: Callable[[], Made]) -> Made | None:
+    def _call(
+        self, tracker: str, work: Callable[[], Made], *, at_the_end: bool = False
+    ) -> Made | None:
         """What ``work`` gives, which calls a tracker. None where that has failed, now or before:
         the first time is a warning, and the tracker is not called again.
 
@@ -152,7 +160,7 @@ class Tracking:
         try:
             with _environment(given), redirect_stdout(io.StringIO()):
                 made = contextvars.Context().run(work)
-            if time.monotonic() - began <= max(2 * wait, 30.0):
+            if at_the_end or time.monotonic() - began <= max(2 * wait, 30.0):
                 return made
             problem = "it took too long ([tracking] wait)"
         except Exception as error:  # Whatever it is, it must not be what ends a run.
