@@ -25,7 +25,7 @@ from cowest_dspy.cli.main import report_errors
 from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.summary import ARMS
-from cowest_dspy.influence.intervals import bootstrap_mean_interval
+from cowest_dspy.influence.statistics import bootstrap_mean_interval
 from cowest_dspy.report import RunReport, paired_exact_test, read_report
 
 ROOT = Path(__file__).resolve().parent.parent

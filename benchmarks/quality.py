@@ -38,21 +38,18 @@ from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import wilson_interval
-from cowest_dspy.report.comparison import (
-    ComparedArm,
-    Comparison,
-    numbers_of,
-    paired_test,
+from cowest_dspy.influence.statistics import wilson_interval
+from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare_view import (
     print_comparison,
     read_comparison,
     to_markdown,
     write_comparison,
 )
-from cowest_dspy.report.comparison.markdown import escape_markdown
-from cowest_dspy.report.comparison.verdict import format_difference
-from cowest_dspy.report.model import Arm
-from cowest_dspy.report.verdict import bare_p
+from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test
+from cowest_dspy.report.facts import Arm
+from cowest_dspy.report.verdict import bare_p, format_difference
+from cowest_dspy.report.view import escape_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKEND = ROOT / "programs/backends/in_process.toml"
@@ -71,8 +68,8 @@ SIZES: dict[str, Any] = {
     "data.test": 120,
     "sft.settings.max_steps": 40,
     "sft.answer_settings.max_steps": 40,
-    "collect.max_failed": 0.6,  # a drafter that has learned so little does not always stop
-    "dpo.epochs": 2,
+    "collect.max_errors": 0.6,  # a drafter that has learned so little does not always stop
+    "dpo.num_train_epochs": 2,
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from cowest_dspy.cli import checks, results
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.gate_verb import gate
+from cowest_dspy.cli.route_verb import route
 from cowest_dspy.cli.serve_verb import serve
 from cowest_dspy.cli.verbs import (
     STOPPED,
@@ -58,6 +58,22 @@ Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml 
 
 Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
 )
+
+_OLD_VERBS = {"gate": "route"}
+
+
+def _refuse_old_verb(context: typer.Context) -> None:
+    """Names the verb that took this one's place."""
+    old = context.info_name or ""
+    raise CowestError(f"`cowest {old}` is now `cowest {_OLD_VERBS[old]}`.")
+
+
+for _old in _OLD_VERBS:
+    app.command(
+        _old,
+        hidden=True,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_refuse_old_verb)
 
 
 @app.command()
@@ -148,15 +164,15 @@ def compare(
 
     Arms are the models alone, other ways to combine them, controls, and the collaboration before
     and after tuning; whatever has to be trained is. A run that `cowest cycle` has begun is used.
-    The tables are written to the run's folder as JSON, CSV, LaTeX, Markdown and HTML.
+    The tables are written to the run's folder as JSON, CSV, Markdown and HTML.
 
     Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
     """
     from cowest_dspy.experiment import Compared
-    from cowest_dspy.report.comparison import (
+    from cowest_dspy.report import (
+        comparison_verdict,
         numbers_of,
         print_comparison,
-        verdict,
         write_comparison,
     )
 
@@ -164,7 +180,7 @@ def compare(
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
         numbers = numbers_of(made)
-        experiment.store.journal.about(verdict=verdict(made, numbers).sentences[0])
+        experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console, numbers=numbers)
         console.print(f"\ncomparison: {written.html}", soft_wrap=True)
@@ -173,11 +189,11 @@ def compare(
 @app.command()
 def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.auto) -> None:
     """Samples drafts for the train questions and measures the influence of each."""
-    from cowest_dspy.influence.stored_traces import influence_report
+    from cowest_dspy.influence.report import InfluenceReport
 
     with running(files, run, seed, verb="collect", log=log) as experiment:
         traces = experiment.collect()
-        found = influence_report(traces)
+        found = InfluenceReport.from_traces(traces)
         counts = {name: getattr(found, name) for name in ("helped", "hurt", "same", "failed")}
         mean = found.mean if found.scored else None
         experiment.store.journal.result(
@@ -270,7 +286,7 @@ for verb in (
     results.report,
     results.bundle,
     results.verify,
-    gate,
+    route,
     serve,
     results.track,
     results.new,

@@ -32,9 +32,10 @@ from rich.text import Text
 from cowest_dspy.cli.console import above, console, drawable
 from cowest_dspy.errors import masked
 from cowest_dspy.optimizers.stages import NoProgress
-from cowest_dspy.store.budget import Limit, format_usd
+from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.journal import Event
 from cowest_dspy.store.progress import Best, Snapshot, StageState, alive, iso, read_snapshot
+from cowest_dspy.store.usage import format_usd
 from cowest_dspy.utils import interrupts
 
 SCHEMA_VERSION = 1

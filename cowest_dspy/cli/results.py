@@ -130,7 +130,7 @@ def _print_runs(found: list[RunLine], folder: Path) -> None:
 
 
 def _cells(one: RunLine, folder: Path) -> tuple[str, ...]:
-    from cowest_dspy.store.budget import format_usd
+    from cowest_dspy.store.usage import format_usd
 
     path = Path(one.run)
     name = str(path.relative_to(folder)) if path != folder else one.run
@@ -237,7 +237,7 @@ def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> Non
 
 def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
     from cowest_dspy.experiment.sides import names_of, read_run
-    from cowest_dspy.report.side_by_side import print_side_by_side, side_by_side, write_side_by_side
+    from cowest_dspy.report import print_side_by_side, side_by_side, write_side_by_side
 
     view = side_by_side(dict(zip(names_of(runs), map(read_run, runs), strict=True)))
     written = write_side_by_side(view, out or _shared_folder(runs))

@@ -77,7 +77,7 @@ LogAs = Annotated[
 
 def _schema(asked: bool) -> None:
     if asked:
-        from cowest_dspy.report.schema import schema_text
+        from cowest_dspy.report.figures import schema_text
 
         print(schema_text(), end="")
         raise typer.Exit()
@@ -202,9 +202,8 @@ class VisibleFormatter(logging.Formatter):
         return visible(masked(super().format(record)))
 
 
-def _processes(accelerate: str, run: Path) -> int | Path:
-    """What --accelerate says, looked at before anything is begun. A machine after the first takes
-    part until the run is over, and then the verb is done."""
+def _processes(accelerate: str) -> int | Path:
+    """What --accelerate says, looked at before anything is begun."""
     if accelerate.isdecimal() and int(accelerate):
         return int(accelerate)
     if accelerate.lstrip("-").isdecimal():
@@ -212,17 +211,9 @@ def _processes(accelerate: str, run: Path) -> int | Path:
             f"--accelerate {accelerate}: it takes 1 process or more, or a configuration file of "
             "Accelerate's."
         )
-    from cowest_dspy.tuning import join, machines
+    from cowest_dspy.tuning import plan_processes
 
-    where = machines(Path(accelerate))
-    if where.rank:
-        count = join(
-            run,
-            where,
-            lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-        )
-        console.print(f"took part in {count} trainings", highlight=False)
-        raise typer.Exit()
+    plan_processes(Path(accelerate))
     return Path(accelerate)
 
 

@@ -165,7 +165,7 @@ def cycled(
         },
         settings={name: _made_of(name, weights.task(), config) for name in names},
         confidence=config.rounds.confidence,
-        threads=config.at_once("strong"),
+        num_threads=config.at_once("strong"),
         progress=desk.progress,
     )
     with keeping(desk.store):

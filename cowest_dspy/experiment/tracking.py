@@ -31,7 +31,6 @@ from cowest_dspy.experiment.tracking_facts import Part, gather, part_of, read_pa
 from cowest_dspy.optimizers.stages import Settings, digest
 from cowest_dspy.report import RunReport
 from cowest_dspy.store.store import Store
-from cowest_dspy.tuning import reporting
 
 Known = dict[str, Any]
 """What a tracker has of a part, as the store keeps it: ``run`` (its id there), ``times`` (1: the
@@ -86,7 +85,7 @@ class Tracking:
         Gives the settings to train with: without a tracker that does not answer.
         """
         part, going, variables = part_of(name), list(settings.report_to), dict[str, str]()
-        called: tuple[str, str] | None = None
+        run_name: str | None = None
 
         def begin(tracker: str) -> tuple[str, str]:
             title, run_id = self._send(tracker, "RUNNING", begins=part)
@@ -100,11 +99,12 @@ class Tracking:
             if made is None:
                 going.remove(tracker)
             elif tracker == "trackio":  # It finds a run by its name.
-                called = self._project, made[1]
+                run_name = made[1]
             else:
-                called = called or (self._project, made[0])
-        with _environment(variables), reporting.called(called):
-            yield settings.model_copy(update={"report_to": tuple(going)})
+                run_name = run_name or made[0]
+        names = {"project": self._project, "run_name": run_name} if run_name else {}
+        with _environment(variables):
+            yield settings.model_copy(update={"report_to": tuple(going), **names})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
         """Tells the trackers the rest, if anything was begun; with files, unless an error has ended

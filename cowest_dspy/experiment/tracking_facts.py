@@ -16,16 +16,16 @@ from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml, shown_settings
 from cowest_dspy.experiment.summary import arm_from, versions
-from cowest_dspy.influence.stored_traces import StoredTraces
+from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
 from cowest_dspy.report import Curve, RunReport, arm_table, influence_counts, verdict, write_report
-from cowest_dspy.report.hiding import hidden
-from cowest_dspy.report.masking import mask_settings, mask_text
+from cowest_dspy.report.facts import redact
 from cowest_dspy.report.page import read_document
-from cowest_dspy.store.budget import total_usd
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import total_usd
 from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
+from cowest_dspy.utils.masking import mask_settings, mask_text
 
 OF_A_ROUND = ("collect", "dpo", "kto", "dev")
 """Stages that each round has; "dpo" and "kto" are trainings too."""
@@ -162,7 +162,7 @@ def _round(
 ) -> Part:
     metrics: Numbers = {}
     if store.record("done", step_name("collect", number)) is not None:
-        counts = influence_counts(StoredTraces(store, round=number))  # pyright: ignore[reportArgumentType]
+        counts = influence_counts(Traces.load(store, round=number))  # pyright: ignore[reportArgumentType]
         names = ("n", "helped", "hurt", "same", "failed", "mean", "draft_quality")
         metrics |= numbers("influence/", {name: getattr(counts, name) for name in names})
         metrics |= numbers("influence/", _ends(counts.interval))
@@ -276,7 +276,7 @@ def gather(config: Config, run: Path, report: RunReport, target: Path) -> list[s
     """
     write_report(report, target)
     if config.report.hide:
-        with_marks = write_report(hidden(report), target / "marks").json
+        with_marks = write_report(redact(report), target / "marks").json
         with_marks.replace(target / "report.json")
         shutil.rmtree(target / "marks")
     (target / "config.toml").write_text(effective_toml(config), encoding="utf-8")

@@ -17,8 +17,9 @@ import dspy
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.store.journal import Event
 from cowest_dspy.store.pool import OnProgress
-from cowest_dspy.store.progress import Snapshot, Spent
+from cowest_dspy.store.progress import Snapshot
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory
 
 Settings = SFT | DPO | KTO
@@ -48,15 +49,15 @@ class Stages:
         cost nothing now."""
         journal, title = self.store.journal, self.store.prefix + title
         with journal.listening(self.progress.update), journal.stage(name, title) as here:
-            with self.store.spending(name) as spent, PeakMemory() as memory:
-                here.spent = spent
+            with self.store.spending(name) as counter, PeakMemory() as memory:
+                here.counter = counter
                 try:
                     yield here.at
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
-                    self._book(name, spent, memory)
+                    self._book(name, counter.usage, memory)
                     raise
-            self._book(name, spent, memory)
+            self._book(name, counter.usage, memory)
 
     def say(self, text: str) -> None:
         """Shows a message, and keeps it."""
@@ -68,14 +69,14 @@ class Stages:
         they are: nobody is told of it."""
         return nullcontext(settings)
 
-    def _book(self, name: str, spent: Spent, memory: PeakMemory) -> None:
+    def _book(self, name: str, used: Usage, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
-        if known is None or not spent.only_read:
+        if known is None or not used.only_read:
             peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
             self.store.keep(
                 "stage",
                 name,
-                {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak},
+                {**self.store.cost(name), "cached_calls": used.cached, "peak_memory_bytes": peak},
             )
 
 

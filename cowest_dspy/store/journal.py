@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cowest_dspy.errors import BudgetError, masked
-from cowest_dspy.store.budget import Limit, added
+from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.progress import (
     FILE,
     Best,
     Snapshot,
-    Spent,
     StageState,
     iso,
     process_started,
     read_snapshot,
 )
+from cowest_dspy.store.usage import Usage, UsageCounter, added
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import unread
 from cowest_dspy.utils.safe_text import without_half_pairs
@@ -74,7 +74,7 @@ class Rate:
 
 @dataclass(eq=False)
 class OpenStage:
-    """A stage that is under way. ``spent`` is what it costs, where somebody counts it."""
+    """A stage that is under way. ``counter`` is what it costs, where somebody counts it."""
 
     name: str
     title: str
@@ -82,7 +82,7 @@ class OpenStage:
     clock: Callable[[], float]
     done: int = 0
     total: int | None = None
-    spent: Spent = field(default_factory=Spent)
+    counter: UsageCounter = field(default_factory=UsageCounter)
     failures_before: Counter[str] = field(default_factory=Counter)
     rate: Rate = field(default_factory=lambda: Rate(30.0, least=8))
 
@@ -104,14 +104,14 @@ class OpenStage:
 
     def ended(self, failures: Counter[str], *, whole: bool) -> StageState:
         """Its state at its end, with what it cost."""
-        spent = self.spent
+        used = self.counter.usage
         return replace(
             self.now(),
-            calls=spent.calls,
-            cached=spent.cached,
-            tokens_in=spent.input_tokens,
-            tokens_out=spent.output_tokens,
-            usd=spent.usd,
+            calls=used.calls,
+            cached=used.cached,
+            tokens_in=used.tokens_in,
+            tokens_out=used.tokens_out,
+            usd=used.usd,
             failures=dict(failures - self.failures_before),
             left=None,
             whole=whole,
@@ -139,7 +139,7 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.folder, self.total = folder, Spent()
+        self.folder, self.total = folder, Usage()
         self.failures: Counter[str] = Counter()
         self.limits, self._clock, self._wall = limits, clock, wall
         self._kept, self._usd = kept, usd
@@ -201,15 +201,10 @@ class Journal:
             self._tell("stage_end")
             self.write()
 
-    def answered(self, answer: dict[str, Any]) -> None:
-        """Count an answer that was paid for and committed."""
+    def add(self, usage: Usage) -> None:
+        """Add calls that were answered, by a model or by the store."""
         with self._lock:
-            self.total.answered(answer)
-
-    def read(self) -> None:
-        """Count an answer of the store."""
-        with self._lock:
-            self.total.cached += 1
+            self.total += usage
 
     def failed(self, kind: str) -> None:
         """Count a failure."""
@@ -247,7 +242,7 @@ class Journal:
                 calls_kept=self._kept + total.calls,
                 cached=total.cached,
                 calls_per_second=round(self._rate.per_second(), 3),
-                tokens=total.input_tokens + total.output_tokens,
+                tokens=total.tokens,
                 usd=added(self._usd, total.usd),
                 failures=dict(self.failures),
                 limits=tuple(self.limits()),

@@ -25,7 +25,8 @@ from cowest_dspy.cli.progress import Progress, ended_line, run_costs, view
 from cowest_dspy.optimizers.stages import NoProgress, Stages
 from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.journal import Event, Journal, OpenStage, Rate
-from cowest_dspy.store.progress import Best, Snapshot, Spent, StageState
+from cowest_dspy.store.progress import Best, Snapshot, StageState
+from cowest_dspy.store.usage import Usage
 
 NOW = Snapshot(
     state="running",
@@ -355,24 +356,19 @@ def test_the_best_score_is_the_highest_mean_of_what_was_answered(tmp_path: Path)
 
 def test_what_was_spent_is_said_of_the_whole_run_and_of_this_session(tmp_path: Path) -> None:
     journal = Journal(tmp_path, kept=10, usd=0.5)
-    journal.answered({"input_tokens": 3, "output_tokens": 4, "usd": 0.25})
+    journal.add(Usage(calls=1, tokens_in=3, tokens_out=4, usd=0.25))
     now = journal.snapshot()
     assert (now.calls, now.calls_kept, now.tokens, now.usd) == (1, 11, 7, 0.75)
-    journal.answered({"input_tokens": 3, "output_tokens": 4, "usd": None})
+    journal.add(Usage(calls=1, tokens_in=3, tokens_out=4, usd=None))
     assert journal.snapshot().usd is None and run_costs(journal.snapshot())[-1] == "USD unknown"
     journal.close()
 
 
-def test_spent_of_answers_is_their_sum() -> None:
-    spent = Spent()
-    for usd in (0.1, 0.2):
-        spent.answered({"input_tokens": 5, "output_tokens": 1, "usd": usd})
-    assert (spent.calls, spent.input_tokens, spent.output_tokens, spent.usd) == (
-        2,
-        10,
-        2,
-        pytest.approx(0.3),
-    )
+def test_usage_of_answers_adds_up() -> None:
+    answers = [{"input_tokens": 5, "output_tokens": 1, "usd": usd} for usd in (0.1, 0.2)]
+    used = Usage.of_answer(answers[0]) + Usage.of_answer(answers[1])
+    assert (used.calls, used.tokens_in, used.tokens_out) == (2, 10, 2)
+    assert used.usd == pytest.approx(0.3) and (used + Usage(calls=1, usd=None)).usd is None
 
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:

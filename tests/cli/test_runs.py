@@ -22,9 +22,10 @@ from live_task import SCRIPTED, cowest, started, until, written
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cowest_dspy import BudgetError, Store
+from cowest_dspy import Store
 from cowest_dspy.cli import main
 from cowest_dspy.cli.progress import Progress, end_of, follow
+from cowest_dspy.errors import BudgetError
 from cowest_dspy.optimizers.stages import NoProgress, Stages
 from cowest_dspy.report.runs import RunLine, is_run, look, run_folders
 from cowest_dspy.store import serialize

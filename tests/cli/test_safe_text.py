@@ -23,8 +23,8 @@ from rich.table import Table
 from cowest_dspy.cli.console import SafeConsole
 from cowest_dspy.cli.main import app, report_errors
 from cowest_dspy.cli.verbs import VisibleFormatter
-from cowest_dspy.report.model import Stage
-from cowest_dspy.report.terminal import print_report
+from cowest_dspy.report.facts import Stage
+from cowest_dspy.report.run_view import print_report
 from cowest_dspy.testing import Fault, OpenAIServer
 from cowest_dspy.utils.safe_text import visible
 

@@ -18,7 +18,7 @@ from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.summary import run_report
 from cowest_dspy.experiment.trackers import look_at
 from cowest_dspy.experiment.tracking import Tracking
-from cowest_dspy.lms.processes import free_port
+from cowest_dspy.utils.processes import free_port
 
 pytestmark = pytest.mark.slow
 

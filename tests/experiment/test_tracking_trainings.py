@@ -15,8 +15,8 @@ from tracker_files import trackio_rows, wandb_history, wandb_records
 from tuning_rows import LORA, pair_rows, quick
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.lms.processes import free_port
 from cowest_dspy.tuning import DPO, train_dpo
+from cowest_dspy.utils.processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_a_training_survives_a_place_of_its_logs_that_is_not_there(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    settings = DPO(**quick(epochs=1), lora=LORA)
+    settings = DPO(**quick(num_train_epochs=1), lora=LORA)
     with caplog.at_level(logging.ERROR):
         told = train_dpo(
             settings.model_copy(update={"report_to": ("mlflow",)}),

@@ -27,7 +27,7 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy import Collaboration
-from cowest_dspy.store.store import serialize
+from cowest_dspy.store import serialize
 from cowest_dspy.testing import ScriptedEngine
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ source = "task.py:rows"
 inputs = ["question"]
 [collect]
 drafts = 3
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 1
 [strong]
