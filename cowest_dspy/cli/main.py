@@ -21,8 +21,7 @@ from rich.text import Text
 
 from cowest_dspy.cli import checks, results
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.route_verb import route
-from cowest_dspy.cli.serve_verb import serve
+from cowest_dspy.cli.serving import route, serve
 from cowest_dspy.cli.verbs import (
     STOPPED,
     Accelerate,

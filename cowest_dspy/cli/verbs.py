@@ -142,8 +142,7 @@ def running(
         code, failed = 128 + signal_of(stop), stop
         last = journal.close(stop) if journal else None
         if last is None or last.state != "finished":
-            text = format_stop(last, code - 128, command())
-            print(visible(f"\n{text}"), file=sys.stderr)
+            print("", visible(format_stop(last, code - 128, command())), sep="\n", file=sys.stderr)
         raise typer.Exit(code) from None
     except BaseException as error:
         code, failed = 1, error
