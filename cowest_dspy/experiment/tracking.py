@@ -24,7 +24,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cowest_dspy.errors import CowestError, masked
+from cowest_dspy.errors import masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.trackers import MLflow, Status, TrackioOrWandb, check_installed, uri_of
 from cowest_dspy.experiment.tracking_facts import Part, gather, part_of, read_parts
@@ -103,7 +103,8 @@ class Tracking:
             else:
                 run_name = run_name or made[0]
         names = {"project": self._project, "run_name": run_name} if run_name else {}
-        with _environment(variables):
+        limits = self._limits if variables else {}
+        with _environment({**limits, **variables}):
             yield settings.model_copy(update={"report_to": tuple(going), **names})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
@@ -116,8 +117,8 @@ class Tracking:
             return
         try:
             made = report()
-        except CowestError as problem:
-            self._say(f"Warning: no report is tracked: {problem}")
+        except Exception as problem:
+            self._say(f"Warning: no report is tracked: {masked(str(problem))}")
             made = None
         self.finish(made)
 
@@ -153,15 +154,12 @@ class Tracking:
         """
         if self._rules is None or tracker not in self._working:
             return None
-        wait = max(self._rules.wait, 1.0)
-        limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{wait:.0f}", **QUIET}
-        given = {name: value for name, value in limits.items() if name not in os.environ}
         first, began, problem = tracker not in self._trackers, time.monotonic(), ""
         try:
-            with _environment(given), redirect_stdout(io.StringIO()):
+            with _environment(self._limits), redirect_stdout(io.StringIO()):
                 made = contextvars.Context().run(work)
             # The first call imports the tracker's package.
-            if first or at_the_end or time.monotonic() - began <= 2 * wait:
+            if first or at_the_end or time.monotonic() - began <= 2 * self._rules.wait:
                 return made
             problem = "it took too long ([tracking] wait)"
         except Exception as error:  # Whatever it is, it must not be what ends a run.
@@ -245,7 +243,7 @@ class Tracking:
             return []
         try:
             return gather(self._config, self._store.folder, report, folder)
-        except (OSError, CowestError) as error:
+        except Exception as error:
             self._say(f"Warning: files cannot be uploaded: {masked(str(error))}")
             return []
 
@@ -266,6 +264,14 @@ class Tracking:
                 )
             )
         return self._trackers[name]
+
+    @property
+    def _limits(self) -> dict[str, str]:
+        """Environment variables by which trackers are quick and quiet, but for those that are
+        set."""
+        wait = max(self._rules.wait, 1.0) if self._rules else 1.0
+        limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{wait:.0f}", **QUIET}
+        return {name: value for name, value in limits.items() if name not in os.environ}
 
     @property
     def _project(self) -> str:
