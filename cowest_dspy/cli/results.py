@@ -49,9 +49,9 @@ def runs(
 
     Example: `cowest runs`, then `cowest watch runs/handbook`
     """
-    from cowest_dspy.report.runs import look, run_folders
+    from cowest_dspy.report.runs import describe_run, run_folders
 
-    found = [look(one) for one in run_folders(folder)]
+    found = [describe_run(one) for one in run_folders(folder)]
     if as_json:
         print(visible(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=2)))
         return
@@ -80,18 +80,18 @@ def watch(
 
     Example: `cowest watch runs/handbook`, in another terminal than `cowest cycle`
     """
-    from cowest_dspy.cli.progress import Progress, end_of, follow, show_new, view
-    from cowest_dspy.report.runs import is_run, look, meant
+    from cowest_dspy.cli.progress import Progress, describe_end, follow, show_new, view
+    from cowest_dspy.report.runs import describe_run, is_run, suggest_run
     from cowest_dspy.store.progress import alive, read_snapshot
 
     now = read_snapshot(run)
     if now is None and is_run(run):
-        line = look(run)
+        line = describe_run(run)
         console.line(f"{run}: {line.state}. {line.verdict or line.detail}")
         raise typer.Exit(0 if line.state == "finished" else 1)
     if now is None and once:
         known = "`cowest runs` lists those in runs/; without --once it is waited for."
-        raise StoreError(f"There is no run in {run}.{meant(run)} {known}")
+        raise StoreError(f"There is no run in {run}.{suggest_run(run)} {known}")
     progress = Progress()
     if now is not None and once:
         show_new(now, progress, [], 0)
@@ -99,15 +99,15 @@ def watch(
             console.print(view(now))
             console.line(f"running: process {now.pid} on {now.host}")
         else:
-            console.line("\n".join(end_of(now)))
+            console.line("\n".join(describe_end(now)))
         return
     try:
         with telling(lambda text: None):
-            last = follow(run, progress, hint=meant(run) if now is None else "")
+            last = follow(run, progress, hint=suggest_run(run) if now is None else "")
     except KeyboardInterrupt as stop:
         print("\nNo longer watched. The run itself is as it was.", file=sys.stderr)
         raise typer.Exit(128 + signal_of(stop)) from None
-    console.line("\n".join(end_of(last)))
+    console.line("\n".join(describe_end(last)))
     raise typer.Exit(0 if last.state == "finished" else 1)
 
 

@@ -280,10 +280,10 @@ def route(
 
     settings = run / "config.toml"
     if not settings.is_file():
-        from cowest_dspy.report.runs import meant
+        from cowest_dspy.report.runs import suggest_run
 
         raise RouterError(
-            f"{run} is no run's folder: there is no config.toml in it.{meant(run)} `cowest cycle` "
+            f"{run} is no run's folder: there is no config.toml in it.{suggest_run(run)} `cowest cycle` "
             "makes one."
         )
     with running([settings], run, None, verb="route", log=log) as experiment:

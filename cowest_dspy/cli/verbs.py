@@ -159,11 +159,11 @@ def running(
 
 def _describe_new(run: Path | None, verb: str | None) -> str:
     """A line about a folder that is no run yet; empty where it is one."""
-    from cowest_dspy.report.runs import is_run, meant
+    from cowest_dspy.report.runs import is_run, suggest_run
 
     if run is None or is_run(run):
         return ""
-    return f"{run}: a new run.{'' if verb in BEGINNING else meant(run)}"
+    return f"{run}: a new run.{'' if verb in BEGINNING else suggest_run(run)}"
 
 
 def _unanswered(error: BaseException) -> ModelError | None:
