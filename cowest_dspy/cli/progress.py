@@ -1,4 +1,4 @@
-"""What a run looks like while it works: bars in a terminal, plain lines elsewhere, JSON for programs.
+"""What a run looks like while it works: bars in a terminal, plain lines, JSON for programs.
 
     CoWest(metric, ..., progress=Progress()).compile(program, trainset=train)
 

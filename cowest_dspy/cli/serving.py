@@ -196,7 +196,8 @@ def _router(folder: Path) -> Router | None:
         return None
     router = Router.load(folder)
     console.print(
-        f"router: {folder / ROUTER_FILE} says where the strong model is asked; --no-router asks it always",
+        f"router: {folder / ROUTER_FILE} says where the strong model is asked; --no-router asks it "
+        "always",
         markup=False,
         soft_wrap=True,
     )
@@ -270,8 +271,8 @@ def route(
 
     Fitted on the run's traces, the trade between score and cost chosen on the dev split (answered
     with and without drafts), shown on the test split beside going always one way and at random. It
-    is written to the run as router.json, plain numbers, which `cowest bundle` takes along and `cowest
-    serve` uses; the curve as router.html. The run has one more arm then, "routed".
+    is written to the run as router.json, plain numbers, which `cowest bundle` takes along and
+    `cowest serve` uses; the curve as router.html. The run has one more arm then, "routed".
 
     Example: `cowest route runs/handbook`
     """
@@ -283,8 +284,8 @@ def route(
         from cowest_dspy.report.runs import suggest_run
 
         raise RouterError(
-            f"{run} is no run's folder: there is no config.toml in it.{suggest_run(run)} `cowest cycle` "
-            "makes one."
+            f"{run} is no run's folder: there is no config.toml in it.{suggest_run(run)} "
+            "`cowest cycle` makes one."
         )
     with running([settings], run, None, verb="route", log=log) as experiment:
         made = fit_run_router(experiment, within=within, samples=samples, likelihood=likelihood)

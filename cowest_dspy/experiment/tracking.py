@@ -166,8 +166,8 @@ class Tracking:
             problem = masked(f"{type(error).__name__}: {error}")[:400]
         self._working.remove(tracker)
         self._say(
-            f"Warning: {tracker} was not told: {problem}. The run goes on; later, type cowest track "
-            f"{self._store.folder}"
+            f"Warning: {tracker} was not told: {problem}. The run goes on; later, type "
+            f"cowest track {self._store.folder}"
         )
         return None
 
