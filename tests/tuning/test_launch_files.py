@@ -18,7 +18,7 @@ from tuning_rows import LORA, assert_close, kinds, quick, read
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
-from cowest_dspy.lms.processes import free_port
+from cowest_dspy.utils.processes import free_port
 from cowest_dspy.tuning import (
     SFT,
     launch,
@@ -117,13 +117,14 @@ def test_a_file_that_cannot_be_used_says_why_and_what_to_write(
 def test_the_file_for_a_cpu_trains_as_one_process_does(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy import TransformersEngine, tunable, tune
+    from cowest_dspy.lms import LocalEngine
+    from cowest_dspy.tuning import tunable, tune
 
     given: list[Any] = []
     monkeypatch.setattr(
         provider, "launch", lambda *a, **b: given.append(b["processes"]) or launch(*a, **b)
     )
-    weak = tunable(TransformersEngine(str(tiny_model)).lm())
+    weak = tunable(LocalEngine(str(tiny_model)).lm())
     how = SFT(
         **quick(num_train_epochs=2, per_device_train_batch_size=1, gradient_accumulation_steps=4),
         lora=LORA,
