@@ -24,7 +24,6 @@ from cowest_dspy.report import (
     AgreementRow,
     Arm,
     Curve,
-    InfluenceRow,
     Noise,
     PairRow,
     PairsSummary,
@@ -49,10 +48,9 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
-    # In memory, as the report's rows will be: iterating over what is kept reads it from the disk
-    # each time.
+    # In memory, as the report's traces will be: each iteration reads the store.
     traces, pairs = list(kept_traces(store)), kept_pairs(store)
-    rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
+    noise = _noise(traces, store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(ARMS)}
     arms = tuple(
@@ -68,7 +66,6 @@ def run_report(config: Config, store: Store) -> RunReport:
         before="collaboration_sft",
         after="collaboration",
         arms=arms,
-        influence=rows,
         noise=noise,
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
@@ -86,7 +83,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(config, rows, noise, pairs, arms, store.bill().killed_calls),
+        warnings=_warnings(config, traces, noise, pairs, arms, store.bill().killed_calls),
     )
 
 
@@ -197,7 +194,7 @@ def versions() -> dict[str, str]:
 
 def _warnings(
     config: Config,
-    rows: Sequence[InfluenceRow],
+    rows: Sequence[Trace],
     noise: Noise | None,
     pairs: PreferencePairs | None,
     arms: Sequence[Arm],
@@ -325,17 +322,6 @@ def _step_row(made: StepResult) -> StepRow:
         replace(row, mean=made.gain.mean, low=made.gain.low, high=made.gain.high)
         if made.gain
         else row
-    )
-
-
-def _influence_row(trace: Trace) -> InfluenceRow:
-    return InfluenceRow(
-        trace.example_id,
-        trace.draft_index,
-        trace.influence,
-        trace.error,
-        trace.draft_score,
-        trace.round,
     )
 
 

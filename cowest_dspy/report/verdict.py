@@ -118,7 +118,7 @@ def format_points(test: PairedTest | Paired) -> str:
 def influence_notes(report: RunReport) -> list[str]:
     """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the
     noise floor, agreement of evaluators."""
-    counts, lines = influence_counts(report.influence), list[str]()
+    counts, lines = influence_counts(report.traces), list[str]()
     if counts.harm_rate is not None and counts.harm is not None:
         lines.append(
             f"Harm rate {format_share(counts.harm_rate)} (95 % {format_interval(counts.harm)})."
@@ -218,7 +218,7 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
 def _harm_text(report: RunReport) -> str | None:
     """That drafts hurt, where the whole interval of the last round's mean influence lies below
     0."""
-    rounds = influence_by_round(report.influence)
+    rounds = influence_by_round(report.traces)
     if not rounds:
         return None
     number, counts = list(rounds.items())[-1]

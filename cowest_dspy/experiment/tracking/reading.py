@@ -17,7 +17,7 @@ from cowest_dspy.influence.stored_traces import StoredTraces
 from cowest_dspy.lms.prices import added
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
-from cowest_dspy.report import Curve, InfluenceRow, RunReport, arm_table, influence_counts, verdict
+from cowest_dspy.report import Curve, RunReport, arm_table, influence_counts, verdict
 from cowest_dspy.report.page import read_document
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.masking import mask_settings
@@ -184,13 +184,7 @@ class Reading:
         key = (number, done["identity"])
         if key not in self._influence:
             traces = StoredTraces(self._store, round=number)
-            rows = [
-                InfluenceRow(
-                    one.example_id, one.draft_index, one.influence, one.error, one.draft_score
-                )
-                for one in traces
-            ]
-            counts = influence_counts(rows)
+            counts = influence_counts(traces)
             made = numbers(
                 "influence/",
                 helped=counts.helped,
