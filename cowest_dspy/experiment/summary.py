@@ -1,4 +1,5 @@
-"""What a run's store holds, as the report's facts. A run that is half done gives half a report."""
+"""The report of a run as it is now: from its store, and from its report.json where there is no store to
+read. A run that is half done gives half a report."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from cowest_dspy.experiment.config import Config
+from cowest_dspy.errors import ConfigError, ReportError, StoreError, nearest
+from cowest_dspy.experiment.config import Config, load_config
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.noise import noise_in
@@ -34,10 +37,12 @@ from cowest_dspy.report import (
     TraceRow,
     influence_counts,
     outcomes_text,
+    read_report,
 )
 from cowest_dspy.report.numbers import alike_drafts
 from cowest_dspy.store.store import Store
 
+STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 ARMS = (
     "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "gated", "oracle",
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
@@ -338,3 +343,51 @@ def _pair_row(pair: Pair) -> PairRow:
         pair.rejected_influence,
         pair.round,
     )
+
+
+def read_run(path: Path) -> RunReport:
+    """The report of a run: ``path`` is its folder, or a report.json. Nothing is written into the
+    folder's files of results.
+
+    A run that another process works on is read from the report.json that it has written before; a
+    warning in the report says so.
+
+    Raises:
+        ReportError: there is no such run, or what is there cannot be read; it names ``path`` and
+            says what to type.
+    """
+    if not path.exists():
+        other = nearest(str(path), (str(one) for one in path.parent.glob("*") if one.is_dir()))
+        raise ReportError(
+            f"There is no run at {path}.{other} Name the folders of runs, such as runs/handbook: "
+            "`ls runs` shows yours."
+        )
+    if path.is_file():
+        return read_report(path)
+    if (path / STORE).is_file() and (path / CONFIG).is_file():
+        return _from_store(path)
+    if (path / REPORT).is_file():
+        return read_report(path)
+    raise ReportError(
+        f"{path} is no run's folder: there is neither {STORE} with {CONFIG} nor {REPORT} in it. "
+        f"`cowest cycle ... --run {path}` "
+        "makes a run there."
+    )
+
+
+def _from_store(path: Path) -> RunReport:
+    try:
+        config = load_config([path / CONFIG])
+    except ConfigError as error:
+        raise ReportError(
+            f"The run {path} cannot be read, its configuration is damaged: {error}"
+        ) from error
+    try:
+        with Store(path) as store:
+            return run_report(config, store)
+    except StoreError as error:
+        if "in use by another process" not in str(error) or not (path / REPORT).is_file():
+            raise ReportError(f"The run {path} cannot be read: {error}") from error
+    report = read_report(path)
+    warning = f"The run is being worked on; this is what its report of {report.created} says."
+    return replace(report, warnings=(*report.warnings, warning))

@@ -48,6 +48,7 @@ from cowest_dspy.report.run_view import print_report
 from cowest_dspy.report.runs_view import (
     print_side_by_side,
     render_side_by_side,
+    short_names,
     side_by_side,
     write_side_by_side,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "render_html",
     "render_side_by_side",
     "report_schema",
+    "short_names",
     "side_by_side",
     "to_csv",
     "to_markdown",

@@ -29,7 +29,7 @@ class ComparedArm(Record):
     corpus; None: not computable.
 
     ``extra_intervals`` holds their 95 % intervals (low, high) where they are known. ``cost`` is
-    what this arm's calls took; None where nobody measured it.
+    what this arm's calls took; None where it was not measured.
     """
 
     arm: Arm

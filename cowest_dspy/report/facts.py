@@ -77,7 +77,7 @@ class AgreementRow(Record):
 @dataclasses.dataclass(frozen=True)
 class PairRow(Record):
     """One preference pair as text: the last user message, the chosen draft and the rejected one; an
-    influence is None where nobody measured it, as in imported pairs."""
+    influence is None where it was not measured, as in imported pairs."""
 
     example_id: str
     prompt: str
@@ -314,7 +314,7 @@ class RunReport(Record):
         return next((arm for arm in self.arms if arm.name == name), None)
 
     @property
-    def judged(self) -> str:
+    def main_arm(self) -> str:
         """The arm that the others are tested against: ``reference``; while it has not been
         evaluated, ``before`` where that has."""
         return next(

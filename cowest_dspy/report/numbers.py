@@ -95,7 +95,7 @@ def scores_of(arm: Arm) -> dict[str, float | None]:
 
 def arm_table(report: RunReport) -> list[ArmLine]:
     """One line per arm, in the report's order, each tested against the reference."""
-    return [_arm_line(arm, report.arm(report.judged)) for arm in report.arms]
+    return [_arm_line(arm, report.arm(report.main_arm)) for arm in report.arms]
 
 
 def compare(report: RunReport, first: str | None, second: str | None) -> PairedTest | None:

@@ -46,7 +46,7 @@ from cowest_dspy.report import (
     write_report,
 )
 from cowest_dspy.report.significance import exact_sign_p
-from cowest_dspy.report.verdict import doubt_about
+from cowest_dspy.report.verdict import explain_doubt
 
 BINARY = st.lists(
     st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=60
@@ -249,13 +249,13 @@ def test_the_verdict_is_one_sentence_that_also_says_which_rounds_were_accepted()
 
 def test_before_tuning_the_verdict_speaks_of_the_collaboration_that_there_is():
     report = run(arm("strong", "-" * 40), arm("sft", "+" * 30 + "-" * 10), arm("oracle", "+" * 40))
-    assert report.judged == "sft"
+    assert report.main_arm == "sft"
     assert verdict(report).sentences == (
         "The sft arm beats the strong model alone by 75.0 points [57.5, 85.8], n 40, p < 0.001.",
     )
     lines = {line.name: line for line in arm_table(report)}
     assert lines["sft"].is_reference and lines["oracle"].test and lines["oracle"].test.fixed == 10
-    assert run(arm("strong", "+-")).judged == "both"
+    assert run(arm("strong", "+-")).main_arm == "both"
 
 
 def test_one_lost_claim_spoils_the_verdict():
@@ -353,7 +353,7 @@ def test_a_claim_is_made_only_where_interval_and_test_agree(pairs):
     assert test.interval is not None
     outside = not test.interval.low <= 0 <= test.interval.high
     assert ("NOT reliably" in said) == (not outside or test.p >= 0.05)
-    assert (doubt_about(test) is None) == (outside == (test.p < 0.05))
+    assert (explain_doubt(test) is None) == (outside == (test.p < 0.05))
 
 
 def test_more_wins_whose_mean_may_be_0_are_no_claim_either():
