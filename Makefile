@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 VLLM   := .venv-vllm
 RUN    ?= runs/handbook
 PARALLEL := --numprocesses 2 --dist worksteal
-BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py))) simulate
+BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TASK   := programs/handbook.toml programs/backends/in_process.toml
 # Written when an installation has gone through; older than what it was made from, it is made again.
 STAMP  := $(VENV)/.installed
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing PyTorch"
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
 	@echo "setup: installing the rest"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gate,gguf,optimizers,serve]'
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gguf,optimizers,router,serve]'
 	@touch $@
 
 $(LONG): $(STAMP)
@@ -93,7 +93,7 @@ $(VLLM)/.installed: benchmarks/vllm-requirements.txt
 	@$(VLLM)/bin/pip uninstall -qq --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	@touch $@
 
-bench: $(LONG) models ## speed beside what one would use instead: tables in build/bench, benchmarks/README.md and docs/scale.md (an hour, idle)
+bench: $(LONG) models ## speed beside what one would use instead: tables in build/bench and benchmarks/README.md (an hour, idle)
 	@$(if $(filter bench_drafts,$(BENCH)),$(MAKE) --no-print-directory vllm,true) || echo "bench: vLLM cannot be installed here, so its row says so"
 	@mkdir -p build/bench
 	@set -e; for name in $(BENCH); do \

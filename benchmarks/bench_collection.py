@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.stored_traces import influence_report
+from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.program.collaboration import Collaboration
@@ -150,9 +150,9 @@ def ours(given: argparse.Namespace, *, stored: bool, seconds: float = 0.0) -> Me
     ):
         started = time.perf_counter()
         traces = collect(
-            program, examples, match, Sampling(DRAFTS), store=store, threads=given.threads
+            program, examples, match, Sampling(DRAFTS), store=store, num_threads=given.threads
         )
-        report = influence_report(traces)
+        report = InfluenceReport.from_traces(traces)
         taken = time.perf_counter() - started
     assert (
         len(report.values) == len(examples) * DRAFTS

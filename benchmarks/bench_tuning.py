@@ -79,13 +79,13 @@ def ours(rows: Pairs, output: Path, **settings: Any) -> None:
     from cowest_dspy.tuning import DPO, Lora, train_dpo
 
     shared = {
-        "epochs": 1,
+        "num_train_epochs": 1,
         "learning_rate": LEARNING_RATE,
         "batch_size": BATCH,
         "beta": BETA,
-        "warmup": 0,
+        "warmup_steps": 0,
     }
-    lora = Lora(rank=RANK, alpha=ALPHA)
+    lora = Lora(r=RANK, lora_alpha=ALPHA)
     train_dpo(DPO(**shared, lora=lora, **settings), rows, base=str(MODEL), output=output, seed=SEED)
 
 

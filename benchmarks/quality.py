@@ -33,12 +33,12 @@ from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli.live import Live
 from cowest_dspy.cli.main import report_errors
+from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import wilson_interval
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.report.compare import numbers_of
 from cowest_dspy.report.compare_view import (
     print_comparison,
@@ -68,8 +68,8 @@ SIZES: dict[str, Any] = {
     "data.test": 120,
     "sft.settings.max_steps": 40,
     "sft.answer_settings.max_steps": 40,
-    "collect.max_failed": 0.6,  # a drafter that has learned so little does not always stop
-    "dpo.epochs": 2,
+    "collect.max_errors": 0.6,  # a drafter that has learned so little does not always stop
+    "dpo.num_train_epochs": 2,
     "rounds.least_gain": -1.0,
     "rounds.more_failures": 1.0,
 }
@@ -133,7 +133,7 @@ def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False)
 def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
     """The comparison of a configuration, kept in its run's folder; of these arms, where it declares
     them, or of all."""
-    with Experiment(config, folder, watch=Live()) as experiment:
+    with Experiment(config, folder, progress=Progress()) as experiment:
         declared = experiment.config.compare.arms if experiment.config.compare else {}
         made = Compared(experiment).run(
             [name for name in declared if name in arms] if arms is not None else None

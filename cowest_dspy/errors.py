@@ -8,12 +8,12 @@
     |-- ProgramError    a program that is not bound, or whose signatures do not fit together
     |-- StoreError      the run folder: in use, damaged, or of another configuration
     |-- BudgetError     [budget] is used up: everything is kept, and a larger one goes on
-    |-- ClusterError    the Ray cluster cannot be reached, has no room, or lost what it was given
+    |-- ClusterError    the Ray cluster cannot be reached, or cannot collect a shard
     |-- CollectionError a collection that must not go on, for instance because too many calls fail
     |-- PairsError      no pairs, or a file that holds something else; TooFewPairs
     |-- TuningError     training that cannot start, or must not go on
     |-- ReportError     a report that cannot be read or written
-    |-- GateError       a gate that cannot be fitted or read
+    |-- RouterError       a router that cannot be fitted or read
     |-- BundleError     a bundle that cannot be written, was changed, or does not fit
 
 A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python
@@ -73,8 +73,7 @@ class BudgetError(CowestError, Warning):
 
 
 class ClusterError(CowestError, Warning):
-    """A Ray cluster that cannot be reached, has no room for a model's workers, or on which none of
-    them can be made."""
+    """A Ray cluster that cannot be reached, or on which a shard cannot be collected."""
 
 
 class CollectionError(CowestError):
@@ -102,8 +101,8 @@ class ReportError(CowestError):
     """A report that cannot be read or written."""
 
 
-class GateError(CowestError):
-    """A gate for which too little was observed, or whose file cannot be read."""
+class RouterError(CowestError):
+    """A router for which too little was observed, or whose file cannot be read."""
 
 
 class BundleError(CowestError):

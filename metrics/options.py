@@ -14,8 +14,8 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy import corpus_metric
 from cowest_dspy.errors import DataError
+from cowest_dspy.report.corpus import corpus_metric
 
 _LETTER = re.compile(r"""["'*(\[]*([a-z])(?:["'*\s]*$|["'*]*[.):\]]|\s+-\s)""", re.IGNORECASE)
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cowest_dspy import corpus_metric
+from cowest_dspy.report.corpus import corpus_metric
 
 LABELS = (
     "casual",

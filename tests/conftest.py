@@ -98,7 +98,7 @@ def first_sft(tiny_model: Path, make_once: MakeOnce) -> Any:
     from cowest_dspy.tuning import SFT, Tuned, train_sft
 
     def make(folder: Path) -> None:
-        settings = SFT(**quick(epochs=4), lora=LORA)
+        settings = SFT(**quick(num_train_epochs=4), lora=LORA)
         made = train_sft(
             settings, sft_rows(), base=str(tiny_model), output=folder / "adapter", seed=3
         )

@@ -26,7 +26,7 @@ ROOMS = (
 ROOT_MODULES = {"errors", "compat"}
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb", "vl_convert", "altair",
-    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client", "ray", "simpy",
+    "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client", "ray",
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 NOT_FOR_USERS = ("dev", "docs", "long")

@@ -15,7 +15,7 @@ from cowest_dspy.experiment.desk import Desk
 from cowest_dspy.experiment.summary import arm_from
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.optimizers.router import Gate, Gated
+from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.stages import digest
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm
@@ -87,7 +87,12 @@ def kept_arm(
         return arm_from(arm.name, named)
     with part.desk.stage(stage_of(record, arm.name), f"Evaluating {arm.title}") as progress:
         answers = arms.ask_all(
-            asking, examples, part.metric, store=part.store, threads=threads, on_progress=progress
+            asking,
+            examples,
+            part.metric,
+            store=part.store,
+            num_threads=threads,
+            on_progress=progress,
         )
     made = replace(arm, answers=answers)
     part.store.keep(record, arm.name, {**asdict(made), "identity": identity})
@@ -120,15 +125,17 @@ def answering(experiment: Answers, name: str) -> tuple[arms.Answering, str]:
         program = experiment.final
         state = digest(program.dump_state())
         if name == "strong_prompted":
-            return arms.alone_arm(program.measured_anew()), f"{state}, {experiment.strong.model}"
+            return arms.alone_arm(
+                program.with_fresh_baseline()
+            ), f"{state}, {experiment.strong.model}"
         return arms.collaboration_arm(
             program
         ), f"{state}, {program.weak.model}, {experiment.strong.model}"
-    if name == "gated":
-        program, gate = experiment.best, Gate.load(experiment.run)
-        state = digest([program.dump_state(), gate.model_dump(mode="json", exclude={"about"})])
-        gated = Gated(program, gate)
-        return lambda example: gated(
+    if name == "routed":
+        program, router = experiment.best, Router.load(experiment.run)
+        state = digest([program.dump_state(), router.model_dump(mode="json", exclude={"about"})])
+        routed = Routed(program, router)
+        return lambda example: routed(
             **example.inputs()
         ), f"{state}, {program.weak.model}, {experiment.strong.model}"
     if name == "collaboration_sft":

@@ -18,7 +18,7 @@ from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.influence import arms
 from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.optimizers.stages import digest
-from cowest_dspy.program.baselines import (
+from cowest_dspy.program import (
     Retriever,
     SelfConsistency,
     SelfRefine,
@@ -86,7 +86,7 @@ class Variants:
         return self.made[name]
 
 
-ASIDE: Any = {"tracking": True, "ray": True, "collect": {"engine"}}
+ASIDE: Any = {"tracking": True, "ray": True}
 """What makes no other variant of it: who is told of it, and where it is worked on."""
 
 

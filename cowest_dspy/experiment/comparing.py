@@ -29,8 +29,8 @@ from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.experiment.summary import versions
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
 from cowest_dspy.influence.arms import outputs_of
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.influence.metric import score_of
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
 from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm, Stage

@@ -24,11 +24,11 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from cowest_dspy.errors import ConfigError, masked, nearest
 from cowest_dspy.experiment.tables import Arms, CompareRules, Data, Shown, TrackingRules
 from cowest_dspy.influence.config import Collect, InfluenceRules
-from cowest_dspy.lms.config import KINDS, LMSettings
+from cowest_dspy.lms.config import KINDS, LMSettings, Server
 from cowest_dspy.optimizers.config import CycleRules, RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import DraftFormat
-from cowest_dspy.scale.config import RayRules, Shares, stays_here
+from cowest_dspy.scale.config import RayRules
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.store.budget import Budget
 from cowest_dspy.tuning.config import Sft
@@ -79,7 +79,7 @@ class Config(Table):
     budget: Budget | None = Field(
         None, description="what the whole run may spend, over all its resumes"
     )
-    ray: RayRules | None = Field(None, description="the cluster on which the models answer")
+    ray: RayRules | None = Field(None, description="the cluster over which collections are spread")
 
     @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", "ray", mode="before")
     @classmethod
@@ -107,21 +107,22 @@ class Config(Table):
             )
         return self
 
-    @property
-    def cluster(self) -> RayRules | None:
-        """The cluster that the models answer on; None where they answer on this machine."""
-        engine = self.collect.engine or ("ray" if self.ray else "local")
-        return None if engine == "local" else self.ray or RayRules()  # pyright: ignore[reportCallIssue]
+    @model_validator(mode="after")
+    def _servers_run_already_on_a_cluster(self) -> Config:
+        for role in ROLES if self.ray else ():
+            settings: LMSettings | None = getattr(self, role)
+            if isinstance(settings, Server) and settings.command:
+                raise ValueError(
+                    f"[{role}] command: with [ray] every task would start a server of its own. "
+                    "Start one yourself (vllm serve, Ray Serve), and give its api_base"
+                )
+        return self
 
     def at_once(self, role: str) -> int:
         """Calls to a role's model that may be under way at once: its concurrency, on a cluster that
-        of each of its workers."""
-        role = role if getattr(self, role) else "strong"
-        settings: LMSettings = getattr(self, role)
-        shares: Shares | None = (
-            getattr(self.cluster, role) if self.cluster and not stays_here(settings) else None
-        )
-        return settings.concurrency * (shares.workers if shares else 1)
+        of each shard."""
+        settings: LMSettings = getattr(self, role) or self.strong
+        return settings.concurrency
 
 
 ROLES = ("weak", "strong", "judge")
@@ -331,6 +332,10 @@ def _anchored_folder(value: Any, folder: Path) -> Any:
     )
 
 
+# Keys that had another name once.
+RENAMED = {"collect.max_failed": "max_errors"}
+
+
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     lines = [f"{where}:"]
     for problem in error.errors(include_url=False):
@@ -341,9 +346,11 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location[:-1])
+            new = RENAMED.get(dotted)
+            renamed = f' It is called "{new}" now.' if new else nearest(keys[-1], known)
+            meant = _GONE.get(dotted) or renamed
             lines.append(
-                f"  {dotted}: there is no such key.{nearest(keys[-1], known)} Known here: "
-                f"{', '.join(sorted(known))}"
+                f"  {dotted}: there is no such key.{meant} Known here: {', '.join(sorted(known))}"
             )
         elif (
             problem["type"] == "unknown_keys"
@@ -370,6 +377,11 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     return "\n".join(lines).replace("Value error, ", "")
 
 
+# Keys of earlier versions, and what there is instead.
+_GONE = {
+    "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
+    "write an empty one in a later file, to stay on this machine.",
+}
 # What stands under "server" or in a model's id is easily taken for a kind.
 _MEANT = {
     "openai": "api",

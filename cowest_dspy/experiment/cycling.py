@@ -165,8 +165,8 @@ def cycled(
         },
         settings={name: _made_of(name, weights.task(), config) for name in names},
         confidence=config.rounds.confidence,
-        threads=config.at_once("strong"),
-        watch=desk.watch,
+        num_threads=config.at_once("strong"),
+        progress=desk.progress,
     )
     with keeping(desk.store):
         return cycle.compile(program, trainset=data["train"], valset=data["dev"])

@@ -10,11 +10,10 @@ from pathlib import Path
 from cowest_dspy.errors import ConfigError, masked
 from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.tracking import Tracking
-from cowest_dspy.lms.config import Api, LMSettings
-from cowest_dspy.lms.keys import key_in
-from cowest_dspy.lms.prices import of_settings
+from cowest_dspy.lms.api import estimate_cost
+from cowest_dspy.lms.config import Api, LMSettings, read_key
 from cowest_dspy.optimizers.stages import Settings, Stages
-from cowest_dspy.store.pool import Progress
+from cowest_dspy.store.pool import OnProgress
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Desk(Stages):
     tracking: Tracking | None = None
 
     @contextmanager
-    def stage(self, name: str, title: str) -> Iterator[Progress]:
+    def stage(self, name: str, title: str) -> Iterator[OnProgress]:
         """As of all stages; the trackers are told first what there is so far."""
         if self.tracking is not None:
             self.tracking.update()
@@ -54,7 +53,7 @@ def check_keys(config: Config) -> None:
     for role in ROLES:
         variable: str | None = getattr(getattr(config, role), "api_key_env", None)
         if variable:
-            key_in(variable)
+            read_key(variable)
 
 
 def check_prices(config: Config) -> None:
@@ -67,7 +66,7 @@ def check_prices(config: Config) -> None:
         return
     for role in ROLES:
         settings: LMSettings | None = getattr(config, role)
-        if isinstance(settings, Api) and of_settings(settings, 1, 1) is None:
+        if isinstance(settings, Api) and estimate_cost(settings, 1, 1) is None:
             raise ConfigError(
                 f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{role}] "
                 f"{masked(settings.model)} is not "

@@ -9,10 +9,8 @@ import dspy
 
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.influence.judge import PAPER, Judge, Rubric
-from cowest_dspy.influence.likelihood import GoldLikelihood
+from cowest_dspy.influence.judge import PAPER, GoldLikelihood, Judge, Rubric, Weighted
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.weighted import Weighted
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.utils.importing import load
 

@@ -26,24 +26,24 @@ from cowest_dspy.experiment.controls import by_correctness, shuffled
 from cowest_dspy.experiment.cycling import Weights, check_steps, cycled
 from cowest_dspy.experiment.desk import Desk, check_keys, check_prices
 from cowest_dspy.experiment.evaluating import evaluator
-from cowest_dspy.experiment.models import Models
+from cowest_dspy.experiment.sharding import ShardParts
 from cowest_dspy.experiment.summary import arm_of, run_report
-from cowest_dspy.experiment.tracking import Tracking, check_installed
+from cowest_dspy.experiment.trackers import check_installed
+from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.experiment.weak_models import TuningSettings, WeakModels
+from cowest_dspy.influence.collection import collect, noise_floor
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
-from cowest_dspy.influence.stored_traces import Traces
-from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import ServerEngine, TransformersEngine
+from cowest_dspy.influence.trace import Sampling, Traces
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
 from cowest_dspy.optimizers.rounds import Rounds, Task, unpaired
-from cowest_dspy.optimizers.router.model import FILE as GATE
-from cowest_dspy.optimizers.stages import Silent, Watch, Within, digest
-from cowest_dspy.pairs import LabelledDrafts, PreferencePairs, at_least
+from cowest_dspy.optimizers.router import ROUTER_FILE
+from cowest_dspy.optimizers.stages import NoProgress, digest
+from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences, at_least
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
-from cowest_dspy.scale import ClusterEngine
+from cowest_dspy.scale import Cluster, merge_shards
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, tunable
 from cowest_dspy.utils.files import write_whole
@@ -56,13 +56,13 @@ class Experiment:
     Args:
         config: the whole configuration.
         run: the run's folder; made when it is not there.
-        watch: who is told of the progress.
+        progress: shows it.
         reuse: other runs' folders whose answers may be taken over, where the very same call was
             made there.
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
             file of Accelerate's (tuning.md).
         store: an open one, which stays open; ``reuse`` and [budget] are then its own.
-        models: of the run that this is a part of.
+        cluster: of the run that this is a part of.
 
     Raises:
         ConfigError: settings of tuning that TRL or PEFT would not take; [budget] usd, and an API
@@ -75,26 +75,28 @@ class Experiment:
         config: Config,
         run: str | Path,
         *,
-        watch: Watch | None = None,
+        progress: NoProgress | None = None,
         reuse: Sequence[str | Path] = (),
         processes: int | str | Path = 1,
         store: Store | None = None,
-        models: Models | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
-        self.config, self.run, self.watch = config, Path(run), watch or Silent()
+        self.config, self.run, self.progress = config, Path(run), progress or NoProgress()
         settings = TuningSettings.of(config)
         check_prices(config)
         check_steps(config)
         check_installed(config)
-        self._models = models or Models(config)
+        self._cluster = cluster or (Cluster(config.ray) if config.ray else None)
         self.metric: Metric = load_function(config.metric)
         self._owned = store is None
         self.store = store or Store(run, reuse=reuse, budget=config.budget)
+        merge_shards(self.store)
         write_whole({self.run / "config.toml": effective_toml(config)})
+        # A part of a run is told of with the whole of it.
         self.tracking = Tracking(
-            config, self.store, self.watch, on=self._owned
-        )  # A part of a run is told of with the whole of it.
-        self.desk = Desk(self.run, self.store, self.watch, config, processes, self.tracking)
+            config, self.store, lambda text: self.desk.say(text), on=self._owned
+        )
+        self.desk = Desk(self.run, self.store, self.progress, config, processes, self.tracking)
         if self._owned:
             self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
@@ -110,7 +112,8 @@ class Experiment:
                 self.tracking.close(lambda: run_report(self.config, self.store), error)
             finally:
                 self.store.close(error)
-                self._models.close()
+                if self._cluster is not None:
+                    self._cluster.close()
 
     def __enter__(self) -> Experiment:
         return self
@@ -123,9 +126,13 @@ class Experiment:
         same are shared; records and files are its own, in ``variants/NAME`` of the run's folder.
         Needs no closing."""
         store = self.store.within(name)
-        watch, processes = Within(name, self.watch), self.desk.processes
         made = Experiment(
-            config, store.folder, watch=watch, processes=processes, store=store, models=self._models
+            config,
+            store.folder,
+            progress=self.progress,
+            processes=self.desk.processes,
+            store=store,
+            cluster=self._cluster,
         )
         for role in ROLES:
             if getattr(config, role) == getattr(self.config, role):
@@ -148,20 +155,20 @@ class Experiment:
     @cached_property
     def strong(self) -> dspy.LM:
         """The strong LM."""
-        lm = self._models.lm(self.config, "strong")
+        lm = build_lm(self.config.strong)
         self.store.count_as_strong(lm.model)
         return lm
 
     @cached_property
     def judge(self) -> dspy.LM:
         """The judge's LM: that of [judge], or the strong one."""
-        return self._models.lm(self.config, "judge") if self.config.judge else self.strong
+        return build_lm(self.config.judge) if self.config.judge else self.strong
 
     @cached_property
     def weak(self) -> dspy.LM:
         """The weak LM as it was before any tuning; tunable when its weights are here and its engine
         takes adapters."""
-        lm = self._models.lm(self.config, "weak")
+        lm = build_lm(self.config.weak)
         return tunable(lm) if isinstance(lm.engine, TunableEngine) else lm
 
     @cached_property
@@ -220,10 +227,24 @@ class Experiment:
             threads=config.at_once("strong"),
             weak_threads=config.at_once("weak"),
             answers=config.collect.answers,
-            max_failed=config.collect.max_failed,
+            max_errors=config.collect.max_errors,
             meaning=self.meaning,
             given=config.pairs.source,
+            collect=self._collect_in_shards if self._cluster and config.ray else collect,
         )
+
+    def _collect_in_shards(
+        self,
+        program: Collaboration,
+        examples: Sequence[dspy.Example],
+        metric: Metric,
+        sampling: Sampling,
+        **options: Any,
+    ) -> Traces:
+        """As ``collect``, on the cluster of [ray]."""
+        assert self._cluster is not None
+        build = ShardParts.of(self.config, program)
+        return self._cluster.collect(build, examples, sampling, **options)
 
     # Stages
 
@@ -259,7 +280,7 @@ class Experiment:
                     self.evaluator,
                     self.sampling,
                     store=self.store,
-                    threads=threads,
+                    num_threads=threads,
                     on_progress=progress,
                 )
             known = {"floor": asdict(floor) if floor else None, "identity": identity}
@@ -286,7 +307,7 @@ class Experiment:
                 f"first: {command}"
             )
 
-    def labelled(self) -> LabelledDrafts:
+    def labelled(self) -> UnpairedPreferences:
         """The collected drafts as those that helped and those that hurt, also written to
         ``drafts.jsonl`` in the run folder."""
         drafts = self.rounds.labelled(self.sft())
@@ -373,14 +394,14 @@ class Experiment:
         weak = ["weak"] if wanted.weak else []
         oracle = ["oracle"] if wanted.oracle else []
         prompted = ["strong_prompted"] if self.config.cycle and self.config.cycle.steps else []
-        gated = ["gated"] if (self.run / GATE).is_file() else []
+        routed = ["routed"] if (self.run / ROUTER_FILE).is_file() else []
         return [
             *weak,
             "strong",
             *prompted,
             "collaboration_sft",
             "collaboration",
-            *gated,
+            *routed,
             *oracle,
             *wanted.controls,
         ]
@@ -461,7 +482,6 @@ class Experiment:
             **dict.fromkeys([*after, "ray"], True),
             "data": {"test"},
             "influence": {"noise"},
-            "collect": {"engine"},
         }
         settings = parts.model_dump(mode="json", exclude=aside)  # pyright: ignore[reportArgumentType]
         return digest([settings, code, self.program.dump_state()])
@@ -488,7 +508,7 @@ class Experiment:
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, TransformersEngine | ServerEngine | ClusterEngine):
+            if isinstance(engine, LocalEngine | ServerEngine):
                 engine.close()
 
     def _arm(self, name: str) -> Arm:

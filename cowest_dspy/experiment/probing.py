@@ -94,7 +94,7 @@ def ask_one(task: Task, role: str, lm: dspy.LM) -> Answered:
         lambda: (
             dspy.Prediction(draft=bound.drafted(**inputs))
             if role == "weak"
-            else bound.answered_alone(**inputs)
+            else bound.ask_alone(**inputs)
         )
     )
     probe = _probe(role, lm.model, time.monotonic() - started, made) if made.calls else None

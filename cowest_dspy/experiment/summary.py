@@ -16,10 +16,8 @@ from cowest_dspy.errors import ConfigError, ReportError, StoreError, nearest
 from cowest_dspy.experiment.config import Config, load_config
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.report import NoiseFloor, format_kinds
-from cowest_dspy.influence.stored_traces import StoredTraces
-from cowest_dspy.influence.trace import Trace
+from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, rows_file
 from cowest_dspy.pairs import Pair, PreferencePairs
@@ -44,7 +42,7 @@ from cowest_dspy.store.store import Store
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 ARMS = (
-    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "gated", "oracle",
+    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "routed", "oracle",
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
 )  # fmt: skip
 """The arms of [evaluate], in the order of the table."""
@@ -92,10 +90,10 @@ def run_report(config: Config, store: Store) -> RunReport:
     )
 
 
-def kept_traces(store: Store) -> StoredTraces:
+def kept_traces(store: Store) -> Traces:
     """The traces of the run's last collection, in the order of examples and drafts; read when they
     are iterated over."""
-    return StoredTraces(store)
+    return Traces.load(store)
 
 
 def arm_of(name: str, config: Config, store: Store) -> Arm:
@@ -117,7 +115,7 @@ def arm_title(name: str, config: Config, store: Store) -> str:
             f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}"
         ),
         "collaboration": with_state("collaboration", tuned_state(store)),
-        "gated": "collaboration, behind the gate",
+        "routed": "collaboration, by the router",
         "oracle": "ceiling: strong with gold background",
         "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
         "sft_on_chosen": (
@@ -235,7 +233,7 @@ def _warnings(
 def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:
     """What was measured for it; otherwise what a collection with several answers has in it."""
     kept = (store.record("noise", "floor") or {}).get("floor")
-    floor = NoiseFloor(**kept) if kept else noise_in(traces)
+    floor = NoiseFloor(**kept) if kept else NoiseFloor.from_traces(traces)
     examples = len({trace.example_id for trace in traces if trace.influence is not None})
     if floor is None or not examples:
         return None

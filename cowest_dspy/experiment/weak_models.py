@@ -117,7 +117,10 @@ class WeakModels:
             for row in wanted
         ]
         settings = self.settings.drafting.model_copy(
-            update={"epochs": self.settings.preferring.epochs, "max_steps": None}
+            update={
+                "num_train_epochs": self.settings.preferring.num_train_epochs,
+                "max_steps": None,
+            }
         )
         return self._tuned(
             name, "Control: SFT on the chosen drafts", self.drafting(), lambda: rows, settings

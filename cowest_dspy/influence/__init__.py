@@ -3,36 +3,29 @@ likelihood."""
 
 from __future__ import annotations
 
-from cowest_dspy.influence.agreement import Agreement, agreement
-from cowest_dspy.influence.collection import collect, collect_again
-from cowest_dspy.influence.judge import PAPER, Criterion, Judge, Rubric
-from cowest_dspy.influence.likelihood import GoldLikelihood
+from cowest_dspy.influence.collection import collect, collect_again, noise_floor
+from cowest_dspy.influence.judge import PAPER, Criterion, GoldLikelihood, Judge, Rubric, Weighted
 from cowest_dspy.influence.metric import Influence
-from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import InfluenceReport, NoiseFloor
-from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces, Traces, influence_report
-from cowest_dspy.influence.trace import Sampling, Trace
-from cowest_dspy.influence.weighted import Weighted
+from cowest_dspy.influence.statistics import Agreement, agreement
+from cowest_dspy.influence.trace import Sampling, Trace, Traces
 
 __all__ = [
     "PAPER",
     "Agreement",
     "Criterion",
     "GoldLikelihood",
-    "HeldTraces",
     "Influence",
     "InfluenceReport",
     "Judge",
     "NoiseFloor",
     "Rubric",
     "Sampling",
-    "StoredTraces",
     "Trace",
     "Traces",
     "Weighted",
     "agreement",
     "collect",
     "collect_again",
-    "influence_report",
     "noise_floor",
 ]

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from cowest_dspy.errors import DataError, ReportError
 from cowest_dspy.influence.metric import Metric, attempt, score_of
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.pool import Progress, all_in_order
+from cowest_dspy.store.pool import OnProgress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.jsonable import as_text, from_text
@@ -62,7 +62,7 @@ def collaboration_arm(program: Collaboration) -> Answering:
 
 def alone_arm(program: Collaboration) -> Answering:
     """The strong model alone, with the instructions, demos and room of refine."""
-    return lambda example: program.answered_alone(**example.inputs())
+    return lambda example: program.ask_alone(**example.inputs())
 
 
 def oracle_arm(program: Collaboration, field: str) -> Answering:
@@ -90,8 +90,8 @@ def ask_all(
     metric: Metric,
     *,
     store: Store | None = None,
-    threads: int = 8,
-    on_progress: Progress | None = None,
+    num_threads: int = 8,
+    on_progress: OnProgress | None = None,
 ) -> tuple[Answer, ...]:
     """Every example answered and scored, in order; what failed has an error and no score."""
 
@@ -99,7 +99,7 @@ def ask_all(
         return _one(answering, example, metric)
 
     with keeping(store):
-        return tuple(all_in_order(one, examples, threads=threads, on_progress=on_progress))
+        return tuple(all_in_order(one, examples, threads=num_threads, on_progress=on_progress))
 
 
 def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:

@@ -1,25 +1,24 @@
-"""collect(): every example, within its limits. It stops when too many drafts fail. collect_again():
-what failed, once more."""
+"""collect(): drafts of every example and their influence, within limits; it stops when too many
+drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked again."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import dspy
 
 from cowest_dspy.errors import CollectionError
-from cowest_dspy.influence.config import MAX_FAILED
+from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.report import failure_kind, format_kinds, remedy
-from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts
-from cowest_dspy.influence.stored_traces import KIND, HeldTraces, Saved, StoredTraces, Traces
-from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.influence.report import NoiseFloor, failure_kind, format_kinds, remedy
+from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts, ask_and_score
+from cowest_dspy.influence.trace import KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs
-from cowest_dspy.store.pool import Progress, given_in_order
+from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.store.pool import OnProgress, all_in_order, given_in_order
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import call_failed, keeping
 from cowest_dspy.store.store import Store
@@ -39,12 +38,12 @@ def collect(
     sampling: Sampling | None = None,
     *,
     store: Store | None = None,
-    threads: int = 8,
+    num_threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
     draft_metric: Metric | None = None,
-    max_failed: float = MAX_FAILED,
-    on_progress: Progress | None = None,
+    max_errors: float | Tally = MAX_ERRORS,
+    on_progress: OnProgress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
     examples and drafts.
@@ -61,21 +60,22 @@ def collect(
         store: where calls and traces are kept and found again; the traces of this round replace
             those of an earlier collection. The result is then read from it when it is iterated
             over, so that memory does not grow with the number of traces.
-        threads: questions to the strong model (and metrics) under way at once, at most.
-        weak_threads: drafts under way at once, at most; by default ``threads`` times the drafts of
-            an example, up to 256.
+        num_threads: questions to the strong model (and metrics) under way at once, at most.
+        weak_threads: drafts under way at once, at most; by default ``num_threads`` times the drafts
+            of an example, up to 256.
         answers: how often the strong model is asked, with and without a draft, when it samples; the
             scores are averaged.
         draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the
             drafter's outputs and ``draft``.
-        max_failed: the largest part of drafts that may fail, in [0, 1], as [collect] max_failed; it
-            is looked at from 20 drafts on, and at the end.
+        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors:
+            a share, not a count. It is looked at from 20 drafts on, and at the end. A
+            :class:`Tally` is shared with other collections.
         on_progress: called with (examples done, examples in all).
 
     Raises:
         ProgramError: the program is not bound.
         DataError: an example lacks an input that the program needs; nothing was asked.
-        CollectionError: more than ``max_failed`` of the drafts failed (calls and traces are kept),
+        CollectionError: more than ``max_errors`` of the drafts failed (calls and traces are kept),
             or several answers were asked for of a strong model that does not sample.
         BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one
             goes on.
@@ -83,9 +83,15 @@ def collect(
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
     check_inputs(program, examples)
-    keeper = _Keeper(store, plan)
-    _roll(plan, examples, keeper, store, (threads, weak_threads), _Tally(max_failed), on_progress)
-    return keeper.traces()
+    threads = (num_threads, weak_threads)
+    tally = max_errors if isinstance(max_errors, Tally) else Tally(max_errors)
+    if store is None:
+        rolled: list[Rolled] = []
+        _roll(plan, examples, rolled.append, None, threads, tally, on_progress)
+        return Traces([trace for one in rolled for trace in one.traces], _sum_saved(rolled))
+    with _Writer(store, plan.sampling.round) as writer:
+        _roll(plan, examples, writer.add, store, threads, tally, on_progress)
+    return Traces.load(store, round=plan.sampling.round, types=program.output_types)
 
 
 def with_failed_calls(traces: Iterable[Trace]) -> set[str]:
@@ -100,11 +106,11 @@ def collect_again(
     sampling: Sampling | None = None,
     *,
     store: Store,
-    threads: int = 8,
+    num_threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
-    on_progress: Progress | None = None,
-) -> StoredTraces:
+    on_progress: OnProgress | None = None,
+) -> Traces:
     """Collects some examples of a whole collection once more: calls that failed are made again,
     answers are kept. All traces of the collection, those of these examples replaced; arguments are
     those of :func:`collect`.
@@ -118,25 +124,32 @@ def collect_again(
     plan = Plan(program, metric, sampling or Sampling(), answers)
     _check(plan)
     number, ids = plan.sampling.round, {example.id for example in examples}
-    before = [
-        trace
-        for trace in StoredTraces(store, round=number, types=program.output_types)
-        if trace.example_id in ids
-    ]
-    keeper = _Keeper(None, plan)
-    _roll(plan, examples, keeper, store, (threads, weak_threads), _Tally(1.0), on_progress)
-    made, saved = keeper.traces(), store.record("saved", str(number)) or {}
-    store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
-    old, new = _spared(before, plan), _spared(made, plan)
-    store.keep(
-        "saved", str(number), {name: saved.get(name, 0) - old[name] + new[name] for name in new}
+    kept = Traces.load(store, round=number, types=program.output_types)
+    before = [trace for trace in kept if trace.example_id in ids]
+    rolled: list[Rolled] = []
+    threads = (num_threads, weak_threads)
+    _roll(plan, examples, rolled.append, store, threads, Tally(1.0), on_progress)
+    store.keep_all(KIND, {trace.key: trace.to_dict() for one in rolled for trace in one.traces})
+    saved, old, new = (
+        store.record("saved", str(number)) or {},
+        _saved(before, plan),
+        _sum_saved(rolled),
     )
-    return StoredTraces(store, round=number, types=program.output_types)
+    counts = {name: saved.get(name, 0) - old[name] + new[name] for name in new}
+    store.keep("saved", str(number), counts)
+    return Traces.load(store, round=number, types=program.output_types)
 
 
-def _spared(traces: Iterable[Trace], plan: Plan) -> Saved:
-    """What ``saved`` says of these traces: drafts that were not sampled, answers that were not
-    asked."""
+def _sum_saved(rolled: Iterable[Rolled]) -> dict[str, int]:
+    counts = {"weak_calls": 0, "strong_calls": 0}
+    for one in rolled:
+        counts["weak_calls"] += one.weak_saved
+        counts["strong_calls"] += one.strong_saved
+    return counts
+
+
+def _saved(traces: Iterable[Trace], plan: Plan) -> dict[str, int]:
+    """``saved`` of stored traces: drafts that were not sampled, answers that were not asked."""
     drafts: dict[str, list[str]] = {}
     for trace in traces:
         drafts.setdefault(trace.example_id, []).append(trace.draft)
@@ -151,26 +164,24 @@ def _spared(traces: Iterable[Trace], plan: Plan) -> Saved:
 def _roll(
     plan: Plan,
     examples: Sequence[dspy.Example],
-    keeper: _Keeper,
+    add: Callable[[Rolled], None],
     ledger: Store | None,
     threads: tuple[int, int | None],
-    tally: _Tally,
-    on_progress: Progress | None,
+    tally: Tally,
+    on_progress: OnProgress | None,
 ) -> None:
-    """Gives the keeper the traces of every example, in their order."""
+    """Rolls out every example and adds it, in their order."""
     many, ahead = under_way(threads[0], plan.sampling.drafts, threads[1])
     # DSPy's trace and history would hold every call of the run.
     with (
-        keeper,
         keeping(ledger),
         dspy.context(trace=None, disable_history=True),
         Rollouts(plan, threads[0], many) as rollouts,
         stoppable(),
     ):
-        for done, rolled in enumerate(
-            given_in_order(rollouts.start, examples, ahead=ahead), start=1
-        ):
-            keeper.add(rolled)
+        promised = given_in_order(rollouts.start, examples, ahead=ahead)
+        for done, rolled in enumerate(promised, start=1):
+            add(rolled)
             if on_progress:
                 on_progress(done, len(examples))
             tally.add(rolled.traces, last=done == len(examples))
@@ -197,93 +208,86 @@ def _check(plan: Plan) -> None:
         )
 
 
-class _Keeper:
-    """Where traces go as they come: into the store, several in one transaction, or into a list."""
+class _Writer:
+    """Puts the traces of a round into the store in the place of earlier ones, several in one
+    transaction."""
 
-    def __init__(self, store: Store | None, plan: Plan) -> None:
-        self._store, self._round, self._types = (
-            store,
-            plan.sampling.round,
-            plan.program.output_types,
-        )
-        self._held: list[Trace] = []
-        self._saved: Saved = {"weak_calls": 0, "strong_calls": 0}
+    def __init__(self, store: Store, number: int) -> None:
+        self._store, self._round = store, number
+        self._waiting: list[Trace] = []
+        self._saved = _sum_saved([])
         self._since = time.monotonic()
 
-    def __enter__(self) -> _Keeper:
-        if self._store:
-            self._store.forget(KIND, start=f"{self._round}/")
+    def __enter__(self) -> _Writer:
+        self._store.forget(KIND, start=f"{self._round}/")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._store:
-            self._flush(self._store)
-            self._store.keep("saved", str(self._round), self._saved)
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._store.keep("saved", str(self._round), self._saved)
 
     def add(self, rolled: Rolled) -> None:
-        """Takes the traces of one example."""
-        self._held.extend(rolled.traces)
+        """Take the traces of one example."""
+        self._waiting.extend(rolled.traces)
         self._saved["weak_calls"] += rolled.weak_saved
         self._saved["strong_calls"] += rolled.strong_saved
-        if self._store and (
-            len(self._held) >= TOGETHER or time.monotonic() - self._since > SECONDS
-        ):
-            self._flush(self._store)
+        if len(self._waiting) >= TOGETHER or time.monotonic() - self._since > SECONDS:
+            self._flush()
 
-    def traces(self) -> Traces:
-        """All of them."""
-        if self._store:
-            return StoredTraces(self._store, round=self._round, types=self._types)
-        held = HeldTraces(self._held)
-        held.saved = self._saved
-        return held
-
-    def _flush(self, store: Store) -> None:
-        if self._held:
-            store.keep_all(KIND, {trace.key: trace.to_dict() for trace in self._held})
-        self._held, self._since = [], time.monotonic()
+    def _flush(self) -> None:
+        if self._waiting:
+            self._store.keep_all(KIND, {trace.key: trace.to_dict() for trace in self._waiting})
+        self._waiting, self._since = [], time.monotonic()
 
 
-class _Tally:
-    """Counts failures by kind, and stops the collection when there are too many."""
+@dataclass
+class Tally:
+    """Drafts that are done, and those that failed by kind. ``most`` is the largest share that may
+    fail."""
 
-    def __init__(self, most: float) -> None:
-        self._most, self._done, self._first = most, 0, ""
-        self._remedies: dict[str, str] = {}
-        self._kinds: Counter[str] = Counter()
+    most: float
+    done: int = 0
+    first: str = ""
+    kinds: Counter[str] = field(default_factory=Counter[str])
+    remedies: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, traces: Sequence[Trace], *, last: bool) -> None:
-        """Counts the traces of an example; ``last``: there are no more.
+        """Count the traces of an example; ``last``: there are no more.
 
         Raises:
             CollectionError: too many failed.
         """
         for trace in traces:
             if trace.error:
-                self._first = self._first or trace.error
+                self.first = self.first or trace.error
                 kind = failure_kind(trace.error)
-                self._kinds[kind] += 1
-                self._remedies.setdefault(kind, _remedy(trace, kind))
-        self._done += len(traces)
-        failed = self._kinds.total()
-        if failed > self._most * self._done and (last or self._done >= ENOUGH_TO_JUDGE):
-            (kind, _), *_ = self._kinds.most_common(1)
+                self.kinds[kind] += 1
+                self.remedies.setdefault(kind, _remedy(trace, kind))
+        self.done += len(traces)
+        self.check(last=last)
+
+    def plus(self, others: Iterable[Tally]) -> Tally:
+        """The sum of this one and others."""
+        total = replace(self, kinds=self.kinds.copy(), remedies=dict(self.remedies))
+        for other in others:
+            total.done += other.done
+            total.first = total.first or other.first
+            total.kinds.update(other.kinds)
+            total.remedies = {**other.remedies, **total.remedies}
+        return total
+
+    def check(self, *, last: bool) -> None:
+        """Raise CollectionError when too many failed."""
+        failed = self.kinds.total()
+        if failed > self.most * self.done and (last or self.done >= ENOUGH_TO_JUDGE):
+            (kind, _), *_ = self.kinds.most_common(1)
+            mend = self.remedies[kind]
             raise CollectionError(
-                f"{failed} of {self._done} drafts failed ({format_kinds(self._kinds)}), more than "
-                "[collect] max_failed = "
-                f"{self._most}. {_sentence(self._remedies[kind])} and run again, or raise "
-                "max_failed; what a store has is not "
-                f"asked again. The first: {self._first}"
+                f"{failed} of {self.done} drafts failed ({format_kinds(self.kinds)}), more than "
+                f"[collect] max_errors = {self.most}. {mend[:1].upper()}{mend[1:]} and run again, "
+                "or raise max_errors; what a store has is not asked again. The first: "
+                f"{self.first}"
             )
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _remedy(trace: Trace, kind: str) -> str:
@@ -294,6 +298,43 @@ def _remedy(trace: Trace, kind: str) -> str:
     if trace.draft:
         return "raise [strong] max_tokens"
     return (
-        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] epochs), "
+        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] num_train_epochs), "
         "until its drafts come to an end"
     )
+
+
+def noise_floor(
+    program: Collaboration,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    rules: Sampling | None = None,
+    *,
+    store: Store | None = None,
+    num_threads: int = 8,
+    on_progress: OnProgress | None = None,
+) -> NoiseFloor | None:
+    """Asks the strong model alone twice for each example, as :func:`collect` does and again with
+    another seed.
+
+    The first answer is the one that collecting asked for, so that a store has it: the floor costs
+    one strong call per example. Examples of which an answer failed are left out. A strong model of
+    temperature 0 is not asked: what it says does not change.
+
+    Returns:
+        the floor, or None where every example failed.
+    """
+    if program.strong.kwargs.get("temperature") == 0:
+        return NoiseFloor(0, 0, 0.0, 0.0)
+    seeds = rules or Sampling()
+
+    def one(example: dspy.Example) -> list[float]:
+        ask = lambda: program.ask_alone(**example.inputs())  # noqa: E731
+        made = [
+            ask_and_score(ask, example, metric, seeds, number).scored.score for number in (0, 1)
+        ]
+        return [score for score in made if score is not None]
+
+    with keeping(store):
+        return NoiseFloor.of(
+            all_in_order(one, examples, threads=num_threads, on_progress=on_progress)
+        )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from cowest_dspy.utils.table import Table
 
-MAX_FAILED = 0.3
-"""The largest part of drafts that may fail, unless one says otherwise."""
+MAX_ERRORS = 0.3
+"""The largest share of drafts that may fail, unless one says otherwise."""
 
 
 class Collect(Table):
@@ -36,13 +34,8 @@ class Collect(Table):
         description="answers of a strong model that samples, with and without a draft: scores are "
         "averaged",
     )
-    max_failed: float = Field(
-        MAX_FAILED, ge=0, le=1, description="the run stops when a larger part of the drafts fails"
-    )
-    engine: Literal["local", "ray"] | None = Field(
-        None,
-        description="where the models answer: on this machine, or on a cluster; by default ray "
-        "where there is a [ray]",
+    max_errors: float = Field(
+        MAX_ERRORS, ge=0, le=1, description="the run stops when a larger share of the drafts fails"
     )
 
 

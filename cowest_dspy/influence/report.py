@@ -6,10 +6,12 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, share_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, share_interval
 from cowest_dspy.utils import notebook
 
 Z = statistics.NormalDist().inv_cdf(0.975)
@@ -98,6 +100,13 @@ class NoiseFloor:
             statistics.fmean(statistics.fmean(one * one for one in group) for group in apart),
         )
 
+    @classmethod
+    def from_traces(cls, traces: Iterable[Any]) -> NoiseFloor | None:
+        """The floor of a collection that asked for several answers, from those it has; None where
+        it asked for one each."""
+        alone = {(trace.round, trace.example_id): trace.alone_scores for trace in traces}
+        return cls.of(alone.values())
+
     def of_mean(self, examples: int, answers: int = 1) -> float:
         """What a mean influence over so many examples, each of so many averaged answers, stays
         below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
@@ -139,14 +148,27 @@ class InfluenceReport:
     ``failures`` counts the drafts without an influence by the kind of failure: truncated, parse,
     timeout, ...
 
-    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5
-        (timeout 3, truncated 2)  n 200``
+    ``print(report)`` writes ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155
+    failed 5 (timeout 3, truncated 2)  n 200``.
     """
 
     values: tuple[float | None, ...]
     examples: tuple[str, ...] = ()
     floor: NoiseFloor | None = None
     failures: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def from_traces(cls, traces: Iterable[Any]) -> InfluenceReport:
+        """The influences of traces, which are read once; two values of each are kept."""
+        values: list[float | None] = []
+        examples: list[str] = []
+        failures = Counter[str]()
+        for trace in traces:
+            if trace.error is not None:
+                failures[failure_kind(trace.error)] += 1
+            values.append(trace.influence)
+            examples.append(trace.example_id)
+        return cls(tuple(values), tuple(examples), failures=dict(failures))
 
     @property
     def scored(self) -> list[float]:
@@ -172,6 +194,11 @@ class InfluenceReport:
     def failed(self) -> int:
         """Drafts without an influence, because a call failed."""
         return len(self.values) - len(self.scored)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Drafts by what they did: helped, same, hurt, failed."""
+        return {name: getattr(self, name) for name in ("helped", "same", "hurt", "failed")}
 
     @property
     def mean(self) -> float:
@@ -237,12 +264,6 @@ class InfluenceReport:
     def _repr_html_(self) -> str:
         """The report in a notebook: the mean with its interval, what the drafts did as a bar, the
         harm rate, the noise floor."""
-        counts = {
-            "helped": self.helped,
-            "same": self.same,
-            "hurt": self.hurt,
-            "failed": self.failed,
-        }
         examples = (
             f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
         )
@@ -253,7 +274,7 @@ class InfluenceReport:
             f"mean {_spanned(self.mean, self.interval())}"
             if self.scored
             else "no draft has an influence yet",
-            notebook.shares(counts),
+            notebook.shares(self.counts),
             f"failed: {format_kinds(self.failures)}" if self.failures else None,
             f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %"
             if rate and harm

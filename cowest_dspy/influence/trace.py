@@ -1,14 +1,22 @@
-"""Trace: one draft of one example with everything that is needed to audit it. Sampling: how drafts
-are sampled."""
+"""Trace: one draft of one example with everything that is needed to audit it; Traces, those of a
+collection; Sampling, how drafts are sampled."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from itertools import islice
+from typing import Any, overload
 
+from cowest_dspy.influence.report import InfluenceReport, format_kinds
+from cowest_dspy.store.store import Store
+from cowest_dspy.utils import notebook
+from cowest_dspy.utils.hiding import Hiding, hide_inputs, names_hidden_in
 from cowest_dspy.utils.jsonable import restored_fields
+
+KIND = "trace"
+"""Of the store's records that are traces."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +133,133 @@ class Sampling:
 
 def _bits(content: str) -> int:
     return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") >> 1
+
+
+class Traces(Sequence[Trace]):
+    """The traces of a collection, in the order of examples and drafts: in memory, or read from a
+    run's store a few hundred at a time, as often as one iterates over them (:meth:`load`).
+
+    ``saved`` counts what a collection did not need: ``weak_calls``, drafts that were not sampled
+    because there were enough, and ``strong_calls``, answers that need not be asked, because of that
+    or because drafts were equal. ``hide`` names inputs that a view does not show.
+    """
+
+    def __init__(
+        self, traces: Sequence[Trace] = (), saved: Mapping[str, int] | None = None
+    ) -> None:
+        self._traces: Sequence[Trace] = list(traces)
+        self._store: Store | None = None
+        self.saved = {"weak_calls": 0, "strong_calls": 0, **(saved or {})}
+        self.hide: tuple[str, ...] = ()
+
+    @classmethod
+    def load(
+        cls, store: Store, *, round: int | None = None, types: Mapping[str, Any] | None = None
+    ) -> Traces:
+        """The traces of a run. They are there as long as its folder is, also when the store is
+        closed; an index takes a pass over those before it.
+
+        Args:
+            store: the run's.
+            round: only those of this round; all by default.
+            types: of the program's outputs (``Collaboration.output_types``), by which answers
+                become again what they were: pydantic models, enums, times. Without them they are in
+                what JSON has.
+        """
+        made = cls()
+        made._store, made._types = store, types
+        made._start = "" if round is None else f"{round}/"
+        made.hide = names_hidden_in(store.folder)
+        for key, record in store.records("saved").items():
+            if round is None or key == str(round):
+                made.saved = {name: made.saved[name] + record.get(name, 0) for name in made.saved}
+        return made
+
+    def __len__(self) -> int:
+        if self._store is None:
+            return len(self._traces)
+        return self._store.count(KIND, start=self._start)
+
+    def __iter__(self) -> Iterator[Trace]:
+        if self._store is None:
+            return iter(self._traces)
+        rows = self._store.each(KIND, start=self._start)
+        return (Trace.from_dict(value, self._types) for _, value in rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Trace: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Trace]: ...
+    def __getitem__(self, index: int | slice) -> Trace | list[Trace]:
+        if self._store is None or isinstance(index, slice):
+            return list(self)[index]
+        place = index if index >= 0 else index + len(self)
+        found = next(islice(self, place, None), None) if place >= 0 else None
+        if found is None:
+            raise IndexError(f"There is no trace {index}: there are {len(self)}.")
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        """Equal to any sequence of equal traces."""
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(
+            mine == theirs for mine, theirs in zip(self, other, strict=True)
+        )
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        return f"Traces({len(self)} traces, {InfluenceReport.from_traces(self)})"
+
+    def _repr_html_(self) -> str:
+        """The traces in a notebook: their influence, and the first of them, without the inputs that
+        the run hides."""
+        report = InfluenceReport.from_traces(self)
+        drafts = notebook.several(self.saved["weak_calls"], "draft")
+        answers = notebook.several(self.saved["strong_calls"], "answer")
+        first = self[: notebook.MOST_ROWS]
+        return notebook.view(
+            f"{notebook.several(len(self), 'trace')} of "
+            f"{notebook.several(len(set(report.examples)), 'example')}",
+            str(report),
+            notebook.shares(report.counts),
+            f"failed: {format_kinds(report.failures)}" if report.failures else None,
+            f"not asked, as there was no need: {drafts}, {answers}"
+            if any(self.saved.values())
+            else None,
+            notebook.table(
+                ("example", "input", "draft", "alone", "with the draft", "influence"),
+                [_row(trace, self.hide) for trace in first],
+                texts=5,
+                total=len(self),
+            )
+            if first
+            else None,
+        )
+
+
+def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
+    hiding = Hiding(hide)
+    hiding.note(trace.example_id, trace.inputs)
+    refined = {name: value for name, value in (trace.refined or {}).items() if name != "draft"}
+    texts = [
+        _text(hide_inputs(trace.inputs, hide)),
+        *(
+            _text(hiding.shown(trace.example_id, one))
+            for one in (trace.draft or trace.completion, trace.alone or "", refined or "")
+        ),
+    ]
+    return (
+        f"{trace.example_id}, {trace.draft_index}",
+        *(notebook.said(text, 160) for text in texts),
+        notebook.signed(trace.influence),
+    )
+
+
+def _text(value: object) -> str:
+    """A text as it is; of several fields one line each, of one field its value."""
+    if not isinstance(value, dict):
+        return str(value)
+    named = len(value) > 1
+    return "\n".join(f"{name}: {one}" if named else str(one) for name, one in value.items())

@@ -22,18 +22,17 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.influence.config import MAX_FAILED
+from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.judge import Rubric
 from cowest_dspy.influence.metric import Metric, named
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.rounds import RoundHistory, Rounds, Task
-from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_in_use
+from cowest_dspy.optimizers.stages import NoProgress, Stages, digest, store_in_use
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
-from cowest_dspy.program.examples import with_ids
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
@@ -47,10 +46,10 @@ logger = logging.getLogger(__name__)
 
 class Tuned(Collaboration):
     """For types: a Collaboration that :meth:`CoWest.compile` made. ``rounds`` is their history,
-    ``run`` the folder."""
+    ``log_dir`` the folder."""
 
     rounds: RoundHistory
-    run: Path
+    log_dir: Path
 
 
 class CoWest(Teleprompter):
@@ -68,15 +67,15 @@ class CoWest(Teleprompter):
         sampling: temperature, top_p, seed, adaptive sampling; overrides ``drafts``.
         pairs: ``PairRules``, the rules of the gate: margin, strategy, least, ...
         answers: how often a strong model that samples is asked; the scores are averaged.
-        max_failed: the largest part of drafts that may fail, in [0, 1].
-        threads: questions to the strong model under way at once. weak_threads: drafts under way at
-            once.
+        max_errors: the largest share of drafts that may fail, in [0, 1].
+        num_threads: questions to the strong model under way at once. weak_threads: drafts under
+            way at once.
         seed: of sampling and training.
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
             file of Accelerate's (tuning.md).
-        run: the folder of store and adapters, for resuming; by default a new temporary folder,
+        log_dir: the folder of store and adapters, for resuming; by default a new temporary folder,
             which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
-        watch: who is told of the progress, for instance ``cowest_dspy.cli.live.Live()``.
+        progress: shows it, for instance ``cowest_dspy.cli.progress.Progress()``.
 
     The student's weak LM must be one that can be tuned: an in-process model, or a server that takes
     adapters.
@@ -96,13 +95,13 @@ class CoWest(Teleprompter):
         sampling: Sampling | None = None,
         pairs: PairRules | None = None,
         answers: int = 1,
-        max_failed: float = MAX_FAILED,
-        threads: int = 8,
+        max_errors: float = MAX_ERRORS,
+        num_threads: int = 8,
         weak_threads: int | None = None,
         seed: int = 0,
         processes: int | str | Path = 1,
-        run: str | Path | None = None,
-        watch: Watch | None = None,
+        log_dir: str | Path | None = None,
+        progress: NoProgress | None = None,
     ) -> None:
         self.metric, self.evaluator, self.tuner = metric, evaluator or metric, tuner or DPO()
         self.sampling = sampling or Sampling(drafts, seed=seed)
@@ -112,13 +111,14 @@ class CoWest(Teleprompter):
             else RoundRules.model_validate({"count": rounds})
         )
         self.gate = pairs or PairRules.model_validate({})
-        self.answers, self.max_failed, self.threads, self.weak_threads = (
+        self.answers, self.max_errors, self.num_threads, self.weak_threads = (
             answers,
-            max_failed,
-            threads,
+            max_errors,
+            num_threads,
             weak_threads,
         )
-        self.seed, self.processes, self.run, self.watch = seed, processes, run, watch or Silent()
+        self.seed, self.processes, self.log_dir = seed, processes, log_dir
+        self.progress = progress or NoProgress()
         if processes != 1:
             check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
@@ -142,7 +142,7 @@ class CoWest(Teleprompter):
         stays as it is.
 
         Only the weak model is trained, on its own completions. Without a valset, the last fifth of
-        the trainset decides. Calls, traces and adapters are kept in ``run``: the same call goes on
+        the trainset decides. Calls, traces and adapters are kept in ``log_dir``: the same call goes on
         there where it was interrupted. ``first_round`` is the number of the first round, and in the
         names of what is kept: a Cycle counts on from the rounds of the steps before.
 
@@ -165,12 +165,12 @@ class CoWest(Teleprompter):
         train = examples if valset is not None else examples[: len(examples) - len(held)]
         weak = unrecorded(student.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
-        with store_in_use(self.run, strong=student.strong.model) as store:
+        with store_in_use(self.log_dir, strong=student.strong.model) as store:
             folder = store.folder
             logger.info("CoWest works in %s", folder)
             lm, history = self._rounds(store, student, start, train, held, first_round)
         made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
-        made.rounds, made.run, made._compiled = history, folder, True
+        made.rounds, made.log_dir, made._compiled = history, folder, True
         return made
 
     def _rounds(
@@ -182,7 +182,7 @@ class CoWest(Teleprompter):
         held: list[dspy.Example],
         first: int,
     ) -> tuple[dspy.LM, RoundHistory]:
-        stages = Stages(store.folder, store, self.watch)
+        stages = Stages(store.folder, store, self.progress)
         models = TrainedModels(stages, lambda: start, self.seed, processes=self.processes)
         return Rounds(
             stages, models, lambda: self._task(student, train, held), self.rules, first=first
@@ -215,10 +215,10 @@ class CoWest(Teleprompter):
             gate={**self.gate.model_dump(exclude={"least", "most", "source"}), "held_out": held},
             most=self.gate.most,
             least=self.gate.least,
-            threads=self.threads,
+            threads=self.num_threads,
             weak_threads=self.weak_threads,
             answers=self.answers,
-            max_failed=self.max_failed,
+            max_errors=self.max_errors,
             meaning=meaning,
             given=self.gate.source,
         )

@@ -26,12 +26,11 @@ from dspy.teleprompt import Teleprompter
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric, named
-from cowest_dspy.lms.local.known_adapters import load_again
+from cowest_dspy.lms.local.lora import load_again
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
-from cowest_dspy.optimizers.stages import Silent, Stages, Watch, digest, store_in_use
+from cowest_dspy.optimizers.stages import NoProgress, Stages, digest, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import with_ids
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import keeping, unrecorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of
@@ -136,10 +135,10 @@ class Cycle(Teleprompter):
             made anew when it has changed; without it, an optimiser of the same name counts as the
             same.
         confidence: of the interval of each gain.
-        threads: examples that are evaluated at once.
-        run: the folder of the store, for resuming; by default a new temporary folder. A cycle
+        num_threads: examples that are evaluated at once.
+        log_dir: the folder of the store, for resuming; by default a new temporary folder. A cycle
             inside a run uses that run's.
-        watch: who is told of the progress.
+        progress: shows it.
 
     Raises:
         ProgramError: a strategy that names no step, an unknown target.
@@ -155,9 +154,9 @@ class Cycle(Teleprompter):
         compile_args: Mapping[str, Mapping[str, Any]] | None = None,
         settings: Mapping[str, str] | None = None,
         confidence: float = 0.9,
-        threads: int = 8,
-        run: str | Path | None = None,
-        watch: Watch | None = None,
+        num_threads: int = 8,
+        log_dir: str | Path | None = None,
+        progress: NoProgress | None = None,
     ) -> None:
         self.metric, self.steps = metric, steps
         self.names = parsed(strategy, steps)
@@ -170,11 +169,11 @@ class Cycle(Teleprompter):
                 raise ProgramError(
                     f'The target of step "{name}" is "{target}": it is "draft", "refine" or "both".'
                 )
-        self.confidence, self.threads, self.run, self.watch = (
+        self.confidence, self.num_threads, self.log_dir, self.progress = (
             confidence,
-            threads,
-            run,
-            watch or Silent(),
+            num_threads,
+            log_dir,
+            progress or NoProgress(),
         )
 
     def __repr__(self) -> str:
@@ -206,9 +205,9 @@ class Cycle(Teleprompter):
             )
         train, held = with_ids(trainset), with_ids(valset)
         check_inputs(student, [*train, *held])
-        with store_in_use(self.run) as store:
+        with store_in_use(self.log_dir) as store:
             walk = _Walk(
-                self, Stages(store.folder, store, self.watch), student, train, held, teacher
+                self, Stages(store.folder, store, self.progress), student, train, held, teacher
             )
             return walk.through()
 
@@ -390,7 +389,7 @@ class _Walk:
                 self._held,
                 self._cycle.metric,
                 store=self._stages.store,
-                threads=self._cycle.threads,
+                num_threads=self._cycle.num_threads,
                 on_progress=progress,
             )
         return {answer.example_id: answer.score for answer in answers}

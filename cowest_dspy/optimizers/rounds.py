@@ -22,21 +22,20 @@ import dspy
 from cowest_dspy.errors import TooFewPairs
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.collection import collect, collect_again, with_failed_calls
-from cowest_dspy.influence.config import MAX_FAILED
+from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.stored_traces import StoredTraces, Traces
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.deciding import Gain, Scores, decide, gain
 from cowest_dspy.optimizers.stages import Stages, digest
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs import (
-    LabelledDrafts,
     PreferencePairs,
+    UnpairedPreferences,
     advice,
     at_least,
-    labelled_drafts,
     preference_pairs,
+    unpaired_preferences,
 )
 from cowest_dspy.pairs.config import LEAST_PAIRS
 from cowest_dspy.program.collaboration import Collaboration
@@ -126,7 +125,7 @@ class Task:
     gate: keyword arguments of ``preference_pairs``. least: fewer pairs are not trained on. most: no
         more pairs of a round are used. meaning: whatever else answers depend on (prompts, settings,
         code), for the identity of what is kept. given: pairs of the first round that were made
-        elsewhere.
+        elsewhere. collect: in the place of ``collect``, as it.
     """
 
     program: Collaboration
@@ -142,9 +141,10 @@ class Task:
     threads: int = 8
     weak_threads: int | None = None
     answers: int = 1
-    max_failed: float = MAX_FAILED
+    max_errors: float = MAX_ERRORS
     meaning: str = ""
     given: str | None = None
+    collect: Callable[..., Traces] = collect
 
 
 class Rounds:
@@ -247,17 +247,17 @@ class Rounds:
         )
         if whole:
             failed = (
-                with_failed_calls(StoredTraces(store, round=number, types=program.output_types))
+                with_failed_calls(Traces.load(store, round=number, types=program.output_types))
                 if again
                 else set()
             )
             examples = [example for example in examples if example.id in failed]
             if not examples:
-                return StoredTraces(store, round=number, types=program.output_types)
+                return Traces.load(store, round=number, types=program.output_types)
         title = f"Collecting drafts and their influence{_of_round(number)}"
         with self._stages.stage(name, title) as progress:
             about = (program, examples, task.evaluator, _of(task.sampling, number))
-            threads = {"threads": task.threads, "weak_threads": task.weak_threads}
+            threads = {"num_threads": task.threads, "weak_threads": task.weak_threads}
             options: dict[str, Any] = {
                 "store": store,
                 "answers": task.answers,
@@ -267,7 +267,7 @@ class Rounds:
             traces = (
                 collect_again(*about, **options)
                 if whole
-                else collect(*about, **options, max_failed=task.max_failed)
+                else task.collect(*about, **options, max_errors=task.max_errors)
             )
         store.keep("done", name, {"identity": identity})
         return traces
@@ -286,14 +286,14 @@ class Rounds:
         self._stages.store.keep("pairs", step_name("dropped", number), pairs.dropped)
         return pairs
 
-    def labelled(self, start: dspy.LM, number: int = 1) -> LabelledDrafts:
+    def labelled(self, start: dspy.LM, number: int = 1) -> UnpairedPreferences:
         """The round's drafts as those that helped and those that hurt."""
         gate = {
             name: self.task.gate[name]
             for name in ("leak", "held_out", "run")
             if name in self.task.gate
         }
-        return labelled_drafts(self.collected(start, number), **gate)
+        return unpaired_preferences(self.collected(start, number), **gate)
 
     def enough(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
         """The round's pairs.
@@ -344,7 +344,7 @@ class Rounds:
                     task.valset,
                     task.metric,
                     store=store,
-                    threads=task.threads,
+                    num_threads=task.threads,
                     on_progress=progress,
                 )
             known = {
@@ -399,13 +399,13 @@ class Rounds:
             return PreferencePairs.load(self._file("pairs", number)).rows(lineage=False)
         if self.task.given and number == self._first:
             return unpaired(PreferencePairs.load(self._file("pairs", number)).rows(lineage=False))
-        return _training_rows(LabelledDrafts.load(self._file("drafts", number)))
+        return _training_rows(UnpairedPreferences.load(self._file("drafts", number)))
 
     def _file(self, name: str, number: int) -> Path:
         return rows_file(self._stages.run, name, number)
 
 
-def _training_rows(drafts: LabelledDrafts) -> list[dict[str, Any]]:
+def _training_rows(drafts: UnpairedPreferences) -> list[dict[str, Any]]:
     """Without lineage, which training does not depend on."""
     return [{key: row[key] for key in ("prompt", "completion", "label")} for row in drafts.rows()]
 
@@ -420,7 +420,7 @@ def unpaired(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _check_labels(drafts: LabelledDrafts, least: int) -> None:
+def _check_labels(drafts: UnpairedPreferences, least: int) -> None:
     hurt = len(drafts) - drafts.helped
     reasons = "".join(f", {count} {reason}" for reason, count in drafts.dropped.items())
     found = f"{drafts.helped} drafts helped and {hurt} hurt{reasons}."

@@ -1,4 +1,4 @@
-"""Stages of a run: who looks on, and what a stage cost; used by everything that works on a run for
+"""Stages of a run: what shows them, and what a stage cost; used by everything that works on a run for
 long."""
 
 from __future__ import annotations
@@ -10,128 +10,73 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.store.pool import Progress
-from cowest_dspy.store.progress import Journal, Spent
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.pool import OnProgress
+from cowest_dspy.store.progress import Snapshot
 from cowest_dspy.store.store import Store
+from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory
 
 Settings = SFT | DPO | KTO
 """Of a training."""
 
 
-class Watch(Protocol):
-    """Who looks on: told of every stage, and of its progress."""
+class NoProgress:
+    """Shows nothing. A subclass shows what it wants of a run: ``CoWest(..., progress=Mine())``."""
 
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """A context around a stage; inside it, ``progress(done, total)`` is called now and then."""
-        ...
-
-    def say(self, text: str) -> None:
-        """One line for people."""
-        ...
-
-
-class Silent:
-    """A watch that shows nothing: the base of those that want to be told more than :class:`Watch`
-    says."""
-
-    def opened(self, journal: Journal) -> None:
-        """Told of the run's journal, which has all the numbers, before each stage."""
-
-    def titled(self, title: str) -> str:
-        """A title as it is shown."""
-        return title
-
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """Nothing."""
-        return nullcontext(lambda done, total: None)
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Within(Silent):
-    """A watch that tells another one, with the name of a part of the run before each title and
-    line."""
-
-    name: str
-    watch: Watch
-
-    def opened(self, journal: Journal) -> None:
-        """As of the other watch."""
-        if isinstance(self.watch, Silent):
-            self.watch.opened(journal)
-
-    def titled(self, title: str) -> str:
-        """With the name before it."""
-        whole = f"{self.name}: {title}"
-        return self.watch.titled(whole) if isinstance(self.watch, Silent) else whole
-
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """As of the other watch."""
-        return self.watch.stage(f"{self.name}: {title}")
-
-    def say(self, text: str) -> None:
-        """As of the other watch."""
-        self.watch.say(f"{self.name}: {text}")
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        """Called when a stage begins (``"stage_begin"``), has ended (``"stage_end"``, the last of
+        ``snapshot.stages``), at a message (``"message"``, the last of ``snapshot.said``), and once
+        a second (``"progress"``), by another thread."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """A run folder with the store in it, and who looks on."""
+    """A run folder with the store in it, and what shows its progress."""
 
     run: Path
     store: Store
-    watch: Watch
+    progress: NoProgress
 
     @contextmanager
-    def stage(self, name: str, title: str) -> Iterator[Progress]:
+    def stage(self, name: str, title: str) -> Iterator[OnProgress]:
         """Shows a stage, books its calls, and keeps what it cost, unless it was done before and
         cost nothing now."""
-        journal, shown = self.store.journal, title
-        if isinstance(self.watch, Silent):
-            self.watch.opened(journal)
-            shown = self.watch.titled(title)
-        with self.watch.stage(title) as progress, journal.stage(name, shown) as here:
-            with self.store.spending(name) as spent, PeakMemory() as memory:
-                here.spent = spent
-
-                def both(done: int, total: int) -> None:
-                    here.at(done, total)
-                    progress(done, total)
-
+        journal, title = self.store.journal, self.store.prefix + title
+        with journal.listening(self.progress.update), journal.stage(name, title) as here:
+            with self.store.spending(name) as counter, PeakMemory() as memory:
+                here.counter = counter
                 try:
-                    yield both
+                    yield here.at
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
-                    self._book(name, spent, memory)
+                    self._book(name, counter.usage, memory)
                     raise
-            self._book(name, spent, memory)
+            self._book(name, counter.usage, memory)
 
     def say(self, text: str) -> None:
-        """Says a line to people, and keeps it."""
-        self.store.journal.say(text)
-        self.watch.say(text)
+        """Shows a message, and keeps it."""
+        with self.store.journal.listening(self.progress.update):
+            self.store.journal.say(self.store.prefix + text)
 
     def reporting(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
         """A context around the training of that name; gives the settings to train with. Here as
         they are: nobody is told of it."""
         return nullcontext(settings)
 
-    def _book(self, name: str, spent: Spent, memory: PeakMemory) -> None:
+    def _book(self, name: str, used: Usage, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
-        if known is None or not spent.only_read:
+        if known is None or not used.only_read:
             peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
             self.store.keep(
                 "stage",
                 name,
-                {**self.store.cost(name), "cached_calls": spent.cached, "peak_memory_bytes": peak},
+                {**self.store.cost(name), "cached_calls": used.cached, "peak_memory_bytes": peak},
             )
 
 

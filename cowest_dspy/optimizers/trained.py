@@ -14,7 +14,7 @@ from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.optimizers.stages import Stages, digest
-from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, foreseen, tune
+from cowest_dspy.tuning import DPO, KTO, SFT, data_format, engine_of, tune
 from cowest_dspy.utils.interrupts import until_kept
 
 
@@ -85,7 +85,6 @@ class TrainedModels:
         if known:
             return self._loaded(known)
         self._make_room()
-        self._foretell(title, start, rows, settings)
         with (
             self._stages.stage(name, title) as progress,
             self._stages.reporting(name, settings) as settings,
@@ -118,21 +117,6 @@ class TrainedModels:
                 {**record, "folder": os.path.relpath(self._stages.run / folder, whole.folder)},
             )
         return tuned.lm
-
-    def _foretell(
-        self, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: SFT | DPO | KTO
-    ) -> None:
-        """Says what the training will take of memory and time; where there is too little, what to
-        change, and trains all the same: it is an estimate."""
-        engine = engine_of(self._base())
-        further = engine.adapter_folder(start.model) is not None
-        found = foreseen(
-            settings, rows, engine.base_folder, processes=self._processes, further=further
-        )
-        if found is not None:
-            self._stages.say(f"{title}: {found}")
-            if warning := found.warning():
-                self._stages.say(f"Warning: {title}: {warning}")
 
     def _known(self, name: str, identity: str) -> dict[str, Any] | None:
         """The record of a model with this identity: this part's own, or one that another part of

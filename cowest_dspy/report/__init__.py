@@ -14,7 +14,7 @@ runs.py         the state of run folders
 """
 
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import wilson_interval
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.optimizers.rounds import Outcome
 from cowest_dspy.report.compare import Numbers, numbers_of
 from cowest_dspy.report.compare_view import (

@@ -18,8 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, wilson_interval
-from cowest_dspy.lms.prices import added
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test, scores_of_run
 from cowest_dspy.report.facts import Stage
 from cowest_dspy.report.numbers import failures_of
@@ -30,6 +29,7 @@ from cowest_dspy.report.significance import (
     holm,
     is_binary,
 )
+from cowest_dspy.store.usage import added
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 from markupsafe import Markup
 from rich.console import Console
 
-from cowest_dspy.influence.intervals import Interval
 from cowest_dspy.influence.report import format_kinds
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.charts import (
     SHARE,
     Chart,

@@ -26,7 +26,7 @@ from cowest_dspy.report.numbers import (
 from cowest_dspy.report.significance import PairedTest
 from cowest_dspy.report.verdict import verdict
 from cowest_dspy.report.view import Verdict
-from cowest_dspy.store.budget import total_usd
+from cowest_dspy.store.usage import total_usd
 
 BINS = 21
 _RIGHT_OR_WRONG = ((0.0, 0.0), (1.0, 1.0))

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cowest_dspy.influence.intervals import (
+from cowest_dspy.influence.report import failure_kind
+from cowest_dspy.influence.statistics import (
     Interval,
     bootstrap_mean_interval,
     share_interval,
     wilson_interval,
 )
-from cowest_dspy.influence.report import failure_kind
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.pairs.texts import plain
+from cowest_dspy.pairs.filters import plain
 from cowest_dspy.report.facts import Arm, RunReport, TraceRow
 from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
 

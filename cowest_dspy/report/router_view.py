@@ -10,19 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cowest_dspy.influence.intervals import Interval
-from cowest_dspy.optimizers.router.curve import Curve, Point
-from cowest_dspy.optimizers.router.model import ROUTES
+from cowest_dspy.influence.statistics import Interval
+from cowest_dspy.optimizers.router import ROUTES
+from cowest_dspy.optimizers.router_curve import Curve, Point
 from cowest_dspy.report.charts import Chart, Mark, Series, curves
 from cowest_dspy.report.page import render_page
 from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
 from cowest_dspy.utils.files import write_whole
 
 HEADS = {
-    "helped": "the draft helps",
-    "hurt": "the draft hurts",
-    "refined": "the refined answer is right",
-    "right": "the draft is right",
+    "weak": "the draft is right",
+    "strong": "the strong model alone is right",
+    "collaborate": "the refined answer is right",
 }
 
 
@@ -35,18 +34,18 @@ class WrittenCurve:
 
 
 def describe_curve(curve: Curve) -> str:
-    """What the gate does, in one sentence: points against always collaborating, with the 95 %
+    """What the router does, in one sentence: points against always collaborating, with the 95 %
     interval, and what it saves."""
-    gate = curve.point("gate")
-    assert gate is not None
+    router = curve.point("router")
+    assert router is not None
     gap, interval = curve.against["always collaborate"]
     saved = (
-        f"{100 * (1 - gate.cost):.0f} % less"
-        if gate.cost <= 1
-        else f"{100 * (gate.cost - 1):.0f} % more"
+        f"{100 * (1 - router.cost):.0f} % less"
+        if router.cost <= 1
+        else f"{100 * (router.cost - 1):.0f} % more"
     )
     return (
-        f"The gate scores {100 * gap:+.1f} points{_span(interval)} against always collaborating, "
+        f"The router scores {100 * gap:+.1f} points{_span(interval)} against always collaborating, "
         f"at {saved} of the strong model's cost, n {curve.n}."
     )
 
@@ -57,12 +56,12 @@ def print_curve(curve: Curve, console: Console | None = None) -> None:
 
 
 def write_curve(
-    curve: Curve, folder: str | os.PathLike[str], title: str = "The gate"
+    curve: Curve, folder: str | os.PathLike[str], title: str = "The router"
 ) -> WrittenCurve:
-    """Writes gate_curve.json and gate.html into the folder."""
+    """Writes router_curve.json and router.html into the folder."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    written = WrittenCurve(target / "gate_curve.json", target / "gate.html")
+    written = WrittenCurve(target / "router_curve.json", target / "router.html")
     facts = {"schema_version": 1, **curve.to_json()}
     document = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     page = render_page(curve_view(curve, title))
@@ -70,10 +69,10 @@ def write_curve(
     return written
 
 
-def curve_view(curve: Curve, title: str = "The gate") -> View:
+def curve_view(curve: Curve, title: str = "The router") -> View:
     """What is shown of a curve."""
     lead = (
-        "The gate at every trade between score and cost, on examples that it has not seen; beside "
+        "The router at every trade between score and cost, on examples that it has not seen; beside "
         "it going always one way, and as many of each route at random. Whiskers: 95 % intervals. A "
         "failure scores 0."
     )
@@ -93,17 +92,17 @@ def curve_view(curve: Curve, title: str = "The gate") -> View:
         subtitle="",
         verdict=Verdict((describe_curve(curve),), None),
         sections=tuple(one for one in sections if one.tables[0].rows),
-        source="gate_curve.json",
+        source="router_curve.json",
     )
 
 
 def curve_chart(curve: Curve) -> Chart:
-    """Score over cost: the gate at every trade as a line, and each other way to route as a
+    """Score over cost: the router at every trade as a line, and each other way to route as a
     point."""
     over = sorted({round(point.cost, 4): point for point in curve.over}.items())
     line = [Mark(point.cost, point.score, _described(point)) for _, point in over]
     shown = [point for point in curve.points if point.name != "best there was"]
-    series = [Series("the gate, at every trade", "s0", line)]
+    series = [Series("the router, at every trade", "s0", line)]
     for number, point in enumerate(shown, start=1):
         low, high = point.interval.low, point.interval.high
         mark = Mark(point.cost, point.score, _described(point), low, high)
@@ -136,15 +135,15 @@ def _routing(curve: Curve) -> Table:
                 "-" if gap is None else f"{100 * gap[0]:+.1f}{_span(gap[1])}",
             )
         )
-    heads = ("way to route", "score, %", "95 %", "cost, %", "gate less it")
+    heads = ("way to route", "score, %", "95 %", "cost, %", "router less it")
     return Table(
         f"Score and cost ({curve.unit}) on {curve.n} held-out examples", heads, tuple(rows)
     )
 
 
 def _routes(curve: Curve) -> Table:
-    """How often the gate, and a choice by the outcome, took each route."""
-    points = [point for name in ("gate", "best there was") if (point := curve.point(name))]
+    """How often the router, and a choice by the outcome, took each route."""
+    points = [point for name in ("router", "best there was") if (point := curve.point(name))]
     rows = tuple(
         (point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)) for point in points
     )

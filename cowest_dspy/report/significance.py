@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cowest_dspy.influence.intervals import (
+from cowest_dspy.influence.statistics import (
     Interval,
     bootstrap_mean_interval,
     paired_difference_interval,

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from cowest_dspy.influence.intervals import Interval
 from cowest_dspy.influence.report import format_kinds, remedy
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.rounds import Outcome, Round
 from cowest_dspy.report.compare import ArmNumbers, Numbers, controls_of
 from cowest_dspy.report.compared import Comparison
@@ -21,7 +21,7 @@ from cowest_dspy.report.numbers import (
 )
 from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, exact_sign_p, finding
 from cowest_dspy.report.view import Verdict
-from cowest_dspy.store.budget import format_usd as format_usd
+from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
 LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)
@@ -371,7 +371,7 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
 def format_difference(test: Paired) -> str:
     """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
 
-    >>> from cowest_dspy.influence.intervals import Interval
+    >>> from cowest_dspy.influence.statistics import Interval
     >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
     '+20.0 [+5.7, +34.0]'
     """

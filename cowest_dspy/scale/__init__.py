@@ -1,14 +1,14 @@
-"""Models that answer on a Ray cluster, for collections, evaluations and comparisons that are
-otherwise those of one machine.
+"""Collections in shards on a Ray cluster: each task collects some of the examples into a store of
+its own, and the run's store takes them over.
 
-The calls travel, not the examples: an answer must be committed to the run's store before it is
-used, and only this process writes the store. So it makes the prompts, keeps the answers, counts
-budget and rate limits, and scores; workers only answer.
+cluster.py      Cluster: from examples to shards, tasks and merged traces; whether a cluster will do
+shard.py        one shard: its store, what a task does, merging
+coordinator.py  the actor with the budget, rate limits and progress of all shards
+config.py       [ray]
 """
 
-from cowest_dspy.scale.checking import look_at_cluster
-from cowest_dspy.scale.cluster import Cluster
-from cowest_dspy.scale.connection import check_installed
-from cowest_dspy.scale.engine import ClusterEngine
+from cowest_dspy.scale.cluster import Cluster, check_cluster
+from cowest_dspy.scale.config import RayRules
+from cowest_dspy.scale.shard import merge_shards
 
-__all__ = ["Cluster", "ClusterEngine", "check_installed", "look_at_cluster"]
+__all__ = ["Cluster", "RayRules", "check_cluster", "merge_shards"]

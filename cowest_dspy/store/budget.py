@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import reduce
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cowest_dspy.errors import BudgetError
+from cowest_dspy.store.usage import added
 
 
 class Budget(BaseModel):
@@ -49,27 +49,6 @@ class Budget(BaseModel):
     def limited(self) -> bool:
         """Whether anything is limited."""
         return any(value is not None for value in self.model_dump().values())
-
-
-def added(one: float | None, other: float | None) -> float | None:
-    """The sum of two costs; not known when one of them is not."""
-    return None if one is None or other is None else one + other
-
-
-def total_usd(costs: Iterable[float | None]) -> float | None:
-    """The sum of all costs, 0.0 of none; not known when one of them is not."""
-    return reduce(added, costs, 0.0)
-
-
-def format_usd(usd: float | None) -> str:
-    """US dollars; "unknown" where the price of a part is not known.
-
-    >>> format_usd(0.0), format_usd(0.00042), format_usd(1234.5), format_usd(None)
-    ('0.00', '0.00042', '1,234.50', 'unknown')
-    """
-    if usd is None:
-        return "unknown"
-    return f"{usd:,.2f}" if usd == 0 or usd >= 0.1 else f"{usd:.2g}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +162,7 @@ class Guard:
             BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
         """
         call = Paying(model == self.strong)
-        self._let_in(call)
+        self.let_in(call)
         token = _paying.set((self, call))
         try:
             yield call
@@ -202,7 +181,7 @@ class Guard:
         Raises:
             BudgetError: as :meth:`paying`.
         """
-        self._let_in(call)
+        self.let_in(call)
         call.attempts += 1
         call.on_retry(call.attempts)
 
@@ -239,7 +218,12 @@ class Guard:
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
-    def _let_in(self, call: Paying) -> None:
+    def let_in(self, call: Paying) -> None:
+        """Counts one more attempt of a call.
+
+        Raises:
+            BudgetError: as :meth:`paying`.
+        """
         with self._lock:
             self._refused = self._refused or self._reached(call)
             if self._refused:
@@ -266,7 +250,7 @@ class Guard:
             return (
                 "[budget] usd cannot be kept: the price of an answer is not known, since its "
                 "engine or its server did not say it "
-                "(price = { input = ..., output = ... } of an API, wire.priced of an engine). "
+                "(price = { input = ..., output = ... } of an API, serialize.priced of an engine). "
                 "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:

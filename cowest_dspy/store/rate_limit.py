@@ -25,27 +25,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, TypeVar
 
-from cowest_dspy.store.budget import withdraw_attempt
+from dspy.utils.exceptions import LMError, is_retryable_lm_error
+
+from cowest_dspy.store.budget import another_attempt, withdraw_attempt
+
+T = TypeVar("T")
 
 WINDOW = 60.0
-
-
-class Waker(Protocol):
-    """What a call waits on: a ``threading.Event``, or a fake of it with a clock of its own."""
-
-    def set(self) -> None:
-        """Ends the wait."""
-        ...
-
-    def clear(self) -> None:
-        """Makes the next wait a wait."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Waits so many seconds, or until it is set."""
-        ...
 
 
 class Stopping:
@@ -53,7 +41,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._wakers: set[Waker] = set()
+        self._wakers: set[Any] = set()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -63,11 +51,17 @@ class Stopping:
             for waker in self._wakers:
                 waker.set()
 
+    def set(self) -> None:
+        """As :meth:`stop`: a stretch inside another is stopped with it."""
+        self.stop()
+
     @contextmanager
-    def waking(self, waker: Waker) -> Iterator[None]:
-        """Sets ``waker`` when the stretch is stopped."""
+    def waking(self, waker: Any) -> Iterator[None]:
+        """Sets ``waker`` when the stretch is stopped, or has been."""
         with self._lock:
             self._wakers.add(waker)
+            if self.stopped:
+                waker.set()
         try:
             yield
         finally:
@@ -95,12 +89,14 @@ def stoppable() -> Iterator[None]:
     """Inside it, an exception (Ctrl-C above all) stops every waiting call of threads that run in
     this context.
 
-    Without it a pool of threads is only left when the last of them has waited for its turn.
+    Without it a pool of threads is only left when the last of them has waited for its turn. One
+    inside another is stopped with it.
     """
-    stopping = Stopping()
+    outer, stopping = current_stopping(), Stopping()
     token = _stopping.set(stopping)
     try:
-        yield
+        with outer.waking(stopping):
+            yield
     except BaseException:
         stopping.stop()
         raise
@@ -140,6 +136,29 @@ def rest(seconds: float) -> None:
         stopping.check()
 
 
+def retry(attempt: Callable[[], T], retries: int, pause: Callable[[LMError, int], float]) -> T:
+    """The result of ``attempt()``, which is made again after failures that may pass (429, 5xx, a
+    broken connection): so many times at most, ``pause(error, number)`` seconds later. The run's
+    budget counts each attempt; a stop ends the wait.
+
+    Raises:
+        LMError: a failure that does not pass, or the last one.
+        BudgetError: a retry for which the budget has no room.
+        KeyboardInterrupt: the work was stopped.
+    """
+    for number in range(retries + 1):
+        if number:
+            another_attempt()
+        try:
+            return attempt()
+        except LMError as error:
+            if number == retries or not is_retryable_lm_error(error):
+                raise
+            seconds = pause(error, number)
+        rest(seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
 @dataclass(eq=False)
 class Admission:
     """A call that was let in: its tokens, and until when it counts (for ever, while it is under
@@ -158,7 +177,7 @@ class Limits:
         tokens: how many tokens, of prompts and answers, a window may hold; None is without limit.
         window: its length in seconds.
         clock: seconds on a clock that never goes back.
-        waker: what waiting calls wait on, for tests.
+        waker: makes what a waiting call waits on; tests give a ``threading.Event`` of their own.
     """
 
     def __init__(
@@ -168,14 +187,14 @@ class Limits:
         *,
         window: float = WINDOW,
         clock: Callable[[], float] = time.monotonic,
-        waker: Callable[[], Waker] = threading.Event,
+        waker: Callable[[], Any] = threading.Event,
     ) -> None:
         self.requests, self.tokens, self.window = requests, tokens, window
         self._clock, self._waker = clock, waker
         self._lock = threading.Lock()
         self._calls, self._taken = 0, 0
         self._ended: deque[Admission] = deque()
-        self._queue: deque[Waker] = deque()
+        self._queue: deque[Any] = deque()
         self._held_until = float("-inf")
 
     def enter(self, tokens: int = 0) -> Admission:
@@ -195,13 +214,10 @@ class Limits:
                     stopping.check_before_sending()
                     with self._lock:
                         mine.clear()
-                        wanted = tokens if self.tokens is None else min(tokens, self.tokens)
-                        seconds = (
-                            self._seconds_until_room(wanted) if self._queue[0] is mine else None
-                        )
-                        if seconds == 0.0:
-                            self._calls, self._taken = self._calls + 1, self._taken + wanted
-                            return Admission(wanted)
+                        found = self._admit(tokens) if self._queue[0] is mine else None
+                        if isinstance(found, Admission):
+                            return found
+                        seconds = found
                     # A stop between the check and the clear would be lost: look again.
                     stopping.check_before_sending()
                     mine.wait(seconds)
@@ -209,6 +225,20 @@ class Limits:
                 with self._lock:
                     self._queue.remove(mine)
                     self._wake_first()
+
+    def try_enter(self, tokens: int = 0) -> Admission | float | None:
+        """As :meth:`enter`, without waiting: where there is no room, the seconds until there may be
+        some, or None where that depends on the end of other calls."""
+        with self._lock:
+            return self._admit(tokens)
+
+    def _admit(self, tokens: int) -> Admission | float | None:
+        wanted = tokens if self.tokens is None else min(tokens, self.tokens)
+        seconds = self._seconds_until_room(wanted)
+        if seconds != 0.0:
+            return seconds
+        self._calls, self._taken = self._calls + 1, self._taken + wanted
+        return Admission(wanted)
 
     def leave(self, admission: Admission, tokens: int | None = None) -> None:
         """Ends a call, and replaces the estimate of its tokens by what it really took, where that
@@ -251,6 +281,7 @@ class Limits:
 
 _shared: dict[tuple[str | None, ...], Limits] = {}
 _shared_lock = threading.Lock()
+_made_by: Callable[[tuple[str | None, ...]], Limits] | None = None
 
 
 def shared_limits(
@@ -262,7 +293,18 @@ def shared_limits(
     A number replaces the one that was set before; None leaves it.
     """
     with _shared_lock:
-        limits = _shared.setdefault(endpoint, Limits())
+        if endpoint not in _shared:
+            _shared[endpoint] = _made_by(endpoint) if _made_by else Limits()
+        limits = _shared[endpoint]
         limits.requests = requests or limits.requests
         limits.tokens = tokens or limits.tokens
         return limits
+
+
+def share_limits(make: Callable[[tuple[str | None, ...]], Limits]) -> None:
+    """Has the limits of every endpoint of this process made by ``make`` from now on: those of
+    several processes can be one."""
+    global _made_by
+    with _shared_lock:
+        _made_by = make
+        _shared.clear()

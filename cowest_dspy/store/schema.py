@@ -78,6 +78,32 @@ ANSWER = (
     f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES "
     f"({', '.join('?' * len(CALL_COLUMNS.split(',')))})"
 )
+# Between this file (main) and another one (other): Store.merge.
+WRONG_CALLS = "SELECT count(*) FROM other.calls WHERE crc IS NOT crc_of(key || request || response)"
+MERGE_CALLS = f"""
+INSERT OR IGNORE INTO main.calls ({CALL_COLUMNS})
+SELECT name, stage, model, request, response, seconds, created, tokens, usd, attempts, crc_of(name || request || response)
+FROM (SELECT *, iif(EXISTS(SELECT 1 FROM main.calls AS mine WHERE mine.key = theirs.key AND mine.created != theirs.created),
+                    key || ' again ' || created, key) AS name FROM other.calls AS theirs)
+"""
+NEW_FAILURES = (
+    "SELECT key, stage, model, error, created, attempts FROM other.failures EXCEPT "
+    "SELECT key, stage, model, error, created, attempts FROM main.failures"
+)
+ADD_FAILURE = (
+    "INSERT INTO main.failures (rowid, key, stage, model, error, created, attempts) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+MERGE_RECORDS = """
+INSERT INTO main.records (kind, key, value, crc)
+SELECT :part || kind, key, value, iif(crc = crc_of(kind || key || value), crc_of(:part || kind || key || value), crc)
+FROM other.records WHERE kind = :kind ORDER BY rowid
+ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, crc = excluded.crc
+"""
+MERGED_COSTS = (
+    "SELECT input_tokens_of(response), tokens - input_tokens_of(response), usd FROM other.calls "
+    "WHERE attempts > 0"
+)
 TIME_IN = "time in "
 """Prefix of the key in meta for the seconds at work in a stage, over all processes."""
 _COSTS = """

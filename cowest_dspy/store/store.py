@@ -34,9 +34,8 @@ from dspy.utils.exceptions import LMTransportError
 
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.progress import Journal, Limit, Spent
-from cowest_dspy.store.progress.under_way import UnderWay
+from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Limit, Paying
+from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
     CALL_COLUMNS,
@@ -48,6 +47,8 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
+from cowest_dspy.store.under_way import UnderWay
+from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.jsonable import plain
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import has_half_pair, without_half_pairs
@@ -77,6 +78,8 @@ class Store:
         budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises
             BudgetError.
         strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
+        known: a file of answers (:meth:`copy_calls`) that are given for the same requests, and cost
+            nothing here.
 
     Raises:
         StoreError: another process holds the folder, it cannot be written, the file is damaged, or
@@ -90,6 +93,7 @@ class Store:
         reuse: Sequence[str | Path] = (),
         budget: Budget | None = None,
         strong: str | None = None,
+        known: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
         self._path, self._part, self.root = self.folder / "run.sqlite", "", self
@@ -100,10 +104,16 @@ class Store:
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
         self._queue: list[_Write] = []
-        self.stage, self.spent, self._began, self._closed = "none", Spent(), None, False
+        self.stage, self._counter, self._began, self._closed = "none", UsageCounter(), None, False
         try:
             self._db = self._open(self._path)
             self._reader, self._reader_lock = self._open_reader(), threading.Lock()
+            self._answers = ["main.calls"]
+            if known is not None:
+                # Immutable: it is read without locks, on storage that many machines share.
+                address = f"{Path(known).resolve().as_uri()}?mode=ro&immutable=1"
+                self._reader.execute("ATTACH DATABASE ? AS known", (address,))
+                self._answers.append("known.calls")
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
             self._rows = self._after_a_kill()
             self._clock, self.guard = Clock(), None
@@ -166,15 +176,63 @@ class Store:
                     )
                 self._db.execute("DETACH DATABASE other")
 
+    def copy_calls(self, path: Path) -> None:
+        """Writes all answers into a file of their own, for :class:`Store` ``known``."""
+        path.unlink(missing_ok=True)
+        with self._attached(path, "copy"), self._db:
+            self._db.execute("CREATE TABLE copy.calls AS SELECT * FROM main.calls WHERE 0")
+            self._db.execute("INSERT INTO copy.calls SELECT * FROM main.calls")
+            self._db.execute("CREATE UNIQUE INDEX copy.calls_key ON calls (key)")
+
+    def merge(self, folder: Path, *, kinds: Sequence[str] = ()) -> None:
+        """Takes over the calls that the store in another folder has, at what they cost, its
+        failures, and its records of these kinds, in their order. Doing it twice is doing it once.
+
+        An answer to a request that both have answered was paid for twice: it is kept under a key
+        that no request has.
+
+        Raises:
+            StoreError: the other store is in use or damaged; nothing was taken over.
+        """
+        # Opening it brings it to this version, and notes what its process has left under way.
+        with Store(folder) as other, self._attached(other._path, "other"):
+            if self._db.execute(schema.WRONG_CALLS).fetchone()[0]:
+                raise damaged(other._path, "a row is not what was written")
+            with self._db:
+                self._db.execute(schema.MERGE_CALLS)
+                for row in self._db.execute(schema.NEW_FAILURES).fetchall():
+                    self._db.execute(schema.ADD_FAILURE, (next(self._rows), *row))
+                for kind in kinds:
+                    self._db.execute(schema.MERGE_RECORDS, {"part": self._part, "kind": kind})
+            for tokens_in, tokens_out, usd in self._db.execute(schema.MERGED_COSTS).fetchall():
+                answer = {"input_tokens": tokens_in, "output_tokens": tokens_out, "usd": usd}
+                self.spent.answered(answer)
+                self.journal.answered(answer)
+
+    @contextmanager
+    def _attached(self, path: Path, name: str) -> Iterator[None]:
+        """Another file beside this one on the same connection, for one thread."""
+        with self._lock, told(self._path):
+            self._db.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
+            try:
+                yield
+            finally:
+                self._db.execute(f"DETACH DATABASE {name}")
+
     def within(self, name: str) -> Store:
         """The same store for a part of the run: it shares calls, budget and file, and keeps its own
         records and stages, under ``name``, and a folder of its own below this one. Closing it
         closes nothing."""
         part = copy.copy(self)
         part.folder, part._part = self.folder / "variants" / name, f"{self._part}{name}/"
-        part._queue, part.stage, part.spent, part._began = [], "none", Spent(), None
+        part._queue, part.stage, part._counter, part._began = [], "none", UsageCounter(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
+
+    @property
+    def prefix(self) -> str:
+        """What stands before titles of stages and messages: of a part of a run, its name."""
+        return self._part.replace("/", ": ")
 
     def close(self, error: BaseException | None = None) -> None:
         """Gives the folder free, when the calls that are under way in other threads are committed.
@@ -212,24 +270,28 @@ class Store:
         return itertools.count(last + 1)
 
     @contextmanager
-    def spending(self, stage: str) -> Iterator[Spent]:
+    def spending(self, stage: str) -> Iterator[UsageCounter]:
         """Books the calls inside this context under ``stage``; gives the running sum."""
-        before, self.stage, self.spent = (
-            (self.stage, self.spent, self._began),
-            self._part + stage,
-            Spent(),
-        )
+        before = self.stage, self._counter, self._began
+        self.stage, self._counter = self._part + stage, UsageCounter()
         known = self._seconds_in(stage)
         self._began = time.monotonic() - known
-        spent = self.spent
+        counter = self._counter
         try:
             with self._clock:
-                yield spent
+                yield counter
         finally:
-            spent.seconds = known if known and spent.only_read else time.monotonic() - self._began
+            read = known and counter.usage.only_read
+            seconds = known if read else time.monotonic() - self._began
+            counter.set_seconds(seconds)
             with self._writing():
-                self._note_time(spent.seconds)
-            self.stage, self.spent, self._began = before
+                self._note_time(seconds)
+            self.stage, self._counter, self._began = before
+
+    @property
+    def usage(self) -> Usage:
+        """What the calls of the stage under way took in this process, so far."""
+        return self._counter.usage
 
     def _seconds_in(self, stage: str) -> float:
         """Seconds at work in a stage, of all processes, as far as they have noted them; earlier
@@ -336,8 +398,7 @@ class Store:
             known = self._known(key)
             if known is not None:
                 with self._lock:
-                    self.spent.cached += 1
-                    self.journal.read()
+                    self._count(Usage(cached=1))
                 return known, True
             started = time.monotonic()
             paying_for = (
@@ -380,9 +441,12 @@ class Store:
         # On a connection of its own, which sees all that is committed: a question does not wait for
         # the disk.
         with self._reader_lock, told(self._path):
-            row = self._reader.execute(
-                "SELECT request, response, crc FROM calls WHERE key = ?", (key,)
-            ).fetchone()
+            for table in self._answers:
+                row = self._reader.execute(
+                    f"SELECT request, response, crc FROM {table} WHERE key = ?", (key,)
+                ).fetchone()
+                if row is not None:
+                    break
         if row is None:
             return None
         self._check(row[2], key, row[0], row[1])
@@ -431,7 +495,7 @@ class Store:
             return
         self._commit(write)
         with self._lock:
-            self.spent.failed += 1
+            self._counter.add(Usage(failed=1))
         if isinstance(error, Exception):
             self.journal.failed(failure(error).partition(":")[0])
 
@@ -489,8 +553,12 @@ class Store:
         for one in writes:
             one.done, one.error = True, failed
             if failed is None and one.answer is not None:
-                self.spent.answered(one.answer)
-                self.journal.answered(one.answer)
+                self._count(Usage.of_answer(one.answer))
+
+    def _count(self, usage: Usage) -> None:
+        """Within the lock: add calls to the stage's and to the process's sum."""
+        self._counter.add(usage)
+        self.journal.add(usage)
 
     def unusable(self, kind: str) -> None:
         """Counts an answer that was given and cannot be used, by what is wrong with it."""

@@ -26,12 +26,10 @@ from pydantic import ValidationError
 from cowest_dspy.errors import TuningError, nearest
 from cowest_dspy.pairs import check_enough
 from cowest_dspy.pairs.config import LEAST_PAIRS
-from cowest_dspy.tuning.cluster import machines
-from cowest_dspy.tuning.launching import launch
-from cowest_dspy.tuning.rows import Row, chat_rows
-from cowest_dspy.tuning.settings import DPO, KTO, SFT
-from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
-from cowest_dspy.tuning.watching import OnStep
+from cowest_dspy.tuning.config import DPO, KTO, SFT
+from cowest_dspy.tuning.data import Row, chat_rows
+from cowest_dspy.tuning.launch import launch, plan_processes
+from cowest_dspy.tuning.train import OnStep, Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.utils import notebook
 
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {
@@ -194,11 +192,11 @@ class TRLProvider(Provider):
         if kind in ("preference", "unpaired"):
             check_enough(len(data), options.get("least", LEAST_PAIRS))
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
-        where = machines(options.get("processes", 1))
-        if not where.alone:
-            train = partial(launch, processes=where)
-        elif kind == "preference" and options.get("cache") is not None:
-            train = partial(train_dpo, cache=Path(options["cache"]))
+        processes = plan_processes(options.get("processes", 1))
+        if processes.count > 1:
+            train = partial(launch, processes=processes)
+        if kind == "preference" and options.get("cache") is not None:
+            train = partial(train, cache=Path(options["cache"]))
         tuned = train(
             settings,
             chat_rows(data) if kind == "chat" else data,

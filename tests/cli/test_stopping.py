@@ -176,9 +176,10 @@ max_tokens = 8
 drafts = "task.py:sft_rows"
 [sft.settings]
 max_steps = 100000
-epochs = 100000
+num_train_epochs = 100000
 learning_rate = 1e-3
-batch_size = 2
+per_device_train_batch_size = 2
+gradient_accumulation_steps = 1
 """
 
 

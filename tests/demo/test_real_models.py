@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cowest_dspy import Experiment, TransformersEngine, load_config
+from cowest_dspy import Experiment, load_config
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,10 @@ def small(train: int, dev: int, test: int, steps: int, **settings: Any) -> Confi
 
 
 def test_both_models_answer_and_the_weak_one_is_tuned(real_models: Path, tmp_path: Path) -> None:
-    with Experiment(small(1, 1, 1, steps=2, batch_size=2), tmp_path / "run") as experiment:
+    with Experiment(
+        small(1, 1, 1, steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1),
+        tmp_path / "run",
+    ) as experiment:
         base = experiment.weak.model
         traces = experiment.collect()
         (strong,) = experiment.evaluate(["strong"])
@@ -53,7 +57,7 @@ def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = real_models / "SmolLM2-135M-Instruct"
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     head = {"role": "system", "content": "You are a terse assistant. " * 12}
     asked = [
         [head, {"role": "user", "content": text}]
@@ -81,7 +85,7 @@ def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Pa
 @pytest.mark.slow
 def test_the_strong_model_in_int8_shares_prompts(real_models: Path) -> None:
     """Without it the demo's collection took ten times as long."""
-    engine = TransformersEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
+    engine = LocalEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
     assert engine._load().joinable
     engine.close()
 

@@ -47,7 +47,7 @@ def checked(notebook: Any) -> None:
     assert "12 archive, 12 train, 20 test" in plain
     for word in (
         "Collaboration(local/SmolLM2",
-        "StoredTraces(48 traces",
+        "Traces(48 traces",
         "PreferencePairs(",
         "Comparison('Mountain huts'",
     ):

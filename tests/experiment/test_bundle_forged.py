@@ -21,10 +21,10 @@ from toy import engine as engine_table
 from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
-from cowest_dspy import load_bundle, load_config, verify_bundle
+from cowest_dspy import load_bundle, load_config
 from cowest_dspy.cli import main, serve_verb
 from cowest_dspy.errors import BundleError
-from cowest_dspy.experiment.bundle import loading, read_manifest, writing
+from cowest_dspy.experiment.bundle import loading, read_manifest, verify_bundle, writing
 from cowest_dspy.utils import importing
 from cowest_dspy.utils.files import replace_folder
 

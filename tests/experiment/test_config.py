@@ -283,14 +283,17 @@ def test_odd_text_is_read_again_as_the_same(tmp_path: Path) -> None:
         metric=f"{tmp_path}/toy.py:match",
         data={"source": f"{tmp_path}/t.jsonl", "inputs": ["q", odd]},
         weak=server(model=odd, api_base=None, command=["x" * 90, odd]),
-        dpo={"learning_rate": 1e-05, "lora": {"rank": 4}},
+        dpo={"learning_rate": 1e-05, "lora": {"r": 4}},
     )
     assert load_config([written(tmp_path, "shown.toml", effective_toml(made))]) == made
 
 
 def test_defaults_of_tuning_are_shown_as_comments() -> None:
     shown = effective_toml(config(dpo={"beta": 0.2}))
-    assert "beta = 0.2" in shown.splitlines() and "# epochs = 4.0  (default)" in shown.splitlines()
+    assert (
+        "beta = 0.2" in shown.splitlines()
+        and "# num_train_epochs = 4.0  (default)" in shown.splitlines()
+    )
     with pytest.raises(ConfigError, match=r"\[dpo\]:\n .*betta: there is no such key"):
         effective_toml(config(dpo={"betta": 0.2}))
 

@@ -63,7 +63,13 @@ def test_kto_of_a_configuration_tunes_on_labelled_drafts_with_its_controls(
     rewrite(task[0].with_name("toy.py"), 'else "no"', knows)
     experiment = run(task, tmp_path / "run")
     assert (
-        experiment.config.kto == {"max_steps": 2, "precision": "fp32", "batch_size": 2}
+        experiment.config.kto
+        == {
+            "max_steps": 2,
+            "bf16": False,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+        }
         and experiment.config.dpo == {}
     )
     made = read_report(tmp_path / "run")

@@ -11,8 +11,8 @@ from dspy.utils.exceptions import LMTimeoutError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy import Budget, BudgetError, Store
-from cowest_dspy.errors import DataError
+from cowest_dspy import Budget, Store
+from cowest_dspy.errors import BudgetError, DataError
 from cowest_dspy.experiment.rationales import _states, rationales
 from cowest_dspy.store.record import keeping
 from cowest_dspy.testing import ScriptedEngine

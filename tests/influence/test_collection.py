@@ -18,8 +18,8 @@ from scripted_weak import by_seed, weak_by_seed
 
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces, influence_report
-from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.influence.report import InfluenceReport
+from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration, DraftFormat
 from cowest_dspy.store import serialize
 from cowest_dspy.store.pool import in_order
@@ -74,7 +74,7 @@ def test_memory_does_not_grow_with_the_number_of_traces(tmp_path: Path) -> None:
                 match,
                 Sampling(drafts=2),
                 store=store,
-                threads=2,
+                num_threads=2,
             )
             assert sum(1 for _ in traces) == 2 * count
             found = tracemalloc.get_traced_memory()[1]
@@ -124,7 +124,7 @@ def test_stored_traces_are_a_sequence_that_can_be_read_again_and_after_the_store
         stored = made(store)
         assert [key for key, _ in store.each("trace", chunk=2)] == [trace.key for trace in held]
         assert store.count("trace", start="1/q3/") == 3
-    assert isinstance(held, HeldTraces) and isinstance(stored, StoredTraces)
+    assert isinstance(held, Traces) and isinstance(stored, Traces)
     assert stored == held and list(stored) == list(stored) == held and len(stored) == 15
     assert (
         stored[0] == held[0]
@@ -135,7 +135,9 @@ def test_stored_traces_are_a_sequence_that_can_be_read_again_and_after_the_store
     for index in (15, -16):
         with pytest.raises(IndexError, match="there are 15"):
             stored[index]
-    assert stored != held[:-1] and influence_report(iter(stored)) == influence_report(held)
+    assert stored != held[:-1] and InfluenceReport.from_traces(
+        iter(stored)
+    ) == InfluenceReport.from_traces(held)
 
 
 def test_a_collection_replaces_the_traces_of_its_round_and_no_others(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_collection_replaces_the_traces_of_its_round_and_no_others(tmp_path: P
         assert len(first) == 8
         second = collect(program, questions(3), match, Sampling(drafts=2, round=2), store=store)
         again = collect(program, questions(1), match, Sampling(drafts=2), store=store)
-        assert len(again) == len(first) == 2 and len(second) == 6 and len(StoredTraces(store)) == 8
+        assert len(again) == len(first) == 2 and len(second) == 6 and len(Traces.load(store)) == 8
 
 
 # Overlap
@@ -194,7 +196,7 @@ def test_no_more_than_so_many_threads_ask_the_strong_model() -> None:
         questions(12),
         match,
         Sampling(drafts=4),
-        threads=3,
+        num_threads=3,
     )
     assert most == 3
 
@@ -205,7 +207,7 @@ def test_what_is_asked_is_what_a_copied_program_asked_before(tmp_path: Path) -> 
     weak = weak_by_seed()
     rules = Sampling(drafts=2, temperature=1, top_p=0.9)
     program = together(weak, strong_that_reads())
-    collect(program, questions(1), match, rules, threads=1, weak_threads=1)
+    collect(program, questions(1), match, rules, num_threads=1, weak_threads=1)
     for index, asked in enumerate(list(weak.asked)):
         copied = program.deepcopy()
         copied.draft.set_lm(
@@ -257,7 +259,7 @@ def test_one_answer_of_several_that_failed_fails_the_whole() -> None:
     program = Collaboration("question -> answer").bind(
         weak=ScriptedEngine({"": "a draft"}).lm(), strong=ScriptedEngine(strong).lm(temperature=1.0)
     )
-    (trace,) = collect(program, questions(1), match, Sampling(drafts=1), answers=3, max_failed=1.0)
+    (trace,) = collect(program, questions(1), match, Sampling(drafts=1), answers=3, max_errors=1.0)
     assert (
         trace.alone_scores == (1.0, 1.0, 1.0)
         and trace.refined_scores == ()

@@ -16,9 +16,8 @@ from scripted_weak import weak_by_seed
 
 from cowest_dspy.cli import main
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.enough import HOPELESS, chance_of_another, enough
-from cowest_dspy.influence.stored_traces import StoredTraces
-from cowest_dspy.influence.trace import Sampling, Trace
+from cowest_dspy.influence.rollout import HOPELESS, chance_of_another, enough
+from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.store import Store
@@ -38,7 +37,11 @@ def test_an_adaptive_run_is_a_prefix_of_the_full_run_and_finds_a_pair_wherever_i
 ) -> None:
     def run(sampling: Sampling) -> Sequence[Trace]:
         return collect(
-            together(weak_by_seed(), strong_that_reads()), questions(6), match, sampling, threads=2
+            together(weak_by_seed(), strong_that_reads()),
+            questions(6),
+            match,
+            sampling,
+            num_threads=2,
         )
 
     full, short = run(Sampling(drafts=drafts, seed=seed)), run(adaptive(seed, drafts))
@@ -70,7 +73,7 @@ def test_strong_calls_are_all_of_them_less_what_is_said_to_be_saved(
     with Store(tmp_path) as store:
         rules = Sampling(drafts=8, adaptive=stop)
         traces = collect(program, questions(8), match, rules, store=store, answers=answers)
-        saved = StoredTraces(store).saved
+        saved = Traces.load(store).saved
     assert traces.saved == saved and (saved["weak_calls"] > 0) == stop and saved["strong_calls"] > 0
     assert len(weak.asked) == 8 * 8 - saved["weak_calls"] == len(traces)
     assert len(strong.asked) == 8 * (8 + 1) * answers - saved["strong_calls"]
@@ -84,7 +87,7 @@ def test_an_example_whose_alone_failed_is_not_sampled_to_the_end() -> None:
 
     weak = weak_by_seed()
     traces = collect(
-        together(weak, ScriptedEngine(strong)), questions(1), match, adaptive(0), max_failed=1.0
+        together(weak, ScriptedEngine(strong)), questions(1), match, adaptive(0), max_errors=1.0
     )
     assert len(traces) == len(weak.asked) == 2
     assert all(trace.error and trace.error.startswith("alone server:") for trace in traces)
@@ -169,7 +172,7 @@ def test_a_toml_asks_for_adaptive_drafts_and_several_answers_and_the_command_say
     for _ in range(2):  # collected, and read again
         main.collect([tmp_path / "toy.toml"], tmp_path / "run")
         with Store(tmp_path / "run") as store:
-            traces = StoredTraces(store)
+            traces = Traces.load(store)
             saved = traces.saved
             assert 8 <= len(traces) < 4 * 12 and {len(trace.alone_scores) for trace in traces} == {
                 2

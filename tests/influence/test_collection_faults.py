@@ -18,7 +18,7 @@ from scripted_weak import weak_by_seed
 from cowest_dspy.errors import CollectionError, DataError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import attempt
-from cowest_dspy.influence.stored_traces import influence_report
+from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.api import ApiEngine
@@ -42,7 +42,7 @@ def test_a_metric_that_fails_is_a_trace_with_an_error_and_a_bug_in_it_is_raised(
         questions(2),
         metric,
         Sampling(drafts=2),
-        max_failed=1.0,
+        max_errors=1.0,
     )
     assert all(
         trace.error and trace.error.startswith("judge server:") and trace.influence is None
@@ -66,7 +66,11 @@ def test_a_bug_in_one_example_stops_the_others() -> None:
 
     with pytest.raises(DataError, match="between 0 and 1"):
         collect(
-            together(weak_by_seed(), strong), questions(200), metric, Sampling(drafts=4), threads=2
+            together(weak_by_seed(), strong),
+            questions(200),
+            metric,
+            Sampling(drafts=4),
+            num_threads=2,
         )
     assert len(strong.asked) < 100
 
@@ -79,7 +83,7 @@ def test_an_empty_answer_is_a_parse_failure(empty: str) -> None:
         questions(1),
         match,
         Sampling(drafts=1),
-        max_failed=1.0,
+        max_errors=1.0,
     )
     assert (
         trace.error is not None and trace.error.startswith("parse:") and trace.refined_score is None
@@ -97,7 +101,7 @@ def test_an_answer_that_a_providers_filter_ended_is_a_refusal(body: Any) -> None
         program = Collaboration("question -> answer").bind(
             weak=ScriptedEngine({"": "a"}).lm(), strong=engine.lm()
         )
-        (trace,) = collect(program, questions(1), match, Sampling(drafts=1), max_failed=1.0)
+        (trace,) = collect(program, questions(1), match, Sampling(drafts=1), max_errors=1.0)
     assert (
         trace.error is not None
         and trace.error.startswith("refusal:")
@@ -139,7 +143,7 @@ def test_a_collection_stops_early_when_too_many_fail_and_keeps_what_there_is(
                 match,
                 Sampling(drafts=2),
                 store=store,
-                max_failed=0.4,
+                max_errors=0.4,
             )
         assert store.count("trace") == 20 and store.calls() > 20
     assert len(strong.asked) < 200, "what was not under way was not asked"
@@ -191,8 +195,8 @@ def test_injected_faults_become_errors_and_a_second_run_without_them_completes_t
                 match,
                 Sampling(drafts=4),
                 store=store,
-                threads=6,
-                max_failed=1.0,
+                num_threads=6,
+                max_errors=1.0,
             )
             return list(traces), [one for one in server.received if one.fault is None]
 
@@ -208,7 +212,7 @@ def test_injected_faults_become_errors_and_a_second_run_without_them_completes_t
             assert trace.refined_score is None
     failed = {trace.key for trace in broken if trace.error}
     used = {trace.key for trace in broken if trace.influence is not None}
-    assert failed | used == {trace.key for trace in broken} and influence_report(
+    assert failed | used == {trace.key for trace in broken} and InfluenceReport.from_traces(
         broken
     ).failed == len(failed)
 
@@ -226,17 +230,17 @@ def test_answers_committed_together_are_all_there_and_no_lock_is_left(tmp_path: 
         lambda request: f"draft {request['config']['seed']}", model="scripted/weak"
     )
     strong = strong_that_reads()
-    with Store(tmp_path) as store, store.spending("collect") as spent:
+    with Store(tmp_path) as store, store.spending("collect") as counter:
         collect(
             together(weak, strong),
             questions(40),
             match,
             Sampling(drafts=4),
             store=store,
-            threads=16,
+            num_threads=16,
         )
         asked = len(weak.asked) + len(strong.asked)
-        assert store.calls() == spent.calls == asked == 40 * (4 + 4 + 1)
+        assert store.calls() == counter.usage.calls == asked == 40 * (4 + 4 + 1)
         assert store._asking == {} and store._queue == []
     with Store(tmp_path) as store:
         collect(
@@ -245,6 +249,6 @@ def test_answers_committed_together_are_all_there_and_no_lock_is_left(tmp_path: 
             match,
             Sampling(drafts=4),
             store=store,
-            threads=16,
+            num_threads=16,
         )
     assert len(weak.asked) + len(strong.asked) == asked

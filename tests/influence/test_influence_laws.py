@@ -15,7 +15,7 @@ from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import Influence, InfluenceReport
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
-from cowest_dspy.program.collaboration import Collaboration, presentable
+from cowest_dspy.program.collaboration import Collaboration, sanitize_draft
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
 
@@ -30,7 +30,7 @@ def test_a_draft_that_names_the_answer_is_chosen_over_one_that_does_not() -> Non
     pairs = preference_pairs(traces)
     assert [pair.chosen[0]["content"] for pair in pairs] == ["0", "1", "2"]
     assert {pair.rejected[0]["content"] for pair in pairs} == {"x"}
-    assert pairs.pairs[0].prompt[-1] == {"role": "user", "content": "Question: Question number 0?"}
+    assert pairs[0].prompt[-1] == {"role": "user", "content": "Question: Question number 0?"}
 
 
 def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) 
             match,
             Sampling(drafts=2),
             store=store,
-            max_failed=0.5,
+            max_errors=0.5,
         )
 
 
@@ -59,7 +59,7 @@ def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
             questions(3),
             match,
             Sampling(drafts=2),
-            max_failed=0.5,
+            max_errors=0.5,
         )
     with pytest.raises(CollectionError, match=r"Raise \[strong\] max_tokens and run again"):
         collect(
@@ -67,7 +67,7 @@ def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
             questions(3),
             match,
             Sampling(drafts=2),
-            max_failed=0.5,
+            max_errors=0.5,
         )
 
 
@@ -118,7 +118,7 @@ def test_bind_gives_a_copy_and_saves_no_model(tmp_path: Path) -> None:
     ],
 )
 def test_a_draft_is_harmless_data(draft: str, safe: str) -> None:
-    assert presentable(draft) == safe
+    assert sanitize_draft(draft) == safe
 
 
 def test_a_draft_cannot_forge_a_field() -> None:
@@ -163,7 +163,7 @@ def test_pairs_make_the_round_trip_through_a_file_and_a_dataset(tmp_path: Path) 
         Sampling(drafts=2),
     )
     pairs = preference_pairs(traces)
-    assert PreferencePairs.load(pairs.save(tmp_path / "pairs.jsonl")).pairs == pairs.pairs
+    assert PreferencePairs.load(pairs.save(tmp_path / "pairs.jsonl")).items == pairs.items
     dataset = pairs.to_dataset()
     assert dataset.column_names[:3] == ["prompt", "chosen", "rejected"]
     assert dataset[0]["chosen"] == [{"role": "assistant", "content": "0"}]

@@ -12,12 +12,12 @@ from report_runs import draft
 from scripted import judge_of, match, questions, strong_that_reads, together, weak_that_varies
 from toy_budget import configured
 
-from cowest_dspy import Experiment, Influence, InfluenceReport, NoiseFloor, load_config, noise_floor
+from cowest_dspy import Experiment, Influence, InfluenceReport, load_config
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment.forecast import planned_calls
 from cowest_dspy.experiment.quote import counted, probed
+from cowest_dspy.influence import NoiseFloor, noise_floor
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.report import influence_counts, read_report
 from cowest_dspy.store.store import Store
@@ -71,12 +71,12 @@ def test_several_answers_have_their_floor_in_them() -> None:
     traces = collect(
         sampling_program(strong_that_samples()), questions(4), match, Sampling(drafts=2), answers=3
     )
-    floor = noise_in(traces)
+    floor = NoiseFloor.from_traces(traces)
     assert (
         floor and (floor.n, floor.changed) == (4, 4) and floor.mean_change == pytest.approx(2 / 3)
     )
     assert (
-        noise_in(
+        NoiseFloor.from_traces(
             collect(together(weak_that_varies(["a"]), strong_that_reads()), questions(2), match)
         )
         is None
@@ -182,7 +182,7 @@ def task(folder: Path, influence: str, strong: str | None = None) -> Path:
     recipe.write_text(
         recipe.read_text()
         + """
-from cowest_dspy import Criterion, Rubric
+from cowest_dspy.influence import Criterion, Rubric
 RUBRIC = Rubric("Grade.", (Criterion("truth", "Is it right?"),), best=3)
 
 def judge():

@@ -20,8 +20,7 @@ from scripted import questions
 from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.influence.arms import Answer, alone_arm, ask_all, outputs_of
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.stored_traces import HeldTraces, StoredTraces
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.utils.jsonable import as_text, from_text, plain, restored
@@ -150,7 +149,7 @@ def test_traces_that_are_read_from_a_store_equal_those_in_memory(tmp_path: Path)
     held = collect(program, examples, right, Sampling(drafts=2))
     with Store(tmp_path) as store:
         stored = collect(program, examples, right, Sampling(drafts=2), store=store)
-    assert isinstance(held, HeldTraces) and isinstance(stored, StoredTraces)
+    assert isinstance(held, Traces) and isinstance(stored, Traces)
     assert stored[0].refined_score == 1.0 and stored[0].error is None
     assert stored == held and list(stored) == list(held)
     assert stored[0].refined == {
@@ -160,8 +159,8 @@ def test_traces_that_are_read_from_a_store_equal_those_in_memory(tmp_path: Path)
     }
     assert stored[0].alone == {"kinds": [Kind.SAFE, Kind.RISKY], "verdict": VERDICT}
     with Store(tmp_path) as again:
-        assert StoredTraces(again, types=program.output_types) == held
-        shown = StoredTraces(again)[0].refined or {}
+        assert Traces.load(again, types=program.output_types) == held
+        shown = Traces.load(again)[0].refined or {}
         assert shown["verdict"] == plain(VERDICT), "without the program, its types are not known"
         assert shown["kinds"] == ["safe", "risky"]
 

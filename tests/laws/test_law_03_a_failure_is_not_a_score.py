@@ -23,12 +23,13 @@ from scripted import (
     weak_that_varies,
 )
 
-from cowest_dspy import CoWest, Weighted
+from cowest_dspy import CoWest
 from cowest_dspy.errors import CollectionError, ConfigError, DataError
+from cowest_dspy.influence import Weighted
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.config import Collect
 from cowest_dspy.influence.metric import Influence, scored
-from cowest_dspy.influence.stored_traces import influence_report
+from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.deciding import Decision, decide, gain
 from cowest_dspy.optimizers.rounds import Task
@@ -49,13 +50,13 @@ def test_law_3_a_failure_is_not_a_score(broken: str | Exception) -> None:
         questions(3),
         match,
         Sampling(drafts=2),
-        max_failed=1.0,
+        max_errors=1.0,
     )
     failed = [trace for trace in traces if trace.example_id == "q1"]
     assert all(
         trace.error and trace.influence is None and trace.refined_score is None for trace in failed
     )
-    assert influence_report(traces).failed == len(failed) == 2
+    assert InfluenceReport.from_traces(traces).failed == len(failed) == 2
     assert all(trace.influence is not None for trace in traces if trace.example_id != "q1")
     assert "q1" not in {pair.example_id for pair in preference_pairs(traces)}
 
@@ -73,13 +74,13 @@ def test_law_3_a_failure_of_the_strong_model_is_not_a_score_either(
     program = together(
         ScriptedEngine(lambda request: "a note"), ScriptedEngine(strong, model="scripted/strong")
     )
-    traces = collect(program, questions(3), match, Sampling(drafts=2), max_failed=1.0)
+    traces = collect(program, questions(3), match, Sampling(drafts=2), max_errors=1.0)
     failed = [trace for trace in traces if trace.example_id == "q1"]
     assert len(failed) == 2 and all(trace.error and trace.influence is None for trace in failed)
     assert all(
         (trace.refined_score if step == "refine" else trace.alone_score) is None for trace in failed
     )
-    assert influence_report(traces).failed == 2
+    assert InfluenceReport.from_traces(traces).failed == 2
     assert "q1" not in {pair.example_id for pair in preference_pairs(traces)}
 
 
@@ -107,7 +108,7 @@ def test_law_3_a_judge_that_is_down_fails_the_drafts_and_makes_no_pair() -> None
 
     judge, _ = judge_of(down)
     program = together(weak_that_varies(["{n}", "x"]), strong_that_reads())
-    traces = collect(program, questions(3), judge, Sampling(drafts=2), max_failed=1.0)
+    traces = collect(program, questions(3), judge, Sampling(drafts=2), max_errors=1.0)
     assert all(
         trace.influence is None and "judge server" in (trace.error or "") for trace in traces
     )
@@ -170,9 +171,9 @@ def test_law_3_a_report_of_influence_names_the_kinds_of_its_failures() -> None:
         questions(2),
         match,
         Sampling(drafts=2),
-        max_failed=1.0,
+        max_errors=1.0,
     )
-    assert influence_report(traces).failures == {
+    assert InfluenceReport.from_traces(traces).failures == {
         "truncated": 2
     } and "failed 2 (truncated 2)" in repr(traces)
 
@@ -210,11 +211,11 @@ def test_law_3_dspy_evaluate_is_told_of_a_truncated_draft_and_makes_it_no_influe
 
 
 def test_law_3_python_and_toml_stop_at_the_same_part_of_failures() -> None:
-    toml = Collect.model_fields["max_failed"].default
+    toml = Collect.model_fields["max_errors"].default
     defaults = {
-        inspect.signature(made).parameters["max_failed"].default for made in (collect, CoWest)
+        inspect.signature(made).parameters["max_errors"].default for made in (collect, CoWest)
     }
-    assert defaults | {Task.__dataclass_fields__["max_failed"].default} == {toml} == {0.3}
+    assert defaults | {Task.__dataclass_fields__["max_errors"].default} == {toml} == {0.3}
     with pytest.raises(
         CollectionError,
         match=r"10 of 20 drafts failed \(truncated 10\).* Raise \[weak\] max_tokens",

@@ -48,7 +48,7 @@ def test_law_5_nothing_that_was_answered_is_asked_again(tmp_path: Path) -> None:
                 match,
                 Sampling(drafts=2),
                 store=store,
-                threads=1,
+                num_threads=1,
             )
 
     interrupted = ScriptedEngine(strong, model="scripted/strong")
@@ -123,4 +123,4 @@ def test_an_answer_that_cannot_be_committed_is_not_used(tmp_path: Path) -> None:
                 Sampling(drafts=2),
                 store=store,
             )
-        assert store.calls() == 0 and store.spent.calls == 0
+        assert store.calls() == 0 and store.usage.calls == 0

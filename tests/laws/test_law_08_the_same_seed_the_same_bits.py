@@ -36,7 +36,7 @@ from tuning_rows import (
 from cowest_dspy import DPO, KTO, SFT
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import weights
 from cowest_dspy.optimizers.deciding import gain
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
@@ -71,7 +71,7 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(
     first_sft: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     # The first of these was trained at another time, after other random numbers had been drawn.
-    settings = SFT(**quick(epochs=4), lora=LORA)
+    settings = SFT(**quick(num_train_epochs=4), lora=LORA)
     again = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "again", seed=3)
     other = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "other", seed=4)
     assert (again.path / "adapter_model.safetensors").read_bytes() == (
@@ -99,7 +99,7 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(
 def test_law_8_the_same_seed_gives_the_same_bits_in_kto(tiny_model: Path, tmp_path: Path) -> None:
     made = [
         train_kto(
-            KTO(**quick(epochs=2), lora=LORA),
+            KTO(**quick(num_train_epochs=2), lora=LORA),
             labelled_rows(4),
             base=str(tiny_model),
             output=tmp_path / name,
@@ -113,11 +113,11 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_kto(tiny_model: Path, tmp_pa
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_law_8_a_sample_is_the_same_in_batches_of_1_3_and_16(tiny_model: Path, size: int) -> None:
-    alone = TransformersEngine(tiny_model, dtype="float32", max_batch=1)
-    shared = TransformersEngine(tiny_model, dtype="float32", max_batch=size)
+    alone = LocalEngine(tiny_model, dtype="float32", max_batch=1)
+    shared = LocalEngine(tiny_model, dtype="float32", max_batch=size)
     asked = [messages for messages in prompts(4) for _ in range(4)]
 
-    def ask(engine: TransformersEngine) -> list[str]:
+    def ask(engine: LocalEngine) -> list[str]:
         requests = [
             serialize.request_from_messages(
                 engine.model_id, messages, max_tokens=10, temperature=1.0, seed=seed, top_p=0.95
@@ -137,14 +137,14 @@ def test_law_8_a_training_that_was_stopped_goes_on_to_the_same_bits(
     whole, told = train(kind, tiny_model, tmp_path / "whole")
     assert told == list(range(11))
     output = tmp_path / "twice" / "out"
-    first, told = train(kind, tiny_model, output, stop=4, checkpoint_steps=1)
+    first, told = train(kind, tiny_model, output, stop=4, save_steps=1)
     assert first is None and told == [0, 1, 2, 3, 4]
     assert len(left(output)) == 1
     # What was drawn in between does not matter.
     random.random()
-    second, told = train(kind, tiny_model, output, stop=8, checkpoint_steps=3)
+    second, told = train(kind, tiny_model, output, stop=8, save_steps=3)
     assert second is None and told == [3, 4, 5, 6, 7, 8]
-    third, told = train(kind, tiny_model, output, checkpoint_steps=3)
+    third, told = train(kind, tiny_model, output, save_steps=3)
     assert told == [6, 7, 8, 9, 10]
     assert same(third, whole)
     assert (third.tokens, third.trained_rows) == (whole.tokens, whole.trained_rows)
@@ -160,12 +160,17 @@ def evaluated(kind: str, base: Path, output: Path, stop: int | None = None, **ch
             raise Stopped
 
     hard = quick(
-        epochs=50, max_steps=12, micro_batch_size=2, learning_rate=5e-3, lr_scheduler="constant"
+        num_train_epochs=50,
+        max_steps=12,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=5e-3,
+        lr_scheduler_type="constant_with_warmup",
     )
     hard |= {
-        "lora": Lora(rank=4, alpha=8, dropout=0.2),
+        "lora": Lora(r=4, lora_alpha=8, lora_dropout=0.2),
         "held_out": 0.4,
-        "evaluate_every": 2,
+        "eval_steps": 2,
     } | changes
     pairs = pairs_with_one_turned_round()
     run, settings, data = {
@@ -183,12 +188,12 @@ def evaluated(kind: str, base: Path, output: Path, stop: int | None = None, **ch
 def test_law_8_evaluations_go_on_where_they_were(
     kind: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    whole = evaluated(kind, tiny_model, tmp_path / "whole", checkpoint_steps=0)
+    whole = evaluated(kind, tiny_model, tmp_path / "whole", save_steps=0)
     output = tmp_path / "twice" / "out"
     # After an evaluation, in the middle between two, and before the first.
     for stop in (2, 6, 9, 10):
-        assert evaluated(kind, tiny_model, output, stop=stop, checkpoint_steps=1) is None
-    again = evaluated(kind, tiny_model, output, checkpoint_steps=3)
+        assert evaluated(kind, tiny_model, output, stop=stop, save_steps=1) is None
+    again = evaluated(kind, tiny_model, output, save_steps=3)
     assert same(again, whole) and (again.best_step, again.stopped_early) == (whole.best_step, False)
     assert [record["step"] for record in again.history if "eval_loss" in record] == list(
         range(0, 13, 2)
@@ -199,16 +204,14 @@ def test_law_8_evaluations_go_on_where_they_were(
 def test_law_8_patience_and_the_best_adapter_outlive_a_process(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"patience": 3, "evaluate_every": 1, "max_steps": 30}
+    options: dict[str, Any] = {"early_stopping_patience": 3, "eval_steps": 1, "max_steps": 30}
     whole = evaluated("dpo", tiny_model, tmp_path / "whole", **options)
     last = whole.history[-1]["step"]
     assert whole.stopped_early and last == whole.best_step + 3
     for back in (3, 2, 1):
         output = tmp_path / str(back) / "out"
         assert (
-            evaluated(
-                "dpo", tiny_model, output, stop=last - back + 1, checkpoint_steps=1, **options
-            )
+            evaluated("dpo", tiny_model, output, stop=last - back + 1, save_steps=1, **options)
             is None
         )
         again = evaluated("dpo", tiny_model, output, **options)
@@ -217,7 +220,7 @@ def test_law_8_patience_and_the_best_adapter_outlive_a_process(
             True,
         )
     # Without the best there is the last: it was another one.
-    plain = evaluated("dpo", tiny_model, tmp_path / "last", keep_best=False, **options)
+    plain = evaluated("dpo", tiny_model, tmp_path / "last", load_best_model_at_end=False, **options)
     assert plain.adapter_hash != whole.adapter_hash
 
 

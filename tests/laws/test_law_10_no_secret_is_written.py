@@ -41,7 +41,7 @@ def test_law_10_no_secret_is_written(tmp_path: Path) -> None:
     program = together(weak, strong_that_reads())
     with Store(tmp_path) as store:
         traces = collect(
-            program, questions(1), match, Sampling(drafts=2), store=store, max_failed=1.0
+            program, questions(1), match, Sampling(drafts=2), store=store, max_errors=1.0
         )
     program.save(tmp_path / "program.json")
     assert "***" in (traces[0].error or "")
@@ -370,7 +370,7 @@ def test_law_10_an_error_that_holds_a_secret_is_written_without_it(
     program = together(weak, strong_that_reads())
     with Store(tmp_path) as store:
         traces = list(
-            collect(program, questions(2), match, Sampling(drafts=2), store=store, max_failed=1.0)
+            collect(program, questions(2), match, Sampling(drafts=2), store=store, max_errors=1.0)
         )
         assert seen(part, tmp_path, *(repr(trace) for trace in traces)) == [], (
             "also in the log of the open file"
@@ -460,7 +460,7 @@ api_key_env = "COWEST_PLANTED_KEY"
 num_retries = 0
 [collect]
 drafts = 2
-max_failed = 1.0
+max_errors = 1.0
 """
 )
 

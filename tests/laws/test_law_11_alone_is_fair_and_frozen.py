@@ -20,7 +20,7 @@ def test_law_11_alone_has_the_same_prompt_less_the_draft() -> None:
         weak=ScriptedEngine({"": "draft"}).lm(), strong=strong.lm()
     )
     program(question="Two?")
-    program.answered_alone(question="Two?")
+    program.ask_alone(question="Two?")
     refine, alone = strong.asked
     assert refine["config"] == alone["config"]
     without = [

@@ -233,17 +233,17 @@ def test_an_interrupt_stops_at_once_a_call_for_which_nothing_is_under_way(waitin
 def test_a_price_of_the_settings_is_counted_and_an_unknown_one_stays_unknown(
     tmp_path: Path,
 ) -> None:
-    with OpenAIServer(SCRIPT) as server, Store(tmp_path) as store, store.spending("x") as spent:
+    with OpenAIServer(SCRIPT) as server, Store(tmp_path) as store, store.spending("x") as counter:
         priced = settings(server, price={"input": 1.0, "output": 10.0})
         request = serialize.request_from_messages(
             priced.model, [{"role": "user", "content": "What is 2+2?"}]
         )
         for _ in range(2):  # the second is answered from the store, and costs nothing
             store.answer(request, lambda: build_lm(priced)(request))
-        assert spent.usd == pytest.approx((3 * 1.0 + 3 * 10.0) / 1e6)
+        assert counter.usage.usd == pytest.approx((3 * 1.0 + 3 * 10.0) / 1e6)
         other = serialize.request_from_messages(priced.model, [{"role": "user", "content": "long"}])
         store.answer(other, lambda: build_lm(settings(server))(other))
-        assert spent.usd is None and spent.calls == 2
+        assert counter.usage.usd is None and counter.usage.calls == 2
 
 
 def test_a_recorded_lm_passes_the_price_on_and_a_scripted_one_costs_nothing(tmp_path: Path) -> None:
@@ -261,18 +261,18 @@ def test_a_recorded_lm_passes_the_price_on_and_a_scripted_one_costs_nothing(tmp_
 
 
 def test_the_table_that_dspy_ships_prices_a_providers_own_endpoint() -> None:
-    from cowest_dspy.lms import prices
+    from cowest_dspy.lms.api import response_cost
     from cowest_dspy.lms.config import Price
 
     response = serialize.make_response("gpt-4o-mini", "x", "stop", 1_000_000, 1_000_000)
     lm = dspy.LM("openai/gpt-4o-mini", cache=False)
-    shipped = prices.usd(lm, None, response)
+    shipped = response_cost(lm, None, response)
     assert shipped is not None and shipped > 0
-    assert prices.usd(lm, Price(input=1.0, output=2.0), response) == 3.0
+    assert response_cost(lm, Price(input=1.0, output=2.0), response) == 3.0
     unknown = serialize.make_response("no-such-model", "x", "stop", 1, 1)
-    assert prices.usd(dspy.LM("openai/no-such-model", cache=False), None, unknown) is None
+    assert response_cost(dspy.LM("openai/no-such-model", cache=False), None, unknown) is None
     assert (
-        prices.usd(
+        response_cost(
             dspy.LM("openai/gpt-4o-mini", api_base="http://127.0.0.1:1/v1", cache=False),
             None,
             response,
@@ -387,7 +387,7 @@ def test_a_hosted_strong_model_refines_and_its_failure_is_no_score(tmp_path: Pat
         )
         examples = [example(0, "What?"), example(1, "broken?")]
         traces = collect(
-            program, examples, said_well, Sampling(drafts=4), store=store, max_failed=1.0
+            program, examples, said_well, Sampling(drafts=4), store=store, max_errors=1.0
         )
     good = [trace for trace in traces if trace.example_id == "0"]
     assert {(trace.draft, trace.influence) for trace in good} <= {("good", 1.0), ("bad", 0.0)}

@@ -104,7 +104,7 @@ def heard(program: Collaboration, weak: dspy.LM, strong: dspy.LM, finishing: dsp
         steps: list[Callable[[], dspy.Prediction]] = [
             lambda inputs=inputs: dspy.Prediction(draft=bound.drafted(**inputs)),
             lambda inputs=inputs: bound.refined("The Raven holds 40 litres of oil.", **inputs),
-            lambda inputs=inputs: bound.answered_alone(**inputs),
+            lambda inputs=inputs: bound.ask_alone(**inputs),
         ]
         prompts.extend(call.messages for step in steps for call in attempt(step).calls)
         fields.append(sorted(program.bind(weak=weak, strong=finishing)(**inputs).keys()))

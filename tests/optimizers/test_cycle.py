@@ -25,8 +25,10 @@ from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.cycle import StepResult
-from cowest_dspy.optimizers.stages import Silent
+from cowest_dspy.optimizers.stages import NoProgress
 from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.progress import Snapshot
 
 ALWAYS = RoundRules.model_validate({"least_gain": -1.0})
 FEW = PairRules.model_validate({"least": 2})
@@ -52,8 +54,10 @@ MIPRO = {
 
 
 def cowest(run: Path) -> CoWest:
-    tuner = DPO(max_steps=2, precision="fp32", batch_size=2)
-    return CoWest(match, tuner, 6, ALWAYS, pairs=FEW, max_failed=1.0, run=run)
+    tuner = DPO(
+        max_steps=2, bf16=False, per_device_train_batch_size=2, gradient_accumulation_steps=1
+    )
+    return CoWest(match, tuner, 6, ALWAYS, pairs=FEW, max_errors=1.0, log_dir=run)
 
 
 # Cycle
@@ -65,7 +69,7 @@ def test_the_best_program_wins_and_its_interval_is_told(tmp_path: Path) -> None:
         match,
         "few -> prompts",
         {"prompts": gepa, "few": dspy.LabeledFewShot(k=0)},
-        run=tmp_path / "run",
+        log_dir=tmp_path / "run",
     )
     best = cycle.compile(program, trainset=questions(8), valset=questions(12)[8:])
     start, few, prompts = best.steps
@@ -94,7 +98,7 @@ def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answer
     program = together(weak_that_obeys(), strong)
     with pytest.raises(KeyboardInterrupt):
         Cycle(
-            match, "prompts -> more", {"prompts": gepa, "more": breaks}, run=tmp_path / "run"
+            match, "prompts -> more", {"prompts": gepa, "more": breaks}, log_dir=tmp_path / "run"
         ).compile(program, trainset=train, valset=held)
     asked = len(strong.asked)
     made: list[str] = []
@@ -104,7 +108,7 @@ def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answer
         return dspy.LabeledFewShot(k=1)
 
     steps = {"prompts": breaks, "more": counted}
-    best = Cycle(match, "prompts -> more", steps, run=tmp_path / "run").compile(
+    best = Cycle(match, "prompts -> more", steps, log_dir=tmp_path / "run").compile(
         program, trainset=train, valset=held
     )
     assert [step.name for step in best.steps] == ["start", "prompts", "more"], (
@@ -124,7 +128,7 @@ def test_a_target_closes_the_other_part(
     program = together(weak_that_obeys(), strong_that_reads())
     steps = {"shots": dspy.LabeledFewShot(k=2)}
     cycle = Cycle(
-        lambda *_, **__: 0.5, "shots", steps, targets={"shots": target}, run=tmp_path / "run"
+        lambda *_, **__: 0.5, "shots", steps, targets={"shots": target}, log_dir=tmp_path / "run"
     )
     cycle.compile(program, trainset=questions(4), valset=questions(6)[4:])
     with Store(tmp_path / "run") as store:
@@ -140,7 +144,7 @@ def test_what_a_strategy_cannot_name(tmp_path: Path) -> None:
         Cycle(match, "promts", steps)
     with pytest.raises(ProgramError, match='is "draft", "refine" or "both"'):
         Cycle(match, "prompts", steps, targets={"prompts": "all"})  # pyright: ignore
-    cycle = Cycle(match, "prompts", steps, run=tmp_path)
+    cycle = Cycle(match, "prompts", steps, log_dir=tmp_path)
     with pytest.raises(ProgramError, match="a Predict was given"):
         cycle.compile(
             dspy.Predict("question -> answer"), trainset=questions(1), valset=questions(1)
@@ -150,7 +154,7 @@ def test_what_a_strategy_cannot_name(tmp_path: Path) -> None:
 def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) -> None:
     steps = {"weights": cowest(tmp_path / "unused"), "prompts": dspy.LabeledFewShot(k=1)}
     cycle = Cycle(
-        match, "weights -> prompts", steps, targets={"prompts": "refine"}, run=tmp_path / "run"
+        match, "weights -> prompts", steps, targets={"prompts": "refine"}, log_dir=tmp_path / "run"
     )
     first = cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
     assert not (tmp_path / "unused").exists(), "inside a cycle the rounds are in its run"
@@ -164,26 +168,29 @@ def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) 
         assert store.calls() == calls
 
 
-class InterruptedAt(Silent):
-    """A watch that interrupts the run when a stage of this title begins."""
+class InterruptedAt(NoProgress):
+    """Interrupts the run when a stage of this title begins."""
 
     def __init__(self, title: str) -> None:
         self.title = title
 
-    def stage(self, title: str) -> Any:
-        if title == self.title:
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        if event == "stage_begin" and snapshot.stage and snapshot.stage.title == self.title:
             raise KeyboardInterrupt
-        return super().stage(title)
 
 
 @pytest.mark.slow
 def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_path: Path) -> None:
     def walk(run: Path, interrupted_at: str = "") -> Any:
         optimizer = cowest(tmp_path / "unused")
-        optimizer.watch = InterruptedAt(interrupted_at)
+        optimizer.progress = InterruptedAt(interrupted_at)
         steps = {"weights": optimizer, "prompts": dspy.LabeledFewShot(k=1)}
         cycle = Cycle(
-            match, "weights -> prompts -> weights", steps, targets={"prompts": "refine"}, run=run
+            match,
+            "weights -> prompts -> weights",
+            steps,
+            targets={"prompts": "refine"},
+            log_dir=run,
         )
         return cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 4))
 

@@ -82,7 +82,7 @@ def really_asked(
         {"step": make},
         targets={"step": target},
         compile_args={"step": compiled},
-        run=run,
+        log_dir=run,
     )
     cycle.compile(program, trainset=split[:TRAIN], valset=split[TRAIN:])
     # The cycle's own evaluations, before and after, are not the optimiser's.

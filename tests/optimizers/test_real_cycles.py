@@ -15,9 +15,11 @@ import dspy
 import pytest
 from scripted import miprov2
 
-from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter, TransformersEngine, tunable
+from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.tuning import tunable
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +56,7 @@ def optimizer(name: str, lm: dspy.LM) -> Any:
 
 @pytest.mark.parametrize("prompts", ["gepa", "miprov2"])
 def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path: Path) -> None:
-    engine = TransformersEngine(real_models / "SmolLM2-135M-Instruct")
+    engine = LocalEngine(real_models / "SmolLM2-135M-Instruct")
     weak, strong = (
         tunable(engine.lm(temperature=0.0, max_tokens=64)),
         engine.lm(temperature=0.0, max_tokens=64),
@@ -68,14 +70,19 @@ def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path
     ]
     weights = CoWest(
         short,
-        DPO(max_steps=2, batch_size=2, learning_rate=1e-3),
+        DPO(
+            max_steps=2,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
+        ),
         3,
         RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}),
         pairs=PairRules.model_validate({"least": 1, "margin": 0.01}),
-        max_failed=1.0,
-        run=tmp_path / "run",
+        max_errors=1.0,
+        log_dir=tmp_path / "run",
     )
-    larger = TransformersEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
+    larger = LocalEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
     proposing = (engine if prompts == "gepa" else larger).lm(temperature=1.0, max_tokens=200)
     both = dspy.BetterTogether(metric=short, p=optimizer(prompts, proposing), w=weights)
     more = {

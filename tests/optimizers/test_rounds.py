@@ -28,7 +28,7 @@ from cowest_dspy import KTO, SFT, Collaboration, CoWest, Store, tune
 from cowest_dspy.errors import DataError, PairsError, ProgramError, TuningError
 from cowest_dspy.optimizers.deciding import decide, gain
 from cowest_dspy.optimizers.rounds import Round
-from cowest_dspy.pairs import LabelledDrafts
+from cowest_dspy.pairs import UnpairedPreferences
 from cowest_dspy.store.record import unrecorded
 
 # Deciding
@@ -55,7 +55,7 @@ def test_a_compiled_program_has_another_weak_model_and_the_student_has_not(
     )
     assert better.strong.model == student.strong.model
     assert one.gain is not None and one.gain.examples == 4 and one.pairs >= 2
-    assert (better.run / "adapters").is_dir() and better._compiled and not student._compiled
+    assert (better.log_dir / "adapters").is_dir() and better._compiled and not student._compiled
     assert better(question="dev 1?").answer in ("yes", "no")
     assert Round.from_dict({**vars(one), "gain": vars(one.gain)}) == one
 
@@ -68,7 +68,7 @@ def test_a_second_round_is_on_policy_and_may_replay_the_first(
     )
     first, second = made.rounds
     assert second.start == first.model
-    with Store(made.run) as store:
+    with Store(made.log_dir) as store:
         models = {
             record["round"]: record["weak_model"] for record in store.records("trace").values()
         }
@@ -86,15 +86,15 @@ def test_a_finished_run_is_only_read(
 ) -> None:
     train, dev = examples("train", 10), examples("dev", 4)
     first = optimizer(count=2, **ALWAYS).compile(student, trainset=train, valset=dev)
-    with Store(first.run) as store:
+    with Store(first.log_dir) as store:
         calls = store.calls()
     again = optimizer(count=2, **ALWAYS).compile(student, trainset=train, valset=dev)
     assert again.rounds == first.rounds and again.weak.model == first.weak.model
-    with Store(first.run) as store:
+    with Store(first.log_dir) as store:
         assert store.calls() == calls
     fewer = optimizer(count=1, **ALWAYS).compile(student, trainset=train, valset=dev)
     assert fewer.rounds == first.rounds[:1]
-    with Store(first.run) as store:
+    with Store(first.log_dir) as store:
         assert {record["round"] for record in store.records("trace").values()} == {1}
         assert set(store.records("round")) == {"1"}
 
@@ -105,14 +105,20 @@ def test_without_a_valset_a_fifth_of_the_trainset_decides(
     made = optimizer(**ALWAYS).compile(student, trainset=examples("train", 15))
     found = made.rounds[0].gain
     assert found is not None and found.examples == 3
-    with Store(made.run) as store:
+    with Store(made.log_dir) as store:
         assert len({record["example_id"] for record in store.records("trace").values()}) == 12
 
 
 def test_sft_on_the_chosen_drafts_is_a_tuner_too(
     student: Collaboration, optimizer: Callable[..., CoWest]
 ) -> None:
-    settings = SFT(max_steps=2, precision="fp32", batch_size=2, learning_rate=1e-3)
+    settings = SFT(
+        max_steps=2,
+        bf16=False,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+    )
     made = optimizer(tuner=settings, **ALWAYS).compile(
         student, trainset=examples("train", 10), valset=examples("dev", 4)
     )
@@ -125,7 +131,13 @@ def test_sft_on_the_chosen_drafts_is_a_tuner_too(
 def test_kto_learns_from_labelled_drafts_that_need_no_pair(
     student: Collaboration, optimizer: Callable[..., CoWest]
 ) -> None:
-    settings = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
+    settings = KTO(
+        max_steps=2,
+        bf16=False,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-3,
+    )
     # The strong model alone says no: where that is right, a draft with many vowels hurts.
     wrong = [
         dspy.Example(**{**one.toDict(), "answer": "no"}).with_inputs("question")
@@ -137,9 +149,9 @@ def test_kto_learns_from_labelled_drafts_that_need_no_pair(
     )
     first = made.rounds[0]
     assert first.model not in (None, student.weak.model) and first.pairs >= 2
-    with Store(made.run) as store:
+    with Store(made.log_dir) as store:
         assert set(store.records("adapter")) <= {"kto", "kto 2"} and store.record("adapter", "kto")
-    rows = [json.loads(line) for line in (made.run / "drafts.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (made.log_dir / "drafts.jsonl").read_text().splitlines()]
     assert {row["label"] for row in rows} == {True, False}
 
 
@@ -152,7 +164,13 @@ def labelled_by(examples: list[dspy.Example], answer: str) -> list[dspy.Example]
     ]
 
 
-QUICK_KTO = KTO(max_steps=2, precision="fp32", batch_size=4, learning_rate=1e-3)
+QUICK_KTO = KTO(
+    max_steps=2,
+    bf16=False,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=1,
+    learning_rate=1e-3,
+)
 
 
 @pytest.mark.slow
@@ -173,7 +191,8 @@ def test_kto_trains_the_second_round_on_the_labelled_drafts_of_both(
     )
     first, second = made.rounds
     of_first, of_second = (
-        LabelledDrafts.load(made.run / name).rows() for name in ("drafts.jsonl", "drafts-2.jsonl")
+        UnpairedPreferences.load(made.log_dir / name).rows()
+        for name in ("drafts.jsonl", "drafts-2.jsonl")
     )
     plain = [
         [{key: row[key] for key in ("prompt", "completion", "label")} for row in rows]

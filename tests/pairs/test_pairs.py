@@ -19,8 +19,8 @@ from pair_traces import drafts_of, examples, long, made_trace, many, rules, side
 from cowest_dspy.errors import PairsError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling, Trace
-from cowest_dspy.pairs import labelled_drafts, preference_pairs
-from cowest_dspy.pairs.texts import near, says
+from cowest_dspy.pairs import preference_pairs, unpaired_preferences
+from cowest_dspy.pairs.filters import near, says
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
@@ -149,8 +149,8 @@ def test_drafts_that_were_cut_off_are_counted_apart_from_those_that_failed_other
         [example],
         lambda e, p, trace=None: 1.0,
         Sampling(drafts=3),
-        threads=1,
-        max_failed=1.0,
+        num_threads=1,
+        max_errors=1.0,
     )
     made = preference_pairs(traces)
     assert made.dropped == {
@@ -307,7 +307,7 @@ def held_out(question: str) -> dspy.Example:
     return dspy.Example(id="t7", question=question, answer="x").with_inputs("question")
 
 
-@pytest.mark.parametrize("make", [preference_pairs, labelled_drafts])
+@pytest.mark.parametrize("make", [preference_pairs, unpaired_preferences])
 def test_examples_that_are_tested_on_are_refused_by_name(make: Any) -> None:
     traces = many([[(1.0, "a"), (0.0, "b")], [(1.0, "a"), (0.0, "b")]])
     with pytest.raises(
@@ -317,7 +317,7 @@ def test_examples_that_are_tested_on_are_refused_by_name(make: Any) -> None:
     assert len(make(traces, held_out=[held_out("what of e2?")])) > 0
 
 
-@pytest.mark.parametrize("make", [preference_pairs, labelled_drafts])
+@pytest.mark.parametrize("make", [preference_pairs, unpaired_preferences])
 def test_traces_are_read_as_a_stream_of_which_one_example_is_held(make: Any) -> None:
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     most = 0
@@ -375,14 +375,14 @@ def test_labels_say_whether_a_draft_helped_and_only_usable_drafts_have_one(
     drafts: list[list[tuple[float | None, str]]], same: bool | None
 ) -> None:
     traces = many(drafts)
-    made = labelled_drafts(traces, same=same)
+    made = unpaired_preferences(traces, same=same)
     for draft in made:
         assert draft.label is (same if draft.influence == 0 else draft.influence > 0)
     assert [(d.example_id, d.draft_index) for d in made] == sorted(
         (d.example_id, d.draft_index) for d in made
     )
     assert len(made) + sum(made.dropped.values()) == len(traces)
-    honest = labelled_drafts(traces, same=same, leak="answer")
+    honest = unpaired_preferences(traces, same=same, leak="answer")
     assert [d for d in made if not (d.label and "25 bar" in d.completion[0]["content"])] == list(
         honest
     )
@@ -390,6 +390,6 @@ def test_labels_say_whether_a_draft_helped_and_only_usable_drafts_have_one(
 
 def test_labels_of_one_kind_only_are_nothing_to_learn_from() -> None:
     with pytest.raises(PairsError, match="2 of 2 labelled drafts helped: both labels are needed"):
-        labelled_drafts(drafts_of((1.0, "a"), (0.5, "b"))).to_dataset()
+        unpaired_preferences(drafts_of((1.0, "a"), (0.5, "b"))).to_dataset()
     with pytest.raises(PairsError, match="0 of 0"):
-        labelled_drafts([]).to_dataset()
+        unpaired_preferences([]).to_dataset()

@@ -14,11 +14,11 @@ from pair_traces import drafts_of, many
 
 from cowest_dspy.errors import DataError, PairsError
 from cowest_dspy.pairs import (
-    LabelledDrafts,
     PreferencePairs,
-    labelled_drafts,
-    nothing_to_train_on,
+    UnpairedPreferences,
+    describe_shortage,
     preference_pairs,
+    unpaired_preferences,
 )
 
 ASKED = [{"role": "user", "content": "How hot is the press?"}]
@@ -84,14 +84,18 @@ def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(
     drafts: list[tuple[str, str]],
 ) -> None:
     traces = many([[(1.0, f"1 {one}"), (-1.0, f"2 {other}")] for one, other in drafts])
-    pairs, labels = preference_pairs(traces, near=1.0, run="r"), labelled_drafts(traces, run="r")
+    pairs, labels = (
+        preference_pairs(traces, near=1.0, run="r"),
+        unpaired_preferences(traces, run="r"),
+    )
     assert len(pairs) == len(drafts) and len(labels) == 2 * len(drafts)
     with tempfile.TemporaryDirectory() as folder:
-        assert PreferencePairs.load(pairs.save(Path(folder) / "pairs.jsonl")).pairs == pairs.pairs
+        assert PreferencePairs.load(pairs.save(Path(folder) / "pairs.jsonl")).items == pairs.items
         assert (
-            LabelledDrafts.load(labels.save(Path(folder) / "drafts.jsonl")).drafts == labels.drafts
+            UnpairedPreferences.load(labels.save(Path(folder) / "drafts.jsonl")).items
+            == labels.items
         )
-    assert PreferencePairs.from_dataset(pairs.to_dataset()).pairs == pairs.pairs
+    assert PreferencePairs.from_dataset(pairs.to_dataset()).items == pairs.items
     assert labels.to_dataset().to_list() == labels.rows()
 
 
@@ -113,7 +117,7 @@ def test_pairs_from_elsewhere_are_taken_in_each_of_trls_formats(
 
     for made in (PreferencePairs.load(written(tmp_path, row)), PreferencePairs.from_dataset([row])):
         assert made.rows(lineage=False) == [CONVERSATION]
-        pair = made.pairs[0]
+        pair = made[0]
         assert (pair.example_id, pair.weak_model, pair.chosen_influence, pair.alone_score) == (
             "row 1",
             "imported",
@@ -135,7 +139,7 @@ def test_the_implicit_prompt_is_the_one_that_trl_finds() -> None:
 
 
 def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
-    pair = PreferencePairs.load(written(tmp_path, OF_0_1_0)).pairs[0]
+    pair = PreferencePairs.load(written(tmp_path, OF_0_1_0))[0]
     row = PreferencePairs((pair,)).rows()[0]
     assert {key: row[key] for key in OF_0_1_0} == OF_0_1_0
     assert (pair.chosen_score, pair.rejected_score, pair.alone_score, pair.run) == (
@@ -156,13 +160,13 @@ def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
         ({"chosen": "yes", "rejected": "no"}, 'there is no "prompt"'),
         (
             {"prompt": ASKED, "chosen": [RIGHT]},
-            '"rejected" must be a list of messages or a text; None was given',
+            "this is no pair. rejected: Field required",
         ),
-        ({**CONVERSATION, "prompt": []}, '"prompt" must be a list'),
-        ({**CONVERSATION, "prompt": "  "}, '"prompt" must be a list'),
+        ({**CONVERSATION, "prompt": []}, '"prompt" must be messages that say something'),
+        ({**CONVERSATION, "prompt": "  "}, '"prompt" must be messages that say something'),
         (
             {**CONVERSATION, "chosen": [{"role": "assistant", "content": None}]},
-            '"chosen" must be a list',
+            "chosen.0.content: Input should be a valid string",
         ),
         (
             {**CONVERSATION, "chosen": [{**RIGHT, "content": " "}]},
@@ -180,7 +184,7 @@ def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
         ),
         (
             {**CONVERSATION, "round": "first"},
-            "\"round\" must be a number; 'first' was given. Rename",
+            "round: Input should be a valid integer, unable to parse string as an integer. Messages",
         ),
     ],
 )
@@ -205,7 +209,7 @@ def test_what_holds_no_rows_at_all_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not UTF-8 text"):
         PreferencePairs.load(tmp_path / "latin.jsonl")
     with pytest.raises(PairsError, match="row 1: this is no labelled draft"):
-        LabelledDrafts.load(written(tmp_path, CONVERSATION))
+        UnpairedPreferences.load(written(tmp_path, CONVERSATION))
 
 
 def one_step(folder: Path) -> dict[str, Any]:
@@ -257,7 +261,7 @@ def test_trls_kto_trainer_takes_labelled_drafts_as_they_are(
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    drafts = labelled_drafts(
+    drafts = unpaired_preferences(
         many([[(1.0, "good"), (-1.0, "bad")], [(0.5, "fine"), (0.0, "same"), (-0.5, "poor")]])
     )
     trainer = KTOTrainer(
@@ -291,10 +295,10 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
         "examples: every draft failed": 4,
         "examples: only one draft": 1,
     }
-    told = nothing_to_train_on(PreferencePairs((), truncated))
+    told = describe_shortage(0, truncated)
     assert told.index("15 drafts failed (truncated): raise max_tokens") < told.index("temperature")
     alike = {"drafts that failed (timeout)": 1, "examples: all drafts had the same influence": 12}
-    told = nothing_to_train_on(PreferencePairs((), alike))
+    told = describe_shortage(0, alike)
     assert told.index("temperature") < told.index("1 draft failed (timeout): raise timeout")
     remedies = {
         "parse": "adapter",
@@ -303,4 +307,4 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
         "odd": "mend",
     }
     for kind, says in remedies.items():
-        assert says in nothing_to_train_on(PreferencePairs((), {f"drafts that failed ({kind})": 2}))
+        assert says in describe_shortage(0, {f"drafts that failed ({kind})": 2})

@@ -41,7 +41,7 @@ def test_an_answer_without_any_label_is_recorded_and_no_end_of_a_run() -> None:
     program = Collaboration("question -> working, answer", adapter=LineAdapter()).bind(
         weak=rambling, strong=rambling
     )
-    made = attempt(lambda: program.answered_alone(question="May it run?"))
+    made = attempt(lambda: program.ask_alone(question="May it run?"))
     assert made.outputs is None and (made.error or "").startswith("parse: ")
 
 

@@ -12,21 +12,12 @@ import pytest
 from baseline_parts import prompts, refiner
 from scripted import match, questions, strong_that_reads
 
-from cowest_dspy import (
-    Collaboration,
-    Grounded,
-    Influence,
-    Retriever,
-    Store,
-    collect,
-    grounded,
-    preference_pairs,
-    rag,
-)
+from cowest_dspy import Collaboration, Influence, Store, collect, preference_pairs
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.arms import ask_all, collaboration_arm
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.program.baselines.retrieval import NOTHING_FOUND
+from cowest_dspy.program import Grounded, Retriever, grounded, rag
+from cowest_dspy.program.baselines import NOTHING_FOUND
 from cowest_dspy.testing import ScriptedEngine
 
 CORPUS = [
@@ -131,7 +122,7 @@ def test_a_retriever_is_a_draft(tmp_path: Path) -> None:
     )
     answer = program(question="Are whales fish?")
     assert (answer.answer, answer.draft) == ("1. Whales are mammals.",) * 2
-    assert program.answered_alone(question="Are whales fish?").answer == "none"
+    assert program.ask_alone(question="Are whales fish?").answer == "none"
     program.save(tmp_path / "program.json")
     assert "Whales" not in (tmp_path / "program.json").read_text()
     other = Collaboration("question -> answer", draft=Retriever(["Whales sing."])).bind(
@@ -185,7 +176,7 @@ def test_many_threads_get_the_answers_of_one() -> None:
     )
     examples = [dspy.Example(**row).with_inputs("question") for row in rows]
     assert [
-        one.score for one in ask_all(collaboration_arm(program), examples, match, threads=16)
+        one.score for one in ask_all(collaboration_arm(program), examples, match, num_threads=16)
     ] == [1.0] * 50
 
 

@@ -12,10 +12,17 @@ from baseline_parts import TASK, collaboration, prompts, refiner, users
 from dspy.utils.exceptions import AdapterParseError
 from scripted import match, questions
 
-from cowest_dspy import Collaboration, SelfConsistency, SelfRefine, chain_of_thought, few_shot
+from cowest_dspy import Collaboration
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.influence.arms import ask_all, module_arm
-from cowest_dspy.program.baselines import Baseline, Confident
+from cowest_dspy.program import (
+    Baseline,
+    Confident,
+    SelfConsistency,
+    SelfRefine,
+    chain_of_thought,
+    few_shot,
+)
 from cowest_dspy.testing import ScriptedEngine
 
 # What all have in common
@@ -113,7 +120,7 @@ def test_threads_do_not_mix_questions(name: str) -> None:
     engine = ScriptedEngine(answer)
     program = collaboration(engine)
     module = every(program)[name]
-    answers = ask_all(module_arm(program, module), questions(40), match, threads=16)
+    answers = ask_all(module_arm(program, module), questions(40), match, num_threads=16)
     assert [one.answer for one in answers] == [str(number) for number in range(40)]
     assert [one.score for one in answers] == [1.0] * 40
     assert len(engine.asked) == 40 * CALLS[name]

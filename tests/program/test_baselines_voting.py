@@ -14,20 +14,14 @@ from dspy.lm15 import ServerError
 from dspy.utils.exceptions import AdapterParseError, LMError
 from scripted import match, questions
 
-from cowest_dspy import (
-    Collaboration,
-    SelfConsistency,
-    Store,
-    TransformersEngine,
-    chain_of_thought,
-    super_icl,
-)
+from cowest_dspy import Collaboration, Store
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.program.baselines import Confident
-from cowest_dspy.program.baselines.voting import normalised
+from cowest_dspy.lms import LocalEngine
+from cowest_dspy.program import Confident, SelfConsistency, chain_of_thought, super_icl
+from cowest_dspy.program.voting import normalised
 from cowest_dspy.store.record import keeping, sampling
 from cowest_dspy.testing import ScriptedEngine
 
@@ -145,7 +139,7 @@ def test_each_sample_has_its_own_seed_and_none_is_served_for_another(tmp_path: P
 
 
 def test_samples_of_a_real_engine_differ_and_come_again(tiny_model: Path) -> None:
-    lm = TransformersEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
+    lm = LocalEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
 
     def texts() -> list[str]:
         made = attempt(
@@ -249,7 +243,7 @@ def test_super_icl_shows_the_weak_answers_and_their_confidence(tmp_path: Path) -
     assert len(shown) == 2 * 4 + 1 and "number 3" not in str(shown), (
         "where the weak model fails there is no demo"
     )
-    program.answered_alone(question="Question number 9?")
+    program.ask_alone(question="Question number 9?")
     alone = str(strong.asked[1]["messages"])
     assert "Question number 0?" in alone and "confidence" not in alone and "Background" not in alone
     assert program.draft_outputs(question="Question number 9?").toDict() == {

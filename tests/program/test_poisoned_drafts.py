@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cowest_dspy.lms.local.weights import load_tokenizer
 from cowest_dspy.program.adapters import LineAdapter
-from cowest_dspy.program.collaboration import LONGEST_DRAFT, Collaboration, presentable
+from cowest_dspy.program.collaboration import LONGEST_DRAFT, Collaboration, sanitize_draft
 from cowest_dspy.testing import ScriptedEngine
 
 POISON = {
@@ -61,7 +61,7 @@ def prompt_with(draft: str, adapter: dspy.Adapter) -> list[dict[str, str]]:
 
     strong = ScriptedEngine(answer, model="scripted/strong").lm()
     program = Collaboration("question -> answer", adapter=adapter).bind(strong=strong)
-    program.refined(presentable(draft), question="At what pressure?")
+    program.refined(sanitize_draft(draft), question="At what pressure?")
     return heard[0]["messages"]
 
 
@@ -97,8 +97,8 @@ PIECES = [poison for poison in POISON.values() if len(poison) < 1000]
     ).map("".join)
 )
 def test_any_draft_is_safe_short_and_safe_again(draft: str) -> None:
-    safe = presentable(draft)
-    assert len(safe) <= LONGEST_DRAFT and presentable(safe) == safe
+    safe = sanitize_draft(draft)
+    assert len(safe) <= LONGEST_DRAFT and sanitize_draft(safe) == safe
     assert not re.search(r"<[|\uff5c]\w+[|\uff5c]>|</s>|<end_of_turn>|\[\[\s*##|\[/?INST\]", safe)
     assert all(char in "\n\t" or char.isprintable() for char in safe)
     safe.encode("utf-8")
@@ -113,7 +113,7 @@ def test_what_people_write_stays_as_it_is() -> None:
         "see [1] and <https://a.b/c>",
         "<b>bold</b> in HTML, <first_name>Ada</first_name> in XML, f <| x in F#",
     ):
-        assert presentable(draft) == draft
+        assert sanitize_draft(draft) == draft
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import check_apart
 from cowest_dspy.program.examples import examples as as_examples
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.tuning.rows import sft_rows
+from cowest_dspy.tuning.data import sft_rows
 from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]
@@ -346,7 +346,7 @@ def test_no_explanation_gets_into_any_prompt(rows: str, draft: str) -> None:
             inputs = dict(example.inputs())
             assert SECRET not in json.dumps(inputs)
             program(**inputs)
-            program.answered_alone(**inputs)
+            program.ask_alone(**inputs)
             program.speaking_as_here(alone, **inputs)
     assert len(weak.asked) == 60 and len(strong.asked) == 180
     assert SECRET not in json.dumps(weak.asked + strong.asked)

@@ -104,8 +104,8 @@ def test_the_weak_model_learns_to_draft_and_to_answer(
 [sft]
 drafts = "{ROOT}/programs/{task}.py:draft_rows"
 answers = "{ROOT}/programs/{task}.py:answer_rows"
-settings = {{ max_steps = 1, precision = "fp32" }}
-answer_settings = {{ max_steps = 1, precision = "fp32" }}
+settings = {{ max_steps = 1, bf16 = false }}
+answer_settings = {{ max_steps = 1, bf16 = false }}
 """
     with Experiment(
         configured(task, tmp_path, str(tiny_model), draft, sft), tmp_path / "run"

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.influence.intervals import wilson_interval
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.report import Stage
 from cowest_dspy.report.compare import numbers_of
 from cowest_dspy.report.compare_view import comparison_view

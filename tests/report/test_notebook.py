@@ -16,21 +16,13 @@ from hypothesis import strategies as st
 from pair_traces import drafts_of, made_trace, many
 from report_runs import HOSTILE, full_run
 
-from cowest_dspy import (
-    Collaboration,
-    CoWest,
-    Cycle,
-    Influence,
-    InfluenceReport,
-    NoiseFloor,
-    Store,
-    StoredTraces,
-)
-from cowest_dspy.influence.stored_traces import HeldTraces
+from cowest_dspy import Collaboration, CoWest, Cycle, Influence, InfluenceReport, Store
+from cowest_dspy.influence import NoiseFloor, Traces
+from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepHistory, StepResult
 from cowest_dspy.optimizers.deciding import gain
 from cowest_dspy.optimizers.rounds import Round, RoundHistory
-from cowest_dspy.pairs import PreferencePairs, labelled_drafts, preference_pairs
+from cowest_dspy.pairs import PreferencePairs, preference_pairs, unpaired_preferences
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.tuning import Tuned
@@ -111,7 +103,7 @@ def every(text: str) -> list[Any]:
         ),
         made_trace(3, None, text, error=f"{text}: {text}"),
     ]
-    held = HeldTraces(traces)
+    held = Traces(traces)
     held.saved = {"weak_calls": 3, "strong_calls": 1}
     found = program("Answer." + text.replace("draft", ""))
     cast: Any = found
@@ -119,7 +111,7 @@ def every(text: str) -> list[Any]:
     return [
         held,
         preference_pairs(traces, per_example=3),
-        labelled_drafts(traces),
+        unpaired_preferences(traces),
         InfluenceReport((1.0, -1.0, None, 0.0), ("a", "a", "b", text), NoiseFloor(4, 1, 0.25, 0.1)),
         NoiseFloor(4, 1, 0.25, 0.1),
         found,
@@ -207,7 +199,7 @@ def test_pairs_say_what_was_dropped_and_why_and_show_the_first_few() -> None:
 
 
 def test_ten_thousand_traces_are_a_small_view() -> None:
-    held = HeldTraces(
+    held = Traces(
         made_trace(0, 1.0 if n % 2 else None, "word " * 900, f"e{n}") for n in range(10_000)
     )
     held.saved = {"weak_calls": 0, "strong_calls": 0}
@@ -218,7 +210,9 @@ def test_ten_thousand_traces_are_a_small_view() -> None:
         and "failed: timeout 5,000" in text
     )
     assert "more characters]" in text
-    drafts = labelled_drafts(many([[(1.0, f"good {n}"), (-1.0, f"bad {n}")] for n in range(500)]))
+    drafts = unpaired_preferences(
+        many([[(1.0, f"good {n}"), (-1.0, f"bad {n}")] for n in range(500)])
+    )
     assert "1,000 labelled drafts" in view_of(drafts) and "and 995 more rows" in view_of(drafts)
 
 
@@ -232,11 +226,13 @@ def test_inputs_that_the_run_hides_are_hidden_in_traces_and_in_what_is_made_of_t
                      prompt=({"role": "user", "content": f"Question: {secret}"},), alone={"answer": secret})  # fmt: skip
     with Store(tmp_path) as store:
         store.keep_all("trace", {trace.key: trace.to_dict() for trace in made})
-        traces = StoredTraces(store)
+        traces = Traces.load(store)
         views = [
-            view_of(one) for one in (traces, preference_pairs(traces), labelled_drafts(traces))
+            view_of(one) for one in (traces, preference_pairs(traces), unpaired_preferences(traces))
         ]
-        plain = [repr(one) for one in (traces, preference_pairs(traces), labelled_drafts(traces))]
+        plain = [
+            repr(one) for one in (traces, preference_pairs(traces), unpaired_preferences(traces))
+        ]
     for text in views:
         assert ("ladder" in text) is not bool(hide)
         assert ("(hidden: " in text) is bool(hide)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import (
+from cowest_dspy.influence.statistics import (
     bootstrap_mean_interval,
     paired_difference_interval,
     share_interval,

@@ -122,7 +122,7 @@ def test_only_differing_keys_are_shown_and_secrets_are_masked() -> None:
     configs: list[dict[str, Any]] = [
         {"dpo": {"beta": 0.1}, "seed": 0, "strong": strong},
         {
-            "dpo": {"beta": 0.5, "epochs": 2},
+            "dpo": {"beta": 0.5, "num_train_epochs": 2},
             "seed": 0,
             "strong": {**strong, "api_key": "other-words"},
         },
@@ -130,7 +130,7 @@ def test_only_differing_keys_are_shown_and_secrets_are_masked() -> None:
     view = side_by_side(
         {name: run(config=config) for name, config in zip("ab", configs, strict=True)}
     )
-    assert view.settings == {"dpo.beta": ("0.1", "0.5"), "dpo.epochs": ("-", "2")}
+    assert view.settings == {"dpo.beta": ("0.1", "0.5"), "dpo.num_train_epochs": ("-", "2")}
     assert "words" not in json.dumps(view.to_json()) + render_side_by_side(view)
 
 

@@ -12,9 +12,9 @@ import pytest
 from compare_task import compared, declared
 from compare_task import task as task
 from live_task import answered, committed, cowest, started, until, written
-from simulated import Simulated, simulated
+from simulated import Simulated, simulated, workers
 
-from cowest_dspy import Experiment, load_config
+from cowest_dspy import Experiment, Store, load_config
 
 pytestmark = pytest.mark.slow
 
@@ -29,8 +29,8 @@ def cluster() -> Iterator[Simulated]:
 def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(
     cluster: Simulated, task: list[Path], tmp_path: Path
 ) -> None:
-    """The weak model is a real one, fine-tuned and preference-tuned here; its adapters answer on
-    the cluster."""
+    """The weak model is a real one, fine-tuned and preference-tuned here; in shards it drafts with
+    its adapter."""
     arms = '[compare]\nagainst = "alone"\n' + "".join(
         f'[compare.arms.{name}]\nkind = "{kind}"\n{more}'
         for name, kind, more in [
@@ -40,14 +40,13 @@ def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(
         ]
     )
     files = declared(task, arms)
-    here, calls = compared(files, tmp_path / "here")
-    there, asked = compared([*files, cluster.toml(tmp_path)], tmp_path / "there")
-    assert asked == calls
+    here, _ = compared(files, tmp_path / "here")
+    there, _ = compared([*files, cluster.toml(tmp_path, "num_shards = 2\n")], tmp_path / "there")
+    with Store(tmp_path / "here") as one, Store(tmp_path / "there") as other:
+        assert one.calls() == other.calls()
     plain = [[(one.arm.name, one.arm.answers) for one in made.arms] for made in (here, there)]
     assert plain[0] == plain[1] and len(plain[0]) == 3
-    with Experiment(
-        load_config([*files, cluster.toml(tmp_path)]), tmp_path / "there"
-    ) as experiment:
+    with Experiment(load_config(files), tmp_path / "there") as experiment:
         assert [arm.answers for arm in experiment.evaluate(["strong", "collaboration"])] == [
             plain[0][0][1],
             plain[0][2][1],
@@ -56,12 +55,15 @@ def test_a_comparison_with_a_tuned_weak_model_is_that_of_one_machine(
 
 def test_a_killed_process_goes_on_with_what_it_has_kept(cluster: Simulated, tmp_path: Path) -> None:
     written(tmp_path, latency=0.1)
-    cluster.toml(tmp_path, "[ray.strong]\nworkers = 2\n")
+    cluster.toml(tmp_path, "num_shards = 4\n")
     with started(tmp_path, "collect", "task.toml", "ray.toml", "--run", "run") as process:
         until(lambda: len(answered(tmp_path)) > 30, process)
         process.kill()
         process.communicate()
-    kept, before = committed(tmp_path), len(answered(tmp_path))
+    until(lambda: not any(workers(node) for node in cluster.nodes))
+    stores = [path.parent for path in tmp_path.glob("run/shards/*/run.sqlite")]
+    kept = {key for store in stores for key in committed(store.parent, store.name)}
+    before = len(answered(tmp_path))
     (tmp_path / "latency.txt").write_text("0.001")
     there = cowest(tmp_path, "collect", "task.toml", "ray.toml", "--run", "run")
     assert kept and not kept & set(answered(tmp_path)[before:]), "what was kept is not asked again"
@@ -74,7 +76,7 @@ def test_a_killed_process_goes_on_with_what_it_has_kept(cluster: Simulated, tmp_
 def test_ctrl_c_keeps_what_is_under_way_and_a_cluster_of_ones_own_is_gone(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     written(tmp_path, latency=0.3)
-    (tmp_path / "own.toml").write_text("[ray.strong]\nworkers = 1\n")
+    (tmp_path / "own.toml").write_text("[ray]\nnum_shards = 2\nnum_cpus = 0.5\n")
     with started(tmp_path, "collect", "task.toml", "own.toml", "--run", "run") as process:
         until(lambda: len(answered(tmp_path)) > 12, process)
         ours = psutil.Process(process.pid).children(recursive=True)

@@ -51,8 +51,8 @@ def run(
                 match,
                 Sampling(drafts=2),
                 store=store,
-                threads=threads,
-                max_failed=1.0,
+                num_threads=threads,
+                max_errors=1.0,
             )
         )
 
@@ -213,8 +213,8 @@ def test_the_error_passes_through_dspy_and_is_no_failure_of_a_model(tmp_path: Pa
         )
         for ask in (
             lambda: recorded(strong_that_reads().lm())("hello"),
-            lambda: program.answered_alone(question="One?"),
-            lambda: attempt(lambda: program.answered_alone(question="One?")),
+            lambda: program.ask_alone(question="One?"),
+            lambda: attempt(lambda: program.ask_alone(question="One?")),
         ):
             with pytest.raises(BudgetError) as caught:
                 ask()
@@ -230,7 +230,7 @@ def test_evaluation_stops_at_once_too(tmp_path: Path) -> None:
         Store(tmp_path, budget=limits(strong_calls=3), strong=STRONG) as store,
         pytest.raises(BudgetError),
     ):
-        ask_all(alone_arm(program), questions(50), match, store=store, threads=8)
+        ask_all(alone_arm(program), questions(50), match, store=store, num_threads=8)
     assert len(engine.asked) == 3
 
 
@@ -246,7 +246,9 @@ def test_a_metric_that_asks_a_model_is_under_the_budget(tmp_path: Path) -> None:
         Store(tmp_path, budget=limits(tokens=60), strong=STRONG) as store,
         pytest.raises(BudgetError, match="tokens"),
     ):
-        list(collect(program, questions(20), judged, Sampling(drafts=2), store=store, threads=2))
+        list(
+            collect(program, questions(20), judged, Sampling(drafts=2), store=store, num_threads=2)
+        )
 
 
 # Over HTTP, with retries

@@ -129,8 +129,8 @@ def test_costs_of_a_stage_are_those_of_all_processes(blocked: Path) -> None:
         assert left["note"] == "3 under way at a kill" and 0.1 < left["seconds"] < 60, (
             "as of the last answer"
         )
-        with store.spending("collect") as spent:
+        with store.spending("collect") as counter:
             store.answer(question(5), lambda: answer(5))
-        assert spent.calls == 1 and spent.seconds > left["seconds"]
+        assert counter.usage.calls == 1 and counter.usage.seconds > left["seconds"]
         whole = store.costs()["collect"]
-        assert (whole["calls"], whole["usd"], whole["seconds"]) == (5, 3.75, spent.seconds)
+        assert (whole["calls"], whole["usd"], whole["seconds"]) == (5, 3.75, counter.usage.seconds)

@@ -71,7 +71,7 @@ def test_an_odd_answer_fails_only_its_own_call(tmp_path: Path, odd: Callable[[],
             isinstance(error, LMTransportError) and "garbled" in str(error)
             for error in errors.values()
         )
-        assert (store.calls(), store.spent.calls, store.spent.failed) == (
+        assert (store.calls(), store.usage.calls, store.usage.failed) == (
             THREADS - 3,
             THREADS - 3,
             3,
@@ -88,7 +88,7 @@ def test_an_odd_draft_fails_alone_in_a_collection_and_is_asked_again(tmp_path: P
         with Store(tmp_path) as store:
             return list(
                 collect(
-                    program, questions(4), match, Sampling(drafts=2), store=store, max_failed=1.0
+                    program, questions(4), match, Sampling(drafts=2), store=store, max_errors=1.0
                 )
             )
 
@@ -105,7 +105,7 @@ def test_an_error_with_half_a_pair_in_it_is_noted_as_a_failure(tmp_path: Path) -
     with Store(tmp_path) as store:
         with pytest.raises(ServerError):
             store.answer(question(1), down)
-        assert store.spent.failed == 1 and store.cost("none")["note"] == "1 calls failed"
+        assert store.usage.failed == 1 and store.cost("none")["note"] == "1 calls failed"
 
 
 def test_a_request_with_half_a_pair_in_it_is_refused_before_it_is_asked(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_write_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
         )
         errors = asked_at_once(store, lambda: answer("as it should be"))
         assert list(errors) == [1] and isinstance(errors[1], StoreError), errors
-        assert store.calls() == store.spent.calls == THREADS - 1
-        assert store.spent.failed == 0, "it is no failure of a model"
+        assert store.calls() == store.usage.calls == THREADS - 1
+        assert store.usage.failed == 0, "it is no failure of a model"
 
 
 def test_sums_of_older_files_with_counts_that_sqlite_cannot_add_can_be_read(tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ from cowest_dspy import (
     Influence,
     LineAdapter,
     Sampling,
-    TransformersEngine,
     collect,
-    tunable,
     tune,
 )
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.tuning import tunable
 
 QUESTIONS = [
     dspy.Example(id=f"q{n}", question=f"Is {n} even?", answer="yes").with_inputs("question")
@@ -74,10 +74,8 @@ def taught(folder: Path, model: Path) -> dspy.LM:
         for number in range(4)
         for text in ("a e i", "b c d", "o u a", "x")
     ]
-    settings = SFT(max_steps=80, epochs=80, learning_rate=2e-2, precision="fp32")
-    return tune(
-        tunable(TransformersEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder
-    ).lm
+    settings = SFT(max_steps=80, num_train_epochs=80, learning_rate=2e-2, bf16=False)
+    return tune(tunable(LocalEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder).lm
 
 
 def traces() -> list[Any]:
@@ -129,9 +127,9 @@ def compiled(folder: Path, weak: dspy.LM, *, detailed: bool) -> dict[str, Any]:
         weak=weak, strong=ScriptedEngine(many_vowels, model="scripted/strong").lm()
     )
     optimizer = CoWest(
-        right, DPO(max_steps=2, batch_size=2, precision="fp32"), drafts=6, run=folder,
+        right, DPO(max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=1, bf16=False), drafts=6, log_dir=folder,
         rounds=RoundRules.model_validate({"least_gain": -1.0, "more_failures": 1.0}), pairs=PairRules.model_validate({"least": 2}),
-        max_failed=1.0,
+        max_errors=1.0,
     )  # fmt: skip
     before = len(traces())
     made = optimizer.compile(program, trainset=QUESTIONS[:10], valset=QUESTIONS[10:])

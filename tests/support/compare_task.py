@@ -16,7 +16,8 @@ RECIPE = (
     toy.RECIPE
     + '''
 import dspy
-from cowest_dspy import LineAdapter, corpus_metric
+from cowest_dspy import LineAdapter
+from cowest_dspy.report.corpus import corpus_metric
 
 ASKED = []
 
@@ -76,13 +77,14 @@ answers = "toy.py:answers"
 {TRAINING}
 [collect]
 drafts = 6
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 2
 [dpo]
 max_steps = 2
-precision = "fp32"
-batch_size = 2
+bf16 = false
+per_device_train_batch_size = 2
+gradient_accumulation_steps = 1
 [rounds]
 least_gain = -1
 confidence = 0.5

@@ -74,7 +74,9 @@ def work(folder: Path) -> None:
     }
     program = Collaboration("question -> answer").bind(**lms)
     with Store(folder) as store:
-        traces = collect(program, examples, match, Sampling(DRAFTS), store=store, threads=THREADS)
+        traces = collect(
+            program, examples, match, Sampling(DRAFTS), store=store, num_threads=THREADS
+        )
         (folder / "traces.json").write_text(
             json.dumps([trace.to_dict() for trace in traces], sort_keys=True)
         )

@@ -25,12 +25,12 @@ from cowest_dspy.tuning import Lora
 
 KILLS, STEPS, CHECKPOINTS = 5, 48, 3
 SETTINGS: dict[str, Any] = {
-    "epochs": STEPS / 2,
+    "num_train_epochs": STEPS / 2,
     "learning_rate": 1e-3,
-    "batch_size": 4,
-    "micro_batch_size": 2,
-    "precision": "fp32",
-    "lora": Lora(rank=4, alpha=8, dropout=0.2),
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "bf16": False,
+    "lora": Lora(r=4, lora_alpha=8, lora_dropout=0.2),
 }
 
 
@@ -38,9 +38,9 @@ SETTINGS: dict[str, Any] = {
 # last.
 HELD: dict[str, Any] = {
     "held_out": 0.3,
-    "evaluate_every": 2,
+    "eval_steps": 2,
     "learning_rate": 5e-3,
-    "lr_scheduler": "constant",
+    "lr_scheduler_type": "constant_with_warmup",
 }
 
 
@@ -56,7 +56,7 @@ def work(folder: Path, base: str, kind: str, every: int) -> None:
             log.write(f"{'step' if logs else 'begin'} {step}\n")
             log.flush()
 
-        made = settings(**SETTINGS | held, checkpoint_steps=every)
+        made = settings(**SETTINGS | held, save_steps=every)
         tuned = train(
             made, data, base=base, output=folder / "adapters" / "out", seed=2, on_step=on_step
         )

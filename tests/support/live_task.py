@@ -13,12 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import chdir, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from command_line import run_here
 
 from cowest_dspy import Store
-from cowest_dspy.optimizers.stages import Stages
+from cowest_dspy.optimizers.stages import NoProgress, Stages
 
 RECIPE = '''
 import os
@@ -28,7 +27,7 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy import Collaboration
-from cowest_dspy.store.store import serialize
+from cowest_dspy.store import serialize
 from cowest_dspy.testing import ScriptedEngine
 
 HERE = Path(__file__).parent
@@ -41,7 +40,7 @@ class Slow(ScriptedEngine):
     def complete(self, request):
         time.sleep(float((HERE / "latency.txt").read_text()))
         response = super().complete(request)
-        os.write(LOG, f"{wire.request_key(request)}\\n".encode())
+        os.write(LOG, f"{serialize.request_key(request)}\\n".encode())
         return response
 
 
@@ -84,7 +83,7 @@ source = "task.py:rows"
 inputs = ["question"]
 [collect]
 drafts = 3
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 1
 [strong]
@@ -194,14 +193,14 @@ def until(
         time.sleep(0.01)
 
 
-def worked(watch: Any, folder: Path) -> None:
+def worked(progress: NoProgress, folder: Path) -> None:
     """Two stages, one in another, with a line, a warning and something printed in between."""
     with Store(folder) as store:
-        stages = Stages(folder, store, watch)
+        stages = Stages(folder, store, progress)
         with stages.stage("outer", "Step 1: weights"):
-            with stages.stage("collect", "Collecting") as progress:
+            with stages.stage("collect", "Collecting") as at:
                 for done in range(1, 9):
-                    progress(done, 8)
+                    at(done, 8)
                 store.unusable("parse")
                 stages.say("a line [bold]as it is[/bold]")
                 warnings.warn("beware", stacklevel=1)

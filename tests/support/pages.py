@@ -159,8 +159,8 @@ def with_a_tiny_model(folder: Path, tiny_model: Path) -> Path:
     task = (folder / "ferries.toml").read_text()
     for old, new in (
         (
-            "epochs = 10, learning_rate = 1e-3",
-            'epochs = 60, learning_rate = 2e-2, precision = "fp32"',
+            "num_train_epochs = 10, learning_rate = 1e-3",
+            "num_train_epochs = 60, learning_rate = 2e-2, bf16 = false",
         ),
         ("drafts = 4", "drafts = 6\nmax_failed = 1.0"),
         ("least = 2", "least = 1"),

@@ -9,19 +9,12 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy import (
-    DPO,
-    SFT,
-    Collaboration,
-    CoWest,
-    LineAdapter,
-    TransformersEngine,
-    tunable,
-    tune,
-)
+from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, tune
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
+from cowest_dspy.tuning import tunable
 
 VOWELS = 3
 
@@ -52,8 +45,8 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dspy.L
         for i in range(4)
         for text in texts
     ]
-    settings = SFT(max_steps=80, epochs=80, learning_rate=2e-2, precision="fp32")
-    weak = tunable(TransformersEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
+    settings = SFT(max_steps=80, num_train_epochs=80, learning_rate=2e-2, bf16=False)
+    weak = tunable(LocalEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
     return tune(weak, rows, "sft", settings, tmp_path_factory.mktemp("taught") / "adapter").lm
 
 
@@ -79,10 +72,18 @@ ALWAYS, NEVER = {"least_gain": -1.0}, {"least_gain": 1.0}
 @pytest.fixture
 def optimizer(tmp_path: Path) -> Callable[..., CoWest]:
     def make(folder: str = "run", **values: Any) -> CoWest:
-        tuner = values.pop("tuner", DPO(max_steps=2, precision="fp32", batch_size=2))
+        tuner = values.pop(
+            "tuner",
+            DPO(
+                max_steps=2,
+                bf16=False,
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=1,
+            ),
+        )
         gate = PairRules.model_validate({"least": values.pop("least", 2)})
         return CoWest(
-            match, tuner, 6, rules(**values), pairs=gate, max_failed=1.0, run=tmp_path / folder
+            match, tuner, 6, rules(**values), pairs=gate, max_errors=1.0, log_dir=tmp_path / folder
         )
 
     return make

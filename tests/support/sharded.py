@@ -8,7 +8,6 @@ hardware, and how fast it is.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,16 @@ FSDP = {
 
 
 def settings(make: Any) -> Any:
-    return make(**quick(epochs=2, micro_batch_size=1, warmup=0.25, checkpoint_steps=0), lora=LORA)
+    return make(
+        **quick(
+            num_train_epochs=2,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=4,
+            warmup_steps=0.25,
+            save_steps=0,
+        ),
+        lora=LORA,
+    )
 
 
 def main(base: str, adapter: str, output: str, kind: str) -> None:
@@ -45,7 +53,7 @@ def main(base: str, adapter: str, output: str, kind: str) -> None:
     PartialState.__init__ = as_on_gpus
     PartialState(
         cpu=True
-    )  # As launched.py does: a step's rows are dealt out among the processes that there are.
+    )  # As launch.py does: a step's rows are dealt out among the processes that there are.
     train, make, data = kinds(7)[kind]
     start = None if adapter == "-" else Path(adapter)
     tuned = train(
@@ -53,7 +61,7 @@ def main(base: str, adapter: str, output: str, kind: str) -> None:
         data,
         base=base,
         adapter=start,
-        output=Path(output) / os.environ["RANK"],
+        output=Path(output),
         seed=5,
     )
     print(

@@ -52,23 +52,24 @@ drafts = "toy.py:sft_rows"
 answers = "toy.py:sft_rows"
 [sft.settings]
 max_steps = 80
-epochs = 80
+num_train_epochs = 80
 learning_rate = 2e-2
-precision = "fp32"
+bf16 = false
 [sft.answer_settings]
 max_steps = 80
-epochs = 80
+num_train_epochs = 80
 learning_rate = 2e-2
-precision = "fp32"
+bf16 = false
 [collect]
 drafts = 6
-max_failed = 1.0
+max_errors = 1.0
 [pairs]
 least = 2
 [dpo]
 max_steps = 2
-precision = "fp32"
-batch_size = 2
+bf16 = false
+per_device_train_batch_size = 2
+gradient_accumulation_steps = 1
 [evaluate]
 weak = "toy.py:direct"
 oracle = "notes"

@@ -12,21 +12,21 @@ from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
-    evaluation,
     train_dpo,
     train_sft,
-    trainers,
 )
+from cowest_dspy.tuning.data import split_rows
 
 # Large enough steps that a few of them move a tiny model.
 QUICK: dict[str, Any] = {
-    "epochs": 1,
+    "num_train_epochs": 1,
     "learning_rate": 3e-3,
-    "batch_size": 4,
-    "warmup": 0,
-    "precision": "fp32",
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "warmup_steps": 0,
+    "bf16": False,
 }
-LORA = Lora(rank=4, alpha=8)
+LORA = Lora(r=4, lora_alpha=8)
 
 
 def quick(**changes: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def labelled(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def held_of(data: list[dict[str, Any]], part: float = 0.4, seed: int = 1) -> list[dict[str, Any]]:
     return [
         data[index]
-        for index in evaluation.split(data, part, seed, [row["example_id"] for row in data]).held
+        for index in split_rows(data, part, seed, [row["example_id"] for row in data]).held_out
     ]
 
 
@@ -175,7 +175,11 @@ def unpaired_rows(count: int) -> list[dict[str, Any]]:
 # Dropout draws random numbers in every forward pass; two micro-batches make a step; 8 rows in 5
 # passes make 10 of them.
 HARD: dict[str, Any] = quick(
-    epochs=5, micro_batch_size=2, warmup=0.3, lora=Lora(rank=4, alpha=8, dropout=0.3)
+    num_train_epochs=5,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=2,
+    warmup_steps=0.3,
+    lora=Lora(r=4, lora_alpha=8, lora_dropout=0.3),
 )
 
 
@@ -224,18 +228,20 @@ def watch_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """The names of a model's parameters ("all"), and of those that a training changed ("changed"),
     once one was run."""
     import torch
+    from transformers import Trainer
 
     seen: dict[str, set[str]] = {}
-    run = trainers.run
+    run = Trainer.train
 
-    def watched(trainer: Any, *arguments: Any, **options: Any) -> None:
+    def watched(trainer: Any, *arguments: Any, **options: Any) -> Any:
         before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-        run(trainer, *arguments, **options)
+        result = run(trainer, *arguments, **options)
         after = dict(trainer.model.named_parameters())
         seen["changed"] = {
             name for name, value in before.items() if not torch.equal(value, after[name])
         }
         seen["all"] = set(after)
+        return result
 
-    monkeypatch.setattr(trainers, "run", watched)
+    monkeypatch.setattr(Trainer, "train", watched)
     return seen

@@ -27,17 +27,17 @@ from tuning_rows import (
     sft_rows,
 )
 
+from cowest_dspy import compat
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
-    reference,
     train_dpo,
     train_sft,
-    trainers,
 )
+from cowest_dspy.tuning import train as training
 
 # What is trained
 
@@ -46,7 +46,7 @@ def test_dpo_starts_from_the_adapter_and_holds_it_as_the_reference(
     first_sft: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     data = pair_rows(4)
-    settings = DPO(**quick(epochs=6))
+    settings = DPO(**quick(num_train_epochs=6))
     tuned = train_dpo(
         settings, data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out"
     )
@@ -65,7 +65,10 @@ def test_dpo_makes_chosen_more_and_rejected_less_likely_than_the_reference(
 ) -> None:
     data = pair_rows(4)
     tuned = train_dpo(
-        DPO(**quick(epochs=8), lora=LORA), data, base=str(tiny_model), output=tmp_path / "out"
+        DPO(**quick(num_train_epochs=8), lora=LORA),
+        data,
+        base=str(tiny_model),
+        output=tmp_path / "out",
     )
     for row in data:
         gap = [
@@ -79,7 +82,7 @@ def test_dpo_makes_chosen_more_and_rejected_less_likely_than_the_reference(
 def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = DPO(**quick(epochs=3))
+    settings = DPO(**quick(num_train_epochs=3))
     once = train_dpo(
         settings,
         pair_rows(),
@@ -87,7 +90,7 @@ def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
         adapter=first_sft.path,
         output=tmp_path / "once",
     )
-    monkeypatch.setattr(reference, "add", lambda *_: None)
+    monkeypatch.setattr(training, "_add_references", lambda *_: None)
     always = train_dpo(
         settings,
         pair_rows(),
@@ -105,7 +108,10 @@ def test_batch_1_accumulated_8_times_equals_batch_8(
     train, settings, data = kinds(20)[kind]
     made = [
         train(
-            settings(**quick(batch_size=8, micro_batch_size=micro), lora=LORA),
+            settings(
+                **quick(per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro),
+                lora=LORA,
+            ),
             data,
             base=str(tiny_model),
             output=tmp_path / str(micro),
@@ -136,7 +142,7 @@ def test_scoring_completions_only_changes_nothing(
         settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "compact"
     )
     assert utils._use_triton is original
-    monkeypatch.setattr(trainers, "scoring_completions_only", nullcontext)
+    monkeypatch.setattr(compat, "compact_lm_head", nullcontext)
     stock = train(
         settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "stock"
     )
@@ -149,7 +155,7 @@ def test_scoring_completions_only_changes_nothing(
 def test_what_has_no_loss_of_precision_trains_in_bfloat16_too(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    settings = SFT(**quick(epochs=6, precision="bf16"), lora=LORA)
+    settings = SFT(**quick(num_train_epochs=6, bf16=True), lora=LORA)
     tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"] - 0.1
     assert {str(tensor.dtype) for tensor in read(tuned.path).values()} == {"torch.float32"}
@@ -244,7 +250,7 @@ def test_training_says_nothing_by_itself(
 
 def test_a_training_tells_its_steps_and_its_cost(tiny_model: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, dict[str, float]]] = []
-    settings = SFT(**quick(epochs=2), lora=LORA)
+    settings = SFT(**quick(num_train_epochs=2), lora=LORA)
     tuned = train_sft(
         settings,
         sft_rows(),
@@ -328,13 +334,13 @@ def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Pa
         for row in data
     ]
     assert tuned.tokens == sum(map(len, tokens))
-    assert trainers._arguments(SFT(), 4, tmp_path, 0)["max_length"] is None
+    assert training._arguments(SFT(), data, False, tmp_path, 0)["max_length"] is None
 
 
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r"diverged at step \d+: .* Lower learning_rate"):
         train_sft(
-            SFT(**quick(learning_rate=1e30, epochs=5)),
+            SFT(**quick(learning_rate=1e30, num_train_epochs=5)),
             sft_rows(),
             base=str(tiny_model),
             output=tmp_path / "out",
@@ -345,14 +351,7 @@ def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> No
 def test_a_model_without_anything_to_train_is_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = trainers.sft_trainer
-
-    def frozen(*arguments: Any) -> Any:
-        trainer = make(*arguments)
-        trainer.model.requires_grad_(False)
-        return trainer
-
-    monkeypatch.setattr(trainers, "sft_trainer", frozen)
+    monkeypatch.setattr(training, "_restore_dropout", lambda model: model.requires_grad_(False))
     with pytest.raises(TuningError, match="Nothing in this model can be trained"):
         train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
 
@@ -360,7 +359,9 @@ def test_a_model_without_anything_to_train_is_refused(
 def test_an_adapter_of_another_size_is_refused(
     first_sft: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TuningError, match=r"rank 16, alpha 32, but .* which has rank 4, alpha 8"):
+    with pytest.raises(
+        TuningError, match=r"r = 16, lora_alpha = 32, but .* which has r = 4, lora_alpha = 8"
+    ):
         train_dpo(
             DPO(**QUICK, lora=Lora()),
             pair_rows(),
@@ -381,13 +382,13 @@ def test_an_adapter_of_another_size_is_refused(
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_dropout_of_an_adapter_has_an_effect(kind: str, tiny_model: Path, tmp_path: Path) -> None:
     run, settings, data = kinds(4)[kind]
-    loras = [Lora(rank=4, alpha=8, dropout=dropout) for dropout in (0.0, 0.5)]
+    loras = [Lora(r=4, lora_alpha=8, lora_dropout=dropout) for dropout in (0.0, 0.5)]
     made = [
         run(
             settings(**quick(lora=lora)),
             data,
             base=str(tiny_model),
-            output=tmp_path / f"{lora.dropout}",
+            output=tmp_path / f"{lora.lora_dropout}",
         )
         for lora in loras
     ]

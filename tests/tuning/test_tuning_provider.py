@@ -16,7 +16,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import QUICK, labelled, pair_rows, quick, says, sft_rows
 
 from cowest_dspy.errors import PairsError, TuningError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.pairs import PreferencePairs, at_least
 from cowest_dspy.pairs.config import PairRules
@@ -30,7 +30,7 @@ from cowest_dspy.tuning import (
     TRLProvider,
     TRLTrainingJob,
     TuningCancelled,
-    rows,
+    data,
     tunable,
     tune,
 )
@@ -40,14 +40,19 @@ from cowest_dspy.tuning import (
 
 @pytest.fixture(scope="module")
 def weak(tiny_model: Path) -> Iterator[dspy.LM]:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     yield tunable(engine.lm(temperature=0.0, max_tokens=8))
     engine.close()
 
 
 def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_path: Path) -> None:
     settings = SFT(
-        epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16)
+        num_train_epochs=15,
+        learning_rate=1e-2,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        bf16=False,
+        lora=Lora(r=16),
     )
     row = {"prompt": [says("user", "2 + 2?")], "completion": [says("assistant", "4 bar")]}
     before = weak("2 + 2?")
@@ -111,7 +116,7 @@ def at_least_words(pairs: PreferencePairs) -> str:
 
 def test_finetune_gives_the_tuned_lm_and_raises_a_failure(weak: dspy.LM, tmp_path: Path) -> None:
     data = [{"messages": [*row["prompt"], *row["completion"]]} for row in sft_rows(4)]
-    settings = QUICK | {"lora": {"rank": 4, "alpha": 8}}
+    settings = QUICK | {"lora": {"r": 4, "lora_alpha": 8}}
     job = weak.finetune(
         data, TrainDataFormat.CHAT, {"settings": settings, "output": tmp_path / "out", "seed": 1}
     )
@@ -134,13 +139,13 @@ def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
         says("user", "c"),
         says("assistant", "d"),
     ]
-    assert rows.chat_rows([{"messages": messages}]) == [
+    assert data.chat_rows([{"messages": messages}]) == [
         {"prompt": messages[:3], "completion": messages[3:]}
     ]
     with pytest.raises(TuningError, match="Row 0"):
-        rows.chat_rows([{"messages": messages[:3]}])
+        data.chat_rows([{"messages": messages[:3]}])
     with pytest.raises(TuningError, match="Row 0 is no chat row"):
-        rows.chat_rows([{"prompt": messages}])
+        data.chat_rows([{"prompt": messages}])
 
 
 def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(
@@ -152,7 +157,11 @@ def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(
         begun.set()
         assert go_on.wait(60)
 
-    options = {"settings": SFT(**quick(epochs=50)), "output": tmp_path / "out", "on_step": wait}
+    options = {
+        "settings": SFT(**quick(num_train_epochs=50)),
+        "output": tmp_path / "out",
+        "on_step": wait,
+    }
     job = weak.finetune(sft_rows(), "sft", options)  # pyright: ignore[reportArgumentType]
     assert begun.wait(60)
     assert job.status().state == "running"
@@ -184,7 +193,14 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
             for n in range(4)
         ],
         "sft",
-        SFT(epochs=15, learning_rate=1e-2, batch_size=4, precision="fp32", lora=Lora(rank=16)),
+        SFT(
+            num_train_epochs=15,
+            learning_rate=1e-2,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=1,
+            bf16=False,
+            lora=Lora(r=16),
+        ),
         tmp_path / "teacher",
     )
     student = dspy.Predict(dspy.make_signature("question -> answer", "Answer."))
@@ -200,7 +216,7 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
         for number in range(4)
     ]
     options = {
-        "settings": SFT(**quick(epochs=15, learning_rate=1e-2)),
+        "settings": SFT(**quick(num_train_epochs=15, learning_rate=1e-2)),
         "output": tmp_path / "student",
     }
     with dspy.context(adapter=LineAdapter()):
