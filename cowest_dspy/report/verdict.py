@@ -19,12 +19,12 @@ from cowest_dspy.report.numbers import (
     influence_by_round,
     influence_counts,
 )
-from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, exact_sign_p, finding
+from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, finding
 from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
-LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)
+LEAST_CHANGED = next(count for count in range(1, 99) if 2.0 ** (1 - count) < ALPHA)
 """Fewer answers that change give an exact two-sided test no chance of p < 0.05: 6."""
 # Arms as a sentence names them; others by their titles.
 _PHRASES = {
@@ -259,7 +259,7 @@ def explain_disagreement(
             f"more answers got {more} ({format_p(p)}), but the interval of the mean difference "
             "includes 0"
         )
-    if exact_sign_p(changed, 0) >= ALPHA:
+    if changed < LEAST_CHANGED:
         few = (
             f"{n:,} examples are too few"
             if changed == n
