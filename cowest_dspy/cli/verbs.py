@@ -127,7 +127,7 @@ def running(
         quiet_dspy()
         config = load_config(files, seed=seed)
         folder = run or Path("runs") / config.name
-        processes = _processes(accelerate, folder)
+        processes = _processes(accelerate)
         other = meant(run) if run and verb not in BEGINNING else ""
         new = f"{run}: a new run.{other}" if run and not is_run(run) else ""
         with Experiment(config, folder, progress=progress, processes=processes) as experiment:
