@@ -27,7 +27,6 @@ def test_a_whole_cycle_and_its_trainings_own_logs_are_in_all_three(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {
-        "TRACKIO_DIR": tmp_path / "trackio",
         "WANDB_DIR": tmp_path / "wandb",
         "WANDB_MODE": "offline",
     }.items():
@@ -59,7 +58,7 @@ def test_a_whole_cycle_and_its_trainings_own_logs_are_in_all_three(
     assert dict(os.environ) == before
     (rows,) = [
         rows
-        for name, rows in trackio_rows(tmp_path / "trackio", "toy").items()
+        for name, rows in trackio_rows("toy").items()
         if name.startswith("toy, seed 0: round 1")
     ]
     theirs = [row["train/loss"] for _, row in rows if "train/loss" in row]
