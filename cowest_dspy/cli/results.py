@@ -192,7 +192,7 @@ def report(
     if not files and len(what) > 1:
         _print_side_by_side(what, out, as_json)
         return
-    from cowest_dspy.experiment.sides import read_run
+    from cowest_dspy.experiment.summary import read_run
     from cowest_dspy.report import WrittenReport, write_report
 
     if files:
@@ -236,10 +236,15 @@ def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> Non
 
 
 def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from cowest_dspy.experiment.sides import names_of, read_run
-    from cowest_dspy.report import print_side_by_side, side_by_side, write_side_by_side
+    from cowest_dspy.experiment.summary import read_run
+    from cowest_dspy.report import (
+        print_side_by_side,
+        short_names,
+        side_by_side,
+        write_side_by_side,
+    )
 
-    view = side_by_side(dict(zip(names_of(runs), map(read_run, runs), strict=True)))
+    view = side_by_side(dict(zip(short_names(runs), map(read_run, runs), strict=True)))
     written = write_side_by_side(view, out or _shared_folder(runs))
     if as_json:
         print(visible(written.json.read_text(encoding="utf-8")), end="")
