@@ -26,9 +26,8 @@ from dspy.adapters.utils import parse_value
 from pydantic import BaseModel, ConfigDict, Field
 
 from cowest_dspy.errors import ConfigError, nearest
-from cowest_dspy.program.adapters import LineAdapter, label
+from cowest_dspy.program.adapters import LineAdapter, escape_field_marks, escape_value, label
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.adapters import escape_field_marks, escape_value
 from cowest_dspy.serve.answer import Answer, Role
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.guard import ApiError

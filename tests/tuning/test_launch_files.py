@@ -18,7 +18,6 @@ from tuning_rows import LORA, assert_close, kinds, quick, read
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
-from cowest_dspy.utils.processes import free_port
 from cowest_dspy.tuning import (
     SFT,
     launch,
@@ -26,6 +25,7 @@ from cowest_dspy.tuning import (
     provider,
 )
 from cowest_dspy.tuning.launch import launch_command
+from cowest_dspy.utils.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "programs/accelerate").glob("*.yaml"))
