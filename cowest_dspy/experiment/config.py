@@ -352,7 +352,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
             known = _known_keys(model, location[:-1])
             new = RENAMED.get(dotted)
             renamed = f' It is called "{new}" now.' if new else nearest(keys[-1], known)
-            meant = _GONE.get(dotted) or renamed
+            meant = GONE.get(dotted) or renamed
             lines.append(
                 f"  {dotted}: there is no such key.{meant} Known here: {', '.join(sorted(known))}"
             )
