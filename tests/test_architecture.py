@@ -121,6 +121,17 @@ def test_no_folder_imports_in_a_circle() -> None:
         assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
+def test_the_house_is_at_most_eight_rooms_deep() -> None:
+    """The ground floor, which every room stands on, is not counted."""
+    below: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for module, path in LAYERED.items():
+        below[layer(module)] |= {layer(name) for name in inner(path) if name != "cowest_dspy"}
+    depth: dict[str, int] = {"utils": 0}
+    for room in ROOMS[1:]:
+        depth[room] = 1 + max((depth[one] for one in below[room] - {room}), default=0)
+    assert max(depth.values()) <= 8, depth
+
+
 def test_a_recipe_imports_only_the_library_dspy_and_the_standard_library() -> None:
     known = {"cowest_dspy", "dspy", *sys.stdlib_module_names}
     assert foreign(sources("programs", "metrics"), known) == {}
@@ -208,6 +219,12 @@ def test_the_version_is_said_once_and_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert cowest_dspy.__version__ == project["version"]
     assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_a_commit_is_checked_by_the_ruff_that_is_pinned() -> None:
+    pinned = re.search(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), flags=re.M)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert pinned and f"rev: v{pinned[1]}\n" in hooks
 
 
 def test_the_tables_of_tests_name_tests_that_are_there_and_every_law_has_a_fast_one() -> None:
