@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -97,6 +98,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3, help="of which the median is shown")
     given = parser.parse_args()
     logging.getLogger("dspy").setLevel(logging.ERROR)
+    # Ray runs tasks at a lower priority than this process, which would compare unlike things.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with Cluster(RayRules()) as cluster:  # pyright: ignore[reportCallIssue]
         cluster.connect()  # One for all of it.
         made = table(given.calls, given.times)

@@ -276,7 +276,7 @@ def usual_attention(engine: Any) -> Iterator[None]:
             cache: Any = DynamicCache(config=self._config)
             logits: list[Any] = []
             with attention.attending(None):
-                out = self._speak([row.adapter for row in rows])(
+                out = self._select([row.adapter for row in rows])(
                     input_ids=ids,
                     attention_mask=real.long(),
                     position_ids=(real.long().cumsum(1) - 1).clamp(min=0),
@@ -311,8 +311,8 @@ def batches_run_to_their_end(engine: Any) -> Iterator[None]:
 def used(engine: Any, kind: Any) -> Iterator[None]:
     """The engine with another kind of batch and transformers' own attention."""
     loaded = engine._loaded
-    model = loaded.voices.model
-    begin = functools.partial(kind, model, loaded.tokenizer, loaded.end_tokens, loaded.voices.speak)
+    model = loaded.lora.model
+    begin = functools.partial(kind, model, loaded.tokenizer, loaded.end_tokens, loaded.lora.select)
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     engine._loaded = dataclasses.replace(loaded, begin=begin, joinable=False)

@@ -24,7 +24,6 @@ from cowest_dspy.report import (
     Arm,
     Curve,
     CurvePoint,
-    InfluenceRow,
     Noise,
     PairRow,
     PairsSummary,
@@ -76,10 +75,6 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
         before="collaboration_sft",
         after="collaboration",
         arms=arms,
-        influence=tuple(
-            InfluenceRow(r.example_id, r.draft_index, r.influence, r.error, r.draft_score, r.round)
-            for r in rows
-        ),
         noise=Noise(100, 4, 0.04, 0.012),
         pairs=_pairs(draw, rows),
         rounds=(

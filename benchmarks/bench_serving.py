@@ -88,15 +88,12 @@ def program(latency: float) -> Collaboration:
 def serve(latency: float, concurrency: int) -> None:
     """The server's process: says its address, and serves until a signal comes."""
     from cowest_dspy.serve.app import make_app
-    from cowest_dspy.serve.server import bound, run, service_of
+    from cowest_dspy.serve.server import bind, make_service, run
 
-    rules = ServeRules.model_validate({"limits": {"concurrency": concurrency, "queue": 1000}})
-    with (
-        handled(),
-        bound("127.0.0.1", 0) as listener,
-        service_of(program(latency), rules, "bench") as service,
-    ):
-        run(make_app(service), listener, 30.0, lambda text: print(text, flush=True))
+    rules = ServeRules.model_validate({"limits": {"concurrency": concurrency}})
+    with handled(), bind("127.0.0.1", 0) as listener:
+        service = make_service(program(latency), rules, "bench")
+        run(make_app(service), listener, lambda text: print(text, flush=True))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ tests/test_compat.py tells when one of them is gone.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,12 +29,3 @@ def compact_lm_head() -> Iterator[None]:
         yield
     finally:
         utils._use_triton = original
-
-
-def fsdp_is_on() -> bool:
-    """Whether ``accelerate launch`` has turned FSDP on for this process.
-
-    Accelerate 1.15, the variable ``ACCELERATE_USE_FSDP``: needed before the trainer, which knows
-    it, is made.
-    """
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")

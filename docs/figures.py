@@ -38,7 +38,7 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
 
 def drawing(report: RunReport) -> Markup:
     """The figure: bars of drafts by what they did, then bars of examples by what the gate said."""
-    counts, pairs = influence_counts(report.influence), report.pairs
+    counts, pairs = influence_counts(report.traces), report.pairs
     found = [
         (f"drafts: {name}", getattr(counts, name), name)
         for name in ("helped", "same", "hurt", "failed")

@@ -38,7 +38,7 @@ import dspy
 from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
-from cowest_dspy.pairs.filters import Apart, kept_apart
+from cowest_dspy.pairs.filters import DistinctSplits, drop_near_duplicates
 from cowest_dspy.program.adapters import training_row
 
 # Of one commit, so that the rows stay what they are.
@@ -104,7 +104,7 @@ def corpus(rows: str = PUBLISHED, seed: int = 0) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def _splits(rows: str, seed: int) -> Apart:
+def _splits(rows: str, seed: int) -> DistinctSplits:
     draw = random.Random(f"ifqa-{seed}")
     training, dev = _published(rows, "train"), _published(rows, "dev")
     test = _published(rows, "test") if _has_test(rows) else []
@@ -114,7 +114,7 @@ def _splits(rows: str, seed: int) -> Apart:
     training = draw.sample(training, len(training))
     border = round(len(training) * ARCHIVE)
     made = {"test": test, "dev": dev, "train": training[border:], "archive": training[:border]}
-    return kept_apart(made, lambda row: row["question"])
+    return drop_near_duplicates(made, lambda row: row["question"])
 
 
 def _has_test(rows: str) -> bool:

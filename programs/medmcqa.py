@@ -37,7 +37,7 @@ import dspy
 from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
-from cowest_dspy.pairs.filters import Apart, kept_apart
+from cowest_dspy.pairs.filters import DistinctSplits, drop_near_duplicates
 from cowest_dspy.program.adapters import training_row
 
 HUB = "hub:openlifescienceai/medmcqa"
@@ -99,13 +99,13 @@ def corpus(rows: str = HUB, seed: int = 0) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def _splits(rows: str, seed: int) -> Apart:
+def _splits(rows: str, seed: int) -> DistinctSplits:
     draw = random.Random(f"medmcqa-{seed}")
     training, dev, test = _published(rows, draw)
     training = draw.sample(training, len(training))
     border = round(len(training) * ARCHIVE)
     made = {"test": test, "dev": dev, "train": training[border:], "archive": training[:border]}
-    return kept_apart(made, _with_options, _with_answer)
+    return drop_near_duplicates(made, _with_options, _with_answer)
 
 
 def _published(rows: str, draw: random.Random) -> tuple[list[Any], list[Any], list[Any]]:

@@ -34,7 +34,7 @@ from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
 from cowest_dspy.experiment.rationales import rationales
-from cowest_dspy.pairs.filters import kept_apart
+from cowest_dspy.pairs.filters import drop_near_duplicates
 from cowest_dspy.program.adapters import training_row
 from cowest_dspy.program.examples import inputs_key
 
@@ -201,7 +201,7 @@ def _splits(rows: str, seed: int) -> dict[str, list[dict[str, Any]]]:
     taught = fresh("train")[:MOST_TRAINING]
     judged = round(len(taught) * TRAIN_PART)
     made = {"test": test, "dev": dev, "train": taught[:judged], "archive": taught[judged:]}
-    return kept_apart(made, lambda row: row["context"]).splits
+    return drop_near_duplicates(made, lambda row: row["context"]).splits
 
 
 def _has_test(rows: str) -> bool:

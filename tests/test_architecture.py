@@ -37,7 +37,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """``cowest_dspy/lms/gguf.py`` -> ``cowest_dspy.lms.gguf``; a package's ``__init__.py`` -> the
+    """``cowest_dspy/lms/api.py`` -> ``cowest_dspy.lms.api``; a package's ``__init__.py`` -> the
     package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

@@ -4,7 +4,6 @@ them for."""
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 import pytest
@@ -23,15 +22,3 @@ def test_trl_looks_up_use_triton_when_it_projects_onto_the_vocabulary() -> None:
         assert utils._use_triton is not original and utils._use_triton("cpu")
         raise KeyError
     assert utils._use_triton is original
-
-
-def test_accelerate_reads_the_variable_that_turns_fsdp_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import inspect
-
-    from accelerate import state
-
-    assert "ACCELERATE_USE_FSDP" in inspect.getsource(state)
-    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
-    assert not compat.fsdp_is_on()
-    monkeypatch.setitem(os.environ, "ACCELERATE_USE_FSDP", "true")
-    assert compat.fsdp_is_on()

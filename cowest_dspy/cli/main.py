@@ -21,8 +21,7 @@ from rich.text import Text
 
 from cowest_dspy.cli import checks, results
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.route_verb import route
-from cowest_dspy.cli.serve_verb import serve
+from cowest_dspy.cli.serving import route, serve
 from cowest_dspy.cli.verbs import (
     STOPPED,
     Accelerate,
@@ -48,11 +47,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="""**Weak-strong collaboration**: a small model that knows a domain drafts, a large one refines.
+    help="""**Weak-strong collaboration**: a small model that knows a domain drafts, a large one
+refines.
 
-`cowest cycle TASK.toml BACKEND.toml` runs everything: it fine-tunes the weak model on the domain, samples drafts, measures how
-much each of them changed the strong model's answer (its *influence*), turns that into preference pairs, tunes the weak model on
-them, and compares all of it on held-out questions. The other verbs run one stage each, on the same run folder.
+`cowest cycle TASK.toml BACKEND.toml` runs everything: it fine-tunes the weak model on the domain,
+samples drafts, measures how much each of them changed the strong model's answer (its *influence*),
+turns that into preference pairs, tunes the weak model on them, and compares all of it on held-out
+questions. The other verbs run one stage each, on the same run folder.
 
 Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml --run runs/handbook`
 

@@ -1,4 +1,4 @@
-"""What a run looks like while it works: bars in a terminal, plain lines elsewhere, JSON for programs.
+"""What a run looks like while it works: bars in a terminal, plain lines, JSON for programs.
 
     CoWest(metric, ..., progress=Progress()).compile(program, trainset=train)
 
@@ -429,7 +429,7 @@ def show_new(now: Snapshot, progress: Progress, shown: list[StageState], lines: 
         progress.update("message", replace(now, said=(text,)))
 
 
-def end_of(now: Snapshot) -> list[str]:
+def describe_end(now: Snapshot) -> list[str]:
     """What to say of a run that nobody works on any more."""
     return [
         f"{now.run}: {format_state(now, alive=alive(now))}",

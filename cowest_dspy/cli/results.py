@@ -23,6 +23,7 @@ from cowest_dspy.utils.interrupts import signal_of, telling
 from cowest_dspy.utils.safe_text import printable, visible
 
 if TYPE_CHECKING:
+    from cowest_dspy.experiment.config import Config
     from cowest_dspy.report import RunReport, WrittenReport
     from cowest_dspy.report.runs import RunLine
 
@@ -48,9 +49,9 @@ def runs(
 
     Example: `cowest runs`, then `cowest watch runs/handbook`
     """
-    from cowest_dspy.report.runs import look, run_folders
+    from cowest_dspy.report.runs import describe_run, run_folders
 
-    found = [look(one) for one in run_folders(folder)]
+    found = [describe_run(one) for one in run_folders(folder)]
     if as_json:
         print(visible(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=2)))
         return
@@ -79,18 +80,18 @@ def watch(
 
     Example: `cowest watch runs/handbook`, in another terminal than `cowest cycle`
     """
-    from cowest_dspy.cli.progress import Progress, end_of, follow, show_new, view
-    from cowest_dspy.report.runs import is_run, look, meant
+    from cowest_dspy.cli.progress import Progress, describe_end, follow, show_new, view
+    from cowest_dspy.report.runs import describe_run, is_run, suggest_run
     from cowest_dspy.store.progress import alive, read_snapshot
 
     now = read_snapshot(run)
     if now is None and is_run(run):
-        line = look(run)
+        line = describe_run(run)
         console.line(f"{run}: {line.state}. {line.verdict or line.detail}")
         raise typer.Exit(0 if line.state == "finished" else 1)
     if now is None and once:
         known = "`cowest runs` lists those in runs/; without --once it is waited for."
-        raise StoreError(f"There is no run in {run}.{meant(run)} {known}")
+        raise StoreError(f"There is no run in {run}.{suggest_run(run)} {known}")
     progress = Progress()
     if now is not None and once:
         show_new(now, progress, [], 0)
@@ -98,15 +99,15 @@ def watch(
             console.print(view(now))
             console.line(f"running: process {now.pid} on {now.host}")
         else:
-            console.line("\n".join(end_of(now)))
+            console.line("\n".join(describe_end(now)))
         return
     try:
         with telling(lambda text: None):
-            last = follow(run, progress, hint=meant(run) if now is None else "")
+            last = follow(run, progress, hint=suggest_run(run) if now is None else "")
     except KeyboardInterrupt as stop:
         print("\nNo longer watched. The run itself is as it was.", file=sys.stderr)
         raise typer.Exit(128 + signal_of(stop)) from None
-    console.line("\n".join(end_of(last)))
+    console.line("\n".join(describe_end(last)))
     raise typer.Exit(0 if last.state == "finished" else 1)
 
 
@@ -187,39 +188,41 @@ def report(
     """
     quiet_dspy()
     files = [path for path in what if path.suffix == ".toml" and not path.is_dir()]
-    if files and len(files) < len(what):
-        raise ReportError(
-            "Name either the folders of runs, or the TOML files of one run; both were given."
-        )
-    if not files and (run is not None or seed is not None):
-        raise ReportError(
-            "--run and --seed go with TOML files; a run that is named by its folder has its own "
-            "configuration."
-        )
+    _check_report(what, files, run if seed is None else seed, out)
     if not files and len(what) > 1:
         _print_side_by_side(what, out, as_json)
         return
-    if out is not None and out.suffix:
-        raise ReportError(
-            f"--out {out}: the report of one run is report.json and report.html in a folder; give "
-            "a folder."
-        )
+    from cowest_dspy.experiment.summary import read_run
     from cowest_dspy.report import WrittenReport, write_report
 
     if files:
         with running(files, run, seed, verb="report") as experiment:
             made = experiment.report()  # It stands in the run's folder now.
-            _print_report(
-                made,
-                write_report(made, out) if out else WrittenReport.within(experiment.run),
-                as_json,
-            )
+            there = write_report(made, out) if out else WrittenReport.within(experiment.run)
+            _print_report(made, there, as_json)
         return
-    from cowest_dspy.experiment.sides import read_run
-
     folder = what[0] if what[0].is_dir() else what[0].parent
     made = read_run(what[0])
     _print_report(made, write_report(made, out or folder), as_json)
+
+
+def _check_report(
+    what: Sequence[Path], files: Sequence[Path], given: object, out: Path | None
+) -> None:
+    if files and len(files) < len(what):
+        raise ReportError(
+            "Name either the folders of runs, or the TOML files of one run; both were given."
+        )
+    if not files and given is not None:
+        raise ReportError(
+            "--run and --seed go with TOML files; a run that is named by its folder has its own "
+            "configuration."
+        )
+    if out is not None and out.suffix and (files or len(what) == 1):
+        raise ReportError(
+            f"--out {out}: the report of one run is report.json and report.html in a folder; give "
+            "a folder."
+        )
 
 
 def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> None:
@@ -233,10 +236,15 @@ def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> Non
 
 
 def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from cowest_dspy.experiment.sides import names_of, read_run
-    from cowest_dspy.report import print_side_by_side, side_by_side, write_side_by_side
+    from cowest_dspy.experiment.summary import read_run
+    from cowest_dspy.report import (
+        print_side_by_side,
+        short_names,
+        side_by_side,
+        write_side_by_side,
+    )
 
-    view = side_by_side(dict(zip(names_of(runs), map(read_run, runs), strict=True)))
+    view = side_by_side(dict(zip(short_names(runs), map(read_run, runs), strict=True)))
     written = write_side_by_side(view, out or _shared_folder(runs))
     if as_json:
         print(visible(written.json.read_text(encoding="utf-8")), end="")
@@ -289,7 +297,6 @@ def bundle(
     """
     from cowest_dspy.experiment import Experiment
     from cowest_dspy.experiment.bundle import as_gguf, merged, push_bundle, write_bundle
-    from cowest_dspy.experiment.config import load_config
     from cowest_dspy.tuning import engine_of
 
     if public and not push:
@@ -297,14 +304,10 @@ def bundle(
             "--public says how --push uploads: give the model's name too, --push OWNER/NAME."
         )
     quiet_dspy()
-    if not (run / "config.toml").is_file():
-        raise BundleError(
-            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
-        )
     try:
-        config = load_config([run / "config.toml"])
+        config = _config_of(run)
     except ConfigError as error:
-        raise BundleError(f"The run's configuration cannot be read: {error}") from error
+        raise BundleError(str(error)) from error
     with Experiment(config, run) as experiment:
         made = write_bundle(experiment, out or run / "bundle")
         base = engine_of(experiment.weak).base_folder
@@ -315,6 +318,25 @@ def bundle(
         console.line(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}")
     if push:
         console.line(f"uploaded: {push_bundle(made, push, private=not public)}")
+
+
+def _config_of(run: Path) -> Config:
+    """The configuration of a run's folder.
+
+    Raises:
+        ConfigError: it is no run's folder, or its configuration cannot be read.
+    """
+    from cowest_dspy.experiment.config import load_config
+
+    file = run / "config.toml"
+    if not file.is_file():
+        raise ConfigError(
+            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
+        )
+    try:
+        return load_config([file])
+    except ConfigError as error:
+        raise ConfigError(f"The run's configuration cannot be read: {error}") from error
 
 
 def verify(
@@ -373,31 +395,22 @@ def track(
 
     Example: `cowest track runs/handbook --to mlflow --uri http://127.0.0.1:5000`
     """
-    from cowest_dspy.experiment.config import load_config, overridden
+    from cowest_dspy.experiment.config import overridden
     from cowest_dspy.experiment.summary import run_report
     from cowest_dspy.experiment.trackers import check_installed
     from cowest_dspy.experiment.tracking import Tracking
     from cowest_dspy.store.store import Store
 
-    if not (run / "config.toml").is_file():
-        raise ConfigError(
-            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
-        )
-    config = load_config([run / "config.toml"])
-    given = {
-        "to": to or (config.tracking.to if config.tracking else None),
-        "uri": uri,
-        "project": project,
-    }
-    if not given["to"]:
+    config = _config_of(run)
+    table = config.tracking.model_dump() if config.tracking else {}
+    given = {"to": to, "uri": uri, "project": project}
+    table |= {key: value for key, value in given.items() if value}
+    if "to" not in table:
         raise ConfigError(
             "This run has no [tracking]: say where to, for instance --to mlflow --uri "
             "http://127.0.0.1:5000"
         )
-    kept = config.tracking.model_dump() if config.tracking else {}
-    config = overridden(
-        config, {"tracking": {**kept, **{key: value for key, value in given.items() if value}}}
-    )
+    config = overridden(config, {"tracking": table})
     check_installed(config)
     if bundle:
         _write_bundle(run)
@@ -410,10 +423,9 @@ def track(
 def _write_bundle(run: Path) -> None:
     from cowest_dspy.experiment import Experiment
     from cowest_dspy.experiment.bundle import write_bundle
-    from cowest_dspy.experiment.config import load_config
 
     quiet_dspy()
-    untracked = load_config([run / "config.toml"]).model_copy(update={"tracking": None})
+    untracked = _config_of(run).model_copy(update={"tracking": None})
     before = (run / "config.toml").read_text(encoding="utf-8")
     with Experiment(untracked, run) as experiment:
         write_bundle(experiment, run / "bundle")
@@ -448,27 +460,18 @@ def new(
 
     written = new_domain(name, folder)
     width = max(len(str(path)) for path in written)
-    _print_lines(
-        *(
-            f"{path!s:<{width}}  {about}"
-            for path, (_, about) in zip(written, FILES.values(), strict=True)
-        )
-    )
+    for path, (_, about) in zip(written, FILES.values(), strict=True):
+        console.line(f"{path!s:<{width}}  {about}")
     files = {key: shlex.quote(str(path)) for key, path in zip(FILES, written, strict=True)}
-    rules = f"{files['task.toml.txt']} {files['scripted.toml.txt']}"
-    _print_lines("", "Next, at once, on two rules in the place of models:")
-    _print_lines(
-        f"  pytest {files['test.py.txt']}", f"  cowest collect {rules}", f"  cowest pairs {rules}"
-    )
-    _print_lines(
-        f"  cowest evaluate {rules} --arm strong --arm collaboration_sft --arm oracle",
-        f"  cowest compare {rules}",
-    )
-    _print_lines("", "Then with your own rows, and with real models:")
-    _print_lines(f"  cowest doctor {files['task.toml.txt']} {files['models.toml.txt']}")
-    _print_lines(f"  cowest cycle {files['task.toml.txt']} {files['models.toml.txt']}")
+    task, rules, models = (files[f"{name}.toml.txt"] for name in ("task", "scripted", "models"))
+    console.line(f"""
+Next, at once, on two rules in the place of models:
+  pytest {files["test.py.txt"]}
+  cowest collect {task} {rules}
+  cowest pairs {task} {rules}
+  cowest evaluate {task} {rules} --arm strong --arm collaboration_sft --arm oracle
+  cowest compare {task} {rules}
 
-
-def _print_lines(*lines: str) -> None:
-    for line in lines:
-        console.line(line)
+Then with your own rows, and with real models:
+  cowest doctor {task} {models}
+  cowest cycle {task} {models}""")

@@ -1,7 +1,7 @@
 """The files of a new domain, which run at once on scripted models: ``new_domain("tools")``.
 
-Rows, recipe, metric, TOML, two backends and a test, from templates/, which are package data. ``$name`` in them is the domain's name, ``$stem`` the same as a
-Python identifier.
+Rows, recipe, metric, TOML, two backends and a test, from templates/, which are
+package data. ``$name`` in them is the domain's name, ``$stem`` the same as a Python identifier.
 """
 
 from __future__ import annotations

@@ -122,14 +122,12 @@ def running(
             around.enter_context(redirect_stdout(sys.stderr))
         from cowest_dspy.experiment import Experiment
         from cowest_dspy.experiment.config import load_config
-        from cowest_dspy.report.runs import is_run, meant
 
         quiet_dspy()
         config = load_config(files, seed=seed)
         folder = run or Path("runs") / config.name
-        processes = _processes(accelerate, folder)
-        other = meant(run) if run and verb not in BEGINNING else ""
-        new = f"{run}: a new run.{other}" if run and not is_run(run) else ""
+        processes = _processes(accelerate)
+        new = _describe_new(run, verb)
         with Experiment(config, folder, progress=progress, processes=processes) as experiment:
             journal = experiment.store.journal
             around.enter_context(journal.listening(progress.update))
@@ -144,8 +142,7 @@ def running(
         code, failed = 128 + signal_of(stop), stop
         last = journal.close(stop) if journal else None
         if last is None or last.state != "finished":
-            text = format_stop(last, code - 128, command())
-            print(visible(f"\n{text}"), file=sys.stderr)
+            print("", visible(format_stop(last, code - 128, command())), sep="\n", file=sys.stderr)
         raise typer.Exit(code) from None
     except BaseException as error:
         code, failed = 1, error
@@ -158,6 +155,15 @@ def running(
         if log is Log.json:
             last = journal.close(failed) if journal else None
             progress.end(last, code, failed, masked(command()))
+
+
+def _describe_new(run: Path | None, verb: str | None) -> str:
+    """A line about a folder that is no run yet; empty where it is one."""
+    from cowest_dspy.report.runs import is_run, suggest_run
+
+    if run is None or is_run(run):
+        return ""
+    return f"{run}: a new run.{'' if verb in BEGINNING else suggest_run(run)}"
 
 
 def _unanswered(error: BaseException) -> ModelError | None:
@@ -213,12 +219,12 @@ def _processes(accelerate: str) -> int | Path:
 def command() -> str:
     """What was typed to start this process, as a shell takes it: the same goes on from where it
     stopped."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
     name = Path(sys.argv[0]).name
-    program = (
-        [name]
-        if not name.endswith(".py")
-        else [Path(sys.executable).name, "-m", "cowest_dspy.cli.main"]
-    )
-    if name.endswith(".py") and name != "cli.py":
+    if not name.endswith(".py"):
+        program = [name]
+    elif module is not None:  # python -m
+        program = [Path(sys.executable).name, "-m", module.name]
+    else:
         program = [Path(sys.executable).name, sys.argv[0]]
     return shlex.join([*program, *sys.argv[1:]])

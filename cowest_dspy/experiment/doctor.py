@@ -23,7 +23,7 @@ from cowest_dspy.experiment import data
 from cowest_dspy.experiment.config import ROLES, Config, validate
 from cowest_dspy.experiment.forecast import Forecast, Planned, Probe, forecast, planned_calls
 from cowest_dspy.experiment.probing import Level, Task, ask_one, prompt_for
-from cowest_dspy.experiment.trackers import look_at
+from cowest_dspy.experiment.trackers import check_trackers
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints
 from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
@@ -140,7 +140,7 @@ def examine(
         settings: LMSettings | None = getattr(config, role)
         if settings is not None:
             _surviving(visit, role, settings)
-    for found in look_at(config):
+    for found in check_trackers(config):
         visit.note("run", found.tracker, found.level, found.text)
     if config.ray is not None:
         level, text = check_cluster(config.ray, Path("runs") / config.name)

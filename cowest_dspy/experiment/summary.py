@@ -1,4 +1,5 @@
-"""What a run's store holds, as the report's facts. A run that is half done gives half a report."""
+"""The report of a run as it is now: from its store, and from its report.json where there is no store to
+read. A run that is half done gives half a report."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from cowest_dspy.experiment.config import Config
+from cowest_dspy.errors import ConfigError, ReportError, StoreError, nearest
+from cowest_dspy.experiment.config import Config, load_config
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.report import NoiseFloor, format_kinds
@@ -22,7 +25,6 @@ from cowest_dspy.report import (
     AgreementRow,
     Arm,
     Curve,
-    InfluenceRow,
     Noise,
     PairRow,
     PairsSummary,
@@ -33,10 +35,12 @@ from cowest_dspy.report import (
     TraceRow,
     influence_counts,
     outcomes_text,
+    read_report,
 )
 from cowest_dspy.report.numbers import alike_drafts
 from cowest_dspy.store.store import Store
 
+STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 ARMS = (
     "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "routed", "oracle",
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
@@ -47,10 +51,9 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
-    # In memory, as the report's rows will be: iterating over what is kept reads it from the disk
-    # each time.
+    # In memory, as the report's traces will be: each iteration reads the store.
     traces, pairs = list(kept_traces(store)), kept_pairs(store)
-    rows, noise = tuple(_influence_row(trace) for trace in traces), _noise(traces, store)
+    noise = _noise(traces, store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(ARMS)}
     arms = tuple(
@@ -66,7 +69,6 @@ def run_report(config: Config, store: Store) -> RunReport:
         before="collaboration_sft",
         after="collaboration",
         arms=arms,
-        influence=rows,
         noise=noise,
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
@@ -84,7 +86,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         traces=tuple(TraceRow.of(trace) for trace in traces),
         config=config.model_dump(mode="json"),
         versions=versions(),
-        warnings=_warnings(config, rows, noise, pairs, arms, store.bill().killed_calls),
+        warnings=_warnings(config, traces, noise, pairs, arms, store.bill().killed_calls),
     )
 
 
@@ -195,7 +197,7 @@ def versions() -> dict[str, str]:
 
 def _warnings(
     config: Config,
-    rows: Sequence[InfluenceRow],
+    rows: Sequence[Trace],
     noise: Noise | None,
     pairs: PreferencePairs | None,
     arms: Sequence[Arm],
@@ -326,17 +328,6 @@ def _step_row(made: StepResult) -> StepRow:
     )
 
 
-def _influence_row(trace: Trace) -> InfluenceRow:
-    return InfluenceRow(
-        trace.example_id,
-        trace.draft_index,
-        trace.influence,
-        trace.error,
-        trace.draft_score,
-        trace.round,
-    )
-
-
 def _pair_row(pair: Pair) -> PairRow:
     prompt, chosen, rejected = (
         messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected)
@@ -350,3 +341,51 @@ def _pair_row(pair: Pair) -> PairRow:
         pair.rejected_influence,
         pair.round,
     )
+
+
+def read_run(path: Path) -> RunReport:
+    """The report of a run: ``path`` is its folder, or a report.json. Nothing is written into the
+    folder's files of results.
+
+    A run that another process works on is read from the report.json that it has written before; a
+    warning in the report says so.
+
+    Raises:
+        ReportError: there is no such run, or what is there cannot be read; it names ``path`` and
+            says what to type.
+    """
+    if not path.exists():
+        other = nearest(str(path), (str(one) for one in path.parent.glob("*") if one.is_dir()))
+        raise ReportError(
+            f"There is no run at {path}.{other} Name the folders of runs, such as runs/handbook: "
+            "`ls runs` shows yours."
+        )
+    if path.is_file():
+        return read_report(path)
+    if (path / STORE).is_file() and (path / CONFIG).is_file():
+        return _from_store(path)
+    if (path / REPORT).is_file():
+        return read_report(path)
+    raise ReportError(
+        f"{path} is no run's folder: there is neither {STORE} with {CONFIG} nor {REPORT} in it. "
+        f"`cowest cycle ... --run {path}` "
+        "makes a run there."
+    )
+
+
+def _from_store(path: Path) -> RunReport:
+    try:
+        config = load_config([path / CONFIG])
+    except ConfigError as error:
+        raise ReportError(
+            f"The run {path} cannot be read, its configuration is damaged: {error}"
+        ) from error
+    try:
+        with Store(path) as store:
+            return run_report(config, store)
+    except StoreError as error:
+        if "in use by another process" not in str(error) or not (path / REPORT).is_file():
+            raise ReportError(f"The run {path} cannot be read: {error}") from error
+    report = read_report(path)
+    warning = f"The run is being worked on; this is what its report of {report.created} says."
+    return replace(report, warnings=(*report.warnings, warning))

@@ -38,7 +38,7 @@ def check_installed(config: Config) -> None:
             raise ConfigError(_missing(tracker))
 
 
-def look_at(config: Config) -> list[TrackerCheck]:
+def check_trackers(config: Config) -> list[TrackerCheck]:
     """Each tracker of the configuration: whether its package is there, and whether a server of
     MLflow's answers."""
     made: list[TrackerCheck] = []

@@ -24,7 +24,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cowest_dspy.errors import CowestError, masked
+from cowest_dspy.errors import masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.trackers import MLflow, Status, TrackioOrWandb, check_installed, uri_of
 from cowest_dspy.experiment.tracking_facts import Part, gather, part_of, read_parts
@@ -68,9 +68,13 @@ class Tracking:
         self._trackers: dict[str, MLflow | TrackioOrWandb] = {}
         self._begun = False
 
+    def touch(self) -> None:
+        """Notes that there is something to tell at the end."""
+        self._begun = True
+
     def update(self) -> None:
         """Tells the trackers how the run is now."""
-        self._begun = bool(self._working)
+        self.touch()
         for tracker in list(self._working):
             self._call(tracker, lambda tracker=tracker: self._send(tracker, "RUNNING"))
 
@@ -100,21 +104,22 @@ class Tracking:
             else:
                 run_name = run_name or made[0]
         names = {"project": self._project, "run_name": run_name} if run_name else {}
-        with _environment(variables):
+        limits = self._limits if variables else {}
+        with _environment({**limits, **variables}):
             yield settings.model_copy(update={"report_to": tuple(going), **names})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
         """Tells the trackers the rest, if anything was begun; with files, unless an error has ended
         the work."""
-        if not self._begun:
+        if not (self._begun and self._working):
             return
         if error is not None:
             self.finish(None, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             return
         try:
             made = report()
-        except CowestError as problem:
-            self._say(f"Warning: no report is tracked: {problem}")
+        except Exception as problem:
+            self._say(f"Warning: no report is tracked: {masked(str(problem))}")
             made = None
         self.finish(made)
 
@@ -131,13 +136,17 @@ class Tracking:
             names = self._gather(report, Path(folder)) if report is not None else []
             for tracker in list(self._working):
                 where = self._call(
-                    tracker, lambda tracker=tracker: send(tracker, Path(folder), names)
+                    tracker,
+                    lambda tracker=tracker: send(tracker, Path(folder), names),
+                    at_the_end=True,
                 )
                 if where:
                     self._say(f"tracked: {where}")
         return self._rules is None or len(self._working) == len(self._rules.to)
 
-    def _call(self, tracker: str, work: Callable[[], Made]) -> Made | None:
+    def _call(
+        self, tracker: str, work: Callable[[], Made], *, at_the_end: bool = False
+    ) -> Made | None:
         """What ``work`` gives, which calls a tracker. None where that has failed, now or before:
         the first time is a warning, and the tracker is not called again.
 
@@ -146,22 +155,20 @@ class Tracking:
         """
         if self._rules is None or tracker not in self._working:
             return None
-        wait = max(self._rules.wait, 1.0)
-        limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{wait:.0f}", **QUIET}
-        given = {name: value for name, value in limits.items() if name not in os.environ}
-        began, problem = time.monotonic(), ""
+        first, began, problem = tracker not in self._trackers, time.monotonic(), ""
         try:
-            with _environment(given), redirect_stdout(io.StringIO()):
+            with _environment(self._limits), redirect_stdout(io.StringIO()):
                 made = contextvars.Context().run(work)
-            if time.monotonic() - began <= max(2 * wait, 30.0):
+            # The first call imports the tracker's package.
+            if first or at_the_end or time.monotonic() - began <= 2 * self._rules.wait:
                 return made
             problem = "it took too long ([tracking] wait)"
         except Exception as error:  # Whatever it is, it must not be what ends a run.
             problem = masked(f"{type(error).__name__}: {error}")[:400]
         self._working.remove(tracker)
         self._say(
-            f"Warning: {tracker} was not told: {problem}. The run goes on; later, type cowest track "
-            f"{self._store.folder}"
+            f"Warning: {tracker} was not told: {problem}. The run goes on; later, type "
+            f"cowest track {self._store.folder}"
         )
         return None
 
@@ -237,7 +244,7 @@ class Tracking:
             return []
         try:
             return gather(self._config, self._store.folder, report, folder)
-        except (OSError, CowestError) as error:
+        except Exception as error:
             self._say(f"Warning: files cannot be uploaded: {masked(str(error))}")
             return []
 
@@ -258,6 +265,14 @@ class Tracking:
                 )
             )
         return self._trackers[name]
+
+    @property
+    def _limits(self) -> dict[str, str]:
+        """Environment variables by which trackers are quick and quiet, but for those that are
+        set."""
+        wait = max(self._rules.wait, 1.0) if self._rules else 1.0
+        limits = {"MLFLOW_HTTP_REQUEST_TIMEOUT": f"{wait:.0f}", **QUIET}
+        return {name: value for name, value in limits.items() if name not in os.environ}
 
     @property
     def _project(self) -> str:

@@ -1,6 +1,8 @@
-"""What a tracker is told of a run, read from what the run's store holds: parameters, tags and numbers
-of the run and of its parts; and the files that are uploaded. A run that is half done gives half of
-them."""
+"""What a tracker is told of a run, read from what the run's store holds.
+
+Parameters, tags and numbers of the run and of its parts; and the files that are uploaded. A run
+that is half done gives half of them.
+"""
 
 from __future__ import annotations
 
@@ -162,7 +164,8 @@ def _round(
 ) -> Part:
     metrics: Numbers = {}
     if store.record("done", step_name("collect", number)) is not None:
-        counts = influence_counts(Traces.load(store, round=number))  # pyright: ignore[reportArgumentType]
+        traces = Traces.load(store, round=number)
+        counts = influence_counts(traces)  # pyright: ignore[reportArgumentType]
         names = ("n", "helped", "hurt", "same", "failed", "mean", "draft_quality")
         metrics |= numbers("influence/", {name: getattr(counts, name) for name in names})
         metrics |= numbers("influence/", _ends(counts.interval))

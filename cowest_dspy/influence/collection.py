@@ -1,5 +1,5 @@
 """collect(): drafts of every example and their influence, within limits; it stops when too many
-drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked again."""
+drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked twice."""
 
 from __future__ import annotations
 

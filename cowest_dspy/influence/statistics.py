@@ -143,7 +143,7 @@ def agreement(
     def tau(places: slice | np.ndarray) -> float | None:
         one, other = scores[:, places]
         tied = not len(one) or (one == one[0]).all() or (other == other[0]).all()
-        return None if tied else float(kendalltau(one, other).statistic)
+        return None if tied else float(kendalltau(one, other)[0])
 
     whole = tau(slice(None))
     drawn: list[float] = []

@@ -149,6 +149,8 @@ class Traces(Sequence[Trace]):
     ) -> None:
         self._traces: Sequence[Trace] = list(traces)
         self._store: Store | None = None
+        self._start = ""
+        self._types: Mapping[str, Any] | None = None
         self.saved = {"weak_calls": 0, "strong_calls": 0, **(saved or {})}
         self.hide: tuple[str, ...] = ()
 

@@ -3,7 +3,7 @@
     lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY",
     requests_per_minute=60)).lm()
 
-Every attempt, first or repeated, waits for room in the limits of its endpoint (limits.py). A
+Every attempt, first or repeated, waits for room in the limits of its endpoint (rate_limit.py). A
 failure that passes (429, 5xx, a broken or silent connection, a body that is cut, no JSON or without
 an answer) is tried again after an exponential, jittered pause; ``Retry-After`` holds back every
 call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
@@ -63,8 +64,8 @@ class AsyncEngine:
     async def _in_thread(self, work: Any, *given: Any) -> Any:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.engine.concurrency, "cowest async")
-        run = contextvars.copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run, work, *given)
+        call = functools.partial(contextvars.copy_context().run, work, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def complete(self, request: Request) -> Response:
         """As the engine's own ``complete``."""

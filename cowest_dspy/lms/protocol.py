@@ -56,8 +56,8 @@ LARGEST_BODY = 64 * 2**20
 """Bytes of an answer, uncompressed. The longest answers with log-probabilities of all their tokens
 stay below."""
 GRACE = 5.0
-"""Seconds in which an attempt that was cancelled must have ended; after them nobody waits for it
-any more."""
+"""Seconds in which an attempt that was cancelled must have ended; after them its caller does not
+wait for it any more."""
 # Addresses are looked up in threads, and some look-ups hang: as many may do so as attempts are
 # commonly under way.
 _LOOK_UPS = 64
@@ -124,7 +124,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 class Http:
-    """An HTTP client for attempts, with connections that are kept. Thread-safe; a forked process
+    """An HTTP client for attempts, with connections that are reused. Thread-safe; a forked process
     has connections of its own.
 
     Args:
@@ -151,7 +151,7 @@ class Http:
             return Exchange(self._client[1], time.monotonic() + seconds)
 
     def close(self) -> None:
-        """Closes its connections; requests that are under way fail."""
+        """Close the connections; requests that are under way fail."""
         with self._lock:
             client, self._client, self._closed = self._client, None, True
         if client is not None and client[0] is _loop():
@@ -160,7 +160,7 @@ class Http:
 
 
 def _close_later(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
-    """Closes the connections of a client that nobody has any more."""
+    """Close the connections of a client that is not used any more."""
     if loop is _loops.get(os.getpid()):
         asyncio.run_coroutine_threadsafe(client.aclose(), loop)
 
@@ -243,8 +243,8 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
     if not answer.is_success:
         raise failure_of(answer)
     try:
-        said = answer.json()
-        choice, usage = said["choices"][0], said.get("usage") or {}
+        body = answer.json()
+        choice, usage = body["choices"][0], body.get("usage") or {}
         text = choice["message"].get("content") or ""
         reason = "content_filter" if choice["message"].get("refusal") else choice["finish_reason"]
         wanted = request.config.logprobs
@@ -268,14 +268,14 @@ def response_of(request: Request, answer: httpx.Response) -> Response:
 def failure_of(answer: httpx.Response) -> LM15Error:
     """A status of failure as an error; those that pass (429, 408, 5xx) are of a kind that DSPy
     tries again."""
-    said, code = _said(answer)
+    message, code = _message(answer)
     status = answer.status_code
     details: dict[str, Any] = {"status": status, "retry_after": retry_after(answer.headers)}
-    known = f"{code} {said}".lower()
+    known = f"{code} {message}".lower()
     if status in (400, 413, 422) and any(words in known for words in _TOO_LONG):
-        return ContextLengthError(said, **details)
+        return ContextLengthError(message, **details)
     if status == 429 and "insufficient_quota" in known:
-        return BillingError(said, **details)
+        return BillingError(message, **details)
     kind = _OF_STATUS.get(status) or (
         InvalidRequestError
         if 400 <= status < 500
@@ -283,7 +283,7 @@ def failure_of(answer: httpx.Response) -> LM15Error:
         if status >= 500
         else ProviderError
     )
-    return kind(said, **details)
+    return kind(message, **details)
 
 
 def transport_failure(
@@ -312,7 +312,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def _said(answer: httpx.Response) -> tuple[str, str]:
+def _message(answer: httpx.Response) -> tuple[str, str]:
     """What a failure says, and its code or type: OpenAI nests both under "error", vLLM's older
     versions do not."""
     try:
@@ -322,8 +322,8 @@ def _said(answer: httpx.Response) -> tuple[str, str]:
     inner = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(inner, dict):
         return _short(str(inner), answer), ""
-    said = inner.get("message") or inner.get("detail") or inner
-    return _short(str(said), answer), f"{inner.get('code')} {inner.get('type')}"
+    message = inner.get("message") or inner.get("detail") or inner
+    return _short(str(message), answer), f"{inner.get('code')} {inner.get('type')}"
 
 
 def _short(text: str, answer: httpx.Response) -> str:

@@ -109,9 +109,8 @@ class ServerEngine(BaseEngine):
     # What DSPy calls
 
     def complete(self, request: Request) -> Response:
-        """Asks the server, which is started when it is ours and does not run. Whatever the server
-        does, it has ``timeout`` seconds for the answer; no stop ends a call before, once it has
-        been sent.
+        """Ask the server, which is started first where a command starts it. The answer must come
+        within ``timeout`` seconds; a stop does not end a call that has been sent.
 
         Raises:
             dspy.lm15.LM15Error: a request that cannot be (InvalidRequestError, ContextLengthError),
@@ -139,7 +138,7 @@ class ServerEngine(BaseEngine):
         return serialize.priced(protocol.response_of(request, answer), 0.0)
 
     def close(self) -> None:
-        """Stops the server if it was started here, and closes connections; the next request starts
+        """Stop the server if it was started here, and close connections; the next request starts
         it again."""
         with self._opening:
             client, self._http = self._http, None
@@ -171,7 +170,7 @@ class ServerEngine(BaseEngine):
     # Adapters
 
     def load_adapter(self, folder: Path) -> str:
-        """Makes a PEFT adapter known; gives its model id, which ends in a hash of the adapter's
+        """Register a PEFT adapter; return its model id, which ends in a hash of the adapter's
         weights. The server gets it with the first request that names it, or by :meth:`require`.
 
         Raises:
@@ -188,7 +187,7 @@ class ServerEngine(BaseEngine):
                 "is served; "
                 'set for instance weights = "../../models/SmolLM2-135M-Instruct".'
             )
-        self._served.know(adapter_hash, Path(folder).resolve())
+        self._served.register(adapter_hash, Path(folder).resolve())
         return self._adapters.add(adapter_hash, Path(folder))
 
     def adapter_folder(self, model: str) -> Path | None:
@@ -200,7 +199,7 @@ class ServerEngine(BaseEngine):
         return self._adapters.folder_of(model)
 
     def require(self, model: str) -> None:
-        """Sees now that the server answers and has the adapter of ``model``, so that a run fails
+        """Check now that the server answers and has the adapter of ``model``, so that a run fails
         before its first question.
 
         Raises:
@@ -304,7 +303,7 @@ class ServedAdapters:
         self.model, self._base, self._ours = settings.model, base, bool(settings.command)
         self._lock = threading.Lock()
 
-    def know(self, adapter_hash: str, folder: Path) -> None:
+    def register(self, adapter_hash: str, folder: Path) -> None:
         """Take note of an adapter; nothing is sent to the server yet.
 
         Raises:
@@ -346,8 +345,8 @@ class VllmAdapters(ServedAdapters):
         self._folders: dict[str, Path] = {}
         self._loaded: set[tuple[int, str]] = set()
 
-    def know(self, adapter_hash: str, folder: Path) -> None:
-        """Takes note of the folder."""
+    def register(self, adapter_hash: str, folder: Path) -> None:
+        """Take note of the folder."""
         self._folders.setdefault(adapter_hash, folder)
 
     def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
@@ -384,7 +383,7 @@ class VllmAdapters(ServedAdapters):
 
 class LlamaAdapters(ServedAdapters):
     """llama.cpp's server has the adapters that it was started with; each request says how strongly
-    each of them speaks."""
+    each of them counts."""
 
     # The server's own defaults are temperature 0.8, top_k 40, top_p 0.95 and min_p 0.05.
     neutral: dict[str, Any] = _NEUTRAL | {"top_k": 0, "repeat_penalty": 1.0}
@@ -394,14 +393,14 @@ class LlamaAdapters(ServedAdapters):
         self._files: dict[str, Path] = {}
         self._listed: tuple[int, list[str]] = (-1, [])
 
-    def know(self, adapter_hash: str, folder: Path) -> None:
-        """Converts the adapter to GGUF, once."""
+    def register(self, adapter_hash: str, folder: Path) -> None:
+        """Convert the adapter to GGUF, once."""
         assert self._base is not None
         if adapter_hash not in self._files:
             self._files[adapter_hash] = lora_gguf.convert(folder, Path(self._base))
 
     def arguments(self) -> tuple[str, ...]:
-        """``--lora`` for every known adapter, none of which speaks unasked.
+        """``--lora`` for every known adapter, each of which is used only in requests that name it.
 
         ``--cache-ram 0``: the server's memory of earlier prompts does not ask which adapter
         computed them. Seen in build 11549: the base's prompt served to an adapter, and

@@ -273,13 +273,13 @@ class Routed(dspy.Module):
         # A draft that failed is no failure of the answer that comes without it.
         note(replace(call, left_out=drafted.outputs is None) for call in drafted.calls)
         if drafted.outputs is None:
-            return _routed("strong", self.program.answered_alone(**inputs), None)
+            return _routed("strong", self.program.ask_alone(**inputs), None)
         outputs = dspy.Prediction(**drafted.outputs)
         draft, route = str(outputs["draft"]), self.router.route(self.program, outputs, inputs)
         if route == "weak":
             answer = dspy.Prediction(**{name: outputs[name] for name in self.program.answer_fields})
         elif route == "strong":
-            answer = self.program.answered_alone(**inputs)
+            answer = self.program.ask_alone(**inputs)
         else:
             answer = self.program.refined(draft, **inputs)
         return _routed(route, answer, draft)

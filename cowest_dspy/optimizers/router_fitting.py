@@ -145,7 +145,7 @@ def observe(
     def one(example: dspy.Example) -> Observed:
         inputs = dict(example.inputs().items())
         drafted = attempt(lambda: program.draft_outputs(**inputs))
-        alone = attempt(lambda: program.answered_alone(**inputs))
+        alone = attempt(lambda: program.ask_alone(**inputs))
         outputs = drafted.outputs or {}
         draft = str(outputs.get("draft", ""))
         features: Mapping[str, float] = {}

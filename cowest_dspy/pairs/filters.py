@@ -285,7 +285,7 @@ class NearDuplicate:
 
 
 @dataclass(frozen=True)
-class Apart:
+class DistinctSplits:
     """Splits without near-duplicates of the more protected ones, and how many rows each lost by
     that."""
 
@@ -341,11 +341,11 @@ def near_duplicates(
     return found
 
 
-def kept_apart(
+def drop_near_duplicates(
     splits: Mapping[str, Sequence[Mapping[str, Any]]],
     *texts: Callable[[Mapping[str, Any]], str],
     threshold: float = THRESHOLD,
-) -> Apart:
+) -> DistinctSplits:
     """The splits without rows that nearly stand in an earlier one: give the most protected first,
     such as test, dev, train.
 
@@ -372,7 +372,7 @@ def kept_apart(
     dropped = {name: len(rows) - len(done[name]) for name, rows in splits.items()}
     if any(dropped.values()):
         log.info("near-duplicates of more protected splits were dropped: %s", dropped)
-    return Apart(done, dropped)
+    return DistinctSplits(done, dropped)
 
 
 def _key(text: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from cowest_dspy import __version__
 from cowest_dspy.errors import CowestError, PairsError, masked
-from cowest_dspy.pairs.dataset import PreferencePairs
 from cowest_dspy.utils.jsonl import write_jsonl
 
 DATA_FILE = "data/train.jsonl"
@@ -64,8 +63,8 @@ before you publish.
 """
 
 
-def dataset_card(pairs: PreferencePairs) -> str:
-    """The README.md of a Hub dataset: what the pairs are, how many, what was dropped, influence,
+def dataset_card(pairs: Any) -> str:
+    """The README.md of a Hub dataset of PreferencePairs: what the pairs are, how many, what was dropped, influence,
     models, how they were made. It names no licence, which is for who publishes to choose; what
     looks like a secret is masked."""
     import dspy
@@ -109,8 +108,8 @@ def dataset_card(pairs: PreferencePairs) -> str:
     return masked("".join(parts))
 
 
-def write_dataset(folder: Path, pairs: PreferencePairs) -> Path:
-    """Write the pairs as a folder that ``datasets.load_dataset`` reads and the Hub shows: README.md
+def write_dataset(folder: Path, pairs: Any) -> Path:
+    """Write PreferencePairs as a folder that ``datasets.load_dataset`` reads and the Hub shows: README.md
     and the rows.
 
     Raises:

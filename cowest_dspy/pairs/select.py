@@ -4,7 +4,7 @@ drafts by whether they helped."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import dspy
 
@@ -19,7 +19,7 @@ from cowest_dspy.pairs.filters import (
     PairFilters,
     influence_of,
 )
-from cowest_dspy.pairs.formats import Pair, UnpairedPreference
+from cowest_dspy.pairs.formats import Messages, Pair, UnpairedPreference
 from cowest_dspy.program.adapters import escape
 from cowest_dspy.utils.hiding import Hiding
 
@@ -72,16 +72,7 @@ def preference_pairs(
         PairsError: a value out of range, an unknown strategy, a field that is not there, an example
             that is held out, or drafts of an example that do not stand together.
     """
-    if strategy not in _STRATEGIES:
-        raise PairsError(
-            f'There is no strategy "{strategy}".{nearest(strategy, _STRATEGIES)} Known: '
-            f"{', '.join(_STRATEGIES)}."
-        )
-    if per_example is not None and per_example < 1:
-        raise PairsError(
-            f"per_example is {per_example}: at least one pair of an example is needed, or None "
-            "for the default."
-        )
+    _check_strategy(strategy, per_example)
     filters = PairFilters(margin, near, leak, length_ratio, held_out)
     limit = 1 if per_example is None and strategy == "ranked" else per_example
     pairs: list[Pair] = []
@@ -94,6 +85,19 @@ def preference_pairs(
     rules = {"strategy": strategy, "margin": margin, "per_example": limit}
     rules |= {"near": near, "leak": leak, "length_ratio": length_ratio}
     return PreferencePairs(tuple(pairs), dict(sorted(filters.dropped.items())), rules, hiding)
+
+
+def _check_strategy(strategy: str, per_example: int | None) -> None:
+    if strategy not in _STRATEGIES:
+        raise PairsError(
+            f'There is no strategy "{strategy}".{nearest(strategy, _STRATEGIES)} Known: '
+            f"{', '.join(_STRATEGIES)}."
+        )
+    if per_example is not None and per_example < 1:
+        raise PairsError(
+            f"per_example is {per_example}: at least one pair of an example is needed, or None "
+            "for the default."
+        )
 
 
 def _hiding(traces: Iterable[Trace]) -> Hiding | None:
@@ -196,7 +200,7 @@ _STRATEGIES: dict[
 
 def _pair(chosen: Trace, rejected: Trace, run: str) -> Pair:
     return Pair(
-        prompt=chosen.prompt,
+        prompt=cast(Messages, chosen.prompt),
         chosen=({"role": "assistant", "content": escape(chosen.completion)},),
         rejected=({"role": "assistant", "content": escape(rejected.completion)},),
         example_id=chosen.example_id,
@@ -262,7 +266,7 @@ def _label(trace: Trace, same: bool | None) -> bool | None:
 
 def _unpaired(trace: Trace, label: bool, run: str) -> UnpairedPreference:
     return UnpairedPreference(
-        prompt=trace.prompt,
+        prompt=cast(Messages, trace.prompt),
         completion=({"role": "assistant", "content": escape(trace.completion)},),
         label=label,
         example_id=trace.example_id,

@@ -147,9 +147,8 @@ class EscapesData:
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
         """Escape inputs and demos, then call the adapter asynchronously."""
-        return await super().acall(
-            lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs)
-        )  # pyright: ignore[reportAttributeAccessIssue]
+        data = self._as_data(signature, demos, inputs)
+        return await super().acall(lm, lm_kwargs, signature, *data)  # pyright: ignore[reportAttributeAccessIssue]
 
     def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
         """The chat messages of a prompt."""
@@ -215,7 +214,7 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
     ) -> str:
         """One labelled line per input that is given."""
         fields = {name: field for name, field in signature.input_fields.items() if name in inputs}
-        lines = [_line(name, _shown(field, inputs[name])) for name, field in fields.items()]
+        lines = [_line(name, _format_value(field, inputs[name])) for name, field in fields.items()]
         return "\n".join(part for part in [prefix, *lines, suffix] if part)
 
     def format_assistant_message_content(
@@ -226,7 +225,7 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
     ) -> str:
         """One labelled line per output; the bare value when there is only one."""
         values = {
-            name: str(_shown(field, outputs.get(name, missing_field_message or "")))
+            name: str(_format_value(field, outputs.get(name, missing_field_message or "")))
             for name, field in signature.output_fields.items()
         }
         if len(values) == 1:
@@ -299,7 +298,10 @@ _LEAD_IN = (
 # single letter or digit: nothing, or punctuation that sets it apart, so that none of "A genetic
 # disease", "B-cell", "E.coli", "A's" and "2.5" begins with one.
 _WORDS_END = r"""(?=$|[\s.,;:!?)\]}"'\u201d\u2019*`_-])(?![-'\u2019.,][^\W_])"""
-_LETTER_ENDS = r"""(?!['\u2019]\w)[\s"'\u201d\u2019*`_]*(?:$|[)\]}:;!?]|[.,](?=(?-i:[^a-z0-9])|$)|[-\u2013\u2014](?=\s|$))"""
+_LETTER_ENDS = (
+    r"""(?!['\u2019]\w)[\s"'\u201d\u2019*`_]*"""
+    r"""(?:$|[)\]}:;!?]|[.,](?=(?-i:[^a-z0-9])|$)|[-\u2013\u2014](?=\s|$))"""
+)
 
 
 def choice_in(text: str, choices: Sequence[str], name: str = "answer") -> str:
@@ -323,7 +325,7 @@ def choice_in(text: str, choices: Sequence[str], name: str = "answer") -> str:
     lead_in = re.compile(
         rf"^(?:{_LEAD_IN.format(name=re.escape(label(name)))}){{1,2}}", re.IGNORECASE
     )
-    first, *later = [_named(line, choices, lead_in) for line in lines or [""]]
+    first, *later = [_choices_named(line, choices, lead_in) for line in lines or [""]]
     named = first.union(*later)
     if first and len(named) == 1:
         return named.pop()
@@ -331,19 +333,19 @@ def choice_in(text: str, choices: Sequence[str], name: str = "answer") -> str:
     raise ValueError(f"it names {what} of the choices {', '.join(choices)} at its beginning")
 
 
-def _named(line: str, choices: Sequence[str], lead_in: re.Pattern[str]) -> set[str]:
+def _choices_named(line: str, choices: Sequence[str], lead_in: re.Pattern[str]) -> set[str]:
     """The choices that a line names: none if it does not begin with one, otherwise that one and
     others that stand beside it."""
     opened = _OPENING.sub("", line)
-    for said in (opened, _OPENING.sub("", lead_in.sub("", opened))):
-        whole = {choice for choice in choices if _bare(choice) and _bare(choice) == _bare(said)}
+    for start in (opened, _OPENING.sub("", lead_in.sub("", opened))):
+        whole = {choice for choice in choices if _bare(choice) and _bare(choice) == _bare(start)}
         if whole:
             return whole
-        begun = {choice: match for choice in choices if (match := _begins(choice).match(said))}
+        begun = {choice: match for choice in choices if (match := _begins(choice).match(start))}
         if begun:
             longest = max(len(_bare(choice)) for choice in begun)
             first = {choice for choice in begun if len(_bare(choice)) == longest}
-            rest = said[max(begun[choice].end("choice") for choice in first) :]
+            rest = start[max(begun[choice].end("choice") for choice in first) :]
             return first | {
                 choice for choice in choices if choice not in first and _beside(choice).search(rest)
             }
@@ -405,7 +407,7 @@ def _value(name: str, text: str, annotation: Any) -> Any:
         return parse_value(bare, annotation)
 
 
-def _shown(field: Any, value: Any) -> Any:
+def _format_value(field: Any, value: Any) -> Any:
     # A text is shown as it is; DSPy builds a pydantic adapter to find that out.
     return value if type(value) is str else format_field_value(field, value)
 

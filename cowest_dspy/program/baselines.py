@@ -226,7 +226,7 @@ class SelfRefine(Baseline):
         self.rounds = rounds
         predictors = predictors_of(self.module)
         first, last = predictors[0], predictors[-1]
-        inputs, outputs = _asked_of(predictors), _fields_of(signature_of(last).output_fields)
+        inputs, outputs = _task_inputs(predictors), _fields_of(signature_of(last).output_fields)
         taken = {ATTEMPT, ATTEMPTS, FEEDBACK} & (inputs.keys() | outputs.keys())
         if taken:
             raise ProgramError(
@@ -247,26 +247,24 @@ class SelfRefine(Baseline):
         for predictor in (self.criticise, self.again):
             predictor.lm, predictor.config = last.lm, dict(last.config)
         if len(predictors) == 1:
-            self.again.demos = [_refined(demo, outputs) for demo in last.demos]
+            self.again.demos = [_as_refinement(demo, outputs) for demo in last.demos]
 
     def answer(self, **inputs: Any) -> dspy.Prediction:
         """The refined answer."""
-        known = {
-            name: inputs[name]
-            for name in signature_of(self.criticise).input_fields
-            if name in inputs
-        }
-        said, names = outputs_of(self.module(**inputs)), self.output_names
-        told: list[str] = []
+        taken = signature_of(self.criticise).input_fields
+        known = {name: value for name, value in inputs.items() if name in taken}
+        answer = outputs_of(self.module(**inputs))
+        history: list[str] = []
         for number in range(1, self.rounds + 1):
-            attempt = labelled_lines({name: said[name] for name in names if name in said} or said)
+            named = {name: answer[name] for name in self.output_names if name in answer}
+            attempt = labelled_lines(named or answer)
             feedback = self.criticise(**known, **{ATTEMPT: attempt})[FEEDBACK]
-            told.append(f"{number}. {attempt}\nFeedback: {feedback}")
-            said = outputs_of(self.again(**known, **{ATTEMPTS: "\n".join(told)}))
-        return dspy.Prediction(**{ATTEMPTS: "\n".join(told), **said})
+            history.append(f"{number}. {attempt}\nFeedback: {feedback}")
+            answer = outputs_of(self.again(**known, **{ATTEMPTS: "\n".join(history)}))
+        return dspy.Prediction(**{ATTEMPTS: "\n".join(history), **answer})
 
 
-def _refined(demo: Any, outputs: Iterable[str]) -> dspy.Example:
+def _as_refinement(demo: Any, outputs: Iterable[str]) -> dspy.Example:
     """A worked example of the task as one of refining: its own answer as the attempt, with which
     nothing is wrong. Without an attempt in it, it would show a small model another form than the
     one that it is asked in."""
@@ -274,7 +272,7 @@ def _refined(demo: Any, outputs: Iterable[str]) -> dspy.Example:
     return dspy.Example(**{**dict(demo), ATTEMPTS: f"1. {attempt}\nFeedback: {NOTHING}"})
 
 
-def _asked_of(predictors: list[dspy.Predict]) -> dict[str, tuple[Any, Any]]:
+def _task_inputs(predictors: list[dspy.Predict]) -> dict[str, tuple[Any, Any]]:
     """The inputs that no earlier predictor makes: those of the whole task."""
     asked: dict[str, tuple[Any, Any]] = {}
     made: set[str] = set()
@@ -365,7 +363,7 @@ class Retriever(dspy.Module):
                 f"Retriever: its query needs {missing}, but the inputs are {sorted(inputs)}."
             )
         text = " ".join(str(inputs[name]) for name in self.query or inputs)
-        return dspy.Prediction(**{self.field: _numbered(self.search(text), self.characters)})
+        return dspy.Prediction(**{self.field: _format_passages(self.search(text), self.characters)})
 
 
 class Grounded(dspy.Module):
@@ -416,7 +414,9 @@ class Grounded(dspy.Module):
 def rag(program: Collaboration, retriever: dspy.Module) -> Collaboration:
     """The program with passages in the place of drafts: the same strong model, prompts, demos and
     adapter."""
-    return _drafted_by(retriever, program)
+    made = program.deepcopy()
+    made.draft = retriever
+    return made
 
 
 def grounded(
@@ -428,13 +428,7 @@ def grounded(
     Raises:
         ProgramError: as :class:`Grounded`.
     """
-    return _drafted_by(Grounded(retriever, program.draft, field), program)
-
-
-def _drafted_by(drafter: dspy.Module, program: Collaboration) -> Collaboration:
-    made = program.deepcopy()
-    made.draft = drafter
-    return made
+    return rag(program, Grounded(retriever, program.draft, field))
 
 
 class _Index:
@@ -448,11 +442,8 @@ class _Index:
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
         if isinstance(corpus, str):
             raise ProgramError("Retriever: the corpus is one string; give a list of passages.")
-        self.passages = [
-            text
-            for text in dict.fromkeys(" ".join(str(passage).split()) for passage in corpus)
-            if text
-        ]
+        texts = dict.fromkeys(" ".join(str(passage).split()) for passage in corpus)
+        self.passages = [text for text in texts if text]
         self._stopwords: Any = stopwords or []
         words = self._words(self.passages, return_ids=True)
         if not any(words.ids):
@@ -486,16 +477,11 @@ class _Index:
         return self
 
 
-def _numbered(passages: list[str], characters: int) -> str:
+def _format_passages(passages: list[str], characters: int) -> str:
     """Passages as "1. ...", each on a line of its own, harmless as a draft is; the last is cut
     where ``characters`` end."""
-    text = (
-        "\n".join(
-            f"{number}. {sanitize_draft(passage)}"
-            for number, passage in enumerate(passages, start=1)
-        )
-        or NOTHING_FOUND
-    )
+    lines = [f"{number}. {sanitize_draft(one)}" for number, one in enumerate(passages, start=1)]
+    text = "\n".join(lines) or NOTHING_FOUND
     if len(text) <= characters:
         return text
     cut, _, _ = text[: characters + 1].rpartition(" ")

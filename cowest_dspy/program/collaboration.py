@@ -133,9 +133,9 @@ class Collaboration(dspy.Module):
             prediction = self.draft(**inputs)
         outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
         names = _declared(self.draft) or tuple(outputs)
-        said = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
+        shown = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
         return dspy.Prediction(
-            **{**outputs, "draft": sanitize_draft(draft_text(said, self.draft_field))}
+            **{**outputs, "draft": sanitize_draft(draft_text(shown, self.draft_field))}
         )
 
     @property

@@ -133,7 +133,7 @@ def needed_inputs(module: dspy.Module) -> set[str]:
     """
     if isinstance(module, Counterfactual):
         return needed_inputs(module.module)
-    signature = _passed_on_to(module)
+    signature = _signature_asked(module)
     if signature is not None:
         return {name for name, field in signature.input_fields.items() if _required(field)}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -153,7 +153,7 @@ def possible_inputs(module: dspy.Module) -> set[str]:
     ]
     open_ended = (
         any(one.kind is one.VAR_KEYWORD for one in _parameters(module))
-        and _passed_on_to(module) is None
+        and _signature_asked(module) is None
     )
     if not open_ended or any(
         not part.predictors() for part in parts if not isinstance(part, dspy.Predict)
@@ -210,13 +210,13 @@ def check_inputs(
     """
     needed = needed_by(program, modules)
     for example in examples:
-        given = _marked(example)
+        given = _input_names(example)
         missing = {name: parts for name, parts in needed.items() if name not in given}
         if missing:
-            raise DataError(_lacking(example, missing, where, table=table))
+            raise DataError(_describe_missing(example, missing, where, table=table))
 
 
-def _marked(example: dspy.Example) -> list[str]:
+def _input_names(example: dspy.Example) -> list[str]:
     """The names of an example's inputs; none where they are not marked."""
     try:
         return list(example.inputs().keys())
@@ -232,7 +232,7 @@ def _parameters(module: dspy.Module) -> list[inspect.Parameter]:
     )
 
 
-def _passed_on_to(module: dspy.Module) -> type[dspy.Signature] | None:
+def _signature_asked(module: dspy.Module) -> type[dspy.Signature] | None:
     """The signature whose inputs are those of the module: its own, or that of DSPy's ways to ask
     one."""
     if isinstance(module, dspy.Predict):
@@ -248,10 +248,10 @@ def _required(field: Any) -> bool:
     return field.default is PydanticUndefined and not annotation_allows_none(field.annotation)
 
 
-def _lacking(
+def _describe_missing(
     example: dspy.Example, missing: Mapping[str, Iterable[str]], where: str, *, table: bool
 ) -> str:
-    fields, given = [name for name in example.toDict() if name != "id"], _marked(example)
+    fields, given = [name for name in example.toDict() if name != "id"], _input_names(example)
     parts = ", ".join(dict.fromkeys(part for parts in missing.values() for part in parts))
     what = f"The program ({parts}) needs the input {' and '.join(_quoted(missing))}"
     if table:

@@ -64,7 +64,7 @@ class SelfConsistency(Baseline):
 
     def answer(self, **inputs: Any) -> dspy.Prediction:
         """The prediction of the vote."""
-        vote = voted(self.module, inputs, self.samples, self.temperature, self.key)
+        vote = take_vote(self.module, inputs, self.samples, self.temperature, self.key)
         return dspy.Prediction(
             agreement=vote.agreement, failed_samples=vote.failed, **outputs_of(vote.prediction)
         )
@@ -104,7 +104,7 @@ def check_sampling(whose: str, samples: int, temperature: float) -> None:
         )
 
 
-def voted(
+def take_vote(
     module: dspy.Module,
     inputs: dict[str, Any],
     samples: int,
@@ -229,10 +229,10 @@ class Confident(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """The answer, its confidence, and both as text."""
-        vote = voted(self.predict, inputs, self.samples, self.temperature, self.key)
-        said = f"{answer_of(self.predict, vote.prediction)} (confidence {vote.agreement:.2f})"
+        vote = take_vote(self.predict, inputs, self.samples, self.temperature, self.key)
+        stated = f"{answer_of(self.predict, vote.prediction)} (confidence {vote.agreement:.2f})"
         return dspy.Prediction(
-            **{**outputs_of(vote.prediction), "confidence": vote.agreement, STATED: said}
+            **{**outputs_of(vote.prediction), "confidence": vote.agreement, STATED: stated}
         )
 
 

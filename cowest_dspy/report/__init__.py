@@ -32,7 +32,6 @@ from cowest_dspy.report.facts import (
     Arm,
     Curve,
     CurvePoint,
-    InfluenceRow,
     Noise,
     PairRow,
     PairsSummary,
@@ -49,6 +48,7 @@ from cowest_dspy.report.run_view import print_report
 from cowest_dspy.report.runs_view import (
     print_side_by_side,
     render_side_by_side,
+    short_names,
     side_by_side,
     write_side_by_side,
 )
@@ -65,7 +65,6 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "Figures",
-    "InfluenceRow",
     "Noise",
     "Numbers",
     "Outcome",
@@ -98,6 +97,7 @@ __all__ = [
     "render_html",
     "render_side_by_side",
     "report_schema",
+    "short_names",
     "side_by_side",
     "to_csv",
     "to_markdown",

@@ -388,8 +388,8 @@ def difference_chart(numbers: Numbers) -> list[Chart]:
         kind = {1: "helped", -1: "hurt"}.get(arm.finding or 0, "plain")
         text = format_difference(test)
         ends = (None if end is None else 100 * end for end in _ends(test.interval))
-        told = f"{arm.title}: {text} points"
-        rows.append(Row(arm.title, 100 * test.difference, told, *ends, kind=kind, text=text))
+        described = f"{arm.title}: {text} points"
+        rows.append(Row(arm.title, 100 * test.difference, described, *ends, kind=kind, text=text))
     axis = signed_axis(float(difference_reach(numbers)), "points")
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
     return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]

@@ -20,6 +20,8 @@ from cowest_dspy.report.facts import Arm, Record, Stage, dump, load
 from cowest_dspy.report.significance import REPEATS, Paired, compare_seeds
 from cowest_dspy.utils.notebook import html_of
 
+SCHEMA_VERSION = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class ComparedArm(Record):
@@ -27,7 +29,7 @@ class ComparedArm(Record):
     corpus; None: not computable.
 
     ``extra_intervals`` holds their 95 % intervals (low, high) where they are known. ``cost`` is
-    what this arm's calls took; None where nobody measured it.
+    what this arm's calls took; None where it was not measured.
     """
 
     arm: Arm
@@ -118,12 +120,12 @@ class Comparison(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with ``schema_version``; see ``facts.dump``."""
-        return dump(_ADAPTER, self)
+        return dump(_ADAPTER, self, SCHEMA_VERSION)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Comparison:
         """The comparison in a parsed comparison.json; see ``facts.load``."""
-        return load(_ADAPTER, document, 'Write it again with "cowest compare".')
+        return load(_ADAPTER, document, SCHEMA_VERSION, 'Write it again with "cowest compare".')
 
 
 def _refuse_twins(found: list[tuple[str, int]]) -> None:

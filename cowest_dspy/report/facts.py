@@ -21,7 +21,7 @@ from cowest_dspy.utils.hiding import hidden_names, hide_inputs, mark, without
 from cowest_dspy.utils.notebook import html_of
 from cowest_dspy.utils.safe_text import without_half_pairs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 T = TypeVar("T")
 
 
@@ -47,31 +47,6 @@ class Arm(Record):
             twice = next(example_id for example_id in ids if ids.count(example_id) > 1)
             raise ReportError(
                 f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.'
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class InfluenceRow(Record):
-    """Influence of one draft, in [-1, 1]: above 0 it helped the strong model. None when it failed
-    (see ``error``).
-
-    ``draft_score`` in [0, 1] says how right the draft was by itself, where that was measured.
-    """
-
-    example_id: str
-    draft_index: int
-    influence: float | None
-    error: str | None = None
-    draft_score: float | None = None
-    round: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.influence is None) == (self.error is None):
-            raise ReportError(
-                f'Draft {self.draft_index} of "{self.example_id}" has influence '
-                f"{self.influence!r} and error "
-                f"{self.error!r}: give either an influence in [-1, 1], or influence=None with its "
-                "error."
             )
 
 
@@ -102,7 +77,7 @@ class AgreementRow(Record):
 @dataclasses.dataclass(frozen=True)
 class PairRow(Record):
     """One preference pair as text: the last user message, the chosen draft and the rejected one; an
-    influence is None where nobody measured it, as in imported pairs."""
+    influence is None where it was not measured, as in imported pairs."""
 
     example_id: str
     prompt: str
@@ -265,7 +240,8 @@ class Stage(Record):
 @dataclasses.dataclass(frozen=True)
 class TraceRow(Record):
     """One draft of one example to read: the fields of a ``Trace`` that people look at, under the
-    same names."""
+    same names. ``influence`` in [-1, 1] is above 0 where the draft helped the strong model, and None
+    where it failed (see ``error``)."""
 
     example_id: str
     draft_index: int
@@ -283,6 +259,14 @@ class TraceRow(Record):
     error: str | None
     weak_model: str = ""
     strong_model: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.influence is None) == (self.error is None):
+            raise ReportError(
+                f'Draft {self.draft_index} of "{self.example_id}" has influence '
+                f"{self.influence!r} and error {self.error!r}: give either an influence in "
+                "[-1, 1], or influence=None with its error."
+            )
 
     @classmethod
     def of(cls, trace: object) -> Self:
@@ -308,7 +292,6 @@ class RunReport(Record):
     before: str | None = None
     after: str | None = None
     arms: tuple[Arm, ...] = ()
-    influence: tuple[InfluenceRow, ...] = ()
     noise: Noise | None = None
     agreement: tuple[AgreementRow, ...] = ()
     pairs: PairsSummary | None = None
@@ -331,7 +314,7 @@ class RunReport(Record):
         return next((arm for arm in self.arms if arm.name == name), None)
 
     @property
-    def judged(self) -> str:
+    def main_arm(self) -> str:
         """The arm that the others are tested against: ``reference``; while it has not been
         evaluated, ``before`` where that has."""
         return next(
@@ -342,7 +325,7 @@ class RunReport(Record):
     def __repr__(self) -> str:
         return (
             f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, "
-            f"{len(self.influence)} drafts)"
+            f"{len(self.traces)} drafts)"
         )
 
     def _repr_html_(self) -> str:
@@ -351,24 +334,27 @@ class RunReport(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with ``schema_version``; see :func:`dump`."""
-        return dump(_ADAPTER, self)
+        return dump(_ADAPTER, self, SCHEMA_VERSION)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunReport:
-        """The report in a parsed report.json; see :func:`load`."""
-        return load(
-            _ADAPTER, document, 'Write it again from its run folder with "cowest report RUN".'
-        )
+        """The report in a parsed report.json of version 1 or 2; see :func:`load`."""
+        facts = dict(document)
+        if facts.get("schema_version") == 1:  # its "influence" repeats what its "traces" have
+            facts.pop("influence", None)
+            facts["schema_version"] = SCHEMA_VERSION
+        again = 'Write it again from its run folder with "cowest report RUN".'
+        return load(_ADAPTER, facts, SCHEMA_VERSION, again)
 
 
-def dump(adapter: TypeAdapter[T], facts: T) -> dict[str, Any]:
+def dump(adapter: TypeAdapter[T], facts: T, version: int) -> dict[str, Any]:
     """Facts as plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON
     cannot express, its str."""
     values = valid_json(adapter.dump_python(facts, mode="json", fallback=str))
-    return {"schema_version": SCHEMA_VERSION, **values}
+    return {"schema_version": version, **values}
 
 
-def load(adapter: TypeAdapter[T], document: Mapping[str, Any], again: str) -> T:
+def load(adapter: TypeAdapter[T], document: Mapping[str, Any], version: int, again: str) -> T:
     """The facts in a parsed document; its "numbers" are ignored, since they follow from the rest.
 
     Args:
@@ -377,18 +363,17 @@ def load(adapter: TypeAdapter[T], document: Mapping[str, Any], again: str) -> T:
     Raises:
         ReportError: another schema version, an unknown or missing key, a value of the wrong type.
     """
-    version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
+    found = document.get("schema_version")
+    if found != version:
         raise ReportError(
-            f"The document has schema_version {version!r}, this cowest_dspy reads "
-            f"{SCHEMA_VERSION}. {again}"
+            f"The document has schema_version {found!r}, this cowest_dspy reads {version}. {again}"
         )
     facts = {key: document[key] for key in document if key not in ("schema_version", "numbers")}
     try:
         return adapter.validate_python(facts)
     except ValidationError as error:
         raise ReportError(
-            f"The document does not fit schema_version {SCHEMA_VERSION}: "
+            f"The document does not fit schema_version {version}: "
             f"{faults(error, 'document')}. {again}"
         ) from error
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cowest_dspy.report.facts import SCHEMA_VERSION, InfluenceRow, RunReport
+from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport, TraceRow
 from cowest_dspy.report.numbers import (
     ArmLine,
     InfluenceCounts,
@@ -90,9 +90,9 @@ class Figures:
 
 def figures(report: RunReport) -> Figures:
     """All numbers of a report; the same report gives the same numbers."""
-    rounds = influence_by_round(report.influence)
+    rounds = influence_by_round(report.traces)
     values: dict[str, list[float]] = defaultdict(list)
-    for row in report.influence:
+    for row in report.traces:
         if row.influence is not None:
             values[str(row.round)].append(row.influence)
     return Figures(
@@ -103,7 +103,7 @@ def figures(report: RunReport) -> Figures:
         influence={str(number): counts for number, counts in rounds.items()},
         distribution={str(number): bins(values[str(number)]) for number in rounds},
         graded=len({round(value, 6) for known in values.values() for value in known}) > 3,
-        by_draft=_by_draft(report.influence),
+        by_draft=_by_draft(report.traces),
         totals=_totals(report),
     )
 
@@ -123,7 +123,7 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
     )
 
 
-def _by_draft(rows: Sequence[InfluenceRow]) -> tuple[DraftGroup, ...]:
+def _by_draft(rows: Sequence[TraceRow]) -> tuple[DraftGroup, ...]:
     """Drafts by their own score: wrong and right, or in quarters where scores are graded."""
     scored = [row for row in rows if row.draft_score is not None]
     binary = all(row.draft_score in (0, 1) for row in scored)

@@ -20,8 +20,9 @@ from cowest_dspy.influence.statistics import (
     share_interval,
     wilson_interval,
 )
+from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs.filters import plain
-from cowest_dspy.report.facts import Arm, InfluenceRow, RunReport
+from cowest_dspy.report.facts import Arm, RunReport, TraceRow
 from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ def scores_of(arm: Arm) -> dict[str, float | None]:
 
 def arm_table(report: RunReport) -> list[ArmLine]:
     """One line per arm, in the report's order, each tested against the reference."""
-    return [_arm_line(arm, report.arm(report.judged)) for arm in report.arms]
+    return [_arm_line(arm, report.arm(report.main_arm)) for arm in report.arms]
 
 
 def compare(report: RunReport, first: str | None, second: str | None) -> PairedTest | None:
@@ -103,7 +104,7 @@ def compare(report: RunReport, first: str | None, second: str | None) -> PairedT
     return paired_exact_test(scores_of(one), scores_of(other)) if one and other else None
 
 
-def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> InfluenceCounts:
+def influence_counts(rows: Iterable[TraceRow | Trace], *, seed: int = 0) -> InfluenceCounts:
     """Counts and mean influence of drafts, with a bootstrap interval over examples."""
     failures, groups, qualities = Counter[str](), defaultdict(list), list[float]()
     for row in rows:
@@ -127,9 +128,9 @@ def influence_counts(rows: Iterable[InfluenceRow], *, seed: int = 0) -> Influenc
     )
 
 
-def influence_by_round(rows: Iterable[InfluenceRow]) -> dict[int, InfluenceCounts]:
+def influence_by_round(rows: Iterable[TraceRow | Trace]) -> dict[int, InfluenceCounts]:
     """``influence_counts`` of each round, in order."""
-    rounds: dict[int, list[InfluenceRow]] = defaultdict(list)
+    rounds: dict[int, list[TraceRow | Trace]] = defaultdict(list)
     for row in rows:
         rounds[row.round].append(row)
     return {number: influence_counts(rounds[number]) for number in sorted(rounds)}

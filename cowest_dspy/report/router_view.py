@@ -33,7 +33,7 @@ class WrittenCurve:
     html: Path
 
 
-def sentence(curve: Curve) -> str:
+def describe_curve(curve: Curve) -> str:
     """What the router does, in one sentence: points against always collaborating, with the 95 %
     interval, and what it saves."""
     router = curve.point("router")
@@ -90,7 +90,7 @@ def curve_view(curve: Curve, title: str = "The router") -> View:
     return View(
         title=title,
         subtitle="",
-        verdict=Verdict((sentence(curve),), None),
+        verdict=Verdict((describe_curve(curve),), None),
         sections=tuple(one for one in sections if one.tables[0].rows),
         source="router_curve.json",
     )

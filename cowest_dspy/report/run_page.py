@@ -33,7 +33,7 @@ from cowest_dspy.report.page import (
 )
 from cowest_dspy.report.run_view import run_view
 from cowest_dspy.report.significance import SAME
-from cowest_dspy.report.verdict import format_share, format_usd, spoken
+from cowest_dspy.report.verdict import describe_arm, format_share, format_usd
 from cowest_dspy.report.view import Section
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
@@ -138,9 +138,9 @@ def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
     """The few numbers that one looks for first: a name, the number, a remark."""
     lines = {line.name: line for line in numbers.arms}
     tiles = []
-    for name in (report.judged, *report.rivals[:1]):
+    for name in (report.main_arm, *report.rivals[:1]):
         if (line := lines.get(name)) and line.accuracy is not None:
-            title = spoken(report, name).removeprefix("the ")
+            title = describe_arm(report, name).removeprefix("the ")
             tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
     if numbers.influence:
         helped, hurt, drafts = (
@@ -318,7 +318,7 @@ def _used(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[
 
 def _answer_options(report: RunReport) -> list[list[str]]:
     options = [["fixed", "fixed by tuning"], ["broken", "broken by tuning"]]
-    reference = report.arm(report.judged)
+    reference = report.arm(report.main_arm)
     for arm in report.arms:
         if reference and arm.name != reference.name:
             options.append([f"lost:{arm.name}", f"only {reference.title} right, not {arm.title}"])
@@ -331,7 +331,7 @@ def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
     tags = _change_tag(
         found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken"
     )
-    reference = found.get(report.judged)
+    reference = found.get(report.main_arm)
     for name, answer in found.items():
         tags += _change_tag(reference, answer, f"won:{name}", f"lost:{name}")
     if any(outcome(answer) == "failed" for answer in found.values()):

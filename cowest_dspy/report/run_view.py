@@ -16,7 +16,7 @@ from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, evenly
 from cowest_dspy.report.verdict import (
     arm_notes,
     bare_p,
-    doubt_about,
+    explain_doubt,
     format_count,
     format_interval,
     format_p,
@@ -83,7 +83,7 @@ def run_view(report: RunReport, numbers: Figures | None = None) -> View:
 
 
 def _arms(report: RunReport, numbers: Figures) -> Section:
-    lines, reference = numbers.arms, report.arm(report.judged)
+    lines, reference = numbers.arms, report.arm(report.main_arm)
     heads = ("arm", "n", "failed", "correct", "score", "95 %", "strict")
     caption = ""
     if reference:
@@ -154,7 +154,7 @@ def _tuning(report: RunReport, numbers: Figures) -> Section:
     if before is None or after is None or test is None:
         return Section("tuning", "Tuning", missing=missing)
     left = f", {test.left_out:,} left out: failed or missing" if test.left_out else ""
-    doubt = f"; {doubt_about(test)}" if doubt_about(test) else ""
+    doubt = f"; {explain_doubt(test)}" if explain_doubt(test) else ""
     lead = (
         f"What tuning fixed and broke, from “{before.title}” to “{after.title}”: "
         f"{format_points(test)}, {format_p(test.p)}, on {test.n:,} examples{left}{doubt}."

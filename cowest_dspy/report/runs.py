@@ -1,7 +1,7 @@
 """What has become of runs, read from their folders, never disturbing who works on them.
 
     for folder in run_folders(Path("runs")):
-        print(look(folder).state)
+        print(describe_run(folder).state)
 
 Nothing is locked and nothing is written: the state is in progress.json, whether its process lives
 is asked of the system, and the store is opened for reading only. What cannot be read is a state of
@@ -53,7 +53,7 @@ class RunLine:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoreSummary:
     """What a store says of itself: answers, what they cost (None: not known), and its stages; or
     how it is damaged."""
 
@@ -62,7 +62,6 @@ class Kept:
     stages: tuple[StageState, ...] = ()
     records: int = 0
     damage: str = ""
-    busy: bool = False
 
 
 def is_run(folder: Path) -> bool:
@@ -70,7 +69,7 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (STORE, FILE, "run.lock"))
 
 
-def meant(folder: Path) -> str:
+def suggest_run(folder: Path) -> str:
     """`` Did you mean "runs/a"?`` for the run beside a folder whose name is nearest to its own, or
     an empty string."""
     other = nearest(folder.name, (one.name for one in run_folders(folder.parent, depth=1)))
@@ -98,19 +97,19 @@ def run_folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
             yield one
 
 
-def look(folder: Path) -> RunLine:
+def describe_run(folder: Path) -> RunLine:
     """What has become of one run."""
-    now, kept = read_snapshot(folder), read_store(folder, numbers=False)
+    now, summary = read_snapshot(folder), summarize_store(folder, numbers=False)
     common: dict[str, Any] = {"task": _task(folder), "changed": _changed(folder)}
-    if kept.damage:
-        detail = f"{kept.damage}: cowest doctor --repair {folder}"
+    if summary.damage:
+        detail = f"{summary.damage}: cowest doctor --repair {folder}"
         return RunLine(str(folder), "damaged", detail, **common)
     if now is None:
         return _of_store(folder, common)
     stage = now.stage
     lives = alive(now)
     state: State = now.state if now.state != "running" or lives else "stopped"
-    if state == "finished" and not kept.records and not kept.calls:
+    if state == "finished" and not summary.records and not summary.calls:
         state = "empty"
     last = stage or now.last
     numbers = {"done": stage.done, "total": stage.total} if stage else {}
@@ -143,52 +142,54 @@ def _detail(now: Snapshot, *, lives: bool) -> str:
 
 def _of_store(folder: Path, common: dict[str, Any]) -> RunLine:
     """A run of an earlier version, which has kept no progress; or one that was not begun."""
-    kept = read_store(folder)
+    summary = summarize_store(folder)
     verdict = _verdict(folder)
-    state: State = "finished" if verdict else "unknown" if kept.calls or kept.records else "empty"
+    state: State = (
+        "finished" if verdict else "unknown" if summary.calls or summary.records else "empty"
+    )
     detail = "of an earlier version: not known whether it runs" if state == "unknown" else ""
-    last = kept.stages[-1].name if kept.stages else None
+    last = summary.stages[-1].name if summary.stages else None
     return RunLine(
         str(folder),
         state,
         detail,
         **common,
         stage=last,
-        calls=kept.calls,
-        usd=kept.usd,
+        calls=summary.calls,
+        usd=summary.usd,
         verdict=verdict,
     )
 
 
-def read_store(folder: Path, *, numbers: bool = True) -> Kept:
+def summarize_store(folder: Path, *, numbers: bool = True) -> StoreSummary:
     """What the store of a run says; without ``numbers`` only what costs nothing, however large it
     is."""
     path = folder / STORE
     if emptied(path):
-        return Kept(damage=EMPTIED)
+        return StoreSummary(damage=EMPTIED)
     if not path.is_file() or not path.stat().st_size:
-        return Kept()
+        return StoreSummary()
     # Without its log nobody has it open, and nothing need be made beside it to read it.
     mode = "mode=ro" if path.with_name(f"{STORE}-wal").exists() else "mode=ro&immutable=1"
     try:
         with closing(
             sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=1.0)
         ) as db:
-            return _kept(db, numbers=numbers)
+            return _summarize(db, numbers=numbers)
     except sqlite3.Error as error:
         # Being made, or left by a kill while it was: whoever opens it next to write puts it right.
         if getattr(error, "sqlite_errorname", "").startswith(
             ("SQLITE_READONLY", "SQLITE_BUSY", "SQLITE_CANTOPEN")
         ):
-            return Kept(busy=True)
-        return Kept(damage=str(error))
+            return StoreSummary()
+        return StoreSummary(damage=str(error))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        return Kept(damage=f"a record that cannot be read, {type(error).__name__}")
+        return StoreSummary(damage=f"a record that cannot be read, {type(error).__name__}")
 
 
-def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
+def _summarize(db: sqlite3.Connection, *, numbers: bool) -> StoreSummary:
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
-        return Kept()
+        return StoreSummary()
     records = db.execute(
         "SELECT kind, key, value FROM records WHERE kind = 'stage' ORDER BY rowid"
     ).fetchall()
@@ -196,7 +197,7 @@ def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
     some = db.execute("SELECT 1 FROM records LIMIT 1").fetchone()
     if not numbers:
         known = db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()
-        return Kept(calls=1 if known else 0, stages=stages, records=1 if some else 0)
+        return StoreSummary(calls=1 if known else 0, stages=stages, records=1 if some else 0)
     newer = any(row[1] == "usd" for row in db.execute("PRAGMA table_info(calls)"))
     calls = db.execute("SELECT count(*) FROM calls").fetchone()[0]
     usd = None
@@ -205,7 +206,7 @@ def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
             "SELECT sum(usd), count(usd), count(*) FROM calls WHERE attempts > 0"
         ).fetchone()
         usd = (total or 0.0) if priced == paid else None
-    return Kept(calls, usd, stages, 1 if some else 0)
+    return StoreSummary(calls, usd, stages, 1 if some else 0)
 
 
 def _stage(name: str, record: dict[str, Any]) -> StageState:

@@ -395,3 +395,30 @@ def _differing(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: tuple(table.get(key, LACKING) for table in tables) for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """A short name for each path, all of them different: the last part of a path, and as many
+    before it as are needed.
+
+    >>> short_names([Path("runs/a/handbook"), Path("runs/b/handbook"), Path("runs/tools")])
+    ['a/handbook', 'b/handbook', 'tools']
+
+    Raises:
+        ReportError: the same run twice.
+    """
+    parts = [
+        (path.parent if path.name == "report.json" else path).resolve().parts for path in paths
+    ]
+    for place, one in enumerate(parts):
+        if one in parts[:place]:
+            raise ReportError(f"The run {paths[place]} is named twice: name each run once.")
+    names = []
+    for one in parts:
+        size = 1
+        while size < len(one) and any(
+            other != one and other[-size:] == one[-size:] for other in parts
+        ):
+            size += 1
+        names.append("/".join(part.strip("/") for part in one[-size:]))
+    return names

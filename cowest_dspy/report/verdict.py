@@ -19,15 +19,15 @@ from cowest_dspy.report.numbers import (
     influence_by_round,
     influence_counts,
 )
-from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, exact_sign_p, finding
+from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, finding
 from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
-LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)
+LEAST_CHANGED = next(count for count in range(1, 99) if 2.0 ** (1 - count) < ALPHA)
 """Fewer answers that change give an exact two-sided test no chance of p < 0.05: 6."""
 # Arms as a sentence names them; others by their titles.
-_SPOKEN = {
+_PHRASES = {
     "collaboration": "the collaboration",
     "strong": "the strong model alone",
     "weak": "the weak model alone",
@@ -41,7 +41,7 @@ def verdict(report: RunReport) -> Verdict:
     The verdict is one sentence: the collaboration against its first rival, by points with a 95 %
     interval, n and p; the rounds that were accepted, rolled back or skipped; what tuning did.
     Before the tuned one is evaluated, it speaks of the one before tuning. Where drafts hurt (the
-    interval of their mean influence lies below 0), that is said before it, or after it where the
+    interval of their mean influence lies below 0), that sentence comes before it, or after it where the
     collaboration beats its rival on held-out examples all the same. It is about the drafts of the
     last round, the newest ones.
     """
@@ -118,7 +118,7 @@ def format_points(test: PairedTest | Paired) -> str:
 def influence_notes(report: RunReport) -> list[str]:
     """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the
     noise floor, agreement of evaluators."""
-    counts, lines = influence_counts(report.influence), list[str]()
+    counts, lines = influence_counts(report.traces), list[str]()
     if counts.harm_rate is not None and counts.harm is not None:
         lines.append(
             f"Harm rate {format_share(counts.harm_rate)} (95 % {format_interval(counts.harm)})."
@@ -181,12 +181,12 @@ def pairs_notes(report: RunReport) -> list[str]:
 
 
 def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
-    test = compare(report, rival, report.judged)
+    test = compare(report, rival, report.main_arm)
     if test is None or test.difference is None:
         return None
-    direction, doubt = _direction(test), doubt_about(test)
-    ours, theirs = spoken(report, report.judged), spoken(report, rival)
-    told = {
+    direction, doubt = _direction(test), explain_doubt(test)
+    ours, theirs = describe_arm(report, report.main_arm), describe_arm(report, rival)
+    claim = {
         1: f"{ours} beats {theirs} by {format_gain(test)}",
         -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
         0: (
@@ -195,7 +195,7 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
         ),
     }[direction]
     left = f" ({test.left_out:,} left out, failed or missing)" if test.left_out else ""
-    return f"{told}, n {test.n:,}{left}, {format_p(test.p)}", direction > 0
+    return f"{claim}, n {test.n:,}{left}, {format_p(test.p)}", direction > 0
 
 
 def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
@@ -206,7 +206,7 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
         return "no tuned model was taken, so the weak model is the one from before", False
     what = "the cycle" if report.steps else "tuning"
     counts = f"it fixed {test.fixed:,} and broke {test.broken:,} of {test.n:,} ({format_p(test.p)})"
-    doubt = doubt_about(test)
+    doubt = explain_doubt(test)
     words = {1: f"{what} helped", -1: f"{what} did HARM", 0: f"{what} made NO reliable difference"}
     direction = _direction(test)
     return (
@@ -218,7 +218,7 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
 def _harm_text(report: RunReport) -> str | None:
     """That drafts hurt, where the whole interval of the last round's mean influence lies below
     0."""
-    rounds = influence_by_round(report.influence)
+    rounds = influence_by_round(report.traces)
     if not rounds:
         return None
     number, counts = list(rounds.items())[-1]
@@ -233,12 +233,14 @@ def _harm_text(report: RunReport) -> str | None:
     return f"the drafts{which} HURT the strong model: mean influence {span}, {rate}"
 
 
-def doubt_about(test: PairedTest) -> str | None:
-    """:func:`at_odds` of a test."""
-    return at_odds(test.interval, test.p, test.n, test.fixed, test.broken)
+def explain_doubt(test: PairedTest) -> str | None:
+    """:func:`explain_disagreement` of a test."""
+    return explain_disagreement(test.interval, test.p, test.n, test.fixed, test.broken)
 
 
-def at_odds(interval: Interval | None, p: float, n: int, better: int, worse: int) -> str | None:
+def explain_disagreement(
+    interval: Interval | None, p: float, n: int, better: int, worse: int
+) -> str | None:
     """Why the interval of a difference says one thing and its test another, in words for a reader;
     None where they agree.
 
@@ -257,7 +259,7 @@ def at_odds(interval: Interval | None, p: float, n: int, better: int, worse: int
             f"more answers got {more} ({format_p(p)}), but the interval of the mean difference "
             "includes 0"
         )
-    if exact_sign_p(changed, 0) >= ALPHA:
+    if changed < LEAST_CHANGED:
         few = (
             f"{n:,} examples are too few"
             if changed == n
@@ -313,7 +315,7 @@ def _sentence(text: str) -> str:
 def _direction(test: PairedTest) -> int:
     """1 for a gain, -1 for a loss, 0 when chance explains it, when graded scores rise in number but
     fall in mean, or when test and interval are at odds."""
-    if test.p >= ALPHA or test.difference is None or doubt_about(test):
+    if test.p >= ALPHA or test.difference is None or explain_doubt(test):
         return 0
     if test.fixed > test.broken and test.difference > 0:
         return 1
@@ -327,12 +329,12 @@ def _open_text(report: RunReport) -> str:
     return f"No verdict yet: there is nothing to compare. Evaluated so far: {have}."
 
 
-def spoken(report: RunReport, name: str) -> str:
+def describe_arm(report: RunReport, name: str) -> str:
     """An arm as a sentence names it: "the strong model alone"."""
     arm = report.arm(name)
-    if name == report.after and name in _SPOKEN and untuned(report):
+    if name == report.after and name in _PHRASES and untuned(report):
         return f"the untuned {name}"
-    return _SPOKEN.get(name) or (arm.title if arm else name)
+    return _PHRASES.get(name) or (arm.title if arm else name)
 
 
 # A comparison
@@ -362,8 +364,8 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
         claims += [beaten] if name == comparison.target and beaten is not None else []
     if not sentences:
         return Verdict(("No verdict yet: there is nothing to compare.",), None)
-    said = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
-    return Verdict(said, all(claims) if claims else None)
+    capitalized = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
+    return Verdict(capitalized, all(claims) if claims else None)
 
 
 def format_difference(test: Paired) -> str:
@@ -424,12 +426,12 @@ def _doubt_clause(test: Paired, corrected: float) -> str:
         return ""
     if test.p < ALPHA:
         return f"; {format_p(test.p)} before the correction, as the interval is"
-    return f"; {at_odds(test.interval, test.p, test.n, test.higher, test.lower)}"
+    return f"; {explain_disagreement(test.interval, test.p, test.n, test.higher, test.lower)}"
 
 
 def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:
     """Whether the arm of that name beats every one of its ``count`` controls, in a sentence; None
-    where that cannot be said."""
+    where that cannot be known."""
     target, tests = (
         numbers.arm(name),
         [control for control in numbers.controls if control.target == name],
@@ -446,7 +448,7 @@ def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool 
             None,
         )
     lost = [control for control in tests if finding(control.test, control.holm) != 1]
-    told = "; ".join(
+    arms = "; ".join(
         (
             f"{control.title} ({format_difference(control.test)} points, "
             f"{format_p(control.holm)}{_doubt_clause(control.test, control.holm)})"
@@ -456,11 +458,11 @@ def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool 
     over = f"(Holm over {len(tests)} {'test' if len(tests) == 1 else 'tests'})"
     if lost:
         return (
-            f"{target.title} does NOT reliably beat its controls {over}: {told}. A method that "
+            f"{target.title} does NOT reliably beat its controls {over}: {arms}. A method that "
             "cannot beat its controls is not "
             "shown to owe its score to what they leave out.",
             False,
         )
     missing = count - len(tests)
     left = f"; {missing} more could not be compared" if missing else ""
-    return f"{target.title} beats its controls {over}: {told}{left}.", missing == 0
+    return f"{target.title} beats its controls {over}: {arms}{left}.", missing == 0

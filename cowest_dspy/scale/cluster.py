@@ -296,21 +296,15 @@ def _result(ref: Any, shard: Shard) -> dict[str, int]:
 def _actor(store: Store, strong: str) -> Any:
     """The coordinator, on this node: it ends with this process, and not with another node."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     store.root.count_as_strong(strong)
-    guard, here = store.guard, ray.get_runtime_context().get_node_id()
-    bill = store.bill(strong)
+    guard, bill = store.guard, store.bill(strong)
     if guard is not None:
         bill = replace(bill, seconds=bill.seconds + guard.clock.seconds)
-    return (
-        ray.remote(Coordinator)
-        .options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        )
-        .remote(guard.budget if guard else None, bill, strong)
+    actor = ray.remote(Coordinator).options(
+        num_cpus=0, **_on_node(ray.get_runtime_context().get_node_id())
     )
+    return actor.remote(guard.budget if guard else None, bill, strong)
 
 
 _START = (
@@ -333,44 +327,33 @@ def check_cluster(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning
     """Whether a collection can run there: Ray is installed, the cluster answers, has room for a
     task, and every node can write where ``folder`` is to be. A level, and what to do."""
     try:
-        cluster = Cluster(rules)
-        if rules.address is None:
-            return "ok", "Ray is installed; a cluster is started on this machine for each command"
-        with cluster:
+        with Cluster(rules) as cluster:
+            if rules.address is None:
+                return "ok", "Ray is there; a cluster is started on this machine for each command"
             cluster.connect()
-            return _looked_at(rules, folder)
+            return _examine(rules, folder)
     except (ClusterError, ConfigError) as error:
         return "error", str(error)
 
 
-def _looked_at(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning", "error"], str]:
+def _examine(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning"], str]:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place = folder.resolve()
     while not place.is_dir():
         place = place.parent
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     with tempfile.TemporaryDirectory(prefix=".cowest-", dir=place) as probe:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        tried = {
-            ray.remote(_writes)
-            .options(
-                num_cpus=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            )
-            .remote(probe): node["NodeManagerAddress"]
-            for node in nodes
-        }
-        for ref, name in tried.items():
+        for node in nodes:
+            task = ray.remote(_write).options(num_cpus=0, **_on_node(node["NodeID"]))
             try:
-                why = ray.get(ref, timeout=60)
+                ray.get(task.remote(probe), timeout=60)
             except ray.exceptions.RayError as error:
-                why = str(error).strip().splitlines()[-1]
-            if why:
-                return "error", (
-                    f"the node {name} cannot write into {place} ({why}): the run's folder must be "
-                    "on storage that all nodes share, under the same path"
-                )
+                raise ClusterError(
+                    f"The node {node['NodeManagerAddress']} cannot write into {place}: the run's "
+                    "folder must be on storage that all nodes share, under the same path "
+                    f"({str(error).strip().splitlines()[-1]})"
+                ) from error
     has = ray.cluster_resources()
     text = (
         f"{rules.address} answers: {len(nodes)} nodes that can write into {place}, "
@@ -384,14 +367,14 @@ def _looked_at(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning", 
     return "ok", text
 
 
-def _writes(folder: str) -> str:
-    """On a node: why a file cannot be written there, or nothing."""
-    try:
-        if not Path(folder).is_dir():
-            return "it is not there"
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(b"x")
-            file.flush()
-    except OSError as error:
-        return str(error)
-    return ""
+def _write(folder: str) -> None:
+    """On a node: writes a file into a folder that is there."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"x")
+
+
+def _on_node(node: str) -> dict[str, Any]:
+    """Options of a task or actor that runs on that node and on no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}

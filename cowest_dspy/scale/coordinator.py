@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.influence.collection import Tally
@@ -121,14 +121,9 @@ class Coordinator:
         self._limits.setdefault(endpoint, Limits()).hold(seconds)
 
 
-class Coordinating(Protocol):
-    """A coordinator, or one that is reached over Ray."""
-
-    def __getattr__(self, name: str) -> Any: ...
-
-
 class RemoteCoordinator:
-    """The coordinator behind an actor's handle. What gives nothing back is not waited for."""
+    """A coordinator that is reached over Ray, with the same methods. What gives nothing back is not
+    waited for."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -150,7 +145,9 @@ class SharedGuard(Guard):
         limited: whether the run's budget limits anything; otherwise nothing is asked.
     """
 
-    def __init__(self, coordinator: Coordinating, strong: str, *, limited: bool) -> None:
+    def __init__(
+        self, coordinator: Coordinator | RemoteCoordinator, strong: str, *, limited: bool
+    ) -> None:
         super().__init__(Budget(), Clock(), strong=strong)  # pyright: ignore[reportCallIssue]
         self._coordinator, self._limited = coordinator, limited
 
@@ -184,7 +181,9 @@ class SharedLimits(Limits):
     """The rate limits of an endpoint in a shard: those of the coordinator. Without limits only what
     a server asks for (``Retry-After``) is shared."""
 
-    def __init__(self, coordinator: Coordinating, shard: str, endpoint: Endpoint) -> None:
+    def __init__(
+        self, coordinator: Coordinator | RemoteCoordinator, shard: str, endpoint: Endpoint
+    ) -> None:
         super().__init__()
         self._coordinator, self._shard, self._endpoint = coordinator, shard, endpoint
         self._first = threading.Lock()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
@@ -26,7 +26,6 @@ from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale.coordinator import (
-    Coordinating,
     RemoteCoordinator,
     Report,
     SharedGuard,
@@ -36,6 +35,7 @@ from cowest_dspy.store.rate_limit import Stopping, joining, share_limits
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 
+T = TypeVar("T")
 Build = Callable[[], tuple[Collaboration, Metric]]
 """Makes a program that is bound to its models, and a metric; called in every task."""
 
@@ -111,7 +111,7 @@ def collect_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None
     share_limits(lambda endpoint: SharedLimits(coordinator, shard.name, endpoint))
     program, metric = work.build()
     try:
-        with _open(shard.folder, work.known) as store:
+        with _when_free(lambda: Store(shard.folder, known=work.known)) as store:
             store.guard = SharedGuard(coordinator, work.strong, limited=work.limited)
             store.stage = work.stage
             with _reporting(coordinator, shard) as here:
@@ -145,7 +145,7 @@ class _Here:
 
 
 @contextmanager
-def _reporting(coordinator: Coordinating, shard: Shard) -> Iterator[_Here]:
+def _reporting(coordinator: RemoteCoordinator, shard: Shard) -> Iterator[_Here]:
     """Reports how far the shard is, twice a second; stops what is inside when it may not go on."""
     here, ended, stopping = _Here(), threading.Event(), Stopping()
 
@@ -167,12 +167,12 @@ def _reporting(coordinator: Coordinating, shard: Shard) -> Iterator[_Here]:
         thread.join()
 
 
-def _open(folder: Path, known: Path | None = None) -> Store:
-    """The store of a shard; waits for a process that was given up and still has it."""
+def _when_free(action: Callable[[], T]) -> T:
+    """What ``action`` gives, when a process that was given up has let go of its shard's store."""
     end = time.monotonic() + IN_USE
     while True:
         try:
-            return Store(folder, known=known)
+            return action()
         except StoreError as error:
             if "in use" not in str(error) or time.monotonic() > end:
                 raise
@@ -197,8 +197,7 @@ def merge_shard(store: Store, folder: Path, *, kinds: Sequence[str] = ()) -> Non
     """
     if not (folder / "run.sqlite").is_file():
         raise StoreError(f"There is no store of a shard in {folder}.")
-    _open(folder).close()
-    store.merge(folder, kinds=kinds)
+    _when_free(lambda: store.merge(folder, kinds=kinds))
     shutil.rmtree(folder)
 
 

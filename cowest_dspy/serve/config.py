@@ -1,16 +1,31 @@
-"""[serve]: how a collaboration is served as one model behind an HTTP endpoint; the tables of
-serving/."""
+"""[serve]: how a collaboration is served as one model behind an HTTP endpoint."""
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
+import os
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from cowest_dspy.errors import ConfigError
+from cowest_dspy.utils.masking import SHORTEST_SECRET
 from cowest_dspy.utils.table import Table, name_of_a_variable
 
 KEY_VARIABLE = "COWEST_API_KEY"
+_QUEUE = 256
+_REMOVED = {
+    "breaker": (
+        {"failures": 5, "seconds": 30.0},
+        "a proxy in front of the endpoint stops asking what fails",
+    ),
+    "sample": (
+        {"share": 0.0, "run": "runs/live"},
+        "log_text = true logs inputs and answers",
+    ),
+}
+"""Tables that are no longer there: their former defaults, which runs and bundles have written and
+which say nothing, and what to use."""
 
 
 class ServeLimits(Table):
@@ -21,13 +36,13 @@ class ServeLimits(Table):
         1_000_000, ge=1_000, description="bytes of a request's body; a longer one is refused (413)"
     )
     concurrency: int = Field(
-        8, ge=1, le=512, description="requests that models are asked for at once, at most"
+        8,
+        ge=1,
+        le=512,
+        description="requests that models are asked for at once; others wait for their turn",
     )
-    queue: int = Field(
-        256,
-        ge=0,
-        description="requests that wait for their turn; one more is refused (429, with "
-        "Retry-After)",
+    connections: int = Field(
+        512, ge=1, description="connections that are open at once; one more is refused (503)"
     )
     seconds: float = Field(
         120.0,
@@ -40,28 +55,17 @@ class ServeLimits(Table):
         description="seconds that requests under way have when the server is asked to stop",
     )
 
-
-class BreakerRules(Table):
-    """[serve.breaker]: when a model that fails is left alone for a while, and how it comes back."""
-
-    failures: int = Field(
-        5, ge=1, description="failures in a row after which it is not asked any more"
-    )
-    seconds: float = Field(
-        30.0, gt=0, description="until it is tried again, by one request; if that succeeds, by all"
-    )
-
-
-class SampleRules(Table):
-    """[serve.sample]: live traces, kept for the next round. They hold what was asked: nothing is
-    kept by default."""
-
-    share: float = Field(
-        0.0, ge=0, le=1, description="of the answered requests whose traces are kept"
-    )
-    run: str = Field(
-        "runs/live", description="the run's folder that they go to, from where the command is typed"
-    )
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "queue" not in values:
+            return values
+        if values["queue"] != _QUEUE:
+            raise ValueError(
+                "[serve.limits] queue was removed: connections bounds what waits, and a proxy in "
+                "front of the endpoint may bound it further"
+            )
+        return {name: value for name, value in values.items() if name != "queue"}
 
 
 class ServeRules(Table):
@@ -108,8 +112,17 @@ class ServeRules(Table):
         False, description="log inputs and answers, too; otherwise no text of a request is logged"
     )
     limits: ServeLimits = ServeLimits()  # pyright: ignore[reportCallIssue]
-    breaker: BreakerRules = BreakerRules()  # pyright: ignore[reportCallIssue]
-    sample: SampleRules = SampleRules()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name, (default, instead) in _REMOVED.items():
+            table = values.get(name, {})
+            if not (isinstance(table, dict) and table.items() <= default.items()):
+                raise ValueError(f"[serve.{name}] was removed: {instead}")
+        return {name: value for name, value in values.items() if name not in _REMOVED}
 
     @field_validator("api_key_env")
     @classmethod
@@ -118,10 +131,40 @@ class ServeRules(Table):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
+    """Tell whether an address is reached from this machine only."""
     if host.casefold() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def api_key(rules: ServeRules) -> str | None:
+    """Read the API key that clients must give from the variable of [serve] api_key_env; None where
+    it is not set.
+
+    Raises:
+        ConfigError: there is none, and other machines may reach the address, or the TOML names a
+            variable; or it is too short.
+    """
+    variable, key = rules.api_key_env, os.environ.get(rules.api_key_env, "")
+    if not key and not is_loopback(rules.host):
+        raise ConfigError(
+            f"{rules.host} may be reached from other machines, and needs an API key: export "
+            f"{variable}, which holds it. "
+            f'`export {variable}="$(openssl rand -hex 24)"` makes one.'
+        )
+    if not key and variable != KEY_VARIABLE:
+        raise ConfigError(
+            f"The environment variable {variable} is not set ([serve] api_key_env): export it, it "
+            "holds the API key."
+        )
+    if key and (
+        len(key) < SHORTEST_SECRET or not key.isascii() or not key.isprintable() or " " in key
+    ):
+        raise ConfigError(
+            f"The key in {variable} must have {SHORTEST_SECRET} or more printable ASCII "
+            "characters, and no space."
+        )
+    return key or None

@@ -1,17 +1,18 @@
-"""A server on a socket: in the foreground until it is asked to stop, or in a thread for as long as
-a context lasts.
+"""Run the application on a socket: in the foreground until a signal comes, or in a thread as long
+as a context lasts.
 
     with served(program, name="ferries") as address:      # "http://127.0.0.1:43567/v1"
         client = openai.OpenAI(base_url=address, api_key="any")
 
-Asked to stop, it takes no new request (503), finishes those under way, and ends; a second signal
-ends it at once.
+Asked to stop, the server takes no new request (503), finishes those under way, and ends; a second
+signal ends it at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
+import math
 import socket
 import threading
 import time
@@ -22,67 +23,34 @@ from typing import Any
 
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.serve.app import make_app
-from cowest_dspy.serve.asking import Answering, Fallbacks, Router
-from cowest_dspy.serve.config import KEY_VARIABLE, ServeRules, is_loopback
-from cowest_dspy.serve.front import Front
-from cowest_dspy.serve.metrics import Metrics
-from cowest_dspy.serve.sampling import LiveSamples
-from cowest_dspy.serve.service import Service
+from cowest_dspy.serve.answer import Answering, Chooser
+from cowest_dspy.serve.app import Service, make_app
+from cowest_dspy.serve.config import ServeRules
+from cowest_dspy.serve.guard import Guard
 from cowest_dspy.utils import interrupts
-from cowest_dspy.utils.masking import SHORTEST_SECRET
 
+log = logging.getLogger("cowest_dspy.serve")
 BACKLOG = 2048
-QUIET, LONGEST_QUIET = 0.3, 5.0
-"""Seconds without a request that a server which is asked to stop waits for before it closes its
-connections, and how long it waits for them at most: what comes over a connection as it is closed
-has no answer. Until then it says 503, and closes each with that."""
+HEAD_SECONDS, KEEP_ALIVE = 10.0, 30
+"""Seconds for a connection's first request to begin; and that it stays open without another."""
+QUIET = 0.3
+"""Seconds in which a server that is asked to stop says 503, and closes each connection with that:
+what comes over a connection as it is closed has no answer."""
 TICK = 0.02
 
 
 def check_installed() -> None:
-    """Raises ConfigError where what serves is not installed."""
-    missing = [
-        name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None
-    ]
+    """Raise ConfigError where the extra "serve" is not installed."""
+    needed = ("fastapi", "uvicorn", "prometheus_client")
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f'{", ".join(missing)} is not installed: pip install "cowest_dspy[serve]".'
         )
 
 
-def key_of(rules: ServeRules) -> str | None:
-    """The API key that clients must give: what the variable of [serve] api_key_env holds, None
-    where it is not set.
-
-    Raises:
-        ConfigError: there is none, and other machines may reach the address, or the TOML names a
-            variable; or it is too short.
-    """
-    variable, key = rules.api_key_env, os.environ.get(rules.api_key_env, "")
-    if not key and not is_loopback(rules.host):
-        raise ConfigError(
-            f"{rules.host} may be reached from other machines, and needs an API key: export "
-            f"{variable}, which holds it. "
-            f'`export {variable}="$(openssl rand -hex 24)"` makes one.'
-        )
-    if not key and variable != KEY_VARIABLE:
-        raise ConfigError(
-            f"The environment variable {variable} is not set ([serve] api_key_env): export it, it "
-            "holds the API key."
-        )
-    if key and (
-        len(key) < SHORTEST_SECRET or not key.isascii() or not key.isprintable() or " " in key
-    ):
-        raise ConfigError(
-            f"The key in {variable} must have {SHORTEST_SECRET} or more printable ASCII "
-            "characters, and no space."
-        )
-    return key or None
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A listening socket.
+def bind(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
 
     Raises:
         ConfigError: the address is not this machine's, or its port is taken.
@@ -103,57 +71,45 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """What a client is given: ``http://127.0.0.1:8000/v1``."""
+    """Format what a client is given: ``http://127.0.0.1:8000/v1``."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-@contextmanager
-def service_of(
+def make_service(
     program: Collaboration,
     rules: ServeRules,
     name: str,
     *,
     inputs: tuple[str, ...] = (),
-    router: Router | None = None,
-) -> Iterator[Service]:
-    """A service as [serve] says; afterwards live traces are written and threads are let go.
+    router: Chooser | None = None,
+) -> Service:
+    """Build a service as [serve] says.
 
     Raises:
         ConfigError: [serve] fields names what the answer does not have.
-        StoreError: the run of [serve.sample] is in use.
     """
-    fallbacks = Fallbacks(rules.on_weak_failure, rules.on_strong_failure)
-    answering = Answering(program, router, fallbacks=fallbacks, breaker=rules.breaker)
-    metrics = Metrics()
-    with LiveSamples(rules.sample, answering.models, metrics.sampled) as samples:
-        try:
-            made = Service(answering, rules, name, inputs=inputs, metrics=metrics, samples=samples)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        try:
-            yield made
-        finally:
-            made.close()
+    answering = Answering(
+        program,
+        router,
+        on_weak_failure=rules.on_weak_failure,
+        on_strong_failure=rules.on_strong_failure,
+    )
+    return Service(answering, rules, name, inputs=inputs)
 
 
-def run(
-    front: Front,
-    listener: socket.socket,
-    grace: float,
-    told: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Serves in the foreground until a signal comes: the first ends it cleanly, the second at once.
-    ``told`` gets the address when requests are taken, and what is done about a signal."""
+def run(guard: Guard, listener: socket.socket, say: Callable[[str], None] = lambda _: None) -> None:
+    """Serve in the foreground until a signal comes: the first ends it cleanly, the second at once.
+    ``say`` gets the address when requests are taken, and what is done about a signal."""
     stop = threading.Event()
 
-    def asked_to_stop(_: str) -> None:
+    def on_signal(_: str) -> None:
         stop.set()
-        told("stopping: requests under way are finished; once more stops at once")
+        say("stopping: requests under way are finished; once more stops at once")
 
     try:
-        with interrupts.telling(asked_to_stop), interrupts.uninterrupted():
-            asyncio.run(_serve(front, listener, grace, stop, lambda: told(address_of(listener))))
+        with interrupts.telling(on_signal), interrupts.uninterrupted():
+            asyncio.run(_serve(guard, listener, stop, lambda: say(address_of(listener))))
     except interrupts.Interrupted:
         return  # To be asked to stop is how a server ends.
 
@@ -165,10 +121,10 @@ def served(
     *,
     name: str = "collaboration",
     inputs: tuple[str, ...] = (),
-    router: Router | None = None,
+    router: Chooser | None = None,
     key: str | None = None,
 ) -> Iterator[str]:
-    """The program behind a free port of 127.0.0.1 as long as the context lasts; gives the address
+    """Serve the program at a free port of 127.0.0.1 as long as the context lasts; gives the address
     for clients.
 
     Args:
@@ -176,7 +132,7 @@ def served(
         rules: as [serve] in a TOML; its host and port are not used.
         name: the model's, for clients.
         inputs: the program's, in order; by default those of its strong model alone.
-        router: who answers, asked after each draft.
+        router: chooses a route after each draft.
         key: what clients must give; None takes any.
 
     Raises:
@@ -184,12 +140,10 @@ def served(
     """
     check_installed()
     rules = rules or ServeRules()  # pyright: ignore[reportCallIssue]
-    with (
-        service_of(program, rules, name, inputs=inputs, router=router) as service,
-        bound("127.0.0.1", 0) as listener,
-    ):
-        front, stop, ready = make_app(service, key=key), threading.Event(), threading.Event()
-        serving = _serve(front, listener, rules.limits.grace, stop, ready.set)
+    service = make_service(program, rules, name, inputs=inputs, router=router)
+    with bind("127.0.0.1", 0) as listener:
+        stop, ready = threading.Event(), threading.Event()
+        serving = _serve(make_app(service, key=key), listener, stop, ready.set)
         thread = threading.Thread(
             target=asyncio.run, args=(serving,), name="cowest-serve", daemon=True
         )
@@ -205,17 +159,10 @@ def served(
 
 
 async def _serve(
-    front: Front,
-    listener: socket.socket,
-    grace: float,
-    stop: threading.Event,
-    ready: Callable[[], Any],
+    guard: Guard, listener: socket.socket, stop: threading.Event, ready: Callable[[], Any]
 ) -> None:
-    """One server, from its start until ``stop`` is set and what was under way is finished, or
-    ``grace`` seconds are over."""
+    """Serve until ``stop`` is set and what was under way is finished, or the grace is over."""
     import uvicorn
-
-    from cowest_dspy.serve.connections import KEEP_ALIVE, Door, connection_class
 
     class Server(uvicorn.Server):
         """Uvicorn's, which leaves signals to interrupts.py."""
@@ -223,39 +170,70 @@ async def _serve(
         def capture_signals(self) -> Any:
             return nullcontext()
 
-    # A connection's class is h11's, whose parser bounds the size of headers. It is built before the
-    # door that it tells.
+    limits = guard.limits
+    head_seconds = min(HEAD_SECONDS, limits.seconds)
     config = uvicorn.Config(
-        front,
-        http=connection_class(lambda why: door.note(why)),
+        guard,
+        http=_connection_class(head_seconds),
         ws="none",
         lifespan="off",
         log_config=None,
         log_level="error",  # Its warnings are of single requests, and say nothing of which.
         access_log=False,
         server_header=False,
+        backlog=BACKLOG,
+        # Uvicorn refuses at the limit, not beyond it.
+        limit_concurrency=limits.connections + 1,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=1,
     )  # pyright: ignore[reportArgumentType]
+    asyncio.get_running_loop().set_exception_handler(_log_once_a_minute())
     server = Server(config)
-    serving, door = (
-        asyncio.ensure_future(server.serve(sockets=[])),
-        Door(server, listener, front.limits, front.metrics),
-    )
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(TICK)
     if not serving.done():
-        door.open()
         ready()
     while not stop.is_set() and not serving.done():
         await asyncio.sleep(TICK)
-    front.stopping = True
-    front.last = asked = time.monotonic()
-    while front.under_way and time.monotonic() < asked + grace:
+    guard.stopping = True
+    await asyncio.sleep(min(QUIET, limits.grace))
+    end = time.monotonic() + limits.grace
+    while guard.under_way and time.monotonic() < end:
         await asyncio.sleep(TICK)
-    done = time.monotonic()
-    while time.monotonic() < min(front.last + QUIET, done + LONGEST_QUIET):
-        await asyncio.sleep(TICK)
-    door.close()
     server.should_exit = True
     await serving
+
+
+def _log_once_a_minute() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """An event loop's handler of errors that logs one a minute: asyncio reports each connection
+    that it cannot accept for want of a file descriptor, and tries without end."""
+    logged = -math.inf
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal logged
+        now = time.monotonic()
+        if now - logged >= 60:
+            logged = now
+            error = context.get("exception")
+            hint = ": raise `ulimit -n`" if isinstance(error, OSError) else ""
+            log.warning("%s (%s)%s", context["message"], type(error).__name__, hint)
+
+    return handle
+
+
+def _connection_class(head_seconds: float) -> Any:
+    """Uvicorn's protocol for HTTP/1.1, which closes a connection whose first request does not come
+    in time."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Connection(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(head_seconds, self.close_without_request)
+
+        def close_without_request(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
+
+    return Connection

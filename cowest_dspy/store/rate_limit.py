@@ -69,7 +69,7 @@ class Stopping:
                 self._wakers.discard(waker)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt when the stretch was stopped."""
+        """Raise KeyboardInterrupt if the stretch was stopped."""
         if self.stopped:
             raise KeyboardInterrupt
 
@@ -119,12 +119,12 @@ def joining(stopping: Stopping) -> Iterator[None]:
 
 
 def current_stopping() -> Stopping:
-    """That of the innermost :func:`stoppable`; outside of one, one that nobody stops."""
+    """That of the innermost :func:`stoppable`; outside of one, a new one that is never stopped."""
     return _stopping.get() or Stopping()
 
 
 def rest(seconds: float) -> None:
-    """Sleeps; a stop ends it at once.
+    """Sleep; a stop ends it at once.
 
     Raises:
         KeyboardInterrupt: the work was stopped.
@@ -198,7 +198,7 @@ class Limits:
         self._held_until = float("-inf")
 
     def enter(self, tokens: int = 0) -> Admission:
-        """Waits for room for one call of an estimated number of tokens, and takes it.
+        """Wait for room for one call of an estimated number of tokens, and take it.
 
         An estimate above the whole limit waits for an empty window: it is only an estimate.
 
@@ -241,7 +241,7 @@ class Limits:
         return Admission(wanted)
 
     def leave(self, admission: Admission, tokens: int | None = None) -> None:
-        """Ends a call, and replaces the estimate of its tokens by what it really took, where that
+        """End a call, and replace the estimate of its tokens by what it really took, where that
         is known."""
         with self._lock:
             if tokens is not None:
@@ -252,7 +252,7 @@ class Limits:
             self._wake_first()
 
     def hold(self, seconds: float) -> None:
-        """Lets nobody in for so long: the server has said that it would refuse them
+        """Admit no call for so long: the server would refuse it
         (``Retry-After``)."""
         with self._lock:
             self._held_until = max(self._held_until, self._clock() + seconds)

@@ -1,5 +1,5 @@
-"""What was really said: every call of a bound LM is noted for whoever listens, and served from a
-ledger where there is one.
+"""Every call of a bound LM as it was made: collected for listeners, and served from a ledger where
+there is one.
 
 ``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:``
 each of its calls is appended to ``calls`` with its messages, raw completion and finish reason,
@@ -50,7 +50,7 @@ class Call:
 
 
 class Ledger(Protocol):
-    """Where answers are kept: ``answer`` gives what is known for a request, or asks and commits
+    """A store of answers: ``answer`` returns what is known for a request, or asks and commits
     before it returns."""
 
     def answer(self, request: Request, ask: Any) -> tuple[Response, bool]:
@@ -65,7 +65,7 @@ _sampling: ContextVar[dict[str, Any] | None] = ContextVar("cowest_sampling", def
 
 @contextmanager
 def listening() -> Iterator[list[Call]]:
-    """Collects the calls that bound LMs answer inside this context (and this thread), in order."""
+    """Collect the calls that bound LMs answer inside this context (and this thread), in order."""
     calls: list[Call] = []
     token = _calls.set(calls)
     try:
@@ -75,7 +75,7 @@ def listening() -> Iterator[list[Call]]:
 
 
 def note(calls: Iterable[Call]) -> None:
-    """Tells whoever listens here of calls that were listened to further inside."""
+    """Pass calls that were collected further inside on to the listener here."""
     listener = _calls.get()
     if listener is not None:
         listener.extend(calls)
@@ -83,7 +83,7 @@ def note(calls: Iterable[Call]) -> None:
 
 @contextmanager
 def keeping(ledger: Ledger | None) -> Iterator[None]:
-    """Serves calls of bound LMs from ``ledger`` inside this context, and commits new ones to it;
+    """Serve calls of bound LMs from ``ledger`` inside this context, and commit new ones to it;
     also those that DSPy's executors (Evaluate, Parallel, optimisers) make in threads: DSPy's
     settings go there, and the ledger is one of them."""
     with dspy.context(cowest_ledger=ledger):
@@ -102,7 +102,7 @@ def call_failed(error: str | None) -> bool:
 
 
 def unusable(kind: str) -> None:
-    """Tells the ledger, if it counts failures, of an answer that was given and cannot be used."""
+    """Count an answer that was given and cannot be used, if the ledger counts failures."""
     counts = getattr(dspy.settings.get("cowest_ledger"), "unusable", None)
     if counts is not None and kind in UNUSABLE:
         counts(kind)
@@ -159,7 +159,7 @@ class RecordedLM(dspy.LM):
 
 
 class RecordingEngine:
-    """An engine that asks another ``dspy.LM`` and notes what it said. ``rollout`` is the seed of a
+    """An engine that asks another ``dspy.LM`` and records its answers. ``rollout`` is the seed of a
     call that has none; with the seed of a call it makes another, so that the rollouts of a draft
     that is itself sampled differ too."""
 
@@ -182,7 +182,7 @@ class RecordingEngine:
         return self.inner if self.inner.model == model else self.inner.copy(model=model)
 
     def complete(self, request: Request) -> Response:
-        """The answer of the LM behind, or of the ledger; noted for whoever listens."""
+        """The answer of the LM behind, or of the ledger; recorded for a listener."""
         ledger, settings = dspy.settings.get("cowest_ledger"), _sampling.get()
         if settings:
             request = replace(request, config=replace(request.config, **settings))

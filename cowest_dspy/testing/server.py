@@ -212,7 +212,7 @@ class OpenAIServer:
     def receive(
         self, request: ChatRequest, body: dict[str, Any], headers: dict[str, str]
     ) -> Fault | None:
-        """Notes a request; gives what goes wrong with it.
+        """Record a request; return what goes wrong with it.
 
         Raises:
             ProtocolError: 404, where the model is not served here.
@@ -247,7 +247,7 @@ class OpenAIServer:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Counts a request as under way."""
+        """Count a request as under way."""
         with self._lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -258,7 +258,7 @@ class OpenAIServer:
                 self._at_once -= 1
 
     def pause(self, seconds: float) -> None:
-        """Waits so long, or until the server is closed."""
+        """Wait so long, or until the server is closed."""
         self._closing.wait(seconds)
 
 

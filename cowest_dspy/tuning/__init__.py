@@ -2,7 +2,8 @@
 
 config.py          the tables [sft], [dpo], [kto]: SFT, DPO, KTO, Lora, in TRL's and PEFT's names
 data.py            what training rows look like, which are held out, their order
-train.py           train_sft, train_dpo, train_kto -> Tuned
+trainers.py        TRL's trainers: made, watched, and given the reference
+train.py           train_sft, train_dpo, train_kto -> Tuned; checkpoints, the adapter on disk
 shared_prompt.py   the prompt of a pair computed once
 launch.py          the same by several processes, started by ``accelerate launch``
 provider.py        TRLProvider, tunable, tune

@@ -60,7 +60,7 @@ RENAMED = {
     "evaluate_every": "eval_steps",
     "patience": "early_stopping_patience",
     "keep_best": "load_best_model_at_end",
-    "save_steps": "save_steps",
+    "checkpoint_steps": "save_steps",
     "peft_config": "lora, whose keys are those of peft.LoraConfig",
 }
 """Old names and the names of other tools, and what they are called here."""
@@ -73,6 +73,8 @@ RESERVED = {
     "trust_remote_code": "code out of a model's folder is never run",
     "completion_only_loss": "only completions carry loss, always",
     "assistant_only_loss": "only completions carry loss, always",
+    "packing": "each row is trained on by itself",
+    "train_sampling_strategy": "rows are shuffled by the seed, and sorted by length in a step",
     "truncation_mode": "rows are never cut; a row longer than max_length is an error",
     "precompute_ref_log_probs": "the reference is computed once before the first step, always",
     "sync_ref_model": "the reference is the model as it is when training starts",
@@ -117,8 +119,20 @@ def library_fields(config: str) -> frozenset[str]:
     return frozenset(one.name for one in dataclasses.fields(found))
 
 
+def _close_schema(schema: dict[str, Any], settings: type[_Settings]) -> None:
+    """Name every key in a JSON schema, also those that are passed on."""
+    known = {*settings.model_fields, *library_fields(settings.library_config)} - {*RESERVED}
+    schema.pop("additionalProperties", None)
+    schema["propertyNames"] = {"enum": sorted(known)}
+
+
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        use_attribute_docstrings=True,
+        json_schema_extra=_close_schema,  # pyright: ignore[reportArgumentType]
+    )
     library_config: ClassVar[str]
     renamed: ClassVar[Mapping[str, str]]
 

@@ -199,11 +199,12 @@ class TRLProvider(Provider):
                 found,
                 f"{notebook.several(found, 'pair')}, {least} needed",
             )
-        train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
+        wanted = FORMATS[kind]
+        train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[wanted]
         processes = plan_processes(options.get("processes", 1))
         if processes.count > 1:
             train = partial(launch, processes=processes)
-        if kind == "preference" and options.get("cache") is not None:
+        if wanted is not SFT and options.get("cache") is not None:
             train = partial(train, cache=Path(options["cache"]))
         tuned = train(
             settings,

@@ -17,42 +17,27 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
-import math
 import random
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cowest_dspy import compat
-from cowest_dspy.errors import TuningError, masked
+from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from cowest_dspy.tuning import data, shared_prompt
-from cowest_dspy.tuning.config import DPO, KTO, SFT, Lora
-from cowest_dspy.utils import files, interrupts
-
-OnStep = Callable[[int, int, dict[str, float]], None]
-"""Called with (step, total, logs): once with no logs when training begins, then after each
-optimiser step.
-
-The first step is 0, or that of the checkpoint from which training resumes. An exception that it
-raises stops the training and comes out of it.
-"""
+from cowest_dspy.tuning import data, shared_prompt, trainers
+from cowest_dspy.tuning.config import DPO, KTO, SFT
+from cowest_dspy.tuning.trainers import OnStep
+from cowest_dspy.utils import files
 
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-SAVE_SECONDS = 60.0
-"""Seconds between two checkpoints when ``save_steps`` does not say; writing one takes far less than
-a hundredth of that."""
-LIBRARIES = ("torch", "transformers", "trl", "peft")
-"""Another version of these may round otherwise, so no checkpoint and no reference of it is used."""
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,16 +134,16 @@ def train_kto(
     output: Path,
     seed: int = 0,
     on_step: OnStep | None = None,
+    cache: Path | None = None,
 ) -> Tuned:
     """Tune on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those
     labelled True, away from the others.
 
-    The reference is the model as it is at the start: the base, or the base with ``adapter``. Both
-    labels must occur. Everything else is as in :func:`train_sft`.
+    Both labels must occur. Everything else is as in :func:`train_dpo`.
     """
     given = list(rows)
     checked, ids = data.unpaired_rows(given), _example_ids(given)
-    return _train(settings, checked, ids, base, adapter, output, seed, on_step)
+    return _train(settings, checked, ids, base, adapter, output, seed, on_step, cache)
 
 
 def _train(
@@ -184,29 +169,22 @@ def _train(
         # TRL pairs each prompt with the completion of its neighbour, so rows are shuffled before.
         random.Random(seed).shuffle(train_ids)
     parts = [rows[index] for index in train_ids], [rows[index] for index in held_ids]
-    with PeakMemory() as memory, _quiet(), _own_random_state(), _clean_up(checkpoints):
-        trainer = _make_trainer(settings, *parts, folder, adapter, checkpoints, seed)
-        lengths = _lengths(trainer.train_dataset)
-        held_lengths = _lengths(trainer.eval_dataset) if held_ids else []
-        _check_lengths(
-            dict(zip(train_ids + held_ids, lengths + held_lengths, strict=True)),
-            settings.max_length,
-            trainer.model.config,
+    checkpoint = last_checkpoint(checkpoints)
+    with (
+        PeakMemory() as memory,
+        _quiet(),
+        _own_random_state(),
+        _own_wandb_run(),
+        _clean_up(checkpoints),
+    ):
+        trainer = trainers.make_trainer(
+            settings, *parts, folder, adapter, checkpoints, seed, checkpoint is not None
         )
-        trainer.add_callback(_progress(trainer, settings, on_step, len(train_ids)))
+        _check_lengths(trainer, train_ids + held_ids, settings.max_length)
+        trainer.add_callback(trainers.progress_callback(settings, on_step, len(train_ids)))
         with compat.compact_lm_head():
-            if not trainer.is_fsdp_enabled:  # FSDP has the model whole nowhere, until it trains.
-                if isinstance(settings, DPO) and settings.share_prompt:
-                    shared_prompt.share_if_equal(trainer, lengths)
-                if trainer.args.bf16:
-                    shared_prompt.round_frozen(trainer.model)
-                if isinstance(settings, DPO):
-                    _add_references(trainer, cache / start if cache else None)
-            if not isinstance(settings, KTO):
-                steps = trainer.args.max_steps
-                order = data.training_order(lengths, steps, settings.step_rows, seed)
-                trainer.train_dataset = trainer.train_dataset.select(order)
-            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+            _prepare(trainer, settings, seed, cache / start if cache else None)
+            trainer.train(resume_from_checkpoint=checkpoint)
         digest = _save(trainer, output, folder.name)
         if trainer.is_world_process_zero():
             _move_event_files(checkpoints, output)
@@ -223,7 +201,7 @@ def _train(
         history=history,
         seconds=time.monotonic() - started,
         tokens=int(max((one.get("num_tokens", 0) for one in history), default=0)),
-        trained_rows=state.global_step * settings.step_rows,
+        trained_rows=round(state.epoch * len(train_ids)),
         peak_memory_bytes=memory.peak_bytes,
         settings=settings.model_dump(mode="json"),
         best_step=state.best_global_step,
@@ -231,307 +209,45 @@ def _train(
     )
 
 
+def _prepare(trainer: Any, settings: SFT | DPO | KTO, seed: int, cache: Path | None) -> None:
+    """Share prompts, round frozen weights, add the reference, and put the rows in order."""
+    lengths = trainers.row_lengths(trainer.train_dataset)
+    if not trainer.is_fsdp_enabled:  # FSDP has the model whole nowhere, until it trains.
+        if isinstance(settings, DPO) and settings.share_prompt:
+            shared_prompt.share_if_equal(trainer, lengths)
+        if trainer.args.bf16:
+            shared_prompt.round_frozen(trainer.model)
+        if not isinstance(settings, SFT):
+            trainers.add_references(trainer, cache)
+    if not isinstance(settings, KTO):
+        steps = trainer.args.max_steps
+        order = data.training_order(lengths, steps, settings.step_rows, seed)
+        trainer.train_dataset = trainer.train_dataset.select(order)
+
+
 def _example_ids(rows: Iterable[Any]) -> list[Any]:
     """The ``example_id`` of each row, None where it has none."""
     return [row.get("example_id") if isinstance(row, Mapping) else None for row in rows]
 
 
-# The trainer
-
-
-def _make_trainer(
-    settings: SFT | DPO | KTO,
-    rows: Sequence[dict[str, Any]],
-    held_rows: Sequence[dict[str, Any]],
-    base: Path,
-    adapter: Path | None,
-    checkpoints: Path,
-    seed: int,
-) -> Any:
-    """TRL's trainer for these settings with its data tokenised, on a fresh copy of ``base``; the
-    reference is the untrained adapter, or the bare base."""
-    import trl
-    from datasets import Dataset
-    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
-
-    config = getattr(trl, settings.library_config)(
-        **_arguments(settings, rows, bool(held_rows), checkpoints, seed)
-    )
-    model = load_base(base)
-    parts: dict[str, Any] = {"model": model, "processing_class": weights.load_tokenizer(base)}
-    if adapter is not None:
-        parts["model"] = continue_adapter(model, Path(adapter), settings.lora)
-    else:
-        set_seed(seed)
-        parts["peft_config"] = lora_config(settings.lora or Lora())
-    with compat.compact_lm_head():
-        trainer = getattr(trl, settings.library_config.replace("Config", "Trainer"))(
-            args=config,
-            train_dataset=Dataset.from_list(list(rows)),
-            eval_dataset=Dataset.from_list(list(held_rows)) if held_rows else None,
-            **parts,
-        )
-    trainer.remove_callback(PrinterCallback)
-    _tolerate_reporters(trainer)
-    if settings.early_stopping_patience:
-        trainer.add_callback(EarlyStoppingCallback(settings.early_stopping_patience))
-    if isinstance(settings, KTO) and trainer.precompute_ref_logps:
-        _drop_reference_adapter(trainer.model)
-    _restore_dropout(trainer.model)
-    if not any(one.requires_grad for one in trainer.model.parameters()):
-        raise TuningError(
-            "Nothing in this model can be trained: no parameter of an adapter requires a gradient."
-        )
-    return trainer
-
-
-def _arguments(
-    settings: SFT | DPO | KTO,
-    rows: Sequence[dict[str, Any]],
-    evaluating: bool,
-    checkpoints: Path,
-    seed: int,
-) -> dict[str, Any]:
-    """The fields of TRL's configuration: what the settings say, then what a training decides."""
-    import torch
-
-    own = {"lora", "held_out", "early_stopping_patience", "share_prompt"}
-    given = settings.model_dump(exclude=own, exclude_none=True)
-    for name in ("loss_type", "loss_weights"):
-        if isinstance(given.get(name), tuple):
-            given[name] = list(given[name])
-    processes = count_processes()
-    decided: dict[str, Any] = {
-        "output_dir": str(checkpoints),
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps // processes,
-        "bf16": weights.choose_dtype() == "bfloat16" if settings.bf16 is None else settings.bf16,
-        # Rows are put in order before; lengths are checked, since TRL would cut rows silently.
-        "train_sampling_strategy": "sequential",
-        "max_length": None,
-        "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": list(settings.report_to) or "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "seed": seed,
-        "save_steps": 500,  # A callback saves; see _progress.
-        "save_strategy": "no",
-        "save_total_limit": 1,
-        "load_best_model_at_end": False,
-        "restore_callback_states_from_checkpoint": True,
-    }
-    if evaluating:
-        decided |= {
-            "eval_strategy": "steps",
-            "eval_on_start": _last_checkpoint(checkpoints) is None,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-        }
-        if settings.load_best_model_at_end:
-            decided |= {"save_strategy": "best", "load_best_model_at_end": True}
-    if isinstance(settings, SFT):
-        decided["completion_only_loss"] = True
-    if isinstance(settings, KTO):
-        desirable = sum(row["label"] for row in rows)
-        good, bad = settings.weights(desirable, len(rows) - desirable)
-        decided |= {"desirable_weight": good, "undesirable_weight": bad}
-        decided["precompute_ref_log_probs"] = not compat.fsdp_is_on()
-    else:
-        decided["max_steps"] = settings.steps(len(rows))
-    return {
-        "per_device_eval_batch_size": settings.per_device_train_batch_size,
-        "activation_checkpointing": False,
-        "gradient_checkpointing": None,
-        "run_name": checkpoints.name[1:].rsplit(".", 2)[0],
-        **given,
-        **decided,
-    }
-
-
-def count_processes() -> int:
-    """How many processes train together (launch.py)."""
-    from torch import distributed
-
-    on = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if on else 1
-
-
-def _progress(trainer: Any, settings: SFT | DPO | KTO, on_step: OnStep | None, rows: int) -> Any:
-    """A ``transformers.TrainerCallback`` that reports steps, asks for checkpoints, and stops a
-    training that diverges or is asked to stop."""
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        def __init__(self) -> None:
-            self.saved, self.tokens_before, self.first_step = time.monotonic(), 0, 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.first_step = state.global_step
-            before = [one["num_tokens"] for one in state.log_history if "num_tokens" in one]
-            self.tokens_before = max(before, default=0)
-            if on_step:
-                on_step(state.global_step, state.max_steps, {})
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # Ctrl-C waits for the end of the step that is under way, and for its checkpoint.
-            interrupts.check()
-            interrupts.postpone()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # The rows in their order count as one pass to the trainer.
-            state.epoch = state.global_step * settings.step_rows / rows
-            every, step = settings.save_steps, state.global_step
-            if every != 0 and (
-                interrupts.asked_to_stop()
-                or (every and step % every == 0)
-                or (every is None and time.monotonic() - self.saved >= SAVE_SECONDS)
-            ):
-                control.should_save = step < state.max_steps
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.saved = time.monotonic()
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-        ) -> None:
-            record = state.log_history[-1]
-            if "num_tokens" in record:  # TRL counts from 0 again when a training resumes.
-                record["num_tokens"] += self.tokens_before
-            if isinstance(settings, DPO):
-                for prefix in ("", "eval_"):
-                    sides = [record.get(f"{prefix}rewards/{side}") for side in SIDES]
-                    if None not in sides:
-                        record[f"{prefix}kl"] = sum(sides) / 2 / settings.beta
-            _check_finite(record)
-            if on_step and "loss" in record:
-                on_step(state.global_step, state.max_steps, dict(record))
-
-    return Progress()
-
-
-SIDES = ("chosen", "rejected")
-
-
-def _check_finite(record: Mapping[str, Any]) -> None:
-    for key in ("loss", "grad_norm", "eval_loss"):
-        if not math.isfinite(record.get(key, 0.0)):
-            raise TuningError(
-                f"Training diverged at step {record['step']}: {key} is {record[key]}. Lower "
-                "learning_rate, raise warmup_steps, or set bf16 = false."
-            )
-
-
-def _lengths(rows: Any) -> list[int]:
-    """Tokens of every tokenised row; of a pair, of its longer side."""
-    if "input_ids" in rows.column_names:
-        return [len(ids) for ids in rows["input_ids"]]
-    if "completion_ids" in rows.column_names:
-        pairs = zip(rows["prompt_ids"], rows["completion_ids"], strict=True)
-        return [len(prompt) + len(ids) for prompt, ids in pairs]
-    sides = zip(rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"], strict=True)
-    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sides]
-
-
-def _check_lengths(lengths: Mapping[int, int], allowed: int | None, config: Any) -> None:
-    """A row that is too long is named, never cut or left out silently, which is what TRL would
-    do."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+def _check_lengths(trainer: Any, ids: Sequence[int], allowed: int | None) -> None:
+    """A row that is too long is named, never cut or left out silently, which is what TRL would do.
+    ``ids``: what the rows to train on and then the held-out ones were given as."""
+    parts = [one for one in (trainer.train_dataset, trainer.eval_dataset) if one is not None]
+    found = [length for part in parts for length in trainers.row_lengths(part)]
+    context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
     limit = min(limit for limit in (allowed, context, 1 << 40) if limit)
-    long = sorted(index for index, length in lengths.items() if length > limit)
+    long = sorted((row, length) for row, length in zip(ids, found, strict=True) if length > limit)
     if not long:
         return
-    named = ", ".join(f"row {index} has {lengths[index]}" for index in long[:5]) + (
-        ", ..." if len(long) > 5 else ""
-    )
+    named = ", ".join(f"row {row} has {length}" for row, length in long[:5])
     whose = "max_length" if limit == allowed else "the model's context"
     raise TuningError(
-        f"{len(long)} of {len(lengths)} rows are longer than {whose}, {limit} tokens: {named}. "
+        f"{len(long)} of {len(found)} rows are longer than {whose}, {limit} tokens: {named}"
+        f"{', ...' if len(long) > 5 else ''}. "
         f"{'Raise max_length (or leave it out)' if limit == allowed else 'Shorten them'}, or take "
         "these rows out."
     )
-
-
-# The reference of DPO
-
-
-def _add_references(trainer: Any, cache: Path | None) -> None:
-    """Add the reference's log-probabilities to the trainer's pairs, so that no step has to compute
-    them."""
-    trainer.train_dataset = _with_reference(trainer, trainer.train_dataset, cache)
-    if trainer.eval_dataset is not None:
-        trainer.eval_dataset = _with_reference(trainer, trainer.eval_dataset, cache)
-    trainer.precompute_ref_logps = True
-    _drop_reference_adapter(trainer.model)
-
-
-def _with_reference(trainer: Any, pairs: Any, cache: Path | None) -> Any:
-    """``pairs`` with the reference's log-probabilities of both sides, from ``cache`` if they are
-    there. They depend on the weights that training starts from and on the tokens of the pairs, not
-    on beta, the loss or the learning rate.
-
-    TRL can do so itself (``precompute_ref_log_probs``), but without the shared prompt, and anew for
-    each training.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
-
-    path = cache / f"{_reference_id(trainer, pairs)}.safetensors" if cache else None
-    values = None
-    if path and path.is_file():
-        try:
-            values = load_file(path)["logps"]
-        except (SafetensorError, OSError, KeyError):
-            _logger.warning("%s is damaged: the reference is computed again.", path)
-    if values is None or tuple(values.shape) != (len(pairs), 2):
-        values = _compute_reference(trainer, pairs)
-        if path and trainer.is_world_process_zero() and bool(values.isfinite().all()):
-            with files.workplace(path) as work:
-                save_file({"logps": values}, work / path.name)
-                (work / path.name).replace(path)
-    pairs = pairs.add_column("ref_chosen_logps", values[:, 0].tolist())
-    return pairs.add_column("ref_rejected_logps", values[:, 1].tolist())
-
-
-def _compute_reference(trainer: Any, pairs: Any) -> Any:
-    """A float64 tensor [pairs, 2]: the summed log-probability of chosen and of rejected. Rows of
-    like length go together."""
-    import torch
-
-    lengths, size = _lengths(pairs), trainer.args.per_device_train_batch_size
-    by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    values = torch.empty((len(pairs), 2), dtype=torch.float64)
-    trainer.model.eval()
-    for first in range(0, len(by_length), size):
-        indices = by_length[first : first + size]
-        batch = shared_prompt.collate(trainer, pairs, indices)
-        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, batch)
-        values[indices] = torch.stack([chosen, rejected], dim=1).double().cpu()
-    return values
-
-
-def _reference_id(trainer: Any, pairs: Any) -> str:
-    """12 hexadecimal digits of everything but the weights that decides the values, down to how they
-    are rounded."""
-    args = trainer.args
-    how = [
-        *map(importlib.metadata.version, LIBRARIES),
-        args.per_device_train_batch_size,
-        args.bf16,
-        str(trainer.model.dtype),
-        str(trainer.accelerator.device),
-    ]
-    digest = hashlib.sha256(json.dumps(how).encode())
-    for column in ("prompt_ids", "chosen_ids", "rejected_ids"):
-        digest.update(json.dumps([column, *pairs[column]]).encode())
-    return digest.hexdigest()[:12]
-
-
-def _drop_reference_adapter(model: Any) -> None:
-    """Take away the frozen copy of the adapter that TRL adds as the reference, once it is not
-    needed; Trainer would load it from a checkpoint in the place of the trained one."""
-    if "ref" in model.peft_config:
-        model.delete_adapter("ref")
 
 
 # Checkpoints
@@ -559,15 +275,15 @@ def _checkpoint_folder(
         "start": start,
         "seed": seed,
         "bf16": weights.choose_dtype() if settings.bf16 is None else settings.bf16,
-        "processes": count_processes(),
-        "versions": [*map(importlib.metadata.version, LIBRARIES)],
+        "processes": trainers.count_processes(),
+        "versions": [*map(importlib.metadata.version, trainers.LIBRARIES)],
     }
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return output.absolute().with_name(f".{output.name}.{digest}.checkpoints")
 
 
-def _last_checkpoint(checkpoints: Path) -> str | None:
+def last_checkpoint(checkpoints: Path) -> str | None:
     """The newest checkpoint that was written whole: Trainer writes its state last."""
     found: dict[int, str] = {}
     for path in checkpoints.glob("checkpoint-*/trainer_state.json"):
@@ -592,66 +308,12 @@ def _clean_up(checkpoints: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, TuningError) or _last_checkpoint(checkpoints) is None:
+        if isinstance(error, TuningError) or last_checkpoint(checkpoints) is None:
             files.discard(checkpoints)
         raise
 
 
-# Adapters
-
-
-def load_base(folder: Path) -> Any:
-    """A fresh copy of the model in ``folder``, in float32: training changes a model in place."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with weights.loading():
-        # On a CPU the backward pass of plain attention is faster than that of the fused one: a
-        # fifth of a whole step.
-        attention = None if torch.cuda.is_available() else "eager"
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention
-        )
-
-
-def lora_config(settings: Lora) -> Any:
-    """``settings`` as peft.LoraConfig."""
-    from peft import LoraConfig
-
-    given = settings.model_dump()
-    if not isinstance(settings.target_modules, str):
-        given["target_modules"] = list(settings.target_modules)
-    return LoraConfig(**given, task_type="CAUSAL_LM")
-
-
-def continue_adapter(base: Any, adapter: Path, settings: Lora | None) -> Any:
-    """``base`` with the adapter in ``adapter``, to be trained further.
-
-    Raises:
-        ModelError: the folder holds no adapter that fits the base.
-        TuningError: ``settings`` are given and ask for another size than the adapter has.
-    """
-    model = lora.attach(base, adapter, is_trainable=True)
-    has: Any = model.peft_config["default"]
-    if settings and (settings.r, settings.lora_alpha) != (has.r, has.lora_alpha):
-        raise TuningError(
-            f"lora asks for r = {settings.r}, lora_alpha = {settings.lora_alpha}, but training "
-            f"goes on from the adapter in {adapter}, which has r = {has.r}, lora_alpha = "
-            f"{has.lora_alpha}. Leave lora out, or start without an adapter."
-        )
-    return model
-
-
-def _restore_dropout(model: Any) -> None:
-    """Give adapters the dropout of their configuration again: TRL takes every dropout out of a
-    model that it tunes on pairs, which is meant for the base, and would leave ``lora_dropout``
-    without any effect."""
-    import torch
-
-    for module in model.modules():
-        for name, dropout in getattr(module, "lora_dropout", {}).items():
-            if isinstance(dropout, torch.nn.Dropout):
-                dropout.p = model.peft_config[name].lora_dropout
+# The output
 
 
 def _check_output(output: Path) -> None:
@@ -727,33 +389,20 @@ def _check_reporters(report_to: Sequence[str]) -> None:
         )
 
 
-def _tolerate_reporters(trainer: Any) -> None:
-    """Have the training go on when a place of its logs fails: MLflow, for one, raises at its end
-    when its server is gone, before the adapter is saved."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+@contextmanager
+def _own_wandb_run() -> Iterator[None]:
+    """A context whose W&B run, if one begins in it, ends with it: otherwise the next training's
+    logs would go into the run of this one."""
 
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, tuple(INTEGRATION_TO_CALLBACK.values())):
-            for event in [name for name in dir(callback) if name.startswith("on_")]:
-                setattr(callback, event, _tolerated(callback, getattr(callback, event)))
+    def running() -> bool:
+        return getattr(sys.modules.get("wandb"), "run", None) is not None
 
-
-def _tolerated(callback: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    def tolerate(*arguments: Any, **options: Any) -> Any:
-        if getattr(callback, "failed", False):
-            return None
-        try:
-            return call(*arguments, **options)
-        except Exception as error:
-            callback.failed = True
-            _logger.error(
-                "report_to: %s failed, and training goes on without it: %s",
-                type(callback).__name__,
-                masked(f"{error}"),
-            )
-            return None
-
-    return tolerate
+    before = running()
+    try:
+        yield
+    finally:
+        if not before and running():
+            sys.modules["wandb"].finish()
 
 
 def _move_event_files(checkpoints: Path, output: Path) -> None:

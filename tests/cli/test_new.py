@@ -184,7 +184,7 @@ def test_every_template_is_used_and_is_in_the_package(tmp_path: Path) -> None:
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
         "package-data"
     ]["cowest_dspy"]
-    assert "scaffold/templates/*" in package_data
+    assert "cli/templates/*" in package_data
 
 
 # Its own rows

@@ -24,10 +24,10 @@ from typer.testing import CliRunner
 
 from cowest_dspy import Store
 from cowest_dspy.cli import main
-from cowest_dspy.cli.progress import Progress, end_of, follow
+from cowest_dspy.cli.progress import Progress, describe_end, follow
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.optimizers.run import NoProgress, RunContext
-from cowest_dspy.report.runs import RunLine, is_run, look, run_folders
+from cowest_dspy.report.runs import RunLine, describe_run, is_run, run_folders
 from cowest_dspy.store import serialize
 from cowest_dspy.store.progress import (
     FILE,
@@ -63,7 +63,7 @@ def worked(folder: Path, error: BaseException | None = None, calls: int = 1) -> 
 
 
 def test_a_run_that_has_ended_says_how(tmp_path: Path) -> None:
-    finished = look(worked(tmp_path / "a"))
+    finished = describe_run(worked(tmp_path / "a"))
     assert (finished.state, finished.stage, finished.calls, finished.pid) == (
         "finished",
         "collect",
@@ -75,7 +75,7 @@ def test_a_run_that_has_ended_says_how(tmp_path: Path) -> None:
         ("c", BudgetError("[budget] is reached"), "stopped"),
         ("d", RuntimeError("sk-abcdefghijklmnop123456 was refused"), "failed"),
     ):
-        line = look(worked(tmp_path / name, error))
+        line = describe_run(worked(tmp_path / name, error))
         assert (line.state, line.stage) == (state, "collect") and type(
             error
         ).__name__ in line.detail
@@ -104,7 +104,7 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
                 (now := read_snapshot(folder)) is not None and bool(now.stage and now.stage.done)
             )
         )
-        line = look(folder)
+        line = describe_run(folder)
         assert (line.state, line.pid, line.host, line.stage) == (
             "running",
             process,
@@ -115,7 +115,7 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    gone = look(folder)
+    gone = describe_run(folder)
     assert (gone.state, gone.pid, gone.stage, gone.done) == (
         "stopped",
         None,
@@ -124,9 +124,9 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
     ) and "without a word" in gone.detail
     with Store(folder):
         pass  # who only looks does not make a finished run of it
-    assert look(folder).state == "stopped" and "killed" in look(folder).detail
+    assert describe_run(folder).state == "stopped" and "killed" in describe_run(folder).detail
     worked(folder)
-    assert look(folder).state == "finished"
+    assert describe_run(folder).state == "finished"
 
 
 def test_a_process_id_that_was_given_out_again_is_not_the_run(tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_runs_are_found_below_a_folder_and_their_parts_are_not(tmp_path: Path) -
 
 def test_a_run_of_an_earlier_version_and_one_that_was_not_begun(tmp_path: Path) -> None:
     (worked(tmp_path / "old") / FILE).unlink()
-    line = look(tmp_path / "old")
+    line = describe_run(tmp_path / "old")
     assert (line.state, line.calls, line.usd, line.stage) == ("unknown", 1, None, "collect")
     with Store(tmp_path / "new"):
         pass
-    assert look(tmp_path / "new").state == "empty"
+    assert describe_run(tmp_path / "new").state == "empty"
     (tmp_path / "nothing").mkdir()
     assert not is_run(tmp_path / "nothing")
 
@@ -174,7 +174,7 @@ def test_a_run_of_an_earlier_version_and_one_that_was_not_begun(tmp_path: Path) 
 def test_a_damaged_store_is_said_to_be_damaged_with_what_to_type(tmp_path: Path) -> None:
     path = worked(tmp_path / "run") / "run.sqlite"
     path.write_bytes(b"no database at all" * 500)
-    line = look(tmp_path / "run")
+    line = describe_run(tmp_path / "run")
     assert line.state == "damaged" and f"cowest doctor --repair {tmp_path / 'run'}" in line.detail
     said = CliRunner().invoke(main.app, ["runs", str(tmp_path)])
     assert said.exit_code == 0 and "damaged" in said.output
@@ -205,7 +205,7 @@ def test_no_damage_is_an_exception(
     content[at : at + len(noise)] = noise
     file.write_bytes(bytes(content[: at + len(noise)] if cut else content))
     try:
-        line = look(whole)
+        line = describe_run(whole)
         assert isinstance(line, RunLine) and line.state in (
             "finished",
             "damaged",
@@ -240,19 +240,19 @@ def test_any_json_in_the_place_of_the_state_is_read_or_passed_over(
     known = {"updated": "", "host": "", "process_started": 0.0, "pid": 1, "state": "finished"}
     text = json.dumps({**known, **values} if isinstance(values, dict) else values)
     (tmp_path / FILE).write_text(text)
-    assert look(tmp_path).state in ("running", "finished", "stopped", "failed", "unknown")
+    assert describe_run(tmp_path).state in ("running", "finished", "stopped", "failed", "unknown")
 
 
 def test_looking_writes_nothing_and_does_not_hold_up_who_writes(tmp_path: Path) -> None:
     folder = worked(tmp_path / "run", calls=50)
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    look(folder)
+    describe_run(folder)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
     stop, looks, wrong = threading.Event(), [0], list[RunLine]()
 
     def keep_looking() -> None:
         while not stop.is_set():
-            line = look(folder)
+            line = describe_run(folder)
             looks[0] += 1
             if line.state != "running":
                 wrong.append(line)
@@ -283,14 +283,14 @@ def test_a_run_that_nobody_reads_on_is_stopped_and_none_that_was_done_before_has
         and "To go on from here:" in error
         and "Traceback" not in error
     )
-    assert look(tmp_path / "run").state == "stopped"
+    assert describe_run(tmp_path / "run").state == "stopped"
     assert "finished collect" not in cowest(tmp_path, "collect", "task.toml", "--run", "run")
-    assert look(tmp_path / "run").state == "finished"
+    assert describe_run(tmp_path / "run").state == "finished"
     for results, state in (({}, "stopped"), ({"drafts": 3}, "finished")):
         with suppress(Interrupted), Store(worked(tmp_path / state)) as store:
             store.journal.result(**results)
             raise Interrupted(signal.SIGPIPE)
-        assert look(tmp_path / state).state == state
+        assert describe_run(tmp_path / state).state == state
 
 
 def test_the_list_says_state_and_verdict_also_as_json(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def followed(folder: Path, *, width: int = 120) -> tuple[Snapshot, str]:
     out = io.StringIO()
     screen = Console(file=out, width=width, highlight=False)
     last = follow(folder, Progress(screen=screen), sleep=lambda seconds: time.sleep(0.02))
-    return last, "\n".join([out.getvalue(), *end_of(last)])
+    return last, "\n".join([out.getvalue(), *describe_end(last)])
 
 
 def test_a_run_is_followed_from_before_its_beginning_to_its_end(tmp_path: Path) -> None:

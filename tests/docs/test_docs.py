@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from report_runs import draft
 
 from cowest_dspy.experiment.config import validate
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.config import InfluenceRules
 from cowest_dspy.optimizers.config import CycleRules, RoundRules
-from cowest_dspy.report import Arm, InfluenceRow, PairsSummary, RunReport, write_report
+from cowest_dspy.report import Arm, PairsSummary, RunReport, write_report
 from cowest_dspy.report.corpus import is_corpus_metric
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,9 @@ def test_the_page_on_tuning_makes_the_settings_that_it_shows() -> None:
     text = (ROOT / "docs/tuning.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
-    assert names["dpo"].losses == ("sigmoid", "sft") and names["careful"].patience == 3
+    assert (
+        names["dpo"].losses == ("sigmoid", "sft") and names["careful"].early_stopping_patience == 3
+    )
     for gone in ("simpo", "orpo", "cpo"):
         with pytest.raises(ValueError, match="loss"):
             names["DPO"](loss_type=gone)
@@ -90,10 +93,10 @@ def test_the_figure_is_drawn_from_a_report(tmp_path: Path) -> None:
         seed=0,
         reference="strong",
         arms=(Arm("strong", "strong", (Answer("q", {}, "a", "a", 1.0),)),),
-        influence=(
-            InfluenceRow("q", 0, 1.0),
-            InfluenceRow("q", 1, -1.0),
-            InfluenceRow("q", 2, None, "timeout: <slow>"),
+        traces=(
+            draft("q", 0, 1.0),
+            draft("q", 1, -1.0),
+            draft("q", 2, None, "timeout: <slow>"),
         ),
         pairs=PairsSummary(1, 1, {"tie & more": 7}),
     )

@@ -56,7 +56,7 @@ NOT_RUN: dict[str, list[str]] = {
 # Code that is run by a test of the page's own.
 ALONE = {
     "docs/howto/serve.md": "serve/test_serving_page.py",
-    "docs/tracking.md": "report/test_tracking_page.py",
+    "docs/tracking.md": "experiment/test_tracking_page.py",
 }
 
 

@@ -22,7 +22,7 @@ from toy_experiment import RECIPE
 from typer.testing import CliRunner
 
 from cowest_dspy import load_bundle, load_config
-from cowest_dspy.cli import main, serve_verb
+from cowest_dspy.cli import main, serving
 from cowest_dspy.errors import BundleError
 from cowest_dspy.experiment.bundle import loading, read_manifest, verify_bundle, writing
 from cowest_dspy.utils import importing
@@ -258,10 +258,10 @@ def test_served_is_what_the_reader_named_and_not_what_the_bundle_names(
         and not mark.exists()
     )
     assert load_config([config, own]).serve.host == "0.0.0.0"
-    rules = serve_verb._rules(load_config([config, own]), None, None, own=[own])
+    rules = serving._rules(load_config([config, own]), None, None, own=[own])
     assert (rules.host, rules.api_key_env) == ("127.0.0.1", "COWEST_API_KEY")
     own.write_text(own.read_text() + '[serve]\nport = 81\nhost = "::1"\n')
-    rules = serve_verb._rules(load_config([config, own]), None, 82, own=[own])
+    rules = serving._rules(load_config([config, own]), None, 82, own=[own])
     assert (rules.host, rules.port) == ("::1", 82)
 
 

@@ -19,7 +19,7 @@ from cowest_dspy.errors import CowestError, DataError, ReportError, RouterError
 from cowest_dspy.optimizers.router import Router
 from cowest_dspy.optimizers.run import NoProgress, RunContext
 from cowest_dspy.report import read_report
-from cowest_dspy.report.runs import look
+from cowest_dspy.report.runs import describe_run
 from cowest_dspy.store.progress import Snapshot, iso, read_snapshot
 from cowest_dspy.utils.reading import parse_json, read_json
 
@@ -48,7 +48,7 @@ def test_a_hostile_document_is_one_error(name: str, tmp_path: Path) -> None:
         read_report(tmp_path)
     with pytest.raises(RouterError, match=r"is not JSON: .*fits one anew"):
         Router.load(tmp_path)
-    assert read_snapshot(tmp_path) is None and look(tmp_path).state == "empty"
+    assert read_snapshot(tmp_path) is None and describe_run(tmp_path).state == "empty"
 
 
 def test_bytes_that_are_no_text_are_one_error(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_state_with_what_no_process_has_is_a_state(
 ) -> None:
     state = Snapshot("running", iso(0.0), os.getpid(), socket.gethostname(), 1.0).to_dict()
     (tmp_path / "progress.json").write_text(json.dumps({**state, **hostile}))
-    assert look(tmp_path).state == hostile.get("state", "stopped")
+    assert describe_run(tmp_path).state == hostile.get("state", "stopped")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> 
         assert (
             db.execute("UPDATE records SET value = ? WHERE kind = 'stage'", (value,)).rowcount == 1
         )
-    assert look(tmp_path).state == "damaged"
+    assert describe_run(tmp_path).state == "damaged"
 
 
 @pytest.mark.parametrize(

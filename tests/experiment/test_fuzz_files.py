@@ -25,7 +25,7 @@ from bundled import small_bundle
 from rich.console import Console
 from tiny import make_adapter
 
-from cowest_dspy.cli.progress import Progress, end_of, show_new, view
+from cowest_dspy.cli.progress import Progress, describe_end, show_new, view
 from cowest_dspy.cli.scaffold import new_domain
 from cowest_dspy.errors import CowestError
 from cowest_dspy.experiment.bundle.manifest import open_bundle, read_manifest
@@ -37,7 +37,7 @@ from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapt
 from cowest_dspy.optimizers.router import Router
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.report import arm_table, read_report, verdict, write_report
-from cowest_dspy.report.runs import look
+from cowest_dspy.report.runs import describe_run
 from cowest_dspy.store import serialize
 from cowest_dspy.store.progress import read_snapshot
 from cowest_dspy.store.repair import repair
@@ -156,7 +156,7 @@ def _report(folder: Path) -> None:
 
 def _read_report(folder: Path) -> None:
     report = read_report(folder)
-    _ = verdict(report), arm_table(report), look(folder)
+    _ = verdict(report), arm_table(report), describe_run(folder)
 
 
 def _run(folder: Path) -> None:
@@ -185,13 +185,13 @@ def _read_progress(folder: Path) -> None:
     if now is not None:
         screen = Console(file=io.StringIO(), width=80)
         show_new(now, Progress(screen=screen), [], 0)
-        screen.print(view(now), *end_of(now))
-    look(folder)
+        screen.print(view(now), *describe_end(now))
+    describe_run(folder)
     Store(folder).close()
 
 
 def _read_store(folder: Path) -> None:
-    look(folder)
+    describe_run(folder)
     try:
         with Store(folder) as store:
             _ = (

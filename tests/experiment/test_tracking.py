@@ -22,7 +22,7 @@ from cowest_dspy.experiment import tracking as tracking_module
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.doctor import examine
 from cowest_dspy.experiment.summary import run_report
-from cowest_dspy.experiment.trackers import look_at
+from cowest_dspy.experiment.trackers import check_trackers
 from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.experiment.tracking_facts import Part, gather, numbers, read_parts
 from cowest_dspy.optimizers.rounds import Round
@@ -103,10 +103,12 @@ def test_a_package_that_is_missing_is_an_error_before_anything_is_asked(
 
 @pytest.mark.slow
 def test_the_doctor_looks_for_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = look_at(config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"'))
+    (found,) = check_trackers(config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"'))
     assert found.level == "warning" and "cowest track" in found.text
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert [one.level for one in look_at(config(tmp_path, 'to = ["mlflow", "trackio"]'))] == [
+    assert [
+        one.level for one in check_trackers(config(tmp_path, 'to = ["mlflow", "trackio"]'))
+    ] == [
         "ok",
         "ok",
     ]

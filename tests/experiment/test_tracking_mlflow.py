@@ -16,7 +16,7 @@ from cowest_dspy import Experiment, Store, load_config
 from cowest_dspy.cli.main import app
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.summary import run_report
-from cowest_dspy.experiment.trackers import look_at
+from cowest_dspy.experiment.trackers import check_trackers
 from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.utils.processes import free_port
 
@@ -76,7 +76,7 @@ def test_a_run_is_one_run_with_its_rounds_nested(
     assert said.lines == [
         f"tracked: {server}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}"
     ]
-    assert look_at(tracked)[0].level == "ok"
+    assert check_trackers(tracked)[0].level == "ok"
 
 
 def test_files_are_there_as_they_are_here(tracked: Config, server: str, tmp_path: Path) -> None:

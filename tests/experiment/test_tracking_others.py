@@ -27,7 +27,6 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
     monkeypatch.setenv("WANDB_MODE", "offline")
 
@@ -38,12 +37,12 @@ def track(settings: Config, run: Path, said: Said) -> bool:
 
 
 def test_trackio_has_a_run_for_the_whole_and_one_for_each_round(tmp_path: Path) -> None:
-    settings, said = config(tmp_path, 'to = ["trackio"]'), Said()
+    settings, said = config(tmp_path, 'to = ["trackio"]\nproject = "whole"'), Said()
     finished(tmp_path / "run", settings)
     assert track(settings, tmp_path / "run", said) and said.lines == [
-        'tracked: trackio show --project "toy"'
+        'tracked: trackio show --project "whole"'
     ]
-    rows = trackio_rows(tmp_path / "trackio", "toy")
+    rows = trackio_rows("whole")
     names = {name.partition(" [")[0]: name for name in rows}
     assert list(names) == [
         "toy, seed 0",
@@ -61,30 +60,30 @@ def test_trackio_has_a_run_for_the_whole_and_one_for_each_round(tmp_path: Path) 
     assert whole[-1][1]["test/strong/score"] == 0.5 and [
         row["rounds/accepted"] for _, row in whole[:2]
     ] == [1, 0]
-    configs = trackio_configs(tmp_path / "trackio", "toy")
+    configs = trackio_configs("whole")
     assert configs[names["toy, seed 0"]]["collect.drafts"] == "2"
     assert configs[names["toy, seed 0: round 2"]]["decision"] == "rolled back"
-    (files,) = trackio_artifacts(tmp_path / "trackio", "toy")
+    (files,) = trackio_artifacts("whole")
     assert all(
         name in files for name in ("report.html", "report.json", "config.toml", "pairs.jsonl")
     )
 
 
 def test_a_run_that_is_logged_again_or_goes_on_is_not_there_twice(tmp_path: Path) -> None:
-    settings, said = config(tmp_path, 'to = ["trackio"]'), Said()
+    settings, said = config(tmp_path, 'to = ["trackio"]\nproject = "again"'), Said()
     finished(tmp_path / "run", settings, rounds=1)
     assert track(settings, tmp_path / "run", said)
-    once = trackio_rows(tmp_path / "trackio", "toy")
+    once = trackio_rows("again")
     assert track(settings, tmp_path / "run", said)
-    assert trackio_rows(tmp_path / "trackio", "toy") == once
+    assert trackio_rows("again") == once
     finished(tmp_path / "run", settings, rounds=2)
     assert track(settings, tmp_path / "run", said)
-    more = trackio_rows(tmp_path / "trackio", "toy")
+    more = trackio_rows("again")
     assert len(more) == len(once) + 1
     assert all(more[name][: len(rows)] == rows for name, rows in once.items())
     finished(tmp_path / "other", settings, rounds=1)
     assert track(settings, tmp_path / "other", said)
-    assert len(trackio_rows(tmp_path / "trackio", "toy")) == 2 * len(once) + 1, (
+    assert len(trackio_rows("again")) == 2 * len(once) + 1, (
         "another run of the same name is another run"
     )
 

@@ -27,7 +27,6 @@ def test_a_whole_cycle_and_its_trainings_own_logs_are_in_all_three(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in {
-        "TRACKIO_DIR": tmp_path / "trackio",
         "WANDB_DIR": tmp_path / "wandb",
         "WANDB_MODE": "offline",
     }.items():
@@ -52,14 +51,17 @@ def test_a_whole_cycle_and_its_trainings_own_logs_are_in_all_three(
             2,
         ], "TRL's and ours, in one run"
         assert first.data.tags["mlflow.parentRunId"] == seen.named("toy, seed 0").info.run_id
-        assert first.data.params["batch_size"] == "2" and "output_dir" not in first.data.params
+        assert (
+            first.data.params["gradient_accumulation_steps"] == "2"
+            and "output_dir" not in first.data.params
+        )
         arms = {arm.name: arm for arm in report.arms}
         metrics = seen.named("toy, seed 0").data.metrics
         assert {name for name in arms if f"test/{name}/n" in metrics} == set(arms)
     assert dict(os.environ) == before
     (rows,) = [
         rows
-        for name, rows in trackio_rows(tmp_path / "trackio", "toy").items()
+        for name, rows in trackio_rows("toy").items()
         if name.startswith("toy, seed 0: round 1")
     ]
     theirs = [row["train/loss"] for _, row in rows if "train/loss" in row]

@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 import pytest
+from report_runs import draft
 from scripted import judge_of, match, questions, strong_that_reads, together, weak_that_varies
 from toy_budget import configured
 
@@ -18,7 +19,7 @@ from cowest_dspy.experiment.quote import counted, probed
 from cowest_dspy.influence import NoiseFloor, noise_floor
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.report import InfluenceRow, influence_counts, read_report
+from cowest_dspy.report import influence_counts, read_report
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
 
@@ -115,7 +116,7 @@ def test_harm_is_a_rate_with_an_interval_over_examples() -> None:
         and interval.low <= 0.4 <= interval.high
     )
     rows = [
-        InfluenceRow(
+        draft(
             example,
             i,
             value,

@@ -17,7 +17,7 @@ from tiny import make_adapter
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import generate, scheduler
 from cowest_dspy.lms.local.sampling import Row
-from cowest_dspy.lms.local.scheduler import Turns
+from cowest_dspy.lms.local.scheduler import ComputeThread
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.store import serialize
 
@@ -93,7 +93,7 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
     loaded = engine._load()
     sizes: list[int] = []
     engine._loaded = scheduler.Loaded(
-        loaded.voices,
+        loaded.lora,
         loaded.tokenizer,
         frozenset(),
         lambda: Counting(loaded.begin(), sizes),
@@ -103,7 +103,7 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
     first = engine._work(
         serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=300), None
     )
-    object.__setattr__(first.row, "watch", lambda tokens: started.set())
+    object.__setattr__(first.row, "on_tokens", lambda tokens: started.set())
     engine._batcher.submit(first)
     assert started.wait(30)
     late = serialize.response_text(
@@ -151,7 +151,7 @@ def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
             return self.inner.admit(rows)
 
     engine._loaded = scheduler.Loaded(
-        loaded.voices,
+        loaded.lora,
         loaded.tokenizer,
         loaded.end_tokens,
         lambda: Poisoned(loaded.begin(), []),
@@ -255,7 +255,7 @@ def test_dspy_streams_the_engine(engine: LocalEngine) -> None:
 
 
 def test_turns_are_given_in_the_order_in_which_they_were_asked_for() -> None:
-    turns, order = Turns(), []
+    turns, order = ComputeThread(), []
     release = [threading.Event() for _ in range(3)]
 
     def take(number: int) -> None:
@@ -274,7 +274,7 @@ def test_turns_are_given_in_the_order_in_which_they_were_asked_for() -> None:
 
 
 def test_a_turn_gives_what_its_work_gives_or_raises_and_may_ask_for_more() -> None:
-    turns = Turns()
+    turns = ComputeThread()
     assert turns.run(lambda: turns.run(threading.current_thread).name) == "cowest compute"
     with pytest.raises(ZeroDivisionError):
         turns.run(lambda: 1 / 0)
@@ -282,7 +282,7 @@ def test_a_turn_gives_what_its_work_gives_or_raises_and_may_ask_for_more() -> No
 
 
 def test_who_has_nothing_to_do_ends_and_is_there_again_when_needed() -> None:
-    turns = Turns()
+    turns = ComputeThread()
     first = turns.run(threading.current_thread)
     first.join(30)
     assert not first.is_alive() and turns.run(threading.current_thread) is not first

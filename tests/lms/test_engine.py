@@ -86,10 +86,10 @@ def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_see
 
     def counting(**given: Any) -> Any:
         sizes.append(tuple(given["input_ids"].shape))
-        return loaded.voices.model(**given)
+        return loaded.lora.model(**given)
 
     session = generate.Session(
-        loaded.voices.model, loaded.tokenizer, loaded.end_tokens, lambda names: counting
+        loaded.lora.model, loaded.tokenizer, loaded.end_tokens, lambda names: counting
     )
     made = generate.run(session, rows)
     assert [one.text for one in made] == [text for texts in alone for text in texts]

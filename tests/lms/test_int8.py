@@ -159,10 +159,10 @@ def test_rounding_does_not_keep_an_engine_from_sharing_prompts(
         seen.extend(
             layer.weight is not None for layer in model.modules() if isinstance(layer, nn.Linear)
         )
-        return take_over(model)
+        return enable_parts(model)
 
-    take_over = attention.take_over
-    monkeypatch.setattr(attention, "take_over", asked)
+    enable_parts = attention.enable_parts
+    monkeypatch.setattr(attention, "enable_parts", asked)
     assert LocalEngine(tiny_model, dtype="int8")._load().joinable
     assert seen and all(seen), "all weights were floats when it was asked"
 

@@ -347,6 +347,12 @@ def test_llama_cpp_lets_the_named_adapter_speak_and_all_others_be_silent(
     )
 
 
+def test_the_launcher_that_was_here_names_what_took_its_place() -> None:
+    command = ["{python}", "-m", "cowest_dspy.lms.llama_server", "--port", "{port}"]
+    with pytest.raises(ValueError, match=r'write "llama-server".*in place of "\{python\}"'):
+        Server.model_validate({"kind": "server", "model": "m", "command": command})
+
+
 def test_only_a_server_that_takes_adapters_and_names_its_weights_is_tunable(
     tiny_model: Path, adapters: list[Path]
 ) -> None:

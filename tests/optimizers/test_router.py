@@ -31,7 +31,7 @@ from cowest_dspy.optimizers.router_fitting import (
     observe,
     observed_in,
 )
-from cowest_dspy.report.router_view import sentence, write_curve
+from cowest_dspy.report.router_view import describe_curve, write_curve
 from cowest_dspy.store.record import listening
 from cowest_dspy.testing import ScriptedEngine
 
@@ -168,7 +168,7 @@ def test_a_router_saves_what_it_can_without_losing_more_than_it_may() -> None:
         and interval.low < gap < interval.high
     )
     assert {round(one.cost, 9) for one in curve.over} >= {0.0} and curve.unit == "strong tokens"
-    assert "% less of the strong model's cost, n 1000." in sentence(curve)
+    assert "% less of the strong model's cost, n 1000." in describe_curve(curve)
 
 
 def test_where_nothing_can_be_told_a_router_promises_nothing() -> None:

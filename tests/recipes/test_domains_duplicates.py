@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.experiment.data import read_rows
-from cowest_dspy.pairs.filters import CANDIDATES, kept_apart, near_duplicates, similarity
+from cowest_dspy.pairs.filters import CANDIDATES, drop_near_duplicates, near_duplicates, similarity
 from cowest_dspy.utils.jsonl import write_jsonl
 
 WORDS = st.lists(
@@ -148,7 +148,7 @@ def test_later_splits_lose_what_nearly_stands_in_earlier_ones_and_it_is_counted(
     }
     before = {name: list(rows) for name, rows in splits.items()}
     with caplog.at_level(logging.INFO, logger="cowest_dspy.pairs.filters"):
-        made = kept_apart(splits, lambda row: row["q"])
+        made = drop_near_duplicates(splits, lambda row: row["q"])
     assert {name: [row["id"] for row in rows] for name, rows in made.splits.items()} == {
         "test": [1, 2],
         "dev": [4],
@@ -163,13 +163,16 @@ def test_any_of_several_texts_makes_a_duplicate() -> None:
         "test": [{"a": "iron", "b": "tin"}],
         "train": [{"a": "iron", "b": "x"}, {"a": "y", "b": "tin"}, {"a": "z", "b": "u"}],
     }
-    assert kept_apart(splits, lambda row: row["a"]).dropped["train"] == 1
-    assert kept_apart(splits, lambda row: row["a"], lambda row: row["b"]).dropped["train"] == 2
+    assert drop_near_duplicates(splits, lambda row: row["a"]).dropped["train"] == 1
+    assert (
+        drop_near_duplicates(splits, lambda row: row["a"], lambda row: row["b"]).dropped["train"]
+        == 2
+    )
 
 
 @given(st.lists(st.lists(WORDS, max_size=6), min_size=1, max_size=4))
 def test_what_is_left_is_apart_and_the_first_split_is_whole(texts: list[list[str]]) -> None:
-    made = kept_apart(
+    made = drop_near_duplicates(
         {str(place): [{"q": text} for text in part] for place, part in enumerate(texts)},
         lambda row: row["q"],
     )

@@ -291,11 +291,11 @@ def test_a_run_and_a_comparison_show_verdict_and_numbers_and_no_answer() -> None
     text = view_of(full_run("the draft of somebody"))
     assert (
         "The both arm" in text
-        and "accuracy" in text
+        and "strict" in text
         and "Round" not in text
         and "of somebody" not in text
     )
-    assert "9 calls" in text and "no margin" in text
+    assert "Cost of each stage" in text and "no margin" in text
     shown = view_of(full("plain"))
     assert "Better than" in shown or "No arm is reliably better" in shown
     assert "p (Holm)" in shown and "post 1" not in shown

@@ -16,7 +16,7 @@ from compared import full
 from report_runs import HOSTILE, full_run, run, trace
 from written_page import titles
 
-from cowest_dspy.report import CurvePoint, InfluenceRow, RunReport, write_report
+from cowest_dspy.report import CurvePoint, RunReport, write_report
 from cowest_dspy.report.compare_view import write_comparison
 
 
@@ -24,7 +24,7 @@ def long_run() -> RunReport:
     """A run with 50 traces more, all of round 2, some of which hurt, and texts without a place to
     break."""
     rows = tuple(
-        dataclasses.replace(trace(index, 1.0 if index % 5 else -1.0, f"draft {index}"), round=2)
+        dataclasses.replace(trace(index, (index % 5) / 4 or -1.0, f"draft {index}"), round=2)
         for index in range(10, 60)
     )
     made = full_run(HOSTILE + "x" * 300)
@@ -33,12 +33,7 @@ def long_run() -> RunReport:
         "without ever coming to the point"
     )
     arms = (*made.arms[:2], dataclasses.replace(made.arms[2], title=title, note="n" * 120))
-    graded = tuple(
-        InfluenceRow(f"t{i}", 0, round(-1 + i / 10, 2), None, i / 20, 1 + i % 2) for i in range(21)
-    )
-    return dataclasses.replace(
-        made, arms=arms, traces=(*made.traces, *rows), influence=graded, warnings=("w" * 200,)
-    )
+    return dataclasses.replace(made, arms=arms, traces=(*made.traces, *rows), warnings=("w" * 200,))
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +82,18 @@ def test_the_policy_of_the_page_refuses_what_is_not_its_own(browser: Any, report
 def test_filters_and_search_narrow_and_come_back(browser: Any, report: Path) -> None:
     with opened(browser, report) as seen:
         page = seen.page
-        assert status(seen, "traces") == "1 to 20 of 68"
+        assert status(seen, "traces") == "1 to 20 of 70"
         page.select_option("#traces select >> nth=0", "hurt")
-        assert status(seen, "traces") == "1 to 10 of 10"
+        assert status(seen, "traces") == "1 to 11 of 11"
         assert set(page.locator("#traces td.result").all_inner_texts()) == {"-1.00"}
         page.select_option("#traces select >> nth=1", "round 1")
-        assert status(seen, "traces") == "nothing found"
+        assert status(seen, "traces") == "1 to 1 of 1"
         page.select_option("#traces select >> nth=1", "round 2")
         page.fill("#traces input", "draft 25")
         assert status(seen, "traces") == "1 to 1 of 1"
         page.fill("#traces input", "")
         page.select_option("#traces select >> nth=0", "")
-        assert status(seen, "traces") == "1 to 20 of 50"
+        assert status(seen, "traces") == "1 to 20 of 52"
         page.select_option("#traces select >> nth=1", "")
         page.select_option("#traces select >> nth=2", "The sft arm")
         assert status(seen, "traces") == "1 to 8 of 8"
@@ -114,10 +109,10 @@ def test_pages_go_from_first_to_last_and_back(browser: Any, report: Path) -> Non
         }
         assert not buttons["First"].is_enabled() and not buttons["Previous"].is_enabled()
         for name, text in (
-            ("Next", "21 to 40 of 68"),
-            ("Last", "61 to 68 of 68"),
-            ("Previous", "41 to 60 of 68"),
-            ("First", "1 to 20 of 68"),
+            ("Next", "21 to 40 of 70"),
+            ("Last", "61 to 70 of 70"),
+            ("Previous", "41 to 60 of 70"),
+            ("First", "1 to 20 of 70"),
         ):
             buttons[name].click()
             assert status(seen, "traces") == text

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, arm, full_run, run
+from report_runs import HOSTILE, arm, draft, full_run, run
 from written_page import svgs, titles
 
 from cowest_dspy.report import (
     Curve,
     CurvePoint,
-    InfluenceRow,
     Noise,
     RoundRow,
     RunReport,
@@ -58,11 +57,11 @@ ROWS = [
 def whole_run() -> RunReport:
     """The run that has every part, with graded influences, rounds, steps and a noise floor."""
     graded = tuple(
-        InfluenceRow(f"t{i}", 0, round(-1 + i / 10, 2), None, i / 20, 1 + i % 2) for i in range(21)
+        draft(f"t{i}", 0, round(-1 + i / 10, 2), None, i / 20, 1 + i % 2) for i in range(21)
     )
     return dataclasses.replace(
         full_run(),
-        influence=graded,
+        traces=graded,
         noise=Noise(20, 2, 0.1, 0.04),
         rounds=(
             RoundRow(1, 9, 0, "accepted", "gain", 30, 0.1, 0.02, 0.18, 0.95),

@@ -140,7 +140,7 @@ def test_every_link_of_the_page_leads_to_a_section():
         run(arm("strong", "!!")),
         run(arm("both", "")),
         run(arm("strong", "+-"), arm("both", "++"), before=None, after=None),
-        dataclasses.replace(full_run(), pairs=None, curves=(), influence=(), traces=()),
+        dataclasses.replace(full_run(), pairs=None, curves=(), traces=()),
         dataclasses.replace(
             full_run(), pairs=PairsSummary(0, 0), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)
         ),
@@ -180,7 +180,7 @@ def test_a_page_stays_small_however_long_the_texts_are(monkeypatch):
 
 
 def test_a_held_out_draft_is_a_trace_beside_what_the_strong_model_answered_alone():
-    rows = [dict(Page(render_html(full_run())).row("traces", index)) for index in range(18)]
+    rows = [dict(Page(render_html(full_run())).row("traces", index)) for index in range(20)]
     found = next(
         row for row in rows if row["Example"].startswith("q1,") and "The both arm" in row["Example"]
     )
@@ -229,8 +229,16 @@ def test_an_even_sample_keeps_order_and_size(items, most):
 def test_filters_offer_only_what_would_show_something():
     page = Page(render_html(full_run()))
     effects, rounds, arms = (dict(one["options"]) for one in page.data("traces")["filters"])
-    assert effects == {"helped": "helped (7)", "same": "same (7)", "failed": "failed (4)"}
-    assert rounds == {"round 1": "round 1, training (2)"}
+    assert effects == {
+        "helped": "helped (7)",
+        "hurt": "hurt (1)",
+        "same": "same (8)",
+        "failed": "failed (4)",
+    }
+    assert rounds == {
+        "round 1": "round 1, training (2)",
+        "round 2": "round 2, training (2)",
+    }
     assert arms == {
         "The sft arm": "The sft arm, held out (8)",
         "The both arm": "The both arm, held out (8)",

@@ -22,10 +22,15 @@ from written_page import titles
 
 from cowest_dspy.cli.main import app
 from cowest_dspy.errors import CowestError, ReportError
-from cowest_dspy.experiment.sides import names_of, read_run
+from cowest_dspy.experiment.summary import read_run
 from cowest_dspy.report import RoundRow, RunReport, paired_exact_test, write_report
 from cowest_dspy.report.numbers import scores_of
-from cowest_dspy.report.runs_view import render_side_by_side, side_by_side, write_side_by_side
+from cowest_dspy.report.runs_view import (
+    render_side_by_side,
+    short_names,
+    side_by_side,
+    write_side_by_side,
+)
 from cowest_dspy.report.significance import holm
 from cowest_dspy.store.store import Store
 
@@ -205,10 +210,10 @@ def test_files_are_written_together_and_nothing_else_is_overwritten(tmp_path: Pa
 
 
 def test_names_are_short_and_different(tmp_path: Path) -> None:
-    assert names_of([Path("runs/a/x"), Path("runs/b/x"), Path("y")]) == ["a/x", "b/x", "y"]
-    assert names_of([Path("runs/a/report.json"), Path("runs/b")]) == ["a", "b"]
+    assert short_names([Path("runs/a/x"), Path("runs/b/x"), Path("y")]) == ["a/x", "b/x", "y"]
+    assert short_names([Path("runs/a/report.json"), Path("runs/b")]) == ["a", "b"]
     with pytest.raises(ReportError, match="named twice"):
-        names_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+        short_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
 RECIPE = (

@@ -19,10 +19,7 @@ import httpx
 import pytest
 from live_task import SCRIPTED, until, written
 from served_process import running
-from serving_parts import Held, body, post, program, root, rules, serving
-
-from cowest_dspy.serve import connections
-from cowest_dspy.serve.connections import most_connections
+from serving_parts import Held, body, post, program, root, serving
 
 CHAT = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -97,35 +94,27 @@ def get(address: str, path: str = "/healthz") -> httpx.Response:
     return httpx.get(root(address) + path, timeout=60)
 
 
-def counted(address: str, name: str) -> float:
-    """A number of /metrics."""
-    lines = get(address, "/metrics").text.splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
-
-
 def code_of(received: bytes) -> str:
     """The code of the error in an HTTP answer."""
     return json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"]
 
 
 @needs_prlimit
-def test_silent_connections_starve_nobody_and_fill_no_log(tmp_path: Path) -> None:
-    written(tmp_path, latency=0.0, more=f"{SCRIPTED}\n[serve]\nport = 0\n")
+def test_silent_connections_are_closed_and_fill_no_log(tmp_path: Path) -> None:
+    limits = "[serve.limits]\nseconds = 2.0\n"
+    written(tmp_path, latency=0.0, more=f"{SCRIPTED}\n[serve]\nport = 0\n{limits}")
     with (
         running(tmp_path, "task.toml", files=96) as (process, address, _),
-        httpx.Client(timeout=30) as before,
+        httpx.Client(timeout=60) as before,
     ):
         health = f"{root(address)}/healthz"
         assert before.get(health).status_code == 200
         with silent(address, 300):
-            asked = {**body(), "model": "slow_toy"}
-            assert [post(address, asked).status_code for _ in range(3)] == [200] * 3
-            assert before.get(health).status_code == 200, "who was there before is answered, too"
-            assert counted(address, "cowest_connections ") <= 48
-            assert counted(address, 'cowest_connections_closed_total{why="displaced"}') >= 250
+            assert before.get(health).status_code == 200, "who was there before is answered"
+            assert get(address).status_code == 200, "who comes later is answered, too"
         process.terminate()
         _, _, log = ended(process)
-    assert len(log) < 5_000 and "for new ones" in log and "Traceback" not in log, log[:5_000]
+    assert len(log) < 5_000 and "Traceback" not in log, log[:5_000]
 
 
 @needs_prlimit
@@ -142,10 +131,7 @@ def test_without_a_file_descriptor_left_accepting_waits_and_says_so_once(tmp_pat
             assert answer.result().status_code == 200
         process.terminate()
         _, _, log = ended(process)
-    assert log.count("no file descriptor") <= 2 and len(log) < 2_000 and "Traceback" not in log, (
-        log[:5_000]
-    )
-    assert "no file descriptor" in log
+    assert log.count("ulimit -n") == 1 and len(log) < 2_000 and "Traceback" not in log, log[:5_000]
 
 
 def ended(process: Any) -> tuple[int, str, str]:
@@ -163,13 +149,9 @@ def test_a_head_that_is_not_whole_in_time_is_closed_even_if_it_trickles() -> Non
             stack.enter_context(connect(address, sent))
             for sent in (b"", b"GET /heal", HEALTH[:-2], HEALTH[:-2])
         ]
-        second = stack.enter_context(connect(address, HEALTH + HEALTH[:-2]))
         received = [*pool.map(drained, parts[:-1]), trickled(parts[-1], b"x")]
         assert received == [b""] * 4
-        assert drained(second).count(b"HTTP/1.1 200") == 1, (
-            "nor is a second head waited for without end"
-        )
-        assert counted(address, 'cowest_connections_closed_total{why="late"}') == 5
+        assert get(address).status_code == 200
 
 
 def test_a_body_that_is_not_whole_in_time_is_refused_even_if_it_trickles() -> None:
@@ -193,75 +175,28 @@ def test_a_body_that_is_not_whole_in_time_is_refused_even_if_it_trickles() -> No
         assert [b"HTTP/1.1 408" in received for received in trickles] == [True, True]
 
 
-def test_what_follows_a_refusal_is_read_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal may come before the body has: it must not be lost by closing, nor the body be taken
-    without end."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.5)
+def test_a_refusal_before_the_whole_body_is_not_lost() -> None:
     with serving(limits={"body": 2_000}) as address:
         for _ in range(2):
             refused = httpx.post(
                 f"{address}/chat/completions", content=b"x" * 1_000_000, timeout=60
             )
             assert refused.status_code == 413 and refused.json()["error"]["code"] == "body_too_long"
-        strange = (
-            CHAT.replace(b"localhost", b"elsewhere.example") + b"Transfer-Encoding: chunked\r\n\r\n"
-        )
-        with connect(address, strange) as connection:
-            assert b"HTTP/1.1 421" in trickled(connection, b"1\r\n \r\n")
         assert post(address).status_code == 200
 
 
-def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
-    with serving(program(strong=lambda _: "long " * 2_000_000)) as address:
-        with (
-            connect(address, WHOLE, buffer=4096),
-            connect(address, asking(stream=True), buffer=4096),
-        ):
-            until(lambda: counted(address, 'cowest_connections_closed_total{why="late"}') == 2)
-        assert counted(address, "cowest_connections ") == 1, "that which asks"
-
-
-def test_where_all_connections_wait_for_answers_one_more_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connections, "most_connections", lambda _: 3)
+def test_more_connections_than_may_be_open_are_refused() -> None:
     held = Held()
     with (
-        serving(program(weak=held), limits={"concurrency": 3}) as address,
+        serving(program(weak=held), limits={"concurrency": 3, "connections": 3}) as address,
         ThreadPoolExecutor() as pool,
     ):
         waiting = [pool.submit(post, address) for _ in range(3)]
         held.wait_until_asked(3)
-        with connect(address, HEALTH) as one_more:
-            refused = drained(one_more)
-        assert (
-            b"HTTP/1.1 503" in refused
-            and b"Retry-After: 1" in refused
-            and code_of(refused) == "too_many_connections"
-        )
+        assert get(address).status_code == 503
         held.go.set()
         assert [one.result().status_code for one in waiting] == [200] * 3
         until(lambda: get(address).status_code == 200)
-
-
-def test_health_is_answered_while_as_many_requests_wait_as_may() -> None:
-    held, limits = Held(), {"concurrency": 1, "queue": 5}
-    with serving(program(weak=held), limits=limits) as address, ThreadPoolExecutor(16) as pool:
-        waiting = [pool.submit(post, address) for _ in range(10)]
-        until(
-            lambda: (
-                (
-                    counted(address, "cowest_waiting"),
-                    counted(address, 'cowest_requests_total{status="429"}'),
-                )
-                == (5, 4)
-            )
-        )
-        with silent(address, 2 * most_connections(rules(limits=limits).limits)):
-            assert get(address).status_code == 200
-            held.go.set()
-            assert sorted(one.result().status_code for one in waiting) == [200] * 6 + [429] * 4
 
 
 def test_requests_that_come_at_once_are_answered_one_by_one() -> None:
@@ -275,7 +210,7 @@ def test_requests_that_come_at_once_are_answered_one_by_one() -> None:
     assert received.count(b"HTTP/1.1 200") == 4 and received.count(b'"finish_reason":"stop"') == 3
 
 
-def test_what_is_no_http_gets_an_error_in_openais_form_and_no_trace_in_the_log(
+def test_what_is_no_http_is_an_error_and_no_trace_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     elsewhere = (
@@ -285,42 +220,18 @@ def test_what_is_no_http_gets_an_error_in_openais_form_and_no_trace_in_the_log(
         for sent in (
             b"hello\r\n\r\n",
             b"\x16\x03\x01\x02\x00",
-            b"\r\n",
             b"GET / HTTP/1.1\r\n\r\n",
             HEALTH[:-2] + b"X: y" * 20_000,
         ):
             with connect(address, sent) as connection:
-                assert code_of(drained(connection)) == "invalid_http", sent[:40]
-        for sent in (
-            elsewhere + b"zz\r\n",
-            HEALTH + b"\0\0\r\n\r\n",
-            CHAT + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        ):
-            with connect(address, sent) as connection:
-                assert b"invalid_http" in drained(connection), sent[-40:]
+                assert b"HTTP/1.1 400" in drained(connection), sent[:40]
         with connect(address, elsewhere) as connection:
             received = b""
             while b"wrong_host" not in received:
                 received += connection.recv(65536)
             connection.sendall(b"zz\r\n")
             assert b"HTTP/1.1" not in drained(connection), "it was answered already"
-        assert counted(address, 'cowest_connections_closed_total{why="unreadable"}') == 9
+        assert get(address).status_code == 200
     assert [
         record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR
     ] == []
-
-
-def test_most_connections_are_several_for_each_request_and_half_of_the_file_descriptors_at_most(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    few, many = (
-        rules(limits={"concurrency": 2, "queue": 2}).limits,
-        rules(limits={"queue": 100_000}).limits,
-    )
-    for files, expected in (
-        (1024, (80, 512)),
-        (64, (32, 32)),
-        (resource.RLIM_INFINITY, (80, 64 + 4 * 100_008)),
-    ):
-        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert (most_connections(few), most_connections(many)) == expected

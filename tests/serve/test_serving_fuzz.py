@@ -20,8 +20,8 @@ import h11
 import pytest
 from serving_parts import body, post, program, serving
 
-from cowest_dspy.serve import connections
-from cowest_dspy.serve.protocol import ChatRequest
+from cowest_dspy.serve import server
+from cowest_dspy.serve.chat import ChatRequest
 
 SECONDS, SEED = (
     float(os.environ.get("COWEST_FUZZ_SECONDS", "10")),
@@ -217,6 +217,8 @@ def check_answer(head: h11.Response, text: bytes) -> None:
     assert head.status_code in (200, 400, 404, 405, 408, 413, 421, 504), (head.status_code, text)
     if kind == b"text/event-stream":
         assert text.endswith(b"data: [DONE]\n\n")
+    elif head.status_code == 400 and kind == b"text/plain":
+        pass  # Uvicorn's own, to what is no HTTP.
     elif head.status_code == 200:
         assert (
             kind == b"text/plain"
@@ -249,7 +251,7 @@ def client(address: str, seed: int) -> tuple[int, int]:
 def test_whatever_comes_gets_an_answer_in_openais_form_or_a_closed_connection(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "KEEP_ALIVE", 1)
+    monkeypatch.setattr(server, "KEEP_ALIVE", 1)
     made = program(strong=lambda text: text[:40] or "no")
     with (
         serving(made, limits={"seconds": 1.0, "concurrency": 2 * CLIENTS}) as address,

@@ -61,9 +61,7 @@ def test_the_schema_says_what_is_so() -> None:
         said = httpx.post(f"{address}/chat/completions", json=body(), headers=HEADERS).json()
     assert set(found["paths"]) == {"/v1/chat/completions", "/v1/models", "/healthz", "/metrics"}
     chat = found["paths"]["/v1/chat/completions"]["post"]
-    assert {"200", "400", "401", "413", "429", "502", "503", "504"} <= set(
-        chat["responses"]
-    ) and "422" not in chat["responses"]
+    assert set(chat["responses"]) == {"200", "4XX", "5XX"}
     assert chat["security"] == [{"key": []}] and "security" not in found["paths"]["/healthz"]["get"]
     whole: dict[str, Any] = {
         "$ref": "#/components/schemas/ChatCompletion",

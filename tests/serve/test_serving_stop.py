@@ -1,9 +1,8 @@
 """`cowest serve` as a process: it starts where it may, finishes what is under way when it is
-stopped, and keeps live traces."""
+stopped."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -15,19 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import dspy
 import httpx
 import pytest
 from live_task import started, until, written
 from served_process import running
-from serving_parts import QUESTION, body, post, program, rules, serving
+from serving_parts import body, post, rules
 
-from cowest_dspy import Sampling, Store, collect
+from cowest_dspy import Store, load_config
 from cowest_dspy.cli import main
-from cowest_dspy.errors import ConfigError, StoreError
-from cowest_dspy.influence.trace import Trace
-from cowest_dspy.serve import live_rows, live_traces
-from cowest_dspy.serve.server import bound, key_of
+from cowest_dspy.errors import ConfigError
+from cowest_dspy.serve.config import api_key
+from cowest_dspy.serve.server import bind
 
 ROOT = Path(__file__).parents[2]
 STRONG_ONLY = (
@@ -134,17 +131,17 @@ def test_the_log_has_a_line_for_each_request_and_no_text_of_it(tmp_path: Path) -
 def test_another_address_needs_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("COWEST_API_KEY", "OTHER_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert key_of(rules()) is None
+    assert api_key(rules()) is None
     for host in ("0.0.0.0", "::", "192.168.1.7", "example.org"):
         with pytest.raises(ConfigError, match="export COWEST_API_KEY"):
-            key_of(rules(host=host))
+            api_key(rules(host=host))
     with pytest.raises(ConfigError, match="OTHER_KEY is not set"):
-        key_of(rules(api_key_env="OTHER_KEY"))
+        api_key(rules(api_key_env="OTHER_KEY"))
     monkeypatch.setenv("COWEST_API_KEY", "short")
     with pytest.raises(ConfigError, match="8 or more"):
-        key_of(rules())
+        api_key(rules())
     monkeypatch.setenv("COWEST_API_KEY", "long-enough")
-    assert key_of(rules(host="0.0.0.0")) == "long-enough"
+    assert api_key(rules(host="0.0.0.0")) == "long-enough"
     monkeypatch.delenv("COWEST_API_KEY")
     written(tmp_path, more=STRONG_ONLY)
     with started(tmp_path, "serve", "task.toml", "--host", "0.0.0.0") as process:
@@ -153,14 +150,14 @@ def test_another_address_needs_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with bound("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="give another --port"):
-        bound("127.0.0.1", taken.getsockname()[1])
+    with bind("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="give another --port"):
+        bind("127.0.0.1", taken.getsockname()[1])
 
 
 def test_an_answer_waits_for_no_receipt_of_its_head() -> None:
     """Two small writes, as a head and a body are, take 40 ms together where the second waits for
     the first to be acknowledged."""
-    with bound("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -183,64 +180,27 @@ def test_what_cannot_be_served_is_told_by_the_verb(
         assert end.value.code == 1 and why in capfd.readouterr().err
 
 
-def match(example: dspy.Example, found: dspy.Prediction, trace: Any = None) -> float:
-    return float(found.answer == example.answer)
-
-
-def test_live_traces_are_kept_without_a_score_and_become_the_next_rounds_questions(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("old", "why"),
+    [
+        ("[serve.breaker]\nfailures = 3\n", "serve.breaker] was removed: a proxy in front"),
+        ("[serve.sample]\nshare = 0.5\n", "serve.sample] was removed: log_text"),
+        ("[serve.limits]\nqueue = 10\n", "queue was removed: connections bounds what waits"),
+    ],
+)
+def test_what_was_removed_is_named_and_its_former_defaults_say_nothing(
+    tmp_path: Path, old: str, why: str
 ) -> None:
-    run = tmp_path / "live"
-    with serving(sample={"share": 1.0, "run": str(run)}) as address:
-        for question in (QUESTION, QUESTION, "And the Morva?"):
-            post(address, body(question))
-        with pytest.raises(StoreError, match="in use"):
-            live_rows(run)
-    traces = live_traces(run)
-    assert [trace.inputs["question"] for trace in traces] == [QUESTION, "And the Morva?"], (
-        "equal inputs are one row"
+    written(tmp_path, more=STRONG_ONLY + old)
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        load_config([tmp_path / "task.toml"])
+    written(
+        tmp_path,
+        more=f"{STRONG_ONLY}[serve.limits]\nqueue = 256\n"
+        "[serve.breaker]\nfailures = 5\nseconds = 30.0\n"
+        '[serve.sample]\nshare = 0.0\nrun = "runs/live"\n',
     )
-    first = traces[0]
-    assert (
-        first.refined is not None
-        and first.refined["answer"] == "yes"
-        and first.completion == first.draft
-    )
-    assert (
-        first.influence is None
-        and (first.error or "").startswith("unscored")
-        and first.prompt[-1]["role"] == "user"
-    )
-    assert Trace.from_dict(json.loads(json.dumps(first.to_dict()))) == first
-    examples = [dspy.Example(**row, answer="yes").with_inputs("question") for row in live_rows(run)]
-    with Store(run) as store:
-        made = collect(
-            program(),
-            examples,
-            lambda example, found, trace=None: float(found.answer == example.answer),
-            Sampling(2),
-            store=store,
-        )
-        assert [trace.influence for trace in made] == [1.0, 1.0, 0.0, 0.0], (
-            "the strong model alone says no"
-        )
-
-
-def test_a_share_is_of_requests_and_nothing_is_kept_by_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with (
-        serving(sample={"share": 0.5, "run": "half"}, fields=["answer"]) as address,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        said = list(
-            pool.map(lambda number: post(address, body(f"{number}?")).status_code, range(60))
-        )
-    assert said == [200] * 60 and 10 < len(live_rows("half")) < 50
-    with serving() as address:
-        post(address)
-    assert [path.name for path in tmp_path.iterdir()] == ["half"]
+    assert load_config([tmp_path / "task.toml"]).serve.limits.concurrency == 8
 
 
 def test_a_run_that_is_served_is_free_for_other_verbs(tmp_path: Path) -> None:

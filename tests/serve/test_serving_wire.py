@@ -17,17 +17,21 @@ from hypothesis import strategies as st
 from serving_parts import body, program, rules
 
 from cowest_dspy.program.adapters import LineAdapter
-from cowest_dspy.serve.app import make_app
-from cowest_dspy.serve.asking import Answer, Answering
-from cowest_dspy.serve.protocol import ChatRequest
-from cowest_dspy.serve.reading import Asked, Task, read
-from cowest_dspy.serve.refusals import Refused
-from cowest_dspy.serve.service import Service
-from cowest_dspy.serve.writing import Chunks, Head, content_of
+from cowest_dspy.serve.answer import Answer, Answering
+from cowest_dspy.serve.app import Service, _event, make_app
+from cowest_dspy.serve.chat import (
+    ChatRequest,
+    Interface,
+    ParsedRequest,
+    Response,
+    format_content,
+    parse_request,
+)
+from cowest_dspy.serve.guard import ApiError
 
 SIGNATURE: Any = dspy.ensure_signature("question, notes, options: list[str] -> reason, answer")
-TASK = Task.of(program(signature=SIGNATURE))
-ONE = Task.of(program())
+TASK = Interface.of(program(signature=SIGNATURE))
+ONE = Interface.of(program())
 QUICK = how(max_examples=150)
 # What JSON carries: no lone surrogates. A line that is itself a mark is what DSPy's own form cannot
 # carry.
@@ -37,8 +41,10 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-def understood(content: Any, task: Task = TASK, **more: Any) -> Asked:
-    return read(ChatRequest.model_validate(body(content, **more)), task, rules(), "handbook")
+def understood(content: Any, task: Interface = TASK, **more: Any) -> ParsedRequest:
+    return parse_request(
+        ChatRequest.model_validate(body(content, **more)), task, rules(), "handbook"
+    )
 
 
 @QUICK
@@ -72,7 +78,7 @@ def test_inputs_with_dspys_marks_come_through_but_for_space_around_them(
 ) -> None:
     for adapter, form in ((dspy.ChatAdapter(), "marks"), (dspy.JSONAdapter(), "json")):
         messages = adapter.format(SIGNATURE, [], fields)
-        found = read(
+        found = parse_request(
             ChatRequest.model_validate({"model": "handbook", "messages": messages}),
             TASK,
             rules(),
@@ -100,10 +106,11 @@ def test_a_text_is_the_only_input_as_it_is(text: str) -> None:
 @given(TEXTS, TEXTS)
 def test_an_answer_comes_through_every_form(reason: str, answer: str) -> None:
     made = Answer({"reason": reason, "answer": answer}, "collaborate")
-    asked = Asked({}, "json", ("reason", "answer"), ())
-    assert json.loads(content_of(made, asked, TASK)) == {"reason": reason, "answer": answer}
+    asked = ParsedRequest({}, "json", ("reason", "answer"), ())
+    assert json.loads(format_content(made, asked, TASK)) == {"reason": reason, "answer": answer}
     marked = dspy.ChatAdapter().parse(
-        TASK.signature, content_of(made, Asked({}, "marks", ("reason", "answer"), ()), TASK)
+        TASK.signature,
+        format_content(made, ParsedRequest({}, "marks", ("reason", "answer"), ()), TASK),
     )
     for name, value in (("reason", reason), ("answer", answer)):
         # DSPy's parser reads every kind of line break as "\n".
@@ -115,13 +122,11 @@ def test_an_answer_comes_through_every_form(reason: str, answer: str) -> None:
 @QUICK
 @given(TEXTS)
 def test_the_pieces_of_a_stream_are_together_the_text(text: str) -> None:
-    chunks = list(Chunks(Head("id", 1, "m"), with_usage=False).content(text))
-    values = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
-    assert (
-        all(chunk.endswith("\n\n") and "\n" not in chunk[:-2] for chunk in chunks)
-        and len(chunks) <= 256
-    )
-    assert "".join(value["choices"][0]["delta"]["content"] for value in values) == text
+    chunks = list(Response("id", 1, "m").content_chunks(text))
+    assert len(chunks) <= 256
+    events = [_event(chunk) for chunk in chunks]
+    assert all(event.endswith("\n\n") and "\n" not in event[:-2] for event in events)
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == text
 
 
 JSON = st.recursive(
@@ -181,7 +186,6 @@ class Door:
 def door() -> Any:
     made = Door()
     yield made
-    made.service.close()
     made.loop.close()
 
 
@@ -222,7 +226,6 @@ def test_a_text_that_no_utf8_can_say_is_answered_all_the_same() -> None:
     for stream in (False, True):
         said: Any = loop.run_until_complete(ask(stream))
         assert said.status_code == 200 and "half" in said.text
-    service.close()
     loop.close()
 
 
@@ -233,6 +236,6 @@ def test_inputs_that_are_not_the_programs_are_refused_by_name() -> None:
         ('{"question": "x", "notes": "y", "options": 5}', 'The input "options" is no list'),
         ("[[ ## query ## ]]\nx", "given: query"),
     ):
-        with pytest.raises(Refused) as error:
+        with pytest.raises(ApiError) as error:
             understood(text)
         assert why in error.value.message and error.value.status == 400

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from cowest_dspy.cli import main
 from cowest_dspy.errors import CowestError, StoreError
-from cowest_dspy.report.runs import look
+from cowest_dspy.report.runs import describe_run
 from cowest_dspy.store import serialize
 from cowest_dspy.store.repair import repair
 from cowest_dspy.store.schema import SCHEMA_VERSION
@@ -326,7 +326,7 @@ def test_an_empty_file_beside_what_a_run_has_made_is_damage_and_no_new_run(
     (tmp_path / beside).parent.mkdir(exist_ok=True)
     (tmp_path / beside).write_text("")
     (tmp_path / "run.sqlite").touch()
-    assert look(tmp_path).state == "damaged"
+    assert describe_run(tmp_path).state == "damaged"
     for _ in range(2):
         with pytest.raises(
             StoreError, match=r"holds nothing, although its run has worked.*`cowest doctor --repair"

@@ -3,6 +3,7 @@ part."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from cowest_dspy.influence.arms import Answer
@@ -10,7 +11,6 @@ from cowest_dspy.report import (
     Arm,
     Curve,
     CurvePoint,
-    InfluenceRow,
     PairRow,
     PairsSummary,
     RunReport,
@@ -72,23 +72,45 @@ def trace(index: int, influence: float | None = 1.0, text: str = "a draft") -> T
     )
 
 
+def draft(
+    example_id: str,
+    index: int,
+    influence: float | None,
+    error: str | None = None,
+    draft_score: float | None = None,
+    round: int = 0,
+    text: str = "a draft",
+) -> TraceRow:
+    """A draft of which only these facts matter."""
+    return dataclasses.replace(
+        trace(0, text=text),
+        example_id=example_id,
+        draft_index=index,
+        influence=influence,
+        refined_score=None if influence is None else max(influence, 0.0),
+        alone_score=max(-(influence or 0.0), 0.0),
+        error=error,
+        draft_score=draft_score,
+        round=round,
+    )
+
+
 def full_run(text: str = "a draft") -> RunReport:
     return run(
         arm("strong", "+-!-----"),
         arm("sft", "++------", draft=text),
         arm("both", "+++++++!", draft=text),
-        influence=(
-            InfluenceRow("t0", 0, 1.0, None, 1.0, 1),
-            InfluenceRow("t0", 1, -1.0, None, 0.0, 1),
-            InfluenceRow("t1", 0, 0.0, None, 1.0, 2),
-            InfluenceRow("t1", 1, None, "truncated: 64 tokens", None, 2),
-        ),
         pairs=PairsSummary(
             1, 1, {"no margin": 3}, (PairRow("t0", "why?", text, "worse", 1.0, -1.0),)
         ),
         curves=(Curve("dpo", tuple(CurvePoint(float(i), 0.7 / i, i / 10) for i in range(1, 9))),),
         stages=(Stage("collect", 12.5, 9, 100, 50, 3, 2**30), Stage("dpo", 3.0)),
-        traces=(trace(0, text=text), trace(1, None, text)),
+        traces=(
+            draft("t0", 0, 1.0, None, 1.0, 1, text),
+            draft("t0", 1, -1.0, None, 0.0, 1, text),
+            draft("t1", 0, 0.0, None, 1.0, 2, text),
+            draft("t1", 1, None, "truncated: 64 tokens", None, 2, text),
+        ),
         config={
             "strong": {"model": "m", "api_key": "plain-words", "api_base": "https://me:pw@host/v1"}
         },

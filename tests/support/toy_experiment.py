@@ -68,8 +68,8 @@ least = 2
 [dpo]
 max_steps = 2
 bf16 = false
-per_device_train_batch_size = 2
-gradient_accumulation_steps = 1
+per_device_train_batch_size = 1
+gradient_accumulation_steps = 2
 [evaluate]
 weak = "toy.py:direct"
 oracle = "notes"

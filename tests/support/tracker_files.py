@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 BLOCK, HEADER = 32768, 7
+# trackio reads it once, when it is imported.
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))
 
 
-def trackio_rows(folder: Path, project: str) -> dict[str, list[tuple[int, dict[str, float]]]]:
+def trackio_folder() -> Path:
+    """Where trackio writes in this process."""
+    return Path(importlib.import_module("trackio.utils").TRACKIO_DIR)
+
+
+def trackio_rows(project: str) -> dict[str, list[tuple[int, dict[str, float]]]]:
     """Of each run of a project, by its name: steps with what was logged at each, in order."""
     found: dict[str, list[tuple[int, dict[str, float]]]] = {}
-    with closing(sqlite3.connect(f"file:{folder / project}.db?mode=ro", uri=True)) as db:
+    with closing(sqlite3.connect(f"file:{trackio_folder() / project}.db?mode=ro", uri=True)) as db:
         for name, step, logged in db.execute(
             "SELECT run_name, step, metrics FROM metrics ORDER BY id"
         ):
@@ -24,17 +33,17 @@ def trackio_rows(folder: Path, project: str) -> dict[str, list[tuple[int, dict[s
     return found
 
 
-def trackio_configs(folder: Path, project: str) -> dict[str, dict[str, Any]]:
-    with closing(sqlite3.connect(f"file:{folder / project}.db?mode=ro", uri=True)) as db:
+def trackio_configs(project: str) -> dict[str, dict[str, Any]]:
+    with closing(sqlite3.connect(f"file:{trackio_folder() / project}.db?mode=ro", uri=True)) as db:
         return {
             name: json.loads(config)
             for name, config in db.execute("SELECT run_name, config FROM configs ORDER BY id")
         }
 
 
-def trackio_artifacts(folder: Path, project: str) -> list[str]:
+def trackio_artifacts(project: str) -> list[str]:
     """The files of the newest version of each artifact."""
-    with closing(sqlite3.connect(f"file:{folder / project}.db?mode=ro", uri=True)) as db:
+    with closing(sqlite3.connect(f"file:{trackio_folder() / project}.db?mode=ro", uri=True)) as db:
         rows = db.execute(
             "SELECT manifest, max(version) FROM artifact_versions GROUP BY artifact_id"
         ).fetchall()

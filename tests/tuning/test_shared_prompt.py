@@ -12,8 +12,7 @@ from tiny import make_adapter
 from tuning_rows import LORA, assert_close, pair_rows, quick
 
 from cowest_dspy import compat
-from cowest_dspy.tuning import DPO, shared_prompt, train_dpo
-from cowest_dspy.tuning import train as training
+from cowest_dspy.tuning import DPO, shared_prompt, train_dpo, trainers
 
 LOGGER = "cowest_dspy.tuning.shared_prompt"
 
@@ -21,10 +20,10 @@ LOGGER = "cowest_dspy.tuning.shared_prompt"
 def trainer_on(base: Path, work: Path, adapter: Path | None = None, **changes: Any) -> Any:
     """A trainer of ours on 6 pairs, all of them in one micro-batch."""
     settings = DPO(**quick(per_device_train_batch_size=6, gradient_accumulation_steps=1) | changes)
-    trainer = training._make_trainer(settings, pair_rows(6), [], base, adapter, work / ".w.x.y", 0)
+    trainer = trainers.make_trainer(settings, pair_rows(6), [], base, adapter, work / ".w.x.y", 0)
     if settings.share_prompt:
         with compat.compact_lm_head():
-            shared_prompt.share_if_equal(trainer, training._lengths(trainer.train_dataset))
+            shared_prompt.share_if_equal(trainer, trainers.row_lengths(trainer.train_dataset))
     return trainer
 
 
@@ -184,7 +183,7 @@ def test_attention_without_masks_of_ones_own_is_left_to_the_stock_path(
     caplog.set_level(logging.INFO, LOGGER)
     trainer = trainer_on(tiny_model, tmp_path / "work", share_prompt=False)
     trainer.model.config._attn_implementation = "flash_attention_2"
-    assert not shared_prompt.share_if_equal(trainer, training._lengths(trainer.train_dataset))
+    assert not shared_prompt.share_if_equal(trainer, trainers.row_lengths(trainer.train_dataset))
     assert "its attention is flash_attention_2" in caplog.text
 
 

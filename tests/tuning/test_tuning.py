@@ -36,8 +36,8 @@ from cowest_dspy.tuning import (
     Lora,
     train_dpo,
     train_sft,
+    trainers,
 )
-from cowest_dspy.tuning import train as training
 
 # What is trained
 
@@ -90,7 +90,7 @@ def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
         adapter=first_sft.path,
         output=tmp_path / "once",
     )
-    monkeypatch.setattr(training, "_add_references", lambda *_: None)
+    monkeypatch.setattr(trainers, "add_references", lambda *_: None)
     always = train_dpo(
         settings,
         pair_rows(),
@@ -334,7 +334,7 @@ def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Pa
         for row in data
     ]
     assert tuned.tokens == sum(map(len, tokens))
-    assert training._arguments(SFT(), data, False, tmp_path, 0)["max_length"] is None
+    assert trainers.trainer_arguments(SFT(), data, False, tmp_path, 0)["max_length"] is None
 
 
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> No
 def test_a_model_without_anything_to_train_is_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_restore_dropout", lambda model: model.requires_grad_(False))
+    monkeypatch.setattr(trainers, "restore_dropout", lambda model: model.requires_grad_(False))
     with pytest.raises(TuningError, match="Nothing in this model can be trained"):
         train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
 

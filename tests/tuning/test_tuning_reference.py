@@ -9,21 +9,20 @@ from typing import Any
 import pytest
 from tuning_rows import pair_rows, quick
 
-from cowest_dspy.tuning import DPO, Tuned, train_dpo
-from cowest_dspy.tuning import train as training
+from cowest_dspy.tuning import DPO, Tuned, train_dpo, trainers
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """For each time that they were computed, of how many pairs."""
     counts: list[int] = []
-    original = training._compute_reference
+    original = trainers.compute_reference
 
-    def counted(trainer: Any, pairs: Any) -> Any:
-        counts.append(len(pairs))
-        return original(trainer, pairs)
+    def counted(trainer: Any, rows: Any, columns: int) -> Any:
+        counts.append(len(rows))
+        return original(trainer, rows, columns)
 
-    monkeypatch.setattr(training, "_compute_reference", counted)
+    monkeypatch.setattr(trainers, "compute_reference", counted)
     return counts
 
 

@@ -13,7 +13,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import HARD, left, same, sft_rows, train
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.tuning import SFT, train_sft
+from cowest_dspy.tuning import SFT, train_sft, trainers
 from cowest_dspy.tuning import train as training
 from cowest_dspy.utils import interrupts
 
@@ -29,7 +29,7 @@ def test_a_checkpoint_is_written_about_every_minute(
 ) -> None:
     train("sft", tiny_model, tmp_path / "out", stop=4)
     assert left(tmp_path / "out") == [], "no minute has passed"
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(trainers, "SAVE_SECONDS", 0.0)
     train("sft", tiny_model, tmp_path / "out", stop=4)
     _, told = train("sft", tiny_model, tmp_path / "out")
     assert told[0] == 3
@@ -128,7 +128,7 @@ def test_a_signal_stops_after_a_step_and_the_training_resumes_with_the_same_bits
     (state,) = tmp_path.glob(".out.*/checkpoint-*/trainer_state.json")
     assert json.loads(state.read_text())["global_step"] == steps[-1] == 5
     assert same(run(), whole)
-    assert steps[6:] == [5, 6, 7, 8, 9, 10] or steps[5:] == [5, 5, 6, 7, 8, 9, 10]
+    assert steps == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
 
 
 def test_a_resumed_training_needs_no_other_machine_state(tiny_model: Path, tmp_path: Path) -> None:

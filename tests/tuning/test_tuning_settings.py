@@ -21,8 +21,8 @@ from cowest_dspy.tuning import (
     data,
     train_dpo,
     train_sft,
+    trainers,
 )
-from cowest_dspy.tuning import train as training
 from cowest_dspy.tuning.config import RENAMED, RENAMED_LORA, RESERVED, library_fields
 
 # Settings
@@ -50,14 +50,14 @@ def test_no_other_loss_type_is_accepted_by_trl(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # TRL names all of them in the error of one that it does not know.
-    make = training._make_trainer
+    make = trainers.make_trainer
 
     def unknown(*arguments: Any) -> Any:
         trainer = make(*arguments)
         trainer.loss_types = ["nonsense"]
         return trainer
 
-    monkeypatch.setattr(training, "_make_trainer", unknown)
+    monkeypatch.setattr(trainers, "make_trainer", unknown)
     with pytest.raises(ValueError, match="Unknown loss type: nonsense") as caught:
         train_dpo(
             DPO(**QUICK, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / "out"
@@ -156,7 +156,7 @@ def test_other_fields_reach_trl_and_peft(tiny_model: Path, tmp_path: Path) -> No
         use_weighting=True,  # pyright: ignore[reportCallIssue]
     )
     assert DPO(**settings.model_dump(mode="json")) == settings
-    trainer = training._make_trainer(
+    trainer = trainers.make_trainer(
         settings, pair_rows(2), [], tiny_model, None, tmp_path / ".out.x.checkpoints", 0
     )
     assert (trainer.args.weight_decay, trainer.args.use_weighting) == (0.25, True)

@@ -81,7 +81,7 @@ def _arms(report: RunReport) -> str:
 
 def _influence(report: RunReport) -> str:
     rows: list[Sequence[Any]] = []
-    for number, counts in influence_by_round(report.influence).items():
+    for number, counts in influence_by_round(report.traces).items():
         mean = "-" if counts.mean is None else f"{counts.mean:+.3f}"
         harm = "-" if counts.harm_rate is None else f"{100 * counts.harm_rate:.0f} %"
         rows.append(

@@ -62,9 +62,8 @@ class Sharing:
     hidden: torch.Tensor | None
 
 
-def take_over(model: Any) -> bool:
-    """Gives ``model`` the attention in parts, when it then says what it said before; otherwise
-    leaves it as it is, and says so.
+def enable_parts(model: Any) -> bool:
+    """Give ``model`` the attention in parts, if its logits then stay the same; whether they do.
 
     Whether it does is asked of the model itself, by a few tokens: an architecture that bends
     attention in a way of its own (windows, capped scores, sinks, biases) would be computed wrongly
@@ -105,8 +104,8 @@ def take_over(model: Any) -> bool:
     return True
 
 
-def is_in_parts(model: Any) -> bool:
-    """Whether :func:`take_over` gave ``model`` the attention in parts."""
+def has_parts(model: Any) -> bool:
+    """Whether :func:`enable_parts` gave ``model`` the attention in parts."""
     return model.config._attn_implementation == ATTENTION
 
 
@@ -202,7 +201,7 @@ def by_heads(query: Any, kv_heads: int, scaling: float) -> Any:
     return (query.float() * scaling).view(rows, kv_heads, heads // kv_heads, size)
 
 
-def mean_of_part(query: Any, keys: Any, values: Any, sharing: Sharing) -> tuple[Any, Any, Any]:
+def attend_part(query: Any, keys: Any, values: Any, sharing: Sharing) -> tuple[Any, Any, Any]:
     """What one part gives every row: the greatest score and the sum of weights ``[rows, kv heads,
     group, 1]``, and the weighted sum of values ``[rows, kv heads, group, size]``. A row that
     attends to none of the sequences: -inf, 0, 0.
@@ -247,7 +246,7 @@ def _back(found: Any, sharing: Sharing, rows: int, group: int, empty: float) -> 
     return whole
 
 
-def together(parts: Sequence[tuple[Any, Any, Any]]) -> Any:
+def merge_parts(parts: Sequence[tuple[Any, Any, Any]]) -> Any:
     """The parts' means as one softmax over all of them would give it: ``[rows, kv heads, group,
     size]``."""
     import functools
@@ -282,8 +281,8 @@ def _attention(
         )
     other = [name for name in _OTHER_KINDS if rest.get(name) is not None]
     if other:
-        # A refusal, said to the probe of take_over: a model that needs this keeps transformers' own
-        # attention.
+        # The answer "no" to the probe of enable_parts: a model that needs this keeps transformers'
+        # own attention.
         raise NotImplementedError(f"attention with {', '.join(other)} is not computed in parts")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mixed = attend(module.layer_idx, query, key, value, attention_mask, scale)
@@ -357,7 +356,7 @@ class Blocks:
         self.values: list[torch.Tensor] = []
 
     def make_room(self, count: int, length: int) -> None:
-        """Sees that ``count`` sequences of ``length`` tokens can stand here."""
+        """Make room for ``count`` sequences of ``length`` tokens."""
         if count <= self.capacity and length <= self.length:
             return
         capacity = (
@@ -383,8 +382,8 @@ class Blocks:
         return self.count - 1
 
     def remove(self, number: int, tokens: int) -> int:
-        """Ends a sequence: the last one (of which ``tokens`` are in use) takes its number. Gives
-        the number the last one had."""
+        """End a sequence: the last one (of which ``tokens`` are in use) takes its number. Return
+        the number that the last one had."""
         last = self.count - 1
         if number != last:
             for stored in (*self.keys, *self.values):

@@ -36,7 +36,7 @@ from cowest_dspy.errors import ModelError
 from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.local import attention, likelihood, scheduler, weights
 from cowest_dspy.lms.local.generate import PlainSession, Session
-from cowest_dspy.lms.local.lora import KnownAdapters, Voices, identify, load_again
+from cowest_dspy.lms.local.lora import KnownAdapters, LoraModel, identify, load_again
 from cowest_dspy.lms.local.sampling import Completion, Row, TokenScore
 from cowest_dspy.lms.local.scheduler import COMPUTE, Batcher, Loaded, Work
 from cowest_dspy.store import serialize
@@ -99,7 +99,7 @@ class LocalEngine(BaseEngine):
     # What DSPy calls
 
     def complete(self, request: Request) -> Response:
-        """Answers one request; blocks until the batch that it joined has got to its end.
+        """Answer one request; blocks until it has come to its end in a batch.
 
         Raises:
             dspy.lm15.InvalidRequestError: a model id or a setting that this engine does not know.
@@ -116,12 +116,12 @@ class LocalEngine(BaseEngine):
         Raises:
             dspy.lm15.InvalidRequestError, dspy.lm15.ContextLengthError: as :meth:`complete`.
         """
-        watch = scheduler.Watch(self._load().tokenizer, request.config.stop or ())
-        work = self._work(request, watch)
+        stream = scheduler.TextStream(self._load().tokenizer, request.config.stop or ())
+        work = self._work(request, stream)
         self._batcher.submit(work)
-        work.future.add_done_callback(lambda _: watch.end())
+        work.future.add_done_callback(lambda _: stream.end())
         yield from scheduler.events(
-            request.model, watch, lambda: self._response(request, work, work.future.result())
+            request.model, stream, lambda: self._response(request, work, work.future.result())
         )
 
     def score(
@@ -149,7 +149,7 @@ class LocalEngine(BaseEngine):
         return [found[place] for place in range(len(rows))]
 
     def close(self) -> None:
-        """Lets go of the weights; the next request loads them again."""
+        """Free the weights; the next request loads them again."""
         COMPUTE.run(self._let_go)
 
     def dump_state(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class LocalEngine(BaseEngine):
     # Adapters
 
     def load_adapter(self, folder: Path) -> str:
-        """Makes a PEFT adapter available; gives its model id, which ends in a hash of the adapter's
+        """Make a PEFT adapter available; return its model id, which ends in a hash of the adapter's
         weights.
 
         Raises:
@@ -204,7 +204,7 @@ class LocalEngine(BaseEngine):
 
     # From requests to batches
 
-    def _work(self, request: Request, watch: scheduler.Watch | None = None) -> Work:
+    def _work(self, request: Request, on_tokens: scheduler.TextStream | None = None) -> Work:
         described = serialize.request_to_dict(request)
         config = described["config"]
         unknown = [name for name in config if name not in SUPPORTED]
@@ -228,7 +228,7 @@ class LocalEngine(BaseEngine):
             stop=tuple(config.get("stop", ())),
             logprobs=config.get("logprobs"),
             adapter=self._adapters.name_of(request.model),
-            watch=watch,
+            on_tokens=on_tokens,
         )
         return Work(tokens, head, row)
 
@@ -240,7 +240,7 @@ class LocalEngine(BaseEngine):
 
     def _room(self, tokens: tuple[int, ...]) -> int:
         """How many tokens the context still takes after these."""
-        return getattr(self._load().voices.model.config, "max_position_embeddings", 1 << 30) - len(
+        return getattr(self._load().lora.model.config, "max_position_embeddings", 1 << 30) - len(
             tokens
         )
 
@@ -282,8 +282,8 @@ class LocalEngine(BaseEngine):
     ) -> list[likelihood.Likelihood]:
         loaded = self._load()
         prefix = self._batcher.prefix(loaded, name, head) if head else None
-        speaker: Any = loaded.voices.speak([name])
-        return likelihood.score(speaker, parts, prefix)
+        selected: Any = loaded.lora.select([name])
+        return likelihood.score(selected, parts, prefix)
 
     def _load(self) -> Loaded:
         """The model in memory; loaded when it is not there."""
@@ -295,20 +295,20 @@ class LocalEngine(BaseEngine):
             # Asked in floats: rounding to int8 hides whether attention in parts is the same, and
             # would be taken for a "no".
             model = weights.load_model(
-                Path(self.base_folder), self.dtype, in_floats=attention.take_over
+                Path(self.base_folder), self.dtype, in_floats=attention.enable_parts
             )
-            in_parts = attention.is_in_parts(model)
-            ends, voices = (
+            in_parts = attention.has_parts(model)
+            ends, lora = (
                 weights.end_tokens(model, tokenizer),
-                Voices(model, self._adapters.by_name),
+                LoraModel(model, self._adapters.by_name),
             )
             kind = Session if in_parts else PlainSession
             self._chat = ChatTokens(tokenizer)
             self._loaded = Loaded(
-                voices,
+                lora,
                 tokenizer,
                 ends,
-                lambda: kind(model, tokenizer, ends, voices.speak),
+                lambda: kind(model, tokenizer, ends, lora.select),
                 in_parts,
             )
         return self._loaded

@@ -18,8 +18,8 @@ BYTES_IN_INT8 = 2.5
 
 def context_length(folder: Path) -> int | None:
     """Tokens of prompt and answer together, as config.json says; None when it does not."""
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    length = said.get("max_position_embeddings") or said.get("text_config", {}).get(
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    length = config.get("max_position_embeddings") or config.get("text_config", {}).get(
         "max_position_embeddings"
     )
     return int(length) if length else None

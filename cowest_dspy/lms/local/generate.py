@@ -22,13 +22,13 @@ from cowest_dspy.lms.local.attention import (
     LayerShape,
     Prefix,
     Sharing,
+    attend_part,
     attending,
     attending_to,
     by_heads,
     left_padded,
-    mean_of_part,
+    merge_parts,
     prefill_mask,
-    together,
 )
 from cowest_dspy.lms.local.sampling import Completion, Draws, Row, choose, completed
 
@@ -38,7 +38,7 @@ PREFILL_TOKENS = 256
 _SHORTEST_POOL = 32
 
 # The adapters of the rows of a pass (None: the base) -> the model as it is to be called for them.
-Speak = Callable[[Sequence[str | None]], Callable[..., Any]]
+Select = Callable[[Sequence[str | None]], Callable[..., Any]]
 
 
 Finished = list[tuple[Row, Completion]]
@@ -75,7 +75,7 @@ class _Live:
 
 @dataclass(frozen=True)
 class _View:
-    """A part of the attention: what is stored per layer, and who attends to it."""
+    """A part of the attention: what is stored per layer, and which rows attend to it."""
 
     layers: Callable[[int], tuple[Any, Any]]
     sharing: Sharing
@@ -87,15 +87,15 @@ class Session:
     Args:
         model: a causal LM of transformers with the attention of attention.py.
         end_tokens: ids that end a text.
-        speak: gives the model that speaks as the rows' adapters; by default only the base is there.
+        select: gives the model with the rows' adapters; by default the base alone.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None
+        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], select: Select | None = None
     ) -> None:
         self._tokenizer, self._end_tokens = tokenizer, end_tokens
         self._config, self._device = model.config, model.device
-        self._speak: Speak = speak or (lambda adapters: model)
+        self._select: Select = select or (lambda adapters: model)
         self._rows: list[_Live] = []
         self._prompts: dict[Any, _Prompt] = {}
         self._pools: dict[int, Blocks] = {}
@@ -113,7 +113,7 @@ class Session:
         return [item.prompt.row.adapter for item in self._rows]
 
     def admit(self, rows: Sequence[Row]) -> Finished:
-        """Takes rows in: computes those of their prompts that are not there yet, and chooses every
+        """Take rows in: compute those of their prompts that are not there yet, and choose every
         row's first token."""
         import torch
 
@@ -151,7 +151,7 @@ class Session:
             [[item.prompt.end + at] for item, at in zip(self._rows, written, strict=True)],
             device=device,
         )
-        model = self._speak(self.adapters)
+        model = self._select(self.adapters)
         mask = torch.ones((len(ids), 1, 1, 1), dtype=torch.bool, device=device)
         with self._decoding(written):
             out = model(
@@ -165,7 +165,7 @@ class Session:
         return self._leave()
 
     def _leave(self) -> Finished:
-        """Takes out the rows that are done; from the last to the first, since the last one fills
+        """Take out the rows that are done; from the last to the first, since the last one fills
         the gap."""
         finished: Finished = []
         for slot in reversed(range(len(self._rows))):
@@ -184,7 +184,7 @@ class Session:
         return finished
 
     def _release(self, prompt: _Prompt) -> None:
-        """Forgets a prompt of which no row is left."""
+        """Forget a prompt of which no row is left."""
         key = _key(prompt.row)
         if prompt.rows or key not in self._prompts:
             return
@@ -197,7 +197,7 @@ class Session:
     # Prompts
 
     def _compute_prompts(self, rows: list[Row]) -> None:
-        """In groups that speak alike after the same beginning; on a processor small ones, whose
+        """In groups of one adapter and the same beginning; on a processor small ones, whose
         intermediate results stay in its caches."""
         alike: dict[tuple[str | None, int], list[Row]] = {}
         for row in sorted(rows, key=lambda row: len(row.tokens)):
@@ -220,7 +220,7 @@ class Session:
         positions = (real.long().cumsum(1) - 1).clamp(min=0) + (
             first.prefix.length if first.prefix else 0
         )
-        model = self._speak([row.adapter for row in rows])
+        model = self._select([row.adapter for row in rows])
         cache: Any = DynamicCache(config=self._config)
         with attending_to(first.prefix):
             out = model(
@@ -286,13 +286,13 @@ class Session:
                     value[:, :, 0].float(),
                 )
             asked = by_heads(query, key.shape[1], scaling)
-            parts = [mean_of_part(asked, *view.layers(layer), view.sharing) for view in views]
+            parts = [attend_part(asked, *view.layers(layer), view.sharing) for view in views]
             parts.append(
-                mean_of_part(
+                attend_part(
                     asked, keys[:count, :, :longest], values[:count, :, :longest], to_itself
                 )
             )
-            return together(parts).reshape(query.shape)
+            return merge_parts(parts).reshape(query.shape)
 
         with attending(attend):
             yield
@@ -366,14 +366,14 @@ class Session:
 class PlainSession:
     """A batch of a model whose attention is not computed in parts (windows, capped scores, sinks,
     recurrent layers): as :class:`Session`, by transformers' own means, padded prompts, its cache,
-    its attention. Rows come in only while it is empty, and all speak as one adapter."""
+    its attention. Rows come in only while it is empty, and all have one adapter."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None
+        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], select: Select | None = None
     ) -> None:
         self._tokenizer, self._end_tokens = tokenizer, end_tokens
         self._config, self._device = model.config, model.device
-        self._speak: Speak = speak or (lambda adapters: model)
+        self._select: Select = select or (lambda adapters: model)
         self._rows: list[Draws] = []
         self._cache: Any = None
         self._real: Any = None
@@ -389,7 +389,7 @@ class PlainSession:
         return [item.row.adapter for item in self._rows]
 
     def admit(self, rows: Sequence[Row]) -> Finished:
-        """Takes rows in, computes their prompts, and chooses every row's first token."""
+        """Take rows in, compute their prompts, and choose every row's first token."""
         from transformers import DynamicCache
 
         if not rows:
@@ -410,7 +410,7 @@ class PlainSession:
     def _pass(self, ids: Any) -> Finished:
 
         positions = (self._real.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        model = self._speak(self.adapters)
+        model = self._select(self.adapters)
         with attending(None):
             out = model(
                 input_ids=ids,
@@ -442,8 +442,7 @@ class PlainSession:
 
 
 def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
-    """Takes ``rows`` into a session that is empty and runs it to its end; in the order of
-    ``rows``."""
+    """The completions of ``rows``, in their order, by a session that is empty."""
     done = dict(session.admit(rows))
     while session.live:
         done.update(session.step())

@@ -29,7 +29,7 @@ ROWS = 4096
 
 
 def quantize(model: Any) -> Any:
-    """Makes every linear layer of ``model``, the head included, compute in int8, and gives
+    """Make every linear layer of ``model``, the head included, compute in int8, and return
     ``model``. For inference only.
 
     The float weights are let go. What stays (embeddings, norms) becomes float32, and with it all
@@ -95,7 +95,7 @@ _PACKED_PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
 
 
 def _plain(rows: torch.Tensor, row_scales: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Times these rows, from whole numbers of -127 to 127 in floats."""
+    """The product with these rows, from whole numbers of -127 to 127 in floats."""
     import torch
 
     def product(whole: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def _plain(rows: torch.Tensor, row_scales: torch.Tensor) -> Callable[[torch.Tens
 
 
 def _packed(rows: torch.Tensor, row_scales: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Times these rows, from whole numbers of -63 to 63 in floats."""
+    """The product with these rows, from whole numbers of -63 to 63 in floats."""
     import torch
 
     with warnings.catch_warnings():

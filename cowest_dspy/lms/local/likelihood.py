@@ -1,6 +1,6 @@
 """How likely a model finds texts that it has not written: one batched pass, no sampling.
 
-The prompts' shared beginning is computed once, as in generation.py, and only the texts' own tokens
+The prompts' shared beginning is computed once, as in generate.py, and only the texts' own tokens
 are projected onto the vocabulary.
 """
 

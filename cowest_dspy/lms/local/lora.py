@@ -107,8 +107,8 @@ def _reason(why: object) -> str:
     return weights.first_line(text, most=300)
 
 
-class Voices:
-    """A model with its adapters, which are loaded onto it when they are first to speak.
+class LoraModel:
+    """A model with its adapters, which are loaded onto it when they are first selected.
 
     Args:
         model: the bare model.
@@ -118,10 +118,10 @@ class Voices:
     def __init__(self, model: Any, folders: Mapping[str, Path]) -> None:
         self.model, self._folders = model, folders
         self._loaded: set[str] = set()
-        # Who speaks now: one name, None for the base, or _MIXED.
+        # What is selected: one name, None for the base, or _MIXED.
         self._now: str | None = None
 
-    def mix(self, names: Sequence[str | None]) -> bool:
+    def can_mix(self, names: Sequence[str | None]) -> bool:
         """Whether rows of these adapters can stand in one batch: plain LoRA can, other kinds (DoRA,
         for instance) cannot."""
         different = set(names)
@@ -130,9 +130,9 @@ class Voices:
             name is None or self._is_plain(name) for name in different
         )
 
-    def speak(self, names: Sequence[str | None]) -> Callable[..., Any]:
-        """The model that speaks as the rows' adapters (None: the base), row by row; until it is
-        asked again."""
+    def select(self, names: Sequence[str | None]) -> Callable[..., Any]:
+        """The model with the rows' adapters (None: the base), row by row, until the next
+        selection."""
         different = set(names)
         self._load(different)
         if not self._loaded:
@@ -194,7 +194,7 @@ class KnownAdapters:
         self.by_name: dict[str, Path] = {}
 
     def add(self, name: str, folder: Path) -> str:
-        """Makes an adapter known; gives its model id. The first folder with these weights stays."""
+        """Register an adapter; return its model id. The first folder with these weights stays."""
         self.by_name.setdefault(name, Path(folder).resolve())
         return f"{self.model_id}+{name}"
 
@@ -225,7 +225,7 @@ class KnownAdapters:
 
 
 def load_again(load_adapter: Callable[[Path], str], folders: Mapping[str, str]) -> None:
-    """Loads the adapters of a saved state.
+    """Load the adapters of a saved state.
 
     Raises:
         ModelError: a folder is gone, or holds other weights than when the state was saved.

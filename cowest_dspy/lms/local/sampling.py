@@ -27,8 +27,8 @@ class Row:
     """One prompt and how to continue it; lengths are in tokens.
 
     ``tokens`` are those after ``prefix``, a beginning that other rows have too. ``adapter`` names
-    the LoRA adapter that speaks (None: the base). ``logprobs``: None for none, otherwise how many
-    of the likeliest tokens to note beside each chosen one (0: only that). ``watch`` is told the
+    the LoRA adapter (None: the base). ``logprobs``: None for none, otherwise how many
+    of the likeliest tokens to note beside each chosen one (0: only that). ``on_tokens`` gets the
     tokens so far after each one that does not end the row.
     """
 
@@ -42,7 +42,7 @@ class Row:
     logprobs: int | None = None
     prefix: Prefix | None = None
     adapter: str | None = None
-    watch: Callable[[Sequence[int]], None] | None = None
+    on_tokens: Callable[[Sequence[int]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def completed(draws: Draws, tokenizer: Any, end_tokens: frozenset[int]) -> Compl
         text = tokenizer.decode(spoken, skip_special_tokens=True)
         cut = min((at for at in (text.find(stop) for stop in row.stop) if at >= 0), default=-1)
     if not ended and cut < 0 and len(tokens) < row.max_tokens:
-        if row.watch:
-            row.watch(tokens)
+        if row.on_tokens:
+            row.on_tokens(tokens)
         return None
     text = tokenizer.decode(spoken, skip_special_tokens=True)
     scores: tuple[TokenScore, ...] | None = None

@@ -38,7 +38,7 @@ from dspy.lm15 import (
 from cowest_dspy.lms.local import weights
 from cowest_dspy.lms.local.attention import Prefix, compute_prefix
 from cowest_dspy.lms.local.generate import PREFILL_TOKENS, Finished
-from cowest_dspy.lms.local.lora import Voices
+from cowest_dspy.lms.local.lora import LoraModel
 from cowest_dspy.lms.local.sampling import Completion, Row
 
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ PATIENCE = 8  # steps that a request waits for others to join with
 _LULL = 0.02
 
 
-class Turns:
+class ComputeThread:
     """Work of many threads, done in one, in the order in which it was asked for."""
 
     def __init__(self) -> None:
@@ -72,12 +72,11 @@ class Turns:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for a turn."""
+        """Whether other work waits for its turn."""
         return not self._tasks.empty()
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """What ``work()`` gives, or raises, when its turn has come; at once for who has the turn
-        already."""
+        """The result of ``work()`` when its turn has come; at once in the computing thread."""
         if threading.current_thread() is self._thread:
             return work()
         result: Future[Result] = Future()
@@ -112,10 +111,10 @@ class Turns:
                 return
 
 
-COMPUTE = Turns()
+COMPUTE = ComputeThread()
 
 
-class BatchOnItsWay(Protocol):
+class Batch(Protocol):
     """What a batch can do: :class:`cowest_dspy.lms.local.generate.Session` or
     :class:`cowest_dspy.lms.local.generate.PlainSession`."""
 
@@ -130,7 +129,7 @@ class BatchOnItsWay(Protocol):
         ...
 
     def admit(self, rows: Sequence[Row]) -> Finished:
-        """Takes rows in."""
+        """Take rows in."""
         ...
 
     def step(self) -> Finished:
@@ -143,10 +142,10 @@ class Loaded:
     """A model in memory: its weights and adapters, and how a batch of it is begun. ``joinable``:
     rows may come in later."""
 
-    voices: Voices
+    lora: LoraModel
     tokenizer: Any
     end_tokens: frozenset[int]
-    begin: Callable[[], BatchOnItsWay]
+    begin: Callable[[], Batch]
     joinable: bool
 
 
@@ -184,7 +183,7 @@ class Batcher:
         self._starting = threading.Lock()
 
     def submit(self, work: Work) -> None:
-        """Puts a request into the queue; its future is set when it is answered."""
+        """Put a request into the queue; its future is set when it is answered."""
         with self._starting:
             if self._worker is None or not self._worker.is_alive():
                 self._worker = threading.Thread(
@@ -194,16 +193,16 @@ class Batcher:
         self._queue.put(work)
 
     def forget(self) -> None:
-        """Lets go of the prefixes that are kept."""
+        """Free the stored prefixes."""
         self._prefixes.clear()
 
     def prefix(self, loaded: Loaded, adapter: str | None, tokens: tuple[int, ...]) -> Prefix:
-        """The keys and values of a prompt's beginning; the last few are kept."""
+        """The keys and values of a prompt's beginning; the last few are stored."""
         key = (adapter, tokens)
         if key not in self._prefixes:
-            model = loaded.voices.speak([adapter])
+            model = loaded.lora.select([adapter])
             self._prefixes[key] = compute_prefix(
-                model, loaded.voices.model.config, tokens, loaded.voices.model.device
+                model, loaded.lora.model.config, tokens, loaded.lora.model.device
             )
         self._prefixes.move_to_end(key)
         while len(self._prefixes) > PREFIXES_KEPT:
@@ -232,7 +231,7 @@ class Batcher:
                 return arrived
 
     def _stretch(self, waiting: list[Work]) -> None:
-        """Works on ``waiting`` and on what comes in meanwhile; what is left in it has to wait for
+        """Work on ``waiting`` and on what comes in meanwhile; what is left in it has to wait for
         the next turn."""
         try:
             loaded = self._open()
@@ -261,8 +260,8 @@ class Batcher:
             self._apart(unanswered or waiting[:1], error)
             waiting[:] = [work for work in waiting if not work.future.done()]
 
-    def _joining(self, waiting: list[Work], batch: BatchOnItsWay, loaded: Loaded) -> list[Work]:
-        """Takes out of ``waiting`` who joins now: in the order of arrival, those of one prompt
+    def _joining(self, waiting: list[Work], batch: Batch, loaded: Loaded) -> list[Work]:
+        """Take out of ``waiting`` what joins now: in the order of arrival, those of one prompt
         together."""
         room = self._max_batch - batch.live
         if not waiting or room < 1 or (batch.live and not loaded.joinable):
@@ -292,7 +291,7 @@ class Batcher:
         if set(present) <= {adapter}:
             return True
         try:
-            return loaded.joinable and loaded.voices.mix([*present, adapter])
+            return loaded.joinable and loaded.lora.can_mix([*present, adapter])
         # An adapter that cannot be loaded, for whatever reason of PEFT's, of safetensors' or of the
         # disk's: in a batch of its own it is loaded again, and the error falls on those who asked
         # for it.
@@ -333,7 +332,7 @@ class Batcher:
             batch = loaded.begin()
             alive.update({self._row(loaded, work): work for work in works})
             adapters = {work.row.adapter for work in works}
-            if len(adapters) > 1 and not (loaded.joinable and loaded.voices.mix(list(adapters))):
+            if len(adapters) > 1 and not (loaded.joinable and loaded.lora.can_mix(list(adapters))):
                 raise RuntimeError("these adapters cannot stand in one batch")
             _settle(batch.admit(list(alive)), alive)
             while batch.live:
@@ -364,9 +363,9 @@ def _explained(error: Exception, work: Work) -> Exception:
 _UNFINISHED = "\ufffd"
 
 
-class Watch:
-    """Who looks on while a row is generated: is told its tokens after each one, in the thread that
-    computes.
+class TextStream:
+    """The text of a row while it is generated, from its tokens, which the computing thread puts in
+    after each one.
 
     Only what is certain is passed on: no half characters, and nothing that may turn out to be the
     beginning of a stop string.
@@ -394,17 +393,17 @@ class Watch:
                 yield certain
 
 
-def events(model: str, watch: Watch, result: Callable[[], Response]) -> Iterator[Any]:
+def events(model: str, stream: TextStream, result: Callable[[], Response]) -> Iterator[Any]:
     """The events of one answer: its beginning, its text in pieces, and its end with the tokens
     used. ``result`` gives the whole answer, or raises why there is none."""
     yield StreamStartEvent(model=model)
-    said = ""
-    for text in watch.texts():
-        if text.startswith(said) and len(text) > len(said):
-            yield StreamDeltaEvent(delta=TextDelta(text=text[len(said) :]))
-            said = text
+    sent = ""
+    for text in stream.texts():
+        if text.startswith(sent) and len(text) > len(sent):
+            yield StreamDeltaEvent(delta=TextDelta(text=text[len(sent) :]))
+            sent = text
     response = result()
-    rest = (response.message.text or "")[len(said) :]
+    rest = (response.message.text or "")[len(sent) :]
     if rest or response.logprobs:
         yield StreamDeltaEvent(delta=TextDelta(text=rest, logprobs=response.logprobs or ()))
     yield StreamEndEvent(finish_reason=response.finish_reason, usage=response.usage)

@@ -92,7 +92,7 @@ def locate(model: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``COWEST_CACHE``, by default ``~/.cache/cowest_dspy``."""
+    """The folder of converted models: ``COWEST_CACHE``, by default ``~/.cache/cowest_dspy``."""
     return Path(os.environ.get("COWEST_CACHE") or Path.home() / ".cache" / "cowest_dspy")
 
 
@@ -252,7 +252,7 @@ def load_model(
 
 
 def fold_linears(model: Any) -> Any:
-    """Makes every linear layer of ``model`` see its input as a matrix; gives ``model``.
+    """Make every linear layer of ``model`` see its input as a matrix; return ``model``.
 
     ``torch.nn.functional.linear`` without a bias treats ``[rows, 1, size]`` as a batch of products
     when the strides of the singular axis are unusual, as they are after ``transpose(1, 2)`` in
@@ -303,8 +303,8 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def return_memory() -> None:
-    """Gives the memory of models that are no longer used back to the system, where that can be
-    asked for (glibc).
+    """Return the memory of models that are no longer used to the system, where it takes it
+    (glibc).
 
     A model refers to itself, so that Python alone would free it some time later; and what was
     loaded in one thread would stay reserved for that thread: a second load would stand beside the

@@ -1,29 +1,78 @@
-"""The verb `cowest serve`."""
+"""The verbs `cowest serve` and `cowest route`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.verbs import Run, Seed, VisibleFormatter, quiet_dspy, running
-from cowest_dspy.errors import BundleError, ConfigError, ModelError
+from cowest_dspy.cli.verbs import Log, LogAs, Run, Seed, VisibleFormatter, quiet_dspy, running
+from cowest_dspy.errors import BundleError, ConfigError, ModelError, RouterError
 from cowest_dspy.utils.reading import read_toml
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.config import Config
+    from cowest_dspy.experiment.experiment import Experiment
     from cowest_dspy.optimizers.router import Router
     from cowest_dspy.program.collaboration import Collaboration
     from cowest_dspy.serve.config import ServeRules
 
 MANIFEST = "cowest.json"
-OWN = ("host", "port", "api_key_env", "log_text", "sample")
+OWN = ("host", "port", "api_key_env", "log_text")
 """What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is
-kept of what they ask."""
+logged of what they ask."""
+
+
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--host", help="The address. Default: [serve] host, 127.0.0.1.", show_default=False
+    ),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port",
+        min=0,
+        max=65535,
+        help="Default: [serve] port, 8000. 0: any that is free.",
+        show_default=False,
+    ),
+]
+
+
+TrustRecipe = Annotated[
+    bool,
+    typer.Option("--trust-recipe", help="Execute the bundle's own Python file. Look at it first."),
+]
+UseRouter = Annotated[
+    bool,
+    typer.Option(
+        "--router/--no-router",
+        help="Use the router of the bundle or the run, where it has one (`cowest route`).",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        min=0,
+        help="Further drafts of each input, to see how far they agree. Default: up to 3.",
+        show_default=False,
+    ),
+]
+Likelihood = Annotated[
+    bool | None,
+    typer.Option(
+        "--likelihood/--no-likelihood",
+        help="Look at how likely the weak model finds its draft. Default: if it can be had.",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -38,35 +87,10 @@ def serve(
     ],
     run: Run = None,
     seed: Seed = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            "--host", help="The address. Default: [serve] host, 127.0.0.1.", show_default=False
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            "--port",
-            min=0,
-            max=65535,
-            help="Default: [serve] port, 8000. 0: any that is free.",
-            show_default=False,
-        ),
-    ] = None,
-    trust_recipe: Annotated[
-        bool,
-        typer.Option(
-            "--trust-recipe", help="Execute the bundle's own Python file. Look at it first."
-        ),
-    ] = False,
-    use_router: Annotated[
-        bool,
-        typer.Option(
-            "--router/--no-router",
-            help="Use the router of the bundle or the run, where it has one (`cowest route`).",
-        ),
-    ] = True,
+    host: Host = None,
+    port: Port = None,
+    trust_recipe: TrustRecipe = False,
+    use_router: UseRouter = True,
 ) -> None:
     """Serves a collaboration as one OpenAI-compatible model until it is stopped: chat completions
     (streamed, too), health, metrics.
@@ -78,42 +102,58 @@ def serve(
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
-    from cowest_dspy.serve.server import bound, check_installed, key_of, service_of
-    from cowest_dspy.serve.server import run as serve_until_stopped
+    from cowest_dspy.serve.server import check_installed
 
     check_installed()
     quiet_dspy()
-    bundled = (files[0] / MANIFEST).is_file()
-    if bundled and run is not None:
-        raise BundleError("--run is of a task's TOML files: a bundle brings its own weak model.")
-    if files[0].is_dir() and not bundled:
-        raise BundleError(
-            f"{files[0]} is no bundle: there is no {MANIFEST} in it. Give a bundle's folder, or "
-            "TOML files."
-        )
+    bundled = _is_bundle(files[0], run)
     config = _config(files, bundled, seed)
     rules = _rules(config, host, port, own=files[1:] if bundled else files)
-    key = key_of(rules)
-    with bound(rules.host, rules.port) as listener:
+
+    def load() -> tuple[Collaboration, Router | None]:
+        folder = files[0] if bundled else run or Path("runs") / config.name
         program = (
             _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
         )
-        folder = files[0] if bundled else run or Path("runs") / config.name
-        router = _router(folder) if use_router else None
-        from cowest_dspy.serve.app import make_app
+        return program, _router(folder) if use_router else None
 
-        with service_of(
-            program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
-        ) as service:
-            _wake(program)
-            _log_to_stderr()
-            serve_until_stopped(
-                make_app(service, key=key),
-                listener,
-                rules.limits.grace,
-                lambda text: _say(text, service.name, key),
-            )
+    _serve(config, rules, load)
     console.print("stopped: nothing is under way any more")
+
+
+def _serve(
+    config: Config, rules: ServeRules, load: Callable[[], tuple[Collaboration, Router | None]]
+) -> None:
+    """Serve what ``load`` gives until a signal comes. The port is taken before models are
+    loaded."""
+    from cowest_dspy.serve.app import make_app
+    from cowest_dspy.serve.config import api_key
+    from cowest_dspy.serve.server import bind, make_service
+    from cowest_dspy.serve.server import run as serve_until_stopped
+
+    key = api_key(rules)
+    with bind(rules.host, rules.port) as listener:
+        program, router = load()
+        service = make_service(
+            program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
+        )
+        _wake(program)
+        _log_to_stderr()
+        serve_until_stopped(
+            make_app(service, key=key), listener, lambda text: _say(text, service.name, key)
+        )
+
+
+def _is_bundle(first: Path, run: Path | None) -> bool:
+    bundled = (first / MANIFEST).is_file()
+    if bundled and run is not None:
+        raise BundleError("--run is of a task's TOML files: a bundle brings its own weak model.")
+    if first.is_dir() and not bundled:
+        raise BundleError(
+            f"{first} is no bundle: there is no {MANIFEST} in it. Give a bundle's folder, or TOML "
+            "files."
+        )
+    return bundled
 
 
 def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
@@ -168,7 +208,8 @@ def _router(folder: Path) -> Router | None:
         return None
     router = Router.load(folder)
     console.print(
-        f"router: {folder / ROUTER_FILE} says where the strong model is asked; --no-router asks it always",
+        f"router: {folder / ROUTER_FILE} says where the strong model is asked; --no-router asks it "
+        "always",
         markup=False,
         soft_wrap=True,
     )
@@ -220,3 +261,58 @@ def _say(text: str, name: str, key: str | None) -> None:
         asked = "with the API key" if key else "without a key, from this machine only"
         text = f"serving {name} at {text} ({asked}); Ctrl-C stops it"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def route(
+    run: Annotated[Path, typer.Argument(help="A run's folder, with traces.", show_default=False)],
+    within: Annotated[
+        float,
+        typer.Option(
+            "--within",
+            min=0,
+            max=1,
+            help="Mean score that it may lose on the dev split: 0.01 is one point.",
+        ),
+    ] = 0.01,
+    samples: Samples = None,
+    likelihood: Likelihood = None,
+    log: LogAs = Log.auto,
+) -> None:
+    """Learns from a run where a draft pays: when to take it as the answer, when to ask the strong
+    model alone, when to have it refined.
+
+    Fitted on the run's traces, the trade between score and cost chosen on the dev split (answered
+    with and without drafts), shown on the test split beside going always one way and at random. It
+    is written to the run as router.json, plain numbers, which `cowest bundle` takes along and
+    `cowest serve` uses; the curve as router.html. The run has one more arm then, "routed".
+
+    Example: `cowest route runs/handbook`
+    """
+    settings = run / "config.toml"
+    if not settings.is_file():
+        from cowest_dspy.report.runs import suggest_run
+
+        raise RouterError(
+            f"{run} is no run's folder: there is no config.toml in it.{suggest_run(run)} "
+            "`cowest cycle` makes one."
+        )
+    with running([settings], run, None, verb="route", log=log) as experiment:
+        _fit(experiment, within, samples, likelihood)
+
+
+def _fit(
+    experiment: Experiment, within: float, samples: int | None, likelihood: bool | None
+) -> None:
+    """Fit the run's router, and print its curve and where it is."""
+    from cowest_dspy.experiment.routing import fit_run_router
+    from cowest_dspy.report.router_view import print_curve
+
+    made = fit_run_router(experiment, within=within, samples=samples, likelihood=likelihood)
+    file, point = experiment.run / "router.json", made.curve.point("router")
+    score, cost = (point.score, point.cost) if point else (None, None)
+    experiment.store.journal.result(router=str(file), score=score, cost=cost)
+    print_curve(made.curve, console)
+    console.print(f"\nrouter: {file}, its curve: {made.written.html}", markup=False, soft_wrap=True)
+    if not made.router.pays:
+        console.print("It does not pay, so it is not used: every draft is refined.")
+    experiment.report()
