@@ -15,6 +15,7 @@ chosen on that valset: test it on examples that no step has seen.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -409,9 +410,9 @@ def _last_round(store: Store) -> int:
 
 
 def _mean(scores: Scores) -> float | None:
-    """The mean of what was answered; None where nothing was."""
+    """The mean of what was answered, whatever the order; None where nothing was."""
     found = [score for score in scores.values() if score is not None]
-    return sum(found) / len(found) if found else None
+    return math.fsum(found) / len(found) if found else None
 
 
 def _adapter_folder(lm: dspy.LM) -> Path | None:

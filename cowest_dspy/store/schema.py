@@ -86,8 +86,10 @@ ANSWER = (
 WRONG_CALLS = "SELECT count(*) FROM other.calls WHERE crc IS NOT crc_of(key || request || response)"
 MERGE_CALLS = f"""
 INSERT OR IGNORE INTO main.calls ({CALL_COLUMNS})
-SELECT name, stage, model, request, response, seconds, created, tokens, usd, attempts, crc_of(name || request || response)
-FROM (SELECT *, iif(EXISTS(SELECT 1 FROM main.calls AS mine WHERE mine.key = theirs.key AND mine.created != theirs.created),
+SELECT name, stage, model, request, response, seconds, created, tokens, usd, attempts,
+       crc_of(name || request || response)
+FROM (SELECT *, iif(EXISTS(SELECT 1 FROM main.calls AS mine
+                           WHERE mine.key = theirs.key AND mine.created != theirs.created),
                     key || ' again ' || created, key) AS name FROM other.calls AS theirs)
 """
 NEW_FAILURES = (
@@ -100,7 +102,8 @@ ADD_FAILURE = (
 )
 MERGE_RECORDS = """
 INSERT INTO main.records (kind, key, value, crc)
-SELECT :part || kind, key, value, iif(crc = crc_of(kind || key || value), crc_of(:part || kind || key || value), crc)
+SELECT :part || kind, key, value,
+       iif(crc = crc_of(kind || key || value), crc_of(:part || kind || key || value), crc)
 FROM other.records WHERE kind = :kind ORDER BY rowid
 ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value, crc = excluded.crc
 """
