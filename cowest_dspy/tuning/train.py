@@ -1,5 +1,5 @@
-"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out. TRL's trainers and PEFT's
-LoRA on a freshly loaded base.
+"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out, by TRL's trainers and
+PEFT's LoRA on a freshly loaded base.
 
     tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct",
                       adapter=None, output=Path("adapters/r1"))
@@ -191,7 +191,6 @@ def _train(
             _delete_checkpoints(output)
         state = trainer.state
         _release(trainer)
-    del trainer
     weights.return_memory()
     history = [one for one in state.log_history if "loss" in one or "eval_loss" in one]
     return Tuned(
