@@ -187,10 +187,10 @@ def _train(
             trainer.train(resume_from_checkpoint=checkpoint)
         digest = _save(trainer, output, folder.name)
         if trainer.is_world_process_zero():
-            _move_event_files(checkpoints, output)
-            _delete_checkpoints(output)
+            _delete_checkpoints(checkpoints, output)
         state = trainer.state
         _release(trainer)
+    del trainer
     weights.return_memory()
     history = [one for one in state.log_history if "loss" in one or "eval_loss" in one]
     return Tuned(
@@ -293,9 +293,12 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     return found[max(found)] if found else None
 
 
-def _delete_checkpoints(output: Path) -> None:
+def _delete_checkpoints(checkpoints: Path, output: Path) -> None:
     """Delete the checkpoints of every training into this output: its adapter is there now, or never
-    will be."""
+    will be. TensorBoard's files, which Trainer writes beside them, go to ``<output>.logs``."""
+    if (checkpoints / "runs").is_dir():
+        logs = output.with_name(f"{output.name}.logs")
+        shutil.copytree(checkpoints / "runs", logs, dirs_exist_ok=True)
     for path in output.absolute().parent.glob(f".{output.name}.*.checkpoints"):
         files.discard(path)
 
@@ -402,13 +405,6 @@ def _own_wandb_run() -> Iterator[None]:
     finally:
         if not before and running():
             sys.modules["wandb"].finish()
-
-
-def _move_event_files(checkpoints: Path, output: Path) -> None:
-    """TensorBoard's files, which Trainer writes beside the checkpoints, go to ``<output>.logs``."""
-    if (checkpoints / "runs").is_dir():
-        logs = output.with_name(f"{output.name}.logs")
-        shutil.copytree(checkpoints / "runs", logs, dirs_exist_ok=True)
 
 
 # The process
