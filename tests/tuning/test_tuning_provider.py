@@ -30,7 +30,7 @@ from cowest_dspy.tuning import (
     TRLProvider,
     TRLTrainingJob,
     TuningCancelled,
-    rows,
+    data,
     tunable,
     tune,
 )
@@ -139,13 +139,13 @@ def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
         says("user", "c"),
         says("assistant", "d"),
     ]
-    assert rows.chat_rows([{"messages": messages}]) == [
+    assert data.chat_rows([{"messages": messages}]) == [
         {"prompt": messages[:3], "completion": messages[3:]}
     ]
     with pytest.raises(TuningError, match="Row 0"):
-        rows.chat_rows([{"messages": messages[:3]}])
+        data.chat_rows([{"messages": messages[:3]}])
     with pytest.raises(TuningError, match="Row 0 is no chat row"):
-        rows.chat_rows([{"prompt": messages}])
+        data.chat_rows([{"prompt": messages}])
 
 
 def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(
