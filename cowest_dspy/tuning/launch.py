@@ -22,7 +22,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from cowest_dspy.errors import CowestError, TuningError, masked
 from cowest_dspy.lms.local import weights
 from cowest_dspy.tuning import data
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.train import OnStep, Tuned, train_dpo, train_kto, train_sft
-from cowest_dspy.utils.files import workplace, write_whole
+from cowest_dspy.tuning.train import OnStep, Tuned, last_checkpoint, train_dpo, train_kto, train_sft
+from cowest_dspy.utils.files import discard, workplace, write_whole
 from cowest_dspy.utils.processes import TAIL, WATCHED, end_group, free_port
 
 DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
@@ -195,12 +196,23 @@ def launch(
         "seed": seed,
         "cpu": planned.cpu,
     }
-    with workplace(output.with_name(f"{output.name}.job")) as job:
+    with workplace(output.with_name(f"{output.name}.job")) as job, _without_empty_folders(output):
         lines = "".join(json.dumps(dict(row)) + "\n" for row in rows)
         write_whole({job / "rows.jsonl": lines, job / "spec.json": json.dumps(spec)})
         _run(job, planned, on_step)
         result = json.loads((job / "result.json").read_text(encoding="utf-8"))
     return Tuned(**{**result, "path": output, "seconds": time.monotonic() - started})
+
+
+@contextmanager
+def _without_empty_folders(output: Path) -> Iterator[None]:
+    """A context at whose end folders without any whole checkpoint, left by ended processes, go."""
+    try:
+        yield
+    finally:
+        for path in output.parent.glob(f".{output.name}.*.checkpoints"):
+            if last_checkpoint(path) is None:
+                discard(path)
 
 
 def launch_command(job: Path, planned: Processes) -> list[str]:

@@ -1,5 +1,5 @@
-"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out. TRL's trainers and PEFT's
-LoRA on a freshly loaded base.
+"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out, by TRL's trainers and
+PEFT's LoRA on a freshly loaded base.
 
     tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct",
                       adapter=None, output=Path("adapters/r1"))
@@ -187,8 +187,7 @@ def _train(
             trainer.train(resume_from_checkpoint=checkpoint)
         digest = _save(trainer, output, folder.name)
         if trainer.is_world_process_zero():
-            _move_event_files(checkpoints, output)
-            _delete_checkpoints(output)
+            _delete_checkpoints(checkpoints, output)
         state = trainer.state
         _release(trainer)
     del trainer
@@ -294,9 +293,12 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     return found[max(found)] if found else None
 
 
-def _delete_checkpoints(output: Path) -> None:
+def _delete_checkpoints(checkpoints: Path, output: Path) -> None:
     """Delete the checkpoints of every training into this output: its adapter is there now, or never
-    will be."""
+    will be. TensorBoard's files, which Trainer writes beside them, go to ``<output>.logs``."""
+    if (checkpoints / "runs").is_dir():
+        logs = output.with_name(f"{output.name}.logs")
+        shutil.copytree(checkpoints / "runs", logs, dirs_exist_ok=True)
     for path in output.absolute().parent.glob(f".{output.name}.*.checkpoints"):
         files.discard(path)
 
@@ -403,13 +405,6 @@ def _own_wandb_run() -> Iterator[None]:
     finally:
         if not before and running():
             sys.modules["wandb"].finish()
-
-
-def _move_event_files(checkpoints: Path, output: Path) -> None:
-    """TensorBoard's files, which Trainer writes beside the checkpoints, go to ``<output>.logs``."""
-    if (checkpoints / "runs").is_dir():
-        logs = output.with_name(f"{output.name}.logs")
-        shutil.copytree(checkpoints / "runs", logs, dirs_exist_ok=True)
 
 
 # The process

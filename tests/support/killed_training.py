@@ -60,7 +60,9 @@ def work(folder: Path, base: str, kind: str, every: int) -> None:
         tuned = train(
             made, data, base=base, output=folder / "adapters" / "out", seed=2, on_step=on_step
         )
-    (folder / "history.json").write_text(json.dumps([tuned.best_step, tuned.history]))
+    (folder / "history.json").write_text(
+        json.dumps([tuned.best_step, tuned.history], sort_keys=True)
+    )
 
 
 def steps(folder: Path) -> list[tuple[str, int]]:
