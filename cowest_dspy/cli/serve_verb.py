@@ -47,11 +47,7 @@ def serve(
     port: Annotated[
         int | None,
         typer.Option(
-            "--port",
-            min=0,
-            max=65535,
-            help="Default: [serve] port, 8000. 0: any that is free.",
-            show_default=False,
+            min=0, max=65535, help="Default: [serve] port, 8000. 0: any.", show_default=False
         ),
     ] = None,
     trust_recipe: Annotated[
@@ -78,6 +74,27 @@ def serve(
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
+    bundled = _check(files, run)
+    config = _config(files, bundled, seed)
+    rules = _rules(config, host, port, own=files[1:] if bundled else files)
+
+    def load() -> tuple[Collaboration, Router | None]:
+        folder = files[0] if bundled else run or Path("runs") / config.name
+        router = _router(folder) if use_router else None
+        if bundled:
+            return _of_bundle(files[0], config, trust_recipe), router
+        return _of_run(files, run, seed), router
+
+    _serve(config, rules, load)
+
+
+def _check(files: list[Path], run: Path | None) -> bool:
+    """Whether the first of the files is a bundle.
+
+    Raises:
+        ConfigError: the extra "serve" is not installed.
+        BundleError: a folder that is no bundle, or a bundle and a run.
+    """
     from cowest_dspy.serve.server import check_installed
 
     check_installed()
@@ -90,18 +107,7 @@ def serve(
             f"{files[0]} is no bundle: there is no {MANIFEST} in it. Give a bundle's folder, or "
             "TOML files."
         )
-    config = _config(files, bundled, seed)
-    rules = _rules(config, host, port, own=files[1:] if bundled else files)
-
-    def load() -> tuple[Collaboration, Router | None]:
-        folder = files[0] if bundled else run or Path("runs") / config.name
-        program = (
-            _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
-        )
-        return program, _router(folder) if use_router else None
-
-    _serve(config, rules, load)
-    console.print("stopped: nothing is under way any more")
+    return bundled
 
 
 def _serve(
@@ -125,6 +131,7 @@ def _serve(
         serve_until_stopped(
             make_app(service, key=key), listener, lambda text: _say(text, service.name, key)
         )
+    console.print("stopped: nothing is under way any more")
 
 
 def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
