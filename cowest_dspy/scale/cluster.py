@@ -29,7 +29,7 @@ from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.trace import KIND, Sampling, Traces
 from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.scale.config import RayRules
-from cowest_dspy.scale.coordinator import Coordinator
+from cowest_dspy.scale.coordinator import Coordinator, RemoteCoordinator
 from cowest_dspy.scale.shard import (
     Build,
     Shard,
@@ -222,7 +222,7 @@ class _Tasks:
 
         self._slots, self._actor = slots, actor
         self._work = ray.put(work)
-        self._task = ray.remote(collect_shard).options(
+        self._task = ray.remote(_run_shard).options(
             num_cpus=rules.num_cpus,
             num_gpus=rules.num_gpus,
             max_retries=MOST_LOST - 1,
@@ -270,6 +270,11 @@ class _Tasks:
                 if shard.name not in begun:
                     ray.cancel(ref)
             ray.wait(list(self._open), num_returns=len(self._open)) if self._open else None
+
+
+def _run_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None:
+    """The body of a task."""
+    return collect_shard(shard, work, RemoteCoordinator(actor))
 
 
 def _result(ref: Any, shard: Shard) -> dict[str, int]:

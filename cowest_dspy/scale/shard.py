@@ -9,6 +9,7 @@ next one takes over what the shards have left (:func:`merge_shards`).
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale.coordinator import (
+    Coordinator,
     RemoteCoordinator,
     Report,
     SharedGuard,
@@ -92,9 +94,10 @@ def split(
     return shards
 
 
-def collect_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None:
-    """The body of a Ray task: collects a shard into its store. Gives ``saved`` of its traces; None
-    where it was stopped.
+def collect_shard(
+    shard: Shard, work: Work, coordinator: Coordinator | RemoteCoordinator
+) -> dict[str, int] | None:
+    """Collects a shard into its store. Gives ``saved`` of its traces; None where it was stopped.
 
     Raises:
         ClusterError: the run's folder is not here.
@@ -102,10 +105,9 @@ def collect_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None
     """
     if not shard.folder.is_dir():
         raise ClusterError(
-            f"The node {_node()} does not see {shard.folder.parents[1]}: the run's folder must be "
+            f"The node {socket.gethostname()} does not see {shard.folder.parents[1]}: the run's folder must be "
             "on storage that all nodes share, under the same path. Give another one with --run."
         )
-    coordinator = RemoteCoordinator(actor)
     if not coordinator.begin(shard.name):
         return None
     share_limits(lambda endpoint: SharedLimits(coordinator, shard.name, endpoint))
@@ -145,7 +147,7 @@ class _Here:
 
 
 @contextmanager
-def _reporting(coordinator: RemoteCoordinator, shard: Shard) -> Iterator[_Here]:
+def _reporting(coordinator: Coordinator | RemoteCoordinator, shard: Shard) -> Iterator[_Here]:
     """Reports how far the shard is, twice a second; stops what is inside when it may not go on."""
     here, ended, stopping = _Here(), threading.Event(), Stopping()
 
@@ -218,9 +220,3 @@ def recount(store: Store) -> None:
     """Has the run's budget know of what shards have spent."""
     if store.guard is not None:
         store.guard.bill = store.bill(store.guard.strong)
-
-
-def _node() -> str:
-    import ray.util
-
-    return ray.util.get_node_ip_address()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +28,24 @@ from cowest_dspy.errors import (
 from cowest_dspy.experiment.config import Config, validate
 from cowest_dspy.experiment.sharding import ShardParts
 from cowest_dspy.influence.collection import Tally, collect
+from cowest_dspy.influence.trace import Traces
 from cowest_dspy.lms import build_lm
+from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale import Cluster, RayRules, check_cluster, cluster
 from cowest_dspy.scale.coordinator import Coordinator, Report, SharedGuard, SharedLimits
-from cowest_dspy.scale.shard import FOLDER, merge_shards, prepare_known, split
+from cowest_dspy.scale.shard import (
+    FOLDER,
+    Shard,
+    Work,
+    collect_shard,
+    merge_shard,
+    merge_shards,
+    prepare_known,
+    split,
+)
 from cowest_dspy.store import serialize
 from cowest_dspy.store.budget import Bill
-from cowest_dspy.store.rate_limit import Stopping, joining, stoppable
+from cowest_dspy.store.rate_limit import Limits, Stopping, joining, share_limits, stoppable
 from cowest_dspy.testing import ScriptedEngine
 
 ENGINE = ScriptedEngine(lambda request: request["messages"][-1]["content"].upper(), model="m")
@@ -147,6 +162,84 @@ def test_whoever_opens_a_run_has_what_its_shards_have_left(tmp_path: Path) -> No
         assert store.calls() == 2 and not (tmp_path / "run" / FOLDER).exists()
         assert store.guard is not None and store.guard.bill.strong_calls == 2
         assert store.guard.bill.tokens == store.bill("m").tokens > 0
+
+
+# What a task does
+
+
+def slow_task(asked: list[str]) -> Any:
+    """Makes a program on models that take a moment, and note what they are asked."""
+
+    def answer(request: dict[str, Any]) -> str:
+        time.sleep(0.02)
+        asked.append(request["messages"][-1]["content"])
+        return str((request["config"].get("seed") or 0) % 3)
+
+    def build() -> tuple[Collaboration, Any]:
+        weak, strong = (
+            ScriptedEngine(answer, model=f"scripted/{role}") for role in ("weak", "strong")
+        )
+        match = lambda example, prediction, trace=None: float(prediction.answer == example.answer)  # noqa: E731
+        return Collaboration("question -> answer").bind(weak=weak.lm(), strong=strong.lm()), match
+
+    return build
+
+
+def task_of(tmp_path: Path, asked: list[str], **options: Any) -> tuple[Shard, Work]:
+    (shard,) = split(examples(12), 1, 1, tmp_path / "run")
+    shard.folder.mkdir(parents=True, exist_ok=True)
+    given = {"strong": "scripted/strong", "stage": "collect", "known": None, "limited": False}
+    return shard, Work(
+        slow_task(asked), Sampling(2), **given, options={"num_threads": 2}, **options
+    )
+
+
+@pytest.fixture
+def limits_of_their_own() -> Iterator[None]:
+    """A task makes its process's rate limits: here they are as before afterwards."""
+    yield
+    share_limits(lambda endpoint: Limits())
+
+
+@pytest.mark.usefixtures("limits_of_their_own")
+def test_a_task_that_is_stopped_keeps_what_it_was_answered_and_asks_the_rest_later(
+    tmp_path: Path,
+) -> None:
+    asked: list[str] = []
+    shard, work = task_of(tmp_path, asked)
+    made = Coordinator(None, Bill(), "scripted/strong")
+    timer = threading.Timer(0.1, made.stop)
+    timer.start()
+    assert collect_shard(shard, work, made) is None
+    before = len(asked)
+    with Store(tmp_path / "run") as store:
+        assert 0 < before < 60 and collect_shard(shard, work, made) is None
+        assert len(asked) == before, "once stopped, no task begins"
+        again = Coordinator(None, Bill(), "scripted/strong")
+        assert collect_shard(shard, work, again) is not None
+        assert again.reports()[0].examples == 12
+        assert again.reports()[0].tally.done == 24
+        merge_shard(store, shard.folder, kinds=("trace",))
+        assert len(asked) == store.calls() and store.count("trace") == 24
+        program, metric = slow_task([])()
+        here = collect(program, examples(12), metric, Sampling(2))
+        assert Traces.load(store, round=1, types=program.output_types) == here
+        assert store.cost("collect")["calls"] == len(asked)
+
+
+@pytest.mark.usefixtures("limits_of_their_own")
+def test_a_task_keeps_to_the_budget_of_all_and_needs_the_runs_folder(tmp_path: Path) -> None:
+    asked: list[str] = []
+    shard, work = task_of(tmp_path, asked)
+    budget = Budget(strong_calls=5)  # pyright: ignore[reportCallIssue]
+    made = Coordinator(budget, Bill(strong_calls=2), "scripted/strong")
+    with pytest.raises(BudgetError, match="strong_calls = 5 is reached"):
+        collect_shard(shard, replace(work, limited=True), made)
+    with Store(shard.folder) as store:
+        assert store.bill("scripted/strong").strong_calls == 3
+    shutil.rmtree(shard.folder)
+    with pytest.raises(ClusterError, match=r"does not see .*run: .*storage that all nodes share"):
+        collect_shard(shard, work, made)
 
 
 # The coordinator

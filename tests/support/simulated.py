@@ -106,6 +106,6 @@ def workers(node: Any) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     for process in psutil.Process(raylet).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "collect_shard" in " ".join(process.cmdline()):
+            if "_run_shard" in " ".join(process.cmdline()):
                 found.append(process)
     return found
