@@ -126,7 +126,7 @@ def running(
         quiet_dspy()
         config = load_config(files, seed=seed)
         folder = run or Path("runs") / config.name
-        processes = _processes(accelerate, folder)
+        processes = _processes(accelerate)
         new = _describe_new(run, verb)
         with Experiment(config, folder, progress=progress, processes=processes) as experiment:
             journal = experiment.store.journal
