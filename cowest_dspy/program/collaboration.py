@@ -273,7 +273,7 @@ class Collaboration(dspy.Module):
             for name, role, module in parts
         ]
         adapter = type(prompt_adapter(self.adapter)).__name__
-        history = [getattr(self, name, ()) for name in ("rounds", "steps")]
+        history: list[Any] = [getattr(self, name, ()) for name in ("rounds", "steps")]
         return notebook.view(
             "Collaboration",
             notebook.table(

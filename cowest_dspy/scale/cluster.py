@@ -263,8 +263,9 @@ class _Tasks:
     def stop(self) -> None:
         """Lets shards that have begun end what they have under way, and the others not begin."""
         import ray
+        from ray.exceptions import RayError
 
-        with suppress(ray.exceptions.RayError):
+        with suppress(RayError):
             begun = ray.get(self._actor.stop.remote())
             for ref, shard in self._open.items():
                 if shard.name not in begun:
@@ -280,14 +281,15 @@ def _run_shard(shard: Shard, work: Work, actor: Any) -> dict[str, int] | None:
 def _result(ref: Any, shard: Shard) -> dict[str, int]:
     """What a task has given. Raises its own error, without Ray's around it."""
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         made = ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, CowestError):
             raise error.cause from None
         raise ClusterError(f"A shard failed: {masked(repr(error.cause))[:500]}") from error
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise ClusterError(
             f"{MOST_LOST} processes ended with the same {len(shard.examples)} examples under way, "
             f"from {shard.examples[0].id} on: {masked(str(error))[:500]} What was answered is "
@@ -343,6 +345,7 @@ def check_cluster(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning
 
 def _examine(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning"], str]:
     import ray
+    from ray.exceptions import RayError
 
     place = folder.resolve()
     while not place.is_dir():
@@ -353,7 +356,7 @@ def _examine(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning"], s
             task = ray.remote(_write).options(num_cpus=0, **_on_node(node["NodeID"]))
             try:
                 ray.get(task.remote(probe), timeout=60)
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 raise ClusterError(
                     f"The node {node['NodeManagerAddress']} cannot write into {place}: the run's "
                     "folder must be on storage that all nodes share, under the same path "

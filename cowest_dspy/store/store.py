@@ -364,6 +364,7 @@ class Store(Merging):
 
     def _known(self, key: str) -> Response | None:
         # On a connection of its own, which sees all that is committed: it waits for no disk.
+        row = None
         with self._reader_lock, told(self._path):
             for table in self._answers:
                 row = self._reader.execute(
