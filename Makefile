@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing PyTorch"
 	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
 	@echo "setup: installing the rest"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gate,gguf,optimizers,serve]'
+	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gguf,optimizers,router,serve]'
 	@touch $@
 
 $(LONG): $(STAMP)

@@ -30,13 +30,12 @@ from bench_collection import DRAFTS, Questions, Scripted, match
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.cli.live import JsonLines, Plain, Terminal
-from cowest_dspy.cli.live.view import view
+from cowest_dspy.cli.progress import Progress, view
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.optimizers.run import RunContext, Silent, Watch
+from cowest_dspy.optimizers.run import NoProgress, RunContext
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.progress import Journal
+from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.store import Store
 
 WAYS = ("no stage", "silent", "plain", "terminal", "json", "terminal, watched")
@@ -75,11 +74,12 @@ def taken(way: str, traces: int) -> tuple[float, float]:
         open(os.devnull, "w", encoding="utf-8") as nothing,
     ):
         run = Path(folder) / "run"
-        watches: dict[str, Watch] = {
-            "plain": Plain(Console(file=nothing)),
-            "json": JsonLines(nothing),
+        shown = {
+            "silent": NoProgress(),
+            "plain": Progress("plain", screen=Console(file=nothing)),
+            "json": Progress("json", out=nothing),
         }
-        watch = watches.get(way) or (Terminal(console) if way.startswith("terminal") else Silent())
+        progress = shown.get(way) or Progress(screen=console)
         watching = None
         if way.endswith("watched"):
             command = [sys.executable, "-m", "cowest_dspy.cli.main", "watch", str(run)]
@@ -92,14 +92,14 @@ def taken(way: str, traces: int) -> tuple[float, float]:
             if way == "no stage":
                 collect(program, examples, match, Sampling(DRAFTS), store=store)
             else:
-                with RunContext(store, watch).stage("collect", "Collecting drafts") as progress:
+                with RunContext(store, progress).stage("collect", "Collecting drafts") as at:
                     collect(
                         program,
                         examples,
                         match,
                         Sampling(DRAFTS),
                         store=store,
-                        on_progress=progress,
+                        on_progress=at,
                     )
             found = time.perf_counter() - began, time.process_time() - cpu
         if watching is not None:

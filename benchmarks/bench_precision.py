@@ -7,7 +7,8 @@ what it answers.
 Each precision answers the same questions of the handbook's dev split with the oracle's notes, in a
 process of its own (so that its peak of memory is its own), one after another. Loading is not timed.
 "same text" compares with float32, answer and working. A second table has one layer by itself, in
-float32 and in the two ways of int8: which of them is taken depends on the processor (lms/int8.py).
+float32 and in the two ways of int8: which of them is taken depends on the processor
+(lms/local/int8.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.report import wilson_interval
 from cowest_dspy.utils import importing
 
@@ -43,7 +44,7 @@ def measure(precision: str, count: int) -> dict[str, Any]:
     """Seconds, peak GiB, answers and which of them are right, for one precision in this process."""
     handbook = importing.load(f"{ROOT / 'programs/handbook.py'}:examples")
     program = importing.load(f"{ROOT / 'programs/handbook.py'}:program")()
-    engine = TransformersEngine(MODEL, dtype=precision, max_batch=64)
+    engine = LocalEngine(MODEL, dtype=precision, max_batch=64)
     program = program.bind(strong=engine.lm(temperature=0.0, max_tokens=48))
     rows = handbook("dev")[:count]
     program.refined(rows[0]["notes"], question=rows[0]["question"])
@@ -124,26 +125,26 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(given.one, given.questions)))
         return
-    found: dict[str, dict[str, Any]] = {}
-    for precision in PRECISIONS:
-        command = [
-            sys.executable,
-            __file__,
-            "--one",
-            precision,
-            "--questions",
-            str(given.questions),
-        ]
-        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise SystemExit(
-                f"{precision} ended with {done.returncode}; a negative number is a signal. What "
-                "it said stands above."
-            )
-        found[precision] = json.loads(done.stdout)
-    table = Table(
-        title=f"{MODEL.name}: {given.questions} questions with the oracle's notes, one batch"
-    )
+    show_precisions({precision: apart(precision, given.questions) for precision in PRECISIONS})
+    show_layers()
+
+
+def apart(precision: str, questions: int) -> dict[str, Any]:
+    """What :func:`measure` gives in a process of its own."""
+    command = [sys.executable, __file__, "--one", precision, "--questions", str(questions)]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(
+            f"{precision} ended with {done.returncode}; a negative number is a signal. What it "
+            "said stands above."
+        )
+    return json.loads(done.stdout)
+
+
+def show_precisions(found: dict[str, dict[str, Any]]) -> None:
+    """The first table."""
+    questions = len(found["float32"]["texts"])
+    table = Table(title=f"{MODEL.name}: {questions} questions with the oracle's notes, one batch")
     for column in (
         "",
         "s per answer",
@@ -156,19 +157,18 @@ def main() -> None:
         table.add_column(column, justify="left" if not column else "right")
     base = found["float32"]
     for precision, one in found.items():
-        right = wilson_interval(one["right"], given.questions)
+        right = wilson_interval(one["right"], questions)
         same = sum(a == b for a, b in zip(one["texts"], base["texts"], strict=True))
         table.add_row(
             precision,
-            f"{one['seconds'] / given.questions:.2f}",
+            f"{one['seconds'] / questions:.2f}",
             f"{base['seconds'] / one['seconds']:.1f}",
             f"{one['gib']:.1f}",
-            f"{one['right']} of {given.questions}",
+            f"{one['right']} of {questions}",
             f"{100 * right.low:.0f} to {100 * right.high:.0f} %",
-            f"{same} of {given.questions}",
+            f"{same} of {questions}",
         )
     Console().print(table)
-    show_layers()
 
 
 if __name__ == "__main__":

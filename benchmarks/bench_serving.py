@@ -43,7 +43,7 @@ from marked import publish
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.cli.live.texts import counted
+from cowest_dspy.cli.progress import format_count
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.testing import ScriptedEngine
@@ -155,7 +155,9 @@ def direct(latency: float, threads: int, seconds: float) -> Row:
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(calls) for _ in range(threads)]:
             done.result()
-    return row(f"called directly, {counted(threads, 'thread')}", taken, time.perf_counter() - began)
+    return row(
+        f"called directly, {format_count(threads, 'thread')}", taken, time.perf_counter() - began
+    )
 
 
 def loaded(address: str, connections: int, seconds: float) -> Row:
@@ -193,7 +195,7 @@ def by_wrk(program_: str, address: str, connections: int, seconds: float) -> Row
     wrong = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", said)
     failed = sum(map(int, wrong))
     return Row(
-        f"served, {counted(connections, 'connection')} (wrk)",
+        f"served, {format_count(connections, 'connection')} (wrk)",
         rate,
         times["50"],
         times["99"],
@@ -224,7 +226,7 @@ def by_httpx(address: str, connections: int, seconds: float) -> Row:
     began = time.perf_counter()
     asyncio.run(all_of_them())
     return row(
-        f"served, {counted(connections, 'connection')} (httpx)",
+        f"served, {format_count(connections, 'connection')} (httpx)",
         taken,
         time.perf_counter() - began,
         failed,

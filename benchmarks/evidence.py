@@ -21,11 +21,11 @@ from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli.live import Live
 from cowest_dspy.cli.main import report_errors
+from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.summary import ARMS
-from cowest_dspy.influence.intervals import bootstrap_mean_interval
+from cowest_dspy.influence.statistics import bootstrap_mean_interval
 from cowest_dspy.report import RunReport, paired_exact_test, read_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def run_all(seeds: list[int], folder: Path, test: int | None) -> list[RunReport]
         if seed == 0 and DEMO.is_dir() and not (folder / "seed-0").exists():
             shutil.copytree(DEMO, folder / "seed-0")
         with Experiment(
-            settings(seed, test), folder / f"seed-{seed}", watch=Live(), reuse=earlier
+            settings(seed, test), folder / f"seed-{seed}", progress=Progress(), reuse=earlier
         ) as experiment:
             reports.append(experiment.cycle())
     return reports

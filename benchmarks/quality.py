@@ -33,26 +33,23 @@ from marked import put
 from rich.console import Console
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.cli.live import Live
 from cowest_dspy.cli.main import report_errors
+from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import wilson_interval
-from cowest_dspy.report.comparison import (
-    ComparedArm,
-    Comparison,
-    numbers_of,
-    paired_test,
+from cowest_dspy.influence.statistics import wilson_interval
+from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare_view import (
     print_comparison,
     read_comparison,
     to_markdown,
     write_comparison,
 )
-from cowest_dspy.report.comparison.markdown import escape_markdown
-from cowest_dspy.report.comparison.verdict import format_difference
-from cowest_dspy.report.model import Arm
-from cowest_dspy.report.verdict import bare_p
+from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test
+from cowest_dspy.report.facts import Arm
+from cowest_dspy.report.verdict import bare_p, format_difference
+from cowest_dspy.report.view import escape_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKEND = ROOT / "programs/backends/in_process.toml"
@@ -136,7 +133,7 @@ def settings(domain: str, data: Path | None, seed: int, *, seeded: bool = False)
 def run(config: Config, folder: Path, arms: Sequence[str] | None) -> Comparison:
     """The comparison of a configuration, kept in its run's folder; of these arms, where it declares
     them, or of all."""
-    with Experiment(config, folder, watch=Live()) as experiment:
+    with Experiment(config, folder, progress=Progress()) as experiment:
         declared = experiment.config.compare.arms if experiment.config.compare else {}
         made = Compared(experiment).run(
             [name for name in declared if name in arms] if arms is not None else None

@@ -13,7 +13,7 @@
     |-- PairsError      no pairs, or a file that holds something else; TooFewPairs
     |-- TuningError     training that cannot start, or must not go on
     |-- ReportError     a report that cannot be read or written
-    |-- GateError       a gate that cannot be fitted or read
+    |-- RouterError       a router that cannot be fitted or read
     |-- BundleError     a bundle that cannot be written, was changed, or does not fit
 
 A message says what was given, what was expected and what to type. Errors of DSPy, TRL and of Python
@@ -101,8 +101,8 @@ class ReportError(CowestError):
     """A report that cannot be read or written."""
 
 
-class GateError(CowestError):
-    """A gate for which too little was observed, or whose file cannot be read."""
+class RouterError(CowestError):
+    """A router for which too little was observed, or whose file cannot be read."""
 
 
 class BundleError(CowestError):

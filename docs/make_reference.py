@@ -86,7 +86,7 @@ def cli_page() -> str:
 
 def _verbs(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     inner = getattr(command, "commands", None)
-    if inner is None:
+    if inner is None and not command.hidden:
         yield name, command
     for key, one in (inner or {}).items():
         yield from _verbs(f"{name} {key}", one)

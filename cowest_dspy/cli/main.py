@@ -6,7 +6,6 @@ at once.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -18,40 +17,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from cowest_dspy.cli.bundle_verbs import bundle, verify
-from cowest_dspy.cli.compare_verb import compare
-from cowest_dspy.cli.gate_verb import gate
-from cowest_dspy.cli.live import console
-from cowest_dspy.cli.new_verb import new
-from cowest_dspy.cli.report_verb import report
-from cowest_dspy.cli.runs_verbs import runs, watch
+from cowest_dspy.cli import checks, results
+from cowest_dspy.cli.console import console
+from cowest_dspy.cli.route_verb import route
 from cowest_dspy.cli.serve_verb import serve
-from cowest_dspy.cli.track_verb import track
 from cowest_dspy.cli.verbs import (
     STOPPED,
     Accelerate,
     Files,
     Log,
     LogAs,
-    NoAsk,
     Run,
     Seed,
     VisibleFormatter,
-    quiet_dspy,
     running,
 )
 from cowest_dspy.errors import CowestError, masked
-from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import handled, signal_of, stopped_by
 from cowest_dspy.utils.reading import DISK_FAULTS, describe_os_error, read_json_text
 from cowest_dspy.utils.safe_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
-    from cowest_dspy.experiment.doctor import Diagnosis
     from cowest_dspy.pairs import PreferencePairs
 
 app = typer.Typer(
@@ -69,24 +58,22 @@ Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml 
 
 Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
 )
-config_app = typer.Typer(
-    name="config",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help="What TOML files may say (`schema`), and what they say together (`show`). Neither loads "
-    "nor asks a model.",
-)
-app.add_typer(config_app)
-app.command()(compare)
-app.command()(report)
-app.command()(bundle)
-app.command()(verify)
-app.command()(gate)
-app.command()(serve)
-app.command()(track)
-app.command()(new)
-app.command()(runs)
-app.command()(watch)
+
+_OLD_VERBS = {"gate": "route"}
+
+
+def _refuse_old_verb(context: typer.Context) -> None:
+    """Names the verb that took this one's place."""
+    old = context.info_name or ""
+    raise CowestError(f"`cowest {old}` is now `cowest {_OLD_VERBS[old]}`.")
+
+
+for _old in _OLD_VERBS:
+    app.command(
+        _old,
+        hidden=True,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_refuse_old_verb)
 
 
 @app.command()
@@ -157,6 +144,49 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="Only this arm, and no sweep; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    accelerate: Accelerate = "1",
+    log: LogAs = Log.auto,
+) -> None:
+    """Answers the same examples with every arm of [compare], and says which is better, with
+    intervals and corrected tests.
+
+    Arms are the models alone, other ways to combine them, controls, and the collaboration before
+    and after tuning; whatever has to be trained is. A run that `cowest cycle` has begun is used.
+    The tables are written to the run's folder as JSON, CSV, Markdown and HTML.
+
+    Example: `cowest compare programs/medmcqa.toml programs/backends/in_process.toml`
+    """
+    from cowest_dspy.experiment import Compared
+    from cowest_dspy.report import (
+        comparison_verdict,
+        numbers_of,
+        print_comparison,
+        write_comparison,
+    )
+
+    with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
+        made = Compared(experiment).run(arm)
+        written = write_comparison(made, experiment.run / "comparison")
+        numbers = numbers_of(made)
+        experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
+        experiment.store.journal.result(comparison=str(written.json))
+        print_comparison(made, console, numbers=numbers)
+        console.print(f"\ncomparison: {written.html}", soft_wrap=True)
+
+
+@app.command()
 def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.auto) -> None:
     """Samples drafts for the train questions and measures the influence of each."""
     from cowest_dspy.influence.report import InfluenceReport
@@ -213,7 +243,7 @@ def pairs(
             pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl")
         )
         for line in _said_of(made, experiment.run):
-            console.print(line, markup=False, soft_wrap=True)
+            console.line(line)
         if not experiment.config.pairs.source:
             drafts = experiment.labelled()
             file = experiment.run / "drafts.jsonl"
@@ -250,139 +280,21 @@ def tune(
         console.print(f"tuned: {model}")
 
 
-@app.command()
-def doctor(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="TOML", help="Files, the task first and then the backend.", show_default=False
-        ),
-    ] = None,
-    seed: Seed = None,
-    no_ask: NoAsk = False,
-    repair: Annotated[
-        Path | None,
-        typer.Option(
-            "--repair",
-            help="Save what can be read of this damaged run folder; no TOML.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Loads or reaches each model of the TOML files, checks that it can do its part, and says what
-    a run would ask of it.
-
-    One question is asked of each model, which an API charges for (`--no-ask` leaves it out). Exit
-    code 0: no error was found.
-
-    Example: `cowest doctor programs/handbook.toml programs/backends/openai.toml`
-
-    `cowest doctor --repair runs/handbook` mends a run's damaged store: whole rows are kept, and the
-    damaged file beside them.
-    """
-    if repair is not None:
-        _repair(repair, files)
-        return
-    if not files:
-        raise CowestError(
-            "Name TOML files, the task first and then the backend; or --repair and a run's folder."
-        )
-    from cowest_dspy.experiment.config import load_config
-    from cowest_dspy.experiment.doctor import examine
-
-    quiet_dspy()
-    diagnosis = examine(
-        load_config(files, seed=seed),
-        ask=not no_ask,
-        say=lambda text: console.print(text, markup=False, soft_wrap=True),
-    )
-    _show_diagnosis(diagnosis)
-    if not diagnosis.healthy:
-        raise typer.Exit(1)
-
-
-@app.command()
-def quote(
-    files: Files,
-    run: Run = None,
-    seed: Seed = None,
-    examples: Annotated[
-        int, typer.Option("--examples", min=1, help="Train examples that are asked as a run would.")
-    ] = 3,
-    no_ask: NoAsk = False,
-) -> None:
-    """Says what a cycle will cost before it is begun: calls, tokens, money and minutes, by stage
-    and in all, against [budget].
-
-    A few train examples are collected as a run would, which an API charges for (`--no-ask`: only
-    calls are counted, nothing is asked); the answers are kept in the run's folder. Exit code 1:
-    [budget] is expected to be exceeded.
-
-    Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
-    """
-    from cowest_dspy.experiment.config import load_config
-    from cowest_dspy.experiment.quote import counted, probed
-
-    if no_ask:
-        made = counted(load_config(files, seed=seed))
-    else:
-        with running(files, run, seed, verb="quote") as experiment:
-            made = probed(experiment, examples)
-    rows = made.table()
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for name, *cells in rows:
-        print(
-            *map(visible, (name.ljust(widths[0]), *(map(str.rjust, cells, widths[1:])))), sep="  "
-        )
-    print("", *map(visible, made.text()), sep="\n")
-    if made.exceeded:
-        raise typer.Exit(1)
-
-
-def _repair(run: Path, files: list[Path] | None) -> None:
-    from cowest_dspy.store.repair import repair
-
-    if files:
-        raise CowestError("--repair takes the run's folder, and no TOML files.")
-    console.print(str(repair(run)), markup=False, soft_wrap=True)
-
-
-@config_app.command()
-def schema(
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)
-    ] = None,
-) -> None:
-    """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them,
-    and marks what is misspelled.
-
-    `cowest config schema --out cowest.schema.json`, and as the first line of a TOML its path from
-    there: `#:schema ../cowest.schema.json`. That is how Taplo reads it, and with it Even Better
-    TOML in VS Code and others.
-    """
-    from cowest_dspy.experiment.config_text import json_schema
-
-    text = json.dumps(json_schema(), indent=2) + "\n"
-    if out is None:
-        print(text, end="")
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole({out: text})
-    print(f"{out}: name it in the first line of a TOML, as #:schema and the path from there.")
-
-
-@config_app.command()
-def show(files: Files, seed: Seed = None) -> None:
-    """Prints the configuration that TOML files make together, with every default, as TOML; secrets
-    are masked.
-
-    Example: `cowest config show programs/handbook.toml programs/backends/in_process.toml`
-    """
-    from cowest_dspy.experiment.config import load_config
-    from cowest_dspy.experiment.config_text import effective_toml
-
-    # Not through Rich, which would break lines at the width of the terminal.
-    print(visible(effective_toml(load_config(files, seed=seed))), end="")
+for verb in (
+    checks.doctor,
+    checks.quote,
+    results.report,
+    results.bundle,
+    results.verify,
+    route,
+    serve,
+    results.track,
+    results.new,
+    results.runs,
+    results.watch,
+):
+    app.command()(verb)
+app.add_typer(checks.config_app)
 
 
 def main() -> None:
@@ -458,22 +370,6 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
     if sorted(given) != sorted(names):
         raise CowestError(f"The program takes {list(names)}; --question gave {sorted(given)}.")
     return given
-
-
-def _show_diagnosis(diagnosis: Diagnosis) -> None:
-    """A table in a terminal; elsewhere lines, none of which is broken at some width."""
-    rows = [(check.level, check.role, check.name, check.text) for check in diagnosis.checks]
-    if console.is_terminal:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for level, *cells in rows:
-            table.add_row(
-                Text(level, style={"ok": "green", "warning": "yellow"}.get(level, "bold red")),
-                *map(Text, cells),
-            )
-        console.print("", table)
-    else:
-        print("", *(visible("{:<9}{:<8}{:<15}{}".format(*row)) for row in rows), sep="\n")
-    print("", *map(visible, diagnosis.measured()), sep="\n")
 
 
 def _show(experiment: Experiment, made: Any) -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cowest_dspy.cli.live import console
+from cowest_dspy.cli.console import console
 from cowest_dspy.cli.verbs import Run, Seed, VisibleFormatter, quiet_dspy, running
 from cowest_dspy.errors import BundleError, ConfigError, ModelError
 from cowest_dspy.utils.reading import read_toml
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.config import Config
-    from cowest_dspy.optimizers.router import Gate
+    from cowest_dspy.optimizers.router import Router
     from cowest_dspy.program.collaboration import Collaboration
     from cowest_dspy.serve.config import ServeRules
 
@@ -60,11 +60,11 @@ def serve(
             "--trust-recipe", help="Execute the bundle's own Python file. Look at it first."
         ),
     ] = False,
-    gate: Annotated[
+    use_router: Annotated[
         bool,
         typer.Option(
-            "--gate/--no-gate",
-            help="Use the gate of the bundle or the run, where it has one (`cowest gate`).",
+            "--router/--no-router",
+            help="Use the router of the bundle or the run, where it has one (`cowest route`).",
         ),
     ] = True,
 ) -> None:
@@ -98,7 +98,8 @@ def serve(
         program = (
             _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
         )
-        router = _gate(files[0] if bundled else run or Path("runs") / config.name) if gate else None
+        folder = files[0] if bundled else run or Path("runs") / config.name
+        router = _router(folder) if use_router else None
         from cowest_dspy.serve.app import make_app
 
         with service_of(
@@ -159,19 +160,19 @@ def _of_run(files: list[Path], run: Path | None, seed: int | None) -> Collaborat
         return experiment.best
 
 
-def _gate(folder: Path) -> Gate | None:
-    """The gate of a bundle or a run, where there is one; it is said."""
-    from cowest_dspy.optimizers.router import Gate
-    from cowest_dspy.optimizers.router.model import FILE
+def _router(folder: Path) -> Router | None:
+    """The router of a bundle or a run, where there is one; it is said."""
+    from cowest_dspy.optimizers.router import OLD_FILE, ROUTER_FILE, Router
 
-    if not (folder / FILE).is_file():
+    if not any((folder / name).is_file() for name in (ROUTER_FILE, OLD_FILE)):
         return None
+    router = Router.load(folder)
     console.print(
-        f"gate: {folder / FILE} says where the strong model is asked; --no-gate asks it always",
+        f"router: {folder / ROUTER_FILE} says where the strong model is asked; --no-router asks it always",
         markup=False,
         soft_wrap=True,
     )
-    return Gate.load(folder)
+    return router
 
 
 def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboration:
@@ -192,12 +193,12 @@ def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboratio
 def _wake(program: Collaboration) -> None:
     """Loads models of this machine, and starts servers of ours, before the first request comes, by
     one token."""
-    from cowest_dspy.lms import ServerEngine, TransformersEngine
+    from cowest_dspy.lms import LocalEngine, ServerEngine
     from cowest_dspy.store.record import EXPECTED_FAILURES, failure, unrecorded
 
     drafting = [program.weak] if program.draft.predictors() else []
     for lm in map(unrecorded, [*drafting, program.strong]):
-        if isinstance(getattr(lm, "engine", None), TransformersEngine | ServerEngine):
+        if isinstance(getattr(lm, "engine", None), LocalEngine | ServerEngine):
             try:
                 lm.copy(max_tokens=1)("Hello")
             except EXPECTED_FAILURES as error:

@@ -7,22 +7,21 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cowest_dspy.cli.live import console
+from cowest_dspy.cli.console import console
 from cowest_dspy.errors import CowestError, ModelError, masked
 from cowest_dspy.utils.interrupts import signal_of
 from cowest_dspy.utils.safe_text import visible
 
 if TYPE_CHECKING:
-    from cowest_dspy.cli.live import JsonLines, Plain, Terminal
     from cowest_dspy.experiment import Experiment
-    from cowest_dspy.store.progress import Journal, Snapshot
+    from cowest_dspy.store.journal import Journal
 
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
 
@@ -78,7 +77,7 @@ LogAs = Annotated[
 
 def _schema(asked: bool) -> None:
     if asked:
-        from cowest_dspy.report.schema import schema_text
+        from cowest_dspy.report.figures import schema_text
 
         print(schema_text(), end="")
         raise typer.Exit()
@@ -105,47 +104,48 @@ def running(
     verb: str | None = None,
     log: Log = Log.auto,
 ) -> Iterator[Experiment]:
-    """The run of these files while a verb works on it, and whoever looks on is told.
+    """A context with the run of these files, while a verb works on it; its progress is shown.
 
-    Afterwards what its budget has spent is said. Ctrl-C, SIGTERM and SIGHUP are exit code 128 +
+    Afterwards what its budget has spent is printed. Ctrl-C, SIGTERM and SIGHUP are exit code 128 +
     their number, with what was done and the command that goes on. With ``log`` "json" the last line
     is an ``end``, whatever happens.
     """
-    watch = _watch(log, run)
+    from cowest_dspy.cli.progress import Progress, format_stop
+
+    progress = Progress(log.value, run=str(run or ""))
     journal: Journal | None = None
-    aside = ExitStack()
+    around = ExitStack()
     quiet, console.quiet = console.quiet, log is Log.json or console.quiet
     code, failed = 0, None
     try:
-        # What libraries print belongs to no event.
-        aside.enter_context(redirect_stdout(sys.stderr) if log is Log.json else nullcontext())
+        if log is Log.json:  # What libraries print belongs to no event.
+            around.enter_context(redirect_stdout(sys.stderr))
         from cowest_dspy.experiment import Experiment
         from cowest_dspy.experiment.config import load_config
         from cowest_dspy.report.runs import is_run, meant
 
         quiet_dspy()
         config = load_config(files, seed=seed)
-        processes = _processes(accelerate, run or Path("runs") / config.name)
+        folder = run or Path("runs") / config.name
+        processes = _processes(accelerate, folder)
         other = meant(run) if run and verb not in BEGINNING else ""
         new = f"{run}: a new run.{other}" if run and not is_run(run) else ""
-        with Experiment(
-            config, run or Path("runs") / config.name, watch=watch, processes=processes
-        ) as experiment:
+        with Experiment(config, folder, progress=progress, processes=processes) as experiment:
             journal = experiment.store.journal
+            around.enter_context(journal.listening(progress.update))
             journal.about(verb=verb, command=masked(command()))
-            watch.opened(journal)
+            progress.begin(journal.snapshot())
             if new:
-                console.print(new, markup=False, highlight=False, soft_wrap=True)
+                console.line(new)
             yield experiment
             if experiment.store.guard is not None:
                 console.print(f"budget: {experiment.store.guard.spent()}")
     except KeyboardInterrupt as stop:
-        from cowest_dspy.cli.live.texts import stopped
-
         code, failed = 128 + signal_of(stop), stop
         last = journal.close(stop) if journal else None
         if last is None or last.state != "finished":
-            print(visible(f"\n{stopped(last, code - 128, command())}"), file=sys.stderr)
+            text = format_stop(last, code - 128, command())
+            print(visible(f"\n{text}"), file=sys.stderr)
         raise typer.Exit(code) from None
     except BaseException as error:
         code, failed = 1, error
@@ -154,9 +154,10 @@ def running(
         raise
     finally:
         console.quiet = quiet
-        aside.close()
+        around.close()
         if log is Log.json:
-            _end(watch, journal.close(failed) if journal else None, code, failed)
+            last = journal.close(failed) if journal else None
+            progress.end(last, code, failed, masked(command()))
 
 
 def _unanswered(error: BaseException) -> ModelError | None:
@@ -194,9 +195,8 @@ class VisibleFormatter(logging.Formatter):
         return visible(masked(super().format(record)))
 
 
-def _processes(accelerate: str, run: Path) -> int | Path:
-    """What --accelerate says, looked at before anything is begun. A machine after the first takes
-    part until the run is over, and then the verb is done."""
+def _processes(accelerate: str) -> int | Path:
+    """What --accelerate says, looked at before anything is begun."""
     if accelerate.isdecimal() and int(accelerate):
         return int(accelerate)
     if accelerate.lstrip("-").isdecimal():
@@ -204,30 +204,10 @@ def _processes(accelerate: str, run: Path) -> int | Path:
             f"--accelerate {accelerate}: it takes 1 process or more, or a configuration file of "
             "Accelerate's."
         )
-    from cowest_dspy.tuning import join, machines
+    from cowest_dspy.tuning import plan_processes
 
-    where = machines(Path(accelerate))
-    if where.rank:
-        count = join(
-            run,
-            where,
-            lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-        )
-        console.print(f"took part in {count} trainings", highlight=False)
-        raise typer.Exit()
+    plan_processes(Path(accelerate))
     return Path(accelerate)
-
-
-def _watch(log: Log, run: Path | None) -> Terminal | Plain | JsonLines:
-    from cowest_dspy.cli.live import JsonLines, Live, Plain
-
-    return (
-        JsonLines(run=str(run or ""))
-        if log is Log.json
-        else Plain(console)
-        if log is Log.plain
-        else Live()
-    )
 
 
 def command() -> str:
@@ -242,28 +222,3 @@ def command() -> str:
     if name.endswith(".py") and name != "cli.py":
         program = [Path(sys.executable).name, sys.argv[0]]
     return shlex.join([*program, *sys.argv[1:]])
-
-
-def _end(watch: Any, last: Snapshot | None, code: int, failed: BaseException | None) -> None:
-    state = last.state if last else "stopped" if isinstance(failed, KeyboardInterrupt) else "failed"
-    error = last.error if last else masked(f"{type(failed).__name__}: {failed}")
-    left = last.left if last else None
-    where = (
-        {"stage": left.name, "title": left.title, "done": left.done, "total": left.total}
-        if left
-        else {}
-    )
-    facts = {
-        **where,
-        "verdict": last.verdict if last else None,
-        "results": last.results if last else {},
-    }
-    watch.event(
-        "end",
-        last,
-        state=state,
-        exit_code=code,
-        error=error,
-        **{"continue": masked(command()) if code else None},
-        **facts,
-    )

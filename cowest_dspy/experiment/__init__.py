@@ -3,6 +3,6 @@ and the comparison of its arms."""
 
 from cowest_dspy.experiment.comparing import Compared
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.optimizers.run import Silent, Watch
+from cowest_dspy.optimizers.run import NoProgress
 
-__all__ = ["Compared", "Experiment", "Silent", "Watch"]
+__all__ = ["Compared", "Experiment", "NoProgress"]

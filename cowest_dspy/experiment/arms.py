@@ -22,9 +22,9 @@ from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.optimizers.rounds import Round
-from cowest_dspy.optimizers.router import Gate, Gated
+from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.run import RunContext
-from cowest_dspy.program.baselines import (
+from cowest_dspy.program import (
     Retriever,
     SelfConsistency,
     SelfRefine,
@@ -90,13 +90,13 @@ class Answerer:
 # [evaluate]
 
 
-def declared(config: Config, *, gated: bool) -> list[str]:
-    """The arms of [evaluate], in the order of the table; ``gated``: the run has a gate."""
+def declared(config: Config, *, routed: bool) -> list[str]:
+    """The arms of [evaluate], in the order of the table; ``routed``: the run has a router."""
     wanted = config.evaluate
     weak = ["weak"] if wanted.weak else []
     oracle = ["oracle"] if wanted.oracle else []
     prompted = ["strong_prompted"] if config.cycle and config.cycle.steps else []
-    tuned = ["collaboration_sft", "collaboration", *(["gated"] if gated else [])]
+    tuned = ["collaboration_sft", "collaboration", *(["routed"] if routed else [])]
     return [*weak, "strong", *prompted, *tuned, *oracle, *wanted.controls]
 
 
@@ -118,11 +118,11 @@ def _evaluated(experiment: _Parts, name: str) -> Answerer:
     if name == "strong_prompted":
         program = experiment.final
         return _of_program(experiment, program, arms.alone_arm(program.with_fresh_baseline()))
-    if name == "gated":
-        program, gate = experiment.best, Gate.load(experiment.run)
-        gated = Gated(program, gate)
-        made = _of_program(experiment, program, lambda example: gated(**example.inputs()))
-        settings = gate.model_dump(mode="json", exclude={"about"})
+    if name == "routed":
+        program, router = experiment.best, Router.load(experiment.run)
+        routed = Routed(program, router)
+        made = _of_program(experiment, program, lambda example: routed(**example.inputs()))
+        settings = router.model_dump(mode="json", exclude={"about"})
         return made.on(settings)
     sft = experiment.config.sft
     rules = {

@@ -23,14 +23,14 @@ from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.experiment.summary import arm_title, tuned_state, versions, with_state
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
 from cowest_dspy.influence.arms import outputs_of
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval
 from cowest_dspy.influence.metric import score_of
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
 from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm, Stage
-from cowest_dspy.report.alike import alike_drafts
-from cowest_dspy.report.comparison import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.report.corpus import corpus_interval, is_corpus_metric
+from cowest_dspy.report.numbers import alike_drafts
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.utils.importing import code_of, load_function
 

@@ -14,7 +14,7 @@ from cowest_dspy.influence.metric import Influence, Metric
 from cowest_dspy.optimizers.config import StepRules
 from cowest_dspy.optimizers.cycle import Cycle, MakeOptimizer
 from cowest_dspy.optimizers.rounds import Rounds
-from cowest_dspy.optimizers.run import Watch
+from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.optimizers.steps import Tools, build_optimizer, settings_of
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.record import recorded, unrecorded
@@ -57,7 +57,7 @@ def build_cycle(
     weights: RoundsStep,
     meaning: str,
     *,
-    watch: Watch,
+    progress: NoProgress,
 ) -> Cycle:
     """The cycle of a configuration that has [cycle]. ``evaluator`` is what influence is made of."""
     rules, threads = config.cycle, config.at_once("strong")
@@ -89,5 +89,5 @@ def build_cycle(
         settings={name: digest([meaning, config.seed, made_of[name]]) for name in names},
         confidence=config.rounds.confidence,
         num_threads=threads,
-        watch=watch,
+        progress=progress,
     )

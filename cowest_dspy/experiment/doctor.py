@@ -23,16 +23,16 @@ from cowest_dspy.experiment import data
 from cowest_dspy.experiment.config import ROLES, Config, validate
 from cowest_dspy.experiment.forecast import Forecast, Planned, Probe, forecast, planned_calls
 from cowest_dspy.experiment.probing import Level, Task, ask_one, prompt_for
-from cowest_dspy.experiment.tracking import look_at
-from cowest_dspy.experiment.tuning_forecast import tuning_forecast
-from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm, endpoints, prices
+from cowest_dspy.experiment.trackers import look_at
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints
+from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
 from cowest_dspy.lms.local import footprint, weights
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs, possible_inputs
+from cowest_dspy.program.examples import check_inputs, possible_inputs
 from cowest_dspy.scale import check_cluster
 from cowest_dspy.tuning import DPO, KTO, SFT
-from cowest_dspy.tuning.rows import sft_rows
+from cowest_dspy.tuning.data import sft_rows
 from cowest_dspy.utils.importing import call, load_function, takes
 
 LOOKED_AT = 50
@@ -307,7 +307,7 @@ def _examine_model(visit: _Visit, role: str, settings: LMSettings) -> None:
 def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM) -> bool:
     """Looks at a folder, and loads its weights. Gives whether the model can be asked."""
     engine = lm.engine
-    if not isinstance(engine, TransformersEngine):
+    if not isinstance(engine, LocalEngine):
         raise ConfigError(f"{settings.model} was not built as a model in this process.")
     folder = Path(engine.base_folder)
     tokenizer = weights.load_tokenizer(folder)
@@ -327,31 +327,7 @@ def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM)
     # sampled.
     engine.score([([{"role": "user", "content": "Hello"}], "Hello")], lm.model)
     visit.note(role, "model", "ok", f"{lm.model}, loaded in {time.monotonic() - started:.1f} s")
-    if role == "weak" and tokens and visit.task and _no_adapters(settings) is None:
-        _note_tuning(visit, settings, visit.task, folder, tokens)
     return True
-
-
-def _note_tuning(visit: _Visit, settings: InProcess, task: Task, folder: Path, tokens: int) -> None:
-    """What tuning would take, were drafts as long as they may be; a run lets go of its models
-    before it trains."""
-    longest = tokens + settings.max_tokens
-    found = tuning_forecast(
-        visit.config,
-        task.sizes["train"],
-        tokens,
-        settings.max_tokens,
-        folder,
-        longest=longest,
-        free=visit.free_memory,
-    )
-    if found:
-        visit.note(
-            "weak",
-            "tuning",
-            "ok" if found.fits else "warning",
-            f"{found.text}; drafts of max_tokens are reckoned with",
-        )
 
 
 def _examine_server(visit: _Visit, role: str, settings: Server, lm: dspy.LM) -> None:
@@ -535,9 +511,7 @@ def _usd(settings: LMSettings, input_tokens: int, output_tokens: int) -> float |
     """US dollars of so many tokens; 0 for what runs on one's own machines, None when no price is
     known."""
     return (
-        prices.of_settings(settings, input_tokens, output_tokens)
-        if isinstance(settings, Api)
-        else 0.0
+        estimate_cost(settings, input_tokens, output_tokens) if isinstance(settings, Api) else 0.0
     )
 
 

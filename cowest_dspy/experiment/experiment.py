@@ -22,24 +22,24 @@ from cowest_dspy.experiment import arms, data, settings
 from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.cycling import RoundsStep, build_cycle
-from cowest_dspy.experiment.sharding import ShardParts
+from cowest_dspy.experiment.sharding import collect_on
 from cowest_dspy.experiment.summary import run_report
-from cowest_dspy.experiment.tracking import Tracking, check_installed
-from cowest_dspy.influence.collection import collect
+from cowest_dspy.experiment.trackers import check_installed
+from cowest_dspy.experiment.tracking import Tracking
+from cowest_dspy.influence.collection import collect, noise_floor
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
-from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
 from cowest_dspy.optimizers.cowest import CoWest
 from cowest_dspy.optimizers.rounds import Rounds
-from cowest_dspy.optimizers.router.model import FILE as GATE
-from cowest_dspy.optimizers.run import RunContext, Silent, Watch, Within
+from cowest_dspy.optimizers.router import ROUTER_FILE
+from cowest_dspy.optimizers.run import NoProgress, RunContext
 from cowest_dspy.optimizers.steps import check_steps
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.scale import Cluster, merge_shards
 from cowest_dspy.store.record import keeping, recorded
@@ -55,7 +55,7 @@ class Experiment:
     Args:
         config: the whole configuration.
         run: the run's folder; made when it is not there.
-        watch: who is told of the progress.
+        progress: shows it.
         reuse: other runs' folders whose answers may be taken over, where the very same call was
             made there.
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
@@ -74,13 +74,13 @@ class Experiment:
         config: Config,
         run: str | Path,
         *,
-        watch: Watch | None = None,
+        progress: NoProgress | None = None,
         reuse: Sequence[str | Path] = (),
         processes: int | str | Path = 1,
         store: Store | None = None,
         cluster: Cluster | None = None,
     ) -> None:
-        self.config, self.run, self.watch = config, Path(run), watch or Silent()
+        self.config, self.run, self.progress = config, Path(run), progress or NoProgress()
         self.settings = settings.TuningSettings.of(config)
         settings.check_prices(config)
         check_steps(config.cycle)
@@ -93,8 +93,9 @@ class Experiment:
         merge_shards(self.store)
         write_whole({self.run / "config.toml": effective_toml(config)})
         # A part of a run is told of with the whole of it.
-        self.tracking = Tracking(config, self.store, self.watch, on=self._owned)
-        self.context = RunContext(self.store, self.watch, self.tracking)
+        say = RunContext(self.store, self.progress).say
+        self.tracking = Tracking(config, self.store, say, on=self._owned)
+        self.context = RunContext(self.store, self.progress, self.tracking)
         if self._owned:
             self.store.journal.about(task=config.name)
         self._tuned: dspy.LM | None = None
@@ -124,7 +125,7 @@ class Experiment:
         made = Experiment(
             config,
             store.folder,
-            watch=Within(name, self.watch),
+            progress=self.progress,
             processes=self._processes,
             store=store,
             cluster=self._cluster,
@@ -214,51 +215,31 @@ class Experiment:
     @cached_property
     def rounds(self) -> Rounds:
         """The rounds: collect, pair, tune, decide."""
-        return self._rounds(self.trained, self.program.bind(strong=self.strong), self.meaning)
+        return self._rounds(self.program.bind(strong=self.strong), self.meaning)
 
-    def _rounds(
-        self, models: TrainedModels, program: Collaboration, depends_on: str, first: int = 1
-    ) -> Rounds:
+    def _rounds(self, program: Collaboration, depends_on: str, first: int = 1) -> Rounds:
         # Equal runs in two folders have equal pairs: they are of a configuration, not of a folder.
-        lineage = f"{self.config.name}, seed {self.config.seed}"
+        config = self.config
+        lineage = f"{config.name}, seed {config.seed}"
         return self.optimizer.rounds(
             self.context,
-            models,
+            self.trained,
             program,
             self.splits["train"],
             self.splits["dev"],
             held_out=self.splits["test"],
             lineage=lineage,
             depends_on=depends_on,
+            collecting=collect_on(self._cluster, config) if self._cluster else collect,
             first=first,
-            collector=self._collect_in_shards if self._cluster and self.config.ray else collect,
         )
-
-    def _collect_in_shards(
-        self,
-        program: Collaboration,
-        examples: Sequence[dspy.Example],
-        metric: Metric,
-        sampling: Sampling,
-        **options: Any,
-    ) -> Traces:
-        """As ``collect``, on the cluster of [ray]."""
-        assert self._cluster is not None
-        build = ShardParts.of(self.config, program)
-        return self._cluster.collect(build, examples, sampling, **options)
 
     @cached_property
     def trained(self) -> TrainedModels:
         """The weak models that were trained in this run."""
-        return self._new_models()
-
-    def _new_models(self) -> TrainedModels:
+        room, processes = self._make_room, self._processes
         return TrainedModels(
-            self.context,
-            self.weak,
-            self.config.seed,
-            make_room=self._make_room,
-            processes=self._processes,
+            self.context, self.weak, self.config.seed, make_room=room, processes=processes
         )
 
     # Stages
@@ -370,15 +351,12 @@ class Experiment:
             self.config,
             self.metric,
             self.evaluator,
-            RoundsStep(self.meaning, self._rounds_of_step),
+            RoundsStep(self.meaning, self._rounds),
             self.meaning,
-            watch=self.watch,
+            progress=self.progress,
         )
         with keeping(self.store):
             return cycle.compile(program, trainset=self.splits["train"], valset=self.splits["dev"])
-
-    def _rounds_of_step(self, program: Collaboration, depends_on: str, first: int) -> Rounds:
-        return self._rounds(self._new_models(), program, depends_on, first)
 
     def control(self, name: str) -> dspy.LM:
         """The weak model of a control arm, trained from where preference tuning started, on the
@@ -426,7 +404,7 @@ class Experiment:
 
     def arm_names(self) -> list[str]:
         """The arms that the configuration declares, in the order of the table."""
-        return arms.declared(self.config, gated=(self.run / GATE).is_file())
+        return arms.declared(self.config, routed=(self.run / ROUTER_FILE).is_file())
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
@@ -513,5 +491,5 @@ class Experiment:
         loaded = [self.__dict__[role] for role in ("strong", "judge") if role in self.__dict__]
         for lm in (self.weak, *loaded):
             engine = getattr(lm, "engine", None)
-            if isinstance(engine, TransformersEngine | ServerEngine):
+            if isinstance(engine, LocalEngine | ServerEngine):
                 engine.close()

@@ -8,7 +8,7 @@ all, against [budget].
 
 A few train examples are collected as a run would, through the run's store, so that the run itself
 does not ask the same again. What they took, times what is left to do, is the quote. Tuning asks no
-model and is in no sum: a line says what it takes (tuning_forecast.py). Prompt optimisers of [cycle]
+model and is in no sum. Prompt optimisers of [cycle]
 are reckoned from their settings (prompt_calls.py); of one's own nobody knows.
 """
 
@@ -16,14 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.experiment import data
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.forecast import Planned, least_minutes, planned_calls
-from cowest_dspy.experiment.tuning_forecast import tuning_forecast
 from cowest_dspy.influence.metering import Measured, Meter
 from cowest_dspy.influence.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
 from cowest_dspy.lms.config import LMSettings
@@ -32,7 +30,6 @@ from cowest_dspy.store.pool import given_in_order
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.usage import Usage
-from cowest_dspy.tuning import TunableEngine
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
@@ -88,7 +85,7 @@ class Quote:
 
     ``before_sft``: the probe's drafts are those of a weak model that the run will have tuned before
         it collects. ``judged_by_strong``: the judge's calls are the strong model's, also for the
-        budget. ``tuning``: what a round's training takes.
+        budget.
     """
 
     stages: tuple[StageQuote, ...]
@@ -97,7 +94,6 @@ class Quote:
     examples: int = 0
     before_sft: bool = False
     judged_by_strong: bool = True
-    tuning: str | None = None
 
     @property
     def total(self) -> StageQuote:
@@ -175,8 +171,6 @@ class Quote:
             "Expected (at least to at most). Equal drafts and adaptive sampling save calls; "
             "tuning is not in it."
         )
-        if self.tuning:
-            lines.append(f"Tuning, each round: {self.tuning}.")
         if any(stage.stage.startswith("step ") and not stage.unknown for stage in self.stages):
             lines.append(
                 "Steps of [cycle] are reckoned from their optimisers' settings: what is expected "
@@ -267,7 +261,6 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     done = _Done.of(config, rolled, measured)
     stages = planned_calls(config, {split: len(found) for split, found in splits.items()})
     made = tuple(_stage(config, stage, done) for stage in stages)
-    tuning = _tuning(experiment, measured["weak"], len(splits["train"]))
     return Quote(
         made,
         config.budget,
@@ -275,21 +268,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
         len(chosen),
         config.sft is not None,
         config.judge is None,
-        tuning,
     )
-
-
-def _tuning(experiment: Experiment, drafts: Measured, train: int) -> str | None:
-    """What tuning on such drafts takes; None where the weak model is not trained in this
-    process."""
-    engine = experiment.weak.engine
-    if not isinstance(engine, TunableEngine):
-        return None
-    folder = Path(engine.base_folder)
-    found = tuning_forecast(
-        experiment.config, train, drafts.input_tokens, drafts.output_tokens, folder
-    )
-    return found.text if found else None
 
 
 @dataclass(frozen=True)

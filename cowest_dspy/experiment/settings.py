@@ -10,13 +10,10 @@ import dspy
 from cowest_dspy.errors import ConfigError, masked
 from cowest_dspy.experiment.config import ROLES, Config, validate
 from cowest_dspy.influence.config import InfluenceRules
-from cowest_dspy.influence.judge import PAPER, Judge, Rubric
-from cowest_dspy.influence.likelihood import GoldLikelihood
+from cowest_dspy.influence.judge import PAPER, GoldLikelihood, Judge, Rubric, Weighted
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.weighted import Weighted
-from cowest_dspy.lms.config import Api, LMSettings
-from cowest_dspy.lms.keys import key_in
-from cowest_dspy.lms.prices import of_settings
+from cowest_dspy.lms.api import estimate_cost
+from cowest_dspy.lms.config import Api, LMSettings, read_key
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.tuning import DPO, KTO, SFT
@@ -65,7 +62,7 @@ def check_keys(config: Config) -> None:
     for role in ROLES:
         variable: str | None = getattr(getattr(config, role), "api_key_env", None)
         if variable:
-            key_in(variable)
+            read_key(variable)
 
 
 def check_prices(config: Config) -> None:
@@ -78,7 +75,7 @@ def check_prices(config: Config) -> None:
         return
     for role in ROLES:
         settings: LMSettings | None = getattr(config, role)
-        if isinstance(settings, Api) and of_settings(settings, 1, 1) is None:
+        if isinstance(settings, Api) and estimate_cost(settings, 1, 1) is None:
             raise ConfigError(
                 f"[budget] usd = {config.budget.usd:g} cannot be kept: the price of [{role}] "
                 f"{masked(settings.model)} is not known. Add price = {{ input = ..., "

@@ -3,16 +3,21 @@ anew from the configuration on every node."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import dspy
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.settings import build_evaluator
 from cowest_dspy.influence.metric import Metric
+from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import build_lm
 from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.scale import Cluster
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.utils.importing import call, load_function
 
@@ -63,5 +68,20 @@ class ShardParts:
         program.load_state(self.prompts)
         judge = build_lm(config.judge) if config.judge else strong
         metric = load_function(config.metric)
-        evaluator = build_evaluator(config.influence, metric, plain.bind(strong=strong), judge)
-        return program.bind(weak=weak, strong=strong), evaluator
+        scoring = build_evaluator(config.influence, metric, plain.bind(strong=strong), judge)
+        return program.bind(weak=weak, strong=strong), scoring
+
+
+def collect_on(cluster: Cluster, config: Config) -> Callable[..., Traces]:
+    """What collects as ``collect`` does, on a cluster."""
+
+    def collect(
+        program: Collaboration,
+        examples: Sequence[dspy.Example],
+        metric: Metric,
+        sampling: Sampling,
+        **options: Any,
+    ) -> Traces:
+        return cluster.collect(ShardParts.of(config, program), examples, sampling, **options)
+
+    return collect

@@ -13,7 +13,6 @@ from typing import Any
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.influence import agreement
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.report import NoiseFloor, format_kinds
 from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
@@ -35,11 +34,11 @@ from cowest_dspy.report import (
     influence_counts,
     outcomes_text,
 )
-from cowest_dspy.report.alike import alike_drafts
+from cowest_dspy.report.numbers import alike_drafts
 from cowest_dspy.store.store import Store
 
 ARMS = (
-    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "gated", "oracle",
+    "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "routed", "oracle",
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
 )  # fmt: skip
 """The arms of [evaluate], in the order of the table."""
@@ -114,7 +113,7 @@ def arm_title(name: str, config: Config, store: Store) -> str:
             f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}"
         ),
         "collaboration": with_state("collaboration", tuned_state(store)),
-        "gated": "collaboration, behind the gate",
+        "routed": "collaboration, by the router",
         "oracle": "ceiling: strong with gold background",
         "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
         "sft_on_chosen": (
@@ -232,7 +231,7 @@ def _warnings(
 def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:
     """What was measured for it; otherwise what a collection with several answers has in it."""
     kept = (store.record("noise", "floor") or {}).get("floor")
-    floor = NoiseFloor(**kept) if kept else noise_in(traces)
+    floor = NoiseFloor(**kept) if kept else NoiseFloor.from_traces(traces)
     examples = len({trace.example_id for trace in traces if trace.influence is not None})
     if floor is None or not examples:
         return None

@@ -86,10 +86,9 @@ class TrackingRules(Table):
         "one",
     )
     wait: float = Field(
-        60.0,
+        10.0,
         gt=0,
-        description="seconds that a command waits for a tracker, at its end, before it goes "
-        "without",
+        description="seconds that a tracker may take to answer, before the run goes on without it",
     )
 
     @field_validator("to")

@@ -3,15 +3,12 @@ likelihood."""
 
 from __future__ import annotations
 
-from cowest_dspy.influence.agreement import Agreement, agreement
-from cowest_dspy.influence.collection import collect, collect_again
-from cowest_dspy.influence.judge import PAPER, Criterion, Judge, Rubric
-from cowest_dspy.influence.likelihood import GoldLikelihood
+from cowest_dspy.influence.collection import collect, collect_again, noise_floor
+from cowest_dspy.influence.judge import PAPER, Criterion, GoldLikelihood, Judge, Rubric, Weighted
 from cowest_dspy.influence.metric import Influence
-from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import InfluenceReport, NoiseFloor
+from cowest_dspy.influence.statistics import Agreement, agreement
 from cowest_dspy.influence.trace import Sampling, Trace, Traces
-from cowest_dspy.influence.weighted import Weighted
 
 __all__ = [
     "PAPER",

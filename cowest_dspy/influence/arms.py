@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from cowest_dspy.errors import DataError, ReportError
 from cowest_dspy.influence.metric import Metric, attempt, score_of
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.pool import Progress, all_in_order
+from cowest_dspy.store.pool import OnProgress, all_in_order
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.jsonable import as_text, from_text
@@ -91,7 +91,7 @@ def ask_all(
     *,
     store: Store | None = None,
     num_threads: int = 8,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[Answer, ...]:
     """Every example answered and scored, in order; what failed has an error and no score."""
 

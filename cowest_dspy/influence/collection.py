@@ -1,25 +1,24 @@
-"""collect(): every example, within its limits. It stops when too many drafts fail. collect_again():
-what failed, once more."""
+"""collect(): drafts of every example and their influence, within limits; it stops when too many
+drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked again."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 
 import dspy
 
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Metric
-from cowest_dspy.influence.report import failure_kind, format_kinds, remedy
-from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts
+from cowest_dspy.influence.report import NoiseFloor, failure_kind, format_kinds, remedy
+from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts, ask_and_score
 from cowest_dspy.influence.trace import KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.inputs import check_inputs
-from cowest_dspy.store.pool import Progress, given_in_order
+from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.store.pool import OnProgress, all_in_order, given_in_order
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import call_failed, keeping
 from cowest_dspy.store.store import Store
@@ -44,7 +43,7 @@ def collect(
     answers: int = 1,
     draft_metric: Metric | None = None,
     max_errors: float | Tally = MAX_ERRORS,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
     examples and drafts.
@@ -62,14 +61,15 @@ def collect(
             those of an earlier collection. The result is then read from it when it is iterated
             over, so that memory does not grow with the number of traces.
         num_threads: questions to the strong model (and metrics) under way at once, at most.
-        weak_threads: drafts under way at once, at most; by default ``num_threads`` times the drafts of
-            an example, up to 256.
+        weak_threads: drafts under way at once, at most; by default ``num_threads`` times the drafts
+            of an example, up to 256.
         answers: how often the strong model is asked, with and without a draft, when it samples; the
             scores are averaged.
         draft_metric: scores drafts instead of ``metric``, whatever their format; it gets the
             drafter's outputs and ``draft``.
-        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors; it
-            is looked at from 20 drafts on, and at the end. A :class:`Tally` counts them elsewhere too.
+        max_errors: the largest share of drafts that may fail, in [0, 1], as [collect] max_errors:
+            a share, not a count. It is looked at from 20 drafts on, and at the end. A
+            :class:`Tally` is shared with other collections.
         on_progress: called with (examples done, examples in all).
 
     Raises:
@@ -83,10 +83,15 @@ def collect(
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
     check_inputs(program, examples)
-    keeper = _Keeper(store, plan)
+    threads = (num_threads, weak_threads)
     tally = max_errors if isinstance(max_errors, Tally) else Tally(max_errors)
-    _roll(plan, examples, keeper, store, (num_threads, weak_threads), tally, on_progress)
-    return keeper.traces()
+    if store is None:
+        rolled: list[Rolled] = []
+        _roll(plan, examples, rolled.append, None, threads, tally, on_progress)
+        return Traces([trace for one in rolled for trace in one.traces], _sum_saved(rolled))
+    with _Writer(store, plan.sampling.round) as writer:
+        _roll(plan, examples, writer.add, store, threads, tally, on_progress)
+    return Traces.load(store, round=plan.sampling.round, types=program.output_types)
 
 
 def with_failed_calls(traces: Iterable[Trace]) -> set[str]:
@@ -104,7 +109,7 @@ def collect_again(
     num_threads: int = 8,
     weak_threads: int | None = None,
     answers: int = 1,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Traces:
     """Collects some examples of a whole collection once more: calls that failed are made again,
     answers are kept. All traces of the collection, those of these examples replaced; arguments are
@@ -119,25 +124,32 @@ def collect_again(
     plan = Plan(program, metric, sampling or Sampling(), answers)
     _check(plan)
     number, ids = plan.sampling.round, {example.id for example in examples}
-    before = [
-        trace
-        for trace in Traces.load(store, round=number, types=program.output_types)
-        if trace.example_id in ids
-    ]
-    keeper = _Keeper(None, plan)
-    _roll(plan, examples, keeper, store, (num_threads, weak_threads), Tally(1.0), on_progress)
-    made, saved = keeper.traces(), store.record("saved", str(number)) or {}
-    store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
-    old, new = _spared(before, plan), _spared(made, plan)
-    store.keep(
-        "saved", str(number), {name: saved.get(name, 0) - old[name] + new[name] for name in new}
+    kept = Traces.load(store, round=number, types=program.output_types)
+    before = [trace for trace in kept if trace.example_id in ids]
+    rolled: list[Rolled] = []
+    threads = (num_threads, weak_threads)
+    _roll(plan, examples, rolled.append, store, threads, Tally(1.0), on_progress)
+    store.keep_all(KIND, {trace.key: trace.to_dict() for one in rolled for trace in one.traces})
+    saved, old, new = (
+        store.record("saved", str(number)) or {},
+        _saved(before, plan),
+        _sum_saved(rolled),
     )
+    counts = {name: saved.get(name, 0) - old[name] + new[name] for name in new}
+    store.keep("saved", str(number), counts)
     return Traces.load(store, round=number, types=program.output_types)
 
 
-def _spared(traces: Iterable[Trace], plan: Plan) -> dict[str, int]:
-    """What ``saved`` says of these traces: drafts that were not sampled, answers that were not
-    asked."""
+def _sum_saved(rolled: Iterable[Rolled]) -> dict[str, int]:
+    counts = {"weak_calls": 0, "strong_calls": 0}
+    for one in rolled:
+        counts["weak_calls"] += one.weak_saved
+        counts["strong_calls"] += one.strong_saved
+    return counts
+
+
+def _saved(traces: Iterable[Trace], plan: Plan) -> dict[str, int]:
+    """``saved`` of stored traces: drafts that were not sampled, answers that were not asked."""
     drafts: dict[str, list[str]] = {}
     for trace in traces:
         drafts.setdefault(trace.example_id, []).append(trace.draft)
@@ -152,26 +164,24 @@ def _spared(traces: Iterable[Trace], plan: Plan) -> dict[str, int]:
 def _roll(
     plan: Plan,
     examples: Sequence[dspy.Example],
-    keeper: _Keeper,
+    add: Callable[[Rolled], None],
     ledger: Store | None,
     threads: tuple[int, int | None],
     tally: Tally,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> None:
-    """Gives the keeper the traces of every example, in their order."""
+    """Rolls out every example and adds it, in their order."""
     many, ahead = under_way(threads[0], plan.sampling.drafts, threads[1])
     # DSPy's trace and history would hold every call of the run.
     with (
-        keeper,
         keeping(ledger),
         dspy.context(trace=None, disable_history=True),
         Rollouts(plan, threads[0], many) as rollouts,
         stoppable(),
     ):
-        for done, rolled in enumerate(
-            given_in_order(rollouts.start, examples, ahead=ahead), start=1
-        ):
-            keeper.add(rolled)
+        promised = given_in_order(rollouts.start, examples, ahead=ahead)
+        for done, rolled in enumerate(promised, start=1):
+            add(rolled)
             if on_progress:
                 on_progress(done, len(examples))
             tally.add(rolled.traces, last=done == len(examples))
@@ -198,59 +208,41 @@ def _check(plan: Plan) -> None:
         )
 
 
-class _Keeper:
-    """Where traces go as they come: into the store, several in one transaction, or into a list."""
+class _Writer:
+    """Puts the traces of a round into the store in the place of earlier ones, several in one
+    transaction."""
 
-    def __init__(self, store: Store | None, plan: Plan) -> None:
-        self._store, self._round, self._types = (
-            store,
-            plan.sampling.round,
-            plan.program.output_types,
-        )
-        self._held: list[Trace] = []
-        self._saved: dict[str, int] = {"weak_calls": 0, "strong_calls": 0}
+    def __init__(self, store: Store, number: int) -> None:
+        self._store, self._round = store, number
+        self._waiting: list[Trace] = []
+        self._saved = _sum_saved([])
         self._since = time.monotonic()
 
-    def __enter__(self) -> _Keeper:
-        if self._store:
-            self._store.forget(KIND, start=f"{self._round}/")
+    def __enter__(self) -> _Writer:
+        self._store.forget(KIND, start=f"{self._round}/")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._store:
-            self._flush(self._store)
-            self._store.keep("saved", str(self._round), self._saved)
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._store.keep("saved", str(self._round), self._saved)
 
     def add(self, rolled: Rolled) -> None:
-        """Takes the traces of one example."""
-        self._held.extend(rolled.traces)
+        """Take the traces of one example."""
+        self._waiting.extend(rolled.traces)
         self._saved["weak_calls"] += rolled.weak_saved
         self._saved["strong_calls"] += rolled.strong_saved
-        if self._store and (
-            len(self._held) >= TOGETHER or time.monotonic() - self._since > SECONDS
-        ):
-            self._flush(self._store)
+        if len(self._waiting) >= TOGETHER or time.monotonic() - self._since > SECONDS:
+            self._flush()
 
-    def traces(self) -> Traces:
-        """All of them."""
-        if self._store:
-            return Traces.load(self._store, round=self._round, types=self._types)
-        return Traces(self._held, self._saved)
-
-    def _flush(self, store: Store) -> None:
-        if self._held:
-            store.keep_all(KIND, {trace.key: trace.to_dict() for trace in self._held})
-        self._held, self._since = [], time.monotonic()
+    def _flush(self) -> None:
+        if self._waiting:
+            self._store.keep_all(KIND, {trace.key: trace.to_dict() for trace in self._waiting})
+        self._waiting, self._since = [], time.monotonic()
 
 
 @dataclass
 class Tally:
-    """Drafts that are done, and those that failed by kind. ``most`` is the largest part that may
+    """Drafts that are done, and those that failed by kind. ``most`` is the largest share that may
     fail."""
 
     most: float
@@ -260,7 +252,7 @@ class Tally:
     remedies: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, traces: Sequence[Trace], *, last: bool) -> None:
-        """Counts the traces of an example; ``last``: there are no more.
+        """Count the traces of an example; ``last``: there are no more.
 
         Raises:
             CollectionError: too many failed.
@@ -276,30 +268,26 @@ class Tally:
 
     def plus(self, others: Iterable[Tally]) -> Tally:
         """The sum of this one and others."""
-        made = replace(self, kinds=self.kinds.copy(), remedies=dict(self.remedies))
+        total = replace(self, kinds=self.kinds.copy(), remedies=dict(self.remedies))
         for other in others:
-            made.done += other.done
-            made.first = made.first or other.first
-            made.kinds.update(other.kinds)
-            made.remedies = {**other.remedies, **made.remedies}
-        return made
+            total.done += other.done
+            total.first = total.first or other.first
+            total.kinds.update(other.kinds)
+            total.remedies = {**other.remedies, **total.remedies}
+        return total
 
     def check(self, *, last: bool) -> None:
-        """Raises CollectionError when too many failed."""
+        """Raise CollectionError when too many failed."""
         failed = self.kinds.total()
         if failed > self.most * self.done and (last or self.done >= ENOUGH_TO_JUDGE):
             (kind, _), *_ = self.kinds.most_common(1)
+            mend = self.remedies[kind]
             raise CollectionError(
                 f"{failed} of {self.done} drafts failed ({format_kinds(self.kinds)}), more than "
-                "[collect] max_errors = "
-                f"{self.most}. {_sentence(self.remedies[kind])} and run again, or raise "
-                "max_errors; what a store has is not "
-                f"asked again. The first: {self.first}"
+                f"[collect] max_errors = {self.most}. {mend[:1].upper()}{mend[1:]} and run again, "
+                "or raise max_errors; what a store has is not asked again. The first: "
+                f"{self.first}"
             )
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _remedy(trace: Trace, kind: str) -> str:
@@ -313,3 +301,40 @@ def _remedy(trace: Trace, kind: str) -> str:
         "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] num_train_epochs), "
         "until its drafts come to an end"
     )
+
+
+def noise_floor(
+    program: Collaboration,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    rules: Sampling | None = None,
+    *,
+    store: Store | None = None,
+    num_threads: int = 8,
+    on_progress: OnProgress | None = None,
+) -> NoiseFloor | None:
+    """Asks the strong model alone twice for each example, as :func:`collect` does and again with
+    another seed.
+
+    The first answer is the one that collecting asked for, so that a store has it: the floor costs
+    one strong call per example. Examples of which an answer failed are left out. A strong model of
+    temperature 0 is not asked: what it says does not change.
+
+    Returns:
+        the floor, or None where every example failed.
+    """
+    if program.strong.kwargs.get("temperature") == 0:
+        return NoiseFloor(0, 0, 0.0, 0.0)
+    seeds = rules or Sampling()
+
+    def one(example: dspy.Example) -> list[float]:
+        ask = lambda: program.ask_alone(**example.inputs())  # noqa: E731
+        made = [
+            ask_and_score(ask, example, metric, seeds, number).scored.score for number in (0, 1)
+        ]
+        return [score for score in made if score is not None]
+
+    with keeping(store):
+        return NoiseFloor.of(
+            all_in_order(one, examples, threads=num_threads, on_progress=on_progress)
+        )

@@ -1,8 +1,7 @@
 """Influence: how much a draft changed the strong model's answer for the better, against the strong
 model alone.
 
-    influence = score(refine) - score(alone)        in [-1, 1]; above 0 the draft helped, below 0 it
-        hurt
+    influence = score(refine) - score(alone)        in [-1, 1]; above 0 the draft helped
 
 ``Influence(metric, program)`` is a DSPy metric: it works in ``dspy.Evaluate`` and in any optimiser.
 A failure is not a score: a timeout, an answer that cannot be parsed or one that was cut off has no
@@ -22,7 +21,7 @@ import dspy
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
 from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.store.pool import all_in_order
 from cowest_dspy.store.record import (
     EXPECTED_FAILURES,
@@ -74,56 +73,11 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
     return made
 
 
-def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> float:
-    """E(answer): the metric's value for these outputs, in [0, 1].
-
-    A metric may return a number, a bool, or ``dspy.Prediction(score=...)``. It is called as in an
-    evaluation, ``trace=None``.
-
-    Raises:
-        DataError: the metric's value is not in [0, 1].
-    """
-    return said(metric(example, dspy.Prediction(**outputs), trace=None), example).score
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a metric gave for an answer: a score in [0, 1], words beside it, and the scores that it
-    is made of."""
-
-    score: float
-    feedback: str
-    parts: dict[str, float]
-
-
-def said(given: Any, example: dspy.Example) -> Said:
-    """What a metric gave for an example, whether a number, a bool or a ``dspy.Prediction``.
-
-    Raises:
-        DataError: the score is not in [0, 1].
-    """
-    value = float(given)
-    if not 0.0 <= value <= 1.0:
-        raise DataError(
-            f"The metric gave {value} for example {example.get('id', '?')}: scores are between 0 "
-            "and 1, higher is better."
-        )
-    beside = given if isinstance(given, dspy.Prediction) else {}
-    return Said(value, str(beside.get("feedback") or ""), dict(beside.get("parts") or {}))
-
-
-def graded(found: dspy.Prediction, trace: Any, pred_name: Any) -> float | dspy.Prediction:
-    """A metric's value as its caller can use it: the score alone where demonstrations are looked
-    for (``trace`` is given), since a ``dspy.Prediction`` is true whatever its score; otherwise with
-    the words beside it."""
-    return found if trace is None or pred_name is not None else float(found.score)
-
-
 @dataclass(frozen=True)
 class Scored:
-    """What a metric said of an answer: a score in [0, 1] with words beside it, or why there is
-    none; and the calls that it made (a judge's). ``parts`` are the scores that it is made of, where
-    it is made of several."""
+    """What a metric gave for an answer: a score in [0, 1], higher is better, with words beside it,
+    or the ``error`` that left it without one; and the calls that it made (a judge's). ``parts`` are
+    the scores that it is made of, where it is made of several."""
 
     score: float | None
     feedback: str = ""
@@ -132,23 +86,47 @@ class Scored:
     parts: dict[str, float] = field(default_factory=dict)
 
 
+def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> float:
+    """E(answer): the metric's value for these outputs, in [0, 1].
+
+    A metric may return a number, a bool, or ``dspy.Prediction(score=..., feedback=...)``. It is
+    called as in an evaluation, ``trace=None``.
+
+    Raises:
+        DataError: the metric's value is not in [0, 1].
+        Exception: what the metric raises.
+    """
+    return evaluate(metric, example, dspy.Prediction(**outputs))[0]
+
+
+def evaluate(
+    metric: Metric, example: dspy.Example, prediction: Any
+) -> tuple[float, str, dict[str, float]]:
+    """The score, the feedback and the parts that a metric gives (:func:`score_of`)."""
+    given = metric(example, prediction, trace=None)
+    score = float(given)
+    if not 0.0 <= score <= 1.0:
+        raise DataError(
+            f"The metric gave {score} for example {example.get('id', '?')}: scores are between 0 "
+            "and 1, higher is better."
+        )
+    beside = given if isinstance(given, dspy.Prediction) else {}
+    return score, str(beside.get("feedback") or ""), dict(beside.get("parts") or {})
+
+
 def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> Scored:
     """E(answer), where the metric itself may ask a model: an expected failure of it is a failure
     here, and never a score.
-
-    A metric may return a number, a bool, or ``dspy.Prediction(score=..., feedback=...)``. It is
-    called as in an evaluation.
 
     Raises:
         DataError: the metric's value is not in [0, 1].
     """
     with listening() as calls:
         try:
-            given = metric(example, dspy.Prediction(**outputs), trace=None)
+            score, feedback, parts = evaluate(metric, example, dspy.Prediction(**outputs))
         except EXPECTED_FAILURES as error:
             return Scored(None, error=f"judge {failure(error)}", calls=tuple(calls))
-    found = said(given, example)
-    return Scored(found.score, found.feedback, calls=tuple(calls), parts=found.parts)
+    return Scored(score, feedback, calls=tuple(calls), parts=parts)
 
 
 class Influence:
@@ -182,7 +160,7 @@ class Influence:
 
     def __init__(self, metric: Metric, program: Collaboration) -> None:
         self.metric, self.program = metric, program
-        self._alone: dict[str, _Answered] = {}
+        self._alone: dict[str, _Evaluated] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -210,16 +188,15 @@ class Influence:
                 "Influence.report(examples) counts failures apart; dspy.Evaluate takes "
                 "failure_score=math.nan and max_errors."
             )
-        refined = self._answered(example, dict(prediction.items()))
+        refined = self._evaluate(example, dict(prediction.items()))
         alone = self._ask_alone(example)
-        return dspy.Prediction(
-            score=refined.said.score - alone.said.score, feedback=self._words(refined, alone)
-        )
+        words = self._describe_change(refined, alone)
+        return dspy.Prediction(score=refined.score - alone.score, feedback=words)
 
     def alone_score(self, example: dspy.Example) -> float:
         """The score of the strong model alone, computed at the first question for this example and
         kept."""
-        return self._ask_alone(example).said.score
+        return self._ask_alone(example).score
 
     def report(self, examples: Sequence[dspy.Example], *, num_threads: int = 8) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart.
@@ -232,12 +209,11 @@ class Influence:
         failures = Counter(failure_kind(error) for _, error in measured if error)
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 
-    def _answered(self, example: dspy.Example, outputs: dict[str, Any]) -> _Answered:
-        return _Answered(
-            outputs, said(self.metric(example, dspy.Prediction(**outputs), trace=None), example)
-        )
+    def _evaluate(self, example: dspy.Example, outputs: dict[str, Any]) -> _Evaluated:
+        score, feedback, _ = evaluate(self.metric, example, dspy.Prediction(**outputs))
+        return _Evaluated(outputs, score, feedback)
 
-    def _ask_alone(self, example: dspy.Example) -> _Answered:
+    def _ask_alone(self, example: dspy.Example) -> _Evaluated:
         key = repr(sorted(example.toDict().items(), key=lambda item: item[0]))
         with self._lock:
             if key in self._alone:
@@ -246,16 +222,16 @@ class Influence:
         made = attempt(lambda: self.program.ask_alone(**example.inputs()))
         if made.outputs is None:
             raise _AloneFailed(example, made.error or "")
-        answered = self._answered(example, made.outputs)
+        answered = self._evaluate(example, made.outputs)
         with self._lock:
             return self._alone.setdefault(key, answered)
 
-    def _words(self, refined: _Answered, alone: _Answered) -> str:
+    def _describe_change(self, refined: _Evaluated, alone: _Evaluated) -> str:
         field = self.program.answer_fields[-1]
         one, other = (
             sanitize_draft(str(answered.outputs.get(field, ""))) for answered in (alone, refined)
         )
-        before, after = alone.said.score, refined.said.score
+        before, after = alone.score, refined.score
         change = f'"{one}" (score {before:.2f}) to "{other}" (score {after:.2f})'
         if after > before:
             words = (
@@ -276,7 +252,7 @@ class Influence:
             words = f"The draft changed the answer but not its score: from {change}."
         if after == before and after < 1:
             words += " It lacks what the strong model does not know."
-        return f"{words}\n{refined.said.feedback}" if refined.said.feedback else words
+        return f"{words}\n{refined.feedback}" if refined.feedback else words
 
     def _one(self, example: dspy.Example) -> tuple[float | None, str | None]:
         """The influence on one example, or the error that left it without one."""
@@ -307,8 +283,9 @@ class _AloneFailed(DataError):
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """An answer of the strong model, and what the metric said of it."""
+class _Evaluated:
+    """An answer of the strong model, and what the metric gave for it."""
 
     outputs: dict[str, Any]
-    said: Said
+    score: float
+    feedback: str

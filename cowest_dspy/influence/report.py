@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cowest_dspy.influence.intervals import Interval, bootstrap_mean_interval, share_interval
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, share_interval
 from cowest_dspy.utils import notebook
 
 Z = statistics.NormalDist().inv_cdf(0.975)
@@ -100,6 +100,13 @@ class NoiseFloor:
             statistics.fmean(statistics.fmean(one * one for one in group) for group in apart),
         )
 
+    @classmethod
+    def from_traces(cls, traces: Iterable[Any]) -> NoiseFloor | None:
+        """The floor of a collection that asked for several answers, from those it has; None where
+        it asked for one each."""
+        alone = {(trace.round, trace.example_id): trace.alone_scores for trace in traces}
+        return cls.of(alone.values())
+
     def of_mean(self, examples: int, answers: int = 1) -> float:
         """What a mean influence over so many examples, each of so many averaged answers, stays
         below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
@@ -141,8 +148,8 @@ class InfluenceReport:
     ``failures`` counts the drafts without an influence by the kind of failure: truncated, parse,
     timeout, ...
 
-    ``print(report)``: ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155  failed 5
-        (timeout 3, truncated 2)  n 200``
+    ``print(report)`` writes ``influence +0.12 [+0.05, +0.19]  helped 31  hurt 9  same 155
+    failed 5 (timeout 3, truncated 2)  n 200``.
     """
 
     values: tuple[float | None, ...]
@@ -152,7 +159,7 @@ class InfluenceReport:
 
     @classmethod
     def from_traces(cls, traces: Iterable[Any]) -> InfluenceReport:
-        """The influences of traces (:class:`Trace`), which are read once; two values of each are kept."""
+        """The influences of traces, which are read once; two values of each are kept."""
         values: list[float | None] = []
         examples: list[str] = []
         failures = Counter[str]()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.influence.enough import enough
 from cowest_dspy.influence.metric import Attempt, Metric, Scored, attempt, scored
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.program.collaboration import Collaboration
@@ -28,6 +27,8 @@ from cowest_dspy.store.usage import total_usd
 
 FIRST_DRAFTS = 2
 """Of an adaptive collection: with fewer there is no pair."""
+HOPELESS = 0.25
+"""A smaller chance that a draft still to come differs in influence is not sampled for."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Answered:
         return self.made.error or self.scored.error
 
 
-def asked(
+def ask_and_score(
     step: Callable[[], dspy.Prediction],
     example: dspy.Example,
     metric: Metric,
@@ -221,7 +222,7 @@ class Rollout:
                 )
 
     def _refine(self, draft: dict[str, Any], number: int) -> None:
-        answer = self._asked(
+        answer = self._ask(
             lambda: self._plan.program.refined(draft["draft"], **self._inputs), number
         )
         if number == 0:
@@ -230,12 +231,12 @@ class Rollout:
             self._refined[draft["draft"]][number] = answer
 
     def _answer_alone(self, number: int) -> None:
-        answer = self._asked(lambda: self._plan.program.ask_alone(**self._inputs), number)
+        answer = self._ask(lambda: self._plan.program.ask_alone(**self._inputs), number)
         with self._lock:
             self._alone[number] = answer
 
-    def _asked(self, step: Callable[[], dspy.Prediction], number: int) -> Answered:
-        return asked(step, self._example, self._plan.metric, self._plan.sampling, number)
+    def _ask(self, step: Callable[[], dspy.Prediction], number: int) -> Answered:
+        return ask_and_score(step, self._example, self._plan.metric, self._plan.sampling, number)
 
     def _draft_score(self, draft: dict[str, Any]) -> float | None:
         """What the draft scores as an answer; None where it holds none, or where the metric
@@ -306,6 +307,44 @@ class _Mean:
         }
         self.outputs = ordered[0].made.outputs if ordered else None
         self.feedback = ordered[0].scored.feedback if ordered else ""
+
+
+def enough(made: Sequence[Trace], sampling: Sampling) -> bool:
+    """Whether to sample no more drafts of an example after these.
+
+    There is a pair when one draft that did not hurt is better than another text by the margin.
+    There will hardly be one when all drafts so far had the same influence, and the chance of
+    another one in what is left is below ``HOPELESS``.
+    """
+    left = sampling.drafts - len(made)
+    scored = [trace for trace in made if trace.influence is not None]
+    if any(_apart(better, worse, sampling.margin) for better in scored for worse in scored):
+        return True
+    if not scored:
+        return left == 0
+    same = len({trace.influence for trace in scored}) == 1
+    return left == 0 or (same and chance_of_another(len(scored), left) < HOPELESS)
+
+
+def chance_of_another(same: int, left: int) -> float:
+    """The chance that one of ``left`` draws differs, after ``same`` draws that were all alike: 1 -
+    (same + 1) / (same + left + 1).
+
+    Laplace's rule of succession: with every rate of "alike" equally likely beforehand, the next
+    draw is alike with probability (same + 1) / (same + 2), and the product over ``left`` draws
+    telescopes (Laplace, Essai philosophique sur les probabilites, 1814; Jaynes, Probability Theory,
+    2003, chapter 18).
+    """
+    return 1 - (same + 1) / (same + left + 1)
+
+
+def _apart(better: Trace, worse: Trace, margin: float) -> bool:
+    high, low = better.influence or 0.0, worse.influence or 0.0
+    return (
+        high >= 0
+        and high - low >= margin
+        and " ".join(better.completion.split()) != " ".join(worse.completion.split())
+    )
 
 
 def _tokens(weak: tuple[Call, ...], strong: list[Call]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A hosted model: rate limits, retries and a deadline around ``dspy.LM``, which reaches it.
+"""A hosted model: rate limits, retries, a deadline and prices around ``dspy.LM``, which reaches it.
 
     lm = ApiEngine(Api(kind="api", model="openai/gpt-5-mini", api_key_env="OPENAI_API_KEY",
     requests_per_minute=60)).lm()
@@ -8,18 +8,20 @@ failure that passes (429, 5xx, a broken or silent connection, a body that is cut
 an answer) is tried again after an exponential, jittered pause; ``Retry-After`` holds back every
 call to that endpoint. DSPy's own retries know no jitter, no upper bound and no other threads, so
 they are off. A stop ends waits; an attempt that is under way may be paid for, and comes to its end
-(attempts.py).
+(protocol.py).
+
+What an answer costs comes from the settings' own price, else from the table that DSPy ships. Where
+neither says, it is not known: None, never 0, and a sum with an unknown part is unknown.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
 
 import dspy
-from dspy.lm15 import Request, Response, response_to_events
+from dspy.lm15 import LM15Error, Request, Response
 from dspy.utils.exceptions import (
     LMError,
     LMProviderError,
@@ -27,25 +29,23 @@ from dspy.utils.exceptions import (
     LMTimeoutError,
     LMTransportError,
     LMUnexpectedError,
-    is_retryable_lm_error,
 )
 
-from cowest_dspy.lms import attempts, prices
-from cowest_dspy.lms.config import Api
-from cowest_dspy.lms.keys import key_in
-from cowest_dspy.lms.protocol import UNREADABLE
+from cowest_dspy.lms import protocol
+from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
+from cowest_dspy.lms.config import Api, Price, read_key
 from cowest_dspy.store import serialize
-from cowest_dspy.store.budget import another_attempt
-from cowest_dspy.store.rate_limit import Limits, rest, shared_limits
+from cowest_dspy.store.rate_limit import Limits, retry, shared_limits
 from cowest_dspy.utils.masking import without_secret
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # English has about four characters to a token, other languages and code fewer. Too many is safe: it
 # is corrected afterwards.
 CHARACTERS_PER_TOKEN = 3
+MILLION = 1_000_000
 
 
-class ApiEngine:
+class ApiEngine(BaseEngine):
     """An engine that reaches a hosted model as its settings say.
 
     The key is read from the environment here and stays inside: it is in no saved state, history or
@@ -68,7 +68,8 @@ class ApiEngine:
         limits: Limits | None = None,
         attempt: Callable[[Request], Response] | None = None,
     ) -> None:
-        self.settings, self._attempt = settings, attempt or self.attempt
+        self.settings, self.concurrency = settings, settings.concurrency
+        self._attempt = attempt or self.attempt
         self.limits = limits or shared_limits(
             settings.model,
             settings.api_base,
@@ -76,7 +77,7 @@ class ApiEngine:
             requests=settings.requests_per_minute,
             tokens=settings.tokens_per_minute,
         )
-        self._key = key_in(settings.api_key_env) if settings.api_key_env else None
+        self._key = read_key(settings.api_key_env) if settings.api_key_env else None
         self._inner = _connection(settings, self._key, settings.model)
         self._idle: list[dspy.LM] = []
         self.supports_function_calling = self._inner.supports_function_calling
@@ -108,32 +109,24 @@ class ApiEngine:
             KeyboardInterrupt: the work was stopped while the call waited for its turn or for
                 another try.
         """
-        for retries in range(self.settings.num_retries + 1):
-            if retries:
-                another_attempt()
-            admission = self.limits.enter(self.estimated_tokens(request))
-            used: int | None = None
-            try:
-                response = self._attempt(request)
-                used = _used_tokens(response)
-                return serialize.priced(
-                    response, prices.usd(self._inner, self.settings.price, response)
-                )
-            except LMError as error:
-                used = (
-                    0 if error.status is not None and 400 <= error.status < 500 else None
-                )  # refused: nothing was generated
-                if retries == self.settings.num_retries or not is_retryable_lm_error(error):
-                    raise
-                pause = self._pause(error, retries)
-            finally:
-                self.limits.leave(admission, used)
-            rest(pause)
-        raise AssertionError("the last attempt returns or raises")
+        return retry(lambda: self._admitted(request), self.settings.num_retries, self._pause)
 
-    def stream(self, request: Request) -> Any:
-        """The finished answer as events: an answer that is not whole could not be tried again."""
-        return response_to_events(self.complete(request))
+    def _admitted(self, request: Request) -> Response:
+        """One attempt, when the limits have room for it."""
+        admission = self.limits.enter(self.estimated_tokens(request))
+        used: int | None = None
+        try:
+            response = self._attempt(request)
+            used = _used_tokens(response)
+            return serialize.priced(
+                response, response_cost(self._inner, self.settings.price, response)
+            )
+        except LMError as error:
+            if error.status is not None and 400 <= error.status < 500:
+                used = 0  # refused: nothing was generated
+            raise
+        finally:
+            self.limits.leave(admission, used)
 
     def dump_state(self) -> dict[str, Any]:
         """The settings. The key is not among them, only the name of its variable."""
@@ -144,26 +137,20 @@ class ApiEngine:
         """The inverse of :meth:`dump_state`; the key is read from the environment."""
         return cls(Api.model_validate(state["settings"]))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).load_state, (self.dump_state(),)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ApiEngine:
-        return self
-
     def attempt(self, request: Request) -> Response:
         """One request, which ends in an answer or an error within ``timeout`` seconds, whatever the
         server does, and which no stop ends before. It is not limited, and not repeated."""
         try:
             # The LM around this engine keeps history, counts usage and streams: not twice.
             with dspy.context(disable_history=True, usage_tracker=None, send_stream=None):
-                response = attempts.within(self.settings.timeout, lambda: self._ask(request))
+                response = protocol.within(self.settings.timeout, lambda: self._ask(request))
         except TimeoutError:
             error: BaseException = LMTimeoutError(
                 f"No whole answer within timeout = {self.settings.timeout:g} seconds.",
                 model=request.model,
             )
         except Exception as found:  # Of whatever kind: it may repeat the key.
-            error = self._told(found)
+            error = self._without_key(found)
         else:
             if not serialize.lacks_answer(response, of_provider=True):
                 return response
@@ -184,7 +171,7 @@ class ApiEngine:
         the real one comes later: on a connection that is used again it would be the answer to
         another question. To be simplified when DSPy reads interim answers.
         """
-        # All of them run on one loop (attempts.py): nobody takes one in between.
+        # All of them run on one loop (protocol.py): nobody takes one in between.
         same = bool(self._idle) and self._idle[-1].model == request.model
         inner = self._idle.pop() if same else _connection(self.settings, self._key, request.model)
         answered = False
@@ -198,7 +185,7 @@ class ApiEngine:
             else:
                 await inner.aclose()
 
-    def _told(self, error: BaseException) -> BaseException:
+    def _without_key(self, error: BaseException) -> BaseException:
         """The error as it is raised: without the key, and a body that is no JSON or not read as the
         broken transport that it is."""
         cause = error.__cause__
@@ -212,7 +199,7 @@ class ApiEngine:
                 for name in ("model", "provider", "provider_code", "status", "retry_after")
             }
             error = plain(text, **details)
-        garbled = isinstance(error, LMUnexpectedError) and isinstance(cause, UNREADABLE)
+        garbled = isinstance(error, LMUnexpectedError) and isinstance(cause, protocol.UNREADABLE)
         if type(error) is LMProviderError and error.status is not None and error.status < 300:
             garbled = True
         if garbled and isinstance(error, LMError):
@@ -235,27 +222,10 @@ class ApiEngine:
         )
 
 
-class AsyncApiEngine:
-    """The same engine for ``await lm.acall(...)``: a thread waits for each answer."""
+class AsyncApiEngine(AsyncEngine):
+    """The same engine for ``await lm.acall(...)``."""
 
-    def __init__(self, engine: ApiEngine) -> None:
-        self.engine = engine
-
-    async def complete(self, request: Request) -> Response:
-        """As :meth:`ApiEngine.complete`."""
-        return await asyncio.to_thread(self.engine.complete, request)
-
-    def dump_state(self) -> dict[str, Any]:
-        """As :meth:`ApiEngine.dump_state`."""
-        return self.engine.dump_state()
-
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> AsyncApiEngine:
-        """As :meth:`ApiEngine.load_state`."""
-        return cls(ApiEngine.load_state(state))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncApiEngine:
-        return self
+    kind = ApiEngine
 
 
 def _says(error: BaseException | None, key: str) -> bool:
@@ -268,7 +238,7 @@ def _says(error: BaseException | None, key: str) -> bool:
 
 def _connection(settings: Api, key: str | None, model: str) -> dspy.LM:
     """An LM with connections of its own, which a copy of another would share."""
-    options: dict[str, Any] = {"timeout": settings.timeout + attempts.GRACE}
+    options: dict[str, Any] = {"timeout": settings.timeout + protocol.GRACE}
     if settings.api_base:
         options["api_base"] = settings.api_base
     if key:
@@ -284,3 +254,54 @@ def _used_tokens(response: Response) -> int | None:
     return (
         used if used <= serialize.MOST_TOKENS else None
     )  # Nobody else waits for room because of a count that is none.
+
+
+def response_cost(lm: dspy.LM, price: Price | None, response: Response) -> float | None:
+    """What ``response`` of ``lm`` cost; None when its price, or its number of tokens, is not known.
+
+    A table prices a provider's own endpoint. An LM with an address of its own (``api_base``) is
+    somebody else's: without a ``price`` its cost is not known.
+    """
+    if price is not None:
+        return token_cost(price, response.usage.input_tokens, response.usage.output_tokens)
+    return None if lm.kwargs.get("api_base") else _table_cost(lm, response)
+
+
+def token_cost(price: Price, input_tokens: int | None, output_tokens: int | None) -> float | None:
+    """US dollars for so many tokens, None when a number is not known.
+
+    >>> token_cost(Price(input=0.25, output=2.0), 2_000_000, 500_000)
+    1.5
+    """
+    if input_tokens is None or output_tokens is None:
+        return None
+    return (price.input * input_tokens + price.output * output_tokens) / MILLION
+
+
+def estimate_cost(settings: Api, input_tokens: int, output_tokens: int) -> float | None:
+    """What so many tokens of a hosted model would cost; None when its price is not known.
+
+    By the thousand, as in many calls of ordinary length: prices of very long prompts are left out.
+    """
+    if settings.price is not None:
+        return token_cost(settings.price, input_tokens, output_tokens)
+    address: dict[str, Any] = {"api_base": settings.api_base} if settings.api_base else {}
+    lm = dspy.LM(settings.model, cache=False, **address)
+    read = response_cost(lm, None, serialize.make_response(settings.model, "", "stop", 1000, 0))
+    written = response_cost(lm, None, serialize.make_response(settings.model, "", "stop", 0, 1000))
+    return (
+        None
+        if read is None or written is None
+        else (read * input_tokens + written * output_tokens) / 1000
+    )
+
+
+def _table_cost(lm: dspy.LM, response: Response) -> float | None:
+    from dspy.clients.capabilities import resolve
+    from dspy.clients.costs import estimate_cost as listed_cost
+
+    try:
+        route = resolve(lm)
+    except LM15Error:
+        return None  # a provider that only LiteLLM knows
+    return listed_cost(response, provider=route.provider, requested_model=route.model)[0]

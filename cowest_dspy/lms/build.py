@@ -7,8 +7,7 @@ from pathlib import Path
 import dspy
 
 from cowest_dspy.lms.api import ApiEngine
-from cowest_dspy.lms.config import Engine, InProcess, LMSettings, Server
-from cowest_dspy.lms.keys import key_in
+from cowest_dspy.lms.config import Engine, InProcess, LMSettings, Server, read_key
 from cowest_dspy.lms.local.engine import shared_engine
 from cowest_dspy.lms.server import shared_server
 from cowest_dspy.utils.importing import call
@@ -43,7 +42,7 @@ def build_lm(settings: LMSettings) -> dspy.LM:
 
 def _server_lm(settings: Server) -> dspy.LM:
     if settings.api_key_env:
-        key_in(settings.api_key_env)
+        read_key(settings.api_key_env)
     engine = shared_server(settings)
     model = engine.load_adapter(Path(settings.adapter)) if settings.adapter else None
     return engine.lm(

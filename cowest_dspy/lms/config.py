@@ -3,38 +3,53 @@ own."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from cowest_dspy.errors import ConfigError
+from cowest_dspy.utils.masking import remember_secret
 from cowest_dspy.utils.table import Table, name_of_a_variable
+
+_SAMPLING = "of sampling; 0: the likeliest token; drafts have that of [collect]"
+Temperature = Annotated[float, Field(ge=0, le=2, description=_SAMPLING)]
+MaxTokens = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="tokens of one answer, at most; a longer one is cut off, and counts as failed",
+    ),
+]
+KeyEnv = Annotated[
+    str | None,
+    Field(description="the NAME of the environment variable that holds the key"),
+    AfterValidator(name_of_a_variable),
+]
+Retries = Annotated[
+    int, Field(ge=0, description="retries of a passing failure, with exponential backoff")
+]
+Calls = Annotated[int, Field(ge=1, description="calls under way at once, at most")]
+Adapter = Annotated[str | None, Field(description="a folder with a PEFT adapter to start from")]
 
 
 class InProcess(Table):
-    """A transformers model in this process (CPU or one GPU)."""
+    """A transformers model in this process: for processors and small models. On CUDA serve it with
+    vLLM instead (kind = "server")."""
 
     kind: Literal["in_process"]
     model: str = Field(
         description="a folder with config.json and *.safetensors or a GGUF file, relative to this "
         "file, or a Hub id"
     )
-    adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
+    adapter: Adapter = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
         description="what weights are held in: auto is what the machine computes in best; int8 "
         "only where nothing is tuned",
     )
-    temperature: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="of sampling; 0: the likeliest token; drafts have that of [collect]",
-    )
-    max_tokens: int = Field(
-        256,
-        ge=1,
-        description="tokens of one answer, at most; a longer one is cut off, and counts as failed",
-    )
+    temperature: Temperature = 0.0
+    max_tokens: MaxTokens = 256
     concurrency: int = Field(32, ge=1, description="sequences computed together, at most")
 
 
@@ -51,35 +66,17 @@ class Api(Table):
     kind: Literal["api"]
     model: str = Field(description='as for dspy.LM, for instance "openai/gpt-5-mini"')
     api_base: str | None = Field(None, description="the endpoint of an OpenAI-compatible server")
-    api_key_env: str | None = Field(
-        None, description="the NAME of the environment variable that holds the key"
-    )
-    temperature: float | None = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="of sampling; 0: the likeliest token; drafts have that of [collect]",
-    )
-    max_tokens: int = Field(
-        512,
-        ge=1,
-        description="tokens of one answer, at most; a longer one is cut off, and counts as failed",
-    )
-    num_retries: int = Field(
-        4, ge=0, description="retries of a passing failure, with exponential backoff"
-    )
+    api_key_env: KeyEnv = None
+    temperature: float | None = Field(0.0, ge=0, le=2, description=_SAMPLING)
+    max_tokens: MaxTokens = 512
+    num_retries: Retries = 4
     timeout: float = Field(120.0, gt=0, description="seconds")
-    concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
+    concurrency: Calls = 8
     requests_per_minute: int | None = Field(None, ge=1, description="respected across all threads")
     tokens_per_minute: int | None = Field(
         None, ge=1, description="prompt and generated tokens, respected across all threads"
     )
     price: Price | None = Field(None, description="overrides the price table that DSPy ships")
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_a_name(cls, value: str | None) -> str | None:
-        return name_of_a_variable(value)
 
 
 class Server(Table):
@@ -105,35 +102,17 @@ class Server(Table):
         description="the same model as a folder or Hub id: needed to tune it, and to name it by "
         "content",
     )
-    adapter: str | None = Field(None, description="a folder with a PEFT adapter to start from")
-    api_key_env: str | None = Field(
-        None, description="the NAME of the environment variable that holds the key"
-    )
+    adapter: Adapter = None
+    api_key_env: KeyEnv = None
     startup: float = Field(600.0, gt=0, description="seconds until a started server must answer")
     log: str | None = Field(
         None, description="the file that a started server writes to, relative to this file"
     )
-    temperature: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="of sampling; 0: the likeliest token; drafts have that of [collect]",
-    )
-    max_tokens: int = Field(
-        256,
-        ge=1,
-        description="tokens of one answer, at most; a longer one is cut off, and counts as failed",
-    )
-    num_retries: int = Field(
-        4, ge=0, description="retries of a passing failure, with exponential backoff"
-    )
+    temperature: Temperature = 0.0
+    max_tokens: MaxTokens = 256
+    num_retries: Retries = 4
     timeout: float = Field(600.0, gt=0, description="seconds; an answer waits for those before it")
-    concurrency: int = Field(32, ge=1, description="calls under way at once, at most")
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_a_name(cls, value: str | None) -> str | None:
-        return name_of_a_variable(value)
+    concurrency: Calls = 32
 
     @model_validator(mode="after")
     def _one_way(self) -> Server:
@@ -141,6 +120,11 @@ class Server(Table):
             raise ValueError(
                 "give either api_base (a server that runs already) or command (one that is to be "
                 "started)"
+            )
+        if "cowest_dspy.lms.llama_server" in self.command:
+            raise ValueError(
+                'write "llama-server", llama.cpp\'s own program with the same flags, in place of '
+                '"{python}", "-m", "cowest_dspy.lms.llama_server"'
             )
         if self.adapter and self.server == "openai":
             raise ValueError(
@@ -157,18 +141,9 @@ class Engine(Table):
     kind: Literal["engine"]
     engine: str = Field(description='a reference such as "my_engine.py:make"')
     model: str = Field("engine/custom", description="the id under which its answers are stored")
-    temperature: float = Field(
-        0.0,
-        ge=0,
-        le=2,
-        description="of sampling; 0: the likeliest token; drafts have that of [collect]",
-    )
-    max_tokens: int = Field(
-        256,
-        ge=1,
-        description="tokens of one answer, at most; a longer one is cut off, and counts as failed",
-    )
-    concurrency: int = Field(8, ge=1, description="calls under way at once, at most")
+    temperature: Temperature = 0.0
+    max_tokens: MaxTokens = 256
+    concurrency: Calls = 8
 
 
 LMSettings = Annotated[InProcess | Api | Server | Engine, Field(discriminator="kind")]
@@ -180,3 +155,18 @@ KINDS: dict[str, type[Table]] = {
     "server": Server,
     "engine": Engine,
 }
+
+
+def read_key(variable: str) -> str:
+    """The API key that an environment variable holds; from now on every output masks it.
+
+    Raises:
+        ConfigError: it is not set.
+    """
+    key = os.environ.get(variable)
+    if not key:
+        raise ConfigError(
+            f"The environment variable {variable} is not set: export it, it holds the API key."
+        )
+    remember_secret(key)
+    return key

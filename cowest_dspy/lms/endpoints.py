@@ -29,51 +29,43 @@ class Reached:
 
 
 def reach(settings: Api | Server) -> Reached:
-    """Asks the endpoint at ``api_base`` for its models; an answer must begin within 5 seconds."""
-    address = masked(settings.api_base or "")
-    if settings.api_key_env and not os.environ.get(settings.api_key_env):
-        return Reached(
-            "error",
-            (
-                f"The environment variable {settings.api_key_env} is not set: export it, it holds "
-                "the "
-                "API key."
-            ),
+    """Ask the endpoint at ``api_base`` for its models; an answer must begin within 5 seconds."""
+    address, variable = masked(settings.api_base or ""), settings.api_key_env
+    if variable and not os.environ.get(variable):
+        return _error(
+            f"The environment variable {variable} is not set: export it, it holds the API key."
         )
     try:
         answer = httpx.get(
             f"{_base(settings)}/models", headers=_headers(settings), timeout=DEADLINE
         )
     except httpx.TimeoutException:
-        return Reached(
-            "error",
-            (
-                f"{address} did not answer within {DEADLINE:.0f} s: is the server loading, or the "
-                "address wrong?"
-            ),
+        return _error(
+            f"{address} did not answer within {DEADLINE:.0f} s: is the server loading, or the "
+            "address wrong?"
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Reached(
-            "error",
-            (
-                f"{address} cannot be reached ({masked(str(error))}): start the server, or correct "
-                "api_base."
-            ),
+        return _error(
+            f"{address} cannot be reached ({masked(str(error))}): start the server, or correct "
+            "api_base."
         )
     if answer.status_code in (401, 403):
-        return Reached(
-            "error", f"{address} refused the key ({answer.status_code}): {_about_the_key(settings)}"
+        key = (
+            f"look at what is in the environment variable {variable}."
+            if variable
+            else "name the environment variable that holds one with api_key_env = ..."
         )
+        return _error(f"{address} refused the key ({answer.status_code}): {key}")
     if answer.status_code >= 500:
-        return Reached(
-            "error",
-            (
-                f"{address} is there, but not ready ({answer.status_code}): wait until it has "
-                "loaded "
-                "its model."
-            ),
+        return _error(
+            f"{address} is there, but not ready ({answer.status_code}): wait until it has loaded "
+            "its model."
         )
     return _served(settings, address, _listed(answer))
+
+
+def _error(text: str) -> Reached:
+    return Reached("error", text)
 
 
 def _served(settings: Api | Server, address: str, listed: list[dict[str, Any]]) -> Reached:
@@ -124,9 +116,3 @@ def _base(settings: Api | Server) -> str:
 def _headers(settings: Api | Server) -> dict[str, str]:
     key = os.environ.get(settings.api_key_env or "")
     return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _about_the_key(settings: Api | Server) -> str:
-    if settings.api_key_env:
-        return f"look at what is in the environment variable {settings.api_key_env}."
-    return "name the environment variable that holds one with api_key_env = ..."

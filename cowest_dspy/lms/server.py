@@ -1,5 +1,5 @@
 """ServerEngine: a server that speaks the OpenAI protocol behind ``dspy.LM(engine=...)``; one that
-runs, or one that we start.
+runs already, or one that a command starts (server_process.py).
 
     engine = ServerEngine(Server(kind="server", server="vllm", model="smollm2",
     api_base="http://127.0.0.1:8000/v1",
@@ -7,22 +7,23 @@ runs, or one that we start.
     weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
     tuned = weak.copy(model=engine.load_adapter(folder))     # the same server, with an adapter
 
-The engine routes on ``request.model``, as TransformersEngine does, and like it owns no cache and no
+The engine routes on ``request.model``, as LocalEngine does, and like it owns no cache and no
 retry; DSPy and the run's store do. It can be copied, pickled and saved with a program: only its
 settings travel. Weights stay in the server.
 
-Unlike TransformersEngine, an equal seed need not give an equal text: in a server the sums depend,
-in their last bits, on what shares the batch and what is left of earlier prompts. What was said once
-is in the run's store.
+Unlike LocalEngine, an equal seed need not give an equal text: in a server the sums depend,
+in their last bits, on what shares the batch and what is left of earlier prompts. An answer that was
+given is in the run's store.
+
+An adapter is known by the hash of its weights, and its name in the server is made of it: a name is
+never used for other weights.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,18 @@ from dspy.lm15 import (
     ProviderError,
     Request,
     Response,
+    ServerError,
     TransportError,
-    response_to_events,
 )
 
-from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import protocol
-from cowest_dspy.lms.attempts import Exchange, Http
-from cowest_dspy.lms.config import Server
-from cowest_dspy.lms.keys import key_in
+from cowest_dspy.errors import ModelError, masked
+from cowest_dspy.lms import lora_gguf, protocol
+from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
+from cowest_dspy.lms.config import Server, read_key
 from cowest_dspy.lms.local import lora, weights
-from cowest_dspy.lms.local.known_adapters import KnownAdapters, load_again
-from cowest_dspy.lms.processes import Place, ServerProcess
-from cowest_dspy.lms.served_adapters import LlamaAdapters, NoAdapters, ServedAdapters, VllmAdapters
+from cowest_dspy.lms.local.lora import KnownAdapters, load_again
+from cowest_dspy.lms.protocol import Exchange, Http
+from cowest_dspy.lms.server_process import Place, ServerProcess
 from cowest_dspy.store import serialize
 from cowest_dspy.store.rate_limit import current_stopping
 
@@ -56,7 +56,7 @@ _OF_THE_LM = ("temperature", "max_tokens", "num_retries", "adapter")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class ServerEngine:
+class ServerEngine(BaseEngine):
     """A server as a DSPy engine. It is first spoken to, or started, at the first request.
 
     Args:
@@ -67,9 +67,6 @@ class ServerEngine:
         ModelError: ``weights`` that cannot be found, or a command without "{port}".
     """
 
-    supports_function_calling = False
-    supports_reasoning = False
-    supports_response_schema = False
     supported_params = frozenset(protocol.SUPPORTED)
 
     base_folder: str
@@ -77,7 +74,7 @@ class ServerEngine:
     takes no adapters, so that the engine counts as tunable only when it is."""
 
     def __init__(self, settings: Server) -> None:
-        self.settings = settings
+        self.settings, self.concurrency = settings, settings.concurrency
         name = Path(settings.model).name
         located = weights.locate(settings.weights) if settings.weights else None
         self.model_id = (
@@ -85,7 +82,7 @@ class ServerEngine:
         )
         if located and settings.server != "openai":
             self.base_folder = str(located)
-        self._served = _served_adapters(settings, str(located) if located else None)
+        self._served = _ADAPTERS[settings.server](settings, str(located) if located else None)
         self._adapters = KnownAdapters(self.model_id)
         self._process = (
             ServerProcess(settings.command, startup=settings.startup, log=settings.log)
@@ -141,10 +138,6 @@ class ServerEngine:
                 answer = exchange.post(f"{place.url}/chat/completions", json=body)
         return serialize.priced(protocol.response_of(request, answer), 0.0)
 
-    def stream(self, request: Request) -> Any:
-        """The finished answer as a stream of events (the text comes in one piece)."""
-        return response_to_events(self.complete(request))
-
     def close(self) -> None:
         """Stops the server if it was started here, and closes connections; the next request starts
         it again."""
@@ -154,15 +147,6 @@ class ServerEngine:
             client.close()
         if self._process is not None:
             self._process.stop()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ServerEngine:
-        return self
-
-    def __copy__(self) -> ServerEngine:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ServerEngine.load_state, (self.dump_state(),))
 
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings (an API key only by its variable's
@@ -246,10 +230,10 @@ class ServerEngine:
         and it becomes an error of DSPy's."""
         try:
             if self._process is None:
-                yield Place(str(self.settings.api_base).rstrip("/"), 0), self._exchange()
-                return
-            with self._process.running(self._served.arguments()) as place:
-                yield Place(f"{place.url}/v1", place.start), self._exchange()
+                place = Place(str(self.settings.api_base).rstrip("/"))
+            else:
+                place = self._process.running(self._served.arguments())
+            yield place, self._exchange()
         except (httpx.HTTPError, TimeoutError) as error:
             raise protocol.transport_failure(error, self.settings.timeout, self.model_id) from error
         except RuntimeError as error:
@@ -277,15 +261,7 @@ class ServerEngine:
 
     def _headers(self) -> dict[str, str]:
         variable = self.settings.api_key_env
-        return {} if variable is None else {"Authorization": f"Bearer {key_in(variable)}"}
-
-
-def _served_adapters(settings: Server, base: str | None) -> ServedAdapters:
-    if settings.server == "vllm":
-        return VllmAdapters(settings.model)
-    if settings.server == "llama_cpp":
-        return LlamaAdapters(settings.model, base, bool(settings.command))
-    return NoAdapters(settings.model)
+        return {} if variable is None else {"Authorization": f"Bearer {read_key(variable)}"}
 
 
 _engines: dict[str, ServerEngine] = {}
@@ -301,39 +277,185 @@ def shared_server(settings: Server) -> ServerEngine:
         return _engines[key]
 
 
-class AsyncServerEngine:
-    """The same engine for ``lm.acall``: waiting happens in threads of its own, as many as calls may
-    be under way at once."""
+class AsyncServerEngine(AsyncEngine):
+    """The same engine for ``await lm.acall(...)``."""
 
-    def __init__(self, engine: ServerEngine) -> None:
-        self.engine = engine
-        self._threads: ThreadPoolExecutor | None = None
+    kind = ServerEngine
 
-    async def complete(self, request: Request) -> Response:
-        """As :meth:`ServerEngine.complete`."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(
-                self.engine.settings.concurrency, thread_name_prefix="cowest server"
-            )
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self.engine.complete, request
+
+_NEUTRAL: dict[str, Any] = {
+    "temperature": 0.0,
+    "seed": 0,
+    "max_tokens": 512,
+    "top_p": 1.0,
+    "min_p": 0.0,
+}
+
+
+class ServedAdapters:
+    """The adapters of a server; this one is of a server that only the protocol is known of, and
+    takes none."""
+
+    neutral: dict[str, Any] = {}  # noqa: RUF012 - a constant
+    """Fields of a request that it does not set itself: as in LocalEngine, and not by the server's
+    own defaults."""
+
+    def __init__(self, settings: Server, base: str | None) -> None:
+        self.model, self._base, self._ours = settings.model, base, bool(settings.command)
+        self._lock = threading.Lock()
+
+    def know(self, adapter_hash: str, folder: Path) -> None:
+        """Take note of an adapter; nothing is sent to the server yet.
+
+        Raises:
+            ModelError: the server takes none.
+        """
+        raise ModelError(
+            f"{self.model}: the OpenAI protocol has no way to load an adapter. "
+            'Say what serves there: server = "llama_cpp" or server = "vllm".'
         )
 
-    async def aclose(self) -> None:
-        """As :meth:`ServerEngine.close`."""
-        await asyncio.to_thread(self.engine.close)
+    def arguments(self) -> tuple[str, ...]:
+        """What a server that we start must be given on its command line."""
+        return ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncServerEngine:
-        return self
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+        """The fields of a request that select the adapter (None: the base alone); the server is
+        given it when needed.
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (AsyncServerEngine, (self.engine,))
+        Raises:
+            ModelError: the server does not have it and cannot be given it.
+        """
+        return {"model": self.model}
 
-    def dump_state(self) -> dict[str, Any]:
-        """The state of the engine behind it."""
-        return self.engine.dump_state()
 
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> AsyncServerEngine:
-        """The counterpart of the process's engine for this state."""
-        return cls(ServerEngine.load_state(state))
+class VllmAdapters(ServedAdapters):
+    """vLLM loads an adapter's folder at run time, and serves it as a model of its own name.
+
+    On a CPU, do not ask the base and an adapter at the same time: vLLM 0.32 adds the adapter of its
+    last slot to the base's rows of a batch that has both (vLLM pull request 48421; base
+    log-probabilities were off by 0.11 on average, up to 0.65). A stage of a run asks one of them at
+    a time. GPUs have other kernels, and those leave the base alone.
+    """
+
+    # vLLM would otherwise sample with what the model's generation_config.json says.
+    neutral: dict[str, Any] = _NEUTRAL | {"top_k": -1, "repetition_penalty": 1.0}
+
+    def __init__(self, settings: Server, base: str | None) -> None:
+        super().__init__(settings, base)
+        self._folders: dict[str, Path] = {}
+        self._loaded: set[tuple[int, str]] = set()
+
+    def know(self, adapter_hash: str, folder: Path) -> None:
+        """Takes note of the folder."""
+        self._folders.setdefault(adapter_hash, folder)
+
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+        """The name of the model or of the adapter, which is loaded when this start of the server
+        has not seen it."""
+        if adapter_hash is None:
+            return {"model": self.model}
+        with self._lock:
+            if (place.start, adapter_hash) not in self._loaded:
+                self._load(exchange, place, adapter_hash)
+                self._loaded.add((place.start, adapter_hash))
+        return {"model": _name(adapter_hash)}
+
+    def _load(self, exchange: Exchange, place: Place, adapter_hash: str) -> None:
+        name, folder = _name(adapter_hash), self._folders[adapter_hash]
+        answer = exchange.post(
+            f"{place.url}/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)}
+        )
+        # The name is a hash of the weights: what is loaded under it already is this adapter.
+        if (
+            answer.is_success
+            or "already been loaded" in answer.text
+            or "already loaded" in answer.text
+        ):
+            return
+        raise ModelError(
+            f"vLLM at {place.url} did not load the adapter {folder}: HTTP {answer.status_code} "
+            f"{masked(answer.text)[:300]}. "
+            "Start it with --enable-lora --max-lora-rank R (at least the adapter's) and with "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True "
+            "in its environment; it must see that folder under the same path."
+        )
+
+
+class LlamaAdapters(ServedAdapters):
+    """llama.cpp's server has the adapters that it was started with; each request says how strongly
+    each of them speaks."""
+
+    # The server's own defaults are temperature 0.8, top_k 40, top_p 0.95 and min_p 0.05.
+    neutral: dict[str, Any] = _NEUTRAL | {"top_k": 0, "repeat_penalty": 1.0}
+
+    def __init__(self, settings: Server, base: str | None) -> None:
+        super().__init__(settings, base)
+        self._files: dict[str, Path] = {}
+        self._listed: tuple[int, list[str]] = (-1, [])
+
+    def know(self, adapter_hash: str, folder: Path) -> None:
+        """Converts the adapter to GGUF, once."""
+        assert self._base is not None
+        if adapter_hash not in self._files:
+            self._files[adapter_hash] = lora_gguf.convert(folder, Path(self._base))
+
+    def arguments(self) -> tuple[str, ...]:
+        """``--lora`` for every known adapter, none of which speaks unasked.
+
+        ``--cache-ram 0``: the server's memory of earlier prompts does not ask which adapter
+        computed them. Seen in build 11549: the base's prompt served to an adapter, and
+        log-probabilities off by 0.7. Goes when that is mended.
+        """
+        loras = [part for file in list(self._files.values()) for part in ("--lora", str(file))]
+        return (*loras, "--lora-init-without-apply", "--cache-ram", "0") if loras else ()
+
+    def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:
+        """Every adapter of the server with scale 0, the wanted one with 1."""
+        listed = self._list(exchange, place)
+        name = lora_gguf.file_name(adapter_hash or "")
+        wanted = next((index for index, path in enumerate(listed) if Path(path).name == name), None)
+        if adapter_hash is not None and wanted is None:
+            raise ModelError(
+                f"The llama.cpp server at {place.url} does not have the adapter {adapter_hash}, "
+                "and takes none while it runs. "
+                f"Start it again with: --lora {self._files[adapter_hash]} "
+                "--lora-init-without-apply --cache-ram 0"
+            )
+        fields: dict[str, Any] = {"model": self.model}
+        if listed:
+            fields["lora"] = [
+                {"id": index, "scale": float(index == wanted)} for index in range(len(listed))
+            ]
+            # As above; how a server that we did not start keeps prompts is not known.
+            fields |= {} if self._ours else {"cache_prompt": False}
+        return fields
+
+    def _list(self, exchange: Exchange, place: Place) -> list[str]:
+        """The files of the server's adapters, in the order of their ids. One that others run is
+        asked every time: between two calls it may have been started again, with other adapters
+        under the same ids."""
+        with self._lock:
+            if not self._ours or self._listed[0] != place.start:
+                answer = exchange.get(f"{place.url.removesuffix('/v1')}/lora-adapters")
+                if not answer.is_success:
+                    raise protocol.failure_of(answer)
+                self._listed = (place.start, _paths(answer))
+            return self._listed[1]
+
+
+def _paths(answer: httpx.Response) -> list[str]:
+    try:
+        return [row["path"] for row in sorted(answer.json(), key=lambda row: row["id"])]
+    except protocol.UNREADABLE as error:
+        raise ServerError(
+            f"What answers at {answer.url} is no server of llama.cpp: {masked(answer.text)[:300]}"
+        ) from error
+
+
+def _name(adapter_hash: str) -> str:
+    """The name of an adapter in a server."""
+    return Path(lora_gguf.file_name(adapter_hash)).stem
+
+
+_ADAPTERS = {"openai": ServedAdapters, "vllm": VllmAdapters, "llama_cpp": LlamaAdapters}

@@ -28,12 +28,11 @@ from cowest_dspy.influence.metric import Metric, named
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.rounds import RoundHistory, Rounds
-from cowest_dspy.optimizers.run import RunContext, Silent, Watch, store_in_use
+from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
-from cowest_dspy.program.examples import with_ids
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
@@ -76,7 +75,7 @@ class CoWest(Teleprompter):
             file of Accelerate's (tuning.md).
         log_dir: the folder of store and adapters, for resuming; by default a new temporary folder,
             which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
-        watch: who is told of the progress, for instance ``cowest_dspy.cli.live.Live()``.
+        progress: shows it, for instance ``cowest_dspy.cli.progress.Progress()``.
 
     The student's weak LM must be one that can be tuned: an in-process model, or a server that takes
     adapters.
@@ -102,7 +101,7 @@ class CoWest(Teleprompter):
         seed: int = 0,
         processes: int | str | Path = 1,
         log_dir: str | Path | None = None,
-        watch: Watch | None = None,
+        progress: NoProgress | None = None,
     ) -> None:
         self.metric, self.evaluator, self.tuner = metric, evaluator or metric, tuner or DPO()
         self.sampling = sampling or Sampling(drafts, seed=seed)
@@ -119,7 +118,7 @@ class CoWest(Teleprompter):
             weak_threads,
         )
         self.seed, self.processes, self.log_dir = seed, processes, log_dir
-        self.watch = watch or Silent()
+        self.progress = progress or NoProgress()
         if processes != 1:
             check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
@@ -144,8 +143,8 @@ class CoWest(Teleprompter):
 
         Only the weak model is trained, on its own completions. Without a valset, the last fifth of
         the trainset decides. Calls, traces and adapters are kept in ``log_dir``: the same call goes
-        on there where it was interrupted. ``first_round`` is the number of the first round, and in the
-        names of what is kept: a Cycle counts on from the rounds of the steps before.
+        on there where it was interrupted. ``first_round`` is the number of the first round, and in
+        the names of what is kept: a Cycle counts on from the rounds of the steps before.
 
         Raises:
             ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come
@@ -167,7 +166,7 @@ class CoWest(Teleprompter):
         weak = unrecorded(student.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
         with store_in_use(self.log_dir, strong=student.strong.model) as store:
-            run = RunContext(store, self.watch)
+            run = RunContext(store, self.progress)
             logger.info("CoWest works in %s", run.folder)
             models = TrainedModels(run, start, self.seed, processes=self.processes)
             rounds = self.rounds(run, models, student, train, held, first=first_round)

@@ -15,6 +15,7 @@ chosen on that valset: test it on examples that no step has seen.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,12 +27,11 @@ from dspy.teleprompt import Teleprompter
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric, named
-from cowest_dspy.lms.local.known_adapters import load_again
+from cowest_dspy.lms.local.lora import load_again
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
-from cowest_dspy.optimizers.run import RunContext, Silent, Watch, store_in_use
+from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import with_ids
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import keeping, unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
@@ -140,7 +140,7 @@ class Cycle(Teleprompter):
         num_threads: examples that are evaluated at once.
         log_dir: the folder of the store, for resuming; by default a new temporary folder. A cycle
             inside a run uses that run's.
-        watch: who is told of the progress.
+        progress: shows it.
 
     Raises:
         ProgramError: a strategy that names no step, an unknown target.
@@ -158,7 +158,7 @@ class Cycle(Teleprompter):
         confidence: float = 0.9,
         num_threads: int = 8,
         log_dir: str | Path | None = None,
-        watch: Watch | None = None,
+        progress: NoProgress | None = None,
     ) -> None:
         self.metric, self.steps = metric, steps
         self.names = parse_strategy(strategy, steps)
@@ -171,11 +171,11 @@ class Cycle(Teleprompter):
                 raise ProgramError(
                     f'The target of step "{name}" is "{target}": it is "draft", "refine" or "both".'
                 )
-        self.confidence, self.num_threads, self.log_dir, self.watch = (
+        self.confidence, self.num_threads, self.log_dir, self.progress = (
             confidence,
             num_threads,
             log_dir,
-            watch or Silent(),
+            progress or NoProgress(),
         )
 
     def __repr__(self) -> str:
@@ -208,7 +208,7 @@ class Cycle(Teleprompter):
         train, held = with_ids(trainset), with_ids(valset)
         check_inputs(student, [*train, *held])
         with store_in_use(self.log_dir) as store:
-            run = RunContext(store, self.watch)
+            run = RunContext(store, self.progress)
             return _Compilation(self, run, train, held, teacher).best_of(student)
 
 
@@ -410,9 +410,9 @@ def _last_round(store: Store) -> int:
 
 
 def _mean(scores: Scores) -> float | None:
-    """The mean of what was answered; None where nothing was."""
+    """The mean of what was answered, whatever the order; None where nothing was."""
     found = [score for score in scores.values() if score is not None]
-    return sum(found) / len(found) if found else None
+    return math.fsum(found) / len(found) if found else None
 
 
 def _adapter_folder(lm: dspy.LM) -> Path | None:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cowest_dspy.influence.intervals import bootstrap_mean_interval
+from cowest_dspy.influence.statistics import bootstrap_mean_interval
 from cowest_dspy.optimizers.config import RoundRules
 
 Scores = Mapping[str, float | None]

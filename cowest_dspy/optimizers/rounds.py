@@ -135,9 +135,9 @@ class Rounds:
         lineage: the run's name in its pairs.
         depends_on: whatever else answers depend on (prompts, settings, code), for the identity of
             what is recorded.
+        collecting: in the place of ``collect``, as it.
         first: the number of the first round. What is recorded of a round has its number in its
             name, so that the rounds of two steps of one run need different numbers.
-        collector: collects in the place of :func:`collect`, with the same arguments.
     """
 
     run: RunContext
@@ -158,8 +158,8 @@ class Rounds:
     held_out: Sequence[dspy.Example] = ()
     lineage: str = ""
     depends_on: str = ""
+    collecting: Callable[..., Traces] = collect
     first: int = 1
-    collector: Callable[..., Traces] = collect
 
     def run_all(self, start: dspy.LM) -> tuple[dspy.LM, RoundHistory]:
         """The weak LM after all rounds, which is that of the last round that was taken (``start``
@@ -231,7 +231,7 @@ class Rounds:
             nonlocal again
             again = False
             with self.run.stage(name, title) as progress:
-                self.collector(
+                self.collecting(
                     program,
                     self.trainset,
                     *about,

@@ -1,4 +1,4 @@
-"""A run at work: its stages, what each of them cost, and who is shown the progress."""
+"""A run at work: its stages, what each of them cost, and what shows the progress."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Protocol
 import dspy
 
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.store.pool import Progress
-from cowest_dspy.store.progress import Journal
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.pool import OnProgress
+from cowest_dspy.store.progress import Snapshot
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory
@@ -22,62 +23,13 @@ Settings = SFT | DPO | KTO
 """Of a training."""
 
 
-class Watch(Protocol):
-    """Who looks on: told of every stage, and of its progress."""
+class NoProgress:
+    """Shows nothing. A subclass shows what it wants of a run: ``CoWest(..., progress=Mine())``."""
 
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """A context around a stage; inside it, ``progress(done, total)`` is called now and then."""
-        ...
-
-    def say(self, text: str) -> None:
-        """One line for people."""
-        ...
-
-
-class Silent:
-    """A watch that shows nothing: the base of those that want to be told more than :class:`Watch`
-    says."""
-
-    def opened(self, journal: Journal) -> None:
-        """Told of the run's journal, which has all the numbers, before each stage."""
-
-    def titled(self, title: str) -> str:
-        """A title as it is shown."""
-        return title
-
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """Nothing."""
-        return nullcontext(lambda done, total: None)
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True)
-class Within(Silent):
-    """A watch that tells another one, with the name of a part of the run before each title and
-    line."""
-
-    name: str
-    watch: Watch
-
-    def opened(self, journal: Journal) -> None:
-        """As of the other watch."""
-        if isinstance(self.watch, Silent):
-            self.watch.opened(journal)
-
-    def titled(self, title: str) -> str:
-        """With the name before it."""
-        whole = f"{self.name}: {title}"
-        return self.watch.titled(whole) if isinstance(self.watch, Silent) else whole
-
-    def stage(self, title: str) -> AbstractContextManager[Progress]:
-        """As of the other watch."""
-        return self.watch.stage(f"{self.name}: {title}")
-
-    def say(self, text: str) -> None:
-        """As of the other watch."""
-        self.watch.say(f"{self.name}: {text}")
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        """Called when a stage begins (``"stage_begin"``), has ended (``"stage_end"``, the last of
+        ``snapshot.stages``), at a message (``"message"``, the last of ``snapshot.said``), and once
+        a second (``"progress"``), by another thread."""
 
 
 class Tracker(Protocol):
@@ -94,10 +46,10 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run at work: the store in its folder, who is shown the progress, and a tracker."""
+    """A run at work: the store in its folder, what shows the progress, and a tracker."""
 
     store: Store
-    watch: Watch = field(default_factory=Silent)
+    progress: NoProgress = field(default_factory=NoProgress)
     tracker: Tracker | None = None
 
     @property
@@ -106,25 +58,17 @@ class RunContext:
         return self.store.folder
 
     @contextmanager
-    def stage(self, name: str, title: str) -> Iterator[Progress]:
+    def stage(self, name: str, title: str) -> Iterator[OnProgress]:
         """Shows a stage, books its calls, and records what it cost, unless it was done before and
         cost nothing now."""
         if self.tracker is not None:
             self.tracker.update()
-        journal, shown = self.store.journal, title
-        if isinstance(self.watch, Silent):
-            self.watch.opened(journal)
-            shown = self.watch.titled(title)
-        with self.watch.stage(title) as progress, journal.stage(name, shown) as here:
+        journal, title = self.store.journal, self.store.prefix + title
+        with journal.listening(self.progress.update), journal.stage(name, title) as here:
             with self.store.spending(name) as counter, PeakMemory() as memory:
                 here.counter = counter
-
-                def both(done: int, total: int) -> None:
-                    here.at(done, total)
-                    progress(done, total)
-
                 try:
-                    yield both
+                    yield here.at
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
                     self._record(name, counter.usage, memory)
@@ -132,9 +76,9 @@ class RunContext:
             self._record(name, counter.usage, memory)
 
     def say(self, text: str) -> None:
-        """Shows a line, and keeps it in the journal."""
-        self.store.journal.say(text)
-        self.watch.say(text)
+        """Shows a message, and keeps it."""
+        with self.store.journal.listening(self.progress.update):
+            self.store.journal.say(self.store.prefix + text)
 
     def training(self, name: str, settings: Settings) -> AbstractContextManager[Settings]:
         """A context around the training of that name; gives the settings to train with."""

@@ -15,7 +15,7 @@ from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.optimizers.run import RunContext, Settings
 from cowest_dspy.store.serialize import digest
-from cowest_dspy.tuning import data_format, engine_of, foreseen, tune
+from cowest_dspy.tuning import data_format, engine_of, tune
 from cowest_dspy.utils.interrupts import until_kept
 
 
@@ -62,19 +62,20 @@ class TrainedModels:
         """
         engine = engine_of(self._base)
         if name not in self._lms:
-            rows = rows if isinstance(rows, list) else rows()
-            depends_on = [name, start.model, settings.decisive(), rows, self._seed]
+            data = rows if isinstance(rows, list) else rows()
+            depends_on = [name, start.model, settings.decisive(), data, self._seed]
             record = self._run.store.step(
                 "adapter",
                 name,
                 depends_on,
                 lambda: (
                     self._of_another_part(depends_on)
-                    or self._train(name, title, start, rows, settings, digest(depends_on))
+                    or self._train(name, title, start, data, settings, digest(depends_on))
                 ),
                 usable=self._is_there,
             )
-            self._lms[name] = self._load(record)
+            if name not in self._lms:  # It was not trained now.
+                self._lms[name] = self._load(record)
             if isinstance(engine, ServerEngine):
                 # A server that lacks it is one error now, not one of every call.
                 engine.require(self._lms[name].model)
@@ -107,7 +108,6 @@ class TrainedModels:
         identity: str,
     ) -> dict[str, Any]:
         self._make_room()
-        self._say_estimate(title, start, rows, settings)
         folder = Path("adapters") / f"{name.replace(' ', '-')}-{identity}"
         with (
             self._run.stage(name, title) as progress,
@@ -135,22 +135,8 @@ class TrainedModels:
             whole = self._run.store.root
             there = os.path.relpath(self._run.folder / folder, whole.folder)
             whole.keep("trained", identity, {**record, "folder": there})
+        self._lms[name] = tuned.lm
         return record
-
-    def _say_estimate(
-        self, title: str, start: dspy.LM, rows: list[dict[str, Any]], settings: Settings
-    ) -> None:
-        """Says what the training will take of memory and time; where there is too little, what to
-        change, and trains all the same: it is an estimate."""
-        engine = engine_of(self._base)
-        further = engine.adapter_folder(start.model) is not None
-        found = foreseen(
-            settings, rows, engine.base_folder, processes=self._processes, further=further
-        )
-        if found is not None:
-            self._run.say(f"{title}: {found}")
-            if warning := found.warning():
-                self._run.say(f"Warning: {title}: {warning}")
 
     def _load(self, record: Mapping[str, Any]) -> dspy.LM:
         folder = self._run.folder / record["folder"]

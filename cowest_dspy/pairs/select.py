@@ -1,4 +1,5 @@
-"""Which drafts of an example are set against which: three strategies, one gate."""
+"""Which drafts become preferences: pairs of one example by one of three strategies, or single
+drafts by whether they helped."""
 
 from __future__ import annotations
 
@@ -9,14 +10,21 @@ import dspy
 
 from cowest_dspy.errors import PairsError, nearest
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.pairs.filters import EVERY_FAILED, ONLY_ONE, ROUNDING, Gate, Rules, influence_of
-from cowest_dspy.pairs.model import PreferencePairs
-from cowest_dspy.pairs.pair import Pair
-from cowest_dspy.program.escaping import escape
+from cowest_dspy.pairs.dataset import PreferencePairs, UnpairedPreferences
+from cowest_dspy.pairs.filters import (
+    EVERY_FAILED,
+    NO_CHANGE,
+    ONLY_ONE,
+    ROUNDING,
+    PairFilters,
+    influence_of,
+)
+from cowest_dspy.pairs.formats import Pair, UnpairedPreference
+from cowest_dspy.program.adapters import escape
 from cowest_dspy.utils.hiding import Hiding
 
 Strategy = Literal["ranked", "paper", "all"]
-# Pairs of (chosen, rejected), of which the first that the gate has nothing against is taken.
+# Pairs of (chosen, rejected), of which the first that no filter has anything against is taken.
 Alternatives = Sequence[tuple[Trace, Trace]]
 
 
@@ -48,7 +56,7 @@ def preference_pairs(
         near: texts of at least this similarity, in (0, 1], are no pair: DPO on such pairs can make
             even the chosen text less likely (Pal et al., 2024, arXiv 2402.13228). Similarity is
             counted in words and marks, and texts with different numbers are always different (see
-            ``texts.near``). 1 drops only texts that are equal but for case and spacing.
+            ``filters.near``). 1 drops only texts that are equal but for case and spacing.
         leak: a gold field; a draft that says what stands in it, verbatim, is never chosen. For
             tasks in which that is cheating. The field must hold an answer's text, not the letter of
             an option.
@@ -74,46 +82,45 @@ def preference_pairs(
             f"per_example is {per_example}: at least one pair of an example is needed, or None "
             "for the default."
         )
-    gate = Gate(Rules(margin, near, leak, length_ratio), held_out)
+    filters = PairFilters(margin, near, leak, length_ratio, held_out)
     limit = 1 if per_example is None and strategy == "ranked" else per_example
     pairs: list[Pair] = []
-    names = getattr(traces, "hide", ())
-    hiding = Hiding(names) if names else None
-    for drafts in gate.examples(traces):
-        made = _paired(gate, drafts, strategy, limit)
+    hiding = _hiding(traces)
+    for drafts in filters.group_by_example(traces):
+        made = _pairs_of_example(filters, drafts, strategy, limit)
         pairs.extend(_pair(chosen, rejected, run) for chosen, rejected in made)
         if made and hiding:
             hiding.note(drafts[0].example_id, drafts[0].inputs)
-    rules = {
-        "strategy": strategy,
-        "margin": margin,
-        "per_example": limit,
-        "near": near,
-        "leak": leak,
-        "length_ratio": length_ratio,
-    }
-    return PreferencePairs(tuple(pairs), dict(sorted(gate.dropped.items())), rules, hiding)
+    rules = {"strategy": strategy, "margin": margin, "per_example": limit}
+    rules |= {"near": near, "leak": leak, "length_ratio": length_ratio}
+    return PreferencePairs(tuple(pairs), dict(sorted(filters.dropped.items())), rules, hiding)
 
 
-def _paired(
-    gate: Gate, drafts: Sequence[Trace], strategy: Strategy, limit: int | None
+def _hiding(traces: Iterable[Trace]) -> Hiding | None:
+    """Of inputs that a view does not show, where the traces' run hides some."""
+    names = getattr(traces, "hide", ())
+    return Hiding(names) if names else None
+
+
+def _pairs_of_example(
+    filters: PairFilters, drafts: Sequence[Trace], strategy: Strategy, limit: int | None
 ) -> list[tuple[Trace, Trace]]:
     """The pairs of one example; an example without any is counted with the reason."""
-    ranked = gate.usable(drafts)
-    choosable = gate.honest([trace for trace in ranked if influence_of(trace) >= 0])
+    ranked = filters.usable(drafts)
+    choosable = filters.without_leaks([trace for trace in ranked if influence_of(trace) >= 0])
     made: list[tuple[Trace, Trace]] = []
     refused: list[str] = []
-    for alternatives in _STRATEGIES[strategy](ranked, choosable, gate.rules.margin - ROUNDING):
+    for alternatives in _STRATEGIES[strategy](ranked, choosable, filters.margin - ROUNDING):
         if len(made) == limit:
             break
-        objections = [gate.objection(*pair) for pair in alternatives]
+        objections = [filters.objection(*pair) for pair in alternatives]
         if None in objections:
             made.append(alternatives[objections.index(None)])
         else:
             refused.append(str(objections[0]))
-    gate.dropped.update(f"pairs: {reason}" for reason in refused)
+    filters.dropped.update(f"pairs: {reason}" for reason in refused)
     if not made:
-        gate.dropped[f"examples: {_why_none(ranked, choosable, refused, strategy)}"] += 1
+        filters.dropped[f"examples: {_why_none(ranked, choosable, refused, strategy)}"] += 1
     return made
 
 
@@ -203,5 +210,68 @@ def _pair(chosen: Trace, rejected: Trace, run: str) -> Pair:
         chosen_score=chosen.refined_score,
         rejected_score=rejected.refined_score,
         alone_score=chosen.alone_score,
+        run=run,
+    )
+
+
+def unpaired_preferences(
+    traces: Iterable[Trace],
+    *,
+    same: bool | None = None,
+    leak: str | None = None,
+    held_out: Iterable[dspy.Example] = (),
+    run: str = "",
+) -> UnpairedPreferences:
+    """Every usable draft with its label: True for an influence above 0, False below 0.
+
+    Args:
+        traces: read once, as a stream, in which the drafts of an example stand together.
+        same: the label of drafts that changed nothing; None drops them, False is the paper's (not
+            above 0 is rejected).
+        leak: as for :func:`~cowest_dspy.pairs.preference_pairs`: a draft that says the answer is
+            never labelled True.
+        held_out: as there, examples none of which may be among the traces.
+        run: the run's name, for the drafts' lineage.
+
+    Raises:
+        PairsError: as for :func:`~cowest_dspy.pairs.preference_pairs`.
+    """
+    filters = PairFilters(leak=leak, held_out=held_out)
+    made: list[UnpairedPreference] = []
+    hiding = _hiding(traces)
+    for drafts in filters.group_by_example(traces):
+        if hiding:
+            hiding.note(drafts[0].example_id, drafts[0].inputs)
+        labels = {trace.draft_index: _label(trace, same) for trace in filters.usable(drafts)}
+        if without := sum(label is None for label in labels.values()):
+            filters.dropped[NO_CHANGE] += without
+        good = filters.without_leaks([one for one in drafts if labels.get(one.draft_index)])
+        kept = {trace.draft_index for trace in good}
+        kept |= {index for index, label in labels.items() if label is False}
+        made.extend(
+            _unpaired(trace, bool(labels[trace.draft_index]), run)
+            for trace in drafts
+            if trace.draft_index in kept
+        )
+    return UnpairedPreferences(tuple(made), dict(sorted(filters.dropped.items())), hiding=hiding)
+
+
+def _label(trace: Trace, same: bool | None) -> bool | None:
+    return same if trace.influence == 0 else influence_of(trace) > 0
+
+
+def _unpaired(trace: Trace, label: bool, run: str) -> UnpairedPreference:
+    return UnpairedPreference(
+        prompt=trace.prompt,
+        completion=({"role": "assistant", "content": escape(trace.completion)},),
+        label=label,
+        example_id=trace.example_id,
+        draft_index=trace.draft_index,
+        influence=influence_of(trace),
+        score=trace.refined_score,
+        alone_score=trace.alone_score,
+        weak_model=trace.weak_model,
+        strong_model=trace.strong_model,
+        round=trace.round,
         run=run,
     )

@@ -6,18 +6,16 @@ from __future__ import annotations
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.program.baselines import (
     Baseline,
-    Confident,
     Grounded,
     Retriever,
-    SelfConsistency,
     SelfRefine,
     chain_of_thought,
     few_shot,
     grounded,
     rag,
-    super_icl,
 )
 from cowest_dspy.program.collaboration import Collaboration, DraftFormat
+from cowest_dspy.program.voting import Confident, SelfConsistency, super_icl
 
 __all__ = [
     "Baseline",

@@ -1,11 +1,10 @@
 """Collaboration: a weak model drafts, a strong model refines, and the strong model alone is what
 that is measured against.
 
-program = Collaboration("question -> answer", draft="knowledge")
-program = Collaboration(draft=dspy.Predict(Draft), refine=dspy.Predict(Refine))      # modules of
-one's own together = program.bind(weak=weak, strong=strong)
-together(question="...")                                                             #
-    Prediction(answer=..., draft=...)
+    program = Collaboration("question -> answer", draft="knowledge")
+    program = Collaboration(draft=dspy.Predict(Draft), refine=dspy.Predict(Refine))
+    together = program.bind(weak=weak, strong=strong)
+    together(question="...")                             # Prediction(answer=..., draft=...)
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from typing import Any, Literal, cast
 import dspy
 
 from cowest_dspy.errors import ProgramError, masked, nearest
-from cowest_dspy.program.adapters import LineAdapter, labelled_lines
-from cowest_dspy.program.escaping import escape, escaping
+from cowest_dspy.program.adapters import LineAdapter, escape, escaping, labelled_lines
 from cowest_dspy.store.record import Call, failure_in, listening, note, recorded
 from cowest_dspy.utils import notebook
 
@@ -110,7 +108,7 @@ class Collaboration(dspy.Module):
         self.draft_field = _draft_field(self.draft, self.refine, draft_field)
         self.alone = Counterfactual(self.refine, self.draft_field)
         self.adapter = adapter
-        _no_trace_of_a_draft(self.alone, self.draft_field)
+        _check_alone(self.alone, self.draft_field)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the
@@ -120,7 +118,7 @@ class Collaboration(dspy.Module):
             with listening() as calls:
                 prediction = self.refined(self.drafted(**inputs), **inputs)
         finally:
-            note(calls)  # to whoever listens outside
+            note(calls)  # for what listens outside
         setattr(prediction, FAILED_CALL, failure_in(calls))
         return prediction
 
@@ -131,7 +129,7 @@ class Collaboration(dspy.Module):
     def draft_outputs(self, **inputs: Any) -> dspy.Prediction:
         """The weak model's outputs by field, and as ``draft`` the text that the strong model will
         see of them."""
-        with self._speaking():
+        with prompt_format(self.adapter):
             prediction = self.draft(**inputs)
         outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
         names = _declared(self.draft) or tuple(outputs)
@@ -163,14 +161,14 @@ class Collaboration(dspy.Module):
 
     def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs and a draft."""
-        with self._speaking():
+        with prompt_format(self.adapter):
             prediction = self.refine(**inputs, **{self.draft_field: draft})
         prediction["draft"] = draft
         return prediction
 
     def ask_alone(self, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs without any draft."""
-        with self._speaking():
+        with prompt_format(self.adapter):
             return self.alone(**inputs)
 
     def with_fresh_baseline(self) -> Collaboration:
@@ -182,12 +180,12 @@ class Collaboration(dspy.Module):
         """
         made = self.deepcopy()
         made.alone = Counterfactual(made.refine, made.draft_field)
-        _no_trace_of_a_draft(made.alone, made.draft_field)
+        _check_alone(made.alone, made.draft_field)
         return made
 
     def speaking_as_here(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
         """The answer of any other module, in the prompt format of this program."""
-        with self._speaking():
+        with prompt_format(self.adapter):
             return module(**inputs)
 
     def bind(self, *, weak: dspy.LM | None = None, strong: dspy.LM | None = None) -> Collaboration:
@@ -253,7 +251,7 @@ class Collaboration(dspy.Module):
         return super(Collaboration, unbound).dump_state(json_mode=json_mode)
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] - DSPy's is of literal text
-        models = " -> ".join(_told_lm(module) for module in (self.draft, self.refine))
+        models = " -> ".join(_describe_lm(module) for module in (self.draft, self.refine))
         return f"Collaboration({models}, draft {_form(self.draft)}, refine {_form(self.refine)})"
 
     def _repr_html_(self) -> str:
@@ -268,9 +266,9 @@ class Collaboration(dspy.Module):
             (
                 name,
                 role,
-                notebook.said(_told_lm(module)),
+                notebook.said(_describe_lm(module)),
                 notebook.said(_form(module)),
-                *_asked(module),
+                *_instructions(module),
             )
             for name, role, module in parts
         ]
@@ -282,21 +280,11 @@ class Collaboration(dspy.Module):
                 ("step", "role", "model", "fields", "instructions", "examples"), rows, texts=5
             ),
             f"the draft goes into refine's input {self.draft_field!r}; prompts: {adapter}",
-            *(
-                notebook.Markup(told())
-                for one in history
-                if (told := getattr(one, "_repr_html_", None))
-            ),
-        )
-
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        with speaking(self.adapter):
-            yield
+        ) + "".join(one._repr_html_() for one in history if hasattr(one, "_repr_html_"))
 
 
 @contextmanager
-def speaking(adapter: dspy.Adapter | None) -> Iterator[None]:
+def prompt_format(adapter: dspy.Adapter | None) -> Iterator[None]:
     """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``,
     otherwise a LineAdapter."""
     with dspy.context(adapter=prompt_adapter(adapter)):
@@ -309,10 +297,10 @@ def prompt_adapter(adapter: dspy.Adapter | None) -> dspy.Adapter:
     return escaping(adapter or dspy.settings.adapter or LineAdapter())
 
 
-def _told_lm(module: dspy.Module) -> str:
+def _describe_lm(module: dspy.Module) -> str:
     """The models of a module, by id, with the settings that change an answer; of no other setting,
     since one may be a key."""
-    told = list[str]()
+    described = list[str]()
     for predictor in module.predictors():
         lm = predictor.lm
         given = getattr(lm, "kwargs", {})
@@ -322,8 +310,8 @@ def _told_lm(module: dspy.Module) -> str:
             if given.get(name) is not None
         ]
         named = masked(str(getattr(lm, "model", type(lm).__name__)))
-        told.append("not bound" if lm is None else " ".join([named, *settings]))
-    return ", ".join(dict.fromkeys(told)) or "asks no model"
+        described.append("not bound" if lm is None else " ".join([named, *settings]))
+    return ", ".join(dict.fromkeys(described)) or "asks no model"
 
 
 def _form(module: dspy.Module) -> str:
@@ -335,11 +323,11 @@ def _form(module: dspy.Module) -> str:
     return "; ".join(forms) or type(module).__name__
 
 
-def _asked(module: dspy.Module) -> tuple[Any, str]:
+def _instructions(module: dspy.Module) -> tuple[Any, str]:
     """The instructions of a module's predictors, and how many worked examples they have."""
     predictors = module.predictors()
-    told = "\n".join(signature_of(predictor).instructions for predictor in predictors)
-    return notebook.said(told), str(sum(len(predictor.demos) for predictor in predictors))
+    text = "\n".join(signature_of(predictor).instructions for predictor in predictors)
+    return notebook.said(text), str(sum(len(predictor.demos) for predictor in predictors))
 
 
 def draft_text(prediction: dspy.Prediction, field: str) -> str:
@@ -359,8 +347,8 @@ def sanitize_draft(draft: str) -> str:
     """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000
     characters.
 
-    ``sanitize_draft("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer takes
-    it for the end of a turn.
+    ``sanitize_draft("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer
+    takes it for the end of a turn.
     """
     visible = "".join(char for char in draft if char in "\n\t" or char.isprintable())
     return escape(visible.strip())[:LONGEST_DRAFT].strip()
@@ -426,7 +414,7 @@ def _declared(drafter: dspy.Module) -> tuple[str, ...]:
     return tuple(getattr(drafter, "output_names", ()))
 
 
-def _no_trace_of_a_draft(alone: Counterfactual, field: str) -> None:
+def _check_alone(alone: Counterfactual, field: str) -> None:
     words = re.compile(rf"\b({re.escape(field)}|drafts?)\b", re.IGNORECASE)
     for name, predictor in alone.module.named_predictors():
         found = words.search(signature_of(predictor).instructions)

@@ -1,31 +1,33 @@
-"""What a run shows: numbers with intervals and paired tests, in a terminal, as report.json and as
-one HTML file.
+"""What runs and comparisons show: numbers with intervals and paired tests, in a terminal, in a notebook,
+as JSON and as one HTML page.
 
-model.py     the facts: RunReport and its parts, and their round trip through JSON
-numbers.py   the statistics, each with its source
-verdict.py   the numbers in words
-masking.py   nothing secret is written
-hiding.py    inputs that are not shown unasked
-figures.py   every number that a page shows: "numbers" in report.json
-schema.py    the JSON Schema of report.json
-terminal.py  Rich tables
-drawing.py   from a Vega-Lite specification to inline SVG
-charts.py    the specifications: rows, shares, histograms, lines
-sections.py  which charts a report has
-alike.py     whether drafts depend on their inputs
-differing.py two drafts, word by word
-page.py      what all pages share: environment, policy, files
-browse.py    answers and traces to search and read
-html.py      report.json and report.html, written together
-cells.py     a report in a notebook
+facts.py        what report.json is made of: RunReport and its parts
+numbers.py      statistics of a run; significance.py: paired tests
+figures.py      every number of a page, and the JSON Schema of report.json
+verdict.py      numbers in words
+compared.py     what comparison.json is made of; compare.py: its numbers
+view.py         sections of text tables, for a terminal, a notebook and Markdown; page.py: for a browser
+run_view.py     what is shown of a run; run_page.py: its page and its files
+compare_view.py of a comparison; runs_view.py: of several runs; router_view.py: of a router
+charts.py       specifications for Vega-Lite; drawing.py: as SVG
+runs.py         the state of run folders
 """
 
 from cowest_dspy.influence.arms import Answer
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.optimizers.rounds import Outcome
-from cowest_dspy.report import cells as cells
-from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.html import WrittenReport, read_report, render_html, write_report
-from cowest_dspy.report.model import (
+from cowest_dspy.report.compare import Numbers, numbers_of
+from cowest_dspy.report.compare_view import (
+    WrittenComparison,
+    print_comparison,
+    read_comparison,
+    render_comparison,
+    to_csv,
+    to_markdown,
+    write_comparison,
+)
+from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint, paired_test
+from cowest_dspy.report.facts import (
     AgreementRow,
     Arm,
     Curve,
@@ -40,26 +42,32 @@ from cowest_dspy.report.model import (
     StepRow,
     TraceRow,
 )
-from cowest_dspy.report.numbers import (
-    arm_table,
-    influence_by_round,
-    influence_counts,
-    paired_exact_test,
-    wilson_interval,
+from cowest_dspy.report.figures import Figures, figures, report_schema
+from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
+from cowest_dspy.report.run_page import WrittenReport, read_report, render_html, write_report
+from cowest_dspy.report.run_view import print_report
+from cowest_dspy.report.runs_view import (
+    print_side_by_side,
+    render_side_by_side,
+    side_by_side,
+    write_side_by_side,
 )
-from cowest_dspy.report.schema import report_schema
-from cowest_dspy.report.terminal import print_report
-from cowest_dspy.report.verdict import Verdict, outcomes_text, verdict
+from cowest_dspy.report.significance import paired_exact_test
+from cowest_dspy.report.verdict import comparison_verdict, outcomes_text, verdict
+from cowest_dspy.report.view import Verdict
 
 __all__ = [
     "AgreementRow",
     "Answer",
     "Arm",
+    "ComparedArm",
+    "Comparison",
     "Curve",
     "CurvePoint",
     "Figures",
     "InfluenceRow",
     "Noise",
+    "Numbers",
     "Outcome",
     "PairRow",
     "PairsSummary",
@@ -67,20 +75,35 @@ __all__ = [
     "RunReport",
     "Stage",
     "StepRow",
+    "SweepPoint",
     "TraceRow",
     "Verdict",
+    "WrittenComparison",
     "WrittenReport",
     "arm_table",
+    "comparison_verdict",
     "figures",
     "influence_by_round",
     "influence_counts",
+    "numbers_of",
     "outcomes_text",
     "paired_exact_test",
+    "paired_test",
+    "print_comparison",
     "print_report",
+    "print_side_by_side",
+    "read_comparison",
     "read_report",
+    "render_comparison",
     "render_html",
+    "render_side_by_side",
     "report_schema",
+    "side_by_side",
+    "to_csv",
+    "to_markdown",
     "verdict",
     "wilson_interval",
+    "write_comparison",
     "write_report",
+    "write_side_by_side",
 ]

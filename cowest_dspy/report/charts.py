@@ -3,14 +3,15 @@ shares; histograms; lines.
 
 Vega-Lite does the scales, axes and marks, drawing.py makes SVG of them. A chart of rows is drawn
 twice, for a wide page and for a phone, of which CSS shows one: text that is scaled down with its
-chart cannot be read. Every mark says its numbers in a ``<title>``.
+chart cannot be read. Every mark has its numbers in a ``<title>``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -19,6 +20,19 @@ from cowest_dspy.report.drawing import draw
 
 Point = tuple[float, float]
 Spec = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A drawing, its caption, and its legend: the colour and the words of each entry. ``small``: in
+    a grid of several."""
+
+    drawing: Markup
+    caption: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
+    small: bool = False
+
+
 NARROW = 343  # pixels: a phone of 375 less its margins
 SMALL = 240  # one of four beside each other on a wide page
 _LEFT, _PLOT, _RIGHT = 240, 570, 178
@@ -51,17 +65,27 @@ def signed_axis(reach: float, title: str) -> Axis:
     return Axis(-reach, reach, (-reach, -reach / 2, 0.0, reach / 2, reach), SIGNED, title)
 
 
+def reach(values: Iterable[float | None], least: float = 0.1) -> float:
+    """How far an axis of differences goes to either side, so that all values are on it: 0.1, 0.2,
+    0.4, 0.6, 0.8 or 1."""
+    most = max((abs(value) for value in values if value is not None), default=0.0)
+    return next(
+        (step for step in (0.1, 0.2, 0.4, 0.6, 0.8) if step >= max(most, least) - 1e-9),
+        max(1.0, math.ceil(most)),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and ``said``,
-    what its mark is described by.
+    """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and the
+    ``description`` of its mark.
 
     ``kind`` is the colour, a CSS variable of the page. ``dots`` are single seeds.
     """
 
     label: str
     value: float | None
-    said: str
+    description: str
     low: float | None = None
     high: float | None = None
     kind: str = "plain"
@@ -109,7 +133,7 @@ def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = F
             "y": _down("top"),
             "y2": {"field": "bottom"},
         }
-        return [_mark("rect", data, bar, fill=True), *_whiskers(data, axis, halo=True)]
+        return [_mark("rect", data, bar, "colour"), *_whiskers(data, axis, halo=True)]
 
     return _both(rows, label, axis, layers, small)
 
@@ -126,37 +150,18 @@ def points(
     ``line``."""
 
     def layers(data: list[Spec]) -> list[Spec]:
-        found: list[Spec] = []
+        across, found = _across("value", axis), list[Spec]()
+        place = {"x": across, "y": _down("middle")}
         if band is not None:
-            ends = {"x": {**_across("low", axis)}, "x2": {"field": "high"}}
-            found.append(
-                _mark(
-                    "rect",
-                    [{"low": band[0], "high": band[1]}],
-                    ends,
-                    color="var(--band)",
-                    aria=False,
-                )
-            )
+            ends = {"x": _across("low", axis), "x2": {"field": "high"}}
+            row = {"low": band[0], "high": band[1]}
+            found.append(_mark("rect", [row], ends, color="var(--band)"))
         if line is not None:
-            dashed = {
-                "color": "var(--accent)",
-                "strokeWidth": 1.5,
-                "strokeDash": [4, 3],
-                "aria": False,
-            }
-            found.append(_mark("rule", [{"value": line}], {"x": _across("value", axis)}, **dashed))
+            found.append(_mark("rule", [{"value": line}], {"x": across}, **_DASHED))
         seeds = [{**row, "value": dot} for row in data for dot in row["dots"]]
-        seed = {"x": _across("value", axis), "y": _down("middle")}
-        found.append(
-            _mark("circle", seeds, seed, color="var(--soft)", size=26, opacity=0.7, aria=False)
-        )
-        where = {"x": _across("value", axis), "y": _down("middle")}
-        return [
-            *found,
-            *_whiskers(data, axis),
-            _mark("circle", data, where, size=110, opacity=1, fill=True, stroke="var(--ink)"),
-        ]
+        found.append(_mark("circle", seeds, place, color="var(--soft)", size=26, opacity=0.7))
+        point = {"size": 110, "opacity": 1, "stroke": "var(--ink)"}
+        return [*found, *_whiskers(data, axis), _mark("circle", data, place, "colour", **point)]
 
     return _both(rows, label, axis, layers)
 
@@ -179,43 +184,33 @@ def shares(
             start, total = 0.0, max(sum(count for _, count in counts), 1)
             for kind, count in counts:
                 share = count / total
-                told = f"{name}: {count:,} of {total:,} {(words or {}).get(kind, kind)}"
-                ends = {
+                word = (words or {}).get(kind, kind)
+                part = {
                     "start": start,
                     "end": start + share,
                     "mid": start + share / 2,
                     "count": f"{count:,}" if share >= 0.08 else "",
+                    "colour": f"var(--{kind})",
+                    "on": f"var(--on-{kind})",
+                    "description": f"{name}: {count:,} of {total:,} {word}",
                 }
-                parts += (
-                    [
-                        {
-                            **row,
-                            **ends,
-                            "colour": f"var(--{kind})",
-                            "on": f"var(--on-{kind})",
-                            "said": told,
-                        }
-                    ]
-                    if count
-                    else []
-                )
+                parts += [{**row, **part}] if count else []
                 start += share
-        x = {
+        ends = {
             "x": _across("start", SHARE),
             "x2": {"field": "end"},
             "y": _down("top"),
             "y2": {"field": "bottom"},
         }
-        gap = {"stroke": "var(--paper)", "strokeWidth": 1.5}
-        text = {
+        count = {
             "x": _across("mid", SHARE),
             "y": _down("middle"),
             "text": {"field": "count"},
             "color": _raw("on"),
         }
         return [
-            _mark("rect", parts, x, fill=True, **gap),
-            _mark("text", parts, text, baseline="middle", fontSize=12, aria=False),
+            _mark("rect", parts, ends, "colour", stroke="var(--paper)", strokeWidth=1.5),
+            _mark("text", parts, count, baseline="middle", fontSize=12),
         ]
 
     return _both(rows, label, SHARE, layers)
@@ -226,9 +221,14 @@ def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
     data = []
     for low, high, count in bins:
         kind = "same" if low < 0 < high else "hurt" if high <= 0 else "helped"
-        told = f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts"
         data.append(
-            {"low": low, "high": high, "count": count, "colour": f"var(--{kind})", "said": told}
+            {
+                "low": low,
+                "high": high,
+                "count": count,
+                "colour": f"var(--{kind})",
+                "description": f"influence {low:+.2f} to {high:+.2f}: {count:,} drafts",
+            }
         )
     x = {"field": "low", "type": "quantitative", "scale": {"domain": [-1, 1]}, "title": "influence"}
     across = {**x, "axis": {"values": [-1, 0, 1], "labelExpr": SIGNED, "grid": False}}
@@ -239,7 +239,7 @@ def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
         "axis": {"tickCount": 4, "format": ",d"},
     }
     encoding = {"x": across, "x2": {"field": "high"}, "y": y, "y2": {"datum": 0}}
-    bar = _mark("rect", data, encoding, fill=True, stroke="var(--paper)", strokeWidth=1)
+    bar = _mark("rect", data, encoding, "colour", stroke="var(--paper)", strokeWidth=1)
     return draw(_plot([bar], SMALL, 150), label, "plot")
 
 
@@ -252,62 +252,53 @@ def lines(
     At most 400 points of a line are drawn, evenly spaced, the last one always.
     """
     drawn: list[Spec] = []
-    told: list[str] = []
+    labels: list[str] = []
+    place = {"x": _free("x", x_title, grid=False), "y": _free("y", "")}
     for series, name, colour, dash in (
-        (training, "", "accent", [1, 0]),
-        (held_out, ", held out", "second", [5, 4]),
+        (training, y_title, "var(--accent)", [1, 0]),
+        (held_out, f"{y_title}, held out", "var(--second)", [5, 4]),
     ):
         if len(series) < 2:
             continue
         data = [
-            {"x": x, "y": y, "said": f"{y_title}{name} {y:.4g} at {x_title} {x:g}"}
+            {"x": x, "y": y, "description": f"{name} {y:.4g} at {x_title} {x:g}"}
             for x, y in _thinned(series)
         ]
-        encoding = {"x": _free("x", x_title, grid=False), "y": _free("y", "")}
-        look = {
-            "color": f"var(--{colour})",
-            "strokeWidth": 2,
-            "strokeDash": dash,
-            "strokeJoin": "round",
-            "aria": False,
-        }
-        drawn.append(_mark("line", data, encoding, **look))
-        marked = data if len(data) <= 40 else data[-1:]
-        drawn.append(
-            _mark("circle", marked, encoding, color=f"var(--{colour})", size=24, opacity=1)
-        )
-        told.append(
-            f"{y_title}{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}"
-        )
-    return draw(_plot(drawn, SMALL, 160), "; ".join(told), "plot") if drawn else Markup()
+        look = {"color": colour, "strokeWidth": 2, "strokeDash": dash, "strokeJoin": "round"}
+        dots = data if len(data) <= 40 else data[-1:]
+        drawn.append(_mark("line", data, place, **look))
+        drawn.append(_mark("circle", dots, place, "", color=colour, size=24, opacity=1))
+        labels.append(f"{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}")
+    return draw(_plot(drawn, SMALL, 160), "; ".join(labels), "plot") if drawn else Markup()
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a curve with its interval, and what its mark is described by."""
+    """A point of a series with its interval, and the description of its mark."""
 
     x: float
     y: float
-    said: str
+    description: str
     low: float | None = None
     high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """One series: its ``kind`` is the colour, a CSS variable of the page, and its place in the
-    order is its dashes."""
+class Series:
+    """A line through marks: its ``kind`` is the colour, a CSS variable of the page, and its place
+    in the order is its dashes."""
 
     name: str
     kind: str
     marks: Sequence[Mark]
 
 
+_DASHED = {"color": "var(--accent)", "strokeWidth": 1.5, "strokeDash": [4, 3]}
 _DASHES = ([1, 0], [7, 3], [2, 3], [8, 3, 2, 3], [12, 4], [4, 4])
 
 
 def curves(
-    series: Sequence[Curve],
+    series: Sequence[Series],
     label: str,
     titles: tuple[str, str],
     ticks: Sequence[float],
@@ -320,59 +311,31 @@ def curves(
     measured value (``ticks``, ascending); a dashed line across at ``level``. Drawn for a wide page
     and for a narrow one. ``apart``: series stand a few pixels beside each other, so that intervals
     at one x can be told apart."""
-    scale: Spec = {"type": "log"} if logarithmic else {"zero": False}
-    ends = [ticks[0], ticks[-1]]
+    first, last = ticks[0], ticks[-1]
     if logarithmic:
-        ends = [ends[0] / (ends[1] / ends[0]) ** 0.06, ends[1] * (ends[1] / ends[0]) ** 0.06]
+        margin = (last / first) ** 0.06
+        scale: Spec = {"type": "log", "domain": [first / margin, last * margin], "nice": False}
     else:
-        ends = [
-            end + sign * 0.06 * (ends[1] - ends[0]) for end, sign in zip(ends, (-1, 1), strict=True)
-        ]
-    x = {
-        "field": "x",
-        "type": "quantitative",
-        "title": titles[0],
-        "scale": {**scale, "domain": ends, "nice": False},
-        "axis": {"values": list(ticks), "grid": False, "format": "~r", "labelOverlap": True},
-    }
+        margin = 0.06 * (last - first)
+        scale = {"zero": False, "domain": [first - margin, last + margin], "nice": False}
+    axis = {"values": list(ticks), "grid": False, "format": "~r", "labelOverlap": True}
+    x = {"field": "x", "type": "quantitative", "title": titles[0], "scale": scale, "axis": axis}
+    place = {"x": x, "y": _free("y", titles[1])}
+    upright = {"x": x, "y": _free("low", titles[1]), "y2": {"field": "high"}}
     layers: list[Spec] = []
     if level is not None:
-        across = {"y": _free("y", titles[1])}
-        layers.append(
-            _mark(
-                "rule",
-                [{"y": level}],
-                across,
-                color="var(--accent)",
-                strokeDash=[4, 3],
-                strokeWidth=1.5,
-                aria=False,
-            )
-        )
-    for index, curve in enumerate(series):
-        data = [dataclasses.asdict(mark) for mark in curve.marks]
-        look = {
-            "xOffset": (index - (len(series) - 1) / 2) * 4 if apart else 0,
-            "color": f"var(--{curve.kind})",
-        }
-        place = {"x": x, "y": _free("y", titles[1])}
+        layers.append(_mark("rule", [{"y": level}], {"y": place["y"]}, **_DASHED))
+    for index, one in enumerate(series):
+        data = [dataclasses.asdict(mark) for mark in one.marks]
         spans = [row for row in data if row["low"] is not None]
-        upright = {"x": x, "y": _free("low", titles[1]), "y2": {"field": "high"}}
-        layers.append(
-            _mark(
-                "line",
-                data,
-                place,
-                strokeWidth=2,
-                strokeDash=_DASHES[index % len(_DASHES)],
-                aria=False,
-                **look,
-            )
-        )
-        layers.append(
-            _mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, aria=False, **look)
-        )
-        layers.append(_mark("circle", data, place, size=48, opacity=1, **look))
+        offset = (index - (len(series) - 1) / 2) * 4 if apart else 0
+        look = {"xOffset": offset, "color": f"var(--{one.kind})"}
+        dash = _DASHES[index % len(_DASHES)]
+        layers += [
+            _mark("line", data, place, strokeWidth=2, strokeDash=dash, **look),
+            _mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, **look),
+            _mark("circle", data, place, "", size=48, opacity=1, **look),
+        ]
     sizes = ((620, 250, "plot at-wide"), (NARROW, 220, "plot at-narrow"))
     return Markup().join(
         draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes
@@ -408,31 +371,24 @@ def _both(
 def _rows_spec(
     rows: Sequence[Row], axis: Axis, layout: Layout, layers: Callable[[list[Spec]], list[Spec]]
 ) -> Spec:
-    data, half = list[Spec](), 8 if layout.is_narrow else 9
+    data, narrow = list[Spec](), layout.is_narrow
+    half = 8 if narrow else 9
     for index, row in enumerate(rows):
         middle = index * layout.step + layout.middle
+        label = _wrapped(row.label, layout.characters)
+        breaks = label.count("\n")
+        text_y = middle - half - 8 if narrow else middle + 4.5
         place = {
             "top": middle - half,
             "bottom": middle + half,
             "middle": middle,
             "w0": middle - 5,
             "w1": middle + 5,
+            "label_y": text_y - (16 if narrow else 8) * breaks,
+            "text_y": text_y,
         }
-        words = _wrapped(row.label, layout.characters)
-        label_y = (
-            middle - half - 8 - 16 * words.count("\n")
-            if layout.is_narrow
-            else middle + 4.5 - 8 * words.count("\n")
-        )
-        facts = {
-            **dataclasses.asdict(row),
-            "label": words,
-            "label_y": label_y,
-            "colour": f"var(--{row.kind})",
-        }
-        data.append(
-            {**facts, **place, "text_y": middle - half - 8 if layout.is_narrow else middle + 4.5}
-        )
+        look = {"label": label, "colour": f"var(--{row.kind})"}
+        data.append({**dataclasses.asdict(row), **look, **place})
     bottom = (26 if axis.ticks else 2) + (20 if axis.title else 0)
     return {
         "width": layout.plot,
@@ -447,17 +403,11 @@ def _words(data: list[Spec], layout: Layout) -> list[Spec]:
     """The label and the text of each row."""
     label_x, text_x = (0, layout.plot) if layout.is_narrow else (-14, layout.plot + 12)
     sides = ("left", "right") if layout.is_narrow else ("right", "left")
-    columns = (("label", "label_y", label_x, sides[0]), ("text", "text_y", text_x, sides[1]))
-    return [
-        _mark(
-            "text",
-            data,
-            {"text": {"field": field}, "y": _down(y), "x": {"value": x}},
-            align=side,
-            aria=False,
-        )
-        for field, y, x, side in columns
-    ]
+    found = []
+    for field, x, side in (("label", label_x, sides[0]), ("text", text_x, sides[1])):
+        place = {"text": {"field": field}, "y": _down(f"{field}_y"), "x": {"value": x}}
+        found.append(_mark("text", data, place, align=side))
+    return found
 
 
 def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
@@ -467,10 +417,8 @@ def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
     along = {"x": _across("low", axis), "x2": {"field": "high"}, "y": _down("middle")}
     upright = {"x": _across("end", axis), "y": _down("w0"), "y2": {"field": "w1"}}
     found: list[Spec] = []
-    for colour, width in (
-        (("var(--paper)", 4.5), ("var(--ink)", 1.5)) if halo else (("var(--ink)", 1.5),)
-    ):
-        look = {"color": colour, "strokeWidth": width, "aria": False}
+    for colour, width in (("var(--paper)", 4.5), ("var(--ink)", 1.5))[0 if halo else 1 :]:
+        look = {"color": colour, "strokeWidth": width}
         found += [_mark("rule", spans, along, **look), _mark("rule", ends, upright, **look)]
     return found if spans else []
 
@@ -508,15 +456,19 @@ def _raw(field: str) -> Spec:
     return {"field": field, "type": "nominal", "scale": None, "legend": None}
 
 
-def _mark(kind: str, data: list[Spec], encoding: Spec, *, fill: bool = False, **look: Any) -> Spec:
-    """One layer. ``fill``: each mark has the colour of its row and says what is ``said`` of it."""
-    coloured = {"fill": _raw("colour")} if fill else {}
-    told = {"description": {"field": "said", "type": "nominal"}} if look.get("aria", True) else {}
-    return {
-        "data": {"values": data},
-        "mark": {"type": kind, **({"baseline": "alphabetic"} if kind == "text" else {}), **look},
-        "encoding": {**encoding, **coloured, **told},
-    }
+def _mark(
+    kind: str, data: list[Spec], encoding: Spec, fill: str | None = None, **look: Any
+) -> Spec:
+    """One layer. ``fill``: the field with the colour of each row; "" for one colour. Then, each mark
+    has the description of its row as its title."""
+    look = {"aria": fill is not None, **look}
+    if kind == "text":
+        look = {"baseline": "alphabetic", **look}
+    if fill is not None:
+        encoding = {**encoding, "description": {"field": "description", "type": "nominal"}}
+    if fill:
+        encoding = {**encoding, "fill": _raw(fill)}
+    return {"data": {"values": data}, "mark": {"type": kind, **look}, "encoding": encoding}
 
 
 def _plot(layers: list[Spec], width: int, height: int) -> Spec:

@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.influence.intervals import Interval
+from cowest_dspy.influence.statistics import Interval
 
 CorpusMetric = Callable[[Sequence[dspy.Example], Sequence[dspy.Prediction | None]], float]
 """``metric(examples, predictions)``: as many predictions as examples, None where an answer failed;

@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-# What XML cannot say at all. A text of a model may hold it.
-_UNSAYABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that XML does not allow. A text of a model may hold them.
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
 _PLAIN = {
     "opacity": "1",
@@ -59,8 +59,8 @@ def draw(specification: Mapping[str, Any], label: str, kind: str = "") -> Markup
     The same specification gives the same bytes. Colours of the specification may be CSS variables
     of the page.
     """
-    whole = json.dumps(said({"config": CONFIG, **specification}), ensure_ascii=False)
-    return _drawn(whole, str(said(label)), kind)
+    whole = json.dumps(xml_text({"config": CONFIG, **specification}), ensure_ascii=False)
+    return _drawn(whole, str(xml_text(label)), kind)
 
 
 @lru_cache(maxsize=64)
@@ -76,13 +76,13 @@ def _drawn(specification: str, label: str, kind: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
 
 
-def said(value: Any) -> Any:
-    """A copy of JSON values without the characters that XML has no word for."""
+def xml_text(value: Any) -> Any:
+    """A copy of JSON values without the characters that XML does not allow."""
     if isinstance(value, Mapping):
-        return {key: said(item) for key, item in value.items()}
+        return {key: xml_text(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [said(item) for item in value]
-    return _UNSAYABLE.sub("\ufffd", value) if isinstance(value, str) else value
+        return [xml_text(item) for item in value]
+    return _NOT_XML.sub("\ufffd", value) if isinstance(value, str) else value
 
 
 def _clean(node: ElementTree.Element, prefix: str, axis: bool = False) -> None:
@@ -107,9 +107,9 @@ def _clean(node: ElementTree.Element, prefix: str, axis: bool = False) -> None:
         if _empty(child):
             node.remove(child)
     if described and title:
-        told = ElementTree.Element("title")
-        told.text = title
-        node.insert(0, told)
+        title_node = ElementTree.Element("title")
+        title_node.text = title
+        node.insert(0, title_node)
 
 
 def _empty(node: ElementTree.Element) -> bool:

@@ -1,30 +1,35 @@
-"""Every number that a page shows, from a report's facts: "numbers" in report.json, and what charts
-and tables are drawn from."""
+"""Every number that a page shows, from a report's facts: "numbers" in report.json, what charts and
+tables are drawn from, and the JSON Schema of both.
+
+    cowest report --schema        # prints it; docs/report.schema.json is what it printed last
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from cowest_dspy.report.model import InfluenceRow, RunReport
+from cowest_dspy.report.facts import SCHEMA_VERSION, InfluenceRow, RunReport
 from cowest_dspy.report.numbers import (
     ArmLine,
     InfluenceCounts,
-    PairedTest,
     arm_table,
     compare,
     influence_by_round,
     influence_counts,
 )
-from cowest_dspy.report.verdict import Verdict, verdict
+from cowest_dspy.report.significance import PairedTest
+from cowest_dspy.report.verdict import verdict
+from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import total_usd
 
 BINS = 21
-_RIGHT_OR_WRONG = (("wrong drafts", 0.0, 0.0), ("right drafts", 1.0, 1.0))
+_RIGHT_OR_WRONG = ((0.0, 0.0), (1.0, 1.0))
 _QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
@@ -121,29 +126,23 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
 def _by_draft(rows: Sequence[InfluenceRow]) -> tuple[DraftGroup, ...]:
     """Drafts by their own score: wrong and right, or in quarters where scores are graded."""
     scored = [row for row in rows if row.draft_score is not None]
+    binary = all(row.draft_score in (0, 1) for row in scored)
     groups = list[DraftGroup]()
-    if all(row.draft_score in (0, 1) for row in scored):
-        for title, low, high in _RIGHT_OR_WRONG:
-            groups.append(
-                DraftGroup(
-                    title,
-                    low,
-                    high,
-                    influence_counts([row for row in scored if row.draft_score == low]),
-                )
+    for low, high in _RIGHT_OR_WRONG if binary else _QUARTERS:
+        title = ("right" if low else "wrong") + " drafts"
+        inside = [
+            row
+            for row in scored
+            if low <= (row.draft_score or 0.0) < high or row.draft_score == high in (low, 1)
+        ]
+        groups.append(
+            DraftGroup(
+                title if binary else f"drafts that score {low:g} to {high:g}",
+                low,
+                high,
+                influence_counts(inside),
             )
-    else:
-        for low, high in _QUARTERS:
-            inside = [
-                row
-                for row in scored
-                if low <= (row.draft_score or 0.0) < high or row.draft_score == high == 1
-            ]
-            groups.append(
-                DraftGroup(
-                    f"drafts that score {low:g} to {high:g}", low, high, influence_counts(inside)
-                )
-            )
+        )
     return tuple(group for group in groups if group.counts.n)
 
 
@@ -172,6 +171,34 @@ def _totals(report: RunReport) -> Totals:
             default=None,
         ),
     )
+
+
+def report_schema() -> dict[str, Any]:
+    """The schema, in the dialect 2020-12: facts of a ``RunReport``, their version, and under
+    "numbers" what follows from them."""
+    facts = TypeAdapter(RunReport).json_schema(mode="serialization", ref_template="#/$defs/{model}")
+    numbers = TypeAdapter(Figures).json_schema(mode="serialization", ref_template="#/$defs/{model}")
+    definitions = {**numbers.pop("$defs", {}), **facts.pop("$defs", {}), "Figures": numbers}
+    properties = {
+        "schema_version": {"const": SCHEMA_VERSION},
+        **facts["properties"],
+        "numbers": {"$ref": "#/$defs/Figures"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "report.json of cowest_dspy",
+        "description": facts.get("description", ""),
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def schema_text() -> str:
+    """The schema as a file has it."""
+    return json.dumps(report_schema(), ensure_ascii=False, indent=1) + "\n"
 
 
 _ADAPTER = TypeAdapter(Figures)

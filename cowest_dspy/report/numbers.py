@@ -1,48 +1,31 @@
 """The statistics of a report: pure functions from scores to named numbers, each with its source.
 
-Two rules hold everywhere. A failure is not a score: what failed is counted beside the scores, never
-among them. What is compared is compared on the same examples: tests are paired by example id, and
-say how many they had to leave out.
+A failure is not a score: what failed is counted beside the scores, never among them. Tests are paired
+by example id, and say how many examples they had to leave out.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from cowest_dspy.influence.intervals import (
+from cowest_dspy.influence.report import failure_kind
+from cowest_dspy.influence.statistics import (
     Interval,
     bootstrap_mean_interval,
-    paired_difference_interval,
     share_interval,
     wilson_interval,
 )
-from cowest_dspy.influence.report import failure_kind
-from cowest_dspy.report.model import Arm, InfluenceRow, RunReport
+from cowest_dspy.pairs.filters import plain
+from cowest_dspy.report.facts import Arm, InfluenceRow, RunReport
+from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
 
-SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """Two arms on the same examples. ``fixed``: the second scores higher; ``broken``: lower; ``p``
-    two-sided in (0, 1].
-
-    ``difference`` is mean(second) - mean(first) over the ``n`` examples that both have a score for;
-    ``left_out`` is the number of the others.
-    """
-
-    n: int
-    fixed: int
-    broken: int
-    p: float
-    left_out: int
-    difference: float | None
-    interval: Interval | None
+T = TypeVar("T")
+SHARE, LEAST = 0.75, 20  # of an arm's drafts that are one text; fewer drafts say nothing
 
 
 @dataclass(frozen=True)
@@ -95,53 +78,6 @@ class InfluenceCounts:
     def n(self) -> int:
         """All drafts, failed ones included."""
         return self.helped + self.hurt + self.same + self.failed
-
-
-def exact_sign_p(fixed: int, broken: int) -> float:
-    """Two-sided exact binomial p at 1/2: the chance of a split at least this uneven when neither
-    arm is better.
-
-    Exact in integers, then one division; p = 1 when nothing differs. Below the least float, that
-    float stands in.
-    """
-    n, fewer = fixed + broken, min(fixed, broken)
-    term, tail = 1, 1
-    for k in range(1, fewer + 1):
-        term = term * (n - k + 1) // k
-        tail += term
-    return max(min(1.0, 2 * tail / 2**n), sys.float_info.min)
-
-
-def paired_exact_test(
-    first: Mapping[str, float | None], second: Mapping[str, float | None], *, level: float = 0.95
-) -> PairedTest:
-    """Does ``second`` do better than ``first`` on the same examples? Scores by example id; None is
-    a failure.
-
-    For right and wrong this is McNemar's test in its exact form (McNemar 1947, Psychometrika
-    12:153); for graded scores the sign test, which asks how often and not how much. Examples
-    without a score on both sides are left out and counted. The interval of the difference is
-    Newcombe's for right and wrong, else a seeded bootstrap over examples.
-    """
-    both = [
-        (a, b) for key, a in first.items() if a is not None and (b := second.get(key)) is not None
-    ]
-    fixed = sum(b - a > SAME for a, b in both)
-    broken = sum(a - b > SAME for a, b in both)
-    left_out = len(first.keys() | second.keys()) - len(both)
-    if not both:
-        return PairedTest(0, 0, 0, 1.0, left_out, None, None)
-    difference = statistics.fmean(b - a for a, b in both)
-    if _binary(score for pair in both for score in pair):
-        both_right = sum(a == b == 1 for a, b in both)
-        interval = paired_difference_interval(
-            both_right, fixed, broken, len(both) - both_right - fixed - broken, level
-        )
-    else:
-        interval = bootstrap_mean_interval([[b - a] for a, b in both], level=level)
-    return PairedTest(
-        len(both), fixed, broken, exact_sign_p(fixed, broken), left_out, difference, interval
-    )
 
 
 def failures_of(arm: Arm) -> dict[str, int]:
@@ -202,7 +138,7 @@ def influence_by_round(rows: Iterable[InfluenceRow]) -> dict[int, InfluenceCount
 def _arm_line(arm: Arm, reference: Arm | None) -> ArmLine:
     scores = [answer.score for answer in arm.answers if answer.score is not None]
     asked, answered = len(arm.answers), len(scores)
-    binary = _binary(scores)
+    binary = is_binary(scores)
     correct = round(sum(scores)) if binary else None
     if correct is not None:
         interval = wilson_interval(correct, answered) if answered else None
@@ -231,5 +167,32 @@ def _arm_line(arm: Arm, reference: Arm | None) -> ArmLine:
     )
 
 
-def _binary(scores: Iterable[float]) -> bool:
-    return all(score in (0, 1) for score in scores)
+def alike_drafts(arms: Iterable[Arm]) -> str | None:
+    """A warning that names the arms of which at least three in four drafts (of 20 or more) are one
+    text, up to case and spaces.
+
+    Such a drafter has learned which answer is common. A small held-out split then takes or rolls
+    back a tuned model by how often the one text is right in it, whatever the drafts are worth. The
+    text itself is not quoted, since a page may hide it.
+    """
+    named: list[str] = []
+    for arm in arms:
+        drafts = Counter(plain(answer.draft) for answer in arm.answers if answer.draft is not None)
+        most, n = max(drafts.values(), default=0), drafts.total()
+        if n >= LEAST and most >= SHARE * n:
+            named.append(f"{arm.title} ({most:,} of {n:,})")
+    if not named:
+        return None
+    return (
+        "Drafts hardly depend on their inputs; nearly all of an arm are one and the same text: "
+        f"{'; '.join(named)}. A gain or loss "
+        "of such an arm may be no more than how often that text is right in these examples."
+    )
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of the items, evenly spaced and in order: a sample that keeps the mix of
+    early and late."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]

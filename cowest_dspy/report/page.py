@@ -1,9 +1,9 @@
-"""What every page of ours is made with: one Jinja environment, its assets, and its content security
-policy.
+"""Views as HTML pages.
 
-A page is one file that asks the network for nothing: its policy allows only the styles and scripts
-it carries, by their hashes. Jinja2 escapes every text; what a script reads of it is JSON in a block
-that nobody runs.
+A page is one file that asks the network for nothing: its content security policy allows only the
+style and the script that it carries, by their hashes. Jinja2 escapes every text: a draft with
+``<script>`` in it is shown, and not run. What the script reads is JSON in a block that is not
+executed; the charts are SVG.
 """
 
 from __future__ import annotations
@@ -12,89 +12,36 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.report.verdict import (
-    bare_p,
-    format_interval,
-    format_p,
-    format_points,
-    format_share,
-    format_usd,
-)
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report.view import Section, Table, View
+from cowest_dspy.utils.notebook import clip
 from cowest_dspy.utils.reading import file_errors, read_json
 
-
-def page_environment(package: str = "cowest_dspy.report", **filters: Any) -> Environment:
-    """Templates of that package, and behind them those of the report, with the filters that all
-    pages share and these ones."""
-    packages = dict.fromkeys((package, "cowest_dspy.report"))
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(name) for name in packages]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "share": format_share,
-        "span": format_interval,
-        "p": format_p,
-        "bare_p": bare_p,
-        "points": format_points,
-        "usd": format_usd,
-        "gib": _gibibytes,
-        "count": _count,
-        **filters,
-    }
-    return environment
+MAX_SETTING = 2000  # characters
+SERIES = 6  # colours of lines in page.css: --s0 and on
 
 
-def asset(environment: Environment, *names: str) -> Markup:
-    """The text of these templates' files, one after the other, as it stands: a style or a
-    script."""
-    assert environment.loader is not None
-    texts = [
-        environment.loader.get_source(environment, name)[0].replace("\r\n", "\n") for name in names
-    ]
-    return Markup("\n".join(texts))
+@dataclass(frozen=True)
+class Browser:
+    """A list to search and page through, as the page carries it: the ``name`` of what is in it, its
+    JSON, how many ``rows`` it has, and of how many in ``total``."""
 
-
-def policy(styles: Iterable[str], scripts: Iterable[str] = ()) -> str:
-    """The content security policy of a page that has these styles and scripts, and nothing else."""
-    allowed = [f"default-src 'none'; img-src data:; style-src {_hashes(styles)}"]
-    if ran := _hashes(scripts):
-        allowed.append(f"script-src {ran}")
-    return "; ".join([*allowed, "base-uri 'none'; form-action 'none'"])
-
-
-def data_block(value: Any) -> Markup:
-    """JSON for a ``<script type="application/json">``: no text in it can end the block, or begin
-    another."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as dotted names and their values as JSON."""
-    rows = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            rows += flat(value, f"{prefix}{key}.")
-        else:
-            rows.append(
-                (
-                    f"{prefix}{key}",
-                    value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-                )
-            )
-    return rows
+    name: str
+    json: Markup
+    rows: int
+    total: int
 
 
 def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict[str, Any]:
@@ -115,14 +62,119 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
     return document
 
 
+def render_page(view: View) -> str:
+    """The page of a view."""
+    scripted = any(isinstance(one.extra, Browser) and one.extra.rows for one in view.sections)
+    style, script = asset("page.css"), asset("page.js") if scripted else Markup()
+    sections = [(one, one.charts() if _filled(one) else (), _filled(one)) for one in view.sections]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            view=view,
+            sections=sections,
+            style=style,
+            script=script,
+            policy=_policy([style], [script] if script else []),
+        )
+    )
+
+
+def _filled(section: Section) -> bool:
+    """Whether the section has something to show yet."""
+    extra = section.extra.rows if isinstance(section.extra, Browser) else section.extra
+    return bool(section.tables or extra or not section.missing)
+
+
+def settings_section(config: Mapping[str, Any], versions: Mapping[str, str]) -> Section:
+    """Configuration and versions, folded."""
+    tables = tuple(
+        Table(
+            f"{name}, {len(rows)} entries",
+            ("key", "value"),
+            tuple((key, clip(value, MAX_SETTING)) for key, value in rows),
+            texts=True,
+            folded=True,
+        )
+        for name, rows in (("Configuration", flat(config)), ("Versions", list(versions.items())))
+        if rows
+    )
+    return Section("settings", "Configuration", tables, missing="None recorded.")
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted names and their values as JSON."""
+    rows = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rows.append((f"{prefix}{key}", text))
+    return rows
+
+
+def asset(name: str) -> Markup:
+    """The text of a file among the templates, as it stands: a style or a script."""
+    file = files("cowest_dspy.report") / "templates" / name
+    return Markup(file.read_text(encoding="utf-8").replace("\r\n", "\n"))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cowest_dspy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"clip": clip, "code": _code, "labelled": labelled}
+    environment.globals |= {"outcome": outcome}
+    return environment
+
+
+def labelled(values: Mapping[str, Any] | None) -> str:
+    """Fields as readable lines: the bare value of a single field, else one "Label: value" line per
+    field."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return str(next(iter(values.values())))
+    return "\n".join(
+        f"{key.replace('_', ' ').capitalize()}: {value}" for key, value in values.items()
+    )
+
+
+def outcome(answer: Answer | None) -> str:
+    """One word or number for an answer: right, wrong, a graded score, failed, or not asked."""
+    if answer is None:
+        return "not asked"
+    if answer.score is None:
+        return "failed"
+    return {1.0: "right", 0.0: "wrong"}.get(answer.score, f"{answer.score:.2f}")
+
+
+def _code(text: str) -> Markup:
+    """The text with what stands in backquotes as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def data_block(value: Any) -> Markup:
+    """JSON for a ``<script type="application/json">``: no text in it can end the block, or begin
+    another."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
+    """The content security policy of a page that has these styles and scripts, and nothing else."""
+    allowed = [f"default-src 'none'; img-src data:; style-src {_hashes(styles)}"]
+    if ran := _hashes(scripts):
+        allowed.append(f"script-src {ran}")
+    return "; ".join([*allowed, "base-uri 'none'; form-action 'none'"])
+
+
 def _hashes(texts: Iterable[str]) -> str:
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-
-def _gibibytes(value: int | None) -> str:
-    return "-" if value is None else f"{value / 2**30:.2f} GiB"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,}"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from cowest_dspy.errors import ConfigError, ReportError, nearest
-from cowest_dspy.store.progress import FILE, Snapshot, StageDone, alive, read_snapshot
+from cowest_dspy.store.progress import FILE, Snapshot, StageState, alive, read_snapshot
 from cowest_dspy.store.schema import EMPTIED, emptied
 from cowest_dspy.utils.reading import parse_json, read_toml
 
@@ -59,7 +59,7 @@ class Kept:
 
     calls: int = 0
     usd: float | None = 0.0
-    stages: tuple[StageDone, ...] = ()
+    stages: tuple[StageState, ...] = ()
     records: int = 0
     damage: str = ""
     busy: bool = False
@@ -208,14 +208,14 @@ def _kept(db: sqlite3.Connection, *, numbers: bool) -> Kept:
     return Kept(calls, usd, stages, 1 if some else 0)
 
 
-def _stage(name: str, record: dict[str, Any]) -> StageDone:
+def _stage(name: str, record: dict[str, Any]) -> StageState:
     numbers = {key: record[key] for key in ("seconds", "calls", "tokens_in", "tokens_out", "usd")}
     return _STAGE.validate_python(
         {**numbers, "cached": record["cached_calls"], "name": name, "title": name, "earlier": True}
     )
 
 
-_STAGE = TypeAdapter(StageDone)
+_STAGE = TypeAdapter(StageState)
 
 
 def _task(folder: Path) -> str | None:

@@ -1,28 +1,29 @@
-"""The report in words: whether the collaboration pays, which rounds were taken, what tuning did;
-plain about a loss too."""
+"""Results in words, plain about a loss too. Of a run: whether the collaboration pays, which rounds were
+taken, what tuning did. Of a comparison: what is better than the arm to beat, and whether the method
+beats its controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import get_args
 
 from cowest_dspy.influence.report import format_kinds, remedy
-from cowest_dspy.optimizers.rounds import Outcome
-from cowest_dspy.report.model import RunReport
+from cowest_dspy.influence.statistics import Interval
+from cowest_dspy.optimizers.rounds import Outcome, Round
+from cowest_dspy.report.compare import ArmNumbers, Numbers, controls_of
+from cowest_dspy.report.compared import Comparison
+from cowest_dspy.report.facts import RoundRow, RunReport
 from cowest_dspy.report.numbers import (
-    Interval,
-    PairedTest,
     compare,
-    exact_sign_p,
     failures_of,
     influence_by_round,
     influence_counts,
 )
+from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, exact_sign_p, finding
+from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
-ALPHA = 0.05
 LEAST_CHANGED = next(count for count in range(1, 99) if exact_sign_p(count, 0) < ALPHA)
 """Fewer answers that change give an exact two-sided test no chance of p < 0.05: 6."""
 # Arms as a sentence names them; others by their titles.
@@ -31,34 +32,6 @@ _SPOKEN = {
     "strong": "the strong model alone",
     "weak": "the weak model alone",
 }
-
-
-class HasOutcome(Protocol):
-    """A round: of a report, or as it was made."""
-
-    @property
-    def number(self) -> int:
-        """Counted from 1."""
-        ...
-
-    @property
-    def outcome(self) -> Outcome:
-        """What became of it."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-        ...
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The first of the ``sentences`` is the verdict, the others are further claims, one each.
-    ``good`` is True when every claim holds, False when one does not, None without claims."""
-
-    sentences: tuple[str, ...]
-    good: bool | None
 
 
 def verdict(report: RunReport) -> Verdict:
@@ -110,6 +83,11 @@ def format_share(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def format_count(value: float | None) -> str:
+    """A count with thousands set apart; a dash when there is none."""
+    return "-" if value is None else f"{value:,}"
+
+
 def format_interval(interval: Interval | None) -> str:
     """A 95 % interval of a share, in percent; a dash when there is none."""
     return "-" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
@@ -127,7 +105,7 @@ def format_gain(test: PairedTest, sign: int = 1) -> str:
     return text
 
 
-def format_points(test: PairedTest) -> str:
+def format_points(test: PairedTest | Paired) -> str:
     """A signed difference in points with its interval: ``+41.0 points [+33.0, +49.0]``."""
     if test.difference is None:
         return "-"
@@ -295,7 +273,7 @@ def at_odds(interval: Interval | None, p: float, n: int, better: int, worse: int
     )
 
 
-def outcomes_text(rounds: Sequence[HasOutcome], *, why: bool = False) -> str:
+def outcomes_text(rounds: Sequence[Round | RoundRow], *, why: bool = False) -> str:
     """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round.
     ``why``: with the reason of those that were skipped."""
     parts = list[str]()
@@ -355,3 +333,134 @@ def spoken(report: RunReport, name: str) -> str:
     if name == report.after and name in _SPOKEN and untuned(report):
         return f"the untuned {name}"
     return _SPOKEN.get(name) or (arm.title if arm else name)
+
+
+# A comparison
+
+
+def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
+    """What the comparison shows after Holm's correction at the two-sided level 0.05.
+
+    ``good`` is True when the target is better than ``against`` and than every control, as far as
+    these are there; False when it is not; None when there is no such claim to judge.
+    """
+    sentences, claims = list[str](), list[bool]()
+    against = numbers.arm(comparison.against)
+    if against is not None and numbers.tests:
+        sentences += _findings(against.title, numbers)
+        target = numbers.arm(comparison.target)
+        if target is not None and target.finding is not None:
+            claims.append(target.finding > 0)
+    elif against is None and numbers.arms:
+        sentences.append(
+            f'No arm is tested: "{comparison.against}", which they are to be tested against, has '
+            "not been evaluated."
+        )
+    for name, controls in controls_of(comparison).items():
+        sentence, beaten = _controls_claim(name, len(controls), numbers)
+        sentences.append(sentence)
+        claims += [beaten] if name == comparison.target and beaten is not None else []
+    if not sentences:
+        return Verdict(("No verdict yet: there is nothing to compare.",), None)
+    said = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
+    return Verdict(said, all(claims) if claims else None)
+
+
+def format_difference(test: Paired) -> str:
+    """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
+
+    >>> from cowest_dspy.influence.statistics import Interval
+    >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
+    '+20.0 [+5.7, +34.0]'
+    """
+    if test.difference is None:
+        return "-"
+    return format_points(test).replace(" points", "")
+
+
+def _findings(against: str, numbers: Numbers) -> list[str]:
+    better, same, worse = (
+        [line for line in numbers.arms if line.finding == sign] for sign in (1, 0, -1)
+    )
+    over = (
+        f"Holm over {numbers.tests} {'test' if numbers.tests == 1 else 'tests'}, two-sided "
+        f"{ALPHA:g}"
+    )
+    if better:
+        sentences = [f"Better than {against} ({over}): {_listed(better)}."]
+    else:
+        sentences = [f"No arm is reliably better than {against} ({over})."]
+    if same:
+        sentences.append(f"Not distinguishable from {against}: {_listed(same)}.")
+    if worse:
+        sentences.append(f"WORSE than {against}: {_listed(worse)}.")
+    turned = [
+        line.title
+        for line in numbers.arms
+        if line.finding != finding(line.strict_test, line.strict_holm)
+    ]
+    if turned:
+        sentences.append(
+            f"With failures counted as wrong the finding is another one for: {', '.join(turned)}."
+        )
+    return sentences
+
+
+def _listed(lines: Sequence[ArmNumbers]) -> str:
+    return "; ".join(
+        (
+            f"{line.title} ({format_difference(line.test)} points, "
+            f"{format_p(line.holm)}{_doubt_clause(line.test, line.holm)})"
+        )
+        for line in lines
+        if line.test is not None and line.holm is not None
+    )
+
+
+def _doubt_clause(test: Paired, corrected: float) -> str:
+    """Why an interval leaves 0 out and the corrected p does not reach 5 %, as a clause; empty where
+    the two agree."""
+    if test.interval is None or corrected < ALPHA or test.interval.low <= 0 <= test.interval.high:
+        return ""
+    if test.p < ALPHA:
+        return f"; {format_p(test.p)} before the correction, as the interval is"
+    return f"; {at_odds(test.interval, test.p, test.n, test.higher, test.lower)}"
+
+
+def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:
+    """Whether the arm of that name beats every one of its ``count`` controls, in a sentence; None
+    where that cannot be said."""
+    target, tests = (
+        numbers.arm(name),
+        [control for control in numbers.controls if control.target == name],
+    )
+    if target is None:
+        return (
+            f'The controls are not judged: the arm "{name}", which has to beat them, has not been '
+            "evaluated.",
+            None,
+        )
+    if not tests:
+        return (
+            f"The controls are not judged: {target.title} shares no scored example with them.",
+            None,
+        )
+    lost = [control for control in tests if finding(control.test, control.holm) != 1]
+    told = "; ".join(
+        (
+            f"{control.title} ({format_difference(control.test)} points, "
+            f"{format_p(control.holm)}{_doubt_clause(control.test, control.holm)})"
+        )
+        for control in lost or tests
+    )
+    over = f"(Holm over {len(tests)} {'test' if len(tests) == 1 else 'tests'})"
+    if lost:
+        return (
+            f"{target.title} does NOT reliably beat its controls {over}: {told}. A method that "
+            "cannot beat its controls is not "
+            "shown to owe its score to what they leave out.",
+            False,
+        )
+    missing = count - len(tests)
+    left = f"; {missing} more could not be compared" if missing else ""
+    return f"{target.title} beats its controls {over}: {told}{left}.", missing == 0

@@ -27,7 +27,7 @@ from cowest_dspy.errors import ClusterError, ConfigError, CowestError, masked
 from cowest_dspy.influence.collection import Tally
 from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.trace import KIND, Sampling, Traces
-from cowest_dspy.program.inputs import check_inputs
+from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.scale.coordinator import Coordinator, RemoteCoordinator
 from cowest_dspy.scale.shard import (
@@ -41,7 +41,7 @@ from cowest_dspy.scale.shard import (
     recount,
     split,
 )
-from cowest_dspy.store.pool import Progress
+from cowest_dspy.store.pool import OnProgress
 from cowest_dspy.store.store import Store
 
 MISSING = '[ray] needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
@@ -152,7 +152,7 @@ class Cluster:
         *,
         store: Store,
         max_errors: float = MAX_ERRORS,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Traces:
         """As :func:`cowest_dspy.collect`, in shards of the examples: the same traces, in the same
@@ -230,7 +230,7 @@ class _Tasks:
         )
         self._open: dict[Any, Shard] = {}
 
-    def run(self, shards: Sequence[Shard], tally: Tally, on_progress: Progress | None) -> Any:
+    def run(self, shards: Sequence[Shard], tally: Tally, on_progress: OnProgress | None) -> Any:
         """What became of each shard, in their order, as they are done."""
         import ray
 
@@ -251,7 +251,7 @@ class _Tasks:
         self._look(tally, total, on_progress, last=True)
 
     def _look(
-        self, tally: Tally, total: int, on_progress: Progress | None, *, last: bool = False
+        self, tally: Tally, total: int, on_progress: OnProgress | None, *, last: bool = False
     ) -> None:
         import ray
 

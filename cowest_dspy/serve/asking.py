@@ -19,7 +19,7 @@ import dspy
 
 from cowest_dspy.errors import CowestError, ProgramError
 from cowest_dspy.influence.metric import Attempt, attempt
-from cowest_dspy.optimizers.router.model import ROUTES, Route
+from cowest_dspy.optimizers.router import ROUTES, Route
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.serve.breaker import Breaker
 from cowest_dspy.serve.config import BreakerRules
@@ -41,8 +41,8 @@ class Router(Protocol):
     def route(
         self, program: Collaboration, outputs: dspy.Prediction, inputs: dict[str, Any]
     ) -> Route:
-        """``outputs`` is what ``program.draft_outputs`` gave; ``inputs`` are the program's. A gate
-        is one (``Gate.load``)."""
+        """``outputs`` is what ``program.draft_outputs`` gave; ``inputs`` are the program's. A router
+        is one (``Router.load``)."""
         ...
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.program.adapters import LineAdapter
-from cowest_dspy.program.escaping import escape_field_marks, escape_value
+from cowest_dspy.program.adapters import LineAdapter, escape_field_marks, escape_value
 from cowest_dspy.serve.asking import Answer
 from cowest_dspy.serve.protocol import ChatCompletion, Choice, Failing, Said, Told, Usage
 from cowest_dspy.serve.reading import Asked, Task, only

@@ -250,7 +250,7 @@ class Guard:
             return (
                 "[budget] usd cannot be kept: the price of an answer is not known, since its "
                 "engine or its server did not say it "
-                "(price = { input = ..., output = ... } of an API, wire.priced of an engine). "
+                "(price = { input = ..., output = ... } of an API, serialize.priced of an engine). "
                 "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from cowest_dspy.store.rate_limit import stoppable
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -36,7 +36,7 @@ def all_in_order(
     items: Sequence[Item],
     *,
     threads: int,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Made]:
     """``function`` of every item, in their order: in so many threads under the caller's context
     (its ledger above all), and when one of them fails or is interrupted, whoever waits for a rate

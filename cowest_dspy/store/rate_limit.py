@@ -25,27 +25,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, TypeVar
 
-from cowest_dspy.store.budget import withdraw_attempt
+from dspy.utils.exceptions import LMError, is_retryable_lm_error
+
+from cowest_dspy.store.budget import another_attempt, withdraw_attempt
+
+T = TypeVar("T")
 
 WINDOW = 60.0
-
-
-class Waker(Protocol):
-    """What a call waits on: a ``threading.Event``, or a fake of it with a clock of its own."""
-
-    def set(self) -> None:
-        """Ends the wait."""
-        ...
-
-    def clear(self) -> None:
-        """Makes the next wait a wait."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Waits so many seconds, or until it is set."""
-        ...
 
 
 class Stopping:
@@ -53,7 +41,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.stopped = False
-        self._wakers: set[Waker | Stopping] = set()
+        self._wakers: set[Any] = set()
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -68,7 +56,7 @@ class Stopping:
         self.stop()
 
     @contextmanager
-    def waking(self, waker: Waker | Stopping) -> Iterator[None]:
+    def waking(self, waker: Any) -> Iterator[None]:
         """Sets ``waker`` when the stretch is stopped, or has been."""
         with self._lock:
             self._wakers.add(waker)
@@ -148,6 +136,29 @@ def rest(seconds: float) -> None:
         stopping.check()
 
 
+def retry(attempt: Callable[[], T], retries: int, pause: Callable[[LMError, int], float]) -> T:
+    """The result of ``attempt()``, which is made again after failures that may pass (429, 5xx, a
+    broken connection): so many times at most, ``pause(error, number)`` seconds later. The run's
+    budget counts each attempt; a stop ends the wait.
+
+    Raises:
+        LMError: a failure that does not pass, or the last one.
+        BudgetError: a retry for which the budget has no room.
+        KeyboardInterrupt: the work was stopped.
+    """
+    for number in range(retries + 1):
+        if number:
+            another_attempt()
+        try:
+            return attempt()
+        except LMError as error:
+            if number == retries or not is_retryable_lm_error(error):
+                raise
+            seconds = pause(error, number)
+        rest(seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
 @dataclass(eq=False)
 class Admission:
     """A call that was let in: its tokens, and until when it counts (for ever, while it is under
@@ -166,7 +177,7 @@ class Limits:
         tokens: how many tokens, of prompts and answers, a window may hold; None is without limit.
         window: its length in seconds.
         clock: seconds on a clock that never goes back.
-        waker: what waiting calls wait on, for tests.
+        waker: makes what a waiting call waits on; tests give a ``threading.Event`` of their own.
     """
 
     def __init__(
@@ -176,14 +187,14 @@ class Limits:
         *,
         window: float = WINDOW,
         clock: Callable[[], float] = time.monotonic,
-        waker: Callable[[], Waker] = threading.Event,
+        waker: Callable[[], Any] = threading.Event,
     ) -> None:
         self.requests, self.tokens, self.window = requests, tokens, window
         self._clock, self._waker = clock, waker
         self._lock = threading.Lock()
         self._calls, self._taken = 0, 0
         self._ended: deque[Admission] = deque()
-        self._queue: deque[Waker] = deque()
+        self._queue: deque[Any] = deque()
         self._held_until = float("-inf")
 
     def enter(self, tokens: int = 0) -> Admission:

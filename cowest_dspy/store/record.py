@@ -19,12 +19,12 @@ from typing import Any, Protocol
 
 import dspy
 from dspy.lm15 import LM15Error, Request, Response
-from dspy.utils.exceptions import AdapterParseError, LMError, LMServerError, is_retryable_lm_error
+from dspy.utils.exceptions import AdapterParseError, LMError, LMServerError
 
 from cowest_dspy.errors import masked
 from cowest_dspy.store import serialize
-from cowest_dspy.store.budget import another_attempt, attempts_count
-from cowest_dspy.store.rate_limit import rest
+from cowest_dspy.store.budget import attempts_count
+from cowest_dspy.store.rate_limit import retry
 from cowest_dspy.utils.masking import remember_secret
 
 EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
@@ -225,19 +225,15 @@ class RecordingEngine:
         if dspy.settings.send_stream is not None and not attempts_count():
             return _require_answer(lm(request, **options), request.model)
         once = self._without_retries(lm)
-        for retries in range(lm.num_retries + 1):
-            if retries:
-                another_attempt()
-            try:
-                return _require_answer(once(request, **options), request.model)
-            except LMError as error:
-                if retries == lm.num_retries or not is_retryable_lm_error(error):
-                    raise
-                pause = min(max(error.retry_after or 0.0, 0.5 * 2**retries), LONGEST_PAUSE)
-                if error.status == 200:  # No answer in it, and DSPy's own cache may hold it.
-                    options["cache"] = False
-            rest(pause)
-        raise AssertionError("the last attempt returns or raises")
+
+        def pause(error: LMError, number: int) -> float:
+            if error.status == 200:  # No answer in it, and DSPy's own cache may hold it.
+                options["cache"] = False
+            return min(max(error.retry_after or 0.0, 0.5 * 2**number), LONGEST_PAUSE)
+
+        return retry(
+            lambda: _require_answer(once(request, **options), request.model), lm.num_retries, pause
+        )
 
     def _without_retries(self, lm: dspy.LM) -> dspy.LM:
         """The LM as one that asks once: the same copy each time, since a copy has connections of

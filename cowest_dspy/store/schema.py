@@ -26,10 +26,13 @@ from cowest_dspy.store.budget import Bill
 MIGRATIONS: dict[int, str] = {
     1: """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE calls (key TEXT PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL,
-                    response TEXT NOT NULL, seconds REAL NOT NULL, created REAL NOT NULL);
-CREATE TABLE failures (key TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL, error TEXT NOT NULL, created REAL NOT NULL);
-CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key));
+CREATE TABLE calls (key TEXT PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL,
+                    request TEXT NOT NULL, response TEXT NOT NULL, seconds REAL NOT NULL,
+                    created REAL NOT NULL);
+CREATE TABLE failures (key TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL,
+                       error TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+                      PRIMARY KEY (kind, key));
 """,
     # tokens, and usd (NULL: not known), so that sums are SQL; attempts with their retries, 0 where
     # another run has paid; checksums.
@@ -40,7 +43,8 @@ ALTER TABLE calls ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE calls ADD COLUMN crc INTEGER;
 ALTER TABLE failures ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE records ADD COLUMN crc INTEGER;
-UPDATE calls SET tokens = tokens_of(response), usd = usd_of(response), crc = crc_of(key || request || response);
+UPDATE calls SET tokens = tokens_of(response), usd = usd_of(response),
+                 crc = crc_of(key || request || response);
 UPDATE records SET crc = crc_of(kind || key || value);
 """,
 }
@@ -107,7 +111,8 @@ MERGED_COSTS = (
 TIME_IN = "time in "
 """Prefix of the key in meta for the seconds at work in a stage, over all processes."""
 _COSTS = """
-SELECT stage, count(*), total(tokens), total(input_tokens_of(response)), total(usd), count(usd) FROM calls
+SELECT stage, count(*), total(tokens), total(input_tokens_of(response)), total(usd), count(usd)
+FROM calls
 WHERE attempts > 0 AND ? IN (stage, '') GROUP BY stage
 """
 _FAILED = (
@@ -116,12 +121,14 @@ _FAILED = (
 )
 _KILLED = """
 SELECT model, killed, max(tokens), max(usd), count(key) FROM
-(SELECT model, count(*) AS killed FROM failures WHERE error = ? GROUP BY model) LEFT JOIN calls USING (model) GROUP BY model
+(SELECT model, count(*) AS killed FROM failures WHERE error = ? GROUP BY model)
+LEFT JOIN calls USING (model) GROUP BY model
 """
 # Of a process's own calls that are under way its guard knows.
 _ATTEMPTS = """
 SELECT coalesce(sum(attempts), 0) FROM
-(SELECT model, attempts FROM calls UNION ALL SELECT model, attempts FROM failures WHERE error != ?) WHERE model = ?
+(SELECT model, attempts FROM calls UNION ALL SELECT model, attempts FROM failures WHERE error != ?)
+WHERE model = ?
 """
 NO_COST: dict[str, Any] = {"calls": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0.0, "note": ""}
 """The cost of a stage without calls."""

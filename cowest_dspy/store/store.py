@@ -34,12 +34,11 @@ from dspy.utils.exceptions import LMTransportError
 
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.progress import Journal, Limit
-from cowest_dspy.store.progress.under_way import UnderWay
+from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Limit, Paying
+from cowest_dspy.store.journal import Journal
+from cowest_dspy.store.merging import Merging
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
-    CALL_COLUMNS,
     CHECKED_BYTES,
     KILLED,
     UNDER_WAY,
@@ -48,7 +47,8 @@ from cowest_dspy.store.schema import (
     held,
     told,
 )
-from cowest_dspy.store.steps import Records, dump_json
+from cowest_dspy.store.steps import dump_json
+from cowest_dspy.store.under_way import UnderWay
 from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import without_half_pairs
@@ -66,7 +66,7 @@ class _Write:
     error: StoreError | None = None
 
 
-class Store(Records):
+class Store(Merging):
     """A run folder, held by this process. Use as a context manager, or call :meth:`close`.
 
     Args:
@@ -157,65 +157,6 @@ class Store(Records):
             raise
         return db
 
-    def _take_over(self, others: Sequence[Path]) -> None:
-        """Copies the calls of other runs; each keeps the stage under which it was first paid, and
-        costs this run nothing."""
-        for other in others:
-            if not other.is_file():
-                raise StoreError(f"There is no run in {other.parent}: no {other.name}.")
-            with told(other):
-                self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
-                with self._db:
-                    self._db.execute(
-                        f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) SELECT key, stage, model, "
-                        "request, response, seconds, "
-                        "created, tokens_of(response), usd_of(response), 0, crc_of(key || request "
-                        "|| response) FROM other.calls"
-                    )
-                self._db.execute("DETACH DATABASE other")
-
-    def copy_calls(self, path: Path) -> None:
-        """Writes all answers into a file of their own, for :class:`Store` ``known``."""
-        path.unlink(missing_ok=True)
-        with self._attached(path, "copy"), self._db:
-            self._db.execute("CREATE TABLE copy.calls AS SELECT * FROM main.calls WHERE 0")
-            self._db.execute("INSERT INTO copy.calls SELECT * FROM main.calls")
-            self._db.execute("CREATE UNIQUE INDEX copy.calls_key ON calls (key)")
-
-    def merge(self, folder: Path, *, kinds: Sequence[str] = ()) -> None:
-        """Takes over the calls that the store in another folder has, at what they cost, its
-        failures, and its records of these kinds, in their order. Doing it twice is doing it once.
-
-        An answer to a request that both have answered was paid for twice: it is kept under a key
-        that no request has.
-
-        Raises:
-            StoreError: the other store is in use or damaged; nothing was taken over.
-        """
-        # Opening it brings it to this version, and notes what its process has left under way.
-        with Store(folder) as other, self._attached(other._path, "other"):
-            if self._db.execute(schema.WRONG_CALLS).fetchone()[0]:
-                raise damaged(other._path, "a row is not what was written")
-            with self._db:
-                self._db.execute(schema.MERGE_CALLS)
-                for row in self._db.execute(schema.NEW_FAILURES).fetchall():
-                    self._db.execute(schema.ADD_FAILURE, (next(self._rows), *row))
-                for kind in kinds:
-                    self._db.execute(schema.MERGE_RECORDS, {"part": self._part, "kind": kind})
-            for tokens_in, tokens_out, usd in self._db.execute(schema.MERGED_COSTS).fetchall():
-                answer = {"input_tokens": tokens_in, "output_tokens": tokens_out, "usd": usd}
-                self._count(Usage.of_answer(answer))
-
-    @contextmanager
-    def _attached(self, path: Path, name: str) -> Iterator[None]:
-        """Another file beside this one on the same connection, for one thread."""
-        with self._lock, told(self._path):
-            self._db.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
-            try:
-                yield
-            finally:
-                self._db.execute(f"DETACH DATABASE {name}")
-
     def within(self, name: str) -> Store:
         """The same store for a part of the run: it shares calls, budget and file, and keeps its own
         records and stages, under ``name``, and a folder of its own below this one. Closing it
@@ -225,6 +166,11 @@ class Store(Records):
         part._queue, part.stage, part._counter, part._began = [], "none", UsageCounter(), None
         part.folder.mkdir(parents=True, exist_ok=True)
         return part
+
+    @property
+    def prefix(self) -> str:
+        """What stands before titles of stages and messages: of a part of a run, its name."""
+        return self._part.replace("/", ": ")
 
     def close(self, error: BaseException | None = None) -> None:
         """Gives the folder free, when the calls that are under way in other threads are committed.
@@ -417,8 +363,7 @@ class Store(Records):
                     self._asking[key] = mine, waiting - 1
 
     def _known(self, key: str) -> Response | None:
-        # On a connection of its own, which sees all that is committed: a question does not wait for
-        # the disk.
+        # On a connection of its own, which sees all that is committed: it waits for no disk.
         with self._reader_lock, told(self._path):
             for table in self._answers:
                 row = self._reader.execute(
@@ -513,7 +458,7 @@ class Store(Records):
         except StoreError as error:
             failed = error
         except (ValueError, OverflowError, TypeError) as error:
-            # A value that SQLite does not take; serialize.find_fault lets none through that is known.
+            # A value that SQLite does not take; find_fault lets none through that is known.
             failed = StoreError(
                 f"{self._path} could not be written ({error}). What was not written is not used."
             )

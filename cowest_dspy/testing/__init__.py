@@ -13,9 +13,7 @@ wrong on the way. Both are reached through the real LM layer of DSPy, so that pr
 parsing, retries and the store are the real ones.
 """
 
-from cowest_dspy.testing.engine import ScriptedEngine
-from cowest_dspy.testing.faults import Fault
-from cowest_dspy.testing.script import Script
-from cowest_dspy.testing.server import OpenAIServer, Received
+from cowest_dspy.testing.engine import Script, ScriptedEngine
+from cowest_dspy.testing.server import Fault, OpenAIServer, Received
 
 __all__ = ["Fault", "OpenAIServer", "Received", "Script", "ScriptedEngine"]

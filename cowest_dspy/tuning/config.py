@@ -228,10 +228,6 @@ class _Training(_Settings):
     """Optimiser steps between two checkpoints, from which a stopped training resumes. None: one
     about every minute. 0: none. It does not change the result."""
 
-    def warmup_steps_of(self, steps: int) -> int:
-        """Steps of the warm-up in a training of so many."""
-        return int(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps)
-
     def steps(self, rows: int) -> int:
         """Optimiser steps for so many rows."""
         steps = max(1, -(-round(rows * self.num_train_epochs) // self.step_rows))

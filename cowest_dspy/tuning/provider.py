@@ -23,17 +23,15 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 from pydantic import ValidationError
 
-from cowest_dspy.errors import TuningError, nearest
-from cowest_dspy.pairs import check_enough
-from cowest_dspy.pairs.config import LEAST_PAIRS
-from cowest_dspy.tuning.cluster import machines
+from cowest_dspy.errors import TooFewPairs, TuningError, nearest
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.launching import launch
-from cowest_dspy.tuning.rows import Row, chat_rows
-from cowest_dspy.tuning.training import Tuned, train_dpo, train_kto, train_sft
-from cowest_dspy.tuning.watching import OnStep
+from cowest_dspy.tuning.data import Row, chat_rows
+from cowest_dspy.tuning.launch import launch, plan_processes
+from cowest_dspy.tuning.train import OnStep, Tuned, train_dpo, train_kto, train_sft
 from cowest_dspy.utils import notebook
 
+LEAST_PAIRS = 8
+"""Fewer preference pairs, or labelled drafts, are not trained on; the default of [pairs] least."""
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {
     "sft": SFT,
     "chat": SFT,
@@ -191,14 +189,22 @@ class TRLProvider(Provider):
         """As :meth:`finetune`, without loading the adapter."""
         kind = _format(data_format)
         settings = _settings(kind, options)
-        if kind in ("preference", "unpaired"):
-            check_enough(len(data), options.get("least", LEAST_PAIRS))
+        found = len(data)
+        least = options.get("least", LEAST_PAIRS) if kind in ("preference", "unpaired") else 0
+        if found < least:
+            raise TooFewPairs(
+                f"Only {notebook.several(found, 'preference pair')}. Sample more drafts ([collect] "
+                "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
+                f"scores are graded. [pairs] least asks for {least}.",
+                found,
+                f"{notebook.several(found, 'pair')}, {least} needed",
+            )
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[FORMATS[kind]]
-        where = machines(options.get("processes", 1))
-        if not where.alone:
-            train = partial(launch, processes=where)
-        elif kind == "preference" and options.get("cache") is not None:
-            train = partial(train_dpo, cache=Path(options["cache"]))
+        processes = plan_processes(options.get("processes", 1))
+        if processes.count > 1:
+            train = partial(launch, processes=processes)
+        if kind == "preference" and options.get("cache") is not None:
+            train = partial(train, cache=Path(options["cache"]))
         tuned = train(
             settings,
             chat_rows(data) if kind == "chat" else data,

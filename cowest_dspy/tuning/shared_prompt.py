@@ -134,9 +134,7 @@ def share_if_equal(trainer: Any, sizes: Sequence[int]) -> bool:
         log.info("%s computes the prompt of a pair twice: its attention is %s.", name, attention)
         return False
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
-    batch = trainer._prepare_inputs(
-        trainer.data_collator([trainer.train_dataset[index] for index in (by_size[-1], by_size[0])])
-    )
+    batch = collate(trainer, trainer.train_dataset, (by_size[-1], by_size[0]))
     expected = _log_probs(trainer.model, batch)
     undo = share(backbone)
     try:
@@ -159,6 +157,12 @@ def share_if_equal(trainer: Any, sizes: Sequence[int]) -> bool:
         )
         return False
     return True
+
+
+def collate(trainer: Any, rows: Any, indices: Sequence[int]) -> dict[str, Any]:
+    """A batch of these rows of the trainer's, on the device that it computes on."""
+    batch = trainer.data_collator([rows[index] for index in indices])
+    return {name: value.to(trainer.args.device) for name, value in batch.items()}
 
 
 def round_frozen(model: Any) -> None:

@@ -12,6 +12,7 @@ away by the next that writes there.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import re
 import secrets
@@ -91,6 +92,12 @@ def replace_folder(made: Path, target: Path) -> None:
                 return
         os.replace(target, made.with_name("replaced"))
     os.replace(made, target)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def discard_of_ended(folder: Path, name: re.Pattern[str]) -> None:

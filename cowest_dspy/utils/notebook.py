@@ -1,44 +1,48 @@
-"""Views for notebooks: the small pieces of HTML that ``_repr_html_`` of our objects is made of.
+"""What a notebook shows of our objects: Rich renderables, as in a terminal, exported as one fragment
+of HTML.
 
-A view is a fragment that asks for nothing: no script, no style sheet, no address. Its colours are
-the notebook's own (light or dark), or half-transparent ones that can be read on both. Every text is
-escaped. A view is small: it shows the first few rows and says how many more there are, and a long
-text is cut and says so.
+    def _repr_html_(self) -> str:
+        return notebook.view("3 pairs", notebook.table(("example", "influence"), rows))
 
-A class whose view needs what stands further down in the house hands itself to :func:`html_of`,
-where that registers.
+A view asks for nothing: no script, no style sheet, no address. Every text is escaped. A view is
+small: it shows the first few rows and says how many more there are, and a long text is cut.
+
+A class whose view needs what only a later room has registers it with :func:`html_of`.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cowest_dspy.utils.safe_text import visible_text
 
 MOST_ROWS = 5
 MOST_TEXT = 300
-MOST_WORDS = 200
-"""Words of a text that are compared; a diff takes time that grows with the product of both."""
+MOST_DIFF = 1200  # characters
+MOST_WORDS, LEAST_SHARED = 1500, 0.2
+"""Of texts that are compared word by word: how many words, and the share that both have."""
+Parts = list[tuple[str, bool]]
+WIDTH = 120  # characters
+BAR = 40  # characters
 
 WORD = re.compile(r"\s+|\w+|[^\w\s]")
 """A word, the space between two, or a sign."""
 
-_COLOURS = {
-    "helped": "rgba(13,148,126,.75)",
-    "same": "rgba(128,136,150,.45)",
-    "hurt": "rgba(217,84,20,.75)",
-    "failed": "rgba(90,98,112,.9)",
-}
-_SOFT = "opacity:.75;font-size:.9em"
-_CELL = (
-    "padding:3px 12px 3px 0;vertical-align:top;text-align:{align};border-bottom:1px solid "
-    "rgba(128,128,128,.25)"
+STYLES = {"helped": "green", "same": "bright_black", "hurt": "red", "failed": "yellow"}
+_PRE = (
+    '<pre style="white-space:pre;overflow-x:auto;line-height:1.35;'
+    'font-family:ui-monospace,Menlo,Consolas,monospace">{code}</pre>'
 )
-_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.92em"
 
 
 @functools.singledispatch
@@ -51,53 +55,32 @@ def html_of(thing: Any) -> str:
     raise TypeError(f"There is no view of a {type(thing).__name__}.")
 
 
-def tag(name: str, *children: Any, **attributes: object) -> Markup:
-    """An element; children that are no Markup are escaped, attributes always. ``aria_label`` is
-    aria-label, ``class_`` is class.
-
-    >>> tag("b", "1 < 2", class_='"')
-    Markup('<b class="&#34;">1 &lt; 2</b>')
-    """
-    inside = Markup("").join(escape(child) for child in children)
-    given = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
-        for key, value in attributes.items()
-    )
-    return Markup("<{}{}>{}</{}>").format(Markup(name), given, inside, Markup(name))
+def view(title: str, *parts: RenderableType | None) -> str:
+    """A whole view as HTML: its title in bold, then its parts; what is empty is left out."""
+    shown = [line(part) if isinstance(part, str) else part for part in parts if part]
+    console = Console(file=io.StringIO(), record=True, width=WIDTH, color_system="truecolor")
+    console.print(Group(visible_text(title, style="bold"), *shown))
+    return console.export_html(inline_styles=True, code_format=_PRE)
 
 
-def view(title: str, *parts: Markup | str | None) -> str:
-    """A whole view: its title in bold, then its parts; what is empty is left out."""
-    shown = [part if isinstance(part, Markup) else line(part) for part in parts if part]
-    return str(
-        tag(
-            "div",
-            tag("div", tag("strong", title)),
-            *shown,
-            style="max-width:900px;line-height:1.45",
-        )
-    )
-
-
-def line(text: Any, *, soft: bool = False) -> Markup:
+def line(text: Any, *, soft: bool = False) -> Text:
     """One line of text."""
-    return tag("div", text, style=_SOFT) if soft else tag("div", text)
+    return visible_text(str(text), style="dim" if soft else "")
 
 
-def said(text: Any, most: int = MOST_TEXT) -> Markup:
-    """A text as it is, its line breaks kept; cut where it is long."""
-    return tag("span", clipped(str(text), most), style=_TEXT)
+def said(text: Any, most: int = MOST_TEXT) -> Text:
+    """A text with its line breaks; cut where it is long."""
+    return visible_text(clip(str(text), most))
 
 
-def clipped(text: str, most: int = MOST_TEXT) -> str:
-    """The text, cut where it is longer, and saying so.
+def clip(text: str, most: int = MOST_TEXT, where: str = "") -> str:
+    """The text, cut where it is longer, with the number of characters that are missing.
 
-    >>> clipped("abcdef", 4)
+    >>> clip("abcdef", 4)
     'abcd ... [2 more characters]'
     """
-    return (
-        text if len(text) <= most else f"{text[:most]} ... [{len(text) - most:,} more characters]"
-    )
+    left = len(text) - most
+    return text if left <= 0 else f"{text[:most]} ... [{left:,} more characters{where}]"
 
 
 def table(
@@ -107,27 +90,18 @@ def table(
     texts: int = 1,
     total: int | None = None,
     most: int = MOST_ROWS,
-) -> Markup:
+) -> RenderableType:
     """The first ``most`` rows; the first ``texts`` columns are aligned as text, the others as
     numbers. ``total``: how many rows there are, where ``rows`` has not all of them."""
     given = list(rows)
     shown, count = given[:most], total if total is not None else len(given)
-
-    def aligned(name: str, cells: Sequence[Any]) -> Markup:
-        styles = [
-            _CELL.format(align="left" if place < texts else "right") for place in range(len(cells))
-        ]
-        return tag(
-            "tr", *(tag(name, cell, style=style) for cell, style in zip(cells, styles, strict=True))
-        )
-
-    made = tag(
-        "table",
-        tag("thead", aligned("th", heads)),
-        tag("tbody", *(aligned("td", row) for row in shown)),
-        style="border-collapse:collapse;margin:6px 0",
-    )
-    return made if count <= len(shown) else made + more(count - len(shown))
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(heads):
+        text = place < texts
+        made.add_column(visible_text(head), justify="left" if text else "right", overflow="fold")
+    for row in shown:
+        made.add_row(*(cell if isinstance(cell, Text) else line(cell) for cell in row))
+    return made if count <= len(shown) else Group(made, more(count - len(shown)))
 
 
 def several(count: int, what: str) -> str:
@@ -138,7 +112,7 @@ def several(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def more(count: int, what: str = "row") -> Markup:
+def more(count: int, what: str = "row") -> Text:
     """That there are more of something than are shown."""
     return line(f"and {several(count, f'more {what}')}", soft=True)
 
@@ -147,124 +121,73 @@ def counted(counts: Mapping[str, int]) -> str:
     """Counts by reason as one text, the largest first: ``"dropped: 12 no margin, 3 near"``; empty
     without any."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return (
-        f"dropped: {', '.join(f'{count:,} {reason}' for reason, count in ordered)}"
-        if ordered
-        else ""
-    )
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in ordered)
+    return f"dropped: {reasons}" if ordered else ""
 
 
-def shares(counts: Mapping[str, int]) -> Markup:
+def shares(counts: Mapping[str, int]) -> Text:
     """Counts of "helped", "same", "hurt" and "failed" as one bar with its legend; empty when all
     are 0."""
     total = sum(counts.values())
     if not total:
-        return Markup("")
-    bar = [
-        tag(
-            "span",
-            style=f"display:inline-block;height:14px;width:{100 * count / total:.2f}%;background:{_COLOURS[name]}",
-        )
-        for name, count in counts.items()
-    ]
-    label = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    legend = [
-        tag(
-            "span",
-            tag(
-                "span",
-                style=f"display:inline-block;width:10px;height:10px;margin-right:5px;background:{_COLOURS[name]}",
-            ),
-            f"{name} {count:,}",
-            style="margin-right:14px",
-        )
-        for name, count in counts.items()
-    ]
-    style = (
-        "display:block;width:100%;max-width:420px;margin:6px 0 "
-        "2px;font-size:0;line-height:0;white-space:nowrap"
+        return Text()
+    bar = Text.assemble(
+        *(("█" * round(BAR * count / total), STYLES[name]) for name, count in counts.items())
     )
-    return tag("div", *bar, role="img", aria_label=label, style=style) + tag(
-        "div", *legend, style="font-size:.9em"
+    legend = Text("   ").join(
+        Text(f"{name} {count:,}", style=STYLES[name]) for name, count in counts.items()
     )
+    return bar + Text("\n") + legend
 
 
-def interval_bar(value: float | None, low: float | None, high: float | None) -> Markup:
-    """A share in [0, 1] as a bar, its interval as a line over it; empty where there is no share."""
-    if value is None:
-        return Markup("")
+def diff_words(old: str, new: str) -> tuple[Parts, Parts]:
+    """Both texts in parts, each with whether only this text has it. Upper and lower case are the
+    same word. Texts of more than 1,500 words and signs, and texts that share less than a fifth of
+    their words, come back as one part each: there, marks would only be noise.
 
-    def percent(share: float) -> str:
-        return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
-
-    frame = "display:inline-block;position:relative;width:140px;height:12px;background:rgba(128,128,128,.15)"
-    parts = [
-        tag(
-            "span",
-            style=f"position:absolute;left:0;top:0;height:12px;width:{percent(value)};background:rgba(74,120,214,.7)",
-        )
-    ]
-    if low is not None and high is not None:
-        width = percent(high - low)
-        parts.append(
-            tag(
-                "span",
-                style=f"position:absolute;top:5px;height:2px;left:{percent(low)};width:{width};background:currentColor",
-            )
-        )
-    return tag("span", *parts, role="img", aria_label=f"{100 * value:.1f} %", style=frame)
-
-
-def word_diff(chosen: str, rejected: str) -> tuple[Markup, Markup]:
-    """Two texts with the words marked that only one of them has; the second one's are struck
-    through, too.
-
-    Words stay in their order, and what is between them stays as it is: without the marks each text
-    is what it was.
+    >>> diff_words("12 mm", "14 mm")
+    ([('12', True), (' mm', False)], [('14', True), (' mm', False)])
     """
-    one, two = _words(chosen), _words(rejected)
-    first, second = marked_sides(
-        difflib.SequenceMatcher(None, one, two, autojunk=False),
-        (one, two),
-        (lambda text: _marked("ins", text, "helped"), lambda text: _marked("del", text, "hurt")),
+    before, after = WORD.findall(old), WORD.findall(new)
+    whole: tuple[Parts, Parts] = ([(old, False)], [(new, False)])
+    if max(len(before), len(after)) > MOST_WORDS:
+        return whole
+    matcher = difflib.SequenceMatcher(
+        None, [word.lower() for word in before], [word.lower() for word in after], autojunk=False
     )
-    return tag("span", first, style=_TEXT), tag("span", second, style=_TEXT)
-
-
-def marked_sides(
-    matcher: difflib.SequenceMatcher[str],
-    sides: tuple[Sequence[str], Sequence[str]],
-    marks: tuple[Callable[[str], Markup], Callable[[str], Markup]],
-) -> tuple[Markup, Markup]:
-    """The two texts, given as the words that ``matcher`` compares, escaped; what only one of them
-    has goes through its mark."""
-    first, second = Markup(""), Markup("")
+    words = sum(not word.isspace() for word in (*before, *after))
+    shared = sum(
+        not word.isspace()
+        for start, _, size in matcher.get_matching_blocks()
+        for word in before[start : start + size]
+    )
+    if 2 * shared < LEAST_SHARED * words:
+        return whole
+    parts: tuple[Parts, Parts] = ([], [])
     for kind, start, end, begin, stop in matcher.get_opcodes():
-        here, there = "".join(sides[0][start:end]), "".join(sides[1][begin:stop])
-        first += escape(here) if kind == "equal" else marks[0](here)
-        second += escape(there) if kind == "equal" else marks[1](there)
+        for side, some in zip(parts, (before[start:end], after[begin:stop]), strict=True):
+            text = "".join(some)
+            inner = text.strip()
+            left, _, right = text.partition(inner) if inner else (text, "", "")
+            changed = kind != "equal"
+            found = (
+                [(left, False), (inner, changed), (right, False)] if changed else [(text, False)]
+            )
+            side += [part for part in found if part[0]]
+    return parts
+
+
+def word_diff(chosen: str, rejected: str) -> tuple[Text, Text]:
+    """Two texts with the words marked that only one of them has; those of the second one are struck
+    through, too."""
+    styles = ("underline green", "strike red")
+    first, second = (
+        Text().join(visible_text(text, style=style if changed else "") for text, changed in side)
+        for side, style in zip(
+            diff_words(clip(chosen, MOST_DIFF), clip(rejected, MOST_DIFF)), styles, strict=True
+        )
+    )
     return first, second
-
-
-def _marked(name: str, text: str, colour: str) -> Markup:
-    background = _COLOURS[colour].replace(".75)", ".25)")
-    decoration = "underline" if name == "ins" else "line-through"
-    return (
-        tag(name, text, style=f"background:{background};text-decoration:{decoration}")
-        if text
-        else Markup("")
-    )
-
-
-def _words(text: str) -> list[str]:
-    """Words and the spaces between them; of a very long text the first ones, and that there are
-    more."""
-    found = WORD.findall(text)
-    return (
-        found
-        if len(found) <= MOST_WORDS
-        else [*found[:MOST_WORDS], f" ... [{len(found) - MOST_WORDS:,} more]"]
-    )
 
 
 def signed(value: float | None) -> str:

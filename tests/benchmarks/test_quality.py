@@ -11,7 +11,7 @@ import pytest
 
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import Arm
-from cowest_dspy.report.comparison import ComparedArm, Comparison
+from cowest_dspy.report.compared import ComparedArm, Comparison
 from cowest_dspy.utils.importing import load
 
 FILE = Path(__file__).parents[2] / "benchmarks/quality.py"

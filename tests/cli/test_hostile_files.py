@@ -19,8 +19,8 @@ from forked import child
 
 from cowest_dspy import Store
 from cowest_dspy.cli.main import app, report_errors
-from cowest_dspy.errors import GateError
-from cowest_dspy.optimizers.router import Gate
+from cowest_dspy.errors import RouterError
+from cowest_dspy.optimizers.router import Router
 from cowest_dspy.report import write_report
 from cowest_dspy.store import repair as repairing
 
@@ -116,7 +116,7 @@ def test_a_store_that_is_a_folder_is_one_message(typed: Callable[..., str], tmp_
         ("bundle", LONG),
         ("verify", LONG),
         ("track", LONG),
-        ("gate", LONG),
+        ("route", LONG),
         ("runs", LONG),
         ("watch", LONG, "--once"),
         ("serve", LONG),
@@ -255,9 +255,9 @@ def test_a_damaged_report_is_one_message_and_a_line_in_the_list(
     with pytest.raises(SystemExit) as end:
         app(["runs", str(tmp_path / "runs")])
     assert end.value.code == 0 and "one" in capsys.readouterr().out
-    (run / "gate.json").write_text(text)
-    with pytest.raises(GateError, match=r"gate\.json"):
-        Gate.load(run)
+    (run / "router.json").write_text(text)
+    with pytest.raises(RouterError, match=r"router\.json"):
+        Router.load(run)
 
 
 # Configurations

@@ -15,8 +15,7 @@ from typer.testing import CliRunner, Result
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.cli import main
-from cowest_dspy.cli.scaffold import FILES, check_name, new_domain
-from cowest_dspy.cli.scaffold.domain import LONGEST_NAME
+from cowest_dspy.cli.scaffold import FILES, LONGEST_NAME, check_name, new_domain
 from cowest_dspy.errors import CowestError, DataError
 from cowest_dspy.experiment.config import Config, validate
 from cowest_dspy.experiment.doctor import examine

@@ -20,11 +20,11 @@ from report_runs import full_run
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.cli.live.screen import Printed
+from cowest_dspy.cli.console import SafeConsole
 from cowest_dspy.cli.main import app, report_errors
 from cowest_dspy.cli.verbs import VisibleFormatter
-from cowest_dspy.report.model import Stage
-from cowest_dspy.report.terminal import print_report
+from cowest_dspy.report.facts import Stage
+from cowest_dspy.report.run_view import print_report
 from cowest_dspy.testing import Fault, OpenAIServer
 from cowest_dspy.utils.safe_text import visible
 
@@ -50,10 +50,13 @@ def test_json_says_the_same_when_it_is_made_visible(text: str) -> None:
     "wrap", [str, lambda text: [text], lambda text: grid(text)], ids=["a text", "a list", "a table"]
 )
 def test_the_console_of_the_commands_prints_text_as_it_is(wrap: Callable[[str], Any]) -> None:
-    from cowest_dspy.cli.live import console
+    from cowest_dspy.cli.console import console
 
     out = io.StringIO()
-    for here in (Printed(file=out, width=300, markup=False, emoji=False, highlight=False), console):
+    for here in (
+        SafeConsole(file=out, width=300, markup=False, emoji=False, highlight=False),
+        console,
+    ):
         with here.capture() as captured:
             here.print(wrap(HOSTILE), soft_wrap=True)
         assert not set("\x1b\x9b\u202e\x07") & set(captured.get())

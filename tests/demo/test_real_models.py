@@ -11,7 +11,7 @@ import pytest
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Pa
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = real_models / "SmolLM2-135M-Instruct"
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     head = {"role": "system", "content": "You are a terse assistant. " * 12}
     asked = [
         [head, {"role": "user", "content": text}]
@@ -85,7 +85,7 @@ def test_the_weak_model_says_in_a_batch_what_generate_says_alone(real_models: Pa
 @pytest.mark.slow
 def test_the_strong_model_in_int8_shares_prompts(real_models: Path) -> None:
     """Without it the demo's collection took ten times as long."""
-    engine = TransformersEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
+    engine = LocalEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
     assert engine._load().joinable
     engine.close()
 

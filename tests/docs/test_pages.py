@@ -71,8 +71,8 @@ def with_note(*wanted: tuple[str, str]) -> list[Path]:
     ]
 
 
-# Pages that start a cluster, fit a gate or tune a model: in the long tier.
-LONG = {"docs/gate.md", "docs/howto/bundle.md", "docs/howto/cluster.md"}
+# Pages that start a cluster, fit a router or tune a model: in the long tier.
+LONG = {"docs/router.md", "docs/howto/bundle.md", "docs/howto/cluster.md"}
 
 
 def by_tier(pages: list[Path]) -> list[Any]:

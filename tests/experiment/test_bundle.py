@@ -32,8 +32,8 @@ from cowest_dspy.experiment.bundle import (
     write_bundle,
     writing,
 )
-from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.optimizers.router import Gate, Head
+from cowest_dspy.lms import LocalEngine
+from cowest_dspy.optimizers.router import Head, Router
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.store.record import unrecorded
 
@@ -87,16 +87,16 @@ def test_what_is_in_it(whole: Path, finished: Path) -> None:
             assert not re.search(rb"\.bin|pickle", path.name.encode())
 
 
-def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
+def test_a_router_is_taken_along(finished: Path, tmp_path: Path) -> None:
     head = Head(weights=(0.5,), intercept=0.0)
-    gate = Gate(
+    router = Router(
         features=("draft_words",),
         means=(1.0,),
         scales=(2.0,),
-        heads={"helped": head, "hurt": head, "refined": head},
+        heads={"strong": head, "collaborate": head},
         costs={"weak": 0.0, "strong": 0.9, "collaborate": 1.0},
     )
-    file = gate.save(finished / "run")
+    file = router.save(finished / "run")
     try:
         with Experiment(
             load_config([finished / "run/config.toml"]), finished / "run"
@@ -105,8 +105,8 @@ def test_a_gate_is_taken_along(finished: Path, tmp_path: Path) -> None:
     finally:
         file.unlink()
     assert (
-        Gate.load(made) == gate
-        and "gate.json" in read_manifest(made).files
+        Router.load(made) == router
+        and "router.json" in read_manifest(made).files
         and verify_bundle(made) == ()
     )
 
@@ -307,7 +307,7 @@ def test_a_merged_model_says_what_base_and_adapter_say(
             AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits,
             atol=1e-2,
         )
-    answer = TransformersEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
+    answer = LocalEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
     assert answer and not list(out.glob("*.bin"))
     with pytest.raises(BundleError, match="exists: it is not overwritten"):
         merged(bundle, tiny_model, out)

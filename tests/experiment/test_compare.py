@@ -16,7 +16,7 @@ from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import overridden
-from cowest_dspy.report.comparison import Comparison
+from cowest_dspy.report.compared import Comparison
 
 
 def by_name(made: Comparison) -> dict[str, Any]:

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from cowest_dspy import Store
 from cowest_dspy.cli import main
-from cowest_dspy.errors import CowestError, DataError, GateError, ReportError
-from cowest_dspy.optimizers.router import Gate
-from cowest_dspy.optimizers.run import RunContext, Silent
+from cowest_dspy.errors import CowestError, DataError, ReportError, RouterError
+from cowest_dspy.optimizers.router import Router
+from cowest_dspy.optimizers.run import NoProgress, RunContext
 from cowest_dspy.report import read_report
 from cowest_dspy.report.runs import look
-from cowest_dspy.store.progress import Snapshot, read_snapshot
-from cowest_dspy.store.progress.alive import iso
+from cowest_dspy.store.progress import Snapshot, iso, read_snapshot
 from cowest_dspy.utils.reading import parse_json, read_json
 
 HOSTILE = {
@@ -40,15 +39,15 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_document_is_one_error(name: str, tmp_path: Path) -> None:
-    for file in ("report.json", "progress.json", "gate.json"):
+    for file in ("report.json", "progress.json", "router.json"):
         (tmp_path / file).write_text(HOSTILE[name])
     with pytest.raises(ValueError, match=r"\w") as error:
         parse_json(HOSTILE[name])
     assert len(str(error.value)) < 200
     with pytest.raises(ReportError, match="is not JSON"):
         read_report(tmp_path)
-    with pytest.raises(GateError, match=r"is not JSON: .*fits one anew"):
-        Gate.load(tmp_path)
+    with pytest.raises(RouterError, match=r"is not JSON: .*fits one anew"):
+        Router.load(tmp_path)
     assert read_snapshot(tmp_path) is None and look(tmp_path).state == "empty"
 
 
@@ -110,7 +109,10 @@ def test_a_state_with_what_no_process_has_is_a_state(
     ],
 )
 def test_a_record_that_is_none_of_ours_is_damage(value: str, tmp_path: Path) -> None:
-    with Store(tmp_path) as store, RunContext(store, Silent()).stage("collect", "Collecting"):
+    with (
+        Store(tmp_path) as store,
+        RunContext(store, NoProgress()).stage("collect", "Collecting"),
+    ):
         pass
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db, db:
         assert (

@@ -18,8 +18,10 @@ from toy_experiment import (
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, DataError, ModelError, PairsError, TuningError
 from cowest_dspy.lms.local import weights
-from cowest_dspy.optimizers.run import Silent
+from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.report import read_report, verdict
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.progress import Snapshot
 
 
 def test_a_cycle_goes_from_a_toml_to_a_report_and_again_only_reads(
@@ -113,11 +115,12 @@ def test_after_a_rollback_the_arms_say_that_the_model_is_untuned_everywhere(
         file.write("[rounds]\nleast_gain = 1.0\n")
     lines: list[str] = []
 
-    class Watch(Silent):
-        def say(self, text: str) -> None:
-            lines.append(text)
+    class Messages(NoProgress):
+        def update(self, event: Event, snapshot: Snapshot) -> None:
+            if event == "message":
+                lines.append(snapshot.said[-1])
 
-    with Experiment(load_config(task), tmp_path / "run", watch=Watch()) as experiment:
+    with Experiment(load_config(task), tmp_path / "run", progress=Messages()) as experiment:
         experiment.evaluate(["strong", "collaboration_sft", "collaboration"])
         report = experiment.report()
     titles = {arm.name: arm.title for arm in report.arms}

@@ -25,7 +25,7 @@ from bundled import small_bundle
 from rich.console import Console
 from tiny import make_adapter
 
-from cowest_dspy.cli.live.following import Following
+from cowest_dspy.cli.progress import Progress, end_of, show_new, view
 from cowest_dspy.cli.scaffold import new_domain
 from cowest_dspy.errors import CowestError
 from cowest_dspy.experiment.bundle.manifest import open_bundle, read_manifest
@@ -34,7 +34,7 @@ from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.data import read_split
 from cowest_dspy.lms.local import lora
 from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_hash
-from cowest_dspy.optimizers.router import Gate
+from cowest_dspy.optimizers.router import Router
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.report import arm_table, read_report, verdict, write_report
 from cowest_dspy.report.runs import look
@@ -183,7 +183,9 @@ def _run(folder: Path) -> None:
 def _read_progress(folder: Path) -> None:
     now = read_snapshot(folder)
     if now is not None:
-        Following(folder, Console(file=io.StringIO(), width=80)).once(now)
+        screen = Console(file=io.StringIO(), width=80)
+        show_new(now, Progress(screen=screen), [], 0)
+        screen.print(view(now), *end_of(now))
     look(folder)
     Store(folder).close()
 
@@ -206,7 +208,7 @@ def _read_store(folder: Path) -> None:
             _ = store.records("stage"), list(store.each("trace"))
 
 
-def _gate(folder: Path) -> None:
+def _router(folder: Path) -> None:
     head = {"weights": [0.5, 1.0], "intercept": 0.0}
     facts = {
         "features": ["words", "is: yes"],
@@ -215,14 +217,14 @@ def _gate(folder: Path) -> None:
         "seed": 3,
         "about": {"n": 4},
     }
-    gate = Gate.model_validate(
+    router = Router.model_validate(
         {
             **facts,
-            "heads": dict.fromkeys(("helped", "hurt", "refined"), head),
+            "heads": dict.fromkeys(("strong", "collaborate"), head),
             "costs": {"weak": 0, "strong": 0.5, "collaborate": 1},
         }
     )
-    gate.save(folder)
+    router.save(folder)
 
 
 def _read_csv(folder: Path) -> None:
@@ -248,7 +250,7 @@ FORMATS = [
     Format("report.json", _report, _read_report),
     Format("progress.json", _run, _read_progress),
     Format("run.sqlite", _run, _read_store),
-    Format("gate.json", _gate, Gate.load),
+    Format("router.json", _router, Router.load),
 ]
 
 

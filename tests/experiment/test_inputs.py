@@ -15,7 +15,7 @@ from cowest_dspy import Collaboration, CoWest, Cycle, Influence, collect, load_c
 from cowest_dspy.errors import CowestError, DataError
 from cowest_dspy.experiment import Experiment
 from cowest_dspy.experiment.doctor import examine
-from cowest_dspy.program.inputs import needed_by, needed_inputs, possible_inputs
+from cowest_dspy.program.examples import needed_by, needed_inputs, possible_inputs
 
 RECIPE = (
     toy.RECIPE

@@ -16,7 +16,7 @@ from scripted_weak import weak_by_seed
 
 from cowest_dspy.cli import main
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.enough import HOPELESS, chance_of_another, enough
+from cowest_dspy.influence.rollout import HOPELESS, chance_of_another, enough
 from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.program.collaboration import Collaboration

@@ -28,11 +28,11 @@ from scripted import (
 from cowest_dspy import Collaboration
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.influence import GoldLikelihood, Rubric, Weighted, agreement
-from cowest_dspy.influence.agreement import Agreement
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.judge import PAPER, Criterion
+from cowest_dspy.influence.statistics import Agreement
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
@@ -203,7 +203,7 @@ def test_a_run_pays_the_judge_once(tmp_path: Path) -> None:
 
 
 def tiny_together(folder: Path, **settings: Any) -> Collaboration:
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     program = Collaboration("question -> working, answer", draft="knowledge")
     return program.bind(
         weak=ScriptedEngine(lambda request: "a draft").lm(),
@@ -219,7 +219,7 @@ def test_likelihood_is_the_probability_that_the_engine_gives_per_token(tiny_mode
         dspy.Prediction(answer="x"),
     ):
         said = likelihood(example(), prediction)
-        messages, text = likelihood.asked(example(), prediction)
+        messages, text = likelihood.request(example(), prediction)
         found = program.strong._engine_spec.inner.engine.score([(messages, text)])[0]  # pyright: ignore
         assert (
             text == "180"
@@ -233,8 +233,8 @@ def test_likelihood_asks_with_the_draft_as_refine_does_and_without_as_alone_does
     tiny_model: Path,
 ) -> None:
     likelihood = GoldLikelihood(tiny_together(tiny_model))
-    refined, _ = likelihood.asked(example(), dspy.Prediction(answer="x", draft="180 degrees"))
-    alone, _ = likelihood.asked(example(), dspy.Prediction(answer="x"))
+    refined, _ = likelihood.request(example(), dspy.Prediction(answer="x", draft="180 degrees"))
+    alone, _ = likelihood.request(example(), dspy.Prediction(answer="x"))
     assert refined[-1]["content"] == "Question: How hot?\nBackground: 180 degrees"
     assert alone[-1]["content"] == "Question: How hot?" and refined[0] == alone[0]
 

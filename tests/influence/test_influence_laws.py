@@ -30,7 +30,7 @@ def test_a_draft_that_names_the_answer_is_chosen_over_one_that_does_not() -> Non
     pairs = preference_pairs(traces)
     assert [pair.chosen[0]["content"] for pair in pairs] == ["0", "1", "2"]
     assert {pair.rejected[0]["content"] for pair in pairs} == {"x"}
-    assert pairs.pairs[0].prompt[-1] == {"role": "user", "content": "Question: Question number 0?"}
+    assert pairs[0].prompt[-1] == {"role": "user", "content": "Question: Question number 0?"}
 
 
 def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_pairs_make_the_round_trip_through_a_file_and_a_dataset(tmp_path: Path) 
         Sampling(drafts=2),
     )
     pairs = preference_pairs(traces)
-    assert PreferencePairs.load(pairs.save(tmp_path / "pairs.jsonl")).pairs == pairs.pairs
+    assert PreferencePairs.load(pairs.save(tmp_path / "pairs.jsonl")).items == pairs.items
     dataset = pairs.to_dataset()
     assert dataset.column_names[:3] == ["prompt", "chosen", "rejected"]
     assert dataset[0]["chosen"] == [{"role": "assistant", "content": "0"}]

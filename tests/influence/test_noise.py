@@ -17,7 +17,6 @@ from cowest_dspy.experiment.forecast import planned_calls
 from cowest_dspy.experiment.quote import counted, probed
 from cowest_dspy.influence import NoiseFloor, noise_floor
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.noise import noise_in
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.report import InfluenceRow, influence_counts, read_report
 from cowest_dspy.store.store import Store
@@ -71,12 +70,12 @@ def test_several_answers_have_their_floor_in_them() -> None:
     traces = collect(
         sampling_program(strong_that_samples()), questions(4), match, Sampling(drafts=2), answers=3
     )
-    floor = noise_in(traces)
+    floor = NoiseFloor.from_traces(traces)
     assert (
         floor and (floor.n, floor.changed) == (4, 4) and floor.mean_change == pytest.approx(2 / 3)
     )
     assert (
-        noise_in(
+        NoiseFloor.from_traces(
             collect(together(weak_that_varies(["a"]), strong_that_reads()), questions(2), match)
         )
         is None

@@ -36,7 +36,7 @@ from tuning_rows import (
 from cowest_dspy import DPO, KTO, SFT
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import weights
 from cowest_dspy.optimizers.deciding import gain
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
@@ -113,11 +113,11 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_kto(tiny_model: Path, tmp_pa
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_law_8_a_sample_is_the_same_in_batches_of_1_3_and_16(tiny_model: Path, size: int) -> None:
-    alone = TransformersEngine(tiny_model, dtype="float32", max_batch=1)
-    shared = TransformersEngine(tiny_model, dtype="float32", max_batch=size)
+    alone = LocalEngine(tiny_model, dtype="float32", max_batch=1)
+    shared = LocalEngine(tiny_model, dtype="float32", max_batch=size)
     asked = [messages for messages in prompts(4) for _ in range(4)]
 
-    def ask(engine: TransformersEngine) -> list[str]:
+    def ask(engine: LocalEngine) -> list[str]:
         requests = [
             serialize.request_from_messages(
                 engine.model_id, messages, max_tokens=10, temperature=1.0, seed=seed, top_p=0.95

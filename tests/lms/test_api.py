@@ -261,18 +261,18 @@ def test_a_recorded_lm_passes_the_price_on_and_a_scripted_one_costs_nothing(tmp_
 
 
 def test_the_table_that_dspy_ships_prices_a_providers_own_endpoint() -> None:
-    from cowest_dspy.lms import prices
+    from cowest_dspy.lms.api import response_cost
     from cowest_dspy.lms.config import Price
 
     response = serialize.make_response("gpt-4o-mini", "x", "stop", 1_000_000, 1_000_000)
     lm = dspy.LM("openai/gpt-4o-mini", cache=False)
-    shipped = prices.usd(lm, None, response)
+    shipped = response_cost(lm, None, response)
     assert shipped is not None and shipped > 0
-    assert prices.usd(lm, Price(input=1.0, output=2.0), response) == 3.0
+    assert response_cost(lm, Price(input=1.0, output=2.0), response) == 3.0
     unknown = serialize.make_response("no-such-model", "x", "stop", 1, 1)
-    assert prices.usd(dspy.LM("openai/no-such-model", cache=False), None, unknown) is None
+    assert response_cost(dspy.LM("openai/no-such-model", cache=False), None, unknown) is None
     assert (
-        prices.usd(
+        response_cost(
             dspy.LM("openai/gpt-4o-mini", api_base="http://127.0.0.1:1/v1", cache=False),
             None,
             response,

@@ -24,7 +24,7 @@ from scripted import match, questions, weak_that_varies
 
 from cowest_dspy import Budget, Collaboration, Sampling, Store, build_lm, collect
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.lms import attempts
+from cowest_dspy.lms import protocol
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store.rate_limit import stoppable
 from cowest_dspy.store.record import failure, keeping, recorded
@@ -140,7 +140,7 @@ def test_the_look_up_of_an_address_counts_to_the_deadline(
 
 
 def test_a_body_without_end_is_cut_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "LARGEST_BODY", 2**20)
+    monkeypatch.setattr(protocol, "LARGEST_BODY", 2**20)
 
     def endless() -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import make_tiny_model
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 SYSTEM = {
@@ -70,9 +70,7 @@ def said(folder: Path, messages: list[dict[str, str]], max_tokens: int) -> str:
 def test_every_architecture_says_what_generate_says(
     tiny_model: Path, tmp_path: Path, kind: str, in_parts: bool
 ) -> None:
-    engine = TransformersEngine(
-        made(tmp_path / kind, tiny_model, kind), dtype="float32", max_batch=4
-    )
+    engine = LocalEngine(made(tmp_path / kind, tiny_model, kind), dtype="float32", max_batch=4)
     asked = [
         [SYSTEM, {"role": "user", "content": f"Question {'x' * place}?"}] for place in (1, 9, 3)
     ]
@@ -95,7 +93,7 @@ def test_a_plain_model_keeps_seeds_and_batches_apart_too(tiny_model: Path, tmp_p
     def drafts(max_batch: int) -> list[str]:
         from concurrent.futures import ThreadPoolExecutor
 
-        engine = TransformersEngine(folder, dtype="float32", max_batch=max_batch)
+        engine = LocalEngine(folder, dtype="float32", max_batch=max_batch)
         requests = [
             serialize.request_from_messages(
                 engine.model_id, asked, max_tokens=8, temperature=1.0, seed=seed
@@ -109,7 +107,7 @@ def test_a_plain_model_keeps_seeds_and_batches_apart_too(tiny_model: Path, tmp_p
 
 
 def test_a_shared_beginning_is_computed_once_for_all_prompts(tmp_path: Path) -> None:
-    engine = TransformersEngine(make_tiny_model(tmp_path / "tiny"), dtype="float32", max_batch=4)
+    engine = LocalEngine(make_tiny_model(tmp_path / "tiny"), dtype="float32", max_batch=4)
     asked = [[SYSTEM, {"role": "user", "content": f"{place}?"}] for place in range(3)]
     for messages in asked:
         engine.complete(serialize.request_from_messages(engine.model_id, messages, max_tokens=2))

@@ -14,22 +14,22 @@ from dspy.lm15 import InvalidRequestError
 from engine_parts import ask_all, generated, prompts
 from tiny import make_adapter
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import generate, scheduler
 from cowest_dspy.lms.local.sampling import Row
-from cowest_dspy.lms.local.turns import Turns
+from cowest_dspy.lms.local.scheduler import Turns
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.store import serialize
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: Path) -> TransformersEngine:
-    return TransformersEngine(tiny_model, dtype="float32", max_batch=16)
+def engine(tiny_model: Path) -> LocalEngine:
+    return LocalEngine(tiny_model, dtype="float32", max_batch=16)
 
 
 @pytest.fixture(scope="module")
 def adapters(
-    engine: TransformersEngine, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    engine: LocalEngine, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("adapters")
     folders = [make_adapter(tiny_model, folder / str(seed), seed) for seed in (1, 2)]
@@ -59,7 +59,7 @@ class Counting:
 
 
 def test_base_and_two_adapters_share_one_batch_and_keep_apart(
-    engine: TransformersEngine, tiny_model: Path, adapters: dict[str, Path]
+    engine: LocalEngine, tiny_model: Path, adapters: dict[str, Path]
 ) -> None:
     asked = prompts(3)
     speakers = [engine.model_id, *adapters]
@@ -89,7 +89,7 @@ def test_base_and_two_adapters_share_one_batch_and_keep_apart(
 
 
 def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32", max_batch=16)
+    engine = LocalEngine(tiny_model, dtype="float32", max_batch=16)
     loaded = engine._load()
     sizes: list[int] = []
     engine._loaded = scheduler.Loaded(
@@ -118,7 +118,7 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
 
 
 def test_rows_that_come_and_go_say_what_they_say_alone(tiny_model: Path) -> None:
-    loaded = TransformersEngine(tiny_model, dtype="float32")._load()
+    loaded = LocalEngine(tiny_model, dtype="float32")._load()
     begin = loaded.begin
     rows = [
         Row([70 + n % 7, 80, 90 + n][: 2 + n % 2] * (1 + n % 5), 3 + n % 9, temperature=1.0, seed=n)
@@ -138,7 +138,7 @@ def test_rows_that_come_and_go_say_what_they_say_alone(tiny_model: Path) -> None
 
 
 def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32", max_batch=16)
+    engine = LocalEngine(tiny_model, dtype="float32", max_batch=16)
     loaded = engine._load()
     poison = engine._tokens(prompts(6)[5])[0]
 
@@ -175,7 +175,7 @@ def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
 def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32", max_batch=16)
+    engine = LocalEngine(tiny_model, dtype="float32", max_batch=16)
     gone = engine.load_adapter(make_adapter(tiny_model, tmp_path / "gone", 7))
     shutil.rmtree(tmp_path / "gone")
     asked = prompts(4)
@@ -198,7 +198,7 @@ def test_an_adapter_that_is_gone_fails_those_who_ask_for_it(
 def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(
     tiny_model: Path,
 ) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     work = engine._work(
         serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=2)
     )
@@ -214,7 +214,7 @@ def test_a_model_that_cannot_be_loaded_fails_every_request_and_not_the_engine(
     assert ask_all(engine, prompts(2), max_tokens=2)
 
 
-def test_a_stream_says_in_pieces_what_the_answer_says(engine: TransformersEngine) -> None:
+def test_a_stream_says_in_pieces_what_the_answer_says(engine: LocalEngine) -> None:
     request = serialize.request_from_messages(
         engine.model_id, prompts(1)[0], max_tokens=12, temperature=1.0, seed=5
     )
@@ -225,7 +225,7 @@ def test_a_stream_says_in_pieces_what_the_answer_says(engine: TransformersEngine
     assert (events[-1].finish_reason, events[-1].usage) == (whole.finish_reason, whole.usage)
 
 
-def test_a_stream_keeps_back_what_a_stop_string_will_cut(engine: TransformersEngine) -> None:
+def test_a_stream_keeps_back_what_a_stop_string_will_cut(engine: LocalEngine) -> None:
     whole = serialize.response_text(
         engine.complete(
             serialize.request_from_messages(engine.model_id, prompts(1)[0], max_tokens=12)
@@ -238,7 +238,7 @@ def test_a_stream_keeps_back_what_a_stop_string_will_cut(engine: TransformersEng
     assert "".join(pieces) == whole.split(whole[4:7])[0]
 
 
-def test_dspy_streams_the_engine(engine: TransformersEngine) -> None:
+def test_dspy_streams_the_engine(engine: LocalEngine) -> None:
     import asyncio
 
     async def chunks() -> list[Any]:

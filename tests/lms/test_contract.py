@@ -20,7 +20,7 @@ from dspy.utils.exceptions import LMError
 from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 from tiny import make_adapter
 
-from cowest_dspy.lms import ServerEngine, TransformersEngine, build_lm
+from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import serialize
 from cowest_dspy.store.record import failure, listening, recorded
@@ -62,7 +62,7 @@ def echo(request: dict[str, Any]) -> str:
 
 def in_process(request: pytest.FixtureRequest) -> Iterator[Backend]:
     folder: Path = request.getfixturevalue("tiny_model")
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     made = request.getfixturevalue("tmp_path_factory").mktemp("contract")
     yield Backend(
         engine.lm(temperature=0.0),
@@ -72,7 +72,7 @@ def in_process(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 def smol_in_process(request: pytest.FixtureRequest) -> Iterator[Backend]:
     folder: Path = request.getfixturevalue("real_models") / SMOL
-    engine = TransformersEngine(folder, dtype="float32")
+    engine = LocalEngine(folder, dtype="float32")
     made = request.getfixturevalue("tmp_path_factory").mktemp("contract")
     adapter = lambda: engine.load_adapter(make_mild_adapter(folder, made / "mild", 3))  # noqa: E731
     yield Backend(engine.lm(temperature=0.0), adapter, beyond="too long " * 9000)

@@ -16,7 +16,7 @@ from tuning_rows import QUICK, sft_rows
 
 from cowest_dspy import build_lm
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine, lora_gguf
+from cowest_dspy.lms import LocalEngine, lora_gguf
 from cowest_dspy.lms.config import InProcess, Server
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.lms.server import ServerEngine
@@ -98,7 +98,7 @@ UNFIT: dict[str, Change] = {
 @pytest.mark.parametrize("damage", [*UNREADABLE, *UNFIT])
 def test_no_engine_takes_a_damaged_adapter(damage: str, adapter: Path, tiny_model: Path) -> None:
     {**UNREADABLE, **UNFIT}[damage](adapter)
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     server = ServerEngine(
         Server(
             kind="server",
@@ -142,13 +142,13 @@ def test_an_adapter_that_names_no_base_is_taken(
     adapter: Path, good: Path, tiny_model: Path
 ) -> None:
     configured(base_model_name_or_path=None)(adapter)
-    assert TransformersEngine(tiny_model).load_adapter(adapter).endswith(adapter_hash(good))
+    assert LocalEngine(tiny_model).load_adapter(adapter).endswith(adapter_hash(good))
 
 
 def test_the_base_answers_as_before_after_one_was_refused(
     adapter: Path, good: Path, tiny_model: Path
 ) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     asked = lambda model: serialize.response_text(  # noqa: E731
         engine.complete(
             serialize.request_from_messages(
@@ -166,7 +166,7 @@ def test_the_base_answers_as_before_after_one_was_refused(
 def test_law_6_weights_that_changed_since_their_id_was_given_never_answer(
     adapter: Path, tiny_model: Path
 ) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     model = engine.load_adapter(adapter)
     tensors(lambda all_: {name: -value for name, value in all_.items()})(adapter)
     with pytest.raises(ModelError, match=r"does not hold the weights of .* any more"):
@@ -202,4 +202,4 @@ def test_a_planted_gguf_is_not_taken_for_the_adapter(
 def test_a_base_of_another_shape_is_named(good: Path, tmp_path: Path) -> None:
     wide = make_tiny_model(tmp_path / "wide", hidden_size=128)
     with pytest.raises(ModelError, match=r"good does not fit .*wide: .*size mismatch"):
-        TransformersEngine(wide).load_adapter(good)
+        LocalEngine(wide).load_adapter(good)

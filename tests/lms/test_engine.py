@@ -14,7 +14,7 @@ from dspy.lm15 import ContextLengthError, InvalidRequestError
 from engine_parts import SHOTS, SYSTEM, adapter, ask_all, engine, generated, prompts  # noqa: F401 - fixtures
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import generate
 from cowest_dspy.lms.local.engine import shared_engine
 from cowest_dspy.lms.local.sampling import Row
@@ -24,7 +24,7 @@ from cowest_dspy.store.store import Store
 
 
 def test_a_batch_with_a_shared_beginning_says_what_generate_says_one_by_one(
-    engine: TransformersEngine, tiny_model: Path
+    engine: LocalEngine, tiny_model: Path
 ) -> None:
     asked = prompts(5)
     assert ask_all(engine, asked, max_tokens=12, temperature=0.0) == [
@@ -33,7 +33,7 @@ def test_a_batch_with_a_shared_beginning_says_what_generate_says_one_by_one(
 
 
 def test_a_prompt_without_anything_to_share_says_what_generate_says(
-    engine: TransformersEngine, tiny_model: Path
+    engine: LocalEngine, tiny_model: Path
 ) -> None:
     asked = [[{"role": "user", "content": text}] for text in ("a", "something longer than that")]
     assert ask_all(engine, asked, max_tokens=8, temperature=0.0) == [
@@ -42,7 +42,7 @@ def test_a_prompt_without_anything_to_share_says_what_generate_says(
 
 
 def test_base_and_adapters_share_the_weights_and_keep_apart(
-    engine: TransformersEngine, tiny_model: Path, adapter: Path
+    engine: LocalEngine, tiny_model: Path, adapter: Path
 ) -> None:
     tuned = engine.load_adapter(adapter)
     asked = prompts(2)
@@ -55,7 +55,7 @@ def test_base_and_adapters_share_the_weights_and_keep_apart(
 
 
 def test_the_same_seed_gives_the_same_sample_whatever_shares_the_batch(
-    engine: TransformersEngine,
+    engine: LocalEngine,
 ) -> None:
     asked = prompts(6)
     alone = [
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_sample_whatever_shares_the_batch(
 
 
 def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_seed(
-    engine: TransformersEngine,
+    engine: LocalEngine,
 ) -> None:
     asked = prompts(3)
     alone = [
@@ -97,7 +97,7 @@ def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_see
 
 
 def test_a_padded_prompt_is_not_taken_for_one_that_begins_with_the_padding_token(
-    engine: TransformersEngine,
+    engine: LocalEngine,
 ) -> None:
     rows = [Row(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
     begin = engine._load().begin
@@ -106,14 +106,14 @@ def test_a_padded_prompt_is_not_taken_for_one_that_begins_with_the_padding_token
     assert [one.tokens for one in together] == [one.tokens for one in one_by_one]
 
 
-def test_top_k_1_and_a_tiny_top_p_are_greedy(engine: TransformersEngine) -> None:
+def test_top_k_1_and_a_tiny_top_p_are_greedy(engine: LocalEngine) -> None:
     asked = prompts(3)
     greedy = ask_all(engine, asked, max_tokens=6)
     assert ask_all(engine, asked, max_tokens=6, temperature=1.0, top_k=1) == greedy
     assert ask_all(engine, asked, max_tokens=6, temperature=1.0, top_p=1e-6) == greedy
 
 
-def test_stop_strings_max_tokens_and_usage(engine: TransformersEngine) -> None:
+def test_stop_strings_max_tokens_and_usage(engine: LocalEngine) -> None:
     messages = prompts(1)[0]
     whole = engine.complete(
         serialize.request_from_messages(engine.model_id, messages, max_tokens=10)
@@ -159,7 +159,7 @@ TEXTS = ["yes", "no, it is not", "12 bar"]
 
 
 def test_the_likelihood_of_a_text_is_what_transformers_gives(
-    engine: TransformersEngine, tiny_model: Path, adapter: Path
+    engine: LocalEngine, tiny_model: Path, adapter: Path
 ) -> None:
     asked = [*zip(prompts(3), TEXTS, strict=True), ([{"role": "user", "content": "a"}], "b")]
     tuned = engine.load_adapter(adapter)
@@ -174,13 +174,13 @@ def test_the_likelihood_of_a_text_is_what_transformers_gives(
     assert engine.score([]) == []
 
 
-def test_a_text_beyond_the_context_has_no_likelihood(engine: TransformersEngine) -> None:
+def test_a_text_beyond_the_context_has_no_likelihood(engine: LocalEngine) -> None:
     with pytest.raises(ContextLengthError, match="a text of"):
         engine.score([(prompts(1)[0], "far too long " * 500)])
 
 
 def test_logprobs_are_those_of_the_model_and_cover_the_text(
-    engine: TransformersEngine, tiny_model: Path
+    engine: LocalEngine, tiny_model: Path
 ) -> None:
     messages = prompts(1)[0]
     answer = serialize.response_to_dict(
@@ -198,7 +198,7 @@ def test_logprobs_are_those_of_the_model_and_cover_the_text(
         assert best == pytest.approx(expected[place].topk(2).values.tolist(), abs=1e-3)
 
 
-def test_logprobs_end_where_a_stop_string_cuts_the_text(engine: TransformersEngine) -> None:
+def test_logprobs_end_where_a_stop_string_cuts_the_text(engine: LocalEngine) -> None:
     messages = prompts(1)[0]
     whole = engine.complete(
         serialize.request_from_messages(engine.model_id, messages, max_tokens=10)
@@ -213,7 +213,7 @@ def test_logprobs_end_where_a_stop_string_cuts_the_text(engine: TransformersEngi
 
 
 def test_logprobs_reach_a_prediction_and_survive_the_store(
-    engine: TransformersEngine, tmp_path: Path
+    engine: LocalEngine, tmp_path: Path
 ) -> None:
     first = engine.lm(max_tokens=4)("Hello?", logprobs=True)
     assert first[0]["logprobs"]["content"]
@@ -226,7 +226,7 @@ def test_logprobs_reach_a_prediction_and_survive_the_store(
     assert answered.logprobs is not None and len(answered.logprobs[0].top) == 1
 
 
-def test_what_the_engine_does_not_know_is_refused(engine: TransformersEngine) -> None:
+def test_what_the_engine_does_not_know_is_refused(engine: LocalEngine) -> None:
     messages = prompts(1)[0]
     with pytest.raises(InvalidRequestError, match="does not know the model"):
         engine.complete(serialize.request_from_messages("local/other", messages))
@@ -240,14 +240,14 @@ def test_what_the_engine_does_not_know_is_refused(engine: TransformersEngine) ->
         )
 
 
-def test_a_failure_in_one_batch_loses_nothing_else(engine: TransformersEngine) -> None:
+def test_a_failure_in_one_batch_loses_nothing_else(engine: LocalEngine) -> None:
     with pytest.raises(InvalidRequestError):
         engine.complete(serialize.request_from_messages("local/other", prompts(1)[0]))
     assert ask_all(engine, prompts(2), max_tokens=3)
 
 
 def test_an_engine_is_never_copied_and_travels_as_settings(
-    engine: TransformersEngine, adapter: Path, tiny_model: Path
+    engine: LocalEngine, adapter: Path, tiny_model: Path
 ) -> None:
     assert copy.deepcopy(engine) is engine
     shared = shared_engine(tiny_model, dtype="float32")
@@ -262,7 +262,7 @@ async def _ask(lm: dspy.LM) -> Any:
     return await lm.acall("Hello?")
 
 
-def test_the_engine_answers_asyncio(engine: TransformersEngine) -> None:
+def test_the_engine_answers_asyncio(engine: LocalEngine) -> None:
     import asyncio
 
     lm = engine.lm(max_tokens=4)
@@ -286,6 +286,6 @@ def test_a_tokenizer_without_a_chat_template_says_so(tiny_model: Path, tmp_path:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     config = folder / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"chat_template"', '"no_template"'))
-    engine = TransformersEngine(folder)
+    engine = LocalEngine(folder)
     with pytest.raises(ModelError, match="no chat template"):
         engine.complete(serialize.request_from_messages(engine.model_id, prompts(1)[0]))

@@ -44,7 +44,7 @@ from scripted import match, questions
 from cowest_dspy import Collaboration, Sampling, Store, build_lm, collect, preference_pairs
 from cowest_dspy.influence.report import failure_kind
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.lms import attempts
+from cowest_dspy.lms import protocol
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import serialize
 from cowest_dspy.store.record import (
@@ -70,13 +70,13 @@ the deadline ends a body."""
 def _key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COWEST_TEST_KEY", KEY)
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")
-    monkeypatch.setattr(attempts, "LARGEST_BODY", 2**20)
+    monkeypatch.setattr(protocol, "LARGEST_BODY", 2**20)
 
 
 @pytest.fixture
 def ran_out(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many attempts ended at their deadline: on a busy machine also some that were answered."""
-    count, within = Counter[str](), attempts.within
+    count, within = Counter[str](), protocol.within
 
     def counted(seconds: float, attempt: Any) -> Any:
         try:
@@ -85,7 +85,7 @@ def ran_out(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             count["attempts"] += 1
             raise
 
-    monkeypatch.setattr(attempts, "within", counted)
+    monkeypatch.setattr(protocol, "within", counted)
     return count
 
 
@@ -116,7 +116,7 @@ def check_nothing_is_left(
 ) -> None:
     """No connection, no thread, no trace in the log, no key on the disk."""
     assert server.hanging == []
-    assert server.most <= attempts.LARGEST_BODY + BUFFERS
+    assert server.most <= protocol.LARGEST_BODY + BUFFERS
     ours = [
         thread
         for thread in set(threading.enumerate()) - before
@@ -239,7 +239,7 @@ def check_hostile_collection(
         traces, _ = run(kind, folder / "run", server, TIMEOUT)
     check_nothing_is_left(server, folder, before, caplog)
     # As if each attempt took all of its time, and a Retry-After as long again held back all others.
-    assert time.monotonic() - started < server.asked.total() * 2 * (TIMEOUT + attempts.GRACE)
+    assert time.monotonic() - started < server.asked.total() * 2 * (TIMEOUT + protocol.GRACE)
     answers = stored(folder / "run")
     late = ran_out.total() - sum(server.ways[way] for way in SILENT)
     lost = [one for one in server.billed if one not in answers]

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_gguf import (
-    write_tiny_gguf,
-)
+from tiny_gguf import write_tiny_gguf
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import gguf
+from cowest_dspy.lms.local import weights
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tiny: Path) -> Path:
-    return gguf.dequantize(tiny, tiny.parent / "tiny")
+    weights.convert_gguf(tiny, tiny.parent / "tiny", "float32")
+    return tiny.parent / "tiny"
 
 
 def test_the_weights_are_those_of_the_file(tiny: Path, folder: Path) -> None:
@@ -90,48 +89,39 @@ def test_generation_stops_at_every_turn_end_of_the_vocabulary_and_can_pad(folder
     assert generation["pad_token_id"] is not None
 
 
-def test_the_folder_says_where_it_came_from(tiny: Path, folder: Path) -> None:
-    lineage = gguf.source(folder)
-    assert lineage == {
-        "gguf": "tiny.gguf",
-        "bytes": tiny.stat().st_size,
-        "sha256": gguf.sha256(tiny),
-        "dtype": "float32",
-    }
-    assert gguf.source(tiny.parent) is None
-
-
 def test_the_dtype_is_the_one_asked_for(tiny: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    half = gguf.dequantize(tiny, tmp_path / "half", "bfloat16")
-    assert {tensor.dtype for tensor in load_file(half / "model.safetensors").values()} == {
-        torch.bfloat16
-    }
+    weights.convert_gguf(tiny, tmp_path / "half", "bfloat16")
+    written = load_file(tmp_path / "half" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "model.gguf"
     page.write_bytes(b"<!doctype html> not found")
     with pytest.raises(
-        ModelError, match=r"model\.gguf is not a GGUF file: it begins with b'<!do'.*fetch it again"
+        ModelError, match=r"model\.gguf is not a GGUF file: it begins with b'<!do'.*Fetch it again"
     ):
-        gguf.dequantize(page, tmp_path / "model")
+        weights.locate(str(page))
+    with pytest.raises(ModelError, match=r"no GGUF file .*absent\.gguf"):
+        weights.locate(str(tmp_path / "absent.gguf"))
 
 
 @pytest.mark.parametrize(
     "kept", [0.002, 0.1, 0.6, 0.999], ids=["header", "vocabulary", "half", "tail"]
 )
 def test_a_file_that_ends_too_early_is_refused_and_leaves_nothing(
-    tiny: Path, tmp_path: Path, kept: float
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: float
 ) -> None:
+    monkeypatch.setenv("COWEST_CACHE", str(tmp_path / "cache"))
     cut = tmp_path / "cut.gguf"
     whole = tiny.read_bytes()
     cut.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(ModelError, match=r"cut\.gguf.*damaged, or ends too early.*Fetch it again"):
-        gguf.dequantize(cut, tmp_path / "model")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["cut.gguf"]
+        weights.locate(str(cut))
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
@@ -146,71 +136,25 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ModelError, match="perpetuum"):
-        gguf.dequantize(strange, tmp_path / "model")
-
-
-def test_a_missing_file_an_unknown_dtype_and_a_taken_folder_are_said(
-    tiny: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ModelError, match=r"no GGUF file .*absent\.gguf"):
-        gguf.dequantize(tmp_path / "absent.gguf", tmp_path / "model")
-    with pytest.raises(ModelError, match='"int3" is unknown: write one of float32, bfloat16'):
-        gguf.dequantize(tiny, tmp_path / "model", "int3")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ModelError, match=r"taken exists already.*rm -r"):
-        gguf.dequantize(tiny, tmp_path / "taken")
-    assert (tmp_path / "taken" / "thesis.txt").read_text() == "years of work"
+        weights.convert_gguf(strange, tmp_path / "model", "float32")
 
 
 def test_the_engine_takes_a_gguf_file_and_converts_it_once(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cowest_dspy.lms import TransformersEngine
+    from cowest_dspy.lms import LocalEngine
     from cowest_dspy.store import serialize
 
     monkeypatch.setenv("COWEST_CACHE", str(tmp_path))
-    engine = TransformersEngine(tiny, dtype="float32")
+    engine = LocalEngine(tiny, dtype="float32")
     request = serialize.request_from_messages(
         engine.model_id, [{"role": "user", "content": "hell"}], max_tokens=4
     )
     answer = engine.complete(request)
     (folder,) = (tmp_path / "gguf").iterdir()
     made = folder.stat().st_mtime_ns
-    again = TransformersEngine(tiny, dtype="float32")
+    again = LocalEngine(tiny, dtype="float32")
     assert again.model_id == engine.model_id and serialize.response_text(
         again.complete(request)
     ) == serialize.response_text(answer)
     assert folder.stat().st_mtime_ns == made
-
-
-def test_a_bf16_file_has_the_metadata_of_its_source_and_its_weights_to_eight_bits(
-    tiny: Path, tmp_path: Path
-) -> None:
-    from gguf import GGMLQuantizationType, GGUFReader
-    from gguf.quants import dequantize
-
-    before, after = GGUFReader(tiny), GGUFReader(gguf.to_bf16(tiny, tmp_path / "tiny.BF16.gguf"))
-    kept = [name for name in before.fields if not name.startswith("GGUF.")]
-    assert all(after.fields[name].contents() == before.fields[name].contents() for name in kept)
-    for one, other in zip(before.tensors, after.tensors, strict=True):
-        assert one.name == other.name and list(one.shape) == list(other.shape)
-        kind = GGMLQuantizationType.BF16 if len(one.shape) > 1 else GGMLQuantizationType.F32
-        values = dequantize(one.data, one.tensor_type)
-        assert other.tensor_type == kind and np.allclose(
-            dequantize(other.data, kind), values, rtol=2**-8, atol=0
-        )
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny.BF16.gguf"]
-
-
-def test_a_bf16_file_appears_whole_or_not_at_all_and_overwrites_nothing(
-    tiny: Path, tmp_path: Path
-) -> None:
-    target = tmp_path / "out.gguf"
-    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="ends too early"):
-        gguf.to_bf16(tmp_path / "cut.gguf", target)
-    assert not target.exists() and not list(tmp_path.glob(".*"))
-    target.write_text("mine")
-    with pytest.raises(ModelError, match="exists already"):
-        gguf.to_bf16(tiny, target)

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,10 +15,9 @@ from tiny import make_adapter
 from torch import nn
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import attention, int8, weights
 from cowest_dspy.lms.local.int8 import int8_product, quantize
-from cowest_dspy.lms.local.mapped import drop_pages
 from cowest_dspy.store import serialize
 
 
@@ -108,27 +106,6 @@ def test_the_file_of_the_weights_is_let_go(tiny_model: Path) -> None:
     )
 
 
-def test_pages_of_a_mapped_weight_leave_memory_and_read_the_same_again(tmp_path: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    numbers = torch.arange(16 * 2**20, dtype=torch.float32)
-    save_file({"weight": numbers}, tmp_path / "weights.safetensors")
-    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
-        mapped = file.get_tensor("weight")
-    total = mapped.sum()
-    before = psutil.Process().memory_info().rss
-    assert drop_pages(mapped)
-    assert before - psutil.Process().memory_info().rss > 60 * 2**20, "64 MiB had been read"
-    assert mapped.sum() == total and torch.equal(mapped, numbers)
-
-
-def test_pages_of_a_weight_in_memory_stay() -> None:
-    numbers = torch.arange(2**20, dtype=torch.float32)
-    assert not drop_pages(numbers)
-    assert numbers[-1] == 2**20 - 1
-
-
 def test_quantizing_twice_changes_nothing(tiny_model: Path) -> None:
     model = weights.load_model(tiny_model, "int8")
     ids = torch.arange(3, 40)[None]
@@ -148,8 +125,8 @@ def test_a_large_weight_is_rounded_in_parts_as_it_would_be_whole(
 
 def test_an_engine_in_int8_has_a_name_of_its_own_and_answers(tiny_model: Path) -> None:
     plain, small = (
-        TransformersEngine(tiny_model, dtype="float32"),
-        TransformersEngine(tiny_model, dtype="int8"),
+        LocalEngine(tiny_model, dtype="float32"),
+        LocalEngine(tiny_model, dtype="int8"),
     )
     assert small.model_id == f"{plain.model_id}-int8"
     asked = [[{"role": "user", "content": f"Question {i}?"}] for i in range(6)]
@@ -167,7 +144,7 @@ def test_an_engine_in_int8_has_a_name_of_its_own_and_answers(tiny_model: Path) -
 def test_an_adapter_on_int8_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_model, tmp_path / "adapter", seed=1)
     with pytest.raises(ModelError, match="adapters need float weights"):
-        TransformersEngine(tiny_model, dtype="int8").load_adapter(folder)
+        LocalEngine(tiny_model, dtype="int8").load_adapter(folder)
 
 
 def test_rounding_does_not_keep_an_engine_from_sharing_prompts(
@@ -186,7 +163,7 @@ def test_rounding_does_not_keep_an_engine_from_sharing_prompts(
 
     take_over = attention.take_over
     monkeypatch.setattr(attention, "take_over", asked)
-    assert TransformersEngine(tiny_model, dtype="int8")._load().joinable
+    assert LocalEngine(tiny_model, dtype="int8")._load().joinable
     assert seen and all(seen), "all weights were floats when it was asked"
 
 

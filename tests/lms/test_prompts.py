@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import END, PAD, START
 
-from cowest_dspy.lms.local.prompts import ChatTokens
+from cowest_dspy.lms.local.engine import ChatTokens
 from cowest_dspy.lms.local.weights import load_tokenizer
 
 ROLES = ("system", "user", "assistant", "user")

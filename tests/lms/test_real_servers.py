@@ -4,6 +4,8 @@ engine in this process with the same weights. One smoke in `make test`, the rest
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +15,11 @@ import dspy
 import pytest
 from dspy.lm15 import ContextLengthError
 from forked import is_gone
-from served import CONTEXT, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
+from served import CONTEXT, LLAMA_SERVER, SMOL, llama_cpp_engine, make_mild_adapter, vllm_engine
 
 from cowest_dspy import Experiment
 from cowest_dspy.experiment.config import load_config
-from cowest_dspy.lms import ServerEngine, TransformersEngine
+from cowest_dspy.lms import LocalEngine, ServerEngine
 from cowest_dspy.store import serialize
 from cowest_dspy.tuning import TunableEngine
 
@@ -50,11 +52,11 @@ def engine(
 
 
 @pytest.fixture(scope="module")
-def in_process(real_models: Path) -> TransformersEngine:
+def in_process(real_models: Path) -> LocalEngine:
     import torch
 
     torch.set_num_threads(1)
-    return TransformersEngine(real_models / SMOL, dtype="float32")
+    return LocalEngine(real_models / SMOL, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def close(lm: dspy.LM) -> None:
 
 def agree(
     engine: ServerEngine,
-    in_process: TransformersEngine,
+    in_process: LocalEngine,
     models: tuple[str | None, str | None] = (None, None),
 ) -> int:
     """How many greedy answers are the same; as far as they are, so are the log-probabilities, to
@@ -105,7 +107,7 @@ def agree(
 
 
 def test_greedy_answers_and_usage_are_those_of_the_engine_in_this_process(
-    engine: ServerEngine, in_process: TransformersEngine
+    engine: ServerEngine, in_process: LocalEngine
 ) -> None:
     assert agree(engine, in_process) >= 7
     served, ours = (ask(one, QUESTIONS[0], max_tokens=24) for one in (engine, in_process))
@@ -173,7 +175,7 @@ def test_32_threads_get_their_own_answers(engine: ServerEngine) -> None:
 
 @pytest.mark.slow
 def test_adapters_speak_as_in_this_process_and_the_base_stays_as_it_was(
-    engine: ServerEngine, in_process: TransformersEngine, adapters: list[Path]
+    engine: ServerEngine, in_process: LocalEngine, adapters: list[Path]
 ) -> None:
     before = [ask(engine, question, max_tokens=12)["text"] for question in QUESTIONS]
     for adapter in adapters:
@@ -214,9 +216,14 @@ def test_close_leaves_no_process_and_the_next_question_starts_another(real_model
 
 @pytest.mark.slow
 def test_the_backend_file_of_llama_cpp_runs_as_it_stands_and_its_weak_model_is_tuned(
-    real_models: Path, tmp_path: Path
+    real_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).parents[2]
+    program = tmp_path / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{LLAMA_SERVER}" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     config = load_config(
         [root / "programs/handbook.toml", root / "programs/backends/llama_cpp.toml"]
     )

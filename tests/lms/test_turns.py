@@ -7,7 +7,7 @@ import sys
 
 ENDS = """
 import threading, time, torch
-from cowest_dspy.lms.local.turns import COMPUTE
+from cowest_dspy.lms.local.scheduler import COMPUTE
 
 begun = threading.Event()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import make_tiny_model
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 
@@ -16,7 +16,7 @@ def test_models_that_are_first_asked_at_the_same_moment_load_whole(
 ) -> None:
     folders = [make_tiny_model(tmp_path / f"model-{seed}", seed=seed) for seed in range(4)]
 
-    def ask(engine: TransformersEngine) -> str:
+    def ask(engine: LocalEngine) -> str:
         return serialize.response_text(
             engine.complete(
                 serialize.request_from_messages(
@@ -25,9 +25,7 @@ def test_models_that_are_first_asked_at_the_same_moment_load_whole(
             )
         )
 
-    one_by_one = [ask(TransformersEngine(folder, dtype="float32")) for folder in folders]
+    one_by_one = [ask(LocalEngine(folder, dtype="float32")) for folder in folders]
     with ThreadPoolExecutor(4) as pool:
-        at_once = list(
-            pool.map(ask, [TransformersEngine(folder, dtype="float32") for folder in folders])
-        )
+        at_once = list(pool.map(ask, [LocalEngine(folder, dtype="float32") for folder in folders]))
     assert at_once == one_by_one and len(set(at_once)) > 1

@@ -24,9 +24,11 @@ from scripted import (
 from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.errors import ProgramError
 from cowest_dspy.optimizers.config import RoundRules
-from cowest_dspy.optimizers.cycle import StepResult
-from cowest_dspy.optimizers.run import Silent
+from cowest_dspy.optimizers.cycle import StepResult, _mean  # pyright: ignore[reportPrivateUsage]
+from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.pairs.config import PairRules
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.progress import Snapshot
 
 ALWAYS = RoundRules.model_validate({"least_gain": -1.0})
 FEW = PairRules.model_validate({"least": 2})
@@ -82,6 +84,12 @@ def test_the_best_program_wins_and_its_interval_is_told(tmp_path: Path) -> None:
     assert best.weak.model == program.weak.model and best.strong.model == program.strong.model
     assert "step 2, prompts: 1.000 on 4 examples, gain +1.000" in str(prompts)
     assert StepResult.from_dict({**vars(prompts), "gain": vars(prompts.gain)}) == prompts
+
+
+def test_the_order_of_equal_scores_makes_no_candidate_better() -> None:
+    scores = {"a": 0.1, "b": 0.2, "c": 0.3, "d": None}
+    assert _mean(scores) == _mean(dict(reversed(scores.items())))
+    assert 0.1 + 0.2 + 0.3 != 0.3 + 0.2 + 0.1, "a plain sum depends on it"
 
 
 def test_finished_steps_are_read_and_an_interrupted_one_goes_on_with_kept_answers(
@@ -166,23 +174,22 @@ def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) 
         assert store.calls() == calls
 
 
-class InterruptedAt(Silent):
-    """A watch that interrupts the run when a stage of this title begins."""
+class InterruptedAt(NoProgress):
+    """Interrupts the run when a stage of this title begins."""
 
     def __init__(self, title: str) -> None:
         self.title = title
 
-    def stage(self, title: str) -> Any:
-        if title == self.title:
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        if event == "stage_begin" and snapshot.stage and snapshot.stage.title == self.title:
             raise KeyboardInterrupt
-        return super().stage(title)
 
 
 @pytest.mark.slow
 def test_two_weights_steps_have_rounds_of_their_own(student: Collaboration, tmp_path: Path) -> None:
     def walk(run: Path, interrupted_at: str = "") -> Any:
         optimizer = cowest(tmp_path / "unused")
-        optimizer.watch = InterruptedAt(interrupted_at)
+        optimizer.progress = InterruptedAt(interrupted_at)
         steps = {"weights": optimizer, "prompts": dspy.LabeledFewShot(k=1)}
         cycle = Cycle(
             match,

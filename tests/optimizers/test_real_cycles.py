@@ -16,7 +16,7 @@ import pytest
 from scripted import miprov2
 
 from cowest_dspy import DPO, Collaboration, CoWest, LineAdapter
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.tuning import tunable
@@ -56,7 +56,7 @@ def optimizer(name: str, lm: dspy.LM) -> Any:
 
 @pytest.mark.parametrize("prompts", ["gepa", "miprov2"])
 def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path: Path) -> None:
-    engine = TransformersEngine(real_models / "SmolLM2-135M-Instruct")
+    engine = LocalEngine(real_models / "SmolLM2-135M-Instruct")
     weak, strong = (
         tunable(engine.lm(temperature=0.0, max_tokens=64)),
         engine.lm(temperature=0.0, max_tokens=64),
@@ -82,7 +82,7 @@ def test_better_together_runs_for_real(prompts: str, real_models: Path, tmp_path
         max_errors=1.0,
         log_dir=tmp_path / "run",
     )
-    larger = TransformersEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
+    larger = LocalEngine(real_models / "Qwen2.5-Coder-1.5B-Instruct", dtype="int8")
     proposing = (engine if prompts == "gepa" else larger).lm(temperature=1.0, max_tokens=200)
     both = dspy.BetterTogether(metric=short, p=optimizer(prompts, proposing), w=weights)
     more = {

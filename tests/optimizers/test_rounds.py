@@ -29,9 +29,15 @@ from cowest_dspy.errors import DataError, PairsError, ProgramError, TuningError
 from cowest_dspy.optimizers.deciding import decide, gain
 from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.pairs import UnpairedPreferences
+from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.store.record import unrecorded
+from cowest_dspy.tuning.provider import LEAST_PAIRS
 
 # Deciding
+
+
+def test_a_round_and_tune_ask_for_equally_many_pairs() -> None:
+    assert PairRules.model_validate({}).least == LEAST_PAIRS == 8
 
 
 def test_too_few_examples_say_nothing() -> None:

@@ -16,7 +16,7 @@ from cowest_dspy.errors import DataError, PairsError
 from cowest_dspy.pairs import (
     PreferencePairs,
     UnpairedPreferences,
-    nothing_to_train_on,
+    describe_shortage,
     preference_pairs,
     unpaired_preferences,
 )
@@ -90,12 +90,12 @@ def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(
     )
     assert len(pairs) == len(drafts) and len(labels) == 2 * len(drafts)
     with tempfile.TemporaryDirectory() as folder:
-        assert PreferencePairs.load(pairs.save(Path(folder) / "pairs.jsonl")).pairs == pairs.pairs
+        assert PreferencePairs.load(pairs.save(Path(folder) / "pairs.jsonl")).items == pairs.items
         assert (
-            UnpairedPreferences.load(labels.save(Path(folder) / "drafts.jsonl")).drafts
-            == labels.drafts
+            UnpairedPreferences.load(labels.save(Path(folder) / "drafts.jsonl")).items
+            == labels.items
         )
-    assert PreferencePairs.from_dataset(pairs.to_dataset()).pairs == pairs.pairs
+    assert PreferencePairs.from_dataset(pairs.to_dataset()).items == pairs.items
     assert labels.to_dataset().to_list() == labels.rows()
 
 
@@ -117,7 +117,7 @@ def test_pairs_from_elsewhere_are_taken_in_each_of_trls_formats(
 
     for made in (PreferencePairs.load(written(tmp_path, row)), PreferencePairs.from_dataset([row])):
         assert made.rows(lineage=False) == [CONVERSATION]
-        pair = made.pairs[0]
+        pair = made[0]
         assert (pair.example_id, pair.weak_model, pair.chosen_influence, pair.alone_score) == (
             "row 1",
             "imported",
@@ -139,7 +139,7 @@ def test_the_implicit_prompt_is_the_one_that_trl_finds() -> None:
 
 
 def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
-    pair = PreferencePairs.load(written(tmp_path, OF_0_1_0)).pairs[0]
+    pair = PreferencePairs.load(written(tmp_path, OF_0_1_0))[0]
     row = PreferencePairs((pair,)).rows()[0]
     assert {key: row[key] for key in OF_0_1_0} == OF_0_1_0
     assert (pair.chosen_score, pair.rejected_score, pair.alone_score, pair.run) == (
@@ -160,13 +160,13 @@ def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
         ({"chosen": "yes", "rejected": "no"}, 'there is no "prompt"'),
         (
             {"prompt": ASKED, "chosen": [RIGHT]},
-            '"rejected" must be a list of messages or a text; None was given',
+            "this is no pair. rejected: Field required",
         ),
-        ({**CONVERSATION, "prompt": []}, '"prompt" must be a list'),
-        ({**CONVERSATION, "prompt": "  "}, '"prompt" must be a list'),
+        ({**CONVERSATION, "prompt": []}, '"prompt" must be messages that say something'),
+        ({**CONVERSATION, "prompt": "  "}, '"prompt" must be messages that say something'),
         (
             {**CONVERSATION, "chosen": [{"role": "assistant", "content": None}]},
-            '"chosen" must be a list',
+            "chosen.0.content: Input should be a valid string",
         ),
         (
             {**CONVERSATION, "chosen": [{**RIGHT, "content": " "}]},
@@ -184,7 +184,7 @@ def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
         ),
         (
             {**CONVERSATION, "round": "first"},
-            "\"round\" must be a number; 'first' was given. Rename",
+            "round: Input should be a valid integer, unable to parse string as an integer. Messages",
         ),
     ],
 )
@@ -295,10 +295,10 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
         "examples: every draft failed": 4,
         "examples: only one draft": 1,
     }
-    told = nothing_to_train_on(PreferencePairs((), truncated))
+    told = describe_shortage(0, truncated)
     assert told.index("15 drafts failed (truncated): raise max_tokens") < told.index("temperature")
     alike = {"drafts that failed (timeout)": 1, "examples: all drafts had the same influence": 12}
-    told = nothing_to_train_on(PreferencePairs((), alike))
+    told = describe_shortage(0, alike)
     assert told.index("temperature") < told.index("1 draft failed (timeout): raise timeout")
     remedies = {
         "parse": "adapter",
@@ -307,4 +307,4 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
         "odd": "mend",
     }
     for kind, says in remedies.items():
-        assert says in nothing_to_train_on(PreferencePairs((), {f"drafts that failed ({kind})": 2}))
+        assert says in describe_shortage(0, {f"drafts that failed ({kind})": 2})

@@ -18,8 +18,8 @@ from pair_traces import many
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import ConfigError, PairsError
-from cowest_dspy.pairs import PreferencePairs, dataset_card, preference_pairs
-from cowest_dspy.pairs.sharing import write_folder
+from cowest_dspy.pairs import PreferencePairs, preference_pairs
+from cowest_dspy.pairs.hub import dataset_card, write_dataset
 from cowest_dspy.report import read_report
 
 TWO = [[(1.0, "good"), (0.0, "bad"), (None, "x")], [(0.5, "fine"), (-0.5, "poor")]]
@@ -49,12 +49,12 @@ def test_the_card_of_imported_pairs_claims_nothing_that_was_not_measured() -> No
 
 def test_no_secret_stands_in_a_card_and_none_in_a_draft_is_shared(tmp_path: Path) -> None:
     pairs = preference_pairs(many([[(1.0, f"use {SECRET}"), (0.0, "bad")]]), run=SECRET)
-    named = PreferencePairs(pairs.pairs, {f"because of {SECRET}": 1})
+    named = PreferencePairs(pairs.items, {f"because of {SECRET}": 1})
     assert SECRET not in dataset_card(named) and "because of ***" in dataset_card(named)
     with pytest.raises(
         PairsError, match=r"Row 1 \(example e0\) holds what looks like a secret"
     ) as caught:
-        write_folder(tmp_path, pairs.rows(), dataset_card(pairs))
+        write_dataset(tmp_path, pairs)
     assert SECRET not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -62,10 +62,10 @@ def test_the_folder_is_a_dataset_as_it_is(tmp_path: Path) -> None:
     from datasets import load_dataset
 
     pairs = preference_pairs(many(TWO), run="toy\u2028")
-    folder = write_folder(tmp_path / "made", pairs.rows(), dataset_card(pairs))
+    folder = write_dataset(tmp_path / "made", pairs)
     read = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
     assert list(read) == ["train"]
-    assert PreferencePairs.from_dataset(read["train"]).pairs == pairs.pairs
+    assert PreferencePairs.from_dataset(read["train"]).items == pairs.items
 
 
 PUSH = """

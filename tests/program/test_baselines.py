@@ -17,7 +17,7 @@ from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.arms import ask_all, collaboration_arm
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.program import Grounded, Retriever, grounded, rag
-from cowest_dspy.program.baselines.retrieval import NOTHING_FOUND
+from cowest_dspy.program.baselines import NOTHING_FOUND
 from cowest_dspy.testing import ScriptedEngine
 
 CORPUS = [

@@ -15,8 +15,14 @@ from scripted import match, questions
 from cowest_dspy import Collaboration
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.influence.arms import ask_all, module_arm
-from cowest_dspy.program import SelfConsistency, SelfRefine, chain_of_thought, few_shot
-from cowest_dspy.program.baselines import Baseline, Confident
+from cowest_dspy.program import (
+    Baseline,
+    Confident,
+    SelfConsistency,
+    SelfRefine,
+    chain_of_thought,
+    few_shot,
+)
 from cowest_dspy.testing import ScriptedEngine
 
 # What all have in common

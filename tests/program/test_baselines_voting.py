@@ -19,10 +19,9 @@ from cowest_dspy.errors import ProgramError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.program import SelfConsistency, chain_of_thought, super_icl
-from cowest_dspy.program.baselines import Confident
-from cowest_dspy.program.baselines.voting import normalised
+from cowest_dspy.lms import LocalEngine
+from cowest_dspy.program import Confident, SelfConsistency, chain_of_thought, super_icl
+from cowest_dspy.program.voting import normalised
 from cowest_dspy.store.record import keeping, sampling
 from cowest_dspy.testing import ScriptedEngine
 
@@ -140,7 +139,7 @@ def test_each_sample_has_its_own_seed_and_none_is_served_for_another(tmp_path: P
 
 
 def test_samples_of_a_real_engine_differ_and_come_again(tiny_model: Path) -> None:
-    lm = TransformersEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
+    lm = LocalEngine(tiny_model, dtype="float32").lm(temperature=0.0, max_tokens=6)
 
     def texts() -> list[str]:
         made = attempt(

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from scripted import GOOD, example, judge_of
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.program.adapters import training_row
+from cowest_dspy.program.adapters import escape, escape_value, escaping, training_row
 from cowest_dspy.program.collaboration import prompt_adapter
-from cowest_dspy.program.escaping import escape, escape_value, escaping
 from cowest_dspy.testing import ScriptedEngine
 
 FAMILIES = {

@@ -25,7 +25,7 @@ from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import check_apart
 from cowest_dspy.program.examples import examples as as_examples
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.tuning.rows import sft_rows
+from cowest_dspy.tuning.data import sft_rows
 from cowest_dspy.utils import importing
 
 ROOT = Path(__file__).parents[2]

@@ -18,18 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.influence.intervals import wilson_interval
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.report import Stage
-from cowest_dspy.report.comparison import (
-    Comparison,
-    SweepPoint,
-    bootstrap_test,
-    holm,
-    numbers_of,
-    paired_test,
-    verdict,
-)
-from cowest_dspy.report.comparison.tables import text_tables
+from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare_view import comparison_view
+from cowest_dspy.report.compared import Comparison, SweepPoint, paired_test
+from cowest_dspy.report.significance import bootstrap_test, holm
+from cowest_dspy.report.verdict import comparison_verdict as verdict
 
 PS = st.lists(st.floats(0.0, 1.0, exclude_min=True), max_size=12)
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=1, max_size=12)
@@ -498,9 +493,9 @@ def test_a_seed_twice_and_a_score_that_is_no_number_are_refused():
 # The examples in the docstrings
 
 
-@pytest.mark.parametrize("name", ["significance", "verdict", "tables", "markdown", "latex"])
+@pytest.mark.parametrize("name", ["significance", "verdict", "compare", "compare_view", "view"])
 def test_the_examples_in_the_docstrings_are_true(name):
-    module = importlib.import_module(f"cowest_dspy.report.comparison.{name}")
+    module = importlib.import_module(f"cowest_dspy.report.{name}")
     found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert found.attempted > 0 and found.failed == 0
 
@@ -526,7 +521,7 @@ def test_failures_have_their_kinds_in_a_comparison() -> None:
     assert [line.failures for line in numbers.arms] == [{"timeout": 1}, {"timeout": 2}]
     assert (
         "Failed: The strong arm: timeout 1; The other arm: timeout 2."
-        in text_tables(made, numbers)[0].caption
+        in comparison_view(made, numbers).tables[0].caption
     )
 
 

@@ -1,5 +1,5 @@
 """A comparison's tables and files show its numbers, whole and escaped, in a terminal, in Markdown,
-CSV, LaTeX and HTML."""
+CSV and HTML."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import json
 import math
 import re
 import secrets
-import shutil
-import subprocess
 
 import pytest
 from compared import compared, comparison, full
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import HOSTILE
 from rich.console import Console
@@ -26,21 +24,19 @@ from written_page import Page, titles
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import Arm
-from cowest_dspy.report.comparison import (
-    SweepPoint,
-    charts,
-    numbers_of,
+from cowest_dspy.report import compare_view as charts
+from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare_view import (
+    comparison_view,
     print_comparison,
     read_comparison,
     render_comparison,
     to_csv,
-    to_latex,
     to_markdown,
     write_comparison,
 )
-from cowest_dspy.report.comparison.latex import escape_latex
-from cowest_dspy.report.comparison.markdown import escape_markdown
-from cowest_dspy.report.comparison.tables import text_tables
+from cowest_dspy.report.compared import SweepPoint
+from cowest_dspy.report.view import escape_markdown
 
 NASTY = 'a|b *c* _d_ <b>e</b> [f](http://g) `h`\n- i\\ & "j" 50% $k$ #l ^m ~n {o}'
 WHOLE = full()
@@ -102,7 +98,7 @@ def test_a_comparison_with_nothing_in_it_is_shown(whole):
 def test_markdown_has_tables_of_equal_rows_with_every_number():
     text = to_markdown(WHOLE, NUMBERS)
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    assert len(tables) == len(text_tables(WHOLE, NUMBERS)) == 4
+    assert len(tables) == len(comparison_view(WHOLE, NUMBERS).tables) == 4
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     for line in NUMBERS.arms:
@@ -161,119 +157,12 @@ def test_a_title_in_csv_is_no_formula(title):
     assert row["title"] == "'" + title
 
 
-# LaTeX
-
-
-def cells_of(row: str) -> list[str]:
-    return re.split(r"(?<!\\) & ", row.removesuffix(r" \\").removeprefix(r"\raggedright "))
-
-
-def check_structure(text: str) -> list[list[list[str]]]:
-    """Balanced braces and environments, as many cells as columns in every row; the rows of each
-    table."""
-    depth = 0
-    for brace in re.sub(r"\\[\\{}]", "", text):
-        depth += {"{": 1, "}": -1}.get(brace, 0)
-        assert depth >= 0
-    assert depth == 0
-    assert re.findall(r"\\begin\{([a-z*]+)\}", text) == ["table*", "tabular"] * (
-        text.count("tabular}") // 2
-    )
-    tables = []
-    for _, numeric, body in re.findall(
-        r"\\begin\{tabular\}\{(l|p\{0\.2\\linewidth\})(r*)\}\n(.*?)\\end\{tabular\}",
-        text,
-        re.DOTALL,
-    ):
-        rows = [cells_of(line) for line in body.splitlines() if line.endswith(r"\\")]
-        assert {len(row) for row in rows} == {1 + len(numeric)}
-        tables.append(rows)
-    return tables
-
-
-def test_latex_has_a_row_per_arm_with_its_numbers_and_a_table_of_the_sweep():
-    arms, sweep = check_structure(to_latex(WHOLE, NUMBERS))
-    assert [row[0] for row in arms] == [
-        "Arm",
-        "Strong plain",
-        r"The control\_shuffled arm",
-        "The collaboration arm",
-    ]
-    assert (
-        arms[3][1:4] == ["40", "5", "93.3"]
-        and arms[3][6].startswith("$+76.9$ {[}$+")
-        and arms[1][6:8] == ["reference", ""]
-    )
-    assert [row[0] for row in sweep[1:3]] == [
-        "beta 0.01, format dpo",
-        "beta 0.1, format dpo",
-    ] and len(sweep) == 7
-
-
-def test_the_caption_in_latex_says_n_interval_and_test():
-    caption = next(
-        line for line in to_latex(WHOLE, NUMBERS).splitlines() if line.startswith(r"\caption")
-    )
-    for words in (
-        "on 40 examples, over up to 2 seeds",
-        "Wilson",
-        "bootstrap",
-        "McNemar",
-        "Holm-corrected over 2 tests",
-    ):
-        assert words in caption
-
-
-def test_latex_sets_every_text_as_it_stands():
-    whole = full(NASTY)
-    text = to_latex(whole, numbers_of(whole, repeats=100))
-    assert check_structure(text)[0][1][0].startswith(
-        r"Strong a\textbar{}b {*}c{*} \_d\_ \textless{}b\textgreater{}e"
-    )
-    assert (
-        r"\textbackslash{} \& {\char34}j{\char34} 50\% \$k\$ \#l \textasciicircum{}m "
-        r"\textasciitilde{}n \{o\}"
-    ) in text
-    assert escape_latex("a--b---c") == "a-{}-b-{}-{}-c"
-
-
-def test_a_row_of_latex_that_begins_with_a_bracket_is_no_option_of_the_row_before():
-    whole = comparison(compared("strong", "+", title="[1cm]"), compared("a", "+", title="* b"))
-    rows = check_structure(to_latex(whole, numbers_of(whole)))[0]
-    assert rows[1][0] == "{[}1cm{]}" and rows[2][0] == "{*} b"
-
-
-@given(st.text(max_size=30))
-@settings(max_examples=60)
-def test_any_title_leaves_the_table_whole(title):
-    whole = comparison(compared("strong", "+-", title=title), title=title)
-    assert len(check_structure(to_latex(whole, numbers_of(whole)))[0]) == 2
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
-def test_latex_compiles(tmp_path):
-    whole = full(NASTY)
-    body = to_latex(whole, numbers_of(whole, repeats=100))
-    source = (
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
-        + body
-        + "\\end{document}\n"
-    )
-    (tmp_path / "page.tex").write_text(source, encoding="utf-8")
-    run = subprocess.run(
-        ["pdflatex", "-interaction=batchmode", "-halt-on-error", "page.tex"],
-        cwd=tmp_path,
-        check=False,
-    )
-    assert run.returncode == 0, (tmp_path / "page.log").read_text(errors="replace")[-2000:]
-
-
 # The page
 
 
 def test_the_page_shows_every_number_of_the_tables():
     page = Page(render_comparison(WHOLE, NUMBERS))
-    for table in text_tables(WHOLE, NUMBERS):
+    for table in comparison_view(WHOLE, NUMBERS).tables:
         for row in table.rows:
             assert " ".join(row) in page.text
     assert "Better than Strong plain" in page.text and "one warning: plain" in page.text
@@ -283,7 +172,7 @@ def test_the_page_runs_nothing_asks_for_nothing_and_allows_only_its_style():
     html = render_comparison(full(HOSTILE), numbers_of(full(HOSTILE), repeats=100))
     page = Page(html)
     assert not page.scripts and not page.handlers and " style=" not in html
-    assert all(address in ("data:,", "#main") for address in page.addresses)
+    assert all(one == "data:," or one.startswith("#") for one in page.addresses)
     assert HOSTILE.split(" \u2028")[0] in page.text
     style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert style is not None
@@ -311,7 +200,7 @@ def test_no_input_and_no_answer_is_on_the_page_nor_in_the_tables(tmp_path):
         dataclasses.replace(compared("strong", "+"), arm=Arm("strong", "Strong", answers))
     )
     written = write_comparison(whole, tmp_path)
-    for path in (written.html, written.csv, written.tex, written.md):
+    for path in (written.html, written.csv, written.md):
         assert "cruel" not in path.read_text(encoding="utf-8")
     assert "a cruel post" in written.json.read_text(encoding="utf-8")
 
@@ -348,7 +237,7 @@ def test_a_score_is_a_point_at_its_place_with_its_seeds_beside_it():
 
 def test_a_difference_has_its_place_and_the_colour_of_what_was_found():
     assert charts.difference_reach(NUMBERS) == 90
-    wide = str(charts.difference_chart(NUMBERS)).partition("</svg>")[0]
+    wide = str(charts.difference_chart(NUMBERS)[0].drawing).partition("</svg>")[0]
     assert titles(wide + "</svg>") == [
         "The control_shuffled arm: +0.0 [-8.8, +8.8] points",
         "The collaboration arm: +76.9 [+63.1, +89.1] points",
@@ -366,7 +255,7 @@ def test_a_sweep_is_a_curve_per_series_over_the_number_that_varies_most():
     assert list(series) == ["format dpo", "format plain"] and all(
         len(points) == 3 for points in series.values()
     )
-    chart = str(charts.sweep_chart(NUMBERS, "dpo.beta", NUMBERS.arms[0]))
+    chart = str(charts.sweep_chart(NUMBERS, "dpo.beta", NUMBERS.arms[0])[0].drawing)
     assert (
         "format dpo: 25.0 % at 0.01, 62.5 % at 0.1, 42.9 % at 0.5" in chart
         and "dpo.beta, logarithmic" in chart
@@ -391,7 +280,7 @@ def test_a_sweep_without_a_number_has_a_table_and_no_chart():
     numbers = numbers_of(whole)
     assert charts.sweep_axis(numbers) is None
     text = Page(render_comparison(whole, numbers)).text
-    assert "Sweep, in numbers" in text and "format kto 1 - 2 0 50.0" in text
+    assert "Sweep" in text and "format kto 1 - 2 0 50.0" in text
     assert (
         charts.sweep_axis(
             numbers_of(comparison(sweep=(SweepPoint({"on": True}, compared("a", "+")),)))
@@ -403,9 +292,9 @@ def test_a_sweep_without_a_number_has_a_table_and_no_chart():
 # Files
 
 
-def test_all_five_files_are_written_whole_and_read_back(tmp_path):
+def test_all_four_files_are_written_whole_and_read_back(tmp_path):
     written = write_comparison(WHOLE, tmp_path / "run")
-    names = [f"comparison.{kind}" for kind in ("csv", "html", "json", "md", "tex")]
+    names = [f"comparison.{kind}" for kind in ("csv", "html", "json", "md")]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     again = read_comparison(tmp_path / "run")
     assert (
@@ -416,7 +305,7 @@ def test_all_five_files_are_written_whole_and_read_back(tmp_path):
     other = write_comparison(again, tmp_path / "again")
     assert all(
         getattr(written, kind).read_bytes() == getattr(other, kind).read_bytes()
-        for kind in ("csv", "html", "json", "md", "tex")
+        for kind in ("csv", "html", "json", "md")
     )
     numbers = json.loads(written.json.read_text(encoding="utf-8"))["numbers"]
     assert numbers["arms"][2]["holm"] == numbers_of(WHOLE).arms[2].holm and numbers["tests"] == 2

@@ -10,7 +10,6 @@ import pytest
 from cowest_dspy import report
 
 PAGE = Path(report.__file__ or "") / ".." / "templates" / "page.css"
-SERIES = Path(report.__file__ or "") / ".." / "templates" / "series.css"
 DARK = "@media screen and (prefers-color-scheme: dark)"
 GROUNDS = ("paper", "card", "open", "good", "bad")
 TEXTS = ("ink", "soft", "accent", "helped", "hurt")
@@ -28,13 +27,14 @@ MARKS = (
 
 
 def palettes() -> dict[str, dict[str, str]]:
-    """The variables of both style sheets as a light and as a dark page has them."""
+    """The variables of the style sheet as a light and as a dark page has them."""
     light, dark = dict[str, str](), dict[str, str]()
-    for path in (PAGE, SERIES):
-        style = path.resolve().read_text(encoding="utf-8")
-        before, after = style.split(DARK)
-        light |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", before))
-        dark |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", after.partition("}")[0]))
+    before, *after = PAGE.resolve().read_text(encoding="utf-8").split(DARK)
+    light |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", before))
+    for part in after:
+        inside, outside = part.partition("}")[0], part.partition("}")[2]
+        dark |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", inside))
+        light |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", outside))
     return {"light": light, "dark": light | dark}
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.intervals import (
+from cowest_dspy.influence.statistics import (
     bootstrap_mean_interval,
     paired_difference_interval,
     share_interval,
@@ -46,7 +46,7 @@ from cowest_dspy.report import (
     wilson_interval,
     write_report,
 )
-from cowest_dspy.report.numbers import exact_sign_p
+from cowest_dspy.report.significance import exact_sign_p
 from cowest_dspy.report.verdict import doubt_about
 
 BINARY = st.lists(
@@ -539,12 +539,13 @@ def test_a_trace_row_takes_the_fields_it_shows_from_anything_that_has_them():
 @pytest.mark.parametrize(
     "name",
     [
-        "intervals",
-        "report.differing",
+        "influence.intervals",
+        "report.facts",
         "report.figures",
-        "report.masking",
-        "report.model",
+        "report.run_view",
         "report.verdict",
+        "utils.masking",
+        "utils.notebook",
     ],
 )
 def test_the_examples_in_the_docstrings_are_true(name):

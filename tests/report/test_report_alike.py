@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy.report import Arm
-from cowest_dspy.report.alike import LEAST, SHARE, alike_drafts
+from cowest_dspy.report.numbers import LEAST, SHARE, alike_drafts
 
 
 def drafted(*drafts: str | None, title: str = "the arm") -> Arm:

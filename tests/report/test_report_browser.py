@@ -17,7 +17,7 @@ from report_runs import HOSTILE, full_run, run, trace
 from written_page import titles
 
 from cowest_dspy.report import CurvePoint, InfluenceRow, RunReport, write_report
-from cowest_dspy.report.comparison import write_comparison
+from cowest_dspy.report.compare_view import write_comparison
 
 
 def long_run() -> RunReport:

@@ -30,7 +30,7 @@ from cowest_dspy.report import (
     render_html,
     write_report,
 )
-from cowest_dspy.report.hiding import hidden
+from cowest_dspy.report.facts import redact
 from cowest_dspy.utils.jsonl import write_jsonl
 
 TASK = Path(__file__).parents[2] / "programs" / "prosocial.toml"
@@ -78,7 +78,7 @@ def test_a_page_shows_the_length_of_what_is_hidden_and_everything_else(tmp_path:
 
 def test_what_is_not_hidden_is_shown() -> None:
     assert "old ladder" in render_html(told(hide=()))
-    assert hidden(told(hide=())) == told(hide=()) and hidden(run()) == run()
+    assert redact(told(hide=())) == told(hide=()) and redact(run()) == run()
     other = render_html(told(hide=("place",)))
     assert "old ladder" in other and "the yard" not in other
 
@@ -90,7 +90,7 @@ def test_a_terminal_shows_no_inputs_at_all() -> None:
 
 
 def test_a_single_word_is_hidden_as_an_input_but_not_in_answers() -> None:
-    shown = hidden(told("Hello"))
+    shown = redact(told("Hello"))
     assert shown.arms[0].answers[0].inputs["context"] == "(hidden: 5 characters)"
     assert shown.arms[0].answers[0].answer == '"Hello", they said.'
 
@@ -99,7 +99,7 @@ def test_a_single_word_is_hidden_as_an_input_but_not_in_answers() -> None:
 @given(st.lists(st.text(alphabet="qxzwv&<>'\\", min_size=3, max_size=9), min_size=2, max_size=6))
 def test_law_no_hidden_text_is_left_in_the_report_that_is_shown(words: list[str]) -> None:
     text = " ".join(words)
-    shown = hidden(told(text))
+    shown = redact(told(text))
     assert text not in json.dumps(shown.to_json(), ensure_ascii=False).replace("\\\\", "\\")
     assert (
         shown.arms[0].answers[0].draft == f'draft: "(hidden: {len(text)} characters)", they said.'

@@ -24,13 +24,13 @@ from cowest_dspy.report import (
     PairRow,
     PairsSummary,
     Stage,
-    browse,
     print_report,
     read_report,
     render_html,
+    run_page,
     write_report,
 )
-from cowest_dspy.report.browse import evenly
+from cowest_dspy.report.numbers import evenly
 from cowest_dspy.report.page import data_block
 
 # Files
@@ -170,7 +170,7 @@ def test_a_very_long_text_is_cut_and_says_how_much_is_missing():
 
 
 def test_a_page_stays_small_however_long_the_texts_are(monkeypatch):
-    monkeypatch.setattr(browse, "MAX_BYTES", 200_000)
+    monkeypatch.setattr(run_page, "MAX_BYTES", 200_000)
     report = dataclasses.replace(
         full_run(), traces=tuple(trace(index, text=f"{index} " * 400) for index in range(300))
     )

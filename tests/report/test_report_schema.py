@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cowest_dspy.cli.main import app
 from cowest_dspy.report import RunReport, report_schema, write_report
-from cowest_dspy.report.schema import schema_text
+from cowest_dspy.report.figures import schema_text
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "report.schema.json"
 

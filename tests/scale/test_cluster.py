@@ -21,7 +21,7 @@ from cowest_dspy import Budget, Experiment, Sampling, Store, load_config
 from cowest_dspy.errors import BudgetError, ClusterError, CollectionError
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.config import Api
-from cowest_dspy.optimizers.run import Silent
+from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale import Cluster, RayRules, check_cluster
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
@@ -45,9 +45,9 @@ def cluster() -> Iterator[Simulated]:
         del os.environ["TOY_KEY"]
 
 
-def collected(files: list[Path], run: Path, watch: Any = None) -> tuple[list[Any], bytes]:
+def collected(files: list[Path], run: Path) -> tuple[list[Any], bytes]:
     """All traces of a run, and its pairs as they are written."""
-    with Experiment(load_config(files), run, watch=watch) as experiment:
+    with Experiment(load_config(files), run) as experiment:
         traces = [trace.to_dict() for trace in experiment.collect()]
         experiment.pairs()
     assert not (run / "shards").exists()
@@ -61,23 +61,25 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], bytes]:
     return collected([written(folder, latency=0.001)], folder / "run")
 
 
-class Counting(Silent):
-    """Notes the progress that it is told."""
+class Counting(NoProgress):
+    """Notes how far a stage is, whenever that is told."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[int, int]] = []
+        self.seen: list[tuple[int, int | None]] = []
 
-    def stage(self, title: str) -> Any:
-        return contextlib.nullcontext(lambda done, total: self.seen.append((done, total)))
+    def update(self, event: Any, snapshot: Any) -> None:
+        self.seen += [(stage.done, stage.total) for stage in snapshot.now]
+        if event == "stage_end":
+            self.seen.append((snapshot.stages[-1].done, snapshot.stages[-1].total))
 
 
 def test_traces_and_pairs_are_those_of_one_machine_and_a_run_goes_on_here(
     cluster: Simulated, local: tuple[list[Any], bytes], tmp_path: Path
 ) -> None:
     files = [written(tmp_path, latency=0.01), cluster.toml(tmp_path, SHARDS)]
-    watch = Counting()
-    assert collected(files, tmp_path / "run", watch) == local
-    assert watch.seen[-1] == (40, 40) and len(watch.seen) > 1
+    shown = Counting()
+    assert collected(files, tmp_path / "run", shown) == local
+    assert shown.seen[-1] == (40, 40) and len(shown.seen) > 1
     asked = answered(tmp_path)
     assert len(asked) == len(set(asked)) and set(asked) == committed(tmp_path)
     with Store(tmp_path / "run") as store:

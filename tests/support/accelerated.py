@@ -47,7 +47,7 @@ def trainers() -> list[psutil.Process]:
             ours = process.environ().get("COWEST_TEST") == str(os.getpid())
             if (
                 ours
-                and "cowest_dspy.tuning.launched" in command
+                and "cowest_dspy.tuning.launch" in command
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
                 found.append(process)
@@ -68,7 +68,8 @@ def compared(record: dict[str, float]) -> dict[str, float]:
 
 
 def launched(base: Path, output: Path, **changes: Any) -> Any:
-    settings = {"num_train_epochs": 500, "lora": LORA, **changes.pop("settings", {})}
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings = {"num_train_epochs": 500, "lora": LORA, **parts, **changes.pop("settings", {})}
     return launch(SFT(**quick(**settings)), sft_rows(), 2, base=str(base), output=output, **changes)
 
 

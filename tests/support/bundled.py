@@ -18,7 +18,7 @@ from toy_experiment import RECIPE, TASK
 from cowest_dspy import Collaboration
 from cowest_dspy.experiment.bundle import Manifest
 from cowest_dspy.experiment.bundle.manifest import FORMAT, files_in
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
 from cowest_dspy.tuning import tunable
 
@@ -44,7 +44,7 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 
 
 def weak_of(tiny_model: Path) -> dspy.LM:
-    return tunable(TransformersEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
+    return tunable(LocalEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
 
 
 def resealed(bundle: Path, **changes: Any) -> Path:

@@ -25,7 +25,7 @@ def cowest(*arguments: str, fails: bool = False) -> str:
 def run_here(*arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `cowest` in this process."""
     from cowest_dspy.cli import main
-    from cowest_dspy.cli.live import console
+    from cowest_dspy.cli.console import console
 
     out, err = io.StringIO(), io.StringIO()
     width = mock.patch.object(type(console), "width", new=WIDTH)

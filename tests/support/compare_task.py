@@ -10,7 +10,7 @@ import toy
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.experiment import Compared
-from cowest_dspy.report.comparison import Comparison
+from cowest_dspy.report.compared import Comparison
 
 RECIPE = (
     toy.RECIPE

@@ -7,7 +7,7 @@ from typing import Any
 
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import Arm, Stage
-from cowest_dspy.report.comparison import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
 
 MARKS = {"+": 1.0, "-": 0.0, "!": None}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import make_adapter
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.store import serialize
 
 SHOTS = [
@@ -32,8 +32,8 @@ def prompts(count: int) -> list[list[dict[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: Path) -> TransformersEngine:
-    return TransformersEngine(tiny_model, dtype="float32", max_batch=8)
+def engine(tiny_model: Path) -> LocalEngine:
+    return LocalEngine(tiny_model, dtype="float32", max_batch=8)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask_all(
-    engine: TransformersEngine,
+    engine: LocalEngine,
     asked: list[list[dict[str, str]]],
     model: str | None = None,
     **settings: Any,

@@ -12,8 +12,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +21,31 @@ import trl.trainer.sft_trainer  # noqa: F401 # pyright: ignore[reportUnusedImpor
 from forked import child
 
 from cowest_dspy import Experiment, load_config
+from cowest_dspy.optimizers.run import NoProgress
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.progress import Snapshot
 
 VOLATILE = ("created", "stages", "versions", "warnings")
 
 
-class Noted:
-    """A watch that writes the title of each stage into a file as it begins."""
+class Noted(NoProgress):
+    """Writes the title of each stage into a file as it begins."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
 
-    @contextmanager
-    def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def update(self, event: Event, snapshot: Snapshot) -> None:
         """Notes the title."""
-        with self._log.open("a") as file:
-            file.write(f"{title}\n")
-        yield lambda done, total: None
-
-    def say(self, text: str) -> None:
-        """Nothing."""
+        if event == "stage_begin" and snapshot.stage is not None:
+            with self._log.open("a") as file:
+                file.write(f"{snapshot.stage.title}\n")
 
 
 def work(folder: Path, files: list[str]) -> None:
     """One process's whole work."""
     torch.set_num_threads(1)
     with Experiment(
-        load_config(files), folder / "run", watch=Noted(folder / "stages.log")
+        load_config(files), folder / "run", progress=Noted(folder / "stages.log")
     ) as experiment:
         experiment.cycle()
         weak = experiment.final.weak.model

@@ -13,12 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import chdir, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from command_line import run_here
 
 from cowest_dspy import Store
-from cowest_dspy.optimizers.run import RunContext
+from cowest_dspy.optimizers.run import NoProgress, RunContext
 
 RECIPE = '''
 import os
@@ -194,14 +193,14 @@ def until(
         time.sleep(0.01)
 
 
-def worked(watch: Any, folder: Path) -> None:
+def worked(progress: NoProgress, folder: Path) -> None:
     """Two stages, one in another, with a line, a warning and something printed in between."""
     with Store(folder) as store:
-        stages = RunContext(store, watch)
+        stages = RunContext(store, progress)
         with stages.stage("outer", "Step 1: weights"):
-            with stages.stage("collect", "Collecting") as progress:
+            with stages.stage("collect", "Collecting") as at:
                 for done in range(1, 9):
-                    progress(done, 8)
+                    at(done, 8)
                 store.unusable("parse")
                 stages.say("a line [bold]as it is[/bold]")
                 warnings.warn("beware", stacklevel=1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from cowest_dspy.lms.processes import end_group, free_port
+from cowest_dspy.utils.processes import end_group, free_port
 
 STARTUP = 120.0
 

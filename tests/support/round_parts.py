@@ -10,7 +10,7 @@ import dspy
 import pytest
 
 from cowest_dspy import DPO, SFT, Collaboration, CoWest, LineAdapter, tune
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.testing import ScriptedEngine
@@ -46,7 +46,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dspy.L
         for text in texts
     ]
     settings = SFT(max_steps=80, num_train_epochs=80, learning_rate=2e-2, bf16=False)
-    weak = tunable(TransformersEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
+    weak = tunable(LocalEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
     return tune(weak, rows, "sft", settings, tmp_path_factory.mktemp("taught") / "adapter").lm
 
 

@@ -12,6 +12,7 @@ from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.config import Server
 
 SMOL = "SmolLM2-135M-Instruct"
+LLAMA_SERVER = Path(__file__).with_name("llama_server.py")
 CONTEXT = 1024
 """Tokens that a prompt and its answer may have together."""
 
@@ -25,15 +26,7 @@ def llama_cpp_engine(
     file = models / f"{SMOL}.BF16.gguf"
     if not file.is_file():
         pytest.skip(f"models/ lacks {file.name}: make models")
-    command = [
-        "{python}",
-        "-m",
-        "cowest_dspy.lms.llama_server",
-        "--model",
-        str(file),
-        "--port",
-        "{port}",
-    ]
+    command = ["{python}", str(LLAMA_SERVER), "--model", str(file), "--port", "{port}"]
     command += [
         "--parallel",
         str(parallel),

@@ -8,7 +8,6 @@ hardware, and how fast it is.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def main(base: str, adapter: str, output: str, kind: str) -> None:
     PartialState.__init__ = as_on_gpus
     PartialState(
         cpu=True
-    )  # As launched.py does: a step's rows are dealt out among the processes that there are.
+    )  # As launch.py does: a step's rows are dealt out among the processes that there are.
     train, make, data = kinds(7)[kind]
     start = None if adapter == "-" else Path(adapter)
     tuned = train(
@@ -62,7 +61,7 @@ def main(base: str, adapter: str, output: str, kind: str) -> None:
         data,
         base=base,
         adapter=start,
-        output=Path(output) / os.environ["RANK"],
+        output=Path(output),
         seed=5,
     )
     print(

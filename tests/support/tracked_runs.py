@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import toy
 
@@ -16,7 +15,10 @@ from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.optimizers.deciding import gain
 from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.report import Arm
+from cowest_dspy.store.journal import Event
+from cowest_dspy.store.progress import Snapshot
 
 KEY = "sk-" + "proj-Ab1Cd2Ef3Gh4Ij5Kl6"
 """What looks like an API's key, and is none."""
@@ -44,15 +46,14 @@ def strong():
 
 
 @dataclass
-class Said:
-    """A watch that keeps the lines that it is told."""
+class Said(NoProgress):
+    """Keeps the messages that it is told."""
 
     lines: list[str] = field(default_factory=list)
 
-    def stage(self, title: str) -> Any:
-        from cowest_dspy.optimizers.run import Silent
-
-        return Silent().stage(title)
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        if event == "message":
+            self.lines.append(snapshot.said[-1])
 
     def say(self, text: str) -> None:
         self.lines.append(text)

@@ -12,11 +12,10 @@ from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
-    evaluation,
     train_dpo,
     train_sft,
-    trainers,
 )
+from cowest_dspy.tuning.data import split_rows
 
 # Large enough steps that a few of them move a tiny model.
 QUICK: dict[str, Any] = {
@@ -94,7 +93,7 @@ def labelled(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def held_of(data: list[dict[str, Any]], part: float = 0.4, seed: int = 1) -> list[dict[str, Any]]:
     return [
         data[index]
-        for index in evaluation.split(data, part, seed, [row["example_id"] for row in data]).held
+        for index in split_rows(data, part, seed, [row["example_id"] for row in data]).held_out
     ]
 
 
@@ -229,18 +228,20 @@ def watch_parameters(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """The names of a model's parameters ("all"), and of those that a training changed ("changed"),
     once one was run."""
     import torch
+    from transformers import Trainer
 
     seen: dict[str, set[str]] = {}
-    run = trainers.run
+    run = Trainer.train
 
-    def watched(trainer: Any, *arguments: Any, **options: Any) -> None:
+    def watched(trainer: Any, *arguments: Any, **options: Any) -> Any:
         before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-        run(trainer, *arguments, **options)
+        result = run(trainer, *arguments, **options)
         after = dict(trainer.model.named_parameters())
         seen["changed"] = {
             name for name, value in before.items() if not torch.equal(value, after[name])
         }
         seen["all"] = set(after)
+        return result
 
-    monkeypatch.setattr(trainers, "run", watched)
+    monkeypatch.setattr(Trainer, "train", watched)
     return seen

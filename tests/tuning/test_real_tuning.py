@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.testing import ScriptedEngine
@@ -26,7 +26,7 @@ def test_bootstrap_finetune_of_dspy_teaches_the_real_weak_model(
 ) -> None:
     """What a teacher knows, and what its metric lets through: a wrong answer of the teacher is not
     learnt."""
-    engine = TransformersEngine(real_models / "SmolLM2-135M-Instruct")
+    engine = LocalEngine(real_models / "SmolLM2-135M-Instruct")
     student = dspy.Predict(dspy.make_signature("question -> answer", "Answer from the handbook."))
     student.set_lm(tunable(engine.lm(temperature=0.0, max_tokens=12)))
     knows = LIMITS | {"Quiro": "7 bar"}

@@ -11,7 +11,9 @@ import pytest
 from tiny import make_adapter
 from tuning_rows import LORA, assert_close, pair_rows, quick
 
-from cowest_dspy.tuning import DPO, shared_prompt, train_dpo, trainers
+from cowest_dspy import compat
+from cowest_dspy.tuning import DPO, shared_prompt, train_dpo
+from cowest_dspy.tuning import train as training
 
 LOGGER = "cowest_dspy.tuning.shared_prompt"
 
@@ -19,7 +21,11 @@ LOGGER = "cowest_dspy.tuning.shared_prompt"
 def trainer_on(base: Path, work: Path, adapter: Path | None = None, **changes: Any) -> Any:
     """A trainer of ours on 6 pairs, all of them in one micro-batch."""
     settings = DPO(**quick(per_device_train_batch_size=6, gradient_accumulation_steps=1) | changes)
-    return trainers.dpo_trainer(settings, pair_rows(6), base, adapter, work, seed=0)
+    trainer = training._make_trainer(settings, pair_rows(6), [], base, adapter, work / ".w.x.y", 0)
+    if settings.share_prompt:
+        with compat.compact_lm_head():
+            shared_prompt.share_if_equal(trainer, training._lengths(trainer.train_dataset))
+    return trainer
 
 
 def batch_of(trainer: Any) -> Any:
@@ -128,7 +134,11 @@ def test_the_trajectory_is_the_same_with_and_without(
     history = {}
     for shared in (True, False):
         settings = DPO(
-            **quick(num_train_epochs=3, micro_batch_size=micro),
+            **quick(
+                num_train_epochs=3,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=4 // micro,
+            ),
             loss_type=losses,
             lora=LORA,
             share_prompt=shared,
@@ -174,7 +184,7 @@ def test_attention_without_masks_of_ones_own_is_left_to_the_stock_path(
     caplog.set_level(logging.INFO, LOGGER)
     trainer = trainer_on(tiny_model, tmp_path / "work", share_prompt=False)
     trainer.model.config._attn_implementation = "flash_attention_2"
-    assert not shared_prompt.share_if_equal(trainer, trainers.lengths(trainer))
+    assert not shared_prompt.share_if_equal(trainer, training._lengths(trainer.train_dataset))
     assert "its attention is flash_attention_2" in caplog.text
 
 

@@ -27,17 +27,17 @@ from tuning_rows import (
     sft_rows,
 )
 
+from cowest_dspy import compat
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
-    reference,
     train_dpo,
     train_sft,
-    trainers,
 )
+from cowest_dspy.tuning import train as training
 
 # What is trained
 
@@ -90,7 +90,7 @@ def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
         adapter=first_sft.path,
         output=tmp_path / "once",
     )
-    monkeypatch.setattr(reference, "add", lambda *_: None)
+    monkeypatch.setattr(training, "_add_references", lambda *_: None)
     always = train_dpo(
         settings,
         pair_rows(),
@@ -109,11 +109,7 @@ def test_batch_1_accumulated_8_times_equals_batch_8(
     made = [
         train(
             settings(
-                **quick(
-                    per_device_train_batch_size=4,
-                    gradient_accumulation_steps=2,
-                    micro_batch_size=micro,
-                ),
+                **quick(per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro),
                 lora=LORA,
             ),
             data,
@@ -146,7 +142,7 @@ def test_scoring_completions_only_changes_nothing(
         settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "compact"
     )
     assert utils._use_triton is original
-    monkeypatch.setattr(trainers, "scoring_completions_only", nullcontext)
+    monkeypatch.setattr(compat, "compact_lm_head", nullcontext)
     stock = train(
         settings(**QUICK, lora=LORA), data, base=str(tiny_model), output=tmp_path / "stock"
     )
@@ -338,7 +334,7 @@ def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Pa
         for row in data
     ]
     assert tuned.tokens == sum(map(len, tokens))
-    assert trainers._arguments(SFT(), 4, tmp_path, 0)["max_length"] is None
+    assert training._arguments(SFT(), data, False, tmp_path, 0)["max_length"] is None
 
 
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
@@ -355,14 +351,7 @@ def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> No
 def test_a_model_without_anything_to_train_is_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = trainers.sft_trainer
-
-    def frozen(*arguments: Any) -> Any:
-        trainer = make(*arguments)
-        trainer.model.requires_grad_(False)
-        return trainer
-
-    monkeypatch.setattr(trainers, "sft_trainer", frozen)
+    monkeypatch.setattr(training, "_restore_dropout", lambda model: model.requires_grad_(False))
     with pytest.raises(TuningError, match="Nothing in this model can be trained"):
         train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
 
@@ -370,7 +359,9 @@ def test_a_model_without_anything_to_train_is_refused(
 def test_an_adapter_of_another_size_is_refused(
     first_sft: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(TuningError, match=r"rank 16, alpha 32, but .* which has rank 4, alpha 8"):
+    with pytest.raises(
+        TuningError, match=r"r = 16, lora_alpha = 32, but .* which has r = 4, lora_alpha = 8"
+    ):
         train_dpo(
             DPO(**QUICK, lora=Lora()),
             pair_rows(),
@@ -397,7 +388,7 @@ def test_dropout_of_an_adapter_has_an_effect(kind: str, tiny_model: Path, tmp_pa
             settings(**quick(lora=lora)),
             data,
             base=str(tiny_model),
-            output=tmp_path / f"{lora.dropout}",
+            output=tmp_path / f"{lora.lora_dropout}",
         )
         for lora in loras
     ]

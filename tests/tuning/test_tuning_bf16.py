@@ -13,8 +13,8 @@ import pytest
 from tuning_rows import LORA, labelled_rows, pair_rows, quick, sft_rows
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.tuning import DPO, KTO, SFT, shared_prompt, stalling, tunable, tune
+from cowest_dspy.lms import LocalEngine
+from cowest_dspy.tuning import DPO, KTO, SFT, shared_prompt, tunable, tune
 
 KINDS: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
     "sft": (SFT, "sft", sft_rows(8)),
@@ -47,10 +47,8 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
         seen.append(rounded())
 
     monkeypatch.setattr(shared_prompt, "round_frozen", watched)
-    monkeypatch.setattr(stalling, "AFTER", 2)
     make, form, data = KINDS[kind]
-    # The reference, evaluations, the look at whether the loss moves, and a second start from a
-    # checkpoint.
+    # The reference, evaluations, and a second start from a checkpoint.
     settings = quick(
         num_train_epochs=4,
         bf16=True,
@@ -60,7 +58,7 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
         eval_steps=2,
         save_steps=1,
     )
-    with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
+    with closing(LocalEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
         before, found = weak("How hot is press 1?"), dtypes()
 
@@ -78,14 +76,16 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
             "models of other tests may be in this process, and may go; nothing is added"
         )
         assert weak("How hot is press 1?", cache=False) == before
-        assert tuned.lm("How hot is press 1?") and tuned.result.history[-1]["eval_loss"] > 0
+        assert tuned.lm("How hot is press 1?") and any(
+            "eval_loss" in one for one in tuned.result.history
+        )
 
 
 def test_nothing_rounded_is_left_of_a_training_that_failed(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     already = rounded()
-    with closing(TransformersEngine(tiny_model, dtype="float32")) as engine:
+    with closing(LocalEngine(tiny_model, dtype="float32")) as engine:
         weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
         settings = SFT(**quick(num_train_epochs=4, bf16=True, learning_rate=1e30), lora=LORA)
         said = ""

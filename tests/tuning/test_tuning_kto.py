@@ -23,8 +23,8 @@ from tuning_rows import (
 )
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.lms import TransformersEngine
-from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, rows, train_kto, tunable, tune
+from cowest_dspy.lms import LocalEngine
+from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, data, train_kto, tunable, tune
 
 
 def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:
@@ -68,7 +68,7 @@ def test_kto_starts_from_the_adapter_holds_it_as_the_reference_and_changes_nothi
     assert seen["changed"] == {
         name for name in seen["all"] if ".lora_" in name and ".default." in name
     }
-    assert any(".ref." in name for name in seen["all"])
+    assert not any(".ref." in name for name in seen["all"]), "the reference is computed already"
     assert {path.name: path.read_bytes() for path in tiny_model.iterdir()} == files
     assert tuned.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     desirable = [
@@ -137,7 +137,7 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
 
 
 def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: Path) -> None:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
     tuned = tune(
         weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out", least=2
@@ -156,22 +156,51 @@ def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: 
 
 def test_a_malformed_row_is_named() -> None:
     good = labelled_rows(1)
-    assert rows.unpaired_rows(good) == [
+    assert data.unpaired_rows(good) == [
         {key: row[key] for key in ("prompt", "completion", "label")} for row in good
     ]
     with pytest.raises(TuningError, match=r'Row 1: "label" must be true .* 1 was given'):
-        rows.unpaired_rows([good[0], {**good[1], "label": 1}])
+        data.unpaired_rows([good[0], {**good[1], "label": 1}])
     with pytest.raises(TuningError, match='Row 0: "completion" must be a list of messages'):
-        rows.unpaired_rows([{"prompt": [says("user", "a")], "label": True}])
+        data.unpaired_rows([{"prompt": [says("user", "a")], "label": True}])
     with pytest.raises(TuningError, match="no unpaired rows"):
-        rows.unpaired_rows([])
+        data.unpaired_rows([])
     with pytest.raises(TuningError, match=r"All 2 rows have the label true: .* or use SFT"):
-        rows.unpaired_rows([good[0], good[0]])
+        data.unpaired_rows([good[0], good[0]])
 
 
 def test_offered_losses_are_those_that_trl_documents() -> None:
     from trl.trainer.kto_config import KTOConfig
 
     assert tuple(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]) == KTO_LOSS_TYPES
-    with pytest.raises(ValidationError, match=r'TRL has no KTO loss "sigmoid".*that one is of DPO'):
-        KTO(loss_type="sigmoid")
+    with pytest.raises(ValidationError, match="'kto' or 'apo_zero_unpaired'"):
+        KTO(loss_type="sigmoid")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValidationError, match="per_device_train_batch_size is 1: give 2 or more"):
+        KTO(per_device_train_batch_size=1)
+    assert KTO(per_device_train_batch_size=1, loss_type="apo_zero_unpaired").step_rows == 2
+
+
+def test_a_prompt_is_given_the_completion_of_another_row_of_its_forward_pass(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    seen: list[Any] = []
+    run = Trainer.train
+
+    def watched(trainer: Any, **options: Any) -> Any:
+        seen.extend(trainer.train_dataset)
+        return run(trainer, **options)
+
+    monkeypatch.setattr(Trainer, "train", watched)
+    train_kto(
+        KTO(**QUICK, lora=LORA), labelled_rows(4), base=str(tiny_model), output=tmp_path / "out"
+    )
+    for start in range(0, 8, 4):
+        rows = seen[start : start + 4]
+        own, mixed = ([row[key] for row in rows] for key in ("completion_ids", "KL_completion_ids"))
+        assert sorted(own) == sorted(mixed) and own == [*mixed[1:], mixed[0]]
+    assert [row["completion"] for row in seen] != [row["completion"] for row in labelled_rows(4)], (
+        "rows are shuffled, so that a neighbour is not the same question's other draft"
+    )
+    assert all(row["ref_logps"] < 0 for row in seen)

@@ -16,7 +16,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import QUICK, labelled, pair_rows, quick, says, sft_rows
 
 from cowest_dspy.errors import PairsError, TuningError
-from cowest_dspy.lms import TransformersEngine
+from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.pairs import PreferencePairs, at_least
 from cowest_dspy.pairs.config import PairRules
@@ -30,7 +30,7 @@ from cowest_dspy.tuning import (
     TRLProvider,
     TRLTrainingJob,
     TuningCancelled,
-    rows,
+    data,
     tunable,
     tune,
 )
@@ -40,7 +40,7 @@ from cowest_dspy.tuning import (
 
 @pytest.fixture(scope="module")
 def weak(tiny_model: Path) -> Iterator[dspy.LM]:
-    engine = TransformersEngine(tiny_model, dtype="float32")
+    engine = LocalEngine(tiny_model, dtype="float32")
     yield tunable(engine.lm(temperature=0.0, max_tokens=8))
     engine.close()
 
@@ -139,13 +139,13 @@ def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
         says("user", "c"),
         says("assistant", "d"),
     ]
-    assert rows.chat_rows([{"messages": messages}]) == [
+    assert data.chat_rows([{"messages": messages}]) == [
         {"prompt": messages[:3], "completion": messages[3:]}
     ]
     with pytest.raises(TuningError, match="Row 0"):
-        rows.chat_rows([{"messages": messages[:3]}])
+        data.chat_rows([{"messages": messages[:3]}])
     with pytest.raises(TuningError, match="Row 0 is no chat row"):
-        rows.chat_rows([{"prompt": messages}])
+        data.chat_rows([{"prompt": messages}])
 
 
 def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(

@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 from tuning_rows import pair_rows, quick
 
-from cowest_dspy.tuning import DPO, Tuned, reference, train_dpo
+from cowest_dspy.tuning import DPO, Tuned, train_dpo
+from cowest_dspy.tuning import train as training
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """For each time that they were computed, of how many pairs."""
     counts: list[int] = []
-    original = reference._computed
+    original = training._compute_reference
 
-    def counted(trainer: Any, lengths: Any) -> Any:
-        counts.append(len(lengths))
-        return original(trainer, lengths)
+    def counted(trainer: Any, pairs: Any) -> Any:
+        counts.append(len(pairs))
+        return original(trainer, pairs)
 
-    monkeypatch.setattr(reference, "_computed", counted)
+    monkeypatch.setattr(training, "_compute_reference", counted)
     return counts
 
 
@@ -70,7 +71,7 @@ def test_a_damaged_file_is_computed_and_written_anew(
 ) -> None:
     first = train(tiny_model, tmp_path, "first")
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-4] + b"ouch")
+    file.write_bytes(file.read_bytes()[:-4])
     again = train(tiny_model, tmp_path, "again")
     assert computed == [4, 4] and again.adapter_hash == first.adapter_hash
     train(tiny_model, tmp_path, "third")

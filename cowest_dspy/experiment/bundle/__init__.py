@@ -8,7 +8,7 @@
                     influence, rounds
     README.md       the model card                    cowest.json    the manifest: versions, models,
                     a hash of every file
-    gate.json       where a draft pays, if the run has a gate
+    router.json       where a draft pays, if the run has a router
 
 manifest.py   what cowest.json says, verify_bundle, and open_bundle, the only way to what the files
               say

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cowest_dspy.errors import BundleError, ModelError, faults
 from cowest_dspy.experiment.config import split_reference
-from cowest_dspy.lms.gguf import sha256
-from cowest_dspy.tuning.adapters import FILES
+from cowest_dspy.tuning.train import ADAPTER_FILES
+from cowest_dspy.utils.files import file_sha256
 from cowest_dspy.utils.reading import parse_json
 from cowest_dspy.utils.safe_text import printable
 
@@ -24,8 +24,8 @@ ADAPTER, RECIPE = "adapter", "recipe"
 # What a bundle of this format can hold. A recipe stands in the folder itself, so that nothing
 # beside it can be imported for it.
 _HELD = re.compile(
-    r"README\.md|config\.toml|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
-    rf"|{ADAPTER}/({'|'.join(map(re.escape, FILES))})|{RECIPE}/[^/\\]+\.py"
+    r"README\.md|config\.toml|router\.json|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
+    rf"|{ADAPTER}/({'|'.join(map(re.escape, ADAPTER_FILES))})|{RECIPE}/[^/\\]+\.py"
 )
 # What the Hub's client puts beside a bundle that it downloads: never read.
 _BESIDE = re.compile(r"\.gitattributes|\.cache/huggingface/.*")
@@ -216,6 +216,6 @@ def _unlike(there: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
 def _hash(path: Path) -> str:
     """The SHA-256 of a file; of a pipe, a socket or a link, which nobody reads, an empty text."""
     try:
-        return sha256(path) if path.is_file() and not path.is_symlink() else ""
+        return file_sha256(path) if path.is_file() and not path.is_symlink() else ""
     except OSError as error:
         raise BundleError(f"{printable(str(path))} cannot be read: {error.strerror}.") from error

@@ -26,14 +26,14 @@ from cowest_dspy.experiment.config import Config, split_reference
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.summary import kept_pairs, versions
 from cowest_dspy.lms.local import weights
-from cowest_dspy.optimizers.router.model import FILE as GATE
+from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.pairs.hub import upload
 from cowest_dspy.report import RunReport
 from cowest_dspy.report.figures import figures
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.tuning import engine_of
-from cowest_dspy.tuning.adapters import FILES
+from cowest_dspy.tuning.train import ADAPTER_FILES
 from cowest_dspy.utils.files import replace_folder, workplace
 
 
@@ -97,13 +97,13 @@ def _fill(folder: Path, experiment: Experiment) -> None:
     _write(folder / "config.toml", effective_toml(moved))
     _write(folder / "program.json", _json(program.dump_state()))
     _write(folder / "metrics.json", _json(_metrics(report)))
-    if (experiment.run / GATE).is_file():
-        _write(folder / GATE, (experiment.run / GATE).read_text(encoding="utf-8"))
+    if (experiment.run / ROUTER_FILE).is_file():
+        _write(folder / ROUTER_FILE, (experiment.run / ROUTER_FILE).read_text(encoding="utf-8"))
     pairs = (kept_pairs(experiment.store) or PreferencePairs(())).save(folder / "pairs.jsonl")
     _write(pairs, pairs.read_text(encoding="utf-8"))
     if adapter is not None:
         (folder / ADAPTER).mkdir()
-        for name in FILES:
+        for name in ADAPTER_FILES:
             shutil.copyfile(Path(adapter) / name, folder / ADAPTER / name)
     manifest = Manifest(
         format=FORMAT,

@@ -1,7 +1,10 @@
-"""TransformersEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number
-of threads form batches.
+"""LocalEngine: a transformers model behind ``dspy.LM(engine=...)``; requests of any number of
+threads form batches.
 
-    engine = TransformersEngine("models/SmolLM2-135M-Instruct")
+For processors and small models. It runs on one GPU, but keeps keys and values in float32 there and
+was never measured: on CUDA, serve the model with vLLM (:class:`ServerEngine`).
+
+    engine = LocalEngine("models/SmolLM2-135M-Instruct")
     weak = engine.lm(temperature=0.0, max_tokens=64)         # a dspy.LM
     tuned = weak.copy(model=engine.load_adapter(folder))     # the same weights, with an adapter
 
@@ -20,8 +23,9 @@ its scale is that of a row, so that it is as reproducible as float32.
 from __future__ import annotations
 
 import functools
+import re
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +33,19 @@ import dspy
 from dspy.lm15 import ContextLengthError, InvalidRequestError, Request, Response, TokenLogprob
 
 from cowest_dspy.errors import ModelError
-from cowest_dspy.lms.local import attention, likelihood, streaming, weights
-from cowest_dspy.lms.local.generate import Completion, Session
-from cowest_dspy.lms.local.known_adapters import KnownAdapters, load_again
-from cowest_dspy.lms.local.lora import Voices, identify
-from cowest_dspy.lms.local.plain import PlainSession
-from cowest_dspy.lms.local.prompts import ChatTokens
-from cowest_dspy.lms.local.sampling import Row, TokenScore
-from cowest_dspy.lms.local.scheduler import Batcher, Loaded, Work
-from cowest_dspy.lms.local.turns import COMPUTE
+from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
+from cowest_dspy.lms.local import attention, likelihood, scheduler, weights
+from cowest_dspy.lms.local.generate import PlainSession, Session
+from cowest_dspy.lms.local.lora import KnownAdapters, Voices, identify, load_again
+from cowest_dspy.lms.local.sampling import Completion, Row, TokenScore
+from cowest_dspy.lms.local.scheduler import COMPUTE, Batcher, Loaded, Work
 from cowest_dspy.store import serialize
 
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
 _DEFAULT_MAX_TOKENS = 512
 
 
-class TransformersEngine:
+class LocalEngine(BaseEngine):
     """A model folder or Hub id as a DSPy engine on this machine (CPU or one GPU).
 
     Args:
@@ -58,9 +59,6 @@ class TransformersEngine:
     Weights are loaded at the first request.
     """
 
-    supports_function_calling = False
-    supports_reasoning = False
-    supports_response_schema = False
     supported_params = frozenset(SUPPORTED)
 
     def __init__(
@@ -72,7 +70,7 @@ class TransformersEngine:
         name: str | None = None,
     ) -> None:
         self.base_folder = str(weights.locate(str(model)))
-        self.dtype, self.max_batch = dtype, max_batch
+        self.dtype, self.max_batch, self.concurrency = dtype, max_batch, max_batch
         self.name = name or Path(str(model)).name
         precision = "-int8" if dtype == "int8" else ""
         self.model_id = (
@@ -94,7 +92,7 @@ class TransformersEngine:
         return dspy.LM(
             model or self.model_id,
             engine=self,
-            async_engine=AsyncTransformersEngine(self),
+            async_engine=AsyncLocalEngine(self),
             **settings,
         )
 
@@ -118,11 +116,11 @@ class TransformersEngine:
         Raises:
             dspy.lm15.InvalidRequestError, dspy.lm15.ContextLengthError: as :meth:`complete`.
         """
-        watch = streaming.Watch(self._load().tokenizer, request.config.stop or ())
+        watch = scheduler.Watch(self._load().tokenizer, request.config.stop or ())
         work = self._work(request, watch)
         self._batcher.submit(work)
         work.future.add_done_callback(lambda _: watch.end())
-        yield from streaming.events(
+        yield from scheduler.events(
             request.model, watch, lambda: self._response(request, work, work.future.result())
         )
 
@@ -154,15 +152,6 @@ class TransformersEngine:
         """Lets go of the weights; the next request loads them again."""
         COMPUTE.run(self._let_go)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
-        return self
-
-    def __copy__(self) -> TransformersEngine:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (TransformersEngine.load_state, (self.dump_state(),))
-
     def dump_state(self) -> dict[str, Any]:
         """What is needed to make the engine again: settings and the folders of its adapters, no
         weights."""
@@ -175,7 +164,7 @@ class TransformersEngine:
         }
 
     @classmethod
-    def load_state(cls, state: dict[str, Any]) -> TransformersEngine:
+    def load_state(cls, state: dict[str, Any]) -> LocalEngine:
         """The process's engine for this state; one per model, however many predictors name it.
 
         Raises:
@@ -215,7 +204,7 @@ class TransformersEngine:
 
     # From requests to batches
 
-    def _work(self, request: Request, watch: streaming.Watch | None = None) -> Work:
+    def _work(self, request: Request, watch: scheduler.Watch | None = None) -> Work:
         described = serialize.request_to_dict(request)
         config = described["config"]
         unknown = [name for name in config if name not in SUPPORTED]
@@ -330,54 +319,103 @@ class TransformersEngine:
         weights.return_memory()
 
 
-_engines: dict[tuple[str, str], TransformersEngine] = {}
+_engines: dict[tuple[str, str], LocalEngine] = {}
 _engines_lock = threading.Lock()
 
 
 def shared_engine(
     model: str | Path, *, dtype: str = "auto", max_batch: int = 32, name: str | None = None
-) -> TransformersEngine:
+) -> LocalEngine:
     """The process's one engine for these weights and this precision; made when first asked for."""
     key = (str(weights.locate(str(model))), dtype)
     with _engines_lock:
         if key not in _engines:
-            _engines[key] = TransformersEngine(model, dtype=dtype, max_batch=max_batch, name=name)
+            _engines[key] = LocalEngine(model, dtype=dtype, max_batch=max_batch, name=name)
         return _engines[key]
 
 
-class AsyncTransformersEngine:
-    """The same engine for ``lm.acall``: waiting happens in a thread, so that the event loop stays
-    free."""
+class AsyncLocalEngine(AsyncEngine):
+    """The same engine for ``await lm.acall(...)``."""
 
-    def __init__(self, engine: TransformersEngine) -> None:
-        self.engine = engine
+    kind = LocalEngine
 
-    async def complete(self, request: Request) -> Response:
-        """As :meth:`TransformersEngine.complete`."""
-        import asyncio
 
-        return await asyncio.to_thread(self.engine.complete, request)
+# A beginning of fewer tokens is not worth being kept apart.
+SHORTEST_BEGINNING = 32
 
-    async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """As :meth:`TransformersEngine.stream`."""
-        import asyncio
+Messages = list[dict[str, str]]
 
-        events, last = self.engine.stream(request), object()
-        while (event := await asyncio.to_thread(next, events, last)) is not last:
-            yield event
 
-    async def aclose(self) -> None:
-        """As :meth:`TransformersEngine.close`."""
-        self.engine.close()
+class ChatTokens:
+    """A tokenizer's chat template at work; the beginnings that it has met are remembered."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncTransformersEngine:
-        return self
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        added = {
+            str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
+        } | {*tokenizer.all_special_tokens}
+        # The longest first: one may begin with another.
+        names = sorted((token for token in added if token.strip()), key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
-    def dump_state(self) -> dict[str, Any]:
-        """The state of the engine behind it."""
-        return self.engine.dump_state()
+    def prompt(self, messages: Messages) -> tuple[int, ...]:
+        """The tokens of ``messages`` and of the beginning of the answer."""
+        return self._tokens(messages, True)
 
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> AsyncTransformersEngine:
-        """The counterpart of the process's engine for this state."""
-        return cls(TransformersEngine.load_state(state))
+    def split(self, messages: Messages) -> tuple[tuple[int, ...], int]:
+        """The prompt's tokens, and how many of them come from all messages but the last:
+        instructions and worked examples, which are the same for every question. 0 when they are too
+        few, or do not stand at the beginning."""
+        tokens = self.prompt(messages)
+        if len(messages) < 2:
+            return tokens, 0
+        head = self._tokens(messages[:-1], False)
+        apart = SHORTEST_BEGINNING <= len(head) < len(tokens) and tokens[: len(head)] == head
+        return tokens, len(head) if apart else 0
+
+    def text(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text, none of them special."""
+        return self._encoded(self._special.split(text))
+
+    def _tokens(self, messages: Messages, answering: bool) -> tuple[int, ...]:
+        """The text of special tokens is taken out of the messages while the template is applied; a
+        mark stands there for each."""
+        hidden: list[str] = []
+        start = _unused(messages)
+
+        def hide(found: re.Match[str]) -> str:
+            hidden.append(found.group())
+            return f"{start}{len(hidden) - 1}{_END}"
+
+        plain = [
+            {**message, "content": self._special.sub(hide, message["content"])}
+            for message in messages
+        ]
+        whole = self._tokenizer.apply_chat_template(
+            plain, add_generation_prompt=answering, tokenize=False
+        )
+        parts = re.split(rf"{start}(\d+){_END}", whole) if hidden else [whole]
+        return self._encoded(
+            [hidden[int(part)] if place % 2 else part for place, part in enumerate(parts)]
+        )
+
+    def _encoded(self, parts: list[str]) -> tuple[int, ...]:
+        """The tokens of the parts, one after the other. Every second part is the text of a special
+        token, and encoded as text."""
+        tokens: list[int] = []
+        for place, part in enumerate(parts):
+            as_text = {"split_special_tokens": True} if place % 2 else {}
+            tokens += self._tokenizer(part, add_special_tokens=False, **as_text)["input_ids"]
+        return tuple(tokens)
+
+
+# Signs of Unicode's private use: no template changes them.
+_START, _END = "\ue000", "\ue001"
+
+
+def _unused(messages: Messages) -> str:
+    """How a mark begins that none of the messages has."""
+    start = _START
+    while any(start in message["content"] for message in messages):
+        start += _START
+    return start

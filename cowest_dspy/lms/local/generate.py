@@ -7,7 +7,7 @@
 
 Every row has its own settings, its own random numbers (sampling.py) and its own adapter. What rows
 share is computed and kept once (attention.py): a beginning of many prompts, and a prompt of which
-several drafts are sampled. The memory of a row that ends is taken by another (blocks.py).
+several drafts are sampled. The memory of a row that ends is taken by another (:class:`Blocks`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cowest_dspy.lms.local.attention import (
+    Blocks,
+    LayerShape,
     Prefix,
     Sharing,
     attending,
@@ -28,8 +30,7 @@ from cowest_dspy.lms.local.attention import (
     prefill_mask,
     together,
 )
-from cowest_dspy.lms.local.blocks import Blocks, LayerShape
-from cowest_dspy.lms.local.sampling import Draws, Row, TokenScore, choose
+from cowest_dspy.lms.local.sampling import Completion, Draws, Row, choose, completed
 
 # Prompt tokens computed together on a processor (measured: with more of them, the time goes into
 # moving memory).
@@ -38,21 +39,6 @@ _SHORTEST_POOL = 32
 
 # The adapters of the rows of a pass (None: the base) -> the model as it is to be called for them.
 Speak = Callable[[Sequence[str | None]], Callable[..., Any]]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length"
-    (``max_tokens`` reached).
-
-    ``tokens`` are all that were generated, an end token included; ``scores`` those of the tokens
-    that ``text`` is made of, when the row asked for them.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    scores: tuple[TokenScore, ...] | None = None
 
 
 Finished = list[tuple[Row, Completion]]
@@ -377,6 +363,84 @@ class Session:
         )
 
 
+class PlainSession:
+    """A batch of a model whose attention is not computed in parts (windows, capped scores, sinks,
+    recurrent layers): as :class:`Session`, by transformers' own means, padded prompts, its cache,
+    its attention. Rows come in only while it is empty, and all speak as one adapter."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, end_tokens: frozenset[int], speak: Speak | None = None
+    ) -> None:
+        self._tokenizer, self._end_tokens = tokenizer, end_tokens
+        self._config, self._device = model.config, model.device
+        self._speak: Speak = speak or (lambda adapters: model)
+        self._rows: list[Draws] = []
+        self._cache: Any = None
+        self._real: Any = None
+
+    @property
+    def live(self) -> int:
+        """How many rows are on their way."""
+        return len(self._rows)
+
+    @property
+    def adapters(self) -> list[str | None]:
+        """The adapters of the rows on their way."""
+        return [item.row.adapter for item in self._rows]
+
+    def admit(self, rows: Sequence[Row]) -> Finished:
+        """Takes rows in, computes their prompts, and chooses every row's first token."""
+        from transformers import DynamicCache
+
+        if not rows:
+            return []
+        self._rows = [Draws(row) for row in rows]
+        ids, self._real = left_padded([row.tokens for row in rows], self._device)
+        self._cache = DynamicCache(config=self._config)
+        return self._pass(ids)
+
+    def step(self) -> Finished:
+        """One more token for every row; gives those that are done with it."""
+        import torch
+
+        ids = torch.tensor([[item.tokens[-1]] for item in self._rows], device=self._device)
+        self._real = torch.cat([self._real, torch.ones_like(self._real[:, :1])], dim=1)
+        return self._pass(ids)
+
+    def _pass(self, ids: Any) -> Finished:
+
+        positions = (self._real.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        model = self._speak(self.adapters)
+        with attending(None):
+            out = model(
+                input_ids=ids,
+                attention_mask=self._real.long(),
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            return self._settled(out.logits[:, -1].float())
+
+    def _settled(self, logits: Any) -> Finished:
+        import torch
+
+        choose(logits, self._rows)
+        ended = [completed(item, self._tokenizer, self._end_tokens) for item in self._rows]
+        keep = [slot for slot, completion in enumerate(ended) if completion is None]
+        finished = [
+            (item.row, one) for item, one in zip(self._rows, ended, strict=True) if one is not None
+        ]
+        if finished:
+            where = torch.tensor(keep, device=logits.device, dtype=torch.long)
+            self._rows = [self._rows[slot] for slot in keep]
+            self._real = self._real[where]
+            self._cache = self._cache if keep else None
+            if keep:
+                self._cache.batch_select_indices(where)
+        return finished
+
+
 def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
     """Takes ``rows`` into a session that is empty and runs it to its end; in the order of
     ``rows``."""
@@ -384,33 +448,6 @@ def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
     while session.live:
         done.update(session.step())
     return [done[row] for row in rows]
-
-
-def completed(draws: Draws, tokenizer: Any, end_tokens: frozenset[int]) -> Completion | None:
-    """What the row has become, when its newest token ends it; otherwise None."""
-    row, tokens = draws.row, draws.tokens
-    ended = tokens[-1] in end_tokens
-    spoken = tokens[:-1] if ended else tokens
-    cut = -1
-    if row.stop:
-        text = tokenizer.decode(spoken, skip_special_tokens=True)
-        cut = min((at for at in (text.find(stop) for stop in row.stop) if at >= 0), default=-1)
-    if not ended and cut < 0 and len(tokens) < row.max_tokens:
-        if row.watch:
-            row.watch(tokens)
-        return None
-    text = tokenizer.decode(spoken, skip_special_tokens=True)
-    scores: tuple[TokenScore, ...] | None = None
-    if row.logprobs is not None:
-        while (
-            cut >= 0
-            and spoken
-            and len(tokenizer.decode(spoken[:-1], skip_special_tokens=True)) >= cut
-        ):
-            spoken = spoken[:-1]
-        scores = tuple(draws.scores[: len(spoken)])
-    reason = "stop" if ended or cut >= 0 else "length"
-    return Completion(text[:cut] if cut >= 0 else text, tuple(tokens), reason, scores)
 
 
 def _key(row: Row) -> Any:

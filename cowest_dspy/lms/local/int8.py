@@ -21,8 +21,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cowest_dspy.lms.local.mapped import drop_pages
-
 if TYPE_CHECKING:
     import torch
 
@@ -45,7 +43,6 @@ def quantize(model: Any) -> Any:
     for module in linears:
         if module.weight is not None:
             module.forward = int8_product(module.weight, module.bias)
-            drop_pages(module.weight)
             module.register_parameter("weight", None)
             module.register_parameter("bias", None)
     for parameter in model.parameters():

@@ -72,6 +72,21 @@ class Draws:
         return self._random.getrandbits(24) / (1 << 24)
 
 
+@dataclass(frozen=True)
+class Completion:
+    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length"
+    (``max_tokens`` reached).
+
+    ``tokens`` are all that were generated, an end token included; ``scores`` those of the tokens
+    that ``text`` is made of, when the row asked for them.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    scores: tuple[TokenScore, ...] | None = None
+
+
 def choose(logits: Any, rows: Sequence[Draws]) -> list[int]:
     """The next token of every row from ``logits [rows, vocabulary]``; appended to the row, with its
     score when asked for.
@@ -144,3 +159,30 @@ def _token_score(logits: Any, token: int, count: int) -> TokenScore:
         float(logprobs[token]),
         tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
     )
+
+
+def completed(draws: Draws, tokenizer: Any, end_tokens: frozenset[int]) -> Completion | None:
+    """What the row has become, when its newest token ends it; otherwise None."""
+    row, tokens = draws.row, draws.tokens
+    ended = tokens[-1] in end_tokens
+    spoken = tokens[:-1] if ended else tokens
+    cut = -1
+    if row.stop:
+        text = tokenizer.decode(spoken, skip_special_tokens=True)
+        cut = min((at for at in (text.find(stop) for stop in row.stop) if at >= 0), default=-1)
+    if not ended and cut < 0 and len(tokens) < row.max_tokens:
+        if row.watch:
+            row.watch(tokens)
+        return None
+    text = tokenizer.decode(spoken, skip_special_tokens=True)
+    scores: tuple[TokenScore, ...] | None = None
+    if row.logprobs is not None:
+        while (
+            cut >= 0
+            and spoken
+            and len(tokenizer.decode(spoken[:-1], skip_special_tokens=True)) >= cut
+        ):
+            spoken = spoken[:-1]
+        scores = tuple(draws.scores[: len(spoken)])
+    reason = "stop" if ended or cut >= 0 else "length"
+    return Completion(text[:cut] if cut >= 0 else text, tuple(tokens), reason, scores)

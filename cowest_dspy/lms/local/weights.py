@@ -12,15 +12,18 @@ import ctypes
 import functools
 import gc
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import ModelError, nearest
+from cowest_dspy.utils.files import file_sha256, workplace
 from cowest_dspy.utils.reading import parse_json
 
 WEIGHTS = ("*.safetensors",)
@@ -33,6 +36,20 @@ MEANING = (
     "chat_template.jinja",
 )
 HASH_LENGTH = 12
+_GGUF = b"GGUF"
+# What ends a turn in the chat formats of today's small models; a GGUF file names one of them.
+_TURN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+UNREADABLE_GGUF = (
+    struct.error,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+)
+"""What the readers of GGUF files raise on one that is cut short, garbled, or of a kind of
+quantisation that they do not know."""
 _loading = threading.RLock()
 
 
@@ -80,14 +97,75 @@ def cache_folder() -> Path:
 
 
 def _from_gguf(file: Path) -> Path:
-    """The folder of a GGUF file, in bfloat16: what its quantisation kept of the weights is less
-    than that."""
-    from cowest_dspy.lms import gguf
+    """The folder of a GGUF file, in bfloat16: its quantisation kept less of the weights than
+    that."""
+    check_gguf(file)
+    folder = cache_folder() / "gguf" / f"{file.stem}-{file_sha256(file)[:HASH_LENGTH]}"
+    with _loading, workplace(folder) as work:
+        if not folder.is_dir():
+            convert_gguf(file, work / "model", "bfloat16")
+            os.replace(work / "model", folder)
+    return folder
 
-    gguf.check(file)
-    folder = cache_folder() / "gguf" / f"{file.stem}-{gguf.sha256(file)[:HASH_LENGTH]}"
-    with _loading:
-        return folder if folder.is_dir() else gguf.dequantize(file, folder, "bfloat16")
+
+def check_gguf(file: Path) -> None:
+    """Check that a file is there and begins as a GGUF file.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if not file.is_file():
+        raise ModelError(f"There is no GGUF file {file}.")
+    with file.open("rb") as opened:
+        magic = opened.read(len(_GGUF))
+    if magic != _GGUF:
+        raise ModelError(
+            f"{file} is not a GGUF file: it begins with {magic!r}. Fetch it again; what stands "
+            "where a model should be is often an error page or a pointer file."
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            'Reading GGUF files needs the package gguf: pip install "cowest-dspy[gguf]"'
+        )
+
+
+def convert_gguf(file: Path, folder: Path, dtype: str) -> None:
+    """Write the model in a GGUF file to ``folder`` as ``from_pretrained`` takes it, so that it can
+    be loaded, tuned and saved: plain weights in ``dtype``, tokenizer, chat template.
+
+    What the file's quantisation lost stays lost. Peak memory is about twice the written weights.
+
+    Raises:
+        ModelError: transformers cannot read the file.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+    }
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        model: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype)
+    except UNREADABLE_GGUF as error:
+        raise ModelError(
+            f"{file} ({file.stat().st_size:,} bytes) cannot be read: it is damaged, or ends too "
+            "early, or transformers does not know its architecture. Fetch it again and compare "
+            f"its sha256. The reader said: {error}"
+        ) from error
+    # The tensors are plain, and the model may be saved and trained again.
+    model.hf_quantizer.remove_quantization_config(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    known = tokenizer.get_vocab()
+    ends = [tokenizer.eos_token_id, *(known.get(word) for word in _TURN_ENDS)]
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(dict.fromkeys(token for token in ends if token is not None)) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _from_hub(model: str) -> Path:

@@ -1,0 +1,474 @@
+"""The verbs about runs that are there: list, watch, report, bundle, verify, track; and ``new``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cowest_dspy.cli.console import console
+from cowest_dspy.cli.verbs import Run, Schema, Seed, quiet_dspy, running
+from cowest_dspy.errors import BundleError, ConfigError, ReportError, StoreError
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.interrupts import signal_of, telling
+from cowest_dspy.utils.safe_text import printable, visible
+
+if TYPE_CHECKING:
+    from cowest_dspy.report import RunReport, WrittenReport
+    from cowest_dspy.report.runs import RunLine
+
+STYLES = {"running": "green", "failed": "bold red", "damaged": "bold red", "stopped": "yellow"}
+
+
+def runs(
+    folder: Annotated[
+        Path, typer.Argument(help="Where runs are looked for; or one run's folder.")
+    ] = Path("runs"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON list instead of a table.")
+    ] = False,
+) -> None:
+    """Lists runs: state, task, stage, calls, what they cost, when they last changed, and the
+    verdict in short.
+
+    States: running (with the process that works on it), finished, stopped (by Ctrl-C, [budget] or a
+        kill: the same command goes on), failed (with the error), empty, damaged (`cowest doctor
+        --repair RUN` saves what can be read), unknown (earlier version). Nothing is locked or
+        written, so that it can be typed while runs work. What runs a TOML file: `cowest cycle
+        --help`.
+
+    Example: `cowest runs`, then `cowest watch runs/handbook`
+    """
+    from cowest_dspy.report.runs import look, run_folders
+
+    found = [look(one) for one in run_folders(folder)]
+    if as_json:
+        print(visible(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=2)))
+        return
+    if not found:
+        what = "there is no run in it" if folder.is_dir() else "there is no such folder"
+        start = "Name another folder, or start a run: cowest cycle TASK.toml BACKEND.toml"
+        console.line(f"{folder}: {what}. {start}")
+        return
+    _print_runs(found, folder)
+
+
+def watch(
+    run: Annotated[
+        Path, typer.Argument(help="The run's folder; it need not be there yet.", show_default=False)
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Show its state now, and end.")] = False,
+) -> None:
+    """Follows a run that another process works on: stages, bar, time left, calls per second, spend,
+    failures, the best score.
+
+    Start it before the run, or at any time. It ends when the run ends, with the verdict, or says
+    that the run was stopped or killed and which command goes on. It only reads: Ctrl-C ends the
+    watching and never the run. Exit code 0: the run has finished;
+    1: it has failed, or was stopped. A run is started from TOML files, by `cowest cycle` and
+        others.
+
+    Example: `cowest watch runs/handbook`, in another terminal than `cowest cycle`
+    """
+    from cowest_dspy.cli.progress import Progress, end_of, follow, show_new, view
+    from cowest_dspy.report.runs import is_run, look, meant
+    from cowest_dspy.store.progress import alive, read_snapshot
+
+    now = read_snapshot(run)
+    if now is None and is_run(run):
+        line = look(run)
+        console.line(f"{run}: {line.state}. {line.verdict or line.detail}")
+        raise typer.Exit(0 if line.state == "finished" else 1)
+    if now is None and once:
+        known = "`cowest runs` lists those in runs/; without --once it is waited for."
+        raise StoreError(f"There is no run in {run}.{meant(run)} {known}")
+    progress = Progress()
+    if now is not None and once:
+        show_new(now, progress, [], 0)
+        if alive(now):
+            console.print(view(now))
+            console.line(f"running: process {now.pid} on {now.host}")
+        else:
+            console.line("\n".join(end_of(now)))
+        return
+    try:
+        with telling(lambda text: None):
+            last = follow(run, progress, hint=meant(run) if now is None else "")
+    except KeyboardInterrupt as stop:
+        print("\nNo longer watched. The run itself is as it was.", file=sys.stderr)
+        raise typer.Exit(128 + signal_of(stop)) from None
+    console.line("\n".join(end_of(last)))
+    raise typer.Exit(0 if last.state == "finished" else 1)
+
+
+def _print_runs(found: list[RunLine], folder: Path) -> None:
+    """A table in a terminal; elsewhere lines with tabs between the cells, none of them cut."""
+    heads = ("run", "state", "task", "stage", "calls", "USD", "changed", "verdict or what is wrong")
+    rows = [_cells(one, folder) for one in found]
+    if not console.is_terminal:
+        print(*(visible("\t".join(row)) for row in (heads, *rows)), sep="\n")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(heads):
+        justify = "right" if head in ("calls", "USD") else "left"
+        table.add_column(Text(head), justify=justify, overflow="fold", no_wrap=4 <= number < 7)
+    for one, row in zip(found, rows, strict=True):
+        cells = [Text(cell) for cell in row]
+        cells[1].stylize(STYLES.get(one.state, ""))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _cells(one: RunLine, folder: Path) -> tuple[str, ...]:
+    from cowest_dspy.store.usage import format_usd
+
+    path = Path(one.run)
+    name = str(path.relative_to(folder)) if path != folder else one.run
+    far = f" {one.done:,}/{one.total:,}" if one.total else ""
+    calls, usd = ("", "") if one.calls is None else (f"{one.calls:,}", format_usd(one.usd))
+    said = one.verdict if one.verdict and one.state in ("finished", "running") else one.detail
+    if one.state == "running" and one.verdict:
+        said = f"{one.detail}. {one.verdict}"
+    changed = one.changed.replace("T", " ").removesuffix("+00:00")[:16] if one.changed else ""
+    return (
+        name,
+        one.state,
+        one.task or "",
+        f"{one.stage or ''}{far}",
+        calls,
+        usd,
+        changed,
+        said or "",
+    )
+
+
+def report(
+    what: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Folders of runs; or the TOML files of one, as for other verbs.",
+            show_default=False,
+        ),
+    ],
+    run: Run = None,
+    seed: Seed = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where to write: a folder; for several runs also FILE.html.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the JSON instead of tables.")
+    ] = False,
+    schema: Schema = False,
+) -> None:
+    """Writes report.json and report.html from what a run has so far, and prints the table. Asks no
+    model.
+
+    The run is named by its folder, or by the TOML files that it was started with. Several runs are
+    shown side by side: verdicts, arms, costs, models, where their configurations differ; and those
+    of the same test examples are tested against each other. No run is changed by that. By default
+    side_by_side.html and .json are written into the folder that the runs share.
+
+    Example: `cowest report runs/handbook`, `cowest report runs/one runs/two --out both.html`
+    """
+    quiet_dspy()
+    files = [path for path in what if path.suffix == ".toml" and not path.is_dir()]
+    if files and len(files) < len(what):
+        raise ReportError(
+            "Name either the folders of runs, or the TOML files of one run; both were given."
+        )
+    if not files and (run is not None or seed is not None):
+        raise ReportError(
+            "--run and --seed go with TOML files; a run that is named by its folder has its own "
+            "configuration."
+        )
+    if not files and len(what) > 1:
+        _print_side_by_side(what, out, as_json)
+        return
+    if out is not None and out.suffix:
+        raise ReportError(
+            f"--out {out}: the report of one run is report.json and report.html in a folder; give "
+            "a folder."
+        )
+    from cowest_dspy.report import WrittenReport, write_report
+
+    if files:
+        with running(files, run, seed, verb="report") as experiment:
+            made = experiment.report()  # It stands in the run's folder now.
+            _print_report(
+                made,
+                write_report(made, out) if out else WrittenReport.within(experiment.run),
+                as_json,
+            )
+        return
+    from cowest_dspy.experiment.sides import read_run
+
+    folder = what[0] if what[0].is_dir() else what[0].parent
+    made = read_run(what[0])
+    _print_report(made, write_report(made, out or folder), as_json)
+
+
+def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> None:
+    from cowest_dspy.report import print_report
+
+    if as_json:
+        print(visible(written.json.read_text(encoding="utf-8")), end="")
+        return
+    print_report(made, console)
+    console.line(f"\nreport: {written.html}")
+
+
+def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
+    from cowest_dspy.experiment.sides import names_of, read_run
+    from cowest_dspy.report import print_side_by_side, side_by_side, write_side_by_side
+
+    view = side_by_side(dict(zip(names_of(runs), map(read_run, runs), strict=True)))
+    written = write_side_by_side(view, out or _shared_folder(runs))
+    if as_json:
+        print(visible(written.json.read_text(encoding="utf-8")), end="")
+        return
+    print_side_by_side(view, console)
+    console.line(f"\nside by side: {written.html}")
+
+
+def _shared_folder(runs: Sequence[Path]) -> Path:
+    """The folder in which all the runs are, as it was named; this one where they are in several."""
+    parents = {path.resolve().parent: path.parent for path in runs}
+    return next(iter(parents.values())) if len(parents) == 1 else Path()
+
+
+def bundle(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The bundle's folder. Default: bundle in the run's."),
+    ] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            "--merge", help="Also write base and adapter as one model here.", show_default=False
+        ),
+    ] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(
+            "--gguf", help="Also write the adapter for llama.cpp as this file.", show_default=False
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push", help="Upload it as this Hub model, OWNER/NAME; private.", show_default=False
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: everybody may read it.")
+    ] = False,
+) -> None:
+    """Writes what a finished run ended with into one folder: prompts, adapter, configuration,
+    pairs, numbers, model card, hashes.
+
+    It holds no secret, no pickle and no path of this machine. Nothing is asked, and nothing is
+    uploaded without `--push`.
+
+    Example: `cowest bundle runs/handbook --out handbook-bundle --merge handbook-model`
+    """
+    from cowest_dspy.experiment import Experiment
+    from cowest_dspy.experiment.bundle import as_gguf, merged, push_bundle, write_bundle
+    from cowest_dspy.experiment.config import load_config
+    from cowest_dspy.tuning import engine_of
+
+    if public and not push:
+        raise BundleError(
+            "--public says how --push uploads: give the model's name too, --push OWNER/NAME."
+        )
+    quiet_dspy()
+    if not (run / "config.toml").is_file():
+        raise BundleError(
+            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
+        )
+    try:
+        config = load_config([run / "config.toml"])
+    except ConfigError as error:
+        raise BundleError(f"The run's configuration cannot be read: {error}") from error
+    with Experiment(config, run) as experiment:
+        made = write_bundle(experiment, out or run / "bundle")
+        base = engine_of(experiment.weak).base_folder
+    console.line(f"bundle: {made}")
+    if merge is not None:
+        console.line(f"merged model: {merged(made, base, merge)}")
+    if gguf is not None:
+        console.line(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}")
+    if push:
+        console.line(f"uploaded: {push_bundle(made, push, private=not public)}")
+
+
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)
+    ],
+) -> None:
+    """Checks a bundle against its manifest, offline: every file's hash, and the adapter's. Executes
+    nothing. Exit code 0: whole.
+
+    Example: `cowest verify handbook-bundle`
+    """
+    from cowest_dspy.experiment.bundle import read_manifest, verify_bundle
+
+    wrong, manifest = verify_bundle(path), read_manifest(path)
+    for line in wrong:
+        console.line(line)
+    if wrong:
+        raise typer.Exit(1)
+    adapter = manifest.adapter or "none"
+    about = printable(
+        f"{manifest.name}, seed {manifest.seed}, base {manifest.base}@{manifest.base_hash}, "
+        f"adapter {adapter}"
+    )
+    console.line(f"{path} is whole: {len(manifest.files)} files; {about}")
+
+
+def track(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            help="mlflow, trackio or wandb, instead of [tracking] to; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option("--uri", help="Where MLflow is.", show_default=False)
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", help="Experiment or project.", show_default=False)
+    ] = None,
+    bundle: Annotated[
+        bool,
+        typer.Option(
+            "--bundle", help="Write the bundle of a finished run first, and upload it too."
+        ),
+    ] = False,
+) -> None:
+    """Logs a run that is there to MLflow, trackio or W&B: one that had no [tracking], or whose
+    tracker was down. Asks no model.
+
+    Options come before what [tracking] says. What a tracker has already is not sent again. Exit
+    code 0: every tracker has taken it.
+
+    Example: `cowest track runs/handbook --to mlflow --uri http://127.0.0.1:5000`
+    """
+    from cowest_dspy.experiment.config import load_config, overridden
+    from cowest_dspy.experiment.summary import run_report
+    from cowest_dspy.experiment.trackers import check_installed
+    from cowest_dspy.experiment.tracking import Tracking
+    from cowest_dspy.store.store import Store
+
+    if not (run / "config.toml").is_file():
+        raise ConfigError(
+            f"{run} is no run's folder: there is no config.toml in it. `cowest cycle` makes one."
+        )
+    config = load_config([run / "config.toml"])
+    given = {
+        "to": to or (config.tracking.to if config.tracking else None),
+        "uri": uri,
+        "project": project,
+    }
+    if not given["to"]:
+        raise ConfigError(
+            "This run has no [tracking]: say where to, for instance --to mlflow --uri "
+            "http://127.0.0.1:5000"
+        )
+    kept = config.tracking.model_dump() if config.tracking else {}
+    config = overridden(
+        config, {"tracking": {**kept, **{key: value for key, value in given.items() if value}}}
+    )
+    check_installed(config)
+    if bundle:
+        _write_bundle(run)
+    with Store(run) as store:
+        taken = Tracking(config, store, console.line).finish(run_report(config, store))
+    if not taken:
+        raise typer.Exit(1)
+
+
+def _write_bundle(run: Path) -> None:
+    from cowest_dspy.experiment import Experiment
+    from cowest_dspy.experiment.bundle import write_bundle
+    from cowest_dspy.experiment.config import load_config
+
+    quiet_dspy()
+    untracked = load_config([run / "config.toml"]).model_copy(update={"tracking": None})
+    before = (run / "config.toml").read_text(encoding="utf-8")
+    with Experiment(untracked, run) as experiment:
+        write_bundle(experiment, run / "bundle")
+    write_whole({run / "config.toml": before})
+
+
+def new(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The domain's name: a-z, 0-9, _ and -, such as tool-loans.", show_default=False
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="Where to write. Default: a new folder of that name.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Writes the files of a new domain, which run at once on scripted models: rows, recipe, metric,
+    TOML, backends, a test.
+
+    Put your own rows into its CSV first, then follow the comments. No file is overwritten, and no
+    model is asked.
+
+    Example: `cowest new tool-loans`
+    """
+    from cowest_dspy.cli.scaffold import FILES, new_domain
+
+    written = new_domain(name, folder)
+    width = max(len(str(path)) for path in written)
+    _print_lines(
+        *(
+            f"{path!s:<{width}}  {about}"
+            for path, (_, about) in zip(written, FILES.values(), strict=True)
+        )
+    )
+    files = {key: shlex.quote(str(path)) for key, path in zip(FILES, written, strict=True)}
+    rules = f"{files['task.toml.txt']} {files['scripted.toml.txt']}"
+    _print_lines("", "Next, at once, on two rules in the place of models:")
+    _print_lines(
+        f"  pytest {files['test.py.txt']}", f"  cowest collect {rules}", f"  cowest pairs {rules}"
+    )
+    _print_lines(
+        f"  cowest evaluate {rules} --arm strong --arm collaboration_sft --arm oracle",
+        f"  cowest compare {rules}",
+    )
+    _print_lines("", "Then with your own rows, and with real models:")
+    _print_lines(f"  cowest doctor {files['task.toml.txt']} {files['models.toml.txt']}")
+    _print_lines(f"  cowest cycle {files['task.toml.txt']} {files['models.toml.txt']}")
+
+
+def _print_lines(*lines: str) -> None:
+    for line in lines:
+        console.line(line)

@@ -1,0 +1,264 @@
+"""MLflow, trackio and W&B: whether they are installed and answer, and how each is told of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cowest_dspy.errors import ConfigError, masked
+from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.tracking_facts import Part
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class TrackerCheck:
+    """Whether one tracker can be told anything, and what to do."""
+
+    tracker: str
+    level: Literal["ok", "warning", "error"]
+    text: str
+
+
+def check_installed(config: Config) -> None:
+    """Look for the packages of [tracking] to, without importing them.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    for tracker in config.tracking.to if config.tracking else ():
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(_missing(tracker))
+
+
+def look_at(config: Config) -> list[TrackerCheck]:
+    """Each tracker of the configuration: whether its package is there, and whether a server of
+    MLflow's answers."""
+    made: list[TrackerCheck] = []
+    for tracker in config.tracking.to if config.tracking else ():
+        if importlib.util.find_spec(tracker) is None:
+            made.append(TrackerCheck(tracker, "error", _missing(tracker)))
+        elif tracker == "mlflow":
+            made.append(_look_at_mlflow(uri_of(config)))
+        else:
+            made.append(TrackerCheck(tracker, "ok", "is installed"))
+    return made
+
+
+def uri_of(config: Config) -> str | None:
+    """Where MLflow is: [tracking] uri, or MLFLOW_TRACKING_URI; None is MLflow's own choice."""
+    given = config.tracking.uri if config.tracking else None
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def _missing(tracker: str) -> str:
+    return (
+        f"[tracking] to has {tracker}, which is not installed: type pip install "
+        f"'cowest_dspy[{tracker}]', or take it out."
+    )
+
+
+def _look_at_mlflow(uri: str | None) -> TrackerCheck:
+    import httpx
+
+    if uri is None or not uri.startswith("http"):
+        where = masked(uri) if uri else "where MLflow does by default"
+        return TrackerCheck("mlflow", "ok", f"is installed; it writes to {where}")
+    try:
+        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=5.0)
+        if answer.is_success:
+            return TrackerCheck("mlflow", "ok", f"{masked(uri)} answers")
+        problem = f"says {answer.status_code}"
+    except httpx.HTTPError as error:
+        problem = f"does not answer ({type(error).__name__})"
+    later = "a run would go on without it; start it, and cowest track RUN logs it later"
+    return TrackerCheck("mlflow", "warning", f"{masked(uri)} {problem}: {later}")
+
+
+class MLflow:
+    """MLflow, by its client: a run, with a nested run for each round and training. Its own state
+    (an active run, an experiment) is neither used nor changed. A run is found by its tags."""
+
+    def __init__(self, project: str, uri: str | None, key: str) -> None:
+        from mlflow import MlflowClient
+
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        self._project, self._uri, self._key = project, uri, key
+        self._runs: dict[str, Any] = {}
+        found = self._client.get_experiment_by_name(project)
+        if found is not None and found.lifecycle_stage != "active":
+            raise ValueError(
+                f'MLflow\'s experiment "{project}" is deleted: restore it there, or give another '
+                "[tracking] project"
+            )
+        self._experiment = found.experiment_id if found else self._client.create_experiment(project)
+
+    def open(self, part: Part, title: str, times: int, before: str | None, parent: str) -> str:
+        """The id of the part's run, which is made when it is not there."""
+        tags = {"cowest.key": self._key, "cowest.part": part.name or "whole"}
+        tags["cowest.times"] = str(times)
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = self._client.search_runs([self._experiment], wanted, max_results=1)
+        if found:
+            run = found[0]
+            if run.info.run_name != title:  # TRL renames a run that it logs into.
+                self._client.update_run(run.info.run_id, name=title)
+        else:
+            tags |= {"mlflow.source.name": "cowest", "mlflow.source.type": "JOB"}
+            tags |= {"mlflow.parentRunId": parent} if part.name else {}
+            run = self._client.create_run(self._experiment, tags=tags, run_name=title)
+            if before:
+                self._client.set_tag(before, "cowest.superseded", "true")
+        self._runs[run.info.run_id] = run
+        return run.info.run_id
+
+    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+        """Logs what the run does not have yet."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        run = self._runs[run_id]
+        has, now = run.data.params, int(time.time() * 1000)
+        params = [Param(key, text) for key, text in new.params.items() if key not in has]
+        # MLflow keeps a parameter for good: what was changed since then is a tag.
+        changed = {f"changed.{k}": v for k, v in new.params.items() if has.get(k, v) != v}
+        tags = [RunTag(key, text) for key, text in {**changed, **new.tags}.items()]
+        metrics = [
+            Metric(key, value, now, 0)
+            for key, value in new.metrics.items()
+            if run.data.metrics.get(key) != value
+        ]
+        # The same point at the same time is one point, however often it is sent.
+        metrics += [
+            Metric(key, value, run.info.start_time + step, step)
+            for step, row in new.rows.items()
+            for key, value in row.items()
+        ]
+        for kind, items, most in (
+            ("params", params, 100),
+            ("tags", tags, 100),
+            ("metrics", metrics, 1000),  # As many as MLflow takes in one request.
+        ):
+            for start in range(0, len(items), most):
+                self._client.log_batch(run_id, **{kind: items[start : start + most]})
+        if status == "RUNNING":
+            self._client.update_run(run_id, status=status)
+        else:
+            self._client.set_terminated(run_id, status)
+
+    def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
+        """Uploads files of a folder under their names in it."""
+        for name in names:
+            place = str(Path(name).parent)
+            self._client.log_artifact(run_id, str(folder / name), None if place == "." else place)
+
+    def where(self, run_id: str) -> str:
+        """The page of the run on a server; otherwise its id and the address of the store."""
+        uri = masked(self._client.tracking_uri)
+        if uri.startswith("http"):
+            return f"{uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
+        return f"run {run_id} in {uri}"
+
+    def variables(self, run_id: str) -> dict[str, str]:
+        """What has TRL's own logs go into a run."""
+        made = {
+            "MLFLOW_RUN_ID": run_id,
+            "MLFLOW_EXPERIMENT_NAME": self._project,
+            "MLFLOW_NESTED_RUN": "true",
+            "MLFLOW_MAX_LOG_PARAMS": "0",  # Those that were chosen are in the run already.
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        }
+        return made | ({"MLFLOW_TRACKING_URI": self._uri} if self._uri else {})
+
+
+class TrackioOrWandb:
+    """trackio and W&B, by what they have in common: init, log, log_artifact, finish. Neither can be
+    asked what it has. The runs of one run of ours have its title as their group."""
+
+    def __init__(self, tracker: str, project: str, group: str, key: str, folder: Path) -> None:
+        self._api: Any = importlib.import_module(tracker)
+        self._is_wandb, self._project, self._key = tracker == "wandb", project, key
+        self._folder = os.environ.get("WANDB_DIR") or str(folder.absolute())
+        self._group, self._url = group, ""
+
+    def open(self, part: Part, title: str, times: int, before: str | None, parent: str) -> str:
+        """The part's id in W&B; its name in trackio, which ends in a part of the run's key."""
+        if not self._is_wandb:
+            return f"{title} [{self._key[:6]}]"
+        identity = f"{self._key} {part.name} {times}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    def _init(self, title: str, run_id: str, config: dict[str, str]) -> Any:
+        common = {"project": self._project, "group": self._group, "config": config}
+        if not self._is_wandb:
+            quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+            return self._api.init(name=run_id, resume="allow", **common, **quiet)
+        # What W&B looks up by itself about the machine, its commands and its code is left out:
+        # nobody has masked it.
+        settings = self._api.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+            init_timeout=30,
+        )
+        Path(self._folder).mkdir(parents=True, exist_ok=True)
+        run = self._api.init(
+            name=title,
+            id=run_id,
+            dir=self._folder,
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
+            **common,
+        )
+        run.config.update(config, allow_val_change=True)
+        for key in ("training/*", "held_out/*", "rounds/*", "cycle/*"):
+            run.define_metric(key, step_metric="step")
+        self._url = self._url or run.url or ""
+        return run
+
+    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+        """Logs what the run does not have yet."""
+        run = self._init(title, run_id, {**new.params, **new.tags})
+        for step, row in new.rows.items():
+            if self._is_wandb:
+                run.log({**row, "step": step})
+            else:
+                run.log(row, step=step)
+        if new.metrics:
+            run.summary.update(new.metrics) if self._is_wandb else run.log(new.metrics)
+        run.finish()
+
+    def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
+        """Uploads a folder as an artifact, unless only the report was written again."""
+        if not set(names) - {"report.html", "report.json"}:
+            return
+        run = self._init(self._group, run_id, {})
+        run.log_artifact(str(folder), name=f"cowest-{self._key[:6]}", type="cowest-run")
+        run.finish()
+
+    def where(self, run_id: str) -> str:
+        """What shows the run."""
+        if not self._is_wandb:
+            return f'trackio show --project "{self._project}"'
+        return self._url or f"wandb sync {self._folder}/wandb/offline-run-*"
+
+    def variables(self, run_id: str) -> dict[str, str]:
+        """What has TRL's own logs go into a run."""
+        if not self._is_wandb:
+            return {"TRACKIO_DIR": str(importlib.import_module("trackio.utils").TRACKIO_DIR)}
+        return {
+            "WANDB_PROJECT": self._project,
+            "WANDB_RUN_ID": run_id,
+            "WANDB_RESUME": "allow",
+            "WANDB_DIR": self._folder,
+        }

@@ -1,0 +1,495 @@
+"""What a comparison shows: its verdict in words, tables, charts, and comparison.json, .csv, .md and
+.html, written together. No input and no answer is on the page: some data sets are disturbing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+
+from cowest_dspy.influence.report import format_kinds
+from cowest_dspy.influence.statistics import Interval
+from cowest_dspy.report.charts import (
+    SHARE,
+    Chart,
+    Mark,
+    Row,
+    Series,
+    curves,
+    points,
+    signed_axis,
+)
+from cowest_dspy.report.compare import (
+    ArmNumbers,
+    Extra,
+    Numbers,
+    PointNumbers,
+    difference_reach,
+    numbers_of,
+    settings_text,
+    sweep_axis,
+    sweep_series,
+    varying,
+)
+from cowest_dspy.report.compared import Comparison
+from cowest_dspy.report.page import SERIES, read_document, render_page, settings_section
+from cowest_dspy.report.significance import Paired
+from cowest_dspy.report.verdict import (
+    bare_p,
+    comparison_verdict,
+    format_count,
+    format_difference,
+    format_interval,
+    format_share,
+    format_usd,
+)
+from cowest_dspy.report.view import Section, Table, View, print_view, view_html, view_markdown
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.masking import mask_document
+from cowest_dspy.utils.notebook import html_of
+
+_LOGARITHMIC = 20  # from this ratio of largest to smallest on
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenComparison:
+    """Where the four files are."""
+
+    json: Path
+    csv: Path
+    md: Path
+    html: Path
+
+
+def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> WrittenComparison:
+    """Writes comparison.json, .csv, .md and .html into the folder, all of them or none. Secrets are
+    masked. The JSON holds the facts and, under "numbers", what follows from them."""
+    facts = mask_document(comparison.to_json())
+    shown = Comparison.from_json(facts)
+    numbers = numbers_of(shown)
+    words = dataclasses.asdict(comparison_verdict(shown, numbers))
+    document = {**facts, "numbers": {"verdict": words, **dataclasses.asdict(numbers)}}
+    texts = {
+        "json": json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        "csv": to_csv(shown, numbers),
+        "md": to_markdown(shown, numbers),
+        "html": render_comparison(shown, numbers),
+    }
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    paths = {kind: target / f"comparison.{kind}" for kind in texts}
+    write_whole({paths[kind]: text for kind, text in texts.items()})
+    return WrittenComparison(**paths)
+
+
+def read_comparison(path: str | os.PathLike[str]) -> Comparison:
+    """The comparison in a folder, or in a comparison.json.
+
+    Raises:
+        ReportError: there is none, or it is not one that this version reads.
+    """
+    return Comparison.from_json(read_document(path, "comparison", "cowest compare"))
+
+
+def print_comparison(
+    comparison: Comparison, console: Console | None = None, *, numbers: Numbers | None = None
+) -> None:
+    """Prints verdict, warnings and tables; ``numbers`` are those of ``numbers_of(comparison)``,
+    where they are at hand already."""
+    print_view(comparison_view(comparison, numbers or numbers_of(comparison)), console)
+
+
+@html_of.register
+def comparison_html(comparison: Comparison) -> str:
+    """The comparison in a notebook; it shows no input and no answer."""
+    return view_html(comparison_view(comparison, numbers_of(comparison)))
+
+
+def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
+    """A section with title, verdict, warnings and tables, for a page of results."""
+    return view_markdown(comparison_view(comparison, numbers))
+
+
+def render_comparison(comparison: Comparison, numbers: Numbers | None = None) -> str:
+    """The page."""
+    return render_page(comparison_view(comparison, numbers or numbers_of(comparison)))
+
+
+def comparison_view(comparison: Comparison, numbers: Numbers) -> View:
+    """What is shown of a comparison."""
+    against = numbers.arm(comparison.against)
+    sections = [_scores(comparison, numbers, against)]
+    if numbers.tests and against:
+        lead = (
+            f"Differences to {against.title} in points, on the examples that both answered, with a "
+            "95 % interval that is not corrected for the number of tests. The colour is that of "
+            "the corrected test."
+        )
+        sections.append(
+            Section(
+                "differences", "Differences", lead=lead, charts=lambda: difference_chart(numbers)
+            )
+        )
+    if numbers.extras or any(line.spread for line in numbers.arms):
+        sections.append(Section("further", "Further scores and seeds", (_further(numbers),)))
+    if any(line.cost.seconds is not None or line.cost.calls is not None for line in numbers.arms):
+        sections.append(Section("costs", "Costs", (_costs(numbers),)))
+    if numbers.sweep:
+        sections.append(_sweep(numbers, against))
+    sections.append(settings_section(comparison.config, comparison.versions))
+    return View(
+        title=comparison.title,
+        subtitle=f"{comparison.created} · score: {comparison.metric}",
+        verdict=comparison_verdict(comparison, numbers),
+        sections=tuple(sections),
+        source="comparison.json",
+        warnings=comparison.warnings,
+    )
+
+
+def _scores(comparison: Comparison, numbers: Numbers, against: ArmNumbers | None) -> Section:
+    dashed = f"; dashed: {against.title}" if against else ""
+    dots = "; small dots: single seeds" if any(line.spread for line in numbers.arms) else ""
+    lead = (
+        f"The score over what each arm answered, with a 95 % interval{dashed}{dots}. A failed call "
+        "or an unreadable answer is not a score: the table counts it apart, and its strict column "
+        "shows what it would cost to call it wrong."
+    )
+    return Section(
+        "scores",
+        "Scores",
+        (results(comparison, numbers),) if numbers.arms else (),
+        lead=lead,
+        charts=lambda: [Chart(score_chart(numbers, against))],
+        missing="No arm has been evaluated yet: `cowest compare` does it.",
+    )
+
+
+def _sweep(numbers: Numbers, against: ArmNumbers | None) -> Section:
+    axis = sweep_axis(numbers)
+    dashed = f"; dashed: {against.title}" if against else ""
+    return Section(
+        "sweep",
+        "Sweep",
+        (sweep_table(numbers),),
+        lead=f"The score over {axis}, with 95 % intervals{dashed}." if axis else "",
+        charts=lambda: sweep_chart(numbers, axis, against) if axis else [],
+    )
+
+
+# Tables
+
+
+def results(comparison: Comparison, numbers: Numbers) -> Table:
+    """One line per arm: its score both ways, and its difference to ``against`` with the corrected
+    p."""
+    heads = ("arm", *_CORE)
+    rows = tuple((line.title, *_core(line)) for line in numbers.arms)
+    caption = _how_tested(comparison, numbers)
+    return Table("Arms", heads, rows, _marked(numbers), caption)
+
+
+_CORE = ("n", "failed", "score, %", "95 %", "strict, %", "difference [95 %]", "p (Holm)")
+
+
+def _core(line: ArmNumbers) -> tuple[str, ...]:
+    return (
+        format_count(line.n),
+        format_count(line.failed),
+        format_percent(line.score),
+        format_interval(line.interval),
+        format_percent(line.strict_score),
+        "-" if line.test is None else format_difference(line.test),
+        "-" if line.holm is None else bare_p(line.holm),
+    )
+
+
+def _marked(numbers: Numbers) -> frozenset[int]:
+    return frozenset(index for index, line in enumerate(numbers.arms) if line.is_against)
+
+
+def _how_tested(comparison: Comparison, numbers: Numbers) -> str:
+    """What score, interval and p of the results are."""
+    against = numbers.arm(comparison.against)
+    parts = [f"Score: {comparison.metric}, over answered; strict: failures as wrong."]
+    parts.append(_interval_kinds(numbers))
+    failed = "; ".join(
+        f"{line.title}: {format_kinds(line.failures)}" for line in numbers.arms if line.failures
+    )
+    parts += [f"Failed: {failed}."] if failed else []
+    if against is not None and numbers.tests:
+        parts.append(
+            f"Difference: points over {against.title}, on examples that both answered; its "
+            "interval is not corrected."
+        )
+        parts.append(_test_kinds(numbers))
+    return " ".join(parts)
+
+
+def _interval_kinds(numbers: Numbers) -> str:
+    """Which intervals the scores have."""
+    drawn = [bool(line.spread) or not line.binary for line in numbers.arms]
+    other = "bootstrap over examples, all seeds of one drawn together"
+    if all(drawn):
+        return f"95 %: {other}."
+    return (
+        f"95 %: Wilson for right and wrong under one seed, else {other}."
+        if any(drawn)
+        else ("95 %: Wilson.")
+    )
+
+
+def _test_kinds(numbers: Numbers) -> str:
+    """Which tests the p are of."""
+    names = {
+        "mcnemar": "exact McNemar test",
+        "bootstrap": "paired studentised bootstrap over examples",
+    }
+    methods = {line.test.method for line in numbers.arms if line.test and line.holm is not None}
+    tests = " or ".join(name for method, name in names.items() if method in methods)
+    count = f"{numbers.tests} {'test' if numbers.tests == 1 else 'tests'}"
+    return f"p: {tests}, two-sided, Holm-corrected over {count}."
+
+
+def format_number(value: float | None) -> str:
+    """A number of any size with three decimals; a dash for None.
+
+    >>> format_number(0.41249), format_number(12.0), format_number(None)
+    ('0.412', '12.000', '-')
+    """
+    return "-" if value is None else f"{value:.3f}"
+
+
+def format_percent(share: float | None) -> str:
+    """A share in percent, without the sign.
+
+    >>> format_percent(0.875), format_percent(None)
+    ('87.5', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _format_extra(extra: Extra | None) -> str:
+    """A further score with its interval, or the range over its seeds."""
+    if extra is None or extra.mean is None:
+        return "-"
+    text = format_number(extra.mean)
+    if extra.interval is not None:
+        return f"{text} [{extra.interval.low:.3f}, {extra.interval.high:.3f}]"
+    low, high = min(extra.values), max(extra.values)
+    return text if len(extra.values) < 2 else f"{text} ({low:.3f} to {high:.3f})"
+
+
+def _further(numbers: Numbers) -> Table:
+    several = any(line.spread for line in numbers.arms)
+    heads = ("arm", "seeds", *(("mean of seeds, %", "lowest", "highest", "sd") if several else ()))
+    rows = []
+    for line in numbers.arms:
+        spread = line.spread
+        shares = (
+            (spread.mean, spread.low, spread.high, spread.sd)
+            if spread
+            else (line.score, None, None, None)
+        )
+        cells = tuple(map(format_percent, shares)) if several else ()
+        extras = (_format_extra(line.extra.get(name)) for name in numbers.extras)
+        rows.append((line.title, str(len(line.seeds)), *cells, *extras))
+    caption = "[...]: 95 % interval; (...): lowest and highest seed." if numbers.extras else ""
+    return Table(
+        "Further scores and seeds",
+        (*heads, *numbers.extras),
+        tuple(rows),
+        _marked(numbers),
+        caption,
+    )
+
+
+def _costs(numbers: Numbers) -> Table:
+    counts = ("answers", "calls made", "calls in all", "tokens in", "tokens out")
+    rows = []
+    for line in numbers.arms:
+        cost = line.cost
+        numbers_ = (line.asked, cost.calls, cost.calls_in_all, cost.tokens_in, cost.tokens_out)
+        seconds = "-" if cost.seconds is None else f"{cost.seconds:,.1f}"
+        usd = "-" if cost.calls is None and cost.usd is None else format_usd(cost.usd)
+        rows.append((line.title, *map(format_count, numbers_), usd, seconds))
+    caption = "All seeds together. Calls in all: made, and answered from a store."
+    return Table("Costs", ("arm", *counts, "USD", "seconds"), tuple(rows), caption=caption)
+
+
+def sweep_table(numbers: Numbers) -> Table:
+    """One line per point of the sweep, under the settings that vary; its caption has the others."""
+    keys, rows = varying(numbers), []
+    extras = tuple(
+        name for name in numbers.extras if any(name in point.arm.extra for point in numbers.sweep)
+    )
+    for point in numbers.sweep:
+        pairs = [count for count in point.pairs if count is not None]
+        span = "-"
+        if pairs and None not in point.pairs:
+            low, high = min(pairs), max(pairs)
+            span = format_count(low) if low == high else f"{low:,} to {high:,}"
+        name = settings_text(point.settings, keys) or point.arm.title
+        scores = (_format_extra(point.arm.extra.get(extra)) for extra in extras)
+        rows.append((name, str(len(point.arm.seeds)), span, *_core(point.arm), *scores))
+    first = numbers.sweep[0].settings
+    same = settings_text(first, [key for key in first if key not in keys])
+    fixed = f"The same everywhere: {same}. " if same else ""
+    caption = (
+        f"{fixed}p is corrected over the sweep. The best of many settings owes a part of "
+        "its lead to chance."
+    )
+    heads = ("settings", "seeds", "pairs", *_CORE, *extras)
+    return Table("Sweep", heads, tuple(rows), caption=caption)
+
+
+# Charts
+
+
+def score_chart(numbers: Numbers, against: ArmNumbers | None) -> Markup:
+    """The score of each arm over 0 to 100 %, small dots for single seeds, and a line at
+    ``against``."""
+    line = None if against is None else against.score
+    return points([_score_row(arm) for arm in numbers.arms], "Score of each arm", SHARE, line=line)
+
+
+def _score_row(arm: ArmNumbers) -> Row:
+    if arm.score is None:
+        return Row(arm.title, None, f"{arm.title}: no answers", text="no answers")
+    text = f"{arm.title}: {format_percent(arm.score)} %, 95 % {format_interval(arm.interval)}"
+    seeds = arm.seed_scores if arm.spread is not None else ()
+    return Row(
+        arm.title,
+        arm.score,
+        text,
+        *_ends(arm.interval),
+        kind="accent" if arm.is_against else "plain",
+        text=format_share(arm.score),
+        dots=tuple(score for score in seeds if score is not None),
+    )
+
+
+def difference_chart(numbers: Numbers) -> list[Chart]:
+    """The difference of each tested arm to ``against``, in points; the colour is the finding after
+    correction."""
+    rows = []
+    for arm in numbers.arms:
+        test = arm.test
+        if test is None or not test.n or test.difference is None:
+            continue
+        kind = {1: "helped", -1: "hurt"}.get(arm.finding or 0, "plain")
+        text = format_difference(test)
+        ends = (None if end is None else 100 * end for end in _ends(test.interval))
+        told = f"{arm.title}: {text} points"
+        rows.append(Row(arm.title, 100 * test.difference, told, *ends, kind=kind, text=text))
+    axis = signed_axis(float(difference_reach(numbers)), "points")
+    legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
+    return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]
+
+
+def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list[Chart]:
+    """Score over one setting: a line per series with intervals, and a line at ``against``. From
+    20-fold on x is logarithmic."""
+    values = sorted({float(point.settings[axis]) for point in numbers.sweep})
+    drawn = [
+        Series(
+            name,
+            f"s{index % SERIES}",
+            [_sweep_mark(point, axis) for point in found if point.arm.score is not None],
+        )
+        for index, (name, found) in enumerate(sweep_series(numbers, axis).items())
+    ]
+    if len(values) < 2 or not any(one.marks for one in drawn):
+        return []
+    label = "; ".join(
+        f"{c.name}: {', '.join(f'{mark.y:.1f} % at {mark.x:g}' for mark in c.marks)}" for c in drawn
+    )
+    level = None if against is None or against.score is None else 100 * against.score
+    logarithmic = values[0] > 0 and values[-1] / values[0] >= _LOGARITHMIC
+    title = f"{axis}, logarithmic" if logarithmic else axis
+    drawing = curves(
+        drawn, label, (title, "score, %"), values, logarithmic=logarithmic, level=level
+    )
+    return [Chart(drawing, legend=tuple((one.kind, one.name) for one in drawn))]
+
+
+def _sweep_mark(point: PointNumbers, axis: str) -> Mark:
+    ends = (None if end is None else 100 * end for end in _ends(point.arm.interval))
+    where = settings_text(point.settings, list(point.settings))
+    text = f"{where}: {format_percent(point.arm.score)} % [{format_interval(point.arm.interval)}]"
+    return Mark(float(point.settings[axis]), 100 * (point.arm.score or 0.0), text, *ends)
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
+
+
+# CSV
+
+
+def to_csv(comparison: Comparison, numbers: Numbers) -> str:
+    """One line per arm and per point of the sweep, numbers in full precision, empty where there is
+    none. A text that a spreadsheet would take for a formula has an apostrophe before it."""
+    rows = [_record("arm", {}, (), line, numbers.extras) for line in numbers.arms]
+    rows += [
+        _record("sweep", point.settings, point.pairs, point.arm, numbers.extras)
+        for point in numbers.sweep
+    ]
+    stream, heads = io.StringIO(), list(rows[0]) if rows else ["kind", "name"]
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([_no_formula(head) for head in heads])
+    writer.writerows([_no_formula(row[head]) for head in heads] for row in rows)
+    return stream.getvalue()
+
+
+def _record(
+    kind: str,
+    settings: dict[str, Any],
+    pairs: tuple[int | None, ...],
+    line: ArmNumbers,
+    extras: Sequence[str],
+) -> dict[str, Any]:
+    def ends(name: str, interval: Interval | None) -> dict[str, Any]:
+        return dict(zip((f"{name}_low", f"{name}_high"), _ends(interval), strict=True))
+
+    def fields(prefix: str, one: Any, *names: str) -> dict[str, Any]:
+        return {f"{prefix}{name}": one and getattr(one, name) for name in names}
+
+    def tested(prefix: str, test: Paired | None, corrected: float | None) -> dict[str, Any]:
+        names = ("method", "n", "answers", "higher", "lower", "left_out", "difference")
+        record = fields(prefix, test, *names)
+        record |= ends(f"{prefix}difference", test and test.interval)
+        return record | {f"{prefix}p": test and test.p, f"{prefix}p_holm": corrected}
+
+    record: dict[str, Any] = {"kind": kind, **fields("", line, "name", "title", "note")}
+    record["settings"] = json.dumps(settings, ensure_ascii=False, default=str) if settings else None
+    record["pairs"] = " ".join(str(count) for count in pairs if count is not None)
+    record["seeds"] = " ".join(map(str, line.seeds))
+    record |= fields("", line, "n", "asked", "answered", "failed", "score")
+    record |= ends("score", line.interval)
+    record["strict_score"] = line.strict_score
+    record |= ends("strict_score", line.strict_interval)
+    record |= fields("seed_", line.spread, "mean", "low", "high", "sd")
+    record |= tested("test_", line.test, line.holm)
+    record |= tested("strict_test_", line.strict_test, line.strict_holm)
+    record |= fields(
+        "", line.cost, "calls", "calls_in_all", "tokens_in", "tokens_out", "usd", "seconds"
+    )
+    for name in extras:
+        extra = line.extra.get(name)
+        record[f"extra.{name}"] = extra and extra.mean
+        record |= ends(f"extra.{name}", extra and extra.interval)
+    return record
+
+
+def _no_formula(value: Any) -> Any:
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value

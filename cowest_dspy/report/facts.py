@@ -1,0 +1,451 @@
+"""What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through
+report.json.
+
+Nothing here computes: numbers.py does, verdict.py puts it into words, view.py shows it. A failure is
+never a score: an ``Answer`` has either a score or an error, never both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cowest_dspy.errors import ReportError, faults
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.optimizers.rounds import Outcome
+from cowest_dspy.utils.hiding import hidden_names, hide_inputs, mark, without
+from cowest_dspy.utils.notebook import html_of
+from cowest_dspy.utils.safe_text import without_half_pairs
+
+SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+
+class Record:
+    """Base of all facts: unknown keys of a document are refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm(Record):
+    """One way to answer the held-out examples; ``title`` is for people, ``name`` for code. One
+    answer per example."""
+
+    name: str
+    title: str
+    answers: tuple[Answer, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        ids = [answer.example_id for answer in self.answers]
+        if len(set(ids)) != len(ids):
+            twice = next(example_id for example_id in ids if ids.count(example_id) > 1)
+            raise ReportError(
+                f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class InfluenceRow(Record):
+    """Influence of one draft, in [-1, 1]: above 0 it helped the strong model. None when it failed
+    (see ``error``).
+
+    ``draft_score`` in [0, 1] says how right the draft was by itself, where that was measured.
+    """
+
+    example_id: str
+    draft_index: int
+    influence: float | None
+    error: str | None = None
+    draft_score: float | None = None
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.influence is None) == (self.error is None):
+            raise ReportError(
+                f'Draft {self.draft_index} of "{self.example_id}" has influence '
+                f"{self.influence!r} and error "
+                f"{self.error!r}: give either an influence in [-1, 1], or influence=None with its "
+                "error."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Record):
+    """Alone against alone: ``changed`` of ``n`` examples had another score when the strong model
+    answered again, by ``mean_change`` in [0, 1] on average. ``of_mean``: what a mean influence over
+    the run's examples stays below, in 97.5 % of cases, when drafts do nothing."""
+
+    n: int
+    changed: int
+    mean_change: float
+    of_mean: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AgreementRow(Record):
+    """How far an evaluator orders ``n`` answers as the metric does: Kendall's tau-b in [-1, 1] with
+    its 95 % interval; None where one of them gave all answers the same score."""
+
+    evaluator: str
+    n: int
+    tau: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRow(Record):
+    """One preference pair as text: the last user message, the chosen draft and the rejected one; an
+    influence is None where nobody measured it, as in imported pairs."""
+
+    example_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_influence: float | None
+    rejected_influence: float | None
+    round: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsSummary(Record):
+    """``kept`` pairs from ``examples`` different examples; ``dropped`` maps a reason to how many it
+    dropped."""
+
+    kept: int
+    examples: int
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    rows: tuple[PairRow, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundRow(Record):
+    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds) or, where it
+    was skipped, that were too few to be tuned on; its outcome, and why.
+
+    ``mean`` is the paired gain of score on the ``n`` dev examples that both answered, in [-1, 1],
+    with the ends of its interval at ``confidence``; None where nothing was tested.
+    """
+
+    number: int
+    pairs: int
+    replayed: int
+    outcome: Outcome
+    reason: str
+    n: int = 0
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether its model was taken."""
+        return self.outcome == "accepted"
+
+    def __str__(self) -> str:
+        return f"Round {self.number} {self.outcome}: {self.reason}."
+
+    @property
+    def gain(self) -> str:
+        """The mean gain and its interval, or "-"."""
+        return format_span(self.mean, self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRow(Record):
+    """One candidate of a cycle on the dev split: its mean ``score`` in [0, 1] on ``n`` examples,
+    ``failed`` apart; ``best``: the best so far. ``mean``, ``low`` and ``high`` are of its paired
+    gain over the program that the cycle began with."""
+
+    number: int
+    name: str
+    score: float | None
+    n: int
+    failed: int
+    best: bool
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def gain(self) -> str:
+        """The mean gain and its interval, or "-"."""
+        return format_span(self.mean, self.low, self.high)
+
+
+def format_span(mean: float | None, low: float | None, high: float | None) -> str:
+    """A signed mean with its interval, or "-"."""
+    return (
+        "-"
+        if mean is None or low is None or high is None
+        else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint(Record):
+    """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation
+    gave after it; None where it logged nothing of the kind (or no finite number). ``kl``: mean
+    log-ratio to the reference, in nats per token."""
+
+    step: float
+    loss: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+    kl: float | None = None
+    eval_loss: float | None = None
+    eval_reward_margin: float | None = None
+    eval_reward_accuracy: float | None = None
+    eval_kl: float | None = None
+
+
+_LOGGED = {
+    "loss": "loss",
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "kl": "kl",
+    "eval_loss": "eval_loss",
+    "eval_rewards/margins": "eval_reward_margin",
+    "eval_rewards/accuracies": "eval_reward_accuracy",
+    "eval_kl": "eval_kl",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve(Record):
+    """The training curve of one stage, such as "sft" or "dpo", in order of steps."""
+
+    stage: str
+    points: tuple[CurvePoint, ...]
+
+    @classmethod
+    def from_trl(cls, stage: str, log_history: Iterable[Mapping[str, Any]]) -> Self:
+        """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin
+        are left out.
+
+        >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]).points[1].eval_loss
+        0.7
+        """
+        points = []
+        for row in log_history:
+            found = {field: _finite(row.get(key)) for key, field in _LOGGED.items()}
+            if "step" in row and any(
+                found[field] is not None for field in ("loss", "reward_margin", "eval_loss")
+            ):
+                points.append(CurvePoint(float(row["step"]), **found))
+        return cls(stage, tuple(points))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage(Record):
+    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not
+    measured".
+
+    ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
+    """
+
+    name: str
+    seconds: float
+    calls: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cached_calls: int | None = None
+    peak_memory_bytes: int | None = None
+    usd: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceRow(Record):
+    """One draft of one example to read: the fields of a ``Trace`` that people look at, under the
+    same names."""
+
+    example_id: str
+    draft_index: int
+    round: int
+    inputs: dict[str, Any]
+    gold: dict[str, Any]
+    completion: str
+    draft: str
+    refined: dict[str, Any] | None
+    alone: dict[str, Any] | None
+    refined_score: float | None
+    alone_score: float | None
+    influence: float | None
+    draft_score: float | None
+    error: str | None
+    weak_model: str = ""
+    strong_model: str = ""
+
+    @classmethod
+    def of(cls, trace: object) -> Self:
+        """The row of a ``cowest_dspy.influence.trace.Trace`` (anything that has this row's fields
+        as attributes)."""
+        return cls(**{field.name: getattr(trace, field.name) for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RunReport(Record):
+    """One run, finished or not: parts that are not there yet are empty.
+
+    ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has
+    to beat, ``before`` and ``after`` the arms on either side of tuning. A name may stand here
+    before its arm has been evaluated. ``created`` is an ISO 8601 time.
+    """
+
+    title: str
+    created: str
+    seed: int
+    reference: str
+    rivals: tuple[str, ...] = ()
+    before: str | None = None
+    after: str | None = None
+    arms: tuple[Arm, ...] = ()
+    influence: tuple[InfluenceRow, ...] = ()
+    noise: Noise | None = None
+    agreement: tuple[AgreementRow, ...] = ()
+    pairs: PairsSummary | None = None
+    rounds: tuple[RoundRow, ...] = ()
+    steps: tuple[StepRow, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    traces: tuple[TraceRow, ...] = ()
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ReportError(f"Arms must have different names, got {names}.")
+
+    def arm(self, name: str | None) -> Arm | None:
+        """The arm of that name, or None when it has not been evaluated (yet)."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def judged(self) -> str:
+        """The arm that the others are tested against: ``reference``; while it has not been
+        evaluated, ``before`` where that has."""
+        return next(
+            (name for name in (self.reference, self.before) if name and self.arm(name)),
+            self.reference,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"RunReport({self.title!r}, seed {self.seed}, {len(self.arms)} arms, "
+            f"{len(self.influence)} drafts)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The report in a notebook."""
+        return html_of(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values with ``schema_version``; see :func:`dump`."""
+        return dump(_ADAPTER, self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> RunReport:
+        """The report in a parsed report.json; see :func:`load`."""
+        return load(
+            _ADAPTER, document, 'Write it again from its run folder with "cowest report RUN".'
+        )
+
+
+def dump(adapter: TypeAdapter[T], facts: T) -> dict[str, Any]:
+    """Facts as plain JSON values with ``schema_version``. Not-a-number becomes None; what JSON
+    cannot express, its str."""
+    values = valid_json(adapter.dump_python(facts, mode="json", fallback=str))
+    return {"schema_version": SCHEMA_VERSION, **values}
+
+
+def load(adapter: TypeAdapter[T], document: Mapping[str, Any], again: str) -> T:
+    """The facts in a parsed document; its "numbers" are ignored, since they follow from the rest.
+
+    Args:
+        again: a sentence that says how to write the document again.
+
+    Raises:
+        ReportError: another schema version, an unknown or missing key, a value of the wrong type.
+    """
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ReportError(
+            f"The document has schema_version {version!r}, this cowest_dspy reads "
+            f"{SCHEMA_VERSION}. {again}"
+        )
+    facts = {key: document[key] for key in document if key not in ("schema_version", "numbers")}
+    try:
+        return adapter.validate_python(facts)
+    except ValidationError as error:
+        raise ReportError(
+            f"The document does not fit schema_version {SCHEMA_VERSION}: "
+            f"{faults(error, 'document')}. {again}"
+        ) from error
+
+
+def valid_json(value: Any) -> Any:
+    """JSON values without NaN, infinity and halves of surrogate pairs."""
+    if isinstance(value, dict):
+        return {valid_json(key): valid_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [valid_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return without_half_pairs(value) if isinstance(value, str) else value
+
+
+def redact(report: RunReport) -> RunReport:
+    """The report without the inputs that its configuration hides ([report] hide): a mark stands in
+    the place of each, also where another text of the same example repeats it."""
+    names = hidden_names(report.config)
+    if not names:
+        return report
+    texts: dict[str, dict[str, None]] = {}
+    for row in (*(answer for arm in report.arms for answer in arm.answers), *report.traces):
+        texts.setdefault(row.example_id, {}).update(
+            dict.fromkeys(str(row.inputs[name]) for name in names if name in row.inputs)
+        )
+
+    def redacted(row: Any) -> Any:
+        values = {
+            field.name: without(getattr(row, field.name), texts.get(row.example_id, ()))
+            for field in dataclasses.fields(row)
+            if field.name != "example_id"
+        }
+        if isinstance(row, PairRow):
+            values["prompt"] = mark(row.prompt)  # inputs in some format: only the whole is known
+        else:
+            values["inputs"] = hide_inputs(row.inputs, names)
+        return dataclasses.replace(row, **values)
+
+    pairs = report.pairs and dataclasses.replace(
+        report.pairs, rows=tuple(map(redacted, report.pairs.rows))
+    )
+    arms = tuple(
+        dataclasses.replace(arm, answers=tuple(map(redacted, arm.answers))) for arm in report.arms
+    )
+    return dataclasses.replace(
+        report, arms=arms, traces=tuple(map(redacted, report.traces)), pairs=pairs
+    )
+
+
+def _finite(value: Any) -> float | None:
+    """TRL logs numbers, in some versions as text; what is not a finite number is None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_ADAPTER = TypeAdapter(RunReport)

@@ -1,0 +1,436 @@
+"""The page of a run: what is shown of it, examples to read, and lists of answers and traces to search;
+report.json and report.html, written together.
+
+A list is plain JSON, which the page's script pages through: ``columns``, ``filters`` (a label and
+the tags that it offers), ``texts`` and ``rows``. A row has tags, cells, and steps: a cell is the
+number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a
+kind it is a heading. Each text stands in the page once: drafts of one example share their input and
+the answer without a draft.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cowest_dspy.errors import ReportError
+from cowest_dspy.influence.arms import Answer
+from cowest_dspy.report.facts import Arm, RunReport, TraceRow, redact
+from cowest_dspy.report.figures import Figures, figures
+from cowest_dspy.report.numbers import evenly
+from cowest_dspy.report.page import (
+    Browser,
+    data_block,
+    labelled,
+    outcome,
+    read_document,
+    render_page,
+    settings_section,
+)
+from cowest_dspy.report.run_view import run_view
+from cowest_dspy.report.significance import SAME
+from cowest_dspy.report.verdict import format_share, format_usd, spoken
+from cowest_dspy.report.view import Section
+from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.masking import mask_document
+from cowest_dspy.utils.notebook import clip, diff_words
+from cowest_dspy.utils.reading import file_errors
+
+MAX_PAIRS = 30
+MAX_CHANGES = 4
+MAX_ROWS = 20_000
+MAX_TEXT = 4000
+# Bytes of the answers, and of both lists together. With charts, tables and pairs a page stays under
+# 10 MB.
+MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
+EFFECTS = ("helped", "hurt", "same", "failed")
+T = TypeVar("T")
+Row = tuple[list[str], list[Any], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """Where the two files are."""
+
+    json: Path
+    html: Path
+
+    @classmethod
+    def within(cls, folder: Path) -> WrittenReport:
+        """The files of a folder, written or not."""
+        return cls(folder / "report.json", folder / "report.html")
+
+
+def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenReport:
+    """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked
+    in both.
+
+    The JSON holds the report and, under "numbers", what follows from it. The HTML is drawn from the
+    JSON as read back.
+
+    Raises:
+        ReportError: the folder cannot be written, or the disk is full; what was there before is as
+            it was.
+    """
+    target = Path(folder)
+    facts = mask_document(report.to_json())
+    shown = RunReport.from_json(facts)
+    numbers = figures(shown)
+    document = json.dumps(
+        {**facts, "numbers": numbers.to_json()}, ensure_ascii=False, indent=1, allow_nan=False
+    )
+    written = WrittenReport.within(target)
+    page = render_html(shown, numbers)
+    with file_errors(ReportError, target):
+        target.mkdir(parents=True, exist_ok=True)
+        write_whole({written.json: document + "\n", written.html: page})
+    return written
+
+
+def read_report(path: str | os.PathLike[str]) -> RunReport:
+    """The report in a run folder, or in a report.json.
+
+    Raises:
+        ReportError: there is none, or it is not one that this version reads.
+    """
+    return RunReport.from_json(read_document(path, "report", "cowest report RUN"))
+
+
+def render_html(
+    report: RunReport, numbers: Figures | None = None, *, max_rows: int = MAX_ROWS
+) -> str:
+    """The page of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
+    already.
+
+    At most ``max_rows`` answers and as many traces go into it, fewer where they are long, and it
+    says when there are more. Inputs that the report's configuration hides ([report] hide) are not
+    in it.
+    """
+    numbers = numbers or figures(report)
+    report = redact(report)
+    view = run_view(report, numbers)
+    extras = {"tuning": _changes(report), "pairs": _pairs(report)}
+    lists = browsers(report, max_rows)
+    traces_lead = (
+        "Every draft, of training rounds and of held-out arms: what went in, what the strong model "
+        "answered with and without it, and what that was worth."
+    )
+    sections = (
+        *(replace(one, extra=extras.get(one.name)) for one in view.sections),
+        Section("answers-section", "Answers", missing="No answers yet.", extra=lists["answers"]),
+        Section(
+            "traces-section",
+            "Traces",
+            lead=traces_lead,
+            missing="No traces yet.",
+            extra=lists["traces"],
+        ),
+        settings_section(report.config, report.versions),
+    )
+    return render_page(replace(view, sections=sections, tiles=tuple(_tiles(report, numbers))))
+
+
+def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
+    """The few numbers that one looks for first: a name, the number, a remark."""
+    lines = {line.name: line for line in numbers.arms}
+    tiles = []
+    for name in (report.judged, *report.rivals[:1]):
+        if (line := lines.get(name)) and line.accuracy is not None:
+            title = spoken(report, name).removeprefix("the ")
+            tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
+    if numbers.influence:
+        helped, hurt, drafts = (
+            sum(getattr(counts, kind) for counts in numbers.influence.values())
+            for kind in ("helped", "hurt", "n")
+        )
+        tiles.append(("drafts that helped", f"{helped:,}", f"{hurt:,} hurt, of {drafts:,}"))
+    if report.pairs:
+        tiles.append(("pairs", f"{report.pairs.kept:,}", f"{report.pairs.examples:,} examples"))
+    if report.stages:
+        usd = f"USD {format_usd(numbers.totals.usd)}"
+        tiles.append(("time", format_duration(numbers.totals.seconds), usd))
+    return tiles
+
+
+def format_duration(seconds: float) -> str:
+    """
+    >>> format_duration(90), format_duration(5400)
+    ('90 s', '1 h 30 min')
+    """
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
+    """Some of the answers that tuning fixed and broke: a word, pairs of answers, how many there
+    are."""
+    before, after = report.arm(report.before), report.arm(report.after)
+    if before is None or after is None:
+        return []
+    earlier = {answer.example_id: answer for answer in before.answers}
+    both = [(earlier.get(answer.example_id), answer) for answer in after.answers]
+    kinds = (
+        ("Fixed", [pair for pair in both if change(*pair) > 0]),
+        ("Broken", [pair for pair in both if change(*pair) < 0]),
+    )
+    return [(word, evenly(pairs, MAX_CHANGES), len(pairs)) for word, pairs in kinds if pairs]
+
+
+def _pairs(report: RunReport) -> list[Any]:
+    """Some pairs, each with the parts of its rejected and of its chosen draft."""
+    rows = evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
+    return [(row, *diff_words(clip(row.rejected, 1200), clip(row.chosen, 1200))) for row in rows]
+
+
+class Texts:
+    """Numbers for texts, the same for the same text."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    def all(self) -> list[str]:
+        return list(self._numbers)
+
+
+def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
+    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be
+    too large."""
+    answers = answer_list(report, max_rows)
+    left = MAX_BYTES - len(answers.json.encode("utf-8", errors="replace"))
+    return {"answers": answers, "traces": trace_list(report, max_rows, left)}
+
+
+def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
+    """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which
+    arm was right."""
+    by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
+    ids = list(dict.fromkeys(example_id for answers in by_id for example_id in answers))
+
+    def row(example_id: str) -> Row:
+        found = {
+            arm.name: answers.get(example_id)
+            for arm, answers in zip(report.arms, by_id, strict=True)
+        }
+        return _answer_row(report, found)
+
+    columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
+    filters = [("Show", _answer_options(report))]
+    return _fitting("answers", ids, row, columns, filters, max_rows, MAX_ANSWERS)
+
+
+def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
+    """The drafts, one row each, with every step from input to influence: those of training rounds,
+    then those of held-out arms, beside what the first rival answered without them."""
+    traces: list[tuple[str, TraceRow]] = [
+        (f"round {trace.round}", trace) for trace in report.traces
+    ]
+    traces += [(arm.title, trace) for arm in report.arms for trace in _held_out(report, arm)]
+    rounds = sorted({trace.round for trace in report.traces})
+    arms = [arm.title for arm in report.arms]
+    filters = [
+        ("Effect", [[effect, effect] for effect in EFFECTS]),
+        ("Round", [[f"round {number}", f"round {number}, training"] for number in rounds]),
+        ("Arm", [[title, f"{title}, held out"] for title in arms]),
+    ]
+    columns = ["Example", "Where", "Draft", "Alone", "With draft", "Influence"]
+    return _fitting(
+        "traces", traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes
+    )
+
+
+def change(before: Answer | None, after: Answer | None) -> float:
+    """The second score less the first, in [-1, 1]; 0 where one is missing, or where they differ
+    only by rounding."""
+    if before is None or after is None or before.score is None or after.score is None:
+        return 0.0
+    gain = after.score - before.score
+    return gain if abs(gain) > SAME else 0.0
+
+
+def effect(influence: float | None) -> str:
+    """helped, hurt, same or failed."""
+    if influence is None:
+        return "failed"
+    return "helped" if influence > SAME else "hurt" if influence < -SAME else "same"
+
+
+def cut(text: str) -> str:
+    """The text, cut where it is longer than a page can carry."""
+    return clip(text, MAX_TEXT, " in report.json")
+
+
+def _fitting(
+    name: str,
+    items: Sequence[T],
+    row: Callable[[T], Row],
+    columns: list[str],
+    filters: Sequence[tuple[str, list[list[str]]]],
+    max_rows: int,
+    max_bytes: int,
+) -> Browser:
+    """The list of these items, or of as many of them, evenly spaced, as go into so many rows and
+    bytes."""
+    made = [row(item) for item in evenly(items, max_rows)]
+    most = len(made)
+    while True:
+        texts, counts = Texts(), dict[str, int]()
+        rows = [_numbered(one, texts, counts) for one in evenly(made, most)]
+        used = [{"label": label, "options": _used(options, counts)} for label, options in filters]
+        text = data_block({"columns": columns, "filters": used, "texts": texts.all(), "rows": rows})
+        size = len(text.encode("utf-8", errors="replace"))
+        if size <= max_bytes or most <= 1:
+            return Browser(name, text, most, len(items))
+        most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
+
+
+def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
+    """The row with numbers for its texts, its empty steps left out, each text cut to size; and its
+    tags counted."""
+    tags, cells, steps = row
+    for name in tags:
+        counts[name] = counts.get(name, 0) + 1
+    shown = [
+        [texts.number(label), texts.number(cut(text)), *kind]
+        for label, text, *kind in steps
+        if text
+    ]
+    return [
+        tags,
+        [cell if isinstance(cell, list) else texts.number(cut(cell)) for cell in cells],
+        shown,
+    ]
+
+
+def _used(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:
+    """The options with their counts, without those that would show nothing."""
+    return [[name, f"{label} ({counts[name]:,})"] for name, label in options if name in counts]
+
+
+def _answer_options(report: RunReport) -> list[list[str]]:
+    options = [["fixed", "fixed by tuning"], ["broken", "broken by tuning"]]
+    reference = report.arm(report.judged)
+    for arm in report.arms:
+        if reference and arm.name != reference.name:
+            options.append([f"lost:{arm.name}", f"only {reference.title} right, not {arm.title}"])
+            options.append([f"won:{arm.name}", f"only {arm.title} right, not {reference.title}"])
+    return [*options, ["failed", "failed in some arm"]]
+
+
+def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
+    known = next(answer for answer in found.values() if answer is not None)
+    tags = _change_tag(
+        found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken"
+    )
+    reference = found.get(report.judged)
+    for name, answer in found.items():
+        tags += _change_tag(reference, answer, f"won:{name}", f"lost:{name}")
+    if any(outcome(answer) == "failed" for answer in found.values()):
+        tags.append("failed")
+    steps = [
+        ["Example", known.example_id],
+        ["Input", labelled(known.inputs)],
+        ["Expected", known.gold],
+    ]
+    for arm in report.arms:
+        answer = found[arm.name]
+        if answer is not None:
+            steps += _answer_steps(arm.title, answer)
+    cells: list[Any] = [labelled(known.inputs), known.gold]
+    cells += [[outcome(answer), outcome(answer)] for answer in found.values()]
+    return tags, cells, steps
+
+
+def _change_tag(before: Answer | None, after: Answer | None, better: str, worse: str) -> list[str]:
+    gain = change(before, after)
+    return [better] if gain > 0 else [worse] if gain < 0 else []
+
+
+def _answer_steps(title: str, answer: Answer) -> list[list[str]]:
+    steps = [[title, outcome(answer), outcome(answer)], ["draft", answer.draft or ""]]
+    steps += [[name, text] for name, text in answer.steps.items()]
+    if answer.error is not None:
+        return [*steps, ["answer", answer.answer or ""], ["error", answer.error]]
+    return [*steps, ["answer", answer.answer or "(empty)"]]
+
+
+def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
+    """The arm's answers that had a draft, as traces: beside them the answer of the first rival, the
+    strong model alone."""
+    rival = report.arm(next(iter(report.rivals), None))
+    alone = (
+        {answer.example_id: answer for answer in rival.answers}
+        if rival and rival.name != arm.name
+        else {}
+    )
+    for answer in arm.answers:
+        if answer.draft is None:
+            continue
+        other = alone.get(answer.example_id)
+        both = (
+            None
+            if other is None or other.score is None or answer.score is None
+            else answer.score - other.score
+        )
+        error = answer.error or ("no answer without a draft" if other is None else other.error)
+        yield TraceRow(
+            example_id=answer.example_id,
+            draft_index=0,
+            round=0,
+            inputs=answer.inputs,
+            gold={"answer": answer.gold},
+            completion="",
+            draft=answer.draft,
+            refined=_fields(answer),
+            alone=_fields(other) if other else None,
+            refined_score=answer.score,
+            alone_score=other.score if other else None,
+            influence=both,
+            draft_score=None,
+            error=error if both is None else None,
+        )
+
+
+def _fields(answer: Answer) -> dict[str, Any]:
+    return {**answer.steps, "answer": "" if answer.answer is None else answer.answer}
+
+
+def _trace_row(where: str, trace: TraceRow) -> Row:
+    kind = effect(trace.influence)
+    shown = "failed" if trace.influence is None else f"{trace.influence:+.2f}"
+    steps = [
+        ["Example", f"{trace.example_id}, draft {trace.draft_index}, {where}"],
+        ["Input", labelled(trace.inputs)],
+        ["Expected", labelled(trace.gold)],
+        [_scored("Draft", trace.draft_score), trace.draft],
+        [
+            "Raw completion",
+            trace.completion if trace.completion.strip() != trace.draft.strip() else "",
+        ],
+        [_scored("Alone", trace.alone_score), labelled(trace.alone)],
+        [_scored("With draft", trace.refined_score), labelled(trace.refined)],
+        ["Influence", "" if trace.influence is None else f"{trace.influence:+.2f}, {kind}"],
+        ["Error", trace.error or ""],
+        ["Models", " -> ".join(model for model in (trace.weak_model, trace.strong_model) if model)],
+    ]
+    texts = [
+        labelled(trace.inputs),
+        where,
+        trace.draft or trace.completion,
+        labelled(trace.alone),
+        labelled(trace.refined),
+    ]
+    return [kind, where], [*texts, [shown, kind]], steps
+
+
+def _scored(label: str, score: float | None) -> str:
+    return label if score is None else f"{label} (score {score:g})"

@@ -1,0 +1,496 @@
+"""The sections of a run's report: tables, charts and notes, each from the numbers in report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+
+from cowest_dspy.report import charts
+from cowest_dspy.report.charts import Axis, Chart, Row
+from cowest_dspy.report.facts import Curve, RoundRow, RunReport, StepRow
+from cowest_dspy.report.figures import Figures, figures
+from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, evenly
+from cowest_dspy.report.verdict import (
+    arm_notes,
+    bare_p,
+    doubt_about,
+    format_count,
+    format_interval,
+    format_p,
+    format_points,
+    format_share,
+    format_usd,
+    influence_notes,
+    pairs_notes,
+)
+from cowest_dspy.report.view import Section, Table, View, print_view, view_html
+from cowest_dspy.utils.notebook import html_of
+
+MAX_POINTS = 100
+_KINDS = ("helped", "same", "hurt", "failed")
+_LEGEND = (*((kind, kind) for kind in _KINDS[:3]), ("failed", "failed, not scored"))
+_TUNING = {
+    "helped": "fixed",
+    "plain": "right both times",
+    "failed": "no better, no worse, and not right",
+    "hurt": "broken",
+}
+_MEASURES = (
+    ("loss", "loss"),
+    ("reward_margin", "reward margin"),
+    ("reward_accuracy", "reward accuracy"),
+    ("kl", "log-ratio to the reference"),
+)
+
+
+def print_report(report: RunReport, console: Console | None = None) -> None:
+    """Prints verdict, warnings, arms, influence, rounds, pairs and costs; parts that are not there
+    yet are left out."""
+    print_view(run_view(report), console)
+
+
+@html_of.register
+def report_html(report: RunReport) -> str:
+    """The report in a notebook; it shows no input and no answer."""
+    return view_html(run_view(report))
+
+
+def run_view(report: RunReport, numbers: Figures | None = None) -> View:
+    """What is shown of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
+    already. What reads examples (changes, pairs, answers, traces) is added by page.py."""
+    numbers = numbers or figures(report)
+    sections = (
+        _arms(report, numbers),
+        _tuning(report, numbers),
+        _rounds(report),
+        _cycle(report),
+        _influence(report, numbers),
+        _pairs(report),
+        _training(report.curves),
+        _stages(report, numbers),
+    )
+    return View(
+        title=report.title,
+        subtitle=f"{report.created} · seed {report.seed}",
+        verdict=numbers.verdict,
+        sections=tuple(section for section in sections if section is not None),
+        source="report.json",
+        warnings=report.warnings,
+    )
+
+
+def _arms(report: RunReport, numbers: Figures) -> Section:
+    lines, reference = numbers.arms, report.arm(report.judged)
+    heads = ("arm", "n", "failed", "correct", "score", "95 %", "strict")
+    caption = ""
+    if reference:
+        heads += ("+/-", "p")
+        left_out = max((line.test.left_out for line in lines if line.test), default=0)
+        left = f" (up to {left_out:,} left out: failed or missing)" if left_out else ""
+        caption = (
+            f"Score: over answered; strict: failures as wrong. +/-: what only this arm / only "
+            f"{reference.title} gets right; p: two-sided exact test on examples that both have a "
+            f"score for{left}. Intervals: Wilson, or a bootstrap where scores are graded."
+        )
+    table = Table(
+        "Arms",
+        heads,
+        tuple(_arm_cells(line, reference is not None) for line in lines),
+        frozenset(place for place, line in enumerate(lines) if line.is_reference),
+        caption,
+        notes=tuple(line.note for line in lines),
+    )
+    return Section(
+        "arms",
+        "Arms",
+        (table,) if lines else (),
+        tuple(arm_notes(report)),
+        "Score on held-out examples, with a 95 % interval. A failed call or an unreadable answer "
+        "is not a score: it is counted apart, and the strict column shows what it would cost to "
+        "call it wrong.",
+        lambda: [Chart(charts.bars([arm_row(line) for line in lines], "Score of each arm"))],
+        "No arm has been evaluated yet: `cowest evaluate` does it.",
+    )
+
+
+def _arm_cells(line: ArmLine, tested: bool) -> tuple[str, ...]:
+    cells = (
+        line.title,
+        format_count(line.answered),
+        format_count(line.failed),
+        format_count(line.correct),
+        format_share(line.accuracy),
+        format_interval(line.interval),
+        format_share(line.strict_accuracy),
+    )
+    if not tested:
+        return cells
+    test = line.test
+    return (*cells, *((f"+{test.fixed:,} -{test.broken:,}", bare_p(test.p)) if test else ("", "")))
+
+
+def arm_row(line: ArmLine) -> Row:
+    """An arm's score with its interval."""
+    if line.accuracy is None:
+        return Row(line.title, None, f"{line.title}: no answers", text="no answers")
+    right = f"n {line.answered:,}"
+    if line.correct is not None:
+        right = f"{line.correct:,} of {line.answered:,} right"
+    score, kind = format_share(line.accuracy), "accent" if line.is_reference else "plain"
+    text = f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}"
+    low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
+    return Row(line.title, line.accuracy, text, low, high, kind, score)
+
+
+def _tuning(report: RunReport, numbers: Figures) -> Section:
+    before, after, test = report.arm(report.before), report.arm(report.after), numbers.tuning
+    missing = (
+        "Nothing to compare yet: the arms before and after tuning have not both been evaluated. "
+        "`cowest tune`, then `cowest evaluate`."
+    )
+    if before is None or after is None or test is None:
+        return Section("tuning", "Tuning", missing=missing)
+    left = f", {test.left_out:,} left out: failed or missing" if test.left_out else ""
+    doubt = f"; {doubt_about(test)}" if doubt_about(test) else ""
+    lead = (
+        f"What tuning fixed and broke, from “{before.title}” to “{after.title}”: "
+        f"{format_points(test)}, {format_p(test.p)}, on {test.n:,} examples{left}{doubt}."
+    )
+    return Section("tuning", "Tuning", lead=lead, charts=lambda: _tuning_chart(numbers))
+
+
+def _tuning_chart(numbers: Figures) -> list[Chart]:
+    """What the tuned collaboration did with the examples that both arms have a score for."""
+    test = numbers.tuning
+    if test is None or not test.n:
+        return []
+    rest = test.n - numbers.right_both - test.fixed - test.broken
+    counts = zip(_TUNING, (test.fixed, numbers.right_both, max(rest, 0), test.broken), strict=True)
+    label = (
+        f"{test.fixed} fixed, {numbers.right_both} right both times, {rest} no better and no "
+        f"worse, {test.broken} broken"
+    )
+    drawing = charts.shares(
+        [("before and after tuning", f"n {test.n:,}", [*counts])], label, _TUNING
+    )
+    return [Chart(drawing, legend=tuple(_TUNING.items()))]
+
+
+def _rounds(report: RunReport) -> Section | None:
+    if not report.rounds:
+        return None
+    rows = tuple(
+        (
+            str(row.number),
+            format_count(row.pairs),
+            format_count(row.replayed),
+            row.gain,
+            format_count(row.n),
+            row.outcome,
+        )
+        for row in report.rounds
+    )
+    return Section(
+        "rounds",
+        "Rounds",
+        (Table("Rounds", ("round", "pairs", "replayed", "gain, dev split", "n", "outcome"), rows),),
+        tuple(map(str, report.rounds)),
+        "Each round collects drafts of the weak model that the last one left, tunes it on their "
+        "pairs, and is accepted only if the paired interval of the gain on the dev split lies "
+        "where [rounds] asks for it.",
+        lambda: _gains(
+            "Gain of each round on the dev split",
+            [(f"round {row.number}", row) for row in report.rounds],
+        ),
+    )
+
+
+def _cycle(report: RunReport) -> Section | None:
+    if not report.steps:
+        return None
+    rows = tuple(
+        (
+            f"{row.number} {row.name}",
+            "-" if row.score is None else f"{row.score:.3f}",
+            format_count(row.n),
+            format_count(row.failed),
+            row.gain,
+            "yes" if row.best else "",
+        )
+        for row in report.steps
+    )
+    heads = ("step", "score", "n", "failed", "gain over the start", "best so far")
+    return Section(
+        "cycle",
+        "Cycle",
+        (Table("Cycle, on the dev split", heads, rows),),
+        lead="Every candidate on the same dev split; a step goes on from the best so far. The best "
+        "was chosen on that split: what counts are the arms above, on questions that no step has "
+        "seen.",
+        charts=lambda: _gains(
+            "Gain of each step over the start, on the dev split",
+            [(f"{row.number} {row.name}", row) for row in report.steps],
+        ),
+    )
+
+
+def _gains(label: str, rows: Sequence[tuple[str, RoundRow | StepRow]]) -> list[Chart]:
+    """A point with its interval for each round or step that has a measured gain."""
+    known = [(name, row) for name, row in rows if row.mean is not None]
+    if not known:
+        return []
+    ends = (end for _, row in known for end in (row.mean, row.low, row.high))
+    axis = charts.signed_axis(charts.reach(ends), "gain in score")
+    drawn = [
+        Row(
+            name,
+            row.mean,
+            f"{name}: {row.gain}",
+            row.low,
+            row.high,
+            "helped" if (row.accepted if isinstance(row, RoundRow) else row.best) else "plain",
+            row.gain,
+        )
+        for name, row in known
+    ]
+    return [Chart(charts.points(drawn, label, axis, line=0.0))]
+
+
+def _influence(report: RunReport, numbers: Figures) -> Section:
+    rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
+    by_draft = [(group.title, group.counts) for group in numbers.by_draft]
+    tables = []
+    if rounds:
+        tables.append(_influence_table("Influence of drafts on the strong model", "round", rounds))
+    if by_draft:
+        tables.append(_influence_table("Did right drafts help?", "draft", by_draft))
+    return Section(
+        "influence",
+        "Influence",
+        tuple(tables),
+        tuple(influence_notes(report)) if rounds else (),
+        "Score of the strong model's answer with the draft, less its score alone: from -1, the "
+        "draft spoiled a right answer, to +1, it made a wrong one right. Intervals: bootstrap over "
+        "examples.",
+        lambda: _influence_charts(report, numbers),
+        "No drafts have been measured yet: `cowest collect` does it.",
+    )
+
+
+def _influence_table(
+    title: str, first: str, groups: Sequence[tuple[str, InfluenceCounts]]
+) -> Table:
+    heads = (first, "drafts", *_KINDS, "mean", "95 %", "harm rate")
+    rows = tuple(
+        (
+            name,
+            format_count(counts.n),
+            *(format_count(getattr(counts, kind)) for kind in _KINDS),
+            "-" if counts.mean is None else f"{counts.mean:+.3f}",
+            "-"
+            if counts.interval is None
+            else f"{counts.interval.low:+.3f} to {counts.interval.high:+.3f}",
+            format_share(counts.harm_rate),
+        )
+        for name, counts in groups
+    )
+    return Table(title, heads, rows)
+
+
+def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
+    def groups(found: Sequence[tuple[str, InfluenceCounts]]) -> list[Any]:
+        return [
+            (name, f"n {counts.n:,}", [(kind, getattr(counts, kind)) for kind in _KINDS])
+            for name, counts in found
+        ]
+
+    rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
+    band = "noise floor: what a mean stays below when drafts do nothing"
+    found = [
+        Chart(
+            charts.shares(
+                groups(rounds), "Drafts that helped, changed nothing, hurt or failed, by round"
+            ),
+            "What drafts did, by round",
+            _LEGEND,
+        ),
+        Chart(
+            _means(report, numbers),
+            "Mean influence, by round",
+            (("band", band),) if report.noise else (),
+        ),
+        Chart(
+            charts.shares(
+                groups([(group.title, group.counts) for group in numbers.by_draft]),
+                "What drafts did, by how right they were themselves",
+            ),
+            "Did right drafts help?",
+        ),
+    ]
+    for number, bins in numbers.distribution.items():
+        if numbers.graded:
+            columns = [(one.low, one.high, one.count) for one in bins]
+            drawing = charts.histogram(columns, f"Influences in round {number}")
+            found.append(Chart(drawing, f"drafts of round {number}", small=True))
+    return [chart for chart in found if chart.drawing]
+
+
+def _means(report: RunReport, numbers: Figures) -> Markup:
+    """The mean influence of each round with its interval, on the band of what the strong model's
+    own sampling may make."""
+    known = [(n, counts) for n, counts in numbers.influence.items() if counts.mean is not None]
+    if not known:
+        return Markup()
+    floor = report.noise.of_mean if report.noise else 0.0
+    ends, rows = [floor], list[Row]()
+    for number, counts in known:
+        low, high = (counts.interval.low, counts.interval.high) if counts.interval else (None, None)
+        text = f"{counts.mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if counts.interval else "")
+        kind = "accent" if low is not None and low > floor else "plain"
+        name = f"round {number}"
+        rows.append(Row(name, counts.mean, f"{name}: mean influence {text}", low, high, kind, text))
+        ends += [end for end in (counts.mean, low, high) if end is not None]
+    axis = charts.signed_axis(charts.reach(ends), "mean influence")
+    band = (-floor, floor) if floor else None
+    return charts.points(rows, "Mean influence by round", axis, band=band, line=0.0)
+
+
+def _pairs(report: RunReport) -> Section:
+    missing = "No pairs have been made yet: `cowest pairs` does it."
+    pairs = report.pairs
+    if pairs is None:
+        return Section("pairs", "Pairs", missing=missing)
+    dropped = sorted(pairs.dropped.items(), key=lambda item: (-item[1], item[0]))
+    rows = (
+        (f"kept, from {pairs.examples:,} examples", format_count(pairs.kept)),
+        *((f"dropped: {reason}", format_count(count)) for reason, count in dropped),
+    )
+    table = Table("Preference pairs", ("what became of them", "count"), rows)
+    return Section("pairs", "Pairs", (table,), tuple(pairs_notes(report)))
+
+
+def _training(curves: Sequence[Curve]) -> Section:
+    drawn = [curve for curve in curves if _measured(curve, 2)]
+    return Section(
+        "curves",
+        "Training",
+        tuple(_curve_table(curve) for curve in drawn),
+        charts=lambda: [chart for curve in drawn for chart in _curve_charts(curve)],
+        missing="No training curves: nothing has been trained yet (`cowest tune`), or too few "
+        "steps were logged.",
+    )
+
+
+def _measured(curve: Curve, least: int = 1) -> list[tuple[str, str]]:
+    """The fields of a curve that were logged at least so often, with their titles."""
+    both = [
+        (field, title)
+        for name, words in _MEASURES
+        for field, title in ((name, words), (f"eval_{name}", f"{words}, held out"))
+    ]
+    return [(field, title) for field, title in both if len(_points(curve, field)) >= least]
+
+
+def _points(curve: Curve, field: str) -> list[charts.Point]:
+    found = ((point.step, getattr(point, field)) for point in curve.points)
+    return [(step, value) for step, value in found if value is not None]
+
+
+def _curve_charts(curve: Curve) -> list[Chart]:
+    """A chart per measure, training and held out in one."""
+    found = [
+        (title, charts.lines(_points(curve, field), _points(curve, f"eval_{field}"), "step", title))
+        for field, title in _MEASURES
+    ]
+    legend = (("accent", "training"), ("second", "held out, dashed"))
+    return [
+        Chart(drawing, f"{curve.stage}: {title}", legend, small=True)
+        for title, drawing in found
+        if drawing
+    ]
+
+
+def _curve_table(curve: Curve) -> Table:
+    used, points = _measured(curve), evenly(curve.points, MAX_POINTS)
+    rows = tuple(
+        (
+            f"{point.step:g}",
+            *(
+                "-" if (value := getattr(point, field)) is None else f"{value:.4g}"
+                for field, _ in used
+            ),
+        )
+        for point in points
+    )
+    total = len(curve.points)
+    sampled = f": {len(points)} of {total:,} points, evenly spaced" if len(points) < total else ""
+    heads = ("step", *(title for _, title in used))
+    return Table(f"Numbers of {curve.stage}{sampled}", heads, rows, folded=True)
+
+
+def _stages(report: RunReport, numbers: Figures) -> Section:
+    missing = "No stage has been finished yet."
+    if not report.stages:
+        return Section("stages", "Cost", missing=missing)
+
+    def cells(name: str, one: Any) -> tuple[str, ...]:
+        counts = (one.calls, one.cached_calls, one.tokens_in, one.tokens_out)
+        peak = one.peak_memory_bytes
+        return (
+            name,
+            f"{one.seconds:,.1f}",
+            *map(format_count, counts),
+            format_usd(one.usd),
+            "-" if peak is None else f"{peak / 2**30:.2f} GiB",
+        )
+
+    heads = ("stage", "seconds", "calls", "from store", "tokens in", "tokens out", "USD", "memory")
+    rows = (
+        *(cells(stage.name, stage) for stage in report.stages),
+        cells("total", numbers.totals),
+    )
+    table = Table(
+        "Cost of each stage",
+        heads,
+        rows,
+        frozenset({len(rows) - 1}),
+        notes=(*(stage.note for stage in report.stages), ""),
+    )
+    return Section(
+        "stages",
+        "Cost",
+        (table,),
+        lead="What each stage took. Calls that the run's store answered cost nothing.",
+        charts=lambda: _stage_charts(report),
+    )
+
+
+def _stage_charts(report: RunReport) -> list[Chart]:
+    """One chart per measure that some stage has: seconds, calls, tokens, dollars; stages that have
+    none of it are left out."""
+    measures = (
+        ("seconds", lambda stage: stage.seconds, lambda value: f"{value:,.1f}"),
+        ("calls made", lambda stage: stage.calls, lambda value: f"{value:,}"),
+        (
+            "tokens, in and out",
+            lambda stage: (stage.tokens_in or 0) + (stage.tokens_out or 0),
+            lambda value: f"{value:,}",
+        ),
+        ("US dollars", lambda stage: stage.usd, format_usd),
+    )
+    found = []
+    for title, value_of, words in measures:
+        known = [(stage.name, value) for stage in report.stages if (value := value_of(stage))]
+        if not known:
+            continue
+        axis = Axis(0.0, float(max(value for _, value in known)), (), "''")
+        rows = [
+            Row(name, value, f"{name}: {words(value)} {title}", kind="accent", text=words(value))
+            for name, value in known
+        ]
+        drawing = charts.bars(rows, f"{title} of each stage", axis, small=True)
+        found.append(Chart(drawing, title, small=True))
+    return found

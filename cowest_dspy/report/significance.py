@@ -1,0 +1,249 @@
+"""Paired tests of two arms on the same examples, and the correction for many of them; each with its
+source.
+
+scipy.stats has the binomial test and Wilson's interval, which tests compare these with; it has no
+Holm correction, no Newcombe interval and no bootstrap over groups of different sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cowest_dspy.influence.statistics import (
+    Interval,
+    bootstrap_mean_interval,
+    paired_difference_interval,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
+REPEATS = 10_000
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two arms on the same examples. ``fixed``: the second scores higher; ``broken``: lower; ``p``
+    two-sided in (0, 1].
+
+    ``difference`` is mean(second) - mean(first) over the ``n`` examples that both have a score for;
+    ``left_out`` is the number of the others.
+    """
+
+    n: int
+    fixed: int
+    broken: int
+    p: float
+    left_out: int
+    difference: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One arm against another on the same examples; ``p`` is two-sided, in (0, 1].
+
+    ``method`` is "mcnemar" or "bootstrap". ``n`` counts examples, ``answers`` the pairs of answers
+    (examples times seeds), ``higher`` and ``lower`` those where this arm scores more or less;
+    ``left_out`` those that one of the two has no score for. ``difference`` is this arm's mean less
+    the other's, in [-1, 1]; None without a single pair. ``interval`` is its 95 % interval, not
+    corrected for the number of tests.
+    """
+
+    method: str
+    n: int
+    answers: int
+    higher: int
+    lower: int
+    left_out: int
+    difference: float | None
+    interval: Interval | None
+    p: float
+
+
+def exact_sign_p(fixed: int, broken: int) -> float:
+    """Two-sided exact binomial p at 1/2: the chance of a split at least this uneven when neither
+    arm is better.
+
+    Exact in integers, then one division; p = 1 when nothing differs. Below the least float, that
+    float stands in.
+    """
+    n, fewer = fixed + broken, min(fixed, broken)
+    term, tail = 1, 1
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k
+        tail += term
+    return max(min(1.0, 2 * tail / 2**n), sys.float_info.min)
+
+
+def paired_exact_test(
+    first: Mapping[str, float | None], second: Mapping[str, float | None], *, level: float = 0.95
+) -> PairedTest:
+    """Does ``second`` do better than ``first`` on the same examples? Scores by example id; None is
+    a failure.
+
+    For right and wrong this is McNemar's test in its exact form (McNemar 1947, Psychometrika
+    12:153); for graded scores the sign test, which asks how often and not how much. Examples
+    without a score on both sides are left out and counted. The interval of the difference is
+    Newcombe's for right and wrong, else a seeded bootstrap over examples.
+    """
+    both = [
+        (a, b) for key, a in first.items() if a is not None and (b := second.get(key)) is not None
+    ]
+    fixed = sum(b - a > SAME for a, b in both)
+    broken = sum(a - b > SAME for a, b in both)
+    left_out = len(first.keys() | second.keys()) - len(both)
+    if not both:
+        return PairedTest(0, 0, 0, 1.0, left_out, None, None)
+    difference = statistics.fmean(b - a for a, b in both)
+    if is_binary(score for pair in both for score in pair):
+        both_right = sum(a == b == 1 for a, b in both)
+        interval = paired_difference_interval(
+            both_right, fixed, broken, len(both) - both_right - fixed - broken, level
+        )
+    else:
+        interval = bootstrap_mean_interval([[b - a] for a, b in both], level=level)
+    return PairedTest(
+        len(both), fixed, broken, exact_sign_p(fixed, broken), left_out, difference, interval
+    )
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in the order given: the step-down method of Holm (1979,
+    Scand. J. Statistics 6:65).
+
+    The i-th smallest of m is multiplied by m - i + 1, never falls below a smaller one's, and ends
+    at 1.
+
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    corrected, highest = [1.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = highest
+    return corrected
+
+
+SeedScores = Sequence[tuple[int, Mapping[str, float | None]]]
+"""For each run of an arm its seed and its scores by example id; None is a failure."""
+
+
+def compare_seeds(arm: SeedScores, other: SeedScores, *, repeats: int = REPEATS) -> Paired:
+    """One arm (its seeds) against another on the examples that both have a score for.
+
+    Seeds: the same ones are paired; a single seed of one side goes with every seed of the other;
+        seeds that share none go each with each. For scores of 0 and 1 under one seed: the exact
+        McNemar test (McNemar 1947, Psychometrika 12:153, as a two-sided binomial test) with
+        Newcombe's interval. Otherwise ``bootstrap_test``, all seeds of an example drawn together.
+    """
+    places = _matched([seed for seed, _ in arm], [seed for seed, _ in other])
+    matched = [(arm[i][1], other[j][1]) for i, j in places]
+    groups: dict[str, list[float]] = defaultdict(list)
+    asked, binary = 0, True
+    for mine, theirs in matched:
+        asked += len(mine.keys() | theirs.keys())
+        for example in mine.keys() & theirs.keys():
+            one, two = mine[example], theirs[example]
+            if one is not None and two is not None:
+                groups[example].append(one - two)
+                binary = binary and is_binary((one, two))
+    differences = [value for group in groups.values() for value in group]
+    difference, interval, p, method = None, None, 1.0, "bootstrap"
+    if binary and differences and len(matched) == 1:
+        exact = paired_exact_test(matched[0][1], matched[0][0])
+        difference, interval, p, method = exact.difference, exact.interval, exact.p, "mcnemar"
+    elif differences:
+        ordered = [groups[example] for example in sorted(groups)]
+        difference = math.fsum(differences) / len(differences)
+        interval = bootstrap_mean_interval(ordered)
+        p = bootstrap_test(ordered, repeats=repeats)
+    return Paired(
+        method=method,
+        n=len(groups),
+        answers=len(differences),
+        higher=sum(value > SAME for value in differences),
+        lower=sum(value < -SAME for value in differences),
+        left_out=asked - len(differences),
+        difference=difference,
+        interval=interval,
+        p=p,
+    )
+
+
+def bootstrap_test(
+    groups: Sequence[Sequence[float]], *, repeats: int = REPEATS, seed: int = 0
+) -> float:
+    """A two-sided p that the mean of all differences is 0; one group per example, drawn whole.
+
+    Efron and Tibshirani 1993, algorithm 16.2: under the null the differences are shifted to mean 0;
+    p is the share of samples whose studentised mean (the mean over its standard error) is at least
+    as far from 0 as the observed one's, the observed sample counted among the ``repeats`` + 1
+    (Davison and Hinkley 1997, section 4.2). The standard error of the mean of groups of different
+    sizes is that of a ratio (Cochran 1977, section 2.11). p is never below 2 to the power 1 - d
+    with d examples that
+    differ: the least that exchanging the arms within examples, an exact test, could give. The same
+        seed gives the same p.
+    """
+    import numpy as np
+
+    differing = sum(abs(math.fsum(group)) > SAME for group in groups)
+    sums = np.array([math.fsum(group) for group in groups])
+    sizes = np.array([len(group) for group in groups])
+    if differing < 2 or abs(sums.sum()) <= SAME * sizes.sum():
+        return 1.0
+    total = math.fsum(sums)
+    sums = sums - sizes * (total / sizes.sum())  # the null: mean 0
+    observed = float(_studentised(np.array([total]), sums[None, :])[0])
+    generator = np.random.default_rng(seed)
+    as_far, left, at_once = 0, repeats, max(1, 200_000 // len(groups))
+    while left > 0:
+        drawn = generator.integers(len(groups), size=(min(left, at_once), len(groups)))
+        totals, counts = sums[drawn].sum(axis=1), sizes[drawn].sum(axis=1)
+        residuals = sums[drawn] - sizes[drawn] * (totals / counts)[:, None]
+        as_far += int((_studentised(totals, residuals) >= observed - SAME).sum())
+        left -= len(drawn)
+    return max((1 + as_far) / (1 + repeats), 2.0 ** (1 - differing))
+
+
+def _studentised(totals: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """The size of means over their standard errors, from the sums, shape (s,), and the residuals,
+    (s, groups).
+
+    The numbers of values cancel. Without spread it is 0 for a sum of 0, else infinite.
+    """
+    import numpy as np
+
+    spread, size = np.sqrt((residuals * residuals).sum(axis=1)), np.abs(totals)
+    return np.where(
+        spread > SAME, size / np.maximum(spread, SAME), np.where(size > SAME, np.inf, 0.0)
+    )
+
+
+def finding(test: Paired | None, corrected: float | None) -> int | None:
+    """1 for a gain at the corrected level 0.05, -1 for a loss, 0 when chance explains it, None
+    without a test."""
+    if test is None or test.difference is None or corrected is None:
+        return None
+    return 0 if corrected >= ALPHA else 1 if test.difference > 0 else -1
+
+
+def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
+    """Which run of one arm goes with which of the other, as positions."""
+    common = [(seeds.index(seed), others.index(seed)) for seed in seeds if seed in others]
+    if len(seeds) > 1 and len(others) > 1 and common:
+        return common
+    return [(i, j) for i in range(len(seeds)) for j in range(len(others))]
+
+
+def is_binary(scores: Iterable[float]) -> bool:
+    """Whether every score is 0 or 1."""
+    return all(score in (0, 1) for score in scores)
