@@ -333,10 +333,6 @@ def _anchored_folder(value: Any, folder: Path) -> Any:
 
 
 # Keys that had another name once.
-GONE = {
-    "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
-    "write an empty one in a later file, to stay on this machine.",
-}
 RENAMED = {"collect.max_failed": "max_errors"}
 
 
@@ -381,6 +377,11 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     return "\n".join(lines).replace("Value error, ", "")
 
 
+# Keys of earlier versions, and what there is instead.
+_GONE = {
+    "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
+    "write an empty one in a later file, to stay on this machine.",
+}
 # What stands under "server" or in a model's id is easily taken for a kind.
 _MEANT = {
     "openai": "api",
