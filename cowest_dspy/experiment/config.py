@@ -378,7 +378,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
 
 
 # Keys of earlier versions, and what there is instead.
-_GONE = {
+GONE = {
     "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
     "write an empty one in a later file, to stay on this machine.",
 }
