@@ -71,7 +71,7 @@ def doctor(
     diagnosis = examine(
         load_config(files, seed=seed),
         ask=not no_ask,
-        say=console.line,
+        say=console.print_line,
     )
     _print_diagnosis(diagnosis)
     if not diagnosis.healthy:
@@ -120,7 +120,7 @@ def _repair(run: Path, files: list[Path] | None) -> None:
 
     if files:
         raise CowestError("--repair takes the run's folder, and no TOML files.")
-    console.line(str(repair(run)))
+    console.print_line(str(repair(run)))
 
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:

@@ -39,7 +39,7 @@ class SafeConsole(Console):
             super().on_broken_pipe()
         raise Interrupted(signal.SIGPIPE)
 
-    def line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print text as it is: no markup, no colours, not broken at the width of the terminal."""
         self.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -244,7 +244,7 @@ def pairs(
             pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl")
         )
         for line in _said_of(made, experiment.run):
-            console.line(line)
+            console.print_line(line)
         if not experiment.config.pairs.source:
             drafts = experiment.labelled()
             file = experiment.run / "drafts.jsonl"

@@ -58,7 +58,7 @@ def runs(
     if not found:
         what = "there is no run in it" if folder.is_dir() else "there is no such folder"
         start = "Name another folder, or start a run: cowest cycle TASK.toml BACKEND.toml"
-        console.line(f"{folder}: {what}. {start}")
+        console.print_line(f"{folder}: {what}. {start}")
         return
     _print_runs(found, folder)
 
@@ -87,7 +87,7 @@ def watch(
     now = read_snapshot(run)
     if now is None and is_run(run):
         line = describe_run(run)
-        console.line(f"{run}: {line.state}. {line.verdict or line.detail}")
+        console.print_line(f"{run}: {line.state}. {line.verdict or line.detail}")
         raise typer.Exit(0 if line.state == "finished" else 1)
     if now is None and once:
         known = "`cowest runs` lists those in runs/; without --once it is waited for."
@@ -97,9 +97,9 @@ def watch(
         show_new(now, progress, [], 0)
         if alive(now):
             console.print(view(now))
-            console.line(f"running: process {now.pid} on {now.host}")
+            console.print_line(f"running: process {now.pid} on {now.host}")
         else:
-            console.line("\n".join(describe_end(now)))
+            console.print_line("\n".join(describe_end(now)))
         return
     try:
         with telling(lambda text: None):
@@ -107,7 +107,7 @@ def watch(
     except KeyboardInterrupt as stop:
         print("\nNo longer watched. The run itself is as it was.", file=sys.stderr)
         raise typer.Exit(128 + signal_of(stop)) from None
-    console.line("\n".join(describe_end(last)))
+    console.print_line("\n".join(describe_end(last)))
     raise typer.Exit(0 if last.state == "finished" else 1)
 
 
@@ -232,7 +232,7 @@ def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> Non
         print(visible(written.json.read_text(encoding="utf-8")), end="")
         return
     print_report(made, console)
-    console.line(f"\nreport: {written.html}")
+    console.print_line(f"\nreport: {written.html}")
 
 
 def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
@@ -250,7 +250,7 @@ def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -
         print(visible(written.json.read_text(encoding="utf-8")), end="")
         return
     print_side_by_side(view, console)
-    console.line(f"\nside by side: {written.html}")
+    console.print_line(f"\nside by side: {written.html}")
 
 
 def _shared_folder(runs: Sequence[Path]) -> Path:
@@ -311,13 +311,13 @@ def bundle(
     with Experiment(config, run) as experiment:
         made = write_bundle(experiment, out or run / "bundle")
         base = engine_of(experiment.weak).base_folder
-    console.line(f"bundle: {made}")
+    console.print_line(f"bundle: {made}")
     if merge is not None:
-        console.line(f"merged model: {merged(made, base, merge)}")
+        console.print_line(f"merged model: {merged(made, base, merge)}")
     if gguf is not None:
-        console.line(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}")
+        console.print_line(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}")
     if push:
-        console.line(f"uploaded: {push_bundle(made, push, private=not public)}")
+        console.print_line(f"uploaded: {push_bundle(made, push, private=not public)}")
 
 
 def _config_of(run: Path) -> Config:
@@ -353,7 +353,7 @@ def verify(
 
     wrong, manifest = verify_bundle(path), read_manifest(path)
     for line in wrong:
-        console.line(line)
+        console.print_line(line)
     if wrong:
         raise typer.Exit(1)
     adapter = manifest.adapter or "none"
@@ -361,7 +361,7 @@ def verify(
         f"{manifest.name}, seed {manifest.seed}, base {manifest.base}@{manifest.base_hash}, "
         f"adapter {adapter}"
     )
-    console.line(f"{path} is whole: {len(manifest.files)} files; {about}")
+    console.print_line(f"{path} is whole: {len(manifest.files)} files; {about}")
 
 
 def track(
@@ -415,7 +415,7 @@ def track(
     if bundle:
         _write_bundle(run)
     with Store(run) as store:
-        taken = Tracking(config, store, console.line).finish(run_report(config, store))
+        taken = Tracking(config, store, console.print_line).finish(run_report(config, store))
     if not taken:
         raise typer.Exit(1)
 
@@ -461,10 +461,10 @@ def new(
     written = new_domain(name, folder)
     width = max(len(str(path)) for path in written)
     for path, (_, about) in zip(written, FILES.values(), strict=True):
-        console.line(f"{path!s:<{width}}  {about}")
+        console.print_line(f"{path!s:<{width}}  {about}")
     files = {key: shlex.quote(str(path)) for key, path in zip(FILES, written, strict=True)}
     task, rules, models = (files[f"{name}.toml.txt"] for name in ("task", "scripted", "models"))
-    console.line(f"""
+    console.print_line(f"""
 Next, at once, on two rules in the place of models:
   pytest {files["test.py.txt"]}
   cowest collect {task} {rules}

@@ -134,7 +134,7 @@ def running(
             journal.about(verb=verb, command=masked(command()))
             progress.begin(journal.snapshot())
             if new:
-                console.line(new)
+                console.print_line(new)
             yield experiment
             if experiment.store.guard is not None:
                 console.print(f"budget: {experiment.store.guard.spent()}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,20 +53,17 @@ class _Parts(Protocol):
     store: Store
     context: RunContext
 
-    @property
-    def program(self) -> Collaboration: ...
-    @property
-    def strong(self) -> dspy.LM: ...
-    @property
-    def weak(self) -> dspy.LM: ...
-    @property
-    def splits(self) -> dict[str, list[dspy.Example]]: ...
-    @property
-    def final(self) -> Collaboration: ...
+    program: cached_property[Collaboration]
+    strong: cached_property[dspy.LM]
+    weak: cached_property[dspy.LM]
+    splits: cached_property[dict[str, list[dspy.Example]]]
+    final: cached_property[Collaboration]
+
     @property
     def best(self) -> Collaboration: ...
-    @property
-    def meaning(self) -> str: ...
+
+    meaning: cached_property[str]
+
     def sft(self) -> dspy.LM: ...
     def answer_sft(self) -> dspy.LM: ...
     def tune(self) -> dspy.LM: ...

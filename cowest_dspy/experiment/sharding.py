@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dspy
 
@@ -57,7 +57,7 @@ class ShardParts:
         config = Config.model_validate_json(self.config)
         weak, strong = build_lm(config.weak), build_lm(config.strong)
         if self.adapter is not None:
-            weak = weak.copy(model=weak.engine.load_adapter(self.adapter))
+            weak = weak.copy(model=cast("Any", weak.engine).load_adapter(self.adapter))
         if (weak.model, strong.model) != self.models:
             raise ModelError(
                 f"The models here are {weak.model} and {strong.model}, and not "

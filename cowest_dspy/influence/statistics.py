@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def agreement(
     def tau(places: slice | np.ndarray) -> float | None:
         one, other = scores[:, places]
         tied = not len(one) or (one == one[0]).all() or (other == other[0]).all()
-        return None if tied else float(kendalltau(one, other)[0])
+        return None if tied else float(cast("Any", kendalltau(one, other))[0])
 
     whole = tau(slice(None))
     drawn: list[float] = []

@@ -240,7 +240,9 @@ def fit_router(
     )
     judged_ids = {id(one) for one in choose_on or observed}
     judged = [place for place, one in enumerate(rows) if id(one) in judged_ids]
-    unseen = [{route: float(fit.unseen[place]) for route, fit in fits.items()} for place in judged]
+    unseen: list[Mapping[Route, float]] = [
+        {route: float(fit.unseen[place]) for route, fit in fits.items()} for place in judged
+    ]
     trade, pays, outcome = _choose_trade(
         router, [rows[place] for place in judged], unseen, weights[judged], within
     )
@@ -365,7 +367,10 @@ def _calibrated(data: _Rows, targets: np.ndarray, rows: np.ndarray) -> Any:
     if any(len(set(labels[rest])) < 2 for rest, _ in folds):
         return None
     model = CalibratedClassifierCV(
-        LogisticRegression(max_iter=2000), method="sigmoid", cv=folds, ensemble=False
+        LogisticRegression(max_iter=2000),
+        method="sigmoid",
+        cv=folds,
+        ensemble=False,  # pyright: ignore[reportArgumentType]
     )
     return model.fit(values, labels, sample_weight=share[used])
 
@@ -396,7 +401,8 @@ def _choose_trade(
         costs = [router.costs[route] for route in routes]
         return float(np.average(scores, weights=weights)), float(np.average(costs, weights=weights))
 
-    always = outcome(["collaborate"] * len(rows))
+    always_together: list[Route] = ["collaborate"] * len(rows)
+    always = outcome(always_together)
     good = [(always[1], -always[0], 0.0)]
     for trade in TRADES:
         score, cost = outcome([router.choose(one, trade) for one in predicted])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from rich.table import Table
+from rich.console import RenderableType
 
 from cowest_dspy.errors import PairsError, TooFewPairs
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
@@ -105,7 +105,7 @@ class PreferencePairs(_Preferences[Pair]):
             notebook.more(left, "pair") if left > 0 else None,
         )
 
-    def _cells(self, pair: Pair) -> Table:
+    def _cells(self, pair: Pair) -> RenderableType:
         prompt, one, other = (_last(side) for side in (pair.prompt, pair.chosen, pair.rejected))
         if self.hiding is not None:
             # A prompt is inputs in some format, of which only the whole is known here.

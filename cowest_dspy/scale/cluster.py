@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import dspy
 
@@ -297,7 +297,7 @@ def _result(ref: Any, shard: Shard) -> dict[str, int]:
         ) from error
     if made is None:
         raise ClusterError("A shard was stopped, and nobody here has stopped it.")
-    return made
+    return cast("dict[str, int]", made)
 
 
 def _actor(store: Store, strong: str) -> Any:

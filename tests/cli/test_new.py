@@ -121,11 +121,9 @@ def test_a_real_weak_model_learns_the_rows_of_a_new_domain(
     )
     text = (tmp_path / "tools.toml").read_text()
     assert text.count("learning_rate = 1e-3") == 2
-    text = text.replace(
-        "learning_rate = 1e-3", 'learning_rate = 1e-3\nprecision = "fp32"\nmax_steps = 2'
-    )
+    text = text.replace("learning_rate = 1e-3", "learning_rate = 1e-3\nbf16 = false\nmax_steps = 2")
     (tmp_path / "tools.toml").write_text(
-        text.replace("temperature = 1.0", "temperature = 1.0\nmax_failed = 1.0")
+        text.replace("temperature = 1.0", "temperature = 1.0\nmax_errors = 1.0")
     )
     with Experiment(
         load_config([tmp_path / "tools.toml", tmp_path / "tiny.toml"]), tmp_path / "run"

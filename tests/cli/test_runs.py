@@ -131,9 +131,9 @@ def test_a_run_at_work_is_running_with_its_process_and_a_killed_one_is_stopped(
 
 def test_a_process_id_that_was_given_out_again_is_not_the_run(tmp_path: Path) -> None:
     worked(tmp_path)
-    now = replace(
-        read_snapshot(tmp_path), state="running", pid=os.getpid(), process_started=process_started()
-    )  # pyright: ignore
+    snapshot = read_snapshot(tmp_path)
+    assert snapshot
+    now = replace(snapshot, state="running", pid=os.getpid(), process_started=process_started())
     assert alive(now) and not alive(replace(now, process_started=now.process_started - 100))
     far = replace(now, host="elsewhere", updated=iso(time.time()))
     assert (

@@ -438,9 +438,8 @@ def test_what_servers_say_of_themselves_is_understood(
     server: Any, pages: dict[str, Any], found: tuple[str, int | None]
 ) -> None:
     with serving(pages) as endpoint:
-        reached = endpoints.reach(
-            Server(kind="server", server=server, model="small", api_base=endpoint.address)
-        )  # pyright: ignore[reportCallIssue]
+        given = {"kind": "server", "server": server, "model": "small"}
+        reached = endpoints.reach(Server.model_validate({**given, "api_base": endpoint.address}))
     assert (reached.level, reached.context) == found, reached.text
 
 

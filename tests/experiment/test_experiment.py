@@ -320,7 +320,7 @@ def test_a_finished_collection_that_is_collected_again_makes_the_calls_that_fail
         toy.TASK
         + toy.engine("weak")
         + toy.engine("strong")
-        + "[collect]\ndrafts = 2\nmax_failed = 1.0\n"
+        + "[collect]\ndrafts = 2\nmax_errors = 1.0\n"
     )
     log = tmp_path / "asked.txt"
 

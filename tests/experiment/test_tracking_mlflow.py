@@ -93,9 +93,10 @@ def test_files_are_there_as_they_are_here(tracked: Config, server: str, tmp_path
     assert json.loads((got / "report.json").read_text())["rounds"][1]["outcome"] == "rolled back"
     assert "<html" in (got / "report.html").read_text()[:500] and (got / "pairs.jsonl").is_file()
     assert (got / "bundle" / "adapter" / "adapter_config.json").read_text() == '{"r": 4}'
+    assert tracked.tracking
     plain = tracked.model_copy(
         update={"tracking": tracked.tracking.model_copy(update={"artifacts": False})}
-    )  # pyright: ignore
+    )
     finished(tmp_path / "other", plain)
     assert track(plain, tmp_path / "other")
     other = [

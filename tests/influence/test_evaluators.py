@@ -42,7 +42,7 @@ from cowest_dspy.testing import ScriptedEngine
 
 def test_a_judge_scores_by_its_rubric_and_says_why() -> None:
     judge, engine = judge_of(GOOD)
-    said = judge(example(), dspy.Prediction(answer="180"))
+    said: Any = judge(example(), dspy.Prediction(answer="180"))
     assert said.score == pytest.approx((1.0 + 0.5) / 2) and said.feedback == "it follows."
     assert (said.coherence, said.consistency) == (1.0, 0.5)
     system, user = (message["content"] for message in engine.asked[0]["messages"])
@@ -70,7 +70,8 @@ def test_a_rubric_of_ones_own_is_what_the_judge_reads() -> None:
         best=10,
     )
     judge, engine = judge_of("Reason: r\nTone: 10\nBrevity: 1", rubric=rubric)
-    assert judge(example(), dspy.Prediction(answer="x")).score == pytest.approx(0.75)
+    said: Any = judge(example(), dspy.Prediction(answer="x"))
+    assert said.score == pytest.approx(0.75)
     assert "- Tone: Is it kind?" in engine.asked[0]["messages"][0]["content"]
 
 
@@ -101,9 +102,8 @@ def test_repeats_are_averaged_and_each_has_a_seed_of_its_own() -> None:
         repeats=3,
         temperature=1.0,
     )
-    assert judge(example(), dspy.Prediction(answer="x")).score == pytest.approx(
-        (0 + 0.5 + 1 + 3) / 6
-    )
+    said: Any = judge(example(), dspy.Prediction(answer="x"))
+    assert said.score == pytest.approx((0 + 0.5 + 1 + 3) / 6)
     assert [asked["config"].get("seed") for asked in engine.asked] == [None, 1, 2]
 
 
@@ -162,7 +162,8 @@ def test_an_answer_that_is_worth_nothing_is_no_demonstration(score: float) -> No
     that."""
     rating = int(1 + 4 * score)
     judge, _ = judge_of(f"Reason: r\nCoherence: {rating}\nConsistency: {rating}")
-    for metric in (judge, Weighted(judge=(judge, 1.0))):
+    metrics: tuple[Any, ...] = (judge, Weighted(judge=(judge, 1.0)))
+    for metric in metrics:
         given = metric(example(), dspy.Prediction(answer="x"), [])
         assert given == score and isinstance(given, float)
         assert metric(example(), dspy.Prediction(answer="x")).score == score
@@ -218,7 +219,7 @@ def test_likelihood_is_the_probability_that_the_engine_gives_per_token(tiny_mode
         dspy.Prediction(answer="x", draft="180 degrees"),
         dspy.Prediction(answer="x"),
     ):
-        said = likelihood(example(), prediction)
+        said: Any = likelihood(example(), prediction)
         messages, text = likelihood.request(example(), prediction)
         found = program.strong._engine_spec.inner.engine.score([(messages, text)])[0]  # pyright: ignore
         assert (
@@ -274,7 +275,7 @@ def test_graded_likelihood_makes_pairs_where_right_and_wrong_ties(tiny_model: Pa
 def test_weights_are_declared_and_parts_are_kept() -> None:
     judge, _ = judge_of(GOOD)
     both = Weighted(metric=(match, 3.0), judge=(judge, 1.0))
-    said = both(example(), dspy.Prediction(answer="180"))
+    said: Any = both(example(), dspy.Prediction(answer="180"))
     assert said.score == pytest.approx((3 * 1 + 0.75) / 4) and said.parts == {
         "metric": 1.0,
         "judge": 0.75,

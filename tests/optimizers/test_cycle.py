@@ -151,10 +151,9 @@ def test_what_a_strategy_cannot_name(tmp_path: Path) -> None:
     with pytest.raises(ProgramError, match='is "draft", "refine" or "both"'):
         Cycle(match, "prompts", steps, targets={"prompts": "all"})  # pyright: ignore
     cycle = Cycle(match, "prompts", steps, log_dir=tmp_path)
+    predict: Any = dspy.Predict("question -> answer")
     with pytest.raises(ProgramError, match="a Predict was given"):
-        cycle.compile(
-            dspy.Predict("question -> answer"), trainset=questions(1), valset=questions(1)
-        )  # pyright: ignore
+        cycle.compile(predict, trainset=questions(1), valset=questions(1))
 
 
 def test_weights_and_prompts_in_one_run(student: Collaboration, tmp_path: Path) -> None:

@@ -164,11 +164,11 @@ def test_miprov2_of_a_configuration_takes_numbers_in_the_place_of_auto(
 
 def test_simba_varies_the_drafts_and_leaves_the_strong_model_alone() -> None:
     program = together(weak_that_obeys(every=2), strong_that_reads())
-    influence = Influence(match, program)
+    influence: Any = Influence(match, program)  # DSPy's type of a metric is narrower
     strong = program.strong
     optimizer = dspy.SIMBA(
         metric=influence, bsize=8, num_candidates=4, max_steps=2, max_demos=2, num_threads=1
-    )  # pyright: ignore[reportArgumentType]
+    )
     with dspy.context(lm=proposer([])):
         better = optimizer.compile(program, trainset=questions(16), seed=0)
     assert isinstance(better, Collaboration)

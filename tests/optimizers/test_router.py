@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cowest_dspy import Collaboration, Sampling, Store, collect
 from cowest_dspy.errors import RouterError
 from cowest_dspy.influence.metric import attempt
-from cowest_dspy.optimizers.router import ROUTES, Head, Routed, Router, draft_features
+from cowest_dspy.optimizers.router import ROUTES, Head, Route, Routed, Router, draft_features
 from cowest_dspy.optimizers.router_curve import router_curve
 from cowest_dspy.optimizers.router_fitting import (
     Observed,
@@ -42,8 +42,12 @@ NUMBERS = st.floats(-4, 4)
 def routers(draw: st.DrawFn) -> Router:
     size = draw(st.integers(1, 4))
     many = st.lists(NUMBERS, min_size=size, max_size=size).map(tuple)
-    names = ["strong", "collaborate", *(["weak"] if draw(st.booleans()) else [])]
-    heads = {name: Head(weights=draw(many), intercept=draw(NUMBERS)) for name in names}
+    names: list[Route] = ["strong", "collaborate"]
+    if draw(st.booleans()):
+        names.append("weak")
+    heads: dict[Route, Head] = {
+        name: Head(weights=draw(many), intercept=draw(NUMBERS)) for name in names
+    }
     return Router(
         features=tuple(f"f{number}" for number in range(size)),
         means=draw(many),
@@ -114,7 +118,11 @@ def world(
                 "agreement": (0.9 if sure else 0.3) + draw.gauss(0, 0.05),
             }
             refined = right if sure or not known else float(draw.random() < 0.6)
-            scores = {"weak": right, "strong": alone, "collaborate": refined}
+            scores: dict[Route, float | None] = {
+                "weak": right,
+                "strong": alone,
+                "collaborate": refined,
+            }
             made.append(
                 Observed(
                     f"e{number}",
@@ -281,8 +289,10 @@ class Asked:
 
 def constant(route: str) -> Router:
     """A router that takes one route always."""
-    heads = {one: Head(weights=(0.0,), intercept=2.0 if one == route else -2.0) for one in ROUTES}
-    costs = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
+    heads: dict[Route, Head] = {
+        one: Head(weights=(0.0,), intercept=2.0 if one == route else -2.0) for one in ROUTES
+    }
+    costs: dict[Route, float] = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
     return Router(features=("draft_words",), means=(0.0,), scales=(1.0,), heads=heads, costs=costs)
 
 

@@ -224,10 +224,8 @@ def test_which_predictor_takes_the_passages() -> None:
         draft=Grounded(retriever, dspy.ChainOfThought("question -> answer")), refine=refiner()
     )
     assert program.bind(weak=weak.lm()).drafted(question="whales") == "Reasoning: r\nAnswer: a"
-    assert Grounded(retriever, "question -> background").drafter.signature.input_fields.keys() == {
-        "question",
-        "passages",
-    }  # pyright: ignore
+    given: Any = Grounded(retriever, "question -> background").drafter
+    assert given.signature.input_fields.keys() == {"question", "passages"}
     own = Grounded(retriever, "question, notes -> background", field="notes")
     assert list(own.drafter.signature.input_fields) == ["question", "notes"]  # pyright: ignore
 

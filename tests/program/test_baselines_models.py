@@ -97,10 +97,8 @@ def test_a_baseline_is_a_module_like_any_other(name: str, tmp_path: Path) -> Non
     assert "scripted" not in (tmp_path / "module.json").read_text()
     other = every(collaboration(engine))[name]
     other.load(tmp_path / "module.json")
-    assert (
-        other.predictors()[0].demos
-        and other.predictors()[-1].signature.instructions == "Found by an optimiser."
-    )  # pyright: ignore
+    found: Any = other.predictors()
+    assert found[0].demos and found[-1].signature.instructions == "Found by an optimiser."
     other.set_lm(engine.lm())
     copied = other.deepcopy()
     copied(question="What?")

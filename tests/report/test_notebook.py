@@ -200,7 +200,7 @@ def test_pairs_say_what_was_dropped_and_why_and_show_the_first_few() -> None:
 
 def test_ten_thousand_traces_are_a_small_view() -> None:
     held = Traces(
-        made_trace(0, 1.0 if n % 2 else None, "word " * 900, f"e{n}") for n in range(10_000)
+        [made_trace(0, 1.0 if n % 2 else None, "word " * 900, f"e{n}") for n in range(10_000)]
     )
     held.saved = {"weak_calls": 0, "strong_calls": 0}
     text = view_of(held)

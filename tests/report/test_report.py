@@ -412,15 +412,12 @@ def test_a_skipped_round_has_one_name_and_one_number_of_pairs_everywhere(tmp_pat
         in first
     )
     written = write_report(report, tmp_path)
-    console = Console(file=io.StringIO(), width=160)
-    print_report(report, console)
-    for text in (
-        console.file.getvalue(),
-        html.unescape(written.html.read_text()),
-        report._repr_html_(),
-    ):  # pyright: ignore
+    shown = io.StringIO()
+    print_report(report, Console(file=shown, width=160))
+    page = html.unescape(written.html.read_text())
+    for text in (shown.getvalue(), page, report._repr_html_()):
         assert "7 pairs, 8 needed" in text and "skipped" in text and "69" in text
-    for text in (console.file.getvalue(), written.html.read_text()):  # pyright: ignore
+    for text in (shown.getvalue(), written.html.read_text()):
         assert "Of these, 7 pairs of round 2, which was skipped: not trained on." in text
     assert json.loads(written.json.read_text())["rounds"][1]["outcome"] == "skipped"
     assert sum(row.pairs - row.replayed for row in report.rounds) == 69

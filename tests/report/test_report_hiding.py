@@ -133,7 +133,7 @@ def strong():
         f'[data]\nsource = "{TASK.parent}/prosocial.py:examples"\nrows = "rows"\ninputs = '
         '["context"]\n'
     )
-    (folder / "toy.toml").write_text((f"{data}[sft]\n[collect]\ndrafts = 2\nmax_failed = " f"1\n[evaluate]\n[report]\n{hide}\n")
+    (folder / "toy.toml").write_text((f"{data}[sft]\n[collect]\ndrafts = 2\nmax_errors = " f"1\n[evaluate]\n[report]\n{hide}\n")
                                      + engine("weak") + engine("strong"))  # fmt: skip
     return [TASK, folder / "toy.toml"]
 

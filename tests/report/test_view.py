@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from cowest_dspy.report.view import (
 CELLS = st.text(alphabet="abc0123456789.+-%", min_size=1, max_size=14)
 
 
-def view_of(*tables: Table, **changes: str) -> View:
+def view_of(*tables: Table, **changes: Any) -> View:
     section = Section("one", "One", tables, **changes)
     return View("A view", "today", Verdict(("It is so.",), True), (section,), "facts.json")
 

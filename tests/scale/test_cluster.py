@@ -45,9 +45,11 @@ def cluster() -> Iterator[Simulated]:
         del os.environ["TOY_KEY"]
 
 
-def collected(files: list[Path], run: Path) -> tuple[list[Any], bytes]:
+def collected(
+    files: list[Path], run: Path, progress: NoProgress | None = None
+) -> tuple[list[Any], bytes]:
     """All traces of a run, and its pairs as they are written."""
-    with Experiment(load_config(files), run) as experiment:
+    with Experiment(load_config(files), run, progress=progress) as experiment:
         traces = [trace.to_dict() for trace in experiment.collect()]
         experiment.pairs()
     assert not (run / "shards").exists()

@@ -390,7 +390,8 @@ def test_a_task_makes_the_program_with_its_prompts_and_refuses_other_models(tmp_
     made = config(tmp_path, weak)
     with Experiment(made, tmp_path / "run") as experiment:
         program = experiment.program.bind(weak=experiment.weak, strong=experiment.strong)
-        program.refine.signature = program.refine.signature.with_instructions("Better prompts.")
+        refine: Any = program.refine
+        refine.signature = refine.signature.with_instructions("Better prompts.")
         parts, metric = ShardParts.of(made, program), experiment.evaluator
         there, evaluator = parts()
         assert there.dump_state() == program.dump_state() and evaluator is metric

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -23,8 +24,9 @@ def main() -> None:
     add("--lora-init-without-apply", action="store_true")
     given = parser.parse_args()
 
-    import xllamacpp
+    import xllamacpp as installed
 
+    xllamacpp: Any = installed  # its names are of a compiled module, which has no types
     wanted = xllamacpp.CommonParams()
     wanted.model.path = given.model
     wanted.hostnames, wanted.port = ["127.0.0.1"], given.port

@@ -162,7 +162,7 @@ def with_a_tiny_model(folder: Path, tiny_model: Path) -> Path:
             "num_train_epochs = 10, learning_rate = 1e-3",
             "num_train_epochs = 60, learning_rate = 2e-2, bf16 = false",
         ),
-        ("drafts = 4", "drafts = 6\nmax_failed = 1.0"),
+        ("drafts = 4", "drafts = 6\nmax_errors = 1.0"),
         ("least = 2", "least = 1"),
         ("beta = 0.1", 'beta = 0.1\nmax_steps = 2\nprecision = "fp32"'),
     ):

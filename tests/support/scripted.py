@@ -124,10 +124,8 @@ def proposer(seen: list[str]) -> dspy.LM:
 
 
 def instructions(module: dspy.Module) -> list[str]:
-    return [
-        str(dspy.ensure_signature(predictor.signature).instructions)
-        for predictor in module.predictors()
-    ]  # pyright: ignore
+    predictors: list[Any] = module.predictors()
+    return [str(dspy.ensure_signature(one.signature).instructions) for one in predictors]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def miprov2(metric: Any, lm: dspy.LM, *, candidates: int = 3, threads: int = 1) -> dspy.MIPROv2:

@@ -286,8 +286,8 @@ def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(
         run = tmp_path / str(processes)
         rules = RoundRules.model_validate({"least_gain": -1.0})
         gate = PairRules.model_validate({"least": 2})
-        optimizer = CoWest(match, tuner, 6, rules, pairs=gate, max_failed=1.0, processes=processes)
-        cycle = Cycle(match, "weights", {"weights": optimizer}, run=run)
+        optimizer = CoWest(match, tuner, 6, rules, pairs=gate, max_errors=1.0, processes=processes)
+        cycle = Cycle(match, "weights", {"weights": optimizer}, log_dir=run)
         cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 3))
         with Store(run) as store:
             record = store.record("adapter", "dpo") or {}

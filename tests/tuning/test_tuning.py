@@ -334,7 +334,7 @@ def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Pa
         for row in data
     ]
     assert tuned.tokens == sum(map(len, tokens))
-    assert trainers.trainer_arguments(SFT(), data, False, tmp_path, 0)["max_length"] is None
+    assert trainers.trainer_arguments(SFT(), data, False, tmp_path, 0, False)["max_length"] is None
 
 
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:

@@ -331,7 +331,7 @@ def test_a_held_out_loss_that_is_no_number_stops_the_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     monkeypatch.setattr(
         SFTTrainer,

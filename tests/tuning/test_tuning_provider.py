@@ -100,9 +100,10 @@ def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_to
     )
     with pytest.raises(PairsError, match=r"least asks for 8\."):
         tune(weak, labelled(pair_rows(3)), "unpaired", KTO(**QUICK), tmp_path / "out")
+    preference: Any = "preference"
     job = weak.finetune(
-        pair_rows(7), "preference", {"settings": DPO(**QUICK), "output": tmp_path / "out"}
-    )  # pyright: ignore
+        pair_rows(7), preference, {"settings": DPO(**QUICK), "output": tmp_path / "out"}
+    )
     with pytest.raises(PairsError, match="Only 7 preference pairs"):
         job.result()
     assert not (tmp_path / "out").exists()

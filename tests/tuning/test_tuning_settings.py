@@ -130,7 +130,8 @@ def test_an_old_key_is_told_what_to_write_instead(settings: Any) -> None:
 
 
 def test_every_field_of_trl_and_peft_is_taken_but_those_that_a_training_decides() -> None:
-    for settings in (SFT, DPO, KTO, Lora):
+    every: tuple[Any, ...] = (SFT, DPO, KTO, Lora)
+    for settings in every:
         fields = library_fields(settings.library_config)
         own = {"lora", "held_out", "early_stopping_patience", "share_prompt"}
         assert set(settings.model_fields) - own <= fields, "our fields have their names"
