@@ -28,7 +28,8 @@ HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "openai", "xllamacpp", "mlflow", "trackio", "wandb", "vl_convert", "altair",
     "sklearn", "fastapi", "uvicorn", "starlette", "prometheus_client", "ray",
 }  # fmt: skip
-LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+# Lines of 100 columns. What builds data for a test or a benchmark is longer than what decides.
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_OF_DATA = 600, 72, 90
 NOT_FOR_USERS = ("dev", "docs", "long")
 
 
@@ -209,7 +210,7 @@ def unreadable(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            if lines > LONGEST_FUNCTION:
+            if lines > (LONGEST_FUNCTION if name.parts[0] == "cowest_dspy" else LONGEST_OF_DATA):
                 yield f"{name}: {node.name} has {lines} lines: name its parts"
 
 

@@ -133,6 +133,9 @@ def trainer_arguments(
         "load_best_model_at_end": False,
         "restore_callback_states_from_checkpoint": True,
     }
+    if settings.warmup_steps < 1:
+        # Trainer rounds a share up: the only step of a short training would have no learning rate.
+        decided["warmup_steps"] = int(settings.warmup_steps * settings.steps(len(rows)))
     if evaluating:
         decided |= {
             "eval_strategy": "steps",

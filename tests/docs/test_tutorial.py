@@ -17,7 +17,7 @@ from cowest_dspy.utils import importing
 BLOCKS = blocks(TUTORIAL)
 
 
-def test_the_users_own_python_has_fewer_than_40_lines() -> None:
+def test_the_users_own_python_has_fewer_than_50_lines() -> None:
     code = [
         line
         for block in BLOCKS
@@ -25,7 +25,7 @@ def test_the_users_own_python_has_fewer_than_40_lines() -> None:
         for line in block.text.splitlines()
         if line.strip()
     ]
-    assert 0 < len(code) < 40
+    assert 0 < len(code) < 50
 
 
 def test_the_tutorial_runs_and_prints_what_it_says(

@@ -30,6 +30,14 @@ def run(files: Sequence[Path], folder: Path) -> Experiment:
     return experiment
 
 
+def table_of(tuner: str, rows: int, passes: int) -> str:
+    """The table of a tuner, as the toy task has it of DPO."""
+    return (
+        f"[{tuner}]\nmax_steps = 2\nbf16 = false\nper_device_train_batch_size = {rows}\n"
+        f"gradient_accumulation_steps = {passes}\n"
+    )
+
+
 @pytest.mark.slow
 def test_rounds_of_a_configuration_are_in_the_report_and_done_once(
     task: list[Path], tmp_path: Path
@@ -54,7 +62,8 @@ def test_rounds_of_a_configuration_are_in_the_report_and_done_once(
 def test_kto_of_a_configuration_tunes_on_labelled_drafts_with_its_controls(
     task: list[Path], tmp_path: Path
 ) -> None:
-    rewrite(task[0], "[dpo]", "[kto]")
+    # KTO takes two rows or more in a forward pass.
+    rewrite(task[0], table_of("dpo", 1, 2), table_of("kto", 2, 1))
     # Alone it knows some answers, so that a draft can hurt.
     knows = (
         'else ("yes" if "Background" not in text and any(f" {n}?" in text for n in (1, 3, 5)) '
@@ -90,11 +99,10 @@ def test_what_is_wrong_in_kto_is_said_before_anything_is_asked(
         file.write("\n[kto]\nbeta = 0.1\n")
     with pytest.raises(ConfigError, match=r"\[dpo\] and \[kto\] are both given: keep one"):
         load_config(task)
-    rewrite(task[0], "[dpo]\nmax_steps = 2\nprecision", "[dpo]\n[pairs.unused]\nprecision")
-    rewrite(task[0], '[pairs.unused]\nprecision = "fp32"\nbatch_size = 2\n', "")
+    rewrite(task[0], table_of("dpo", 1, 2), "")
     for bad, says in (
         ("betta = 0.1", 'betta: there is no such key. Did you mean "beta"'),
-        ("lora_r = 8", "the adapter's size"),
+        ("lora_r = 8", 'lora_r: there is no such key. Did you mean "lora"'),
     ):
         text = task[0].read_text()
         rewrite(task[0], "[kto]\nbeta = 0.1", f"[kto]\n{bad}")

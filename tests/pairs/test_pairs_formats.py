@@ -184,7 +184,7 @@ def test_a_file_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
         ),
         (
             {**CONVERSATION, "round": "first"},
-            "round: Input should be a valid integer, unable to parse string as an integer. Messages",
+            "round: Input should be a valid integer, unable to parse string as an integer. Each side",
         ),
     ],
 )

@@ -548,10 +548,9 @@ def test_a_trace_row_takes_the_fields_it_shows_from_anything_that_has_them():
 @pytest.mark.parametrize(
     "name",
     [
-        "influence.intervals",
+        "influence.statistics",
         "report.facts",
         "report.figures",
-        "report.run_view",
         "report.verdict",
         "utils.masking",
         "utils.notebook",

@@ -64,7 +64,7 @@ def strong():
 '''
 )
 
-TRAINING = 'max_steps = 60\nepochs = 60\nlearning_rate = 2e-2\nprecision = "fp32"\n'
+TRAINING = "max_steps = 60\nnum_train_epochs = 60\nlearning_rate = 2e-2\nbf16 = false\n"
 TASK = (
     toy.TASK
     + f"""

@@ -164,7 +164,7 @@ def with_a_tiny_model(folder: Path, tiny_model: Path) -> Path:
         ),
         ("drafts = 4", "drafts = 6\nmax_errors = 1.0"),
         ("least = 2", "least = 1"),
-        ("beta = 0.1", 'beta = 0.1\nmax_steps = 2\nprecision = "fp32"'),
+        ("beta = 0.1", "beta = 0.1\nmax_steps = 2\nbf16 = false"),
     ):
         assert old in task
         task = task.replace(old, new)

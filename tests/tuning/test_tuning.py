@@ -337,6 +337,14 @@ def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Pa
     assert trainers.trainer_arguments(SFT(), data, False, tmp_path, 0, False)["max_length"] is None
 
 
+def test_the_only_step_of_a_short_training_has_a_learning_rate(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = SFT(**{**quick(), "warmup_steps": 0.1, "max_steps": 1})
+    tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+    assert [step["learning_rate"] > 0 for step in tuned.history if "loss" in step] == [True]
+
+
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r"diverged at step \d+: .* Lower learning_rate"):
         train_sft(
