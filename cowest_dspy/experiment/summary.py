@@ -1,5 +1,5 @@
-"""The report of a run as it is now: from its store, and from its report.json where there is no store to
-read. A run that is half done gives half a report."""
+"""The report of a run as it is now: from its store, and from its report.json where there is no
+store to read. A run that is half done gives half a report."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """collect(): drafts of every example and their influence, within limits; it stops when too many
-drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked twice."""
+drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked twice.
+"""
 
 from __future__ import annotations
 
@@ -298,7 +299,8 @@ def _remedy(trace: Trace, kind: str) -> str:
     if trace.draft:
         return "raise [strong] max_tokens"
     return (
-        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] num_train_epochs), "
+        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] "
+        "num_train_epochs), "
         "until its drafts come to an end"
     )
 

@@ -64,9 +64,9 @@ before you publish.
 
 
 def dataset_card(pairs: Any) -> str:
-    """The README.md of a Hub dataset of PreferencePairs: what the pairs are, how many, what was dropped, influence,
-    models, how they were made. It names no licence, which is for who publishes to choose; what
-    looks like a secret is masked."""
+    """The README.md of a Hub dataset of PreferencePairs: what the pairs are, how many, what was
+    dropped, influence, models, how they were made. It names no licence, which is for who publishes
+    to choose; what looks like a secret is masked."""
     import dspy
 
     measured = [
@@ -109,8 +109,8 @@ def dataset_card(pairs: Any) -> str:
 
 
 def write_dataset(folder: Path, pairs: Any) -> Path:
-    """Write PreferencePairs as a folder that ``datasets.load_dataset`` reads and the Hub shows: README.md
-    and the rows.
+    """Write PreferencePairs as a folder that ``datasets.load_dataset`` reads and the Hub shows:
+    README.md and the rows.
 
     Raises:
         PairsError: a row holds what looks like a secret, an API key for instance.

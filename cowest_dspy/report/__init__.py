@@ -1,12 +1,13 @@
-"""What runs and comparisons show: numbers with intervals and paired tests, in a terminal, in a notebook,
-as JSON and as one HTML page.
+"""What runs and comparisons show: numbers with intervals and paired tests, in a terminal, in a
+notebook, as JSON and as one HTML page.
 
 facts.py        what report.json is made of: RunReport and its parts
 numbers.py      statistics of a run; significance.py: paired tests
 figures.py      every number of a page, and the JSON Schema of report.json
 verdict.py      numbers in words
 compared.py     what comparison.json is made of; compare.py: its numbers
-view.py         sections of text tables, for a terminal, a notebook and Markdown; page.py: for a browser
+view.py         sections of text tables, for a terminal, a notebook and Markdown; page.py: for a
+                browser
 run_view.py     what is shown of a run; run_page.py: its page and its files
 compare_view.py of a comparison; runs_view.py: of several runs; router_view.py: of a router
 charts.py       specifications for Vega-Lite; drawing.py: as SVG

@@ -459,8 +459,8 @@ def _raw(field: str) -> Spec:
 def _mark(
     kind: str, data: list[Spec], encoding: Spec, fill: str | None = None, **look: Any
 ) -> Spec:
-    """One layer. ``fill``: the field with the colour of each row; "" for one colour. Then, each mark
-    has the description of its row as its title."""
+    """One layer. ``fill``: the field with the colour of each row; "" for one colour. Then, each
+    mark has the description of its row as its title."""
     look = {"aria": fill is not None, **look}
     if kind == "text":
         look = {"baseline": "alphabetic", **look}

@@ -1,5 +1,5 @@
-"""The facts of `cowest compare`: arms that answered the same examples, frozen and JSON-able, and the
-paired test of two of them.
+"""The facts of `cowest compare`: arms that answered the same examples, frozen and JSON-able, and
+the paired test of two of them.
 
 Nothing here computes but that test: compare.py does. An arm under several seeds is several
 ``ComparedArm`` with the same ``arm.name``.

@@ -1,8 +1,8 @@
 """What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through
 report.json.
 
-Nothing here computes: numbers.py does, verdict.py puts it into words, view.py shows it. A failure is
-never a score: an ``Answer`` has either a score or an error, never both.
+Nothing here computes: numbers.py does, verdict.py puts it into words, view.py shows it. A failure
+is never a score: an ``Answer`` has either a score or an error, never both.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ class Stage(Record):
 @dataclasses.dataclass(frozen=True)
 class TraceRow(Record):
     """One draft of one example to read: the fields of a ``Trace`` that people look at, under the
-    same names. ``influence`` in [-1, 1] is above 0 where the draft helped the strong model, and None
-    where it failed (see ``error``)."""
+    same names. ``influence`` in [-1, 1] is above 0 where the draft helped the strong model, and
+    None where it failed (see ``error``)."""
 
     example_id: str
     draft_index: int

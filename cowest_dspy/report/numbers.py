@@ -1,7 +1,7 @@
 """The statistics of a report: pure functions from scores to named numbers, each with its source.
 
-A failure is not a score: what failed is counted beside the scores, never among them. Tests are paired
-by example id, and say how many examples they had to leave out.
+A failure is not a score: what failed is counted beside the scores, never among them. Tests are
+paired by example id, and say how many examples they had to leave out.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ def write_curve(
 def curve_view(curve: Curve, title: str = "The router") -> View:
     """What is shown of a curve."""
     lead = (
-        "The router at every trade between score and cost, on examples that it has not seen; beside "
+        "The router at every trade between score and cost, on examples that it has not seen; "
+        "beside "
         "it going always one way, and as many of each route at random. Whiskers: 95 % intervals. A "
         "failure scores 0."
     )

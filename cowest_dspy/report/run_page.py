@@ -1,5 +1,5 @@
-"""The page of a run: what is shown of it, examples to read, and lists of answers and traces to search;
-report.json and report.html, written together.
+"""The page of a run: what is shown of it, examples to read, and lists of answers and traces to
+search; report.json and report.html, written together.
 
 A list is plain JSON, which the page's script pages through: ``columns``, ``filters`` (a label and
 the tags that it offers), ``texts`` and ``rows``. A row has tags, cells, and steps: a cell is the

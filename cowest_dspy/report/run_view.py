@@ -1,4 +1,5 @@
-"""The sections of a run's report: tables, charts and notes, each from the numbers in report.json."""
+"""The sections of a run's report: tables, charts and notes, each from the numbers in
+report.json."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Several runs side by side, `cowest report RUN RUN`: a column for each run, what differs between them,
-and a paired test of every two of them. Asks no model and changes no run.
+"""Several runs side by side, `cowest report RUN RUN`: a column for each run, what differs between
+them, and a paired test of every two of them. Asks no model and changes no run.
 
 What is compared is compared on the same examples: same id, same inputs, same expected answer, same
 metric.

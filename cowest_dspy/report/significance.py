@@ -1,8 +1,8 @@
 """Paired tests of two arms on the same examples, and the correction for many of them; each with its
 source.
 
-The binomial test is scipy's, which has no Holm correction, no Newcombe interval and no bootstrap over
-groups of different sizes.
+The binomial test is scipy's, which has no Holm correction, no Newcombe interval and no bootstrap
+over groups of different sizes.
 """
 
 from __future__ import annotations

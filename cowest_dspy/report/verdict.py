@@ -1,6 +1,6 @@
-"""Results in words, plain about a loss too. Of a run: whether the collaboration pays, which rounds were
-taken, what tuning did. Of a comparison: what is better than the arm to beat, and whether the method
-beats its controls."""
+"""Results in words, plain about a loss too. Of a run: whether the collaboration pays, which rounds
+were taken, what tuning did. Of a comparison: what is better than the arm to beat, and whether the
+method beats its controls."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def verdict(report: RunReport) -> Verdict:
     The verdict is one sentence: the collaboration against its first rival, by points with a 95 %
     interval, n and p; the rounds that were accepted, rolled back or skipped; what tuning did.
     Before the tuned one is evaluated, it speaks of the one before tuning. Where drafts hurt (the
-    interval of their mean influence lies below 0), that sentence comes before it, or after it where the
-    collaboration beats its rival on held-out examples all the same. It is about the drafts of the
-    last round, the newest ones.
+    interval of their mean influence lies below 0), that sentence comes before it, or after it where
+    the collaboration beats its rival on held-out examples all the same. It is about the drafts of
+    the last round, the newest ones.
     """
     claims = [_rival_claim(report, rival) for rival in report.rivals]
     main, tuning, harm = next(iter(claims), None), _tuning_claim(report), _harm_text(report)

@@ -105,7 +105,8 @@ def collect_shard(
     """
     if not shard.folder.is_dir():
         raise ClusterError(
-            f"The node {socket.gethostname()} does not see {shard.folder.parents[1]}: the run's folder must be "
+            f"The node {socket.gethostname()} does not see {shard.folder.parents[1]}: the run's "
+            "folder must be "
             "on storage that all nodes share, under the same path. Give another one with --run."
         )
     if not coordinator.begin(shard.name):

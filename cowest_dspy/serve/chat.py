@@ -1,11 +1,15 @@
-"""OpenAI's chat protocol: from a request to a program's inputs, and from its answer to the response.
+"""OpenAI's chat protocol: from a request to a program's inputs, and from its answer to the
+response.
 
 The last message is the user's and holds the input, in one of four forms:
 
-    text        May the Arbel run at 25 bar?                     the only input of a program with one
+    text        May the Arbel run at 25 bar?                     the only input of a program with
+                one
     JSON        {"question": "...", "options": ["a", "b"]}       all inputs by name
-    lines       Question: ...\\nOptions: ...                      all inputs, as LineAdapter writes them
-    marks       [[ ## question ## ]]\\n...                        as DSPy's adapters write them; answered
+    lines       Question: ...\\nOptions: ...                      all inputs, as LineAdapter writes
+                them
+    marks       [[ ## question ## ]]\\n...                        as DSPy's adapters write them;
+                answered
                                                                  with marks, too
 
 Nothing is dropped in silence: what a tuned prompt has no place for is an error, or named in the

@@ -1,5 +1,5 @@
-"""What a notebook shows of our objects: Rich renderables, as in a terminal, exported as one fragment
-of HTML.
+"""What a notebook shows of our objects: Rich renderables, as in a terminal, exported as one
+fragment of HTML.
 
     def _repr_html_(self) -> str:
         return notebook.view("3 pairs", notebook.table(("example", "influence"), rows))
