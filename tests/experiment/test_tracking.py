@@ -288,6 +288,7 @@ def test_a_tracker_that_hangs_is_waited_for_once_as_long_as_it_says(tmp_path: Pa
     assert "mlflow was not told" in line and f"cowest track {tmp_path / 'run'}" in line
 
 
+@pytest.mark.slow  # the package is imported before it breaks
 def test_whatever_a_tracker_raises_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
