@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import toy
 from endpoint import serving
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cowest_dspy import load_config
 from cowest_dspy.cli import checks, main
+from cowest_dspy.cli.console import SafeConsole
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.doctor import Diagnosis, examine
 from cowest_dspy.experiment.forecast import Planned, Probe, forecast, planned_calls
@@ -516,7 +516,9 @@ def test_a_terminal_gets_a_table_in_which_brackets_stay(
     configured(folder, SCRIPTED_WEAK, STRONG, TUNED)
     shown = io.StringIO()
     monkeypatch.setattr(
-        checks, "console", Console(file=shown, force_terminal=True, width=200, color_system=None)
+        checks,
+        "console",
+        SafeConsole(file=shown, force_terminal=True, width=200, color_system=None),
     )
     assert run(folder)[0] == 1
     assert "the task has [sft] or [dpo]" in shown.getvalue()
