@@ -42,22 +42,19 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/SmolLM2-135M-Instruct"
 GGUF = ROOT / "models/SmolLM2-135M-Instruct.BF16.gguf"
 VLLM = ROOT / ".venv-vllm/bin/python"
-WORDS = 84  # about 200 tokens
-SHARED = 4  # of the words of a prompt with a shared beginning, one in so many is its own
+WORDS = 84  # about 200 tokens; 270 are about 650
 
 Measured = dict[str, float]
 
 
-def prompts(count: int, shared: bool = False) -> list[list[dict[str, str]]]:
-    """Distinct prompts of about 200 tokens: words of the project's own README in a random order
-    that a seed decides. With ``shared`` three quarters of the words are instructions that all
-    prompts begin with."""
+def prompts(given: argparse.Namespace, share: float = 0) -> list[list[dict[str, str]]]:
+    """Distinct prompts: ``given.words`` words of the project's own README in a random order that a
+    seed decides. ``share`` of them, from 0 to 1, are instructions that all prompts begin with."""
     words, rng = (ROOT / "README.md").read_text(encoding="utf-8").split(), random.Random(0)
-    task, own = "You write short notes about a text.", WORDS
-    if shared:
-        own = WORDS // SHARED
-        task += " " + " ".join(rng.sample(words, WORDS - own))
-    texts = [" ".join(rng.sample(words, own)) for _ in range(count)]
+    own = round(given.words * (1 - share))
+    shared = rng.sample(words, given.words - own)
+    task = " ".join(["You write short notes about a text.", *shared])
+    texts = [" ".join(rng.sample(words, own)) for _ in range(given.prompts)]
     return [
         [
             {"role": "system", "content": task},
@@ -67,7 +64,7 @@ def prompts(count: int, shared: bool = False) -> list[list[dict[str, str]]]:
     ]
 
 
-def requests(model: str, given: argparse.Namespace, shared: bool = False) -> list[Any]:
+def requests(model: str, given: argparse.Namespace, share: float = 0) -> list[Any]:
     """What is asked: ``given.drafts`` samples of every prompt."""
     from cowest_dspy.store import serialize
 
@@ -75,7 +72,7 @@ def requests(model: str, given: argparse.Namespace, shared: bool = False) -> lis
         serialize.request_from_messages(
             model, messages, max_tokens=given.tokens, temperature=1.0, seed=seed
         )
-        for messages in prompts(given.prompts, shared)
+        for messages in prompts(given, share)
         for seed in range(given.drafts)
     ]
 
@@ -164,18 +161,18 @@ def generate(texts: Sequence[str], given: argparse.Namespace, drafts: int, seed:
     return {"seconds": seconds, "drafts": len(out), "tokens": tokens}
 
 
-def written_out(count: int, shared: bool = False) -> list[str]:
+def written_out(given: argparse.Namespace, share: float = 0) -> list[str]:
     """The prompts as texts in the model's own form."""
     template = stock()[0].apply_chat_template
     return [
         template(messages, add_generation_prompt=True, tokenize=False)
-        for messages in prompts(count, shared)
+        for messages in prompts(given, share)
     ]
 
 
-def batched(given: argparse.Namespace, shared: bool = False) -> Measured:
+def batched(given: argparse.Namespace, share: float = 0) -> Measured:
     """Batched `generate`: prompts sorted by length, all drafts of a prompt in one batch."""
-    texts = sorted(written_out(given.prompts, shared), key=lambda text: len(stock()[0](text)[0]))
+    texts = sorted(written_out(given, share), key=lambda text: len(stock()[0](text)[0]))
     size = max(1, given.batch // given.drafts)
     calls = [
         generate(texts[start : start + size], given, given.drafts, seed=start)
@@ -186,7 +183,7 @@ def batched(given: argparse.Namespace, shared: bool = False) -> Measured:
 
 def one_by_one(given: argparse.Namespace) -> Measured:
     """`generate`, one call per draft, for the first few drafts."""
-    texts = written_out(given.one_by_one)
+    texts = written_out(given)[: given.one_by_one]
     calls = [generate([text], given, 1, seed) for seed, text in enumerate(texts)]
     return {name: sum(call[name] for call in calls) for name in calls[0]}
 
@@ -347,7 +344,7 @@ def show_without(given: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     engine, console = local_engine(given), Console()
-    for shared in (False, True):
+    for share in (0, given.share):
         rates: dict[str, list[float]] = {}
 
         def note(
@@ -358,7 +355,7 @@ def show_without(given: argparse.Namespace) -> None:
             rates.setdefault(name, []).append(tokens / (time.process_time() - before))
             print(f"{name}: {rates[name][-1]:.1f} tokens/CPU s", file=sys.stderr, flush=True)
 
-        asked = requests(engine.model_id, given, shared)
+        asked = requests(engine.model_id, given, share)
         ask = functools.partial(ask_all, engine, asked, len(asked))
         for _ in range(given.rounds):
             note("the engine", ask)
@@ -367,8 +364,8 @@ def show_without(given: argparse.Namespace) -> None:
                     engine._batcher.forget()
                     note(f"without {name}", ask)
                 engine._batcher.forget()
-            note("batched generate", functools.partial(batched, given, shared))
-        title = "three quarters of each prompt shared" if shared else "prompts of their own"
+            note("batched generate", functools.partial(batched, given, share))
+        title = f"{share:.0%} of each prompt's words shared"
         table = Table(title=f"{given.prompts} x {given.drafts} drafts, {title}")
         for column in ("", "new tokens/CPU s", "the engine is times as fast"):
             table.add_column(column, justify="left" if not column else "right")
@@ -407,6 +404,8 @@ def arguments() -> argparse.Namespace:
     add("--tokens", type=int, default=64, help="new tokens of a draft, at most")
     add("--batch", type=int, default=128, help="sequences computed together, at most")
     add("--slots", type=int, default=16, help="parallel slots of llama.cpp's server")
+    add("--words", type=int, default=WORDS, help="words of a prompt; 84 are about 200 tokens")
+    add("--share", type=float, default=0.75, help="of the words, in the second of --without")
     add("--one-by-one", type=int, default=12, help="drafts that generate is timed on")
     add("--only", choices=CANDIDATES, help="measure one, print JSON")
     add("--without", action="store_true", help="what each optimisation is worth")

@@ -360,7 +360,8 @@ class KTO(_Training):
     per_device_train_batch_size: Count = 8
     """Rows of one forward pass, at least 2: KTO compares each row with an estimate of the KL
     divergence from the reference, which TRL takes over these rows, each prompt with the completion
-    of another. More rows, a steadier estimate."""
+    of another. More rows, a steadier estimate; several processes put theirs together, so that
+    their adapter is not that of one process."""
     gradient_accumulation_steps: Count = 2
     """Forward passes of one optimiser step."""
     beta: Positive = 0.1

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from accelerated import OF_PASSES, compared, launched, left, marked, nothing_is_left, task, trainers  # noqa: F401 - fixtures
@@ -150,8 +150,9 @@ def test_nothing_outlives_a_killed_driver(tiny_model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["apo_zero_unpaired", "kto"])
 def test_kto_held_out_rows_and_checkpoints_work_with_two_processes(
-    tiny_model: Path, tmp_path: Path
+    loss_type: Literal["apo_zero_unpaired", "kto"], tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = KTO(
         **quick(
@@ -161,6 +162,7 @@ def test_kto_held_out_rows_and_checkpoints_work_with_two_processes(
             held_out=0.25,
             save_steps=1,
             load_best_model_at_end=False,
+            loss_type=loss_type,
         ),
         lora=LORA,
     )
@@ -177,11 +179,11 @@ def test_kto_held_out_rows_and_checkpoints_work_with_two_processes(
         settings, labelled_rows(8), 2, on_step=lambda step, *_: began.append(step), **given
     )
     assert 0 < began[0] <= 5, "it has resumed"
-    one = train_kto(settings, labelled_rows(8), **{**given, "output": tmp_path / "one"})
-    # The KL term is of the rows of a forward pass, which are the same.
-    assert_close(one.path, two.path, 1e-4)
     assert sum("eval_loss" in record for record in two.history) >= 3
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["one", "two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+    if loss_type != "kto":  # TRL's estimate of the KL term is a mean over all processes' rows
+        one = train_kto(settings, labelled_rows(8), **{**given, "output": tmp_path / "one"})
+        assert_close(one.path, two.path, 1e-4)
 
 
 @pytest.mark.parametrize(
