@@ -340,7 +340,7 @@ class GoldLikelihood(Evaluator):
         self, program: Collaboration, *, gold: str = "answer", field: str | None = None
     ) -> None:
         strong = unrecorded(program.strong)
-        engine = strong._engine_spec
+        engine = strong.engine
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
                 f"{strong.model} gives no log-probabilities of a given text, which likelihood "

@@ -344,7 +344,7 @@ class DraftLikelihood:
                 f"{len(predictors)}."
             )
         weak = unrecorded(program.weak)
-        engine = weak._engine_spec
+        engine = weak.engine
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
                 f"{weak.model} gives no log-probabilities of a given text, which this router "

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cowest_dspy.compat import attention_name
+
 if TYPE_CHECKING:
     import torch
 
@@ -73,7 +75,7 @@ def enable_parts(model: Any) -> bool:
 
     if not _sees_everything(model.config):
         return False
-    usual = model.config._attn_implementation
+    usual = attention_name(model.config)
     ids = torch.arange(1, 1 + 2 * _PROBE, device=model.device)[None] * 7 % model.config.vocab_size
     with attending(None):
         expected = model(input_ids=ids, use_cache=False).logits[0, -1].float()
@@ -106,7 +108,7 @@ def enable_parts(model: Any) -> bool:
 
 def has_parts(model: Any) -> bool:
     """Whether :func:`enable_parts` gave ``model`` the attention in parts."""
-    return model.config._attn_implementation == ATTENTION
+    return attention_name(model.config) == ATTENTION
 
 
 def _sees_everything(config: Any) -> bool:
