@@ -275,7 +275,7 @@ def usual_attention(engine: Any) -> Iterator[None]:
             self._rows = [generating_draws(row) for row in rows]
             cache: Any = DynamicCache(config=self._config)
             logits: list[Any] = []
-            with attention.attending(None):
+            with torch.inference_mode():
                 out = self._select([row.adapter for row in rows])(
                     input_ids=ids,
                     attention_mask=real.long(),

@@ -20,8 +20,9 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.store.call_context import listening
 from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, failure, listening, recorded
+from cowest_dspy.store.record import EXPECTED_FAILURES, failure, recorded
 
 Rationalised = Literal["knowledge", "chain_of_thought"]
 _ASKED: dict[str, tuple[str, str]] = {

@@ -14,8 +14,8 @@ from pydantic import ConfigDict
 from cowest_dspy.errors import DataError, ReportError
 from cowest_dspy.influence.metric import Metric, attempt, score_of
 from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.pool import OnProgress, all_in_order
-from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.jsonable import as_text, from_text
 

@@ -35,7 +35,8 @@ from cowest_dspy.program.collaboration import (
     sanitize_draft,
     signature_of,
 )
-from cowest_dspy.store.record import recorded, sampling, unrecorded
+from cowest_dspy.store.call_context import sampling
+from cowest_dspy.store.record import recorded, unrecorded
 
 NOT_SHOWN = ("draft", "logprobs")
 

@@ -22,15 +22,9 @@ from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
 from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
 from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.store.call_context import Call, listening
 from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import (
-    EXPECTED_FAILURES,
-    Call,
-    failure,
-    failure_in,
-    listening,
-    unusable,
-)
+from cowest_dspy.store.record import EXPECTED_FAILURES, failure, failure_in, unusable
 
 Metric = Callable[..., Any]
 

@@ -48,7 +48,7 @@ from cowest_dspy.lms.local.lora import KnownAdapters, load_again
 from cowest_dspy.lms.protocol import Exchange, Http
 from cowest_dspy.lms.server_process import Place, ServerProcess
 from cowest_dspy.store import serialize
-from cowest_dspy.store.rate_limit import current_stopping
+from cowest_dspy.store.call_context import current_stopping
 
 # These are the LM's, not the engine's: two roles that differ in them only share one engine, and one
 # started server.

@@ -32,7 +32,8 @@ from cowest_dspy.optimizers.deciding import Gain, Scores, gain
 from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs, with_ids
-from cowest_dspy.store.record import keeping, unrecorded
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of

@@ -28,8 +28,9 @@ from cowest_dspy.errors import ConfigError, ProgramError, RouterError, faults
 from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter, signature_of
+from cowest_dspy.store.call_context import note, sampling
 from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, note, sampling, unrecorded
+from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, unrecorded
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.reading import read_json
 

@@ -33,8 +33,8 @@ from cowest_dspy.optimizers.router import (
     sample_drafts,
 )
 from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.pool import OnProgress, all_in_order
-from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
 

@@ -23,8 +23,9 @@ from cowest_dspy.program.baselines import (
     predictors_of,
 )
 from cowest_dspy.program.collaboration import Collaboration, signature_of
+from cowest_dspy.store.call_context import Call, listening, note
 from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, Call, listening, note, recorded
+from cowest_dspy.store.record import EXPECTED_FAILURES, recorded
 
 STATED = "stated_answer"
 Key = Callable[[dspy.Prediction], Hashable]

@@ -14,8 +14,9 @@ from typing import Any
 
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.influence.collection import Tally
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.rate_limit import Admission, Limits, current_stopping
+from cowest_dspy.store.budget import Bill, Budget, Clock, Guard
+from cowest_dspy.store.call_context import current_stopping
+from cowest_dspy.store.rate_limit import Admission, Limits
 
 Endpoint = tuple[str | None, ...]
 LONGEST_WAIT = 0.5
@@ -78,14 +79,14 @@ class Coordinator:
     def let_in(self, strong: bool) -> str | None:
         """Counts one attempt of a call; why there is no room for it in the budget, or None."""
         try:
-            self._guard.let_in(Paying(strong))
+            self._guard.let_in(strong)
         except BudgetError as error:
             return str(error)
         return None
 
     def withdraw(self, strong: bool) -> None:
         """Takes an attempt back that was not made."""
-        self._guard.withdraw(Paying(strong))
+        self._guard.withdraw(strong)
 
     def paid(self, model: str, tokens: int, usd: float | None) -> None:
         """Books what an answer took."""
@@ -151,18 +152,17 @@ class SharedGuard(Guard):
         super().__init__(Budget(), Clock(), strong=strong)  # pyright: ignore[reportCallIssue]
         self._coordinator, self._limited = coordinator, limited
 
-    def let_in(self, call: Paying) -> None:
+    def let_in(self, strong: bool) -> None:
         """As of every guard; and nobody is let in once the shard is stopped (KeyboardInterrupt)."""
         current_stopping().check()
-        refusal = self._coordinator.let_in(call.strong) if self._limited else None
+        refusal = self._coordinator.let_in(strong) if self._limited else None
         if refusal is not None:
             raise BudgetError(refusal)
 
-    def withdraw(self, call: Paying) -> None:
+    def withdraw(self, strong: bool) -> None:
         """As of every guard."""
-        call.attempts -= 1
         if self._limited:
-            self._coordinator.withdraw(call.strong)
+            self._coordinator.withdraw(strong)
 
     def paid(self, model: str, tokens: int, usd: float | None) -> None:
         """As of every guard."""

@@ -19,8 +19,7 @@ from cowest_dspy.errors import CowestError, ProgramError
 from cowest_dspy.influence.metric import Attempt, attempt
 from cowest_dspy.optimizers.router import ROUTES, Route
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.rate_limit import Stopping, joining
-from cowest_dspy.store.record import Call, listening
+from cowest_dspy.store.call_context import Call, Stopping, joining, listening
 
 Role = Literal["weak", "strong"]
 """One of both models."""

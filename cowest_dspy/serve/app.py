@@ -42,7 +42,7 @@ from cowest_dspy.serve.guard import (
     error_response,
     internal_error,
 )
-from cowest_dspy.store.rate_limit import Stopping
+from cowest_dspy.store.call_context import Stopping
 from cowest_dspy.utils.safe_text import without_half_pairs
 
 log = logging.getLogger("cowest_dspy.serve")

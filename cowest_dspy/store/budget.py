@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -127,12 +126,37 @@ class Clock:
 
 @dataclass
 class Paying:
-    """One call that was let in, and how many attempts it took so far. ``on_retry(attempts)`` is
-    called before one more is made."""
+    """One call that was let in, and how many attempts it took so far; ``guard`` is of the budget
+    that limits it. ``on_retry(attempts)`` is called before one more is made."""
 
-    strong: bool
+    guard: Guard | None = None
+    strong: bool = False
     attempts: int = 1
     on_retry: Callable[[int], None] = lambda attempts: None
+
+    @property
+    def limited(self) -> bool:
+        """Whether the attempts of this call are limited."""
+        guard = self.guard
+        return guard is not None and self.strong and guard.budget.strong_calls is not None
+
+    def retry(self) -> None:
+        """Let one more attempt in, which counts as another call.
+
+        Raises:
+            BudgetError: there is no room for it.
+        """
+        if self.guard is not None:
+            self.guard.let_in(self.strong)
+        self.attempts += 1
+        self.on_retry(self.attempts)
+
+    def withdraw(self) -> None:
+        """Take back the last attempt: it ends before it is sent, as when the work is stopped while
+        it waits."""
+        self.attempts -= 1
+        if self.guard is not None:
+            self.guard.withdraw(self.strong)
 
 
 @dataclass
@@ -156,18 +180,16 @@ class Guard:
 
     @contextmanager
     def paying(self, model: str) -> Iterator[Paying]:
-        """A context around one real call; :func:`another_attempt` inside of it counts a retry.
+        """A context around one real call.
 
         Raises:
             BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
         """
-        call = Paying(model == self.strong)
-        self.let_in(call)
-        token = _paying.set((self, call))
+        call = Paying(self, model == self.strong)
+        self.let_in(call.strong)
         try:
             yield call
         finally:
-            _paying.reset(token)
             if call.strong:
                 with self._lock:
                     self._under_way -= call.attempts
@@ -175,20 +197,9 @@ class Guard:
                         self.bill, strong_calls=self.bill.strong_calls + call.attempts
                     )
 
-    def retry(self, call: Paying) -> None:
-        """Lets one more attempt of a call in, which counts as another call.
-
-        Raises:
-            BudgetError: as :meth:`paying`.
-        """
-        self.let_in(call)
-        call.attempts += 1
-        call.on_retry(call.attempts)
-
-    def withdraw(self, call: Paying) -> None:
-        """Take back the last attempt of a call: it was not made."""
-        call.attempts -= 1
-        if call.strong:
+    def withdraw(self, strong: bool) -> None:
+        """Take back an attempt that was not made."""
+        if strong:
             with self._lock:
                 self._under_way -= 1
 
@@ -218,26 +229,26 @@ class Guard:
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
-    def let_in(self, call: Paying) -> None:
-        """Counts one more attempt of a call.
+    def let_in(self, strong: bool) -> None:
+        """Count one more attempt of a call; ``strong``: of the strong model.
 
         Raises:
             BudgetError: as :meth:`paying`.
         """
         with self._lock:
-            self._refused = self._refused or self._reached(call)
+            self._refused = self._refused or self._reached(strong)
             if self._refused:
                 raise BudgetError(
                     f"{self._refused} Spent: {self.spent()}. Everything that was answered is kept: "
                     "raise the number in [budget], and the same command goes on from here."
                 )
-            if call.strong:
+            if strong:
                 self._under_way += 1
 
-    def _reached(self, call: Paying) -> str | None:
+    def _reached(self, strong: bool) -> str | None:
         limits, bill = self.budget, self.bill
         if (
-            call.strong
+            strong
             and limits.strong_calls is not None
             and bill.strong_calls + self._under_way >= limits.strong_calls
         ):
@@ -259,33 +270,3 @@ class Guard:
 
     def _minutes(self) -> float:
         return (self.bill.seconds + self.clock.seconds) / 60
-
-
-_paying: ContextVar[tuple[Guard, Paying] | None] = ContextVar("cowest_paying", default=None)
-
-
-def another_attempt() -> None:
-    """Said by whoever asks a model once more: the attempt counts as a call of its own.
-
-    Raises:
-        BudgetError: there is no room for it.
-    """
-    current = _paying.get()
-    if current is not None:
-        guard, call = current
-        guard.retry(call)
-
-
-def withdraw_attempt() -> None:
-    """Take back the last attempt of the call under way: it ends before it is sent, as when the work
-    is stopped while it waits."""
-    current = _paying.get()
-    if current is not None:
-        guard, call = current
-        guard.withdraw(call)
-
-
-def attempts_count() -> bool:
-    """Whether somebody counts the attempts of the call that is being made."""
-    current = _paying.get()
-    return current is not None and current[1].strong and current[0].budget.strong_calls is not None

@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from cowest_dspy.store.rate_limit import stoppable
+from cowest_dspy.store.call_context import stoppable
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""

@@ -35,6 +35,7 @@ from dspy.utils.exceptions import LMTransportError
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
 from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Limit, Paying
+from cowest_dspy.store.call_context import with_context
 from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.merging import Merging
 from cowest_dspy.store.record import failure
@@ -327,10 +328,13 @@ class Store(Merging):
                     self._count(Usage(cached=1))
                 return known, True
             started = time.monotonic()
-            paying_for = (
-                self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            )
-            with self._clock, self._calls.model_call(), paying_for as paying:
+            let_in = self.guard.paying(request.model) if self.guard else nullcontext(Paying())
+            with (
+                self._clock,
+                self._calls.model_call(),
+                let_in as paying,
+                with_context(paying=paying),
+            ):
                 row = next(self._rows)
                 begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
                 self._commit(_Write(((schema.BEGIN, begin),), lasting=False))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cowest_dspy.errors import StoreError
-from cowest_dspy.store.rate_limit import Stopping, joining
+from cowest_dspy.store.call_context import Stopping, joining
 from cowest_dspy.utils.interrupts import asked_to_stop, count_calls, uninterrupted
 
 

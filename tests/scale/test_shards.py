@@ -45,7 +45,8 @@ from cowest_dspy.scale.shard import (
 )
 from cowest_dspy.store import serialize
 from cowest_dspy.store.budget import Bill
-from cowest_dspy.store.rate_limit import Limits, Stopping, joining, share_limits, stoppable
+from cowest_dspy.store.call_context import Stopping, joining, stoppable
+from cowest_dspy.store.rate_limit import Limits, share_limits
 from cowest_dspy.testing import ScriptedEngine
 
 ENGINE = ScriptedEngine(lambda request: request["messages"][-1]["content"].upper(), model="m")
@@ -253,18 +254,18 @@ def guards(budget: Budget, number: int = 2) -> tuple[Coordinator, list[SharedGua
 def test_a_budget_is_one_for_all_shards_and_counts_what_is_under_way() -> None:
     made, (one, other) = guards(Budget(strong_calls=4))  # pyright: ignore[reportCallIssue]
     with one.paying("strong") as call, other.paying("strong"), other.paying("weak"):
-        one.retry(call)
+        call.retry()
         with pytest.raises(
             BudgetError, match=r"strong_calls = 4 is reached.*Spent: strong calls 4"
         ):
-            other.let_in(call)
+            other.let_in(True)
     assert made.let_in(False) is not None, "nobody is let in any more"
 
 
 def test_tokens_of_all_shards_are_one_sum_and_an_attempt_that_was_not_made_is_given_back() -> None:
     _, (one, other) = guards(Budget(tokens=100, strong_calls=2))  # pyright: ignore[reportCallIssue]
     with one.paying("strong") as call:
-        one.withdraw(call)
+        call.withdraw()
     with other.paying("strong"):
         other.paid("strong", 60, 0.0)
     one.paid("weak", 40, 0.0)

@@ -23,8 +23,9 @@ from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Clock, Guard, another_attempt
-from cowest_dspy.store.record import keeping, recorded
+from cowest_dspy.store.budget import Bill, Clock, Guard
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import recorded
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
 
 STRONG = "scripted/strong"
@@ -71,10 +72,10 @@ def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], b
     made = before
     for step in script:
         try:
-            with guard.paying(STRONG):
+            with guard.paying(STRONG) as call:
                 made += 1
                 if step == "retry":
-                    another_attempt()
+                    call.retry()
                     made += 1
                 if step == "fail":
                     raise ServerError("down")
@@ -90,8 +91,8 @@ def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], b
 def test_other_models_do_not_count_as_the_strong_one() -> None:
     guard = Guard(limits(strong_calls=1), Clock(), strong=STRONG)
     for _ in range(3):
-        with guard.paying("scripted/weak"):
-            another_attempt()
+        with guard.paying("scripted/weak") as call:
+            call.retry()
     with guard.paying(STRONG):
         pass
     assert guard.bill.strong_calls == 1
