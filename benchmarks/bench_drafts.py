@@ -242,7 +242,7 @@ def unshared_prompts(engine: Any) -> Iterator[None]:
 
     with (
         mock.patch.object(generating, "_key", id),
-        mock.patch.object(scheduler.Work, "prompt", property(id)),
+        mock.patch.object(scheduler.PendingRequest, "prompt", property(id)),
     ):
         yield
 

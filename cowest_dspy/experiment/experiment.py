@@ -153,7 +153,7 @@ class Experiment:
     def strong(self) -> dspy.LM:
         """The strong LM."""
         lm = build_lm(self.config.strong)
-        self.store.count_as_strong(lm.model)
+        self.store.set_strong(lm.model)
         return lm
 
     @cached_property

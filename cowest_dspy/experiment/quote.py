@@ -27,7 +27,7 @@ from cowest_dspy.influence.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
 from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.store.budget import Budget
 from cowest_dspy.store.call_context import keeping, stoppable
-from cowest_dspy.store.pool import given_in_order
+from cowest_dspy.store.pool import results_in_order
 from cowest_dspy.store.usage import Usage
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
         Rollouts(plan, config.at_once("strong"), config.at_once("weak")) as rollouts,
         stoppable(),
     ):
-        rolled = list(given_in_order(rollouts.start, chosen))
+        rolled = list(results_in_order(rollouts.start, chosen))
     measured = {role: found for role in ROLES if (found := meter.measured(role))}
     _check(rolled, measured)
     done = _Done.of(config, rolled, measured)

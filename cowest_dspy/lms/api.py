@@ -118,7 +118,7 @@ class ApiEngine(BaseEngine):
         try:
             response = self._attempt(request)
             used = _used_tokens(response)
-            return serialize.priced(
+            return serialize.with_price(
                 response, response_cost(self._inner, self.settings.price, response)
             )
         except LMError as error:

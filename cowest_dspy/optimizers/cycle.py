@@ -27,7 +27,7 @@ from dspy.teleprompt import Teleprompter
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric, named
-from cowest_dspy.lms.local.lora import load_again
+from cowest_dspy.lms.local.lora import reload_adapters
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
 from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
@@ -348,7 +348,7 @@ class _Compilation:
         made.load_state(step["state"])
         weak = program.weak
         if step["folder"] and step["weak"] != weak.model:
-            load_again(
+            reload_adapters(
                 engine_of(unrecorded(weak)).load_adapter,
                 {step["weak"]: str(self._run.folder / step["folder"])},
             )

@@ -109,7 +109,7 @@ def run(guard: Guard, listener: socket.socket, say: Callable[[str], None] = lamb
         say("stopping: requests under way are finished; once more stops at once")
 
     try:
-        with interrupts.telling(on_signal), interrupts.uninterrupted():
+        with interrupts.announcing(on_signal), interrupts.uninterrupted():
             asyncio.run(_serve(guard, listener, stop, lambda: say(address_of(listener))))
     except interrupts.Interrupted:
         return  # To be asked to stop is how a server ends.

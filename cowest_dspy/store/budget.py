@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import BaseModel, ConfigDict, Field
 
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.store.usage import added
+from cowest_dspy.store.usage import add_usd
 
 
 class Budget(BaseModel):
@@ -129,7 +129,7 @@ class Paying:
     """One call that was let in, and how many attempts it took so far; ``guard`` is of the budget
     that limits it. ``on_retry(attempts)`` is called before one more is made."""
 
-    guard: Guard | None = None
+    guard: BudgetGuard | None = None
     strong: bool = False
     attempts: int = 1
     on_retry: Callable[[int], None] = lambda attempts: None
@@ -147,7 +147,7 @@ class Paying:
             BudgetError: there is no room for it.
         """
         if self.guard is not None:
-            self.guard.let_in(self.strong)
+            self.guard.admit(self.strong)
         self.attempts += 1
         self.on_retry(self.attempts)
 
@@ -160,7 +160,7 @@ class Paying:
 
 
 @dataclass
-class Guard:
+class BudgetGuard:
     """Keeps a budget. Thread-safe.
 
     Args:
@@ -186,7 +186,7 @@ class Guard:
             BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
         """
         call = Paying(self, model == self.strong)
-        self.let_in(call.strong)
+        self.admit(call.strong)
         try:
             yield call
         finally:
@@ -203,12 +203,12 @@ class Guard:
             with self._lock:
                 self._under_way -= 1
 
-    def paid(self, model: str, tokens: int, usd: float | None) -> None:
+    def book(self, model: str, tokens: int, usd: float | None) -> None:
         """Books what an answer took; as much for each call of the model that a kill has left
         without a price."""
         with self._lock:
             bill, calls = self.bill, 1 + self.bill.unpriced.get(model, 0)
-            total = added(bill.usd, None if usd is None else usd * calls)
+            total = add_usd(bill.usd, None if usd is None else usd * calls)
             unpriced = {name: count for name, count in bill.unpriced.items() if name != model}
             self.bill = replace(
                 bill, tokens=bill.tokens + tokens * calls, usd=total, unpriced=unpriced
@@ -229,7 +229,7 @@ class Guard:
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
-    def let_in(self, strong: bool) -> None:
+    def admit(self, strong: bool) -> None:
         """Count one more attempt of a call; ``strong``: of the strong model.
 
         Raises:
@@ -261,7 +261,8 @@ class Guard:
             return (
                 "[budget] usd cannot be kept: the price of an answer is not known, since its "
                 "engine or its server did not say it "
-                "(price = { input = ..., output = ... } of an API, serialize.priced of an engine). "
+                "(price = { input = ..., output = ... } of an API, serialize.with_price of an "
+                "engine). "
                 "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:

@@ -39,9 +39,9 @@ def call_failed(error: str | None) -> bool:
     return error is not None and error.partition(":")[0].rpartition(" ")[2] not in UNUSABLE
 
 
-def unusable(kind: str) -> None:
+def count_unusable(kind: str) -> None:
     """Count an answer that was given and cannot be used, if the ledger counts failures."""
-    counts = getattr(call_context().ledger, "unusable", None)
+    counts = getattr(call_context().ledger, "count_unusable", None)
     if counts is not None and kind in UNUSABLE:
         counts(kind)
 

@@ -36,11 +36,11 @@ from cowest_dspy.store.progress import read_snapshot
 from cowest_dspy.store.schema import (
     CALL_COLUMNS,
     SCHEMA_VERSION,
+    add_functions,
     crc_of,
-    emptied,
-    held,
+    is_emptied,
+    lock_folder,
     migrate,
-    with_functions,
 )
 
 Row = tuple[Any, ...]
@@ -113,9 +113,9 @@ def repair(folder: str | Path) -> Repaired:
         StoreError: there is no run, another process holds it, or a newer version wrote it.
     """
     path = Path(folder) / "run.sqlite"
-    if not path.is_file() and not emptied(path):
+    if not path.is_file() and not is_emptied(path):
         raise StoreError(f"There is no run in {folder}: no {path.name}.")
-    hold = held(Path(folder))
+    hold = lock_folder(Path(folder))
     try:
         return _repaired(path)
     finally:
@@ -141,7 +141,7 @@ def _repaired(path: Path) -> Repaired:
         copy, fresh = Path(work) / "damaged.sqlite", Path(work) / "fresh.sqlite"
         _copy(path, copy)
         with closing(sqlite3.connect(fresh)) as into:
-            with_functions(into)
+            add_functions(into)
             migrate(into, fresh)
             readable = _readable(copy)
             with closing(sqlite3.connect(copy)) as source:
@@ -298,7 +298,7 @@ def _write_pages(path: Path, log: Path | None, image: Path) -> None:
 @contextmanager
 def _empty_store() -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(":memory:")) as db:
-        with_functions(db)
+        add_functions(db)
         migrate(db, Path("an empty store"))
         yield db
 

@@ -23,7 +23,7 @@ from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Clock, Guard
+from cowest_dspy.store.budget import Bill, BudgetGuard, Clock
 from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.record import recorded
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
@@ -68,7 +68,7 @@ def run(
     st.integers(0, 5),
 )
 def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], before: int) -> None:
-    guard = Guard(limits(strong_calls=limit), Clock(), Bill(strong_calls=before), STRONG)
+    guard = BudgetGuard(limits(strong_calls=limit), Clock(), Bill(strong_calls=before), STRONG)
     made = before
     for step in script:
         try:
@@ -89,7 +89,7 @@ def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], b
 
 
 def test_other_models_do_not_count_as_the_strong_one() -> None:
-    guard = Guard(limits(strong_calls=1), Clock(), strong=STRONG)
+    guard = BudgetGuard(limits(strong_calls=1), Clock(), strong=STRONG)
     for _ in range(3):
         with guard.paying("scripted/weak") as call:
             call.retry()
@@ -99,14 +99,14 @@ def test_other_models_do_not_count_as_the_strong_one() -> None:
 
 
 def test_once_refused_nobody_is_let_in() -> None:
-    guard = Guard(limits(strong_calls=0), Clock(), strong=STRONG)
+    guard = BudgetGuard(limits(strong_calls=0), Clock(), strong=STRONG)
     for model in (STRONG, "scripted/weak"):
         with pytest.raises(BudgetError), guard.paying(model):
             raise AssertionError("it was let in")
 
 
 def test_a_price_that_is_not_known_stops_a_budget_in_dollars() -> None:
-    guard = Guard(limits(usd=1.0), Clock(), Bill(usd=None))
+    guard = BudgetGuard(limits(usd=1.0), Clock(), Bill(usd=None))
     with pytest.raises(BudgetError, match="price of an answer is not known"), guard.paying("m"):
         pass
 
