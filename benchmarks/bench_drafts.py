@@ -239,7 +239,7 @@ def unshared_prompts(engine: Any) -> Iterator[None]:
 
     with (
         mock.patch.object(generating, "_key", id),
-        mock.patch.object(scheduler.Work, "prompt", property(id)),
+        mock.patch.object(scheduler.PendingRequest, "prompt", property(id)),
     ):
         yield
 
@@ -272,7 +272,7 @@ def usual_attention(engine: Any) -> Iterator[None]:
             self._rows = [generating_draws(row) for row in rows]
             cache: Any = DynamicCache(config=self._config)
             logits: list[Any] = []
-            with attention.attending(None):
+            with torch.inference_mode():
                 out = self._select([row.adapter for row in rows])(
                     input_ids=ids,
                     attention_mask=real.long(),

@@ -47,7 +47,7 @@ from cowest_dspy.cli.progress import format_count
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.utils.interrupts import handled
+from cowest_dspy.utils.interrupts import handle_signals
 
 BODY = {"model": "bench", "messages": [{"role": "user", "content": "May the Arbel run at 25 bar?"}]}
 LUA = """
@@ -91,7 +91,7 @@ def serve(latency: float, concurrency: int) -> None:
     from cowest_dspy.serve.server import bind, make_service, run
 
     rules = ServeRules.model_validate({"limits": {"concurrency": concurrency}})
-    with handled(), bind("127.0.0.1", 0) as listener:
+    with handle_signals(), bind("127.0.0.1", 0) as listener:
         service = make_service(program(latency), rules, "bench")
         run(make_app(service), listener, lambda text: print(text, flush=True))
 

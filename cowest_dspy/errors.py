@@ -115,7 +115,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
-def faults(error: ValidationError, whole: str, *, most: int | None = 3) -> str:
+def describe_faults(error: ValidationError, whole: str, *, most: int | None = 3) -> str:
     """The first things found wrong in a document (None: all), each as "where: what"; ``whole``
     stands for the document itself."""
     return "; ".join(

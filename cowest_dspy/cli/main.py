@@ -34,7 +34,7 @@ from cowest_dspy.cli.verbs import (
     running,
 )
 from cowest_dspy.errors import CowestError, masked
-from cowest_dspy.utils.interrupts import handled, signal_of, stopped_by
+from cowest_dspy.utils.interrupts import first_signal, handle_signals, signal_of
 from cowest_dspy.utils.reading import DISK_FAULTS, describe_os_error, read_json_text
 from cowest_dspy.utils.safe_text import visible
 
@@ -312,7 +312,7 @@ def report_errors(run: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with handled():
+    with handle_signals():
         try:
             run()
         except CowestError as error:
@@ -335,7 +335,7 @@ def report_errors(run: Callable[[], None]) -> None:
             sys.exit(128 + signal_of(stop))
         except SystemExit as end:
             # Typer makes exit code 1 of an interruption that no verb has taken.
-            stop = stopped_by()
+            stop = first_signal()
             sys.exit(128 + stop if stop and end.code == 1 else end.code)
 
 

@@ -34,7 +34,7 @@ from cowest_dspy.errors import masked
 from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.journal import Event
-from cowest_dspy.store.progress import Best, Snapshot, StageState, alive, iso, read_snapshot
+from cowest_dspy.store.progress import Best, Snapshot, StageState, is_alive, iso, read_snapshot
 from cowest_dspy.store.usage import format_usd
 from cowest_dspy.utils import interrupts
 
@@ -236,7 +236,7 @@ class Progress(NoProgress):
     def _draw(self, event: Event, now: Snapshot) -> None:
         if event == "stage_begin" and self._drawing is None:
             with ExitStack() as stack:
-                stack.enter_context(interrupts.telling(self._set_note))
+                stack.enter_context(interrupts.announcing(self._set_note))
                 live = Live(
                     get_renderable=self._render,
                     console=self._console,
@@ -410,7 +410,7 @@ def follow(
                 progress.update("progress", now)
                 lines, open_before = now.lines, [stage.name for stage in now.now]
                 # Seen dead, and then the same once more: in between it may have ended as it should.
-                if not alive(now) and (read_snapshot(folder) or now) == now:
+                if not is_alive(now) and (read_snapshot(folder) or now) == now:
                     return now
             sleep(LOOK)
     finally:
@@ -432,7 +432,7 @@ def show_new(now: Snapshot, progress: Progress, shown: list[StageState], lines: 
 def describe_end(now: Snapshot) -> list[str]:
     """What to say of a run that nobody works on any more."""
     return [
-        f"{now.run}: {format_state(now, alive=alive(now))}",
+        f"{now.run}: {format_state(now, alive=is_alive(now))}",
         *([now.error] if now.error and now.state != "running" else []),
         *([now.verdict] if now.verdict else []),
         *(

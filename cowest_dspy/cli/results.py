@@ -19,7 +19,7 @@ from cowest_dspy.cli.console import console
 from cowest_dspy.cli.verbs import Run, Schema, Seed, quiet_dspy, running
 from cowest_dspy.errors import BundleError, ConfigError, ReportError, StoreError
 from cowest_dspy.utils.files import write_whole
-from cowest_dspy.utils.interrupts import signal_of, telling
+from cowest_dspy.utils.interrupts import announcing, signal_of
 from cowest_dspy.utils.safe_text import printable, visible
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def watch(
     """
     from cowest_dspy.cli.progress import Progress, describe_end, follow, show_new, view
     from cowest_dspy.report.runs import describe_run, is_run, suggest_run
-    from cowest_dspy.store.progress import alive, read_snapshot
+    from cowest_dspy.store.progress import is_alive, read_snapshot
 
     now = read_snapshot(run)
     if now is None and is_run(run):
@@ -95,14 +95,14 @@ def watch(
     progress = Progress()
     if now is not None and once:
         show_new(now, progress, [], 0)
-        if alive(now):
+        if is_alive(now):
             console.print(view(now))
             console.print_line(f"running: process {now.pid} on {now.host}")
         else:
             console.print_line("\n".join(describe_end(now)))
         return
     try:
-        with telling(lambda text: None):
+        with announcing(lambda text: None):
             last = follow(run, progress, hint=suggest_run(run) if now is None else "")
     except KeyboardInterrupt as stop:
         print("\nNo longer watched. The run itself is as it was.", file=sys.stderr)

@@ -37,7 +37,7 @@ from cowest_dspy.program import (
 )
 from cowest_dspy.program.collaboration import Collaboration, signature_of
 from cowest_dspy.report import Arm, outcomes_text
-from cowest_dspy.store.record import keeping
+from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import call
 

@@ -384,7 +384,7 @@ def _examine_endpoint(visit: _Visit, role: str, settings: Api | Server | Engine)
         visit.note(role, "model", "ok", f"{settings.model}: {_how_it_is_reached(settings)}")
         _note_context(visit, role, None, tokens, "about ")
         return True
-    found = endpoints.reach(settings)
+    found = endpoints.check_endpoint(settings)
     visit.note(role, "model", found.level, found.text)
     if found.level == "error":
         return False

@@ -42,7 +42,8 @@ from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.scale import Cluster, merge_shards
-from cowest_dspy.store.record import keeping, recorded
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import recorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TunableEngine, engine_of, tunable
 from cowest_dspy.utils.files import write_whole
@@ -152,7 +153,7 @@ class Experiment:
     def strong(self) -> dspy.LM:
         """The strong LM."""
         lm = build_lm(self.config.strong)
-        self.store.count_as_strong(lm.model)
+        self.store.set_strong(lm.model)
         return lm
 
     @cached_property

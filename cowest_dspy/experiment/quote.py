@@ -26,9 +26,8 @@ from cowest_dspy.influence.metering import Measured, Meter
 from cowest_dspy.influence.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
 from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.store.budget import Budget
-from cowest_dspy.store.pool import given_in_order
-from cowest_dspy.store.rate_limit import stoppable
-from cowest_dspy.store.record import keeping
+from cowest_dspy.store.call_context import keeping, stoppable
+from cowest_dspy.store.pool import results_in_order
 from cowest_dspy.store.usage import Usage
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     meter = Meter(experiment.store, program.weak.model)
     plan = Plan(
         program,
-        meter.listening_to(experiment.evaluator),
+        meter.as_judge(experiment.evaluator),
         experiment.sampling,
         config.collect.answers,
     )
@@ -255,7 +254,7 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
         Rollouts(plan, config.at_once("strong"), config.at_once("weak")) as rollouts,
         stoppable(),
     ):
-        rolled = list(given_in_order(rollouts.start, chosen))
+        rolled = list(results_in_order(rollouts.start, chosen))
     measured = {role: found for role in ROLES if (found := meter.measured(role))}
     _check(rolled, measured)
     done = _Done.of(config, rolled, measured)

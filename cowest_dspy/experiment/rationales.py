@@ -20,8 +20,9 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.program.adapters import LineAdapter
-from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, failure, listening, recorded
+from cowest_dspy.store.call_context import listening
+from cowest_dspy.store.pool import map_in_threads
+from cowest_dspy.store.record import EXPECTED_FAILURES, failure, recorded
 
 Rationalised = Literal["knowledge", "chain_of_thought"]
 _ASKED: dict[str, tuple[str, str]] = {
@@ -109,7 +110,7 @@ def rationales(
             return "", "states the answer"
         return text, ""
 
-    made = all_in_order(one, examples, threads=threads, on_progress=on_progress)
+    made = map_in_threads(one, examples, threads=threads, on_progress=on_progress)
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
         raise DataError(

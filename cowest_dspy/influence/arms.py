@@ -14,8 +14,8 @@ from pydantic import ConfigDict
 from cowest_dspy.errors import DataError, ReportError
 from cowest_dspy.influence.metric import Metric, attempt, score_of
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.pool import OnProgress, all_in_order
-from cowest_dspy.store.record import keeping
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.pool import OnProgress, map_in_threads
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.jsonable import as_text, from_text
 
@@ -99,7 +99,7 @@ def ask_all(
         return _one(answering, example, metric)
 
     with keeping(store):
-        return tuple(all_in_order(one, examples, threads=num_threads, on_progress=on_progress))
+        return tuple(map_in_threads(one, examples, threads=num_threads, on_progress=on_progress))
 
 
 def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:

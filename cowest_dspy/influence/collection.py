@@ -19,9 +19,9 @@ from cowest_dspy.influence.rollout import Plan, Rolled, Rollouts, ask_and_score
 from cowest_dspy.influence.trace import KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs
-from cowest_dspy.store.pool import OnProgress, all_in_order, given_in_order
-from cowest_dspy.store.rate_limit import stoppable
-from cowest_dspy.store.record import call_failed, keeping
+from cowest_dspy.store.call_context import keeping, stoppable
+from cowest_dspy.store.pool import OnProgress, map_in_threads, results_in_order
+from cowest_dspy.store.record import call_failed
 from cowest_dspy.store.store import Store
 
 ENOUGH_TO_JUDGE = 20
@@ -180,7 +180,7 @@ def _roll(
         Rollouts(plan, threads[0], many) as rollouts,
         stoppable(),
     ):
-        promised = given_in_order(rollouts.start, examples, ahead=ahead)
+        promised = results_in_order(rollouts.start, examples, ahead=ahead)
         for done, rolled in enumerate(promised, start=1):
             add(rolled)
             if on_progress:
@@ -338,5 +338,5 @@ def noise_floor(
 
     with keeping(store):
         return NoiseFloor.of(
-            all_in_order(one, examples, threads=num_threads, on_progress=on_progress)
+            map_in_threads(one, examples, threads=num_threads, on_progress=on_progress)
         )

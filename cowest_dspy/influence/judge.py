@@ -35,7 +35,8 @@ from cowest_dspy.program.collaboration import (
     sanitize_draft,
     signature_of,
 )
-from cowest_dspy.store.record import recorded, sampling, unrecorded
+from cowest_dspy.store.call_context import sampling
+from cowest_dspy.store.record import recorded, unrecorded
 
 NOT_SHOWN = ("draft", "logprobs")
 
@@ -340,7 +341,7 @@ class GoldLikelihood(Evaluator):
         self, program: Collaboration, *, gold: str = "answer", field: str | None = None
     ) -> None:
         strong = unrecorded(program.strong)
-        engine = strong._engine_spec
+        engine = strong.engine
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
                 f"{strong.model} gives no log-probabilities of a given text, which likelihood "

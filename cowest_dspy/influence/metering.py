@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +20,8 @@ from dspy.lm15 import Request, Response
 
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.store import serialize
+from cowest_dspy.store.call_context import call_context, with_context
 from cowest_dspy.store.store import Store
-
-_judging: ContextVar[bool] = ContextVar("cowest_judging", default=False)
 
 
 @dataclass(frozen=True)
@@ -67,16 +64,17 @@ class Meter:
         started = time.monotonic()
         response, cached = self._store.answer(request, ask)
         seconds = self._store.seconds_of(request) if cached else time.monotonic() - started
-        role = "judge" if _judging.get() else "weak" if request.model == self._weak else "strong"
+        weak_or_strong = "weak" if request.model == self._weak else "strong"
+        role = call_context().role or weak_or_strong
         with self._lock:
             self._noted.append(_Noted(role, seconds, serialize.response_to_dict(response)))
         return response, cached
 
-    def listening_to(self, metric: Metric) -> Metric:
+    def as_judge(self, metric: Metric) -> Metric:
         """The metric, with its calls noted as the judge's."""
 
         def metered(*arguments: Any, **options: Any) -> Any:
-            with _as_judge():
+            with with_context(role="judge"):
                 return metric(*arguments, **options)
 
         return metered
@@ -94,12 +92,3 @@ class Meter:
             sum(one.answer["output_tokens"] for one in mine) / len(mine),
             None if None in prices else sum(prices) / len(mine),
         )
-
-
-@contextmanager
-def _as_judge() -> Iterator[None]:
-    token = _judging.set(True)
-    try:
-        yield
-    finally:
-        _judging.reset(token)

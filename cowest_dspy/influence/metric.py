@@ -22,15 +22,9 @@ from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
 from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
 from cowest_dspy.program.examples import check_inputs
-from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import (
-    EXPECTED_FAILURES,
-    Call,
-    failure,
-    failure_in,
-    listening,
-    unusable,
-)
+from cowest_dspy.store.call_context import Call, listening
+from cowest_dspy.store.pool import map_in_threads
+from cowest_dspy.store.record import EXPECTED_FAILURES, count_unusable, failure, failure_in
 
 Metric = Callable[..., Any]
 
@@ -69,7 +63,7 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
     if unfinished := failure_in(calls):
         made = Attempt(None, unfinished, made.calls)
     if made.error:
-        unusable(failure_kind(made.error))
+        count_unusable(failure_kind(made.error))
     return made
 
 
@@ -205,7 +199,7 @@ class Influence:
             DataError: an example lacks an input that the program needs; nothing was asked.
         """
         check_inputs(self.program, examples)
-        measured = all_in_order(self._one, examples, threads=num_threads)
+        measured = map_in_threads(self._one, examples, threads=num_threads)
         failures = Counter(failure_kind(error) for _, error in measured if error)
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 

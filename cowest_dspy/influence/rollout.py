@@ -22,7 +22,7 @@ import dspy
 from cowest_dspy.influence.metric import Attempt, Metric, Scored, attempt, scored
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.record import Call, sampling
+from cowest_dspy.store.call_context import Call, sampling
 from cowest_dspy.store.usage import total_usd
 
 FIRST_DRAFTS = 2

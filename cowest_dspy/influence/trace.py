@@ -13,7 +13,7 @@ from cowest_dspy.influence.report import InfluenceReport, format_kinds
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils import notebook
 from cowest_dspy.utils.hiding import Hiding, hide_inputs, names_hidden_in
-from cowest_dspy.utils.jsonable import restored_fields
+from cowest_dspy.utils.jsonable import restore_fields
 
 KIND = "trace"
 """Of the store's records that are traces."""
@@ -75,9 +75,7 @@ class Trace:
         """The inverse of :meth:`to_dict`, also after a round trip through JSON, where ``types`` has
         the types of the program's outputs (``Collaboration.output_types``); without them answers
         stay in what JSON has."""
-        answers = {
-            name: restored_fields(values[name], types or {}) for name in ("refined", "alone")
-        }
+        answers = {name: restore_fields(values[name], types or {}) for name in ("refined", "alone")}
         return cls(
             **{
                 **values,

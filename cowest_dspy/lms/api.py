@@ -17,7 +17,6 @@ neither says, it is not known: None, never 0, and a sum with an unknown part is 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import dspy
@@ -55,21 +54,13 @@ class ApiEngine(BaseEngine):
         settings: as in a TOML.
         limits: those of its endpoint by default, shared with every other engine for the same model,
             address and key.
-        attempt: makes one attempt in the place of :meth:`attempt`, for instance on another machine.
 
     Raises:
         ConfigError: the environment variable of the key is not set.
     """
 
-    def __init__(
-        self,
-        settings: Api,
-        *,
-        limits: Limits | None = None,
-        attempt: Callable[[Request], Response] | None = None,
-    ) -> None:
+    def __init__(self, settings: Api, *, limits: Limits | None = None) -> None:
         self.settings, self.concurrency = settings, settings.concurrency
-        self._attempt = attempt or self.attempt
         self.limits = limits or shared_limits(
             settings.model,
             settings.api_base,
@@ -116,9 +107,9 @@ class ApiEngine(BaseEngine):
         admission = self.limits.enter(self.estimated_tokens(request))
         used: int | None = None
         try:
-            response = self._attempt(request)
+            response = self.attempt(request)
             used = _used_tokens(response)
-            return serialize.priced(
+            return serialize.with_price(
                 response, response_cost(self._inner, self.settings.price, response)
             )
         except LMError as error:
@@ -189,7 +180,7 @@ class ApiEngine(BaseEngine):
         """The error as it is raised: without the key, and a body that is no JSON or not read as the
         broken transport that it is."""
         cause = error.__cause__
-        if self._key and _says(error, self._key):
+        if self._key and _contains_key(error, self._key):
             # A server has repeated the key. The cause repeats it too, so that the error is told
             # anew, without one.
             plain = type(error) if isinstance(error, LMError) else LMError
@@ -228,12 +219,14 @@ class AsyncApiEngine(AsyncEngine):
     kind = ApiEngine
 
 
-def _says(error: BaseException | None, key: str) -> bool:
+def _contains_key(error: BaseException | None, key: str) -> bool:
     """Whether the error, or one that led to it, has the key in it, in any form."""
     if error is None:
         return False
     text = f"{error} {vars(error)}"
-    return without_secret(text, key) != text or _says(error.__cause__ or error.__context__, key)
+    return without_secret(text, key) != text or _contains_key(
+        error.__cause__ or error.__context__, key
+    )
 
 
 def _connection(settings: Api, key: str | None, model: str) -> dspy.LM:

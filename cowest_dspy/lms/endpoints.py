@@ -20,7 +20,7 @@ DEADLINE = 5.0
 
 
 @dataclass(frozen=True)
-class Reached:
+class EndpointCheck:
     """What came of reaching for an endpoint; ``context`` in tokens when it says so."""
 
     level: Literal["ok", "warning", "error"]
@@ -28,7 +28,7 @@ class Reached:
     context: int | None = None
 
 
-def reach(settings: Api | Server) -> Reached:
+def check_endpoint(settings: Api | Server) -> EndpointCheck:
     """Ask the endpoint at ``api_base`` for its models; an answer must begin within 5 seconds."""
     address, variable = masked(settings.api_base or ""), settings.api_key_env
     if variable and not os.environ.get(variable):
@@ -64,23 +64,23 @@ def reach(settings: Api | Server) -> Reached:
     return _served(settings, address, _listed(answer))
 
 
-def _error(text: str) -> Reached:
-    return Reached("error", text)
+def _error(text: str) -> EndpointCheck:
+    return EndpointCheck("error", text)
 
 
-def _served(settings: Api | Server, address: str, listed: list[dict[str, Any]]) -> Reached:
+def _served(settings: Api | Server, address: str, listed: list[dict[str, Any]]) -> EndpointCheck:
     name = settings.model.partition("/")[2] if isinstance(settings, Api) else settings.model
     entry = next((one for one in listed if one.get("id") in (name, settings.model)), None)
     if listed and entry is None:
         known = [str(one.get("id")) for one in listed]
         shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-        return Reached(
+        return EndpointCheck(
             "warning",
             f'{address} does not list the model "{name}".{nearest(name, known)} It lists: {shown}.',
         )
     context = (entry or {}).get("max_model_len") or _context_of_llama_cpp(settings)
     how = f"serves {name}" if entry else "answers, without a list of models"
-    return Reached(
+    return EndpointCheck(
         "ok", f"{address} {how}", context if isinstance(context, int) and context > 0 else None
     )
 

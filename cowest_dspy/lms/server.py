@@ -44,11 +44,11 @@ from cowest_dspy.lms import lora_gguf, protocol
 from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.config import Server, read_key
 from cowest_dspy.lms.local import lora, weights
-from cowest_dspy.lms.local.lora import KnownAdapters, load_again
+from cowest_dspy.lms.local.lora import AdapterRegistry, reload_adapters
 from cowest_dspy.lms.protocol import Exchange, Http
 from cowest_dspy.lms.server_process import Place, ServerProcess
 from cowest_dspy.store import serialize
-from cowest_dspy.store.rate_limit import current_stopping
+from cowest_dspy.store.call_context import current_stopping
 
 # These are the LM's, not the engine's: two roles that differ in them only share one engine, and one
 # started server.
@@ -83,7 +83,7 @@ class ServerEngine(BaseEngine):
         if located and settings.server != "openai":
             self.base_folder = str(located)
         self._served = _ADAPTERS[settings.server](settings, str(located) if located else None)
-        self._adapters = KnownAdapters(self.model_id)
+        self._adapters = AdapterRegistry(self.model_id)
         self._process = (
             ServerProcess(settings.command, startup=settings.startup, log=settings.log)
             if settings.command
@@ -135,7 +135,7 @@ class ServerEngine(BaseEngine):
             with self._reached() as (place, exchange):
                 body |= self._served.fields(exchange, place, adapter)
                 answer = exchange.post(f"{place.url}/chat/completions", json=body)
-        return serialize.priced(protocol.response_of(request, answer), 0.0)
+        return serialize.with_price(protocol.response_of(request, answer), 0.0)
 
     def close(self) -> None:
         """Stop the server if it was started here, and close connections; the next request starts
@@ -164,7 +164,7 @@ class ServerEngine(BaseEngine):
                 saved.
         """
         engine = shared_server(Server.model_validate(state["settings"]))
-        load_again(engine.load_adapter, state.get("adapters", {}))
+        reload_adapters(engine.load_adapter, state.get("adapters", {}))
         return engine
 
     # Adapters

@@ -27,12 +27,13 @@ from dspy.teleprompt import Teleprompter
 from cowest_dspy.errors import ProgramError, nearest
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric, named
-from cowest_dspy.lms.local.lora import load_again
+from cowest_dspy.lms.local.lora import reload_adapters
 from cowest_dspy.optimizers.deciding import Gain, Scores, gain
 from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs, with_ids
-from cowest_dspy.store.record import keeping, unrecorded
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of
@@ -347,7 +348,7 @@ class _Compilation:
         made.load_state(step["state"])
         weak = program.weak
         if step["folder"] and step["weak"] != weak.model:
-            load_again(
+            reload_adapters(
                 engine_of(unrecorded(weak)).load_adapter,
                 {step["weak"]: str(self._run.folder / step["folder"])},
             )

@@ -24,12 +24,13 @@ from typing import Any, Literal
 import dspy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cowest_dspy.errors import ConfigError, ProgramError, RouterError, faults
+from cowest_dspy.errors import ConfigError, ProgramError, RouterError, describe_faults
 from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter, signature_of
-from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, note, sampling, unrecorded
+from cowest_dspy.store.call_context import note, sampling
+from cowest_dspy.store.pool import map_in_threads
+from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, unrecorded
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.reading import read_json
 
@@ -247,7 +248,7 @@ class Router(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise RouterError(f"{source} is damaged: {faults(error, 'router')}.") from None
+            raise RouterError(f"{source} is damaged: {describe_faults(error, 'router')}.") from None
 
 
 class Routed(dspy.Module):
@@ -314,7 +315,7 @@ def sample_drafts(
             raise SamplingFailed(made.error)
         return str(made.outputs["draft"]) if made.outputs else ""
 
-    return all_in_order(one, range(count), threads=count) if count else []
+    return map_in_threads(one, range(count), threads=count) if count else []
 
 
 def _draft_seed(inputs: Mapping[str, Any], number: int, seed: int) -> int:
@@ -344,7 +345,7 @@ class DraftLikelihood:
                 f"{len(predictors)}."
             )
         weak = unrecorded(program.weak)
-        engine = weak._engine_spec
+        engine = weak.engine
         if not isinstance(engine, ScoringEngine):
             raise ConfigError(
                 f"{weak.model} gives no log-probabilities of a given text, which this router "

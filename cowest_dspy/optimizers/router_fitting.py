@@ -33,8 +33,8 @@ from cowest_dspy.optimizers.router import (
     sample_drafts,
 )
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.pool import OnProgress, all_in_order
-from cowest_dspy.store.record import keeping
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.pool import OnProgress, map_in_threads
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
 
@@ -170,7 +170,7 @@ def observe(
         )
 
     with keeping(store):
-        return all_in_order(one, examples, threads=threads, on_progress=on_progress)
+        return map_in_threads(one, examples, threads=threads, on_progress=on_progress)
 
 
 def _score(metric: Metric, example: dspy.Example, made: Attempt | None) -> float | None:

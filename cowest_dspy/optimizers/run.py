@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import dspy
-
 from cowest_dspy.errors import BudgetError
+from cowest_dspy.store.call_context import call_context
 from cowest_dspy.store.journal import Event
 from cowest_dspy.store.pool import OnProgress
 from cowest_dspy.store.progress import Snapshot
@@ -101,7 +100,7 @@ class RunContext:
 def store_in_use(folder: str | Path | None, *, strong: str | None = None) -> Iterator[Store]:
     """The store that calls are kept in already (``keeping``), which stays open; otherwise that of
     ``folder``, or of a new temporary folder, which is kept."""
-    given = dspy.settings.get("cowest_ledger")
+    given = call_context().ledger
     if isinstance(given, Store):
         yield given
         return

@@ -16,7 +16,7 @@ from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.optimizers.run import RunContext, Settings
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.tuning import data_format, engine_of, tune
-from cowest_dspy.utils.interrupts import until_kept
+from cowest_dspy.utils.interrupts import postponing
 
 
 class TrainedModels:
@@ -112,7 +112,7 @@ class TrainedModels:
         with (
             self._run.stage(name, title) as progress,
             self._run.training(name, settings) as settings,
-            until_kept(),
+            postponing(),
         ):
             tuned = tune(
                 start,

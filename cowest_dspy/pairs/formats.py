@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from cowest_dspy.errors import PairsError, faults
+from cowest_dspy.errors import PairsError, describe_faults
 
 
 class Message(TypedDict):
@@ -141,8 +141,8 @@ def _validate(kind: type[Row], values: dict[str, Any], where: str) -> Row:
     except ValidationError as error:
         what = "pair" if kind is Pair else "labelled draft"
         raise PairsError(
-            f"{where}: this is no {what}. {faults(error, 'row')}. Each side must be a list of "
-            'messages, such as [{"role": "user", "content": "..."}]; rename a column that '
+            f"{where}: this is no {what}. {describe_faults(error, 'row')}. Each side must be a "
+            'list of messages, such as [{"role": "user", "content": "..."}]; rename a column that '
             "means something else."
         ) from None
 

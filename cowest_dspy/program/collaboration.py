@@ -18,7 +18,8 @@ import dspy
 
 from cowest_dspy.errors import ProgramError, masked, nearest
 from cowest_dspy.program.adapters import LineAdapter, escape, escaping, labelled_lines
-from cowest_dspy.store.record import Call, failure_in, listening, note, recorded
+from cowest_dspy.store.call_context import Call, listening, note
+from cowest_dspy.store.record import failure_in, recorded
 from cowest_dspy.utils import notebook
 
 DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]

@@ -23,8 +23,9 @@ from cowest_dspy.program.baselines import (
     predictors_of,
 )
 from cowest_dspy.program.collaboration import Collaboration, signature_of
-from cowest_dspy.store.pool import all_in_order
-from cowest_dspy.store.record import EXPECTED_FAILURES, Call, listening, note, recorded
+from cowest_dspy.store.call_context import Call, listening, note
+from cowest_dspy.store.pool import map_in_threads
+from cowest_dspy.store.record import EXPECTED_FAILURES, recorded
 
 STATED = "stated_answer"
 Key = Callable[[dspy.Prediction], Hashable]
@@ -308,7 +309,7 @@ def _drafts(
             errors.append(error)
             return None
 
-    drafts = all_in_order(one, examples, threads=threads)
+    drafts = map_in_threads(one, examples, threads=threads)
     if errors and not any(drafts):
         raise errors[0]
     return drafts

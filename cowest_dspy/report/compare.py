@@ -29,7 +29,7 @@ from cowest_dspy.report.significance import (
     holm,
     is_binary,
 )
-from cowest_dspy.store.usage import added
+from cowest_dspy.store.usage import add_usd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,13 +319,13 @@ def _extra(name: str, runs: Sequence[ComparedArm]) -> Extra:
 
 def _cost(runs: Sequence[ComparedArm]) -> Cost:
     def total(field: str) -> Any:
-        return reduce(added, (getattr(run.cost, field) if run.cost else None for run in runs))
+        return reduce(add_usd, (getattr(run.cost, field) if run.cost else None for run in runs))
 
     def in_all(cost: Stage | None) -> Any:
-        return added(cost.calls, cost.cached_calls) if cost else None
+        return add_usd(cost.calls, cost.cached_calls) if cost else None
 
     one = {field: total(field) for field in ("calls", "tokens_in", "tokens_out", "usd", "seconds")}
-    calls_in_all: Any = reduce(added, (in_all(run.cost) for run in runs))
+    calls_in_all: Any = reduce(add_usd, (in_all(run.cost) for run in runs))
     return Cost(**one, calls_in_all=calls_in_all)
 
 

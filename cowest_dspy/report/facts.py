@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cowest_dspy.errors import ReportError, faults
+from cowest_dspy.errors import ReportError, describe_faults
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.optimizers.rounds import Outcome
 from cowest_dspy.utils.hiding import hidden_names, hide_inputs, mark, without
@@ -374,7 +374,7 @@ def load(adapter: TypeAdapter[T], document: Mapping[str, Any], version: int, aga
     except ValidationError as error:
         raise ReportError(
             f"The document does not fit schema_version {version}: "
-            f"{faults(error, 'document')}. {again}"
+            f"{describe_faults(error, 'document')}. {again}"
         ) from error
 
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from cowest_dspy.errors import ConfigError, ReportError, nearest
-from cowest_dspy.store.progress import FILE, Snapshot, StageState, alive, read_snapshot
-from cowest_dspy.store.schema import EMPTIED, emptied
+from cowest_dspy.store.progress import FILE, Snapshot, StageState, is_alive, read_snapshot
+from cowest_dspy.store.schema import EMPTIED, is_emptied
 from cowest_dspy.utils.reading import parse_json, read_toml
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
@@ -107,7 +107,7 @@ def describe_run(folder: Path) -> RunLine:
     if now is None:
         return _of_store(folder, common)
     stage = now.stage
-    lives = alive(now)
+    lives = is_alive(now)
     state: State = now.state if now.state != "running" or lives else "stopped"
     if state == "finished" and not summary.records and not summary.calls:
         state = "empty"
@@ -165,7 +165,7 @@ def summarize_store(folder: Path, *, numbers: bool = True) -> StoreSummary:
     """What the store of a run says; without ``numbers`` only what costs nothing, however large it
     is."""
     path = folder / STORE
-    if emptied(path):
+    if is_emptied(path):
         return StoreSummary(damage=EMPTIED)
     if not path.is_file() or not path.stat().st_size:
         return StoreSummary()

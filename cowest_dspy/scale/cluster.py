@@ -304,7 +304,7 @@ def _actor(store: Store, strong: str) -> Any:
     """The coordinator, on this node: it ends with this process, and not with another node."""
     import ray
 
-    store.root.count_as_strong(strong)
+    store.root.set_strong(strong)
     guard, bill = store.guard, store.bill(strong)
     if guard is not None:
         bill = replace(bill, seconds=bill.seconds + guard.clock.seconds)

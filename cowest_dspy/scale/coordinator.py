@@ -14,8 +14,9 @@ from typing import Any
 
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.influence.collection import Tally
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Paying
-from cowest_dspy.store.rate_limit import Admission, Limits, current_stopping
+from cowest_dspy.store.budget import Bill, Budget, BudgetGuard, Clock
+from cowest_dspy.store.call_context import current_stopping
+from cowest_dspy.store.rate_limit import Admission, Limits
 
 Endpoint = tuple[str | None, ...]
 LONGEST_WAIT = 0.5
@@ -42,7 +43,7 @@ class Coordinator:
     def __init__(self, budget: Budget | None, bill: Bill, strong: str) -> None:
         clock = Clock()
         clock.__enter__()  # It counts until the actor ends.
-        self._guard = Guard(budget or Budget(), clock, bill, strong)  # pyright: ignore[reportCallIssue]
+        self._guard = BudgetGuard(budget or Budget(), clock, bill, strong)  # pyright: ignore[reportCallIssue]
         self._limits: dict[Endpoint, Limits] = {}
         self._under_way: dict[int, tuple[str, Endpoint, Admission]] = {}
         self._numbers = itertools.count()
@@ -75,21 +76,21 @@ class Coordinator:
         self._stopped = True
         return self._begun
 
-    def let_in(self, strong: bool) -> str | None:
+    def admit(self, strong: bool) -> str | None:
         """Counts one attempt of a call; why there is no room for it in the budget, or None."""
         try:
-            self._guard.let_in(Paying(strong))
+            self._guard.admit(strong)
         except BudgetError as error:
             return str(error)
         return None
 
     def withdraw(self, strong: bool) -> None:
         """Takes an attempt back that was not made."""
-        self._guard.withdraw(Paying(strong))
+        self._guard.withdraw(strong)
 
-    def paid(self, model: str, tokens: int, usd: float | None) -> None:
+    def book(self, model: str, tokens: int, usd: float | None) -> None:
         """Books what an answer took."""
-        self._guard.paid(model, tokens, usd)
+        self._guard.book(model, tokens, usd)
 
     def enter(
         self,
@@ -133,12 +134,12 @@ class RemoteCoordinator:
 
         def call(*arguments: Any) -> Any:
             made = getattr(self._actor, name).remote(*arguments)
-            return None if name in ("withdraw", "paid", "leave", "hold") else ray.get(made)
+            return None if name in ("withdraw", "book", "leave", "hold") else ray.get(made)
 
         return call
 
 
-class SharedGuard(Guard):
+class SharedGuard(BudgetGuard):
     """The budget of a shard's store: that of the coordinator.
 
     Args:
@@ -151,23 +152,22 @@ class SharedGuard(Guard):
         super().__init__(Budget(), Clock(), strong=strong)  # pyright: ignore[reportCallIssue]
         self._coordinator, self._limited = coordinator, limited
 
-    def let_in(self, call: Paying) -> None:
+    def admit(self, strong: bool) -> None:
         """As of every guard; and nobody is let in once the shard is stopped (KeyboardInterrupt)."""
         current_stopping().check()
-        refusal = self._coordinator.let_in(call.strong) if self._limited else None
+        refusal = self._coordinator.admit(strong) if self._limited else None
         if refusal is not None:
             raise BudgetError(refusal)
 
-    def withdraw(self, call: Paying) -> None:
+    def withdraw(self, strong: bool) -> None:
         """As of every guard."""
-        call.attempts -= 1
         if self._limited:
-            self._coordinator.withdraw(call.strong)
+            self._coordinator.withdraw(strong)
 
-    def paid(self, model: str, tokens: int, usd: float | None) -> None:
+    def book(self, model: str, tokens: int, usd: float | None) -> None:
         """As of every guard."""
         if self._limited:
-            self._coordinator.paid(model, tokens, usd)
+            self._coordinator.book(model, tokens, usd)
 
 
 @dataclass(eq=False)

@@ -33,7 +33,8 @@ from cowest_dspy.scale.coordinator import (
     SharedGuard,
     SharedLimits,
 )
-from cowest_dspy.store.rate_limit import Stopping, joining, share_limits
+from cowest_dspy.store.call_context import Stopping, joining
+from cowest_dspy.store.rate_limit import share_limits
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 

@@ -8,15 +8,15 @@ app.py      the HTTP application
 server.py   on a socket, until it is asked to stop
 """
 
-from cowest_dspy.serve.answer import Answer, Answering, Chooser, Unanswered
+from cowest_dspy.serve.answer import Answering, Chooser, ServedAnswer, Unanswered
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.server import served
 
 __all__ = [
-    "Answer",
     "Answering",
     "Chooser",
     "ServeRules",
+    "ServedAnswer",
     "Unanswered",
     "served",
 ]

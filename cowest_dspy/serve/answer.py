@@ -1,4 +1,4 @@
-"""Answer one request with a collaboration, with declared fallbacks where a model fails.
+"""ServedAnswer one request with a collaboration, with declared fallbacks where a model fails.
 
     draft      the weak model's; where it fails: the strong model alone, or an error
     route      where a router is given, it decides after the draft: weak, strong or collaborate
@@ -19,8 +19,7 @@ from cowest_dspy.errors import CowestError, ProgramError
 from cowest_dspy.influence.metric import Attempt, attempt
 from cowest_dspy.optimizers.router import ROUTES, Route
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.store.rate_limit import Stopping, joining
-from cowest_dspy.store.record import Call, listening
+from cowest_dspy.store.call_context import Call, Stopping, joining, listening
 
 Role = Literal["weak", "strong"]
 """One of both models."""
@@ -51,7 +50,7 @@ class Unanswered(CowestError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServedAnswer:
     """What a request was answered with.
 
     ``outputs`` are fields by name; of the fallback "draft" they are those of the draft. ``draft``
@@ -114,8 +113,8 @@ class Answering:
         *,
         on_draft: Callable[[str], None] | None = None,
         stopping: Stopping | None = None,
-    ) -> Answer:
-        """Answer one request.
+    ) -> ServedAnswer:
+        """ServedAnswer one request.
 
         Args:
             inputs: the program's, by name.
@@ -140,19 +139,19 @@ class Answering:
 
     def _answer(
         self, inputs: dict[str, Any], on_draft: Callable[[str], None], stopping: Stopping
-    ) -> Answer:
+    ) -> ServedAnswer:
         stopping.check()
         drafted = attempt(lambda: self.program.draft_outputs(**inputs))
         if drafted.outputs is None:
             kind = _failure_kind(drafted)
             if self.on_weak_failure == "error":
                 raise Unanswered("weak", kind)
-            so_far = Answer({}, "strong", "strong alone", None, {"weak": kind}, drafted.calls)
+            so_far = ServedAnswer({}, "strong", "strong alone", None, {"weak": kind}, drafted.calls)
             return self._ask_strong(inputs, so_far, stopping)
         draft = drafted.outputs["draft"]
         with listening() as further:
             route = self._route(drafted.outputs, inputs)
-        so_far = Answer(drafted.outputs, route, None, draft, {}, (*drafted.calls, *further))
+        so_far = ServedAnswer(drafted.outputs, route, None, draft, {}, (*drafted.calls, *further))
         if route == "weak":
             return so_far
         on_draft(draft)
@@ -174,7 +173,9 @@ class Answering:
             )
         return route
 
-    def _ask_strong(self, inputs: dict[str, Any], so_far: Answer, stopping: Stopping) -> Answer:
+    def _ask_strong(
+        self, inputs: dict[str, Any], so_far: ServedAnswer, stopping: Stopping
+    ) -> ServedAnswer:
         """Ask the strong model, with the draft where the route wants it."""
         stopping.check()
         if so_far.route == "collaborate":
@@ -187,7 +188,7 @@ class Answering:
             if self.on_strong_failure == "error" or so_far.draft is None:
                 raise Unanswered("strong", failed["strong"])
             outputs, fallback = so_far.outputs, "draft"
-        return Answer(
+        return ServedAnswer(
             outputs, so_far.route, fallback, so_far.draft, failed, so_far.weak_calls, made.calls
         )
 

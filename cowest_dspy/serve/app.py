@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from cowest_dspy.errors import nearest
-from cowest_dspy.serve.answer import Answer, Answering, Unanswered
+from cowest_dspy.serve.answer import Answering, ServedAnswer, Unanswered
 from cowest_dspy.serve.chat import (
     ChatRequest,
     Interface,
@@ -42,7 +42,7 @@ from cowest_dspy.serve.guard import (
     error_response,
     internal_error,
 )
-from cowest_dspy.store.rate_limit import Stopping
+from cowest_dspy.store.call_context import Stopping
 from cowest_dspy.utils.safe_text import without_half_pairs
 
 log = logging.getLogger("cowest_dspy.serve")
@@ -105,8 +105,8 @@ class Service:
         parsed: ParsedRequest,
         receive: Receive,
         on_draft: Callable[[str], None] = lambda _: None,
-    ) -> Answer:
-        """Answer a request within its time; ``on_draft`` is called on the event loop.
+    ) -> ServedAnswer:
+        """ServedAnswer a request within its time; ``on_draft`` is called on the event loop.
 
         When the client goes away, or the time is over, no further model is asked for it.
 
@@ -148,16 +148,16 @@ class Service:
             log.info("%s inputs %s outputs %s", request_id, parsed.inputs, answer.outputs)
         return answer
 
-    async def _in_thread(self, ask: Callable[[], Answer]) -> Answer:
+    async def _in_thread(self, ask: Callable[[], ServedAnswer]) -> ServedAnswer:
         """Ask in a thread of its own, so many at once as [serve.limits] concurrency says. A thread
         cannot be stopped: it keeps its turn until the model has come back, waited for or not."""
         with self.metrics.waiting.track_inprogress():
             await self._turns.acquire()
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Answer] = loop.create_future()
+        done: asyncio.Future[ServedAnswer] = loop.create_future()
         self.metrics.active.inc()
 
-        def settle(answer: Answer | None, error: BaseException | None) -> None:
+        def settle(answer: ServedAnswer | None, error: BaseException | None) -> None:
             self._turns.release()
             self.metrics.active.dec()
             if done.done():
@@ -266,7 +266,7 @@ async def _stream(
         if not draft.done():
             draft.set_result(text)
 
-    async def answered() -> tuple[Answer, str]:
+    async def answered() -> tuple[ServedAnswer, str]:
         answer = await service.answer(response.id, parsed, request.receive, on_draft)
         _note(facts, answer)
         return answer, format_content(answer, parsed, service.interface)
@@ -315,7 +315,7 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def _note(facts: dict[str, Any], answer: Answer) -> None:
+def _note(facts: dict[str, Any], answer: ServedAnswer) -> None:
     """Note what the log says, and headers where they are not sent yet."""
     facts.update(route=answer.route, fallback=answer.fallback, tokens=sum(answer.tokens.values()))
 

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cowest_dspy.errors import ConfigError, nearest
 from cowest_dspy.program.adapters import LineAdapter, escape_field_marks, escape_value, label
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.serve.answer import Answer, Role
+from cowest_dspy.serve.answer import Role, ServedAnswer
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.guard import ApiError
 from cowest_dspy.utils.jsonable import plain
@@ -59,7 +59,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class Part(_Strict):
+class ContentPart(_Strict):
     """A part of a message; only text is understood."""
 
     model_config = ConfigDict(extra="allow")
@@ -67,12 +67,12 @@ class Part(_Strict):
     text: str | None = None
 
 
-class Message(_Strict):
+class ChatMessage(_Strict):
     """One message of a chat."""
 
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
 
 
 class StreamOptions(_Strict):
@@ -104,7 +104,7 @@ class ChatRequest(_Strict):
 
     model_config = ConfigDict(extra="forbid")
     model: str = Field(description="the name that /v1/models lists")
-    messages: list[Message] = Field(
+    messages: list[ChatMessage] = Field(
         min_length=1, description="the last one is the user's: the program's input"
     )
     stream: bool | None = Field(None, description="answer as server-sent events")
@@ -267,7 +267,7 @@ def _refused(message: str, code: str = "inputs") -> ApiError:
     return ApiError(400, message, code, param="messages")
 
 
-def _text_of(message: Message) -> str:
+def _text_of(message: ChatMessage) -> str:
     parts = message.content or []
     if not isinstance(parts, str):
         if any(part.type != "text" or part.text is None for part in parts):
@@ -278,7 +278,7 @@ def _text_of(message: Message) -> str:
     return parts
 
 
-def _ignored_messages(earlier: list[Message], rules: ServeRules, *, formed: bool) -> list[str]:
+def _ignored_messages(earlier: list[ChatMessage], rules: ServeRules, *, formed: bool) -> list[str]:
     """What is ignored of the messages before the last. The system message of a client that writes
     inputs by mark or label, as DSPy does, is its own prompt, in whose place the program's comes."""
     systems = sum(message.role in ("system", "developer") for message in earlier)
@@ -399,7 +399,7 @@ def _convert(values: Mapping[str, Any], interface: Interface) -> dict[str, Any]:
 # From an answer to the response
 
 
-def format_content(answer: Answer, parsed: ParsedRequest, interface: Interface) -> str:
+def format_content(answer: ServedAnswer, parsed: ParsedRequest, interface: Interface) -> str:
     """Format the answer's text in the form that is wanted.
 
     Raises:
@@ -428,7 +428,7 @@ def format_content(answer: Answer, parsed: ParsedRequest, interface: Interface) 
 
 
 def describe_answer(
-    answer: Answer, parsed: ParsedRequest, models: Mapping[Role, str]
+    answer: ServedAnswer, parsed: ParsedRequest, models: Mapping[Role, str]
 ) -> dict[str, Any]:
     """Describe how an answer came about: the object ``cowest`` of a response."""
     return {
@@ -450,7 +450,7 @@ class Response:
     model: str
 
     def completion(
-        self, content: str, draft: str | None, answer: Answer, cowest: dict[str, Any]
+        self, content: str, draft: str | None, answer: ServedAnswer, cowest: dict[str, Any]
     ) -> dict[str, Any]:
         """Build the whole answer, a ``chat.completion``; ``draft``: shown as reasoning_content."""
         message = {"role": "assistant", "content": content, "refusal": None}
@@ -478,7 +478,7 @@ class Response:
         for place in range(0, len(words), step):
             yield self.chunk({"content": "".join(words[place : place + step])}, **more)
 
-    def usage_chunk(self, answer: Answer) -> dict[str, Any]:
+    def usage_chunk(self, answer: ServedAnswer) -> dict[str, Any]:
         """Build the chunk with the tokens of both models together."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(answer)}
 
@@ -486,7 +486,7 @@ class Response:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-def _usage(answer: Answer) -> dict[str, int]:
+def _usage(answer: ServedAnswer) -> dict[str, int]:
     """The tokens of both models together; the provider's own count, 0 where it says none."""
     tokens = answer.tokens
     given, made = tokens["weak_in"] + tokens["strong_in"], tokens["weak_out"] + tokens["strong_out"]

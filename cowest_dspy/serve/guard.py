@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from cowest_dspy.serve.answer import Answer
+from cowest_dspy.serve.answer import ServedAnswer
 from cowest_dspy.serve.config import ServeLimits, is_loopback
 
 log = logging.getLogger("cowest_dspy.serve")
@@ -101,7 +101,7 @@ class Metrics:
         self.waiting = Gauge("cowest_waiting", "Requests that wait for their turn", **of)
         ProcessCollector(**of)
 
-    def count_answer(self, answer: Answer) -> None:
+    def count_answer(self, answer: ServedAnswer) -> None:
         """Count who gave an answer, its tokens, and the models that failed on the way."""
         self.routes.labels(answer.route, answer.fallback or "none").inc()
         for role, kind in answer.failed.items():
@@ -130,7 +130,7 @@ class Guard:
         self._series, self._numbers = uuid.uuid4().hex[:16], itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """ServedAnswer one request."""
         began, status, begun = time.monotonic(), 500, False
         request_id = f"chatcmpl-{self._series}{next(self._numbers):08x}"
         scope["cowest"] = facts = {"id": request_id}

@@ -21,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
+from cowest_dspy import compat
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.serve.answer import Answering, Chooser
@@ -108,7 +109,7 @@ def run(guard: Guard, listener: socket.socket, say: Callable[[str], None] = lamb
         say("stopping: requests under way are finished; once more stops at once")
 
     try:
-        with interrupts.telling(on_signal), interrupts.uninterrupted():
+        with interrupts.announcing(on_signal), interrupts.uninterrupted():
             asyncio.run(_serve(guard, listener, stop, lambda: say(address_of(listener))))
     except interrupts.Interrupted:
         return  # To be asked to stop is how a server ends.
@@ -174,7 +175,7 @@ async def _serve(
     head_seconds = min(HEAD_SECONDS, limits.seconds)
     config = uvicorn.Config(
         guard,
-        http=_connection_class(head_seconds),
+        http=compat.connection_class(head_seconds, KEEP_ALIVE),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -220,44 +221,3 @@ def _log_once_a_minute() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]]
             log.warning("%s (%s)%s", context["message"], type(error).__name__, hint)
 
     return handle
-
-
-def _connection_class(head_seconds: float) -> Any:
-    """Uvicorn's protocol for HTTP/1.1, which closes a connection whose first request does not come
-    in time, one that is idle after an answer, and one on which no answer can be sent any more."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Connection(H11Protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.loop.call_later(head_seconds, self.close_without_request)
-            self.app = self.close_when_broken(self.app)
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            # What comes after an answer, such as the rest of a body that was refused, has ended
-            # Uvicorn's wait for the next request.
-            answered = self.cycle is not None and self.cycle.response_complete
-            if answered and self.timeout_keep_alive_task is None:
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    KEEP_ALIVE, self.transport.close
-                )
-
-        def close_when_broken(self, app: Any) -> Any:
-            async def answer(scope: Any, receive: Any, send: Any) -> None:
-                try:
-                    await app(scope, receive, send)
-                except Exception as error:
-                    # The guard answers and logs every error of its own: here the client has sent
-                    # what is no HTTP, so that nothing can be sent to it.
-                    log.debug("a connection was broken: %s", type(error).__name__)
-                    self.transport.abort()
-                    await asyncio.sleep(0)  # Uvicorn is told of the end before it looks.
-
-            return answer
-
-        def close_without_request(self) -> None:
-            if self.cycle is None:
-                self.transport.abort()
-
-    return Connection

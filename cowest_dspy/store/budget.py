@@ -19,13 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cowest_dspy.errors import BudgetError
-from cowest_dspy.store.usage import added
+from cowest_dspy.store.usage import add_usd
 
 
 class Budget(BaseModel):
@@ -127,16 +126,41 @@ class Clock:
 
 @dataclass
 class Paying:
-    """One call that was let in, and how many attempts it took so far. ``on_retry(attempts)`` is
-    called before one more is made."""
+    """One call that was let in, and how many attempts it took so far; ``guard`` is of the budget
+    that limits it. ``on_retry(attempts)`` is called before one more is made."""
 
-    strong: bool
+    guard: BudgetGuard | None = None
+    strong: bool = False
     attempts: int = 1
     on_retry: Callable[[int], None] = lambda attempts: None
 
+    @property
+    def limited(self) -> bool:
+        """Whether the attempts of this call are limited."""
+        guard = self.guard
+        return guard is not None and self.strong and guard.budget.strong_calls is not None
+
+    def retry(self) -> None:
+        """Let one more attempt in, which counts as another call.
+
+        Raises:
+            BudgetError: there is no room for it.
+        """
+        if self.guard is not None:
+            self.guard.admit(self.strong)
+        self.attempts += 1
+        self.on_retry(self.attempts)
+
+    def withdraw(self) -> None:
+        """Take back the last attempt: it ends before it is sent, as when the work is stopped while
+        it waits."""
+        self.attempts -= 1
+        if self.guard is not None:
+            self.guard.withdraw(self.strong)
+
 
 @dataclass
-class Guard:
+class BudgetGuard:
     """Keeps a budget. Thread-safe.
 
     Args:
@@ -156,18 +180,16 @@ class Guard:
 
     @contextmanager
     def paying(self, model: str) -> Iterator[Paying]:
-        """A context around one real call; :func:`another_attempt` inside of it counts a retry.
+        """A context around one real call.
 
         Raises:
             BudgetError: a limit is reached, or was reached before: then nobody is let in any more.
         """
-        call = Paying(model == self.strong)
-        self.let_in(call)
-        token = _paying.set((self, call))
+        call = Paying(self, model == self.strong)
+        self.admit(call.strong)
         try:
             yield call
         finally:
-            _paying.reset(token)
             if call.strong:
                 with self._lock:
                     self._under_way -= call.attempts
@@ -175,29 +197,18 @@ class Guard:
                         self.bill, strong_calls=self.bill.strong_calls + call.attempts
                     )
 
-    def retry(self, call: Paying) -> None:
-        """Lets one more attempt of a call in, which counts as another call.
-
-        Raises:
-            BudgetError: as :meth:`paying`.
-        """
-        self.let_in(call)
-        call.attempts += 1
-        call.on_retry(call.attempts)
-
-    def withdraw(self, call: Paying) -> None:
-        """Take back the last attempt of a call: it was not made."""
-        call.attempts -= 1
-        if call.strong:
+    def withdraw(self, strong: bool) -> None:
+        """Take back an attempt that was not made."""
+        if strong:
             with self._lock:
                 self._under_way -= 1
 
-    def paid(self, model: str, tokens: int, usd: float | None) -> None:
+    def book(self, model: str, tokens: int, usd: float | None) -> None:
         """Books what an answer took; as much for each call of the model that a kill has left
         without a price."""
         with self._lock:
             bill, calls = self.bill, 1 + self.bill.unpriced.get(model, 0)
-            total = added(bill.usd, None if usd is None else usd * calls)
+            total = add_usd(bill.usd, None if usd is None else usd * calls)
             unpriced = {name: count for name, count in bill.unpriced.items() if name != model}
             self.bill = replace(
                 bill, tokens=bill.tokens + tokens * calls, usd=total, unpriced=unpriced
@@ -218,26 +229,26 @@ class Guard:
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 
-    def let_in(self, call: Paying) -> None:
-        """Counts one more attempt of a call.
+    def admit(self, strong: bool) -> None:
+        """Count one more attempt of a call; ``strong``: of the strong model.
 
         Raises:
             BudgetError: as :meth:`paying`.
         """
         with self._lock:
-            self._refused = self._refused or self._reached(call)
+            self._refused = self._refused or self._reached(strong)
             if self._refused:
                 raise BudgetError(
                     f"{self._refused} Spent: {self.spent()}. Everything that was answered is kept: "
                     "raise the number in [budget], and the same command goes on from here."
                 )
-            if call.strong:
+            if strong:
                 self._under_way += 1
 
-    def _reached(self, call: Paying) -> str | None:
+    def _reached(self, strong: bool) -> str | None:
         limits, bill = self.budget, self.bill
         if (
-            call.strong
+            strong
             and limits.strong_calls is not None
             and bill.strong_calls + self._under_way >= limits.strong_calls
         ):
@@ -250,7 +261,8 @@ class Guard:
             return (
                 "[budget] usd cannot be kept: the price of an answer is not known, since its "
                 "engine or its server did not say it "
-                "(price = { input = ..., output = ... } of an API, serialize.priced of an engine). "
+                "(price = { input = ..., output = ... } of an API, serialize.with_price of an "
+                "engine). "
                 "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:
@@ -259,33 +271,3 @@ class Guard:
 
     def _minutes(self) -> float:
         return (self.bill.seconds + self.clock.seconds) / 60
-
-
-_paying: ContextVar[tuple[Guard, Paying] | None] = ContextVar("cowest_paying", default=None)
-
-
-def another_attempt() -> None:
-    """Said by whoever asks a model once more: the attempt counts as a call of its own.
-
-    Raises:
-        BudgetError: there is no room for it.
-    """
-    current = _paying.get()
-    if current is not None:
-        guard, call = current
-        guard.retry(call)
-
-
-def withdraw_attempt() -> None:
-    """Take back the last attempt of the call under way: it ends before it is sent, as when the work
-    is stopped while it waits."""
-    current = _paying.get()
-    if current is not None:
-        guard, call = current
-        guard.withdraw(call)
-
-
-def attempts_count() -> bool:
-    """Whether somebody counts the attempts of the call that is being made."""
-    current = _paying.get()
-    return current is not None and current[1].strong and current[0].budget.strong_calls is not None

@@ -35,9 +35,9 @@ from cowest_dspy.store.progress import (
     process_started,
     read_snapshot,
 )
-from cowest_dspy.store.usage import Usage, UsageCounter, added
+from cowest_dspy.store.usage import Usage, UsageCounter, add_usd
 from cowest_dspy.utils.files import write_whole
-from cowest_dspy.utils.interrupts import unread
+from cowest_dspy.utils.interrupts import is_broken_pipe
 from cowest_dspy.utils.safe_text import without_half_pairs
 
 LOOK, WRITE, SIGN_OF_LIFE = 0.25, 1.0, 5.0
@@ -243,7 +243,7 @@ class Journal:
                 cached=total.cached,
                 calls_per_second=round(self._rate.per_second(), 3),
                 tokens=total.tokens,
-                usd=added(self._usd, total.usd),
+                usd=add_usd(self._usd, total.usd),
                 failures=dict(self.failures),
                 limits=tuple(self.limits()),
                 said=tuple(self._said),
@@ -284,7 +284,7 @@ class Journal:
             if self._thread is not None:
                 self._thread.join()
             now = self.snapshot()
-            if unread(error) and now.results and now.left is None:
+            if is_broken_pipe(error) and now.results and now.left is None:
                 error = None
             self._last = replace(now, calls_per_second=0.0, **_ended_by(error))
             worked = self._worked or self._last.calls or self._last.results

@@ -9,7 +9,7 @@ from typing import Any
 
 from cowest_dspy.errors import StoreError
 from cowest_dspy.store import schema
-from cowest_dspy.store.schema import CALL_COLUMNS, damaged, told
+from cowest_dspy.store.schema import CALL_COLUMNS, damaged, sqlite_errors
 from cowest_dspy.store.steps import Records
 from cowest_dspy.store.usage import Usage
 
@@ -29,7 +29,7 @@ class Merging(Records):
         for other in others:
             if not other.is_file():
                 raise StoreError(f"There is no run in {other.parent}: no {other.name}.")
-            with told(other):
+            with sqlite_errors(other):
                 self._db.execute("ATTACH DATABASE ? AS other", (str(other),))
                 with self._db:
                     self._db.execute(
@@ -75,7 +75,7 @@ class Merging(Records):
     @contextmanager
     def _attached(self, path: Path, name: str) -> Iterator[None]:
         """Another file beside this one on the same connection, for one thread."""
-        with self._lock, told(self._path):
+        with self._lock, sqlite_errors(self._path):
             self._db.execute(f"ATTACH DATABASE ? AS {name}", (str(path),))
             try:
                 yield

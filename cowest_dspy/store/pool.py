@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from cowest_dspy.store.rate_limit import stoppable
+from cowest_dspy.store.call_context import stoppable
 
 OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -21,17 +21,17 @@ AHEAD = 256
 """Items under way or waiting to be given, unless it is said otherwise."""
 
 
-def in_order(
+def map_in_order(
     pool: Executor, function: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = AHEAD
 ) -> Iterator[Made]:
     """``function`` of every item, computed in the pool under the caller's context, given in the
     items' order."""
-    return given_in_order(
+    return results_in_order(
         lambda item: pool.submit(contextvars.copy_context().run, function, item), items, ahead=ahead
     )
 
 
-def all_in_order(
+def map_in_threads(
     function: Callable[[Item], Made],
     items: Sequence[Item],
     *,
@@ -43,14 +43,14 @@ def all_in_order(
     limit is let go. ``on_progress`` is told (done, in all)."""
     made: list[Made] = []
     with ThreadPoolExecutor(threads) as pool, stoppable():
-        for one in in_order(pool, function, items):
+        for one in map_in_order(pool, function, items):
             made.append(one)
             if on_progress:
                 on_progress(len(made), len(items))
     return made
 
 
-def given_in_order(
+def results_in_order(
     start: Callable[[Item], Future[Made]], items: Iterable[Item], *, ahead: int = AHEAD
 ) -> Iterator[Made]:
     """What ``start(item)`` promises for every item, in their order; at most ``ahead`` are started

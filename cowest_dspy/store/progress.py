@@ -1,7 +1,7 @@
 """The state of a run at one moment, as the process that works on it writes it into its folder.
 
     snapshot = read_snapshot(Path("runs/mine"))
-    if snapshot is not None and alive(snapshot):
+    if snapshot is not None and is_alive(snapshot):
         print(snapshot.stage)
 
 The terminal, ``cowest watch`` and ``--log json`` all show the same :class:`Snapshot`; the journal
@@ -151,7 +151,7 @@ def read_snapshot(folder: Path) -> Snapshot | None:
         return None
 
 
-def alive(snapshot: Snapshot) -> bool:
+def is_alive(snapshot: Snapshot) -> bool:
     """Whether the process that wrote this works on the run now; of another machine, whether it did
     a moment ago. The run's lock is not asked: the process may be about to take it."""
     if snapshot.state != "running":

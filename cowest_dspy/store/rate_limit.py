@@ -21,106 +21,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dspy.utils.exceptions import LMError, is_retryable_lm_error
 
-from cowest_dspy.store.budget import another_attempt, withdraw_attempt
+from cowest_dspy.store.call_context import call_context, current_stopping
 
 T = TypeVar("T")
 
 WINDOW = 60.0
-
-
-class Stopping:
-    """A stretch of work whose waiting calls can all be stopped at once."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._wakers: set[Any] = set()
-        self._lock = threading.Lock()
-
-    def stop(self) -> None:
-        """Every wait inside the stretch ends now, with KeyboardInterrupt."""
-        with self._lock:
-            self.stopped = True
-            for waker in self._wakers:
-                waker.set()
-
-    def set(self) -> None:
-        """As :meth:`stop`: a stretch inside another is stopped with it."""
-        self.stop()
-
-    @contextmanager
-    def waking(self, waker: Any) -> Iterator[None]:
-        """Sets ``waker`` when the stretch is stopped, or has been."""
-        with self._lock:
-            self._wakers.add(waker)
-            if self.stopped:
-                waker.set()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._wakers.discard(waker)
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if the stretch was stopped."""
-        if self.stopped:
-            raise KeyboardInterrupt
-
-    def check_before_sending(self) -> None:
-        """Check as :meth:`check` does, before a call is sent: one that is stopped here is not
-        counted."""
-        if self.stopped:
-            withdraw_attempt()
-            self.check()
-
-
-_stopping: ContextVar[Stopping | None] = ContextVar("cowest_stopping", default=None)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside it, an exception (Ctrl-C above all) stops every waiting call of threads that run in
-    this context.
-
-    Without it a pool of threads is only left when the last of them has waited for its turn. One
-    inside another is stopped with it.
-    """
-    outer, stopping = current_stopping(), Stopping()
-    token = _stopping.set(stopping)
-    try:
-        with outer.waking(stopping):
-            yield
-    except BaseException:
-        stopping.stop()
-        raise
-    finally:
-        _stopping.reset(token)
-
-
-@contextmanager
-def joining(stopping: Stopping) -> Iterator[None]:
-    """Inside it, calls of this thread wait on ``stopping`` where no :func:`stoppable` is around
-    them."""
-    if _stopping.get() is not None:
-        yield
-        return
-    token = _stopping.set(stopping)
-    try:
-        yield
-    finally:
-        _stopping.reset(token)
-
-
-def current_stopping() -> Stopping:
-    """That of the innermost :func:`stoppable`; outside of one, a new one that is never stopped."""
-    return _stopping.get() or Stopping()
 
 
 def rest(seconds: float) -> None:
@@ -147,8 +58,9 @@ def retry(attempt: Callable[[], T], retries: int, pause: Callable[[LMError, int]
         KeyboardInterrupt: the work was stopped.
     """
     for number in range(retries + 1):
-        if number:
-            another_attempt()
+        paying = call_context().paying
+        if number and paying is not None:
+            paying.retry()
         try:
             return attempt()
         except LMError as error:

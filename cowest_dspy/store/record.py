@@ -1,21 +1,18 @@
-"""Every call of a bound LM as it was made: collected for listeners, and served from a ledger where
-there is one.
+"""A bound LM: its calls are collected for listeners, and served from a ledger where there is one.
 
-``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``. Inside ``with listening() as calls:``
-each of its calls is appended to ``calls`` with its messages, raw completion and finish reason,
-whatever module or adapter made it. Inside ``with keeping(ledger):`` a call that the ledger knows is
-answered by it, and any other is committed to it before it is used. ``with sampling(temperature=1.0,
-seed=3):`` says how its calls sample.
+``recorded(lm)`` is a ``dspy.LM`` that behaves like ``lm``, in the context of call_context.py.
+Inside ``with listening() as calls:`` each of its calls is appended to ``calls`` with its messages,
+raw completion and finish reason, whatever module or adapter made it. Inside ``with
+keeping(ledger):`` a call that the ledger knows is answered by it, and any other is committed to it
+before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import dspy
 from dspy.lm15 import LM15Error, Request, Response
@@ -23,71 +20,12 @@ from dspy.utils.exceptions import AdapterParseError, LMError, LMServerError
 
 from cowest_dspy.errors import masked
 from cowest_dspy.store import serialize
-from cowest_dspy.store.budget import attempts_count
+from cowest_dspy.store.call_context import Call, call_context
 from cowest_dspy.store.rate_limit import retry
 from cowest_dspy.utils.masking import remember_secret
 
 EXPECTED_FAILURES = (LMError, LM15Error, AdapterParseError)
 LONGEST_PAUSE = 30.0
-
-
-@dataclass(frozen=True)
-class Call:
-    """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and
-    cost nothing now. ``usd`` is what it cost when it was made, in US dollars; None where its price
-    is not known. ``left_out``: its sample failed and a vote went on without it, so that the way it
-    ended is not the way its step ended."""
-
-    model: str
-    messages: tuple[dict[str, str], ...]
-    text: str
-    finish_reason: str
-    input_tokens: int
-    output_tokens: int
-    cached: bool
-    usd: float | None = None
-    left_out: bool = False
-
-
-class Ledger(Protocol):
-    """A store of answers: ``answer`` returns what is known for a request, or asks and commits
-    before it returns."""
-
-    def answer(self, request: Request, ask: Any) -> tuple[Response, bool]:
-        """``(response, cached)``. ``ask()`` makes the real call; two equal requests at once cost
-        one."""
-        ...
-
-
-_calls: ContextVar[list[Call] | None] = ContextVar("cowest_calls", default=None)
-_sampling: ContextVar[dict[str, Any] | None] = ContextVar("cowest_sampling", default=None)
-
-
-@contextmanager
-def listening() -> Iterator[list[Call]]:
-    """Collect the calls that bound LMs answer inside this context (and this thread), in order."""
-    calls: list[Call] = []
-    token = _calls.set(calls)
-    try:
-        yield calls
-    finally:
-        _calls.reset(token)
-
-
-def note(calls: Iterable[Call]) -> None:
-    """Pass calls that were collected further inside on to the listener here."""
-    listener = _calls.get()
-    if listener is not None:
-        listener.extend(calls)
-
-
-@contextmanager
-def keeping(ledger: Ledger | None) -> Iterator[None]:
-    """Serve calls of bound LMs from ``ledger`` inside this context, and commit new ones to it;
-    also those that DSPy's executors (Evaluate, Parallel, optimisers) make in threads: DSPy's
-    settings go there, and the ledger is one of them."""
-    with dspy.context(cowest_ledger=ledger):
-        yield
 
 
 UNUSABLE = ("parse", "refusal", "truncated")
@@ -101,23 +39,11 @@ def call_failed(error: str | None) -> bool:
     return error is not None and error.partition(":")[0].rpartition(" ")[2] not in UNUSABLE
 
 
-def unusable(kind: str) -> None:
+def count_unusable(kind: str) -> None:
     """Count an answer that was given and cannot be used, if the ledger counts failures."""
-    counts = getattr(dspy.settings.get("cowest_ledger"), "unusable", None)
+    counts = getattr(call_context().ledger, "count_unusable", None)
     if counts is not None and kind in UNUSABLE:
         counts(kind)
-
-
-@contextmanager
-def sampling(**settings: Any) -> Iterator[None]:
-    """Every call of a bound LM inside this context has these settings (``temperature``, ``top_p``,
-    ``seed``, ...), whatever its module and its LM say. No copy of a program is needed for another
-    draft of it."""
-    token = _sampling.set(settings)
-    try:
-        yield
-    finally:
-        _sampling.reset(token)
 
 
 def recorded(lm: dspy.LM) -> dspy.LM:
@@ -183,9 +109,9 @@ class RecordingEngine:
 
     def complete(self, request: Request) -> Response:
         """The answer of the LM behind, or of the ledger; recorded for a listener."""
-        ledger, settings = dspy.settings.get("cowest_ledger"), _sampling.get()
-        if settings:
-            request = replace(request, config=replace(request.config, **settings))
+        context = call_context()
+        if context.sampling:
+            request = replace(request, config=replace(request.config, **context.sampling))
         plain = request
         if self._rollout is not None:
             seed = _of_both(request.config.seed, self._rollout)
@@ -198,11 +124,11 @@ class RecordingEngine:
             with dspy.context(disable_history=True):
                 return self._tried(plain)
 
+        ledger = context.ledger
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
-        listener = _calls.get()
-        if listener is not None:
+        if context.calls is not None:
             answer = serialize.response_to_dict(response)
-            listener.append(
+            context.calls.append(
                 Call(
                     request.model,
                     tuple(serialize.request_messages(request)),
@@ -222,7 +148,8 @@ class RecordingEngine:
         streamed they stay with DSPy, which knows what has been shown."""
         lm = self.inner_for(request.model)
         options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
-        if dspy.settings.send_stream is not None and not attempts_count():
+        paying = call_context().paying
+        if dspy.settings.send_stream is not None and not (paying and paying.limited):
             return _require_answer(lm(request, **options), request.model)
         once = self._without_retries(lm)
 

@@ -11,18 +11,16 @@ where something was lost, so that its stages are gone through again; what was sa
 again.
 
 SQLite finds a row from the root of its table: one lost page near the root hides all rows below it.
-Calls are what was paid for, so those that it does not find are read from the pages as they lie in
-the file. The sqlite3 shell does so in ``.recover``, for which Python's module has no call.
+Calls are what was paid for, so each page with rows is then put in the place of the root, where
+SQLite reads it. The sqlite3 shell has ``.recover`` for this, and Python's module has no such call.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
 import sqlite3
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -38,11 +36,11 @@ from cowest_dspy.store.progress import read_snapshot
 from cowest_dspy.store.schema import (
     CALL_COLUMNS,
     SCHEMA_VERSION,
+    add_functions,
     crc_of,
-    emptied,
-    held,
+    is_emptied,
+    lock_folder,
     migrate,
-    with_functions,
 )
 
 Row = tuple[Any, ...]
@@ -59,6 +57,8 @@ _OLD = {
     "records": "kind, key, value",
 }
 PAGE = 4096
+_LEAF = b"\x0d"
+"""The first byte of a page with rows of a table (https://sqlite.org/fileformat2.html, 1.6)."""
 _WORK = ".repair-"
 
 
@@ -107,15 +107,15 @@ class Repaired:
 
 
 def repair(folder: str | Path) -> Repaired:
-    """Repairs the store of the run in ``folder``, where it is damaged.
+    """Repair the store of the run in ``folder``, where it is damaged.
 
     Raises:
         StoreError: there is no run, another process holds it, or a newer version wrote it.
     """
     path = Path(folder) / "run.sqlite"
-    if not path.is_file() and not emptied(path):
+    if not path.is_file() and not is_emptied(path):
         raise StoreError(f"There is no run in {folder}: no {path.name}.")
-    hold = held(Path(folder))
+    hold = lock_folder(Path(folder))
     try:
         return _repaired(path)
     finally:
@@ -125,7 +125,7 @@ def repair(folder: str | Path) -> Repaired:
 @dataclass(frozen=True)
 class _Saved:
     """Rows of a table that were saved, and how many are known to be lost; ``counted``: no more than
-    these. ``last`` is the largest number of a row."""
+    these. ``last`` is the largest number of a saved row."""
 
     rows: int
     lost: int
@@ -141,14 +141,14 @@ def _repaired(path: Path) -> Repaired:
         copy, fresh = Path(work) / "damaged.sqlite", Path(work) / "fresh.sqlite"
         _copy(path, copy)
         with closing(sqlite3.connect(fresh)) as into:
-            with_functions(into)
+            add_functions(into)
             migrate(into, fresh)
             readable = _readable(copy)
             with closing(sqlite3.connect(copy)) as source:
                 sound = readable and _sound(source)
                 saved = {table: _save(source, into, table) for table in TABLES}
             if not saved["calls"].counted:
-                saved["calls"] = _save_pages(path, into, saved["calls"])
+                saved["calls"] = _save_leaves(path, Path(work), into, saved["calls"])
             sound = sound and not any(one.lost for one in saved.values())
             if not sound:
                 into.execute("DELETE FROM records WHERE kind = 'done'")
@@ -203,15 +203,9 @@ def _readable(copy: Path) -> bool:
             )
         db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()
         return True
-    with closing(sqlite3.connect(":memory:")) as empty:
-        with_functions(empty)
-        migrate(empty, copy)
-        first = bytearray(empty.serialize()[:PAGE])
     whole = copy.read_bytes()
     pages = max(len(whole) // PAGE, 1)
-    first[28:32] = pages.to_bytes(4, "big")
-    first[32:40] = bytes(8)  # no free pages that are known of
-    copy.write_bytes(bytes(first) + whole[PAGE : pages * PAGE])
+    copy.write_bytes(_first_page(pages) + whole[PAGE : pages * PAGE])
     return False
 
 
@@ -227,7 +221,7 @@ def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> _
     """Copies the whole rows of a table that SQLite finds: forwards to the damage, and backwards to
     it."""
     names = f"FROM {table} NOT INDEXED"
-    columns, saved, seen, low, high = TABLES[table], 0, 0, 0, 0
+    columns, saved, seen, low, last = TABLES[table], 0, 0, 0, 0
     try:
         source.execute(f"SELECT {columns} {names} LIMIT 0")
     except sqlite3.Error:
@@ -235,41 +229,107 @@ def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> _
     try:
         for number, *values in source.execute(f"SELECT rowid, {columns} {names} ORDER BY rowid"):
             low, seen = number, seen + 1
-            saved += _put(into, table, number, tuple(values))
-        return _Saved(saved, seen - saved, True, low)
+            if _put(into, table, number, tuple(values)):
+                saved, last = saved + 1, number
+        return _Saved(saved, seen - saved, True, last)
     except sqlite3.Error:
         query = f"SELECT rowid, {columns} {names} WHERE rowid > ? ORDER BY rowid DESC"
         with suppress(sqlite3.Error):
             for number, *values in source.execute(query, (low,)):
-                high, seen = max(high, number), seen + 1
-                saved += _put(into, table, number, tuple(values))
-    return _Saved(saved, seen - saved, False, max(low, high))
+                seen += 1
+                if _put(into, table, number, tuple(values)):
+                    saved, last = saved + 1, max(last, number)
+    return _Saved(saved, seen - saved, False, last)
 
 
-def _save_pages(path: Path, into: sqlite3.Connection, found: _Saved) -> _Saved:
-    """Copies the calls that SQLite did not find. How many there were, the run's progress says, or
-    the largest number of one: calls are never deleted."""
+def _save_leaves(path: Path, work: Path, into: sqlite3.Connection, found: _Saved) -> _Saved:
+    """Copy the calls that SQLite does not find from the root of their table: in a copy of the pages
+    each leaf takes the root's place in turn. How many calls there were, the run's progress says, or
+    the largest number of one: calls are never deleted.
+
+    Older states of a page, which are in the file when the log has a newer one, are read too.
+    """
     saved, last = found.rows, found.last
-    with _mapped(path) as file, _mapped(Path(f"{path}-wal")) as log:
-        for number, values in _Pages(file, log).rows():
-            put = _put(into, "calls", number, values)
-            saved, last = saved + put, max(last, number if put else 0)
+    log = Path(f"{path}-wal")
+    for with_log in (True, False) if log.is_file() else (False,):
+        image = work / f"pages-{with_log}.sqlite"
+        _write_pages(path, log if with_log else None, image)
+        with image.open("r+b") as file:
+            root = _calls_root()
+            rest = range(2, image.stat().st_size // PAGE + 1)
+            for number in (root, *rest):
+                file.seek((number - 1) * PAGE)
+                page = file.read(PAGE)
+                if page[:1] != _LEAF:
+                    continue
+                file.seek((root - 1) * PAGE)
+                file.write(page)
+                file.flush()
+                with closing(sqlite3.connect(image)) as source:
+                    leaf = _save(source, into, "calls")
+                saved, last = saved + leaf.rows, max(last, leaf.last)
     snapshot = read_snapshot(path.parent)
     known = max(snapshot.calls_kept if snapshot else 0, saved + found.lost, last)
     return _Saved(saved, known - saved, False)
 
 
-def _put(into: sqlite3.Connection, table: str, number: int, values: Row) -> int:
-    """Writes a row, if it is whole and not there yet; gives how many were written. Calls are
-    numbered anew, without gaps."""
+def _write_pages(path: Path, log: Path | None, image: Path) -> None:
+    """Write the pages of a store as they lie in its file and then in its log, behind the first page
+    of an empty store. The log's format is https://sqlite.org/fileformat2.html, 4.1."""
+    with image.open("wb") as file:
+        if path.is_file():
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, file)
+        if log is not None:
+            most = (file.tell() + log.stat().st_size) // PAGE
+            with log.open("rb") as frames:
+                salt = frames.read(32)[16:24]
+                while len(frame := frames.read(24 + PAGE)) == 24 + PAGE and frame[8:16] == salt:
+                    number = int.from_bytes(frame[:4], "big")
+                    if 1 < number <= most:
+                        file.seek((number - 1) * PAGE)
+                        file.write(frame[24:])
+        pages = max(file.seek(0, os.SEEK_END) // PAGE, _calls_root())
+        file.truncate(pages * PAGE)
+        file.seek(0)
+        file.write(_first_page(pages))
+
+
+@contextmanager
+def _empty_store() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        add_functions(db)
+        migrate(db, Path("an empty store"))
+        yield db
+
+
+def _calls_root() -> int:
+    """The page at which the table of calls begins: in every store the same."""
+    with _empty_store() as db:
+        root = "SELECT rootpage FROM sqlite_schema WHERE name = 'calls'"
+        return int(db.execute(root).fetchone()[0])
+
+
+def _first_page(pages: int) -> bytes:
+    """The first page of a store of so many pages, of which none is known to be free."""
+    with _empty_store() as db:
+        first = bytearray(db.serialize()[:PAGE])
+    first[28:32], first[32:40] = pages.to_bytes(4, "big"), bytes(8)
+    return bytes(first)
+
+
+def _put(into: sqlite3.Connection, table: str, number: int, values: Row) -> bool:
+    """Write a row, if it is whole and not there yet; return whether it was. Calls are numbered
+    anew, without gaps."""
     whole = _whole(table, values)
     if whole is None:
-        return 0
+        return False
     names, row = TABLES[table], whole
     if table != "calls":
         names, row = f"rowid, {names}", (number, *whole)
     marks = ", ".join("?" * len(row))
-    return into.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row).rowcount
+    query = f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})"
+    return into.execute(query, row).rowcount > 0
 
 
 def _whole(table: str, row: Row) -> Row | None:
@@ -325,111 +385,3 @@ def _call(row: Row) -> Row | None:
         int(attempts),
         crc,
     )
-
-
-@contextmanager
-def _mapped(file: Path) -> Iterator[bytes | mmap.mmap]:
-    if not file.is_file() or not file.stat().st_size:
-        yield b""
-        return
-    with (
-        file.open("rb") as opened,
-        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as contents,
-    ):
-        yield contents
-
-
-class _Pages:
-    """The pages of a file and of its log. Their format is https://sqlite.org/fileformat2.html: 1.6
-    the trees, 2.1 the rows, 4.1 the log."""
-
-    def __init__(self, file: bytes | mmap.mmap, log: bytes | mmap.mmap) -> None:
-        self._file, self._log = file, log
-        # Where in the log each page stands, at last.
-        self._newest: dict[int, int] = {}
-        for at in range(32, len(log) - PAGE - 23, PAGE + 24):
-            if log[at + 8 : at + 16] != log[16:24]:
-                break
-            self._newest[int.from_bytes(log[at : at + 4], "big")] = at + 24
-
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """Rows that may be calls, with their numbers: also those of older states of a page, since
-        calls are never changed."""
-        for number in range(1, max(len(self._file) // PAGE, *self._newest, 0) + 1):
-            for page in {self._page(number), self._file[(number - 1) * PAGE : number * PAGE]}:
-                if len(page) == PAGE and page[0] == 13:  # a leaf of a table
-                    yield from self._cells(page)
-
-    def _page(self, number: int) -> bytes:
-        at = self._newest.get(number)
-        return (
-            self._file[(number - 1) * PAGE : number * PAGE]
-            if at is None
-            else self._log[at : at + PAGE]
-        )
-
-    def _cells(self, page: bytes) -> Iterator[tuple[int, Row]]:
-        """The rows of a page; those that make no sense are passed over."""
-        for place in range(8, 8 + 2 * int.from_bytes(page[3:5], "big"), 2):
-            with suppress(ValueError, IndexError, struct.error):
-                size, at = _varint(page, int.from_bytes(page[place : place + 2], "big"))
-                if size > len(self._file) + len(self._log):
-                    continue
-                number, at = _varint(page, at)
-                values = _values(self._payload(page, at, size))
-                if len(values) in (len(_OLD["calls"].split(",")), len(CALL_COLUMNS.split(","))):
-                    yield number, values
-
-    def _payload(self, page: bytes, at: int, size: int) -> bytes:
-        """A row's bytes, gathered from the pages that it goes on in."""
-        most = PAGE - 35
-        if size <= most:
-            return page[at : at + size]
-        least = (PAGE - 12) * 32 // 255 - 23
-        here = least + (size - least) % (PAGE - 4)
-        here = here if here <= most else least
-        parts, missing = [page[at : at + here]], size - here
-        (following,) = struct.unpack(">I", page[at + here : at + here + 4])
-        while missing > 0:
-            more = self._page(following)
-            (following,) = struct.unpack(">I", more[:4])
-            parts.append(more[4 : 4 + missing])
-            missing -= len(parts[-1])
-        return b"".join(parts)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of one to nine bytes, and where it ends."""
-    value = 0
-    for place in range(at, at + 8):
-        value = value << 7 | data[place] & 127
-        if data[place] < 128:
-            return value, place + 1
-    return value << 8 | data[at + 8], at + 9
-
-
-_WHOLE_NUMBERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
-
-
-def _values(payload: bytes) -> Row:
-    """The values of a row or of an index entry."""
-    end, at = _varint(payload, 0)
-    body, values = end, []
-    while at < end:
-        kind, at = _varint(payload, at)
-        size = _WHOLE_NUMBERS.get(kind) or (
-            8 if kind == 7 else (kind - 12) // 2 if kind >= 12 else 0
-        )
-        part = payload[body : body + size]
-        if len(part) < size:
-            raise ValueError("cut off")
-        body += size
-        if kind in _WHOLE_NUMBERS:
-            values.append(int.from_bytes(part, "big", signed=True))
-        elif kind == 7:
-            values.append(struct.unpack(">d", part)[0])
-        elif kind >= 12:
-            values.append(part.decode() if kind % 2 else part)
-        else:
-            values.append({8: 0, 9: 1}.get(kind))
-    return tuple(values)

@@ -2,7 +2,7 @@
 them, and what its errors mean.
 
 db = sqlite3.connect(path)
-with_functions(db)
+add_functions(db)
 migrate(db, path)            # from nothing, or from any older version, in one transaction
 """
 
@@ -162,7 +162,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
             raise
 
 
-def with_functions(db: sqlite3.Connection) -> None:
+def add_functions(db: sqlite3.Connection) -> None:
     """Gives a connection the functions that migrations speak of."""
     db.create_function("crc_of", 1, crc_of, deterministic=True)
     db.create_function(
@@ -234,7 +234,7 @@ def damaged(path: Path, how: object) -> StoreError:
     )
 
 
-def emptied(path: Path) -> bool:
+def is_emptied(path: Path) -> bool:
     """Whether a store's file is empty although its run has worked: of a new one there is nothing in
     the folder but its lock."""
     if path.is_file() and path.stat().st_size:
@@ -243,15 +243,15 @@ def emptied(path: Path) -> bool:
     # Without its file SQLite would delete a log, and the answers in it.
     if log.is_file() and log.stat().st_size:
         return True
-    return path.is_file() and worked_on(path.parent)
+    return path.is_file() and has_worked(path.parent)
 
 
-def worked_on(folder: Path) -> bool:
+def has_worked(folder: Path) -> bool:
     """Whether there is something in a run's folder that only a run has made."""
     return any((folder / name).exists() for name in OF_A_RUN)
 
 
-def held(folder: Path) -> filelock.BaseFileLock:
+def lock_folder(folder: Path) -> filelock.BaseFileLock:
     """The lock of a run's folder, held; it is given free with ``release()``, or at the end of
     ``with``.
 
@@ -270,7 +270,7 @@ def held(folder: Path) -> filelock.BaseFileLock:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def sqlite_errors(path: Path) -> Iterator[None]:
     """What SQLite raises inside becomes a StoreError that says what to do."""
     try:
         yield

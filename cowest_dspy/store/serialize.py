@@ -206,14 +206,14 @@ def make_response(
     usd: float | None = None,
 ) -> Response:
     """A text response with its token counts; ``finish_reason`` is stop, length or content_filter,
-    ``usd`` as for :func:`priced`."""
+    ``usd`` as for :func:`with_price`."""
     usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-    return priced(
+    return with_price(
         Response(None, model, Message.assistant(text), finish_reason, usage, logprobs), usd
     )
 
 
-def priced(response: Response, usd: float | None) -> Response:
+def with_price(response: Response, usd: float | None) -> Response:
     """The response, and with it what it cost in US dollars; None is "not known", which is never
     0."""
     return replace(response, provider_data={**(response.provider_data or {}), PRICE: usd})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.store import serialize
-from cowest_dspy.store.schema import crc_of, damaged, told
+from cowest_dspy.store.schema import crc_of, damaged, sqlite_errors
 from cowest_dspy.utils.jsonable import plain
 from cowest_dspy.utils.safe_text import has_half_pair
 
@@ -98,7 +98,7 @@ class Records:
     def count(self, kind: str, *, start: str = "") -> int:
         """How many records of a kind there are, of those whose key begins with ``start``. Also when
         the store is closed."""
-        with told(self._path), closing(self._open_reader()) as db:
+        with sqlite_errors(self._path), closing(self._open_reader()) as db:
             row = db.execute(
                 f"SELECT count(*) FROM records WHERE {_OF_KIND}",
                 (self._part + kind, len(start), start),
@@ -121,7 +121,7 @@ class Records:
         )
         place, kind = -1, self._part + kind
         while True:
-            with told(self._path), closing(self._open_reader()) as db:
+            with sqlite_errors(self._path), closing(self._open_reader()) as db:
                 rows = db.execute(query, (place, kind, len(start), start, chunk)).fetchall()
             yield from ((key, self._value(kind, key, value, crc)) for _, key, value, crc in rows)
             if len(rows) < chunk:
@@ -146,13 +146,13 @@ class Records:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """The connection and a transaction, for one thread."""
-        with self._lock, told(self._path), self._db:
+        with self._lock, sqlite_errors(self._path), self._db:
             yield
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """The connection for one thread."""
-        with self._lock, told(self._path):
+        with self._lock, sqlite_errors(self._path):
             yield
 
     def _check(self, crc: int, *texts: str) -> None:

@@ -34,7 +34,8 @@ from dspy.utils.exceptions import LMTransportError
 
 from cowest_dspy.errors import StoreError, masked
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Budget, Clock, Guard, Limit, Paying
+from cowest_dspy.store.budget import Bill, Budget, BudgetGuard, Clock, Limit, Paying
+from cowest_dspy.store.call_context import with_context
 from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.merging import Merging
 from cowest_dspy.store.record import failure
@@ -44,8 +45,8 @@ from cowest_dspy.store.schema import (
     UNDER_WAY,
     crc_of,
     damaged,
-    held,
-    told,
+    lock_folder,
+    sqlite_errors,
 )
 from cowest_dspy.store.steps import dump_json
 from cowest_dspy.store.under_way import UnderWay
@@ -97,7 +98,7 @@ class Store(Merging):
         self._path, self._part, self.root = self.folder / "run.sqlite", "", self
         with file_errors(StoreError, self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._hold = held(self.folder)
+            self._hold = lock_folder(self.folder)
         self._lock = threading.RLock()
         self._turns = threading.Lock()
         self._asking: dict[str, tuple[threading.Lock, int]] = {}
@@ -117,9 +118,9 @@ class Store(Merging):
             self._clock, self.guard = Clock(), None
             self._session = f"seconds of session {self._sessions() + 1}"
             if budget is not None and budget.limited:
-                self.guard = Guard(budget, self._clock, self.bill())
+                self.guard = BudgetGuard(budget, self._clock, self.bill())
             if strong is not None:
-                self.count_as_strong(strong)
+                self.set_strong(strong)
             self._calls, bill = UnderWay(), self.guard.bill if self.guard else self.bill()
             self.journal = Journal(
                 self.folder, kept=self.calls(), usd=bill.usd, limits=self._limits
@@ -129,17 +130,17 @@ class Store(Merging):
             raise
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        if schema.emptied(path):
+        if schema.is_emptied(path):
             raise damaged(path, schema.EMPTIED)
         known = path.is_file()
-        with told(path):
+        with sqlite_errors(path):
             db = sqlite3.connect(path, check_same_thread=False)
-        schema.with_functions(db)
+        schema.add_functions(db)
         try:
-            with told(path):
+            with sqlite_errors(path):
                 if (
                     known
-                    and schema.worked_on(path.parent)
+                    and schema.has_worked(path.parent)
                     and not db.execute("PRAGMA user_version").fetchone()[0]
                 ):
                     raise damaged(path, schema.EMPTIED)
@@ -270,7 +271,7 @@ class Store(Merging):
             for name in names
         }
 
-    def count_as_strong(self, model: str) -> None:
+    def set_strong(self, model: str) -> None:
         """Says which model's calls ``strong_calls`` counts; what the run has made of them before is
         counted from the store."""
         if self.guard is not None:
@@ -327,10 +328,13 @@ class Store(Merging):
                     self._count(Usage(cached=1))
                 return known, True
             started = time.monotonic()
-            paying_for = (
-                self.guard.paying(request.model) if self.guard else nullcontext(Paying(False))
-            )
-            with self._clock, self._calls.model_call(), paying_for as paying:
+            admission = self.guard.paying(request.model) if self.guard else nullcontext(Paying())
+            with (
+                self._clock,
+                self._calls.model_call(),
+                admission as paying,
+                with_context(paying=paying),
+            ):
                 row = next(self._rows)
                 begin = (row, key, self.stage, request.model, UNDER_WAY, time.time())
                 self._commit(_Write(((schema.BEGIN, begin),), lasting=False))
@@ -365,7 +369,7 @@ class Store(Merging):
     def _known(self, key: str) -> Response | None:
         # On a connection of its own, which sees all that is committed: it waits for no disk.
         row = None
-        with self._reader_lock, told(self._path):
+        with self._reader_lock, sqlite_errors(self._path):
             for table in self._answers:
                 row = self._reader.execute(
                     f"SELECT request, response, crc FROM {table} WHERE key = ?", (key,)
@@ -403,7 +407,7 @@ class Store(Merging):
         )  # fmt: skip
         self._commit(_Write(((schema.ANSWER, values), (schema.END, (row,))), answer))
         if self.guard:
-            self.guard.paid(model, tokens, usd)
+            self.guard.book(model, tokens, usd)
 
     def _fail(self, row: int, error: BaseException, attempts: int) -> None:
         text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
@@ -481,7 +485,7 @@ class Store(Merging):
         self._counter.add(usage)
         self.journal.add(usage)
 
-    def unusable(self, kind: str) -> None:
+    def count_unusable(self, kind: str) -> None:
         """Counts an answer that was given and cannot be used, by what is wrong with it."""
         self.journal.failed(kind)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cowest_dspy.errors import StoreError
-from cowest_dspy.store.rate_limit import Stopping, joining
-from cowest_dspy.utils.interrupts import asked_to_stop, count_calls, uninterrupted
+from cowest_dspy.store.call_context import Stopping, joining
+from cowest_dspy.utils.interrupts import count_calls, stop_requested, uninterrupted
 
 
 class UnderWay:
@@ -35,13 +35,13 @@ class UnderWay:
             with self._changed:
                 if (
                     self._ended
-                    and not asked_to_stop()
+                    and not stop_requested()
                     and threading.current_thread() is threading.main_thread()
                 ):
                     raise StoreError(
                         "This store is closed: open it anew, Store(folder), to ask more."
                     )
-                if self._ended or asked_to_stop():
+                if self._ended or stop_requested():
                     raise KeyboardInterrupt
                 self._count += 1
                 stopping = self._stopping

@@ -8,14 +8,14 @@ from functools import reduce
 from typing import Any
 
 
-def added(one: float | None, other: float | None) -> float | None:
+def add_usd(one: float | None, other: float | None) -> float | None:
     """The sum of two costs; not known when one of them is not."""
     return None if one is None or other is None else one + other
 
 
 def total_usd(costs: Iterable[float | None]) -> float | None:
     """The sum of all costs, 0.0 of none; not known when one of them is not."""
-    return reduce(added, costs, 0.0)
+    return reduce(add_usd, costs, 0.0)
 
 
 def format_usd(usd: float | None) -> str:
@@ -68,7 +68,7 @@ class Usage:
             self.failed + other.failed,
             self.tokens_in + other.tokens_in,
             self.tokens_out + other.tokens_out,
-            added(self.usd, other.usd),
+            add_usd(self.usd, other.usd),
             self.seconds + other.seconds,
         )
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cowest_dspy.errors import faults
+from cowest_dspy.errors import describe_faults
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -31,7 +31,7 @@ class ProtocolError(Exception):
         self.status, self.body = status, error_body(status, message, code)
 
 
-class Part(BaseModel):
+class StrictPart(BaseModel):
     """A piece of a message's content; only text is known here."""
 
     model_config = STRICT
@@ -39,12 +39,12 @@ class Part(BaseModel):
     text: str
 
 
-class ChatMessage(BaseModel):
+class StrictMessage(BaseModel):
     """One message of the conversation."""
 
     model_config = STRICT
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[StrictPart]
 
     @property
     def text(self) -> str:
@@ -56,19 +56,19 @@ class ChatMessage(BaseModel):
         )
 
 
-class StreamOptions(BaseModel):
+class StrictStreamOptions(BaseModel):
     """How a streamed answer is sent."""
 
     model_config = STRICT
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
+class StrictRequest(BaseModel):
     """The body of POST /v1/chat/completions: these fields and no others."""
 
     model_config = STRICT
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[StrictMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -81,7 +81,7 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StrictStreamOptions | None = None
     response_format: dict[str, Any] | None = None
 
     def asked(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Choice:
         return "".join(self.tokens)
 
 
-def read_request(data: bytes) -> ChatRequest:
+def read_request(data: bytes) -> StrictRequest:
     """The request in a body.
 
     Raises:
@@ -123,10 +123,10 @@ def read_request(data: bytes) -> ChatRequest:
     ) as error:  # Also of a number too long, of no UTF-8, and of too many brackets.
         raise ProtocolError(400, f"The body is not JSON: {error}.") from None
     try:
-        return ChatRequest.model_validate(value)
+        return StrictRequest.model_validate(value)
     except ValidationError as error:
         raise ProtocolError(
-            400, f"The request is malformed: {faults(error, 'body', most=None)}."
+            400, f"The request is malformed: {describe_faults(error, 'body', most=None)}."
         ) from None
 
 
@@ -136,7 +136,7 @@ def pieces(text: str) -> list[str]:
     return re.findall(r"\s*\S+|\s+$", text)
 
 
-def choice_of(text: str, request: ChatRequest) -> Choice:
+def choice_of(text: str, request: StrictRequest) -> Choice:
     """The answer ``text`` as this request allows it: up to a stop text, and no longer than its
     limit of tokens."""
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
@@ -148,14 +148,14 @@ def choice_of(text: str, request: ChatRequest) -> Choice:
     return Choice(tuple(tokens[:limit] if cut else tokens), "length" if cut else "stop")
 
 
-def usage_of(request: ChatRequest, choices: Sequence[Choice]) -> dict[str, int]:
+def usage_of(request: StrictRequest, choices: Sequence[Choice]) -> dict[str, int]:
     """Tokens of the prompt (once) and of all choices."""
     prompt = sum(len(pieces(message.text)) for message in request.messages)
     written = sum(len(choice.tokens) for choice in choices)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
-def whole_body(request: ChatRequest, choices: Sequence[Choice]) -> dict[str, Any]:
+def whole_body(request: StrictRequest, choices: Sequence[Choice]) -> dict[str, Any]:
     """The answer as one JSON object."""
     made = [
         {
@@ -173,7 +173,7 @@ def whole_body(request: ChatRequest, choices: Sequence[Choice]) -> dict[str, Any
     }
 
 
-def stream_events(request: ChatRequest, choices: Sequence[Choice]) -> Iterator[bytes]:
+def stream_events(request: StrictRequest, choices: Sequence[Choice]) -> Iterator[bytes]:
     """The answer as server-sent events: a token each, then why it ended, then the usage where it
     was asked for, then [DONE]."""
     head = _head(request, "chat.completion.chunk")
@@ -215,7 +215,7 @@ def token_logprob(token: str) -> float:
     return -len(token) / 10
 
 
-def _logprobs(tokens: Sequence[str], request: ChatRequest) -> dict[str, Any] | None:
+def _logprobs(tokens: Sequence[str], request: StrictRequest) -> dict[str, Any] | None:
     if not request.logprobs:
         return None
     content: list[dict[str, Any]] = []
@@ -232,5 +232,5 @@ def _scored(token: str, logprob: float) -> dict[str, Any]:
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
 
 
-def _head(request: ChatRequest, kind: str) -> dict[str, Any]:
+def _head(request: StrictRequest, kind: str) -> dict[str, Any]:
     return {"id": "chatcmpl-scripted", "object": kind, "created": 1, "model": request.model}

@@ -30,9 +30,9 @@ from typing import Any
 
 from cowest_dspy.testing.engine import NotScripted, Script, scripted
 from cowest_dspy.testing.protocol import (
-    ChatRequest,
     Choice,
     ProtocolError,
+    StrictRequest,
     choice_of,
     error_body,
     read_request,
@@ -94,7 +94,7 @@ class Fault:
         return cls("garbled")
 
 
-class Plan:
+class FaultPlan:
     """The faults of a server: those declared, in order of arrival, then random ones at a rate;
     thread-safe.
 
@@ -164,7 +164,11 @@ class OpenAIServer:
         self.models = (model,) if isinstance(model, str) else model
         self.received: list[Received] = []
         self.most_at_once = 0
-        self._plan, self._lock, self._at_once = Plan(faults, fault_rate, seed), threading.Lock(), 0
+        self._plan, self._lock, self._at_once = (
+            FaultPlan(faults, fault_rate, seed),
+            threading.Lock(),
+            0,
+        )
         self._closing = threading.Event()
         self._http: _Http | None = None
 
@@ -210,7 +214,7 @@ class OpenAIServer:
             raise ProtocolError(401, "Incorrect API key provided.", "invalid_api_key")
 
     def receive(
-        self, request: ChatRequest, body: dict[str, Any], headers: dict[str, str]
+        self, request: StrictRequest, body: dict[str, Any], headers: dict[str, str]
     ) -> Fault | None:
         """Record a request; return what goes wrong with it.
 
@@ -228,7 +232,7 @@ class OpenAIServer:
             self.received.append(Received(time.monotonic(), body, headers, fault))
         return fault
 
-    def answers(self, request: ChatRequest) -> list[Choice] | Fault:
+    def answers(self, request: StrictRequest) -> list[Choice] | Fault:
         """What the script says, a choice for each of ``n``.
 
         Raises:
@@ -356,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise ProtocolError(411, "A Content-Length below 1 GB is needed.")
         return self.rfile.read(int(length))
 
-    def _answer(self, request: ChatRequest, choices: list[Choice], fault: Fault | None) -> None:
+    def _answer(self, request: StrictRequest, choices: list[Choice], fault: Fault | None) -> None:
         if fault is not None and fault.kind == "status":
             message = fault.message or f"Scripted to fail with status {fault.code}."
             self._send(

@@ -18,6 +18,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from cowest_dspy.compat import attention_name
+
 log = logging.getLogger(__name__)
 
 # nats by which the log-probability of a token may differ, in float32; rounding makes about 1e-5
@@ -129,7 +131,7 @@ def share_if_equal(trainer: Any, sizes: Sequence[int]) -> bool:
         else trainer.model
     )
     backbone, name = getattr(model, "base_model", model), type(model).__name__
-    attention = getattr(model.config.get_text_config(), "_attn_implementation", None)
+    attention = attention_name(model.config.get_text_config())
     if backbone is model or attention not in ("eager", "sdpa"):
         log.info("%s computes the prompt of a pair twice: its attention is %s.", name, attention)
         return False

@@ -198,7 +198,7 @@ def progress_callback(settings: SFT | DPO | KTO, on_step: OnStep | None, rows: i
             if every == 0:
                 interrupts.check()
             elif (
-                interrupts.asked_to_stop()
+                interrupts.stop_requested()
                 or (every and step % every == 0)
                 or (every is None and time.monotonic() - self.saved >= SAVE_SECONDS)
             ):

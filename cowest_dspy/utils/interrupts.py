@@ -1,13 +1,13 @@
 """Ctrl-C, SIGTERM and SIGHUP: the first ends the work cleanly, the second at once.
 
-    with handled():              # of a command: a signal raises Interrupted in the main thread
+    with handle_signals():       # a signal raises Interrupted in the main thread
         with uninterrupted():    # but not here: what is being paid for is kept first
             ...
 
 The first signal lets nothing more be asked, has what is under way finished and committed, and then
 ends the command with exit code 128 + its number. The second ends it at once, and says how many
-calls were under way. Outside of ``handled`` nothing here changes anything: Ctrl-C is Python's own
-then.
+calls were under way. Outside of ``handle_signals`` nothing here changes anything: Ctrl-C is then
+Python's own.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def signal_of(stop: BaseException) -> int:
     return getattr(stop, "signal", int(signal.SIGINT))
 
 
-def unread(error: BaseException | None) -> bool:
+def is_broken_pipe(error: BaseException | None) -> bool:
     """Whether the work ended because the reader of its output was gone, as after ``| head``."""
     return isinstance(error, Interrupted) and error.signal == getattr(signal, "SIGPIPE", None)
 
 
-def stopped_by() -> int | None:
+def first_signal() -> int | None:
     """The number of the first signal that has come."""
     return _state.first
 
 
-def asked_to_stop() -> bool:
+def stop_requested() -> bool:
     """Whether a signal has come."""
     return _state.first is not None
 
@@ -81,7 +81,7 @@ def count_calls(counting: Any) -> None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Handle the signals while a command runs, in the main thread; a signal that is ignored stays
     so (``nohup``)."""
     if not _in_main_thread():
@@ -102,7 +102,7 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def telling(tell: Callable[[str], None]) -> Iterator[None]:
+def announcing(tell: Callable[[str], None]) -> Iterator[None]:
     """A context in which ``tell`` shows that the work is being stopped."""
     _state.tell.append(tell)
     try:
@@ -117,14 +117,14 @@ def uninterrupted() -> Iterator[None]:
     check_now = _in_main_thread()
     if check_now:
         _raise_pending()
-    with until_kept():
+    with postponing():
         if check_now:
             _state.shields += 1
         yield
 
 
 @contextmanager
-def until_kept() -> Iterator[None]:
+def postponing() -> Iterator[None]:
     """A stretch in which :func:`postpone` may be called: what it postponed is raised at its end."""
     if not _in_main_thread():
         yield
@@ -139,7 +139,7 @@ def until_kept() -> Iterator[None]:
 
 def postpone() -> None:
     """From here on, in the main thread, a signal waits: for :func:`check`, or for the end of
-    :func:`until_kept`."""
+    :func:`postponing`."""
     if _in_main_thread() and not _state.shields:
         _state.shields = 1
 

@@ -2,7 +2,7 @@
 what it was.
 
     plain(Verdict(label="yes"))                          # {"label": "yes"}
-    restored({"label": "yes"}, Verdict)                  # Verdict(label="yes")
+    restore({"label": "yes"}, Verdict)                  # Verdict(label="yes")
     as_text(Verdict(label="yes"))                        # '{"label": "yes"}'; a text, a number, yes
         and no as Python writes them
     from_text('{"label": "yes"}', Verdict)               # Verdict(label="yes")
@@ -34,7 +34,7 @@ def _unknown(value: Any) -> Any:
     return value.toDict() if isinstance(value, dspy.Example) else str(value)
 
 
-def restored(value: Any, annotation: Any) -> Any:
+def restore(value: Any, annotation: Any) -> Any:
     """The inverse of :func:`plain` for a value of the type ``annotation``; what is of another type
     stays as it is."""
     return (
@@ -44,14 +44,14 @@ def restored(value: Any, annotation: Any) -> Any:
     )
 
 
-def restored_fields(
+def restore_fields(
     values: Mapping[str, Any] | None, types: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Fields by name, each restored by its type; those without one stay as they are."""
+    """Fields by name, each restore by its type; those without one stay as they are."""
     return (
         None
         if values is None
-        else {name: restored(value, types.get(name, str)) for name, value in values.items()}
+        else {name: restore(value, types.get(name, str)) for name, value in values.items()}
     )
 
 

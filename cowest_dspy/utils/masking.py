@@ -135,7 +135,10 @@ def _beside_dots(secret: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
 # By shape. What a function of these gives stands in the place of the match.
 
 _TOKEN = "[A-Za-z0-9_-]"
-_PREFIXES = "sk|pk|rk|gsk|hf|xai|gh[pousr]|github_pat|gl(?:pat|dt|ft|rt|soat)|pypi|key|xox[abeoprs]|npm|nvapi|pplx|r8|shp(?:at|ss)|dop_v1"
+_PREFIXES = (
+    "sk|pk|rk|gsk|hf|xai|gh[pousr]|github_pat|gl(?:pat|dt|ft|rt|soat)|pypi|key|xox[abeoprs]|npm|"
+    "nvapi|pplx|r8|shp(?:at|ss)|dop_v1"
+)
 _SURE_PREFIXES = "sk-|hf_|gh[pousr]_|npm_|gsk_"
 _FIXED = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # AWS
@@ -246,7 +249,8 @@ _JSON_WEB_TOKEN = re.compile(
 )
 # The first prefix of a run of characters decides: what follows a later one is no key either.
 _PREFIXED = re.compile(
-    rf"(?P<secret>\b(?:{_PREFIXES})[-_](?=[A-Za-z_-]*+\d){_TOKEN}{{12,}}+)|\b(?:{_PREFIXES})[-_]{_TOKEN}*+"
+    rf"(?P<secret>\b(?:{_PREFIXES})[-_](?=[A-Za-z_-]*+\d){_TOKEN}{{12,}}+)"
+    rf"|\b(?:{_PREFIXES})[-_]{_TOKEN}*+"
 )
 _LETTERS_ONLY = re.compile(
     rf"(?P<secret>\b(?:{_SURE_PREFIXES})[A-Za-z0-9]{{30,}}+)|\b(?:{_SURE_PREFIXES})[A-Za-z0-9]*+"
@@ -259,12 +263,14 @@ _IN_ADDRESS = re.compile(
 )
 _PARAMETER = re.compile(
     r"[?&;](?:[\w.-]{0,40}?[_.-])??"
-    r"(?:(?:api|access|auth)?(?:token|secret|password|passwd|pwd|signature|credential)|(?:api|access)[_-]?key|(?P<other>key|auth|sig))"
+    r"(?:(?:api|access|auth)?(?:token|secret|password|passwd|pwd|signature|credential)"
+    r"|(?:api|access)[_-]?key|(?P<other>key|auth|sig))"
     r"""=(?P<secret>[^\s&#"'<>]++)""",
     re.IGNORECASE,
 )
 _OPTION = re.compile(
-    r"""(?<![\w-])--?(?:[\w-]{0,40}?[_-])??(?:api-?key|key|token|secret|password)(?:=|\s)(?P<secret>[^\s"',-][^\s"',]{3,})""",
+    r"(?<![\w-])--?(?:[\w-]{0,40}?[_-])??(?:api-?key|key|token|secret|password)(?:=|\s)"
+    r"""(?P<secret>[^\s"',-][^\s"',]{3,})""",
     re.IGNORECASE,
 )
 _BEARER = re.compile(

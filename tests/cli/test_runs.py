@@ -29,14 +29,7 @@ from cowest_dspy.errors import BudgetError
 from cowest_dspy.optimizers.run import NoProgress, RunContext
 from cowest_dspy.report.runs import RunLine, describe_run, is_run, run_folders
 from cowest_dspy.store import serialize
-from cowest_dspy.store.progress import (
-    FILE,
-    Snapshot,
-    alive,
-    iso,
-    process_started,
-    read_snapshot,
-)
+from cowest_dspy.store.progress import FILE, Snapshot, is_alive, iso, process_started, read_snapshot
 from cowest_dspy.utils.interrupts import Interrupted
 
 
@@ -134,12 +127,12 @@ def test_a_process_id_that_was_given_out_again_is_not_the_run(tmp_path: Path) ->
     snapshot = read_snapshot(tmp_path)
     assert snapshot
     now = replace(snapshot, state="running", pid=os.getpid(), process_started=process_started())
-    assert alive(now) and not alive(replace(now, process_started=now.process_started - 100))
+    assert is_alive(now) and not is_alive(replace(now, process_started=now.process_started - 100))
     far = replace(now, host="elsewhere", updated=iso(time.time()))
     assert (
-        alive(far)
-        and not alive(replace(far, updated=iso(time.time() - 3600)))
-        and not alive(replace(far, updated="?"))
+        is_alive(far)
+        and not is_alive(replace(far, updated=iso(time.time() - 3600)))
+        and not is_alive(replace(far, updated="?"))
     )
 
 

@@ -439,7 +439,9 @@ def test_what_servers_say_of_themselves_is_understood(
 ) -> None:
     with serving(pages) as endpoint:
         given = {"kind": "server", "server": server, "model": "small"}
-        reached = endpoints.reach(Server.model_validate({**given, "api_base": endpoint.address}))
+        reached = endpoints.check_endpoint(
+            Server.model_validate({**given, "api_base": endpoint.address})
+        )
     assert (reached.level, reached.context) == found, reached.text
 
 

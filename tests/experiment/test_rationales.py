@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cowest_dspy import Budget, Store
 from cowest_dspy.errors import BudgetError, DataError
 from cowest_dspy.experiment.rationales import _states, rationales
-from cowest_dspy.store.record import keeping
+from cowest_dspy.store.call_context import keeping
 from cowest_dspy.testing import ScriptedEngine
 
 TASK = "Say which animal it is."

@@ -22,7 +22,7 @@ from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration, DraftFormat
 from cowest_dspy.store import serialize
-from cowest_dspy.store.pool import in_order
+from cowest_dspy.store.pool import map_in_order
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
 
@@ -90,7 +90,7 @@ def test_memory_does_not_grow_with_the_number_of_traces(tmp_path: Path) -> None:
 def test_items_ahead_are_bounded_and_given_in_order() -> None:
     started: list[int] = []
     with ThreadPoolExecutor(4) as pool:
-        given_items = in_order(
+        given_items = map_in_order(
             pool, lambda item: started.append(item) or item, range(1000), ahead=8
         )
         for place, item in enumerate(given_items):
@@ -101,7 +101,7 @@ def test_items_ahead_are_bounded_and_given_in_order() -> None:
 def test_who_stops_early_starts_no_more() -> None:
     started: list[int] = []
     with ThreadPoolExecutor(1) as pool:
-        work = in_order(pool, lambda item: started.append(item) or item, range(1000), ahead=8)
+        work = map_in_order(pool, lambda item: started.append(item) or item, range(1000), ahead=8)
         assert isinstance(work, Iterator) and next(work) == 0
         work.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert len(started) < 12
@@ -309,11 +309,11 @@ def test_a_draft_metric_scores_drafts_of_any_format() -> None:
 def test_a_trace_has_the_metrics_words_and_what_its_calls_cost(tmp_path: Path) -> None:
     class Priced(ScriptedEngine):
         def complete(self, request: Any) -> Any:
-            return serialize.priced(super().complete(request), 0.25)
+            return serialize.with_price(super().complete(request), 0.25)
 
     class Unpriced(ScriptedEngine):
         def complete(self, request: Any) -> Any:
-            return serialize.priced(super().complete(request), None)
+            return serialize.with_price(super().complete(request), None)
 
     def metric(example: dspy.Example, prediction: Any, trace: Any = None) -> dspy.Prediction:
         return dspy.Prediction(score=0.5, feedback=f"said {prediction.answer}")

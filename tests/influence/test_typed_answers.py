@@ -23,7 +23,7 @@ from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
-from cowest_dspy.utils.jsonable import as_text, from_text, plain, restored
+from cowest_dspy.utils.jsonable import as_text, from_text, plain, restore
 
 
 class Kind(Enum):
@@ -82,7 +82,7 @@ VALUES: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(("kind", "value"), VALUES, ids=[str(value)[:30] for _, value in VALUES])
 def test_a_value_comes_back_from_json_and_from_text(kind: Any, value: Any) -> None:
     for found in (
-        restored(json.loads(json.dumps(plain(value))), kind),
+        restore(json.loads(json.dumps(plain(value))), kind),
         from_text(as_text(value), kind),
     ):
         assert found == value and type(found) is type(value)
@@ -90,9 +90,9 @@ def test_a_value_comes_back_from_json_and_from_text(kind: Any, value: Any) -> No
 
 def test_what_is_of_another_type_stays_as_it_is() -> None:
     assert (
-        restored("5", int) == "5"
-        and restored({"x": 1}, Verdict) == {"x": 1}
-        and restored("a", object()) == "a"
+        restore("5", int) == "5"
+        and restore({"x": 1}, Verdict) == {"x": 1}
+        and restore("a", object()) == "a"
     )
     assert from_text("neither", Verdict) == "neither" and from_text("12 bar", int) == "12 bar"
 

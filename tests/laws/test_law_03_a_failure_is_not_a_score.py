@@ -34,7 +34,7 @@ from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.optimizers.deciding import Decision, decide, gain
 from cowest_dspy.optimizers.rounds import Rounds
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.store.record import listening
+from cowest_dspy.store.call_context import listening
 from cowest_dspy.testing import ScriptedEngine
 
 

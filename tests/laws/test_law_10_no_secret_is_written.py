@@ -29,7 +29,8 @@ from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.config import Api, Server
-from cowest_dspy.store.record import keeping, recorded
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import recorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
 from cowest_dspy.utils.masking import without_secret

@@ -24,7 +24,8 @@ from cowest_dspy.errors import ConfigError
 from cowest_dspy.lms.api import ApiEngine
 from cowest_dspy.lms.config import Api
 from cowest_dspy.store import serialize
-from cowest_dspy.store.rate_limit import Limits, stoppable
+from cowest_dspy.store.call_context import stoppable
+from cowest_dspy.store.rate_limit import Limits
 from cowest_dspy.store.record import failure, recorded
 from cowest_dspy.testing import Fault, OpenAIServer, Received, ScriptedEngine
 

@@ -26,8 +26,8 @@ from cowest_dspy import Budget, Collaboration, Sampling, Store, build_lm, collec
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.lms import protocol
 from cowest_dspy.lms.config import Api, Server
-from cowest_dspy.store.rate_limit import stoppable
-from cowest_dspy.store.record import failure, keeping, recorded
+from cowest_dspy.store.call_context import keeping, stoppable
+from cowest_dspy.store.record import failure, recorded
 
 KINDS = ["api", "server"]
 

@@ -21,7 +21,7 @@ from cowest_dspy.experiment.data import read_split
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.lms import ServerEngine
 from cowest_dspy.lms.config import KINDS
-from cowest_dspy.store.record import listening
+from cowest_dspy.store.call_context import listening
 from cowest_dspy.utils.importing import load
 
 ROOT = Path(__file__).parents[2]

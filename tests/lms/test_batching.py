@@ -92,7 +92,7 @@ def test_a_request_joins_a_batch_that_is_on_its_way(tiny_model: Path) -> None:
     engine = LocalEngine(tiny_model, dtype="float32", max_batch=16)
     loaded = engine._load()
     sizes: list[int] = []
-    engine._loaded = scheduler.Loaded(
+    engine._loaded = scheduler.LoadedModel(
         loaded.lora,
         loaded.tokenizer,
         frozenset(),
@@ -150,7 +150,7 @@ def test_a_request_that_fails_takes_nobody_with_it(tiny_model: Path) -> None:
                 )
             return self.inner.admit(rows)
 
-    engine._loaded = scheduler.Loaded(
+    engine._loaded = scheduler.LoadedModel(
         loaded.lora,
         loaded.tokenizer,
         loaded.end_tokens,

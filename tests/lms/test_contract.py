@@ -23,7 +23,8 @@ from tiny import make_adapter
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import serialize
-from cowest_dspy.store.record import failure, listening, recorded
+from cowest_dspy.store.call_context import listening
+from cowest_dspy.store.record import failure, recorded
 from cowest_dspy.testing import OpenAIServer
 
 QUESTION = "What is the capital of France?"

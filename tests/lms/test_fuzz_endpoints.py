@@ -47,14 +47,8 @@ from cowest_dspy.influence.trace import Trace
 from cowest_dspy.lms import protocol
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import serialize
-from cowest_dspy.store.record import (
-    EXPECTED_FAILURES,
-    UNUSABLE,
-    call_failed,
-    failure,
-    keeping,
-    recorded,
-)
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import EXPECTED_FAILURES, UNUSABLE, call_failed, failure, recorded
 from cowest_dspy.store.schema import UNDER_WAY
 
 KINDS = ["api", "server"]

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowest_dspy.store.rate_limit import Admission, Limits, rest, shared_limits, stoppable
+from cowest_dspy.store.call_context import stoppable
+from cowest_dspy.store.rate_limit import Admission, Limits, rest, shared_limits
 
 REQUESTS, TOKENS, WINDOW = 4, 100, 60.0
 

@@ -32,7 +32,7 @@ from cowest_dspy.optimizers.router_fitting import (
     observed_in,
 )
 from cowest_dspy.report.router_view import describe_curve, write_curve
-from cowest_dspy.store.record import listening
+from cowest_dspy.store.call_context import listening
 from cowest_dspy.testing import ScriptedEngine
 
 NUMBERS = st.floats(-4, 4)

@@ -22,7 +22,7 @@ from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.program import Confident, SelfConsistency, chain_of_thought, super_icl
 from cowest_dspy.program.voting import normalised
-from cowest_dspy.store.record import keeping, sampling
+from cowest_dspy.store.call_context import keeping, sampling
 from cowest_dspy.testing import ScriptedEngine
 
 

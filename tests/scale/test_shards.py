@@ -45,7 +45,8 @@ from cowest_dspy.scale.shard import (
 )
 from cowest_dspy.store import serialize
 from cowest_dspy.store.budget import Bill
-from cowest_dspy.store.rate_limit import Limits, Stopping, joining, share_limits, stoppable
+from cowest_dspy.store.call_context import Stopping, joining, stoppable
+from cowest_dspy.store.rate_limit import Limits, share_limits
 from cowest_dspy.testing import ScriptedEngine
 
 ENGINE = ScriptedEngine(lambda request: request["messages"][-1]["content"].upper(), model="m")
@@ -153,7 +154,7 @@ def test_a_shard_knows_what_the_run_has_and_pays_only_for_the_rest(tmp_path: Pat
 
 def test_whoever_opens_a_run_has_what_its_shards_have_left(tmp_path: Path) -> None:
     with Store(tmp_path / "run", budget=Budget(tokens=100)) as store:  # pyright: ignore[reportCallIssue]
-        store.count_as_strong("m")
+        store.set_strong("m")
         for name in ("a", "b"):
             with Store(tmp_path / "run" / FOLDER / name) as shard:
                 ask(shard, name)
@@ -253,21 +254,21 @@ def guards(budget: Budget, number: int = 2) -> tuple[Coordinator, list[SharedGua
 def test_a_budget_is_one_for_all_shards_and_counts_what_is_under_way() -> None:
     made, (one, other) = guards(Budget(strong_calls=4))  # pyright: ignore[reportCallIssue]
     with one.paying("strong") as call, other.paying("strong"), other.paying("weak"):
-        one.retry(call)
+        call.retry()
         with pytest.raises(
             BudgetError, match=r"strong_calls = 4 is reached.*Spent: strong calls 4"
         ):
-            other.let_in(call)
-    assert made.let_in(False) is not None, "nobody is let in any more"
+            other.admit(True)
+    assert made.admit(False) is not None, "nobody is let in any more"
 
 
 def test_tokens_of_all_shards_are_one_sum_and_an_attempt_that_was_not_made_is_given_back() -> None:
     _, (one, other) = guards(Budget(tokens=100, strong_calls=2))  # pyright: ignore[reportCallIssue]
     with one.paying("strong") as call:
-        one.withdraw(call)
+        call.withdraw()
     with other.paying("strong"):
-        other.paid("strong", 60, 0.0)
-    one.paid("weak", 40, 0.0)
+        other.book("strong", 60, 0.0)
+    one.book("weak", 40, 0.0)
     with pytest.raises(BudgetError, match="tokens = 100 is reached"), other.paying("weak"):
         pass
 
@@ -276,7 +277,7 @@ def test_without_a_budget_nothing_is_asked_and_a_shard_that_is_stopped_begins_no
     guard, stopping = SharedGuard(object(), "strong", limited=False), Stopping()  # pyright: ignore[reportArgumentType]
     with joining(stopping), stoppable():
         with guard.paying("strong"):
-            guard.paid("strong", 1, None)
+            guard.book("strong", 1, None)
         stopping.stop()
         with pytest.raises(KeyboardInterrupt), guard.paying("strong"):
             pass

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from serving_parts import body, program, rules
 
 from cowest_dspy.program.adapters import LineAdapter
-from cowest_dspy.serve.answer import Answer, Answering
+from cowest_dspy.serve.answer import Answering, ServedAnswer
 from cowest_dspy.serve.app import Service, _event, make_app
 from cowest_dspy.serve.chat import (
     ChatRequest,
@@ -105,7 +105,7 @@ def test_a_text_is_the_only_input_as_it_is(text: str) -> None:
 @QUICK
 @given(TEXTS, TEXTS)
 def test_an_answer_comes_through_every_form(reason: str, answer: str) -> None:
-    made = Answer({"reason": reason, "answer": answer}, "collaborate")
+    made = ServedAnswer({"reason": reason, "answer": answer}, "collaborate")
     asked = ParsedRequest({}, "json", ("reason", "answer"), ())
     assert json.loads(format_content(made, asked, TASK)) == {"reason": reason, "answer": answer}
     marked = dspy.ChatAdapter().parse(

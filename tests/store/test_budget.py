@@ -23,8 +23,9 @@ from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import build_lm
 from cowest_dspy.lms.config import Api, Server
 from cowest_dspy.store import schema, serialize
-from cowest_dspy.store.budget import Bill, Clock, Guard, another_attempt
-from cowest_dspy.store.record import keeping, recorded
+from cowest_dspy.store.budget import Bill, BudgetGuard, Clock
+from cowest_dspy.store.call_context import keeping
+from cowest_dspy.store.record import recorded
 from cowest_dspy.testing import Fault, OpenAIServer, ScriptedEngine
 
 STRONG = "scripted/strong"
@@ -67,14 +68,14 @@ def run(
     st.integers(0, 5),
 )
 def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], before: int) -> None:
-    guard = Guard(limits(strong_calls=limit), Clock(), Bill(strong_calls=before), STRONG)
+    guard = BudgetGuard(limits(strong_calls=limit), Clock(), Bill(strong_calls=before), STRONG)
     made = before
     for step in script:
         try:
-            with guard.paying(STRONG):
+            with guard.paying(STRONG) as call:
                 made += 1
                 if step == "retry":
-                    another_attempt()
+                    call.retry()
                     made += 1
                 if step == "fail":
                     raise ServerError("down")
@@ -88,24 +89,24 @@ def test_attempts_are_never_more_than_the_limit(limit: int, script: list[str], b
 
 
 def test_other_models_do_not_count_as_the_strong_one() -> None:
-    guard = Guard(limits(strong_calls=1), Clock(), strong=STRONG)
+    guard = BudgetGuard(limits(strong_calls=1), Clock(), strong=STRONG)
     for _ in range(3):
-        with guard.paying("scripted/weak"):
-            another_attempt()
+        with guard.paying("scripted/weak") as call:
+            call.retry()
     with guard.paying(STRONG):
         pass
     assert guard.bill.strong_calls == 1
 
 
 def test_once_refused_nobody_is_let_in() -> None:
-    guard = Guard(limits(strong_calls=0), Clock(), strong=STRONG)
+    guard = BudgetGuard(limits(strong_calls=0), Clock(), strong=STRONG)
     for model in (STRONG, "scripted/weak"):
         with pytest.raises(BudgetError), guard.paying(model):
             raise AssertionError("it was let in")
 
 
 def test_a_price_that_is_not_known_stops_a_budget_in_dollars() -> None:
-    guard = Guard(limits(usd=1.0), Clock(), Bill(usd=None))
+    guard = BudgetGuard(limits(usd=1.0), Clock(), Bill(usd=None))
     with pytest.raises(BudgetError, match="price of an answer is not known"), guard.paying("m"):
         pass
 

@@ -27,7 +27,7 @@ from forked import child
 from cowest_dspy import Budget
 from cowest_dspy.errors import BudgetError
 from cowest_dspy.store import serialize
-from cowest_dspy.store.budget import another_attempt
+from cowest_dspy.store.call_context import call_context
 from cowest_dspy.store.store import Store
 
 STRONG, WEAK, LIMIT, KILLS, THREADS = "m/strong", "m/weak", 100, 5, 4
@@ -54,7 +54,9 @@ def blocked(folder: Path, ready: Path) -> None:
 
     def never(*, again: bool = False) -> Response:
         if again:
-            another_attempt()
+            paying = call_context().paying
+            assert paying is not None
+            paying.retry()
         under_way.wait()
         time.sleep(600)
         raise AssertionError("it was to be killed")

@@ -201,7 +201,7 @@ def worked(progress: NoProgress, folder: Path) -> None:
             with stages.stage("collect", "Collecting") as at:
                 for done in range(1, 9):
                     at(done, 8)
-                store.unusable("parse")
+                store.count_unusable("parse")
                 stages.say("a line [bold]as it is[/bold]")
                 warnings.warn("beware", stacklevel=1)
             store.journal.scored("round 1", [1.0, None, 0.5])

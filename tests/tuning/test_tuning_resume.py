@@ -121,8 +121,8 @@ def test_a_signal_stops_after_a_step_and_the_training_resumes_with_the_same_bits
 
     with (
         pytest.raises(interrupts.Interrupted),
-        interrupts.handled(),
-        interrupts.until_kept(),
+        interrupts.handle_signals(),
+        interrupts.postponing(),
     ):
         run()
     (state,) = tmp_path.glob(".out.*/checkpoint-*/trainer_state.json")

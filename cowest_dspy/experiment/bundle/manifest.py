@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from cowest_dspy.errors import BundleError, ModelError, faults
+from cowest_dspy.errors import BundleError, ModelError, describe_faults
 from cowest_dspy.experiment.config import split_reference
 from cowest_dspy.tuning.train import ADAPTER_FILES
 from cowest_dspy.utils.files import file_sha256
@@ -166,7 +166,9 @@ def read_manifest(bundle: str | Path) -> Manifest:
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:
-        raise BundleError(f"{path} is damaged: {printable(faults(error, 'manifest'))}.") from None
+        raise BundleError(
+            f"{path} is damaged: {printable(describe_faults(error, 'manifest'))}."
+        ) from None
 
 
 def verify_bundle(bundle: str | Path) -> tuple[str, ...]:

@@ -8,17 +8,17 @@ sum, and the means are put together as if one softmax had spanned all parts. The
 attention at a shared prefix is that of Hydragen (Juravsky et al., 2024, arXiv 2402.05099); what is
 new here is a second level, of drafts within prompts.
 
-Transformers calls :data:`ATTENTION` in every layer; a context (:func:`attending`,
-:func:`attending_to`) says what it does there.
+Transformers calls :data:`ATTENTION` in every layer, and hands it the keyword arguments of the pass;
+one of them (:func:`attending`, :func:`attending_to`) says what it does there.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from cowest_dspy.compat import attention_name
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ _OTHER_KINDS = ("softcap", "s_aux", "sliding_window", "head_mask")
 _PROBE = 6
 _ALIKE = 0.05
 _FEWEST = 8  # sequences that room is made for
-_current = threading.local()
+_ARGUMENT = "cowest_attend"
 
 # (layer, query, key, value, mask, scaling) -> [rows, heads, length, size]
 Attend = Callable[[int, Any, Any, Any, Any, float], Any]
@@ -73,9 +73,9 @@ def enable_parts(model: Any) -> bool:
 
     if not _sees_everything(model.config):
         return False
-    usual = model.config._attn_implementation
+    usual = attention_name(model.config)
     ids = torch.arange(1, 1 + 2 * _PROBE, device=model.device)[None] * 7 % model.config.vocab_size
-    with attending(None):
+    with torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits[0, -1].float()
     _register()
     try:
@@ -83,13 +83,13 @@ def enable_parts(model: Any) -> bool:
         prefix = compute_prefix(model, model.config, ids[0, :_PROBE].tolist(), model.device)
         real = torch.ones((1, _PROBE), dtype=torch.bool, device=model.device)
         positions = torch.arange(_PROBE, 2 * _PROBE, device=model.device)[None]
-        with attending_to(prefix):
-            mask = prefill_mask(real)
+        with torch.inference_mode():
             out = model(
                 input_ids=ids[:, _PROBE:],
-                attention_mask=mask,
+                attention_mask=prefill_mask(real),
                 position_ids=positions,
                 use_cache=False,
+                **attending_to(prefix),
             )
         found = out.logits[0, -1].float()
         same = bool((found - expected).norm() < _ALIKE * expected.norm())
@@ -106,7 +106,7 @@ def enable_parts(model: Any) -> bool:
 
 def has_parts(model: Any) -> bool:
     """Whether :func:`enable_parts` gave ``model`` the attention in parts."""
-    return model.config._attn_implementation == ATTENTION
+    return attention_name(model.config) == ATTENTION
 
 
 def _sees_everything(config: Any) -> bool:
@@ -128,27 +128,15 @@ def _register() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-@contextmanager
-def attending(attend: Attend | None) -> Iterator[None]:
-    """A context for passes of the model, without gradients, in which ``attend`` computes every
-    layer's attention; None: transformers' own ``sdpa``."""
-    import torch
-
-    before = getattr(_current, "attend", None)
-    _current.attend = attend
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        _current.attend = before
+def attending(attend: Attend) -> dict[str, Any]:
+    """The keyword argument of a pass of the model in which ``attend`` computes every layer's
+    attention; without it, transformers' own ``sdpa`` does."""
+    return {_ARGUMENT: attend}
 
 
-@contextmanager
-def attending_to(prefix: Prefix | None) -> Iterator[None]:
-    """A context for passes of the model, without gradients, in which all rows also see
-    ``prefix``."""
-    with attending(_after(prefix) if prefix else None):
-        yield
+def attending_to(prefix: Prefix | None) -> dict[str, Any]:
+    """The keyword argument of a pass of the model in which all rows also see ``prefix``."""
+    return attending(_after(prefix)) if prefix else {}
 
 
 def compute_prefix(
@@ -159,7 +147,7 @@ def compute_prefix(
     import torch
     from transformers import DynamicCache
 
-    with attending(None):
+    with torch.inference_mode():
         cache = DynamicCache(config=config)
         ids = torch.tensor([list(tokens)], device=device)
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -272,7 +260,7 @@ def _attention(
 ) -> tuple[Any, Any]:
     """What transformers calls: ``query [rows, heads, q, d]``, ``key``, ``value`` of this pass ->
     ``[rows, q, heads, d]``."""
-    attend: Attend | None = getattr(_current, "attend", None)
+    attend: Attend | None = rest.pop(_ARGUMENT, None)
     if attend is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -36,9 +36,9 @@ from cowest_dspy.errors import ModelError
 from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.local import attention, likelihood, scheduler, weights
 from cowest_dspy.lms.local.generate import PlainSession, Session
-from cowest_dspy.lms.local.lora import KnownAdapters, LoraModel, identify, load_again
+from cowest_dspy.lms.local.lora import AdapterRegistry, LoraModel, identify, reload_adapters
 from cowest_dspy.lms.local.sampling import Completion, Row, TokenScore
-from cowest_dspy.lms.local.scheduler import COMPUTE, Batcher, Loaded, Work
+from cowest_dspy.lms.local.scheduler import COMPUTE, Batcher, LoadedModel, PendingRequest
 from cowest_dspy.store import serialize
 
 SUPPORTED = ("max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
@@ -76,8 +76,8 @@ class LocalEngine(BaseEngine):
         self.model_id = (
             f"local/{self.name}@{weights.folder_hash(Path(self.base_folder))}{precision}"
         )
-        self._adapters = KnownAdapters(self.model_id)
-        self._loaded: Loaded | None = None
+        self._adapters = AdapterRegistry(self.model_id)
+        self._loaded: LoadedModel | None = None
         self._chat: ChatTokens | None = None
         self._batcher = Batcher(self._load, max_batch, f"cowest {self.name}")
 
@@ -174,7 +174,7 @@ class LocalEngine(BaseEngine):
         engine = shared_engine(
             state["model"], dtype=state["dtype"], max_batch=state["max_batch"], name=state["name"]
         )
-        load_again(engine.load_adapter, state.get("adapters", {}))
+        reload_adapters(engine.load_adapter, state.get("adapters", {}))
         return engine
 
     # Adapters
@@ -204,7 +204,9 @@ class LocalEngine(BaseEngine):
 
     # From requests to batches
 
-    def _work(self, request: Request, on_tokens: scheduler.TextStream | None = None) -> Work:
+    def _work(
+        self, request: Request, on_tokens: scheduler.TextStream | None = None
+    ) -> PendingRequest:
         described = serialize.request_to_dict(request)
         config = described["config"]
         unknown = [name for name in config if name not in SUPPORTED]
@@ -230,7 +232,7 @@ class LocalEngine(BaseEngine):
             adapter=self._adapters.name_of(request.model),
             on_tokens=on_tokens,
         )
-        return Work(tokens, head, row)
+        return PendingRequest(tokens, head, row)
 
     def _tokens(self, messages: list[dict[str, str]]) -> tuple[tuple[int, ...], int]:
         """The prompt's tokens, and how many of them may be computed apart from the rest."""
@@ -260,7 +262,7 @@ class LocalEngine(BaseEngine):
             )
         return tokens, head, target
 
-    def _response(self, request: Request, work: Work, done: Completion) -> Response:
+    def _response(self, request: Request, work: PendingRequest, done: Completion) -> Response:
         logprobs = None if done.scores is None else tuple(map(self._logprob, done.scores))
         read, written = len(work.tokens), len(done.tokens)
         return serialize.make_response(
@@ -285,11 +287,11 @@ class LocalEngine(BaseEngine):
         selected: Any = loaded.lora.select([name])
         return likelihood.score(selected, parts, prefix)
 
-    def _load(self) -> Loaded:
+    def _load(self) -> LoadedModel:
         """The model in memory; loaded when it is not there."""
         return self._loaded or COMPUTE.run(self._load_now)
 
-    def _load_now(self) -> Loaded:
+    def _load_now(self) -> LoadedModel:
         if self._loaded is None:
             tokenizer = weights.load_tokenizer(Path(self.base_folder))
             # Asked in floats: rounding to int8 hides whether attention in parts is the same, and
@@ -304,7 +306,7 @@ class LocalEngine(BaseEngine):
             )
             kind = Session if in_parts else PlainSession
             self._chat = ChatTokens(tokenizer)
-            self._loaded = Loaded(
+            self._loaded = LoadedModel(
                 lora,
                 tokenizer,
                 ends,

@@ -12,12 +12,12 @@ several drafts are sampled. The memory of a row that ends is taken by another (:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cowest_dspy.lms.local.attention import (
+    Attend,
     Blocks,
     LayerShape,
     Prefix,
@@ -153,13 +153,15 @@ class Session:
         )
         model = self._select(self.adapters)
         mask = torch.ones((len(ids), 1, 1, 1), dtype=torch.bool, device=device)
-        with self._decoding(written):
+        attend = self._decoding(written)
+        with torch.inference_mode():
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=False,
                 logits_to_keep=1,
+                **attending(attend),
             )
             choose(out.logits[:, -1].float(), [item.draws for item in self._rows])
         return self._leave()
@@ -213,6 +215,7 @@ class Session:
                 self._prefill(some)
 
     def _prefill(self, rows: list[Row]) -> None:
+        import torch
         from transformers import DynamicCache
 
         first = rows[0]
@@ -222,7 +225,7 @@ class Session:
         )
         model = self._select([row.adapter for row in rows])
         cache: Any = DynamicCache(config=self._config)
-        with attending_to(first.prefix):
+        with torch.inference_mode():
             out = model(
                 input_ids=ids,
                 attention_mask=prefill_mask(real),
@@ -230,6 +233,7 @@ class Session:
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **attending_to(first.prefix),
             )
             logits = out.logits[:, -1].float()
         if self._own is None:
@@ -253,10 +257,9 @@ class Session:
 
     # Attention of a step
 
-    @contextmanager
-    def _decoding(self, written: list[int]) -> Iterator[None]:
-        """A context in which every row sees its prompt's beginning, its prompt, and its own text,
-        whose newest token is written at ``written``."""
+    def _decoding(self, written: list[int]) -> Attend:
+        """The attention in which every row sees its prompt's beginning, its prompt, and its own
+        text, whose newest token is written at ``written``."""
         import torch
 
         own, count = self._own, len(written)
@@ -294,8 +297,7 @@ class Session:
             )
             return merge_parts(parts).reshape(query.shape)
 
-        with attending(attend):
-            yield
+        return attend
 
     def _beginnings(self) -> list[_View]:
         prefixes = {
@@ -408,10 +410,11 @@ class PlainSession:
         return self._pass(ids)
 
     def _pass(self, ids: Any) -> Finished:
+        import torch
 
         positions = (self._real.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         model = self._select(self.adapters)
-        with attending(None):
+        with torch.inference_mode():
             out = model(
                 input_ids=ids,
                 attention_mask=self._real.long(),

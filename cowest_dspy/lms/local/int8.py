@@ -16,10 +16,11 @@ as fast as what PyTorch's integer product falls back to (`python benchmarks/benc
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+from cowest_dspy import compat
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +84,7 @@ def packs() -> bool:
     FBGEMM, which does without."""
     import torch
 
-    has_instructions: Callable[[], bool] = getattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    if platform.machine().lower() not in ("x86_64", "amd64") or has_instructions():
+    if platform.machine().lower() not in ("x86_64", "amd64") or compat.has_vnni():
         return False
     return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(
         torch.ops.quantized, _PACKED_PRODUCT
@@ -99,8 +99,7 @@ def _plain(rows: torch.Tensor, row_scales: torch.Tensor) -> Callable[[torch.Tens
     import torch
 
     def product(whole: torch.Tensor) -> torch.Tensor:
-        # Underscored, but it is what torch has for this since 2.1; torchao calls it too.
-        summed = torch._int_mm(whole.to(torch.int8), rows.t())  # pyright: ignore[reportPrivateImportUsage]
+        summed = compat.int8_product(whole.to(torch.int8), rows.t())
         return summed.float().mul_(row_scales)
 
     return product
@@ -110,14 +109,9 @@ def _packed(rows: torch.Tensor, row_scales: torch.Tensor) -> Callable[[torch.Ten
     """The product with these rows, from whole numbers of -63 to 63 in floats."""
     import torch
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "torch.quantize_per_tensor", UserWarning
-        )  # of a later PyTorch: see packs
-        zeros = torch.zeros(len(rows), dtype=torch.long)
-        make: Any = torch._make_per_channel_quantized_tensor  # pyright: ignore[reportPrivateImportUsage]
-        held = make(rows, row_scales.double(), zeros, 0)
-        packed = torch.ops.quantized.linear_prepack(held, None)
+    zeros = torch.zeros(len(rows), dtype=torch.long)
+    quantized = compat.quantized_rows(rows, row_scales.double(), zeros)
+    packed = torch.ops.quantized.linear_prepack(quantized, None)
     times = getattr(torch.ops.quantized, _PACKED_PRODUCT)
     # As unsigned bytes around 64: at most 2 * 127 * 127 in 16 bits.
     return lambda whole: times(whole, 1.0, 64, packed)

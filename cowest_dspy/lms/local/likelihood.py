@@ -39,35 +39,34 @@ def score(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
     found: dict[int, Likelihood] = {}
-    with attending_to(prefix):
-        while order:
-            longest = sum(map(len, rows[order[-1]]))
-            size = max(1, PREFILL_TOKENS // longest) if model.device.type == "cpu" else len(order)
-            order, group = order[:-size], order[-size:]
-            made = _score_group(
-                model, [rows[index] for index in group], prefix.length if prefix else 0
-            )
-            found.update(zip(group, made, strict=True))
+    while order:
+        longest = sum(map(len, rows[order[-1]]))
+        size = max(1, PREFILL_TOKENS // longest) if model.device.type == "cpu" else len(order)
+        order, group = order[:-size], order[-size:]
+        made = _score_group(model, [rows[index] for index in group], prefix)
+        found.update(zip(group, made, strict=True))
     return [found[index] for index in range(len(rows))]
 
 
 def _score_group(
-    model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], offset: int
+    model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]], prefix: Prefix | None
 ) -> list[Likelihood]:
     import torch
 
     # Padded on the left: the texts end together, and the logits before each of their tokens are the
     # last ones.
     ids, real = left_padded([[*prompt, *text] for prompt, text in rows], model.device)
-    positions = (real.long().cumsum(1) - 1).clamp(min=0) + offset
+    positions = (real.long().cumsum(1) - 1).clamp(min=0) + (prefix.length if prefix else 0)
     longest = max(len(text) for _, text in rows)
-    out = model(
-        input_ids=ids,
-        attention_mask=prefill_mask(real) if offset else real.long(),
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=longest + 1,
-    )
+    with torch.inference_mode():
+        out = model(
+            input_ids=ids,
+            attention_mask=prefill_mask(real) if prefix else real.long(),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=longest + 1,
+            **attending_to(prefix),
+        )
     logprobs = out.logits[:, :-1].float().log_softmax(dim=-1)
     of_tokens = logprobs.gather(-1, ids[:, -longest:, None]).squeeze(-1)
     lengths = torch.tensor([len(text) for _, text in rows], device=ids.device)

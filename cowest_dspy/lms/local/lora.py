@@ -183,7 +183,7 @@ class LoraModel:
         return kind == "LORA" and not any(getattr(config, option, None) for option in special)
 
 
-class KnownAdapters:
+class AdapterRegistry:
     """Adapters of one base model; a model id is the base's, or that and "+" and the adapter's name.
 
     ``by_name`` has the folder of each adapter under its name, the hash of its weights.
@@ -224,7 +224,7 @@ class KnownAdapters:
         return {f"{self.model_id}+{name}": str(folder) for name, folder in self.by_name.items()}
 
 
-def load_again(load_adapter: Callable[[Path], str], folders: Mapping[str, str]) -> None:
+def reload_adapters(load_adapter: Callable[[Path], str], folders: Mapping[str, str]) -> None:
     """Load the adapters of a saved state.
 
     Raises:

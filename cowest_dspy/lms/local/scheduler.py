@@ -138,7 +138,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model in memory: its weights and adapters, and how a batch of it is begun. ``joinable``:
     rows may come in later."""
 
@@ -150,7 +150,7 @@ class Loaded:
 
 
 @dataclass(eq=False)
-class Work:
+class PendingRequest:
     """One request on its way: its prompt, how many tokens of it others may share, how to continue
     it, and where that goes."""
 
@@ -175,14 +175,14 @@ class Batcher:
         name: of the thread.
     """
 
-    def __init__(self, open: Callable[[], Loaded], max_batch: int, name: str) -> None:
+    def __init__(self, open: Callable[[], LoadedModel], max_batch: int, name: str) -> None:
         self._open, self._max_batch, self._name = open, max_batch, name
-        self._queue: queue.Queue[Work] = queue.Queue()
+        self._queue: queue.Queue[PendingRequest] = queue.Queue()
         self._prefixes: OrderedDict[tuple[str | None, tuple[int, ...]], Prefix] = OrderedDict()
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def submit(self, work: Work) -> None:
+    def submit(self, work: PendingRequest) -> None:
         """Put a request into the queue; its future is set when it is answered."""
         with self._starting:
             if self._worker is None or not self._worker.is_alive():
@@ -196,7 +196,7 @@ class Batcher:
         """Free the stored prefixes."""
         self._prefixes.clear()
 
-    def prefix(self, loaded: Loaded, adapter: str | None, tokens: tuple[int, ...]) -> Prefix:
+    def prefix(self, loaded: LoadedModel, adapter: str | None, tokens: tuple[int, ...]) -> Prefix:
         """The keys and values of a prompt's beginning; the last few are stored."""
         key = (adapter, tokens)
         if key not in self._prefixes:
@@ -210,27 +210,27 @@ class Batcher:
         return self._prefixes[key]
 
     def _work_forever(self) -> None:
-        waiting: list[Work] = []
+        waiting: list[PendingRequest] = []
         while True:
             if not waiting:
                 waiting.append(self._queue.get())
             COMPUTE.run(lambda: self._turn(waiting))
 
-    def _turn(self, waiting: list[Work]) -> None:
+    def _turn(self, waiting: list[PendingRequest]) -> None:
         waiting.extend(self._arrived(self._max_batch - len(waiting)))
-        self._stretch(waiting)
+        self._run_batch(waiting)
 
-    def _arrived(self, wanted: int) -> list[Work]:
+    def _arrived(self, wanted: int) -> list[PendingRequest]:
         """What has come in; as long as fewer than ``wanted`` have, after a moment for threads that
         are about to ask."""
-        arrived: list[Work] = []
+        arrived: list[PendingRequest] = []
         while True:
             try:
                 arrived.append(self._queue.get(block=len(arrived) < wanted, timeout=_LULL))
             except queue.Empty:
                 return arrived
 
-    def _stretch(self, waiting: list[Work]) -> None:
+    def _run_batch(self, waiting: list[PendingRequest]) -> None:
         """Work on ``waiting`` and on what comes in meanwhile; what is left in it has to wait for
         the next turn."""
         try:
@@ -239,8 +239,8 @@ class Batcher:
             while waiting:
                 waiting.pop().future.set_exception(error)
             return
-        alive: dict[Row, Work] = {}
-        joining: list[Work] = []
+        alive: dict[Row, PendingRequest] = {}
+        joining: list[PendingRequest] = []
         batch, first = loaded.begin(), True
         try:
             while (first or batch.live) and not COMPUTE.ending:
@@ -257,19 +257,21 @@ class Batcher:
                 waiting.extend(self._arrived(0))
         except Exception as error:
             unanswered = [work for work in {*alive.values(), *joining} if not work.future.done()]
-            self._apart(unanswered or waiting[:1], error)
+            self._answer_halves(unanswered or waiting[:1], error)
             waiting[:] = [work for work in waiting if not work.future.done()]
 
-    def _joining(self, waiting: list[Work], batch: Batch, loaded: Loaded) -> list[Work]:
+    def _joining(
+        self, waiting: list[PendingRequest], batch: Batch, loaded: LoadedModel
+    ) -> list[PendingRequest]:
         """Take out of ``waiting`` what joins now: in the order of arrival, those of one prompt
         together."""
         room = self._max_batch - batch.live
         if not waiting or room < 1 or (batch.live and not loaded.joinable):
             return []
-        prompts: dict[Any, list[Work]] = {}
+        prompts: dict[Any, list[PendingRequest]] = {}
         for work in waiting:
             prompts.setdefault(work.prompt, []).append(work)
-        taken: list[Work] = []
+        taken: list[PendingRequest] = []
         for together in prompts.values():
             if (taken or batch.live) and len(taken) + len(together) > room:
                 break
@@ -287,7 +289,7 @@ class Batcher:
         waiting[:] = [work for work in waiting if id(work) not in gone]
         return taken
 
-    def _mix(self, present: Sequence[str | None], adapter: str | None, loaded: Loaded) -> bool:
+    def _mix(self, present: Sequence[str | None], adapter: str | None, loaded: LoadedModel) -> bool:
         if set(present) <= {adapter}:
             return True
         try:
@@ -298,14 +300,14 @@ class Batcher:
         except Exception:
             return False
 
-    def _worth_a_pass(self, taken: Sequence[Work]) -> bool:
+    def _worth_a_pass(self, taken: Sequence[PendingRequest]) -> bool:
         if not taken:
             return False
         tokens = sum({work.prompt: len(work.row.tokens) for work in taken}.values())
         patient = max(work.waited for work in taken) < PATIENCE
         return not patient or tokens >= PREFILL_TOKENS or len(taken) >= self._max_batch // 4
 
-    def _row(self, loaded: Loaded, work: Work) -> Row:
+    def _row(self, loaded: LoadedModel, work: PendingRequest) -> Row:
         """The row of a request, behind the beginning that it shares."""
         if not work.head:
             return work.row
@@ -313,7 +315,7 @@ class Batcher:
             work.row, prefix=self.prefix(loaded, work.row.adapter, work.tokens[: work.head])
         )
 
-    def _apart(self, works: list[Work], error: Exception) -> None:
+    def _answer_halves(self, works: list[PendingRequest], error: Exception) -> None:
         """After a failure: each half for itself, down to the request that it belongs to."""
         weights.return_memory()
         if not works:
@@ -323,10 +325,10 @@ class Batcher:
             return
         middle = len(works) // 2
         for half in (works[:middle], works[middle:]):
-            self._alone(half)
+            self._answer_together(half)
 
-    def _alone(self, works: list[Work]) -> None:
-        alive: dict[Row, Work] = {}
+    def _answer_together(self, works: list[PendingRequest]) -> None:
+        alive: dict[Row, PendingRequest] = {}
         try:
             loaded = self._open()
             batch = loaded.begin()
@@ -338,15 +340,15 @@ class Batcher:
             while batch.live:
                 _settle(batch.step(), alive)
         except Exception as error:
-            self._apart([work for work in works if not work.future.done()], error)
+            self._answer_halves([work for work in works if not work.future.done()], error)
 
 
-def _settle(finished: Finished, alive: dict[Row, Work]) -> None:
+def _settle(finished: Finished, alive: dict[Row, PendingRequest]) -> None:
     for row, completion in finished:
         alive.pop(row).future.set_result(completion)
 
 
-def _explained(error: Exception, work: Work) -> Exception:
+def _explained(error: Exception, work: PendingRequest) -> Exception:
     """A lack of memory in words; any other failure as it is."""
     if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
         return error
