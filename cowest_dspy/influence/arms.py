@@ -74,14 +74,14 @@ def oracle_arm(program: Collaboration, field: str) -> Answering:
             raise DataError(
                 f'Example {example.get("id", "?")} has no "{field}", which [evaluate] oracle names.'
             )
-        return program.refined(str(example[field]), **example.inputs())
+        return program.ask_refine(str(example[field]), **example.inputs())
 
     return answer
 
 
 def module_arm(program: Collaboration, module: dspy.Module) -> Answering:
     """Any module that answers by itself, in the program's prompt format."""
-    return lambda example: program.speaking_as_here(module, **example.inputs())
+    return lambda example: program.ask_module(module, **example.inputs())
 
 
 def ask_all(

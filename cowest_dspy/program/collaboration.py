@@ -116,17 +116,13 @@ class Collaboration(dspy.Module):
         calls: list[Call] = []
         try:
             with listening() as calls:
-                prediction = self.refined(self.drafted(**inputs), **inputs)
+                prediction = self.ask_refine(self.ask_draft(**inputs).draft, **inputs)
         finally:
             note(calls)  # for what listens outside
         setattr(prediction, FAILED_CALL, failure_in(calls))
         return prediction
 
-    def drafted(self, **inputs: Any) -> str:
-        """The weak model's draft for the inputs, as the strong model will see it."""
-        return self.draft_outputs(**inputs)["draft"]
-
-    def draft_outputs(self, **inputs: Any) -> dspy.Prediction:
+    def ask_draft(self, **inputs: Any) -> dspy.Prediction:
         """The weak model's outputs by field, and as ``draft`` the text that the strong model will
         see of them."""
         with prompt_format(self.adapter):
@@ -159,7 +155,7 @@ class Collaboration(dspy.Module):
         """Whether a draft's outputs have all fields of an answer."""
         return set(self.answer_fields) <= outputs.keys()
 
-    def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
+    def ask_refine(self, draft: str, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs and a draft."""
         with prompt_format(self.adapter):
             prediction = self.refine(**inputs, **{self.draft_field: draft})
@@ -183,7 +179,7 @@ class Collaboration(dspy.Module):
         _check_alone(made.alone, made.draft_field)
         return made
 
-    def speaking_as_here(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
+    def ask_module(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
         """The answer of any other module, in the prompt format of this program."""
         with prompt_format(self.adapter):
             return module(**inputs)

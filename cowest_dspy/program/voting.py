@@ -130,7 +130,7 @@ def take_vote(
     groups: dict[Hashable, list[_Sample]] = {}
     for one in good:
         assert one.prediction is not None
-        counted = key(one.prediction) if key else normalised(answer_of(module, one.prediction))
+        counted = key(one.prediction) if key else normalise(answer_of(module, one.prediction))
         groups.setdefault(counted, []).append(one)
     largest = max(groups.values(), key=len)  # of equal ones the first: a dictionary keeps its order
     winner = largest[0]
@@ -141,7 +141,7 @@ def take_vote(
     return Vote(winner.prediction, len(largest) / samples, failed)
 
 
-def normalised(value: Any) -> str:
+def normalise(value: Any) -> str:
     """An answer's text as votes count it: lower case, single spaces, no punctuation around it. ``"
     (B)."`` and ``"b"`` are one."""
     text = " ".join(str(value).casefold().split())
@@ -303,7 +303,7 @@ def _drafts(
 
     def one(example: dspy.Example) -> str | None:
         try:
-            return program.drafted(**example.inputs())
+            return program.ask_draft(**example.inputs()).draft
         except EXPECTED_FAILURES as error:
             errors.append(error)
             return None
