@@ -119,7 +119,7 @@ def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:
     )
 
 
-def outputs_of(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
+def restore_outputs(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
     """The outputs of a program, by field, from a stored answer: its texts become again what they
     were. ``field`` is the answer's own, ``types`` those of the program's outputs
     (``Collaboration.output_types``). None where there is no answer."""

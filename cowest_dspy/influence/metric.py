@@ -20,7 +20,12 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
-from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
+from cowest_dspy.program.collaboration import (
+    FAILED_CALL,
+    Collaboration,
+    outputs_of,
+    sanitize_draft,
+)
 from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.store.pool import all_in_order
 from cowest_dspy.store.record import (
@@ -65,8 +70,7 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
         except EXPECTED_FAILURES as error:
             made = Attempt(None, failure(error), tuple(calls))
         else:
-            outputs = {key: value for key, value in prediction.items() if key != "logprobs"}
-            made = Attempt(outputs, None, tuple(calls))
+            made = Attempt(outputs_of(prediction), None, tuple(calls))
     # What was refused or cut off may also fail to parse: the cause is named, not what followed from
     # it.
     if unfinished := failure_in(calls):

@@ -127,7 +127,7 @@ class Collaboration(dspy.Module):
         see of them."""
         with prompt_format(self.adapter):
             prediction = self.draft(**inputs)
-        outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
+        outputs = outputs_of(prediction)
         names = _declared(self.draft) or tuple(outputs)
         shown = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
         return dspy.Prediction(
@@ -329,14 +329,15 @@ def _instructions(module: dspy.Module) -> tuple[Any, str]:
 def draft_text(prediction: dspy.Prediction, field: str) -> str:
     """A drafter's outputs as one text: the field of that name or the only one, otherwise all as
     labelled lines."""
-    outputs = {
-        name: str(value)
-        for name, value in prediction.items()
-        if name != "logprobs" and value is not None
-    }
+    outputs = {name: str(one) for name, one in outputs_of(prediction).items() if one is not None}
     if field in outputs:
         return outputs[field]
     return labelled_lines(outputs)
+
+
+def outputs_of(prediction: Any) -> dict[str, Any]:
+    """A prediction's fields, less the logprobs that an adapter may put beside them."""
+    return {name: value for name, value in prediction.items() if name != "logprobs"}
 
 
 def sanitize_draft(draft: str) -> str:

@@ -19,10 +19,9 @@ from cowest_dspy.program.baselines import (
     Task,
     answer_of,
     demo_of,
-    outputs_of,
     predictors_of,
 )
-from cowest_dspy.program.collaboration import Collaboration, signature_of
+from cowest_dspy.program.collaboration import Collaboration, outputs_of, signature_of
 from cowest_dspy.store.pool import all_in_order
 from cowest_dspy.store.record import EXPECTED_FAILURES, Call, listening, note, recorded
 
