@@ -47,11 +47,11 @@ def measure(precision: str, count: int) -> dict[str, Any]:
     engine = LocalEngine(MODEL, dtype=precision, max_batch=64)
     program = program.bind(strong=engine.lm(temperature=0.0, max_tokens=48))
     rows = handbook("dev")[:count]
-    program.refined(rows[0]["notes"], question=rows[0]["question"])
+    program.ask_refine(rows[0]["notes"], question=rows[0]["question"])
     started = time.perf_counter()
     with ThreadPoolExecutor(count) as pool:
         made = list(
-            pool.map(lambda row: program.refined(row["notes"], question=row["question"]), rows)
+            pool.map(lambda row: program.ask_refine(row["notes"], question=row["question"]), rows)
         )
     seconds = time.perf_counter() - started
     return {

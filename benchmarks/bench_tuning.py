@@ -78,8 +78,8 @@ def pairs(count: int) -> list[dict[str, Any]]:
 
 
 def ours(rows: Pairs, output: Path, **settings: Any) -> None:
-    """This library's ``train_dpo``."""
-    from cowest_dspy.tuning import DPO, Lora, train_dpo
+    """This library's ``train_adapter``."""
+    from cowest_dspy.tuning import DPO, Lora, train_adapter
 
     shared = {
         "num_train_epochs": 1,
@@ -90,7 +90,9 @@ def ours(rows: Pairs, output: Path, **settings: Any) -> None:
         "warmup_steps": 0,
     }
     lora = Lora(r=RANK, lora_alpha=ALPHA)
-    train_dpo(DPO(**shared, lora=lora, **settings), rows, base=str(MODEL), output=output, seed=SEED)
+    train_adapter(
+        DPO(**shared, lora=lora, **settings), rows, base=str(MODEL), output=output, seed=SEED
+    )
 
 
 def stock(rows: Pairs, output: Path, **settings: Any) -> None:
@@ -137,7 +139,7 @@ def by_hand(rows: Pairs, output: Path) -> None:
 
 
 CANDIDATES: dict[str, Callable[[Pairs, Path], None]] = {
-    "train_dpo": ours,
+    "train_adapter": ours,
     "stock TRL, tuned by hand": by_hand,
     "stock TRL script": stock,
 }

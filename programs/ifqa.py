@@ -38,7 +38,7 @@ import dspy
 from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
-from cowest_dspy.pairs.filters import DistinctSplits, drop_near_duplicates
+from cowest_dspy.pairs.texts import DistinctSplits, drop_near_duplicates
 from cowest_dspy.program.adapters import training_row
 
 # Of one commit, so that the rows stay what they are.

@@ -34,7 +34,7 @@ from cowest_dspy import Collaboration, LineAdapter
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.experiment.data import read_rows
 from cowest_dspy.experiment.rationales import rationales
-from cowest_dspy.pairs.filters import drop_near_duplicates
+from cowest_dspy.pairs.texts import drop_near_duplicates
 from cowest_dspy.program.adapters import training_row
 from cowest_dspy.program.examples import inputs_key
 

@@ -95,11 +95,11 @@ def first_sft(tiny_model: Path, make_once: MakeOnce) -> Any:
     """A short SFT of the tiny model, to go on from: a ``cowest_dspy.tuning.Tuned``."""
     from tuning_rows import LORA, quick, sft_rows
 
-    from cowest_dspy.tuning import SFT, Tuned, train_sft
+    from cowest_dspy.tuning import SFT, Tuned, train_adapter
 
     def make(folder: Path) -> None:
         settings = SFT(**quick(num_train_epochs=4), lora=LORA)
-        made = train_sft(
+        made = train_adapter(
             settings, sft_rows(), base=str(tiny_model), output=folder / "adapter", seed=3
         )
         (folder / "tuned.json").write_text(json.dumps(asdict(made), default=str))

@@ -491,8 +491,8 @@ def other_draft_arm(
     }
 
     def answer(example: dspy.Example) -> dspy.Prediction:
-        return program.refined(
-            program.drafted(**following[example.id].inputs()), **example.inputs()
+        return program.ask_refine(
+            program.ask_draft(**following[example.id].inputs()).draft, **example.inputs()
         )
 
     return answer

@@ -22,7 +22,7 @@ from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.experiment import Experiment
 from cowest_dspy.experiment.summary import arm_title, tuned_state, versions, with_state
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
-from cowest_dspy.influence.arms import outputs_of
+from cowest_dspy.influence.arms import restore_outputs
 from cowest_dspy.influence.metric import score_of
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
 from cowest_dspy.optimizers.rounds import Round
@@ -300,7 +300,7 @@ class Compared:
         """The scores of [compare] also. Failures are none of a score of single examples; one of a
         corpus is told of them."""
         field, types = program.answer_fields[-1], program.output_types
-        kept = [outputs_of(answer, field, types) for answer in arm.answers]
+        kept = [restore_outputs(answer, field, types) for answer in arm.answers]
         given = [None if outputs is None else dspy.Prediction(**outputs) for outputs in kept]
         values: dict[str, float | None] = {}
         ends: dict[str, tuple[float, float] | None] = {}

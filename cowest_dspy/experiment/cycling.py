@@ -12,10 +12,15 @@ from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.settings import TuningSettings
 from cowest_dspy.influence.metric import Influence, Metric
 from cowest_dspy.optimizers.config import StepRules
-from cowest_dspy.optimizers.cycle import Cycle, MakeOptimizer
-from cowest_dspy.optimizers.rounds import Rounds
+from cowest_dspy.optimizers.cowest import Rounds
+from cowest_dspy.optimizers.cycle import (
+    Cycle,
+    MakeOptimizer,
+    Tools,
+    build_optimizer,
+    settings_of,
+)
 from cowest_dspy.optimizers.run import NoProgress
-from cowest_dspy.optimizers.steps import Tools, build_optimizer, settings_of
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.record import recorded, unrecorded
 from cowest_dspy.store.serialize import digest

@@ -31,12 +31,10 @@ from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
-from cowest_dspy.optimizers.cowest import CoWest
-from cowest_dspy.optimizers.rounds import Rounds
+from cowest_dspy.optimizers.cowest import CoWest, Rounds
+from cowest_dspy.optimizers.cycle import check_steps
 from cowest_dspy.optimizers.router import ROUTER_FILE
-from cowest_dspy.optimizers.run import NoProgress, RunContext
-from cowest_dspy.optimizers.steps import check_steps
-from cowest_dspy.optimizers.trained import TrainedModels
+from cowest_dspy.optimizers.run import NoProgress, RunContext, TrainedModels
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs
@@ -222,7 +220,8 @@ class Experiment:
         # Equal runs in two folders have equal pairs: they are of a configuration, not of a folder.
         config = self.config
         lineage = f"{config.name}, seed {config.seed}"
-        return self.optimizer.rounds(
+        return Rounds(
+            self.optimizer,
             self.context,
             self.trained,
             program,

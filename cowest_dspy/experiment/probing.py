@@ -76,9 +76,9 @@ def prompt_for(task: Task, role: str) -> list[dict[str, str]]:
     inputs = dict(task.example.inputs().items())
     attempt(
         lambda: (
-            dspy.Prediction(draft=bound.drafted(**inputs))
+            dspy.Prediction(draft=bound.ask_draft(**inputs).draft)
             if role == "weak"
-            else bound.refined("-", **inputs)
+            else bound.ask_refine("-", **inputs)
         )
     )
     return listener.heard[0] if listener.heard else []
@@ -92,7 +92,7 @@ def ask_one(task: Task, role: str, lm: dspy.LM) -> Answered:
     started = time.monotonic()
     made = attempt(
         lambda: (
-            dspy.Prediction(draft=bound.drafted(**inputs))
+            dspy.Prediction(draft=bound.ask_draft(**inputs).draft)
             if role == "weak"
             else bound.ask_alone(**inputs)
         )

@@ -22,12 +22,12 @@ from cowest_dspy.errors import CollectionError
 from cowest_dspy.experiment import data
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.forecast import Planned, least_minutes, planned_calls
+from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metering import Measured, Meter
-from cowest_dspy.influence.rollout import FIRST_DRAFTS, Plan, Rolled, Rollouts
+from cowest_dspy.influence.trace import FIRST_DRAFTS, Traces
 from cowest_dspy.lms.config import LMSettings
 from cowest_dspy.store.budget import Budget
-from cowest_dspy.store.call_context import keeping, stoppable
-from cowest_dspy.store.pool import results_in_order
+from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.usage import Usage
 
 if TYPE_CHECKING:
@@ -241,23 +241,21 @@ def probed(experiment: Experiment, examples: int = 3) -> Quote:
     config, splits = experiment.config, experiment.splits
     program = experiment.program.bind(weak=experiment.weak, strong=experiment.strong)
     meter = Meter(experiment.store, program.weak.model)
-    plan = Plan(
-        program,
-        meter.as_judge(experiment.evaluator),
-        experiment.sampling,
-        config.collect.answers,
-    )
     chosen = splits["train"][:examples]
-    with (
-        experiment.store.spending("quote") as counter,
-        keeping(meter),
-        Rollouts(plan, config.at_once("strong"), config.at_once("weak")) as rollouts,
-        stoppable(),
-    ):
-        rolled = list(results_in_order(rollouts.start, chosen))
+    with experiment.store.spending("quote") as counter, keeping(meter):
+        traces = collect(
+            program,
+            chosen,
+            meter.as_judge(experiment.evaluator),
+            experiment.sampling,
+            num_threads=config.at_once("strong"),
+            weak_threads=config.at_once("weak"),
+            answers=config.collect.answers,
+            max_errors=1.0,
+        )
     measured = {role: found for role in ROLES if (found := meter.measured(role))}
-    _check(rolled, measured)
-    done = _Done.of(config, rolled, measured)
+    _check(traces, measured)
+    done = _Done.of(config, len(chosen), traces, measured)
     stages = planned_calls(config, {split: len(found) for split, found in splits.items()})
     made = tuple(_stage(config, stage, done) for stage in stages)
     return Quote(
@@ -281,13 +279,12 @@ class _Done:
     measured: dict[str, Measured]
 
     @classmethod
-    def of(cls, config: Config, rolled: list[Rolled], measured: dict[str, Measured]) -> _Done:
-        rules = config.collect
-        drafts = rules.drafts * len(rolled) - sum(one.weak_saved for one in rolled)
-        answers = rules.answers * (rules.drafts + 1) * len(rolled) - sum(
-            one.strong_saved for one in rolled
-        )
-        return cls(len(rolled), drafts, answers, measured)
+    def of(
+        cls, config: Config, examples: int, traces: Traces, measured: dict[str, Measured]
+    ) -> _Done:
+        rules, saved = config.collect, traces.saved
+        answers = rules.answers * (rules.drafts + 1) * examples - saved["strong_calls"]
+        return cls(examples, rules.drafts * examples - saved["weak_calls"], answers, measured)
 
     def calls_per(self, role: str) -> float:
         """Calls of a role for one draft, if it is weak, or for one answer."""
@@ -297,9 +294,9 @@ class _Done:
         )
 
 
-def _check(rolled: list[Rolled], measured: dict[str, Measured]) -> None:
+def _check(traces: Traces, measured: dict[str, Measured]) -> None:
     missing = [role for role in ("weak", "strong") if role not in measured]
-    errors = [trace.error for one in rolled for trace in one.traces if trace.error]
+    errors = [trace.error for trace in traces if trace.error]
     if missing:
         why = f" The first failure: {errors[0]}." if errors else ""
         raise CollectionError(

@@ -16,7 +16,7 @@ from cowest_dspy.optimizers.router_fitting import (
     Observed,
     fit_router,
     observe,
-    observed_in,
+    observe_traces,
 )
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report.router_view import WrittenCurve, write_curve
@@ -79,7 +79,7 @@ def fit_run_router(
     likelihood = scores_drafts(program) if likelihood is None else likelihood
     scorer = DraftLikelihood(program) if likelihood else None
     with experiment.context.stage("router traces", "Looking at the run's traces"):
-        learned = observed_in(traces, samples=samples, likelihood=scorer)
+        learned = observe_traces(traces, samples=samples, likelihood=scorer)
     asked = {
         name: _observed(experiment, program, examples, name, samples, scorer)
         for name, examples in splits.items()

@@ -74,14 +74,14 @@ def oracle_arm(program: Collaboration, field: str) -> Answering:
             raise DataError(
                 f'Example {example.get("id", "?")} has no "{field}", which [evaluate] oracle names.'
             )
-        return program.refined(str(example[field]), **example.inputs())
+        return program.ask_refine(str(example[field]), **example.inputs())
 
     return answer
 
 
 def module_arm(program: Collaboration, module: dspy.Module) -> Answering:
     """Any module that answers by itself, in the program's prompt format."""
-    return lambda example: program.speaking_as_here(module, **example.inputs())
+    return lambda example: program.ask_module(module, **example.inputs())
 
 
 def ask_all(
@@ -119,7 +119,7 @@ def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:
     )
 
 
-def outputs_of(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
+def restore_outputs(answer: Answer, field: str, types: Mapping[str, Any]) -> dict[str, Any] | None:
     """The outputs of a program, by field, from a stored answer: its texts become again what they
     were. ``field`` is the answer's own, ``types`` those of the program's outputs
     (``Collaboration.output_types``). None where there is no answer."""

@@ -20,7 +20,12 @@ import dspy
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
-from cowest_dspy.program.collaboration import FAILED_CALL, Collaboration, sanitize_draft
+from cowest_dspy.program.collaboration import (
+    FAILED_CALL,
+    Collaboration,
+    outputs_of,
+    sanitize_draft,
+)
 from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.store.call_context import Call, listening
 from cowest_dspy.store.pool import map_in_threads
@@ -29,18 +34,24 @@ from cowest_dspy.store.record import EXPECTED_FAILURES, count_unusable, failure,
 Metric = Callable[..., Any]
 
 
-def named(metric: Metric) -> str:
+def metric_name(metric: Metric) -> str:
     """A metric's name for people: a function's own, otherwise that of its type."""
     return getattr(metric, "__name__", type(metric).__name__)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One step of a program: its outputs, or why there are none; and the calls that it made."""
+    """One step of a program: its outputs, and the calls that it made; where it was scored, its
+    ``score`` in [0, 1], higher is better, with the metric's words beside it. ``error`` says why
+    there are no outputs, or no score. ``parts`` are the scores that the score is made of, where it
+    is made of several."""
 
     outputs: dict[str, Any] | None
-    error: str | None
-    calls: tuple[Call, ...]
+    error: str | None = None
+    calls: tuple[Call, ...] = ()
+    score: float | None = None
+    feedback: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
@@ -53,11 +64,7 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
         except EXPECTED_FAILURES as error:
             made = Attempt(None, failure(error), tuple(calls))
         else:
-            made = Attempt(
-                {key: value for key, value in prediction.items() if key != "logprobs"},
-                None,
-                tuple(calls),
-            )
+            made = Attempt(outputs_of(prediction), None, tuple(calls))
     # What was refused or cut off may also fail to parse: the cause is named, not what followed from
     # it.
     if unfinished := failure_in(calls):
@@ -65,19 +72,6 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
     if made.error:
         count_unusable(failure_kind(made.error))
     return made
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a metric gave for an answer: a score in [0, 1], higher is better, with words beside it,
-    or the ``error`` that left it without one; and the calls that it made (a judge's). ``parts`` are
-    the scores that it is made of, where it is made of several."""
-
-    score: float | None
-    feedback: str = ""
-    error: str | None = None
-    calls: tuple[Call, ...] = ()
-    parts: dict[str, float] = field(default_factory=dict)
 
 
 def score_of(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> float:
@@ -108,19 +102,20 @@ def evaluate(
     return score, str(beside.get("feedback") or ""), dict(beside.get("parts") or {})
 
 
-def scored(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> Scored:
+def attempt_score(metric: Metric, example: dspy.Example, outputs: Mapping[str, Any]) -> Attempt:
     """E(answer), where the metric itself may ask a model: an expected failure of it is a failure
-    here, and never a score.
+    here, and never a score. ``calls`` are the metric's own.
 
     Raises:
         DataError: the metric's value is not in [0, 1].
     """
+    given = dict(outputs)
     with listening() as calls:
         try:
-            score, feedback, parts = evaluate(metric, example, dspy.Prediction(**outputs))
+            score, feedback, parts = evaluate(metric, example, dspy.Prediction(**given))
         except EXPECTED_FAILURES as error:
-            return Scored(None, error=f"judge {failure(error)}", calls=tuple(calls))
-    return Scored(score, feedback, calls=tuple(calls), parts=parts)
+            return Attempt(given, f"judge {failure(error)}", tuple(calls))
+    return Attempt(given, None, tuple(calls), score, feedback, parts)
 
 
 class Influence:
@@ -158,7 +153,7 @@ class Influence:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"Influence({named(self.metric)}, {self.program!r})"
+        return f"Influence({metric_name(self.metric)}, {self.program!r})"
 
     def __call__(
         self,
@@ -168,12 +163,12 @@ class Influence:
         pred_name: Any = None,
         pred_trace: Any = None,
     ) -> float | bool | dspy.Prediction:
-        explained = self.explained(example, prediction)
+        explained = self.explain(example, prediction)
         if pred_name is not None:
             return explained
         return explained.score if trace is None else explained.score > 0
 
-    def explained(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
+    def explain(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
         """``score``, the influence, and ``feedback``: what the draft changed in words."""
         if failed := getattr(prediction, FAILED_CALL, None):
             raise DataError(
@@ -253,7 +248,7 @@ class Influence:
         made = attempt(lambda: self.program(**example.inputs()))
         if made.outputs is None:
             return None, made.error
-        refined = scored(self.metric, example, made.outputs)
+        refined = attempt_score(self.metric, example, made.outputs)
         if refined.score is None:
             return None, refined.error
         try:

@@ -16,7 +16,11 @@ from cowest_dspy.utils.hiding import Hiding, hide_inputs, names_hidden_in
 from cowest_dspy.utils.jsonable import restore_fields
 
 KIND = "trace"
-"""Of the store's records that are traces."""
+"""The kind of the store's records that are traces."""
+FIRST_DRAFTS = 2
+"""Drafts with which an adaptive collection begins: with fewer there is no pair."""
+HOPELESS = 0.25
+"""A smaller chance that a draft still to come differs in influence is not sampled for."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Sampling:
     """How drafts are sampled: ``drafts`` per example, at a temperature and top_p, from a seed.
 
     ``adaptive``: two drafts first, then one at a time, until two of them differ in influence by the
-        ``margin`` that a pair needs, or until it is not worth while (enough.py). Drafts keep their
-        index and seed: an adaptive run's are the first of the full run's.
+        ``margin`` that a pair needs, or until it is not worth while (:meth:`enough`). Drafts keep
+        their index and seed: an adaptive run's are the first of the full run's.
     """
 
     drafts: int = 4
@@ -109,7 +113,7 @@ class Sampling:
     def seed_of(self, example_id: str, draft_index: int) -> int:
         """The random seed of one draft: 31 bits, different for every (seed, round, example,
         draft)."""
-        return _bits(f"{self.seed}|{self.round}|{example_id}|{draft_index}")
+        return seed_from(f"{self.seed}|{self.round}|{example_id}|{draft_index}")
 
     def draft_settings(self, example_id: str, draft_index: int) -> dict[str, Any]:
         """The sampling settings of one draft."""
@@ -120,17 +124,55 @@ class Sampling:
         return settings | ({"top_p": self.top_p} if self.top_p < 1 else {})
 
     def answer_settings(self, example_id: str, number: int) -> dict[str, Any]:
-        """Those of one of several answers of the strong model. The first is asked as if it were the
-        only one, so that asking for more answers later asks only for the rest."""
+        """The sampling settings of one of several answers of the strong model. The first is asked
+        as if it were the only one, so that asking for more later asks only for the rest."""
         return (
-            {"seed": _bits(f"{self.seed}|{self.round}|{example_id}|answer {number}")}
+            {"seed": seed_from(f"{self.seed}|{self.round}|{example_id}|answer {number}")}
             if number
             else {}
         )
 
+    def enough(self, made: Sequence[Trace]) -> bool:
+        """Whether to sample no more drafts of an example after these.
 
-def _bits(content: str) -> int:
-    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:4], "big") >> 1
+        There is a pair when one draft that did not hurt is better than another text by the margin.
+        There will hardly be one when all drafts so far had the same influence, and the chance of
+        another one in what is left is below ``HOPELESS``.
+        """
+        left = self.drafts - len(made)
+        scored = [trace for trace in made if trace.influence is not None]
+        if any(_apart(better, worse, self.margin) for better in scored for worse in scored):
+            return True
+        if not scored:
+            return left == 0
+        same = len({trace.influence for trace in scored}) == 1
+        return left == 0 or (same and chance_of_another(len(scored), left) < HOPELESS)
+
+
+def seed_from(text: str) -> int:
+    """A random seed of 31 bits from a text."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4], "big") >> 1
+
+
+def chance_of_another(same: int, left: int) -> float:
+    """The chance that one of ``left`` draws differs, after ``same`` draws that were all alike: 1 -
+    (same + 1) / (same + left + 1).
+
+    Laplace's rule of succession: with every rate of "alike" equally likely beforehand, the next
+    draw is alike with probability (same + 1) / (same + 2), and the product over ``left`` draws
+    telescopes (Laplace, Essai philosophique sur les probabilites, 1814; Jaynes, Probability Theory,
+    2003, chapter 18).
+    """
+    return 1 - (same + 1) / (same + left + 1)
+
+
+def _apart(better: Trace, worse: Trace, margin: float) -> bool:
+    high, low = better.influence or 0.0, worse.influence or 0.0
+    return (
+        high >= 0
+        and high - low >= margin
+        and " ".join(better.completion.split()) != " ".join(worse.completion.split())
+    )
 
 
 class Traces(Sequence[Trace]):

@@ -3,9 +3,9 @@ router."""
 
 from __future__ import annotations
 
-from cowest_dspy.optimizers.cowest import CoWest
+from cowest_dspy.optimizers.cowest import CoWest, Rounds
 from cowest_dspy.optimizers.cycle import Cycle
-from cowest_dspy.optimizers.rounds import Round, RoundHistory, Rounds
+from cowest_dspy.optimizers.rounds import Round, RoundHistory
 
 __all__ = [
     "CoWest",

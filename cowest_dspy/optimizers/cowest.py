@@ -8,34 +8,60 @@
 
 It plugs into ``dspy.BetterTogether`` as any weight optimiser: ``BetterTogether(metric=m,
 p=dspy.GEPA(...), w=CoWest(...))``.
+
+A round:
+
+    collect on policy -> pairs -> tune from the current adapter, with it as the reference ->
+    evaluate on the dev split -> decide
+
+Every step is kept in the run's store under what it depends on: a run that was killed goes on where
+it stood.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cowest_dspy.errors import ProgramError
+from cowest_dspy.errors import ProgramError, TooFewPairs
+from cowest_dspy.influence import arms
+from cowest_dspy.influence.collection import collect, collect_again, with_failed_calls
 from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.judge import Rubric
-from cowest_dspy.influence.metric import Metric, named
-from cowest_dspy.influence.trace import Sampling
+from cowest_dspy.influence.metric import Metric, metric_name
+from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.optimizers.config import RoundRules
-from cowest_dspy.optimizers.rounds import RoundHistory, Rounds
-from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
-from cowest_dspy.optimizers.trained import TrainedModels
+from cowest_dspy.optimizers.rounds import (
+    Round,
+    RoundHistory,
+    Scores,
+    decide,
+    gain,
+    rows_file,
+    step_name,
+)
+from cowest_dspy.optimizers.run import NoProgress, RunContext, TrainedModels, store_in_use
+from cowest_dspy.pairs import (
+    PreferencePairs,
+    UnpairedPreferences,
+    preference_pairs,
+    unpaired_preferences,
+)
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
 from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
+from cowest_dspy.utils.hiding import Hiding, names_hidden_in
 
 PLAIN = (str, int, float, tuple, Rubric)
 HELD_OUT = 0.2
@@ -65,7 +91,7 @@ class CoWest(Teleprompter):
         evaluator: what influence is made of, where it is not ``metric``: a Judge, a GoldLikelihood,
             several Weighted.
         sampling: temperature, top_p, seed, adaptive sampling; overrides ``drafts``.
-        pairs: ``PairRules``, the rules of the gate: margin, strategy, least, ...
+        pairs: ``PairRules``, which drafts become pairs: margin, strategy, least, ...
         answers: how often a strong model that samples is asked; the scores are averaged.
         max_errors: the largest share of drafts that may fail, in [0, 1].
         num_threads: questions to the strong model under way at once. weak_threads: drafts under
@@ -127,7 +153,7 @@ class CoWest(Teleprompter):
             f"tuner={self.tuner!r}, drafts={self.sampling.drafts}, rounds={self.rules.count}, "
             f"seed={self.seed}"
         )
-        return f"CoWest(metric={named(self.metric)}, {about})"
+        return f"CoWest(metric={metric_name(self.metric)}, {about})"
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -169,49 +195,14 @@ class CoWest(Teleprompter):
             run = RunContext(store, self.progress)
             logger.info("CoWest works in %s", run.folder)
             models = TrainedModels(run, start, self.seed, processes=self.processes)
-            rounds = self.rounds(run, models, student, train, held, first=first_round)
+            rounds = Rounds(self, run, models, student, train, held, first=first_round)
             lm, history = rounds.run_all(start)
         made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
         made.rounds, made.log_dir, made._compiled = history, run.folder, True
         return made
 
-    def rounds(
-        self,
-        run: RunContext,
-        models: TrainedModels,
-        program: Collaboration,
-        trainset: Sequence[dspy.Example],
-        valset: Sequence[dspy.Example],
-        **options: Any,
-    ) -> Rounds:
-        """The rounds that :meth:`compile` goes through, for one who goes through their stages.
-
-        ``program`` is bound to its strong LM, examples have ids; ``options`` are further arguments
-        of :class:`Rounds`. Without ``depends_on`` it is the digest of program, examples and
-        settings.
-        """
-        if "depends_on" not in options:
-            options["depends_on"] = self._meaning(program, trainset)
-        return Rounds(
-            run=run,
-            models=models,
-            program=program,
-            trainset=trainset,
-            valset=valset,
-            metric=self.metric,
-            evaluator=self.evaluator,
-            tuner=self.tuner,
-            sampling=self.sampling,
-            pairs=self.pairs,
-            rules=self.rules,
-            num_threads=self.num_threads,
-            weak_threads=self.weak_threads,
-            answers=self.answers,
-            max_errors=self.max_errors,
-            **options,
-        )
-
-    def _meaning(self, student: Collaboration, train: Sequence[dspy.Example]) -> str:
+    def meaning(self, student: Collaboration, train: Sequence[dspy.Example]) -> str:
+        """The digest of what answers depend on besides the models: program, examples, settings."""
         return digest(
             [
                 student.dump_state(),
@@ -223,6 +214,273 @@ class CoWest(Teleprompter):
                 [digest(example.toDict()) for example in train],
             ]
         )
+
+
+@dataclass
+class Rounds:
+    """The rounds of an optimiser on a program, and their single stages.
+
+    Args:
+        optimizer: its settings.
+        run: where they are recorded.
+        models: trains weak models and finds them again.
+        program: bound to its strong LM.
+        trainset, valset: examples with ids; none of valset may be among trainset.
+        held_out: examples that must be in no pair, besides those of valset.
+        lineage: the run's name in its pairs.
+        depends_on: what answers depend on (prompts, settings, code), for the identity of what is
+            recorded; by default what the optimiser can tell (:meth:`CoWest.meaning`).
+        collecting: in the place of ``collect``, as it.
+        first: the number of the first round. What is recorded of a round has its number in its
+            name, so that the rounds of two steps of one run need different numbers.
+    """
+
+    optimizer: CoWest
+    run: RunContext
+    models: TrainedModels
+    program: Collaboration
+    trainset: Sequence[dspy.Example]
+    valset: Sequence[dspy.Example]
+    held_out: Sequence[dspy.Example] = ()
+    lineage: str = ""
+    depends_on: str = ""
+    collecting: Callable[..., Traces] = collect
+    first: int = 1
+
+    def __post_init__(self) -> None:
+        self.rules, self.pairs = self.optimizer.rules, self.optimizer.pairs
+        self.depends_on = self.depends_on or self.optimizer.meaning(self.program, self.trainset)
+
+    def run_all(self, start: dspy.LM) -> tuple[dspy.LM, RoundHistory]:
+        """The weak LM after all rounds, which is that of the last round that was taken (``start``
+        if none was), and the rounds.
+
+        Raises:
+            TooFewPairs: round 1 gave too few pairs; a later one of which this is true is skipped.
+                CollectionError, TuningError, BudgetError, StoreError: as their steps do; what was
+                done is kept.
+        """
+        store, current, rolled_back = self.run.store, start, 0
+        done: list[Round] = []
+        for number in range(self.first, self.first + self.rules.count):
+            made, candidate = self._round(
+                number, current, [one.number for one in done if one.accepted]
+            )
+            done.append(made)
+            store.keep("round", str(number), asdict(made))
+            self.run.say(str(made))
+            if made.accepted and candidate is not None:
+                current, rolled_back = candidate, 0
+                continue
+            rolled_back += 1
+            if rolled_back >= self.rules.patience or candidate is None:
+                break
+        self._forget_after(done[-1].number)
+        taken = next((one for one in reversed(done) if one.accepted), None)
+        store.keep(
+            "final",
+            "weak",
+            {"adapter": self._step(taken.number) if taken else None, "model": current.model},
+        )
+        return current, RoundHistory(done)
+
+    def _forget_after(self, number: int) -> None:
+        """Drops what an earlier configuration left of later rounds, so that it is in no table."""
+        store = self.run.store
+        for later in count(number + 1):
+            found = store.record("done", step_name("collect", later)) or store.record(
+                "round", str(later)
+            )
+            if not found and not store.count("trace", start=f"{later}/"):
+                return
+            store.forget("trace", start=f"{later}/")
+            for kind, key in (
+                ("round", str(later)),
+                ("saved", str(later)),
+                ("done", step_name("collect", later)),
+            ):
+                store.forget(kind, start=key)
+
+    # The stages of a round
+
+    def collect(self, start: dspy.LM, number: int = 1, *, again: bool = False) -> Traces:
+        """Drafts of the weak LM ``start`` for the train examples, and their influence. ``again``:
+        the failed calls of a collection that is whole are made once more; otherwise it is only
+        read, since what was tuned on it would no longer fit it."""
+        store, name, program = self.run.store, step_name("collect", number), self._bind(start)
+        optimizer = self.optimizer
+        title = f"Collecting drafts and their influence{_of_round(number)}"
+        about = (optimizer.evaluator, replace(optimizer.sampling, round=number))
+        options: dict[str, Any] = {
+            "store": store,
+            "num_threads": optimizer.num_threads,
+            "weak_threads": optimizer.weak_threads,
+            "answers": optimizer.answers,
+        }
+
+        def make() -> dict[str, Any]:
+            nonlocal again
+            again = False
+            with self.run.stage(name, title) as progress:
+                self.collecting(
+                    program,
+                    self.trainset,
+                    *about,
+                    **options,
+                    max_errors=optimizer.max_errors,
+                    on_progress=progress,
+                )
+            return {}
+
+        margin = [optimizer.sampling.margin] if optimizer.sampling.adaptive else []
+        models = [program.weak.model, program.strong.model]
+        store.step("done", name, [self.depends_on, number, *models, *margin], make)
+        traces = Traces.load(store, round=number, types=program.output_types)
+        failed = with_failed_calls(traces) if again else set()
+        examples = [example for example in self.trainset if example.id in failed]
+        if examples:
+            with self.run.stage(name, title) as progress:
+                return collect_again(program, examples, *about, **options, on_progress=progress)
+        return traces
+
+    def pair(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
+        """The round's preference pairs, also written to its file in the run folder."""
+        if self._given(number):
+            names = names_hidden_in(self.run.folder)
+            pairs = replace(
+                PreferencePairs.load(str(self.pairs.source)),
+                hiding=Hiding(names) if names else None,
+            )
+        else:
+            pairs = preference_pairs(self.collect(start, number), **self.pairing)
+        pairs = pairs.at_most(self.pairs.most, seed=self.optimizer.sampling.seed)
+        pairs.save(self._file("pairs", number))
+        self.run.store.keep("pairs", step_name("dropped", number), pairs.dropped)
+        return pairs
+
+    @property
+    def pairing(self) -> dict[str, Any]:
+        """The arguments of ``preference_pairs``."""
+        rules = self.pairs.model_dump(exclude={"least", "most", "source"})
+        return {**rules, "held_out": [*self.valset, *self.held_out], "run": self.lineage}
+
+    def unpaired(self, start: dspy.LM, number: int = 1) -> UnpairedPreferences:
+        """The round's drafts as those that helped and those that hurt."""
+        rules = {name: self.pairing[name] for name in ("leak", "held_out", "run")}
+        return unpaired_preferences(self.collect(start, number), **rules)
+
+    def rows(self, start: dspy.LM, number: int = 1) -> list[dict[str, Any]]:
+        """What the round trains on: pairs, or with KTO labelled drafts, which are also written to
+        their file in the run folder.
+
+        Pairs that were made elsewhere are for KTO a desirable and an undesirable draft each.
+
+        Raises:
+            PairsError: there are fewer than ``least``, or with KTO only one label.
+        """
+        if not isinstance(self.optimizer.tuner, KTO) or self._given(number):
+            pairs = self.pair(start, number)
+            pairs.check_enough(self.pairs.least, tuned=number > 1)
+            return self._as_rows(pairs)
+        drafts = self.unpaired(start, number)
+        drafts.save(self._file("drafts", number))
+        drafts.check_enough(self.pairs.least)
+        return drafts.rows(lineage=False)
+
+    def rows_of(self, traces: Iterable[Trace]) -> list[dict[str, Any]]:
+        """What a round would train on by pairs of these traces; nothing is written.
+
+        Raises:
+            PairsError: there are fewer than ``least``.
+        """
+        pairs = preference_pairs(traces, **self.pairing)
+        pairs = pairs.at_most(self.pairs.most, seed=self.optimizer.sampling.seed)
+        pairs.check_enough(self.pairs.least)
+        return self._as_rows(pairs)
+
+    def saved_rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows that a round which is done has collected, read from the run folder; without
+        those that it replayed."""
+        if not isinstance(self.optimizer.tuner, KTO) or self._given(number):
+            return self._as_rows(PreferencePairs.load(self._file("pairs", number)))
+        return UnpairedPreferences.load(self._file("drafts", number)).rows(lineage=False)
+
+    def tune(self, name: str, title: str, start: dspy.LM, rows: list[dict[str, Any]]) -> dspy.LM:
+        """The weak LM tuned from ``start`` on rows of pairs or labelled drafts; with SFT as the
+        tuner, on the chosen drafts."""
+        if isinstance(self.optimizer.tuner, SFT):
+            rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+        return self.models.train(name, title, start, rows, self.optimizer.tuner)
+
+    def scores(self, lm: dspy.LM, number: int) -> Scores:
+        """The score of every dev example when the weak model is ``lm``, of round ``number``; None
+        where it failed."""
+        program, title = self._bind(lm), f"Evaluating on the dev split{_of_round(number)}"
+
+        def make() -> dict[str, Any]:
+            with self.run.stage(step_name("dev", number), title) as progress:
+                answers = arms.ask_all(
+                    arms.collaboration_arm(program),
+                    self.valset,
+                    self.optimizer.metric,
+                    store=self.run.store,
+                    num_threads=self.optimizer.num_threads,
+                    on_progress=progress,
+                )
+            return {"scores": {answer.example_id: answer.score for answer in answers}}
+
+        models = [program.weak.model, program.strong.model]
+        asked = [example.id for example in self.valset]
+        step = self.run.store.step("scores", lm.model, [self.depends_on, *models, asked], make)
+        return step["scores"]
+
+    def _round(
+        self, number: int, start: dspy.LM, earlier: list[int]
+    ) -> tuple[Round, dspy.LM | None]:
+        try:
+            rows, replayed = self.rows(start, number), 0
+        except TooFewPairs as few:
+            if number == 1:
+                raise
+            return Round(number, start.model, None, few.found, 0, "skipped", few.shortage), None
+        if self.rules.replay:
+            old = [row for one in earlier for row in self.saved_rows(one)]
+            rows, replayed = [*old, *rows], len(old)
+        tuned = self.tune(self._step(number), f"Preference tuning{_of_round(number)}", start, rows)
+        about = (number, start.model, tuned.model, len(rows), replayed)
+        if tuned.model == start.model:
+            return Round(*about, "rolled back", "training left the weights as they were"), None
+        if not self.valset:
+            return Round(*about, "accepted", "there is no dev split, so it was not tested"), tuned
+        before, after = self.scores(start, number), self.scores(tuned, number)
+        for what, scores in (("before round", before), ("round", after)):
+            self.run.store.journal.scored(f"{what} {number}", list(scores.values()))
+        found = gain(before, after, confidence=self.rules.confidence)
+        made = decide(found, self.rules)
+        return Round(
+            *about, "accepted" if made.accepted else "rolled back", made.reason, found
+        ), tuned
+
+    def _bind(self, weak: dspy.LM) -> Collaboration:
+        return self.program.bind(weak=weak)
+
+    def _given(self, number: int) -> bool:
+        """Whether the pairs of a round were made elsewhere."""
+        return self.pairs.source is not None and number == self.first
+
+    def _as_rows(self, pairs: PreferencePairs) -> list[dict[str, Any]]:
+        kto = isinstance(self.optimizer.tuner, KTO)
+        return pairs.unpaired_rows() if kto else pairs.rows(lineage=False)
+
+    def _step(self, number: int) -> str:
+        return step_name("kto" if isinstance(self.optimizer.tuner, KTO) else "dpo", number)
+
+    def _file(self, name: str, number: int) -> Path:
+        return rows_file(self.run.folder, name, number)
+
+
+def _of_round(number: int) -> str:
+    return "" if number == 1 else f", round {number}"
 
 
 def _check(student: Any, teacher: Any) -> None:

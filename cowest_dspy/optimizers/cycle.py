@@ -14,6 +14,7 @@ chosen on that valset: test it on examples that no step has seen.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +25,12 @@ from typing import Any, Literal, cast
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cowest_dspy.errors import ProgramError, nearest
+from cowest_dspy.errors import ConfigError, ProgramError, nearest
 from cowest_dspy.influence import arms
-from cowest_dspy.influence.metric import Metric, named
+from cowest_dspy.influence.metric import Influence, Metric, metric_name
 from cowest_dspy.lms.local.lora import reload_adapters
-from cowest_dspy.optimizers.deciding import Gain, Scores, gain
+from cowest_dspy.optimizers.config import CycleRules, StepRules
+from cowest_dspy.optimizers.rounds import Gain, Scores, gain
 from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs, with_ids
@@ -38,6 +40,7 @@ from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of
 from cowest_dspy.utils import notebook
+from cowest_dspy.utils.importing import load_function
 
 ARROW = "->"
 Target = Literal["draft", "refine", "both"]
@@ -180,7 +183,9 @@ class Cycle(Teleprompter):
         )
 
     def __repr__(self) -> str:
-        return f"Cycle(metric={named(self.metric)}, strategy={f' {ARROW} '.join(self.names)!r})"
+        return (
+            f"Cycle(metric={metric_name(self.metric)}, strategy={f' {ARROW} '.join(self.names)!r})"
+        )
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -420,3 +425,111 @@ def _adapter_folder(lm: dspy.LM) -> Path | None:
     """Where the adapter of an LM is; None for a base, and for models without adapters."""
     engine = unrecorded(lm).engine
     return engine.adapter_folder(lm.model) if isinstance(engine, TunableEngine) else None
+
+
+# Optimisers by name, of [cycle.steps.NAME]
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an optimiser is made with. ``metric`` scores answers, ``influence`` is that of the
+    program's drafts with words for GEPA, ``lm`` is the strong model at temperature 1 for proposing,
+    ``threads`` what may be asked at once, ``seed`` the run's."""
+
+    program: Collaboration
+    metric: Metric
+    influence: Influence
+    lm: dspy.LM
+    threads: int
+    seed: int
+
+
+OPTIMIZERS: dict[str, dict[str, str]] = {
+    "GEPA": {
+        "metric": "influence",
+        "reflection_lm": "lm",
+        "num_threads": "threads",
+        "seed": "seed",
+    },
+    "MIPROv2": {
+        "metric": "metric",
+        "prompt_model": "lm",
+        "task_model": "lm",
+        "num_threads": "threads",
+        "seed": "seed",
+    },
+    "SIMBA": {"metric": "metric", "prompt_model": "lm", "num_threads": "threads"},
+    "BootstrapFewShot": {"metric": "metric"},
+    "BootstrapFewShotWithRandomSearch": {"metric": "metric", "num_threads": "threads"},
+    "LabeledFewShot": {},
+}
+"""DSPy's optimisers that may be named, and which of the :class:`Tools` each argument is unless the
+settings say otherwise."""
+
+
+def settings_of(rules: StepRules) -> list[Any]:
+    """What a step's optimiser is made of, JSON-able: its settings, and the digest of one's own
+    code."""
+    file = Path(rules.optimizer.rpartition(":")[0])
+    # A key that came later and is not given: a cycle from before it goes on where it stood.
+    settings = rules.model_dump(exclude=set() if rules.max_tokens else {"max_tokens"})
+    return [settings, hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""]
+
+
+def check_steps(cycle: CycleRules | None) -> None:
+    """Sees, before anything is asked, that each optimiser of [cycle] exists and takes its settings.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for name, rules in cycle.steps.items() if cycle else ():
+        if ".py" in rules.optimizer or ":" in rules.optimizer:
+            load_function(rules.optimizer)
+            continue
+        taken = inspect.signature(_class(name, rules.optimizer).__init__).parameters
+        unknown = [key for key in rules.settings if key not in taken]
+        if unknown:
+            raise ConfigError(
+                f"[cycle.steps.{name}] settings: {rules.optimizer} has no "
+                f"{unknown[0]}.{nearest(unknown[0], taken)} "
+                f"It has {', '.join(key for key in taken if key != 'self')}."
+            )
+
+
+def build_optimizer(name: str, rules: StepRules, tools: Tools) -> Teleprompter:
+    """The optimiser of one step. One's own is made by a function ``make(tools, **settings)``.
+
+    Raises:
+        ConfigError: it cannot be made with these settings.
+    """
+    try:
+        if rules.optimizer in OPTIMIZERS:
+            parts = OPTIMIZERS[rules.optimizer].items()
+            given = {name: getattr(tools, part) for name, part in parts} | rules.settings
+            if rules.optimizer == "MIPROv2" and "num_candidates" in given:
+                given.setdefault(
+                    "auto", None
+                )  # It takes one or the other, and a TOML cannot say None.
+            made = _class(name, rules.optimizer)(**given)
+        else:
+            made = load_function(rules.optimizer)(tools, **rules.settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"[cycle.steps.{name}]: {rules.optimizer} cannot be made with these settings: {error}"
+        ) from error
+    if not isinstance(made, Teleprompter):
+        raise ConfigError(
+            f"[cycle.steps.{name}]: {rules.optimizer} gave a {type(made).__name__}; a "
+            "Teleprompter is expected."
+        )
+    return made
+
+
+def _class(name: str, optimizer: str) -> Any:
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError(
+            f"[cycle.steps.{name}] optimizer: there is no "
+            f'"{optimizer}".{nearest(optimizer, OPTIMIZERS)} '
+            f'Known: {", ".join(OPTIMIZERS)}; or "recipe.py:make".'
+        )
+    return getattr(dspy, optimizer)

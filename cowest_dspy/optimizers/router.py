@@ -5,13 +5,12 @@ score of the route's answer. A route is worth its predicted score less its cost 
 route that is worth most is taken. Heads are plain numbers: fitting them needs scikit-learn
 (``router_fitting``), using them needs nothing.
 
-    router = fit_router(observed_in(traces))
+    router = fit_router(observe_traces(traces))
     Routed(program, router)(question="...").route    # "weak", "strong" or "collaborate"
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cowest_dspy.errors import ConfigError, ProgramError, RouterError, describe_faults
 from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.influence.metric import attempt
+from cowest_dspy.influence.trace import seed_from
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter, signature_of
 from cowest_dspy.store.call_context import note, sampling
 from cowest_dspy.store.pool import map_in_threads
@@ -38,7 +38,7 @@ Route = Literal["weak", "strong", "collaborate"]
 """Who answers: the draft, the strong model alone, or the strong model with the draft."""
 ROUTES: tuple[Route, ...] = ("weak", "strong", "collaborate")
 """All routes, the cheapest of the strong model first."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ROUTER_FILE, OLD_FILE = "router.json", "gate.json"
 
 _WORD, _NUMBER = re.compile(r"\w+"), re.compile(r"\d+(?:\.\d+)?")
@@ -105,7 +105,7 @@ def _jaccard(one: set[str], other: set[str]) -> float:
 
 
 class Head(BaseModel):
-    """A logistic function of standardised features: the predicted score of a route, in [0, 1]."""
+    """A logistic function of features: the predicted score of a route, in [0, 1]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     weights: tuple[float, ...]
@@ -124,8 +124,8 @@ class Router(BaseModel):
     """The fitted heads and costs of all routes, and the decision between them.
 
     Attributes:
-        features: names, in the order of ``means``, ``scales`` and the weights of heads; "is: TEXT"
-            is 1 for a draft of that text.
+        features: names, in the order of the weights of heads; "is: TEXT" is 1 for a draft of that
+            text.
         heads: "strong", "collaborate", and "weak" where drafts hold answers.
         costs: what a route costs of the strong model's tokens, as a share of "collaborate".
         trade: the score that a whole collaboration's cost must bring at least; 0 takes the best
@@ -141,8 +141,6 @@ class Router(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     schema_version: int = SCHEMA_VERSION
     features: tuple[str, ...]
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
     heads: dict[Route, Head]
     costs: dict[Route, float]
     trade: float = Field(default=0.0, ge=0)
@@ -155,17 +153,12 @@ class Router(BaseModel):
     @model_validator(mode="after")
     def _check_sizes(self) -> Router:
         size = len(self.features)
-        sizes = {len(self.means), len(self.scales)}
-        if sizes | {len(head.weights) for head in self.heads.values()} != {size}:
-            raise ValueError(
-                f"there are {size} features, and not as many means, scales and weights"
-            )
+        if {len(head.weights) for head in self.heads.values()} - {size}:
+            raise ValueError(f"there are {size} features, and not as many weights")
         if missing := {"strong", "collaborate"} - self.heads.keys():
             raise ValueError(f"there is no head {', '.join(sorted(missing))}")
         if missing := set(ROUTES) - self.costs.keys():
             raise ValueError(f"there is no cost of {', '.join(sorted(missing))}")
-        if any(scale <= 0 for scale in self.scales):
-            raise ValueError("a scale is not above 0")
         return self
 
     def predict(self, features: Mapping[str, float], draft: str = "") -> dict[Route, float]:
@@ -175,10 +168,7 @@ class Router(BaseModel):
         Raises:
             KeyError: a feature is missing that the router was fitted with.
         """
-        values = [
-            (feature_value(name, features, draft) - mean) / scale
-            for name, mean, scale in zip(self.features, self.means, self.scales, strict=True)
-        ]
+        values = [feature_value(name, features, draft) for name in self.features]
         return {route: head.predict(values) for route, head in self.heads.items()}
 
     def choose(self, scores: Mapping[Route, float], trade: float | None = None) -> Route:
@@ -195,7 +185,7 @@ class Router(BaseModel):
     def route(
         self, program: Collaboration, outputs: dspy.Prediction, inputs: Mapping[str, Any]
     ) -> Route:
-        """Choose the route for one input whose draft is there (``program.draft_outputs``). Samples
+        """Choose the route for one input whose draft is there (``program.ask_draft``). Samples
         further drafts where it needs them; where that fails, the draft is refined."""
         if not self.pays:
             return "collaborate"
@@ -243,7 +233,7 @@ class Router(BaseModel):
         if isinstance(values, dict) and values.get("schema_version", 0) != SCHEMA_VERSION:
             raise RouterError(
                 f"{source} has schema_version {values.get('schema_version')}, this cowest_dspy "
-                f"reads {SCHEMA_VERSION}."
+                f"reads {SCHEMA_VERSION}: `cowest route RUN` fits one anew."
             )
         try:
             return cls.model_validate(values)
@@ -270,7 +260,7 @@ class Routed(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Draft, choose a route, answer."""
-        drafted = attempt(lambda: self.program.draft_outputs(**inputs))
+        drafted = attempt(lambda: self.program.ask_draft(**inputs))
         # A draft that failed is no failure of the answer that comes without it.
         note(replace(call, left_out=drafted.outputs is None) for call in drafted.calls)
         if drafted.outputs is None:
@@ -282,7 +272,7 @@ class Routed(dspy.Module):
         elif route == "strong":
             answer = self.program.ask_alone(**inputs)
         else:
-            answer = self.program.refined(draft, **inputs)
+            answer = self.program.ask_refine(draft, **inputs)
         return _routed(route, answer, draft)
 
 
@@ -307,22 +297,18 @@ def sample_drafts(
         SamplingFailed: a call failed.
     """
 
+    values = {name: str(value) for name, value in sorted(inputs.items())}
+
     def one(number: int) -> str:
-        with sampling(temperature=temperature, seed=_draft_seed(inputs, number, seed)):
-            made = attempt(lambda: program.draft_outputs(**inputs))
+        text = json.dumps([seed, number, values], ensure_ascii=False)
+        with sampling(temperature=temperature, seed=seed_from(text)):
+            made = attempt(lambda: program.ask_draft(**inputs))
         note(replace(call, left_out=made.outputs is None) for call in made.calls)
         if made.error and made.error.partition(":")[0] not in UNUSABLE:
             raise SamplingFailed(made.error)
         return str(made.outputs["draft"]) if made.outputs else ""
 
     return map_in_threads(one, range(count), threads=count) if count else []
-
-
-def _draft_seed(inputs: Mapping[str, Any], number: int, seed: int) -> int:
-    """A seed of 31 bits."""
-    values = {name: str(value) for name, value in sorted(inputs.items())}
-    text = json.dumps([seed, number, values], ensure_ascii=False)
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:4], "big") >> 1
 
 
 class DraftLikelihood:

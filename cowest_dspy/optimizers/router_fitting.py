@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from cowest_dspy.errors import RouterError
-from cowest_dspy.influence.metric import Attempt, Metric, attempt, scored
+from cowest_dspy.influence.metric import Attempt, Metric, attempt, attempt_score
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.optimizers.router import (
     ROUTES,
@@ -79,7 +79,7 @@ class Observed:
         return self.scores.get(route) or 0.0
 
 
-def observed_in(
+def observe_traces(
     traces: Iterable[Trace], *, samples: int = 0, likelihood: DraftLikelihood | None = None
 ) -> list[Observed]:
     """Convert traces, in their order; those without an influence are left out.
@@ -144,14 +144,14 @@ def observe(
 
     def one(example: dspy.Example) -> Observed:
         inputs = dict(example.inputs().items())
-        drafted = attempt(lambda: program.draft_outputs(**inputs))
+        drafted = attempt(lambda: program.ask_draft(**inputs))
         alone = attempt(lambda: program.ask_alone(**inputs))
         outputs = drafted.outputs or {}
         draft = str(outputs.get("draft", ""))
         features: Mapping[str, float] = {}
         refined: Attempt | None = None
         if drafted.outputs is not None:
-            refined = attempt(lambda: program.refined(draft, **inputs))
+            refined = attempt(lambda: program.ask_refine(draft, **inputs))
             with suppress(SamplingFailed):
                 logprob = likelihood(inputs, draft) if likelihood else None
                 features = draft_features(inputs, draft, others=sample(inputs), logprob=logprob)
@@ -161,7 +161,7 @@ def observe(
             draft,
             features,
             {
-                "weak": scored(metric, example, outputs).score if holds else None,
+                "weak": attempt_score(metric, example, outputs).score if holds else None,
                 "strong": _score(metric, example, alone),
                 "collaborate": _score(metric, example, refined),
             },
@@ -177,7 +177,7 @@ def _score(metric: Metric, example: dspy.Example, made: Attempt | None) -> float
     if made is None or made.outputs is None:
         return None
     fields = {name: value for name, value in made.outputs.items() if name != "draft"}
-    return scored(metric, example, fields).score
+    return attempt_score(metric, example, fields).score
 
 
 def _tokens(made: Attempt | None) -> int:
@@ -203,7 +203,7 @@ def fit_router(
     """Fit a router.
 
     Args:
-        observed: of training examples, for instance the traces of a run (:func:`observed_in`).
+        observed: of training examples, for instance the traces of a run (:func:`observe_traces`).
         choose_on: examples on which the trade is chosen, for instance of the dev split
             (:func:`observe`); by default those of ``observed``. They are fitted on too, and judged
             by predictions that have not seen them.
@@ -221,18 +221,19 @@ def fit_router(
     groups = [one.example_id for one in rows]
     counts = Counter(groups)
     _check_possible(len(counts))
+    from sklearn.preprocessing import StandardScaler
+
     names = _feature_names(rows)
-    raw = np.array([_values(one, names) for one in rows])
-    means, scales = raw.mean(axis=0), raw.std(axis=0)
-    scales[scales < 1e-9] = 1.0
+    raw = np.array(
+        [[feature_value(name, one.features, one.draft) for name in names] for one in rows]
+    )
     weights = np.array([1.0 / counts[one] for one in groups])
-    data = _Rows((raw - means) / scales, weights, groups)
+    scaler = StandardScaler().fit(raw)
+    data = _Rows(np.asarray(scaler.transform(raw)), weights, groups)
     fits = _fit_heads(data, rows)
     router = Router(
         features=names,
-        means=tuple(map(float, means)),
-        scales=tuple(map(float, scales)),
-        heads={route: fit.head for route, fit in fits.items()},
+        heads={route: _unscaled(fit.head, scaler) for route, fit in fits.items()},
         costs=_mean_costs([*choose_on, *observed]),
         samples=samples,
         temperature=temperature,
@@ -268,10 +269,6 @@ def _check_possible(examples: int) -> None:
             'A router is fitted with scikit-learn: pip install "cowest_dspy[router]". Using one '
             "needs nothing more."
         ) from None
-
-
-def _values(one: Observed, names: Sequence[str]) -> list[float]:
-    return [feature_value(name, one.features, one.draft) for name in names]
 
 
 def _feature_names(rows: Sequence[Observed]) -> tuple[str, ...]:
@@ -318,6 +315,7 @@ def _fit_head(data: _Rows, targets: np.ndarray) -> _Fit:
     """Fit a head to scores in [0, 1]; one that predicts examples which were left out no better than
     the mean score does is the mean score."""
     import numpy as np
+    from sklearn.metrics import mean_squared_error
     from sklearn.model_selection import GroupKFold
 
     rate = float(np.average(targets, weights=data.weights))
@@ -328,7 +326,8 @@ def _fit_head(data: _Rows, targets: np.ndarray) -> _Fit:
         if part is not None:
             unseen[left] = part.predict_proba(data.values[left])[:, 1]
     brier, brier_of_rate = (
-        float(np.average((found - targets) ** 2, weights=data.weights)) for found in (unseen, base)
+        float(mean_squared_error(targets, found, sample_weight=data.weights))
+        for found in (unseen, base)
     )
     size = data.values.shape[1]
     if model is None or brier >= brier_of_rate:
@@ -346,6 +345,15 @@ def _fit_head(data: _Rows, targets: np.ndarray) -> _Fit:
         "calibration_error": _calibration_error(unseen, targets, data.weights),
     }
     return _Fit(head, unseen, quality)
+
+
+def _unscaled(head: Head, scaler: Any) -> Head:
+    """A head of standardised features as one of the features themselves."""
+    weights = [weight / float(one) for weight, one in zip(head.weights, scaler.scale_, strict=True)]
+    shift = math.fsum(
+        weight * float(mean) for weight, mean in zip(weights, scaler.mean_, strict=True)
+    )
+    return Head(weights=tuple(weights), intercept=head.intercept - shift)
 
 
 def _calibrated(data: _Rows, targets: np.ndarray, rows: np.ndarray) -> Any:

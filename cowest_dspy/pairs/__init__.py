@@ -12,16 +12,13 @@ its reason.
 """
 
 from cowest_dspy.pairs.dataset import (
-    Lengths,
+    Pair,
     PreferencePairs,
+    UnpairedPreference,
     UnpairedPreferences,
-    at_least,
-    check_enough,
-    describe_shortage,
 )
-from cowest_dspy.pairs.filters import PairFilters, advice
-from cowest_dspy.pairs.formats import Pair, UnpairedPreference
-from cowest_dspy.pairs.select import preference_pairs, unpaired_preferences
+from cowest_dspy.pairs.select import PairFilters, preference_pairs, unpaired_preferences
+from cowest_dspy.pairs.texts import Lengths
 
 __all__ = [
     "Lengths",
@@ -30,10 +27,6 @@ __all__ = [
     "PreferencePairs",
     "UnpairedPreference",
     "UnpairedPreferences",
-    "advice",
-    "at_least",
-    "check_enough",
-    "describe_shortage",
     "preference_pairs",
     "unpaired_preferences",
 ]

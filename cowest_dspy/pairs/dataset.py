@@ -1,21 +1,31 @@
 """Preferences as data: pairs of drafts for DPO, single drafts that helped or hurt for KTO; as rows,
-JSON Lines, a ``datasets.Dataset``, a dataset of the Hub."""
+JSON Lines, a ``datasets.Dataset``, a dataset of the Hub.
+
+Pairs of others are read in each of TRL's formats (https://huggingface.co/docs/trl/dataset_formats):
+
+    conversational    {"prompt": [user ...], "chosen": [assistant], "rejected": [assistant]}
+                      what we write
+    standard          {"prompt": "...", "chosen": "...", "rejected": "..."}
+    implicit prompt   {"chosen": [user ..., assistant], "rejected": [user ..., assistant]}
+                      with a shared beginning
+"""
 
 from __future__ import annotations
 
 import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Annotated, Any, Generic, TypeVar, overload
 
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.console import RenderableType
+from typing_extensions import TypedDict
 
-from cowest_dspy.errors import PairsError, TooFewPairs
-from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
-from cowest_dspy.pairs.filters import advice, word_count
-from cowest_dspy.pairs.formats import Messages, Pair, UnpairedPreference, read_pair, read_unpaired
+from cowest_dspy.errors import PairsError, TooFewPairs, describe_faults
+from cowest_dspy.influence.report import remedy
+from cowest_dspy.pairs.texts import Lengths
 from cowest_dspy.utils import notebook
 from cowest_dspy.utils.hiding import Hiding, mark
 from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
@@ -23,9 +33,68 @@ from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 TRAINED_ON = ("prompt", "chosen", "rejected", "completion", "label")
 SHOWN = 3
 """Pairs that a notebook shows."""
-# A mean difference of lengths that is certain, but a smaller part of the mean length, is not warned
-# of.
-STRONG_BIAS = 0.2
+EVERY_FAILED, ONLY_ONE = "every draft failed", "only one draft"
+NO_CHANGE, FAILED = "drafts that changed nothing", "drafts that failed ("
+"""Reasons in ``dropped``, or how they begin."""
+_MORE = "Sample more drafts ([collect] drafts), at a higher temperature, or on more examples"
+
+
+class Message(TypedDict):
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Messages = tuple[Message, ...]
+Number = Annotated[float, Field(strict=True)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two drafts for one prompt: the chosen one helped the strong model more. Messages are
+    ``{"role", "content"}``.
+
+    Beside the texts stands where they come from: the drafts' places in their example, their
+    influence in [-1, 1], the scores in [0, 1] of the answers refined from them, the score of the
+    strong model alone, the models, the round, and the run's name. Numbers are None where nobody
+    measured them, as in pairs that were imported.
+    """
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    example_id: str
+    chosen_index: int
+    rejected_index: int
+    chosen_influence: Number | None
+    rejected_influence: Number | None
+    weak_model: str
+    strong_model: str
+    round: int
+    chosen_score: Number | None = None
+    rejected_score: Number | None = None
+    alone_score: Number | None = None
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class UnpairedPreference:
+    """One draft and whether it helped (``label`` True) or hurt (False), with its influence and
+    where it comes from."""
+
+    prompt: Messages
+    completion: Messages
+    label: Annotated[bool, Field(strict=True)]
+    example_id: str
+    draft_index: int
+    influence: Number
+    score: Number | None
+    alone_score: Number | None
+    weak_model: str
+    strong_model: str
+    round: int
+    run: str = ""
 
 
 Preference = TypeVar("Preference", Pair, UnpairedPreference)
@@ -126,7 +195,51 @@ class PreferencePairs(_Preferences[Pair]):
     @property
     def lengths(self) -> Lengths | None:
         """Whether chosen drafts are longer than rejected ones; None without pairs."""
-        return Lengths.of(self)
+        return Lengths.of(
+            ((pair.round, pair.example_id), _text(pair.chosen), _text(pair.rejected))
+            for pair in self
+        )
+
+    def check_enough(self, least: int, *, tuned: bool = False) -> None:
+        """See that there are as many as ``[pairs] least`` asks for; ``tuned``: an earlier round has
+        been tuned.
+
+        Raises:
+            TooFewPairs: it says why, what to try, and what there is without tuning, if there is no
+                more than that.
+        """
+        if len(self) < least:
+            instead = (
+                " What there is without tuning is shown by `cowest evaluate` with --arm strong "
+                "--arm collaboration_sft."
+            )
+            message = (
+                f"{self._describe_shortage()} [pairs] least asks for {least}."
+                f"{'' if tuned else instead}"
+            )
+            raise TooFewPairs(
+                message, len(self), f"{notebook.several(len(self), 'pair')}, {least} needed"
+            )
+
+    def _describe_shortage(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        more = (
+            "Sample more drafts ([collect] drafts), at a higher temperature, on more examples, or "
+            "lower [pairs] margin when scores are graded."
+        )
+        return (
+            f"Only {notebook.several(len(self), 'preference pair')}: "
+            f"{reasons or 'there were no traces'}. {_advise(self.dropped, more)}"
+        )
+
+    def unpaired_rows(self) -> list[dict[str, Any]]:
+        """Rows for KTO, two of each pair: the chosen text labelled True, the rejected one False."""
+        sides = (("chosen", True), ("rejected", False))
+        return [
+            {"prompt": row["prompt"], "completion": row[side], "label": label}
+            for row in self.rows(lineage=False)
+            for side, label in sides
+        ]
 
     def at_most(self, count: int | None, *, seed: int = 0) -> PreferencePairs:
         """So many pairs, drawn at random and left in their order; all when there are no more, or
@@ -149,7 +262,7 @@ class PreferencePairs(_Preferences[Pair]):
             PairsError: there are no pairs.
         """
         if not self:
-            raise PairsError(describe_shortage(0, self.dropped))
+            raise PairsError(self._describe_shortage())
         return self._to_dataset()
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
@@ -166,7 +279,7 @@ class PreferencePairs(_Preferences[Pair]):
         from cowest_dspy.pairs import hub
 
         if not self:
-            raise PairsError(describe_shortage(0, self.dropped))
+            raise PairsError(self._describe_shortage())
         with tempfile.TemporaryDirectory(prefix="cowest-pairs-") as folder:
             hub.write_dataset(Path(folder), self)
             return hub.upload(
@@ -254,10 +367,37 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         if self.helped in (0, len(self)):
             raise PairsError(
                 f"{self.helped} of {len(self)} labelled drafts helped: both labels are needed. "
-                "Sample more drafts ([collect] drafts), at a higher temperature, or on more "
-                "examples."
+                f"{_MORE}."
             )
         return self._to_dataset()
+
+    def check_enough(self, least: int) -> None:
+        """See that there are as many as ``[pairs] least`` asks for, and of both labels.
+
+        Raises:
+            TooFewPairs: it says why, and what to try.
+        """
+        hurt = len(self) - self.helped
+        reasons = "".join(f", {count} {reason}" for reason, count in self.dropped.items())
+        found = f"{self.helped} drafts helped and {hurt} hurt{reasons}."
+        counted = notebook.several(len(self), "labelled draft")
+        if len(self) < least:
+            text = (
+                f"Too few labelled drafts for KTO: {found} {_advise(self.dropped, f'{_MORE}.')} "
+                f"[pairs] least asks for {least}."
+            )
+            raise TooFewPairs(text, len(self), f"{counted}, {least} needed")
+        if not self.helped or not hurt:
+            instead = "; or tune with SFT, or with DPO if some helped more than others."
+            text = (
+                f"KTO needs drafts that helped and drafts that hurt: {found} "
+                f"{_advise(self.dropped, _MORE + (instead if self.helped else '.'))}"
+            )
+            raise TooFewPairs(
+                text,
+                len(self),
+                f"of {counted} {self.helped} helped and {hurt} hurt, KTO needs both",
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> UnpairedPreferences:
@@ -275,119 +415,129 @@ def _last(messages: Messages) -> str:
     return messages[-1]["content"] if messages else ""
 
 
-# Enough of them
+def _text(messages: Messages) -> str:
+    return "\n".join(one["content"] for one in messages)
 
 
-def at_least(pairs: PreferencePairs, least: int, *, tuned: bool = False) -> PreferencePairs:
-    """The pairs, where there are as many as ``[pairs] least`` asks for (:func:`check_enough`)."""
-    check_enough(len(pairs), least, pairs.dropped, tuned=tuned)
-    return pairs
+# Reading
 
 
-def check_enough(
-    found: int, least: int, dropped: Mapping[str, int] | None = None, *, tuned: bool = False
-) -> None:
-    """See that there are ``least`` pairs to train on.
+def read_pair(row: Any, number: int, source: str) -> Pair:
+    """The pair of a row in one of the three formats; other columns than ours are left aside.
 
     Args:
-        found: how many there are.
-        least: as ``[pairs] least`` asks for.
-        dropped: what was left out, by reason, where that is known.
-        tuned: an earlier round has been tuned.
+        row: a mapping.
+        number: the row's number from 1, which is its example's id when it has none.
+        source: where the row stands, for the message.
 
     Raises:
-        TooFewPairs: it says why, what to try, and what there is without tuning, if there is no more
-            than that.
+        PairsError: the row is of none of the formats, lacks a side, or has twice the same; with its
+            number.
     """
-    if found < least:
-        instead = (
-            " What there is without tuning is shown by `cowest evaluate` with --arm strong "
-            "--arm collaboration_sft."
+    where = f"{source}, row {number}"
+    if not isinstance(row, Mapping):
+        text = repr(row)[:80]
+        raise PairsError(
+            f"{where}: {text} is no row. Of several splits, give one: dataset['train']."
         )
-        message = (
-            f"{describe_shortage(found, dropped)} [pairs] least asks for "
-            f"{least}.{'' if tuned or dropped is None else instead}"
-        )
-        raise TooFewPairs(message, found, f"{notebook.several(found, 'pair')}, {least} needed")
+    given = {one.name: row[one.name] for one in fields(Pair) if row.get(one.name) is not None}
+    given |= {name: str(given.get(name, other)) for name, other in _texts(number).items()}
+    numbers = {"chosen_index": 0, "rejected_index": 0, "round": 0}
+    influences = {"chosen_influence": None, "rejected_influence": None}
+    pair = _validate(Pair, {**numbers, **influences, **given, **_sides(given, where)}, where)
+    if not any(one["content"].strip() for one in pair.prompt):
+        raise PairsError(f'{where}: "prompt" must be messages that say something.')
+    for name, side in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not side or side[-1]["role"] != "assistant" or not side[-1]["content"].strip():
+            raise PairsError(
+                f'{where}: "{name}" must end in an assistant message that says something.'
+            )
+    if pair.chosen == pair.rejected:
+        raise PairsError(f"{where}: chosen and rejected are the same text: that is no preference.")
+    return pair
 
 
-def describe_shortage(found: int, dropped: Mapping[str, int] | None) -> str:
-    """What to say, and to try, when there are too few pairs; ``dropped`` is None where it is not
-    known what was left out."""
-    counted = ", ".join(f"{count} {reason}" for reason, count in (dropped or {}).items())
-    reasons = "" if dropped is None else f": {counted or 'there were no traces'}"
-    more = (
-        "Sample more drafts ([collect] drafts), at a higher temperature, on more examples, or "
-        "lower [pairs] margin when scores are graded."
-    )
-    return (
-        f"Only {notebook.several(found, 'preference pair')}{reasons}. {advice(dropped or {}, more)}"
-    )
+def read_unpaired(row: dict[str, Any], where: str) -> UnpairedPreference:
+    """The draft of a row that we wrote.
 
-
-# Their lengths
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Words of chosen and rejected drafts, over all pairs: whether preference tuning would learn
-    length first (Park et al. 2024, "Disentangling Length from Quality in Direct Preference
-    Optimization", arXiv 2403.19159).
-
-    ``difference`` is the mean of chosen less rejected, ``interval`` its 95 % bootstrap interval
-    over examples (None for fewer than two); ``longer`` and ``shorter`` are the shares of pairs, in
-    [0, 1], whose chosen draft is longer or shorter.
+    Raises:
+        PairsError: the row is none; it begins with ``where``.
     """
-
-    chosen: float
-    rejected: float
-    difference: float
-    interval: Interval | None
-    longer: float
-    shorter: float
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair]) -> Lengths | None:
-        """The lengths of pairs; None when there are none. The same pairs give the same interval."""
-        if not pairs:
-            return None
-        chosen, rejected = (
-            [sum(word_count(one["content"]) for one in getattr(pair, side)) for pair in pairs]
-            for side in ("chosen", "rejected")
+    names = {one.name for one in fields(UnpairedPreference)}
+    if set(row) != names:
+        raise PairsError(
+            f"{where}: this is no labelled draft. Its columns are {', '.join(sorted(names))}."
         )
-        differences = [one - other for one, other in zip(chosen, rejected, strict=True)]
-        groups: dict[tuple[int, str], list[float]] = {}
-        for pair, difference in zip(pairs, differences, strict=True):
-            groups.setdefault((pair.round, pair.example_id), []).append(difference)
-        count = len(pairs)
-        return cls(
-            chosen=sum(chosen) / count,
-            rejected=sum(rejected) / count,
-            difference=sum(differences) / count,
-            interval=bootstrap_mean_interval(list(groups.values())),
-            longer=sum(difference > 0 for difference in differences) / count,
-            shorter=sum(difference < 0 for difference in differences) / count,
-        )
+    return _validate(UnpairedPreference, row, where)
 
-    @property
-    def warning(self) -> str | None:
-        """What to say, and to try, when the difference is certain (0 is outside the interval) and
-        more than a fifth of the mean length."""
-        certain = self.interval is not None and not self.interval.low <= 0 <= self.interval.high
-        size = abs(self.difference)
-        if not certain or size <= STRONG_BIAS * (self.chosen + self.rejected) / 2:
-            return None
-        word = "longer" if self.difference > 0 else "shorter"
-        return (
-            f"Chosen drafts are {word} than rejected ones by {size:.1f} words: tuning may teach "
-            "length instead of content. [pairs] length_ratio = 1.5 keeps pairs of similar length "
-            "only."
-        )
 
-    def __str__(self) -> str:
-        spread = f" [{self.interval.low:+.1f}, {self.interval.high:+.1f}]" if self.interval else ""
-        return (
-            f"chosen {self.chosen:.1f} words, rejected {self.rejected:.1f}, difference "
-            f"{self.difference:+.1f}{spread}; chosen is longer in {100 * self.longer:.0f} % and "
-            f"shorter in {100 * self.shorter:.0f} % of the pairs"
+def _texts(number: int) -> dict[str, str]:
+    imported = {"weak_model": "imported", "strong_model": "imported", "run": ""}
+    return {"example_id": f"row {number}", **imported}
+
+
+def _validate(kind: type[Preference], values: dict[str, Any], where: str) -> Preference:
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        what = "pair" if kind is Pair else "labelled draft"
+        raise PairsError(
+            f"{where}: this is no {what}. {describe_faults(error, 'row')}. Each side must be a "
+            'list of messages, such as [{"role": "user", "content": "..."}]; rename a column that '
+            "means something else."
+        ) from None
+
+
+def _sides(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Prompt, chosen and rejected as far as they are there: texts as messages, and as the prompt
+    what both conversations begin with, where it is not given apart."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    sides = {
+        name: [{"role": role, "content": row[name]}] if isinstance(row[name], str) else row[name]
+        for name, role in roles.items()
+        if name in row
+    }
+    chosen, rejected = sides.get("chosen"), sides.get("rejected")
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        return sides
+    # Some datasets repeat as a text what both conversations begin with.
+    first = [
+        side[0].get("role") for side in (chosen, rejected) if side and isinstance(side[0], dict)
+    ]
+    repeated = isinstance(row.get("prompt"), str) and "assistant" not in first
+    if "prompt" in row and not repeated:
+        return sides
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not shared:
+        raise PairsError(
+            f'{where}: there is no "prompt", and chosen and rejected do not begin with the same '
+            "messages, so that it is not clear what both answer."
         )
+    if shared == len(chosen) == len(rejected):
+        raise PairsError(f"{where}: chosen and rejected are the same text: that is no preference.")
+    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+# Too few of them
+
+
+def _advise(dropped: Mapping[str, int], more: str) -> str:
+    """What to try when there are too few pairs, the cause first: what mends the failures that cost
+    most drafts, before ``more``, the advice to sample more, where more was lost by failures than
+    otherwise. ``dropped``: counts by reason."""
+    failed = {
+        name[len(FAILED) : -1]: count for name, count in dropped.items() if name.startswith(FAILED)
+    }
+    if not failed:
+        return more
+    by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
+    otherwise = sum(
+        count
+        for name, count in dropped.items()
+        if name.startswith(("examples: ", NO_CHANGE)) and name not in by_failure
+    )
+    kind = max(failed, key=lambda one: failed[one])
+    mend = f"{notebook.several(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
+    return f"{mend} {more}" if sum(failed.values()) >= otherwise else f"{more} {mend}"

@@ -1,27 +1,37 @@
 """Which drafts become preferences: pairs of one example by one of three strategies, or single
-drafts by whether they helped."""
+drafts by whether they helped; and the filters that both pass."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 import dspy
 
 from cowest_dspy.errors import PairsError, nearest
+from cowest_dspy.influence.report import failure_kind
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.pairs.dataset import PreferencePairs, UnpairedPreferences
-from cowest_dspy.pairs.filters import (
+from cowest_dspy.pairs.dataset import (
     EVERY_FAILED,
+    FAILED,
     NO_CHANGE,
     ONLY_ONE,
-    ROUNDING,
-    PairFilters,
-    influence_of,
+    Messages,
+    Pair,
+    PreferencePairs,
+    UnpairedPreference,
+    UnpairedPreferences,
 )
-from cowest_dspy.pairs.formats import Messages, Pair, UnpairedPreference
+from cowest_dspy.pairs.texts import near, says, word_count
 from cowest_dspy.program.adapters import escape
+from cowest_dspy.program.examples import inputs_key
 from cowest_dspy.utils.hiding import Hiding
+
+# Scores are floats: 0.7 - 0.2 is a little less than 0.5, and meets a margin of 0.5 all the same.
+ROUNDING = 1e-9
 
 Strategy = Literal["ranked", "paper", "all"]
 # Pairs of (chosen, rejected), of which the first that no filter has anything against is taken.
@@ -279,3 +289,135 @@ def _unpaired(trace: Trace, label: bool, run: str) -> UnpairedPreference:
         round=trace.round,
         run=run,
     )
+
+
+# Filters
+
+
+@dataclass
+class PairFilters:
+    """What becomes a preference pair (see :func:`~cowest_dspy.pairs.preference_pairs`). Counts in
+    ``dropped``, by reason, what does not.
+
+    Raises:
+        PairsError: a value out of range.
+    """
+
+    margin: float = 0.5
+    near: float = 0.95
+    leak: str | None = None
+    length_ratio: float | None = None
+    held_out: Iterable[dspy.Example] = ()
+    dropped: Counter[str] = field(default_factory=Counter[str])
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin <= 2:
+            raise PairsError(
+                f"margin is {self.margin}: it must be above 0 (a tie is no preference) and at "
+                "most 2."
+            )
+        if not 0 < self.near <= 1:
+            raise PairsError(
+                f"near is {self.near}: it must be above 0 and at most 1, where only equal texts "
+                "are dropped."
+            )
+        if self.length_ratio is not None and self.length_ratio < 1:
+            raise PairsError(
+                f"length_ratio is {self.length_ratio}: it must be at least 1, the longer text by "
+                "the shorter one."
+            )
+        self._held_out = {
+            inputs_key(dict(example.inputs().items())): str(example.get("id", "?"))
+            for example in self.held_out
+        }
+
+    def group_by_example(self, traces: Iterable[Trace]) -> Iterator[list[Trace]]:
+        """The drafts of each example in the order of sampling; one example at a time is in memory.
+
+        Raises:
+            PairsError: the drafts of an example do not stand together; or, after the last example,
+                some have the inputs of held-out ones.
+        """
+        finished: set[tuple[int, str]] = set()
+        overlap: list[str] = []
+        for key, drafts in itertools.groupby(traces, key=lambda one: (one.round, one.example_id)):
+            if key in finished:
+                raise PairsError(
+                    f'The drafts of example "{key[1]}" (round {key[0]}) do not stand together in '
+                    "the traces, which are read as a stream. Sort them first: sorted(traces, "
+                    "key=lambda trace: (trace.round, trace.example_id))."
+                )
+            finished.add(key)
+            together = sorted(drafts, key=lambda trace: trace.draft_index)
+            if self._held_out:
+                same = self._held_out.get(inputs_key(together[0].inputs))
+                overlap += [] if same is None else [f"{key[1]} (held out as {same})"]
+            yield together
+        if overlap:
+            raise PairsError(
+                f"{len(overlap)} examples have the inputs of held-out ones: "
+                f"{', '.join(overlap[:5])}{', ...' if len(overlap) > 5 else ''}. What is tested "
+                "must not be trained on: drop one of the two."
+            )
+
+    def usable(self, drafts: Sequence[Trace]) -> list[Trace]:
+        """Drafts with an influence, each text once; best first, equally good ones in the order of
+        sampling."""
+        kept: dict[str, Trace] = {}
+        for trace in drafts:
+            text = " ".join(trace.completion.split())
+            if trace.error is not None or trace.influence is None:
+                self.dropped[f"{FAILED}{failure_kind(trace.error or 'no score')})"] += 1
+            elif not text:
+                self.dropped["drafts without any text"] += 1
+            elif text in kept:
+                self.dropped["drafts equal to another"] += 1
+            else:
+                kept[text] = trace
+        return sorted(kept.values(), key=lambda trace: (-influence_of(trace), trace.draft_index))
+
+    def without_leaks(self, drafts: Sequence[Trace]) -> list[Trace]:
+        """The drafts that do not say the gold answer, where ``leak`` names its field.
+
+        Raises:
+            PairsError: an example without that field.
+        """
+        if self.leak is None:
+            return list(drafts)
+        kept = [
+            trace
+            for trace in drafts
+            if not any(says(trace.completion, answer) for answer in _answers(trace, self.leak))
+        ]
+        if len(kept) < len(drafts):
+            self.dropped["drafts that say the answer (never chosen)"] += len(drafts) - len(kept)
+        return kept
+
+    def objection(self, chosen: Trace, rejected: Trace) -> str | None:
+        """Why two drafts of which one did better are no pair all the same; None if they are one."""
+        if chosen.prompt != rejected.prompt:
+            return "drafts of different prompts"
+        if near(chosen.completion, rejected.completion, self.near):
+            return "nearly equal texts"
+        if self.length_ratio is not None:
+            short, long = sorted(word_count(one.completion) for one in (chosen, rejected))
+            if long > self.length_ratio * short:
+                return "lengths that differ by more than length_ratio"
+        return None
+
+
+def influence_of(trace: Trace) -> float:
+    """The influence of a draft that has one."""
+    return trace.influence or 0.0
+
+
+def _answers(trace: Trace, name: str) -> list[str]:
+    """The gold answers in a field: one, or several that are accepted."""
+    if name not in trace.gold:
+        raise PairsError(
+            f'leak names the field "{name}", which example "{trace.example_id}" does not '
+            f"have.{nearest(name, trace.gold)} It has {sorted(trace.gold)}."
+        )
+    value: Any = trace.gold[name]
+    values = value if isinstance(value, list | tuple | set) else [value]
+    return [str(answer) for answer in values if answer is not None]

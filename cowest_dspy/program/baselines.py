@@ -28,6 +28,7 @@ from cowest_dspy.program.collaboration import (
     LONGEST_DRAFT,
     Collaboration,
     draft_text,
+    outputs_of,
     prompt_adapter,
     prompt_format,
     sanitize_draft,
@@ -172,11 +173,6 @@ def answer_of(module: dspy.Module, prediction: dspy.Prediction) -> Any:
     values = outputs_of(prediction)
     last = next(reversed(signature_of(predictors_of(module)[-1]).output_fields))
     return values[last] if last in values else next(reversed(values.values()), None)
-
-
-def outputs_of(prediction: dspy.Prediction) -> dict[str, Any]:
-    """A prediction's fields, less the logprobs that an adapter may put beside them."""
-    return {name: value for name, value in prediction.items() if name != "logprobs"}
 
 
 def _module(task: Task) -> dspy.Module:

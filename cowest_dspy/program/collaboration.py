@@ -117,22 +117,18 @@ class Collaboration(dspy.Module):
         calls: list[Call] = []
         try:
             with listening() as calls:
-                prediction = self.refined(self.drafted(**inputs), **inputs)
+                prediction = self.ask_refine(self.ask_draft(**inputs).draft, **inputs)
         finally:
             note(calls)  # for what listens outside
         setattr(prediction, FAILED_CALL, failure_in(calls))
         return prediction
 
-    def drafted(self, **inputs: Any) -> str:
-        """The weak model's draft for the inputs, as the strong model will see it."""
-        return self.draft_outputs(**inputs)["draft"]
-
-    def draft_outputs(self, **inputs: Any) -> dspy.Prediction:
+    def ask_draft(self, **inputs: Any) -> dspy.Prediction:
         """The weak model's outputs by field, and as ``draft`` the text that the strong model will
         see of them."""
         with prompt_format(self.adapter):
             prediction = self.draft(**inputs)
-        outputs = {name: value for name, value in prediction.items() if name != "logprobs"}
+        outputs = outputs_of(prediction)
         names = _declared(self.draft) or tuple(outputs)
         shown = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
         return dspy.Prediction(
@@ -160,7 +156,7 @@ class Collaboration(dspy.Module):
         """Whether a draft's outputs have all fields of an answer."""
         return set(self.answer_fields) <= outputs.keys()
 
-    def refined(self, draft: str, **inputs: Any) -> dspy.Prediction:
+    def ask_refine(self, draft: str, **inputs: Any) -> dspy.Prediction:
         """The strong model's answer to the inputs and a draft."""
         with prompt_format(self.adapter):
             prediction = self.refine(**inputs, **{self.draft_field: draft})
@@ -184,7 +180,7 @@ class Collaboration(dspy.Module):
         _check_alone(made.alone, made.draft_field)
         return made
 
-    def speaking_as_here(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
+    def ask_module(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
         """The answer of any other module, in the prompt format of this program."""
         with prompt_format(self.adapter):
             return module(**inputs)
@@ -334,14 +330,15 @@ def _instructions(module: dspy.Module) -> tuple[Any, str]:
 def draft_text(prediction: dspy.Prediction, field: str) -> str:
     """A drafter's outputs as one text: the field of that name or the only one, otherwise all as
     labelled lines."""
-    outputs = {
-        name: str(value)
-        for name, value in prediction.items()
-        if name != "logprobs" and value is not None
-    }
+    outputs = {name: str(one) for name, one in outputs_of(prediction).items() if one is not None}
     if field in outputs:
         return outputs[field]
     return labelled_lines(outputs)
+
+
+def outputs_of(prediction: Any) -> dict[str, Any]:
+    """A prediction's fields, less the logprobs that an adapter may put beside them."""
+    return {name: value for name, value in prediction.items() if name != "logprobs"}
 
 
 def sanitize_draft(draft: str) -> str:

@@ -19,10 +19,9 @@ from cowest_dspy.program.baselines import (
     Task,
     answer_of,
     demo_of,
-    outputs_of,
     predictors_of,
 )
-from cowest_dspy.program.collaboration import Collaboration, signature_of
+from cowest_dspy.program.collaboration import Collaboration, outputs_of, signature_of
 from cowest_dspy.store.call_context import Call, listening, note
 from cowest_dspy.store.pool import map_in_threads
 from cowest_dspy.store.record import EXPECTED_FAILURES, recorded
@@ -131,7 +130,7 @@ def take_vote(
     groups: dict[Hashable, list[_Sample]] = {}
     for one in good:
         assert one.prediction is not None
-        counted = key(one.prediction) if key else normalised(answer_of(module, one.prediction))
+        counted = key(one.prediction) if key else normalise(answer_of(module, one.prediction))
         groups.setdefault(counted, []).append(one)
     largest = max(groups.values(), key=len)  # of equal ones the first: a dictionary keeps its order
     winner = largest[0]
@@ -142,7 +141,7 @@ def take_vote(
     return Vote(winner.prediction, len(largest) / samples, failed)
 
 
-def normalised(value: Any) -> str:
+def normalise(value: Any) -> str:
     """An answer's text as votes count it: lower case, single spaces, no punctuation around it. ``"
     (B)."`` and ``"b"`` are one."""
     text = " ".join(str(value).casefold().split())
@@ -304,7 +303,7 @@ def _drafts(
 
     def one(example: dspy.Example) -> str | None:
         try:
-            return program.drafted(**example.inputs())
+            return program.ask_draft(**example.inputs()).draft
         except EXPECTED_FAILURES as error:
             errors.append(error)
             return None

@@ -21,7 +21,7 @@ from cowest_dspy.influence.statistics import (
     wilson_interval,
 )
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.pairs.filters import plain
+from cowest_dspy.pairs.texts import plain
 from cowest_dspy.report.facts import Arm, RunReport, TraceRow
 from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
 

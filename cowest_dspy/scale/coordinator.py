@@ -153,19 +153,19 @@ class SharedGuard(BudgetGuard):
         self._coordinator, self._limited = coordinator, limited
 
     def admit(self, strong: bool) -> None:
-        """As of every guard; and nobody is let in once the shard is stopped (KeyboardInterrupt)."""
+        """Let a call in, and none once the shard is stopped (KeyboardInterrupt)."""
         current_stopping().check()
         refusal = self._coordinator.admit(strong) if self._limited else None
         if refusal is not None:
             raise BudgetError(refusal)
 
     def withdraw(self, strong: bool) -> None:
-        """As of every guard."""
+        """Take an attempt back that was not made."""
         if self._limited:
             self._coordinator.withdraw(strong)
 
     def book(self, model: str, tokens: int, usd: float | None) -> None:
-        """As of every guard."""
+        """Book what an answer took."""
         if self._limited:
             self._coordinator.book(model, tokens, usd)
 
@@ -189,7 +189,7 @@ class SharedLimits(Limits):
         self._first = threading.Lock()
 
     def enter(self, tokens: int = 0) -> Admission:
-        """As of every limit. One thread of a shard asks at a time, and the others wait for it."""
+        """Wait for room. One thread of a shard asks at a time, and the others wait for it."""
         if self.requests is None and self.tokens is None:
             return super().enter(tokens)
         stopping, waker = current_stopping(), threading.Event()
@@ -204,14 +204,14 @@ class SharedLimits(Limits):
                 waker.wait(found)
 
     def leave(self, admission: Admission, tokens: int | None = None) -> None:
-        """As of every limit."""
+        """End a call that had room."""
         if isinstance(admission, Numbered):
             self._coordinator.leave(admission.number, tokens)
         else:
             super().leave(admission, tokens)
 
     def hold(self, seconds: float) -> None:
-        """As of every limit."""
+        """Let nobody in for so long."""
         if self.requests is None and self.tokens is None:
             super().hold(seconds)
         else:

@@ -32,7 +32,7 @@ class Chooser(Protocol):
     def route(
         self, program: Collaboration, outputs: dspy.Prediction, inputs: Mapping[str, Any]
     ) -> Route:
-        """Choose from ``program.draft_outputs`` and the program's inputs."""
+        """Choose from ``program.ask_draft`` and the program's inputs."""
         ...
 
 
@@ -141,7 +141,7 @@ class Answering:
         self, inputs: dict[str, Any], on_draft: Callable[[str], None], stopping: Stopping
     ) -> ServedAnswer:
         stopping.check()
-        drafted = attempt(lambda: self.program.draft_outputs(**inputs))
+        drafted = attempt(lambda: self.program.ask_draft(**inputs))
         if drafted.outputs is None:
             kind = _failure_kind(drafted)
             if self.on_weak_failure == "error":
@@ -179,7 +179,7 @@ class Answering:
         """Ask the strong model, with the draft where the route wants it."""
         stopping.check()
         if so_far.route == "collaborate":
-            made = attempt(lambda: self.program.refined(so_far.draft or "", **inputs))
+            made = attempt(lambda: self.program.ask_refine(so_far.draft or "", **inputs))
         else:
             made = attempt(lambda: self.program.ask_alone(**inputs))
         outputs, fallback, failed = made.outputs, so_far.fallback, dict(so_far.failed)

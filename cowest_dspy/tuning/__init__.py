@@ -3,7 +3,7 @@
 config.py          the tables [sft], [dpo], [kto]: SFT, DPO, KTO, Lora, in TRL's and PEFT's names
 data.py            what training rows look like, which are held out, their order
 trainers.py        TRL's trainers: made, watched, and given the reference
-train.py           train_sft, train_dpo, train_kto -> Tuned; checkpoints, the adapter on disk
+train.py           train_adapter -> Tuned; checkpoints, the adapter on disk
 shared_prompt.py   the prompt of a pair computed once
 launch.py          the same by several processes, started by ``accelerate launch``
 provider.py        TRLProvider, tunable, tune
@@ -18,12 +18,11 @@ from cowest_dspy.tuning.provider import (
     TunableEngine,
     TunedLM,
     TuningCancelled,
-    data_format,
     engine_of,
     tunable,
     tune,
 )
-from cowest_dspy.tuning.train import OnStep, PeakMemory, Tuned, train_dpo, train_kto, train_sft
+from cowest_dspy.tuning.train import OnStep, PeakMemory, Tuned, train_adapter
 
 __all__ = [
     "DPO",
@@ -43,13 +42,10 @@ __all__ = [
     "TunedLM",
     "TuningCancelled",
     "check_processes",
-    "data_format",
     "engine_of",
     "launch",
     "plan_processes",
-    "train_dpo",
-    "train_kto",
-    "train_sft",
+    "train_adapter",
     "tunable",
     "tune",
 ]

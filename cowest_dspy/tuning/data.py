@@ -25,13 +25,45 @@ Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
 
 
+def check_rows(rows: Iterable[Row], tuner: str) -> list[dict[str, Any]]:
+    """Rows as the tuner ("SFT", "DPO" or "KTO") takes them, without other columns.
+
+    Raises:
+        TuningError: rows that cannot be trained on, or that are another tuner's.
+    """
+    rows = list(rows)
+    first: Any = rows[0] if rows and isinstance(rows[0], Mapping) else {}
+    labelled = isinstance(first.get("label"), bool)
+    fits = "DPO" if {"chosen", "rejected"} <= first.keys() else "KTO" if labelled else tuner
+    if fits != tuner:
+        raise TuningError(
+            f"Rows with {', '.join(map(str, first))} are tuned on with {fits}(...), but settings "
+            f"is {tuner}(...)."
+        )
+    return {"SFT": sft_rows, "DPO": preference_rows, "KTO": unpaired_rows}[tuner](rows)
+
+
 def sft_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:
-    """Checked rows with exactly ``prompt`` and ``completion``.
+    """Checked rows with exactly ``prompt`` and ``completion``, which is a chat row's last message.
 
     Raises:
         TuningError: no rows, or one that is not of this shape.
     """
-    return _checked(rows, ("completion",), "SFT")
+    split = [
+        _split_chat(row, index) if isinstance(row, Mapping) and "messages" in row else row
+        for index, row in enumerate(rows)
+    ]
+    return _checked(split, ("completion",), "SFT")
+
+
+def _split_chat(row: Row, index: int) -> Row:
+    messages: Any = row["messages"]
+    if not isinstance(messages, Sequence) or len(messages) < 2:
+        raise TuningError(
+            f'Row {index} is no chat row: {{"messages": [user ..., assistant ...]}} was '
+            f"expected, {_shown(row)} given."
+        )
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
 
 
 def preference_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:
@@ -74,24 +106,6 @@ def unpaired_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
             "needed. Add rows of the other label" + (", or use SFT." if labels[0] else ".")
         )
     return [{**row, "label": label} for row, label in zip(checked, labels, strict=True)]
-
-
-def chat_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:
-    """DSPy's chat rows as prompt and completion: the last message is what is learnt.
-
-    Raises:
-        TuningError: no rows, or one that does not end in an assistant message.
-    """
-    split = []
-    for index, row in enumerate(rows):
-        messages = row.get("messages") if isinstance(row, Mapping) else None
-        if not isinstance(messages, Sequence) or len(messages) < 2:
-            raise TuningError(
-                f'Row {index} is no chat row: {{"messages": [user ..., assistant ...]}} was '
-                f"expected, {_shown(row)} given."
-            )
-        split.append({"prompt": messages[:-1], "completion": messages[-1:]})
-    return sft_rows(split)
 
 
 def _checked(rows: Iterable[Row], sides: tuple[str, ...], kind: str) -> list[dict[str, Messages]]:

@@ -33,7 +33,7 @@ from cowest_dspy.errors import CowestError, TuningError, masked
 from cowest_dspy.lms.local import weights
 from cowest_dspy.tuning import data
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.train import OnStep, Tuned, last_checkpoint, train_dpo, train_kto, train_sft
+from cowest_dspy.tuning.train import OnStep, Tuned, last_checkpoint, train_adapter
 from cowest_dspy.utils.files import discard, workplace, write_whole
 from cowest_dspy.utils.processes import TAIL, WATCHED, end_group, free_port
 
@@ -43,11 +43,6 @@ FORWARDED = ("fsdp_config", "gpu_ids", "enable_cpu_affinity")
 """Other keys of a configuration file that go to ``accelerate launch``."""
 POLL = 0.1
 """Seconds between two looks at the progress."""
-TRAINERS: dict[str, tuple[type[Any], Any]] = {
-    "SFT": (SFT, train_sft),
-    "DPO": (DPO, train_dpo),
-    "KTO": (KTO, train_kto),
-}
 
 
 @dataclass(frozen=True)
@@ -176,8 +171,8 @@ def launch(
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> Tuned:
-    """As ``train_sft``, ``train_dpo`` or ``train_kto``, by several processes. None of them is left
-    when it ends, however it ends. ``peak_memory_bytes`` is of all processes together.
+    """As ``train_adapter``, by several processes. None of them is left when it ends, however it
+    ends. ``peak_memory_bytes`` is of all processes together.
 
     Raises:
         TuningError: a step that cannot be shared out, fewer GPUs than processes, a configuration
@@ -324,9 +319,8 @@ def main(job: Path) -> int:
         spec = json.loads((job / "spec.json").read_text(encoding="utf-8"))
         lines = (job / "rows.jsonl").read_text(encoding="utf-8").splitlines()
         state = PartialState(cpu=spec["cpu"])
-        settings, train = TRAINERS[spec["kind"]]
-        extra = {"cache": Path(spec["cache"])} if spec["cache"] else {}
-        tuned = train(
+        settings = {"SFT": SFT, "DPO": DPO, "KTO": KTO}[spec["kind"]]
+        tuned = train_adapter(
             settings(**spec["settings"]),
             [json.loads(line) for line in lines],
             base=spec["base"],
@@ -334,7 +328,7 @@ def main(job: Path) -> int:
             output=Path(spec["output"]),
             seed=spec["seed"],
             on_step=_write_steps(job / "progress.jsonl") if rank == 0 else None,
-            **extra,
+            cache=Path(spec["cache"]) if spec["cache"] else None,
         )
         peak = sum(gather_object([tuned.peak_memory_bytes]))
         if rank == 0:

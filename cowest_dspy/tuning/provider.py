@@ -2,7 +2,7 @@
 ``BootstrapFinetune`` work with it.
 
     weak = tunable(engine.lm())
-    tuned = tune(weak, pairs.rows(), "preference", DPO(), Path("adapters/r1"))
+    tuned = tune(weak, pairs.rows(), DPO(), Path("adapters/r1"))
     tuned.lm            # a dspy.LM like ``weak``, with the adapter; its model id ends in a hash of
                         the adapter's weights
 
@@ -25,9 +25,9 @@ from pydantic import ValidationError
 
 from cowest_dspy.errors import TooFewPairs, TuningError, nearest
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.data import Row, chat_rows
+from cowest_dspy.tuning.data import Row
 from cowest_dspy.tuning.launch import launch, plan_processes
-from cowest_dspy.tuning.train import OnStep, Tuned, train_dpo, train_kto, train_sft
+from cowest_dspy.tuning.train import OnStep, Tuned, train_adapter
 from cowest_dspy.utils import notebook
 
 LEAST_PAIRS = 8
@@ -169,29 +169,33 @@ class TRLProvider(Provider):
             TooFewPairs: fewer pairs, or labelled drafts, than ``least``.
             TuningCancelled: ``job.cancel()`` was called.
         """
-        tuned = self.train(
-            model,
-            train_data,
-            train_data_format,
-            train_kwargs or {},
-            job if isinstance(job, TRLTrainingJob) else None,
-        )
+        options = dict(train_kwargs or {})
+        settings = _settings(_format(train_data_format), options)
+        of_job = job if isinstance(job, TRLTrainingJob) else None
+        options["on_step"] = _together(of_job and of_job.on_step, options.get("on_step"))
+        options.setdefault("adapter", self.engine.adapter_folder(model))
+        tuned = self.train(train_data, settings, **options)
+        if of_job:
+            of_job.tuned = tuned
         return self.engine.load_adapter(tuned.path)
 
     def train(
         self,
-        model: str,
-        data: Sequence[Row],
-        data_format: TrainDataFormat | str | None,
-        options: Mapping[str, Any],
-        job: TRLTrainingJob | None = None,
+        rows: Sequence[Row],
+        settings: SFT | DPO | KTO,
+        output: str | Path,
+        *,
+        adapter: Path | None,
+        seed: int = 0,
+        on_step: OnStep | None = None,
+        processes: int | str | Path = 1,
+        cache: str | Path | None = None,
+        least: int = LEAST_PAIRS,
     ) -> Tuned:
-        """As :meth:`finetune`, without loading the adapter."""
-        kind = _format(data_format)
-        settings = _settings(kind, options)
-        found = len(data)
-        least = options.get("least", LEAST_PAIRS) if kind in ("preference", "unpaired") else 0
-        if found < least:
+        """As :meth:`finetune`, from ``adapter`` (None: from the base), without loading the
+        result."""
+        found = len(rows)
+        if not isinstance(settings, SFT) and found < least:
             raise TooFewPairs(
                 f"Only {notebook.several(found, 'preference pair')}. Sample more drafts ([collect] "
                 "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
@@ -199,27 +203,18 @@ class TRLProvider(Provider):
                 found,
                 f"{notebook.several(found, 'pair')}, {least} needed",
             )
-        wanted = FORMATS[kind]
-        train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[wanted]
-        processes = plan_processes(options.get("processes", 1))
-        if processes.count > 1:
-            train = partial(launch, processes=processes)
-        if wanted is not SFT and options.get("cache") is not None:
-            train = partial(train, cache=Path(options["cache"]))
-        tuned = train(
+        planned = plan_processes(processes)
+        train = partial(launch, processes=planned) if planned.count > 1 else train_adapter
+        return train(
             settings,
-            chat_rows(data) if kind == "chat" else data,
+            rows,
             base=self.engine.base_folder,
-            adapter=options["adapter"]
-            if "adapter" in options
-            else self.engine.adapter_folder(model),
-            output=Path(options["output"]),
-            seed=options.get("seed", 0),
-            on_step=_together(job.on_step if job else None, options.get("on_step")),
+            adapter=adapter,
+            output=Path(output),
+            seed=seed,
+            on_step=on_step,
+            cache=None if cache is None else Path(cache),
         )
-        if job:
-            job.tuned = tuned
-        return tuned
 
 
 @dataclass(frozen=True, repr=False)
@@ -264,8 +259,7 @@ class TunedLM:
 
 def tune(
     lm: dspy.LM,
-    data: Sequence[Row],
-    data_format: Literal["sft", "chat", "preference", "unpaired"] | TrainDataFormat,
+    rows: Sequence[Row],
     settings: SFT | DPO | KTO,
     output: str | Path,
     *,
@@ -276,7 +270,8 @@ def tune(
     least: int = LEAST_PAIRS,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm``
-    stays as it is.
+    stays as it is. The rows are those that the settings are for: ``DPO`` wants pairs
+    (:func:`~cowest_dspy.tuning.train_adapter`).
 
     Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder,
     the reference's log-probabilities are kept, for the next training on the same pairs from the
@@ -296,16 +291,17 @@ def tune(
             f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use "
             "tunable(lm) first."
         )
-    options = {
-        "settings": settings,
-        "output": output,
-        "seed": seed,
-        "on_step": on_step,
-        "processes": processes,
-        "cache": cache,
-    }
-    options["least"] = least
-    tuned = provider.train(lm.model, data, data_format, options)
+    tuned = provider.train(
+        rows,
+        settings,
+        output,
+        adapter=provider.engine.adapter_folder(lm.model),
+        seed=seed,
+        on_step=on_step,
+        processes=processes,
+        cache=cache,
+        least=least,
+    )
     model = provider.engine.load_adapter(tuned.path)
     return TunedLM(lm.copy(model=model), model, tuned)
 
@@ -340,17 +336,6 @@ def engine_of(lm: dspy.LM) -> TunableEngine:
     return engine
 
 
-def data_format(settings: SFT | DPO | KTO) -> Literal["sft", "preference", "unpaired"]:
-    """The data format that these settings are for."""
-    return (
-        "preference"
-        if isinstance(settings, DPO)
-        else "unpaired"
-        if isinstance(settings, KTO)
-        else "sft"
-    )
-
-
 def _format(given: TrainDataFormat | str | None) -> str:
     name = given.value if isinstance(given, TrainDataFormat) else given
     if name not in FORMATS:
@@ -361,7 +346,8 @@ def _format(given: TrainDataFormat | str | None) -> str:
     return name
 
 
-def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO | KTO:
+def _settings(kind: str, options: dict[str, Any]) -> SFT | DPO | KTO:
+    """The settings among ``train_kwargs``, taken out of them."""
     unknown = [name for name in options if name not in OPTIONS]
     if unknown:
         raise TuningError(
@@ -375,7 +361,7 @@ def _settings(kind: str, options: Mapping[str, Any]) -> SFT | DPO | KTO:
             '"adapters/first"}.'
         )
     wanted = FORMATS[kind]
-    given = options.get("settings", {})
+    given = options.pop("settings", {})
     if isinstance(given, Mapping):
         try:
             return wanted(**given)

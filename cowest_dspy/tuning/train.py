@@ -1,8 +1,8 @@
-"""``train_sft``, ``train_dpo`` and ``train_kto``: rows in, an adapter out, by TRL's trainers and
-PEFT's LoRA on a freshly loaded base.
+"""``train_adapter``: rows in, an adapter out, by TRL's trainers and PEFT's LoRA on a freshly loaded
+base.
 
-    tuned = train_dpo(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct",
-                      adapter=None, output=Path("adapters/r1"))
+    tuned = train_adapter(DPO(beta=0.1), pairs.rows(), base="models/SmolLM2-135M-Instruct",
+                          output=Path("adapters/r1"))
     tuned.adapter_hash        # "5f2c09a1b3de"
     tuned.history[0]          # {"step": 1, "epoch": 0.13, "loss": 0.6931, "rewards/margins": 0.0}
 
@@ -13,7 +13,6 @@ transformers' Trainer.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -32,6 +31,7 @@ from cowest_dspy import compat
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms.local import lora, weights
 from cowest_dspy.lms.local.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from cowest_dspy.store.serialize import digest
 from cowest_dspy.tuning import data, shared_prompt, trainers
 from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.trainers import OnStep
@@ -70,8 +70,8 @@ class Tuned:
     stopped_early: bool = False
 
 
-def train_sft(
-    settings: SFT,
+def train_adapter(
+    settings: SFT | DPO | KTO,
     rows: Iterable[data.Row],
     *,
     base: str,
@@ -79,12 +79,29 @@ def train_sft(
     output: Path,
     seed: int = 0,
     on_step: OnStep | None = None,
+    cache: Path | None = None,
 ) -> Tuned:
-    """Fine-tune on ``{"prompt": [...], "completion": [...]}`` rows; the loss is that of the
-    completions' tokens.
+    """Train an adapter on rows, by the trainer that the settings are of:
 
-    ``base`` is a model folder or Hub id; ``adapter`` an adapter to train further, or None for a new
-    one; ``output`` the folder of the result, written at the end and whole.
+    - ``SFT`` on ``{"prompt": [...], "completion": [...]}``; the loss is that of the completions'
+      tokens.
+    - ``DPO`` on ``{"prompt": [...], "chosen": [...], "rejected": [...]}``, towards the chosen and
+      away from the rejected.
+    - ``KTO`` on ``{"prompt": [...], "completion": [...], "label": bool}``, towards those labelled
+      True and away from the others; both labels must occur.
+
+    Args:
+        settings: what to train, in TRL's names.
+        rows: lists of chat messages; an ``example_id`` keeps rows of one example together.
+        base: a model folder or Hub id.
+        adapter: one to train further, or None for a new one. The reference of DPO and KTO is the
+            model as it is at the start: the base, or the base with this adapter.
+        output: the folder of the result, written at the end and whole.
+        seed: of the new adapter, the order of rows and dropout.
+        on_step: hears of every optimiser step (:data:`OnStep`).
+        cache: a folder for the reference's log-probabilities, which are computed once, before the
+            first step: the next training that starts from the same weights with the same rows reads
+            them, whatever its settings.
 
     A training that was stopped or killed resumes from its last checkpoint (``save_steps``) when it
     is started again with the same arguments, and gives what it would have given; checkpoints stand
@@ -96,54 +113,8 @@ def train_sft(
         ModelError: a base or an adapter that cannot be used.
     """
     given = list(rows)
-    return _train(
-        settings, data.sft_rows(given), _example_ids(given), base, adapter, output, seed, on_step
-    )
-
-
-def train_dpo(
-    settings: DPO,
-    rows: Iterable[data.Row],
-    *,
-    base: str,
-    adapter: Path | None = None,
-    output: Path,
-    seed: int = 0,
-    on_step: OnStep | None = None,
-    cache: Path | None = None,
-) -> Tuned:
-    """Tune on ``{"prompt": [...], "chosen": [...], "rejected": [...]}`` rows, towards the chosen
-    and away from the rejected.
-
-    The reference is the model as it is at the start: the base, or the base with ``adapter``. Its
-    log-probabilities are computed once, before the first step; with ``cache``, a folder, they are
-    stored there for the next training that starts from the same weights with the same pairs,
-    whatever its settings. Everything else is as in :func:`train_sft`.
-    """
-    given = list(rows)
-    checked, ids = data.preference_rows(given), _example_ids(given)
-    return _train(settings, checked, ids, base, adapter, output, seed, on_step, cache)
-
-
-def train_kto(
-    settings: KTO,
-    rows: Iterable[data.Row],
-    *,
-    base: str,
-    adapter: Path | None = None,
-    output: Path,
-    seed: int = 0,
-    on_step: OnStep | None = None,
-    cache: Path | None = None,
-) -> Tuned:
-    """Tune on ``{"prompt": [...], "completion": [...], "label": bool}`` rows, towards those
-    labelled True, away from the others.
-
-    Both labels must occur. Everything else is as in :func:`train_dpo`.
-    """
-    given = list(rows)
-    checked, ids = data.unpaired_rows(given), _example_ids(given)
-    return _train(settings, checked, ids, base, adapter, output, seed, on_step, cache)
+    checked, ids = data.check_rows(given, type(settings).__name__), _example_ids(given)
+    return _train(settings, checked, ids, base, adapter, Path(output), seed, on_step, cache)
 
 
 def _train(
@@ -155,11 +126,11 @@ def _train(
     output: Path,
     seed: int,
     on_step: OnStep | None,
-    cache: Path | None = None,
+    cache: Path | None,
 ) -> Tuned:
     started = time.monotonic()
     _check_reporters(settings.report_to)
-    folder, output = weights.locate(base), Path(output)
+    folder = weights.locate(base)
     _check_output(output)
     start = _start_id(folder, adapter)
     checkpoints = _checkpoint_folder(settings, rows, start, seed, output)
@@ -185,7 +156,7 @@ def _train(
         with compat.compact_lm_head():
             _prepare(trainer, settings, seed, cache / start if cache else None)
             trainer.train(resume_from_checkpoint=checkpoint)
-        digest = _save(trainer, output, folder.name)
+        made = _save(trainer, output, folder.name)
         if trainer.is_world_process_zero():
             _delete_checkpoints(checkpoints, output)
         state = trainer.state
@@ -195,7 +166,7 @@ def _train(
     history = [one for one in state.log_history if "loss" in one or "eval_loss" in one]
     return Tuned(
         path=output,
-        adapter_hash=digest,
+        adapter_hash=made,
         base_id=f"{folder.name}@{start.split('-')[0]}",
         history=history,
         seconds=time.monotonic() - started,
@@ -277,9 +248,7 @@ def _checkpoint_folder(
         "processes": trainers.count_processes(),
         "versions": [*map(importlib.metadata.version, trainers.LIBRARIES)],
     }
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return output.absolute().with_name(f".{output.name}.{digest}.checkpoints")
+    return output.absolute().with_name(f".{output.name}.{digest(identity)}.checkpoints")
 
 
 def last_checkpoint(checkpoints: Path) -> str | None:

@@ -91,8 +91,6 @@ def test_a_router_is_taken_along(finished: Path, tmp_path: Path) -> None:
     head = Head(weights=(0.5,), intercept=0.0)
     router = Router(
         features=("draft_words",),
-        means=(1.0,),
-        scales=(2.0,),
         heads={"strong": head, "collaborate": head},
         costs={"weak": 0.0, "strong": 0.9, "collaborate": 1.0},
     )

@@ -184,15 +184,14 @@ def test_controls_of_a_cycle_are_trained_on_the_rows_of_its_weights_step(
     def watched(
         start: object,
         rows: list[dict[str, object]],
-        kind: str,
         settings: object,
         output: Path,
         **options: object,
     ) -> object:
         trained[output.name.rpartition("-")[0]] = rows
-        return tune(start, rows, kind, settings, output, **options)  # pyright: ignore
+        return tune(start, rows, settings, output, **options)  # pyright: ignore
 
-    monkeypatch.setattr("cowest_dspy.optimizers.trained.tune", watched)
+    monkeypatch.setattr("cowest_dspy.optimizers.run.tune", watched)
 
     def collected() -> tuple[dict[str, object] | None, dict[str, dict[str, object]], bytes]:
         with Store(tmp_path / "run") as store:

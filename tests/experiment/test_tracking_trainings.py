@@ -15,7 +15,7 @@ from tracker_files import trackio_rows, wandb_history, wandb_records
 from tuning_rows import LORA, pair_rows, quick
 
 from cowest_dspy import Experiment, load_config
-from cowest_dspy.tuning import DPO, train_dpo
+from cowest_dspy.tuning import DPO, train_adapter
 from cowest_dspy.utils.processes import free_port
 
 pytestmark = pytest.mark.slow
@@ -92,13 +92,13 @@ def test_a_training_survives_a_place_of_its_logs_that_is_not_there(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = DPO(**quick(num_train_epochs=1), lora=LORA)
     with caplog.at_level(logging.ERROR):
-        told = train_dpo(
+        told = train_adapter(
             settings.model_copy(update={"report_to": ("mlflow",)}),
             pair_rows(),
             base=str(tiny_model),
             output=tmp_path / "a",
         )
-    quiet = train_dpo(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "b")
+    quiet = train_adapter(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "b")
     assert told.adapter_hash == quiet.adapter_hash
     assert sum("training goes on without it" in record.message for record in caplog.records) == 1
 

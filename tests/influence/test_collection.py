@@ -213,7 +213,7 @@ def test_what_is_asked_is_what_a_copied_program_asked_before(tmp_path: Path) -> 
         copied.draft.set_lm(
             program.weak.copy(temperature=1, top_p=0.9, seed=rules.seed_of("q0", index))
         )
-        copied.drafted(question="Question number 0?")
+        copied.ask_draft(question="Question number 0?")
         assert weak.asked[-1] == asked and list(weak.asked[-1]["config"]) == list(asked["config"])
 
 

@@ -16,8 +16,7 @@ from scripted_weak import weak_by_seed
 
 from cowest_dspy.cli import main
 from cowest_dspy.influence.collection import collect
-from cowest_dspy.influence.rollout import HOPELESS, chance_of_another, enough
-from cowest_dspy.influence.trace import Sampling, Trace, Traces
+from cowest_dspy.influence.trace import HOPELESS, Sampling, Trace, Traces, chance_of_another
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.store import Store
@@ -51,7 +50,7 @@ def test_an_adaptive_run_is_a_prefix_of_the_full_run_and_finds_a_pair_wherever_i
         part = [trace for trace in short if trace.example_id == example]
         assert part == whole[: len(part)] and len(part) >= 2
         assert not any(
-            enough(part[:some], adaptive(seed, drafts)) for some in range(2, len(part))
+            adaptive(seed, drafts).enough(part[:some]) for some in range(2, len(part))
         ), "it stops as soon as it can"
         alike = len({trace.influence for trace in part}) == 1
         assert (
@@ -125,7 +124,7 @@ def test_when_there_are_enough_drafts(
         made_trace(index, value, text)
         for index, (value, text) in enumerate(zip(influences, texts, strict=True))
     ]
-    assert enough(made, Sampling(drafts=drafts, adaptive=True)) is stops
+    assert Sampling(drafts=drafts, adaptive=True).enough(made) is stops
 
 
 RECIPE = (

@@ -119,7 +119,7 @@ def test_a_model_that_refuses_in_openais_words_is_a_refusal() -> None:
         program = Collaboration("question -> answer").bind(
             weak=engine.lm(), strong=ScriptedEngine({"": "a"}).lm()
         )
-        made = attempt(lambda: dspy.Prediction(draft=program.drafted(question="?")))
+        made = attempt(lambda: dspy.Prediction(draft=program.ask_draft(question="?").draft))
     assert made.error is not None and made.error.startswith("refusal:")
     refused = Response(None, "m", Message("assistant", (RefusalPart("No."),)), "stop", Usage())
     assert serialize.response_to_dict(refused)["finish_reason"] == "content_filter"

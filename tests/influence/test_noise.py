@@ -161,14 +161,14 @@ def test_influence_says_in_words_what_the_draft_changed() -> None:
     knows = Influence(
         match, together(weak_that_varies(["{n}"]), ScriptedEngine(lambda request: "1"))
     )
-    said = knows.explained(one, dspy.Prediction(answer="9"))
+    said = knows.explain(one, dspy.Prediction(answer="9"))
     assert said.score == -1.0 and said.feedback.startswith("The draft hurt")
 
 
 def test_the_metrics_own_feedback_follows() -> None:
     judge, _ = judge_of("Reason: it fits.\nCoherence: 5\nConsistency: 5")
     influence = Influence(judge, together(weak_that_varies(["{n}"]), strong_that_reads()))
-    assert influence.explained(questions(1)[0], dspy.Prediction(answer="0")).feedback.endswith(
+    assert influence.explain(questions(1)[0], dspy.Prediction(answer="0")).feedback.endswith(
         "\nit fits."
     )
 

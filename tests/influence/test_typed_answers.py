@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scripted import questions
 
 from cowest_dspy import Collaboration, LineAdapter
-from cowest_dspy.influence.arms import Answer, alone_arm, ask_all, outputs_of
+from cowest_dspy.influence.arms import Answer, alone_arm, ask_all, restore_outputs
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.store.store import Store
@@ -181,10 +181,10 @@ def test_answers_of_an_arm_are_again_what_was_answered() -> None:
     program = judging()
     (kept,) = ask_all(alone_arm(program), questions(1), right)
     kept = Answer(**json.loads(json.dumps(kept.__dict__)))
-    outputs = outputs_of(kept, program.answer_fields[-1], program.output_types)
+    outputs = restore_outputs(kept, program.answer_fields[-1], program.output_types)
     assert kept.score == 1.0 and outputs == {"kinds": [Kind.SAFE, Kind.RISKY], "verdict": VERDICT}
     assert right(questions(1)[0], dspy.Prediction(**(outputs or {}))) == kept.score, (
         "scored again, it is as right as it was"
     )
     failed = Answer("q", {}, "", None, None, error="timeout: too slow")
-    assert outputs_of(failed, "verdict", program.output_types) is None
+    assert restore_outputs(failed, "verdict", program.output_types) is None

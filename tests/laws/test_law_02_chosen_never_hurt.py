@@ -11,7 +11,7 @@ from pair_traces import examples, made_trace, many, rules, sides
 from scripted import made_trace
 
 from cowest_dspy.pairs import preference_pairs
-from cowest_dspy.pairs.filters import word_count
+from cowest_dspy.pairs.texts import word_count
 
 graded = st.one_of(st.none(), st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0]))
 

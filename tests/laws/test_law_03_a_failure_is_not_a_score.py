@@ -28,11 +28,10 @@ from cowest_dspy.errors import CollectionError, ConfigError, DataError
 from cowest_dspy.influence import Weighted
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.config import Collect
-from cowest_dspy.influence.metric import Influence, scored
+from cowest_dspy.influence.metric import Influence, attempt_score
 from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling
-from cowest_dspy.optimizers.deciding import Decision, decide, gain
-from cowest_dspy.optimizers.rounds import Rounds
+from cowest_dspy.optimizers.rounds import Decision, decide, gain
 from cowest_dspy.pairs import preference_pairs
 from cowest_dspy.store.call_context import listening
 from cowest_dspy.testing import ScriptedEngine
@@ -96,7 +95,7 @@ def test_law_3_a_rating_that_cannot_be_read_is_a_failure_and_no_score(said: str)
     judge, _ = judge_of(said)
     with pytest.raises(AdapterParseError):
         judge(example(), dspy.Prediction(answer="180"))
-    found = scored(judge, example(), {"answer": "180"})
+    found = attempt_score(judge, example(), {"answer": "180"})
     assert found.score is None and (found.error or "").startswith("judge parse: ")
 
 
@@ -117,7 +116,9 @@ def test_law_3_a_judge_that_is_down_fails_the_drafts_and_makes_no_pair() -> None
 
 def test_law_3_when_one_part_fails_the_whole_fails() -> None:
     judge, _ = judge_of("no idea")
-    found = scored(Weighted(metric=(match, 1.0), judge=(judge, 1.0)), example(), {"answer": "180"})
+    found = attempt_score(
+        Weighted(metric=(match, 1.0), judge=(judge, 1.0)), example(), {"answer": "180"}
+    )
     assert found.score is None and found.error
     for parts in ({}, {"metric": (match, 0.0)}, {"metric": (match, math.nan)}):
         with pytest.raises(ConfigError, match="above 0"):
@@ -215,7 +216,7 @@ def test_law_3_python_and_toml_stop_at_the_same_part_of_failures() -> None:
     defaults = {
         inspect.signature(made).parameters["max_errors"].default for made in (collect, CoWest)
     }
-    assert defaults | {Rounds.__dataclass_fields__["max_errors"].default} == {toml} == {0.3}
+    assert defaults == {toml} == {0.3}
     with pytest.raises(
         CollectionError,
         match=r"10 of 20 drafts failed \(truncated 10\).* Raise \[weak\] max_tokens",

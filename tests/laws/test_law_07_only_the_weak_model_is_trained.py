@@ -15,8 +15,7 @@ from cowest_dspy import Experiment, load_config
 from cowest_dspy.tuning import (
     DPO,
     SFT,
-    train_dpo,
-    train_sft,
+    train_adapter,
 )
 
 
@@ -24,7 +23,7 @@ def test_law_7_the_sft_loss_is_that_of_the_completions_tokens_alone(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     data = sft_rows(4)
-    tuned = train_sft(SFT(**QUICK), data, base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_adapter(SFT(**QUICK), data, base=str(tiny_model), output=tmp_path / "out")
     sums = [completion_logprob(tiny_model, row["prompt"], row["completion"]) for row in data]
     expected = -sum(total for total, _ in sums) / sum(count for _, count in sums)
     assert tuned.history[0]["loss"] == pytest.approx(expected, abs=1e-5)
@@ -35,11 +34,11 @@ def test_law_7_only_the_adapter_changes(
 ) -> None:
     seen = watch_parameters(monkeypatch)
     before = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    first = train_sft(
+    first = train_adapter(
         SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft"
     )
     assert seen["changed"] == {name for name in seen["all"] if ".lora_" in name}
-    train_dpo(
+    train_adapter(
         DPO(**QUICK), pair_rows(), base=str(tiny_model), adapter=first.path, output=tmp_path / "dpo"
     )
     # The reference, a copy of the adapter under another name, stays as it was.

@@ -38,7 +38,7 @@ from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import weights
-from cowest_dspy.optimizers.deciding import gain
+from cowest_dspy.optimizers.rounds import gain
 from cowest_dspy.pairs import PreferencePairs, preference_pairs
 from cowest_dspy.store import serialize
 from cowest_dspy.testing import ScriptedEngine
@@ -47,9 +47,7 @@ from cowest_dspy.tuning import (
     KTO,
     SFT,
     Lora,
-    train_dpo,
-    train_kto,
-    train_sft,
+    train_adapter,
 )
 
 
@@ -72,8 +70,12 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(
 ) -> None:
     # The first of these was trained at another time, after other random numbers had been drawn.
     settings = SFT(**quick(num_train_epochs=4), lora=LORA)
-    again = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "again", seed=3)
-    other = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "other", seed=4)
+    again = train_adapter(
+        settings, sft_rows(), base=str(tiny_model), output=tmp_path / "again", seed=3
+    )
+    other = train_adapter(
+        settings, sft_rows(), base=str(tiny_model), output=tmp_path / "other", seed=4
+    )
     assert (again.path / "adapter_model.safetensors").read_bytes() == (
         first_sft.path / "adapter_model.safetensors"
     ).read_bytes()
@@ -82,7 +84,7 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(
     ).read_bytes()
     assert again.adapter_hash == first_sft.adapter_hash != other.adapter_hash
     made = [
-        train_dpo(
+        train_adapter(
             DPO(**QUICK),
             pair_rows(),
             base=str(tiny_model),
@@ -98,7 +100,7 @@ def test_law_8_the_same_seed_gives_the_same_bits_in_sft_and_dpo(
 
 def test_law_8_the_same_seed_gives_the_same_bits_in_kto(tiny_model: Path, tmp_path: Path) -> None:
     made = [
-        train_kto(
+        train_adapter(
             KTO(**quick(num_train_epochs=2), lora=LORA),
             labelled_rows(4),
             base=str(tiny_model),
@@ -174,9 +176,9 @@ def evaluated(kind: str, base: Path, output: Path, stop: int | None = None, **ch
     } | changes
     pairs = pairs_with_one_turned_round()
     run, settings, data = {
-        "sft": (train_sft, SFT, sft_rows(10)),
-        "dpo": (train_dpo, DPO, pairs),
-        "kto": (train_kto, KTO, labelled(pairs)),
+        "sft": (train_adapter, SFT, sft_rows(10)),
+        "dpo": (train_adapter, DPO, pairs),
+        "kto": (train_adapter, KTO, labelled(pairs)),
     }[kind]
     try:
         return run(settings(**hard), data, base=str(base), output=output, seed=1, on_step=on_step)

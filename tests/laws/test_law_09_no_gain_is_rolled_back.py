@@ -20,7 +20,7 @@ from round_parts import (  # noqa: F401 - fixtures
 )
 
 from cowest_dspy import Collaboration, CoWest
-from cowest_dspy.optimizers.deciding import decide, gain
+from cowest_dspy.optimizers.rounds import decide, gain
 
 
 def test_law_9_what_does_not_help_on_held_out_examples_is_rolled_back() -> None:

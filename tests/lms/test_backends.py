@@ -102,8 +102,8 @@ def heard(program: Collaboration, weak: dspy.LM, strong: dspy.LM, finishing: dsp
     fields: list[list[str]] = []
     for inputs in questions():
         steps: list[Callable[[], dspy.Prediction]] = [
-            lambda inputs=inputs: dspy.Prediction(draft=bound.drafted(**inputs)),
-            lambda inputs=inputs: bound.refined("The Raven holds 40 litres of oil.", **inputs),
+            lambda inputs=inputs: dspy.Prediction(draft=bound.ask_draft(**inputs).draft),
+            lambda inputs=inputs: bound.ask_refine("The Raven holds 40 litres of oil.", **inputs),
             lambda inputs=inputs: bound.ask_alone(**inputs),
         ]
         prompts.extend(call.messages for step in steps for call in attempt(step).calls)
@@ -174,7 +174,7 @@ def test_the_drafter_repeats_itself_for_a_seed_and_not_for_another() -> None:
     with listening() as calls:
         program = load(load_config([HANDBOOK, SCRIPTED]).program)()
         for seed in (1, 2, 3, 4, 1):
-            program.bind(weak=lm.copy(seed=seed)).drafted(question="May the Raven run at 25 bar?")
+            program.bind(weak=lm.copy(seed=seed)).ask_draft(question="May the Raven run at 25 bar?")
     texts = [call.text for call in calls]
     assert texts[0] == texts[-1] and len(set(texts)) > 1
     assert all("a guess" in text or "Nothing is known" in text for text in texts)

@@ -21,7 +21,7 @@ from cowest_dspy.lms.config import InProcess, Server
 from cowest_dspy.lms.local.weights import adapter_hash
 from cowest_dspy.lms.server import ServerEngine
 from cowest_dspy.store import serialize
-from cowest_dspy.tuning import SFT, train_sft
+from cowest_dspy.tuning import SFT, train_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Change = Callable[[Path], Any]
@@ -125,7 +125,7 @@ def test_neither_a_table_nor_a_training_starts_with_one(
     with pytest.raises(ModelError, match=says):
         build_lm(InProcess(kind="in_process", model=str(tiny_model), adapter=str(adapter)))  # pyright: ignore[reportCallIssue]
     with pytest.raises(ModelError, match=says):
-        train_sft(
+        train_adapter(
             SFT(**QUICK), sft_rows(), base=str(tiny_model), adapter=adapter, output=tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()

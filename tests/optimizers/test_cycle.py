@@ -8,7 +8,13 @@ from typing import Any
 
 import dspy
 import pytest
-from round_parts import examples, student, taught  # noqa: F401 - fixtures
+from round_parts import (  # noqa: F401 - fixtures
+    ALWAYS,
+    examples,
+    quick_cowest,
+    student,
+    taught,
+)
 from scripted import (
     grading,
     instructions,
@@ -21,17 +27,12 @@ from scripted import (
     weak_that_obeys,
 )
 
-from cowest_dspy import DPO, Collaboration, CoWest, Cycle, Influence, Store
+from cowest_dspy import Collaboration, CoWest, Cycle, Influence, Store
 from cowest_dspy.errors import ProgramError
-from cowest_dspy.optimizers.config import RoundRules
 from cowest_dspy.optimizers.cycle import StepResult, _mean  # pyright: ignore[reportPrivateUsage]
 from cowest_dspy.optimizers.run import NoProgress
-from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.store.journal import Event
 from cowest_dspy.store.progress import Snapshot
-
-ALWAYS = RoundRules.model_validate({"least_gain": -1.0})
-FEW = PairRules.model_validate({"least": 2})
 
 
 def gepa(program: Collaboration) -> Any:
@@ -54,10 +55,7 @@ MIPRO = {
 
 
 def cowest(run: Path) -> CoWest:
-    tuner = DPO(
-        max_steps=2, bf16=False, per_device_train_batch_size=2, gradient_accumulation_steps=1
-    )
-    return CoWest(match, tuner, 6, ALWAYS, pairs=FEW, max_errors=1.0, log_dir=run)
+    return quick_cowest(run, **ALWAYS)
 
 
 # Cycle

@@ -21,7 +21,7 @@ from scripted import (
 
 from cowest_dspy import Influence, Store
 from cowest_dspy.optimizers.config import StepRules
-from cowest_dspy.optimizers.steps import Tools, build_optimizer
+from cowest_dspy.optimizers.cycle import Tools, build_optimizer
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.store.call_context import keeping
 from cowest_dspy.testing import ScriptedEngine

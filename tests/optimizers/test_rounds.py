@@ -26,8 +26,7 @@ from scripted import strong_that_reads, weak_that_obeys
 
 from cowest_dspy import KTO, SFT, Collaboration, CoWest, Store, tune
 from cowest_dspy.errors import DataError, PairsError, ProgramError, TuningError
-from cowest_dspy.optimizers.deciding import decide, gain
-from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.optimizers.rounds import Round, decide, gain
 from cowest_dspy.pairs import UnpairedPreferences
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.store.record import unrecorded
@@ -189,7 +188,7 @@ def test_kto_trains_the_second_round_on_the_labelled_drafts_of_both(
         trained.append(rows)
         return tune(start, rows, *others, **options)
 
-    monkeypatch.setattr("cowest_dspy.optimizers.trained.tune", watched)
+    monkeypatch.setattr("cowest_dspy.optimizers.run.tune", watched)
     train = [*examples("train", 8), *labelled_by(examples("other", 8), "no")]
     held = examples("dev", 4)
     made = optimizer(tuner=QUICK_KTO, count=2, replay=True, **ALWAYS).compile(

@@ -29,7 +29,7 @@ from cowest_dspy.optimizers.router_fitting import (
     _Rows,
     fit_router,
     observe,
-    observed_in,
+    observe_traces,
 )
 from cowest_dspy.report.router_view import describe_curve, write_curve
 from cowest_dspy.store.call_context import listening
@@ -50,8 +50,6 @@ def routers(draw: st.DrawFn) -> Router:
     }
     return Router(
         features=tuple(f"f{number}" for number in range(size)),
-        means=draw(many),
-        scales=draw(st.lists(st.floats(0.1, 3), min_size=size, max_size=size).map(tuple)),
         heads=heads,
         costs={"weak": 0.0, "strong": draw(st.floats(0.1, 1)), "collaborate": 1.0},
         trade=draw(st.floats(0, 1)),
@@ -293,7 +291,7 @@ def constant(route: str) -> Router:
         one: Head(weights=(0.0,), intercept=2.0 if one == route else -2.0) for one in ROUTES
     }
     costs: dict[Route, float] = {"weak": 0.0, "strong": 0.9, "collaborate": 1.0}
-    return Router(features=("draft_words",), means=(0.0,), scales=(1.0,), heads=heads, costs=costs)
+    return Router(features=("draft_words",), heads=heads, costs=costs)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +333,7 @@ def test_where_the_router_cannot_look_the_draft_is_refined() -> None:
 
     program = Asked(draft).program()
     router = constant("weak").model_copy(update={"samples": 2})
-    outputs = program.draft_outputs(question="a")
+    outputs = program.ask_draft(question="a")
     assert router.route(program, outputs, {"question": "a"}) == "weak"
     fails[0] = True
     assert router.route(program, outputs, {"question": "a"}) == "collaborate"
@@ -354,16 +352,14 @@ def test_a_further_draft_that_cannot_be_read_agrees_with_none(tmp_path: Path) ->
     found = router.sample_drafts(program, {"question": "a"})
     assert set(found) == {"yes", ""}
     with listening() as calls:
-        assert (
-            router.route(program, program.draft_outputs(question="a"), {"question": "a"}) == "weak"
-        )
+        assert router.route(program, program.ask_draft(question="a"), {"question": "a"}) == "weak"
     assert len(calls) == 9 and sum(call.left_out for call in calls) == found.count("")
     (seen,) = observe(program, examples(1), match, samples=8)
     assert (
         seen.features["agreement"] == found.count("yes") / 8 or 0 < seen.features["agreement"] < 1
     )
     traces = collect(program, examples(1), match, Sampling(drafts=6), max_errors=1.0)
-    others = {one.features["agreement"] for one in observed_in(traces, samples=5)}
+    others = {one.features["agreement"] for one in observe_traces(traces, samples=5)}
     usable = sum(trace.error is None for trace in traces)
     assert 0 < usable < 6 and others == {(usable - 1) / 5}
 
@@ -411,7 +407,7 @@ def test_what_was_observed_is_what_was_asked_and_the_store_is_not_asked_again(
     program = asked.program()
     with Store(tmp_path / "run") as store:
         traces = collect(program, examples(12), match, Sampling(drafts=3), store=store)
-        found = observed_in(traces, samples=2)
+        found = observe_traces(traces, samples=2)
         assert len(found) == 36 and {one.features["agreement"] for one in found} == {1.0}
         assert [one.scores["weak"] for one in found[:6]] == [0.0] * 3 + [1.0] * 3
         before = asked.strong_calls
@@ -427,7 +423,7 @@ def test_what_was_observed_is_what_was_asked_and_the_store_is_not_asked_again(
             one.tokens["weak"] == 0 < one.tokens["strong"] < one.tokens["collaborate"]
             for one in held
         )
-    assert observed_in(traces, samples=3) == []
+    assert observe_traces(traces, samples=3) == []
 
 
 def test_a_failed_draft_is_left_to_the_strong_model_and_costs_only_that() -> None:

@@ -20,7 +20,7 @@ from cowest_dspy.errors import PairsError
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling, Trace
 from cowest_dspy.pairs import preference_pairs, unpaired_preferences
-from cowest_dspy.pairs.filters import near, says
+from cowest_dspy.pairs.texts import near, says
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 

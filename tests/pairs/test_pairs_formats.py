@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pair_traces import drafts_of, many
 
-from cowest_dspy.errors import DataError, PairsError
+from cowest_dspy.errors import DataError, PairsError, TooFewPairs
 from cowest_dspy.pairs import (
     PreferencePairs,
     UnpairedPreferences,
-    describe_shortage,
     preference_pairs,
     unpaired_preferences,
 )
@@ -288,6 +287,12 @@ def test_nothing_to_train_on_says_what_to_try() -> None:
         pairs.push_to_hub("someone/pairs")
 
 
+def shortage(dropped: dict[str, int]) -> str:
+    with pytest.raises(TooFewPairs) as caught:
+        PreferencePairs((), dropped).check_enough(1)
+    return str(caught.value)
+
+
 def test_the_advice_names_the_cause_of_the_lack_first() -> None:
     """Fifteen of twenty drafts were truncated, and the advice spoke of temperature."""
     truncated = {
@@ -295,10 +300,10 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
         "examples: every draft failed": 4,
         "examples: only one draft": 1,
     }
-    told = describe_shortage(0, truncated)
+    told = shortage(truncated)
     assert told.index("15 drafts failed (truncated): raise max_tokens") < told.index("temperature")
     alike = {"drafts that failed (timeout)": 1, "examples: all drafts had the same influence": 12}
-    told = describe_shortage(0, alike)
+    told = shortage(alike)
     assert told.index("temperature") < told.index("1 draft failed (timeout): raise timeout")
     remedies = {
         "parse": "adapter",
@@ -307,4 +312,4 @@ def test_the_advice_names_the_cause_of_the_lack_first() -> None:
         "odd": "mend",
     }
     for kind, says in remedies.items():
-        assert says in describe_shortage(0, {f"drafts that failed ({kind})": 2})
+        assert says in shortage({f"drafts that failed ({kind})": 2})

@@ -223,7 +223,9 @@ def test_which_predictor_takes_the_passages() -> None:
     program = Collaboration(
         draft=Grounded(retriever, dspy.ChainOfThought("question -> answer")), refine=refiner()
     )
-    assert program.bind(weak=weak.lm()).drafted(question="whales") == "Reasoning: r\nAnswer: a"
+    assert (
+        program.bind(weak=weak.lm()).ask_draft(question="whales").draft == "Reasoning: r\nAnswer: a"
+    )
     given: Any = Grounded(retriever, "question -> background").drafter
     assert given.signature.input_fields.keys() == {"question", "passages"}
     own = Grounded(retriever, "question, notes -> background", field="notes")

@@ -148,7 +148,7 @@ def test_the_page_on_baselines_runs() -> None:
         assert names["voted"](question="What?").agreement == 1.0
         assert (
             names["read"]
-            .refined(names["read"].drafted(question="Tamber"), question="Tamber")
+            .ask_refine(names["read"].ask_draft(question="Tamber").draft, question="Tamber")
             .draft.endswith("90 degrees.")
         )
     assert (

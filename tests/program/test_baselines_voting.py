@@ -21,7 +21,7 @@ from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import Sampling
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.program import Confident, SelfConsistency, chain_of_thought, super_icl
-from cowest_dspy.program.voting import normalised
+from cowest_dspy.program.voting import normalise
 from cowest_dspy.store.call_context import keeping, sampling
 from cowest_dspy.testing import ScriptedEngine
 
@@ -61,13 +61,13 @@ def test_the_largest_group_wins_and_a_tie_goes_to_the_first() -> None:
     )
     assert vote("a", "b...", "b...", "c") == ("a", 0.25, 2), "what was cut off is left out"
     assert (
-        normalised("  (B). ") == normalised("b") == "b"
-        and normalised("?") == "?"
-        and normalised(4.5) == "4.5"
+        normalise("  (B). ") == normalise("b") == "b"
+        and normalise("?") == "?"
+        and normalise(4.5) == "4.5"
     )
-    assert normalised("The  Orvane\npress!") == "the orvane press" and normalised(
-        "-5"
-    ) != normalised("5")
+    assert normalise("The  Orvane\npress!") == "the orvane press" and normalise("-5") != normalise(
+        "5"
+    )
 
 
 def test_the_vote_is_on_the_answer_and_not_on_the_reasoning() -> None:
@@ -246,7 +246,7 @@ def test_super_icl_shows_the_weak_answers_and_their_confidence(tmp_path: Path) -
     program.ask_alone(question="Question number 9?")
     alone = str(strong.asked[1]["messages"])
     assert "Question number 0?" in alone and "confidence" not in alone and "Background" not in alone
-    assert program.draft_outputs(question="Question number 9?").toDict() == {
+    assert program.ask_draft(question="Question number 9?").toDict() == {
         "answer": "9", "confidence": 0.8, "stated_answer": "9 (confidence 0.80)", "draft": ("9 (confidence " "0.80)"),
     }  # fmt: skip
     assert "Old?" in str(base.refine.demos)  # pyright: ignore
@@ -287,4 +287,4 @@ def test_a_vote_as_a_drafter_gives_its_answer_and_no_count() -> None:
     direct = Collaboration(
         draft=SelfConsistency("question -> answer", samples=3), refine=refiner()
     ).bind(weak=weak.lm())
-    assert direct.drafted(question="What?") == "b"
+    assert direct.ask_draft(question="What?").draft == "b"

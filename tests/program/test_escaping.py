@@ -358,7 +358,7 @@ def test_alone_is_asked_the_same_question_as_with_a_draft(text: str) -> None:
     engine = ScriptedEngine(lambda request: "5")
     demos = [dspy.Example(question=text, background=text, answer=text or "x")]
     program = Collaboration("question -> answer", demos=demos).bind(strong=engine.lm())
-    program.refined("a draft", question=text)
+    program.ask_refine("a draft", question=text)
     program.ask_alone(question=text)
     with_draft, alone = (request["messages"] for request in engine.asked)
     assert alone[-1]["content"] == with_draft[-1]["content"].removesuffix("\nBackground: a draft")

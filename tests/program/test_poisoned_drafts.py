@@ -61,7 +61,7 @@ def prompt_with(draft: str, adapter: dspy.Adapter) -> list[dict[str, str]]:
 
     strong = ScriptedEngine(answer, model="scripted/strong").lm()
     program = Collaboration("question -> answer", adapter=adapter).bind(strong=strong)
-    program.refined(sanitize_draft(draft), question="At what pressure?")
+    program.ask_refine(sanitize_draft(draft), question="At what pressure?")
     return heard[0]["messages"]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cowest_dspy.errors import DataError
 from cowest_dspy.experiment.data import read_rows
-from cowest_dspy.pairs.filters import CANDIDATES, drop_near_duplicates, near_duplicates, similarity
+from cowest_dspy.pairs.texts import CANDIDATES, drop_near_duplicates, near_duplicates, similarity
 from cowest_dspy.utils.jsonl import write_jsonl
 
 WORDS = st.lists(
@@ -147,7 +147,7 @@ def test_later_splits_lose_what_nearly_stands_in_earlier_ones_and_it_is_counted(
         "train": [{"id": 5, "q": "Where, is tin found"}, {"id": 6, "q": "What is lead good for?"}],
     }
     before = {name: list(rows) for name, rows in splits.items()}
-    with caplog.at_level(logging.INFO, logger="cowest_dspy.pairs.filters"):
+    with caplog.at_level(logging.INFO, logger="cowest_dspy.pairs.texts"):
         made = drop_near_duplicates(splits, lambda row: row["q"])
     assert {name: [row["id"] for row in rows] for name, rows in made.splits.items()} == {
         "test": [1, 2],

@@ -187,7 +187,7 @@ def test_the_drafter_is_taught_in_the_prompt_that_it_is_asked_in(rows: str, draf
     engine = ScriptedEngine(lambda request: "Reasoning: It is so.\nAnswer: It")
     bound = named("program")(draft).bind(weak=engine.lm())
     for example in splits(rows)["archive"]:
-        bound.drafted(question=example["question"])
+        bound.ask_draft(question=example["question"])
     asked = [
         [(message["role"], message["content"]) for message in request["messages"]]
         for request in engine.asked
@@ -208,7 +208,7 @@ def test_what_the_drafter_is_taught_to_write_is_read_as_what_was_meant(
         bound = named("program")(draft).bind(
             weak=ScriptedEngine(lambda request, written=written: written).lm()
         )
-        outputs = bound.draft_outputs(question=example["question"])
+        outputs = bound.ask_draft(question=example["question"])
         assert outputs.draft == written
         if draft != "knowledge":
             assert outputs.answer == example["answer"]
@@ -291,7 +291,7 @@ def test_no_passage_gets_into_any_prompt(rows: str, draft: str) -> None:
             inputs = dict(example.inputs())
             program(**inputs)
             program.ask_alone(**inputs)
-            program.speaking_as_here(alone, **inputs)
+            program.ask_module(alone, **inputs)
     assert len(weak.asked) == 60 and len(strong.asked) == 180
     assert SECRET not in json.dumps(weak.asked + strong.asked)
 

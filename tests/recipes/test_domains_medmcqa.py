@@ -192,7 +192,7 @@ def test_the_drafter_is_taught_in_the_prompt_that_it_is_asked_in(rows: str, draf
     engine = ScriptedEngine(lambda request: "Reasoning: It is so.\nAnswer: A. It")
     bound = named("program")(draft).bind(weak=engine.lm())
     for example in splits(rows)["archive"]:
-        bound.drafted(question=example["question"], options=example["options"])
+        bound.ask_draft(question=example["question"], options=example["options"])
     asked = [
         [(message["role"], message["content"]) for message in request["messages"]]
         for request in engine.asked
@@ -217,7 +217,7 @@ def test_what_the_drafter_is_taught_to_write_is_read_as_what_was_meant(
         bound = named("program")(draft).bind(
             weak=ScriptedEngine(lambda request, written=written: written).lm()
         )
-        outputs = bound.draft_outputs(question=question, options="A. one")
+        outputs = bound.ask_draft(question=question, options="A. one")
         assert outputs.draft == written
         if draft != "knowledge":
             assert outputs.answer == choices[question]
@@ -347,7 +347,7 @@ def test_no_explanation_gets_into_any_prompt(rows: str, draft: str) -> None:
             assert SECRET not in json.dumps(inputs)
             program(**inputs)
             program.ask_alone(**inputs)
-            program.speaking_as_here(alone, **inputs)
+            program.ask_module(alone, **inputs)
     assert len(weak.asked) == 60 and len(strong.asked) == 180
     assert SECRET not in json.dumps(weak.asked + strong.asked)
     taught = named("draft_rows")(rows=rows, draft=draft) + named("answer_rows")(rows=rows)

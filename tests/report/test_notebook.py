@@ -20,8 +20,7 @@ from cowest_dspy import Collaboration, CoWest, Cycle, Influence, InfluenceReport
 from cowest_dspy.influence import NoiseFloor, Traces
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepHistory, StepResult
-from cowest_dspy.optimizers.deciding import gain
-from cowest_dspy.optimizers.rounds import Round, RoundHistory
+from cowest_dspy.optimizers.rounds import Round, RoundHistory, gain
 from cowest_dspy.pairs import PreferencePairs, preference_pairs, unpaired_preferences
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.testing import ScriptedEngine

@@ -75,7 +75,7 @@ def taught(folder: Path, model: Path) -> dspy.LM:
         for text in ("a e i", "b c d", "o u a", "x")
     ]
     settings = SFT(max_steps=80, num_train_epochs=80, learning_rate=2e-2, bf16=False)
-    return tune(tunable(LocalEngine(model).lm(max_tokens=12)), rows, "sft", settings, folder).lm
+    return tune(tunable(LocalEngine(model).lm(max_tokens=12)), rows, settings, folder).lm
 
 
 def traces() -> list[Any]:

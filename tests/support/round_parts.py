@@ -47,7 +47,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dspy.L
     ]
     settings = SFT(max_steps=80, num_train_epochs=80, learning_rate=2e-2, bf16=False)
     weak = tunable(LocalEngine(tiny_model).lm(temperature=0.0, max_tokens=12))
-    return tune(weak, rows, "sft", settings, tmp_path_factory.mktemp("taught") / "adapter").lm
+    return tune(weak, rows, settings, tmp_path_factory.mktemp("taught") / "adapter").lm
 
 
 @pytest.fixture
@@ -69,21 +69,35 @@ def rules(**values: Any) -> RoundRules:
 ALWAYS, NEVER = {"least_gain": -1.0}, {"least_gain": 1.0}
 
 
+QUICK_DPO = DPO(
+    max_steps=2, bf16=False, per_device_train_batch_size=2, gradient_accumulation_steps=1
+)
+
+
+def quick_cowest(
+    log_dir: Path | None = None,
+    tuner: Any = QUICK_DPO,
+    *,
+    least: int = 2,
+    processes: int = 1,
+    **values: Any,
+) -> CoWest:
+    """Rounds that take two optimiser steps each; ``values`` are those of [rounds]."""
+    return CoWest(
+        match,
+        tuner,
+        6,
+        rules(**values),
+        pairs=PairRules.model_validate({"least": least}),
+        max_errors=1.0,
+        processes=processes,
+        log_dir=log_dir,
+    )
+
+
 @pytest.fixture
 def optimizer(tmp_path: Path) -> Callable[..., CoWest]:
     def make(folder: str = "run", **values: Any) -> CoWest:
-        tuner = values.pop(
-            "tuner",
-            DPO(
-                max_steps=2,
-                bf16=False,
-                per_device_train_batch_size=2,
-                gradient_accumulation_steps=1,
-            ),
-        )
-        gate = PairRules.model_validate({"least": values.pop("least", 2)})
-        return CoWest(
-            match, tuner, 6, rules(**values), pairs=gate, max_errors=1.0, log_dir=tmp_path / folder
-        )
+        return quick_cowest(tmp_path / folder, **values)
 
     return make

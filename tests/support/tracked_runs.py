@@ -13,8 +13,7 @@ from cowest_dspy import Store, load_config
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.optimizers.deciding import gain
-from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.optimizers.rounds import Round, gain
 from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.report import Arm
 from cowest_dspy.store.journal import Event

@@ -12,8 +12,7 @@ from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
-    train_dpo,
-    train_sft,
+    train_adapter,
 )
 from cowest_dspy.tuning.data import split_rows
 
@@ -109,7 +108,10 @@ def pairs_with_one_turned_round(
 
 
 def kinds(count: int) -> dict[str, tuple[Any, Any, Any]]:
-    return {"sft": (train_sft, SFT, sft_rows(count)), "dpo": (train_dpo, DPO, pair_rows(count))}
+    return {
+        "sft": (train_adapter, SFT, sft_rows(count)),
+        "dpo": (train_adapter, DPO, pair_rows(count)),
+    }
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -14,13 +14,18 @@ from typing import Any, Literal
 import pytest
 from accelerated import OF_PASSES, compared, launched, left, marked, nothing_is_left, task, trainers  # noqa: F401 - fixtures
 from command_line import cowest
-from round_parts import examples, match, student, taught  # noqa: F401 - fixtures
+from round_parts import (  # noqa: F401 - fixtures
+    ALWAYS,
+    examples,
+    match,
+    quick_cowest,
+    student,
+    taught,
+)
 from tuning_rows import LORA, assert_close, kinds, labelled_rows, quick
 
 from cowest_dspy import CoWest, Cycle, Store
 from cowest_dspy.errors import ModelError, TuningError
-from cowest_dspy.optimizers.config import RoundRules
-from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.tuning import (
     DPO,
     KTO,
@@ -29,7 +34,7 @@ from cowest_dspy.tuning import (
     check_processes,
     launch,
     provider,
-    train_kto,
+    train_adapter,
 )
 from cowest_dspy.tuning.launch import _failure, _report
 
@@ -182,7 +187,7 @@ def test_kto_held_out_rows_and_checkpoints_work_with_two_processes(
     assert sum("eval_loss" in record for record in two.history) >= 3
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     if loss_type != "kto":  # TRL's estimate of the KL term is a mean over all processes' rows
-        one = train_kto(settings, labelled_rows(8), **{**given, "output": tmp_path / "one"})
+        one = train_adapter(settings, labelled_rows(8), **{**given, "output": tmp_path / "one"})
         assert_close(one.path, two.path, 1e-4)
 
 
@@ -286,9 +291,7 @@ def test_the_optimiser_trains_with_two_processes_also_in_a_cycle(
 
     def trained(processes: int) -> tuple[Path, list[dict[str, float]]]:
         run = tmp_path / str(processes)
-        rules = RoundRules.model_validate({"least_gain": -1.0})
-        gate = PairRules.model_validate({"least": 2})
-        optimizer = CoWest(match, tuner, 6, rules, pairs=gate, max_errors=1.0, processes=processes)
+        optimizer = quick_cowest(tuner=tuner, processes=processes, **ALWAYS)
         cycle = Cycle(match, "weights", {"weights": optimizer}, log_dir=run)
         cycle.compile(student, trainset=examples("train", 10), valset=examples("dev", 3))
         with Store(run) as store:

@@ -129,8 +129,8 @@ def test_the_file_for_a_cpu_trains_as_one_process_does(
         **quick(num_train_epochs=2, per_device_train_batch_size=1, gradient_accumulation_steps=4),
         lora=LORA,
     )
-    one = tune(weak, kinds(7)["sft"][2], "sft", how, tmp_path / "one", seed=5)
-    two = tune(weak, kinds(7)["sft"][2], "sft", how, tmp_path / "two", seed=5, processes=CPU)
+    one = tune(weak, kinds(7)["sft"][2], how, tmp_path / "one", seed=5)
+    two = tune(weak, kinds(7)["sft"][2], how, tmp_path / "two", seed=5, processes=CPU)
     assert [(made.count, made.cpu) for made in given] == [(2, True)]
     assert_close(one.result.path, two.result.path, 1e-5)
     pairs = zip(one.result.history, two.result.history, strict=True)

@@ -12,7 +12,7 @@ from tiny import make_adapter
 from tuning_rows import LORA, assert_close, pair_rows, quick
 
 from cowest_dspy import compat
-from cowest_dspy.tuning import DPO, shared_prompt, train_dpo, trainers
+from cowest_dspy.tuning import DPO, shared_prompt, train_adapter, trainers
 
 LOGGER = "cowest_dspy.tuning.shared_prompt"
 
@@ -142,7 +142,7 @@ def test_the_trajectory_is_the_same_with_and_without(
             lora=LORA,
             share_prompt=shared,
         )
-        tuned = train_dpo(
+        tuned = train_adapter(
             settings, pair_rows(), base=str(tiny_model), output=tmp_path / str(shared), seed=3
         )
         history[shared] = [
@@ -211,7 +211,7 @@ def test_weights_rounded_once_give_the_same_bits_as_autocast(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = DPO(**quick(num_train_epochs=2, bf16=True), lora=LORA)
-    once = train_dpo(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "once")
+    once = train_adapter(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "once")
     monkeypatch.setattr(shared_prompt, "round_frozen", lambda model: None)
-    always = train_dpo(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "always")
+    always = train_adapter(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "always")
     assert once.adapter_hash == always.adapter_hash

@@ -34,8 +34,7 @@ from cowest_dspy.tuning import (
     DPO,
     SFT,
     Lora,
-    train_dpo,
-    train_sft,
+    train_adapter,
     trainers,
 )
 
@@ -47,7 +46,7 @@ def test_dpo_starts_from_the_adapter_and_holds_it_as_the_reference(
 ) -> None:
     data = pair_rows(4)
     settings = DPO(**quick(num_train_epochs=6))
-    tuned = train_dpo(
+    tuned = train_adapter(
         settings, data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out"
     )
     assert tuned.history[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
@@ -64,7 +63,7 @@ def test_dpo_makes_chosen_more_and_rejected_less_likely_than_the_reference(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     data = pair_rows(4)
-    tuned = train_dpo(
+    tuned = train_adapter(
         DPO(**quick(num_train_epochs=8), lora=LORA),
         data,
         base=str(tiny_model),
@@ -83,7 +82,7 @@ def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = DPO(**quick(num_train_epochs=3))
-    once = train_dpo(
+    once = train_adapter(
         settings,
         pair_rows(),
         base=str(tiny_model),
@@ -91,7 +90,7 @@ def test_reference_log_probabilities_computed_once_are_those_of_every_pass(
         output=tmp_path / "once",
     )
     monkeypatch.setattr(trainers, "add_references", lambda *_: None)
-    always = train_dpo(
+    always = train_adapter(
         settings,
         pair_rows(),
         base=str(tiny_model),
@@ -156,7 +155,7 @@ def test_what_has_no_loss_of_precision_trains_in_bfloat16_too(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = SFT(**quick(num_train_epochs=6, bf16=True), lora=LORA)
-    tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_adapter(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"] - 0.1
     assert {str(tensor.dtype) for tensor in read(tuned.path).values()} == {"torch.float32"}
 
@@ -168,7 +167,7 @@ def test_the_output_is_two_files_and_nothing_else_is_written(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train_dpo(
+    train_adapter(
         DPO(**QUICK),
         pair_rows(),
         base=str(tiny_model),
@@ -194,11 +193,11 @@ def test_a_failed_training_leaves_the_earlier_adapter_and_no_rubbish(
             raise KeyboardInterrupt
 
     output = tmp_path / "out"
-    kept = train_sft(
+    kept = train_adapter(
         SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output
     ).adapter_hash
     with pytest.raises(KeyboardInterrupt):
-        train_sft(
+        train_adapter(
             SFT(**QUICK, lora=LORA),
             sft_rows(),
             base=str(tiny_model),
@@ -208,7 +207,7 @@ def test_a_failed_training_leaves_the_earlier_adapter_and_no_rubbish(
         )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert adapter_hash(output) == kept
-    again = train_sft(
+    again = train_adapter(
         SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1
     )
     assert adapter_hash(output) == again.adapter_hash != kept
@@ -219,7 +218,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TuningError, match="is not overwritten"):
-        train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path)
+        train_adapter(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -234,10 +233,10 @@ def test_training_says_nothing_by_itself(
         caplog.at_level(logging.INFO, logger="cowest_dspy"),
     ):
         warnings.simplefilter("always")
-        first = train_sft(
+        first = train_adapter(
             SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=tmp_path / "sft"
         )
-        train_dpo(
+        train_adapter(
             DPO(**QUICK),
             pair_rows(),
             base=str(tiny_model),
@@ -251,7 +250,7 @@ def test_training_says_nothing_by_itself(
 def test_a_training_tells_its_steps_and_its_cost(tiny_model: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, dict[str, float]]] = []
     settings = SFT(**quick(num_train_epochs=2), lora=LORA)
-    tuned = train_sft(
+    tuned = train_adapter(
         settings,
         sft_rows(),
         base=str(tiny_model),
@@ -286,7 +285,9 @@ def test_global_random_numbers_are_as_if_nothing_had_been_trained(
     seed()
     expected = draw()
     seed()
-    train_sft(SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    train_adapter(
+        SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "out"
+    )
     assert draw() == expected
 
 
@@ -304,13 +305,15 @@ def test_rows_that_are_too_long_are_named_and_never_dropped(
         match=r"2 of 6 rows are longer than max_length, 100 tokens: row 2 has \d+, row 4 has \d+. "
         r"Raise max_length",
     ):
-        train_sft(SFT(**QUICK, max_length=100), data, base=str(tiny_model), output=tmp_path / "out")
+        train_adapter(
+            SFT(**QUICK, max_length=100), data, base=str(tiny_model), output=tmp_path / "out"
+        )
     pairs = pair_rows(4)
     pairs[3]["rejected"][0]["content"] += " please" * 600
     with pytest.raises(
         TuningError, match="1 of 4 rows are longer than the model's context, 512 tokens: row 3 has"
     ):
-        train_dpo(DPO(**QUICK), pairs, base=str(tiny_model), output=tmp_path / "out")
+        train_adapter(DPO(**QUICK), pairs, base=str(tiny_model), output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -320,7 +323,7 @@ def test_no_token_of_a_long_row_is_cut_by_default(tiny_model: Path, tmp_path: Pa
     seen: list[Any] = []
     data = sft_rows(4)
     data[1]["completion"][0]["content"] += " degrees" * 200
-    tuned = train_sft(
+    tuned = train_adapter(
         SFT(**QUICK),
         data,
         base=str(tiny_model),
@@ -341,13 +344,13 @@ def test_the_only_step_of_a_short_training_has_a_learning_rate(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = SFT(**{**quick(), "warmup_steps": 0.1, "max_steps": 1})
-    tuned = train_sft(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_adapter(settings, sft_rows(), base=str(tiny_model), output=tmp_path / "out")
     assert [step["learning_rate"] > 0 for step in tuned.history if "loss" in step] == [True]
 
 
 def test_a_diverging_training_is_stopped(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r"diverged at step \d+: .* Lower learning_rate"):
-        train_sft(
+        train_adapter(
             SFT(**quick(learning_rate=1e30, num_train_epochs=5)),
             sft_rows(),
             base=str(tiny_model),
@@ -361,7 +364,7 @@ def test_a_model_without_anything_to_train_is_refused(
 ) -> None:
     monkeypatch.setattr(trainers, "restore_dropout", lambda model: model.requires_grad_(False))
     with pytest.raises(TuningError, match="Nothing in this model can be trained"):
-        train_sft(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
+        train_adapter(SFT(**QUICK), sft_rows(), base=str(tiny_model), output=tmp_path / "out")
 
 
 def test_an_adapter_of_another_size_is_refused(
@@ -370,7 +373,7 @@ def test_an_adapter_of_another_size_is_refused(
     with pytest.raises(
         TuningError, match=r"r = 16, lora_alpha = 32, but .* which has r = 4, lora_alpha = 8"
     ):
-        train_dpo(
+        train_adapter(
             DPO(**QUICK, lora=Lora()),
             pair_rows(),
             base=str(tiny_model),
@@ -378,7 +381,7 @@ def test_an_adapter_of_another_size_is_refused(
             output=tmp_path / "out",
         )
     with pytest.raises(ModelError, match="holds no adapter"):
-        train_dpo(
+        train_adapter(
             DPO(**QUICK),
             pair_rows(),
             base=str(tiny_model),

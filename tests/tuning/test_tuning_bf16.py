@@ -16,10 +16,10 @@ from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.tuning import DPO, KTO, SFT, shared_prompt, tunable, tune
 
-KINDS: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
-    "sft": (SFT, "sft", sft_rows(8)),
-    "preference": (DPO, "preference", pair_rows(8)),
-    "unpaired": (KTO, "unpaired", labelled_rows(8)),
+KINDS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "sft": (SFT, sft_rows(8)),
+    "preference": (DPO, pair_rows(8)),
+    "unpaired": (KTO, labelled_rows(8)),
 }
 
 
@@ -47,7 +47,7 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
         seen.append(rounded())
 
     monkeypatch.setattr(shared_prompt, "round_frozen", watched)
-    make, form, data = KINDS[kind]
+    make, data = KINDS[kind]
     # The reference, evaluations, and a second start from a checkpoint.
     settings = quick(
         num_train_epochs=4,
@@ -67,8 +67,8 @@ def test_each_pass_of_a_training_takes_rounded_weights_and_nothing_of_them_is_le
                 raise RuntimeError("enough")
 
         with pytest.raises(RuntimeError, match="enough"):
-            tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out", on_step=stop)
-        tuned = tune(weak, data, form, make(**settings, lora=LORA), tmp_path / "out")
+            tune(weak, data, make(**settings, lora=LORA), tmp_path / "out", on_step=stop)
+        tuned = tune(weak, data, make(**settings, lora=LORA), tmp_path / "out")
         assert len(seen) == 2 and min(seen) > found["torch.bfloat16"], (
             "it has rounded them, each time"
         )
@@ -90,7 +90,7 @@ def test_nothing_rounded_is_left_of_a_training_that_failed(
         settings = SFT(**quick(num_train_epochs=4, bf16=True, learning_rate=1e30), lora=LORA)
         said = ""
         try:  # pytest.raises would keep the frames of the training, and with them its model.
-            tune(weak, sft_rows(4), "sft", settings, tmp_path / "out")
+            tune(weak, sft_rows(4), settings, tmp_path / "out")
         except TuningError as error:
             said = str(error)
         assert "diverged" in said

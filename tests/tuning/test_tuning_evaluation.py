@@ -24,7 +24,7 @@ from tuning_rows import (
 )
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.tuning import DPO, SFT, train_dpo, train_sft
+from cowest_dspy.tuning import DPO, SFT, train_adapter
 from cowest_dspy.tuning.data import Split, split_rows
 
 # The split
@@ -116,7 +116,7 @@ def test_the_held_out_sft_loss_is_the_mean_over_completion_tokens(
         held_out=0.3,
         load_best_model_at_end=False,
     )
-    tuned = train_sft(settings, data, base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_adapter(settings, data, base=str(tiny_model), output=tmp_path / "out")
     rows = [data[index] for index in split_rows(data, 0.3, 0).held_out]
     assert len(rows) == 3
     (before, tokens), (after, _) = (
@@ -135,7 +135,7 @@ def test_held_out_pairs_have_loss_margin_accuracy_and_kl(
     import torch
 
     start = (
-        train_sft(
+        train_adapter(
             SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "sft"
         ).path
         if continued
@@ -150,7 +150,9 @@ def test_held_out_pairs_have_loss_margin_accuracy_and_kl(
         per_device_eval_batch_size=3,  # pyright: ignore[reportCallIssue] - TRL averages over batches
         beta=0.3,
     )
-    tuned = train_dpo(settings, data, base=str(tiny_model), adapter=start, output=tmp_path / "out")
+    tuned = train_adapter(
+        settings, data, base=str(tiny_model), adapter=start, output=tmp_path / "out"
+    )
     rows = [
         data[index]
         for index in split_rows(data, 0.3, 0, [row["example_id"] for row in data]).held_out
@@ -180,7 +182,7 @@ def test_the_kl_of_a_step_is_that_of_its_batch(tiny_model: Path, tmp_path: Path)
     # those of a shorter training.
     data = pair_rows(4)
     shorter, longer = (
-        train_dpo(
+        train_adapter(
             DPO(
                 **quick(
                     num_train_epochs=epochs,
@@ -239,7 +241,7 @@ def test_global_random_numbers_are_untouched_by_an_evaluation(
     torch.manual_seed(1)
     expected = torch.rand(())
     torch.manual_seed(1)
-    train_sft(
+    train_adapter(
         SFT(**QUICK, lora=LORA, held_out=0.5),
         sft_rows(4),
         base=str(tiny_model),
@@ -264,7 +266,7 @@ def test_the_best_adapter_is_what_is_given(tiny_model: Path, tmp_path: Path) -> 
     data = pairs_with_one_turned_round()
     given: dict[str, Any] = {"base": str(tiny_model), "seed": 1}
     last, best = (
-        train_dpo(
+        train_adapter(
             overfitting(eval_steps=2, load_best_model_at_end=keep, max_steps=20),
             data,
             output=tmp_path / str(keep),
@@ -295,7 +297,7 @@ def dpo_loss(folder: Path, rows: list[Any], adapter: Path) -> float:
 
 def test_training_stops_when_patience_is_over(tiny_model: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    tuned = train_dpo(
+    tuned = train_adapter(
         overfitting(eval_steps=1, early_stopping_patience=3),
         pairs_with_one_turned_round(),
         base=str(tiny_model),
@@ -312,7 +314,7 @@ def test_training_stops_when_patience_is_over(tiny_model: Path, tmp_path: Path) 
 
 
 def test_without_patience_all_steps_are_made(tiny_model: Path, tmp_path: Path) -> None:
-    tuned = train_dpo(
+    tuned = train_adapter(
         overfitting(max_steps=12),
         pairs_with_one_turned_round(),
         base=str(tiny_model),
@@ -321,7 +323,7 @@ def test_without_patience_all_steps_are_made(tiny_model: Path, tmp_path: Path) -
     )
     assert not tuned.stopped_early
     assert [record["step"] for record in held(tuned)] == list(range(0, 13, 2))
-    plain = train_sft(
+    plain = train_adapter(
         SFT(**QUICK, lora=LORA), sft_rows(4), base=str(tiny_model), output=tmp_path / "plain"
     )
     assert plain.best_step is None and not plain.stopped_early and not held(plain)
@@ -339,7 +341,7 @@ def test_a_held_out_loss_that_is_no_number_stops_the_training(
         lambda self, *_, **__: (torch.tensor(float("nan")), None, None),
     )
     with pytest.raises(TuningError, match="at step 0: eval_loss is nan"):
-        train_sft(
+        train_adapter(
             SFT(**QUICK, lora=LORA, held_out=0.5),
             sft_rows(4),
             base=str(tiny_model),

@@ -24,7 +24,7 @@ from tuning_rows import (
 
 from cowest_dspy.errors import TuningError
 from cowest_dspy.lms import LocalEngine
-from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, data, train_kto, tunable, tune
+from cowest_dspy.tuning import KTO, KTO_LOSS_TYPES, SFT, data, train_adapter, tunable, tune
 
 
 def gaps(tiny_model: Path, adapter: Path | None) -> list[float]:
@@ -40,7 +40,7 @@ def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     settings = KTO(**quick(num_train_epochs=8), lora=LORA)
-    tuned = train_kto(settings, labelled_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_adapter(settings, labelled_rows(4), base=str(tiny_model), output=tmp_path / "out")
     assert tuned.history[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert tuned.history[-1]["loss"] < 0.4
     assert all(
@@ -49,7 +49,7 @@ def test_desirable_becomes_likelier_against_undesirable_than_in_the_reference(
     )
     # The same rows with the labels exchanged teach the opposite.
     wrong = [{**row, "label": not row["label"]} for row in labelled_rows(4)]
-    other = train_kto(settings, wrong, base=str(tiny_model), output=tmp_path / "wrong")
+    other = train_adapter(settings, wrong, base=str(tiny_model), output=tmp_path / "wrong")
     assert all(
         after < before
         for before, after in zip(gaps(tiny_model, None), gaps(tiny_model, other.path), strict=True)
@@ -62,7 +62,7 @@ def test_kto_starts_from_the_adapter_holds_it_as_the_reference_and_changes_nothi
     seen = watch_parameters(monkeypatch)
     files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
     data = labelled_rows(2)
-    tuned = train_kto(
+    tuned = train_adapter(
         KTO(**QUICK), data, base=str(tiny_model), adapter=first_sft.path, output=tmp_path / "out"
     )
     assert seen["changed"] == {
@@ -93,7 +93,7 @@ def test_the_rarer_label_weighs_more_and_weights_are_those_of_the_loss(
     assert KTO(desirable_weight=1.0, undesirable_weight=1.0).weights(30, 10) == (1.0, 1.0)
     data = [row for place, row in enumerate(labelled_rows(4)) if row["label"] or place == 1]
     first = [
-        train_kto(
+        train_adapter(
             KTO.model_validate(
                 {
                     **quick(per_device_train_batch_size=5, gradient_accumulation_steps=1),
@@ -127,7 +127,7 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = [row for place, row in enumerate(labelled_rows(4)) if row["label"] or place == 1]
-        tuned = train_kto(settings, data, base=str(tiny_model), output=tmp_path / "out")
+        tuned = train_adapter(settings, data, base=str(tiny_model), output=tmp_path / "out")
     assert [str(warning.message) for warning in caught] == [] and capfd.readouterr() == ("", "")
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
         "adapter_config.json",
@@ -139,18 +139,16 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
 def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: Path) -> None:
     engine = LocalEngine(tiny_model, dtype="float32")
     weak = tunable(engine.lm(temperature=0.0, max_tokens=8))
-    tuned = tune(
-        weak, labelled_rows(2), "unpaired", KTO(**QUICK, lora=LORA), tmp_path / "out", least=2
-    )
+    tuned = tune(weak, labelled_rows(2), KTO(**QUICK, lora=LORA), tmp_path / "out", least=2)
     assert tuned.model == f"{weak.model}+{tuned.result.adapter_hash}"
     with pytest.raises(
-        TuningError, match=r"unpaired data are tuned on with KTO\(...\), but settings is SFT"
+        TuningError, match=r"label are tuned on with KTO\(...\), but settings is SFT"
     ):
-        tune(weak, labelled_rows(2), "unpaired", SFT(), tmp_path / "no")
+        tune(weak, labelled_rows(2), SFT(), tmp_path / "no")
     with pytest.raises(
-        TuningError, match=r"preference data are tuned on with DPO\(...\), but settings is KTO"
+        TuningError, match=r"rejected are tuned on with DPO\(...\), but settings is KTO"
     ):
-        tune(weak, pair_rows(2), "preference", KTO(), tmp_path / "no")
+        tune(weak, pair_rows(2), KTO(), tmp_path / "no")
     engine.close()
 
 
@@ -193,7 +191,7 @@ def test_a_prompt_is_given_the_completion_of_another_row_of_its_forward_pass(
         return run(trainer, **options)
 
     monkeypatch.setattr(Trainer, "train", watched)
-    train_kto(
+    train_adapter(
         KTO(**QUICK, lora=LORA), labelled_rows(4), base=str(tiny_model), output=tmp_path / "out"
     )
     for start in range(0, 8, 4):

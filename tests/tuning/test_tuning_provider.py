@@ -18,7 +18,7 @@ from tuning_rows import QUICK, labelled, pair_rows, quick, says, sft_rows
 from cowest_dspy.errors import PairsError, TuningError
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
-from cowest_dspy.pairs import PreferencePairs, at_least
+from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.tuning import (
@@ -56,12 +56,12 @@ def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_p
     )
     row = {"prompt": [says("user", "2 + 2?")], "completion": [says("assistant", "4 bar")]}
     before = weak("2 + 2?")
-    tuned = tune(weak, [row] * 4, "sft", settings, tmp_path / "first")
+    tuned = tune(weak, [row] * 4, settings, tmp_path / "first")
     assert tuned.lm("2 + 2?") == ["4 bar"]
     assert weak("2 + 2?") == before != ["4 bar"]
     assert tuned.model == tuned.lm.model == f"{weak.model}+{tuned.result.adapter_hash}"
     # The next training goes on from the adapter that the model id names.
-    further = tune(tuned.lm, [row] * 4, "sft", SFT(**QUICK), tmp_path / "second")
+    further = tune(tuned.lm, [row] * 4, SFT(**QUICK), tmp_path / "second")
     assert further.result.history[0]["loss"] == pytest.approx(
         tuned.result.history[-1]["loss"], abs=0.01
     )
@@ -70,17 +70,20 @@ def test_tune_gives_an_lm_that_answers_with_the_new_weights(weak: dspy.LM, tmp_p
 
 def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:
     with pytest.raises(TuningError, match="no preference rows"):
-        tune(weak, [], "preference", DPO(), tmp_path / "out", least=0)
-    with pytest.raises(TuningError, match="preference data are tuned on with DPO"):
-        tune(weak, pair_rows(), "preference", SFT(), tmp_path / "out")
+        tune(weak, [], DPO(), tmp_path / "out", least=0)
+    with pytest.raises(
+        TuningError, match=r"rejected are tuned on with DPO\(...\), but settings is SFT"
+    ):
+        tune(weak, pair_rows(), SFT(), tmp_path / "out")
+    wrong: Any = "preferences"
     with pytest.raises(
         TuningError, match=r"data format 'preferences'.*Did you mean \"preference\""
     ):
-        tune(weak, pair_rows(), "preferences", DPO(), tmp_path / "out")  # pyright: ignore[reportArgumentType]
+        weak.finetune(pair_rows(), wrong, {"settings": DPO(), "output": tmp_path / "out"}).result()
     with pytest.raises(TuningError, match="its weights are not here"):
         tunable(dspy.LM("openai/gpt-5-mini"))
     with pytest.raises(TuningError, match="Use tunable"):
-        tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), "sft", SFT(), tmp_path / "out")
+        tune(dspy.LM("openai/gpt-5-mini"), sft_rows(), SFT(), tmp_path / "out")
 
 
 def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_toml(
@@ -93,13 +96,13 @@ def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_to
         PairsError,
         match=r"^Only 1 preference pair\. Sample more drafts .* \[pairs\] least asks for 8\.$",
     ) as few:
-        tune(weak, pair_rows(1), "preference", DPO(**QUICK), tmp_path / "out")
+        tune(weak, pair_rows(1), DPO(**QUICK), tmp_path / "out")
     assert (
         str(few.value).partition("Sample")[2]
         == toml.partition("Sample")[2].partition(" What there is")[0]
     )
     with pytest.raises(PairsError, match=r"least asks for 8\."):
-        tune(weak, labelled(pair_rows(3)), "unpaired", KTO(**QUICK), tmp_path / "out")
+        tune(weak, labelled(pair_rows(3)), KTO(**QUICK), tmp_path / "out")
     preference: Any = "preference"
     job = weak.finetune(
         pair_rows(7), preference, {"settings": DPO(**QUICK), "output": tmp_path / "out"}
@@ -111,7 +114,7 @@ def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_to
 
 def at_least_words(pairs: PreferencePairs) -> str:
     with pytest.raises(PairsError) as few:
-        at_least(pairs, PairRules.model_validate({}).least)
+        pairs.check_enough(PairRules.model_validate({}).least)
     return str(few.value)
 
 
@@ -140,13 +143,15 @@ def test_only_the_last_assistant_message_of_a_chat_row_is_learnt() -> None:
         says("user", "c"),
         says("assistant", "d"),
     ]
-    assert data.chat_rows([{"messages": messages}]) == [
+    assert data.sft_rows([{"messages": messages}]) == [
         {"prompt": messages[:3], "completion": messages[3:]}
     ]
     with pytest.raises(TuningError, match="Row 0"):
-        data.chat_rows([{"messages": messages[:3]}])
+        data.sft_rows([{"messages": messages[:3]}])
     with pytest.raises(TuningError, match="Row 0 is no chat row"):
-        data.chat_rows([{"prompt": messages}])
+        data.sft_rows([{"messages": messages[:1]}])
+    with pytest.raises(TuningError, match='Row 0: "completion" must be'):
+        data.sft_rows([{"prompt": messages}])
 
 
 def test_a_cancelled_job_stops_at_the_next_step_and_saves_nothing(
@@ -193,7 +198,6 @@ def test_bootstrap_finetune_of_dspy_tunes_the_weak_model(weak: dspy.LM, tmp_path
             }
             for n in range(4)
         ],
-        "sft",
         SFT(
             num_train_epochs=15,
             learning_rate=1e-2,

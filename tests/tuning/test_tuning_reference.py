@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tuning_rows import pair_rows, quick
 
-from cowest_dspy.tuning import DPO, Tuned, train_dpo, trainers
+from cowest_dspy.tuning import DPO, Tuned, train_adapter, trainers
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def train(
     base: Path, folder: Path, name: str, rows: int = 4, adapter: Path | None = None, **changes: Any
 ) -> Tuned:
     settings = DPO(**quick(**changes))
-    return train_dpo(
+    return train_adapter(
         settings,
         pair_rows(rows),
         base=str(base),

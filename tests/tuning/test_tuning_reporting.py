@@ -13,7 +13,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import LORA, QUICK, pair_rows, quick, sft_rows
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.tuning import DPO, SFT, train_dpo, train_sft
+from cowest_dspy.tuning import DPO, SFT, train_adapter
 from cowest_dspy.tuning import train as training
 
 
@@ -25,7 +25,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_loaded(
     with pytest.raises(
         TuningError, match=r'"mlflow", which is not installed\. Type pip install mlflow wandb'
     ):
-        train_sft(
+        train_adapter(
             SFT(**QUICK, report_to=("mlflow", "wandb")),
             sft_rows(),
             base=str(tmp_path / "none"),
@@ -74,7 +74,7 @@ def train(recording: type, base: Path, output: Path, monkeypatch: pytest.MonkeyP
     settings = DPO(
         **quick(num_train_epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",)
     )
-    return train_dpo(settings, pair_rows(8), base=str(base), output=output)
+    return train_adapter(settings, pair_rows(8), base=str(base), output=output)
 
 
 def test_an_integration_is_told_of_steps_and_evaluations(
@@ -124,7 +124,7 @@ def test_tensorboard_finds_the_scalars_beside_the_adapter(
     settings = DPO(
         **quick(num_train_epochs=2), lora=LORA, held_out=0.25, report_to=("tensorboard",)
     )
-    tuned = train_dpo(settings, pair_rows(8), base=str(tiny_model), output=tmp_path / "r1")
+    tuned = train_adapter(settings, pair_rows(8), base=str(tiny_model), output=tmp_path / "r1")
     (folder,) = (tmp_path / "r1.logs").iterdir()
     events = EventAccumulator(str(folder))
     events.Reload()

@@ -13,7 +13,7 @@ from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import HARD, left, same, sft_rows, train
 
 from cowest_dspy.errors import TuningError
-from cowest_dspy.tuning import SFT, train_sft, trainers
+from cowest_dspy.tuning import SFT, train_adapter, trainers
 from cowest_dspy.tuning import train as training
 from cowest_dspy.utils import interrupts
 
@@ -110,7 +110,7 @@ def test_a_signal_stops_after_a_step_and_the_training_resumes_with_the_same_bits
             signal.raise_signal(signal.SIGTERM)
 
     def run() -> Any:
-        return train_sft(
+        return train_adapter(
             SFT(**HARD),
             sft_rows(8),
             base=str(tiny_model),

@@ -19,8 +19,7 @@ from cowest_dspy.tuning import (
     SFT,
     Lora,
     data,
-    train_dpo,
-    train_sft,
+    train_adapter,
     trainers,
 )
 from cowest_dspy.tuning.config import RENAMED, RENAMED_LORA, RESERVED, library_fields
@@ -39,7 +38,7 @@ def test_every_loss_type_that_is_offered_trains(
         label_smoothing=1e-3,
         lora=LORA,
     )
-    tuned = train_dpo(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
+    tuned = train_adapter(settings, pair_rows(4), base=str(tiny_model), output=tmp_path / "out")
     assert [step["step"] for step in tuned.history] == [1, 2]
     assert any(bool(tensor.any()) for key, tensor in read(tuned.path).items() if "lora_B" in key), (
         "nothing was learnt"
@@ -59,7 +58,7 @@ def test_no_other_loss_type_is_accepted_by_trl(
 
     monkeypatch.setattr(trainers, "make_trainer", unknown)
     with pytest.raises(ValueError, match="Unknown loss type: nonsense") as caught:
-        train_dpo(
+        train_adapter(
             DPO(**QUICK, lora=LORA), pair_rows(4), base=str(tiny_model), output=tmp_path / "out"
         )
     named = set(re.findall(r"'([a-z_]+)'", str(caught.value)))
@@ -75,7 +74,7 @@ def test_no_other_loss_type_is_accepted_by_trl(
 
 def test_losses_are_weighted_and_added(tiny_model: Path, tmp_path: Path) -> None:
     def first_loss(name: str, **options: Any) -> float:
-        tuned = train_dpo(
+        tuned = train_adapter(
             DPO(**QUICK, **options, lora=LORA),
             pair_rows(4),
             base=str(tiny_model),
@@ -231,7 +230,7 @@ def test_a_malformed_row_is_named_before_a_model_is_loaded(
     row: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError):
-        train_sft(SFT(), sft_rows(2), base=str(tmp_path / "no model"), output=tmp_path / "out")
+        train_adapter(SFT(), sft_rows(2), base=str(tmp_path / "no model"), output=tmp_path / "out")
     with pytest.raises(TuningError, match=f"Row 1: .*{message}"):
         data.sft_rows([*sft_rows(1), row])
 

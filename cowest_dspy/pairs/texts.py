@@ -1,186 +1,21 @@
-"""Which drafts may become a preference: filters over drafts and pairs of drafts, and the measures
-of text that they use (length in words, nearly equal texts, an answer that is said verbatim)."""
+"""Measures of texts: length in words, nearly equal ones, an answer that is said verbatim, rows that
+nearly stand in another list."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-import dspy
-
-from cowest_dspy.errors import PairsError, nearest
-from cowest_dspy.influence.report import failure_kind, remedy
-from cowest_dspy.influence.trace import Trace
-from cowest_dspy.program.examples import inputs_key
-from cowest_dspy.utils.notebook import several
-
-# Scores are floats: 0.7 - 0.2 is a little less than 0.5, and meets a margin of 0.5 all the same.
-ROUNDING = 1e-9
-EVERY_FAILED, ONLY_ONE = "every draft failed", "only one draft"
-NO_CHANGE = "drafts that changed nothing"
-_FAILED = "drafts that failed ("
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class PairFilters:
-    """What becomes a preference pair (see :func:`~cowest_dspy.pairs.preference_pairs`). Counts in
-    ``dropped``, by reason, what does not.
-
-    Raises:
-        PairsError: a value out of range.
-    """
-
-    margin: float = 0.5
-    near: float = 0.95
-    leak: str | None = None
-    length_ratio: float | None = None
-    held_out: Iterable[dspy.Example] = ()
-    dropped: Counter[str] = field(default_factory=Counter[str])
-
-    def __post_init__(self) -> None:
-        if not 0 < self.margin <= 2:
-            raise PairsError(
-                f"margin is {self.margin}: it must be above 0 (a tie is no preference) and at "
-                "most 2."
-            )
-        if not 0 < self.near <= 1:
-            raise PairsError(
-                f"near is {self.near}: it must be above 0 and at most 1, where only equal texts "
-                "are dropped."
-            )
-        if self.length_ratio is not None and self.length_ratio < 1:
-            raise PairsError(
-                f"length_ratio is {self.length_ratio}: it must be at least 1, the longer text by "
-                "the shorter one."
-            )
-        self._held_out = {
-            inputs_key(dict(example.inputs().items())): str(example.get("id", "?"))
-            for example in self.held_out
-        }
-
-    def group_by_example(self, traces: Iterable[Trace]) -> Iterator[list[Trace]]:
-        """The drafts of each example in the order of sampling; one example at a time is in memory.
-
-        Raises:
-            PairsError: the drafts of an example do not stand together; or, after the last example,
-                some have the inputs of held-out ones.
-        """
-        finished: set[tuple[int, str]] = set()
-        overlap: list[str] = []
-        for key, drafts in itertools.groupby(traces, key=lambda one: (one.round, one.example_id)):
-            if key in finished:
-                raise PairsError(
-                    f'The drafts of example "{key[1]}" (round {key[0]}) do not stand together in '
-                    "the traces, which are read as a stream. Sort them first: sorted(traces, "
-                    "key=lambda trace: (trace.round, trace.example_id))."
-                )
-            finished.add(key)
-            together = sorted(drafts, key=lambda trace: trace.draft_index)
-            if self._held_out:
-                same = self._held_out.get(inputs_key(together[0].inputs))
-                overlap += [] if same is None else [f"{key[1]} (held out as {same})"]
-            yield together
-        if overlap:
-            raise PairsError(
-                f"{len(overlap)} examples have the inputs of held-out ones: "
-                f"{', '.join(overlap[:5])}{', ...' if len(overlap) > 5 else ''}. What is tested "
-                "must not be trained on: drop one of the two."
-            )
-
-    def usable(self, drafts: Sequence[Trace]) -> list[Trace]:
-        """Drafts with an influence, each text once; best first, equally good ones in the order of
-        sampling."""
-        kept: dict[str, Trace] = {}
-        for trace in drafts:
-            text = " ".join(trace.completion.split())
-            if trace.error is not None or trace.influence is None:
-                self.dropped[f"{_FAILED}{failure_kind(trace.error or 'no score')})"] += 1
-            elif not text:
-                self.dropped["drafts without any text"] += 1
-            elif text in kept:
-                self.dropped["drafts equal to another"] += 1
-            else:
-                kept[text] = trace
-        return sorted(kept.values(), key=lambda trace: (-influence_of(trace), trace.draft_index))
-
-    def without_leaks(self, drafts: Sequence[Trace]) -> list[Trace]:
-        """The drafts that do not say the gold answer, where ``leak`` names its field.
-
-        Raises:
-            PairsError: an example without that field.
-        """
-        if self.leak is None:
-            return list(drafts)
-        kept = [
-            trace
-            for trace in drafts
-            if not any(says(trace.completion, answer) for answer in _answers(trace, self.leak))
-        ]
-        if len(kept) < len(drafts):
-            self.dropped["drafts that say the answer (never chosen)"] += len(drafts) - len(kept)
-        return kept
-
-    def objection(self, chosen: Trace, rejected: Trace) -> str | None:
-        """Why two drafts of which one did better are no pair all the same; None if they are one."""
-        if chosen.prompt != rejected.prompt:
-            return "drafts of different prompts"
-        if near(chosen.completion, rejected.completion, self.near):
-            return "nearly equal texts"
-        if self.length_ratio is not None:
-            short, long = sorted(word_count(one.completion) for one in (chosen, rejected))
-            if long > self.length_ratio * short:
-                return "lengths that differ by more than length_ratio"
-        return None
-
-
-def influence_of(trace: Trace) -> float:
-    """The influence of a draft that has one."""
-    return trace.influence or 0.0
-
-
-def _answers(trace: Trace, name: str) -> list[str]:
-    """The gold answers in a field: one, or several that are accepted."""
-    if name not in trace.gold:
-        raise PairsError(
-            f'leak names the field "{name}", which example "{trace.example_id}" does not '
-            f"have.{nearest(name, trace.gold)} It has {sorted(trace.gold)}."
-        )
-    value: Any = trace.gold[name]
-    values = value if isinstance(value, list | tuple | set) else [value]
-    return [str(answer) for answer in values if answer is not None]
-
-
-def advice(dropped: Mapping[str, int], more: str) -> str:
-    """What to try when there are too few pairs, the cause first: what mends the failures that cost
-    most drafts, before ``more``, the advice to sample more, where more was lost by failures than
-    otherwise. ``dropped``: counts by reason."""
-    failed = {
-        name[len(_FAILED) : -1]: count
-        for name, count in dropped.items()
-        if name.startswith(_FAILED)
-    }
-    if not failed:
-        return more
-    by_failure = (f"examples: {EVERY_FAILED}", f"examples: {ONLY_ONE}")
-    otherwise = sum(
-        count
-        for name, count in dropped.items()
-        if name.startswith(("examples: ", NO_CHANGE)) and name not in by_failure
-    )
-    kind = max(failed, key=lambda one: failed[one])
-    mend = f"{several(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
-    return f"{mend} {more}" if sum(failed.values()) >= otherwise else f"{more} {mend}"
-
-
-# Texts
 
 # Chinese and Japanese are written without spaces: each of their signs counts as a word.
 _SIGN = "\u3040-\u30ff\u3400-\u9fff"
@@ -267,6 +102,75 @@ def says(text: str, answer: str) -> bool:
 def plain(text: str) -> str:
     """The text as two are compared: NFKC, case folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+# Lengths of chosen and rejected texts
+
+# A mean difference of lengths that is certain, but a smaller part of the mean length, is not warned
+# of.
+STRONG_BIAS = 0.2
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Words of chosen and rejected drafts, over all pairs: whether preference tuning would learn
+    length first (Park et al. 2024, "Disentangling Length from Quality in Direct Preference
+    Optimization", arXiv 2403.19159).
+
+    ``difference`` is the mean of chosen less rejected, ``interval`` its 95 % bootstrap interval
+    over examples (None for fewer than two); ``longer`` and ``shorter`` are the shares of pairs, in
+    [0, 1], whose chosen draft is longer or shorter.
+    """
+
+    chosen: float
+    rejected: float
+    difference: float
+    interval: Interval | None
+    longer: float
+    shorter: float
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Hashable, str, str]]) -> Lengths | None:
+        """The lengths of pairs, each an example, a chosen and a rejected text; None when there are
+        none. The same pairs give the same interval."""
+        counted = [(key, word_count(one), word_count(other)) for key, one, other in pairs]
+        if not counted:
+            return None
+        groups: dict[Hashable, list[float]] = {}
+        for key, one, other in counted:
+            groups.setdefault(key, []).append(one - other)
+        differences = [one - other for _, one, other in counted]
+        return cls(
+            chosen=fmean(one for _, one, _ in counted),
+            rejected=fmean(other for _, _, other in counted),
+            difference=fmean(differences),
+            interval=bootstrap_mean_interval(list(groups.values())),
+            longer=fmean(one > 0 for one in differences),
+            shorter=fmean(one < 0 for one in differences),
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What to say, and to try, when the difference is certain (0 is outside the interval) and
+        more than a fifth of the mean length."""
+        certain = self.interval is not None and not self.interval.low <= 0 <= self.interval.high
+        size = abs(self.difference)
+        if not certain or size <= STRONG_BIAS * (self.chosen + self.rejected) / 2:
+            return None
+        word = "longer" if self.difference > 0 else "shorter"
+        return (
+            f"Chosen drafts are {word} than rejected ones by {size:.1f} words: tuning may teach "
+            "length instead of content. [pairs] length_ratio = 1.5 keeps pairs of similar length "
+            "only."
+        )
+
+    def __str__(self) -> str:
+        spread = f" [{self.interval.low:+.1f}, {self.interval.high:+.1f}]" if self.interval else ""
+        return (
+            f"chosen {self.chosen:.1f} words, rejected {self.rejected:.1f}, difference "
+            f"{self.difference:+.1f}{spread}; chosen is longer in {100 * self.longer:.0f} % and "
+            f"shorter in {100 * self.shorter:.0f} % of the pairs"
+        )
 
 
 # Texts that nearly stand in another list
