@@ -17,12 +17,11 @@ import dspy
 
 from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.summary import arm_from, arm_of
+from cowest_dspy.experiment.summary import arm_of, load_arm, load_rounds
 from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.run import RunContext
 from cowest_dspy.program import (
@@ -165,7 +164,7 @@ def record_arm(
     named = {**known, "title": arm.title, "note": arm.note}
     if named != known:
         experiment.store.keep(record, arm.name, named)
-    return arm_from(arm.name, named)
+    return load_arm(arm.name, named)
 
 
 def stage_of(record: str, name: str) -> str:
@@ -360,7 +359,7 @@ def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 def _rounds_note(experiment: _Parts) -> str:
     """Which rounds made the tuned model what it is, where not all were accepted."""
-    rounds = [Round.from_dict(record) for record in experiment.store.records("round").values()]
+    rounds = load_rounds(experiment.store)
     return "" if all(made.accepted for made in rounds) else outcomes_text(rounds)
 
 

@@ -20,12 +20,11 @@ from cowest_dspy.errors import ConfigError, PairsError, nearest
 from cowest_dspy.experiment.arms import answerer, record_arm, stage_of
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.experiment.summary import arm_title, tuned_state, versions, with_state
+from cowest_dspy.experiment.summary import arm_title, load_rounds, tuned_state, versions, with_state
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
 from cowest_dspy.influence.arms import outputs_of
 from cowest_dspy.influence.metric import score_of
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
-from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
@@ -258,9 +257,7 @@ class Compared:
             part = self.variants.of({"seed": seed, **changes})
             found = self._measured(part, "tuned", TUNED, seed)
             if found:
-                rounds = [
-                    Round.from_dict(record) for record in part.store.records("round").values()
-                ]
+                rounds = load_rounds(part.store)
                 trained = sum(
                     made.pairs - made.replayed for made in rounds if made.outcome != "skipped"
                 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dspy
 
 from cowest_dspy.errors import RouterError
-from cowest_dspy.experiment.summary import kept_traces
+from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.router import DraftLikelihood, Router, scores_drafts
 from cowest_dspy.optimizers.router_curve import Curve, router_curve
 from cowest_dspy.optimizers.router_fitting import (
@@ -61,7 +61,7 @@ def fit_run_router(
         RouterError: no traces, or of too few examples; no dev or test examples.
         ConfigError: ``likelihood``, and the weak model gives none.
     """
-    traces = kept_traces(experiment.store)
+    traces = Traces.load(experiment.store)
     if not len(traces):
         raise RouterError(
             f"{experiment.run} has no traces, which a router learns from: run `cowest collect` on "

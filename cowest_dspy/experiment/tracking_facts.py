@@ -17,7 +17,7 @@ from typing import Any
 from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml, shown_settings
-from cowest_dspy.experiment.summary import arm_from, versions
+from cowest_dspy.experiment.summary import load_arm, versions
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
@@ -114,7 +114,7 @@ def numbers(prefix: str, values: Mapping[str, Any]) -> Numbers:
 
 def _arms(config: Config, store: Store) -> Numbers:
     """Of each evaluated arm, by its name, under the name of the split."""
-    arms = tuple(arm_from(name, record) for name, record in store.records("arm").items())
+    arms = tuple(load_arm(name, record) for name, record in store.records("arm").items())
     made: Numbers = {}
     for line in arm_table(RunReport("", "", 0, "collaboration", arms=arms)):
         found = {"score": line.accuracy, "strict_score": line.strict_accuracy, "n": line.answered}

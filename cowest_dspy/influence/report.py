@@ -15,6 +15,7 @@ from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, 
 from cowest_dspy.utils import notebook
 
 Z = statistics.NormalDist().inv_cdf(0.975)
+SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 
 _REMEDIES = {
     "truncated": "raise max_tokens of the model that was cut off ([weak] max_tokens for drafts, "
@@ -178,17 +179,17 @@ class InfluenceReport:
     @property
     def helped(self) -> int:
         """Drafts that made the answer better."""
-        return sum(value > 0 for value in self.scored)
+        return sum(value > SAME for value in self.scored)
 
     @property
     def hurt(self) -> int:
         """Drafts that made the answer worse."""
-        return sum(value < 0 for value in self.scored)
+        return sum(value < -SAME for value in self.scored)
 
     @property
     def same(self) -> int:
         """Drafts that changed no score."""
-        return sum(value == 0 for value in self.scored)
+        return len(self.scored) - self.helped - self.hurt
 
     @property
     def failed(self) -> int:
@@ -215,7 +216,7 @@ class InfluenceReport:
     ) -> Interval | None:
         """The interval of the harm rate, over examples as that of the mean; it has a width also
         where no draft hurt."""
-        groups = [[value < 0 for value in group] for group in self._by_example()]
+        groups = [[value < -SAME for value in group] for group in self._by_example()]
         return share_interval(groups, level=level, seed=seed, repeats=resamples)
 
     @property

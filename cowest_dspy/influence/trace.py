@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, overload
 
+from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.report import InfluenceReport, format_kinds
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils import notebook
@@ -60,6 +61,14 @@ class Trace:
     alone_scores: tuple[float, ...] = ()
     refined_parts: dict[str, float] = field(default_factory=dict)
     alone_parts: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.influence is None) == (self.error is None):
+            raise ReportError(
+                f'Draft {self.draft_index} of "{self.example_id}" has influence '
+                f"{self.influence!r} and error {self.error!r}: give either an influence in "
+                "[-1, 1], or influence=None with its error."
+            )
 
     @property
     def key(self) -> str:

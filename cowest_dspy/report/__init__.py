@@ -29,18 +29,12 @@ from cowest_dspy.report.compare_view import (
 )
 from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint, paired_test
 from cowest_dspy.report.facts import (
-    AgreementRow,
     Arm,
     Curve,
     CurvePoint,
-    Noise,
-    PairRow,
     PairsSummary,
-    RoundRow,
     RunReport,
     Stage,
-    StepRow,
-    TraceRow,
 )
 from cowest_dspy.report.figures import Figures, figures, report_schema
 from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
@@ -58,7 +52,6 @@ from cowest_dspy.report.verdict import comparison_verdict, outcomes_text, verdic
 from cowest_dspy.report.view import Verdict
 
 __all__ = [
-    "AgreementRow",
     "Answer",
     "Arm",
     "ComparedArm",
@@ -66,17 +59,12 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "Figures",
-    "Noise",
     "Numbers",
     "Outcome",
-    "PairRow",
     "PairsSummary",
-    "RoundRow",
     "RunReport",
     "Stage",
-    "StepRow",
     "SweepPoint",
-    "TraceRow",
     "Verdict",
     "WrittenComparison",
     "WrittenReport",

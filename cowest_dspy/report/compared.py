@@ -11,12 +11,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.report.facts import Arm, Record, Stage, dump, load
+from cowest_dspy.report.facts import STRICT, Arm, Stage, dump, load
 from cowest_dspy.report.significance import REPEATS, Paired, compare_seeds
 from cowest_dspy.utils.notebook import html_of
 
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparedArm(Record):
+class ComparedArm:
     """One arm under one seed. ``extra`` maps the name of a further score to its value over the
     corpus; None: not computable.
 
@@ -61,7 +61,7 @@ class ComparedArm(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepPoint(Record):
+class SweepPoint:
     """One point of an ablation: ``settings`` (dotted key -> value, as JSON has values), and the arm
     that was measured there.
 
@@ -80,7 +80,7 @@ class SweepPoint(Record):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Comparison(Record):
+class Comparison:
     """Arms that answered the same examples. ``against`` names the arm that all others are tested
     against; ``metric`` is a name.
 
@@ -90,6 +90,8 @@ class Comparison(Record):
     target's. A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601
     time.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     title: str
     created: str

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport, TraceRow
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport
 from cowest_dspy.report.numbers import (
     ArmLine,
     InfluenceCounts,
@@ -22,6 +23,7 @@ from cowest_dspy.report.numbers import (
     compare,
     influence_by_round,
     influence_counts,
+    mean_noise,
 )
 from cowest_dspy.report.significance import PairedTest
 from cowest_dspy.report.verdict import verdict
@@ -71,7 +73,8 @@ class Totals:
 class Figures:
     """What follows from a report. ``influence`` and ``distribution`` are by the number of the
     round; ``graded`` says whether influences have more than the three values -1, 0 and +1.
-    ``right_both`` counts what was right before tuning and after."""
+    ``mean_noise`` is what a mean influence stays below when drafts do nothing. ``right_both``
+    counts what was right before tuning and after."""
 
     verdict: Verdict
     arms: tuple[ArmLine, ...]
@@ -80,6 +83,7 @@ class Figures:
     influence: dict[str, InfluenceCounts]
     distribution: dict[str, tuple[Bin, ...]]
     graded: bool
+    mean_noise: float | None
     by_draft: tuple[DraftGroup, ...]
     totals: Totals
 
@@ -103,6 +107,7 @@ def figures(report: RunReport) -> Figures:
         influence={str(number): counts for number, counts in rounds.items()},
         distribution={str(number): bins(values[str(number)]) for number in rounds},
         graded=len({round(value, 6) for known in values.values() for value in known}) > 3,
+        mean_noise=mean_noise(report),
         by_draft=_by_draft(report.traces),
         totals=_totals(report),
     )
@@ -123,7 +128,7 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
     )
 
 
-def _by_draft(rows: Sequence[TraceRow]) -> tuple[DraftGroup, ...]:
+def _by_draft(rows: Sequence[Trace]) -> tuple[DraftGroup, ...]:
     """Drafts by their own score: wrong and right, or in quarters where scores are graded."""
     scored = [row for row in rows if row.draft_score is not None]
     binary = all(row.draft_score in (0, 1) for row in scored)

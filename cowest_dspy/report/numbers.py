@@ -13,17 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cowest_dspy.influence.report import failure_kind
-from cowest_dspy.influence.statistics import (
-    Interval,
-    bootstrap_mean_interval,
-    share_interval,
-    wilson_interval,
-)
+from cowest_dspy.influence.report import InfluenceReport, failure_kind
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs.filters import plain
-from cowest_dspy.report.facts import Arm, RunReport, TraceRow
-from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
+from cowest_dspy.report.facts import Arm, RunReport
+from cowest_dspy.report.significance import PairedTest, is_binary, paired_exact_test
 
 T = TypeVar("T")
 SHARE, LEAST = 0.75, 20  # of an arm's drafts that are one text; fewer drafts say nothing
@@ -104,35 +99,37 @@ def compare(report: RunReport, first: str | None, second: str | None) -> PairedT
     return paired_exact_test(scores_of(one), scores_of(other)) if one and other else None
 
 
-def influence_counts(rows: Iterable[TraceRow | Trace], *, seed: int = 0) -> InfluenceCounts:
-    """Counts and mean influence of drafts, with a bootstrap interval over examples."""
-    failures, groups, qualities = Counter[str](), defaultdict(list), list[float]()
-    for row in rows:
-        qualities += [] if row.draft_score is None else [row.draft_score]
-        if row.influence is None:
-            failures[failure_kind(row.error or "error")] += 1
-        else:
-            groups[row.example_id].append(row.influence)
-    values = [value for group in groups.values() for value in group]
-    helped, hurt = sum(value > SAME for value in values), sum(value < -SAME for value in values)
-    mean = statistics.fmean(values) if values else None
-    interval = bootstrap_mean_interval(list(groups.values()), seed=seed)
-    harm = share_interval(
-        [[value < -SAME for value in group] for group in groups.values()], seed=seed
-    )
-    quality = statistics.fmean(qualities) if qualities else None
-    rate = hurt / len(values) if values else None
-    same, failed = len(values) - helped - hurt, failures.total()
+def influence_counts(traces: Iterable[Trace], *, seed: int = 0) -> InfluenceCounts:
+    """Counts and mean influence of drafts, with bootstrap intervals over examples."""
+    traces = list(traces)
+    found = InfluenceReport.from_traces(traces)
+    qualities = [trace.draft_score for trace in traces if trace.draft_score is not None]
     return InfluenceCounts(
-        helped, hurt, same, failed, mean, interval, rate, harm, quality, dict(failures)
+        **found.counts,
+        mean=found.mean if found.scored else None,
+        interval=found.interval(seed=seed),
+        harm_rate=found.harm_rate if found.scored else None,
+        harm=found.harm_interval(seed=seed),
+        draft_quality=statistics.fmean(qualities) if qualities else None,
+        failures=dict(found.failures),
     )
 
 
-def influence_by_round(rows: Iterable[TraceRow | Trace]) -> dict[int, InfluenceCounts]:
+def mean_noise(report: RunReport) -> float | None:
+    """What a mean influence over the run's examples stays below, in 97.5 % of cases, when drafts do
+    nothing; None where the noise floor was not measured."""
+    examples = {trace.example_id for trace in report.traces if trace.influence is not None}
+    if report.noise is None or not examples:
+        return None
+    answers = max(len(trace.alone_scores) for trace in report.traces) or 1
+    return report.noise.of_mean(len(examples), answers)
+
+
+def influence_by_round(traces: Iterable[Trace]) -> dict[int, InfluenceCounts]:
     """``influence_counts`` of each round, in order."""
-    rounds: dict[int, list[TraceRow | Trace]] = defaultdict(list)
-    for row in rows:
-        rounds[row.round].append(row)
+    rounds: dict[int, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        rounds[trace.round].append(trace)
     return {number: influence_counts(rounds[number]) for number in sorted(rounds)}
 
 

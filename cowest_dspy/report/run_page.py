@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report.facts import Arm, RunReport, TraceRow, redact
+from cowest_dspy.influence.report import SAME
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.report.facts import Arm, RunReport, redact
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import evenly
 from cowest_dspy.report.page import (
@@ -32,7 +34,6 @@ from cowest_dspy.report.page import (
     settings_section,
 )
 from cowest_dspy.report.run_view import run_view
-from cowest_dspy.report.significance import SAME
 from cowest_dspy.report.verdict import describe_arm, format_share, format_usd
 from cowest_dspy.report.view import Section
 from cowest_dspy.utils.files import write_whole
@@ -184,9 +185,15 @@ def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
 
 
 def _pairs(report: RunReport) -> list[Any]:
-    """Some pairs, each with the parts of its rejected and of its chosen draft."""
+    """Some pairs, each with its prompt and the parts of its rejected and of its chosen draft."""
     rows = evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
-    return [(row, *diff_words(clip(row.rejected, 1200), clip(row.chosen, 1200))) for row in rows]
+    texts = [
+        [side[-1]["content"] for side in (row.prompt, row.rejected, row.chosen)] for row in rows
+    ]
+    return [
+        (row, prompt, *diff_words(clip(rejected, 1200), clip(chosen, 1200)))
+        for row, (prompt, rejected, chosen) in zip(rows, texts, strict=True)
+    ]
 
 
 class Texts:
@@ -231,9 +238,7 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
 def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
     """The drafts, one row each, with every step from input to influence: those of training rounds,
     then those of held-out arms, beside what the first rival answered without them."""
-    traces: list[tuple[str, TraceRow]] = [
-        (f"round {trace.round}", trace) for trace in report.traces
-    ]
+    traces: list[tuple[str, Trace]] = [(f"round {trace.round}", trace) for trace in report.traces]
     traces += [(arm.title, trace) for arm in report.arms for trace in _held_out(report, arm)]
     rounds = sorted({trace.round for trace in report.traces})
     arms = [arm.title for arm in report.arms]
@@ -363,7 +368,7 @@ def _answer_steps(title: str, answer: Answer) -> list[list[str]]:
     return [*steps, ["answer", answer.answer or "(empty)"]]
 
 
-def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
+def _held_out(report: RunReport, arm: Arm) -> Iterable[Trace]:
     """The arm's answers that had a draft, as traces: beside them the answer of the first rival, the
     strong model alone."""
     rival = report.arm(next(iter(report.rivals), None))
@@ -382,12 +387,13 @@ def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
             else answer.score - other.score
         )
         error = answer.error or ("no answer without a draft" if other is None else other.error)
-        yield TraceRow(
+        yield Trace(
             example_id=answer.example_id,
             draft_index=0,
             round=0,
             inputs=answer.inputs,
             gold={"answer": answer.gold},
+            prompt=(),
             completion="",
             draft=answer.draft,
             refined=_fields(answer),
@@ -396,6 +402,8 @@ def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
             alone_score=other.score if other else None,
             influence=both,
             draft_score=None,
+            weak_model="",
+            strong_model="",
             error=error if both is None else None,
         )
 
@@ -404,7 +412,7 @@ def _fields(answer: Answer) -> dict[str, Any]:
     return {**answer.steps, "answer": "" if answer.answer is None else answer.answer}
 
 
-def _trace_row(where: str, trace: TraceRow) -> Row:
+def _trace_row(where: str, trace: Trace) -> Row:
     kind = effect(trace.influence)
     shown = "failed" if trace.influence is None else f"{trace.influence:+.2f}"
     steps = [

@@ -9,9 +9,10 @@ from typing import Any
 from markupsafe import Markup
 from rich.console import Console
 
+from cowest_dspy.optimizers.deciding import Gain
 from cowest_dspy.report import charts
 from cowest_dspy.report.charts import Axis, Chart, Row
-from cowest_dspy.report.facts import Curve, RoundRow, RunReport, StepRow
+from cowest_dspy.report.facts import Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, evenly
 from cowest_dspy.report.verdict import (
@@ -188,8 +189,8 @@ def _rounds(report: RunReport) -> Section | None:
             str(row.number),
             format_count(row.pairs),
             format_count(row.replayed),
-            row.gain,
-            format_count(row.n),
+            row.gain.span if row.gain else "-",
+            format_count(row.gain.n if row.gain else 0),
             row.outcome,
         )
         for row in report.rounds
@@ -198,13 +199,13 @@ def _rounds(report: RunReport) -> Section | None:
         "rounds",
         "Rounds",
         (Table("Rounds", ("round", "pairs", "replayed", "gain, dev split", "n", "outcome"), rows),),
-        tuple(map(str, report.rounds)),
+        tuple(f"Round {row.number} {row.outcome}: {row.reason}." for row in report.rounds),
         "Each round collects drafts of the weak model that the last one left, tunes it on their "
         "pairs, and is accepted only if the paired interval of the gain on the dev split lies "
         "where [rounds] asks for it.",
         lambda: _gains(
             "Gain of each round on the dev split",
-            [(f"round {row.number}", row) for row in report.rounds],
+            [(f"round {row.number}", row.gain, row.accepted) for row in report.rounds],
         ),
     )
 
@@ -218,7 +219,7 @@ def _cycle(report: RunReport) -> Section | None:
             "-" if row.score is None else f"{row.score:.3f}",
             format_count(row.n),
             format_count(row.failed),
-            row.gain,
+            row.gain.span if row.gain else "-",
             "yes" if row.best else "",
         )
         for row in report.steps
@@ -233,29 +234,30 @@ def _cycle(report: RunReport) -> Section | None:
         "seen.",
         charts=lambda: _gains(
             "Gain of each step over the start, on the dev split",
-            [(f"{row.number} {row.name}", row) for row in report.steps],
+            [(f"{row.number} {row.name}", row.gain, row.best) for row in report.steps],
         ),
     )
 
 
-def _gains(label: str, rows: Sequence[tuple[str, RoundRow | StepRow]]) -> list[Chart]:
-    """A point with its interval for each round or step that has a measured gain."""
-    known = [(name, row) for name, row in rows if row.mean is not None]
+def _gains(label: str, rows: Sequence[tuple[str, Gain | None, bool]]) -> list[Chart]:
+    """A point with its interval for each round or step that has a measured gain; coloured, where it
+    was taken."""
+    known = [(name, gain, taken) for name, gain, taken in rows if gain and gain.mean is not None]
     if not known:
         return []
-    ends = (end for _, row in known for end in (row.mean, row.low, row.high))
+    ends = (end for _, gain, _ in known for end in (gain.mean, gain.low, gain.high))
     axis = charts.signed_axis(charts.reach(ends), "gain in score")
     drawn = [
         Row(
             name,
-            row.mean,
-            f"{name}: {row.gain}",
-            row.low,
-            row.high,
-            "helped" if (row.accepted if isinstance(row, RoundRow) else row.best) else "plain",
-            row.gain,
+            gain.mean,
+            f"{name}: {gain.span}",
+            gain.low,
+            gain.high,
+            "helped" if taken else "plain",
+            gain.span,
         )
-        for name, row in known
+        for name, gain, taken in known
     ]
     return [Chart(charts.points(drawn, label, axis, line=0.0))]
 
@@ -319,7 +321,7 @@ def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
             _LEGEND,
         ),
         Chart(
-            _means(report, numbers),
+            _means(numbers),
             "Mean influence, by round",
             (("band", band),) if report.noise else (),
         ),
@@ -339,13 +341,13 @@ def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
     return [chart for chart in found if chart.drawing]
 
 
-def _means(report: RunReport, numbers: Figures) -> Markup:
+def _means(numbers: Figures) -> Markup:
     """The mean influence of each round with its interval, on the band of what the strong model's
     own sampling may make."""
     known = [(n, counts) for n, counts in numbers.influence.items() if counts.mean is not None]
     if not known:
         return Markup()
-    floor = report.noise.of_mean if report.noise else 0.0
+    floor = numbers.mean_noise or 0.0
     ends, rows = [floor], list[Row]()
     for number, counts in known:
         low, high = (counts.interval.low, counts.interval.high) if counts.interval else (None, None)

@@ -309,7 +309,8 @@ def _column(name: str, report: RunReport) -> RunColumn:
         warnings=report.warnings,
         examples=len(_examples(report)),
         rounds=tuple(
-            f"{row.number}: {row.outcome}, gain {row.gain}, {row.pairs:,} pairs"
+            f"{row.number}: {row.outcome}, gain {row.gain.span if row.gain else LACKING}, "
+            f"{row.pairs:,} pairs"
             for row in report.rounds
         ),
         pairs=report.pairs.kept if report.pairs else None,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cowest_dspy.influence.report import SAME
 from cowest_dspy.influence.statistics import (
     Interval,
     bootstrap_mean_interval,
@@ -24,7 +25,6 @@ from cowest_dspy.influence.statistics import (
 if TYPE_CHECKING:
     import numpy as np
 
-SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 REPEATS = 10_000
 ALPHA = 0.05
 

@@ -12,12 +12,13 @@ from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.rounds import Outcome, Round
 from cowest_dspy.report.compare import ArmNumbers, Numbers, controls_of
 from cowest_dspy.report.compared import Comparison
-from cowest_dspy.report.facts import RoundRow, RunReport
+from cowest_dspy.report.facts import RunReport
 from cowest_dspy.report.numbers import (
     compare,
     failures_of,
     influence_by_round,
     influence_counts,
+    mean_noise,
 )
 from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, finding
 from cowest_dspy.report.view import Verdict
@@ -128,32 +129,24 @@ def influence_notes(report: RunReport) -> list[str]:
     if counts.failures:
         most = max(counts.failures, key=lambda kind: counts.failures[kind])
         lines.append(f"Failed drafts: {format_kinds(counts.failures)}. Of {most}: {remedy(most)}.")
-    if report.noise is not None and report.noise.n:
-        noise = report.noise
+    noise, bound = report.noise, mean_noise(report)
+    if noise is not None and noise.n and bound is not None:
         lines.append(
             "Noise floor: asked again, the strong model alone scored otherwise on "
             f"{noise.changed} of {noise.n} examples, by "
             f"{noise.mean_change:.2f} on average; by that alone a mean influence may be "
-            f"{noise.of_mean:.3f}."
+            f"{bound:.3f}."
         )
-    elif report.noise is not None:
+    elif noise is not None and not noise.n:
         lines.append("Noise floor 0: the strong model does not sample.")
-    for row in report.agreement:
-        if row.tau is None:
-            lines.append(
-                f"Agreement of {row.evaluator} and metric: not defined, one of them scored all "
-                f"{row.n} answers alike."
-            )
+    for evaluator, found in report.agreement.items():
+        if found.tau is None:
+            words = f"not defined, one of them scored all {found.n} answers alike"
         else:
-            spread = (
-                ""
-                if row.low is None or row.high is None
-                else f" (95 % {row.low:+.2f} to {row.high:+.2f})"
-            )
-            lines.append(
-                f"Agreement of {row.evaluator} and metric: Kendall's tau-b "
-                f"{row.tau:+.2f}{spread}, {row.n} answers."
-            )
+            span = found.interval
+            spread = f" (95 % {span.low:+.2f} to {span.high:+.2f})" if span else ""
+            words = f"Kendall's tau-b {found.tau:+.2f}{spread}, {found.n} answers"
+        lines.append(f"Agreement of {evaluator} and metric: {words}.")
     return lines
 
 
@@ -275,7 +268,7 @@ def explain_disagreement(
     )
 
 
-def outcomes_text(rounds: Sequence[Round | RoundRow], *, why: bool = False) -> str:
+def outcomes_text(rounds: Sequence[Round], *, why: bool = False) -> str:
     """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round.
     ``why``: with the reason of those that were skipped."""
     parts = list[str]()

@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, arm, draft, full_run, run
+from report_runs import HOSTILE, arm, draft, full_run, gain, made_round, run
 from written_page import svgs, titles
 
+from cowest_dspy.influence import NoiseFloor
+from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.report import (
     Curve,
     CurvePoint,
-    Noise,
-    RoundRow,
     RunReport,
-    StepRow,
     charts,
     drawing,
     render_html,
@@ -62,14 +61,14 @@ def whole_run() -> RunReport:
     return dataclasses.replace(
         full_run(),
         traces=graded,
-        noise=Noise(20, 2, 0.1, 0.04),
+        noise=NoiseFloor(20, 2, 0.1, 0.01),
         rounds=(
-            RoundRow(1, 9, 0, "accepted", "gain", 30, 0.1, 0.02, 0.18, 0.95),
-            RoundRow(2, 9, 0, "rolled back", "no gain", 30, 0.0, -0.1, 0.1, 0.95),
+            made_round(1, 9, "accepted", "gain", gain(0.1, 0.02, 0.18)),
+            made_round(2, 9, "rolled back", "no gain", gain(0.0, -0.1, 0.1)),
         ),
         steps=(
-            StepRow(0, "start", 0.5, 30, 0, False),
-            StepRow(1, "weights", 0.6, 30, 0, True, 0.1, 0.02, 0.18),
+            StepResult(0, "start", "small", 0.5, 30, 0, False),
+            StepResult(1, "weights", "small", 0.6, 30, 0, True, gain(0.1, 0.02, 0.18)),
         ),
     )
 

@@ -13,7 +13,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import HOSTILE, arm, full_run, run, trace
+from report_runs import HOSTILE, arm, full_run, pair, run, trace
 from rich.console import Console
 from written_page import Page
 
@@ -21,7 +21,6 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.report import (
     Curve,
     CurvePoint,
-    PairRow,
     PairsSummary,
     Stage,
     print_report,
@@ -248,9 +247,7 @@ def test_filters_offer_only_what_would_show_something():
 
 
 def test_a_pair_shows_which_words_its_drafts_do_not_share():
-    row = PairRow(
-        "t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", 1.0, None
-    )
+    row = pair("t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", None)
     html = render_html(dataclasses.replace(full_run(), pairs=PairsSummary(1, 1, {}, (row,))))
     assert (
         "The valve &lt;b&gt; holds <ins>12</ins> bar." in html

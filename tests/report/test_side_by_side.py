@@ -16,14 +16,14 @@ import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, arm, full_run, run
+from report_runs import HOSTILE, arm, full_run, gain, made_round, run
 from typer.testing import CliRunner
 from written_page import titles
 
 from cowest_dspy.cli.main import app
 from cowest_dspy.errors import CowestError, ReportError
 from cowest_dspy.experiment.summary import read_run
-from cowest_dspy.report import RoundRow, RunReport, paired_exact_test, write_report
+from cowest_dspy.report import RunReport, paired_exact_test, write_report
 from cowest_dspy.report.numbers import scores_of
 from cowest_dspy.report.runs_view import (
     render_side_by_side,
@@ -135,7 +135,7 @@ def test_only_differing_keys_are_shown_and_secrets_are_masked() -> None:
 
 
 def test_each_run_has_its_numbers() -> None:
-    rounds = (RoundRow(1, 12, 0, "accepted", "it helped", 8, 0.1, 0.05, 0.2, 0.9),)
+    rounds = (made_round(1, 12, "accepted", "it helped", gain(0.1, 0.05, 0.2, 8)),)
     config = {"weak": {"model": "/models/small"}, "strong": {"model": "big", "dtype": "int8"}}
     one = dataclasses.replace(full_run(), rounds=rounds, config=config)
     (column, _) = side_by_side({"a": one, "b": run()}).runs

@@ -93,10 +93,24 @@ def _influence(report: RunReport) -> str:
 
 def _rounds(report: RunReport) -> str:
     rows = [
-        (row.number, row.pairs, row.gain, row.n, row.outcome, row.reason) for row in report.rounds
+        (
+            row.number,
+            row.pairs,
+            row.gain.span if row.gain else "-",
+            row.gain.n if row.gain else 0,
+            row.outcome,
+            row.reason,
+        )
+        for row in report.rounds
     ]
     steps = [
-        (row.number, row.name, row.gain, row.n, "best so far" if row.best else "")
+        (
+            row.number,
+            row.name,
+            row.gain.span if row.gain else "-",
+            row.n,
+            "best so far" if row.best else "",
+        )
         for row in report.steps
     ]
     made = table("Rounds", ("round", "pairs", "gain on the dev split", "n", "outcome", "why"), rows)
