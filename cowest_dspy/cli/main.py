@@ -376,7 +376,7 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
 def _show(experiment: Experiment, made: Any) -> None:
     from cowest_dspy.report import arm_table, print_report
 
-    facts = ("name", "answered", "failed", "accuracy")
+    facts = ("name", "answered", "failed", "score")
     arms = [{fact: getattr(line, fact) for fact in facts} for line in arm_table(made)]
     experiment.store.journal.result(report=str(experiment.run / "report.json"), arms=arms)
     print_report(made, console)

@@ -117,7 +117,7 @@ def _arms(config: Config, store: Store) -> Numbers:
     arms = tuple(load_arm(name, record) for name, record in store.records("arm").items())
     made: Numbers = {}
     for line in arm_table(RunReport("", "", 0, "collaboration", arms=arms)):
-        found = {"score": line.accuracy, "strict_score": line.strict_accuracy, "n": line.answered}
+        found = {"score": line.score, "strict_score": line.strict_score, "n": line.answered}
         found |= {"failed": line.failed, "p": line.test.p if line.test else None}
         found |= _ends(line.interval)
         made |= numbers(f"{config.evaluate.split}/{_key(line.name)}/", found)

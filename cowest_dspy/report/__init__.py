@@ -47,7 +47,7 @@ from cowest_dspy.report.runs_view import (
     side_by_side,
     write_side_by_side,
 )
-from cowest_dspy.report.significance import paired_exact_test
+from cowest_dspy.report.significance import compare_scores
 from cowest_dspy.report.verdict import comparison_verdict, outcomes_text, verdict
 from cowest_dspy.report.view import Verdict
 
@@ -69,13 +69,13 @@ __all__ = [
     "WrittenComparison",
     "WrittenReport",
     "arm_table",
+    "compare_scores",
     "comparison_verdict",
     "figures",
     "influence_by_round",
     "influence_counts",
     "numbers_of",
     "outcomes_text",
-    "paired_exact_test",
     "paired_test",
     "print_comparison",
     "print_report",

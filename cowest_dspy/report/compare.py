@@ -1,10 +1,5 @@
-"""The numbers that follow from a comparison: scores, intervals, tests and costs of each arm.
-
-Three rules hold everywhere. A failure is not a score: each arm has a score over what it answered
-and a strict one that counts failures as wrong, and each test is made both ways. What is compared is
-compared on the same examples. The answers to one example under several seeds are not independent:
-they are drawn together, never apart.
-"""
+"""The numbers that follow from a comparison: each arm over its seeds, corrected for the number of
+tests; the tuned arms against their controls; the points of a sweep."""
 
 from __future__ import annotations
 
@@ -12,102 +7,13 @@ import dataclasses
 import json
 import math
 import re
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
-from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
-from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test, scores_of_run
-from cowest_dspy.report.facts import Stage
-from cowest_dspy.report.numbers import failures_of
-from cowest_dspy.report.significance import (
-    REPEATS,
-    Paired,
-    finding,
-    holm,
-    is_binary,
-)
-from cowest_dspy.store.usage import added
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation
-    (n - 1)."""
-
-    mean: float
-    low: float
-    high: float
-    sd: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Extra:
-    """A further score over the corpus: one value per seed that has it, and their mean. ``interval``
-    only for a single seed."""
-
-    values: tuple[float, ...]
-    mean: float | None
-    interval: Interval | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store
-    answered; None: not known."""
-
-    calls: int | None
-    calls_in_all: int | None
-    tokens_in: int | None
-    tokens_out: int | None
-    usd: float | None
-    seconds: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ArmNumbers:
-    """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and
-    ``failed`` count answers of all seeds.
-
-    ``failures`` counts the failed by kind. ``binary``: every score is 0 or 1. ``score`` (0 to 1) is
-    over the answered, ``strict_score`` counts failures as wrong, both with 95 % intervals;
-    ``seed_scores`` are over the answered of single seeds, in the order of ``seeds``; ``spread`` is
-    theirs, None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to this arm,
-    ``holm`` and ``strict_holm`` are their p corrected over all arms; None for ``against`` itself,
-    and while there is nothing to test.
-    """
-
-    name: str
-    title: str
-    note: str
-    seeds: tuple[int, ...]
-    n: int
-    asked: int
-    answered: int
-    failed: int
-    binary: bool
-    score: float | None
-    interval: Interval | None
-    strict_score: float | None
-    strict_interval: Interval | None
-    seed_scores: tuple[float | None, ...]
-    spread: Spread | None
-    extra: dict[str, Extra]
-    cost: Cost
-    is_against: bool
-    test: Paired | None
-    strict_test: Paired | None
-    holm: float | None = None
-    strict_holm: float | None = None
-    failures: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def finding(self) -> int | None:
-        """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not
-        tested."""
-        return finding(self.test, self.holm)
+from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test
+from cowest_dspy.report.numbers import ArmNumbers, arm_numbers
+from cowest_dspy.report.significance import REPEATS, PairedTest, holm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +23,7 @@ class ControlTest:
 
     name: str
     title: str
-    test: Paired
+    test: PairedTest
     holm: float
     target: str
 
@@ -161,14 +67,14 @@ def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
     """
     seeds = _titled(_by_name(comparison.arms))
     against = seeds.get(comparison.against)
-    arms = [_arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
+    arms = [arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
     points = defaultdict(list)
     for point in comparison.sweep:
         points[point.key].append(point)
     measured = []
     for group in points.values():
         ordered = sorted(group, key=lambda point: point.arm.seed)
-        line = _arm_numbers([point.arm for point in ordered], None, against, repeats)
+        line = arm_numbers([point.arm for point in ordered], None, against, repeats)
         measured.append((ordered[0].settings, tuple(point.pairs for point in ordered), line))
     sweep = _corrected([line for _, _, line in measured])
     corrected = _corrected(arms)
@@ -197,55 +103,6 @@ def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
     for run in arms:
         groups[run.arm.name].append(run)
     return {name: sorted(runs, key=lambda run: run.seed) for name, runs in groups.items()}
-
-
-def _arm_numbers(
-    runs: Sequence[ComparedArm],
-    against_name: str | None,
-    against: Sequence[ComparedArm] | None,
-    repeats: int,
-) -> ArmNumbers:
-    first = runs[0].arm
-    by_seed = [scores_of_run(run, strict=False) for run in runs]
-    known = [[score for score in scores.values() if score is not None] for scores in by_seed]
-    asked, answered = sum(map(len, by_seed)), sum(map(len, known))
-    score, interval = _mean(by_seed)
-    strict_score, strict_interval = _mean([scores_of_run(run, strict=True) for run in runs])
-    seed_scores = tuple(math.fsum(scores) / len(scores) if scores else None for scores in known)
-    is_against = first.name == against_name
-    test = strict_test = None
-    if against is not None and not is_against:
-        test = paired_test(runs, against, repeats=repeats)
-        failures = answered < asked or any(
-            answer.score is None for run in against for answer in run.arm.answers
-        )
-        strict_test = paired_test(runs, against, strict=True, repeats=repeats) if failures else test
-    return ArmNumbers(
-        name=first.name,
-        title=first.title,
-        note=first.note,
-        seeds=tuple(run.seed for run in runs),
-        n=len(set[str]().union(*by_seed)),
-        asked=asked,
-        answered=answered,
-        failed=asked - answered,
-        binary=is_binary(value for scores in known for value in scores),
-        score=score,
-        interval=interval,
-        strict_score=strict_score,
-        strict_interval=strict_interval,
-        seed_scores=seed_scores,
-        spread=_spread([value for value in seed_scores if value is not None]),
-        extra={
-            name: _extra(name, runs)
-            for name in dict.fromkeys(name for run in runs for name in run.extra)
-        },
-        cost=_cost(runs),
-        is_against=is_against,
-        test=test,
-        strict_test=strict_test,
-        failures=dict(reduce(Counter.__add__, (Counter(failures_of(run.arm)) for run in runs))),
-    )
 
 
 def _titled(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
@@ -284,49 +141,6 @@ def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
         f"seed{'s' * (len(of) > 1)} {', '.join(of)}: {text or 'no note'}"
         for text, of in seeds.items()
     )
-
-
-def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:
-    """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over
-    examples."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for scores in by_seed:
-        for example, score in scores.items():
-            if score is not None:
-                groups[example].append(score)
-    values = [value for group in groups.values() for value in group]
-    if not values:
-        return None, None
-    mean = math.fsum(values) / len(values)
-    if len(by_seed) == 1 and is_binary(values):
-        return mean, wilson_interval(round(sum(values)), len(values))
-    return mean, bootstrap_mean_interval([groups[example] for example in sorted(groups)])
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    if len(values) < 2:
-        return None
-    return Spread(statistics.fmean(values), min(values), max(values), statistics.stdev(values))
-
-
-def _extra(name: str, runs: Sequence[ComparedArm]) -> Extra:
-    values = tuple(value for run in runs if (value := run.extra.get(name)) is not None)
-    ends = runs[0].extra_intervals.get(name) if len(runs) == 1 else None
-    return Extra(
-        values, statistics.fmean(values) if values else None, Interval(*ends) if ends else None
-    )
-
-
-def _cost(runs: Sequence[ComparedArm]) -> Cost:
-    def total(field: str) -> Any:
-        return reduce(added, (getattr(run.cost, field) if run.cost else None for run in runs))
-
-    def in_all(cost: Stage | None) -> Any:
-        return added(cost.calls, cost.cached_calls) if cost else None
-
-    one = {field: total(field) for field in ("calls", "tokens_in", "tokens_out", "usd", "seconds")}
-    calls_in_all: Any = reduce(added, (in_all(run.cost) for run in runs))
-    return Cost(**one, calls_in_all=calls_in_all)
 
 
 def _corrected(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:

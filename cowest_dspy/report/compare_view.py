@@ -28,8 +28,6 @@ from cowest_dspy.report.charts import (
     signed_axis,
 )
 from cowest_dspy.report.compare import (
-    ArmNumbers,
-    Extra,
     Numbers,
     PointNumbers,
     difference_reach,
@@ -40,8 +38,9 @@ from cowest_dspy.report.compare import (
     varying,
 )
 from cowest_dspy.report.compared import Comparison
+from cowest_dspy.report.numbers import ArmNumbers, Extra
 from cowest_dspy.report.page import SERIES, read_document, render_page, settings_section
-from cowest_dspy.report.significance import Paired
+from cowest_dspy.report.significance import PairedTest
 from cowest_dspy.report.verdict import (
     bare_p,
     comparison_verdict,
@@ -463,7 +462,7 @@ def _record(
     def fields(prefix: str, one: Any, *names: str) -> dict[str, Any]:
         return {f"{prefix}{name}": one and getattr(one, name) for name in names}
 
-    def tested(prefix: str, test: Paired | None, corrected: float | None) -> dict[str, Any]:
+    def tested(prefix: str, test: PairedTest | None, corrected: float | None) -> dict[str, Any]:
         names = ("method", "n", "answers", "higher", "lower", "left_out", "difference")
         record = fields(prefix, test, *names)
         record |= ends(f"{prefix}difference", test and test.interval)

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.report.facts import STRICT, Arm, Stage, dump, load
-from cowest_dspy.report.significance import REPEATS, Paired, compare_seeds
+from cowest_dspy.report.significance import REPEATS, PairedTest, compare_seeds
 from cowest_dspy.utils.notebook import html_of
 
 SCHEMA_VERSION = 1
@@ -138,25 +138,17 @@ def _refuse_twins(found: list[tuple[str, int]]) -> None:
         seen.add((what, seed))
 
 
-def scores_of_run(run: ComparedArm, *, strict: bool) -> dict[str, float | None]:
-    """Score by example id; where the arm failed None, or 0 if ``strict``."""
-    return {
-        answer.example_id: 0.0 if strict and answer.score is None else answer.score
-        for answer in run.arm.answers
-    }
-
-
 def paired_test(
     arm: Sequence[ComparedArm],
     other: Sequence[ComparedArm],
     *,
     strict: bool = False,
     repeats: int = REPEATS,
-) -> Paired:
+) -> PairedTest:
     """One arm (its seeds) against another on the examples that both have a score for; ``strict``
     scores a failure 0. See ``significance.compare_seeds``."""
     mine, theirs = (
-        [(run.seed, scores_of_run(run, strict=strict)) for run in runs] for runs in (arm, other)
+        [(run.seed, run.arm.scores(strict=strict)) for run in runs] for runs in (arm, other)
     )
     return compare_seeds(mine, theirs, repeats=repeats)
 

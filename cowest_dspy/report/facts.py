@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -16,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError, faults
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.report import NoiseFloor
+from cowest_dspy.influence.report import NoiseFloor, failure_kind
 from cowest_dspy.influence.statistics import Agreement
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.optimizers.cycle import StepResult
@@ -49,6 +50,20 @@ class Arm:
             raise ReportError(
                 f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.'
             )
+
+    def scores(self, *, strict: bool = False) -> dict[str, float | None]:
+        """Score by example id; where the arm failed None, or 0 if ``strict``."""
+        failed = 0.0 if strict else None
+        return {
+            answer.example_id: failed if answer.score is None else answer.score
+            for answer in self.answers
+        }
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many answers failed, by kind."""
+        errors = (answer.error for answer in self.answers if answer.error is not None)
+        return dict(Counter(map(failure_kind, errors)))
 
 
 @dataclasses.dataclass(frozen=True)

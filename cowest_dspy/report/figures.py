@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport
+from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport, Stage
 from cowest_dspy.report.numbers import (
-    ArmLine,
+    ArmNumbers,
     InfluenceCounts,
     arm_table,
     compare,
@@ -56,20 +56,6 @@ class DraftGroup:
 
 
 @dataclasses.dataclass(frozen=True)
-class Totals:
-    """Over all stages. A count is over the stages that measured it, None where none did; ``usd``
-    None where a price is unknown."""
-
-    seconds: float
-    calls: int | None
-    cached_calls: int | None
-    tokens_in: int | None
-    tokens_out: int | None
-    usd: float | None
-    peak_memory_bytes: int | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Figures:
     """What follows from a report. ``influence`` and ``distribution`` are by the number of the
     round; ``graded`` says whether influences have more than the three values -1, 0 and +1.
@@ -77,7 +63,7 @@ class Figures:
     counts what was right before tuning and after."""
 
     verdict: Verdict
-    arms: tuple[ArmLine, ...]
+    arms: tuple[ArmNumbers, ...]
     tuning: PairedTest | None
     right_both: int
     influence: dict[str, InfluenceCounts]
@@ -85,7 +71,7 @@ class Figures:
     graded: bool
     mean_noise: float | None
     by_draft: tuple[DraftGroup, ...]
-    totals: Totals
+    totals: Stage
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -159,12 +145,16 @@ def _right_both(report: RunReport) -> int:
     return sum(answer.score == 1 and answer.example_id in right for answer in after.answers)
 
 
-def _totals(report: RunReport) -> Totals:
+def _totals(report: RunReport) -> Stage:
+    """Over all stages. A count is over the stages that measured it, None where none did; ``usd``
+    None where a price is unknown."""
+
     def total(field: str) -> int | None:
         known = [value for stage in report.stages if (value := getattr(stage, field)) is not None]
         return sum(known) if known else None
 
-    return Totals(
+    return Stage(
+        name="total",
         seconds=sum(stage.seconds for stage in report.stages),
         calls=total("calls"),
         cached_calls=total("cached_calls"),

@@ -140,9 +140,9 @@ def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
     lines = {line.name: line for line in numbers.arms}
     tiles = []
     for name in (report.main_arm, *report.rivals[:1]):
-        if (line := lines.get(name)) and line.accuracy is not None:
+        if (line := lines.get(name)) and line.score is not None:
             title = describe_arm(report, name).removeprefix("the ")
-            tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
+            tiles.append((title, format_share(line.score), f"n {line.answered:,}"))
     if numbers.influence:
         helped, hurt, drafts = (
             sum(getattr(counts, kind) for counts in numbers.influence.values())

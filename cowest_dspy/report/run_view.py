@@ -14,7 +14,7 @@ from cowest_dspy.report import charts
 from cowest_dspy.report.charts import Axis, Chart, Row
 from cowest_dspy.report.facts import Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, evenly
+from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, evenly
 from cowest_dspy.report.verdict import (
     arm_notes,
     bare_p,
@@ -101,7 +101,7 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         "Arms",
         heads,
         tuple(_arm_cells(line, reference is not None) for line in lines),
-        frozenset(place for place, line in enumerate(lines) if line.is_reference),
+        frozenset(place for place, line in enumerate(lines) if line.is_against),
         caption,
         notes=tuple(line.note for line in lines),
     )
@@ -118,33 +118,33 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
     )
 
 
-def _arm_cells(line: ArmLine, tested: bool) -> tuple[str, ...]:
+def _arm_cells(line: ArmNumbers, tested: bool) -> tuple[str, ...]:
     cells = (
         line.title,
         format_count(line.answered),
         format_count(line.failed),
         format_count(line.correct),
-        format_share(line.accuracy),
+        format_share(line.score),
         format_interval(line.interval),
-        format_share(line.strict_accuracy),
+        format_share(line.strict_score),
     )
     if not tested:
         return cells
     test = line.test
-    return (*cells, *((f"+{test.fixed:,} -{test.broken:,}", bare_p(test.p)) if test else ("", "")))
+    return (*cells, *((f"+{test.higher:,} -{test.lower:,}", bare_p(test.p)) if test else ("", "")))
 
 
-def arm_row(line: ArmLine) -> Row:
+def arm_row(line: ArmNumbers) -> Row:
     """An arm's score with its interval."""
-    if line.accuracy is None:
+    if line.score is None:
         return Row(line.title, None, f"{line.title}: no answers", text="no answers")
     right = f"n {line.answered:,}"
     if line.correct is not None:
         right = f"{line.correct:,} of {line.answered:,} right"
-    score, kind = format_share(line.accuracy), "accent" if line.is_reference else "plain"
+    score, kind = format_share(line.score), "accent" if line.is_against else "plain"
     text = f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}"
     low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
-    return Row(line.title, line.accuracy, text, low, high, kind, score)
+    return Row(line.title, line.score, text, low, high, kind, score)
 
 
 def _tuning(report: RunReport, numbers: Figures) -> Section:
@@ -169,11 +169,11 @@ def _tuning_chart(numbers: Figures) -> list[Chart]:
     test = numbers.tuning
     if test is None or not test.n:
         return []
-    rest = test.n - numbers.right_both - test.fixed - test.broken
-    counts = zip(_TUNING, (test.fixed, numbers.right_both, max(rest, 0), test.broken), strict=True)
+    rest = test.n - numbers.right_both - test.higher - test.lower
+    counts = zip(_TUNING, (test.higher, numbers.right_both, max(rest, 0), test.lower), strict=True)
     label = (
-        f"{test.fixed} fixed, {numbers.right_both} right both times, {rest} no better and no "
-        f"worse, {test.broken} broken"
+        f"{test.higher} fixed, {numbers.right_both} right both times, {rest} no better and no "
+        f"worse, {test.lower} broken"
     )
     drawing = charts.shares(
         [("before and after tuning", f"n {test.n:,}", [*counts])], label, _TUNING

@@ -21,10 +21,10 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.report.charts import Chart, bars
 from cowest_dspy.report.facts import Arm, RunReport, valid_json
 from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.numbers import ArmLine, scores_of
+from cowest_dspy.report.numbers import ArmNumbers
 from cowest_dspy.report.page import flat, render_page
 from cowest_dspy.report.run_view import arm_row
-from cowest_dspy.report.significance import ALPHA, Paired, compare_seeds, finding, holm
+from cowest_dspy.report.significance import ALPHA, PairedTest, compare_scores, finding, holm
 from cowest_dspy.report.verdict import (
     format_count,
     format_difference,
@@ -60,7 +60,7 @@ class RunColumn:
     models: dict[str, str]
     numbers: Figures
 
-    def arm(self, name: str) -> ArmLine | None:
+    def arm(self, name: str) -> ArmNumbers | None:
         """The arm of that name, or None when the run has not evaluated it."""
         return next((arm for arm in self.numbers.arms if arm.name == name), None)
 
@@ -79,7 +79,7 @@ class RunTest:
     second: str
     arm: str
     shared: int = 0
-    test: Paired | None = None
+    test: PairedTest | None = None
     holm: float | None = None
     finding: int | None = None
     why: str = ""
@@ -241,13 +241,13 @@ def _warning(text: str) -> str:
     return f"Warning: {text}"
 
 
-def format_score(arm: ArmLine | None) -> str:
+def format_score(arm: ArmNumbers | None) -> str:
     """``66.7 % [51.4, 79.2], n 40, 2 failed``, or a dash where the arm was not evaluated."""
     if arm is None:
         return LACKING
     span = f" [{format_interval(arm.interval).replace(' to ', ', ')}]" if arm.interval else ""
     failed = f", {arm.failed} failed" if arm.failed else ""
-    return f"{format_share(arm.accuracy)}{span}, n {arm.answered}{failed}"
+    return f"{format_share(arm.score)}{span}, n {arm.answered}{failed}"
 
 
 def _score_chart(view: SideBySide) -> Any:
@@ -295,7 +295,7 @@ def _tuning(run: RunColumn) -> str:
     if test is None or test.difference is None:
         return LACKING
     return (
-        f"{format_points(test)}, fixed {test.fixed}, broke {test.broken} of {test.n}, "
+        f"{format_points(test)}, fixed {test.higher}, broke {test.lower} of {test.n}, "
         f"{format_p(test.p)}"
     )
 
@@ -356,8 +356,8 @@ def _test(reports: Mapping[str, RunReport], first: str, second: str) -> RunTest:
         why = "they have no test example in common"
     if why:
         return RunTest(first, second, title, why=why)
-    before, after = ([(0, _scores(arm, shared))] for arm in arms if arm)
-    return RunTest(first, second, title, len(shared), compare_seeds(after, before))
+    before, after = (_scores(arm, shared) for arm in arms if arm)
+    return RunTest(first, second, title, len(shared), compare_scores(after, before))
 
 
 def _metric(report: RunReport) -> str:
@@ -366,7 +366,7 @@ def _metric(report: RunReport) -> str:
 
 
 def _scores(arm: Arm, examples: set[str]) -> dict[str, float | None]:
-    return {key: score for key, score in scores_of(arm).items() if key in examples}
+    return {key: score for key, score in arm.scores().items() if key in examples}
 
 
 def _corrected(tests: Sequence[RunTest]) -> list[RunTest]:

@@ -10,17 +10,17 @@ from typing import get_args
 from cowest_dspy.influence.report import format_kinds, remedy
 from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.rounds import Outcome, Round
-from cowest_dspy.report.compare import ArmNumbers, Numbers, controls_of
+from cowest_dspy.report.compare import Numbers, controls_of
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.report.facts import RunReport
 from cowest_dspy.report.numbers import (
+    ArmNumbers,
     compare,
-    failures_of,
     influence_by_round,
     influence_counts,
     mean_noise,
 )
-from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, finding
+from cowest_dspy.report.significance import ALPHA, PairedTest, finding
 from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
@@ -106,7 +106,7 @@ def format_gain(test: PairedTest, sign: int = 1) -> str:
     return text
 
 
-def format_points(test: PairedTest | Paired) -> str:
+def format_points(test: PairedTest) -> str:
     """A signed difference in points with its interval: ``+41.0 points [+33.0, +49.0]``."""
     if test.difference is None:
         return "-"
@@ -152,11 +152,10 @@ def influence_notes(report: RunReport) -> list[str]:
 
 def arm_notes(report: RunReport) -> list[str]:
     """What belongs beside the arms, one line each: the failures of each arm by kind."""
-    failed = {arm.title: failures_of(arm) for arm in report.arms}
     return [
-        f"Failed answers of {title}: {format_kinds(kinds)}."
-        for title, kinds in failed.items()
-        if kinds
+        f"Failed answers of {arm.title}: {format_kinds(arm.failures)}."
+        for arm in report.arms
+        if arm.failures
     ]
 
 
@@ -198,7 +197,7 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
     if untuned(report):
         return "no tuned model was taken, so the weak model is the one from before", False
     what = "the cycle" if report.steps else "tuning"
-    counts = f"it fixed {test.fixed:,} and broke {test.broken:,} of {test.n:,} ({format_p(test.p)})"
+    counts = f"it fixed {test.higher:,} and broke {test.lower:,} of {test.n:,} ({format_p(test.p)})"
     doubt = explain_doubt(test)
     words = {1: f"{what} helped", -1: f"{what} did HARM", 0: f"{what} made NO reliable difference"}
     direction = _direction(test)
@@ -227,44 +226,33 @@ def _harm_text(report: RunReport) -> str | None:
 
 
 def explain_doubt(test: PairedTest) -> str | None:
-    """:func:`explain_disagreement` of a test."""
-    return explain_disagreement(test.interval, test.p, test.n, test.fixed, test.broken)
-
-
-def explain_disagreement(
-    interval: Interval | None, p: float, n: int, better: int, worse: int
-) -> str | None:
     """Why the interval of a difference says one thing and its test another, in words for a reader;
     None where they agree.
 
-    An exact test of few changed answers cannot fall below p = 0.05, whatever the interval, which is
+    A test of few changed answers cannot fall below p = 0.05, whatever the interval, which is
     approximate.
     """
-    if interval is None:
+    if test.interval is None:
         return None
-    apart = not interval.low <= 0 <= interval.high
-    if apart == (p < ALPHA):
+    apart = not test.interval.low <= 0 <= test.interval.high
+    if apart == (test.p < ALPHA):
         return None
-    changed = better + worse
+    changed = test.higher + test.lower
     if not apart:
-        more = "better than worse" if better > worse else "worse than better"
-        return (
-            f"more answers got {more} ({format_p(p)}), but the interval of the mean difference "
-            "includes 0"
-        )
+        return f"the test finds a difference ({format_p(test.p)}), but its interval includes 0"
     if changed < LEAST_CHANGED:
         few = (
-            f"{n:,} examples are too few"
-            if changed == n
-            else f"{changed:,} changed answers of {n:,} are too few"
+            f"{test.n:,} examples are too few"
+            if changed == test.n
+            else f"{changed:,} changed answers of {test.n:,} are too few"
         )
         return (
             f"{few}: the exact test needs at least {LEAST_CHANGED} that change, and the "
             "interval is only approximate there"
         )
     return (
-        "the interval, which is approximate, leaves 0 out, but the exact test, which decides, "
-        "does not reach 5 %"
+        "the interval, which is approximate, leaves 0 out, but the test, which decides, does not "
+        "reach 5 %"
     )
 
 
@@ -306,13 +294,9 @@ def _sentence(text: str) -> str:
 
 
 def _direction(test: PairedTest) -> int:
-    """1 for a gain, -1 for a loss, 0 when chance explains it, when graded scores rise in number but
-    fall in mean, or when test and interval are at odds."""
-    if test.p >= ALPHA or test.difference is None or explain_doubt(test):
-        return 0
-    if test.fixed > test.broken and test.difference > 0:
-        return 1
-    return -1 if test.fixed < test.broken and test.difference < 0 else 0
+    """1 for a gain, -1 for a loss, 0 when chance explains it, or when test and interval are at
+    odds."""
+    return 0 if explain_doubt(test) else finding(test, test.p) or 0
 
 
 def _open_text(report: RunReport) -> str:
@@ -361,11 +345,12 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
     return Verdict(capitalized, all(claims) if claims else None)
 
 
-def format_difference(test: Paired) -> str:
+def format_difference(test: PairedTest) -> str:
     """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
 
     >>> from cowest_dspy.influence.statistics import Interval
-    >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
+    >>> interval = Interval(0.0569, 0.3404)
+    >>> format_difference(PairedTest("mcnemar", 50, 50, 12, 2, 0, 0.2, interval, 0.013))
     '+20.0 [+5.7, +34.0]'
     """
     if test.difference is None:
@@ -412,14 +397,14 @@ def _listed(lines: Sequence[ArmNumbers]) -> str:
     )
 
 
-def _doubt_clause(test: Paired, corrected: float) -> str:
+def _doubt_clause(test: PairedTest, corrected: float) -> str:
     """Why an interval leaves 0 out and the corrected p does not reach 5 %, as a clause; empty where
     the two agree."""
     if test.interval is None or corrected < ALPHA or test.interval.low <= 0 <= test.interval.high:
         return ""
     if test.p < ALPHA:
         return f"; {format_p(test.p)} before the correction, as the interval is"
-    return f"; {explain_disagreement(test.interval, test.p, test.n, test.higher, test.lower)}"
+    return f"; {explain_doubt(test)}"
 
 
 def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:

@@ -84,7 +84,7 @@ def test_the_charts_show_the_numbers_of_report_json(tmp_path: Path) -> None:
     for line in numbers["arms"]:
         low, high = line["interval"]["low"], line["interval"]["high"]
         told = (
-            f"{line['title']}: {100 * line['accuracy']:.1f} %, 95 % {100 * low:.1f} to "
+            f"{line['title']}: {100 * line['score']:.1f} %, 95 % {100 * low:.1f} to "
             f"{100 * high:.1f}, {line['correct']} of"
         )
         assert sum(title.startswith(told) for title in said) == 2, (
@@ -115,7 +115,7 @@ def test_the_charts_show_the_numbers_of_report_json(tmp_path: Path) -> None:
             f"{group['title']}: {group['counts']['helped']} of {total} helped" in said
             or not group["counts"]["helped"]
         )
-    assert "before and after tuning: 5 of 7 fixed" in said and numbers["tuning"]["fixed"] == 5
+    assert "before and after tuning: 5 of 7 fixed" in said and numbers["tuning"]["higher"] == 5
     assert (
         "collect: 12.5 seconds" in said
         and "loss 0.0875 at step 8" in said

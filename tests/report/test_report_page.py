@@ -51,10 +51,10 @@ def test_the_numbers_in_the_json_are_those_of_the_page(tmp_path):
     numbers = json.loads(written.json.read_text(encoding="utf-8"))["numbers"]
     page = Page(written.html.read_text(encoding="utf-8"))
     for line in numbers["arms"]:
-        assert f"{line['title']} " in page.text and f"{100 * line['accuracy']:.1f} %" in page.text
+        assert f"{line['title']} " in page.text and f"{100 * line['score']:.1f} %" in page.text
     for sentence in numbers["verdict"]["sentences"]:
         assert sentence in page.text
-    assert numbers["tuning"]["fixed"] == 5 and "Fixed : 4 of 5" in page.text
+    assert numbers["tuning"]["higher"] == 5 and "Fixed : 4 of 5" in page.text
     assert [counts["helped"] for counts in numbers["influence"].values()] == [1, 0] and numbers[
         "totals"
     ]["calls"] == 9

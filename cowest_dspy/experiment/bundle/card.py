@@ -70,7 +70,7 @@ def _arms(report: RunReport) -> str:
             if line.interval
             else "-"
         )
-        share = "-" if line.accuracy is None else f"{100 * line.accuracy:.1f} %"
+        share = "-" if line.score is None else f"{100 * line.score:.1f} %"
         rows.append((line.title, line.answered, line.failed, share, span))
     return table(
         "Measured on held-out questions",
