@@ -17,7 +17,7 @@ import dspy
 
 from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.summary import arm_of, load_arm, load_rounds
+from cowest_dspy.experiment.summary import build_arm, load_arm, load_rounds
 from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
@@ -35,7 +35,7 @@ from cowest_dspy.program import (
     super_icl,
 )
 from cowest_dspy.program.collaboration import Collaboration, signature_of
-from cowest_dspy.report import Arm, outcomes_text
+from cowest_dspy.report import Arm, describe_rounds
 from cowest_dspy.store.record import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import call
@@ -103,7 +103,7 @@ def evaluate_arm(experiment: _Parts, name: str) -> Arm:
     made = _evaluated(experiment, name)
     return record_arm(
         experiment,
-        arm_of(name, experiment.config, experiment.store),
+        build_arm(name, experiment.config, experiment.store),
         made,
         experiment.splits[wanted.split],
         record="arm",
@@ -360,7 +360,7 @@ def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
 def _rounds_note(experiment: _Parts) -> str:
     """Which rounds made the tuned model what it is, where not all were accepted."""
     rounds = load_rounds(experiment.store)
-    return "" if all(made.accepted for made in rounds) else outcomes_text(rounds)
+    return "" if all(made.accepted for made in rounds) else describe_rounds(rounds)
 
 
 def _state(experiment: _Parts, rules: ArmRules) -> dspy.LM:

@@ -22,10 +22,10 @@ from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, rows_file
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.report.facts import Arm, Curve, PairsSummary, RunReport, Stage
-from cowest_dspy.report.numbers import alike_drafts, influence_counts, mean_noise
+from cowest_dspy.report.numbers import describe_alike_drafts, influence_counts, mean_noise
 from cowest_dspy.report.run_page import read_report
 from cowest_dspy.report.runs import CONFIG, REPORT, STORE
-from cowest_dspy.report.verdict import outcomes_text
+from cowest_dspy.report.verdict import describe_rounds
 from cowest_dspy.store.store import Store
 
 ARMS = (
@@ -68,7 +68,7 @@ def run_report(config: Config, store: Store) -> RunReport:
         stages=tuple(Stage(name, **cost) for name, cost in store.costs().items()),
         traces=traces,
         config=config.model_dump(mode="json"),
-        versions=versions(),
+        versions=package_versions(),
     )
     warnings = _warnings(report, config.strong.temperature, pairs, store.bill().killed_calls)
     return replace(report, warnings=tuple(warnings))
@@ -85,7 +85,7 @@ def load_steps(store: Store) -> tuple[StepResult, ...]:
     return tuple(StepResult.from_dict(record) for record in store.records("cycle").values())
 
 
-def arm_of(name: str, config: Config, store: Store) -> Arm:
+def build_arm(name: str, config: Config, store: Store) -> Arm:
     """An arm of [evaluate] without its answers: its title names what answers, as far as it has been
     made, its note says what that is made of. Both are true of every domain; what they name comes
     from the configuration."""
@@ -103,7 +103,7 @@ def arm_title(name: str, config: Config, store: Store) -> str:
         "collaboration_sft": (
             f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}"
         ),
-        "collaboration": with_state("collaboration", tuned_state(store)),
+        "collaboration": add_state("collaboration", describe_tuning(store)),
         "routed": "collaboration, by the router",
         "oracle": "ceiling: strong with gold background",
         "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
@@ -137,7 +137,7 @@ def _short(reference: str) -> str:
     return reference.rpartition("/")[2]
 
 
-def tuned_state(store: Store) -> str:
+def describe_tuning(store: Store) -> str:
     """What all tuning of a run has come to: "after preference tuning", "untuned: round 1 was rolled
     back", or the step of a cycle that was best."""
     if steps := load_steps(store):
@@ -149,16 +149,16 @@ def tuned_state(store: Store) -> str:
         )
     rounds = load_rounds(store)
     if rounds and not any(made.accepted for made in rounds):
-        return f"untuned: {outcomes_text(rounds)}"
+        return f"untuned: {describe_rounds(rounds)}"
     return "after preference tuning"
 
 
-def with_state(title: str, state: str) -> str:
+def add_state(title: str, state: str) -> str:
     """A title with the state of its model after it.
 
-    >>> with_state("collaboration", "after preference tuning")
+    >>> add_state("collaboration", "after preference tuning")
     'collaboration, after preference tuning'
-    >>> with_state("collaboration", "untuned: round 1 was rolled back")
+    >>> add_state("collaboration", "untuned: round 1 was rolled back")
     'collaboration (untuned: round 1 was rolled back)'
     """
     return f"{title} ({state})" if state.startswith("untuned") else f"{title}, {state}"
@@ -174,7 +174,7 @@ def load_arm(name: str, record: dict[str, Any]) -> Arm:
     )
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -209,7 +209,7 @@ def _warnings(
         yield f"{killed}."
     if pairs and pairs.lengths and pairs.lengths.warning:
         yield pairs.lengths.warning
-    if alike := alike_drafts(report.arms):
+    if alike := describe_alike_drafts(report.arms):
         yield alike
 
 

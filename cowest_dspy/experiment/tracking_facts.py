@@ -17,7 +17,7 @@ from typing import Any
 from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml, shown_settings
-from cowest_dspy.experiment.summary import load_arm, versions
+from cowest_dspy.experiment.summary import load_arm, package_versions
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
@@ -150,7 +150,7 @@ def _total(stages: Mapping[str, Mapping[str, Any]]) -> Numbers:
 
 
 def _tags(config: Config, store: Store, report: RunReport | None) -> dict[str, str]:
-    tags = {f"version.{name}": value for name, value in versions().items()}
+    tags = {f"version.{name}": value for name, value in package_versions().items()}
     tags |= {"cowest.run": str(store.folder.absolute())}
     tags |= {"model.strong": config.strong.model, "model.weak": config.weak.model}
     tags["model.tuned"] = (store.record("final", "weak") or {}).get("model", "")

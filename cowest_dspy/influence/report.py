@@ -265,17 +265,16 @@ class InfluenceReport:
     def _repr_html_(self) -> str:
         """The report in a notebook: the mean with its interval, what the drafts did as a bar, the
         harm rate, the noise floor."""
-        examples = (
-            f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
-        )
+        examples = notebook.format_plural(len(set(self.examples)), "example")
         harm = self.harm_interval()
         rate = f"harm rate {100 * self.harm_rate:.1f} %" if self.scored else None
         return notebook.view(
-            f"Influence of {notebook.several(len(self.values), 'draft')}{examples}",
+            f"Influence of {notebook.format_plural(len(self.values), 'draft')}"
+            + (f" of {examples}" if self.examples else ""),
             f"mean {_spanned(self.mean, self.interval())}"
             if self.scored
             else "no draft has an influence yet",
-            notebook.shares(self.counts),
+            notebook.format_shares(self.counts),
             f"failed: {format_kinds(self.failures)}" if self.failures else None,
             f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %"
             if rate and harm

@@ -227,14 +227,14 @@ class Traces(Sequence[Trace]):
         """The traces in a notebook: their influence, and the first of them, without the inputs that
         the run hides."""
         report = InfluenceReport.from_traces(self)
-        drafts = notebook.several(self.saved["weak_calls"], "draft")
-        answers = notebook.several(self.saved["strong_calls"], "answer")
+        drafts = notebook.format_plural(self.saved["weak_calls"], "draft")
+        answers = notebook.format_plural(self.saved["strong_calls"], "answer")
         first = self[: notebook.MOST_ROWS]
         return notebook.view(
-            f"{notebook.several(len(self), 'trace')} of "
-            f"{notebook.several(len(set(report.examples)), 'example')}",
+            f"{notebook.format_plural(len(self), 'trace')} of "
+            f"{notebook.format_plural(len(set(report.examples)), 'example')}",
             str(report),
-            notebook.shares(report.counts),
+            notebook.format_shares(report.counts),
             f"failed: {format_kinds(report.failures)}" if report.failures else None,
             f"not asked, as there was no need: {drafts}, {answers}"
             if any(self.saved.values())
@@ -263,8 +263,8 @@ def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
     ]
     return (
         f"{trace.example_id}, {trace.draft_index}",
-        *(notebook.said(text, 160) for text in texts),
-        notebook.signed(trace.influence),
+        *(notebook.format_text(text, 160) for text in texts),
+        notebook.format_signed(trace.influence),
     )
 
 

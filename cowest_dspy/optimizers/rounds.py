@@ -94,12 +94,12 @@ class RoundHistory(tuple[Round, ...]):
         outcome, and why."""
         heads = ("round", "outcome", "why", "pairs", "replayed", "n", "gain")
         rows = [
-            (str(one.number), one.outcome, notebook.said(one.reason), *_numbers(one))
+            (str(one.number), one.outcome, notebook.format_text(one.reason), *_numbers(one))
             for one in self
         ]
         accepted = sum(one.accepted for one in self)
         return notebook.view(
-            f"{notebook.several(len(self), 'round')}, {accepted} accepted",
+            f"{notebook.format_plural(len(self), 'round')}, {accepted} accepted",
             notebook.table(heads, rows, texts=3, most=20) if rows else None,
         )
 
@@ -406,7 +406,7 @@ def _check_labels(drafts: UnpairedPreferences, least: int) -> None:
     reasons = "".join(f", {count} {reason}" for reason, count in drafts.dropped.items())
     found = f"{drafts.helped} drafts helped and {hurt} hurt{reasons}."
     more = "Sample more drafts ([collect] drafts), at a higher temperature, or on more examples"
-    counted = notebook.several(len(drafts), "labelled draft")
+    counted = notebook.format_plural(len(drafts), "labelled draft")
     if len(drafts) < least:
         text = (
             f"Too few labelled drafts for KTO: {found} {advice(drafts.dropped, f'{more}.')} "

@@ -87,7 +87,7 @@ class PreferencePairs(_Preferences[Pair]):
     def __repr__(self) -> str:
         return (
             f"PreferencePairs({len(self)} pairs of {self.examples} examples; "
-            f"{notebook.counted(self.dropped) or 'dropped: none'})"
+            f"{notebook.format_dropped(self.dropped) or 'dropped: none'})"
         )
 
     def _repr_html_(self) -> str:
@@ -96,13 +96,13 @@ class PreferencePairs(_Preferences[Pair]):
         lengths = self.lengths
         left = len(self) - SHOWN
         return notebook.view(
-            f"{notebook.several(len(self), 'preference pair')} of "
-            f"{notebook.several(self.examples, 'example')}",
-            notebook.counted(self.dropped),
+            f"{notebook.format_plural(len(self), 'preference pair')} of "
+            f"{notebook.format_plural(self.examples, 'example')}",
+            notebook.format_dropped(self.dropped),
             f"lengths: {lengths}" if lengths else None,
             f"Warning: {lengths.warning}" if lengths and lengths.warning else None,
             *(self._cells(pair) for pair in self.items[:SHOWN]),
-            notebook.more(left, "pair") if left > 0 else None,
+            notebook.format_rest(left, "pair") if left > 0 else None,
         )
 
     def _cells(self, pair: Pair) -> RenderableType:
@@ -113,11 +113,11 @@ class PreferencePairs(_Preferences[Pair]):
             one, other = (self.hiding.shown(pair.example_id, text) for text in (one, other))
         chosen, rejected = notebook.word_diff(one, other)
         influences = [
-            "not measured" if value is None else notebook.signed(value)
+            "not measured" if value is None else notebook.format_signed(value)
             for value in (pair.chosen_influence, pair.rejected_influence)
         ]
         rows = [
-            ("prompt", notebook.said(prompt), ""),
+            ("prompt", notebook.format_text(prompt), ""),
             ("chosen", chosen, influences[0]),
             ("rejected", rejected, influences[1]),
         ]
@@ -217,7 +217,8 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         return sum(draft.label for draft in self.items)
 
     def __repr__(self) -> str:
-        hurt, dropped = len(self) - self.helped, notebook.counted(self.dropped) or "dropped: none"
+        hurt = len(self) - self.helped
+        dropped = notebook.format_dropped(self.dropped) or "dropped: none"
         return f"UnpairedPreferences({self.helped} helped, {hurt} hurt; {dropped})"
 
     def _repr_html_(self) -> str:
@@ -226,10 +227,10 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         rows = [self._cells(draft) for draft in self.items[: notebook.MOST_ROWS]]
         heads = ("example", "prompt", "draft", "label", "influence")
         return notebook.view(
-            f"{notebook.several(len(self), 'labelled draft')} of "
-            f"{notebook.several(self.examples, 'example')}",
-            notebook.shares({"helped": self.helped, "hurt": len(self) - self.helped}),
-            notebook.counted(self.dropped),
+            f"{notebook.format_plural(len(self), 'labelled draft')} of "
+            f"{notebook.format_plural(self.examples, 'example')}",
+            notebook.format_shares({"helped": self.helped, "hurt": len(self) - self.helped}),
+            notebook.format_dropped(self.dropped),
             notebook.table(heads, rows, texts=4, total=len(self)) if rows else None,
         )
 
@@ -239,10 +240,10 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
             prompt, text = mark(prompt), self.hiding.shown(draft.example_id, text)
         return (
             f"{draft.example_id}, {draft.draft_index}",
-            notebook.said(prompt, 160),
-            notebook.said(text, 160),
+            notebook.format_text(prompt, 160),
+            notebook.format_text(text, 160),
             "helped" if draft.label else "hurt",
-            notebook.signed(draft.influence),
+            notebook.format_signed(draft.influence),
         )
 
     def to_dataset(self) -> Any:
@@ -308,7 +309,8 @@ def check_enough(
             f"{describe_shortage(found, dropped)} [pairs] least asks for "
             f"{least}.{'' if tuned or dropped is None else instead}"
         )
-        raise TooFewPairs(message, found, f"{notebook.several(found, 'pair')}, {least} needed")
+        short = f"{notebook.format_plural(found, 'pair')}, {least} needed"
+        raise TooFewPairs(message, found, short)
 
 
 def describe_shortage(found: int, dropped: Mapping[str, int] | None) -> str:
@@ -321,7 +323,8 @@ def describe_shortage(found: int, dropped: Mapping[str, int] | None) -> str:
         "lower [pairs] margin when scores are graded."
     )
     return (
-        f"Only {notebook.several(found, 'preference pair')}{reasons}. {advice(dropped or {}, more)}"
+        f"Only {notebook.format_plural(found, 'preference pair')}{reasons}. "
+        f"{advice(dropped or {}, more)}"
     )
 
 

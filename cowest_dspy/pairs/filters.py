@@ -18,7 +18,7 @@ from cowest_dspy.errors import PairsError, nearest
 from cowest_dspy.influence.report import failure_kind, remedy
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.program.examples import inputs_key
-from cowest_dspy.utils.notebook import several
+from cowest_dspy.utils.notebook import format_plural
 
 # Scores are floats: 0.7 - 0.2 is a little less than 0.5, and meets a margin of 0.5 all the same.
 ROUNDING = 1e-9
@@ -176,7 +176,7 @@ def advice(dropped: Mapping[str, int], more: str) -> str:
         if name.startswith(("examples: ", NO_CHANGE)) and name not in by_failure
     )
     kind = max(failed, key=lambda one: failed[one])
-    mend = f"{several(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
+    mend = f"{format_plural(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
     return f"{mend} {more}" if sum(failed.values()) >= otherwise else f"{more} {mend}"
 
 

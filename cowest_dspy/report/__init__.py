@@ -17,7 +17,7 @@ runs.py         the state of run folders
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.optimizers.rounds import Outcome
-from cowest_dspy.report.compare import Numbers, numbers_of
+from cowest_dspy.report.compare import Numbers, compare_numbers
 from cowest_dspy.report.compare_view import (
     WrittenComparison,
     print_comparison,
@@ -48,7 +48,7 @@ from cowest_dspy.report.runs_view import (
     write_side_by_side,
 )
 from cowest_dspy.report.significance import compare_scores
-from cowest_dspy.report.verdict import comparison_verdict, outcomes_text, verdict
+from cowest_dspy.report.verdict import comparison_verdict, describe_rounds, verdict
 from cowest_dspy.report.view import Verdict
 
 __all__ = [
@@ -69,13 +69,13 @@ __all__ = [
     "WrittenComparison",
     "WrittenReport",
     "arm_table",
+    "compare_numbers",
     "compare_scores",
     "comparison_verdict",
+    "describe_rounds",
     "figures",
     "influence_by_round",
     "influence_counts",
-    "numbers_of",
-    "outcomes_text",
     "paired_test",
     "print_comparison",
     "print_report",

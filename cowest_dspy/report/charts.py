@@ -107,14 +107,14 @@ class Layout:
 
     @classmethod
     def wide(cls, rows: Sequence[Row]) -> Layout:
-        lines = max((_wrapped(row.label, 32).count("\n") + 1 for row in rows), default=1)
+        lines = max((_wrap(row.label, 32).count("\n") + 1 for row in rows), default=1)
         step = max(34, 16 * lines + 10)
         return cls(_LEFT, _PLOT, _RIGHT, step, step // 2, 32)
 
     @classmethod
     def narrow(cls, rows: Sequence[Row], width: int = NARROW) -> Layout:
         characters = width // 8 - max((len(row.text) for row in rows), default=0)
-        lines = max((_wrapped(row.label, characters).count("\n") + 1 for row in rows), default=1)
+        lines = max((_wrap(row.label, characters).count("\n") + 1 for row in rows), default=1)
         return cls(2, width - 4, 2, 16 * lines + 36, 16 * lines + 18, characters)
 
     @property
@@ -262,7 +262,7 @@ def lines(
             continue
         data = [
             {"x": x, "y": y, "description": f"{name} {y:.4g} at {x_title} {x:g}"}
-            for x, y in _thinned(series)
+            for x, y in _sample_points(series)
         ]
         look = {"color": colour, "strokeWidth": 2, "strokeDash": dash, "strokeJoin": "round"}
         dots = data if len(data) <= 40 else data[-1:]
@@ -342,7 +342,7 @@ def curves(
     )
 
 
-def _thinned(series: Sequence[Point]) -> list[Point]:
+def _sample_points(series: Sequence[Point]) -> list[Point]:
     if len(series) <= _MOST_POINTS:
         return list(series)
     return [
@@ -375,7 +375,7 @@ def _rows_spec(
     half = 8 if narrow else 9
     for index, row in enumerate(rows):
         middle = index * layout.step + layout.middle
-        label = _wrapped(row.label, layout.characters)
+        label = _wrap(row.label, layout.characters)
         breaks = label.count("\n")
         text_y = middle - half - 8 if narrow else middle + 4.5
         place = {
@@ -483,7 +483,7 @@ def _plot(layers: list[Spec], width: int, height: int) -> Spec:
     }
 
 
-def _wrapped(text: str, characters: int) -> str:
+def _wrap(text: str, characters: int) -> str:
     """At most three lines, cut at words where that can be."""
     return (
         "\n".join(

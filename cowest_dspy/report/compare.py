@@ -59,13 +59,13 @@ class Numbers:
         return tuple(dict.fromkeys(name for line in lines for name in line.extra))
 
 
-def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
+def compare_numbers(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
     """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and
     answers changes nothing.
 
     Arms of the same title get their names into it, so that they can be told apart.
     """
-    seeds = _titled(_by_name(comparison.arms))
+    seeds = _unite_titles(_group_seeds(comparison.arms))
     against = seeds.get(comparison.against)
     arms = [arm_numbers(runs, comparison.against, against, repeats) for runs in seeds.values()]
     points = defaultdict(list)
@@ -76,8 +76,8 @@ def numbers_of(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
         ordered = sorted(group, key=lambda point: point.arm.seed)
         line = arm_numbers([point.arm for point in ordered], None, against, repeats)
         measured.append((ordered[0].settings, tuple(point.pairs for point in ordered), line))
-    sweep = _corrected([line for _, _, line in measured])
-    corrected = _corrected(arms)
+    sweep = _correct_tests([line for _, _, line in measured])
+    corrected = _correct_tests(arms)
     return Numbers(
         arms=tuple(corrected),
         controls=_controls(comparison, seeds, repeats),
@@ -97,7 +97,7 @@ def is_control(run: ComparedArm) -> bool:
     )
 
 
-def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
+def _group_seeds(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
     """The seeds of each arm, ascending; names in order of appearance."""
     groups: dict[str, list[ComparedArm]] = defaultdict(list)
     for run in arms:
@@ -105,13 +105,13 @@ def _by_name(arms: Iterable[ComparedArm]) -> dict[str, list[ComparedArm]]:
     return {name: sorted(runs, key=lambda run: run.seed) for name, runs in groups.items()}
 
 
-def _titled(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
+def _unite_titles(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedArm]]:
     """The same with one title and one note for all seeds of an arm, and different titles for
     different arms. Where a seed's arm is something else, such as untuned since its round was rolled
     back, the title says of which seed."""
     texts = {
         name: [
-            _of_seeds([(run.seed, getattr(run.arm, field)) for run in runs])
+            _join_seeds([(run.seed, getattr(run.arm, field)) for run in runs])
             for field in ("title", "note")
         ]
         for name, runs in seeds.items()
@@ -126,11 +126,13 @@ def _titled(seeds: Mapping[str, list[ComparedArm]]) -> dict[str, list[ComparedAr
     return {name: [renamed(run) for run in runs] for name, runs in seeds.items()}
 
 
-def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
+def _join_seeds(texts: Sequence[tuple[int, str]]) -> str:
     """One text for all seeds: their own where they agree, otherwise each with its seeds.
 
-    >>> _of_seeds([(0, "tuned"), (1, "tuned")]), _of_seeds([(0, "tuned"), (1, "untuned"), (2, "tuned")])
-    ('tuned', 'seeds 0, 2: tuned; seed 1: untuned')
+    >>> _join_seeds([(0, "tuned"), (1, "tuned")])
+    'tuned'
+    >>> _join_seeds([(0, "tuned"), (1, "untuned"), (2, "tuned")])
+    'seeds 0, 2: tuned; seed 1: untuned'
     """
     seeds: dict[str, list[str]] = defaultdict(list)
     for seed, text in texts:
@@ -143,7 +145,7 @@ def _of_seeds(texts: Sequence[tuple[int, str]]) -> str:
     )
 
 
-def _corrected(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
+def _correct_tests(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
     """The lines with Holm's p over those that have something to test."""
     changed = list(lines)
     for test, field in (("test", "holm"), ("strict_test", "strict_holm")):
@@ -193,7 +195,7 @@ def _controls(
     return tuple(found)
 
 
-def varying(numbers: Numbers) -> list[str]:
+def varying_settings(numbers: Numbers) -> list[str]:
     """The settings that differ between points of the sweep, in order of appearance."""
     keys = dict.fromkeys(key for point in numbers.sweep for key in point.settings)
     return [
@@ -201,7 +203,7 @@ def varying(numbers: Numbers) -> list[str]:
     ]
 
 
-def settings_text(settings: dict[str, Any], keys: Sequence[str]) -> str:
+def format_settings(settings: dict[str, Any], keys: Sequence[str]) -> str:
     """``beta 0.1, format dpo``: the last part of each dotted key where that names only one of them,
     else the whole key."""
     last = [key.rpartition(".")[2] for key in keys]
@@ -217,7 +219,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def difference_reach(numbers: Numbers) -> int:
+def difference_axis_reach(numbers: Numbers) -> int:
     """How many points the axis of differences reaches to either side: a multiple of 10, at least
     10, at most 100."""
     tests = [line.test for line in numbers.arms if line.test and line.test.difference is not None]
@@ -230,7 +232,7 @@ def sweep_axis(numbers: Numbers) -> str | None:
     """The setting for the x axis: of those that vary, the one with most values, if they are
     numbers; None without one."""
     counts = {}
-    for key in varying(numbers):
+    for key in varying_settings(numbers):
         values = [point.settings.get(key) for point in numbers.sweep]
         if all(
             isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -243,9 +245,9 @@ def sweep_axis(numbers: Numbers) -> str | None:
 def sweep_series(numbers: Numbers, axis: str) -> dict[str, list[PointNumbers]]:
     """The points of each combination of the other settings, ascending along the axis, under a name
     for the legend."""
-    others = [key for key in varying(numbers) if key != axis]
+    others = [key for key in varying_settings(numbers) if key != axis]
     series: dict[str, list[PointNumbers]] = {}
     for point in sorted(numbers.sweep, key=lambda point: point.settings[axis]):
-        name = settings_text(point.settings, others) or point.arm.title
+        name = format_settings(point.settings, others) or point.arm.title
         series.setdefault(name, []).append(point)
     return {name: series[name] for name in sorted(series)}

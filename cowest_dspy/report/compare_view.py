@@ -30,12 +30,12 @@ from cowest_dspy.report.charts import (
 from cowest_dspy.report.compare import (
     Numbers,
     PointNumbers,
-    difference_reach,
-    numbers_of,
-    settings_text,
+    compare_numbers,
+    difference_axis_reach,
+    format_settings,
     sweep_axis,
     sweep_series,
-    varying,
+    varying_settings,
 )
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.report.numbers import ArmNumbers, Extra
@@ -73,7 +73,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     masked. The JSON holds the facts and, under "numbers", what follows from them."""
     facts = mask_document(comparison.to_json())
     shown = Comparison.from_json(facts)
-    numbers = numbers_of(shown)
+    numbers = compare_numbers(shown)
     words = dataclasses.asdict(comparison_verdict(shown, numbers))
     document = {**facts, "numbers": {"verdict": words, **dataclasses.asdict(numbers)}}
     texts = {
@@ -101,15 +101,15 @@ def read_comparison(path: str | os.PathLike[str]) -> Comparison:
 def print_comparison(
     comparison: Comparison, console: Console | None = None, *, numbers: Numbers | None = None
 ) -> None:
-    """Prints verdict, warnings and tables; ``numbers`` are those of ``numbers_of(comparison)``,
-    where they are at hand already."""
-    print_view(comparison_view(comparison, numbers or numbers_of(comparison)), console)
+    """Prints verdict, warnings and tables; ``numbers`` are those of
+    ``compare_numbers(comparison)``, where they are at hand already."""
+    print_view(comparison_view(comparison, numbers or compare_numbers(comparison)), console)
 
 
 @html_of.register
 def comparison_html(comparison: Comparison) -> str:
     """The comparison in a notebook; it shows no input and no answer."""
-    return view_html(comparison_view(comparison, numbers_of(comparison)))
+    return view_html(comparison_view(comparison, compare_numbers(comparison)))
 
 
 def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
@@ -119,7 +119,7 @@ def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
 
 def render_comparison(comparison: Comparison, numbers: Numbers | None = None) -> str:
     """The page."""
-    return render_page(comparison_view(comparison, numbers or numbers_of(comparison)))
+    return render_page(comparison_view(comparison, numbers or compare_numbers(comparison)))
 
 
 def comparison_view(comparison: Comparison, numbers: Numbers) -> View:
@@ -165,7 +165,7 @@ def _scores(comparison: Comparison, numbers: Numbers, against: ArmNumbers | None
     return Section(
         "scores",
         "Scores",
-        (results(comparison, numbers),) if numbers.arms else (),
+        (results_table(comparison, numbers),) if numbers.arms else (),
         lead=lead,
         charts=lambda: [Chart(score_chart(numbers, against))],
         missing="No arm has been evaluated yet: `cowest compare` does it.",
@@ -187,12 +187,12 @@ def _sweep(numbers: Numbers, against: ArmNumbers | None) -> Section:
 # Tables
 
 
-def results(comparison: Comparison, numbers: Numbers) -> Table:
+def results_table(comparison: Comparison, numbers: Numbers) -> Table:
     """One line per arm: its score both ways, and its difference to ``against`` with the corrected
     p."""
     heads = ("arm", *_CORE)
     rows = tuple((line.title, *_core(line)) for line in numbers.arms)
-    caption = _how_tested(comparison, numbers)
+    caption = _describe_tests(comparison, numbers)
     return Table("Arms", heads, rows, _marked(numbers), caption)
 
 
@@ -215,7 +215,7 @@ def _marked(numbers: Numbers) -> frozenset[int]:
     return frozenset(index for index, line in enumerate(numbers.arms) if line.is_against)
 
 
-def _how_tested(comparison: Comparison, numbers: Numbers) -> str:
+def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
     """What score, interval and p of the results are."""
     against = numbers.arm(comparison.against)
     parts = [f"Score: {comparison.metric}, over answered; strict: failures as wrong."]
@@ -326,7 +326,7 @@ def _costs(numbers: Numbers) -> Table:
 
 def sweep_table(numbers: Numbers) -> Table:
     """One line per point of the sweep, under the settings that vary; its caption has the others."""
-    keys, rows = varying(numbers), []
+    keys, rows = varying_settings(numbers), []
     extras = tuple(
         name for name in numbers.extras if any(name in point.arm.extra for point in numbers.sweep)
     )
@@ -336,11 +336,11 @@ def sweep_table(numbers: Numbers) -> Table:
         if pairs and None not in point.pairs:
             low, high = min(pairs), max(pairs)
             span = format_count(low) if low == high else f"{low:,} to {high:,}"
-        name = settings_text(point.settings, keys) or point.arm.title
+        name = format_settings(point.settings, keys) or point.arm.title
         scores = (_format_extra(point.arm.extra.get(extra)) for extra in extras)
         rows.append((name, str(len(point.arm.seeds)), span, *_core(point.arm), *scores))
     first = numbers.sweep[0].settings
-    same = settings_text(first, [key for key in first if key not in keys])
+    same = format_settings(first, [key for key in first if key not in keys])
     fixed = f"The same everywhere: {same}. " if same else ""
     caption = (
         f"{fixed}p is corrected over the sweep. The best of many settings owes a part of "
@@ -389,7 +389,7 @@ def difference_chart(numbers: Numbers) -> list[Chart]:
         ends = (None if end is None else 100 * end for end in _ends(test.interval))
         described = f"{arm.title}: {text} points"
         rows.append(Row(arm.title, 100 * test.difference, described, *ends, kind=kind, text=text))
-    axis = signed_axis(float(difference_reach(numbers)), "points")
+    axis = signed_axis(float(difference_axis_reach(numbers)), "points")
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
     return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]
 
@@ -422,7 +422,7 @@ def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list
 
 def _sweep_mark(point: PointNumbers, axis: str) -> Mark:
     ends = (None if end is None else 100 * end for end in _ends(point.arm.interval))
-    where = settings_text(point.settings, list(point.settings))
+    where = format_settings(point.settings, list(point.settings))
     text = f"{where}: {format_percent(point.arm.score)} % [{format_interval(point.arm.interval)}]"
     return Mark(float(point.settings[axis]), 100 * (point.arm.score or 0.0), text, *ends)
 
@@ -444,8 +444,8 @@ def to_csv(comparison: Comparison, numbers: Numbers) -> str:
     ]
     stream, heads = io.StringIO(), list(rows[0]) if rows else ["kind", "name"]
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([_no_formula(head) for head in heads])
-    writer.writerows([_no_formula(row[head]) for head in heads] for row in rows)
+    writer.writerow([_escape_formula(head) for head in heads])
+    writer.writerows([_escape_formula(row[head]) for head in heads] for row in rows)
     return stream.getvalue()
 
 
@@ -489,6 +489,6 @@ def _record(
     return record
 
 
-def _no_formula(value: Any) -> Any:
+def _escape_formula(value: Any) -> Any:
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value

@@ -118,7 +118,8 @@ class Curve:
         """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin
         are left out.
 
-        >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]).points[1].eval_loss
+        >>> history = [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]
+        >>> Curve.from_trl("dpo", history).points[1].eval_loss
         0.7
         """
         points = []

@@ -287,7 +287,7 @@ def _cost(runs: Sequence[ComparedArm]) -> Cost:
     return Cost(**one, calls_in_all=calls_in_all)
 
 
-def alike_drafts(arms: Iterable[Arm]) -> str | None:
+def describe_alike_drafts(arms: Iterable[Arm]) -> str | None:
     """A warning that names the arms of which at least three in four drafts (of 20 or more) are one
     text, up to case and spaces.
 
@@ -310,7 +310,7 @@ def alike_drafts(arms: Iterable[Arm]) -> str | None:
     )
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
+def sample_evenly(items: Sequence[T], most: int) -> list[T]:
     """At most ``most`` of the items, evenly spaced and in order: a sample that keeps the mix of
     early and late."""
     if len(items) <= most:

@@ -45,8 +45,8 @@ def describe_curve(curve: Curve) -> str:
         else f"{100 * (router.cost - 1):.0f} % more"
     )
     return (
-        f"The router scores {100 * gap:+.1f} points{_span(interval)} against always collaborating, "
-        f"at {saved} of the strong model's cost, n {curve.n}."
+        f"The router scores {100 * gap:+.1f} points{_format_span(interval)} against always "
+        f"collaborating, at {saved} of the strong model's cost, n {curve.n}."
     )
 
 
@@ -101,12 +101,12 @@ def curve_chart(curve: Curve) -> Chart:
     """Score over cost: the router at every trade as a line, and each other way to route as a
     point."""
     over = sorted({round(point.cost, 4): point for point in curve.over}.items())
-    line = [Mark(point.cost, point.score, _described(point)) for _, point in over]
+    line = [Mark(point.cost, point.score, _describe_point(point)) for _, point in over]
     shown = [point for point in curve.points if point.name != "best there was"]
     series = [Series("the router, at every trade", "s0", line)]
     for number, point in enumerate(shown, start=1):
         low, high = point.interval.low, point.interval.high
-        mark = Mark(point.cost, point.score, _described(point), low, high)
+        mark = Mark(point.cost, point.score, _describe_point(point), low, high)
         series.append(Series(point.name, f"s{number}", [mark]))
     most = max([1.0, *(point.cost for point in (*curve.points, *curve.over))])
     drawing = curves(
@@ -119,7 +119,7 @@ def curve_chart(curve: Curve) -> Chart:
     return Chart(drawing, legend=tuple((one.kind, one.name) for one in series))
 
 
-def _described(point: Point) -> str:
+def _describe_point(point: Point) -> str:
     return f"{point.name}: score {100 * point.score:.1f} % at {100 * point.cost:.0f} % of the cost"
 
 
@@ -133,7 +133,7 @@ def _routing(curve: Curve) -> Table:
                 f"{100 * point.score:.1f}",
                 f"{100 * point.interval.low:.1f} to {100 * point.interval.high:.1f}",
                 f"{100 * point.cost:.0f}",
-                "-" if gap is None else f"{100 * gap[0]:+.1f}{_span(gap[1])}",
+                "-" if gap is None else f"{100 * gap[0]:+.1f}{_format_span(gap[1])}",
             )
         )
     heads = ("way to route", "score, %", "95 %", "cost, %", "router less it")
@@ -162,5 +162,5 @@ def _predictions(curve: Curve) -> Table:
     return Table("Predictions, of examples left out of the fit", heads, tuple(rows))
 
 
-def _span(interval: Interval | None) -> str:
+def _format_span(interval: Interval | None) -> str:
     return f" [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]" if interval else ""

@@ -14,7 +14,7 @@ from cowest_dspy.report import charts
 from cowest_dspy.report.charts import Axis, Chart, Row
 from cowest_dspy.report.facts import Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, evenly
+from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenly
 from cowest_dspy.report.verdict import (
     arm_notes,
     bare_p,
@@ -376,7 +376,7 @@ def _pairs(report: RunReport) -> Section:
 
 
 def _training(curves: Sequence[Curve]) -> Section:
-    drawn = [curve for curve in curves if _measured(curve, 2)]
+    drawn = [curve for curve in curves if _logged_fields(curve, 2)]
     return Section(
         "curves",
         "Training",
@@ -387,7 +387,7 @@ def _training(curves: Sequence[Curve]) -> Section:
     )
 
 
-def _measured(curve: Curve, least: int = 1) -> list[tuple[str, str]]:
+def _logged_fields(curve: Curve, least: int = 1) -> list[tuple[str, str]]:
     """The fields of a curve that were logged at least so often, with their titles."""
     both = [
         (field, title)
@@ -417,7 +417,7 @@ def _curve_charts(curve: Curve) -> list[Chart]:
 
 
 def _curve_table(curve: Curve) -> Table:
-    used, points = _measured(curve), evenly(curve.points, MAX_POINTS)
+    used, points = _logged_fields(curve), sample_evenly(curve.points, MAX_POINTS)
     rows = tuple(
         (
             f"{point.step:g}",

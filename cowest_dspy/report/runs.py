@@ -105,7 +105,7 @@ def describe_run(folder: Path) -> RunLine:
         detail = f"{summary.damage}: cowest doctor --repair {folder}"
         return RunLine(str(folder), "damaged", detail, **common)
     if now is None:
-        return _of_store(folder, common)
+        return _describe_store(folder, common)
     stage = now.stage
     lives = alive(now)
     state: State = now.state if now.state != "running" or lives else "stopped"
@@ -117,7 +117,7 @@ def describe_run(folder: Path) -> RunLine:
     return RunLine(
         str(folder),
         state,
-        _detail(now, lives=lives),
+        _describe_state(now, lives=lives),
         **{**common, "task": now.task or common["task"]},
         stage=last.name if last else None,
         **numbers,
@@ -128,7 +128,7 @@ def describe_run(folder: Path) -> RunLine:
     )
 
 
-def _detail(now: Snapshot, *, lives: bool) -> str:
+def _describe_state(now: Snapshot, *, lives: bool) -> str:
     if now.state == "running":
         return (
             f"process {now.pid} on {now.host}"
@@ -140,7 +140,7 @@ def _detail(now: Snapshot, *, lives: bool) -> str:
     return (now.error or "").splitlines()[0] if now.error else ""
 
 
-def _of_store(folder: Path, common: dict[str, Any]) -> RunLine:
+def _describe_store(folder: Path, common: dict[str, Any]) -> RunLine:
     """A run of an earlier version, which has kept no progress; or one that was not begun."""
     summary = summarize_store(folder)
     verdict = _verdict(folder)

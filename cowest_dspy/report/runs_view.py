@@ -22,7 +22,7 @@ from cowest_dspy.report.charts import Chart, bars
 from cowest_dspy.report.facts import Arm, RunReport, valid_json
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers
-from cowest_dspy.report.page import flat, render_page
+from cowest_dspy.report.page import flatten_settings, render_page
 from cowest_dspy.report.run_view import arm_row
 from cowest_dspy.report.significance import ALPHA, PairedTest, compare_scores, finding, holm
 from cowest_dspy.report.verdict import (
@@ -133,13 +133,15 @@ def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
         name: RunReport.from_json(mask_document(report.to_json()))
         for name, report in reports.items()
     }
-    tests = _corrected([_test(masked, *two) for two in combinations(masked, 2)])
+    tests = _correct_tests([_test(masked, *two) for two in combinations(masked, 2)])
     count = sum(one.test is not None for one in tests)
     return SideBySide(
         runs=tuple(_column(name, report) for name, report in masked.items()),
         tests=tuple(tests),
-        settings=_differing([dict(flat(report.config)) for report in masked.values()]),
-        versions=_differing([report.versions for report in masked.values()]),
+        settings=_find_differences(
+            [dict(flatten_settings(report.config)) for report in masked.values()]
+        ),
+        versions=_find_differences([report.versions for report in masked.values()]),
         sentences=tuple(_sentence(test, count) for test in tests),
     )
 
@@ -369,7 +371,7 @@ def _scores(arm: Arm, examples: set[str]) -> dict[str, float | None]:
     return {key: score for key, score in arm.scores().items() if key in examples}
 
 
-def _corrected(tests: Sequence[RunTest]) -> list[RunTest]:
+def _correct_tests(tests: Sequence[RunTest]) -> list[RunTest]:
     corrected = iter(holm([one.test.p for one in tests if one.test is not None]))
     changed = []
     for one in tests:
@@ -391,7 +393,7 @@ def _sentence(found: RunTest, tests: int) -> str:
     )
 
 
-def _differing(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+def _find_differences(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
     """The keys whose values are not the same in all tables, in order of appearance."""
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: tuple(table.get(key, LACKING) for table in tables) for key in keys}

@@ -55,7 +55,7 @@ def verdict(report: RunReport) -> Verdict:
         sentences = [_open_text(report)]
     else:
         parts = [main[0]] if main else []
-        parts += [text] if (text := outcomes_text(report.rounds, why=True)) else []
+        parts += [text] if (text := describe_rounds(report.rounds, why=True)) else []
         parts += [tuning[0]] if tuning else []
         sentences = [*(["; ".join(parts)] if parts else []), *(text for text, _ in others)]
     if harm:
@@ -164,8 +164,8 @@ def pairs_notes(report: RunReport) -> list[str]:
     nothing was trained."""
     return [
         (
-            f"Of these, {notebook.several(row.pairs, 'pair')} of round {row.number}, which was "
-            "skipped: not trained on."
+            f"Of these, {notebook.format_plural(row.pairs, 'pair')} of round {row.number}, which "
+            "was skipped: not trained on."
         )
         for row in report.rounds
         if row.outcome == "skipped" and row.pairs
@@ -194,7 +194,7 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
     test = compare(report, report.before, report.after)
     if test is None or test.difference is None:
         return None
-    if untuned(report):
+    if is_untuned(report):
         return "no tuned model was taken, so the weak model is the one from before", False
     what = "the cycle" if report.steps else "tuning"
     counts = f"it fixed {test.higher:,} and broke {test.lower:,} of {test.n:,} ({format_p(test.p)})"
@@ -220,7 +220,7 @@ def _harm_text(report: RunReport) -> str | None:
     span = f"{counts.mean:+.2f} [{counts.interval.low:+.2f}, {counts.interval.high:+.2f}]"
     rate = (
         f"harm rate {100 * (counts.harm_rate or 0):.0f} % of "
-        f"{notebook.several(counts.n - counts.failed, 'draft')}"
+        f"{notebook.format_plural(counts.n - counts.failed, 'draft')}"
     )
     return f"the drafts{which} HURT the strong model: mean influence {span}, {rate}"
 
@@ -256,7 +256,7 @@ def explain_doubt(test: PairedTest) -> str | None:
     )
 
 
-def outcomes_text(rounds: Sequence[Round], *, why: bool = False) -> str:
+def describe_rounds(rounds: Sequence[Round], *, why: bool = False) -> str:
     """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round.
     ``why``: with the reason of those that were skipped."""
     parts = list[str]()
@@ -281,7 +281,7 @@ def outcomes_text(rounds: Sequence[Round], *, why: bool = False) -> str:
     return ", ".join(parts)
 
 
-def untuned(report: RunReport) -> bool:
+def is_untuned(report: RunReport) -> bool:
     """Whether no round's model was taken, so that what comes after tuning is what was before it; a
     cycle may change prompts."""
     return (
@@ -309,7 +309,7 @@ def _open_text(report: RunReport) -> str:
 def describe_arm(report: RunReport, name: str) -> str:
     """An arm as a sentence names it: "the strong model alone"."""
     arm = report.arm(name)
-    if name == report.after and name in _PHRASES and untuned(report):
+    if name == report.after and name in _PHRASES and is_untuned(report):
         return f"the untuned {name}"
     return _PHRASES.get(name) or (arm.title if arm else name)
 
@@ -326,7 +326,7 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
     sentences, claims = list[str](), list[bool]()
     against = numbers.arm(comparison.against)
     if against is not None and numbers.tests:
-        sentences += _findings(against.title, numbers)
+        sentences += _describe_findings(against.title, numbers)
         target = numbers.arm(comparison.target)
         if target is not None and target.finding is not None:
             claims.append(target.finding > 0)
@@ -358,7 +358,7 @@ def format_difference(test: PairedTest) -> str:
     return format_points(test).replace(" points", "")
 
 
-def _findings(against: str, numbers: Numbers) -> list[str]:
+def _describe_findings(against: str, numbers: Numbers) -> list[str]:
     better, same, worse = (
         [line for line in numbers.arms if line.finding == sign] for sign in (1, 0, -1)
     )
@@ -367,13 +367,13 @@ def _findings(against: str, numbers: Numbers) -> list[str]:
         f"{ALPHA:g}"
     )
     if better:
-        sentences = [f"Better than {against} ({over}): {_listed(better)}."]
+        sentences = [f"Better than {against} ({over}): {_join_findings(better)}."]
     else:
         sentences = [f"No arm is reliably better than {against} ({over})."]
     if same:
-        sentences.append(f"Not distinguishable from {against}: {_listed(same)}.")
+        sentences.append(f"Not distinguishable from {against}: {_join_findings(same)}.")
     if worse:
-        sentences.append(f"WORSE than {against}: {_listed(worse)}.")
+        sentences.append(f"WORSE than {against}: {_join_findings(worse)}.")
     turned = [
         line.title
         for line in numbers.arms
@@ -386,7 +386,7 @@ def _findings(against: str, numbers: Numbers) -> list[str]:
     return sentences
 
 
-def _listed(lines: Sequence[ArmNumbers]) -> str:
+def _join_findings(lines: Sequence[ArmNumbers]) -> str:
     return "; ".join(
         (
             f"{line.title} ({format_difference(line.test)} points, "

@@ -141,7 +141,7 @@ def _rich_tables(table: Table, width: int, most: int | None) -> Iterator[Rendera
     if table.caption:
         yield visible_text(table.caption, style="dim")
     if most is not None and len(table.rows) > most:
-        yield notebook.more(len(table.rows) - most)
+        yield notebook.format_rest(len(table.rows) - most)
 
 
 def _least(table: Table) -> int:

@@ -193,11 +193,12 @@ class TRLProvider(Provider):
         least = options.get("least", LEAST_PAIRS) if kind in ("preference", "unpaired") else 0
         if found < least:
             raise TooFewPairs(
-                f"Only {notebook.several(found, 'preference pair')}. Sample more drafts ([collect] "
+                f"Only {notebook.format_plural(found, 'preference pair')}. "
+                "Sample more drafts ([collect] "
                 "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
                 f"scores are graded. [pairs] least asks for {least}.",
                 found,
-                f"{notebook.several(found, 'pair')}, {least} needed",
+                f"{notebook.format_plural(found, 'pair')}, {least} needed",
             )
         wanted = FORMATS[kind]
         train: Any = {SFT: train_sft, DPO: train_dpo, KTO: train_kto}[wanted]

@@ -29,7 +29,7 @@ from cowest_dspy.report import (
     run_page,
     write_report,
 )
-from cowest_dspy.report.numbers import evenly
+from cowest_dspy.report.numbers import sample_evenly
 from cowest_dspy.report.page import data_block
 
 # Files
@@ -217,7 +217,7 @@ def test_no_text_of_a_data_block_ends_it_and_all_of_it_comes_back(value):
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
 def test_an_even_sample_keeps_order_and_size(items, most):
     indexed = list(enumerate(items))
-    found = evenly(indexed, most)
+    found = sample_evenly(indexed, most)
     assert (
         found == sorted(found)
         and len(found) == min(most, len(items))
