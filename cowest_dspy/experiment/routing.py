@@ -19,7 +19,8 @@ from cowest_dspy.optimizers.router_fitting import (
     observed_in,
 )
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.report.router_view import WrittenCurve, write_curve
+from cowest_dspy.report.page import WrittenPage
+from cowest_dspy.report.router_view import write_curve
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.experiment import Experiment
@@ -34,7 +35,7 @@ class FittedRouter:
 
     router: Router
     curve: Curve
-    written: WrittenCurve
+    written: WrittenPage
 
 
 def fit_run_router(

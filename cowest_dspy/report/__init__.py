@@ -38,7 +38,8 @@ from cowest_dspy.report.facts import (
 )
 from cowest_dspy.report.figures import Figures, figures, report_schema
 from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
-from cowest_dspy.report.run_page import WrittenReport, read_report, render_html, write_report
+from cowest_dspy.report.page import WrittenPage
+from cowest_dspy.report.run_page import read_report, render_html, report_files, write_report
 from cowest_dspy.report.run_view import print_report
 from cowest_dspy.report.runs_view import (
     print_side_by_side,
@@ -67,7 +68,7 @@ __all__ = [
     "SweepPoint",
     "Verdict",
     "WrittenComparison",
-    "WrittenReport",
+    "WrittenPage",
     "arm_table",
     "compare_numbers",
     "compare_scores",
@@ -85,6 +86,7 @@ __all__ = [
     "render_comparison",
     "render_html",
     "render_side_by_side",
+    "report_files",
     "report_schema",
     "short_names",
     "side_by_side",

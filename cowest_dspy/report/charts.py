@@ -16,6 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.drawing import draw
 
 Point = tuple[float, float]
@@ -91,6 +92,11 @@ class Row:
     kind: str = "plain"
     text: str = ""
     dots: tuple[float, ...] = ()
+
+
+def ends_of(interval: Interval | None) -> tuple[float | None, float | None]:
+    """The ends of an interval, for a row or a mark."""
+    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from markupsafe import Markup
 from rich.console import Console
 
 from cowest_dspy.influence.report import format_kinds
-from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.charts import (
     SHARE,
     Chart,
@@ -24,6 +23,7 @@ from cowest_dspy.report.charts import (
     Row,
     Series,
     curves,
+    ends_of,
     points,
     signed_axis,
 )
@@ -39,15 +39,20 @@ from cowest_dspy.report.compare import (
 )
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.report.numbers import ArmNumbers, Extra
-from cowest_dspy.report.page import SERIES, read_document, render_page, settings_section
-from cowest_dspy.report.significance import PairedTest
+from cowest_dspy.report.page import (
+    SERIES,
+    format_document,
+    read_document,
+    render_page,
+    settings_section,
+)
+from cowest_dspy.report.run_view import score_row
 from cowest_dspy.report.verdict import (
     bare_p,
     comparison_verdict,
     format_count,
     format_difference,
     format_interval,
-    format_share,
     format_usd,
 )
 from cowest_dspy.report.view import Section, Table, View, print_view, view_html, view_markdown
@@ -77,7 +82,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     words = dataclasses.asdict(comparison_verdict(shown, numbers))
     document = {**facts, "numbers": {"verdict": words, **dataclasses.asdict(numbers)}}
     texts = {
-        "json": json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        "json": format_document(document),
         "csv": to_csv(shown, numbers),
         "md": to_markdown(shown, numbers),
         "html": render_comparison(shown, numbers),
@@ -357,23 +362,7 @@ def score_chart(numbers: Numbers, against: ArmNumbers | None) -> Markup:
     """The score of each arm over 0 to 100 %, small dots for single seeds, and a line at
     ``against``."""
     line = None if against is None else against.score
-    return points([_score_row(arm) for arm in numbers.arms], "Score of each arm", SHARE, line=line)
-
-
-def _score_row(arm: ArmNumbers) -> Row:
-    if arm.score is None:
-        return Row(arm.title, None, f"{arm.title}: no answers", text="no answers")
-    text = f"{arm.title}: {format_percent(arm.score)} %, 95 % {format_interval(arm.interval)}"
-    seeds = arm.seed_scores if arm.spread is not None else ()
-    return Row(
-        arm.title,
-        arm.score,
-        text,
-        *_ends(arm.interval),
-        kind="accent" if arm.is_against else "plain",
-        text=format_share(arm.score),
-        dots=tuple(score for score in seeds if score is not None),
-    )
+    return points([score_row(arm) for arm in numbers.arms], "Score of each arm", SHARE, line=line)
 
 
 def difference_chart(numbers: Numbers) -> list[Chart]:
@@ -386,7 +375,7 @@ def difference_chart(numbers: Numbers) -> list[Chart]:
             continue
         kind = {1: "helped", -1: "hurt"}.get(arm.finding or 0, "plain")
         text = format_difference(test)
-        ends = (None if end is None else 100 * end for end in _ends(test.interval))
+        ends = (None if end is None else 100 * end for end in ends_of(test.interval))
         described = f"{arm.title}: {text} points"
         rows.append(Row(arm.title, 100 * test.difference, described, *ends, kind=kind, text=text))
     axis = signed_axis(float(difference_axis_reach(numbers)), "points")
@@ -421,72 +410,43 @@ def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list
 
 
 def _sweep_mark(point: PointNumbers, axis: str) -> Mark:
-    ends = (None if end is None else 100 * end for end in _ends(point.arm.interval))
+    ends = (None if end is None else 100 * end for end in ends_of(point.arm.interval))
     where = format_settings(point.settings, list(point.settings))
     text = f"{where}: {format_percent(point.arm.score)} % [{format_interval(point.arm.interval)}]"
     return Mark(float(point.settings[axis]), 100 * (point.arm.score or 0.0), text, *ends)
-
-
-def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 # CSV
 
 
 def to_csv(comparison: Comparison, numbers: Numbers) -> str:
-    """One line per arm and per point of the sweep, numbers in full precision, empty where there is
-    none. A text that a spreadsheet would take for a formula has an apostrophe before it."""
-    rows = [_record("arm", {}, (), line, numbers.extras) for line in numbers.arms]
-    rows += [
-        _record("sweep", point.settings, point.pairs, point.arm, numbers.extras)
-        for point in numbers.sweep
-    ]
-    stream, heads = io.StringIO(), list(rows[0]) if rows else ["kind", "name"]
+    """One line per arm and per point of the sweep, with the fields that "numbers" in
+    comparison.json has, those inside others with a dot (``interval.low``). Numbers in full
+    precision, empty where there is none; several values with a space between. A text that a
+    spreadsheet would take for a formula has an apostrophe before it."""
+    rows = [{"kind": "arm", **dict(_columns(dataclasses.asdict(line)))} for line in numbers.arms]
+    for point in numbers.sweep:
+        settings = json.dumps(point.settings, ensure_ascii=False, default=str)
+        pairs = " ".join(str(count) for count in point.pairs if count is not None)
+        arm = dict(_columns(dataclasses.asdict(point.arm)))
+        rows.append({"kind": "sweep", **arm, "settings": settings, "pairs": pairs})
+    stream = io.StringIO()
+    heads = dict.fromkeys(head for row in rows for head in row) or ["kind", "name"]
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([_escape_formula(head) for head in heads])
-    writer.writerows([_escape_formula(row[head]) for head in heads] for row in rows)
+    writer.writerows([_escape_formula(row.get(head)) for head in heads] for row in rows)
     return stream.getvalue()
 
 
-def _record(
-    kind: str,
-    settings: dict[str, Any],
-    pairs: tuple[int | None, ...],
-    line: ArmNumbers,
-    extras: Sequence[str],
-) -> dict[str, Any]:
-    def ends(name: str, interval: Interval | None) -> dict[str, Any]:
-        return dict(zip((f"{name}_low", f"{name}_high"), _ends(interval), strict=True))
-
-    def fields(prefix: str, one: Any, *names: str) -> dict[str, Any]:
-        return {f"{prefix}{name}": one and getattr(one, name) for name in names}
-
-    def tested(prefix: str, test: PairedTest | None, corrected: float | None) -> dict[str, Any]:
-        names = ("method", "n", "answers", "higher", "lower", "left_out", "difference")
-        record = fields(prefix, test, *names)
-        record |= ends(f"{prefix}difference", test and test.interval)
-        return record | {f"{prefix}p": test and test.p, f"{prefix}p_holm": corrected}
-
-    record: dict[str, Any] = {"kind": kind, **fields("", line, "name", "title", "note")}
-    record["settings"] = json.dumps(settings, ensure_ascii=False, default=str) if settings else None
-    record["pairs"] = " ".join(str(count) for count in pairs if count is not None)
-    record["seeds"] = " ".join(map(str, line.seeds))
-    record |= fields("", line, "n", "asked", "answered", "failed", "score")
-    record |= ends("score", line.interval)
-    record["strict_score"] = line.strict_score
-    record |= ends("strict_score", line.strict_interval)
-    record |= fields("seed_", line.spread, "mean", "low", "high", "sd")
-    record |= tested("test_", line.test, line.holm)
-    record |= tested("strict_test_", line.strict_test, line.strict_holm)
-    record |= fields(
-        "", line.cost, "calls", "calls_in_all", "tokens_in", "tokens_out", "usd", "seconds"
-    )
-    for name in extras:
-        extra = line.extra.get(name)
-        record[f"extra.{name}"] = extra and extra.mean
-        record |= ends(f"extra.{name}", extra and extra.interval)
-    return record
+def _columns(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted names; what is None is left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _columns(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            yield f"{prefix}{name}", " ".join("-" if one is None else str(one) for one in value)
+        elif value is not None:
+            yield f"{prefix}{name}", value
 
 
 def _escape_formula(value: Any) -> Any:

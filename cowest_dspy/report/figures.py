@@ -105,13 +105,11 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
     >>> [found.count for found in bins([-1.0, 0.0, 0.01, 1.0], 3)]
     [1, 2, 1]
     """
-    counts = [0] * count
-    for value in values:
-        counts[min(count - 1, max(0, int((value + 1) / 2 * count)))] += 1
-    edges = [round(-1 + 2 * index / count, 6) for index in range(count + 1)]
-    return tuple(
-        Bin(low, high, found) for low, high, found in zip(edges, edges[1:], counts, strict=False)
-    )
+    import numpy as np
+
+    counts, edges = np.histogram(values, count, (-1.0, 1.0))
+    ends = [round(float(edge), 6) for edge in edges]
+    return tuple(map(Bin, ends, ends[1:], map(int, counts)))
 
 
 def _by_draft(rows: Sequence[Trace]) -> tuple[DraftGroup, ...]:

@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report.view import Section, Table, View
+from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.notebook import clip
 from cowest_dspy.utils.reading import file_errors, read_json
 
@@ -42,6 +43,30 @@ class Browser:
     json: Markup
     rows: int
     total: int
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """Where a page, and the document with all of its numbers, are."""
+
+    json: Path
+    html: Path
+
+    def write(self, document: Mapping[str, Any], page: str) -> None:
+        """Writes both files, whole or not at all.
+
+        Raises:
+            ReportError: their folder cannot be written, or the disk is full; what was there before
+                is as it was.
+        """
+        with file_errors(ReportError, self.json.parent):
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            write_whole({self.json: format_document(document), self.html: page})
+
+
+def format_document(document: Mapping[str, Any]) -> str:
+    """The text of a JSON file."""
+    return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict[str, Any]:

@@ -3,9 +3,7 @@ as JSON."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -13,24 +11,15 @@ from rich.console import Console
 from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.router import ROUTES
 from cowest_dspy.optimizers.router_curve import Curve, Point
-from cowest_dspy.report.charts import Chart, Mark, Series, curves
-from cowest_dspy.report.page import render_page
+from cowest_dspy.report.charts import Chart, Mark, Series, curves, ends_of
+from cowest_dspy.report.page import WrittenPage, render_page
 from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
-from cowest_dspy.utils.files import write_whole
 
 HEADS = {
     "weak": "the draft is right",
     "strong": "the strong model alone is right",
     "collaborate": "the refined answer is right",
 }
-
-
-@dataclass(frozen=True)
-class WrittenCurve:
-    """Where the files are."""
-
-    json: Path
-    html: Path
 
 
 def describe_curve(curve: Curve) -> str:
@@ -57,15 +46,11 @@ def print_curve(curve: Curve, console: Console | None = None) -> None:
 
 def write_curve(
     curve: Curve, folder: str | os.PathLike[str], title: str = "The router"
-) -> WrittenCurve:
+) -> WrittenPage:
     """Writes router_curve.json and router.html into the folder."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    written = WrittenCurve(target / "router_curve.json", target / "router.html")
-    facts = {"schema_version": 1, **curve.to_json()}
-    document = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    page = render_page(curve_view(curve, title))
-    write_whole({written.json: document, written.html: page})
+    written = WrittenPage(target / "router_curve.json", target / "router.html")
+    written.write({"schema_version": 1, **curve.to_json()}, render_page(curve_view(curve, title)))
     return written
 
 
@@ -105,8 +90,7 @@ def curve_chart(curve: Curve) -> Chart:
     shown = [point for point in curve.points if point.name != "best there was"]
     series = [Series("the router, at every trade", "s0", line)]
     for number, point in enumerate(shown, start=1):
-        low, high = point.interval.low, point.interval.high
-        mark = Mark(point.cost, point.score, _describe_point(point), low, high)
+        mark = Mark(point.cost, point.score, _describe_point(point), *ends_of(point.interval))
         series.append(Series(point.name, f"s{number}", [mark]))
     most = max([1.0, *(point.cost for point in (*curve.points, *curve.over))])
     drawing = curves(

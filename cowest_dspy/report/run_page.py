@@ -10,14 +10,12 @@ the answer without a draft.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.report import SAME
 from cowest_dspy.influence.trace import Trace
@@ -26,6 +24,7 @@ from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import sample_evenly
 from cowest_dspy.report.page import (
     Browser,
+    WrittenPage,
     data_block,
     describe_outcome,
     format_fields,
@@ -36,10 +35,8 @@ from cowest_dspy.report.page import (
 from cowest_dspy.report.run_view import run_view
 from cowest_dspy.report.verdict import describe_arm, format_share, format_usd
 from cowest_dspy.report.view import Section
-from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.notebook import clip, diff_words
-from cowest_dspy.utils.reading import file_errors
 
 MAX_PAIRS = 30
 MAX_CHANGES = 4
@@ -53,20 +50,12 @@ T = TypeVar("T")
 Row = tuple[list[str], list[Any], list[list[str]]]
 
 
-@dataclass(frozen=True)
-class WrittenReport:
-    """Where the two files are."""
-
-    json: Path
-    html: Path
-
-    @classmethod
-    def within(cls, folder: Path) -> WrittenReport:
-        """The files of a folder, written or not."""
-        return cls(folder / "report.json", folder / "report.html")
+def report_files(folder: Path) -> WrittenPage:
+    """The files of a report in a folder, written or not."""
+    return WrittenPage(folder / "report.json", folder / "report.html")
 
 
-def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenReport:
+def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenPage:
     """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked
     in both.
 
@@ -77,18 +66,11 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
         ReportError: the folder cannot be written, or the disk is full; what was there before is as
             it was.
     """
-    target = Path(folder)
     facts = mask_document(report.to_json())
     shown = RunReport.from_json(facts)
     numbers = figures(shown)
-    document = json.dumps(
-        {**facts, "numbers": numbers.to_json()}, ensure_ascii=False, indent=1, allow_nan=False
-    )
-    written = WrittenReport.within(target)
-    page = render_html(shown, numbers)
-    with file_errors(ReportError, target):
-        target.mkdir(parents=True, exist_ok=True)
-        write_whole({written.json: document + "\n", written.html: page})
+    written = report_files(Path(folder))
+    written.write({**facts, "numbers": numbers.to_json()}, render_html(shown, numbers))
     return written
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cowest_dspy.optimizers.deciding import Gain
 from cowest_dspy.report import charts
-from cowest_dspy.report.charts import Axis, Chart, Row
+from cowest_dspy.report.charts import Axis, Chart, Row, ends_of
 from cowest_dspy.report.facts import Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenly
@@ -113,7 +113,7 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         "Score on held-out examples, with a 95 % interval. A failed call or an unreadable answer "
         "is not a score: it is counted apart, and the strict column shows what it would cost to "
         "call it wrong.",
-        lambda: [Chart(charts.bars([arm_row(line) for line in lines], "Score of each arm"))],
+        lambda: [Chart(charts.bars([score_row(line) for line in lines], "Score of each arm"))],
         "No arm has been evaluated yet: `cowest evaluate` does it.",
     )
 
@@ -134,17 +134,23 @@ def _arm_cells(line: ArmNumbers, tested: bool) -> tuple[str, ...]:
     return (*cells, *((f"+{test.higher:,} -{test.lower:,}", bare_p(test.p)) if test else ("", "")))
 
 
-def arm_row(line: ArmNumbers) -> Row:
-    """An arm's score with its interval."""
+def score_row(line: ArmNumbers) -> Row:
+    """An arm's score with its interval, and the scores of single seeds where it has several."""
     if line.score is None:
         return Row(line.title, None, f"{line.title}: no answers", text="no answers")
     right = f"n {line.answered:,}"
     if line.correct is not None:
         right = f"{line.correct:,} of {line.answered:,} right"
-    score, kind = format_share(line.score), "accent" if line.is_against else "plain"
-    text = f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}"
-    low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
-    return Row(line.title, line.score, text, low, high, kind, score)
+    score = format_share(line.score)
+    return Row(
+        line.title,
+        line.score,
+        f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}",
+        *ends_of(line.interval),
+        kind="accent" if line.is_against else "plain",
+        text=score,
+        dots=tuple(one for one in line.seed_scores if one is not None) if line.spread else (),
+    )
 
 
 def _tuning(report: RunReport, numbers: Figures) -> Section:
@@ -350,7 +356,7 @@ def _means(numbers: Figures) -> Markup:
     floor = numbers.mean_noise or 0.0
     ends, rows = [floor], list[Row]()
     for number, counts in known:
-        low, high = (counts.interval.low, counts.interval.high) if counts.interval else (None, None)
+        low, high = ends_of(counts.interval)
         text = f"{counts.mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if counts.interval else "")
         kind = "accent" if low is not None and low > floor else "plain"
         name = f"round {number}"

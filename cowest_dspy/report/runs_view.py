@@ -22,8 +22,8 @@ from cowest_dspy.report.charts import Chart, bars
 from cowest_dspy.report.facts import Arm, RunReport, valid_json
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers
-from cowest_dspy.report.page import flatten_settings, render_page
-from cowest_dspy.report.run_view import arm_row
+from cowest_dspy.report.page import WrittenPage, flatten_settings, render_page
+from cowest_dspy.report.run_view import score_row
 from cowest_dspy.report.significance import ALPHA, PairedTest, compare_scores, finding, holm
 from cowest_dspy.report.verdict import (
     format_count,
@@ -35,7 +35,6 @@ from cowest_dspy.report.verdict import (
     format_usd,
 )
 from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
-from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.reading import read_json
 
@@ -117,14 +116,6 @@ class SideBySide:
         return {"schema_version": SCHEMA_VERSION, "kind": KIND, **facts}
 
 
-@dataclass(frozen=True)
-class WrittenRuns:
-    """Where the two files are."""
-
-    json: Path
-    html: Path
-
-
 def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
     """Several runs, by name and in order. Every two of them are tested on the arm that both are
     about (``reference``), where they have test examples and a metric in common; p are corrected
@@ -156,7 +147,7 @@ def render_side_by_side(view: SideBySide) -> str:
     return render_page(runs_view(view))
 
 
-def write_side_by_side(view: SideBySide, out: Path) -> WrittenRuns:
+def write_side_by_side(view: SideBySide, out: Path) -> WrittenPage:
     """Writes the page and its JSON, whole or not at all: ``out`` is a folder, or the page's name,
     ending in .html.
 
@@ -165,7 +156,7 @@ def write_side_by_side(view: SideBySide, out: Path) -> WrittenRuns:
             never overwritten.
     """
     page = out if out.suffix == ".html" else out / f"{NAME}.html"
-    written = WrittenRuns(page.with_suffix(".json"), page)
+    written = WrittenPage(page.with_suffix(".json"), page)
     if written.json.exists() or written.html.exists():
         try:
             document: Any = read_json(written.json, ReportError)
@@ -177,9 +168,7 @@ def write_side_by_side(view: SideBySide, out: Path) -> WrittenRuns:
                 "side-by-side page. Give another name with --out, for instance --out "
                 "runs/side_by_side.html."
             )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(view.to_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    write_whole({written.json: document, written.html: render_side_by_side(view)})
+    written.write(view.to_json(), render_side_by_side(view))
     return written
 
 
@@ -258,8 +247,7 @@ def _score_chart(view: SideBySide) -> Any:
     for name, title in view.arms.items():
         for run in view.runs:
             if arm := run.arm(name):
-                row = arm_row(dataclasses.replace(arm, title=f"{title}, {run.name}"))
-                rows.append(row)
+                rows.append(score_row(dataclasses.replace(arm, title=f"{title}, {run.name}")))
     return bars(rows, "Score of each arm in each run")
 
 

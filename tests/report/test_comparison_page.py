@@ -138,10 +138,11 @@ def test_csv_gives_back_every_number_in_full():
     assert [row["kind"] for row in rows] == ["arm"] * 3 + ["sweep"] * 6
     for row, line in zip(rows, NUMBERS.arms, strict=False):
         assert (row["name"], int(row["n"]), float(row["score"])) == (line.name, line.n, line.score)
-        assert (float(row["test_p_holm"]) if row["test_p_holm"] else None) == line.holm
+        assert (float(row["holm"]) if row["holm"] else None) == line.holm
     assert (
-        rows[0]["extra.macro_f1"] == "0.41"
-        and rows[1]["extra.macro_f1"] == ""
+        rows[0]["extra.macro_f1.mean"] == "0.41"
+        and rows[1]["extra.macro_f1.mean"] == ""
+        and float(rows[2]["test.interval.low"]) > 0
         and rows[2]["seeds"] == "0 1"
     )
     assert (
