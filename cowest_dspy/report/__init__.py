@@ -14,60 +14,34 @@ charts.py       specifications for Vega-Lite; drawing.py: as SVG
 runs.py         the state of run folders
 """
 
-from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.statistics import wilson_interval
-from cowest_dspy.optimizers.rounds import Outcome
-from cowest_dspy.report.compare import Numbers, compare_numbers
-from cowest_dspy.report.compare_view import (
-    WrittenComparison,
-    print_comparison,
-    read_comparison,
-    render_comparison,
-    to_csv,
-    to_markdown,
-    write_comparison,
-)
-from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint, paired_test
-from cowest_dspy.report.facts import (
-    Arm,
-    Curve,
-    CurvePoint,
-    PairsSummary,
-    RunReport,
-    Stage,
-)
-from cowest_dspy.report.figures import Figures, figures, report_schema
+from cowest_dspy.report.compare import compare_numbers
+from cowest_dspy.report.compare_view import print_comparison, read_comparison, write_comparison
+from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.report.facts import Arm, Curve, CurvePoint, PairsSummary, RunReport, Stage
+from cowest_dspy.report.figures import figures, report_schema
 from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
 from cowest_dspy.report.page import WrittenPage
 from cowest_dspy.report.run_page import read_report, render_html, report_files, write_report
 from cowest_dspy.report.run_view import print_report
 from cowest_dspy.report.runs_view import (
     print_side_by_side,
-    render_side_by_side,
     short_names,
     side_by_side,
     write_side_by_side,
 )
 from cowest_dspy.report.significance import compare_scores
 from cowest_dspy.report.verdict import comparison_verdict, describe_rounds, verdict
-from cowest_dspy.report.view import Verdict
 
 __all__ = [
-    "Answer",
     "Arm",
     "ComparedArm",
     "Comparison",
     "Curve",
     "CurvePoint",
-    "Figures",
-    "Numbers",
-    "Outcome",
     "PairsSummary",
     "RunReport",
     "Stage",
     "SweepPoint",
-    "Verdict",
-    "WrittenComparison",
     "WrittenPage",
     "arm_table",
     "compare_numbers",
@@ -77,23 +51,17 @@ __all__ = [
     "figures",
     "influence_by_round",
     "influence_counts",
-    "paired_test",
     "print_comparison",
     "print_report",
     "print_side_by_side",
     "read_comparison",
     "read_report",
-    "render_comparison",
     "render_html",
-    "render_side_by_side",
     "report_files",
     "report_schema",
     "short_names",
     "side_by_side",
-    "to_csv",
-    "to_markdown",
     "verdict",
-    "wilson_interval",
     "write_comparison",
     "write_report",
     "write_side_by_side",

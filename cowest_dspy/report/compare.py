@@ -219,15 +219,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def difference_axis_reach(numbers: Numbers) -> int:
-    """How many points the axis of differences reaches to either side: a multiple of 10, at least
-    10, at most 100."""
-    tests = [line.test for line in numbers.arms if line.test and line.test.difference is not None]
-    ends = [abs(test.difference or 0.0) for test in tests]
-    ends += [abs(end) for test in tests if (one := test.interval) for end in (one.low, one.high)]
-    return min(100, max(10, 10 * math.ceil(10 * max(ends, default=0.0) - 1e-9)))
-
-
 def sweep_axis(numbers: Numbers) -> str | None:
     """The setting for the x axis: of those that vary, the one with most values, if they are
     numbers; None without one."""

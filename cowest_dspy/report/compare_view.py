@@ -25,13 +25,13 @@ from cowest_dspy.report.charts import (
     curves,
     ends_of,
     points,
+    reach,
     signed_axis,
 )
 from cowest_dspy.report.compare import (
     Numbers,
     PointNumbers,
     compare_numbers,
-    difference_axis_reach,
     format_settings,
     sweep_axis,
     sweep_series,
@@ -368,17 +368,18 @@ def score_chart(numbers: Numbers, against: ArmNumbers | None) -> Markup:
 def difference_chart(numbers: Numbers) -> list[Chart]:
     """The difference of each tested arm to ``against``, in points; the colour is the finding after
     correction."""
-    rows = []
+    rows = list[Row]()
     for arm in numbers.arms:
         test = arm.test
-        if test is None or not test.n or test.difference is None:
+        if test is None or test.difference is None:
             continue
         kind = {1: "helped", -1: "hurt"}.get(arm.finding or 0, "plain")
         text = format_difference(test)
-        ends = (None if end is None else 100 * end for end in ends_of(test.interval))
+        low, high = (None if end is None else 100 * end for end in ends_of(test.interval))
         described = f"{arm.title}: {text} points"
-        rows.append(Row(arm.title, 100 * test.difference, described, *ends, kind=kind, text=text))
-    axis = signed_axis(float(difference_axis_reach(numbers)), "points")
+        rows.append(Row(arm.title, 100 * test.difference, described, low, high, kind, text))
+    most = 100 * reach(end and end / 100 for row in rows for end in (row.value, row.low, row.high))
+    axis = signed_axis(most, "points")
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
     return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]
 

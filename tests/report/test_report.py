@@ -24,6 +24,7 @@ from cowest_dspy.influence.statistics import (
     bootstrap_mean_interval,
     paired_difference_interval,
     share_interval,
+    wilson_interval,
 )
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.report import (
@@ -40,7 +41,6 @@ from cowest_dspy.report import (
     influence_counts,
     print_report,
     verdict,
-    wilson_interval,
     write_report,
 )
 from cowest_dspy.report.significance import exact_sign_p
@@ -368,7 +368,7 @@ def test_more_wins_whose_mean_may_be_0_are_no_claim_either():
     (said,) = verdict(
         run(Arm("strong", "Strong", answers[0]), Arm("both", "Both", answers[1]))
     ).sentences
-    assert "NOT reliably beat Strong: -6.8 points" in said
+    assert "NOT reliably beat the strong model alone: -6.8 points" in said
 
 
 SKIPPED = (
