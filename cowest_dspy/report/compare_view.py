@@ -50,6 +50,8 @@ from cowest_dspy.report.run_view import score_row
 from cowest_dspy.report.verdict import (
     bare_p,
     comparison_verdict,
+    describe_intervals,
+    describe_tests,
     format_count,
     format_difference,
     format_interval,
@@ -58,7 +60,7 @@ from cowest_dspy.report.verdict import (
 from cowest_dspy.report.view import Section, Table, View, print_view, view_html, view_markdown
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
-from cowest_dspy.utils.notebook import html_of
+from cowest_dspy.utils.notebook import format_plural, html_of
 
 _LOGARITHMIC = 20  # from this ratio of largest to smallest on
 
@@ -224,7 +226,7 @@ def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
     """What score, interval and p of the results are."""
     against = numbers.arm(comparison.against)
     parts = [f"Score: {comparison.metric}, over answered; strict: failures as wrong."]
-    parts.append(_interval_kinds(numbers))
+    parts.append(describe_intervals(numbers.arms))
     failed = "; ".join(
         f"{line.title}: {format_kinds(line.failures)}" for line in numbers.arms if line.failures
     )
@@ -234,33 +236,9 @@ def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
             f"Difference: points over {against.title}, on examples that both answered; its "
             "interval is not corrected."
         )
-        parts.append(_test_kinds(numbers))
+        over = format_plural(numbers.tests, "test")
+        parts.append(f"p: {describe_tests(numbers.arms)}, two-sided, Holm-corrected over {over}.")
     return " ".join(parts)
-
-
-def _interval_kinds(numbers: Numbers) -> str:
-    """Which intervals the scores have."""
-    drawn = [bool(line.spread) or not line.binary for line in numbers.arms]
-    other = "bootstrap over examples, all seeds of one drawn together"
-    if all(drawn):
-        return f"95 %: {other}."
-    return (
-        f"95 %: Wilson for right and wrong under one seed, else {other}."
-        if any(drawn)
-        else ("95 %: Wilson.")
-    )
-
-
-def _test_kinds(numbers: Numbers) -> str:
-    """Which tests the p are of."""
-    names = {
-        "mcnemar": "exact McNemar test",
-        "bootstrap": "paired studentised bootstrap over examples",
-    }
-    methods = {line.test.method for line in numbers.arms if line.test and line.holm is not None}
-    tests = " or ".join(name for method, name in names.items() if method in methods)
-    count = f"{numbers.tests} {'test' if numbers.tests == 1 else 'tests'}"
-    return f"p: {tests}, two-sided, Holm-corrected over {count}."
 
 
 def format_number(value: float | None) -> str:

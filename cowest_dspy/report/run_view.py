@@ -18,6 +18,8 @@ from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenl
 from cowest_dspy.report.verdict import (
     arm_notes,
     bare_p,
+    describe_intervals,
+    describe_tests,
     explain_doubt,
     format_count,
     format_interval,
@@ -92,10 +94,11 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         heads += ("+/-", "p")
         left_out = max((line.test.left_out for line in lines if line.test), default=0)
         left = f" (up to {left_out:,} left out: failed or missing)" if left_out else ""
+        tests = describe_tests(lines)
         caption = (
-            f"Score: over answered; strict: failures as wrong. +/-: what only this arm / only "
-            f"{reference.title} gets right; p: two-sided exact test on examples that both have a "
-            f"score for{left}. Intervals: Wilson, or a bootstrap where scores are graded."
+            f"Score: over answered; strict: failures as wrong. {describe_intervals(lines)} +/-: "
+            f"what only this arm / only {reference.title} gets right. p: "
+            f"{tests and f'{tests}, '}two-sided, on examples that both have a score for{left}."
         )
     table = Table(
         "Arms",

@@ -24,8 +24,9 @@ from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers
 from cowest_dspy.report.page import WrittenPage, flatten_settings, render_page
 from cowest_dspy.report.run_view import score_row
-from cowest_dspy.report.significance import ALPHA, PairedTest, compare_scores, finding, holm
+from cowest_dspy.report.significance import PairedTest, compare_scores, finding, holm
 from cowest_dspy.report.verdict import (
+    format_correction,
     format_count,
     format_difference,
     format_interval,
@@ -371,13 +372,12 @@ def _correct_tests(tests: Sequence[RunTest]) -> list[RunTest]:
 def _sentence(found: RunTest, tests: int) -> str:
     if found.test is None or found.holm is None:
         return f"{found.first} and {found.second} are not comparable: {found.why}."
-    over = f"Holm over {tests} {'test' if tests == 1 else 'tests'}, two-sided {ALPHA:g}"
     left = found.test.left_out
     left_out = f", {left} left out because an answer failed" if left else ""
     return (
         f"{found.second} {_FOUND[found.finding or 0]} {found.first} ({found.arm}): "
         f"{format_difference(found.test)} points on the {found.test.n} test examples that they "
-        f"share{left_out}, {format_p(found.holm)} ({over})."
+        f"share{left_out}, {format_p(found.holm)} ({format_correction(tests)})."
     )
 
 

@@ -4,7 +4,7 @@ method beats its controls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from cowest_dspy.influence.report import format_kinds, remedy
@@ -61,7 +61,7 @@ def verdict(report: RunReport) -> Verdict:
     if harm:
         sentences.insert(1 if wins else 0, harm)
     good = all(holds for _, holds in made) and (wins or not harm) if made or harm else None
-    return Verdict(tuple(_sentence(text) for text in sentences), good)
+    return Verdict(tuple(f"{_capitalize(text)}." for text in sentences), good)
 
 
 def format_p(p: float) -> str:
@@ -114,6 +114,32 @@ def format_points(test: PairedTest) -> str:
     if test.interval is not None:
         text += f" [{100 * test.interval.low:+.1f}, {100 * test.interval.high:+.1f}]"
     return text
+
+
+def format_correction(tests: int) -> str:
+    """``Holm over 3 tests, two-sided 0.05``"""
+    return f"Holm over {notebook.format_plural(tests, 'test')}, two-sided {ALPHA:g}"
+
+
+def describe_intervals(lines: Iterable[ArmNumbers]) -> str:
+    """Which intervals the scores of arms have, for the caption of a table."""
+    drawn = [bool(line.spread) or not line.binary for line in lines]
+    other = "bootstrap over examples, all seeds of one drawn together"
+    if all(drawn):
+        return f"95 %: {other}."
+    if any(drawn):
+        return f"95 %: Wilson for right and wrong under one seed, else {other}."
+    return "95 %: Wilson."
+
+
+def describe_tests(lines: Iterable[ArmNumbers]) -> str:
+    """Which tests the p of arms are of."""
+    names = {
+        "mcnemar": "exact McNemar test",
+        "bootstrap": "paired studentised bootstrap over examples",
+    }
+    methods = {line.test.method for line in lines if line.test and line.test.n}
+    return " or ".join(name for method, name in names.items() if method in methods)
 
 
 def influence_notes(report: RunReport) -> list[str]:
@@ -289,8 +315,8 @@ def is_untuned(report: RunReport) -> bool:
     )
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _capitalize(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _direction(test: PairedTest) -> int:
@@ -341,8 +367,7 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
         claims += [beaten] if name == comparison.target and beaten is not None else []
     if not sentences:
         return Verdict(("No verdict yet: there is nothing to compare.",), None)
-    capitalized = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
-    return Verdict(capitalized, all(claims) if claims else None)
+    return Verdict(tuple(map(_capitalize, sentences)), all(claims) if claims else None)
 
 
 def format_difference(test: PairedTest) -> str:
@@ -362,10 +387,7 @@ def _describe_findings(against: str, numbers: Numbers) -> list[str]:
     better, same, worse = (
         [line for line in numbers.arms if line.finding == sign] for sign in (1, 0, -1)
     )
-    over = (
-        f"Holm over {numbers.tests} {'test' if numbers.tests == 1 else 'tests'}, two-sided "
-        f"{ALPHA:g}"
-    )
+    over = format_correction(numbers.tests)
     if better:
         sentences = [f"Better than {against} ({over}): {_join_findings(better)}."]
     else:
@@ -433,7 +455,7 @@ def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool 
         )
         for control in lost or tests
     )
-    over = f"(Holm over {len(tests)} {'test' if len(tests) == 1 else 'tests'})"
+    over = f"(Holm over {notebook.format_plural(len(tests), 'test')})"
     if lost:
         return (
             f"{target.title} does NOT reliably beat its controls {over}: {arms}. A method that "
