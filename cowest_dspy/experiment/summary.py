@@ -93,7 +93,7 @@ def build_arm(name: str, config: Config, store: Store) -> Arm:
 
 
 def arm_title(name: str, config: Config, store: Store) -> str:
-    """What an arm of [evaluate] is called."""
+    """The title of an arm of [evaluate]."""
     taught = config.sft is not None and config.sft.answers is not None
     tuner, rows = ("KTO", "drafts") if config.kto is not None else ("DPO", "pairs")
     return {
@@ -138,8 +138,8 @@ def _short(reference: str) -> str:
 
 
 def describe_tuning(store: Store) -> str:
-    """What all tuning of a run has come to: "after preference tuning", "untuned: round 1 was rolled
-    back", or the step of a cycle that was best."""
+    """Describe what all tuning of a run has come to: "after preference tuning", "untuned: round 1
+    was rolled back", or the step of a cycle that was best."""
     if steps := load_steps(store):
         best = max((step for step in steps if step.best), key=lambda step: step.number)
         return (
@@ -214,7 +214,7 @@ def _warnings(
 
 
 def _noise(traces: Sequence[Trace], store: Store) -> NoiseFloor | None:
-    """What was measured for it; otherwise what a collection with several answers has in it."""
+    """The noise floor that was measured, or the one in a collection with several answers."""
     stored = (store.record("noise", "floor") or {}).get("floor")
     return NoiseFloor(**stored) if stored else NoiseFloor.from_traces(traces)
 

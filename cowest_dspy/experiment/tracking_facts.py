@@ -17,7 +17,7 @@ from typing import Any
 from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml, shown_settings
-from cowest_dspy.experiment.summary import load_arm, package_versions
+from cowest_dspy.experiment.summary import load_arm, load_rounds, package_versions
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
@@ -62,7 +62,7 @@ class Part:
 def read_parts(config: Config, store: Store, report: RunReport | None = None) -> list[Part]:
     """The run as it is now, the whole first; with a report, also what that says in words."""
     stages, adapters = store.records("stage"), store.records("adapter")
-    rounds = {made.number: made for made in map(Round.from_dict, store.records("round").values())}
+    rounds = {made.number: made for made in load_rounds(store)}
     trainings = [name for name in adapters if _round_of(name) is None]
     begun = [
         number

@@ -1,5 +1,5 @@
-"""What a set of drafts did: influences as counts, mean and harm rate with intervals, and the noise
-to hold them against."""
+"""The effect of a set of drafts: influences as counts, mean and harm rate with intervals, and the
+noise to hold them against."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def format_kinds(kinds: Mapping[str, int]) -> str:
 
 
 def remedy(kind: str) -> str:
-    """What to do about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise
+    """Advice about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise
     timeout of that model, ..."``."""
     return next(
         (text for known, text in _REMEDIES.items() if kind.endswith(known)), "mend its cause"
@@ -88,8 +88,8 @@ class NoiseFloor:
 
     @classmethod
     def of(cls, scores: Iterable[Sequence[float]]) -> NoiseFloor | None:
-        """From the scores of each example's answers alone, two or more of them; None when no
-        example has as many."""
+        """The floor in the scores of each example's answers alone, two or more of them; None when
+        no example has as many."""
         answered = [group for group in scores if len(group) > 1]
         if not answered:
             return None
@@ -109,8 +109,8 @@ class NoiseFloor:
         return cls.of(alone.values())
 
     def of_mean(self, examples: int, answers: int = 1) -> float:
-        """What a mean influence over so many examples, each of so many averaged answers, stays
-        below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
+        """The bound that a mean influence over so many examples, each of so many averaged answers,
+        stays below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
         answers))``."""
         return Z * math.sqrt(self.square / (examples * answers)) if examples else float("nan")
 

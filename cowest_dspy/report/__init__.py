@@ -1,4 +1,4 @@
-"""What runs and comparisons show: numbers with intervals and paired tests, in a terminal, in a
+"""Results of runs and comparisons: numbers with intervals and paired tests, in a terminal, in a
 notebook, as JSON and as one HTML page.
 
 facts.py        what report.json is made of: RunReport and its parts

@@ -68,7 +68,7 @@ def signed_axis(reach: float, title: str) -> Axis:
 
 
 def reach(values: Iterable[float | None], least: float = 0.1) -> float:
-    """How far an axis of differences goes to either side, so that all values are on it: 0.1, 0.2,
+    """The length of an axis of differences to either side, so that all values are on it: 0.1, 0.2,
     0.4, 0.6, 0.8 or 1."""
     most = max((abs(value) for value in values if value is not None), default=0.0)
     return next(
@@ -195,7 +195,7 @@ def shares(
 
 
 def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
-    """How many drafts had which influence: bins (low, high, count) over [-1, 1]."""
+    """The influences of drafts as bins (low, high, count) over [-1, 1]."""
     data = []
     for low, high, count in bins:
         kind = "same" if low < 0 < high else "hurt" if high <= 0 else "helped"
@@ -321,7 +321,7 @@ def curves(
 
 
 Layers = Callable[[list[Spec]], list[Spec]]
-"""What draws rows: their marks, from rows that have their places."""
+"""Makes the marks of rows, from rows that have their places."""
 
 
 def _both(

@@ -1,4 +1,4 @@
-"""What a comparison shows: its verdict in words, tables, charts, and comparison.json, .csv, .md and
+"""A comparison to read: its verdict in words, tables, charts, and comparison.json, .csv, .md and
 .html, written together. No input and no answer is on the page: some data sets are disturbing."""
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def render_comparison(comparison: Comparison, numbers: Numbers | None = None) ->
 
 
 def comparison_view(comparison: Comparison, numbers: Numbers) -> View:
-    """What is shown of a comparison."""
+    """The sections of a comparison."""
     against = numbers.arm(comparison.against)
     sections = [_scores(comparison, numbers, against)]
     if numbers.tests and against:
@@ -223,7 +223,7 @@ def _marked(numbers: Numbers) -> frozenset[int]:
 
 
 def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
-    """What score, interval and p of the results are."""
+    """Describe score, interval and p of the results, for their caption."""
     against = numbers.arm(comparison.against)
     parts = [f"Score: {comparison.metric}, over answered; strict: failures as wrong."]
     parts.append(describe_intervals(numbers.arms))

@@ -1,4 +1,4 @@
-"""What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through
+"""The parts of a report: frozen, JSON-able facts of one run, and their strict round trip through
 report.json.
 
 Nothing here computes: numbers.py does, verdict.py puts it into words, view.py shows it. A failure
@@ -29,7 +29,7 @@ from cowest_dspy.utils.safe_text import without_half_pairs
 
 SCHEMA_VERSION = 3
 STRICT = ConfigDict(extra="forbid")
-"""Of what a document holds: unknown keys are refused, in all of its parts."""
+"""The pydantic settings of a document: unknown keys are refused, in all of its parts."""
 T = TypeVar("T")
 
 
@@ -61,7 +61,7 @@ class Arm:
 
     @property
     def failures(self) -> dict[str, int]:
-        """How many answers failed, by kind."""
+        """The number of failed answers by kind."""
         errors = (answer.error for answer in self.answers if answer.error is not None)
         return dict(Counter(map(failure_kind, errors)))
 
@@ -79,9 +79,9 @@ class PairsSummary:
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-    """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation
-    gave after it; None where it logged nothing of the kind (or no finite number). ``kl``: mean
-    log-ratio to the reference, in nats per token."""
+    """The log of one optimiser step, or, in the fields eval_..., of an evaluation after it; None
+    where it logged nothing of the kind (or no finite number). ``kl``: mean log-ratio to the
+    reference, in nats per token."""
 
     step: float
     loss: float | None = None
@@ -134,8 +134,8 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not
-    measured".
+    """The cost of one stage. ``calls`` were made, ``cached_calls`` came from the store; None is
+    "not measured".
 
     ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
     """

@@ -37,8 +37,8 @@ _QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """How many drafts (``count``) had an influence from ``low`` up to, but not with, ``high``; the
-    last bin has its end too."""
+    """The number of drafts (``count``) with an influence from ``low`` up to, but not with,
+    ``high``; the last bin has its end too."""
 
     low: float
     high: float
@@ -47,7 +47,7 @@ class Bin:
 
 @dataclasses.dataclass(frozen=True)
 class DraftGroup:
-    """What drafts did whose own score lies from ``low`` to ``high``, in [0, 1]."""
+    """The influences of drafts whose own score lies from ``low`` to ``high``, in [0, 1]."""
 
     title: str
     low: float
@@ -57,7 +57,7 @@ class DraftGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What follows from a report. ``influence`` and ``distribution`` are by the number of the
+    """All numbers of a report. ``influence`` and ``distribution`` are by the number of the
     round; ``graded`` says whether influences have more than the three values -1, 0 and +1.
     ``mean_noise`` is what a mean influence stays below when drafts do nothing. ``right_both``
     counts what was right before tuning and after."""

@@ -174,8 +174,8 @@ def influence_counts(traces: Iterable[Trace], *, seed: int = 0) -> InfluenceCoun
 
 
 def mean_noise(report: RunReport) -> float | None:
-    """What a mean influence over the run's examples stays below, in 97.5 % of cases, when drafts do
-    nothing; None where the noise floor was not measured."""
+    """The bound that a mean influence over the run's examples stays below, in 97.5 % of cases, when
+    drafts do nothing; None where the noise floor was not measured."""
     examples = {trace.example_id for trace in report.traces if trace.influence is not None}
     if report.noise is None or not examples:
         return None

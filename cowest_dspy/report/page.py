@@ -179,7 +179,7 @@ def format_fields(values: Mapping[str, Any] | None) -> str:
 
 
 def describe_outcome(answer: Answer | None) -> str:
-    """One word or number for an answer: right, wrong, a graded score, failed, or not asked."""
+    """A word or a number for an answer: right, wrong, a graded score, failed, or not asked."""
     if answer is None:
         return "not asked"
     if answer.score is None:

@@ -1,4 +1,4 @@
-"""What the curve of a router shows: a sentence, tables, one page with a chart; and everything in it
+"""The curve of a router to read: a sentence, tables, one page with a chart; and everything in it
 as JSON."""
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ HEADS = {
 
 
 def describe_curve(curve: Curve) -> str:
-    """What the router does, in one sentence: points against always collaborating, with the 95 %
-    interval, and what it saves."""
+    """Describe what the router does in one sentence: points against always collaborating, with the
+    95 % interval, and what it saves."""
     router = curve.point("router")
     assert router is not None
     gap, interval = curve.against["always collaborate"]
@@ -55,7 +55,7 @@ def write_curve(
 
 
 def curve_view(curve: Curve, title: str = "The router") -> View:
-    """What is shown of a curve."""
+    """The sections of a curve."""
     lead = (
         "The router at every trade between score and cost, on examples that it has not seen; "
         "beside "
@@ -127,7 +127,7 @@ def _routing(curve: Curve) -> Table:
 
 
 def _routes(curve: Curve) -> Table:
-    """How often the router, and a choice by the outcome, took each route."""
+    """The number of times that the router, and a choice by the outcome, took each route."""
     points = [point for name in ("router", "best there was") if (point := curve.point(name))]
     rows = tuple(
         (point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)) for point in points

@@ -152,8 +152,8 @@ def format_duration(seconds: float) -> str:
 
 
 def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
-    """Some of the answers that tuning fixed and broke: a word, pairs of answers, how many there
-    are."""
+    """A sample of the answers that tuning fixed and broke: a word, pairs of answers, their number
+    in all."""
     before, after = report.arm(report.before), report.arm(report.after)
     if before is None or after is None:
         return []
@@ -167,7 +167,8 @@ def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
 
 
 def _pairs(report: RunReport) -> list[Any]:
-    """Some pairs, each with its prompt and the parts of its rejected and of its chosen draft."""
+    """A sample of pairs, each with its prompt and the parts of its rejected and of its chosen
+    draft."""
     rows = sample_evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
     texts = [
         [side[-1]["content"] for side in (row.prompt, row.rejected, row.chosen)] for row in rows
@@ -176,19 +177,6 @@ def _pairs(report: RunReport) -> list[Any]:
         (row, prompt, *diff_words(clip(rejected, 1200), clip(chosen, 1200)))
         for row, (prompt, rejected, chosen) in zip(rows, texts, strict=True)
     ]
-
-
-class Texts:
-    """Numbers for texts, the same for the same text."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers))
-
-    def all(self) -> list[str]:
-        return list(self._numbers)
 
 
 def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
@@ -270,35 +258,34 @@ def _fit_rows(
     made = [row(item) for item in sample_evenly(items, max_rows)]
     most = len(made)
     while True:
-        texts, counts = Texts(), dict[str, int]()
+        texts, counts = dict[str, int](), dict[str, int]()
         rows = [_number_texts(one, texts, counts) for one in sample_evenly(made, most)]
         used = [
             {"label": label, "options": _count_options(options, counts)}
             for label, options in filters
         ]
-        text = data_block({"columns": columns, "filters": used, "texts": texts.all(), "rows": rows})
+        text = data_block({"columns": columns, "filters": used, "texts": list(texts), "rows": rows})
         size = len(text.encode("utf-8", errors="replace"))
         if size <= max_bytes or most <= 1:
             return Browser(name, text, most, len(items))
         most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
 
 
-def _number_texts(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
-    """The row with numbers for its texts, its empty steps left out, each text cut to size; and its
-    tags counted."""
+def _number_texts(row: Row, texts: dict[str, int], counts: dict[str, int]) -> list[Any]:
+    """The row with numbers for its texts, the same for the same text, each cut to size; its empty
+    steps left out, its tags counted."""
+
+    def number(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
     tags, cells, steps = row
     for name in tags:
         counts[name] = counts.get(name, 0) + 1
     shown = [
-        [texts.number(label), texts.number(clip_for_page(text)), *kind]
-        for label, text, *kind in steps
-        if text
+        [number(label), number(clip_for_page(text)), *kind] for label, text, *kind in steps if text
     ]
-    return [
-        tags,
-        [cell if isinstance(cell, list) else texts.number(clip_for_page(cell)) for cell in cells],
-        shown,
-    ]
+    found = [cell if isinstance(cell, list) else number(clip_for_page(cell)) for cell in cells]
+    return [tags, found, shown]
 
 
 def _count_options(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:

@@ -63,7 +63,7 @@ def report_html(report: RunReport) -> str:
 
 
 def run_view(report: RunReport, numbers: Figures | None = None) -> View:
-    """What is shown of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
+    """The sections of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
     already. What reads examples (changes, pairs, answers, traces) is added by page.py."""
     numbers = numbers or figures(report)
     sections = (
@@ -174,7 +174,7 @@ def _tuning(report: RunReport, numbers: Figures) -> Section:
 
 
 def _tuning_chart(numbers: Figures) -> list[Chart]:
-    """What the tuned collaboration did with the examples that both arms have a score for."""
+    """The examples that both arms have a score for, by what tuning changed."""
     test = numbers.tuning
     if test is None or not test.n:
         return []

@@ -39,7 +39,7 @@ from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.reading import read_json
 
-SCHEMA_VERSION, KIND, NAME = 2, "side by side", "side_by_side"
+SCHEMA_VERSION, KIND, NAME = 3, "side by side", "side_by_side"
 ROLES = ("weak", "strong", "judge")
 LACKING = "-"
 _FOUND = {1: "is better than", -1: "is WORSE than", 0: "cannot be told from"}
@@ -174,7 +174,7 @@ def write_side_by_side(view: SideBySide, out: Path) -> WrittenPage:
 
 
 def runs_view(view: SideBySide) -> View:
-    """What is shown of several runs."""
+    """The sections of several runs side by side."""
     heads = tuple(run.name for run in view.runs)
 
     def table(title: str, first: str, rows: Mapping[str, Sequence[str]]) -> Table:
@@ -253,7 +253,7 @@ def _score_chart(view: SideBySide) -> Any:
 
 
 def _facts(view: SideBySide) -> dict[str, tuple[str, ...]]:
-    """Numbers of each run, a row for each kind."""
+    """A row for each kind of number, with a cell for each run."""
     rows: dict[str, Callable[[RunColumn], str]] = {
         "test examples": lambda run: f"{run.examples:,}",
         "seed": lambda run: str(run.seed),

@@ -192,7 +192,7 @@ def finding(test: PairedTest | None, corrected: float | None) -> int | None:
 
 
 def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
-    """Which run of one arm goes with which of the other, as positions."""
+    """The runs of two arms that go together, as positions."""
     common = [(seeds.index(seed), others.index(seed)) for seed in seeds if seed in others]
     if len(seeds) > 1 and len(others) > 1 and common:
         return common

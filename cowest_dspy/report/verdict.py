@@ -36,7 +36,7 @@ _PHRASES = {
 
 
 def verdict(report: RunReport) -> Verdict:
-    """What the run shows, the most important truth first. A claim holds for a gain that both the
+    """Judge a run, the most important truth first. A claim holds for a gain that both the
     paired test (two-sided p < 0.05) and the 95 % interval show.
 
     The verdict is one sentence: the collaboration against its first rival, by points with a 95 %
@@ -122,7 +122,7 @@ def format_correction(tests: int) -> str:
 
 
 def describe_intervals(lines: Iterable[ArmNumbers]) -> str:
-    """Which intervals the scores of arms have, for the caption of a table."""
+    """Name the intervals that the scores of arms have, for the caption of a table."""
     drawn = [bool(line.spread) or not line.binary for line in lines]
     other = "bootstrap over examples, all seeds of one drawn together"
     if all(drawn):
@@ -133,7 +133,7 @@ def describe_intervals(lines: Iterable[ArmNumbers]) -> str:
 
 
 def describe_tests(lines: Iterable[ArmNumbers]) -> str:
-    """Which tests the p of arms are of."""
+    """Name the tests that the p of arms are of."""
     names = {
         "mcnemar": "exact McNemar test",
         "bootstrap": "paired studentised bootstrap over examples",
@@ -143,7 +143,7 @@ def describe_tests(lines: Iterable[ArmNumbers]) -> str:
 
 
 def influence_notes(report: RunReport) -> list[str]:
-    """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the
+    """Remarks on the influences, one line each: harm, draft quality, failures by kind, the
     noise floor, agreement of evaluators."""
     counts, lines = influence_counts(report.traces), list[str]()
     if counts.harm_rate is not None and counts.harm is not None:
@@ -177,7 +177,7 @@ def influence_notes(report: RunReport) -> list[str]:
 
 
 def arm_notes(report: RunReport) -> list[str]:
-    """What belongs beside the arms, one line each: the failures of each arm by kind."""
+    """Remarks on the arms, one line each: the failures of each arm by kind."""
     return [
         f"Failed answers of {arm.title}: {format_kinds(arm.failures)}."
         for arm in report.arms
@@ -186,7 +186,7 @@ def arm_notes(report: RunReport) -> list[str]:
 
 
 def pairs_notes(report: RunReport) -> list[str]:
-    """What belongs beside the pairs, one line each: those of a round that was skipped, on which
+    """Remarks on the pairs, one line each: those of a round that was skipped, on which
     nothing was trained."""
     return [
         (
@@ -234,8 +234,8 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
 
 
 def _harm_text(report: RunReport) -> str | None:
-    """That drafts hurt, where the whole interval of the last round's mean influence lies below
-    0."""
+    """Describe the harm of drafts, where the whole interval of the last round's mean influence lies
+    below 0."""
     rounds = influence_by_round(report.traces)
     if not rounds:
         return None
@@ -252,8 +252,8 @@ def _harm_text(report: RunReport) -> str | None:
 
 
 def explain_doubt(test: PairedTest) -> str | None:
-    """Why the interval of a difference says one thing and its test another, in words for a reader;
-    None where they agree.
+    """Explain why the interval of a difference says one thing and its test another; None where they
+    agree.
 
     A test of few changed answers cannot fall below p = 0.05, whatever the interval, which is
     approximate.
@@ -344,7 +344,7 @@ def describe_arm(report: RunReport, name: str) -> str:
 
 
 def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
-    """What the comparison shows after Holm's correction at the two-sided level 0.05.
+    """Judge a comparison after Holm's correction at the two-sided level 0.05.
 
     ``good`` is True when the target is better than ``against`` and than every control, as far as
     these are there; False when it is not; None when there is no such claim to judge.
@@ -420,8 +420,8 @@ def _join_findings(lines: Sequence[ArmNumbers]) -> str:
 
 
 def _doubt_clause(test: PairedTest, corrected: float) -> str:
-    """Why an interval leaves 0 out and the corrected p does not reach 5 %, as a clause; empty where
-    the two agree."""
+    """Explain, as a clause, why an interval leaves 0 out and the corrected p does not reach 5 %;
+    empty where the two agree."""
     if test.interval is None or corrected < ALPHA or test.interval.low <= 0 <= test.interval.high:
         return ""
     if test.p < ALPHA:

@@ -1,4 +1,4 @@
-"""What is shown of a run, a comparison, several runs or a router: sections of text tables. A
+"""A run, a comparison, several runs or a router to read: sections of text tables. A
 terminal and a notebook show them by Rich, a page of results as Markdown, page.py as one HTML page.
 
     print_view(run_view(report))

@@ -1,4 +1,4 @@
-"""What a notebook shows of our objects: Rich renderables, as in a terminal, exported as one
+"""Views of our objects in a notebook: Rich renderables, as in a terminal, exported as one
 fragment of HTML.
 
     def _repr_html_(self) -> str:
@@ -30,7 +30,7 @@ MOST_ROWS = 5
 MOST_TEXT = 300
 MOST_DIFF = 1200  # characters
 MOST_WORDS, LEAST_SHARED = 1500, 0.2
-"""Of texts that are compared word by word: how many words, and the share that both have."""
+"""Limits of a comparison word by word: the number of words, and the share that both have."""
 Parts = list[tuple[str, bool]]
 WIDTH = 120  # characters
 BAR = 40  # characters
@@ -113,7 +113,7 @@ def format_plural(count: int, what: str) -> str:
 
 
 def format_rest(count: int, what: str = "row") -> Text:
-    """That there are more of something than are shown."""
+    """A line that says how many more there are than are shown."""
     return line(f"and {format_plural(count, f'more {what}')}", soft=True)
 
 

@@ -196,7 +196,7 @@ def test_files_are_written_together_and_nothing_else_is_overwritten(tmp_path: Pa
     written = write_side_by_side(view, tmp_path / "new")
     assert written.html == tmp_path / "new/side_by_side.html"
     document = json.loads(written.json.read_text(encoding="utf-8"))
-    assert document["schema_version"] == 2 and [one["name"] for one in document["runs"]] == [
+    assert document["schema_version"] == 3 and [one["name"] for one in document["runs"]] == [
         "a",
         "b",
     ]
