@@ -76,12 +76,11 @@ class ArmNumbers:
     ``failed`` count answers of all seeds.
 
     ``failures`` counts the failed by kind. ``binary``: every score is 0 or 1, and then ``correct``
-    of them are 1. ``score`` (0 to 1) is
-    over the answered, ``strict_score`` counts failures as wrong, both with 95 % intervals;
-    ``seed_scores`` are over the answered of single seeds, in the order of ``seeds``; ``spread`` is
-    theirs, None for fewer than two. ``test`` and ``strict_test`` go from ``against`` to this arm,
-    ``holm`` and ``strict_holm`` are their p corrected over all arms; None for ``against`` itself,
-    and while there is nothing to test.
+    of them are 1. ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as
+    wrong, both with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in the
+    order of ``seeds``; ``spread`` is theirs, None for fewer than two. ``test`` and ``strict_test``
+    go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p corrected over all
+    arms of a comparison; None for ``against`` itself, and while there is nothing to test.
     """
 
     name: str
@@ -305,8 +304,8 @@ def describe_alike_drafts(arms: Iterable[Arm]) -> str | None:
         return None
     return (
         "Drafts hardly depend on their inputs; nearly all of an arm are one and the same text: "
-        f"{'; '.join(named)}. A gain or loss "
-        "of such an arm may be no more than how often that text is right in these examples."
+        f"{'; '.join(named)}. A gain or loss of such an arm may be no more than how often that "
+        "text is right in these examples."
     )
 
 
