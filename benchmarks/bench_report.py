@@ -26,13 +26,12 @@ from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.pairs import Pair
 from cowest_dspy.report import (
     Arm,
-    Curve,
-    CurvePoint,
     PairsSummary,
     RunReport,
     Stage,
     write_report,
 )
+from cowest_dspy.report.facts import LOGGED, Curve
 
 PLANT = """
 valve pump boiler seal pressure pipe gauge filter drain motor shaft bearing flange tank feed line return check relief steam water
@@ -99,10 +98,10 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
                 Gain(120, 120, 0.517, 0.525, 0.008, -0.05, 0.067, 0.95, 9, 8, 0, 0),
             ),
         ),
-        curves=(
-            _curve("sft", draw, 300, preferences=False),
-            _curve("dpo", draw, 160, preferences=True),
-        ),
+        curves={
+            "sft": _curve(draw, 300, preferences=False),
+            "dpo": _curve(draw, 160, preferences=True),
+        },
         stages=(
             Stage("sft", 421.5, peak_memory_bytes=2_900_000_000, usd=0.0),
             Stage(
@@ -243,8 +242,9 @@ def _pairs(draw: random.Random, rows: tuple[Trace, ...]) -> PairsSummary:
     return PairsSummary(len(pairs), len(pairs), dropped, tuple(pairs))
 
 
-def _curve(stage: str, draw: random.Random, steps: int, *, preferences: bool) -> Curve:
+def _curve(draw: random.Random, steps: int, *, preferences: bool) -> Curve:
     points = []
+    names = tuple(LOGGED) if preferences else ("loss",)
     for step in range(1, steps + 1):
         fall = 0.69 * 0.985**step
         margin = 2.1 * (1 - 0.985**step)
@@ -254,16 +254,12 @@ def _curve(stage: str, draw: random.Random, steps: int, *, preferences: bool) ->
             min(1.0, 0.5 + margin / 4),
             -margin / 20,
         ]
-        points.append(CurvePoint(float(step), *(noisy if preferences else noisy[:1])))
+        points.append({"step": float(step), **dict(zip(names, noisy, strict=False))})
         if step % 20 == 0:
             held = [fall + 0.06, margin * 0.8, min(1.0, 0.5 + margin / 5), -margin / 25]
-            names = ("eval_loss", "eval_reward_margin", "eval_reward_accuracy", "eval_kl")
-            points.append(
-                CurvePoint(
-                    float(step), **dict(zip(names, held if preferences else held[:1], strict=False))
-                )
-            )
-    return Curve(stage, tuple(points))
+            evaluated = (f"eval_{name}" for name in names)
+            points.append({"step": float(step), **dict(zip(evaluated, held, strict=False))})
+    return tuple(points)
 
 
 def opened(page_file: Path) -> dict[str, float]:

@@ -21,7 +21,7 @@ from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, rows_file
 from cowest_dspy.pairs import PreferencePairs
-from cowest_dspy.report.facts import Arm, Curve, PairsSummary, RunReport, Stage
+from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, training_curve
 from cowest_dspy.report.numbers import describe_alike_drafts, influence_counts, mean_noise
 from cowest_dspy.report.run_page import read_report
 from cowest_dspy.report.runs import CONFIG, REPORT, STORE
@@ -61,10 +61,10 @@ def run_report(config: Config, store: Store) -> RunReport:
         pairs=_pairs_summary(pairs, store),
         rounds=load_rounds(store),
         steps=load_steps(store),
-        curves=tuple(
-            Curve.from_trl(name, record["history"])
+        curves={
+            name: training_curve(record["history"])
             for name, record in store.records("adapter").items()
-        ),
+        },
         stages=tuple(Stage(name, **cost) for name, cost in store.costs().items()),
         traces=traces,
         config=config.model_dump(mode="json"),

@@ -21,7 +21,14 @@ from cowest_dspy.experiment.summary import load_arm, load_rounds, package_versio
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
-from cowest_dspy.report import Curve, RunReport, arm_table, influence_counts, verdict, write_report
+from cowest_dspy.report import (
+    RunReport,
+    arm_table,
+    influence_counts,
+    training_curve,
+    verdict,
+    write_report,
+)
 from cowest_dspy.report.facts import redact
 from cowest_dspy.report.page import read_document
 from cowest_dspy.store.store import Store
@@ -187,7 +194,7 @@ def _round(
         _params(config, tuner),
         _texts(tags),
         metrics,
-        _curve(name, record) if record else {},
+        _curve(record) if record else {},
         record["identity"] if record else None,
         made is not None,
     )
@@ -213,21 +220,21 @@ def _training(
         _params(config, *table) if table else {},
         _texts({"model.tuned": record["model"]}),
         numbers("cost/", cost),
-        _curve(name, record),
+        _curve(record),
         record["identity"],
         True,
     )
 
 
-def _curve(name: str, record: Mapping[str, Any]) -> dict[int, Numbers]:
-    """The names are not those that TRL logs under, so that both can stand in one run."""
+def _curve(record: Mapping[str, Any]) -> dict[int, Numbers]:
+    """TRL's numbers by step. They begin otherwise than what TRL logs by itself, so that both can
+    stand in one run."""
     made: dict[int, Numbers] = {}
-    for point in Curve.from_trl(name, record["history"]).points:
-        values = asdict(point)
-        step = int(values.pop("step"))
-        held = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
-        own = {k: v for k, v in values.items() if not k.startswith("eval_")}
-        made[step] = made.get(step, {}) | numbers("training/", own) | numbers("held_out/", held)
+    for row in training_curve(record["history"]):
+        found = made.setdefault(int(row.pop("step")), {})
+        for name, value in row.items():
+            held_out = name.startswith("eval_")
+            found[f"{'held_out' if held_out else 'training'}/{name.removeprefix('eval_')}"] = value
     return made
 
 

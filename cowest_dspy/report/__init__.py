@@ -17,7 +17,7 @@ runs.py         the state of run folders
 from cowest_dspy.report.compare import compare_numbers
 from cowest_dspy.report.compare_view import print_comparison, read_comparison, write_comparison
 from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
-from cowest_dspy.report.facts import Arm, Curve, CurvePoint, PairsSummary, RunReport, Stage
+from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, training_curve
 from cowest_dspy.report.figures import figures, report_schema
 from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
 from cowest_dspy.report.page import WrittenPage
@@ -36,8 +36,6 @@ __all__ = [
     "Arm",
     "ComparedArm",
     "Comparison",
-    "Curve",
-    "CurvePoint",
     "PairsSummary",
     "RunReport",
     "Stage",
@@ -61,6 +59,7 @@ __all__ = [
     "report_schema",
     "short_names",
     "side_by_side",
+    "training_curve",
     "verdict",
     "write_comparison",
     "write_report",

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -77,59 +77,32 @@ class PairsSummary:
     rows: tuple[Pair, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class CurvePoint:
-    """The log of one optimiser step, or, in the fields eval_..., of an evaluation after it; None
-    where it logged nothing of the kind (or no finite number). ``kl``: mean log-ratio to the
-    reference, in nats per token."""
-
-    step: float
-    loss: float | None = None
-    reward_margin: float | None = None
-    reward_accuracy: float | None = None
-    kl: float | None = None
-    eval_loss: float | None = None
-    eval_reward_margin: float | None = None
-    eval_reward_accuracy: float | None = None
-    eval_kl: float | None = None
-
-
-_LOGGED = {
+LOGGED = {
     "loss": "loss",
-    "rewards/margins": "reward_margin",
-    "rewards/accuracies": "reward_accuracy",
-    "kl": "kl",
-    "eval_loss": "eval_loss",
-    "eval_rewards/margins": "eval_reward_margin",
-    "eval_rewards/accuracies": "eval_reward_accuracy",
-    "eval_kl": "eval_kl",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+    "kl": "log-ratio to the reference",
 }
+"""The numbers of a training that a report has, by TRL's names, each with its title; "eval_" before
+a name is of held-out rows. ``kl``: mean log-ratio to the reference, in nats per token."""
+Curve = tuple[dict[str, float], ...]
+"""A training in order of steps: the "step", and the finite numbers that were logged at it."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """The training curve of one stage, such as "sft" or "dpo", in order of steps."""
+def training_curve(log_history: Iterable[Mapping[str, Any]]) -> Curve:
+    """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin are
+    left out.
 
-    stage: str
-    points: tuple[CurvePoint, ...]
-
-    @classmethod
-    def from_trl(cls, stage: str, log_history: Iterable[Mapping[str, Any]]) -> Self:
-        """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin
-        are left out.
-
-        >>> history = [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]
-        >>> Curve.from_trl("dpo", history).points[1].eval_loss
-        0.7
-        """
-        points = []
-        for row in log_history:
-            found = {field: _finite(row.get(key)) for key, field in _LOGGED.items()}
-            if "step" in row and any(
-                found[field] is not None for field in ("loss", "reward_margin", "eval_loss")
-            ):
-                points.append(CurvePoint(float(row["step"]), **found))
-        return cls(stage, tuple(points))
+    >>> training_curve([{"step": 1, "loss": 0.69, "epoch": 1.0}, {"step": 1, "eval_loss": 0.7}])
+    ({'step': 1.0, 'loss': 0.69}, {'step': 1.0, 'eval_loss': 0.7})
+    """
+    names = ("step", *LOGGED, *(f"eval_{name}" for name in LOGGED))
+    rows = [
+        {name: value for name in names if (value := _finite(row.get(name))) is not None}
+        for row in log_history
+    ]
+    shown = {"loss", "rewards/margins", "eval_loss"}
+    return tuple(row for row in rows if "step" in row and row.keys() & shown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +130,9 @@ class RunReport:
 
     ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has
     to beat, ``before`` and ``after`` the arms on either side of tuning. A name may stand here
-    before its arm has been evaluated. ``created`` is an ISO 8601 time. ``agreement`` has each
-    evaluator that scored the metric's answers too.
+    before its arm has been evaluated. ``created`` is an ISO 8601 time. ``curves`` are of
+    trainings, by the name of their stage; ``agreement`` has each evaluator that scored the metric's
+    answers too.
 
     Prompts are left out: a trace has none, a pair the last message of its own.
     """
@@ -178,7 +152,7 @@ class RunReport:
     pairs: PairsSummary | None = None
     rounds: tuple[Round, ...] = ()
     steps: tuple[StepResult, ...] = ()
-    curves: tuple[Curve, ...] = ()
+    curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     traces: tuple[Trace, ...] = ()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)

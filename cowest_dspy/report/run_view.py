@@ -3,7 +3,7 @@ report.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +12,7 @@ from rich.console import Console
 from cowest_dspy.optimizers.deciding import Gain
 from cowest_dspy.report import charts
 from cowest_dspy.report.charts import Axis, Chart, Row, ends_of
-from cowest_dspy.report.facts import Curve, RunReport
+from cowest_dspy.report.facts import LOGGED, Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenly
 from cowest_dspy.report.verdict import (
@@ -42,12 +42,6 @@ _TUNING = {
     "failed": "no better, no worse, and not right",
     "hurt": "broken",
 }
-_MEASURES = (
-    ("loss", "loss"),
-    ("reward_margin", "reward margin"),
-    ("reward_accuracy", "reward accuracy"),
-    ("kl", "log-ratio to the reference"),
-)
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
@@ -384,63 +378,57 @@ def _pairs(report: RunReport) -> Section:
     return Section("pairs", "Pairs", (table,), tuple(pairs_notes(report)))
 
 
-def _training(curves: Sequence[Curve]) -> Section:
-    drawn = [curve for curve in curves if _logged_fields(curve, 2)]
+def _training(curves: Mapping[str, Curve]) -> Section:
+    drawn = {stage: curve for stage, curve in curves.items() if _logged_names(curve, 2)}
     return Section(
         "curves",
         "Training",
-        tuple(_curve_table(curve) for curve in drawn),
-        charts=lambda: [chart for curve in drawn for chart in _curve_charts(curve)],
+        tuple(_curve_table(stage, curve) for stage, curve in drawn.items()),
+        charts=lambda: [
+            chart for stage, curve in drawn.items() for chart in _curve_charts(stage, curve)
+        ],
         missing="No training curves: nothing has been trained yet (`cowest tune`), or too few "
         "steps were logged.",
     )
 
 
-def _logged_fields(curve: Curve, least: int = 1) -> list[tuple[str, str]]:
-    """The fields of a curve that were logged at least so often, with their titles."""
-    both = [
-        (field, title)
-        for name, words in _MEASURES
-        for field, title in ((name, words), (f"eval_{name}", f"{words}, held out"))
-    ]
-    return [(field, title) for field, title in both if len(_points(curve, field)) >= least]
+def _logged_names(curve: Curve, least: int = 1) -> dict[str, str]:
+    """The numbers of a curve that were logged at least so often, by name, with their titles."""
+    titles = {
+        name: words
+        for own, title in LOGGED.items()
+        for name, words in ((own, title), (f"eval_{own}", f"{title}, held out"))
+    }
+    return {name: title for name, title in titles.items() if len(_points(curve, name)) >= least}
 
 
-def _points(curve: Curve, field: str) -> list[charts.Point]:
-    found = ((point.step, getattr(point, field)) for point in curve.points)
-    return [(step, value) for step, value in found if value is not None]
+def _points(curve: Curve, name: str) -> list[charts.Point]:
+    return [(row["step"], row[name]) for row in curve if name in row]
 
 
-def _curve_charts(curve: Curve) -> list[Chart]:
-    """A chart per measure, training and held out in one."""
-    found = [
-        (title, charts.lines(_points(curve, field), _points(curve, f"eval_{field}"), "step", title))
-        for field, title in _MEASURES
-    ]
+def _curve_charts(stage: str, curve: Curve) -> list[Chart]:
+    """A chart per number, training and held out in one."""
     legend = (("accent", "training"), ("second", "held out, dashed"))
+    found = [
+        (title, charts.lines(_points(curve, name), _points(curve, f"eval_{name}"), "step", title))
+        for name, title in LOGGED.items()
+    ]
     return [
-        Chart(drawing, f"{curve.stage}: {title}", legend, small=True)
+        Chart(drawing, f"{stage}: {title}", legend, small=True)
         for title, drawing in found
         if drawing
     ]
 
 
-def _curve_table(curve: Curve) -> Table:
-    used, points = _logged_fields(curve), sample_evenly(curve.points, MAX_POINTS)
+def _curve_table(stage: str, curve: Curve) -> Table:
+    used, shown = _logged_names(curve), sample_evenly(curve, MAX_POINTS)
     rows = tuple(
-        (
-            f"{point.step:g}",
-            *(
-                "-" if (value := getattr(point, field)) is None else f"{value:.4g}"
-                for field, _ in used
-            ),
-        )
-        for point in points
+        (f"{row['step']:g}", *(f"{row[name]:.4g}" if name in row else "-" for name in used))
+        for row in shown
     )
-    total = len(curve.points)
-    sampled = f": {len(points)} of {total:,} points, evenly spaced" if len(points) < total else ""
-    heads = ("step", *(title for _, title in used))
-    return Table(f"Numbers of {curve.stage}{sampled}", heads, rows, folded=True)
+    few = f": {len(shown)} of {len(curve):,} points, evenly spaced"
+    title = f"Numbers of {stage}{few if len(shown) < len(curve) else ''}"
+    return Table(title, ("step", *used.values()), rows, folded=True)
 
 
 def _stages(report: RunReport, numbers: Figures) -> Section:

@@ -29,8 +29,6 @@ from cowest_dspy.influence.statistics import (
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.report import (
     Arm,
-    Curve,
-    CurvePoint,
     PairsSummary,
     RunReport,
     Stage,
@@ -40,6 +38,7 @@ from cowest_dspy.report import (
     influence_by_round,
     influence_counts,
     print_report,
+    training_curve,
     verdict,
     write_report,
 )
@@ -447,11 +446,10 @@ def test_half_a_surrogate_pair_does_not_stop_a_report(tmp_path):
 
 def test_what_json_cannot_say_is_none_or_text():
     report = run(
-        curves=(Curve("sft", (CurvePoint(1.0, math.nan),)),),
-        config={"path": Path("a/b"), "x": {1.5: object}},
+        config={"path": Path("a/b"), "x": {1.5: object}, "y": math.nan},
     )
     document = json.dumps(report.to_json(), allow_nan=False)
-    assert json.loads(document)["curves"][0]["points"][0]["loss"] is None
+    assert json.loads(document)["config"]["y"] is None
     assert json.loads(document)["config"]["path"] == "a/b"
 
 
@@ -499,8 +497,10 @@ def test_a_curve_from_trl_keeps_steps_and_leaves_summaries_out():
         {"step": 2, "loss": math.nan, "rewards/margins": 0.2},
         {"step": 2, "train_runtime": 9.0},
     ]
-    points = Curve.from_trl("dpo", history).points
-    assert points == (CurvePoint(1.0, 0.69, 0.0, 0.5), CurvePoint(2.0, None, 0.2, None))
+    assert training_curve(history) == (
+        {"step": 1.0, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5},
+        {"step": 2.0, "rewards/margins": 0.2},
+    )
 
 
 def test_a_curve_from_trl_has_its_evaluations_as_points_of_their_own():
@@ -516,12 +516,16 @@ def test_a_curve_from_trl_has_its_evaluations_as_points_of_their_own():
             "eval_kl": 0.3,
         },
     ]
-    assert Curve.from_trl("dpo", history).points == (
-        CurvePoint(0.0, eval_loss=0.7, eval_kl=0.0),
-        CurvePoint(1.0, 0.6, kl=-0.1),
-        CurvePoint(
-            2.0, eval_loss=0.5, eval_reward_margin=0.2, eval_reward_accuracy=1.0, eval_kl=0.3
-        ),
+    assert training_curve(history) == (
+        {"step": 0.0, "eval_loss": 0.7, "eval_kl": 0.0},
+        {"step": 1.0, "loss": 0.6, "kl": -0.1},
+        {
+            "step": 2.0,
+            "eval_loss": 0.5,
+            "eval_rewards/margins": 0.2,
+            "eval_rewards/accuracies": 1.0,
+            "eval_kl": 0.3,
+        },
     )
 
 

@@ -19,8 +19,6 @@ from written_page import svgs, titles
 from cowest_dspy.influence import NoiseFloor
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.report import (
-    Curve,
-    CurvePoint,
     RunReport,
     charts,
     drawing,
@@ -288,7 +286,7 @@ def test_nothing_is_drawn_of_what_is_not_there() -> None:
     for report in (
         run(),
         run(arm("strong", "!!")),
-        dataclasses.replace(run(), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)),
+        dataclasses.replace(run(), curves={"sft": ({"step": 1.0, "loss": 2.0},)}),
     ):
         drawn = {one.name for one in run_view(report).sections if any(map(_drawn, one.charts()))}
         assert drawn <= {"arms"}

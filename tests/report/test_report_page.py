@@ -19,14 +19,13 @@ from written_page import Page
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.report import (
-    Curve,
-    CurvePoint,
     PairsSummary,
     Stage,
     print_report,
     read_report,
     render_html,
     run_page,
+    training_curve,
     write_report,
 )
 from cowest_dspy.report.numbers import sample_evenly
@@ -139,9 +138,9 @@ def test_every_link_of_the_page_leads_to_a_section():
         run(arm("strong", "!!")),
         run(arm("both", "")),
         run(arm("strong", "+-"), arm("both", "++"), before=None, after=None),
-        dataclasses.replace(full_run(), pairs=None, curves=(), traces=()),
+        dataclasses.replace(full_run(), pairs=None, curves={}, traces=()),
         dataclasses.replace(
-            full_run(), pairs=PairsSummary(0, 0), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)
+            full_run(), pairs=PairsSummary(0, 0), curves={"sft": ({"step": 1.0, "loss": 2.0},)}
         ),
     ],
     ids=["empty", "only failures", "no answers", "no tuning", "no feedback", "no pairs kept"],
@@ -274,7 +273,7 @@ def test_a_page_shows_the_evaluations_of_a_training():
             "eval_kl": -0.125,
         },
     ]
-    page = render_html(dataclasses.replace(full_run(), curves=(Curve.from_trl("dpo", history),)))
+    page = render_html(dataclasses.replace(full_run(), curves={"dpo": training_curve(history)}))
     assert "loss over step: from 0.69 to 0.5; loss, held out over step: from 0.69 to 0.61" in page
     assert "reward accuracy, held out over step: from 0.5 to 0.75" in page
     assert (

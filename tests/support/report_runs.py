@@ -13,8 +13,6 @@ from cowest_dspy.optimizers.rounds import Outcome, Round
 from cowest_dspy.pairs import Pair
 from cowest_dspy.report import (
     Arm,
-    Curve,
-    CurvePoint,
     PairsSummary,
     RunReport,
     Stage,
@@ -135,7 +133,11 @@ def full_run(text: str = "a draft") -> RunReport:
         arm("sft", "++------", draft=text),
         arm("both", "+++++++!", draft=text),
         pairs=PairsSummary(1, 1, {"no margin": 3}, (pair("t0", "why?", text, "worse"),)),
-        curves=(Curve("dpo", tuple(CurvePoint(float(i), 0.7 / i, i / 10) for i in range(1, 9))),),
+        curves={
+            "dpo": tuple(
+                {"step": float(i), "loss": 0.7 / i, "rewards/margins": i / 10} for i in range(1, 9)
+            )
+        },
         stages=(Stage("collect", 12.5, 9, 100, 50, 3, 2**30), Stage("dpo", 3.0)),
         traces=(
             draft("t0", 0, 1.0, None, 1.0, 1, text),
