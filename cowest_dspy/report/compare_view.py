@@ -46,7 +46,7 @@ from cowest_dspy.report.page import (
     render_page,
     settings_section,
 )
-from cowest_dspy.report.run_view import score_row
+from cowest_dspy.report.run_view import mark_against, score_row
 from cowest_dspy.report.verdict import (
     bare_p,
     comparison_verdict,
@@ -200,7 +200,7 @@ def results_table(comparison: Comparison, numbers: Numbers) -> Table:
     heads = ("arm", *_CORE)
     rows = tuple((line.title, *_core(line)) for line in numbers.arms)
     caption = _describe_tests(comparison, numbers)
-    return Table("Arms", heads, rows, _marked(numbers), caption)
+    return Table("Arms", heads, rows, mark_against(numbers.arms), caption)
 
 
 _CORE = ("n", "failed", "score, %", "95 %", "strict, %", "difference [95 %]", "p (Holm)")
@@ -216,10 +216,6 @@ def _core(line: ArmNumbers) -> tuple[str, ...]:
         "-" if line.test is None else format_difference(line.test),
         "-" if line.holm is None else bare_p(line.holm),
     )
-
-
-def _marked(numbers: Numbers) -> frozenset[int]:
-    return frozenset(index for index, line in enumerate(numbers.arms) if line.is_against)
 
 
 def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
@@ -289,7 +285,7 @@ def _further(numbers: Numbers) -> Table:
         "Further scores and seeds",
         (*heads, *numbers.extras),
         tuple(rows),
-        _marked(numbers),
+        mark_against(numbers.arms),
         caption,
     )
 

@@ -98,7 +98,7 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         "Arms",
         heads,
         tuple(_arm_cells(line, reference is not None) for line in lines),
-        frozenset(place for place, line in enumerate(lines) if line.is_against),
+        mark_against(lines),
         caption,
         notes=tuple(line.note for line in lines),
     )
@@ -113,6 +113,11 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         lambda: [Chart(charts.bars([score_row(line) for line in lines], "Score of each arm"))],
         "No arm has been evaluated yet: `cowest evaluate` does it.",
     )
+
+
+def mark_against(lines: Sequence[ArmNumbers]) -> frozenset[int]:
+    """The row of the arm that the others are tested against."""
+    return frozenset(place for place, line in enumerate(lines) if line.is_against)
 
 
 def _arm_cells(line: ArmNumbers, tested: bool) -> tuple[str, ...]:
