@@ -466,7 +466,7 @@ def by_correctness(traces: Iterable[Trace]) -> list[Trace]:
         PairsError: no draft holds an answer that could be scored, as in the format "knowledge".
     """
     scored = [
-        replace(trace, influence=trace.draft_score)
+        trace if trace.error else replace(trace, influence=trace.draft_score)
         for trace in traces
         if trace.draft_score is not None
     ]
