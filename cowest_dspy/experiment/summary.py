@@ -236,7 +236,8 @@ def _agreement(traces: Sequence[Trace]) -> dict[str, Agreement]:
 
 
 def load_pairs(store: Store) -> PreferencePairs | None:
-    """The run's pairs; empty when the filters let none through, None when they have not been made."""
+    """The run's pairs; empty when the filters let none through, None when they have not been
+    made."""
     files = [
         rows_file(store.folder, "pairs", int(number)) for number in store.records("round") or ["1"]
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from cowest_dspy.report.compared import ComparedArm, Comparison, paired_test
 from cowest_dspy.report.numbers import ArmNumbers, arm_numbers
-from cowest_dspy.report.significance import REPEATS, PairedTest, holm
+from cowest_dspy.report.significance import REPEATS, PairedTest, correct_tests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,8 @@ def compare_numbers(comparison: Comparison, *, repeats: int = REPEATS) -> Number
         ordered = sorted(group, key=lambda point: point.arm.seed)
         line = arm_numbers([point.arm for point in ordered], None, against, repeats)
         measured.append((ordered[0].settings, tuple(point.pairs for point in ordered), line))
-    sweep = _correct_tests([line for _, _, line in measured])
-    corrected = _correct_tests(arms)
+    sweep = _correct_lines([line for _, _, line in measured])
+    corrected = _correct_lines(arms)
     return Numbers(
         arms=tuple(corrected),
         controls=_controls(comparison, seeds, repeats),
@@ -145,18 +145,14 @@ def _join_seeds(texts: Sequence[tuple[int, str]]) -> str:
     )
 
 
-def _correct_tests(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
+def _correct_lines(lines: Sequence[ArmNumbers]) -> list[ArmNumbers]:
     """The lines with Holm's p over those that have something to test."""
-    changed = list(lines)
-    for test, field in (("test", "holm"), ("strict_test", "strict_holm")):
-        tested = [
-            (index, made)
-            for index, line in enumerate(lines)
-            if (made := getattr(line, test)) is not None and made.n
-        ]
-        for (index, _), p in zip(tested, holm([made.p for _, made in tested]), strict=True):
-            changed[index] = dataclasses.replace(changed[index], **{field: p})
-    return changed
+    ps = correct_tests([line.test for line in lines])
+    strict = correct_tests([line.strict_test for line in lines])
+    return [
+        dataclasses.replace(line, holm=p, strict_holm=strict_p)
+        for line, p, strict_p in zip(lines, ps, strict, strict=True)
+    ]
 
 
 def controls_of(comparison: Comparison) -> dict[str, tuple[str, ...]]:
@@ -186,11 +182,11 @@ def _controls(
             (control, paired_test(seeds[name], seeds[control], repeats=repeats))
             for control in controls
         ]
-        made = [(control, test) for control, test in tests if test.n]
-        corrected = holm([test.p for _, test in made])
+        corrected = correct_tests([test for _, test in tests])
         found += [
             ControlTest(control, seeds[control][0].arm.title, test, p, name)
-            for (control, test), p in zip(made, corrected, strict=True)
+            for (control, test), p in zip(tests, corrected, strict=True)
+            if p is not None
         ]
     return tuple(found)
 

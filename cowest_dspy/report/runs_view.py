@@ -24,7 +24,7 @@ from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers
 from cowest_dspy.report.page import WrittenPage, flatten_settings, render_page
 from cowest_dspy.report.run_view import score_row
-from cowest_dspy.report.significance import PairedTest, compare_scores, finding, holm
+from cowest_dspy.report.significance import PairedTest, compare_scores, correct_tests, finding
 from cowest_dspy.report.verdict import (
     format_correction,
     format_count,
@@ -125,8 +125,13 @@ def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
         name: RunReport.from_json(mask_document(report.to_json()))
         for name, report in reports.items()
     }
-    tests = _correct_tests([_test(masked, *two) for two in combinations(masked, 2)])
-    count = sum(one.test is not None for one in tests)
+    tests = [_test(masked, *two) for two in combinations(masked, 2)]
+    corrected = correct_tests([one.test for one in tests])
+    tests = [
+        dataclasses.replace(one, holm=p, finding=finding(one.test, p))
+        for one, p in zip(tests, corrected, strict=True)
+    ]
+    count = sum(p is not None for p in corrected)
     return SideBySide(
         runs=tuple(_column(name, report) for name, report in masked.items()),
         tests=tuple(tests),
@@ -348,7 +353,10 @@ def _test(reports: Mapping[str, RunReport], first: str, second: str) -> RunTest:
     if why:
         return RunTest(first, second, title, why=why)
     before, after = (_scores(arm, shared) for arm in arms if arm)
-    return RunTest(first, second, title, len(shared), compare_scores(after, before))
+    test = compare_scores(after, before)
+    if not test.n:
+        return RunTest(first, second, title, why="no test example has an answer in both")
+    return RunTest(first, second, title, len(shared), test)
 
 
 def _metric(report: RunReport) -> str:
@@ -358,15 +366,6 @@ def _metric(report: RunReport) -> str:
 
 def _scores(arm: Arm, examples: set[str]) -> dict[str, float | None]:
     return {key: score for key, score in arm.scores().items() if key in examples}
-
-
-def _correct_tests(tests: Sequence[RunTest]) -> list[RunTest]:
-    corrected = iter(holm([one.test.p for one in tests if one.test is not None]))
-    changed = []
-    for one in tests:
-        p = next(corrected) if one.test is not None else None
-        changed.append(dataclasses.replace(one, holm=p, finding=finding(one.test, p)))
-    return changed
 
 
 def _sentence(found: RunTest, tests: int) -> str:

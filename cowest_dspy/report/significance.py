@@ -78,6 +78,12 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
+def correct_tests(tests: Sequence[PairedTest | None]) -> list[float | None]:
+    """Holm's p of each test that has examples to compare; None for the others."""
+    corrected = iter(holm([test.p for test in tests if test and test.n]))
+    return [next(corrected) if test and test.n else None for test in tests]
+
+
 Scores = Mapping[str, float | None]
 """By example id; None is a failure."""
 
