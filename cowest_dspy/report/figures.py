@@ -31,8 +31,6 @@ from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import total_usd
 
 BINS = 21
-_RIGHT_OR_WRONG = ((0.0, 0.0), (1.0, 1.0))
-_QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +44,11 @@ class Bin:
 
 
 @dataclasses.dataclass(frozen=True)
-class DraftGroup:
-    """The influences of drafts whose own score lies from ``low`` to ``high``, in [0, 1]."""
-
-    title: str
-    low: float
-    high: float
-    counts: InfluenceCounts
-
-
-@dataclasses.dataclass(frozen=True)
 class Figures:
-    """All numbers of a report. ``influence`` and ``distribution`` are by the number of the
-    round; ``graded`` says whether influences have more than the three values -1, 0 and +1.
-    ``mean_noise`` is what a mean influence stays below when drafts do nothing. ``right_both``
-    counts what was right before tuning and after."""
+    """All numbers of a report. ``influence`` and ``distribution`` are by the number of the round,
+    ``by_draft`` is by how right the drafts were themselves; ``graded`` says whether influences have
+    more than the three values -1, 0 and +1. ``mean_noise`` is what a mean influence stays below
+    when drafts do nothing. ``right_both`` counts what was right before tuning and after."""
 
     verdict: Verdict
     arms: tuple[ArmNumbers, ...]
@@ -70,7 +58,7 @@ class Figures:
     distribution: dict[str, tuple[Bin, ...]]
     graded: bool
     mean_noise: float | None
-    by_draft: tuple[DraftGroup, ...]
+    by_draft: dict[str, InfluenceCounts]
     totals: Stage
 
     def to_json(self) -> dict[str, Any]:
@@ -112,27 +100,23 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
     return tuple(map(Bin, ends, ends[1:], map(int, counts)))
 
 
-def _by_draft(rows: Sequence[Trace]) -> tuple[DraftGroup, ...]:
-    """Drafts by their own score: wrong and right, or in quarters where scores are graded."""
-    scored = [row for row in rows if row.draft_score is not None]
-    binary = all(row.draft_score in (0, 1) for row in scored)
-    groups = list[DraftGroup]()
-    for low, high in _RIGHT_OR_WRONG if binary else _QUARTERS:
-        title = ("right" if low else "wrong") + " drafts"
-        inside = [
-            row
-            for row in scored
-            if low <= (row.draft_score or 0.0) < high or row.draft_score == high in (low, 1)
-        ]
-        groups.append(
-            DraftGroup(
-                title if binary else f"drafts that score {low:g} to {high:g}",
-                low,
-                high,
-                influence_counts(inside),
-            )
-        )
-    return tuple(group for group in groups if group.counts.n)
+def _by_draft(traces: Sequence[Trace]) -> dict[str, InfluenceCounts]:
+    """The influences of drafts by their own score: wrong and right, or in quarters where scores are
+    graded; the lowest first."""
+    scored = sorted(
+        (trace.draft_score, place)
+        for place, trace in enumerate(traces)
+        if trace.draft_score is not None
+    )
+    binary = all(score in (0, 1) for score, _ in scored)
+    groups: dict[str, list[Trace]] = defaultdict(list)
+    for score, place in scored:
+        low = min(0.75, int(4 * score) / 4)
+        title = f"drafts that score {low:g} to {low + 0.25:g}"
+        if binary:
+            title = f"{'right' if score else 'wrong'} drafts"
+        groups[title].append(traces[place])
+    return {title: influence_counts(group) for title, group in groups.items()}
 
 
 def _right_both(report: RunReport) -> int:

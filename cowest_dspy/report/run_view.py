@@ -271,13 +271,12 @@ def _gains(label: str, rows: Sequence[tuple[str, Gain | None, bool]]) -> list[Ch
 
 
 def _influence(report: RunReport, numbers: Figures) -> Section:
-    rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
-    by_draft = [(group.title, group.counts) for group in numbers.by_draft]
+    rounds = {f"round {number}": counts for number, counts in numbers.influence.items()}
     tables = []
     if rounds:
         tables.append(_influence_table("Influence of drafts on the strong model", "round", rounds))
-    if by_draft:
-        tables.append(_influence_table("Did right drafts help?", "draft", by_draft))
+    if numbers.by_draft:
+        tables.append(_influence_table("Did right drafts help?", "draft", numbers.by_draft))
     return Section(
         "influence",
         "Influence",
@@ -286,14 +285,12 @@ def _influence(report: RunReport, numbers: Figures) -> Section:
         "Score of the strong model's answer with the draft, less its score alone: from -1, the "
         "draft spoiled a right answer, to +1, it made a wrong one right. Intervals: bootstrap over "
         "examples.",
-        lambda: _influence_charts(report, numbers),
+        lambda: _influence_charts(report, numbers, rounds),
         "No drafts have been measured yet: `cowest collect` does it.",
     )
 
 
-def _influence_table(
-    title: str, first: str, groups: Sequence[tuple[str, InfluenceCounts]]
-) -> Table:
+def _influence_table(title: str, first: str, groups: Mapping[str, InfluenceCounts]) -> Table:
     heads = (first, "drafts", *_KINDS, "mean", "95 %", "harm rate")
     rows = tuple(
         (
@@ -306,19 +303,20 @@ def _influence_table(
             else f"{counts.interval.low:+.3f} to {counts.interval.high:+.3f}",
             format_share(counts.harm_rate),
         )
-        for name, counts in groups
+        for name, counts in groups.items()
     )
     return Table(title, heads, rows)
 
 
-def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
-    def groups(found: Sequence[tuple[str, InfluenceCounts]]) -> list[Any]:
+def _influence_charts(
+    report: RunReport, numbers: Figures, rounds: Mapping[str, InfluenceCounts]
+) -> list[Chart]:
+    def groups(found: Mapping[str, InfluenceCounts]) -> list[Any]:
         return [
             (name, f"n {counts.n:,}", [(kind, getattr(counts, kind)) for kind in _KINDS])
-            for name, counts in found
+            for name, counts in found.items()
         ]
 
-    rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
     band = "noise floor: what a mean stays below when drafts do nothing"
     found = [
         Chart(
@@ -329,13 +327,13 @@ def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
             _LEGEND,
         ),
         Chart(
-            _means(numbers),
+            _means(rounds, numbers.mean_noise or 0.0),
             "Mean influence, by round",
             (("band", band),) if report.noise else (),
         ),
         Chart(
             charts.shares(
-                groups([(group.title, group.counts) for group in numbers.by_draft]),
+                groups(numbers.by_draft),
                 "What drafts did, by how right they were themselves",
             ),
             "Did right drafts help?",
@@ -349,19 +347,16 @@ def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
     return [chart for chart in found if chart.drawing]
 
 
-def _means(numbers: Figures) -> Markup:
+def _means(rounds: Mapping[str, InfluenceCounts], floor: float) -> Markup:
     """The mean influence of each round with its interval, on the band of what the strong model's
     own sampling may make."""
-    known = [(n, counts) for n, counts in numbers.influence.items() if counts.mean is not None]
-    if not known:
-        return Markup()
-    floor = numbers.mean_noise or 0.0
     ends, rows = [floor], list[Row]()
-    for number, counts in known:
+    for name, counts in rounds.items():
+        if counts.mean is None:
+            continue
         low, high = ends_of(counts.interval)
         text = f"{counts.mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if counts.interval else "")
         kind = "accent" if low is not None and low > floor else "plain"
-        name = f"round {number}"
         rows.append(Row(name, counts.mean, f"{name}: mean influence {text}", low, high, kind, text))
         ends += [end for end in (counts.mean, low, high) if end is not None]
     axis = charts.signed_axis(charts.reach(ends), "mean influence")

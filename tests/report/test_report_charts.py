@@ -107,12 +107,9 @@ def test_the_charts_show_the_numbers_of_report_json(tmp_path: Path) -> None:
         assert (
             sum(one["count"] for one in numbers["distribution"][number]) == total - counts["failed"]
         )
-    for group in numbers["by_draft"]:
-        total = sum(group["counts"][kind] for kind in ("helped", "same", "hurt", "failed"))
-        assert (
-            f"{group['title']}: {group['counts']['helped']} of {total} helped" in said
-            or not group["counts"]["helped"]
-        )
+    for title, counts in numbers["by_draft"].items():
+        total = sum(counts[kind] for kind in ("helped", "same", "hurt", "failed"))
+        assert f"{title}: {counts['helped']} of {total} helped" in said or not counts["helped"]
     assert "before and after tuning: 5 of 7 fixed" in said and numbers["tuning"]["higher"] == 5
     assert (
         "collect: 12.5 seconds" in said
