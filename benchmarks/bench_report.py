@@ -24,6 +24,7 @@ from cowest_dspy.influence.arms import Answer
 from cowest_dspy.optimizers.deciding import Gain
 from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.pairs import Pair
+from cowest_dspy.pairs.formats import Message
 from cowest_dspy.report import (
     Arm,
     PairsSummary,
@@ -212,7 +213,7 @@ def _pairs(draw: random.Random, rows: tuple[Trace, ...]) -> PairsSummary:
             words[draw.randrange(len(words))] = draw.choice(WORDS)
         prompt = "\n".join(str(value) for value in row.inputs.values())
         asked, chosen, rejected = (
-            ({"role": role, "content": text},)
+            (Message(role=role, content=text),)
             for role, text in (
                 ("user", prompt),
                 ("assistant", row.draft),

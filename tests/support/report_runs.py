@@ -11,6 +11,7 @@ from cowest_dspy.influence.trace import Trace
 from cowest_dspy.optimizers.deciding import Gain
 from cowest_dspy.optimizers.rounds import Outcome, Round
 from cowest_dspy.pairs import Pair
+from cowest_dspy.pairs.formats import Message
 from cowest_dspy.report import (
     Arm,
     PairsSummary,
@@ -107,7 +108,7 @@ def pair(
 ) -> Pair:
     """A pair of round 0 as a report has it."""
     asked, better, worse = (
-        ({"role": role, "content": text},)
+        (Message(role=role, content=text),)
         for role, text in (("user", prompt), ("assistant", chosen), ("assistant", rejected))
     )
     return Pair(
