@@ -62,11 +62,6 @@ SHARE = Axis(
 )
 
 
-def signed_axis(reach: float, title: str) -> Axis:
-    """From -reach to +reach, with five ticks."""
-    return Axis(-reach, reach, (-reach, -reach / 2, 0.0, reach / 2, reach), SIGNED, title)
-
-
 def reach(values: Iterable[float | None], least: float = 0.1) -> float:
     """The length of an axis of differences to either side, so that all values are on it: 0.1, 0.2,
     0.4, 0.6, 0.8 or 1."""
@@ -142,6 +137,17 @@ def points(
         return [*found, *_whiskers(data, axis), _mark("circle", data, place, "colour", **point)]
 
     return _both(rows, label, axis, layers)
+
+
+def differences(
+    rows: Sequence[Row], label: str, title: str, *, floor: float = 0.0, unit: float = 1.0
+) -> Markup:
+    """A point per row on an axis that goes equally far to both sides of a line at 0; a grey band
+    from -``floor`` to ``floor``. ``unit``: how much a difference of the whole score is."""
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    most = unit * reach(end / unit for end in (floor, *ends))
+    axis = Axis(-most, most, (-most, -most / 2, 0.0, most / 2, most), SIGNED, title)
+    return points(rows, label, axis, band=(-floor, floor) if floor else None, line=0.0)
 
 
 def shares(

@@ -23,10 +23,9 @@ from cowest_dspy.report.charts import (
     Row,
     Series,
     curves,
+    differences,
     ends_of,
     points,
-    reach,
-    signed_axis,
 )
 from cowest_dspy.report.compare import (
     Numbers,
@@ -352,10 +351,9 @@ def difference_chart(numbers: Numbers) -> list[Chart]:
         low, high = (None if end is None else 100 * end for end in ends_of(test.interval))
         described = f"{arm.title}: {text} points"
         rows.append(Row(arm.title, 100 * test.difference, described, low, high, kind, text))
-    most = 100 * reach(end and end / 100 for row in rows for end in (row.value, row.low, row.high))
-    axis = signed_axis(most, "points")
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
-    return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]
+    drawing = differences(rows, "Differences in points", "points", unit=100.0)
+    return [Chart(drawing, legend=legend)]
 
 
 def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list[Chart]:

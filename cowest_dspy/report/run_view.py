@@ -250,11 +250,6 @@ def _cycle(report: RunReport) -> Section | None:
 def _gains(label: str, rows: Sequence[tuple[str, Gain | None, bool]]) -> list[Chart]:
     """A point with its interval for each round or step that has a measured gain; coloured, where it
     was taken."""
-    known = [(name, gain, taken) for name, gain, taken in rows if gain and gain.mean is not None]
-    if not known:
-        return []
-    ends = (end for _, gain, _ in known for end in (gain.mean, gain.low, gain.high))
-    axis = charts.signed_axis(charts.reach(ends), "gain in score")
     drawn = [
         Row(
             name,
@@ -265,9 +260,10 @@ def _gains(label: str, rows: Sequence[tuple[str, Gain | None, bool]]) -> list[Ch
             "helped" if taken else "plain",
             gain.span,
         )
-        for name, gain, taken in known
+        for name, gain, taken in rows
+        if gain and gain.mean is not None
     ]
-    return [Chart(charts.points(drawn, label, axis, line=0.0))]
+    return [Chart(charts.differences(drawn, label, "gain in score"))] if drawn else []
 
 
 def _influence(report: RunReport, numbers: Figures) -> Section:
@@ -350,7 +346,7 @@ def _influence_charts(
 def _means(rounds: Mapping[str, InfluenceCounts], floor: float) -> Markup:
     """The mean influence of each round with its interval, on the band of what the strong model's
     own sampling may make."""
-    ends, rows = [floor], list[Row]()
+    rows = list[Row]()
     for name, counts in rounds.items():
         if counts.mean is None:
             continue
@@ -358,10 +354,7 @@ def _means(rounds: Mapping[str, InfluenceCounts], floor: float) -> Markup:
         text = f"{counts.mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if counts.interval else "")
         kind = "accent" if low is not None and low > floor else "plain"
         rows.append(Row(name, counts.mean, f"{name}: mean influence {text}", low, high, kind, text))
-        ends += [end for end in (counts.mean, low, high) if end is not None]
-    axis = charts.signed_axis(charts.reach(ends), "mean influence")
-    band = (-floor, floor) if floor else None
-    return charts.points(rows, "Mean influence by round", axis, band=band, line=0.0)
+    return charts.differences(rows, "Mean influence by round", "mean influence", floor=floor)
 
 
 def _pairs(report: RunReport) -> Section:
