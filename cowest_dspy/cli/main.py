@@ -171,8 +171,8 @@ def compare(
     """
     from cowest_dspy.experiment import Compared
     from cowest_dspy.report import (
-        compare_numbers,
         comparison_verdict,
+        compute_numbers,
         print_comparison,
         write_comparison,
     )
@@ -180,7 +180,7 @@ def compare(
     with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
-        numbers = compare_numbers(made)
+        numbers = compute_numbers(made)
         experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console, numbers=numbers)

@@ -14,7 +14,7 @@ charts.py       specifications for Vega-Lite; drawing.py: as SVG
 runs.py         the state of run folders
 """
 
-from cowest_dspy.report.compare import compare_numbers
+from cowest_dspy.report.compare import compute_numbers
 from cowest_dspy.report.compare_view import print_comparison, read_comparison, write_comparison
 from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, training_curve
@@ -42,9 +42,9 @@ __all__ = [
     "SweepPoint",
     "WrittenPage",
     "arm_table",
-    "compare_numbers",
     "compare_scores",
     "comparison_verdict",
+    "compute_numbers",
     "describe_rounds",
     "figures",
     "influence_by_round",

@@ -59,7 +59,7 @@ class Numbers:
         return tuple(dict.fromkeys(name for line in lines for name in line.extra))
 
 
-def compare_numbers(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
+def compute_numbers(comparison: Comparison, *, repeats: int = REPEATS) -> Numbers:
     """All numbers of the comparison; ``repeats`` bootstrap samples per test. The order of arms and
     answers changes nothing.
 

@@ -30,7 +30,7 @@ from cowest_dspy.report.charts import (
 from cowest_dspy.report.compare import (
     Numbers,
     PointNumbers,
-    compare_numbers,
+    compute_numbers,
     format_settings,
     sweep_axis,
     sweep_series,
@@ -79,7 +79,7 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     masked. The JSON holds the facts and, under "numbers", what follows from them."""
     facts = mask_document(comparison.to_json())
     shown = Comparison.from_json(facts)
-    numbers = compare_numbers(shown)
+    numbers = compute_numbers(shown)
     words = dataclasses.asdict(comparison_verdict(shown, numbers))
     document = {**facts, "numbers": {"verdict": words, **dataclasses.asdict(numbers)}}
     texts = {
@@ -108,14 +108,14 @@ def print_comparison(
     comparison: Comparison, console: Console | None = None, *, numbers: Numbers | None = None
 ) -> None:
     """Prints verdict, warnings and tables; ``numbers`` are those of
-    ``compare_numbers(comparison)``, where they are at hand already."""
-    print_view(comparison_view(comparison, numbers or compare_numbers(comparison)), console)
+    ``compute_numbers(comparison)``, where they are at hand already."""
+    print_view(comparison_view(comparison, numbers or compute_numbers(comparison)), console)
 
 
 @html_of.register
 def comparison_html(comparison: Comparison) -> str:
     """The comparison in a notebook; it shows no input and no answer."""
-    return view_html(comparison_view(comparison, compare_numbers(comparison)))
+    return view_html(comparison_view(comparison, compute_numbers(comparison)))
 
 
 def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
@@ -125,7 +125,7 @@ def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
 
 def render_comparison(comparison: Comparison, numbers: Numbers | None = None) -> str:
     """The page."""
-    return render_page(comparison_view(comparison, numbers or compare_numbers(comparison)))
+    return render_page(comparison_view(comparison, numbers or compute_numbers(comparison)))
 
 
 def comparison_view(comparison: Comparison, numbers: Numbers) -> View:

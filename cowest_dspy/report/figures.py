@@ -20,7 +20,7 @@ from cowest_dspy.report.numbers import (
     ArmNumbers,
     InfluenceCounts,
     arm_table,
-    compare,
+    compare_arms,
     influence_by_round,
     influence_counts,
     mean_noise,
@@ -76,7 +76,7 @@ def figures(report: RunReport) -> Figures:
     return Figures(
         verdict=verdict(report),
         arms=tuple(arm_table(report)),
-        tuning=compare(report, report.before, report.after),
+        tuning=compare_arms(report, report.before, report.after),
         right_both=_right_both(report),
         influence={str(number): counts for number, counts in rounds.items()},
         distribution={str(number): bins(values[str(number)]) for number in rounds},

@@ -149,7 +149,7 @@ def arm_table(report: RunReport) -> list[ArmNumbers]:
     return [arm_numbers(run, main, runs.get(main)) for run in runs.values()]
 
 
-def compare(report: RunReport, first: str | None, second: str | None) -> PairedTest | None:
+def compare_arms(report: RunReport, first: str | None, second: str | None) -> PairedTest | None:
     """The paired test of the second arm against the first, by name; None while either is
     missing."""
     one, other = report.arm(first), report.arm(second)

@@ -15,7 +15,7 @@ from cowest_dspy.report.compared import Comparison
 from cowest_dspy.report.facts import RunReport
 from cowest_dspy.report.numbers import (
     ArmNumbers,
-    compare,
+    compare_arms,
     influence_by_round,
     influence_counts,
     mean_noise,
@@ -199,7 +199,7 @@ def pairs_notes(report: RunReport) -> list[str]:
 
 
 def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
-    test = compare(report, rival, report.main_arm)
+    test = compare_arms(report, rival, report.main_arm)
     if test is None or test.difference is None:
         return None
     direction, doubt = _direction(test), explain_doubt(test)
@@ -217,7 +217,7 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
 
 
 def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
-    test = compare(report, report.before, report.after)
+    test = compare_arms(report, report.before, report.after)
     if test is None or test.difference is None:
         return None
     if is_untuned(report):

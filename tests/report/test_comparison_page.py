@@ -25,7 +25,7 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import Arm
 from cowest_dspy.report import compare_view as charts
-from cowest_dspy.report.compare import compare_numbers
+from cowest_dspy.report.compare import compute_numbers
 from cowest_dspy.report.compare_view import (
     comparison_view,
     print_comparison,
@@ -40,7 +40,7 @@ from cowest_dspy.report.view import escape_markdown
 
 NASTY = 'a|b *c* _d_ <b>e</b> [f](http://g) `h`\n- i\\ & "j" 50% $k$ #l ^m ~n {o}'
 WHOLE = full()
-NUMBERS = compare_numbers(WHOLE, repeats=500)
+NUMBERS = compute_numbers(WHOLE, repeats=500)
 
 
 def printed(whole, width, **options) -> str:
@@ -89,7 +89,7 @@ def test_a_title_is_not_markup_of_the_terminal():
 )
 def test_a_comparison_with_nothing_in_it_is_shown(whole):
     assert "No verdict yet" in printed(whole, 120) or "No arm is tested" in printed(whole, 120)
-    assert to_markdown(whole, compare_numbers(whole)) and to_csv(whole, compare_numbers(whole))
+    assert to_markdown(whole, compute_numbers(whole)) and to_csv(whole, compute_numbers(whole))
 
 
 # Markdown
@@ -108,7 +108,7 @@ def test_markdown_has_tables_of_equal_rows_with_every_number():
 
 def test_nothing_in_markdown_is_markup_but_what_we_write():
     whole = full(NASTY)
-    text = to_markdown(whole, compare_numbers(whole, repeats=100))
+    text = to_markdown(whole, compute_numbers(whole, repeats=100))
     assert (
         "<b>" not in text
         and "\n- i" not in text
@@ -154,7 +154,7 @@ def test_csv_gives_back_every_number_in_full():
 @pytest.mark.parametrize("title", ["=1+1", "+1", "-1", "@x", "\tx"])
 def test_a_title_in_csv_is_no_formula(title):
     whole = comparison(compared("strong", "+", title=title))
-    row = next(csv.DictReader(io.StringIO(to_csv(whole, compare_numbers(whole)))))
+    row = next(csv.DictReader(io.StringIO(to_csv(whole, compute_numbers(whole)))))
     assert row["title"] == "'" + title
 
 
@@ -170,7 +170,7 @@ def test_the_page_shows_every_number_of_the_tables():
 
 
 def test_the_page_runs_nothing_asks_for_nothing_and_allows_only_its_style():
-    html = render_comparison(full(HOSTILE), compare_numbers(full(HOSTILE), repeats=100))
+    html = render_comparison(full(HOSTILE), compute_numbers(full(HOSTILE), repeats=100))
     page = Page(html)
     assert not page.scripts and not page.handlers and " style=" not in html
     assert all(one == "data:," or one.startswith("#") for one in page.addresses)
@@ -277,13 +277,13 @@ def test_a_sweep_is_a_curve_per_series_over_the_number_that_varies_most():
 def test_a_sweep_without_a_number_has_a_table_and_no_chart():
     points = tuple(SweepPoint({"format": kind}, compared("tuned", "+-")) for kind in ("dpo", "kto"))
     whole = comparison(compared("strong", "--"), sweep=points)
-    numbers = compare_numbers(whole)
+    numbers = compute_numbers(whole)
     assert charts.sweep_axis(numbers) is None
     text = Page(render_comparison(whole, numbers)).text
     assert "Sweep" in text and "format kto 1 - 2 0 50.0" in text
     assert (
         charts.sweep_axis(
-            compare_numbers(comparison(sweep=(SweepPoint({"on": True}, compared("a", "+")),)))
+            compute_numbers(comparison(sweep=(SweepPoint({"on": True}, compared("a", "+")),)))
         )
         is None
     )
@@ -309,7 +309,7 @@ def test_all_four_files_are_written_whole_and_read_back(tmp_path):
     )
     numbers = json.loads(written.json.read_text(encoding="utf-8"))["numbers"]
     assert (
-        numbers["arms"][2]["holm"] == compare_numbers(WHOLE).arms[2].holm and numbers["tests"] == 2
+        numbers["arms"][2]["holm"] == compute_numbers(WHOLE).arms[2].holm and numbers["tests"] == 2
     )
 
 
