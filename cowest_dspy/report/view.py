@@ -177,7 +177,7 @@ def view_markdown(view: View) -> str:
     parts += [escape_markdown(sentence) for sentence in view.verdict.sentences]
     parts += [f"Warning: {escape_markdown(warning)}" for warning in view.warnings]
     for table in view.tables:
-        parts += [f"### {escape_markdown(table.title)}", _markdown_table(table)]
+        parts += [f"### {escape_markdown(table.title)}", markdown_table(table)]
         parts += [escape_markdown(table.caption)] if table.caption else []
     return "\n\n".join(parts) + "\n"
 
@@ -196,7 +196,9 @@ def escape_markdown(text: str) -> str:
     )
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """The rows in Markdown, without title and caption; every text is escaped."""
+
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
