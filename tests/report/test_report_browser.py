@@ -235,7 +235,7 @@ def test_a_drawn_bar_has_the_number_of_report_json(browser: Any, report: Path) -
                 })"""
             )
             assert [share for _, share in bars] == [
-                pytest.approx(line["accuracy"], abs=0.01) for line in lines
+                pytest.approx(line["score"], abs=0.01) for line in lines
             ]
             assert all(
                 told.startswith(line["title"]) for (told, _), line in zip(bars, lines, strict=True)
