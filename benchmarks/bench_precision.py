@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.lms import LocalEngine
-from cowest_dspy.report import wilson_interval
 from cowest_dspy.utils import importing
 
 if TYPE_CHECKING:

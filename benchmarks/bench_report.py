@@ -19,20 +19,21 @@ import tempfile
 import time
 from pathlib import Path
 
+from cowest_dspy.optimizers.deciding import Gain
+from cowest_dspy.pairs.formats import Message
+
+from cowest_dspy.influence import NoiseFloor, Trace
 from cowest_dspy.influence.arms import Answer
+from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.pairs import Pair
 from cowest_dspy.report import (
     Arm,
-    Curve,
-    CurvePoint,
-    Noise,
-    PairRow,
     PairsSummary,
-    RoundRow,
     RunReport,
     Stage,
-    TraceRow,
     write_report,
 )
+from cowest_dspy.report.facts import LOGGED, Curve
 
 PLANT = """
 valve pump boiler seal pressure pipe gauge filter drain motor shaft bearing flange tank feed line return check relief steam water
@@ -75,38 +76,34 @@ def made_run(traces: int, *, drafts: int = 4, held_out: int = 200, seed: int = 0
         before="collaboration_sft",
         after="collaboration",
         arms=arms,
-        noise=Noise(100, 4, 0.04, 0.012),
+        noise=NoiseFloor(100, 4, 0.04, 0.04),
         pairs=_pairs(draw, rows),
         rounds=(
-            RoundRow(
+            Round(
                 1,
+                "small",
+                "small@1",
                 640,
                 0,
                 "accepted",
                 "the interval of the gain lies above 0",
-                120,
-                0.117,
-                0.042,
-                0.192,
-                0.95,
+                Gain(120, 120, 0.4, 0.517, 0.117, 0.042, 0.192, 0.95, 20, 6, 0, 0),
             ),
-            RoundRow(
+            Round(
                 2,
+                "small@1",
+                "small@2",
                 702,
                 128,
                 "rolled back",
                 "the interval of the gain includes 0",
-                120,
-                0.008,
-                -0.05,
-                0.067,
-                0.95,
+                Gain(120, 120, 0.517, 0.525, 0.008, -0.05, 0.067, 0.95, 9, 8, 0, 0),
             ),
         ),
-        curves=(
-            _curve("sft", draw, 300, preferences=False),
-            _curve("dpo", draw, 160, preferences=True),
-        ),
+        curves={
+            "sft": _curve(draw, 300, preferences=False),
+            "dpo": _curve(draw, 160, preferences=True),
+        },
         stages=(
             Stage("sft", 421.5, peak_memory_bytes=2_900_000_000, usd=0.0),
             Stage(
@@ -171,18 +168,19 @@ def _arm(draw: random.Random, name: str, title: str, questions: list[str], share
     )
 
 
-def _trace(draw: random.Random, example: int, index: int, *, round: int) -> TraceRow:
+def _trace(draw: random.Random, example: int, index: int, *, round: int) -> Trace:
     draft, alone = text(draw, 45), float(draw.random() < 0.3)
     failed = draw.random() < 0.02
     correct = float(draw.random() < 0.45)
     helps = draw.random() < (0.75 if correct else 0.1)
     refined = None if failed else (1.0 if helps else alone if draw.random() < 0.85 else 0.0)
-    return TraceRow(
+    return Trace(
         example_id=f"t{example}",
         draft_index=index,
         round=round,
         inputs={"question": text(draw, 60), "options": text(draw, 20)},
         gold={"answer": str(draw.randint(10, 90))},
+        prompt=(),
         completion=draft,
         draft=draft,
         refined=None
@@ -199,30 +197,42 @@ def _trace(draw: random.Random, example: int, index: int, *, round: int) -> Trac
     )
 
 
-def _beside(row: TraceRow, first: TraceRow) -> TraceRow:
+def _beside(row: Trace, first: Trace) -> Trace:
     """The row as a draft of the same example as the first one: the same input, and the same answer
     without a draft."""
     alone = first.alone_score or 0.0
     influence = None if row.refined_score is None else row.refined_score - alone
     facts = {name: getattr(first, name) for name in ("inputs", "gold", "alone", "alone_score")}
-    return TraceRow(**{**vars(row), **facts, "influence": influence})
+    return Trace(**{**vars(row), **facts, "influence": influence})
 
 
-def _pairs(draw: random.Random, rows: tuple[TraceRow, ...]) -> PairsSummary:
+def _pairs(draw: random.Random, rows: tuple[Trace, ...]) -> PairsSummary:
     pairs = []
     for row in rows[: len(rows) // 3 : 4]:
         words = row.draft.split()
         for _ in range(3):
             words[draw.randrange(len(words))] = draw.choice(WORDS)
         prompt = "\n".join(str(value) for value in row.inputs.values())
+        asked, chosen, rejected = (
+            (Message(role=role, content=text),)
+            for role, text in (
+                ("user", prompt),
+                ("assistant", row.draft),
+                ("assistant", " ".join(words)),
+            )
+        )
         pairs.append(
-            PairRow(
+            Pair(
+                asked,
+                chosen,
+                rejected,
                 row.example_id,
-                prompt,
-                row.draft,
-                " ".join(words),
+                row.draft_index,
+                row.draft_index + 1,
                 1.0,
                 draw.choice([0.0, -1.0]),
+                row.weak_model,
+                row.strong_model,
                 row.round,
             )
         )
@@ -234,8 +244,9 @@ def _pairs(draw: random.Random, rows: tuple[TraceRow, ...]) -> PairsSummary:
     return PairsSummary(len(pairs), len(pairs), dropped, tuple(pairs))
 
 
-def _curve(stage: str, draw: random.Random, steps: int, *, preferences: bool) -> Curve:
+def _curve(draw: random.Random, steps: int, *, preferences: bool) -> Curve:
     points = []
+    names = tuple(LOGGED) if preferences else ("loss",)
     for step in range(1, steps + 1):
         fall = 0.69 * 0.985**step
         margin = 2.1 * (1 - 0.985**step)
@@ -245,16 +256,12 @@ def _curve(stage: str, draw: random.Random, steps: int, *, preferences: bool) ->
             min(1.0, 0.5 + margin / 4),
             -margin / 20,
         ]
-        points.append(CurvePoint(float(step), *(noisy if preferences else noisy[:1])))
+        points.append({"step": float(step), **dict(zip(names, noisy, strict=False))})
         if step % 20 == 0:
             held = [fall + 0.06, margin * 0.8, min(1.0, 0.5 + margin / 5), -margin / 25]
-            names = ("eval_loss", "eval_reward_margin", "eval_reward_accuracy", "eval_kl")
-            points.append(
-                CurvePoint(
-                    float(step), **dict(zip(names, held if preferences else held[:1], strict=False))
-                )
-            )
-    return Curve(stage, tuple(points))
+            evaluated = (f"eval_{name}" for name in names)
+            points.append({"step": float(step), **dict(zip(evaluated, held, strict=False))})
+    return tuple(points)
 
 
 def opened(page_file: Path) -> dict[str, float]:

@@ -26,7 +26,7 @@ from cowest_dspy.cli.progress import Progress
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.summary import ARMS
 from cowest_dspy.influence.statistics import bootstrap_mean_interval
-from cowest_dspy.report import RunReport, paired_exact_test, read_report
+from cowest_dspy.report import RunReport, compare_scores, read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
@@ -99,9 +99,9 @@ def _comparisons(reports: list[RunReport]) -> list[str]:
     for name in [name for name in ARMS if name != "collaboration" and reports[0].arm(name)]:
         cells: list[str] = []
         for report in reports:
-            test = paired_exact_test(_scores(report, name), _scores(report, "collaboration"))
+            test = compare_scores(_scores(report, "collaboration"), _scores(report, name))
             cells.append(
-                f"+{test.fixed} -{test.broken}, p "
+                f"+{test.higher} -{test.lower}, p "
                 f"{'< 0.001' if test.p < 0.001 else f'= {test.p:.3f}'}"
             )
         lines.append(f"| {_title(reports, name)} | " + " | ".join(cells) + " |")

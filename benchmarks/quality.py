@@ -39,7 +39,7 @@ from cowest_dspy.experiment import Compared
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.statistics import wilson_interval
-from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare import compute_numbers
 from cowest_dspy.report.compare_view import (
     print_comparison,
     read_comparison,
@@ -280,7 +280,7 @@ def section(comparison: Comparison, command: str) -> str:
     """One domain's part of the page."""
     return "\n\n".join(
         [
-            to_markdown(comparison, numbers_of(comparison)).rstrip(),
+            to_markdown(comparison, compute_numbers(comparison)).rstrip(),
             "### The two claims",
             claims(comparison),
             "### What drafts did",

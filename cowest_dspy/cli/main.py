@@ -172,7 +172,7 @@ def compare(
     from cowest_dspy.experiment import Compared
     from cowest_dspy.report import (
         comparison_verdict,
-        numbers_of,
+        compute_numbers,
         print_comparison,
         write_comparison,
     )
@@ -180,7 +180,7 @@ def compare(
     with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
-        numbers = numbers_of(made)
+        numbers = compute_numbers(made)
         experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console, numbers=numbers)
@@ -376,7 +376,7 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
 def _show(experiment: Experiment, made: Any) -> None:
     from cowest_dspy.report import arm_table, print_report
 
-    facts = ("name", "answered", "failed", "accuracy")
+    facts = ("name", "answered", "failed", "score")
     arms = [{fact: getattr(line, fact) for fact in facts} for line in arm_table(made)]
     experiment.store.journal.result(report=str(experiment.run / "report.json"), arms=arms)
     print_report(made, console)

@@ -24,7 +24,7 @@ from cowest_dspy.utils.safe_text import printable, visible
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.config import Config
-    from cowest_dspy.report import RunReport, WrittenReport
+    from cowest_dspy.report import RunReport, WrittenPage
     from cowest_dspy.report.runs import RunLine
 
 STYLES = {"running": "green", "failed": "bold red", "damaged": "bold red", "stopped": "yellow"}
@@ -193,12 +193,12 @@ def report(
         _print_side_by_side(what, out, as_json)
         return
     from cowest_dspy.experiment.summary import read_run
-    from cowest_dspy.report import WrittenReport, write_report
+    from cowest_dspy.report import report_files, write_report
 
     if files:
         with running(files, run, seed, verb="report") as experiment:
             made = experiment.report()  # It stands in the run's folder now.
-            there = write_report(made, out) if out else WrittenReport.within(experiment.run)
+            there = write_report(made, out) if out else report_files(experiment.run)
             _print_report(made, there, as_json)
         return
     folder = what[0] if what[0].is_dir() else what[0].parent
@@ -225,7 +225,7 @@ def _check_report(
         )
 
 
-def _print_report(made: RunReport, written: WrittenReport, as_json: bool) -> None:
+def _print_report(made: RunReport, written: WrittenPage, as_json: bool) -> None:
     from cowest_dspy.report import print_report
 
     if as_json:

@@ -17,12 +17,11 @@ import dspy
 
 from cowest_dspy.errors import ConfigError, PairsError
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.summary import arm_from, arm_of
+from cowest_dspy.experiment.summary import build_arm, load_arm, load_rounds
 from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.influence import arms
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.optimizers.router import Routed, Router
 from cowest_dspy.optimizers.run import RunContext
 from cowest_dspy.program import (
@@ -36,7 +35,7 @@ from cowest_dspy.program import (
     super_icl,
 )
 from cowest_dspy.program.collaboration import Collaboration, signature_of
-from cowest_dspy.report import Arm, outcomes_text
+from cowest_dspy.report import Arm, describe_rounds
 from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils.importing import call
@@ -104,7 +103,7 @@ def evaluate_arm(experiment: _Parts, name: str) -> Arm:
     made = _evaluated(experiment, name)
     return record_arm(
         experiment,
-        arm_of(name, experiment.config, experiment.store),
+        build_arm(name, experiment.config, experiment.store),
         made,
         experiment.splits[wanted.split],
         record="arm",
@@ -165,7 +164,7 @@ def record_arm(
     named = {**known, "title": arm.title, "note": arm.note}
     if named != known:
         experiment.store.keep(record, arm.name, named)
-    return arm_from(arm.name, named)
+    return load_arm(arm.name, named)
 
 
 def stage_of(record: str, name: str) -> str:
@@ -360,8 +359,8 @@ def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 def _rounds_note(experiment: _Parts) -> str:
     """Which rounds made the tuned model what it is, where not all were accepted."""
-    rounds = [Round.from_dict(record) for record in experiment.store.records("round").values()]
-    return "" if all(made.accepted for made in rounds) else outcomes_text(rounds)
+    rounds = load_rounds(experiment.store)
+    return "" if all(made.accepted for made in rounds) else describe_rounds(rounds)
 
 
 def _state(experiment: _Parts, rules: ArmRules) -> dspy.LM:
@@ -467,7 +466,7 @@ def by_correctness(traces: Iterable[Trace]) -> list[Trace]:
         PairsError: no draft holds an answer that could be scored, as in the format "knowledge".
     """
     scored = [
-        replace(trace, influence=trace.draft_score)
+        trace if trace.error else replace(trace, influence=trace.draft_score)
         for trace in traces
         if trace.draft_score is not None
     ]

@@ -20,17 +20,22 @@ from cowest_dspy.errors import ConfigError, PairsError, nearest
 from cowest_dspy.experiment.arms import answerer, record_arm, stage_of
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.experiment import Experiment
-from cowest_dspy.experiment.summary import arm_title, tuned_state, versions, with_state
+from cowest_dspy.experiment.summary import (
+    add_state,
+    arm_title,
+    describe_tuning,
+    load_rounds,
+    package_versions,
+)
 from cowest_dspy.experiment.tables import ArmRules, CompareRules
 from cowest_dspy.influence.arms import restore_outputs
 from cowest_dspy.influence.metric import score_of
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
-from cowest_dspy.optimizers.rounds import Round
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report import Arm, Stage
 from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
 from cowest_dspy.report.corpus import corpus_interval, is_corpus_metric
-from cowest_dspy.report.numbers import alike_drafts
+from cowest_dspy.report.numbers import describe_alike_drafts
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.utils.importing import code_of, load_function
 
@@ -100,24 +105,24 @@ def title_of(rules: ArmRules, part: Experiment) -> str:
     """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is
     called untuned where no tuning was taken, as far as that is known in ``part``."""
     state = (
-        tuned_state(part.store)
+        describe_tuning(part.store)
         if rules.weak == "tuned" or rules.control == "other_draft"
         else _STATES[rules.weak]
     )
     doubt = state if state.startswith("untuned") else ""
     if rules.title:
-        return with_state(rules.title, doubt) if doubt else rules.title
+        return add_state(rules.title, doubt) if doubt else rules.title
     draft = f", draft = {rules.draft}" if rules.draft else ""
     if rules.kind == "control":
         if rules.control != "other_draft":
             return arm_title(str(rules.control), part.config, part.store) + draft
         return f"control: {doubt or 'tuned'}, with the draft of another example{draft}"
     if rules.kind == "weak":
-        return with_state("weak alone", state) + (
+        return add_state("weak alone", state) + (
             f", {rules.shots} worked examples" if rules.shots else ""
         )
     if rules.kind == "collaboration":
-        return with_state("collaboration", state) + draft
+        return add_state("collaboration", state) + draft
     if rules.kind == "module":
         return f"{rules.program}".rpartition("/")[2] + f" on the {rules.role} model"
     more = {
@@ -125,7 +130,7 @@ def title_of(rules: ArmRules, part: Experiment) -> str:
         "self_consistency": f", {rules.samples} samples",
     }
     title = _TITLES[rules.kind] + (more.get(rules.kind) or "")
-    return with_state(title, doubt) if doubt else title
+    return add_state(title, doubt) if doubt else title
 
 
 def depends_on_seed(rules: ArmRules, config: Config) -> bool:
@@ -201,8 +206,8 @@ class Compared:
             arms=tuple(made),
             sweep=tuple(points),
             config=config.model_dump(mode="json"),
-            versions=versions(),
-            warnings=tuple(filter(None, (*self.warnings, alike_drafts(_by_seed(made))))),
+            versions=package_versions(),
+            warnings=tuple(filter(None, (*self.warnings, describe_alike_drafts(_by_seed(made))))),
             target=self._target(),
             controls=self._controls(),
         )
@@ -258,9 +263,7 @@ class Compared:
             part = self.variants.of({"seed": seed, **changes})
             found = self._measured(part, "tuned", TUNED, seed)
             if found:
-                rounds = [
-                    Round.from_dict(record) for record in part.store.records("round").values()
-                ]
+                rounds = load_rounds(part.store)
                 trained = sum(
                     made.pairs - made.replayed for made in rounds if made.outcome != "skipped"
                 )

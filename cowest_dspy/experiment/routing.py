@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dspy
 
 from cowest_dspy.errors import RouterError
-from cowest_dspy.experiment.summary import kept_traces
+from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.router import DraftLikelihood, Router, scores_drafts
 from cowest_dspy.optimizers.router_curve import Curve, router_curve
 from cowest_dspy.optimizers.router_fitting import (
@@ -19,7 +19,8 @@ from cowest_dspy.optimizers.router_fitting import (
     observe_traces,
 )
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.report.router_view import WrittenCurve, write_curve
+from cowest_dspy.report.page import WrittenPage
+from cowest_dspy.report.router_view import write_curve
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.experiment import Experiment
@@ -34,7 +35,7 @@ class FittedRouter:
 
     router: Router
     curve: Curve
-    written: WrittenCurve
+    written: WrittenPage
 
 
 def fit_run_router(
@@ -61,7 +62,7 @@ def fit_run_router(
         RouterError: no traces, or of too few examples; no dev or test examples.
         ConfigError: ``likelihood``, and the weak model gives none.
     """
-    traces = kept_traces(experiment.store)
+    traces = Traces.load(experiment.store)
     if not len(traces):
         raise RouterError(
             f"{experiment.run} has no traces, which a router learns from: run `cowest collect` on "

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,33 +14,20 @@ from typing import Any
 
 from cowest_dspy.errors import ConfigError, ReportError, StoreError, nearest
 from cowest_dspy.experiment.config import Config, load_config
-from cowest_dspy.influence import agreement
+from cowest_dspy.influence import Agreement, agreement
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.report import NoiseFloor, format_kinds
 from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, rows_file
-from cowest_dspy.pairs import Pair, PreferencePairs
-from cowest_dspy.report import (
-    AgreementRow,
-    Arm,
-    Curve,
-    Noise,
-    PairRow,
-    PairsSummary,
-    RoundRow,
-    RunReport,
-    Stage,
-    StepRow,
-    TraceRow,
-    influence_counts,
-    outcomes_text,
-    read_report,
-)
-from cowest_dspy.report.numbers import alike_drafts
+from cowest_dspy.pairs import PreferencePairs
+from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, training_curve
+from cowest_dspy.report.numbers import describe_alike_drafts, influence_counts, mean_noise
+from cowest_dspy.report.run_page import read_report
+from cowest_dspy.report.runs import CONFIG, REPORT, STORE
+from cowest_dspy.report.verdict import describe_rounds
 from cowest_dspy.store.store import Store
 
-STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 ARMS = (
     "weak", "strong", "strong_prompted", "collaboration_sft", "collaboration", "routed", "oracle",
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
@@ -51,16 +38,13 @@ PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "data
 
 def run_report(config: Config, store: Store) -> RunReport:
     """The report of what the run has so far. Asks no model."""
-    # In memory, as the report's traces will be: each iteration reads the store.
-    traces, pairs = list(kept_traces(store)), kept_pairs(store)
-    noise = _noise(traces, store)
+    # In memory, as the report's traces will be: each iteration reads the store. Without prompts,
+    # which are long, and the same for all drafts of an example.
+    traces = tuple(replace(trace, prompt=()) for trace in Traces.load(store))
+    pairs = load_pairs(store)
     found = store.records("arm")
     order = {name: place for place, name in enumerate(ARMS)}
-    arms = tuple(
-        arm_from(name, found[name])
-        for name in sorted(found, key=lambda name: order.get(name, len(order)))
-    )
-    return RunReport(
+    report = RunReport(
         title=f"{config.name}: weak-strong collaboration",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=config.seed,
@@ -68,35 +52,40 @@ def run_report(config: Config, store: Store) -> RunReport:
         rivals=("strong", "weak"),
         before="collaboration_sft",
         after="collaboration",
-        arms=arms,
-        noise=noise,
+        arms=tuple(
+            load_arm(name, found[name])
+            for name in sorted(found, key=lambda name: order.get(name, len(order)))
+        ),
+        noise=_noise(traces, store),
         agreement=_agreement(traces),
         pairs=_pairs_summary(pairs, store),
-        rounds=tuple(
-            _round_row(Round.from_dict(record)) for record in store.records("round").values()
-        ),
-        steps=tuple(
-            _step_row(StepResult.from_dict(record)) for record in store.records("cycle").values()
-        ),
-        curves=tuple(
-            Curve.from_trl(name, record["history"])
+        rounds=load_rounds(store),
+        steps=load_steps(store),
+        curves={
+            name: training_curve(record["history"])
             for name, record in store.records("adapter").items()
-        ),
+        },
         stages=tuple(Stage(name, **cost) for name, cost in store.costs().items()),
-        traces=tuple(TraceRow.of(trace) for trace in traces),
+        traces=traces,
         config=config.model_dump(mode="json"),
-        versions=versions(),
-        warnings=_warnings(config, traces, noise, pairs, arms, store.bill().killed_calls),
+        versions=package_versions(),
     )
+    warnings = _warnings(report, config.strong.temperature, pairs, store.bill().killed_calls)
+    return replace(report, warnings=tuple(warnings))
 
 
-def kept_traces(store: Store) -> Traces:
-    """The traces of the run's last collection, in the order of examples and drafts; read when they
-    are iterated over."""
-    return Traces.load(store)
+def load_rounds(store: Store) -> tuple[Round, ...]:
+    """The rounds that a run has finished, in order."""
+    return tuple(Round.from_dict(record) for record in store.records("round").values())
 
 
-def arm_of(name: str, config: Config, store: Store) -> Arm:
+def load_steps(store: Store) -> tuple[StepResult, ...]:
+    """The steps that a run's cycle has finished, in order; the first is the program it began
+    with."""
+    return tuple(StepResult.from_dict(record) for record in store.records("cycle").values())
+
+
+def build_arm(name: str, config: Config, store: Store) -> Arm:
     """An arm of [evaluate] without its answers: its title names what answers, as far as it has been
     made, its note says what that is made of. Both are true of every domain; what they name comes
     from the configuration."""
@@ -104,7 +93,7 @@ def arm_of(name: str, config: Config, store: Store) -> Arm:
 
 
 def arm_title(name: str, config: Config, store: Store) -> str:
-    """What an arm of [evaluate] is called."""
+    """The title of an arm of [evaluate]."""
     taught = config.sft is not None and config.sft.answers is not None
     tuner, rows = ("KTO", "drafts") if config.kto is not None else ("DPO", "pairs")
     return {
@@ -114,7 +103,7 @@ def arm_title(name: str, config: Config, store: Store) -> str:
         "collaboration_sft": (
             f"collaboration, before {'the cycle' if config.cycle else 'preference tuning'}"
         ),
-        "collaboration": with_state("collaboration", tuned_state(store)),
+        "collaboration": add_state("collaboration", describe_tuning(store)),
         "routed": "collaboration, by the router",
         "oracle": "ceiling: strong with gold background",
         "shuffled": f"control: {tuner} on the same {rows}, labels shuffled",
@@ -148,33 +137,34 @@ def _short(reference: str) -> str:
     return reference.rpartition("/")[2]
 
 
-def tuned_state(store: Store) -> str:
-    """What all tuning of a run has come to: "after preference tuning", "untuned: round 1 was rolled
-    back", or the step of a cycle that was best."""
-    steps = [StepResult.from_dict(record) for record in store.records("cycle").values()]
-    if steps:
+def describe_tuning(store: Store) -> str:
+    """Describe what all tuning of a run has come to: "after preference tuning", "untuned: round 1
+    was rolled back", or the step of a cycle that was best."""
+    if steps := load_steps(store):
         best = max((step for step in steps if step.best), key=lambda step: step.number)
         return (
             f"after step {best.number} of the cycle ({best.name})"
             if best.number
             else "untuned: no step of the cycle was better"
         )
-    rounds = [Round.from_dict(record) for record in store.records("round").values()]
+    rounds = load_rounds(store)
     if rounds and not any(made.accepted for made in rounds):
-        return f"untuned: {outcomes_text(rounds)}"
+        return f"untuned: {describe_rounds(rounds)}"
     return "after preference tuning"
 
 
-def with_state(title: str, state: str) -> str:
+def add_state(title: str, state: str) -> str:
     """A title with the state of its model after it.
 
-    >>> with_state("collaboration", "after preference tuning"), with_state("collaboration", "untuned: round 1 was rolled back")
-    ('collaboration, after preference tuning', 'collaboration (untuned: round 1 was rolled back)')
+    >>> add_state("collaboration", "after preference tuning")
+    'collaboration, after preference tuning'
+    >>> add_state("collaboration", "untuned: round 1 was rolled back")
+    'collaboration (untuned: round 1 was rolled back)'
     """
     return f"{title} ({state})" if state.startswith("untuned") else f"{title}, {state}"
 
 
-def arm_from(name: str, record: dict[str, Any]) -> Arm:
+def load_arm(name: str, record: dict[str, Any]) -> Arm:
     """An arm from its record in the store."""
     return Arm(
         name,
@@ -184,7 +174,7 @@ def arm_from(name: str, record: dict[str, Any]) -> Arm:
     )
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -196,87 +186,58 @@ def versions() -> dict[str, str]:
 
 
 def _warnings(
-    config: Config,
-    rows: Sequence[Trace],
-    noise: Noise | None,
-    pairs: PreferencePairs | None,
-    arms: Sequence[Arm],
-    killed: str,
-) -> tuple[str, ...]:
-    found: list[str] = []
-    failed = sum(row.error is not None for row in rows)
-    if failed:
-        kinds = influence_counts(rows).failures
-        found.append(
-            f"{failed} of {len(rows)} drafts failed ({format_kinds(kinds)}): they have no "
-            "influence and are in no pair."
+    report: RunReport, temperature: float | None, pairs: PreferencePairs | None, killed: str
+) -> Iterator[str]:
+    counts = influence_counts(report.traces)
+    if counts.failed:
+        yield (
+            f"{counts.failed} of {counts.n} drafts failed ({format_kinds(counts.failures)}): they "
+            "have no influence and are in no pair."
         )
-    if rows and noise is None and config.strong.temperature:
-        found.append(
+    noise, span = mean_noise(report), counts.interval
+    if report.traces and noise is None and temperature:
+        yield (
             "The strong model samples, and how much its answers change by themselves was not "
-            "measured: set [influence] noise, or "
-            "[collect] answers above 1."
+            "measured: set [influence] noise, or [collect] answers above 1."
         )
-    span = influence_counts(rows).interval if noise else None
-    if noise and span and span.low <= noise.of_mean:
-        found.append(
+    if noise is not None and span and span.low <= noise:
+        yield (
             "The mean influence is not reliably more than noise: its interval begins at "
-            f"{span.low:+.3f}, and the "
-            f"strong model's own sampling may make a mean of {noise.of_mean:.3f}."
+            f"{span.low:+.3f}, and the strong model's own sampling may make a mean of {noise:.3f}."
         )
     if killed:
-        found.append(f"{killed}.")
-    lengths = pairs.lengths if pairs else None
-    return tuple(filter(None, (*found, lengths and lengths.warning, alike_drafts(arms))))
+        yield f"{killed}."
+    if pairs and pairs.lengths and pairs.lengths.warning:
+        yield pairs.lengths.warning
+    if alike := describe_alike_drafts(report.arms):
+        yield alike
 
 
-def _noise(traces: Sequence[Trace], store: Store) -> Noise | None:
-    """What was measured for it; otherwise what a collection with several answers has in it."""
-    kept = (store.record("noise", "floor") or {}).get("floor")
-    floor = NoiseFloor(**kept) if kept else NoiseFloor.from_traces(traces)
-    examples = len({trace.example_id for trace in traces if trace.influence is not None})
-    if floor is None or not examples:
-        return None
-    answers = max((len(trace.alone_scores) for trace in traces), default=1) or 1
-    return Noise(floor.n, floor.changed, floor.mean_change, floor.of_mean(examples, answers))
+def _noise(traces: Sequence[Trace], store: Store) -> NoiseFloor | None:
+    """The noise floor that was measured, or the one in a collection with several answers."""
+    stored = (store.record("noise", "floor") or {}).get("floor")
+    return NoiseFloor(**stored) if stored else NoiseFloor.from_traces(traces)
 
 
-def _agreement(traces: Sequence[Trace]) -> tuple[AgreementRow, ...]:
+def _agreement(traces: Sequence[Trace]) -> dict[str, Agreement]:
     """Each evaluator against the metric, on all answers that both have scored; an answer alone
     counts once."""
     answers: dict[tuple[str, str | None], dict[str, float]] = {}
     for trace in traces:
         answers[trace.example_id, trace.draft] = trace.refined_parts
         answers[trace.example_id, None] = trace.alone_parts
-    names = sorted(
-        {
-            name
-            for parts in answers.values()
-            if "metric" in parts
-            for name in parts
-            if name != "metric"
-        }
-    )
-    rows: list[AgreementRow] = []
-    for name in names:
-        both = [
-            (example, parts)
-            for (example, _), parts in answers.items()
-            if name in parts and "metric" in parts
-        ]
-        scores = [[parts[one] for _, parts in both] for one in ("metric", name)]
-        found = agreement(scores[0], scores[1], [example for example, _ in both])
-        span = found.interval
-        rows.append(
-            AgreementRow(
-                name, found.n, found.tau, span.low if span else None, span.high if span else None
-            )
-        )
-    return tuple(rows)
+    both = [(example, scores) for (example, _), scores in answers.items() if "metric" in scores]
+    found: dict[str, Agreement] = {}
+    for name in sorted({name for _, scores in both for name in scores} - {"metric"}):
+        rows = [(example, scores) for example, scores in both if name in scores]
+        first, second = ([scores[one] for _, scores in rows] for one in ("metric", name))
+        found[name] = agreement(first, second, [example for example, _ in rows])
+    return found
 
 
-def kept_pairs(store: Store) -> PreferencePairs | None:
-    """The run's pairs; empty when the gate let none through, None when they have not been made."""
+def load_pairs(store: Store) -> PreferencePairs | None:
+    """The run's pairs; empty when the filters let none through, None when they have not been
+    made."""
     files = [
         rows_file(store.folder, "pairs", int(number)) for number in store.records("round") or ["1"]
     ]
@@ -294,53 +255,8 @@ def _pairs_summary(pairs: PreferencePairs | None, store: Store) -> PairsSummary 
     dropped: Counter[str] = Counter()
     for counts in store.records("pairs").values():
         dropped.update(counts)
-    return PairsSummary(
-        len(pairs),
-        len({pair.example_id for pair in pairs}),
-        dict(dropped),
-        tuple(_pair_row(pair) for pair in pairs),
-    )
-
-
-def _round_row(made: Round) -> RoundRow:
-    row = RoundRow(made.number, made.pairs, made.replayed, made.outcome, made.reason)
-    found = made.gain
-    return (
-        replace(
-            row,
-            n=found.n,
-            mean=found.mean,
-            low=found.low,
-            high=found.high,
-            confidence=found.confidence,
-        )
-        if found
-        else row
-    )
-
-
-def _step_row(made: StepResult) -> StepRow:
-    row = StepRow(made.number, made.name, made.score, made.n, made.failed, made.best)
-    return (
-        replace(row, mean=made.gain.mean, low=made.gain.low, high=made.gain.high)
-        if made.gain
-        else row
-    )
-
-
-def _pair_row(pair: Pair) -> PairRow:
-    prompt, chosen, rejected = (
-        messages[-1]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected)
-    )
-    return PairRow(
-        pair.example_id,
-        prompt,
-        chosen,
-        rejected,
-        pair.chosen_influence,
-        pair.rejected_influence,
-        pair.round,
-    )
+    rows = tuple(replace(pair, prompt=pair.prompt[-1:]) for pair in pairs)
+    return PairsSummary(len(pairs), pairs.examples, dict(dropped), rows)
 
 
 def read_run(path: Path) -> RunReport:

@@ -17,11 +17,18 @@ from typing import Any
 from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.config_text import effective_toml, shown_settings
-from cowest_dspy.experiment.summary import arm_from, versions
+from cowest_dspy.experiment.summary import load_arm, load_rounds, package_versions
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, step_name
-from cowest_dspy.report import Curve, RunReport, arm_table, influence_counts, verdict, write_report
+from cowest_dspy.report import (
+    RunReport,
+    arm_table,
+    influence_counts,
+    training_curve,
+    verdict,
+    write_report,
+)
 from cowest_dspy.report.facts import redact
 from cowest_dspy.report.page import read_document
 from cowest_dspy.store.store import Store
@@ -62,7 +69,7 @@ class Part:
 def read_parts(config: Config, store: Store, report: RunReport | None = None) -> list[Part]:
     """The run as it is now, the whole first; with a report, also what that says in words."""
     stages, adapters = store.records("stage"), store.records("adapter")
-    rounds = {made.number: made for made in map(Round.from_dict, store.records("round").values())}
+    rounds = {made.number: made for made in load_rounds(store)}
     trainings = [name for name in adapters if _round_of(name) is None]
     begun = [
         number
@@ -114,10 +121,10 @@ def numbers(prefix: str, values: Mapping[str, Any]) -> Numbers:
 
 def _arms(config: Config, store: Store) -> Numbers:
     """Of each evaluated arm, by its name, under the name of the split."""
-    arms = tuple(arm_from(name, record) for name, record in store.records("arm").items())
+    arms = tuple(load_arm(name, record) for name, record in store.records("arm").items())
     made: Numbers = {}
     for line in arm_table(RunReport("", "", 0, "collaboration", arms=arms)):
-        found = {"score": line.accuracy, "strict_score": line.strict_accuracy, "n": line.answered}
+        found = {"score": line.score, "strict_score": line.strict_score, "n": line.answered}
         found |= {"failed": line.failed, "p": line.test.p if line.test else None}
         found |= _ends(line.interval)
         made |= numbers(f"{config.evaluate.split}/{_key(line.name)}/", found)
@@ -150,7 +157,7 @@ def _total(stages: Mapping[str, Mapping[str, Any]]) -> Numbers:
 
 
 def _tags(config: Config, store: Store, report: RunReport | None) -> dict[str, str]:
-    tags = {f"version.{name}": value for name, value in versions().items()}
+    tags = {f"version.{name}": value for name, value in package_versions().items()}
     tags |= {"cowest.run": str(store.folder.absolute())}
     tags |= {"model.strong": config.strong.model, "model.weak": config.weak.model}
     tags["model.tuned"] = (store.record("final", "weak") or {}).get("model", "")
@@ -187,7 +194,7 @@ def _round(
         _params(config, tuner),
         _texts(tags),
         metrics,
-        _curve(name, record) if record else {},
+        _curve(record) if record else {},
         record["identity"] if record else None,
         made is not None,
     )
@@ -213,21 +220,21 @@ def _training(
         _params(config, *table) if table else {},
         _texts({"model.tuned": record["model"]}),
         numbers("cost/", cost),
-        _curve(name, record),
+        _curve(record),
         record["identity"],
         True,
     )
 
 
-def _curve(name: str, record: Mapping[str, Any]) -> dict[int, Numbers]:
-    """The names are not those that TRL logs under, so that both can stand in one run."""
+def _curve(record: Mapping[str, Any]) -> dict[int, Numbers]:
+    """TRL's numbers by step. They begin otherwise than what TRL logs by itself, so that both can
+    stand in one run."""
     made: dict[int, Numbers] = {}
-    for point in Curve.from_trl(name, record["history"]).points:
-        values = asdict(point)
-        step = int(values.pop("step"))
-        held = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
-        own = {k: v for k, v in values.items() if not k.startswith("eval_")}
-        made[step] = made.get(step, {}) | numbers("training/", own) | numbers("held_out/", held)
+    for row in training_curve(record["history"]):
+        found = made.setdefault(int(row.pop("step")), {})
+        for name, value in row.items():
+            held_out = name.startswith("eval_")
+            found[f"{'held_out' if held_out else 'training'}/{name.removeprefix('eval_')}"] = value
     return made
 
 

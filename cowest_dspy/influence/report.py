@@ -1,5 +1,5 @@
-"""What a set of drafts did: influences as counts, mean and harm rate with intervals, and the noise
-to hold them against."""
+"""The effect of a set of drafts: influences as counts, mean and harm rate with intervals, and the
+noise to hold them against."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, 
 from cowest_dspy.utils import notebook
 
 Z = statistics.NormalDist().inv_cdf(0.975)
+SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 
 _REMEDIES = {
     "truncated": "raise max_tokens of the model that was cut off ([weak] max_tokens for drafts, "
@@ -63,7 +64,7 @@ def format_kinds(kinds: Mapping[str, int]) -> str:
 
 
 def remedy(kind: str) -> str:
-    """What to do about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise
+    """Advice about failures of a kind, as a clause: ``remedy("alone timeout")`` is ``"raise
     timeout of that model, ..."``."""
     return next(
         (text for known, text in _REMEDIES.items() if kind.endswith(known)), "mend its cause"
@@ -87,8 +88,8 @@ class NoiseFloor:
 
     @classmethod
     def of(cls, scores: Iterable[Sequence[float]]) -> NoiseFloor | None:
-        """From the scores of each example's answers alone, two or more of them; None when no
-        example has as many."""
+        """The floor in the scores of each example's answers alone, two or more of them; None when
+        no example has as many."""
         answered = [group for group in scores if len(group) > 1]
         if not answered:
             return None
@@ -108,8 +109,8 @@ class NoiseFloor:
         return cls.of(alone.values())
 
     def of_mean(self, examples: int, answers: int = 1) -> float:
-        """What a mean influence over so many examples, each of so many averaged answers, stays
-        below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
+        """The bound that a mean influence over so many examples, each of so many averaged answers,
+        stays below in 97.5 % of cases when drafts do nothing: ``1.96 * sqrt(square / (examples *
         answers))``."""
         return Z * math.sqrt(self.square / (examples * answers)) if examples else float("nan")
 
@@ -178,17 +179,17 @@ class InfluenceReport:
     @property
     def helped(self) -> int:
         """Drafts that made the answer better."""
-        return sum(value > 0 for value in self.scored)
+        return sum(value > SAME for value in self.scored)
 
     @property
     def hurt(self) -> int:
         """Drafts that made the answer worse."""
-        return sum(value < 0 for value in self.scored)
+        return sum(value < -SAME for value in self.scored)
 
     @property
     def same(self) -> int:
         """Drafts that changed no score."""
-        return sum(value == 0 for value in self.scored)
+        return len(self.scored) - self.helped - self.hurt
 
     @property
     def failed(self) -> int:
@@ -215,7 +216,7 @@ class InfluenceReport:
     ) -> Interval | None:
         """The interval of the harm rate, over examples as that of the mean; it has a width also
         where no draft hurt."""
-        groups = [[value < 0 for value in group] for group in self._by_example()]
+        groups = [[value < -SAME for value in group] for group in self._by_example()]
         return share_interval(groups, level=level, seed=seed, repeats=resamples)
 
     @property
@@ -264,17 +265,16 @@ class InfluenceReport:
     def _repr_html_(self) -> str:
         """The report in a notebook: the mean with its interval, what the drafts did as a bar, the
         harm rate, the noise floor."""
-        examples = (
-            f" of {notebook.several(len(set(self.examples)), 'example')}" if self.examples else ""
-        )
+        examples = notebook.format_plural(len(set(self.examples)), "example")
         harm = self.harm_interval()
         rate = f"harm rate {100 * self.harm_rate:.1f} %" if self.scored else None
         return notebook.view(
-            f"Influence of {notebook.several(len(self.values), 'draft')}{examples}",
+            f"Influence of {notebook.format_plural(len(self.values), 'draft')}"
+            + (f" of {examples}" if self.examples else ""),
             f"mean {_spanned(self.mean, self.interval())}"
             if self.scored
             else "no draft has an influence yet",
-            notebook.shares(self.counts),
+            notebook.format_shares(self.counts),
             f"failed: {format_kinds(self.failures)}" if self.failures else None,
             f"{rate}, 95 % interval {100 * harm.low:.1f} to {100 * harm.high:.1f} %"
             if rate and harm

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, overload
 
+from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.report import InfluenceReport, format_kinds
 from cowest_dspy.store.store import Store
 from cowest_dspy.utils import notebook
@@ -64,6 +65,14 @@ class Trace:
     alone_scores: tuple[float, ...] = ()
     refined_parts: dict[str, float] = field(default_factory=dict)
     alone_parts: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.influence is None) == (self.error is None):
+            raise ReportError(
+                f'Draft {self.draft_index} of "{self.example_id}" has influence '
+                f"{self.influence!r} and error {self.error!r}: give either an influence in "
+                "[-1, 1], or influence=None with its error."
+            )
 
     @property
     def key(self) -> str:
@@ -258,14 +267,14 @@ class Traces(Sequence[Trace]):
         """The traces in a notebook: their influence, and the first of them, without the inputs that
         the run hides."""
         report = InfluenceReport.from_traces(self)
-        drafts = notebook.several(self.saved["weak_calls"], "draft")
-        answers = notebook.several(self.saved["strong_calls"], "answer")
+        drafts = notebook.format_plural(self.saved["weak_calls"], "draft")
+        answers = notebook.format_plural(self.saved["strong_calls"], "answer")
         first = self[: notebook.MOST_ROWS]
         return notebook.view(
-            f"{notebook.several(len(self), 'trace')} of "
-            f"{notebook.several(len(set(report.examples)), 'example')}",
+            f"{notebook.format_plural(len(self), 'trace')} of "
+            f"{notebook.format_plural(len(set(report.examples)), 'example')}",
             str(report),
-            notebook.shares(report.counts),
+            notebook.format_shares(report.counts),
             f"failed: {format_kinds(report.failures)}" if report.failures else None,
             f"not asked, as there was no need: {drafts}, {answers}"
             if any(self.saved.values())
@@ -294,8 +303,8 @@ def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
     ]
     return (
         f"{trace.example_id}, {trace.draft_index}",
-        *(notebook.said(text, 160) for text in texts),
-        notebook.signed(trace.influence),
+        *(notebook.format_text(text, 160) for text in texts),
+        notebook.format_signed(trace.influence),
     )
 
 

@@ -87,7 +87,7 @@ class StepHistory(tuple[StepResult, ...]):
         rows = [
             (
                 f"{one.number} {one.name}",
-                notebook.said(one.weak),
+                notebook.format_text(one.weak),
                 "yes" if one.best else "",
                 "-" if one.score is None else f"{one.score:.3f}",
                 f"{one.n:,}",
@@ -97,7 +97,7 @@ class StepHistory(tuple[StepResult, ...]):
             for one in self
         ]
         return notebook.view(
-            notebook.several(len(self), "candidate"),
+            notebook.format_plural(len(self), "candidate"),
             notebook.table(heads, rows, texts=3, most=20) if rows else None,
         )
 

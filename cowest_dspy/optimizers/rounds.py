@@ -166,12 +166,12 @@ class RoundHistory(tuple[Round, ...]):
         outcome, and why."""
         heads = ("round", "outcome", "why", "pairs", "replayed", "n", "gain")
         rows = [
-            (str(one.number), one.outcome, notebook.said(one.reason), *_numbers(one))
+            (str(one.number), one.outcome, notebook.format_text(one.reason), *_numbers(one))
             for one in self
         ]
         accepted = sum(one.accepted for one in self)
         return notebook.view(
-            f"{notebook.several(len(self), 'round')}, {accepted} accepted",
+            f"{notebook.format_plural(len(self), 'round')}, {accepted} accepted",
             notebook.table(heads, rows, texts=3, most=20) if rows else None,
         )
 

@@ -156,7 +156,7 @@ class PreferencePairs(_Preferences[Pair]):
     def __repr__(self) -> str:
         return (
             f"PreferencePairs({len(self)} pairs of {self.examples} examples; "
-            f"{notebook.counted(self.dropped) or 'dropped: none'})"
+            f"{notebook.format_dropped(self.dropped) or 'dropped: none'})"
         )
 
     def _repr_html_(self) -> str:
@@ -165,13 +165,13 @@ class PreferencePairs(_Preferences[Pair]):
         lengths = self.lengths
         left = len(self) - SHOWN
         return notebook.view(
-            f"{notebook.several(len(self), 'preference pair')} of "
-            f"{notebook.several(self.examples, 'example')}",
-            notebook.counted(self.dropped),
+            f"{notebook.format_plural(len(self), 'preference pair')} of "
+            f"{notebook.format_plural(self.examples, 'example')}",
+            notebook.format_dropped(self.dropped),
             f"lengths: {lengths}" if lengths else None,
             f"Warning: {lengths.warning}" if lengths and lengths.warning else None,
             *(self._cells(pair) for pair in self.items[:SHOWN]),
-            notebook.more(left, "pair") if left > 0 else None,
+            notebook.format_rest(left, "pair") if left > 0 else None,
         )
 
     def _cells(self, pair: Pair) -> RenderableType:
@@ -182,11 +182,11 @@ class PreferencePairs(_Preferences[Pair]):
             one, other = (self.hiding.shown(pair.example_id, text) for text in (one, other))
         chosen, rejected = notebook.word_diff(one, other)
         influences = [
-            "not measured" if value is None else notebook.signed(value)
+            "not measured" if value is None else notebook.format_signed(value)
             for value in (pair.chosen_influence, pair.rejected_influence)
         ]
         rows = [
-            ("prompt", notebook.said(prompt), ""),
+            ("prompt", notebook.format_text(prompt), ""),
             ("chosen", chosen, influences[0]),
             ("rejected", rejected, influences[1]),
         ]
@@ -218,7 +218,7 @@ class PreferencePairs(_Preferences[Pair]):
                 f"{'' if tuned else instead}"
             )
             raise TooFewPairs(
-                message, len(self), f"{notebook.several(len(self), 'pair')}, {least} needed"
+                message, len(self), f"{notebook.format_plural(len(self), 'pair')}, {least} needed"
             )
 
     def _describe_shortage(self) -> str:
@@ -228,7 +228,7 @@ class PreferencePairs(_Preferences[Pair]):
             "lower [pairs] margin when scores are graded."
         )
         return (
-            f"Only {notebook.several(len(self), 'preference pair')}: "
+            f"Only {notebook.format_plural(len(self), 'preference pair')}: "
             f"{reasons or 'there were no traces'}. {_advise(self.dropped, more)}"
         )
 
@@ -330,7 +330,8 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         return sum(draft.label for draft in self.items)
 
     def __repr__(self) -> str:
-        hurt, dropped = len(self) - self.helped, notebook.counted(self.dropped) or "dropped: none"
+        hurt = len(self) - self.helped
+        dropped = notebook.format_dropped(self.dropped) or "dropped: none"
         return f"UnpairedPreferences({self.helped} helped, {hurt} hurt; {dropped})"
 
     def _repr_html_(self) -> str:
@@ -339,10 +340,10 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         rows = [self._cells(draft) for draft in self.items[: notebook.MOST_ROWS]]
         heads = ("example", "prompt", "draft", "label", "influence")
         return notebook.view(
-            f"{notebook.several(len(self), 'labelled draft')} of "
-            f"{notebook.several(self.examples, 'example')}",
-            notebook.shares({"helped": self.helped, "hurt": len(self) - self.helped}),
-            notebook.counted(self.dropped),
+            f"{notebook.format_plural(len(self), 'labelled draft')} of "
+            f"{notebook.format_plural(self.examples, 'example')}",
+            notebook.format_shares({"helped": self.helped, "hurt": len(self) - self.helped}),
+            notebook.format_dropped(self.dropped),
             notebook.table(heads, rows, texts=4, total=len(self)) if rows else None,
         )
 
@@ -352,10 +353,10 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
             prompt, text = mark(prompt), self.hiding.shown(draft.example_id, text)
         return (
             f"{draft.example_id}, {draft.draft_index}",
-            notebook.said(prompt, 160),
-            notebook.said(text, 160),
+            notebook.format_text(prompt, 160),
+            notebook.format_text(text, 160),
             "helped" if draft.label else "hurt",
-            notebook.signed(draft.influence),
+            notebook.format_signed(draft.influence),
         )
 
     def to_dataset(self) -> Any:
@@ -380,7 +381,7 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         hurt = len(self) - self.helped
         reasons = "".join(f", {count} {reason}" for reason, count in self.dropped.items())
         found = f"{self.helped} drafts helped and {hurt} hurt{reasons}."
-        counted = notebook.several(len(self), "labelled draft")
+        counted = notebook.format_plural(len(self), "labelled draft")
         if len(self) < least:
             text = (
                 f"Too few labelled drafts for KTO: {found} {_advise(self.dropped, f'{_MORE}.')} "
@@ -539,5 +540,5 @@ def _advise(dropped: Mapping[str, int], more: str) -> str:
         if name.startswith(("examples: ", NO_CHANGE)) and name not in by_failure
     )
     kind = max(failed, key=lambda one: failed[one])
-    mend = f"{notebook.several(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
+    mend = f"{notebook.format_plural(failed[kind], 'draft')} failed ({kind}): {remedy(kind)}."
     return f"{mend} {more}" if sum(failed.values()) >= otherwise else f"{more} {mend}"

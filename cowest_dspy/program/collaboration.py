@@ -263,8 +263,8 @@ class Collaboration(dspy.Module):
             (
                 name,
                 role,
-                notebook.said(_describe_lm(module)),
-                notebook.said(_form(module)),
+                notebook.format_text(_describe_lm(module)),
+                notebook.format_text(_form(module)),
                 *_instructions(module),
             )
             for name, role, module in parts
@@ -324,7 +324,7 @@ def _instructions(module: dspy.Module) -> tuple[Any, str]:
     """The instructions of a module's predictors, and how many worked examples they have."""
     predictors = module.predictors()
     text = "\n".join(signature_of(predictor).instructions for predictor in predictors)
-    return notebook.said(text), str(sum(len(predictor.demos) for predictor in predictors))
+    return notebook.format_text(text), str(sum(len(predictor.demos) for predictor in predictors))
 
 
 def draft_text(prediction: dspy.Prediction, field: str) -> str:

@@ -1,4 +1,4 @@
-"""What runs and comparisons show: numbers with intervals and paired tests, in a terminal, in a
+"""Results of runs and comparisons: numbers with intervals and paired tests, in a terminal, in a
 notebook, as JSON and as one HTML page.
 
 facts.py        what report.json is made of: RunReport and its parts
@@ -14,96 +14,53 @@ charts.py       specifications for Vega-Lite; drawing.py: as SVG
 runs.py         the state of run folders
 """
 
-from cowest_dspy.influence.arms import Answer
-from cowest_dspy.influence.statistics import wilson_interval
-from cowest_dspy.optimizers.rounds import Outcome
-from cowest_dspy.report.compare import Numbers, numbers_of
-from cowest_dspy.report.compare_view import (
-    WrittenComparison,
-    print_comparison,
-    read_comparison,
-    render_comparison,
-    to_csv,
-    to_markdown,
-    write_comparison,
-)
-from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint, paired_test
-from cowest_dspy.report.facts import (
-    AgreementRow,
-    Arm,
-    Curve,
-    CurvePoint,
-    Noise,
-    PairRow,
-    PairsSummary,
-    RoundRow,
-    RunReport,
-    Stage,
-    StepRow,
-    TraceRow,
-)
-from cowest_dspy.report.figures import Figures, figures, report_schema
+from cowest_dspy.report.compare import compute_numbers
+from cowest_dspy.report.compare_view import print_comparison, read_comparison, write_comparison
+from cowest_dspy.report.compared import ComparedArm, Comparison, SweepPoint
+from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, training_curve
+from cowest_dspy.report.figures import figures, report_schema
 from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
-from cowest_dspy.report.run_page import WrittenReport, read_report, render_html, write_report
+from cowest_dspy.report.page import WrittenPage
+from cowest_dspy.report.run_page import read_report, render_html, report_files, write_report
 from cowest_dspy.report.run_view import print_report
 from cowest_dspy.report.runs_view import (
     print_side_by_side,
-    render_side_by_side,
     short_names,
     side_by_side,
     write_side_by_side,
 )
-from cowest_dspy.report.significance import paired_exact_test
-from cowest_dspy.report.verdict import comparison_verdict, outcomes_text, verdict
-from cowest_dspy.report.view import Verdict
+from cowest_dspy.report.significance import compare_scores
+from cowest_dspy.report.verdict import comparison_verdict, describe_rounds, verdict
 
 __all__ = [
-    "AgreementRow",
-    "Answer",
     "Arm",
     "ComparedArm",
     "Comparison",
-    "Curve",
-    "CurvePoint",
-    "Figures",
-    "Noise",
-    "Numbers",
-    "Outcome",
-    "PairRow",
     "PairsSummary",
-    "RoundRow",
     "RunReport",
     "Stage",
-    "StepRow",
     "SweepPoint",
-    "TraceRow",
-    "Verdict",
-    "WrittenComparison",
-    "WrittenReport",
+    "WrittenPage",
     "arm_table",
+    "compare_scores",
     "comparison_verdict",
+    "compute_numbers",
+    "describe_rounds",
     "figures",
     "influence_by_round",
     "influence_counts",
-    "numbers_of",
-    "outcomes_text",
-    "paired_exact_test",
-    "paired_test",
     "print_comparison",
     "print_report",
     "print_side_by_side",
     "read_comparison",
     "read_report",
-    "render_comparison",
     "render_html",
-    "render_side_by_side",
+    "report_files",
     "report_schema",
     "short_names",
     "side_by_side",
-    "to_csv",
-    "to_markdown",
+    "training_curve",
     "verdict",
-    "wilson_interval",
     "write_comparison",
     "write_report",
     "write_side_by_side",

@@ -16,7 +16,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.drawing import draw
+from cowest_dspy.report.numbers import sample_evenly
 
 Point = tuple[float, float]
 Spec = dict[str, Any]
@@ -60,13 +62,8 @@ SHARE = Axis(
 )
 
 
-def signed_axis(reach: float, title: str) -> Axis:
-    """From -reach to +reach, with five ticks."""
-    return Axis(-reach, reach, (-reach, -reach / 2, 0.0, reach / 2, reach), SIGNED, title)
-
-
 def reach(values: Iterable[float | None], least: float = 0.1) -> float:
-    """How far an axis of differences goes to either side, so that all values are on it: 0.1, 0.2,
+    """The length of an axis of differences to either side, so that all values are on it: 0.1, 0.2,
     0.4, 0.6, 0.8 or 1."""
     most = max((abs(value) for value in values if value is not None), default=0.0)
     return next(
@@ -93,33 +90,9 @@ class Row:
     dots: tuple[float, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where rows and their words go: beside the plot on a wide page, above the bar on a narrow one;
-    in pixels."""
-
-    left: int
-    plot: int
-    right: int
-    step: int
-    middle: int
-    characters: int
-
-    @classmethod
-    def wide(cls, rows: Sequence[Row]) -> Layout:
-        lines = max((_wrapped(row.label, 32).count("\n") + 1 for row in rows), default=1)
-        step = max(34, 16 * lines + 10)
-        return cls(_LEFT, _PLOT, _RIGHT, step, step // 2, 32)
-
-    @classmethod
-    def narrow(cls, rows: Sequence[Row], width: int = NARROW) -> Layout:
-        characters = width // 8 - max((len(row.text) for row in rows), default=0)
-        lines = max((_wrapped(row.label, characters).count("\n") + 1 for row in rows), default=1)
-        return cls(2, width - 4, 2, 16 * lines + 36, 16 * lines + 18, characters)
-
-    @property
-    def is_narrow(self) -> bool:
-        return self.right < _RIGHT
+def ends_of(interval: Interval | None) -> tuple[float | None, float | None]:
+    """The ends of an interval, for a row or a mark."""
+    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = False) -> Markup:
@@ -164,6 +137,17 @@ def points(
         return [*found, *_whiskers(data, axis), _mark("circle", data, place, "colour", **point)]
 
     return _both(rows, label, axis, layers)
+
+
+def differences(
+    rows: Sequence[Row], label: str, title: str, *, floor: float = 0.0, unit: float = 1.0
+) -> Markup:
+    """A point per row on an axis that goes equally far to both sides of a line at 0; a grey band
+    from -``floor`` to ``floor``. ``unit``: how much a difference of the whole score is."""
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    most = unit * reach(end / unit for end in (floor, *ends))
+    axis = Axis(-most, most, (-most, -most / 2, 0.0, most / 2, most), SIGNED, title)
+    return points(rows, label, axis, band=(-floor, floor) if floor else None, line=0.0)
 
 
 def shares(
@@ -217,7 +201,7 @@ def shares(
 
 
 def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
-    """How many drafts had which influence: bins (low, high, count) over [-1, 1]."""
+    """The influences of drafts as bins (low, high, count) over [-1, 1]."""
     data = []
     for low, high, count in bins:
         kind = "same" if low < 0 < high else "hurt" if high <= 0 else "helped"
@@ -262,7 +246,7 @@ def lines(
             continue
         data = [
             {"x": x, "y": y, "description": f"{name} {y:.4g} at {x_title} {x:g}"}
-            for x, y in _thinned(series)
+            for x, y in (*sample_evenly(series[:-1], _MOST_POINTS), series[-1])
         ]
         look = {"color": colour, "strokeWidth": 2, "strokeDash": dash, "strokeJoin": "round"}
         dots = data if len(data) <= 40 else data[-1:]
@@ -342,72 +326,69 @@ def curves(
     )
 
 
-def _thinned(series: Sequence[Point]) -> list[Point]:
-    if len(series) <= _MOST_POINTS:
-        return list(series)
-    return [
-        *(series[index * len(series) // _MOST_POINTS] for index in range(_MOST_POINTS)),
-        series[-1],
-    ]
+Layers = Callable[[list[Spec]], list[Spec]]
+"""Makes the marks of rows, from rows that have their places."""
 
 
 def _both(
-    rows: Sequence[Row],
-    label: str,
-    axis: Axis,
-    layers: Callable[[list[Spec]], list[Spec]],
-    small: bool = False,
+    rows: Sequence[Row], label: str, axis: Axis, layers: Layers, small: bool = False
 ) -> Markup:
     """The drawing of these rows for a wide page and the one for a narrow page, in that order."""
     if not rows:
         return Markup()
-    drawings = [(Layout.wide(rows), "rows at-wide"), (Layout.narrow(rows), "rows at-narrow")]
+    drawings: list[tuple[int | None, str]] = [(None, "rows at-wide"), (NARROW, "rows at-narrow")]
     if small:
-        drawings = [(Layout.narrow(rows, SMALL), "rows")]
-    made = [draw(_rows_spec(rows, axis, layout, layers), label, kind) for layout, kind in drawings]
-    return Markup().join(made)
+        drawings = [(SMALL, "rows")]
+    return Markup().join(
+        draw(_rows_spec(rows, axis, layers, width), label, kind) for width, kind in drawings
+    )
 
 
-def _rows_spec(
-    rows: Sequence[Row], axis: Axis, layout: Layout, layers: Callable[[list[Spec]], list[Spec]]
-) -> Spec:
-    data, narrow = list[Spec](), layout.is_narrow
-    half = 8 if narrow else 9
-    for index, row in enumerate(rows):
-        middle = index * layout.step + layout.middle
-        label = _wrapped(row.label, layout.characters)
-        breaks = label.count("\n")
-        text_y = middle - half - 8 if narrow else middle + 4.5
+def _rows_spec(rows: Sequence[Row], axis: Axis, layers: Layers, width: int | None) -> Spec:
+    """The specification of rows with words beside the plot on a wide page (``width`` None), above
+    each bar on one of so many pixels."""
+    characters, left, plot, right, half = 32, _LEFT, _PLOT, _RIGHT, 9
+    if width is not None:
+        characters = width // 8 - max(len(row.text) for row in rows)
+        left, plot, right, half = 2, width - 4, 2, 8
+    labels = [_wrap(row.label, characters) for row in rows]
+    most = max(label.count("\n") + 1 for label in labels)
+    step = max(34, 16 * most + 10) if width is None else 16 * most + 36
+    data = list[Spec]()
+    for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        middle = index * step + (step // 2 if width is None else 16 * most + 18)
+        text_y = middle + 4.5 if width is None else middle - half - 8
         place = {
             "top": middle - half,
             "bottom": middle + half,
             "middle": middle,
             "w0": middle - 5,
             "w1": middle + 5,
-            "label_y": text_y - (16 if narrow else 8) * breaks,
+            "label_y": text_y - (8 if width is None else 16) * label.count("\n"),
             "text_y": text_y,
         }
         look = {"label": label, "colour": f"var(--{row.kind})"}
         data.append({**dataclasses.asdict(row), **look, **place})
+    words = [("label", -14, "right"), ("text", plot + 12, "left")]
+    if width is not None:
+        words = [("label", 0, "left"), ("text", plot, "right")]
+    written = [
+        _mark(
+            "text",
+            data,
+            {"text": {"field": field}, "y": _down(f"{field}_y"), "x": {"value": x}},
+            align=side,
+        )
+        for field, x, side in words
+    ]
     bottom = (26 if axis.ticks else 2) + (20 if axis.title else 0)
     return {
-        "width": layout.plot,
-        "height": layout.step * len(rows),
+        "width": plot,
+        "height": step * len(rows),
         "autosize": "none",
-        "padding": {"left": layout.left, "right": layout.right, "top": 4, "bottom": bottom},
-        "layer": [*layers(data), *_words(data, layout)],
+        "padding": {"left": left, "right": right, "top": 4, "bottom": bottom},
+        "layer": [*layers(data), *written],
     }
-
-
-def _words(data: list[Spec], layout: Layout) -> list[Spec]:
-    """The label and the text of each row."""
-    label_x, text_x = (0, layout.plot) if layout.is_narrow else (-14, layout.plot + 12)
-    sides = ("left", "right") if layout.is_narrow else ("right", "left")
-    found = []
-    for field, x, side in (("label", label_x, sides[0]), ("text", text_x, sides[1])):
-        place = {"text": {"field": field}, "y": _down(f"{field}_y"), "x": {"value": x}}
-        found.append(_mark("text", data, place, align=side))
-    return found
 
 
 def _whiskers(data: list[Spec], axis: Axis, halo: bool = False) -> list[Spec]:
@@ -483,7 +464,7 @@ def _plot(layers: list[Spec], width: int, height: int) -> Spec:
     }
 
 
-def _wrapped(text: str, characters: int) -> str:
+def _wrap(text: str, characters: int) -> str:
     """At most three lines, cut at words where that can be."""
     return (
         "\n".join(

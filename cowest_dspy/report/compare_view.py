@@ -1,4 +1,4 @@
-"""What a comparison shows: its verdict in words, tables, charts, and comparison.json, .csv, .md and
+"""A comparison to read: its verdict in words, tables, charts, and comparison.json, .csv, .md and
 .html, written together. No input and no answer is on the page: some data sets are disturbing."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from markupsafe import Markup
 from rich.console import Console
 
 from cowest_dspy.influence.report import format_kinds
-from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.report.charts import (
     SHARE,
     Chart,
@@ -24,37 +23,43 @@ from cowest_dspy.report.charts import (
     Row,
     Series,
     curves,
+    differences,
+    ends_of,
     points,
-    signed_axis,
 )
 from cowest_dspy.report.compare import (
-    ArmNumbers,
-    Extra,
     Numbers,
     PointNumbers,
-    difference_reach,
-    numbers_of,
-    settings_text,
+    compute_numbers,
+    format_settings,
     sweep_axis,
     sweep_series,
-    varying,
+    varying_settings,
 )
 from cowest_dspy.report.compared import Comparison
-from cowest_dspy.report.page import SERIES, read_document, render_page, settings_section
-from cowest_dspy.report.significance import Paired
+from cowest_dspy.report.numbers import ArmNumbers, Extra
+from cowest_dspy.report.page import (
+    SERIES,
+    format_document,
+    read_document,
+    render_page,
+    settings_section,
+)
+from cowest_dspy.report.run_view import mark_against, score_row
 from cowest_dspy.report.verdict import (
     bare_p,
     comparison_verdict,
+    describe_intervals,
+    describe_tests,
     format_count,
     format_difference,
     format_interval,
-    format_share,
     format_usd,
 )
 from cowest_dspy.report.view import Section, Table, View, print_view, view_html, view_markdown
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
-from cowest_dspy.utils.notebook import html_of
+from cowest_dspy.utils.notebook import format_plural, html_of
 
 _LOGARITHMIC = 20  # from this ratio of largest to smallest on
 
@@ -74,11 +79,11 @@ def write_comparison(comparison: Comparison, folder: str | os.PathLike[str]) -> 
     masked. The JSON holds the facts and, under "numbers", what follows from them."""
     facts = mask_document(comparison.to_json())
     shown = Comparison.from_json(facts)
-    numbers = numbers_of(shown)
+    numbers = compute_numbers(shown)
     words = dataclasses.asdict(comparison_verdict(shown, numbers))
     document = {**facts, "numbers": {"verdict": words, **dataclasses.asdict(numbers)}}
     texts = {
-        "json": json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        "json": format_document(document),
         "csv": to_csv(shown, numbers),
         "md": to_markdown(shown, numbers),
         "html": render_comparison(shown, numbers),
@@ -102,15 +107,15 @@ def read_comparison(path: str | os.PathLike[str]) -> Comparison:
 def print_comparison(
     comparison: Comparison, console: Console | None = None, *, numbers: Numbers | None = None
 ) -> None:
-    """Prints verdict, warnings and tables; ``numbers`` are those of ``numbers_of(comparison)``,
-    where they are at hand already."""
-    print_view(comparison_view(comparison, numbers or numbers_of(comparison)), console)
+    """Prints verdict, warnings and tables; ``numbers`` are those of
+    ``compute_numbers(comparison)``, where they are at hand already."""
+    print_view(comparison_view(comparison, numbers or compute_numbers(comparison)), console)
 
 
 @html_of.register
 def comparison_html(comparison: Comparison) -> str:
     """The comparison in a notebook; it shows no input and no answer."""
-    return view_html(comparison_view(comparison, numbers_of(comparison)))
+    return view_html(comparison_view(comparison, compute_numbers(comparison)))
 
 
 def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
@@ -120,11 +125,11 @@ def to_markdown(comparison: Comparison, numbers: Numbers) -> str:
 
 def render_comparison(comparison: Comparison, numbers: Numbers | None = None) -> str:
     """The page."""
-    return render_page(comparison_view(comparison, numbers or numbers_of(comparison)))
+    return render_page(comparison_view(comparison, numbers or compute_numbers(comparison)))
 
 
 def comparison_view(comparison: Comparison, numbers: Numbers) -> View:
-    """What is shown of a comparison."""
+    """The sections of a comparison."""
     against = numbers.arm(comparison.against)
     sections = [_scores(comparison, numbers, against)]
     if numbers.tests and against:
@@ -166,7 +171,7 @@ def _scores(comparison: Comparison, numbers: Numbers, against: ArmNumbers | None
     return Section(
         "scores",
         "Scores",
-        (results(comparison, numbers),) if numbers.arms else (),
+        (results_table(comparison, numbers),) if numbers.arms else (),
         lead=lead,
         charts=lambda: [Chart(score_chart(numbers, against))],
         missing="No arm has been evaluated yet: `cowest compare` does it.",
@@ -188,13 +193,13 @@ def _sweep(numbers: Numbers, against: ArmNumbers | None) -> Section:
 # Tables
 
 
-def results(comparison: Comparison, numbers: Numbers) -> Table:
+def results_table(comparison: Comparison, numbers: Numbers) -> Table:
     """One line per arm: its score both ways, and its difference to ``against`` with the corrected
     p."""
     heads = ("arm", *_CORE)
     rows = tuple((line.title, *_core(line)) for line in numbers.arms)
-    caption = _how_tested(comparison, numbers)
-    return Table("Arms", heads, rows, _marked(numbers), caption)
+    caption = _describe_tests(comparison, numbers)
+    return Table("Arms", heads, rows, mark_against(numbers.arms), caption)
 
 
 _CORE = ("n", "failed", "score, %", "95 %", "strict, %", "difference [95 %]", "p (Holm)")
@@ -212,15 +217,11 @@ def _core(line: ArmNumbers) -> tuple[str, ...]:
     )
 
 
-def _marked(numbers: Numbers) -> frozenset[int]:
-    return frozenset(index for index, line in enumerate(numbers.arms) if line.is_against)
-
-
-def _how_tested(comparison: Comparison, numbers: Numbers) -> str:
-    """What score, interval and p of the results are."""
+def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
+    """Describe score, interval and p of the results, for their caption."""
     against = numbers.arm(comparison.against)
     parts = [f"Score: {comparison.metric}, over answered; strict: failures as wrong."]
-    parts.append(_interval_kinds(numbers))
+    parts.append(describe_intervals(numbers.arms))
     failed = "; ".join(
         f"{line.title}: {format_kinds(line.failures)}" for line in numbers.arms if line.failures
     )
@@ -230,33 +231,9 @@ def _how_tested(comparison: Comparison, numbers: Numbers) -> str:
             f"Difference: points over {against.title}, on examples that both answered; its "
             "interval is not corrected."
         )
-        parts.append(_test_kinds(numbers))
+        over = format_plural(numbers.tests, "test")
+        parts.append(f"p: {describe_tests(numbers.arms)}, two-sided, Holm-corrected over {over}.")
     return " ".join(parts)
-
-
-def _interval_kinds(numbers: Numbers) -> str:
-    """Which intervals the scores have."""
-    drawn = [bool(line.spread) or not line.binary for line in numbers.arms]
-    other = "bootstrap over examples, all seeds of one drawn together"
-    if all(drawn):
-        return f"95 %: {other}."
-    return (
-        f"95 %: Wilson for right and wrong under one seed, else {other}."
-        if any(drawn)
-        else ("95 %: Wilson.")
-    )
-
-
-def _test_kinds(numbers: Numbers) -> str:
-    """Which tests the p are of."""
-    names = {
-        "mcnemar": "exact McNemar test",
-        "bootstrap": "paired studentised bootstrap over examples",
-    }
-    methods = {line.test.method for line in numbers.arms if line.test and line.holm is not None}
-    tests = " or ".join(name for method, name in names.items() if method in methods)
-    count = f"{numbers.tests} {'test' if numbers.tests == 1 else 'tests'}"
-    return f"p: {tests}, two-sided, Holm-corrected over {count}."
 
 
 def format_number(value: float | None) -> str:
@@ -307,7 +284,7 @@ def _further(numbers: Numbers) -> Table:
         "Further scores and seeds",
         (*heads, *numbers.extras),
         tuple(rows),
-        _marked(numbers),
+        mark_against(numbers.arms),
         caption,
     )
 
@@ -327,7 +304,7 @@ def _costs(numbers: Numbers) -> Table:
 
 def sweep_table(numbers: Numbers) -> Table:
     """One line per point of the sweep, under the settings that vary; its caption has the others."""
-    keys, rows = varying(numbers), []
+    keys, rows = varying_settings(numbers), []
     extras = tuple(
         name for name in numbers.extras if any(name in point.arm.extra for point in numbers.sweep)
     )
@@ -337,11 +314,11 @@ def sweep_table(numbers: Numbers) -> Table:
         if pairs and None not in point.pairs:
             low, high = min(pairs), max(pairs)
             span = format_count(low) if low == high else f"{low:,} to {high:,}"
-        name = settings_text(point.settings, keys) or point.arm.title
+        name = format_settings(point.settings, keys) or point.arm.title
         scores = (_format_extra(point.arm.extra.get(extra)) for extra in extras)
         rows.append((name, str(len(point.arm.seeds)), span, *_core(point.arm), *scores))
     first = numbers.sweep[0].settings
-    same = settings_text(first, [key for key in first if key not in keys])
+    same = format_settings(first, [key for key in first if key not in keys])
     fixed = f"The same everywhere: {same}. " if same else ""
     caption = (
         f"{fixed}p is corrected over the sweep. The best of many settings owes a part of "
@@ -358,41 +335,25 @@ def score_chart(numbers: Numbers, against: ArmNumbers | None) -> Markup:
     """The score of each arm over 0 to 100 %, small dots for single seeds, and a line at
     ``against``."""
     line = None if against is None else against.score
-    return points([_score_row(arm) for arm in numbers.arms], "Score of each arm", SHARE, line=line)
-
-
-def _score_row(arm: ArmNumbers) -> Row:
-    if arm.score is None:
-        return Row(arm.title, None, f"{arm.title}: no answers", text="no answers")
-    text = f"{arm.title}: {format_percent(arm.score)} %, 95 % {format_interval(arm.interval)}"
-    seeds = arm.seed_scores if arm.spread is not None else ()
-    return Row(
-        arm.title,
-        arm.score,
-        text,
-        *_ends(arm.interval),
-        kind="accent" if arm.is_against else "plain",
-        text=format_share(arm.score),
-        dots=tuple(score for score in seeds if score is not None),
-    )
+    return points([score_row(arm) for arm in numbers.arms], "Score of each arm", SHARE, line=line)
 
 
 def difference_chart(numbers: Numbers) -> list[Chart]:
     """The difference of each tested arm to ``against``, in points; the colour is the finding after
     correction."""
-    rows = []
+    rows = list[Row]()
     for arm in numbers.arms:
         test = arm.test
-        if test is None or not test.n or test.difference is None:
+        if test is None or test.difference is None:
             continue
         kind = {1: "helped", -1: "hurt"}.get(arm.finding or 0, "plain")
         text = format_difference(test)
-        ends = (None if end is None else 100 * end for end in _ends(test.interval))
+        low, high = (None if end is None else 100 * end for end in ends_of(test.interval))
         described = f"{arm.title}: {text} points"
-        rows.append(Row(arm.title, 100 * test.difference, described, *ends, kind=kind, text=text))
-    axis = signed_axis(float(difference_reach(numbers)), "points")
+        rows.append(Row(arm.title, 100 * test.difference, described, low, high, kind, text))
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
-    return [Chart(points(rows, "Differences in points", axis, line=0.0), legend=legend)]
+    drawing = differences(rows, "Differences in points", "points", unit=100.0)
+    return [Chart(drawing, legend=legend)]
 
 
 def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list[Chart]:
@@ -422,74 +383,45 @@ def sweep_chart(numbers: Numbers, axis: str, against: ArmNumbers | None) -> list
 
 
 def _sweep_mark(point: PointNumbers, axis: str) -> Mark:
-    ends = (None if end is None else 100 * end for end in _ends(point.arm.interval))
-    where = settings_text(point.settings, list(point.settings))
+    ends = (None if end is None else 100 * end for end in ends_of(point.arm.interval))
+    where = format_settings(point.settings, list(point.settings))
     text = f"{where}: {format_percent(point.arm.score)} % [{format_interval(point.arm.interval)}]"
     return Mark(float(point.settings[axis]), 100 * (point.arm.score or 0.0), text, *ends)
-
-
-def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
-    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 # CSV
 
 
 def to_csv(comparison: Comparison, numbers: Numbers) -> str:
-    """One line per arm and per point of the sweep, numbers in full precision, empty where there is
-    none. A text that a spreadsheet would take for a formula has an apostrophe before it."""
-    rows = [_record("arm", {}, (), line, numbers.extras) for line in numbers.arms]
-    rows += [
-        _record("sweep", point.settings, point.pairs, point.arm, numbers.extras)
-        for point in numbers.sweep
-    ]
-    stream, heads = io.StringIO(), list(rows[0]) if rows else ["kind", "name"]
+    """One line per arm and per point of the sweep, with the fields that "numbers" in
+    comparison.json has, those inside others with a dot (``interval.low``). Numbers in full
+    precision, empty where there is none; several values with a space between. A text that a
+    spreadsheet would take for a formula has an apostrophe before it."""
+    rows = [{"kind": "arm", **dict(_columns(dataclasses.asdict(line)))} for line in numbers.arms]
+    for point in numbers.sweep:
+        settings = json.dumps(point.settings, ensure_ascii=False, default=str)
+        pairs = " ".join(str(count) for count in point.pairs if count is not None)
+        arm = dict(_columns(dataclasses.asdict(point.arm)))
+        rows.append({"kind": "sweep", **arm, "settings": settings, "pairs": pairs})
+    stream = io.StringIO()
+    heads = dict.fromkeys(head for row in rows for head in row) or ["kind", "name"]
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([_no_formula(head) for head in heads])
-    writer.writerows([_no_formula(row[head]) for head in heads] for row in rows)
+    writer.writerow([_escape_formula(head) for head in heads])
+    writer.writerows([_escape_formula(row.get(head)) for head in heads] for row in rows)
     return stream.getvalue()
 
 
-def _record(
-    kind: str,
-    settings: dict[str, Any],
-    pairs: tuple[int | None, ...],
-    line: ArmNumbers,
-    extras: Sequence[str],
-) -> dict[str, Any]:
-    def ends(name: str, interval: Interval | None) -> dict[str, Any]:
-        return dict(zip((f"{name}_low", f"{name}_high"), _ends(interval), strict=True))
-
-    def fields(prefix: str, one: Any, *names: str) -> dict[str, Any]:
-        return {f"{prefix}{name}": one and getattr(one, name) for name in names}
-
-    def tested(prefix: str, test: Paired | None, corrected: float | None) -> dict[str, Any]:
-        names = ("method", "n", "answers", "higher", "lower", "left_out", "difference")
-        record = fields(prefix, test, *names)
-        record |= ends(f"{prefix}difference", test and test.interval)
-        return record | {f"{prefix}p": test and test.p, f"{prefix}p_holm": corrected}
-
-    record: dict[str, Any] = {"kind": kind, **fields("", line, "name", "title", "note")}
-    record["settings"] = json.dumps(settings, ensure_ascii=False, default=str) if settings else None
-    record["pairs"] = " ".join(str(count) for count in pairs if count is not None)
-    record["seeds"] = " ".join(map(str, line.seeds))
-    record |= fields("", line, "n", "asked", "answered", "failed", "score")
-    record |= ends("score", line.interval)
-    record["strict_score"] = line.strict_score
-    record |= ends("strict_score", line.strict_interval)
-    record |= fields("seed_", line.spread, "mean", "low", "high", "sd")
-    record |= tested("test_", line.test, line.holm)
-    record |= tested("strict_test_", line.strict_test, line.strict_holm)
-    record |= fields(
-        "", line.cost, "calls", "calls_in_all", "tokens_in", "tokens_out", "usd", "seconds"
-    )
-    for name in extras:
-        extra = line.extra.get(name)
-        record[f"extra.{name}"] = extra and extra.mean
-        record |= ends(f"extra.{name}", extra and extra.interval)
-    return record
+def _columns(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by dotted names; what is None is left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _columns(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            yield f"{prefix}{name}", " ".join("-" if one is None else str(one) for one in value)
+        elif value is not None:
+            yield f"{prefix}{name}", value
 
 
-def _no_formula(value: Any) -> Any:
+def _escape_formula(value: Any) -> Any:
     formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
     return f"'{value}" if formula else value

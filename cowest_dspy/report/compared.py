@@ -11,20 +11,20 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from cowest_dspy.errors import ReportError
-from cowest_dspy.report.facts import Arm, Record, Stage, dump, load
-from cowest_dspy.report.significance import REPEATS, Paired, compare_seeds
+from cowest_dspy.report.facts import STRICT, Arm, Stage, dump, load
+from cowest_dspy.report.significance import REPEATS, PairedTest, compare_seeds
 from cowest_dspy.utils.notebook import html_of
 
 SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparedArm(Record):
+class ComparedArm:
     """One arm under one seed. ``extra`` maps the name of a further score to its value over the
     corpus; None: not computable.
 
@@ -61,7 +61,7 @@ class ComparedArm(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepPoint(Record):
+class SweepPoint:
     """One point of an ablation: ``settings`` (dotted key -> value, as JSON has values), and the arm
     that was measured there.
 
@@ -80,7 +80,7 @@ class SweepPoint(Record):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Comparison(Record):
+class Comparison:
     """Arms that answered the same examples. ``against`` names the arm that all others are tested
     against; ``metric`` is a name.
 
@@ -90,6 +90,8 @@ class Comparison(Record):
     target's. A name may stand here before its arm has been evaluated. ``created`` is an ISO 8601
     time.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     title: str
     created: str
@@ -136,25 +138,17 @@ def _refuse_twins(found: list[tuple[str, int]]) -> None:
         seen.add((what, seed))
 
 
-def scores_of_run(run: ComparedArm, *, strict: bool) -> dict[str, float | None]:
-    """Score by example id; where the arm failed None, or 0 if ``strict``."""
-    return {
-        answer.example_id: 0.0 if strict and answer.score is None else answer.score
-        for answer in run.arm.answers
-    }
-
-
 def paired_test(
     arm: Sequence[ComparedArm],
     other: Sequence[ComparedArm],
     *,
     strict: bool = False,
     repeats: int = REPEATS,
-) -> Paired:
+) -> PairedTest:
     """One arm (its seeds) against another on the examples that both have a score for; ``strict``
     scores a failure 0. See ``significance.compare_seeds``."""
     mine, theirs = (
-        [(run.seed, scores_of_run(run, strict=strict)) for run in runs] for runs in (arm, other)
+        [(run.seed, run.arm.scores(strict=strict)) for run in runs] for runs in (arm, other)
     )
     return compare_seeds(mine, theirs, repeats=repeats)
 

@@ -1,4 +1,4 @@
-"""What a report is made of: frozen, JSON-able facts of one run, and their strict round trip through
+"""The parts of a report: frozen, JSON-able facts of one run, and their strict round trip through
 report.json.
 
 Nothing here computes: numbers.py does, verdict.py puts it into words, view.py shows it. A failure
@@ -9,30 +9,32 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cowest_dspy.errors import ReportError, describe_faults
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.optimizers.rounds import Outcome
+from cowest_dspy.influence.report import NoiseFloor, failure_kind
+from cowest_dspy.influence.statistics import Agreement
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.optimizers.cycle import StepResult
+from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.pairs import Pair
 from cowest_dspy.utils.hiding import hidden_names, hide_inputs, mark, without
 from cowest_dspy.utils.notebook import html_of
 from cowest_dspy.utils.safe_text import without_half_pairs
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+STRICT = ConfigDict(extra="forbid")
+"""The pydantic settings of a document: unknown keys are refused, in all of its parts."""
 T = TypeVar("T")
 
 
-class Record:
-    """Base of all facts: unknown keys of a document are refused."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-
 @dataclasses.dataclass(frozen=True)
-class Arm(Record):
+class Arm:
     """One way to answer the held-out examples; ``title`` is for people, ``name`` for code. One
     answer per example."""
 
@@ -49,179 +51,64 @@ class Arm(Record):
                 f'Arm "{self.name}" answers example "{twice}" twice: give one answer per example.'
             )
 
+    def scores(self, *, strict: bool = False) -> dict[str, float | None]:
+        """Score by example id; where the arm failed None, or 0 if ``strict``."""
+        failed = 0.0 if strict else None
+        return {
+            answer.example_id: failed if answer.score is None else answer.score
+            for answer in self.answers
+        }
 
-@dataclasses.dataclass(frozen=True)
-class Noise(Record):
-    """Alone against alone: ``changed`` of ``n`` examples had another score when the strong model
-    answered again, by ``mean_change`` in [0, 1] on average. ``of_mean``: what a mean influence over
-    the run's examples stays below, in 97.5 % of cases, when drafts do nothing."""
-
-    n: int
-    changed: int
-    mean_change: float
-    of_mean: float
-
-
-@dataclasses.dataclass(frozen=True)
-class AgreementRow(Record):
-    """How far an evaluator orders ``n`` answers as the metric does: Kendall's tau-b in [-1, 1] with
-    its 95 % interval; None where one of them gave all answers the same score."""
-
-    evaluator: str
-    n: int
-    tau: float | None
-    low: float | None
-    high: float | None
+    @property
+    def failures(self) -> dict[str, int]:
+        """The number of failed answers by kind."""
+        errors = (answer.error for answer in self.answers if answer.error is not None)
+        return dict(Counter(map(failure_kind, errors)))
 
 
 @dataclasses.dataclass(frozen=True)
-class PairRow(Record):
-    """One preference pair as text: the last user message, the chosen draft and the rejected one; an
-    influence is None where it was not measured, as in imported pairs."""
-
-    example_id: str
-    prompt: str
-    chosen: str
-    rejected: str
-    chosen_influence: float | None
-    rejected_influence: float | None
-    round: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class PairsSummary(Record):
+class PairsSummary:
     """``kept`` pairs from ``examples`` different examples; ``dropped`` maps a reason to how many it
     dropped."""
 
     kept: int
     examples: int
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
-    rows: tuple[PairRow, ...] = ()
+    rows: tuple[Pair, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class RoundRow(Record):
-    """One round: ``pairs`` it was tuned on (``replayed`` of them of earlier rounds) or, where it
-    was skipped, that were too few to be tuned on; its outcome, and why.
-
-    ``mean`` is the paired gain of score on the ``n`` dev examples that both answered, in [-1, 1],
-    with the ends of its interval at ``confidence``; None where nothing was tested.
-    """
-
-    number: int
-    pairs: int
-    replayed: int
-    outcome: Outcome
-    reason: str
-    n: int = 0
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-    confidence: float | None = None
-
-    @property
-    def accepted(self) -> bool:
-        """Whether its model was taken."""
-        return self.outcome == "accepted"
-
-    def __str__(self) -> str:
-        return f"Round {self.number} {self.outcome}: {self.reason}."
-
-    @property
-    def gain(self) -> str:
-        """The mean gain and its interval, or "-"."""
-        return format_span(self.mean, self.low, self.high)
-
-
-@dataclasses.dataclass(frozen=True)
-class StepRow(Record):
-    """One candidate of a cycle on the dev split: its mean ``score`` in [0, 1] on ``n`` examples,
-    ``failed`` apart; ``best``: the best so far. ``mean``, ``low`` and ``high`` are of its paired
-    gain over the program that the cycle began with."""
-
-    number: int
-    name: str
-    score: float | None
-    n: int
-    failed: int
-    best: bool
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def gain(self) -> str:
-        """The mean gain and its interval, or "-"."""
-        return format_span(self.mean, self.low, self.high)
-
-
-def format_span(mean: float | None, low: float | None, high: float | None) -> str:
-    """A signed mean with its interval, or "-"."""
-    return (
-        "-"
-        if mean is None or low is None or high is None
-        else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class CurvePoint(Record):
-    """What training logged at one optimiser step, or, in the fields eval_..., what an evaluation
-    gave after it; None where it logged nothing of the kind (or no finite number). ``kl``: mean
-    log-ratio to the reference, in nats per token."""
-
-    step: float
-    loss: float | None = None
-    reward_margin: float | None = None
-    reward_accuracy: float | None = None
-    kl: float | None = None
-    eval_loss: float | None = None
-    eval_reward_margin: float | None = None
-    eval_reward_accuracy: float | None = None
-    eval_kl: float | None = None
-
-
-_LOGGED = {
+LOGGED = {
     "loss": "loss",
-    "rewards/margins": "reward_margin",
-    "rewards/accuracies": "reward_accuracy",
-    "kl": "kl",
-    "eval_loss": "eval_loss",
-    "eval_rewards/margins": "eval_reward_margin",
-    "eval_rewards/accuracies": "eval_reward_accuracy",
-    "eval_kl": "eval_kl",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+    "kl": "log-ratio to the reference",
 }
+"""The numbers of a training that a report has, by TRL's names, each with its title; "eval_" before
+a name is of held-out rows. ``kl``: mean log-ratio to the reference, in nats per token."""
+Curve = tuple[dict[str, float], ...]
+"""A training in order of steps: the "step", and the finite numbers that were logged at it."""
+
+
+def training_curve(log_history: Iterable[Mapping[str, Any]]) -> Curve:
+    """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin are
+    left out.
+
+    >>> training_curve([{"step": 1, "loss": 0.69, "epoch": 1.0}, {"step": 1, "eval_loss": 0.7}])
+    ({'step': 1.0, 'loss': 0.69}, {'step': 1.0, 'eval_loss': 0.7})
+    """
+    names = ("step", *LOGGED, *(f"eval_{name}" for name in LOGGED))
+    rows = [
+        {name: value for name in names if (value := _finite(row.get(name))) is not None}
+        for row in log_history
+    ]
+    shown = {"loss", "rewards/margins", "eval_loss"}
+    return tuple(row for row in rows if "step" in row and row.keys() & shown)
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve(Record):
-    """The training curve of one stage, such as "sft" or "dpo", in order of steps."""
-
-    stage: str
-    points: tuple[CurvePoint, ...]
-
-    @classmethod
-    def from_trl(cls, stage: str, log_history: Iterable[Mapping[str, Any]]) -> Self:
-        """The curve in a TRL trainer's ``state.log_history``; rows with neither a loss nor a margin
-        are left out.
-
-        >>> Curve.from_trl("dpo", [{"step": 1, "loss": 0.69}, {"step": 1, "eval_loss": 0.7}]).points[1].eval_loss
-        0.7
-        """
-        points = []
-        for row in log_history:
-            found = {field: _finite(row.get(key)) for key, field in _LOGGED.items()}
-            if "step" in row and any(
-                found[field] is not None for field in ("loss", "reward_margin", "eval_loss")
-            ):
-                points.append(CurvePoint(float(row["step"]), **found))
-        return cls(stage, tuple(points))
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage(Record):
-    """What one stage cost. ``calls`` were made, ``cached_calls`` came from the store; None is "not
-    measured".
+class Stage:
+    """The cost of one stage. ``calls`` were made, ``cached_calls`` came from the store; None is
+    "not measured".
 
     ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
     """
@@ -237,52 +124,20 @@ class Stage(Record):
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class TraceRow(Record):
-    """One draft of one example to read: the fields of a ``Trace`` that people look at, under the
-    same names. ``influence`` in [-1, 1] is above 0 where the draft helped the strong model, and
-    None where it failed (see ``error``)."""
-
-    example_id: str
-    draft_index: int
-    round: int
-    inputs: dict[str, Any]
-    gold: dict[str, Any]
-    completion: str
-    draft: str
-    refined: dict[str, Any] | None
-    alone: dict[str, Any] | None
-    refined_score: float | None
-    alone_score: float | None
-    influence: float | None
-    draft_score: float | None
-    error: str | None
-    weak_model: str = ""
-    strong_model: str = ""
-
-    def __post_init__(self) -> None:
-        if (self.influence is None) == (self.error is None):
-            raise ReportError(
-                f'Draft {self.draft_index} of "{self.example_id}" has influence '
-                f"{self.influence!r} and error {self.error!r}: give either an influence in "
-                "[-1, 1], or influence=None with its error."
-            )
-
-    @classmethod
-    def of(cls, trace: object) -> Self:
-        """The row of a ``cowest_dspy.influence.trace.Trace`` (anything that has this row's fields
-        as attributes)."""
-        return cls(**{field.name: getattr(trace, field.name) for field in dataclasses.fields(cls)})
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
-class RunReport(Record):
+class RunReport:
     """One run, finished or not: parts that are not there yet are empty.
 
     ``reference`` names the arm that all others are tested against, ``rivals`` the arms that it has
     to beat, ``before`` and ``after`` the arms on either side of tuning. A name may stand here
-    before its arm has been evaluated. ``created`` is an ISO 8601 time.
+    before its arm has been evaluated. ``created`` is an ISO 8601 time. ``curves`` are of
+    trainings, by the name of their stage; ``agreement`` has each evaluator that scored the metric's
+    answers too.
+
+    Prompts are left out: a trace has none, a pair the last message of its own.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     title: str
     created: str
@@ -292,14 +147,14 @@ class RunReport(Record):
     before: str | None = None
     after: str | None = None
     arms: tuple[Arm, ...] = ()
-    noise: Noise | None = None
-    agreement: tuple[AgreementRow, ...] = ()
+    noise: NoiseFloor | None = None
+    agreement: dict[str, Agreement] = dataclasses.field(default_factory=dict)
     pairs: PairsSummary | None = None
-    rounds: tuple[RoundRow, ...] = ()
-    steps: tuple[StepRow, ...] = ()
-    curves: tuple[Curve, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    steps: tuple[StepResult, ...] = ()
+    curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
-    traces: tuple[TraceRow, ...] = ()
+    traces: tuple[Trace, ...] = ()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -338,13 +193,9 @@ class RunReport(Record):
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunReport:
-        """The report in a parsed report.json of version 1 or 2; see :func:`load`."""
-        facts = dict(document)
-        if facts.get("schema_version") == 1:  # its "influence" repeats what its "traces" have
-            facts.pop("influence", None)
-            facts["schema_version"] = SCHEMA_VERSION
+        """The report in a parsed report.json; see :func:`load`."""
         again = 'Write it again from its run folder with "cowest report RUN".'
-        return load(_ADAPTER, facts, SCHEMA_VERSION, again)
+        return load(_ADAPTER, document, SCHEMA_VERSION, again)
 
 
 def dump(adapter: TypeAdapter[T], facts: T, version: int) -> dict[str, Any]:
@@ -407,9 +258,11 @@ def redact(report: RunReport) -> RunReport:
             for field in dataclasses.fields(row)
             if field.name != "example_id"
         }
-        if isinstance(row, PairRow):
-            values["prompt"] = mark(row.prompt)  # inputs in some format: only the whole is known
-        else:
+        if "prompt" in values:  # inputs in some format: only the whole is known
+            values["prompt"] = tuple(
+                {**message, "content": mark(message["content"])} for message in row.prompt
+            )
+        if "inputs" in values:
             values["inputs"] = hide_inputs(row.inputs, names)
         return dataclasses.replace(row, **values)
 

@@ -14,14 +14,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport, TraceRow
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.report.facts import SCHEMA_VERSION, RunReport, Stage
 from cowest_dspy.report.numbers import (
-    ArmLine,
+    ArmNumbers,
     InfluenceCounts,
     arm_table,
-    compare,
+    compare_arms,
     influence_by_round,
     influence_counts,
+    mean_noise,
 )
 from cowest_dspy.report.significance import PairedTest
 from cowest_dspy.report.verdict import verdict
@@ -29,14 +31,12 @@ from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import total_usd
 
 BINS = 21
-_RIGHT_OR_WRONG = ((0.0, 0.0), (1.0, 1.0))
-_QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """How many drafts (``count``) had an influence from ``low`` up to, but not with, ``high``; the
-    last bin has its end too."""
+    """The number of drafts (``count``) with an influence from ``low`` up to, but not with,
+    ``high``; the last bin has its end too."""
 
     low: float
     high: float
@@ -44,44 +44,22 @@ class Bin:
 
 
 @dataclasses.dataclass(frozen=True)
-class DraftGroup:
-    """What drafts did whose own score lies from ``low`` to ``high``, in [0, 1]."""
-
-    title: str
-    low: float
-    high: float
-    counts: InfluenceCounts
-
-
-@dataclasses.dataclass(frozen=True)
-class Totals:
-    """Over all stages. A count is over the stages that measured it, None where none did; ``usd``
-    None where a price is unknown."""
-
-    seconds: float
-    calls: int | None
-    cached_calls: int | None
-    tokens_in: int | None
-    tokens_out: int | None
-    usd: float | None
-    peak_memory_bytes: int | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Figures:
-    """What follows from a report. ``influence`` and ``distribution`` are by the number of the
-    round; ``graded`` says whether influences have more than the three values -1, 0 and +1.
-    ``right_both`` counts what was right before tuning and after."""
+    """All numbers of a report. ``influence`` and ``distribution`` are by the number of the round,
+    ``by_draft`` is by how right the drafts were themselves; ``graded`` says whether influences have
+    more than the three values -1, 0 and +1. ``mean_noise`` is what a mean influence stays below
+    when drafts do nothing. ``right_both`` counts what was right before tuning and after."""
 
     verdict: Verdict
-    arms: tuple[ArmLine, ...]
+    arms: tuple[ArmNumbers, ...]
     tuning: PairedTest | None
     right_both: int
     influence: dict[str, InfluenceCounts]
     distribution: dict[str, tuple[Bin, ...]]
     graded: bool
-    by_draft: tuple[DraftGroup, ...]
-    totals: Totals
+    mean_noise: float | None
+    by_draft: dict[str, InfluenceCounts]
+    totals: Stage
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -98,11 +76,12 @@ def figures(report: RunReport) -> Figures:
     return Figures(
         verdict=verdict(report),
         arms=tuple(arm_table(report)),
-        tuning=compare(report, report.before, report.after),
+        tuning=compare_arms(report, report.before, report.after),
         right_both=_right_both(report),
         influence={str(number): counts for number, counts in rounds.items()},
         distribution={str(number): bins(values[str(number)]) for number in rounds},
         graded=len({round(value, 6) for known in values.values() for value in known}) > 3,
+        mean_noise=mean_noise(report),
         by_draft=_by_draft(report.traces),
         totals=_totals(report),
     )
@@ -114,36 +93,30 @@ def bins(values: Sequence[float], count: int = BINS) -> tuple[Bin, ...]:
     >>> [found.count for found in bins([-1.0, 0.0, 0.01, 1.0], 3)]
     [1, 2, 1]
     """
-    counts = [0] * count
-    for value in values:
-        counts[min(count - 1, max(0, int((value + 1) / 2 * count)))] += 1
-    edges = [round(-1 + 2 * index / count, 6) for index in range(count + 1)]
-    return tuple(
-        Bin(low, high, found) for low, high, found in zip(edges, edges[1:], counts, strict=False)
+    import numpy as np
+
+    counts, edges = np.histogram(values, count, (-1.0, 1.0))
+    ends = [round(float(edge), 6) for edge in edges]
+    return tuple(map(Bin, ends, ends[1:], map(int, counts)))
+
+
+def _by_draft(traces: Sequence[Trace]) -> dict[str, InfluenceCounts]:
+    """The influences of drafts by their own score: wrong and right, or in quarters where scores are
+    graded; the lowest first."""
+    scored = sorted(
+        (trace.draft_score, place)
+        for place, trace in enumerate(traces)
+        if trace.draft_score is not None
     )
-
-
-def _by_draft(rows: Sequence[TraceRow]) -> tuple[DraftGroup, ...]:
-    """Drafts by their own score: wrong and right, or in quarters where scores are graded."""
-    scored = [row for row in rows if row.draft_score is not None]
-    binary = all(row.draft_score in (0, 1) for row in scored)
-    groups = list[DraftGroup]()
-    for low, high in _RIGHT_OR_WRONG if binary else _QUARTERS:
-        title = ("right" if low else "wrong") + " drafts"
-        inside = [
-            row
-            for row in scored
-            if low <= (row.draft_score or 0.0) < high or row.draft_score == high in (low, 1)
-        ]
-        groups.append(
-            DraftGroup(
-                title if binary else f"drafts that score {low:g} to {high:g}",
-                low,
-                high,
-                influence_counts(inside),
-            )
-        )
-    return tuple(group for group in groups if group.counts.n)
+    binary = all(score in (0, 1) for score, _ in scored)
+    groups: dict[str, list[Trace]] = defaultdict(list)
+    for score, place in scored:
+        low = min(0.75, int(4 * score) / 4)
+        title = f"drafts that score {low:g} to {low + 0.25:g}"
+        if binary:
+            title = f"{'right' if score else 'wrong'} drafts"
+        groups[title].append(traces[place])
+    return {title: influence_counts(group) for title, group in groups.items()}
 
 
 def _right_both(report: RunReport) -> int:
@@ -154,12 +127,16 @@ def _right_both(report: RunReport) -> int:
     return sum(answer.score == 1 and answer.example_id in right for answer in after.answers)
 
 
-def _totals(report: RunReport) -> Totals:
+def _totals(report: RunReport) -> Stage:
+    """Over all stages. A count is over the stages that measured it, None where none did; ``usd``
+    None where a price is unknown."""
+
     def total(field: str) -> int | None:
         known = [value for stage in report.stages if (value := getattr(stage, field)) is not None]
         return sum(known) if known else None
 
-    return Totals(
+    return Stage(
+        name="total",
         seconds=sum(stage.seconds for stage in report.stages),
         calls=total("calls"),
         cached_calls=total("cached_calls"),

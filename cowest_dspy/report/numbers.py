@@ -1,7 +1,10 @@
-"""The statistics of a report: pure functions from scores to named numbers, each with its source.
+"""The numbers that follow from the arms and drafts of a report or a comparison: scores, intervals,
+tests, costs, influences.
 
-A failure is not a score: what failed is counted beside the scores, never among them. Tests are
-paired by example id, and say how many examples they had to leave out.
+A failure is not a score: each arm has a score over what it answered and a strict one that counts
+failures as wrong, and each test is made both ways. Tests are paired by example id, and say how many
+examples they had to leave out. The answers to one example under several seeds are not independent:
+they are drawn together, never apart.
 """
 
 from __future__ import annotations
@@ -9,49 +12,107 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, TypeVar
 
-from cowest_dspy.influence.report import failure_kind
-from cowest_dspy.influence.statistics import (
-    Interval,
-    bootstrap_mean_interval,
-    share_interval,
-    wilson_interval,
-)
+from cowest_dspy.influence.report import InfluenceReport
+from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, wilson_interval
 from cowest_dspy.influence.trace import Trace
 from cowest_dspy.pairs.texts import plain
-from cowest_dspy.report.facts import Arm, RunReport, TraceRow
-from cowest_dspy.report.significance import SAME, PairedTest, is_binary, paired_exact_test
+from cowest_dspy.report.compared import ComparedArm, paired_test
+from cowest_dspy.report.facts import Arm, RunReport, Stage
+from cowest_dspy.report.significance import (
+    REPEATS,
+    PairedTest,
+    compare_scores,
+    finding,
+    is_binary,
+)
+from cowest_dspy.store.usage import add_usd
 
 T = TypeVar("T")
 SHARE, LEAST = 0.75, 20  # of an arm's drafts that are one text; fewer drafts say nothing
 
 
 @dataclass(frozen=True)
-class ArmLine:
-    """One arm in numbers. ``accuracy`` (0 to 1) is over the ``answered``; ``strict_accuracy``
-    counts failures as wrong.
+class Spread:
+    """Means of single seeds: their mean, the lowest, the highest, and the sample standard deviation
+    (n - 1)."""
 
-    ``failures`` counts the failed by kind. ``correct`` is None when scores are graded. ``test``
-    goes from the reference to this arm: ``fixed`` is what only this arm gets right. It is None for
-    the reference itself, and while the reference has not been evaluated.
+    mean: float
+    low: float
+    high: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further score over the corpus: one value per seed that has it, and their mean. ``interval``
+    only for a single seed."""
+
+    values: tuple[float, ...]
+    mean: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Summed over seeds. ``calls`` were made, ``calls_in_all`` are these and those that a store
+    answered; None: not known."""
+
+    calls: int | None
+    calls_in_all: int | None
+    tokens_in: int | None
+    tokens_out: int | None
+    usd: float | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ArmNumbers:
+    """One arm over its seeds. ``n`` counts different examples; ``asked``, ``answered`` and
+    ``failed`` count answers of all seeds.
+
+    ``failures`` counts the failed by kind. ``binary``: every score is 0 or 1, and then ``correct``
+    of them are 1. ``score`` (0 to 1) is over the answered, ``strict_score`` counts failures as
+    wrong, both with 95 % intervals; ``seed_scores`` are over the answered of single seeds, in the
+    order of ``seeds``; ``spread`` is theirs, None for fewer than two. ``test`` and ``strict_test``
+    go from ``against`` to this arm, ``holm`` and ``strict_holm`` are their p corrected over all
+    arms of a comparison; None for ``against`` itself, and while there is nothing to test.
     """
 
     name: str
     title: str
     note: str
+    seeds: tuple[int, ...]
+    n: int
     asked: int
     answered: int
     failed: int
+    binary: bool
     correct: int | None
-    accuracy: float | None
+    score: float | None
     interval: Interval | None
-    strict_accuracy: float | None
-    is_reference: bool
+    strict_score: float | None
+    strict_interval: Interval | None
+    seed_scores: tuple[float | None, ...]
+    spread: Spread | None
+    extra: dict[str, Extra]
+    cost: Cost
+    is_against: bool
     test: PairedTest | None
-    failures: dict[str, int]
+    strict_test: PairedTest | None
+    holm: float | None = None
+    strict_holm: float | None = None
+    failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def finding(self) -> int | None:
+        """1: better than ``against`` after correction, -1: worse, 0: not distinguishable; None: not
+        tested."""
+        return finding(self.test, self.holm)
 
 
 @dataclass(frozen=True)
@@ -81,94 +142,151 @@ class InfluenceCounts:
         return self.helped + self.hurt + self.same + self.failed
 
 
-def failures_of(arm: Arm) -> dict[str, int]:
-    """How many answers of the arm failed, by kind."""
-    return dict(
-        Counter(failure_kind(answer.error) for answer in arm.answers if answer.error is not None)
-    )
+def arm_table(report: RunReport) -> list[ArmNumbers]:
+    """One line per arm, in the report's order, each tested against the main arm."""
+    runs = {arm.name: [ComparedArm(arm, report.seed)] for arm in report.arms}
+    main = report.main_arm
+    return [arm_numbers(run, main, runs.get(main)) for run in runs.values()]
 
 
-def scores_of(arm: Arm) -> dict[str, float | None]:
-    """Score by example id; None where the arm failed."""
-    return {answer.example_id: answer.score for answer in arm.answers}
-
-
-def arm_table(report: RunReport) -> list[ArmLine]:
-    """One line per arm, in the report's order, each tested against the reference."""
-    return [_arm_line(arm, report.arm(report.main_arm)) for arm in report.arms]
-
-
-def compare(report: RunReport, first: str | None, second: str | None) -> PairedTest | None:
-    """The paired test from one arm to another by name; None while either is missing."""
+def compare_arms(report: RunReport, first: str | None, second: str | None) -> PairedTest | None:
+    """The paired test of the second arm against the first, by name; None while either is
+    missing."""
     one, other = report.arm(first), report.arm(second)
-    return paired_exact_test(scores_of(one), scores_of(other)) if one and other else None
+    return compare_scores(other.scores(), one.scores()) if one and other else None
 
 
-def influence_counts(rows: Iterable[TraceRow | Trace], *, seed: int = 0) -> InfluenceCounts:
-    """Counts and mean influence of drafts, with a bootstrap interval over examples."""
-    failures, groups, qualities = Counter[str](), defaultdict(list), list[float]()
-    for row in rows:
-        qualities += [] if row.draft_score is None else [row.draft_score]
-        if row.influence is None:
-            failures[failure_kind(row.error or "error")] += 1
-        else:
-            groups[row.example_id].append(row.influence)
-    values = [value for group in groups.values() for value in group]
-    helped, hurt = sum(value > SAME for value in values), sum(value < -SAME for value in values)
-    mean = statistics.fmean(values) if values else None
-    interval = bootstrap_mean_interval(list(groups.values()), seed=seed)
-    harm = share_interval(
-        [[value < -SAME for value in group] for group in groups.values()], seed=seed
-    )
-    quality = statistics.fmean(qualities) if qualities else None
-    rate = hurt / len(values) if values else None
-    same, failed = len(values) - helped - hurt, failures.total()
+def influence_counts(traces: Iterable[Trace], *, seed: int = 0) -> InfluenceCounts:
+    """Counts and mean influence of drafts, with bootstrap intervals over examples."""
+    traces = list(traces)
+    found = InfluenceReport.from_traces(traces)
+    qualities = [trace.draft_score for trace in traces if trace.draft_score is not None]
     return InfluenceCounts(
-        helped, hurt, same, failed, mean, interval, rate, harm, quality, dict(failures)
+        **found.counts,
+        mean=found.mean if found.scored else None,
+        interval=found.interval(seed=seed),
+        harm_rate=found.harm_rate if found.scored else None,
+        harm=found.harm_interval(seed=seed),
+        draft_quality=statistics.fmean(qualities) if qualities else None,
+        failures=dict(found.failures),
     )
 
 
-def influence_by_round(rows: Iterable[TraceRow | Trace]) -> dict[int, InfluenceCounts]:
+def mean_noise(report: RunReport) -> float | None:
+    """The bound that a mean influence over the run's examples stays below, in 97.5 % of cases, when
+    drafts do nothing; None where the noise floor was not measured."""
+    examples = {trace.example_id for trace in report.traces if trace.influence is not None}
+    if report.noise is None or not examples:
+        return None
+    answers = max(len(trace.alone_scores) for trace in report.traces) or 1
+    return report.noise.of_mean(len(examples), answers)
+
+
+def influence_by_round(traces: Iterable[Trace]) -> dict[int, InfluenceCounts]:
     """``influence_counts`` of each round, in order."""
-    rounds: dict[int, list[TraceRow | Trace]] = defaultdict(list)
-    for row in rows:
-        rounds[row.round].append(row)
+    rounds: dict[int, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        rounds[trace.round].append(trace)
     return {number: influence_counts(rounds[number]) for number in sorted(rounds)}
 
 
-def _arm_line(arm: Arm, reference: Arm | None) -> ArmLine:
-    scores = [answer.score for answer in arm.answers if answer.score is not None]
-    asked, answered = len(arm.answers), len(scores)
-    binary = is_binary(scores)
-    correct = round(sum(scores)) if binary else None
-    if correct is not None:
-        interval = wilson_interval(correct, answered) if answered else None
-    else:
-        interval = bootstrap_mean_interval([[score] for score in scores])
-    is_reference = reference is not None and arm.name == reference.name
-    test = (
-        paired_exact_test(scores_of(reference), scores_of(arm))
-        if reference and not is_reference
-        else None
-    )
-    return ArmLine(
-        name=arm.name,
-        title=arm.title,
-        note=arm.note,
+def arm_numbers(
+    runs: Sequence[ComparedArm],
+    against_name: str | None,
+    against: Sequence[ComparedArm] | None,
+    repeats: int = REPEATS,
+) -> ArmNumbers:
+    """One arm over its seeds, tested against the arm named ``against_name``, which has the seeds
+    ``against``."""
+    first = runs[0].arm
+    by_seed = [run.arm.scores() for run in runs]
+    known = [[score for score in scores.values() if score is not None] for scores in by_seed]
+    asked, answered = sum(map(len, by_seed)), sum(map(len, known))
+    binary = is_binary(value for scores in known for value in scores)
+    score, interval = _mean(by_seed)
+    strict_score, strict_interval = _mean([run.arm.scores(strict=True) for run in runs])
+    seed_scores = tuple(math.fsum(scores) / len(scores) if scores else None for scores in known)
+    is_against = first.name == against_name
+    test = strict_test = None
+    if against is not None and not is_against:
+        test = paired_test(runs, against, repeats=repeats)
+        failures = answered < asked or any(
+            answer.score is None for run in against for answer in run.arm.answers
+        )
+        strict_test = paired_test(runs, against, strict=True, repeats=repeats) if failures else test
+    return ArmNumbers(
+        name=first.name,
+        title=first.title,
+        note=first.note,
+        seeds=tuple(run.seed for run in runs),
+        n=len(set[str]().union(*by_seed)),
         asked=asked,
         answered=answered,
         failed=asked - answered,
-        correct=correct,
-        accuracy=math.fsum(scores) / answered if answered else None,
+        binary=binary,
+        correct=round(sum(map(math.fsum, known))) if binary else None,
+        score=score,
         interval=interval,
-        strict_accuracy=math.fsum(scores) / asked if asked else None,
-        is_reference=is_reference,
+        strict_score=strict_score,
+        strict_interval=strict_interval,
+        seed_scores=seed_scores,
+        spread=_spread([value for value in seed_scores if value is not None]),
+        extra={
+            name: _extra(name, runs)
+            for name in dict.fromkeys(name for run in runs for name in run.extra)
+        },
+        cost=_cost(runs),
+        is_against=is_against,
         test=test,
-        failures=failures_of(arm),
+        strict_test=strict_test,
+        failures=dict(reduce(Counter.__add__, (Counter(run.arm.failures) for run in runs))),
     )
 
 
-def alike_drafts(arms: Iterable[Arm]) -> str | None:
+def _mean(by_seed: Sequence[Mapping[str, float | None]]) -> tuple[float | None, Interval | None]:
+    """The mean of all scores, with Wilson's interval for 0 and 1 of one seed, else a bootstrap over
+    examples."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for scores in by_seed:
+        for example, score in scores.items():
+            if score is not None:
+                groups[example].append(score)
+    values = [value for group in groups.values() for value in group]
+    if not values:
+        return None, None
+    mean = math.fsum(values) / len(values)
+    if len(by_seed) == 1 and is_binary(values):
+        return mean, wilson_interval(round(sum(values)), len(values))
+    return mean, bootstrap_mean_interval([groups[example] for example in sorted(groups)])
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if len(values) < 2:
+        return None
+    return Spread(statistics.fmean(values), min(values), max(values), statistics.stdev(values))
+
+
+def _extra(name: str, runs: Sequence[ComparedArm]) -> Extra:
+    values = tuple(value for run in runs if (value := run.extra.get(name)) is not None)
+    ends = runs[0].extra_intervals.get(name) if len(runs) == 1 else None
+    return Extra(
+        values, statistics.fmean(values) if values else None, Interval(*ends) if ends else None
+    )
+
+
+def _cost(runs: Sequence[ComparedArm]) -> Cost:
+    def total(field: str) -> Any:
+        return reduce(add_usd, (getattr(run.cost, field) if run.cost else None for run in runs))
+
+    def in_all(cost: Stage | None) -> Any:
+        return add_usd(cost.calls, cost.cached_calls) if cost else None
+
+    one = {field: total(field) for field in ("calls", "tokens_in", "tokens_out", "usd", "seconds")}
+    calls_in_all: Any = reduce(add_usd, (in_all(run.cost) for run in runs))
+    return Cost(**one, calls_in_all=calls_in_all)
+
+
+def describe_alike_drafts(arms: Iterable[Arm]) -> str | None:
     """A warning that names the arms of which at least three in four drafts (of 20 or more) are one
     text, up to case and spaces.
 
@@ -186,12 +304,12 @@ def alike_drafts(arms: Iterable[Arm]) -> str | None:
         return None
     return (
         "Drafts hardly depend on their inputs; nearly all of an arm are one and the same text: "
-        f"{'; '.join(named)}. A gain or loss "
-        "of such an arm may be no more than how often that text is right in these examples."
+        f"{'; '.join(named)}. A gain or loss of such an arm may be no more than how often that "
+        "text is right in these examples."
     )
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
+def sample_evenly(items: Sequence[T], most: int) -> list[T]:
     """At most ``most`` of the items, evenly spaced and in order: a sample that keeps the mix of
     early and late."""
     if len(items) <= most:

@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report.view import Section, Table, View
+from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.notebook import clip
 from cowest_dspy.utils.reading import file_errors, read_json
 
@@ -42,6 +43,30 @@ class Browser:
     json: Markup
     rows: int
     total: int
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """Where a page, and the document with all of its numbers, are."""
+
+    json: Path
+    html: Path
+
+    def write(self, document: Mapping[str, Any], page: str) -> None:
+        """Writes both files, whole or not at all.
+
+        Raises:
+            ReportError: their folder cannot be written, or the disk is full; what was there before
+                is as it was.
+        """
+        with file_errors(ReportError, self.json.parent):
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            write_whole({self.json: format_document(document), self.html: page})
+
+
+def format_document(document: Mapping[str, Any]) -> str:
+    """The text of a JSON file."""
+    return json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict[str, Any]:
@@ -65,8 +90,12 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
 def render_page(view: View) -> str:
     """The page of a view."""
     scripted = any(isinstance(one.extra, Browser) and one.extra.rows for one in view.sections)
-    style, script = asset("page.css"), asset("page.js") if scripted else Markup()
-    sections = [(one, one.charts() if _filled(one) else (), _filled(one)) for one in view.sections]
+    style, script = read_asset("page.css"), read_asset("page.js") if scripted else Markup()
+    filled = [_has_content(one) for one in view.sections]
+    sections = [
+        (one, one.charts() if shown else (), shown)
+        for one, shown in zip(view.sections, filled, strict=True)
+    ]
     return (
         _environment()
         .get_template("page.html.j2")
@@ -80,7 +109,7 @@ def render_page(view: View) -> str:
     )
 
 
-def _filled(section: Section) -> bool:
+def _has_content(section: Section) -> bool:
     """Whether the section has something to show yet."""
     extra = section.extra.rows if isinstance(section.extra, Browser) else section.extra
     return bool(section.tables or extra or not section.missing)
@@ -96,25 +125,28 @@ def settings_section(config: Mapping[str, Any], versions: Mapping[str, str]) -> 
             texts=True,
             folded=True,
         )
-        for name, rows in (("Configuration", flat(config)), ("Versions", list(versions.items())))
+        for name, rows in (
+            ("Configuration", flatten_settings(config)),
+            ("Versions", list(versions.items())),
+        )
         if rows
     )
     return Section("settings", "Configuration", tables, missing="None recorded.")
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as dotted names and their values as JSON."""
     rows = []
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            rows += flat(value, f"{prefix}{key}.")
+            rows += flatten_settings(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             rows.append((f"{prefix}{key}", text))
     return rows
 
 
-def asset(name: str) -> Markup:
+def read_asset(name: str) -> Markup:
     """The text of a file among the templates, as it stands: a style or a script."""
     file = files("cowest_dspy.report") / "templates" / name
     return Markup(file.read_text(encoding="utf-8").replace("\r\n", "\n"))
@@ -129,12 +161,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clip": clip, "code": _code, "labelled": labelled}
-    environment.globals |= {"outcome": outcome}
+    environment.filters |= {"clip": clip, "code": _code, "fields": format_fields}
+    environment.globals |= {"describe_outcome": describe_outcome}
     return environment
 
 
-def labelled(values: Mapping[str, Any] | None) -> str:
+def format_fields(values: Mapping[str, Any] | None) -> str:
     """Fields as readable lines: the bare value of a single field, else one "Label: value" line per
     field."""
     if not values:
@@ -146,8 +178,8 @@ def labelled(values: Mapping[str, Any] | None) -> str:
     )
 
 
-def outcome(answer: Answer | None) -> str:
-    """One word or number for an answer: right, wrong, a graded score, failed, or not asked."""
+def describe_outcome(answer: Answer | None) -> str:
+    """A word or a number for an answer: right, wrong, a graded score, failed, or not asked."""
     if answer is None:
         return "not asked"
     if answer.score is None:

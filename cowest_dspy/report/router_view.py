@@ -1,11 +1,9 @@
-"""What the curve of a router shows: a sentence, tables, one page with a chart; and everything in it
+"""The curve of a router to read: a sentence, tables, one page with a chart; and everything in it
 as JSON."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -13,10 +11,9 @@ from rich.console import Console
 from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.router import ROUTES
 from cowest_dspy.optimizers.router_curve import Curve, Point
-from cowest_dspy.report.charts import Chart, Mark, Series, curves
-from cowest_dspy.report.page import render_page
+from cowest_dspy.report.charts import Chart, Mark, Series, curves, ends_of
+from cowest_dspy.report.page import WrittenPage, render_page
 from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
-from cowest_dspy.utils.files import write_whole
 
 HEADS = {
     "weak": "the draft is right",
@@ -25,17 +22,9 @@ HEADS = {
 }
 
 
-@dataclass(frozen=True)
-class WrittenCurve:
-    """Where the files are."""
-
-    json: Path
-    html: Path
-
-
 def describe_curve(curve: Curve) -> str:
-    """What the router does, in one sentence: points against always collaborating, with the 95 %
-    interval, and what it saves."""
+    """Describe what the router does in one sentence: points against always collaborating, with the
+    95 % interval, and what it saves."""
     router = curve.point("router")
     assert router is not None
     gap, interval = curve.against["always collaborate"]
@@ -45,8 +34,8 @@ def describe_curve(curve: Curve) -> str:
         else f"{100 * (router.cost - 1):.0f} % more"
     )
     return (
-        f"The router scores {100 * gap:+.1f} points{_span(interval)} against always collaborating, "
-        f"at {saved} of the strong model's cost, n {curve.n}."
+        f"The router scores {100 * gap:+.1f} points{_format_span(interval)} against always "
+        f"collaborating, at {saved} of the strong model's cost, n {curve.n}."
     )
 
 
@@ -57,20 +46,16 @@ def print_curve(curve: Curve, console: Console | None = None) -> None:
 
 def write_curve(
     curve: Curve, folder: str | os.PathLike[str], title: str = "The router"
-) -> WrittenCurve:
+) -> WrittenPage:
     """Writes router_curve.json and router.html into the folder."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    written = WrittenCurve(target / "router_curve.json", target / "router.html")
-    facts = {"schema_version": 1, **curve.to_json()}
-    document = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    page = render_page(curve_view(curve, title))
-    write_whole({written.json: document, written.html: page})
+    written = WrittenPage(target / "router_curve.json", target / "router.html")
+    written.write({"schema_version": 1, **curve.to_json()}, render_page(curve_view(curve, title)))
     return written
 
 
 def curve_view(curve: Curve, title: str = "The router") -> View:
-    """What is shown of a curve."""
+    """The sections of a curve."""
     lead = (
         "The router at every trade between score and cost, on examples that it has not seen; "
         "beside "
@@ -101,12 +86,11 @@ def curve_chart(curve: Curve) -> Chart:
     """Score over cost: the router at every trade as a line, and each other way to route as a
     point."""
     over = sorted({round(point.cost, 4): point for point in curve.over}.items())
-    line = [Mark(point.cost, point.score, _described(point)) for _, point in over]
+    line = [Mark(point.cost, point.score, _describe_point(point)) for _, point in over]
     shown = [point for point in curve.points if point.name != "best there was"]
     series = [Series("the router, at every trade", "s0", line)]
     for number, point in enumerate(shown, start=1):
-        low, high = point.interval.low, point.interval.high
-        mark = Mark(point.cost, point.score, _described(point), low, high)
+        mark = Mark(point.cost, point.score, _describe_point(point), *ends_of(point.interval))
         series.append(Series(point.name, f"s{number}", [mark]))
     most = max([1.0, *(point.cost for point in (*curve.points, *curve.over))])
     drawing = curves(
@@ -119,7 +103,7 @@ def curve_chart(curve: Curve) -> Chart:
     return Chart(drawing, legend=tuple((one.kind, one.name) for one in series))
 
 
-def _described(point: Point) -> str:
+def _describe_point(point: Point) -> str:
     return f"{point.name}: score {100 * point.score:.1f} % at {100 * point.cost:.0f} % of the cost"
 
 
@@ -133,7 +117,7 @@ def _routing(curve: Curve) -> Table:
                 f"{100 * point.score:.1f}",
                 f"{100 * point.interval.low:.1f} to {100 * point.interval.high:.1f}",
                 f"{100 * point.cost:.0f}",
-                "-" if gap is None else f"{100 * gap[0]:+.1f}{_span(gap[1])}",
+                "-" if gap is None else f"{100 * gap[0]:+.1f}{_format_span(gap[1])}",
             )
         )
     heads = ("way to route", "score, %", "95 %", "cost, %", "router less it")
@@ -143,7 +127,7 @@ def _routing(curve: Curve) -> Table:
 
 
 def _routes(curve: Curve) -> Table:
-    """How often the router, and a choice by the outcome, took each route."""
+    """The number of times that the router, and a choice by the outcome, took each route."""
     points = [point for name in ("router", "best there was") if (point := curve.point(name))]
     rows = tuple(
         (point.name, *(str(point.routes.get(route, 0)) for route in ROUTES)) for point in points
@@ -162,5 +146,5 @@ def _predictions(curve: Curve) -> Table:
     return Table("Predictions, of examples left out of the fit", heads, tuple(rows))
 
 
-def _span(interval: Interval | None) -> str:
+def _format_span(interval: Interval | None) -> str:
     return f" [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]" if interval else ""

@@ -10,35 +10,33 @@ the answer without a draft.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report.facts import Arm, RunReport, TraceRow, redact
+from cowest_dspy.influence.report import SAME
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.report.facts import Arm, RunReport, redact
 from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.numbers import evenly
+from cowest_dspy.report.numbers import sample_evenly
 from cowest_dspy.report.page import (
     Browser,
+    WrittenPage,
     data_block,
-    labelled,
-    outcome,
+    describe_outcome,
+    format_fields,
     read_document,
     render_page,
     settings_section,
 )
 from cowest_dspy.report.run_view import run_view
-from cowest_dspy.report.significance import SAME
 from cowest_dspy.report.verdict import describe_arm, format_share, format_usd
 from cowest_dspy.report.view import Section
-from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.notebook import clip, diff_words
-from cowest_dspy.utils.reading import file_errors
 
 MAX_PAIRS = 30
 MAX_CHANGES = 4
@@ -52,20 +50,12 @@ T = TypeVar("T")
 Row = tuple[list[str], list[Any], list[list[str]]]
 
 
-@dataclass(frozen=True)
-class WrittenReport:
-    """Where the two files are."""
-
-    json: Path
-    html: Path
-
-    @classmethod
-    def within(cls, folder: Path) -> WrittenReport:
-        """The files of a folder, written or not."""
-        return cls(folder / "report.json", folder / "report.html")
+def report_files(folder: Path) -> WrittenPage:
+    """The files of a report in a folder, written or not."""
+    return WrittenPage(folder / "report.json", folder / "report.html")
 
 
-def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenReport:
+def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenPage:
     """Writes report.json and report.html into the folder, whole or not at all. Secrets are masked
     in both.
 
@@ -76,18 +66,11 @@ def write_report(report: RunReport, folder: str | os.PathLike[str]) -> WrittenRe
         ReportError: the folder cannot be written, or the disk is full; what was there before is as
             it was.
     """
-    target = Path(folder)
     facts = mask_document(report.to_json())
     shown = RunReport.from_json(facts)
     numbers = figures(shown)
-    document = json.dumps(
-        {**facts, "numbers": numbers.to_json()}, ensure_ascii=False, indent=1, allow_nan=False
-    )
-    written = WrittenReport.within(target)
-    page = render_html(shown, numbers)
-    with file_errors(ReportError, target):
-        target.mkdir(parents=True, exist_ok=True)
-        write_whole({written.json: document + "\n", written.html: page})
+    written = report_files(Path(folder))
+    written.write({**facts, "numbers": numbers.to_json()}, render_html(shown, numbers))
     return written
 
 
@@ -139,9 +122,9 @@ def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
     lines = {line.name: line for line in numbers.arms}
     tiles = []
     for name in (report.main_arm, *report.rivals[:1]):
-        if (line := lines.get(name)) and line.accuracy is not None:
+        if (line := lines.get(name)) and line.score is not None:
             title = describe_arm(report, name).removeprefix("the ")
-            tiles.append((title, format_share(line.accuracy), f"n {line.answered:,}"))
+            tiles.append((title, format_share(line.score), f"n {line.answered:,}"))
     if numbers.influence:
         helped, hurt, drafts = (
             sum(getattr(counts, kind) for counts in numbers.influence.values())
@@ -169,37 +152,31 @@ def format_duration(seconds: float) -> str:
 
 
 def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
-    """Some of the answers that tuning fixed and broke: a word, pairs of answers, how many there
-    are."""
+    """A sample of the answers that tuning fixed and broke: a word, pairs of answers, their number
+    in all."""
     before, after = report.arm(report.before), report.arm(report.after)
     if before is None or after is None:
         return []
     earlier = {answer.example_id: answer for answer in before.answers}
     both = [(earlier.get(answer.example_id), answer) for answer in after.answers]
     kinds = (
-        ("Fixed", [pair for pair in both if change(*pair) > 0]),
-        ("Broken", [pair for pair in both if change(*pair) < 0]),
+        ("Fixed", [pair for pair in both if score_change(*pair) > 0]),
+        ("Broken", [pair for pair in both if score_change(*pair) < 0]),
     )
-    return [(word, evenly(pairs, MAX_CHANGES), len(pairs)) for word, pairs in kinds if pairs]
+    return [(word, sample_evenly(pairs, MAX_CHANGES), len(pairs)) for word, pairs in kinds if pairs]
 
 
 def _pairs(report: RunReport) -> list[Any]:
-    """Some pairs, each with the parts of its rejected and of its chosen draft."""
-    rows = evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
-    return [(row, *diff_words(clip(row.rejected, 1200), clip(row.chosen, 1200))) for row in rows]
-
-
-class Texts:
-    """Numbers for texts, the same for the same text."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers))
-
-    def all(self) -> list[str]:
-        return list(self._numbers)
+    """A sample of pairs, each with its prompt and the parts of its rejected and of its chosen
+    draft."""
+    rows = sample_evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
+    texts = [
+        [side[-1]["content"] for side in (row.prompt, row.rejected, row.chosen)] for row in rows
+    ]
+    return [
+        (row, prompt, *diff_words(clip(rejected, 1200), clip(chosen, 1200)))
+        for row, (prompt, rejected, chosen) in zip(rows, texts, strict=True)
+    ]
 
 
 def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
@@ -225,16 +202,14 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
 
     columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
     filters = [("Show", _answer_options(report))]
-    return _fitting("answers", ids, row, columns, filters, max_rows, MAX_ANSWERS)
+    return _fit_rows("answers", ids, row, columns, filters, max_rows, MAX_ANSWERS)
 
 
 def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
     """The drafts, one row each, with every step from input to influence: those of training rounds,
     then those of held-out arms, beside what the first rival answered without them."""
-    traces: list[tuple[str, TraceRow]] = [
-        (f"round {trace.round}", trace) for trace in report.traces
-    ]
-    traces += [(arm.title, trace) for arm in report.arms for trace in _held_out(report, arm)]
+    traces: list[tuple[str, Trace]] = [(f"round {trace.round}", trace) for trace in report.traces]
+    traces += [(arm.title, trace) for arm in report.arms for trace in _held_out_traces(report, arm)]
     rounds = sorted({trace.round for trace in report.traces})
     arms = [arm.title for arm in report.arms]
     filters = [
@@ -243,12 +218,12 @@ def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX
         ("Arm", [[title, f"{title}, held out"] for title in arms]),
     ]
     columns = ["Example", "Where", "Draft", "Alone", "With draft", "Influence"]
-    return _fitting(
+    return _fit_rows(
         "traces", traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes
     )
 
 
-def change(before: Answer | None, after: Answer | None) -> float:
+def score_change(before: Answer | None, after: Answer | None) -> float:
     """The second score less the first, in [-1, 1]; 0 where one is missing, or where they differ
     only by rounding."""
     if before is None or after is None or before.score is None or after.score is None:
@@ -257,19 +232,19 @@ def change(before: Answer | None, after: Answer | None) -> float:
     return gain if abs(gain) > SAME else 0.0
 
 
-def effect(influence: float | None) -> str:
+def describe_effect(influence: float | None) -> str:
     """helped, hurt, same or failed."""
     if influence is None:
         return "failed"
     return "helped" if influence > SAME else "hurt" if influence < -SAME else "same"
 
 
-def cut(text: str) -> str:
+def clip_for_page(text: str) -> str:
     """The text, cut where it is longer than a page can carry."""
     return clip(text, MAX_TEXT, " in report.json")
 
 
-def _fitting(
+def _fit_rows(
     name: str,
     items: Sequence[T],
     row: Callable[[T], Row],
@@ -280,38 +255,40 @@ def _fitting(
 ) -> Browser:
     """The list of these items, or of as many of them, evenly spaced, as go into so many rows and
     bytes."""
-    made = [row(item) for item in evenly(items, max_rows)]
+    made = [row(item) for item in sample_evenly(items, max_rows)]
     most = len(made)
     while True:
-        texts, counts = Texts(), dict[str, int]()
-        rows = [_numbered(one, texts, counts) for one in evenly(made, most)]
-        used = [{"label": label, "options": _used(options, counts)} for label, options in filters]
-        text = data_block({"columns": columns, "filters": used, "texts": texts.all(), "rows": rows})
+        texts, counts = dict[str, int](), dict[str, int]()
+        rows = [_number_texts(one, texts, counts) for one in sample_evenly(made, most)]
+        used = [
+            {"label": label, "options": _count_options(options, counts)}
+            for label, options in filters
+        ]
+        text = data_block({"columns": columns, "filters": used, "texts": list(texts), "rows": rows})
         size = len(text.encode("utf-8", errors="replace"))
         if size <= max_bytes or most <= 1:
             return Browser(name, text, most, len(items))
         most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
 
 
-def _numbered(row: Row, texts: Texts, counts: dict[str, int]) -> list[Any]:
-    """The row with numbers for its texts, its empty steps left out, each text cut to size; and its
-    tags counted."""
+def _number_texts(row: Row, texts: dict[str, int], counts: dict[str, int]) -> list[Any]:
+    """The row with numbers for its texts, the same for the same text, each cut to size; its empty
+    steps left out, its tags counted."""
+
+    def number(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
     tags, cells, steps = row
     for name in tags:
         counts[name] = counts.get(name, 0) + 1
     shown = [
-        [texts.number(label), texts.number(cut(text)), *kind]
-        for label, text, *kind in steps
-        if text
+        [number(label), number(clip_for_page(text)), *kind] for label, text, *kind in steps if text
     ]
-    return [
-        tags,
-        [cell if isinstance(cell, list) else texts.number(cut(cell)) for cell in cells],
-        shown,
-    ]
+    found = [cell if isinstance(cell, list) else number(clip_for_page(cell)) for cell in cells]
+    return [tags, found, shown]
 
 
-def _used(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:
+def _count_options(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:
     """The options with their counts, without those that would show nothing."""
     return [[name, f"{label} ({counts[name]:,})"] for name, label in options if name in counts]
 
@@ -334,36 +311,37 @@ def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
     reference = found.get(report.main_arm)
     for name, answer in found.items():
         tags += _change_tag(reference, answer, f"won:{name}", f"lost:{name}")
-    if any(outcome(answer) == "failed" for answer in found.values()):
+    if any(describe_outcome(answer) == "failed" for answer in found.values()):
         tags.append("failed")
     steps = [
         ["Example", known.example_id],
-        ["Input", labelled(known.inputs)],
+        ["Input", format_fields(known.inputs)],
         ["Expected", known.gold],
     ]
     for arm in report.arms:
         answer = found[arm.name]
         if answer is not None:
             steps += _answer_steps(arm.title, answer)
-    cells: list[Any] = [labelled(known.inputs), known.gold]
-    cells += [[outcome(answer), outcome(answer)] for answer in found.values()]
+    cells: list[Any] = [format_fields(known.inputs), known.gold]
+    cells += [[describe_outcome(answer), describe_outcome(answer)] for answer in found.values()]
     return tags, cells, steps
 
 
 def _change_tag(before: Answer | None, after: Answer | None, better: str, worse: str) -> list[str]:
-    gain = change(before, after)
+    gain = score_change(before, after)
     return [better] if gain > 0 else [worse] if gain < 0 else []
 
 
 def _answer_steps(title: str, answer: Answer) -> list[list[str]]:
-    steps = [[title, outcome(answer), outcome(answer)], ["draft", answer.draft or ""]]
+    words = describe_outcome(answer)
+    steps = [[title, words, words], ["draft", answer.draft or ""]]
     steps += [[name, text] for name, text in answer.steps.items()]
     if answer.error is not None:
         return [*steps, ["answer", answer.answer or ""], ["error", answer.error]]
     return [*steps, ["answer", answer.answer or "(empty)"]]
 
 
-def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
+def _held_out_traces(report: RunReport, arm: Arm) -> Iterable[Trace]:
     """The arm's answers that had a draft, as traces: beside them the answer of the first rival, the
     strong model alone."""
     rival = report.arm(next(iter(report.rivals), None))
@@ -382,12 +360,13 @@ def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
             else answer.score - other.score
         )
         error = answer.error or ("no answer without a draft" if other is None else other.error)
-        yield TraceRow(
+        yield Trace(
             example_id=answer.example_id,
             draft_index=0,
             round=0,
             inputs=answer.inputs,
             gold={"answer": answer.gold},
+            prompt=(),
             completion="",
             draft=answer.draft,
             refined=_fields(answer),
@@ -396,6 +375,8 @@ def _held_out(report: RunReport, arm: Arm) -> Iterable[TraceRow]:
             alone_score=other.score if other else None,
             influence=both,
             draft_score=None,
+            weak_model="",
+            strong_model="",
             error=error if both is None else None,
         )
 
@@ -404,33 +385,33 @@ def _fields(answer: Answer) -> dict[str, Any]:
     return {**answer.steps, "answer": "" if answer.answer is None else answer.answer}
 
 
-def _trace_row(where: str, trace: TraceRow) -> Row:
-    kind = effect(trace.influence)
+def _trace_row(where: str, trace: Trace) -> Row:
+    kind = describe_effect(trace.influence)
     shown = "failed" if trace.influence is None else f"{trace.influence:+.2f}"
     steps = [
         ["Example", f"{trace.example_id}, draft {trace.draft_index}, {where}"],
-        ["Input", labelled(trace.inputs)],
-        ["Expected", labelled(trace.gold)],
-        [_scored("Draft", trace.draft_score), trace.draft],
+        ["Input", format_fields(trace.inputs)],
+        ["Expected", format_fields(trace.gold)],
+        [_label_score("Draft", trace.draft_score), trace.draft],
         [
             "Raw completion",
             trace.completion if trace.completion.strip() != trace.draft.strip() else "",
         ],
-        [_scored("Alone", trace.alone_score), labelled(trace.alone)],
-        [_scored("With draft", trace.refined_score), labelled(trace.refined)],
+        [_label_score("Alone", trace.alone_score), format_fields(trace.alone)],
+        [_label_score("With draft", trace.refined_score), format_fields(trace.refined)],
         ["Influence", "" if trace.influence is None else f"{trace.influence:+.2f}, {kind}"],
         ["Error", trace.error or ""],
         ["Models", " -> ".join(model for model in (trace.weak_model, trace.strong_model) if model)],
     ]
     texts = [
-        labelled(trace.inputs),
+        format_fields(trace.inputs),
         where,
         trace.draft or trace.completion,
-        labelled(trace.alone),
-        labelled(trace.refined),
+        format_fields(trace.alone),
+        format_fields(trace.refined),
     ]
     return [kind, where], [*texts, [shown, kind]], steps
 
 
-def _scored(label: str, score: float | None) -> str:
+def _label_score(label: str, score: float | None) -> str:
     return label if score is None else f"{label} (score {score:g})"

@@ -3,20 +3,23 @@ report.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
 
+from cowest_dspy.optimizers.deciding import Gain
 from cowest_dspy.report import charts
-from cowest_dspy.report.charts import Axis, Chart, Row
-from cowest_dspy.report.facts import Curve, RoundRow, RunReport, StepRow
+from cowest_dspy.report.charts import Axis, Chart, Row, ends_of
+from cowest_dspy.report.facts import LOGGED, Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.numbers import ArmLine, InfluenceCounts, evenly
+from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenly
 from cowest_dspy.report.verdict import (
     arm_notes,
     bare_p,
+    describe_intervals,
+    describe_tests,
     explain_doubt,
     format_count,
     format_interval,
@@ -39,12 +42,6 @@ _TUNING = {
     "failed": "no better, no worse, and not right",
     "hurt": "broken",
 }
-_MEASURES = (
-    ("loss", "loss"),
-    ("reward_margin", "reward margin"),
-    ("reward_accuracy", "reward accuracy"),
-    ("kl", "log-ratio to the reference"),
-)
 
 
 def print_report(report: RunReport, console: Console | None = None) -> None:
@@ -60,7 +57,7 @@ def report_html(report: RunReport) -> str:
 
 
 def run_view(report: RunReport, numbers: Figures | None = None) -> View:
-    """What is shown of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
+    """The sections of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
     already. What reads examples (changes, pairs, answers, traces) is added by page.py."""
     numbers = numbers or figures(report)
     sections = (
@@ -91,16 +88,17 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         heads += ("+/-", "p")
         left_out = max((line.test.left_out for line in lines if line.test), default=0)
         left = f" (up to {left_out:,} left out: failed or missing)" if left_out else ""
+        tests = describe_tests(lines)
         caption = (
-            f"Score: over answered; strict: failures as wrong. +/-: what only this arm / only "
-            f"{reference.title} gets right; p: two-sided exact test on examples that both have a "
-            f"score for{left}. Intervals: Wilson, or a bootstrap where scores are graded."
+            f"Score: over answered; strict: failures as wrong. {describe_intervals(lines)} +/-: "
+            f"what only this arm / only {reference.title} gets right. p: "
+            f"{tests and f'{tests}, '}two-sided, on examples that both have a score for{left}."
         )
     table = Table(
         "Arms",
         heads,
         tuple(_arm_cells(line, reference is not None) for line in lines),
-        frozenset(place for place, line in enumerate(lines) if line.is_reference),
+        mark_against(lines),
         caption,
         notes=tuple(line.note for line in lines),
     )
@@ -112,38 +110,49 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
         "Score on held-out examples, with a 95 % interval. A failed call or an unreadable answer "
         "is not a score: it is counted apart, and the strict column shows what it would cost to "
         "call it wrong.",
-        lambda: [Chart(charts.bars([arm_row(line) for line in lines], "Score of each arm"))],
+        lambda: [Chart(charts.bars([score_row(line) for line in lines], "Score of each arm"))],
         "No arm has been evaluated yet: `cowest evaluate` does it.",
     )
 
 
-def _arm_cells(line: ArmLine, tested: bool) -> tuple[str, ...]:
+def mark_against(lines: Sequence[ArmNumbers]) -> frozenset[int]:
+    """The row of the arm that the others are tested against."""
+    return frozenset(place for place, line in enumerate(lines) if line.is_against)
+
+
+def _arm_cells(line: ArmNumbers, tested: bool) -> tuple[str, ...]:
     cells = (
         line.title,
         format_count(line.answered),
         format_count(line.failed),
         format_count(line.correct),
-        format_share(line.accuracy),
+        format_share(line.score),
         format_interval(line.interval),
-        format_share(line.strict_accuracy),
+        format_share(line.strict_score),
     )
     if not tested:
         return cells
     test = line.test
-    return (*cells, *((f"+{test.fixed:,} -{test.broken:,}", bare_p(test.p)) if test else ("", "")))
+    return (*cells, *((f"+{test.higher:,} -{test.lower:,}", bare_p(test.p)) if test else ("", "")))
 
 
-def arm_row(line: ArmLine) -> Row:
-    """An arm's score with its interval."""
-    if line.accuracy is None:
+def score_row(line: ArmNumbers) -> Row:
+    """An arm's score with its interval, and the scores of single seeds where it has several."""
+    if line.score is None:
         return Row(line.title, None, f"{line.title}: no answers", text="no answers")
     right = f"n {line.answered:,}"
     if line.correct is not None:
         right = f"{line.correct:,} of {line.answered:,} right"
-    score, kind = format_share(line.accuracy), "accent" if line.is_reference else "plain"
-    text = f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}"
-    low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
-    return Row(line.title, line.accuracy, text, low, high, kind, score)
+    score = format_share(line.score)
+    return Row(
+        line.title,
+        line.score,
+        f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}",
+        *ends_of(line.interval),
+        kind="accent" if line.is_against else "plain",
+        text=score,
+        dots=tuple(one for one in line.seed_scores if one is not None) if line.spread else (),
+    )
 
 
 def _tuning(report: RunReport, numbers: Figures) -> Section:
@@ -164,15 +173,15 @@ def _tuning(report: RunReport, numbers: Figures) -> Section:
 
 
 def _tuning_chart(numbers: Figures) -> list[Chart]:
-    """What the tuned collaboration did with the examples that both arms have a score for."""
+    """The examples that both arms have a score for, by what tuning changed."""
     test = numbers.tuning
     if test is None or not test.n:
         return []
-    rest = test.n - numbers.right_both - test.fixed - test.broken
-    counts = zip(_TUNING, (test.fixed, numbers.right_both, max(rest, 0), test.broken), strict=True)
+    rest = test.n - numbers.right_both - test.higher - test.lower
+    counts = zip(_TUNING, (test.higher, numbers.right_both, max(rest, 0), test.lower), strict=True)
     label = (
-        f"{test.fixed} fixed, {numbers.right_both} right both times, {rest} no better and no "
-        f"worse, {test.broken} broken"
+        f"{test.higher} fixed, {numbers.right_both} right both times, {rest} no better and no "
+        f"worse, {test.lower} broken"
     )
     drawing = charts.shares(
         [("before and after tuning", f"n {test.n:,}", [*counts])], label, _TUNING
@@ -188,8 +197,8 @@ def _rounds(report: RunReport) -> Section | None:
             str(row.number),
             format_count(row.pairs),
             format_count(row.replayed),
-            row.gain,
-            format_count(row.n),
+            row.gain.span if row.gain else "-",
+            format_count(row.gain.n if row.gain else 0),
             row.outcome,
         )
         for row in report.rounds
@@ -198,13 +207,13 @@ def _rounds(report: RunReport) -> Section | None:
         "rounds",
         "Rounds",
         (Table("Rounds", ("round", "pairs", "replayed", "gain, dev split", "n", "outcome"), rows),),
-        tuple(map(str, report.rounds)),
+        tuple(f"Round {row.number} {row.outcome}: {row.reason}." for row in report.rounds),
         "Each round collects drafts of the weak model that the last one left, tunes it on their "
         "pairs, and is accepted only if the paired interval of the gain on the dev split lies "
         "where [rounds] asks for it.",
         lambda: _gains(
             "Gain of each round on the dev split",
-            [(f"round {row.number}", row) for row in report.rounds],
+            [(f"round {row.number}", row.gain, row.accepted) for row in report.rounds],
         ),
     )
 
@@ -218,7 +227,7 @@ def _cycle(report: RunReport) -> Section | None:
             "-" if row.score is None else f"{row.score:.3f}",
             format_count(row.n),
             format_count(row.failed),
-            row.gain,
+            row.gain.span if row.gain else "-",
             "yes" if row.best else "",
         )
         for row in report.steps
@@ -233,41 +242,37 @@ def _cycle(report: RunReport) -> Section | None:
         "seen.",
         charts=lambda: _gains(
             "Gain of each step over the start, on the dev split",
-            [(f"{row.number} {row.name}", row) for row in report.steps],
+            [(f"{row.number} {row.name}", row.gain, row.best) for row in report.steps],
         ),
     )
 
 
-def _gains(label: str, rows: Sequence[tuple[str, RoundRow | StepRow]]) -> list[Chart]:
-    """A point with its interval for each round or step that has a measured gain."""
-    known = [(name, row) for name, row in rows if row.mean is not None]
-    if not known:
-        return []
-    ends = (end for _, row in known for end in (row.mean, row.low, row.high))
-    axis = charts.signed_axis(charts.reach(ends), "gain in score")
+def _gains(label: str, rows: Sequence[tuple[str, Gain | None, bool]]) -> list[Chart]:
+    """A point with its interval for each round or step that has a measured gain; coloured, where it
+    was taken."""
     drawn = [
         Row(
             name,
-            row.mean,
-            f"{name}: {row.gain}",
-            row.low,
-            row.high,
-            "helped" if (row.accepted if isinstance(row, RoundRow) else row.best) else "plain",
-            row.gain,
+            gain.mean,
+            f"{name}: {gain.span}",
+            gain.low,
+            gain.high,
+            "helped" if taken else "plain",
+            gain.span,
         )
-        for name, row in known
+        for name, gain, taken in rows
+        if gain and gain.mean is not None
     ]
-    return [Chart(charts.points(drawn, label, axis, line=0.0))]
+    return [Chart(charts.differences(drawn, label, "gain in score"))] if drawn else []
 
 
 def _influence(report: RunReport, numbers: Figures) -> Section:
-    rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
-    by_draft = [(group.title, group.counts) for group in numbers.by_draft]
+    rounds = {f"round {number}": counts for number, counts in numbers.influence.items()}
     tables = []
     if rounds:
         tables.append(_influence_table("Influence of drafts on the strong model", "round", rounds))
-    if by_draft:
-        tables.append(_influence_table("Did right drafts help?", "draft", by_draft))
+    if numbers.by_draft:
+        tables.append(_influence_table("Did right drafts help?", "draft", numbers.by_draft))
     return Section(
         "influence",
         "Influence",
@@ -276,14 +281,12 @@ def _influence(report: RunReport, numbers: Figures) -> Section:
         "Score of the strong model's answer with the draft, less its score alone: from -1, the "
         "draft spoiled a right answer, to +1, it made a wrong one right. Intervals: bootstrap over "
         "examples.",
-        lambda: _influence_charts(report, numbers),
+        lambda: _influence_charts(report, numbers, rounds),
         "No drafts have been measured yet: `cowest collect` does it.",
     )
 
 
-def _influence_table(
-    title: str, first: str, groups: Sequence[tuple[str, InfluenceCounts]]
-) -> Table:
+def _influence_table(title: str, first: str, groups: Mapping[str, InfluenceCounts]) -> Table:
     heads = (first, "drafts", *_KINDS, "mean", "95 %", "harm rate")
     rows = tuple(
         (
@@ -296,19 +299,20 @@ def _influence_table(
             else f"{counts.interval.low:+.3f} to {counts.interval.high:+.3f}",
             format_share(counts.harm_rate),
         )
-        for name, counts in groups
+        for name, counts in groups.items()
     )
     return Table(title, heads, rows)
 
 
-def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
-    def groups(found: Sequence[tuple[str, InfluenceCounts]]) -> list[Any]:
+def _influence_charts(
+    report: RunReport, numbers: Figures, rounds: Mapping[str, InfluenceCounts]
+) -> list[Chart]:
+    def groups(found: Mapping[str, InfluenceCounts]) -> list[Any]:
         return [
             (name, f"n {counts.n:,}", [(kind, getattr(counts, kind)) for kind in _KINDS])
-            for name, counts in found
+            for name, counts in found.items()
         ]
 
-    rounds = [(f"round {number}", counts) for number, counts in numbers.influence.items()]
     band = "noise floor: what a mean stays below when drafts do nothing"
     found = [
         Chart(
@@ -319,13 +323,13 @@ def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
             _LEGEND,
         ),
         Chart(
-            _means(report, numbers),
+            _means(rounds, numbers.mean_noise or 0.0),
             "Mean influence, by round",
             (("band", band),) if report.noise else (),
         ),
         Chart(
             charts.shares(
-                groups([(group.title, group.counts) for group in numbers.by_draft]),
+                groups(numbers.by_draft),
                 "What drafts did, by how right they were themselves",
             ),
             "Did right drafts help?",
@@ -339,24 +343,18 @@ def _influence_charts(report: RunReport, numbers: Figures) -> list[Chart]:
     return [chart for chart in found if chart.drawing]
 
 
-def _means(report: RunReport, numbers: Figures) -> Markup:
+def _means(rounds: Mapping[str, InfluenceCounts], floor: float) -> Markup:
     """The mean influence of each round with its interval, on the band of what the strong model's
     own sampling may make."""
-    known = [(n, counts) for n, counts in numbers.influence.items() if counts.mean is not None]
-    if not known:
-        return Markup()
-    floor = report.noise.of_mean if report.noise else 0.0
-    ends, rows = [floor], list[Row]()
-    for number, counts in known:
-        low, high = (counts.interval.low, counts.interval.high) if counts.interval else (None, None)
+    rows = list[Row]()
+    for name, counts in rounds.items():
+        if counts.mean is None:
+            continue
+        low, high = ends_of(counts.interval)
         text = f"{counts.mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if counts.interval else "")
         kind = "accent" if low is not None and low > floor else "plain"
-        name = f"round {number}"
         rows.append(Row(name, counts.mean, f"{name}: mean influence {text}", low, high, kind, text))
-        ends += [end for end in (counts.mean, low, high) if end is not None]
-    axis = charts.signed_axis(charts.reach(ends), "mean influence")
-    band = (-floor, floor) if floor else None
-    return charts.points(rows, "Mean influence by round", axis, band=band, line=0.0)
+    return charts.differences(rows, "Mean influence by round", "mean influence", floor=floor)
 
 
 def _pairs(report: RunReport) -> Section:
@@ -373,63 +371,57 @@ def _pairs(report: RunReport) -> Section:
     return Section("pairs", "Pairs", (table,), tuple(pairs_notes(report)))
 
 
-def _training(curves: Sequence[Curve]) -> Section:
-    drawn = [curve for curve in curves if _measured(curve, 2)]
+def _training(curves: Mapping[str, Curve]) -> Section:
+    drawn = {stage: curve for stage, curve in curves.items() if _logged_names(curve, 2)}
     return Section(
         "curves",
         "Training",
-        tuple(_curve_table(curve) for curve in drawn),
-        charts=lambda: [chart for curve in drawn for chart in _curve_charts(curve)],
+        tuple(_curve_table(stage, curve) for stage, curve in drawn.items()),
+        charts=lambda: [
+            chart for stage, curve in drawn.items() for chart in _curve_charts(stage, curve)
+        ],
         missing="No training curves: nothing has been trained yet (`cowest tune`), or too few "
         "steps were logged.",
     )
 
 
-def _measured(curve: Curve, least: int = 1) -> list[tuple[str, str]]:
-    """The fields of a curve that were logged at least so often, with their titles."""
-    both = [
-        (field, title)
-        for name, words in _MEASURES
-        for field, title in ((name, words), (f"eval_{name}", f"{words}, held out"))
-    ]
-    return [(field, title) for field, title in both if len(_points(curve, field)) >= least]
+def _logged_names(curve: Curve, least: int = 1) -> dict[str, str]:
+    """The numbers of a curve that were logged at least so often, by name, with their titles."""
+    titles = {
+        name: words
+        for own, title in LOGGED.items()
+        for name, words in ((own, title), (f"eval_{own}", f"{title}, held out"))
+    }
+    return {name: title for name, title in titles.items() if len(_points(curve, name)) >= least}
 
 
-def _points(curve: Curve, field: str) -> list[charts.Point]:
-    found = ((point.step, getattr(point, field)) for point in curve.points)
-    return [(step, value) for step, value in found if value is not None]
+def _points(curve: Curve, name: str) -> list[charts.Point]:
+    return [(row["step"], row[name]) for row in curve if name in row]
 
 
-def _curve_charts(curve: Curve) -> list[Chart]:
-    """A chart per measure, training and held out in one."""
-    found = [
-        (title, charts.lines(_points(curve, field), _points(curve, f"eval_{field}"), "step", title))
-        for field, title in _MEASURES
-    ]
+def _curve_charts(stage: str, curve: Curve) -> list[Chart]:
+    """A chart per number, training and held out in one."""
     legend = (("accent", "training"), ("second", "held out, dashed"))
+    found = [
+        (title, charts.lines(_points(curve, name), _points(curve, f"eval_{name}"), "step", title))
+        for name, title in LOGGED.items()
+    ]
     return [
-        Chart(drawing, f"{curve.stage}: {title}", legend, small=True)
+        Chart(drawing, f"{stage}: {title}", legend, small=True)
         for title, drawing in found
         if drawing
     ]
 
 
-def _curve_table(curve: Curve) -> Table:
-    used, points = _measured(curve), evenly(curve.points, MAX_POINTS)
+def _curve_table(stage: str, curve: Curve) -> Table:
+    used, shown = _logged_names(curve), sample_evenly(curve, MAX_POINTS)
     rows = tuple(
-        (
-            f"{point.step:g}",
-            *(
-                "-" if (value := getattr(point, field)) is None else f"{value:.4g}"
-                for field, _ in used
-            ),
-        )
-        for point in points
+        (f"{row['step']:g}", *(f"{row[name]:.4g}" if name in row else "-" for name in used))
+        for row in shown
     )
-    total = len(curve.points)
-    sampled = f": {len(points)} of {total:,} points, evenly spaced" if len(points) < total else ""
-    heads = ("step", *(title for _, title in used))
-    return Table(f"Numbers of {curve.stage}{sampled}", heads, rows, folded=True)
+    few = f": {len(shown)} of {len(curve):,} points, evenly spaced"
+    title = f"Numbers of {stage}{few if len(shown) < len(curve) else ''}"
+    return Table(title, ("step", *used.values()), rows, folded=True)
 
 
 def _stages(report: RunReport, numbers: Figures) -> Section:

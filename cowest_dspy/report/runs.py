@@ -1,4 +1,4 @@
-"""What has become of runs, read from their folders, never disturbing who works on them.
+"""The states of runs, read from their folders, never disturbing who works on them.
 
     for folder in run_folders(Path("runs")):
         print(describe_run(folder).state)
@@ -27,7 +27,7 @@ from cowest_dspy.utils.reading import parse_json, read_toml
 
 STORE, CONFIG, REPORT = "run.sqlite", "config.toml", "report.json"
 DEPTH = 3
-"""How deep below a folder runs are looked for."""
+"""Levels below a folder in which runs are looked for."""
 State = Literal["running", "finished", "stopped", "failed", "empty", "damaged", "unknown"]
 
 
@@ -54,7 +54,7 @@ class RunLine:
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """What a store says of itself: answers, what they cost (None: not known), and its stages; or
+    """The contents of a store: answers, what they cost (None: not known), and its stages; or
     how it is damaged."""
 
     calls: int = 0
@@ -98,14 +98,14 @@ def run_folders(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def describe_run(folder: Path) -> RunLine:
-    """What has become of one run."""
+    """Describe the state of one run."""
     now, summary = read_snapshot(folder), summarize_store(folder, numbers=False)
     common: dict[str, Any] = {"task": _task(folder), "changed": _changed(folder)}
     if summary.damage:
         detail = f"{summary.damage}: cowest doctor --repair {folder}"
         return RunLine(str(folder), "damaged", detail, **common)
     if now is None:
-        return _of_store(folder, common)
+        return _describe_store(folder, common)
     stage = now.stage
     lives = is_alive(now)
     state: State = now.state if now.state != "running" or lives else "stopped"
@@ -117,7 +117,7 @@ def describe_run(folder: Path) -> RunLine:
     return RunLine(
         str(folder),
         state,
-        _detail(now, lives=lives),
+        _describe_state(now, lives=lives),
         **{**common, "task": now.task or common["task"]},
         stage=last.name if last else None,
         **numbers,
@@ -128,7 +128,7 @@ def describe_run(folder: Path) -> RunLine:
     )
 
 
-def _detail(now: Snapshot, *, lives: bool) -> str:
+def _describe_state(now: Snapshot, *, lives: bool) -> str:
     if now.state == "running":
         return (
             f"process {now.pid} on {now.host}"
@@ -140,7 +140,7 @@ def _detail(now: Snapshot, *, lives: bool) -> str:
     return (now.error or "").splitlines()[0] if now.error else ""
 
 
-def _of_store(folder: Path, common: dict[str, Any]) -> RunLine:
+def _describe_store(folder: Path, common: dict[str, Any]) -> RunLine:
     """A run of an earlier version, which has kept no progress; or one that was not begun."""
     summary = summarize_store(folder)
     verdict = _verdict(folder)
@@ -162,7 +162,7 @@ def _of_store(folder: Path, common: dict[str, Any]) -> RunLine:
 
 
 def summarize_store(folder: Path, *, numbers: bool = True) -> StoreSummary:
-    """What the store of a run says; without ``numbers`` only what costs nothing, however large it
+    """Summarize the store of a run; without ``numbers`` only what costs nothing, however large it
     is."""
     path = folder / STORE
     if is_emptied(path):
@@ -227,7 +227,7 @@ def _task(folder: Path) -> str | None:
 
 
 def _changed(folder: Path) -> str | None:
-    """When anything of it was last written."""
+    """The time at which a file of the run was last written."""
     times: list[float] = []
     for name in (STORE, f"{STORE}-wal", FILE, REPORT):
         try:
@@ -238,7 +238,7 @@ def _changed(folder: Path) -> str | None:
 
 
 def _verdict(folder: Path) -> str | None:
-    """Of the report, where one was written."""
+    """The first sentence of the report, where one was written."""
     from cowest_dspy.report import read_report, verdict
 
     if not (folder / REPORT).is_file():

@@ -21,11 +21,12 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.report.charts import Chart, bars
 from cowest_dspy.report.facts import Arm, RunReport, valid_json
 from cowest_dspy.report.figures import Figures, figures
-from cowest_dspy.report.numbers import ArmLine, scores_of
-from cowest_dspy.report.page import flat, render_page
-from cowest_dspy.report.run_view import arm_row
-from cowest_dspy.report.significance import ALPHA, Paired, compare_seeds, finding, holm
+from cowest_dspy.report.numbers import ArmNumbers
+from cowest_dspy.report.page import WrittenPage, flatten_settings, render_page
+from cowest_dspy.report.run_view import score_row
+from cowest_dspy.report.significance import PairedTest, compare_scores, correct_tests, finding
 from cowest_dspy.report.verdict import (
+    format_correction,
     format_count,
     format_difference,
     format_interval,
@@ -35,11 +36,10 @@ from cowest_dspy.report.verdict import (
     format_usd,
 )
 from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
-from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.reading import read_json
 
-SCHEMA_VERSION, KIND, NAME = 2, "side by side", "side_by_side"
+SCHEMA_VERSION, KIND, NAME = 3, "side by side", "side_by_side"
 ROLES = ("weak", "strong", "judge")
 LACKING = "-"
 _FOUND = {1: "is better than", -1: "is WORSE than", 0: "cannot be told from"}
@@ -60,7 +60,7 @@ class RunColumn:
     models: dict[str, str]
     numbers: Figures
 
-    def arm(self, name: str) -> ArmLine | None:
+    def arm(self, name: str) -> ArmNumbers | None:
         """The arm of that name, or None when the run has not evaluated it."""
         return next((arm for arm in self.numbers.arms if arm.name == name), None)
 
@@ -79,7 +79,7 @@ class RunTest:
     second: str
     arm: str
     shared: int = 0
-    test: Paired | None = None
+    test: PairedTest | None = None
     holm: float | None = None
     finding: int | None = None
     why: str = ""
@@ -117,14 +117,6 @@ class SideBySide:
         return {"schema_version": SCHEMA_VERSION, "kind": KIND, **facts}
 
 
-@dataclass(frozen=True)
-class WrittenRuns:
-    """Where the two files are."""
-
-    json: Path
-    html: Path
-
-
 def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
     """Several runs, by name and in order. Every two of them are tested on the arm that both are
     about (``reference``), where they have test examples and a metric in common; p are corrected
@@ -133,13 +125,20 @@ def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
         name: RunReport.from_json(mask_document(report.to_json()))
         for name, report in reports.items()
     }
-    tests = _corrected([_test(masked, *two) for two in combinations(masked, 2)])
-    count = sum(one.test is not None for one in tests)
+    tests = [_test(masked, *two) for two in combinations(masked, 2)]
+    corrected = correct_tests([one.test for one in tests])
+    tests = [
+        dataclasses.replace(one, holm=p, finding=finding(one.test, p))
+        for one, p in zip(tests, corrected, strict=True)
+    ]
+    count = sum(p is not None for p in corrected)
     return SideBySide(
         runs=tuple(_column(name, report) for name, report in masked.items()),
         tests=tuple(tests),
-        settings=_differing([dict(flat(report.config)) for report in masked.values()]),
-        versions=_differing([report.versions for report in masked.values()]),
+        settings=_find_differences(
+            [dict(flatten_settings(report.config)) for report in masked.values()]
+        ),
+        versions=_find_differences([report.versions for report in masked.values()]),
         sentences=tuple(_sentence(test, count) for test in tests),
     )
 
@@ -154,7 +153,7 @@ def render_side_by_side(view: SideBySide) -> str:
     return render_page(runs_view(view))
 
 
-def write_side_by_side(view: SideBySide, out: Path) -> WrittenRuns:
+def write_side_by_side(view: SideBySide, out: Path) -> WrittenPage:
     """Writes the page and its JSON, whole or not at all: ``out`` is a folder, or the page's name,
     ending in .html.
 
@@ -163,7 +162,7 @@ def write_side_by_side(view: SideBySide, out: Path) -> WrittenRuns:
             never overwritten.
     """
     page = out if out.suffix == ".html" else out / f"{NAME}.html"
-    written = WrittenRuns(page.with_suffix(".json"), page)
+    written = WrittenPage(page.with_suffix(".json"), page)
     if written.json.exists() or written.html.exists():
         try:
             document: Any = read_json(written.json, ReportError)
@@ -175,14 +174,12 @@ def write_side_by_side(view: SideBySide, out: Path) -> WrittenRuns:
                 "side-by-side page. Give another name with --out, for instance --out "
                 "runs/side_by_side.html."
             )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    document = json.dumps(view.to_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    write_whole({written.json: document, written.html: render_side_by_side(view)})
+    written.write(view.to_json(), render_side_by_side(view))
     return written
 
 
 def runs_view(view: SideBySide) -> View:
-    """What is shown of several runs."""
+    """The sections of several runs side by side."""
     heads = tuple(run.name for run in view.runs)
 
     def table(title: str, first: str, rows: Mapping[str, Sequence[str]]) -> Table:
@@ -241,13 +238,13 @@ def _warning(text: str) -> str:
     return f"Warning: {text}"
 
 
-def format_score(arm: ArmLine | None) -> str:
+def format_score(arm: ArmNumbers | None) -> str:
     """``66.7 % [51.4, 79.2], n 40, 2 failed``, or a dash where the arm was not evaluated."""
     if arm is None:
         return LACKING
     span = f" [{format_interval(arm.interval).replace(' to ', ', ')}]" if arm.interval else ""
     failed = f", {arm.failed} failed" if arm.failed else ""
-    return f"{format_share(arm.accuracy)}{span}, n {arm.answered}{failed}"
+    return f"{format_share(arm.score)}{span}, n {arm.answered}{failed}"
 
 
 def _score_chart(view: SideBySide) -> Any:
@@ -256,13 +253,12 @@ def _score_chart(view: SideBySide) -> Any:
     for name, title in view.arms.items():
         for run in view.runs:
             if arm := run.arm(name):
-                row = arm_row(dataclasses.replace(arm, title=f"{title}, {run.name}"))
-                rows.append(row)
+                rows.append(score_row(dataclasses.replace(arm, title=f"{title}, {run.name}")))
     return bars(rows, "Score of each arm in each run")
 
 
 def _facts(view: SideBySide) -> dict[str, tuple[str, ...]]:
-    """Numbers of each run, a row for each kind."""
+    """A row for each kind of number, with a cell for each run."""
     rows: dict[str, Callable[[RunColumn], str]] = {
         "test examples": lambda run: f"{run.examples:,}",
         "seed": lambda run: str(run.seed),
@@ -295,7 +291,7 @@ def _tuning(run: RunColumn) -> str:
     if test is None or test.difference is None:
         return LACKING
     return (
-        f"{format_points(test)}, fixed {test.fixed}, broke {test.broken} of {test.n}, "
+        f"{format_points(test)}, fixed {test.higher}, broke {test.lower} of {test.n}, "
         f"{format_p(test.p)}"
     )
 
@@ -309,7 +305,8 @@ def _column(name: str, report: RunReport) -> RunColumn:
         warnings=report.warnings,
         examples=len(_examples(report)),
         rounds=tuple(
-            f"{row.number}: {row.outcome}, gain {row.gain}, {row.pairs:,} pairs"
+            f"{row.number}: {row.outcome}, gain {row.gain.span if row.gain else LACKING}, "
+            f"{row.pairs:,} pairs"
             for row in report.rounds
         ),
         pairs=report.pairs.kept if report.pairs else None,
@@ -355,8 +352,11 @@ def _test(reports: Mapping[str, RunReport], first: str, second: str) -> RunTest:
         why = "they have no test example in common"
     if why:
         return RunTest(first, second, title, why=why)
-    before, after = ([(0, _scores(arm, shared))] for arm in arms if arm)
-    return RunTest(first, second, title, len(shared), compare_seeds(after, before))
+    before, after = (_scores(arm, shared) for arm in arms if arm)
+    test = compare_scores(after, before)
+    if not test.n:
+        return RunTest(first, second, title, why="no test example has an answer in both")
+    return RunTest(first, second, title, len(shared), test)
 
 
 def _metric(report: RunReport) -> str:
@@ -365,32 +365,22 @@ def _metric(report: RunReport) -> str:
 
 
 def _scores(arm: Arm, examples: set[str]) -> dict[str, float | None]:
-    return {key: score for key, score in scores_of(arm).items() if key in examples}
-
-
-def _corrected(tests: Sequence[RunTest]) -> list[RunTest]:
-    corrected = iter(holm([one.test.p for one in tests if one.test is not None]))
-    changed = []
-    for one in tests:
-        p = next(corrected) if one.test is not None else None
-        changed.append(dataclasses.replace(one, holm=p, finding=finding(one.test, p)))
-    return changed
+    return {key: score for key, score in arm.scores().items() if key in examples}
 
 
 def _sentence(found: RunTest, tests: int) -> str:
     if found.test is None or found.holm is None:
         return f"{found.first} and {found.second} are not comparable: {found.why}."
-    over = f"Holm over {tests} {'test' if tests == 1 else 'tests'}, two-sided {ALPHA:g}"
     left = found.test.left_out
     left_out = f", {left} left out because an answer failed" if left else ""
     return (
         f"{found.second} {_FOUND[found.finding or 0]} {found.first} ({found.arm}): "
         f"{format_difference(found.test)} points on the {found.test.n} test examples that they "
-        f"share{left_out}, {format_p(found.holm)} ({over})."
+        f"share{left_out}, {format_p(found.holm)} ({format_correction(tests)})."
     )
 
 
-def _differing(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+def _find_differences(tables: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
     """The keys whose values are not the same in all tables, in order of appearance."""
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: tuple(table.get(key, LACKING) for table in tables) for key in keys}

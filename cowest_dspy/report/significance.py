@@ -8,13 +8,13 @@ over groups of different sizes.
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cowest_dspy.influence.report import SAME
 from cowest_dspy.influence.statistics import (
     Interval,
     bootstrap_mean_interval,
@@ -24,31 +24,12 @@ from cowest_dspy.influence.statistics import (
 if TYPE_CHECKING:
     import numpy as np
 
-SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 REPEATS = 10_000
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two arms on the same examples. ``fixed``: the second scores higher; ``broken``: lower; ``p``
-    two-sided in (0, 1].
-
-    ``difference`` is mean(second) - mean(first) over the ``n`` examples that both have a score for;
-    ``left_out`` is the number of the others.
-    """
-
-    n: int
-    fixed: int
-    broken: int
-    p: float
-    left_out: int
-    difference: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class Paired:
     """One arm against another on the same examples; ``p`` is two-sided, in (0, 1].
 
     ``method`` is "mcnemar" or "bootstrap". ``n`` counts examples, ``answers`` the pairs of answers
@@ -69,47 +50,15 @@ class Paired:
     p: float
 
 
-def exact_sign_p(fixed: int, broken: int) -> float:
+def exact_sign_p(higher: int, lower: int) -> float:
     """Two-sided exact binomial p at 1/2: the chance of a split at least this uneven when neither
     arm is better; 1 when nothing differs. Below the least float, that float stands in."""
-    if abs(fixed - broken) <= 1:
+    if abs(higher - lower) <= 1:
         return 1.0
     from scipy.stats import binomtest
 
-    p = float(binomtest(min(fixed, broken), fixed + broken).pvalue)
+    p = float(binomtest(min(higher, lower), higher + lower).pvalue)
     return max(p, sys.float_info.min)
-
-
-def paired_exact_test(
-    first: Mapping[str, float | None], second: Mapping[str, float | None], *, level: float = 0.95
-) -> PairedTest:
-    """Does ``second`` do better than ``first`` on the same examples? Scores by example id; None is
-    a failure.
-
-    For right and wrong this is McNemar's test in its exact form (McNemar 1947, Psychometrika
-    12:153); for graded scores the sign test, which asks how often and not how much. Examples
-    without a score on both sides are left out and counted. The interval of the difference is
-    Newcombe's for right and wrong, else a seeded bootstrap over examples.
-    """
-    both = [
-        (a, b) for key, a in first.items() if a is not None and (b := second.get(key)) is not None
-    ]
-    fixed = sum(b - a > SAME for a, b in both)
-    broken = sum(a - b > SAME for a, b in both)
-    left_out = len(first.keys() | second.keys()) - len(both)
-    if not both:
-        return PairedTest(0, 0, 0, 1.0, left_out, None, None)
-    difference = statistics.fmean(b - a for a, b in both)
-    if is_binary(score for pair in both for score in pair):
-        both_right = sum(a == b == 1 for a, b in both)
-        interval = paired_difference_interval(
-            both_right, fixed, broken, len(both) - both_right - fixed - broken, level
-        )
-    else:
-        interval = bootstrap_mean_interval([[b - a] for a, b in both], level=level)
-    return PairedTest(
-        len(both), fixed, broken, exact_sign_p(fixed, broken), left_out, difference, interval
-    )
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -129,47 +78,64 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-SeedScores = Sequence[tuple[int, Mapping[str, float | None]]]
-"""For each run of an arm its seed and its scores by example id; None is a failure."""
+def correct_tests(tests: Sequence[PairedTest | None]) -> list[float | None]:
+    """Holm's p of each test that has examples to compare; None for the others."""
+    corrected = iter(holm([test.p for test in tests if test and test.n]))
+    return [next(corrected) if test and test.n else None for test in tests]
 
 
-def compare_seeds(arm: SeedScores, other: SeedScores, *, repeats: int = REPEATS) -> Paired:
-    """One arm (its seeds) against another on the examples that both have a score for.
+Scores = Mapping[str, float | None]
+"""By example id; None is a failure."""
+
+
+def compare_scores(arm: Scores, other: Scores, *, repeats: int = REPEATS) -> PairedTest:
+    """One arm against another under one seed; see :func:`compare_seeds`."""
+    return compare_seeds([(0, arm)], [(0, other)], repeats=repeats)
+
+
+def compare_seeds(
+    arm: Sequence[tuple[int, Scores]],
+    other: Sequence[tuple[int, Scores]],
+    *,
+    repeats: int = REPEATS,
+) -> PairedTest:
+    """One arm (its seeds, each with its scores) against another on the examples that both have a
+    score for.
 
     Seeds: the same ones are paired; a single seed of one side goes with every seed of the other;
-        seeds that share none go each with each. For scores of 0 and 1 under one seed: the exact
-        McNemar test (McNemar 1947, Psychometrika 12:153, as a two-sided binomial test) with
-        Newcombe's interval. Otherwise ``bootstrap_test``, all seeds of an example drawn together.
+    seeds that share none go each with each. For scores of 0 and 1 under one seed: the exact McNemar
+    test (McNemar 1947, Psychometrika 12:153, as a two-sided binomial test) with Newcombe's
+    interval. Otherwise ``bootstrap_test``, all seeds of an example drawn together.
     """
     places = _matched([seed for seed, _ in arm], [seed for seed, _ in other])
-    matched = [(arm[i][1], other[j][1]) for i, j in places]
-    groups: dict[str, list[float]] = defaultdict(list)
-    asked, binary = 0, True
-    for mine, theirs in matched:
+    both: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    asked = 0
+    for mine, theirs in ((arm[i][1], other[j][1]) for i, j in places):
         asked += len(mine.keys() | theirs.keys())
         for example in mine.keys() & theirs.keys():
             one, two = mine[example], theirs[example]
             if one is not None and two is not None:
-                groups[example].append(one - two)
-                binary = binary and is_binary((one, two))
-    differences = [value for group in groups.values() for value in group]
-    difference, interval, p, method = None, None, 1.0, "bootstrap"
-    if binary and differences and len(matched) == 1:
-        exact = paired_exact_test(matched[0][1], matched[0][0])
-        difference, interval, p, method = exact.difference, exact.interval, exact.p, "mcnemar"
-    elif differences:
-        ordered = [groups[example] for example in sorted(groups)]
-        difference = math.fsum(differences) / len(differences)
-        interval = bootstrap_mean_interval(ordered)
-        p = bootstrap_test(ordered, repeats=repeats)
-    return Paired(
+                both[example].append((one, two))
+    pairs = [pair for example in sorted(both) for pair in both[example]]
+    higher = sum(one - two > SAME for one, two in pairs)
+    lower = sum(two - one > SAME for one, two in pairs)
+    interval, p, method = None, 1.0, "bootstrap"
+    if len(places) == 1 and pairs and is_binary(score for pair in pairs for score in pair):
+        right = sum(one == two == 1 for one, two in pairs)
+        wrong = len(pairs) - right - higher - lower
+        interval = paired_difference_interval(right, higher, lower, wrong)
+        p, method = exact_sign_p(higher, lower), "mcnemar"
+    elif pairs:
+        groups = [[one - two for one, two in both[example]] for example in sorted(both)]
+        interval, p = bootstrap_mean_interval(groups), bootstrap_test(groups, repeats=repeats)
+    return PairedTest(
         method=method,
-        n=len(groups),
-        answers=len(differences),
-        higher=sum(value > SAME for value in differences),
-        lower=sum(value < -SAME for value in differences),
-        left_out=asked - len(differences),
-        difference=difference,
+        n=len(both),
+        answers=len(pairs),
+        higher=higher,
+        lower=lower,
+        left_out=asked - len(pairs),
+        difference=math.fsum(one - two for one, two in pairs) / len(pairs) if pairs else None,
         interval=interval,
         p=p,
     )
@@ -185,9 +151,8 @@ def bootstrap_test(
     as far from 0 as the observed one's, the observed sample counted among the ``repeats`` + 1
     (Davison and Hinkley 1997, section 4.2). The standard error of the mean of groups of different
     sizes is that of a ratio (Cochran 1977, section 2.11). p is never below 2 to the power 1 - d
-    with d examples that
-    differ: the least that exchanging the arms within examples, an exact test, could give. The same
-        seed gives the same p.
+    with d examples that differ: the least that exchanging the arms within examples, an exact test,
+    could give. The same seed gives the same p.
     """
     import numpy as np
 
@@ -224,7 +189,7 @@ def _studentised(totals: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     )
 
 
-def finding(test: Paired | None, corrected: float | None) -> int | None:
+def finding(test: PairedTest | None, corrected: float | None) -> int | None:
     """1 for a gain at the corrected level 0.05, -1 for a loss, 0 when chance explains it, None
     without a test."""
     if test is None or test.difference is None or corrected is None:
@@ -233,7 +198,7 @@ def finding(test: Paired | None, corrected: float | None) -> int | None:
 
 
 def _matched(seeds: Sequence[int], others: Sequence[int]) -> list[tuple[int, int]]:
-    """Which run of one arm goes with which of the other, as positions."""
+    """The runs of two arms that go together, as positions."""
     common = [(seeds.index(seed), others.index(seed)) for seed in seeds if seed in others]
     if len(seeds) > 1 and len(others) > 1 and common:
         return common

@@ -4,22 +4,23 @@ method beats its controls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from cowest_dspy.influence.report import format_kinds, remedy
 from cowest_dspy.influence.statistics import Interval
 from cowest_dspy.optimizers.rounds import Outcome, Round
-from cowest_dspy.report.compare import ArmNumbers, Numbers, controls_of
+from cowest_dspy.report.compare import Numbers, controls_of
 from cowest_dspy.report.compared import Comparison
-from cowest_dspy.report.facts import RoundRow, RunReport
+from cowest_dspy.report.facts import RunReport
 from cowest_dspy.report.numbers import (
-    compare,
-    failures_of,
+    ArmNumbers,
+    compare_arms,
     influence_by_round,
     influence_counts,
+    mean_noise,
 )
-from cowest_dspy.report.significance import ALPHA, Paired, PairedTest, finding
+from cowest_dspy.report.significance import ALPHA, PairedTest, finding
 from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
@@ -35,7 +36,7 @@ _PHRASES = {
 
 
 def verdict(report: RunReport) -> Verdict:
-    """What the run shows, the most important truth first. A claim holds for a gain that both the
+    """Judge a run, the most important truth first. A claim holds for a gain that both the
     paired test (two-sided p < 0.05) and the 95 % interval show.
 
     The verdict is one sentence: the collaboration against its first rival, by points with a 95 %
@@ -54,13 +55,13 @@ def verdict(report: RunReport) -> Verdict:
         sentences = [_open_text(report)]
     else:
         parts = [main[0]] if main else []
-        parts += [text] if (text := outcomes_text(report.rounds, why=True)) else []
+        parts += [text] if (text := describe_rounds(report.rounds, why=True)) else []
         parts += [tuning[0]] if tuning else []
         sentences = [*(["; ".join(parts)] if parts else []), *(text for text, _ in others)]
     if harm:
         sentences.insert(1 if wins else 0, harm)
     good = all(holds for _, holds in made) and (wins or not harm) if made or harm else None
-    return Verdict(tuple(_sentence(text) for text in sentences), good)
+    return Verdict(tuple(f"{_capitalize(text)}." for text in sentences), good)
 
 
 def format_p(p: float) -> str:
@@ -105,7 +106,7 @@ def format_gain(test: PairedTest, sign: int = 1) -> str:
     return text
 
 
-def format_points(test: PairedTest | Paired) -> str:
+def format_points(test: PairedTest) -> str:
     """A signed difference in points with its interval: ``+41.0 points [+33.0, +49.0]``."""
     if test.difference is None:
         return "-"
@@ -115,8 +116,34 @@ def format_points(test: PairedTest | Paired) -> str:
     return text
 
 
+def format_correction(tests: int) -> str:
+    """``Holm over 3 tests, two-sided 0.05``"""
+    return f"Holm over {notebook.format_plural(tests, 'test')}, two-sided {ALPHA:g}"
+
+
+def describe_intervals(lines: Iterable[ArmNumbers]) -> str:
+    """Name the intervals that the scores of arms have, for the caption of a table."""
+    drawn = [bool(line.spread) or not line.binary for line in lines]
+    other = "bootstrap over examples, all seeds of one drawn together"
+    if all(drawn):
+        return f"95 %: {other}."
+    if any(drawn):
+        return f"95 %: Wilson for right and wrong under one seed, else {other}."
+    return "95 %: Wilson."
+
+
+def describe_tests(lines: Iterable[ArmNumbers]) -> str:
+    """Name the tests that the p of arms are of."""
+    names = {
+        "mcnemar": "exact McNemar test",
+        "bootstrap": "paired studentised bootstrap over examples",
+    }
+    methods = {line.test.method for line in lines if line.test and line.test.n}
+    return " or ".join(name for method, name in names.items() if method in methods)
+
+
 def influence_notes(report: RunReport) -> list[str]:
-    """What belongs beside the influences, one line each: harm, draft quality, failures by kind, the
+    """Remarks on the influences, one line each: harm, draft quality, failures by kind, the
     noise floor, agreement of evaluators."""
     counts, lines = influence_counts(report.traces), list[str]()
     if counts.harm_rate is not None and counts.harm is not None:
@@ -128,52 +155,43 @@ def influence_notes(report: RunReport) -> list[str]:
     if counts.failures:
         most = max(counts.failures, key=lambda kind: counts.failures[kind])
         lines.append(f"Failed drafts: {format_kinds(counts.failures)}. Of {most}: {remedy(most)}.")
-    if report.noise is not None and report.noise.n:
-        noise = report.noise
+    noise, bound = report.noise, mean_noise(report)
+    if noise is not None and noise.n and bound is not None:
         lines.append(
             "Noise floor: asked again, the strong model alone scored otherwise on "
             f"{noise.changed} of {noise.n} examples, by "
             f"{noise.mean_change:.2f} on average; by that alone a mean influence may be "
-            f"{noise.of_mean:.3f}."
+            f"{bound:.3f}."
         )
-    elif report.noise is not None:
+    elif noise is not None and not noise.n:
         lines.append("Noise floor 0: the strong model does not sample.")
-    for row in report.agreement:
-        if row.tau is None:
-            lines.append(
-                f"Agreement of {row.evaluator} and metric: not defined, one of them scored all "
-                f"{row.n} answers alike."
-            )
+    for evaluator, found in report.agreement.items():
+        if found.tau is None:
+            words = f"not defined, one of them scored all {found.n} answers alike"
         else:
-            spread = (
-                ""
-                if row.low is None or row.high is None
-                else f" (95 % {row.low:+.2f} to {row.high:+.2f})"
-            )
-            lines.append(
-                f"Agreement of {row.evaluator} and metric: Kendall's tau-b "
-                f"{row.tau:+.2f}{spread}, {row.n} answers."
-            )
+            span = found.interval
+            spread = f" (95 % {span.low:+.2f} to {span.high:+.2f})" if span else ""
+            words = f"Kendall's tau-b {found.tau:+.2f}{spread}, {found.n} answers"
+        lines.append(f"Agreement of {evaluator} and metric: {words}.")
     return lines
 
 
 def arm_notes(report: RunReport) -> list[str]:
-    """What belongs beside the arms, one line each: the failures of each arm by kind."""
-    failed = {arm.title: failures_of(arm) for arm in report.arms}
+    """Remarks on the arms, one line each: the failures of each arm by kind."""
     return [
-        f"Failed answers of {title}: {format_kinds(kinds)}."
-        for title, kinds in failed.items()
-        if kinds
+        f"Failed answers of {arm.title}: {format_kinds(arm.failures)}."
+        for arm in report.arms
+        if arm.failures
     ]
 
 
 def pairs_notes(report: RunReport) -> list[str]:
-    """What belongs beside the pairs, one line each: those of a round that was skipped, on which
+    """Remarks on the pairs, one line each: those of a round that was skipped, on which
     nothing was trained."""
     return [
         (
-            f"Of these, {notebook.several(row.pairs, 'pair')} of round {row.number}, which was "
-            "skipped: not trained on."
+            f"Of these, {notebook.format_plural(row.pairs, 'pair')} of round {row.number}, which "
+            "was skipped: not trained on."
         )
         for row in report.rounds
         if row.outcome == "skipped" and row.pairs
@@ -181,7 +199,7 @@ def pairs_notes(report: RunReport) -> list[str]:
 
 
 def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
-    test = compare(report, rival, report.main_arm)
+    test = compare_arms(report, rival, report.main_arm)
     if test is None or test.difference is None:
         return None
     direction, doubt = _direction(test), explain_doubt(test)
@@ -199,13 +217,13 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
 
 
 def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
-    test = compare(report, report.before, report.after)
+    test = compare_arms(report, report.before, report.after)
     if test is None or test.difference is None:
         return None
-    if untuned(report):
+    if is_untuned(report):
         return "no tuned model was taken, so the weak model is the one from before", False
     what = "the cycle" if report.steps else "tuning"
-    counts = f"it fixed {test.fixed:,} and broke {test.broken:,} of {test.n:,} ({format_p(test.p)})"
+    counts = f"it fixed {test.higher:,} and broke {test.lower:,} of {test.n:,} ({format_p(test.p)})"
     doubt = explain_doubt(test)
     words = {1: f"{what} helped", -1: f"{what} did HARM", 0: f"{what} made NO reliable difference"}
     direction = _direction(test)
@@ -216,8 +234,8 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
 
 
 def _harm_text(report: RunReport) -> str | None:
-    """That drafts hurt, where the whole interval of the last round's mean influence lies below
-    0."""
+    """Describe the harm of drafts, where the whole interval of the last round's mean influence lies
+    below 0."""
     rounds = influence_by_round(report.traces)
     if not rounds:
         return None
@@ -228,54 +246,43 @@ def _harm_text(report: RunReport) -> str | None:
     span = f"{counts.mean:+.2f} [{counts.interval.low:+.2f}, {counts.interval.high:+.2f}]"
     rate = (
         f"harm rate {100 * (counts.harm_rate or 0):.0f} % of "
-        f"{notebook.several(counts.n - counts.failed, 'draft')}"
+        f"{notebook.format_plural(counts.n - counts.failed, 'draft')}"
     )
     return f"the drafts{which} HURT the strong model: mean influence {span}, {rate}"
 
 
 def explain_doubt(test: PairedTest) -> str | None:
-    """:func:`explain_disagreement` of a test."""
-    return explain_disagreement(test.interval, test.p, test.n, test.fixed, test.broken)
+    """Explain why the interval of a difference says one thing and its test another; None where they
+    agree.
 
-
-def explain_disagreement(
-    interval: Interval | None, p: float, n: int, better: int, worse: int
-) -> str | None:
-    """Why the interval of a difference says one thing and its test another, in words for a reader;
-    None where they agree.
-
-    An exact test of few changed answers cannot fall below p = 0.05, whatever the interval, which is
+    A test of few changed answers cannot fall below p = 0.05, whatever the interval, which is
     approximate.
     """
-    if interval is None:
+    if test.interval is None:
         return None
-    apart = not interval.low <= 0 <= interval.high
-    if apart == (p < ALPHA):
+    apart = not test.interval.low <= 0 <= test.interval.high
+    if apart == (test.p < ALPHA):
         return None
-    changed = better + worse
+    changed = test.higher + test.lower
     if not apart:
-        more = "better than worse" if better > worse else "worse than better"
-        return (
-            f"more answers got {more} ({format_p(p)}), but the interval of the mean difference "
-            "includes 0"
-        )
+        return f"the test finds a difference ({format_p(test.p)}), but its interval includes 0"
     if changed < LEAST_CHANGED:
         few = (
-            f"{n:,} examples are too few"
-            if changed == n
-            else f"{changed:,} changed answers of {n:,} are too few"
+            f"{test.n:,} examples are too few"
+            if changed == test.n
+            else f"{changed:,} changed answers of {test.n:,} are too few"
         )
         return (
             f"{few}: the exact test needs at least {LEAST_CHANGED} that change, and the "
             "interval is only approximate there"
         )
     return (
-        "the interval, which is approximate, leaves 0 out, but the exact test, which decides, "
-        "does not reach 5 %"
+        "the interval, which is approximate, leaves 0 out, but the test, which decides, does not "
+        "reach 5 %"
     )
 
 
-def outcomes_text(rounds: Sequence[Round | RoundRow], *, why: bool = False) -> str:
+def describe_rounds(rounds: Sequence[Round], *, why: bool = False) -> str:
     """``"round 1 was accepted, rounds 2 and 3 were rolled back"``; empty where there was no round.
     ``why``: with the reason of those that were skipped."""
     parts = list[str]()
@@ -300,7 +307,7 @@ def outcomes_text(rounds: Sequence[Round | RoundRow], *, why: bool = False) -> s
     return ", ".join(parts)
 
 
-def untuned(report: RunReport) -> bool:
+def is_untuned(report: RunReport) -> bool:
     """Whether no round's model was taken, so that what comes after tuning is what was before it; a
     cycle may change prompts."""
     return (
@@ -308,18 +315,14 @@ def untuned(report: RunReport) -> bool:
     )
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _capitalize(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _direction(test: PairedTest) -> int:
-    """1 for a gain, -1 for a loss, 0 when chance explains it, when graded scores rise in number but
-    fall in mean, or when test and interval are at odds."""
-    if test.p >= ALPHA or test.difference is None or explain_doubt(test):
-        return 0
-    if test.fixed > test.broken and test.difference > 0:
-        return 1
-    return -1 if test.fixed < test.broken and test.difference < 0 else 0
+    """1 for a gain, -1 for a loss, 0 when chance explains it, or when test and interval are at
+    odds."""
+    return 0 if explain_doubt(test) else finding(test, test.p) or 0
 
 
 def _open_text(report: RunReport) -> str:
@@ -332,7 +335,7 @@ def _open_text(report: RunReport) -> str:
 def describe_arm(report: RunReport, name: str) -> str:
     """An arm as a sentence names it: "the strong model alone"."""
     arm = report.arm(name)
-    if name == report.after and name in _PHRASES and untuned(report):
+    if name == report.after and name in _PHRASES and is_untuned(report):
         return f"the untuned {name}"
     return _PHRASES.get(name) or (arm.title if arm else name)
 
@@ -341,7 +344,7 @@ def describe_arm(report: RunReport, name: str) -> str:
 
 
 def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
-    """What the comparison shows after Holm's correction at the two-sided level 0.05.
+    """Judge a comparison after Holm's correction at the two-sided level 0.05.
 
     ``good`` is True when the target is better than ``against`` and than every control, as far as
     these are there; False when it is not; None when there is no such claim to judge.
@@ -349,7 +352,7 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
     sentences, claims = list[str](), list[bool]()
     against = numbers.arm(comparison.against)
     if against is not None and numbers.tests:
-        sentences += _findings(against.title, numbers)
+        sentences += _describe_findings(against.title, numbers)
         target = numbers.arm(comparison.target)
         if target is not None and target.finding is not None:
             claims.append(target.finding > 0)
@@ -364,15 +367,15 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
         claims += [beaten] if name == comparison.target and beaten is not None else []
     if not sentences:
         return Verdict(("No verdict yet: there is nothing to compare.",), None)
-    capitalized = tuple(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
-    return Verdict(capitalized, all(claims) if claims else None)
+    return Verdict(tuple(map(_capitalize, sentences)), all(claims) if claims else None)
 
 
-def format_difference(test: Paired) -> str:
+def format_difference(test: PairedTest) -> str:
     """A signed difference in points (hundredths of the score) with its 95 % interval, or a dash.
 
     >>> from cowest_dspy.influence.statistics import Interval
-    >>> format_difference(Paired("mcnemar", 50, 50, 12, 2, 0, 0.2, Interval(0.0569, 0.3404), 0.013))
+    >>> interval = Interval(0.0569, 0.3404)
+    >>> format_difference(PairedTest("mcnemar", 50, 50, 12, 2, 0, 0.2, interval, 0.013))
     '+20.0 [+5.7, +34.0]'
     """
     if test.difference is None:
@@ -380,22 +383,19 @@ def format_difference(test: Paired) -> str:
     return format_points(test).replace(" points", "")
 
 
-def _findings(against: str, numbers: Numbers) -> list[str]:
+def _describe_findings(against: str, numbers: Numbers) -> list[str]:
     better, same, worse = (
         [line for line in numbers.arms if line.finding == sign] for sign in (1, 0, -1)
     )
-    over = (
-        f"Holm over {numbers.tests} {'test' if numbers.tests == 1 else 'tests'}, two-sided "
-        f"{ALPHA:g}"
-    )
+    over = format_correction(numbers.tests)
     if better:
-        sentences = [f"Better than {against} ({over}): {_listed(better)}."]
+        sentences = [f"Better than {against} ({over}): {_join_findings(better)}."]
     else:
         sentences = [f"No arm is reliably better than {against} ({over})."]
     if same:
-        sentences.append(f"Not distinguishable from {against}: {_listed(same)}.")
+        sentences.append(f"Not distinguishable from {against}: {_join_findings(same)}.")
     if worse:
-        sentences.append(f"WORSE than {against}: {_listed(worse)}.")
+        sentences.append(f"WORSE than {against}: {_join_findings(worse)}.")
     turned = [
         line.title
         for line in numbers.arms
@@ -408,7 +408,7 @@ def _findings(against: str, numbers: Numbers) -> list[str]:
     return sentences
 
 
-def _listed(lines: Sequence[ArmNumbers]) -> str:
+def _join_findings(lines: Sequence[ArmNumbers]) -> str:
     return "; ".join(
         (
             f"{line.title} ({format_difference(line.test)} points, "
@@ -419,14 +419,14 @@ def _listed(lines: Sequence[ArmNumbers]) -> str:
     )
 
 
-def _doubt_clause(test: Paired, corrected: float) -> str:
-    """Why an interval leaves 0 out and the corrected p does not reach 5 %, as a clause; empty where
-    the two agree."""
+def _doubt_clause(test: PairedTest, corrected: float) -> str:
+    """Explain, as a clause, why an interval leaves 0 out and the corrected p does not reach 5 %;
+    empty where the two agree."""
     if test.interval is None or corrected < ALPHA or test.interval.low <= 0 <= test.interval.high:
         return ""
     if test.p < ALPHA:
         return f"; {format_p(test.p)} before the correction, as the interval is"
-    return f"; {explain_disagreement(test.interval, test.p, test.n, test.higher, test.lower)}"
+    return f"; {explain_doubt(test)}"
 
 
 def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:
@@ -455,7 +455,7 @@ def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool 
         )
         for control in lost or tests
     )
-    over = f"(Holm over {len(tests)} {'test' if len(tests) == 1 else 'tests'})"
+    over = f"(Holm over {notebook.format_plural(len(tests), 'test')})"
     if lost:
         return (
             f"{target.title} does NOT reliably beat its controls {over}: {arms}. A method that "

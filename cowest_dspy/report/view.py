@@ -1,4 +1,4 @@
-"""What is shown of a run, a comparison, several runs or a router: sections of text tables. A
+"""A run, a comparison, several runs or a router to read: sections of text tables. A
 terminal and a notebook show them by Rich, a page of results as Markdown, page.py as one HTML page.
 
     print_view(run_view(report))
@@ -141,7 +141,7 @@ def _rich_tables(table: Table, width: int, most: int | None) -> Iterator[Rendera
     if table.caption:
         yield visible_text(table.caption, style="dim")
     if most is not None and len(table.rows) > most:
-        yield notebook.more(len(table.rows) - most)
+        yield notebook.format_rest(len(table.rows) - most)
 
 
 def _least(table: Table) -> int:
@@ -177,7 +177,7 @@ def view_markdown(view: View) -> str:
     parts += [escape_markdown(sentence) for sentence in view.verdict.sentences]
     parts += [f"Warning: {escape_markdown(warning)}" for warning in view.warnings]
     for table in view.tables:
-        parts += [f"### {escape_markdown(table.title)}", _markdown_table(table)]
+        parts += [f"### {escape_markdown(table.title)}", markdown_table(table)]
         parts += [escape_markdown(table.caption)] if table.caption else []
     return "\n\n".join(parts) + "\n"
 
@@ -196,7 +196,9 @@ def escape_markdown(text: str) -> str:
     )
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """The rows in Markdown, without title and caption; every text is escaped."""
+
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 

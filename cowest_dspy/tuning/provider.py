@@ -197,11 +197,12 @@ class TRLProvider(Provider):
         found = len(rows)
         if not isinstance(settings, SFT) and found < least:
             raise TooFewPairs(
-                f"Only {notebook.several(found, 'preference pair')}. Sample more drafts ([collect] "
+                f"Only {notebook.format_plural(found, 'preference pair')}. "
+                "Sample more drafts ([collect] "
                 "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
                 f"scores are graded. [pairs] least asks for {least}.",
                 found,
-                f"{notebook.several(found, 'pair')}, {least} needed",
+                f"{notebook.format_plural(found, 'pair')}, {least} needed",
             )
         planned = plan_processes(processes)
         train = partial(launch, processes=planned) if planned.count > 1 else train_adapter

@@ -70,8 +70,8 @@ def without(value: Any, texts: Iterable[str]) -> Any:
     it may well be an answer."""
     if isinstance(value, dict):
         return {key: without(item, texts) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without(item, texts) for item in value]
+    if isinstance(value, list | tuple):
+        return type(value)(without(item, texts) for item in value)
     if isinstance(value, str):
         for text in sorted(
             (text for text in texts if len(text.split()) > 1), key=len, reverse=True

@@ -1,4 +1,4 @@
-"""What a notebook shows of our objects: Rich renderables, as in a terminal, exported as one
+"""Views of our objects in a notebook: Rich renderables, as in a terminal, exported as one
 fragment of HTML.
 
     def _repr_html_(self) -> str:
@@ -30,7 +30,7 @@ MOST_ROWS = 5
 MOST_TEXT = 300
 MOST_DIFF = 1200  # characters
 MOST_WORDS, LEAST_SHARED = 1500, 0.2
-"""Of texts that are compared word by word: how many words, and the share that both have."""
+"""Limits of a comparison word by word: the number of words, and the share that both have."""
 Parts = list[tuple[str, bool]]
 WIDTH = 120  # characters
 BAR = 40  # characters
@@ -68,7 +68,7 @@ def line(text: Any, *, soft: bool = False) -> Text:
     return visible_text(str(text), style="dim" if soft else "")
 
 
-def said(text: Any, most: int = MOST_TEXT) -> Text:
+def format_text(text: Any, most: int = MOST_TEXT) -> Text:
     """A text with its line breaks; cut where it is long."""
     return visible_text(clip(str(text), most))
 
@@ -101,23 +101,23 @@ def table(
         made.add_column(visible_text(head), justify="left" if text else "right", overflow="fold")
     for row in shown:
         made.add_row(*(cell if isinstance(cell, Text) else line(cell) for cell in row))
-    return made if count <= len(shown) else Group(made, more(count - len(shown)))
+    return made if count <= len(shown) else Group(made, format_rest(count - len(shown)))
 
 
-def several(count: int, what: str) -> str:
+def format_plural(count: int, what: str) -> str:
     """
-    >>> several(1, "pair"), several(2000, "pair")
+    >>> format_plural(1, "pair"), format_plural(2000, "pair")
     ('1 pair', '2,000 pairs')
     """
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def more(count: int, what: str = "row") -> Text:
-    """That there are more of something than are shown."""
-    return line(f"and {several(count, f'more {what}')}", soft=True)
+def format_rest(count: int, what: str = "row") -> Text:
+    """A line that says how many more there are than are shown."""
+    return line(f"and {format_plural(count, f'more {what}')}", soft=True)
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def format_dropped(counts: Mapping[str, int]) -> str:
     """Counts by reason as one text, the largest first: ``"dropped: 12 no margin, 3 near"``; empty
     without any."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -125,7 +125,7 @@ def counted(counts: Mapping[str, int]) -> str:
     return f"dropped: {reasons}" if ordered else ""
 
 
-def shares(counts: Mapping[str, int]) -> Text:
+def format_shares(counts: Mapping[str, int]) -> Text:
     """Counts of "helped", "same", "hurt" and "failed" as one bar with its legend; empty when all
     are 0."""
     total = sum(counts.values())
@@ -190,10 +190,10 @@ def word_diff(chosen: str, rejected: str) -> tuple[Text, Text]:
     return first, second
 
 
-def signed(value: float | None) -> str:
+def format_signed(value: float | None) -> str:
     """A number with its sign and two decimals; "failed" for None.
 
-    >>> signed(0.5), signed(None)
+    >>> format_signed(0.5), format_signed(None)
     ('+0.50', 'failed')
     """
     return "failed" if value is None else f"{value:+.2f}"

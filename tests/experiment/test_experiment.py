@@ -105,7 +105,7 @@ def test_the_verbs_run_one_stage_each_on_one_run_folder(task: list[Path], tmp_pa
     )
     assert "answer" in cowest("ask", *files, *run, "-q", "test 1?")
     assert "report.html" in cowest("report", *files, *run)
-    assert json.loads((tmp_path / "run/report.json").read_text())["schema_version"] == 2
+    assert json.loads((tmp_path / "run/report.json").read_text())["schema_version"] == 3
 
 
 def test_after_a_rollback_the_arms_say_that_the_model_is_untuned_everywhere(

@@ -149,7 +149,7 @@ def test_both_weights_steps_of_a_cycle_are_in_the_report_in_order(
     first = read_report(tmp_path / "run")
     assert [row.name for row in first.steps] == ["start", "weights", "shots", "weights"]
     assert [row.number for row in first.rounds] == [1, 2]
-    assert [curve.stage for curve in first.curves if curve.stage.startswith("dpo")] == [
+    assert [stage for stage in first.curves if stage.startswith("dpo")] == [
         "dpo",
         "dpo 2",
     ]

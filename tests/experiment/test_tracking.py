@@ -154,8 +154,8 @@ def test_a_run_is_told_with_its_rounds_arms_and_costs(tmp_path: Path) -> None:
     assert list(first.rows) == [1, 2, 3, 4, 5]
     assert second.rows[2] == {
         "training/loss": 1.0,
-        "training/reward_margin": 0.2,
-        "training/reward_accuracy": 1.0,
+        "training/rewards/margins": 0.2,
+        "training/rewards/accuracies": 1.0,
     }
     assert (
         first.params["beta"] == "0.1"

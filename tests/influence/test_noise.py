@@ -215,7 +215,7 @@ def test_a_run_scores_by_weight_measures_its_floor_and_reports_agreement(tmp_pat
         report = experiment.report()
     assert all(trace.refined_parts.keys() == {"metric", "judge"} for trace in traces)
     assert report.noise and report.noise.n == 3
-    assert [(row.evaluator, row.n) for row in report.agreement] == [("judge", 4 * (2 + 1))]
+    assert {name: one.n for name, one in report.agreement.items()} == {"judge": 4 * (2 + 1)}
     assert read_report(tmp_path / "run") == report
     page = (tmp_path / "run/report.html").read_text()
     assert "Noise floor: asked again" in page and "Agreement of judge and metric" in page

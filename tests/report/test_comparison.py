@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.statistics import wilson_interval
 from cowest_dspy.report import Stage
-from cowest_dspy.report.compare import numbers_of
+from cowest_dspy.report.compare import compute_numbers
 from cowest_dspy.report.compare_view import comparison_view
 from cowest_dspy.report.compared import Comparison, SweepPoint, paired_test
 from cowest_dspy.report.significance import bootstrap_test, holm
@@ -31,7 +31,7 @@ SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=1, max_size=1
 
 
 def worked(*arms, **changes):
-    return numbers_of(comparison(*arms, **changes), repeats=500)
+    return compute_numbers(comparison(*arms, **changes), repeats=500)
 
 
 def line(numbers, name):
@@ -292,7 +292,7 @@ def test_the_order_of_arms_seeds_and_answers_changes_no_number(chance: random.Ra
     chance.shuffle(arms)
     chance.shuffle(sweep)
     other_order = dataclasses.replace(whole, arms=tuple(arms), sweep=tuple(sweep))
-    one, other = (numbers_of(c, repeats=100) for c in (whole, other_order))
+    one, other = (compute_numbers(c, repeats=100) for c in (whole, other_order))
     assert {a.name: a for a in one.arms} == {a.name: a for a in other.arms}
     assert one.controls == other.controls and one.tests == other.tests == 2
     assert {str(p.settings): p for p in one.sweep} == {str(p.settings): p for p in other.sweep}
@@ -305,7 +305,7 @@ def _shuffled(arm, chance):
 
 
 def test_points_of_a_sweep_are_grouped_by_setting_and_corrected_apart_from_the_arms():
-    numbers = numbers_of(full(), repeats=200)
+    numbers = compute_numbers(full(), repeats=200)
     assert len(numbers.sweep) == 6 and all(
         point.arm.seeds == (0, 1) and point.pairs == (100, 101) for point in numbers.sweep
     )
@@ -330,7 +330,7 @@ def test_arms_of_the_same_title_are_told_apart_by_their_names():
 
 def words(*arms, **changes):
     whole = comparison(*arms, **changes)
-    return verdict(whole, numbers_of(whole, repeats=500))
+    return verdict(whole, compute_numbers(whole, repeats=500))
 
 
 def test_the_verdict_sorts_arms_into_better_not_distinguishable_and_worse():
@@ -395,7 +395,7 @@ def test_each_tuned_arm_is_judged_by_its_own_controls():
     made = comparison(
         *arms, target="a", controls={"b": ("control_b",), "a": ("control_a",), "c": ()}
     )
-    numbers = numbers_of(made)
+    numbers = compute_numbers(made)
     assert [(test.target, test.name) for test in numbers.controls] == [
         ("a", "control_a"),
         ("b", "control_b"),
@@ -505,7 +505,7 @@ def test_seeds_of_which_one_is_untuned_are_named_in_the_title() -> None:
         compared("collaboration", "++++----", seed, title=f"collaboration{state}", note=state)
         for seed, state in ((0, ", tuned"), (1, " (untuned)"), (2, ", tuned"))
     ]
-    line = numbers_of(comparison(compared("strong", "-" * 8), *arms), repeats=99).arm(
+    line = compute_numbers(comparison(compared("strong", "-" * 8), *arms), repeats=99).arm(
         "collaboration"
     )
     assert (
@@ -517,7 +517,7 @@ def test_seeds_of_which_one_is_untuned_are_named_in_the_title() -> None:
 
 def test_failures_have_their_kinds_in_a_comparison() -> None:
     made = comparison(compared("strong", "+-!-"), compared("other", "++!!"))
-    numbers = numbers_of(made)
+    numbers = compute_numbers(made)
     assert [line.failures for line in numbers.arms] == [{"timeout": 1}, {"timeout": 2}]
     assert (
         "Failed: The strong arm: timeout 1; The other arm: timeout 2."
@@ -527,10 +527,12 @@ def test_failures_have_their_kinds_in_a_comparison() -> None:
 
 def test_an_interval_without_0_beside_a_p_that_is_not_small_is_explained() -> None:
     few = comparison(compared("strong", "----"), compared("other", "++++"))
-    sentence = verdict(few, numbers_of(few)).sentences[1]
+    sentence = verdict(few, compute_numbers(few)).sentences[1]
     assert (
         "p = 0.125; 4 examples are too few: the exact test needs at least 6 that change" in sentence
     )
     arms = [compared(f"arm{place}", "+" * 8 + "-" * 22) for place in range(9)]
     corrected = comparison(compared("strong", "-" * 30), *arms)
-    assert "before the correction" in " ".join(verdict(corrected, numbers_of(corrected)).sentences)
+    assert "before the correction" in " ".join(
+        verdict(corrected, compute_numbers(corrected)).sentences
+    )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowest_dspy.report import Arm
-from cowest_dspy.report.numbers import LEAST, SHARE, alike_drafts
+from cowest_dspy.report.numbers import LEAST, SHARE, describe_alike_drafts
 
 
 def drafted(*drafts: str | None, title: str = "the arm") -> Arm:
@@ -29,14 +29,14 @@ def test_it_is_said_from_three_in_four_of_twenty_drafts_on(
         *["One  draft"] * same, *[f"another {i}" for i in range(others)], *[None] * without
     )
     n = same + others
-    said = alike_drafts([arm])
+    said = describe_alike_drafts([arm])
     assert bool(said) == (n >= LEAST and max(same, min(others, 1)) >= SHARE * n)
     if said:
         assert f"the arm ({same} of {n})" in said
 
 
 def test_case_and_spaces_make_no_other_draft_and_the_text_is_not_quoted() -> None:
-    said = alike_drafts([drafted(*["Secret  words", "secret words\n"] * 10)])
+    said = describe_alike_drafts([drafted(*["Secret  words", "secret words\n"] * 10)])
     assert said and "20 of 20" in said and "ecret" not in said
 
 
@@ -44,7 +44,7 @@ def test_case_and_spaces_make_no_other_draft_and_the_text_is_not_quoted() -> Non
     "arms", [[], [drafted()], [drafted(*[None] * 50)], [drafted(*map(str, range(50)))]]
 )
 def test_arms_without_drafts_or_with_different_ones_say_nothing(arms: list[Arm]) -> None:
-    assert alike_drafts(arms) is None
+    assert describe_alike_drafts(arms) is None
 
 
 def test_one_sentence_names_all_such_arms() -> None:
@@ -53,5 +53,5 @@ def test_one_sentence_names_all_such_arms() -> None:
         drafted(*map(str, range(24)), title="between"),
         drafted(*["A"] * 30, title="after"),
     ]
-    said = alike_drafts(arms) or ""
+    said = describe_alike_drafts(arms) or ""
     assert "before (24 of 24); after (30 of 30)" in said and "between" not in said

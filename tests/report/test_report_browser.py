@@ -16,7 +16,7 @@ from compared import full
 from report_runs import HOSTILE, full_run, run, trace
 from written_page import titles
 
-from cowest_dspy.report import CurvePoint, RunReport, write_report
+from cowest_dspy.report import RunReport, write_report
 from cowest_dspy.report.compare_view import write_comparison
 
 
@@ -235,7 +235,7 @@ def test_a_drawn_bar_has_the_number_of_report_json(browser: Any, report: Path) -
                 })"""
             )
             assert [share for _, share in bars] == [
-                pytest.approx(line["accuracy"], abs=0.01) for line in lines
+                pytest.approx(line["score"], abs=0.01) for line in lines
             ]
             assert all(
                 told.startswith(line["title"]) for (told, _), line in zip(bars, lines, strict=True)
@@ -269,10 +269,8 @@ def test_ten_thousand_traces_are_all_there_and_the_page_stays_under_ten_megabyte
         )
         for index in range(10_000)
     )
-    points = tuple(CurvePoint(float(step), 1 / (step + 1)) for step in range(3000))
-    made = dataclasses.replace(
-        full_run(), traces=rows, curves=(dataclasses.replace(full_run().curves[0], points=points),)
-    )
+    points = tuple({"step": float(step), "loss": 1 / (step + 1)} for step in range(3000))
+    made = dataclasses.replace(full_run(), traces=rows, curves={"dpo": points})
     path = write_report(made, tmp_path).html
     assert path.stat().st_size < 10_000_000
     with opened(browser, path) as seen:

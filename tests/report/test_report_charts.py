@@ -13,16 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import HOSTILE, arm, draft, full_run, run
+from report_runs import HOSTILE, arm, draft, full_run, gain, made_round, run
 from written_page import svgs, titles
 
+from cowest_dspy.influence import NoiseFloor
+from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.report import (
-    Curve,
-    CurvePoint,
-    Noise,
-    RoundRow,
     RunReport,
-    StepRow,
     charts,
     drawing,
     render_html,
@@ -62,14 +59,14 @@ def whole_run() -> RunReport:
     return dataclasses.replace(
         full_run(),
         traces=graded,
-        noise=Noise(20, 2, 0.1, 0.04),
+        noise=NoiseFloor(20, 2, 0.1, 0.01),
         rounds=(
-            RoundRow(1, 9, 0, "accepted", "gain", 30, 0.1, 0.02, 0.18, 0.95),
-            RoundRow(2, 9, 0, "rolled back", "no gain", 30, 0.0, -0.1, 0.1, 0.95),
+            made_round(1, 9, "accepted", "gain", gain(0.1, 0.02, 0.18)),
+            made_round(2, 9, "rolled back", "no gain", gain(0.0, -0.1, 0.1)),
         ),
         steps=(
-            StepRow(0, "start", 0.5, 30, 0, False),
-            StepRow(1, "weights", 0.6, 30, 0, True, 0.1, 0.02, 0.18),
+            StepResult(0, "start", "small", 0.5, 30, 0, False),
+            StepResult(1, "weights", "small", 0.6, 30, 0, True, gain(0.1, 0.02, 0.18)),
         ),
     )
 
@@ -85,7 +82,7 @@ def test_the_charts_show_the_numbers_of_report_json(tmp_path: Path) -> None:
     for line in numbers["arms"]:
         low, high = line["interval"]["low"], line["interval"]["high"]
         told = (
-            f"{line['title']}: {100 * line['accuracy']:.1f} %, 95 % {100 * low:.1f} to "
+            f"{line['title']}: {100 * line['score']:.1f} %, 95 % {100 * low:.1f} to "
             f"{100 * high:.1f}, {line['correct']} of"
         )
         assert sum(title.startswith(told) for title in said) == 2, (
@@ -110,13 +107,10 @@ def test_the_charts_show_the_numbers_of_report_json(tmp_path: Path) -> None:
         assert (
             sum(one["count"] for one in numbers["distribution"][number]) == total - counts["failed"]
         )
-    for group in numbers["by_draft"]:
-        total = sum(group["counts"][kind] for kind in ("helped", "same", "hurt", "failed"))
-        assert (
-            f"{group['title']}: {group['counts']['helped']} of {total} helped" in said
-            or not group["counts"]["helped"]
-        )
-    assert "before and after tuning: 5 of 7 fixed" in said and numbers["tuning"]["fixed"] == 5
+    for title, counts in numbers["by_draft"].items():
+        total = sum(counts[kind] for kind in ("helped", "same", "hurt", "failed"))
+        assert f"{title}: {counts['helped']} of {total} helped" in said or not counts["helped"]
+    assert "before and after tuning: 5 of 7 fixed" in said and numbers["tuning"]["higher"] == 5
     assert (
         "collect: 12.5 seconds" in said
         and "loss 0.0875 at step 8" in said
@@ -289,7 +283,7 @@ def test_nothing_is_drawn_of_what_is_not_there() -> None:
     for report in (
         run(),
         run(arm("strong", "!!")),
-        dataclasses.replace(run(), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)),
+        dataclasses.replace(run(), curves={"sft": ({"step": 1.0, "loss": 2.0},)}),
     ):
         drawn = {one.name for one in run_view(report).sections if any(map(_drawn, one.charts()))}
         assert drawn <= {"arms"}

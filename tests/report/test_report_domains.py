@@ -15,7 +15,7 @@ from rich.console import Console
 
 import cowest_dspy
 from cowest_dspy import Store, load_config
-from cowest_dspy.experiment.summary import ARMS, arm_of, run_report
+from cowest_dspy.experiment.summary import ARMS, build_arm, run_report
 from cowest_dspy.report import print_report, render_html
 
 LIBRARY = Path(cowest_dspy.__file__).parent
@@ -75,7 +75,7 @@ def test_a_note_says_what_the_configuration_says_and_no_more(tmp_path: Path) -> 
         settings(tmp_path, '[evaluate]\nweak = "toy.py:program"\noracle = "rules"\n')
     )
     with Store(tmp_path / "run") as store:
-        weak, oracle = arm_of("weak", bare, store), arm_of("oracle", bare, store)
+        weak, oracle = build_arm("weak", bare, store), build_arm("oracle", bare, store)
         assert (weak.title, weak.note) == (
             "weak alone, as it came",
             "nothing was fine-tuned for it",
@@ -84,18 +84,18 @@ def test_a_note_says_what_the_configuration_says_and_no_more(tmp_path: Path) -> 
         taught = load_config(
             settings(tmp_path, '[sft]\ndrafts = "toy.py:known"\nanswers = "toy.py:solved"\n[kto]\n')
         )
-        weak = arm_of("weak", taught, store)
+        weak = build_arm("weak", taught, store)
         assert (
             weak.title == "weak alone, fine-tuned to answer"
             and "toy.py:known" in weak.note
             and "toy.py:solved" in weak.note
         )
         assert (
-            arm_of("shuffled", taught, store).title
+            build_arm("shuffled", taught, store).title
             == "control: KTO on the same drafts, labels shuffled"
         )
         assert (
-            arm_of("shuffled", bare, store).title
+            build_arm("shuffled", bare, store).title
             == "control: DPO on the same pairs, labels shuffled"
         )
 
@@ -106,7 +106,7 @@ def test_a_report_of_another_domain_has_no_word_of_the_demo_s(tmp_path: Path) ->
     )
     with Store(tmp_path / "run") as store:
         for name in ARMS:
-            made, answers = arm_of(name, config, store), arm(name, "++-!").answers
+            made, answers = build_arm(name, config, store), arm(name, "++-!").answers
             record = {
                 "title": made.title,
                 "note": made.note,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import full_run, run
+from report_runs import full_run, pair, run
 from rich.console import Console
 from toy import engine
 from typer.testing import CliRunner
@@ -22,7 +22,6 @@ from cowest_dspy.errors import ConfigError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report import (
     Arm,
-    PairRow,
     PairsSummary,
     RunReport,
     print_report,
@@ -54,14 +53,14 @@ def told(text: str = SAID, *, hide: tuple[str, ...] = ("context",)) -> RunReport
         draft=quoted,
         refined={"answer": quoted},
         alone={"answer": quoted},
+        prompt=({"role": "user", "content": f"Context: {text}"},),
+        feedback=f"It says {quoted}",
     )
     return run(
         Arm("both", "Both", (answer,)),
         Arm("sft", "Before", (failed,)),
         traces=(trace,),
-        pairs=PairsSummary(
-            1, 1, {}, (PairRow("t0", f"Context: {text}", quoted, "worse", 1.0, -1.0),)
-        ),
+        pairs=PairsSummary(1, 1, {}, (pair("t0", f"Context: {text}", quoted, "worse"),)),
         config={"report": {"hide": list(hide)}},
     )
 

@@ -13,24 +13,22 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import HOSTILE, arm, full_run, run, trace
+from report_runs import HOSTILE, arm, full_run, pair, run, trace
 from rich.console import Console
 from written_page import Page
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.report import (
-    Curve,
-    CurvePoint,
-    PairRow,
     PairsSummary,
     Stage,
     print_report,
     read_report,
     render_html,
     run_page,
+    training_curve,
     write_report,
 )
-from cowest_dspy.report.numbers import evenly
+from cowest_dspy.report.numbers import sample_evenly
 from cowest_dspy.report.page import data_block
 
 # Files
@@ -52,10 +50,10 @@ def test_the_numbers_in_the_json_are_those_of_the_page(tmp_path):
     numbers = json.loads(written.json.read_text(encoding="utf-8"))["numbers"]
     page = Page(written.html.read_text(encoding="utf-8"))
     for line in numbers["arms"]:
-        assert f"{line['title']} " in page.text and f"{100 * line['accuracy']:.1f} %" in page.text
+        assert f"{line['title']} " in page.text and f"{100 * line['score']:.1f} %" in page.text
     for sentence in numbers["verdict"]["sentences"]:
         assert sentence in page.text
-    assert numbers["tuning"]["fixed"] == 5 and "Fixed : 4 of 5" in page.text
+    assert numbers["tuning"]["higher"] == 5 and "Fixed : 4 of 5" in page.text
     assert [counts["helped"] for counts in numbers["influence"].values()] == [1, 0] and numbers[
         "totals"
     ]["calls"] == 9
@@ -140,9 +138,9 @@ def test_every_link_of_the_page_leads_to_a_section():
         run(arm("strong", "!!")),
         run(arm("both", "")),
         run(arm("strong", "+-"), arm("both", "++"), before=None, after=None),
-        dataclasses.replace(full_run(), pairs=None, curves=(), traces=()),
+        dataclasses.replace(full_run(), pairs=None, curves={}, traces=()),
         dataclasses.replace(
-            full_run(), pairs=PairsSummary(0, 0), curves=(Curve("sft", (CurvePoint(1.0, 2.0),)),)
+            full_run(), pairs=PairsSummary(0, 0), curves={"sft": ({"step": 1.0, "loss": 2.0},)}
         ),
     ],
     ids=["empty", "only failures", "no answers", "no tuning", "no feedback", "no pairs kept"],
@@ -218,7 +216,7 @@ def test_no_text_of_a_data_block_ends_it_and_all_of_it_comes_back(value):
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
 def test_an_even_sample_keeps_order_and_size(items, most):
     indexed = list(enumerate(items))
-    found = evenly(indexed, most)
+    found = sample_evenly(indexed, most)
     assert (
         found == sorted(found)
         and len(found) == min(most, len(items))
@@ -248,9 +246,7 @@ def test_filters_offer_only_what_would_show_something():
 
 
 def test_a_pair_shows_which_words_its_drafts_do_not_share():
-    row = PairRow(
-        "t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", 1.0, None
-    )
+    row = pair("t0", "why?", "The valve <b> holds 12 bar.", "The valve <b> holds 14 bar.", None)
     html = render_html(dataclasses.replace(full_run(), pairs=PairsSummary(1, 1, {}, (row,))))
     assert (
         "The valve &lt;b&gt; holds <ins>12</ins> bar." in html
@@ -277,7 +273,7 @@ def test_a_page_shows_the_evaluations_of_a_training():
             "eval_kl": -0.125,
         },
     ]
-    page = render_html(dataclasses.replace(full_run(), curves=(Curve.from_trl("dpo", history),)))
+    page = render_html(dataclasses.replace(full_run(), curves={"dpo": training_curve(history)}))
     assert "loss over step: from 0.69 to 0.5; loss, held out over step: from 0.69 to 0.61" in page
     assert "reward accuracy, held out over step: from 0.5 to 0.75" in page
     assert (

@@ -38,7 +38,7 @@ def test_a_written_report_fits_its_schema(report: RunReport, tmp_path: Path) -> 
         (("surprise",), 1),
         (("arms", 0, "answers", 0, "score"), "right"),
         (("arms", 0, "more"), 1),
-        (("numbers", "arms", 0, "accuracy"), "most"),
+        (("numbers", "arms", 0, "score"), "most"),
         (("numbers", "influence", "1", "helped"), None),
         (("traces", 0, "draft_index"), "first"),
     ],

@@ -6,16 +6,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from cowest_dspy.optimizers.deciding import Gain
+from cowest_dspy.pairs.formats import Message
+
 from cowest_dspy.influence.arms import Answer
+from cowest_dspy.influence.trace import Trace
+from cowest_dspy.optimizers.rounds import Outcome, Round
+from cowest_dspy.pairs import Pair
 from cowest_dspy.report import (
     Arm,
-    Curve,
-    CurvePoint,
-    PairRow,
     PairsSummary,
     RunReport,
     Stage,
-    TraceRow,
 )
 
 HOSTILE = (
@@ -53,13 +55,14 @@ def run(*arms: Arm, **changes) -> RunReport:
     return RunReport(**(facts | names | changes))
 
 
-def trace(index: int, influence: float | None = 1.0, text: str = "a draft") -> TraceRow:
-    return TraceRow(
+def trace(index: int, influence: float | None = 1.0, text: str = "a draft") -> Trace:
+    return Trace(
         example_id=f"t{index}",
         draft_index=0,
         round=1,
         inputs={"question": "why?", "options": "a or b"},
         gold={"answer": "a"},
+        prompt=(),
         completion=text,
         draft=text,
         refined={"answer": "a"},
@@ -69,6 +72,8 @@ def trace(index: int, influence: float | None = 1.0, text: str = "a draft") -> T
         influence=influence,
         draft_score=None,
         error="parse: no answer" if influence is None else None,
+        weak_model="small",
+        strong_model="large",
     )
 
 
@@ -80,7 +85,7 @@ def draft(
     draft_score: float | None = None,
     round: int = 0,
     text: str = "a draft",
-) -> TraceRow:
+) -> Trace:
     """A draft of which only these facts matter."""
     return dataclasses.replace(
         trace(0, text=text),
@@ -95,15 +100,46 @@ def draft(
     )
 
 
+def pair(
+    example_id: str,
+    prompt: str,
+    chosen: str,
+    rejected: str,
+    rejected_influence: float | None = -1.0,
+) -> Pair:
+    """A pair of round 0 as a report has it."""
+    asked, better, worse = (
+        (Message(role=role, content=text),)
+        for role, text in (("user", prompt), ("assistant", chosen), ("assistant", rejected))
+    )
+    return Pair(
+        asked, better, worse, example_id, 0, 1, 1.0, rejected_influence, "small", "large", 0
+    )
+
+
+def gain(mean: float, low: float, high: float, n: int = 30) -> Gain:
+    """A gain on the dev split of which only its interval matters."""
+    return Gain(n, n, 0.5, 0.5 + mean, mean, low, high, 0.95, 0, 0, 0, 0)
+
+
+def made_round(
+    number: int, pairs: int, outcome: Outcome, reason: str, found: Gain | None = None
+) -> Round:
+    """A round without replayed pairs."""
+    return Round(number, "small", None, pairs, 0, outcome, reason, found)
+
+
 def full_run(text: str = "a draft") -> RunReport:
     return run(
         arm("strong", "+-!-----"),
         arm("sft", "++------", draft=text),
         arm("both", "+++++++!", draft=text),
-        pairs=PairsSummary(
-            1, 1, {"no margin": 3}, (PairRow("t0", "why?", text, "worse", 1.0, -1.0),)
-        ),
-        curves=(Curve("dpo", tuple(CurvePoint(float(i), 0.7 / i, i / 10) for i in range(1, 9))),),
+        pairs=PairsSummary(1, 1, {"no margin": 3}, (pair("t0", "why?", text, "worse"),)),
+        curves={
+            "dpo": tuple(
+                {"step": float(i), "loss": 0.7 / i, "rewards/margins": i / 10} for i in range(1, 9)
+            )
+        },
         stages=(Stage("collect", 12.5, 9, 100, 50, 3, 2**30), Stage("dpo", 3.0)),
         traces=(
             draft("t0", 0, 1.0, None, 1.0, 1, text),

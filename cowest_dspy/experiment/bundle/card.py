@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from cowest_dspy.errors import masked
 from cowest_dspy.experiment.bundle.manifest import Manifest
-from cowest_dspy.pairs.hub import table
-from cowest_dspy.report import RunReport, arm_table, influence_by_round
+from cowest_dspy.report import RunReport
+from cowest_dspy.report.run_view import run_view
+from cowest_dspy.report.view import Section, escape_markdown, markdown_table
+
+_SECTIONS = ("arms", "rounds", "cycle", "influence")
 
 _HEAD = """---
 library_name: peft
@@ -53,53 +53,15 @@ def card(manifest: Manifest, report: RunReport) -> str:
         if manifest.adapter
         else "not tuned"
     )
-    parts = [
-        _HEAD.format(**{**manifest.model_dump(), "adapter": adapter}),
-        _arms(report),
-        _influence(report),
-        _rounds(report),
-    ]
-    return masked("".join([*parts, _LOAD, _LIMITS]))
+    head = _HEAD.format(**{**manifest.model_dump(), "adapter": adapter})
+    shown = [one for one in run_view(report).sections if one.name in _SECTIONS and one.tables]
+    return masked("".join([head, *map(_section, shown), _LOAD, _LIMITS]))
 
 
-def _arms(report: RunReport) -> str:
-    rows: list[Sequence[Any]] = []
-    for line in arm_table(report):
-        span = (
-            f"{100 * line.interval.low:.0f} to {100 * line.interval.high:.0f} %"
-            if line.interval
-            else "-"
-        )
-        share = "-" if line.accuracy is None else f"{100 * line.accuracy:.1f} %"
-        rows.append((line.title, line.answered, line.failed, share, span))
-    return table(
-        "Measured on held-out questions",
-        ("arm", "n", "failed", "mean score", "95 % interval"),
-        rows,
-    )
-
-
-def _influence(report: RunReport) -> str:
-    rows: list[Sequence[Any]] = []
-    for number, counts in influence_by_round(report.traces).items():
-        mean = "-" if counts.mean is None else f"{counts.mean:+.3f}"
-        harm = "-" if counts.harm_rate is None else f"{100 * counts.harm_rate:.0f} %"
-        rows.append(
-            (number, counts.n, counts.helped, counts.same, counts.hurt, counts.failed, mean, harm)
-        )
-    columns = ("round", "drafts", "helped", "same", "hurt", "failed", "mean influence", "harm rate")
-    return table("Influence of the sampled drafts", columns, rows)
-
-
-def _rounds(report: RunReport) -> str:
-    rows = [
-        (row.number, row.pairs, row.gain, row.n, row.outcome, row.reason) for row in report.rounds
-    ]
-    steps = [
-        (row.number, row.name, row.gain, row.n, "best so far" if row.best else "")
-        for row in report.steps
-    ]
-    made = table("Rounds", ("round", "pairs", "gain on the dev split", "n", "outcome", "why"), rows)
-    return made + table(
-        "Cycle", ("step", "optimiser", "gain over the start, dev split", "n", ""), steps
-    )
+def _section(section: Section) -> str:
+    parts = [f"## {section.title}", escape_markdown(section.lead)]
+    for table in section.tables:
+        parts += [f"### {table.title}"] if table.title != section.title else []
+        parts += [markdown_table(table), escape_markdown(table.caption)]
+    notes = "\n".join(f"- {escape_markdown(note)}" for note in section.notes)
+    return "".join(f"\n{part}\n" for part in (*parts, notes) if part)

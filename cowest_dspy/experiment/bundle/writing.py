@@ -24,7 +24,7 @@ from cowest_dspy.experiment.bundle.manifest import (
 )
 from cowest_dspy.experiment.config import Config, split_reference
 from cowest_dspy.experiment.config_text import effective_toml
-from cowest_dspy.experiment.summary import kept_pairs, versions
+from cowest_dspy.experiment.summary import load_pairs, package_versions
 from cowest_dspy.lms.local import weights
 from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.pairs import PreferencePairs
@@ -99,7 +99,7 @@ def _fill(folder: Path, experiment: Experiment) -> None:
     _write(folder / "metrics.json", _json(_metrics(report)))
     if (experiment.run / ROUTER_FILE).is_file():
         _write(folder / ROUTER_FILE, (experiment.run / ROUTER_FILE).read_text(encoding="utf-8"))
-    pairs = (kept_pairs(experiment.store) or PreferencePairs(())).save(folder / "pairs.jsonl")
+    pairs = (load_pairs(experiment.store) or PreferencePairs(())).save(folder / "pairs.jsonl")
     _write(pairs, pairs.read_text(encoding="utf-8"))
     if adapter is not None:
         (folder / ADAPTER).mkdir()
@@ -117,7 +117,7 @@ def _fill(folder: Path, experiment: Experiment) -> None:
         strong=masked(program.strong.model),
         program=moved.program,
         metric=moved.metric,
-        versions=versions(),
+        versions=package_versions(),
         files={},
     )
     _write(folder / "README.md", card(manifest, report))
