@@ -123,10 +123,9 @@ def digest_of_answers(config: Config, program: Collaboration) -> str:
         "data": {"test"},
         "influence": {"noise"},
     }
-    settings = config.model_dump(mode="json", exclude=aside)
-    # As earlier versions named it, so that what their runs have done is found.
-    settings["collect"]["max_failed"] = settings["collect"].pop("max_errors")
-    return digest([settings, code_of(references), program.dump_state()])
+    return digest(
+        [config.model_dump(mode="json", exclude=aside), code_of(references), program.dump_state()]
+    )
 
 
 def _rubric(reference: str | None) -> Rubric:
