@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+
+import dspy
 
 
 @contextmanager
@@ -29,3 +32,14 @@ def compact_lm_head() -> Iterator[None]:
         yield
     finally:
         utils._use_triton = original
+
+
+def count_mipro_trials(predictors: int, zero_shot: bool, candidates: int) -> int:
+    """The trials of ``dspy.MIPROv2(auto=...)`` for a program with so many predictors.
+
+    DSPy 3.4.1, ``MIPROv2._set_num_trials_from_num_candidates``: it looks at the number of the
+    program's predictors only.
+    """
+    program = SimpleNamespace(predictors=lambda: range(predictors))
+    find: Any = dspy.MIPROv2._set_num_trials_from_num_candidates
+    return find(None, program, zero_shot, candidates)

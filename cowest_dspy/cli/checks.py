@@ -97,13 +97,13 @@ def quote(
     Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
     """
     from cowest_dspy.experiment.config import load_config
-    from cowest_dspy.experiment.quote import counted, probed
+    from cowest_dspy.experiment.quote import quote_by_counting, quote_by_probe
 
     if no_ask:
-        made = counted(load_config(files, seed=seed))
+        made = quote_by_counting(load_config(files, seed=seed))
     else:
         with running(files, run, seed, verb="quote") as experiment:
-            made = probed(experiment, examples)
+            made = quote_by_probe(experiment, examples)
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for name, *cells in rows:

@@ -39,14 +39,13 @@ from cowest_dspy.optimizers.steps import check_steps
 from cowest_dspy.optimizers.trained import TrainedModels
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.scale import Cluster, merge_shards
 from cowest_dspy.store.record import keeping, recorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TunableEngine, engine_of, tunable
 from cowest_dspy.utils.files import write_whole
-from cowest_dspy.utils.importing import call, load_function, takes
+from cowest_dspy.utils.importing import load_function, takes
 
 
 class Experiment:
@@ -140,13 +139,7 @@ class Experiment:
     @cached_property
     def program(self) -> Collaboration:
         """The recipe's program, not bound yet."""
-        program = call(self.config.program, given={"draft": self.config.draft})
-        if not isinstance(program, Collaboration):
-            raise ConfigError(
-                f"{self.config.program} gave {type(program).__name__}: a function that returns a "
-                "Collaboration is expected."
-            )
-        return program
+        return data.load_program(self.config)
 
     @cached_property
     def strong(self) -> dspy.LM:
@@ -171,13 +164,7 @@ class Experiment:
     def splits(self) -> dict[str, list[dspy.Example]]:
         """The examples of train, dev and test; the same inputs in two splits are an error, and so
         is one that the program lacks."""
-        made = {split: data.configured_split(self.config.data, split) for split in data.SPLITS}
-        data.check_apart(made, self.config.data.inputs)
-        weak = self.config.evaluate.weak
-        modules = {"[evaluate] weak": call(weak)} if weak else {}
-        for split, examples in made.items():
-            check_inputs(self.program, examples[:1], modules=modules, where=split, table=True)
-        return made
+        return data.load_splits(self.config, self.program)
 
     @cached_property
     def evaluator(self) -> Metric:

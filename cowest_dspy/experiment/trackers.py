@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +14,8 @@ from cowest_dspy.errors import ConfigError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.tracking_facts import Part
 
+Level = Literal["ok", "warning", "error"]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True)
-class TrackerCheck:
-    """Whether one tracker can be told anything, and what to do."""
-
-    tracker: str
-    level: Literal["ok", "warning", "error"]
-    text: str
 
 
 def check_installed(config: Config) -> None:
@@ -38,17 +29,17 @@ def check_installed(config: Config) -> None:
             raise ConfigError(_missing(tracker))
 
 
-def check_trackers(config: Config) -> list[TrackerCheck]:
-    """Each tracker of the configuration: whether its package is there, and whether a server of
-    MLflow's answers."""
-    made: list[TrackerCheck] = []
+def check_trackers(config: Config) -> list[tuple[str, Level, str]]:
+    """Each tracker of the configuration, whether its package is there and a server of MLflow's
+    answers, and what to do."""
+    made: list[tuple[str, Level, str]] = []
     for tracker in config.tracking.to if config.tracking else ():
         if importlib.util.find_spec(tracker) is None:
-            made.append(TrackerCheck(tracker, "error", _missing(tracker)))
+            made.append((tracker, "error", _missing(tracker)))
         elif tracker == "mlflow":
-            made.append(_look_at_mlflow(uri_of(config)))
+            made.append(("mlflow", *_look_at_mlflow(uri_of(config))))
         else:
-            made.append(TrackerCheck(tracker, "ok", "is installed"))
+            made.append((tracker, "ok", "is installed"))
     return made
 
 
@@ -65,21 +56,21 @@ def _missing(tracker: str) -> str:
     )
 
 
-def _look_at_mlflow(uri: str | None) -> TrackerCheck:
+def _look_at_mlflow(uri: str | None) -> tuple[Level, str]:
     import httpx
 
     if uri is None or not uri.startswith("http"):
         where = masked(uri) if uri else "where MLflow does by default"
-        return TrackerCheck("mlflow", "ok", f"is installed; it writes to {where}")
+        return ("ok", f"is installed; it writes to {where}")
     try:
         answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=5.0)
         if answer.is_success:
-            return TrackerCheck("mlflow", "ok", f"{masked(uri)} answers")
+            return ("ok", f"{masked(uri)} answers")
         problem = f"says {answer.status_code}"
     except httpx.HTTPError as error:
         problem = f"does not answer ({type(error).__name__})"
     later = "a run would go on without it; start it, and cowest track RUN logs it later"
-    return TrackerCheck("mlflow", "warning", f"{masked(uri)} {problem}: {later}")
+    return ("warning", f"{masked(uri)} {problem}: {later}")
 
 
 class MLflow:

@@ -103,11 +103,13 @@ def test_a_package_that_is_missing_is_an_error_before_anything_is_asked(
 
 @pytest.mark.slow
 def test_the_doctor_looks_for_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = check_trackers(config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"'))
-    assert found.level == "warning" and "cowest track" in found.text
+    ((_, level, text),) = check_trackers(
+        config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"')
+    )
+    assert level == "warning" and "cowest track" in text
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert [
-        one.level for one in check_trackers(config(tmp_path, 'to = ["mlflow", "trackio"]'))
+        level for _, level, _ in check_trackers(config(tmp_path, 'to = ["mlflow", "trackio"]'))
     ] == [
         "ok",
         "ok",
