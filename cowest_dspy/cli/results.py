@@ -296,7 +296,12 @@ def bundle(
     Example: `cowest bundle runs/handbook --out handbook-bundle --merge handbook-model`
     """
     from cowest_dspy.experiment import Experiment
-    from cowest_dspy.experiment.bundle import as_gguf, merged, push_bundle, write_bundle
+    from cowest_dspy.experiment.bundle import (
+        convert_to_gguf,
+        merge_adapter,
+        push_bundle,
+        write_bundle,
+    )
     from cowest_dspy.tuning import engine_of
 
     if public and not push:
@@ -313,9 +318,9 @@ def bundle(
         base = engine_of(experiment.weak).base_folder
     console.print_line(f"bundle: {made}")
     if merge is not None:
-        console.print_line(f"merged model: {merged(made, base, merge)}")
+        console.print_line(f"merged model: {merge_adapter(made, base, merge)}")
     if gguf is not None:
-        console.print_line(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}")
+        console.print_line(f"adapter for llama.cpp: {convert_to_gguf(made, base, gguf)}")
     if push:
         console.print_line(f"uploaded: {push_bundle(made, push, private=not public)}")
 

@@ -217,14 +217,13 @@ def _router(folder: Path) -> Router | None:
 
 
 def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboration:
-    from cowest_dspy.experiment.bundle import load_bundle, open_bundle, recipe_of
+    from cowest_dspy.experiment.bundle import load_bundle, open_bundle
     from cowest_dspy.lms import build_lm
 
     if not trust_recipe:
-        recipe = recipe_of(open_bundle(folder))
         raise BundleError(
-            f"{recipe} builds the program, and is Python code: look at it, then give "
-            "--trust-recipe to execute it."
+            f"{open_bundle(folder).recipe} builds the program, and is Python code: look at it, "
+            "then give --trust-recipe to execute it."
         )
     return load_bundle(
         folder, weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True
