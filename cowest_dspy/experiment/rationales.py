@@ -59,7 +59,7 @@ def rationales(
     answer: str = "answer",
     secret: Callable[[dspy.Example], Sequence[str]] | None = None,
     max_tokens: int = 128,
-    threads: int = 4,
+    num_threads: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Rationales:
     """A rationale of each example, one call each, from its marked inputs and the gold answer in its
@@ -75,7 +75,7 @@ def rationales(
         secret: the texts that background must not contain, whatever their case; by default the
             answer. What stands in the inputs, and a single letter or digit, is no secret.
         max_tokens: of a rationale; a longer one is cut off, and dropped.
-        threads: calls at once.
+        num_threads: calls at once.
         on_progress: is told (done, in all).
 
     Raises:
@@ -109,7 +109,7 @@ def rationales(
             return "", "states the answer"
         return text, ""
 
-    made = all_in_order(one, examples, threads=threads, on_progress=on_progress)
+    made = all_in_order(one, examples, threads=num_threads, on_progress=on_progress)
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
         raise DataError(

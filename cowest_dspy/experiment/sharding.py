@@ -12,6 +12,7 @@ import dspy
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.data import load_program
 from cowest_dspy.experiment.settings import build_evaluator
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Sampling, Traces
@@ -19,7 +20,7 @@ from cowest_dspy.lms import build_lm
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale import Cluster
 from cowest_dspy.store.record import unrecorded
-from cowest_dspy.utils.importing import call, load_function
+from cowest_dspy.utils.importing import load_function
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ShardParts:
                 f"The models here are {weak.model} and {strong.model}, and not "
                 f"{' and '.join(self.models)}: the weights on this node are others."
             )
-        plain: Collaboration = call(config.program, given={"draft": config.draft})
+        plain = load_program(config)
         program = plain.deepcopy()
         program.load_state(self.prompts)
         judge = build_lm(config.judge) if config.judge else strong

@@ -23,13 +23,13 @@ from cowest_dspy.utils.importing import load_function
 class Tools:
     """What an optimiser is made with. ``metric`` scores answers, ``influence`` is that of the
     program's drafts with words for GEPA, ``lm`` is the strong model at temperature 1 for proposing,
-    ``threads`` what may be asked at once, ``seed`` the run's."""
+    ``num_threads`` what may be asked at once, ``seed`` the run's."""
 
     program: Collaboration
     metric: Metric
     influence: Influence
     lm: dspy.LM
-    threads: int
+    num_threads: int
     seed: int
 
 
@@ -37,7 +37,7 @@ def _gepa(tools: Tools) -> dict[str, Any]:
     return {
         "metric": tools.influence,
         "reflection_lm": tools.lm,
-        "num_threads": tools.threads,
+        "num_threads": tools.num_threads,
         "seed": tools.seed,
     }
 
@@ -47,13 +47,13 @@ def _miprov2(tools: Tools) -> dict[str, Any]:
         "metric": tools.metric,
         "prompt_model": tools.lm,
         "task_model": tools.lm,
-        "num_threads": tools.threads,
+        "num_threads": tools.num_threads,
         "seed": tools.seed,
     }
 
 
 def _simba(tools: Tools) -> dict[str, Any]:
-    return {"metric": tools.metric, "prompt_model": tools.lm, "num_threads": tools.threads}
+    return {"metric": tools.metric, "prompt_model": tools.lm, "num_threads": tools.num_threads}
 
 
 OPTIMIZERS: dict[str, Callable[[Tools], dict[str, Any]]] = {
@@ -63,7 +63,7 @@ OPTIMIZERS: dict[str, Callable[[Tools], dict[str, Any]]] = {
     "BootstrapFewShot": lambda tools: {"metric": tools.metric},
     "BootstrapFewShotWithRandomSearch": lambda tools: {
         "metric": tools.metric,
-        "num_threads": tools.threads,
+        "num_threads": tools.num_threads,
     },
     "LabeledFewShot": lambda tools: {},
 }
