@@ -76,7 +76,7 @@ class Variants:
 
 
 ASIDE: Any = {"tracking": True, "ray": True}
-"""What makes no other variant of it: who is told of it, and where it is worked on."""
+"""Tables in which runs may differ and are one variant all the same."""
 
 
 def _folder_name(changes: dict[str, Any], config: Config) -> str:
@@ -97,7 +97,7 @@ def _folder_name(changes: dict[str, Any], config: Config) -> str:
 
 
 def title_of(rules: ArmRules, part: Experiment) -> str:
-    """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is
+    """The title of an arm: its own, or after what it is. One on the tuned weak model is
     called untuned where no tuning was taken, as far as that is known in ``part``."""
     state = (
         tuned_state(part.store)

@@ -100,7 +100,7 @@ class Experiment:
         self._tuned: dspy.LM | None = None
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the run folder free, unless the store was given; trackers are told the rest.
+        """Give the run folder free, unless the store was given; send the rest to trackers.
         ``error`` is what ended the work."""
         if self._owned:
             try:
@@ -168,8 +168,7 @@ class Experiment:
 
     @cached_property
     def evaluator(self) -> Metric:
-        """What gives an answer its score when drafts are compared: [influence]; by default the
-        metric."""
+        """The scorer of answers when drafts are compared: [influence]; by default the metric."""
         judge = self.judge if "judge" in self.config.influence.weights else None
         bound = self.program.bind(strong=self.strong)
         return settings.build_evaluator(self.config.influence, self.metric, bound, judge)
@@ -249,7 +248,7 @@ class Experiment:
             "answers",
             "SFT of the weak baseline",
             self.sft(),
-            lambda: self._taught(answers, "answers"),
+            lambda: self._teaching_rows(answers, "answers"),
             self.settings.answering,
         )
 
@@ -289,7 +288,7 @@ class Experiment:
         return self.rounds.pair(self._drafter())
 
     def check_collected(self, command: str) -> None:
-        """Sees that the run has drafts to make pairs of, or is given pairs; asks nothing.
+        """Check that the run has drafts to make pairs of, or is given pairs; asks nothing.
 
         Args:
             command: what collects drafts in this run, for the message.
@@ -458,9 +457,9 @@ class Experiment:
 
     def _sft_rows(self) -> list[dict[str, Any]]:
         assert self.config.sft is not None
-        return self._taught(self.config.sft.drafts, "drafts")
+        return self._teaching_rows(self.config.sft.drafts, "drafts")
 
-    def _taught(self, reference: str, which: str) -> list[dict[str, Any]]:
+    def _teaching_rows(self, reference: str, which: str) -> list[dict[str, Any]]:
         """The rows of a function of [sft]; one that takes ``strong`` may ask it for rationales."""
         if not takes(reference, "strong"):
             return data.sft_rows(self.config, reference, which)

@@ -42,9 +42,9 @@ _ASKED: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Rationales:
-    """What came of it. ``examples`` are copies of those that got one, in their order, with a field
-    ``rationale``; ``failures`` counts the others by kind: "states the answer", "cut off", or a
-    call's own, such as "timeout" and "parse"."""
+    """Written rationales. ``examples`` are copies of those that got one, in their order, with a
+    field ``rationale``; ``failures`` counts the others by kind: "states the answer", "cut off", or
+    a call's own, such as "timeout" and "parse"."""
 
     examples: list[dspy.Example]
     failures: dict[str, int] = field(default_factory=dict)
@@ -113,8 +113,8 @@ def rationales(
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
         raise DataError(
-            f"Not one of {len(made)} rationales was had: {_counted(failures)}. Is the strong "
-            "model up to the task?"
+            f"Not one of {len(made)} rationales was had: {_format_failures(failures)}. Is the "
+            "strong model up to the task?"
         )
     written = zip(examples, made, strict=True)
     return Rationales(
@@ -155,5 +155,5 @@ def _states(text: str, secrets: Sequence[str], inputs: str) -> bool:
     return False
 
 
-def _counted(failures: dict[str, int]) -> str:
+def _format_failures(failures: dict[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(failures.items()))

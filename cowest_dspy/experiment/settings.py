@@ -53,7 +53,7 @@ class TuningSettings:
 
 
 def check_keys(config: Config) -> None:
-    """Sees that the API keys are there which the configuration names, before hours are spent on a
+    """Check that the API keys are there which the configuration names, before hours are spent on a
     training.
 
     Raises:
@@ -66,7 +66,7 @@ def check_keys(config: Config) -> None:
 
 
 def check_prices(config: Config) -> None:
-    """Sees that a budget in US dollars can be kept.
+    """Check that a budget in US dollars can be kept.
 
     Raises:
         ConfigError: it cannot, since the price of an API is not known.

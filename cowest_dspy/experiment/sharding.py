@@ -25,7 +25,7 @@ from cowest_dspy.utils.importing import load_function
 
 @dataclass(frozen=True)
 class ShardParts:
-    """Gives, when it is called, the program and the evaluator of a configuration.
+    """A function that builds the program and the evaluator of a configuration.
 
     config: as JSON; keys of APIs are read from the environment there. prompts: the program's state.
         adapter: the weak model's folder, None for the base. models: the ids of the weak and the
@@ -39,7 +39,7 @@ class ShardParts:
 
     @classmethod
     def of(cls, config: Config, program: Collaboration) -> ShardParts:
-        """Those of a program that is bound here."""
+        """The parts of a program that is bound here."""
         weak = unrecorded(program.weak)
         find = getattr(weak.engine, "adapter_folder", None)
         return cls(
@@ -74,7 +74,7 @@ class ShardParts:
 
 
 def collect_on(cluster: Cluster, config: Config) -> Callable[..., Traces]:
-    """What collects as ``collect`` does, on a cluster."""
+    """A function that collects as ``collect`` does, on a cluster."""
 
     def collect(
         program: Collaboration,

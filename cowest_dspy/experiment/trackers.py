@@ -1,4 +1,4 @@
-"""MLflow, trackio and W&B: whether they are installed and answer, and how each is told of a run."""
+"""MLflow, trackio and W&B: whether they are installed and answer, and how a run is sent to each."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class MLflow:
         return f"run {run_id} in {uri}"
 
     def variables(self, run_id: str) -> dict[str, str]:
-        """What has TRL's own logs go into a run."""
+        """Environment variables by which TRL's own logs go into a run."""
         made = {
             "MLFLOW_RUN_ID": run_id,
             "MLFLOW_EXPERIMENT_NAME": self._project,
@@ -238,13 +238,13 @@ class TrackioOrWandb:
         run.finish()
 
     def where(self, run_id: str) -> str:
-        """What shows the run."""
+        """What to type, or where to look, to see the run."""
         if not self._is_wandb:
             return f'trackio show --project "{self._project}"'
         return self._url or f"wandb sync {self._folder}/wandb/offline-run-*"
 
     def variables(self, run_id: str) -> dict[str, str]:
-        """What has TRL's own logs go into a run."""
+        """Environment variables by which TRL's own logs go into a run."""
         if not self._is_wandb:
             return {"TRACKIO_DIR": str(importlib.import_module("trackio.utils").TRACKIO_DIR)}
         return {
