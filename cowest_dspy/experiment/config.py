@@ -234,11 +234,13 @@ def _resolve_sweep(config: Config, folder: Path) -> Config:
     context = {"folders": dict.fromkeys(Config.model_fields, folder)}
 
     def resolve(dotted: str, value: Any) -> Any:
-        if not isinstance(value, str | dict):
+        if not value or type(value) not in (str, dict):
             return value
-        made: Any = overridden(plain, {dotted: value}, context).model_dump(
-            mode="json", exclude_unset=True
-        )
+        try:
+            changed = overridden(plain, {dotted: value}, context)
+        except ConfigError:  # It may hold beside other values; if not, the comparison says so.
+            return value
+        made: Any = changed.model_dump(mode="json", exclude_unset=True)
         for key in dotted.split("."):
             made = made[key]
         return made

@@ -26,7 +26,14 @@ from typing import Any, TypeVar
 
 from cowest_dspy.errors import masked
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.trackers import MLflow, Status, TrackioOrWandb, check_installed, uri_of
+from cowest_dspy.experiment.trackers import (
+    TRACKERS,
+    Status,
+    Target,
+    Tracker,
+    check_installed,
+    uri_of,
+)
 from cowest_dspy.experiment.tracking_facts import Part, gather, part_of, read_parts
 from cowest_dspy.optimizers.run import Settings
 from cowest_dspy.report import RunReport
@@ -65,7 +72,7 @@ class Tracking:
         self._config, self._store, self._say = config, store, say
         self._rules = config.tracking if on else None
         self._working = list(self._rules.to) if self._rules else []
-        self._trackers: dict[str, MLflow | TrackioOrWandb] = {}
+        self._trackers: dict[str, Tracker] = {}
         self._begun = False
 
     def touch(self) -> None:
@@ -217,7 +224,7 @@ class Tracking:
         if last or "run" not in known or _unsent(part, known) != Part(part.name):
             there = self._tracker(tracker)
             before = known.get("before")
-            run_id = there.open(part, title, known["times"], before, parent)
+            run_id = there.open(part.name, title, known["times"], before, parent)
             if run_id != known.get("run"):
                 known = {key: known[key] for key in ("times", "training")} | {"run": run_id}
             news = _unsent(part, known)
@@ -247,7 +254,7 @@ class Tracking:
             self._say(f"Warning: files cannot be uploaded: {masked(str(error))}")
             return []
 
-    def _tracker(self, name: str) -> MLflow | TrackioOrWandb:
+    def _tracker(self, name: str) -> Tracker:
         if name not in self._trackers:
             # All runs that trackers have of a run have its key.
             records = self._store.records("tracking").values()
@@ -256,13 +263,9 @@ class Tracking:
                 key = uuid.uuid4().hex
                 self._store.keep("tracking", "key", {"key": key})
             group = f"{self._title} [{key[:6]}]"
-            self._trackers[name] = (
-                MLflow(self._project, self._rules.uri if self._rules else None, key)
-                if name == "mlflow"
-                else TrackioOrWandb(
-                    name, self._project, group, key, self._store.folder / "tracking"
-                )
-            )
+            uri = self._rules.uri if self._rules else None
+            target = Target(self._project, uri, key, group, self._store.folder / "tracking")
+            self._trackers[name] = TRACKERS[name](target)
         return self._trackers[name]
 
     @property

@@ -107,13 +107,24 @@ def numbers(prefix: str, values: Mapping[str, Any]) -> Numbers:
     >>> numbers("gain/", {"mean": 0.5, "low": None, "dev": {"n": 3}, "name": "x"})
     {'gain/mean': 0.5, 'gain/dev/n': 3.0}
     """
-    made: Numbers = {}
+    return {
+        name: float(value)
+        for name, value in _flatten(values, "/", prefix)
+        if isinstance(value, int | float)
+        and math.isfinite(value)
+        and name.rpartition("/")[2] not in NO_NUMBERS
+    }
+
+
+def _flatten(
+    values: Mapping[str, Any], between: str, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, each with the names of its path."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            made |= numbers(f"{prefix}{name}/", value)
-        elif isinstance(value, int | float) and math.isfinite(value) and name not in NO_NUMBERS:
-            made[f"{prefix}{name}"] = float(value)
-    return made
+            yield from _flatten(value, between, f"{prefix}{name}{between}")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _arm_numbers(config: Config, store: Store) -> Numbers:
@@ -241,17 +252,13 @@ def _params(config: Config, *table: str) -> dict[str, str]:
     settings.pop("tracking", None)
     for name in table:
         settings = settings.get(name, {})
-    return _texts(dict(_flat(settings)))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
-        elif value is not None and value != {}:
-            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
+    return _texts(
+        {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in _flatten(settings, ".")
+            if value is not None
+        }
+    )
 
 
 def _round_of(stage: str) -> int | None:
