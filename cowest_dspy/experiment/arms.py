@@ -88,7 +88,7 @@ class Answerer:
 # [evaluate]
 
 
-def declared(config: Config, *, routed: bool) -> list[str]:
+def arm_names(config: Config, *, routed: bool) -> list[str]:
     """The arms of [evaluate], in the order of the table; ``routed``: the run has a router."""
     wanted = config.evaluate
     weak = ["weak"] if wanted.weak else []

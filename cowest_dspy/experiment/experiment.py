@@ -390,7 +390,7 @@ class Experiment:
 
     def arm_names(self) -> list[str]:
         """The arms that the configuration declares, in the order of the table."""
-        return arms.declared(self.config, routed=(self.run / ROUTER_FILE).is_file())
+        return arms.arm_names(self.config, routed=(self.run / ROUTER_FILE).is_file())
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""

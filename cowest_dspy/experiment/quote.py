@@ -24,6 +24,7 @@ import dspy
 
 from cowest_dspy import compat
 from cowest_dspy.errors import CollectionError
+from cowest_dspy.experiment.arms import arm_names
 from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.data import load_program, load_splits
 from cowest_dspy.influence.metering import Measured, Meter
@@ -120,20 +121,11 @@ def count_calls(
     if config.influence.noise and config.strong.temperature != 0 and config.collect.answers == 1:
         again = exactly(min(config.influence.noise, train))
         stages.append(StageCalls("noise", NONE, again, again))
-    prompted = ["strong_prompted"] if config.cycle and config.cycle.steps else []
-    oracle = ["oracle"] if config.evaluate.oracle else []
-    arms = {
-        "weak": (exactly(tested), NONE),
-        **dict.fromkeys(["strong", *prompted], (NONE, exactly(tested))),
-        **dict.fromkeys(
-            ["collaboration_sft", "collaboration", *config.evaluate.controls],
-            (exactly(tested), exactly(tested)),
-        ),
-        **dict.fromkeys(oracle, (NONE, exactly(tested))),
-    }
-    if not config.evaluate.weak:
-        del arms["weak"]
-    return [*stages, *(StageCalls(f"evaluate {name}", *calls) for name, calls in arms.items())]
+    asked = exactly(tested)
+    for name in arm_names(config, routed=False):
+        drafts = NONE if name in ("strong", "strong_prompted", "oracle") else asked
+        stages.append(StageCalls(f"evaluate {name}", drafts, NONE if name == "weak" else asked))
+    return stages
 
 
 def _count_rounds(
