@@ -19,13 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from cowest_dspy.optimizers.deciding import Gain
-from cowest_dspy.pairs.formats import Message
-
 from cowest_dspy.influence import NoiseFloor, Trace
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.optimizers.rounds import Round
+from cowest_dspy.optimizers.rounds import Gain, Round
 from cowest_dspy.pairs import Pair
+from cowest_dspy.pairs.dataset import Message
 from cowest_dspy.report import (
     Arm,
     PairsSummary,

@@ -12,7 +12,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import dspy
 
 if TYPE_CHECKING:
     import torch
@@ -129,3 +132,14 @@ def connection_class(head_seconds: float, keep_alive: float) -> Any:
 
 
 _logger = logging.getLogger("cowest_dspy.serve")
+
+
+def count_mipro_trials(predictors: int, zero_shot: bool, candidates: int) -> int:
+    """The trials of ``dspy.MIPROv2(auto=...)`` for a program with so many predictors.
+
+    DSPy 3.4.1, ``MIPROv2._set_num_trials_from_num_candidates``: it looks at the number of the
+    program's predictors only.
+    """
+    program = SimpleNamespace(predictors=lambda: range(predictors))
+    find: Any = dspy.MIPROv2._set_num_trials_from_num_candidates
+    return find(None, program, zero_shot, candidates)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 
 from cowest_dspy import compat
@@ -139,3 +140,12 @@ def defined(tree: ast.AST) -> Iterator[str]:
             yield node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             yield from [node.attr] if ast.unparse(node.value) in ("self", "cls") else []
+
+
+@pytest.mark.parametrize("zero_shot", [True, False])
+def test_miprov2_looks_at_the_number_of_predictors_for_its_trials(zero_shot: bool) -> None:
+    program = dspy.ChainOfThought("question -> answer")
+    lm = dspy.utils.DummyLM([])
+    optimizer: Any = dspy.MIPROv2(metric=lambda *_: 1.0, prompt_model=lm, task_model=lm)
+    found = optimizer._set_num_trials_from_num_candidates(program, zero_shot, 6)
+    assert compat.count_mipro_trials(1, zero_shot, 6) == found > 0

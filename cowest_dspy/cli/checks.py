@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.verbs import Files, NoAsk, Run, Seed, quiet_dspy, running
+from cowest_dspy.cli.verbs import Files, NoAsk, Run, Seed, argument, option, quiet_dspy, running
 from cowest_dspy.errors import CowestError
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.safe_text import visible
@@ -31,19 +31,13 @@ config_app = typer.Typer(
 def doctor(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="TOML", help="Files, the task first and then the backend.", show_default=False
-        ),
+        argument(metavar="TOML", help="Files, the task first and then the backend."),
     ] = None,
     seed: Seed = None,
     no_ask: NoAsk = False,
     repair: Annotated[
         Path | None,
-        typer.Option(
-            "--repair",
-            help="Save what can be read of this damaged run folder; no TOML.",
-            show_default=False,
-        ),
+        option("--repair", help="Save what can be read of this damaged run folder; no TOML."),
     ] = None,
 ) -> None:
     """Loads or reaches each model of the TOML files, checks that it can do its part, and says what
@@ -68,11 +62,7 @@ def doctor(
     from cowest_dspy.experiment.doctor import examine
 
     quiet_dspy()
-    diagnosis = examine(
-        load_config(files, seed=seed),
-        ask=not no_ask,
-        say=console.print_line,
-    )
+    diagnosis = examine(load_config(files, seed=seed), ask=not no_ask, say=console.print_line)
     _print_diagnosis(diagnosis)
     if not diagnosis.healthy:
         raise typer.Exit(1)
@@ -97,13 +87,13 @@ def quote(
     Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
     """
     from cowest_dspy.experiment.config import load_config
-    from cowest_dspy.experiment.quote import counted, probed
+    from cowest_dspy.experiment.quote import quote_by_counting, quote_by_probe
 
     if no_ask:
-        made = counted(load_config(files, seed=seed))
+        made = quote_by_counting(load_config(files, seed=seed))
     else:
         with running(files, run, seed, verb="quote") as experiment:
-            made = probed(experiment, examples)
+            made = quote_by_probe(experiment, examples)
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for name, *cells in rows:
@@ -141,9 +131,7 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
 
 @config_app.command()
 def schema(
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write it to this file.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, option("--out", help="Write it to this file.")] = None,
 ) -> None:
     """Prints the JSON schema of tasks and backends: an editor then completes keys, explains them,
     and marks what is misspelled.

@@ -48,7 +48,7 @@ console = SafeConsole(highlight=False, markup=False, emoji=False)
 """The terminal that everything is printed on."""
 
 
-def drawable(console: Console) -> bool:
+def can_draw(console: Console) -> bool:
     """Whether what was printed can be drawn again: in a terminal, and not in a dumb one."""
     return console.is_terminal and not console.is_dumb_terminal
 
@@ -64,7 +64,7 @@ class Lines:
     def __init__(self, console: Console, stream: TextIO) -> None:
         self._console, self._rest = console, ""
         self.rich_proxied_file = stream
-        """Where Rich itself writes to."""
+        """The stream that Rich itself writes to."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
@@ -98,7 +98,7 @@ class Lines:
 
 
 @contextmanager
-def above(console: Console) -> Iterator[None]:
+def printing_above(console: Console) -> Iterator[None]:
     """Standard output and error through the console, where they go to the same terminal or file as
     it does."""
     streams = sys.stdout, sys.stderr

@@ -31,6 +31,7 @@ from cowest_dspy.cli.verbs import (
     Run,
     Seed,
     VisibleFormatter,
+    option,
     running,
 )
 from cowest_dspy.errors import CowestError, masked
@@ -64,7 +65,7 @@ _OLD_VERBS = {"gate": "route"}
 
 
 def _refuse_old_verb(context: typer.Context) -> None:
-    """Names the verb that took this one's place."""
+    """Raise an error that names the verb that took this one's place."""
     old = context.info_name or ""
     raise CowestError(f"`cowest {old}` is now `cowest {_OLD_VERBS[old]}`.")
 
@@ -91,7 +92,7 @@ def cycle(
     and where the report is.
     """
     with running(files, run, seed, accelerate, verb="cycle", log=log) as experiment:
-        _show(experiment, experiment.cycle())
+        _print_report(experiment, experiment.cycle())
 
 
 @app.command()
@@ -125,10 +126,7 @@ def evaluate(
     run: Run = None,
     seed: Seed = None,
     arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm", help="Only this arm; may be given several times.", show_default=False
-        ),
+        list[str] | None, option("--arm", help="Only this arm; may be given several times.")
     ] = None,
     log: LogAs = Log.auto,
 ) -> None:
@@ -141,7 +139,7 @@ def evaluate(
                     f'There is no arm "{name}" in this configuration: it has {", ".join(known)}.'
                 )
         experiment.evaluate(arm)
-        _show(experiment, experiment.report())
+        _print_report(experiment, experiment.report())
 
 
 @app.command()
@@ -151,11 +149,7 @@ def compare(
     seed: Seed = None,
     arm: Annotated[
         list[str] | None,
-        typer.Option(
-            "--arm",
-            help="Only this arm, and no sweep; may be given several times.",
-            show_default=False,
-        ),
+        option("--arm", help="Only this arm, and no sweep; may be given several times."),
     ] = None,
     accelerate: Accelerate = "1",
     log: LogAs = Log.auto,
@@ -184,7 +178,7 @@ def compare(
         experiment.store.journal.about(verdict=comparison_verdict(made, numbers).sentences[0])
         experiment.store.journal.result(comparison=str(written.json))
         print_comparison(made, console, numbers=numbers)
-        console.print(f"\ncomparison: {written.html}", soft_wrap=True)
+        console.print_line(f"\ncomparison: {written.html}")
 
 
 @app.command()
@@ -214,12 +208,7 @@ def pairs(
     run: Run = None,
     seed: Seed = None,
     push: Annotated[
-        str | None,
-        typer.Option(
-            "--push",
-            help="Upload them as this Hub dataset, OWNER/NAME; private.",
-            show_default=False,
-        ),
+        str | None, option("--push", help="Upload them as this Hub dataset, OWNER/NAME; private.")
     ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="With --push: everybody may read it.")
@@ -238,23 +227,22 @@ def pairs(
             "--public says how --push uploads: give the dataset's name too, --push OWNER/NAME."
         )
     with running(files, run, seed, verb="pairs", log=log) as experiment:
-        experiment.check_collected(_collecting(files, run, seed))
+        experiment.check_collected(_collect_command(files, run, seed))
         made = experiment.pairs()
         experiment.store.journal.result(
             pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl")
         )
-        for line in _said_of(made, experiment.run):
+        for line in _describe_pairs(made, experiment.run):
             console.print_line(line)
         if not experiment.config.pairs.source:
             drafts = experiment.labelled()
             file = experiment.run / "drafts.jsonl"
-            console.print(
+            console.print_line(
                 f"{drafts.helped} drafts that helped and {len(drafts) - drafts.helped} that hurt "
-                f"in {file}",
-                soft_wrap=True,
+                f"in {file}"
             )
         if push:
-            console.print(f"uploaded: {made.push_to_hub(push, private=not public)}", soft_wrap=True)
+            console.print_line(f"uploaded: {made.push_to_hub(push, private=not public)}")
 
 
 @app.command()
@@ -275,7 +263,7 @@ def tune(
     says: one GPU, several, FSDP, several machines.
     """
     with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
-        experiment.check_collected(_collecting(files, run, seed))
+        experiment.check_collected(_collect_command(files, run, seed))
         model = experiment.tune().model
         experiment.store.journal.result(model=model)
         console.print(f"tuned: {model}")
@@ -339,7 +327,7 @@ def report_errors(run: Callable[[], None]) -> None:
             sys.exit(128 + stop if stop and end.code == 1 else end.code)
 
 
-def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
+def _describe_pairs(made: PreferencePairs, run: Path) -> Iterator[str]:
     yield f"{len(made)} pairs in {run / 'pairs.jsonl'}"
     if made.rules:
         yield "  " + ", ".join(
@@ -353,7 +341,7 @@ def _said_of(made: PreferencePairs, run: Path) -> Iterator[str]:
             yield f"Warning: {lengths.warning}"
 
 
-def _collecting(files: list[Path], run: Path | None, seed: int | None) -> str:
+def _collect_command(files: list[Path], run: Path | None, seed: int | None) -> str:
     """The command that collects drafts for what was typed."""
     options = [
         *(("--run", str(run)) if run else ()),
@@ -373,7 +361,7 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
     return given
 
 
-def _show(experiment: Experiment, made: Any) -> None:
+def _print_report(experiment: Experiment, made: Any) -> None:
     from cowest_dspy.report import arm_table, print_report
 
     facts = ("name", "answered", "failed", "score")

@@ -29,7 +29,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from cowest_dspy.cli.console import above, console, drawable
+from cowest_dspy.cli.console import can_draw, console, printing_above
 from cowest_dspy.errors import masked
 from cowest_dspy.optimizers.run import NoProgress
 from cowest_dspy.store.budget import Limit
@@ -39,7 +39,7 @@ from cowest_dspy.store.usage import format_usd
 from cowest_dspy.utils import interrupts
 
 SCHEMA_VERSION = 1
-"""Of the objects of ``--log json``."""
+"""Version of the objects of ``--log json``."""
 LOOK = 0.5
 """Seconds between two looks at the folder of a run that is watched."""
 Log = Literal["auto", "plain", "json"]
@@ -69,7 +69,7 @@ def format_count(number: int, word: str) -> str:
 
 
 def format_failures(failures: Mapping[str, int]) -> str:
-    """By kind, the most frequent first.
+    """Failures by kind, the most frequent first.
 
     >>> format_failures({"parse": 1, "timeout": 2})
     'failed 3: timeout 2, parse 1'
@@ -183,7 +183,7 @@ def view(now: Snapshot, note: str = "") -> Group:
     return Group(*lines)
 
 
-def ended_line(stage: StageState) -> Text:
+def format_ended(stage: StageState) -> Text:
     """The line that stays of a stage."""
     word, style = ("done", "green") if stage.whole else ("left", "yellow")
     if stage.earlier:
@@ -211,7 +211,7 @@ class Progress(NoProgress):
         out: TextIO | None = None,
         run: str = "",
     ) -> None:
-        self.draws = log == "auto" and drawable(screen)
+        self.draws = log == "auto" and can_draw(screen)
         self._json = log == "json"
         self._console, self._out, self._run = screen, out or sys.stdout, run
         self._lock = threading.RLock()
@@ -246,12 +246,12 @@ class Progress(NoProgress):
                     redirect_stderr=False,
                 )
                 stack.enter_context(live)
-                stack.enter_context(above(self._console))
+                stack.enter_context(printing_above(self._console))
                 self._drawing = stack.pop_all()
         elif event == "stage_end":
             if not now.now:
                 self.close()
-            self._console.print(ended_line(now.stages[-1]))
+            self._console.print(format_ended(now.stages[-1]))
         elif event == "message":
             self._console.print(Text(now.said[-1]))
 
@@ -377,11 +377,7 @@ class Progress(NoProgress):
 
 
 def follow(
-    folder: Path,
-    progress: Progress,
-    *,
-    hint: str = "",
-    sleep: Callable[[float], None] = time.sleep,
+    folder: Path, progress: Progress, *, hint: str = "", sleep: Callable[[float], None] = time.sleep
 ) -> Snapshot:
     """Show a run that another process works on until it ends; nothing is written or locked.
 
@@ -430,7 +426,7 @@ def show_new(now: Snapshot, progress: Progress, shown: list[StageState], lines: 
 
 
 def describe_end(now: Snapshot) -> list[str]:
-    """What to say of a run that nobody works on any more."""
+    """Lines about a run on which no process works any more."""
     return [
         f"{now.run}: {format_state(now, alive=is_alive(now))}",
         *([now.error] if now.error and now.state != "running" else []),

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.verbs import Run, Schema, Seed, quiet_dspy, running
+from cowest_dspy.cli.verbs import Run, Schema, Seed, argument, option, quiet_dspy, running
 from cowest_dspy.errors import BundleError, ConfigError, ReportError, StoreError
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import announcing, signal_of
@@ -64,9 +64,7 @@ def runs(
 
 
 def watch(
-    run: Annotated[
-        Path, typer.Argument(help="The run's folder; it need not be there yet.", show_default=False)
-    ],
+    run: Annotated[Path, argument(help="The run's folder; it need not be there yet.")],
     once: Annotated[bool, typer.Option("--once", help="Show its state now, and end.")] = False,
 ) -> None:
     """Follows a run that another process works on: stages, bar, time left, calls per second, spend,
@@ -155,21 +153,15 @@ def _cells(one: RunLine, folder: Path) -> tuple[str, ...]:
 def report(
     what: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN",
-            help="Folders of runs; or the TOML files of one, as for other verbs.",
-            show_default=False,
+        argument(
+            metavar="RUN", help="Folders of runs; or the TOML files of one, as for other verbs."
         ),
     ],
     run: Run = None,
     seed: Seed = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            help="Where to write: a folder; for several runs also FILE.html.",
-            show_default=False,
-        ),
+        option("--out", help="Where to write: a folder; for several runs also FILE.html."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON instead of tables.")
@@ -237,12 +229,7 @@ def _print_report(made: RunReport, written: WrittenPage, as_json: bool) -> None:
 
 def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
     from cowest_dspy.experiment.summary import read_run
-    from cowest_dspy.report import (
-        print_side_by_side,
-        short_names,
-        side_by_side,
-        write_side_by_side,
-    )
+    from cowest_dspy.report import print_side_by_side, short_names, side_by_side, write_side_by_side
 
     view = side_by_side(dict(zip(short_names(runs), map(read_run, runs), strict=True)))
     written = write_side_by_side(view, out or _shared_folder(runs))
@@ -260,28 +247,19 @@ def _shared_folder(runs: Sequence[Path]) -> Path:
 
 
 def bundle(
-    run: Annotated[Path, typer.Argument(help="A finished run's folder.", show_default=False)],
+    run: Annotated[Path, argument(help="A finished run's folder.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The bundle's folder. Default: bundle in the run's."),
     ] = None,
     merge: Annotated[
-        Path | None,
-        typer.Option(
-            "--merge", help="Also write base and adapter as one model here.", show_default=False
-        ),
+        Path | None, option("--merge", help="Also write base and adapter as one model here.")
     ] = None,
     gguf: Annotated[
-        Path | None,
-        typer.Option(
-            "--gguf", help="Also write the adapter for llama.cpp as this file.", show_default=False
-        ),
+        Path | None, option("--gguf", help="Also write the adapter for llama.cpp as this file.")
     ] = None,
     push: Annotated[
-        str | None,
-        typer.Option(
-            "--push", help="Upload it as this Hub model, OWNER/NAME; private.", show_default=False
-        ),
+        str | None, option("--push", help="Upload it as this Hub model, OWNER/NAME; private.")
     ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="With --push: everybody may read it.")
@@ -296,7 +274,12 @@ def bundle(
     Example: `cowest bundle runs/handbook --out handbook-bundle --merge handbook-model`
     """
     from cowest_dspy.experiment import Experiment
-    from cowest_dspy.experiment.bundle import as_gguf, merged, push_bundle, write_bundle
+    from cowest_dspy.experiment.bundle import (
+        convert_to_gguf,
+        merge_adapter,
+        push_bundle,
+        write_bundle,
+    )
     from cowest_dspy.tuning import engine_of
 
     if public and not push:
@@ -313,9 +296,9 @@ def bundle(
         base = engine_of(experiment.weak).base_folder
     console.print_line(f"bundle: {made}")
     if merge is not None:
-        console.print_line(f"merged model: {merged(made, base, merge)}")
+        console.print_line(f"merged model: {merge_adapter(made, base, merge)}")
     if gguf is not None:
-        console.print_line(f"adapter for llama.cpp: {as_gguf(made, base, gguf)}")
+        console.print_line(f"adapter for llama.cpp: {convert_to_gguf(made, base, gguf)}")
     if push:
         console.print_line(f"uploaded: {push_bundle(made, push, private=not public)}")
 
@@ -339,11 +322,7 @@ def _config_of(run: Path) -> Config:
         raise ConfigError(f"The run's configuration cannot be read: {error}") from error
 
 
-def verify(
-    path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.", show_default=False)
-    ],
-) -> None:
+def verify(path: Annotated[Path, argument(metavar="BUNDLE", help="A bundle's folder.")]) -> None:
     """Checks a bundle against its manifest, offline: every file's hash, and the adapter's. Executes
     nothing. Exit code 0: whole.
 
@@ -365,21 +344,16 @@ def verify(
 
 
 def track(
-    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    run: Annotated[Path, argument(help="A run's folder.")],
     to: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--to",
             help="mlflow, trackio or wandb, instead of [tracking] to; may be given several times.",
-            show_default=False,
         ),
     ] = None,
-    uri: Annotated[
-        str | None, typer.Option("--uri", help="Where MLflow is.", show_default=False)
-    ] = None,
-    project: Annotated[
-        str | None, typer.Option("--project", help="Experiment or project.", show_default=False)
-    ] = None,
+    uri: Annotated[str | None, option("--uri", help="Where MLflow is.")] = None,
+    project: Annotated[str | None, option("--project", help="Experiment or project.")] = None,
     bundle: Annotated[
         bool,
         typer.Option(
@@ -434,18 +408,10 @@ def _write_bundle(run: Path) -> None:
 
 def new(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="The domain's name: a-z, 0-9, _ and -, such as tool-loans.", show_default=False
-        ),
+        str, argument(help="The domain's name: a-z, 0-9, _ and -, such as tool-loans.")
     ],
     folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder",
-            help="Where to write. Default: a new folder of that name.",
-            show_default=False,
-        ),
+        Path | None, option("--folder", help="Where to write. Default: a new folder of that name.")
     ] = None,
 ) -> None:
     """Writes the files of a new domain, which run at once on scripted models: rows, recipe, metric,

@@ -85,7 +85,7 @@ def new_domain(name: str, folder: str | Path | None = None) -> tuple[Path, ...]:
     stem = check_name(name)
     into = Path(folder if folder is not None else stem).expanduser()
     texts = {
-        into / file.format(stem=stem): _filled(template, name, stem)
+        into / file.format(stem=stem): _fill(template, name, stem)
         for template, (file, _) in FILES.items()
     }
     there = [path.name for path in texts if path.exists() or path.is_symlink()]
@@ -111,7 +111,7 @@ def new_domain(name: str, folder: str | Path | None = None) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def _filled(template: str, name: str, stem: str) -> str:
+def _fill(template: str, name: str, stem: str) -> str:
     folder = resources.files("cowest_dspy.cli") / "templates"
     text = (folder / template).read_text(encoding="utf-8")
     return Template(text).substitute(name=name, stem=stem)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.verbs import Log, LogAs, Run, Seed, VisibleFormatter, quiet_dspy, running
+from cowest_dspy.cli.verbs import (
+    Log,
+    LogAs,
+    Run,
+    Seed,
+    VisibleFormatter,
+    argument,
+    option,
+    quiet_dspy,
+    running,
+)
 from cowest_dspy.errors import BundleError, ConfigError, ModelError, RouterError
 from cowest_dspy.utils.reading import read_toml
 
@@ -23,25 +33,16 @@ if TYPE_CHECKING:
 
 MANIFEST = "cowest.json"
 OWN = ("host", "port", "api_key_env", "log_text")
-"""What [serve] of a bundle does not decide: who reaches this machine, with which key, and what is
-logged of what they ask."""
+"""Keys of [serve] that a bundle does not decide: who reaches this machine, with which key, and what
+is logged of what they ask."""
 
 
 Host = Annotated[
-    str | None,
-    typer.Option(
-        "--host", help="The address. Default: [serve] host, 127.0.0.1.", show_default=False
-    ),
+    str | None, option("--host", help="The address. Default: [serve] host, 127.0.0.1.")
 ]
 Port = Annotated[
     int | None,
-    typer.Option(
-        "--port",
-        min=0,
-        max=65535,
-        help="Default: [serve] port, 8000. 0: any that is free.",
-        show_default=False,
-    ),
+    option("--port", min=0, max=65535, help="Default: [serve] port, 8000. 0: any that is free."),
 ]
 
 
@@ -58,19 +59,17 @@ UseRouter = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--samples",
         min=0,
         help="Further drafts of each input, to see how far they agree. Default: up to 3.",
-        show_default=False,
     ),
 ]
 Likelihood = Annotated[
     bool | None,
-    typer.Option(
+    option(
         "--likelihood/--no-likelihood",
         help="Look at how likely the weak model finds its draft. Default: if it can be had.",
-        show_default=False,
     ),
 ]
 
@@ -78,11 +77,10 @@ Likelihood = Annotated[
 def serve(
     files: Annotated[
         list[Path],
-        typer.Argument(
+        argument(
             metavar="BUNDLE_OR_TOML",
             help="A bundle's folder and TOML files with its models; or a task's TOML files, the "
             "backend last.",
-            show_default=False,
         ),
     ],
     run: Run = None,
@@ -137,10 +135,12 @@ def _serve(
         service = make_service(
             program, rules, rules.name or config.name, inputs=config.data.inputs, router=router
         )
-        _wake(program)
+        _load_models(program)
         _log_to_stderr()
         serve_until_stopped(
-            make_app(service, key=key), listener, lambda text: _say(text, service.name, key)
+            make_app(service, key=key),
+            listener,
+            lambda text: _print_address(text, service.name, key),
         )
 
 
@@ -181,8 +181,8 @@ def _tables(files: Sequence[Path]) -> set[str]:
 def _rules(
     config: Config, host: str | None, port: int | None, *, own: Sequence[Path]
 ) -> ServeRules:
-    """How it is served. ``own`` are the TOML files that the user has named, of which a bundle's is
-    none."""
+    """The rules of [serve]. ``own`` are the TOML files that the user has named, of which a bundle's
+    is none."""
     from cowest_dspy.serve.config import ServeRules
 
     rules = config.serve
@@ -207,31 +207,28 @@ def _router(folder: Path) -> Router | None:
     if not any((folder / name).is_file() for name in (ROUTER_FILE, OLD_FILE)):
         return None
     router = Router.load(folder)
-    console.print(
+    console.print_line(
         f"router: {folder / ROUTER_FILE} says where the strong model is asked; --no-router asks it "
-        "always",
-        markup=False,
-        soft_wrap=True,
+        "always"
     )
     return router
 
 
 def _of_bundle(folder: Path, config: Config, trust_recipe: bool) -> Collaboration:
-    from cowest_dspy.experiment.bundle import load_bundle, open_bundle, recipe_of
+    from cowest_dspy.experiment.bundle import load_bundle, open_bundle
     from cowest_dspy.lms import build_lm
 
     if not trust_recipe:
-        recipe = recipe_of(open_bundle(folder))
         raise BundleError(
-            f"{recipe} builds the program, and is Python code: look at it, then give "
-            "--trust-recipe to execute it."
+            f"{open_bundle(folder).recipe} builds the program, and is Python code: look at it, "
+            "then give --trust-recipe to execute it."
         )
     return load_bundle(
         folder, weak=build_lm(config.weak), strong=build_lm(config.strong), trust_recipe=True
     )
 
 
-def _wake(program: Collaboration) -> None:
+def _load_models(program: Collaboration) -> None:
     """Loads models of this machine, and starts servers of ours, before the first request comes, by
     one token."""
     from cowest_dspy.lms import LocalEngine, ServerEngine
@@ -256,15 +253,15 @@ def _log_to_stderr() -> None:
     logger.setLevel(logging.INFO)
 
 
-def _say(text: str, name: str, key: str | None) -> None:
+def _print_address(text: str, name: str, key: str | None) -> None:
     if text.startswith("http"):
         asked = "with the API key" if key else "without a key, from this machine only"
         text = f"serving {name} at {text} ({asked}); Ctrl-C stops it"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print_line(text)
 
 
 def route(
-    run: Annotated[Path, typer.Argument(help="A run's folder, with traces.", show_default=False)],
+    run: Annotated[Path, argument(help="A run's folder, with traces.")],
     within: Annotated[
         float,
         typer.Option(
@@ -312,7 +309,7 @@ def _fit(
     score, cost = (point.score, point.cost) if point else (None, None)
     experiment.store.journal.result(router=str(file), score=score, cost=cost)
     print_curve(made.curve, console)
-    console.print(f"\nrouter: {file}, its curve: {made.written.html}", markup=False, soft_wrap=True)
+    console.print_line(f"\nrouter: {file}, its curve: {made.written.html}")
     if not made.router.pays:
         console.print("It does not pay, so it is not used: every draft is refined.")
     experiment.report()

@@ -1,5 +1,4 @@
-"""What the verbs of the command line share: their common arguments, and a run that is open while a
-verb works."""
+"""Common arguments of the verbs, and a run that is open while a verb works."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,26 +31,26 @@ BEGINNING = ("cycle", "collect", "compare")
 
 
 class Log(StrEnum):
-    """How a verb says what it does."""
+    """Forms of what a verb prints while it works."""
 
     auto = "auto"
     plain = "plain"
     json = "json"
 
 
+option = partial(typer.Option, show_default=False)
+argument = partial(typer.Argument, show_default=False)
+"""Those whose help says what happens without them."""
+
 Files = Annotated[
     list[Path],
-    typer.Argument(
+    argument(
         metavar="TOML",
         help="TOML files, the task first and then the backend; a later file replaces whole tables.",
-        show_default=False,
     ),
 ]
 Run = Annotated[
-    Path | None,
-    typer.Option(
-        "--run", help="The run's folder. Default: runs/ and the task's name.", show_default=False
-    ),
+    Path | None, option("--run", help="The run's folder. Default: runs/ and the task's name.")
 ]
 NoAsk = Annotated[bool, typer.Option("--no-ask", help="Ask no question, so that nothing is paid.")]
 Accelerate = Annotated[
@@ -62,9 +62,7 @@ Accelerate = Annotated[
         "Or a configuration file of Accelerate's, such as those in programs/accelerate.",
     ),
 ]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Overrides the seed in the files.", show_default=False)
-]
+Seed = Annotated[int | None, option("--seed", help="Overrides the seed in the files.")]
 LogAs = Annotated[
     Log,
     typer.Option(
@@ -146,7 +144,7 @@ def running(
         raise typer.Exit(code) from None
     except BaseException as error:
         code, failed = 1, error
-        if (unanswered := _unanswered(error)) is not None:
+        if (unanswered := _describe_failed_call(error)) is not None:
             raise unanswered from error
         raise
     finally:
@@ -166,9 +164,9 @@ def _describe_new(run: Path | None, verb: str | None) -> str:
     return f"{run}: a new run.{'' if verb in BEGINNING else suggest_run(run)}"
 
 
-def _unanswered(error: BaseException) -> ModelError | None:
-    """What ended the work, as a message, where it is the failure of a model's call; a verb that
-    only asks one question has no table to count it in."""
+def _describe_failed_call(error: BaseException) -> ModelError | None:
+    """A message about the failed call of a model that ended the work, None where something else
+    did; a verb that only asks one question has no table to count it in."""
     if "dspy" not in sys.modules:
         return None
     from cowest_dspy.store.record import EXPECTED_FAILURES, failure
@@ -202,7 +200,7 @@ class VisibleFormatter(logging.Formatter):
 
 
 def _processes(accelerate: str) -> int | Path:
-    """What --accelerate says, looked at before anything is begun."""
+    """The value of --accelerate, checked before anything is begun."""
     if accelerate.isdecimal() and int(accelerate):
         return int(accelerate)
     if accelerate.lstrip("-").isdecimal():
@@ -217,7 +215,7 @@ def _processes(accelerate: str) -> int | Path:
 
 
 def command() -> str:
-    """What was typed to start this process, as a shell takes it: the same goes on from where it
+    """The command that started this process, as a shell takes it: the same goes on from where it
     stopped."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     name = Path(sys.argv[0]).name

@@ -77,7 +77,7 @@ class Answerer:
     answering: arms.Answering
     depends_on: Any
     note: str = ""
-    threads: int = 8
+    num_threads: int = 8
 
     def on(self, *more: Any) -> Answerer:
         """The same, depending on more."""
@@ -87,7 +87,7 @@ class Answerer:
 # [evaluate]
 
 
-def declared(config: Config, *, routed: bool) -> list[str]:
+def arm_names(config: Config, *, routed: bool) -> list[str]:
     """The arms of [evaluate], in the order of the table; ``routed``: the run has a router."""
     wanted = config.evaluate
     weak = ["weak"] if wanted.weak else []
@@ -153,7 +153,7 @@ def record_arm(
                 examples,
                 experiment.metric,
                 store=experiment.store,
-                num_threads=made.threads,
+                num_threads=made.num_threads,
                 on_progress=progress,
             )
         return asdict(replace(arm, answers=answers))
@@ -190,43 +190,37 @@ def answerer(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _of_program(
-    experiment: _Parts, program: Collaboration, answering: arms.Answering, note: str = ""
+    experiment: _Parts,
+    program: Collaboration,
+    answering: arms.Answering | None = None,
+    note: str = "",
 ) -> Answerer:
-    """What a collaboration depends on: its prompts and demos, and its two models."""
-    models = sorted(
-        {
-            predictor.lm.model
-            for _, predictor in program.named_predictors()
-            if predictor.lm is not None
-        }
-    )
-    threads = experiment.config.at_once("strong")
-    return Answerer(answering, [program.dump_state(), models], note, threads)
+    """A collaboration, by default with a draft: what it depends on is its prompts and demos, and
+    its two models."""
+    models = {one.lm.model for _, one in program.named_predictors() if one.lm is not None}
+    depends_on = [program.dump_state(), sorted(models)]
+    answering = answering or arms.collaboration_arm(program)
+    return Answerer(answering, depends_on, note, experiment.config.at_once("strong"))
 
 
 def _of_module(
-    experiment: _Parts, module: dspy.Module, lm: dspy.LM, *, threads: int, note: str = ""
+    experiment: _Parts, module: dspy.Module, role: str, lm: dspy.LM, *, note: str = ""
 ) -> Answerer:
-    """What a module by itself depends on, in the prompts' format of the run's program."""
+    """A module by itself on the model of a role, in the prompts' format of the run's program."""
     module.set_lm(lm)
     for _, predictor in module.named_predictors():
         predictor.lm = lm
     unbound = module.deepcopy()
     unbound.set_lm(None)
+    depends_on = [type(module).__name__, unbound.dump_state(), lm.model]
     answering = arms.module_arm(experiment.program, module)
-    return Answerer(
-        answering, [type(module).__name__, unbound.dump_state(), lm.model], note, threads
-    )
+    return Answerer(answering, depends_on, note, experiment.config.at_once(role))
 
 
 def _alone(experiment: _Parts, rules: ArmRules) -> Answerer:
     bound = experiment.program.bind(strong=experiment.strong)
-    return _of_program(
-        experiment,
-        bound,
-        arms.alone_arm(bound),
-        "the instructions, demos and room of refining, less the draft",
-    )
+    note = "the instructions, demos and room of refining, less the draft"
+    return _of_program(experiment, bound, arms.alone_arm(bound), note)
 
 
 def _strong(experiment: _Parts, rules: ArmRules) -> Answerer:
@@ -248,14 +242,12 @@ def _self_consistency(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 def _on_strong(experiment: _Parts, module: dspy.Module, more: Any = None) -> Answerer:
     lm = experiment.program.bind(strong=experiment.strong).strong
-    made = _of_module(experiment, module, lm, threads=experiment.config.at_once("strong"))
-    return made.on(more)
+    return _of_module(experiment, module, "strong", lm).on(more)
 
 
 def _weak(experiment: _Parts, rules: ArmRules) -> Answerer:
     """The weak model by itself: with the recipe's own program, otherwise with the task as the
     strong model is given it."""
-    threads = experiment.config.at_once("weak")
     sft = experiment.config.sft
     if rules.weak == "tuned":
         return _drafts_as_answers(experiment, experiment.final)
@@ -269,16 +261,20 @@ def _weak(experiment: _Parts, rules: ArmRules) -> Answerer:
         return _drafts_as_answers(
             experiment, experiment.program.bind(weak=experiment.sft(), strong=experiment.strong)
         )
-    reference = experiment.config.evaluate.weak
-    module: dspy.Module = call(reference) if reference else _bare(experiment.program)
+    module = _weak_alone(experiment)
     if rules.shots:
         module = few_shot(module, experiment.splits["train"], rules.shots, experiment.config.seed)
     lm = experiment.weak if rules.weak == "base" else experiment.answer_sft()
-    return _of_module(experiment, module, experiment.program.bind(weak=lm).weak, threads=threads)
+    return _of_module(experiment, module, "weak", experiment.program.bind(weak=lm).weak)
 
 
-def _bare(program: Collaboration) -> dspy.Module:
-    module = program.alone.module.deepcopy()
+def _weak_alone(experiment: _Parts) -> dspy.Module:
+    """The program by which the weak model answers alone: that of [evaluate] weak, or the one of the
+    strong model without its demos."""
+    reference = experiment.config.evaluate.weak
+    if reference:
+        return call(reference)
+    module = experiment.program.alone.module.deepcopy()
     for _, predictor in module.named_predictors():
         predictor.demos = []
     return module
@@ -299,27 +295,19 @@ def _drafts_as_answers(experiment: _Parts, program: Collaboration) -> Answerer:
             f'"{program.answer_fields[-1]}": use draft = "direct" or "chain_of_thought", or weak '
             '= "sft".'
         )
-    module = program.draft.deepcopy()
-    return _of_module(
-        experiment,
-        module,
-        program.weak,
-        threads=experiment.config.at_once("weak"),
-        note="its draft is its answer",
-    )
+    note = "its draft is its answer"
+    return _of_module(experiment, program.draft.deepcopy(), "weak", program.weak, note=note)
 
 
 def _rag(experiment: _Parts, rules: ArmRules) -> Answerer:
     program = rag(experiment.program, _retriever(experiment, rules)).bind(strong=experiment.strong)
-    made = _of_program(experiment, program, arms.collaboration_arm(program))
-    return made.on(rules.corpus, rules.passages)
+    return _of_program(experiment, program).on(rules.corpus, rules.passages)
 
 
 def _grounded(experiment: _Parts, rules: ArmRules) -> Answerer:
     drafting = grounded(experiment.program, _retriever(experiment, rules))
     program = drafting.bind(weak=_state(experiment, rules), strong=experiment.strong)
-    made = _of_program(experiment, program, arms.collaboration_arm(program))
-    return made.on(rules.corpus, rules.passages)
+    return _of_program(experiment, program).on(rules.corpus, rules.passages)
 
 
 def _retriever(experiment: _Parts, rules: ArmRules) -> Retriever:
@@ -330,8 +318,7 @@ def _retriever(experiment: _Parts, rules: ArmRules) -> Retriever:
 
 
 def _super_icl(experiment: _Parts, rules: ArmRules) -> Answerer:
-    reference = experiment.config.evaluate.weak
-    weak: dspy.Module = call(reference) if reference else _bare(experiment.program)
+    weak = _weak_alone(experiment)
     lm = experiment.answer_sft() if rules.weak == "sft" else _state(experiment, rules)
     bound = experiment.program.bind(weak=lm, strong=experiment.strong)
     weak.set_lm(bound.weak)
@@ -340,21 +327,14 @@ def _super_icl(experiment: _Parts, rules: ArmRules) -> Answerer:
         program = super_icl(
             bound, shown, weak, samples=rules.samples, temperature=rules.temperature
         )
-    made = _of_program(experiment, program, arms.collaboration_arm(program))
-    return made.on(rules.samples, rules.temperature)
+    return _of_program(experiment, program).on(rules.samples, rules.temperature)
 
 
 def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
-    program = experiment.final if rules.weak == "tuned" else None
-    bound = program or experiment.program.bind(
-        weak=_state(experiment, rules), strong=experiment.strong
-    )
-    return _of_program(
-        experiment,
-        bound,
-        arms.collaboration_arm(bound),
-        _rounds_note(experiment) if program else "",
-    )
+    if rules.weak == "tuned":
+        return _of_program(experiment, experiment.final, note=_rounds_note(experiment))
+    weak = _state(experiment, rules)
+    return _of_program(experiment, experiment.program.bind(weak=weak, strong=experiment.strong))
 
 
 def _rounds_note(experiment: _Parts) -> str:
@@ -377,29 +357,18 @@ def _oracle(experiment: _Parts, rules: ArmRules) -> Answerer:
             "the gold background."
         )
     bound = experiment.program.bind(strong=experiment.strong)
-    made = _of_program(
-        experiment,
-        bound,
-        arms.oracle_arm(bound, name),
-        f'given the field "{name}" in the place of a draft',
-    )
-    return made.on(name)
+    note = f'given the field "{name}" in the place of a draft'
+    return _of_program(experiment, bound, arms.oracle_arm(bound, name), note).on(name)
 
 
 def _control(experiment: _Parts, rules: ArmRules) -> Answerer:
-    name = str(rules.control)
-    if name == "other_draft":
-        program = experiment.final
-        examples = experiment.splits[
-            experiment.config.compare.split if experiment.config.compare else "test"
-        ]
-        made = _of_program(
-            experiment, program, other_draft_arm(program, examples, experiment.config.seed)
-        )
-        return replace(made.on(name, experiment.config.seed), note="control")
-    program = experiment.controlled(name)
-    made = _of_program(experiment, program, arms.collaboration_arm(program), "control")
-    return replace(made, note="control")
+    name, config = str(rules.control), experiment.config
+    if name != "other_draft":
+        return _of_program(experiment, experiment.controlled(name), note="control")
+    program = experiment.final
+    examples = experiment.splits[config.compare.split if config.compare else "test"]
+    answering = other_draft_arm(program, examples, config.seed)
+    return _of_program(experiment, program, answering, "control").on(name, config.seed)
 
 
 def _module(experiment: _Parts, rules: ArmRules) -> Answerer:
@@ -412,7 +381,7 @@ def _module(experiment: _Parts, rules: ArmRules) -> Answerer:
     if rules.role == "strong":
         return _on_strong(experiment, module)
     lm = experiment.program.bind(weak=experiment.weak).weak
-    return _of_module(experiment, module, lm, threads=experiment.config.at_once("weak"))
+    return _of_module(experiment, module, "weak", lm)
 
 
 _KINDS: dict[str, Callable[[_Parts, ArmRules], Answerer]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
@@ -54,34 +54,8 @@ _TITLES = {
 _STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference tuning"}
 
 
-@dataclass
-class Variants:
-    """The parts of one run under other settings, each made once."""
-
-    base: Experiment
-    made: dict[str, Experiment] = field(default_factory=dict)
-
-    def of(self, changes: dict[str, Any]) -> Experiment:
-        """The run with these dotted keys changed; the run itself where that changes nothing.
-
-        Raises:
-            ConfigError: an unknown key, or a value that cannot be.
-        """
-        base = self.base.config
-        made = {
-            key: value for key, value in changes.items() if overridden(base, {key: value}) != base
-        }
-        if not made:
-            return self.base
-        config = overridden(base, made)
-        name = _folder_name(made, config)
-        if name not in self.made:
-            self.made[name] = self.base.variant(name, config)
-        return self.made[name]
-
-
 ASIDE: Any = {"tracking": True, "ray": True}
-"""What makes no other variant of it: who is told of it, and where it is worked on."""
+"""Tables in which runs may differ and are one variant all the same."""
 
 
 def _folder_name(changes: dict[str, Any], config: Config) -> str:
@@ -102,7 +76,7 @@ def _folder_name(changes: dict[str, Any], config: Config) -> str:
 
 
 def title_of(rules: ArmRules, part: Experiment) -> str:
-    """What an arm is called: as it says itself, or after what it is. One on the tuned weak model is
+    """The title of an arm: its own, or after what it is. One on the tuned weak model is
     called untuned where no tuning was taken, as far as that is known in ``part``."""
     state = (
         describe_tuning(part.store)
@@ -166,7 +140,8 @@ class Compared:
                 "one of its own."
             )
         self.rules: CompareRules = experiment.config.compare
-        self.experiment, self.variants = experiment, Variants(experiment)
+        self.experiment = experiment
+        self._variants: dict[str, Experiment] = {}
         self.scores = {
             reference.rpartition(":")[2]: load_function(reference) for reference in self.rules.also
         }
@@ -240,27 +215,43 @@ class Compared:
         """The seeds of the runs that are compared as one."""
         return self.rules.seeds or (self.experiment.config.seed,)
 
+    def _variant(self, changes: dict[str, Any]) -> Experiment:
+        """The run with these dotted keys changed, made once; the run itself where that changes
+        nothing.
+
+        Raises:
+            ConfigError: an unknown key, or a value that cannot be.
+        """
+        base = self.experiment.config
+        made = {
+            key: value for key, value in changes.items() if overridden(base, {key: value}) != base
+        }
+        if not made:
+            return self.experiment
+        config = overridden(base, made)
+        name = _folder_name(made, config)
+        if name not in self._variants:
+            self._variants[name] = self.experiment.variant(name, config)
+        return self._variants[name]
+
     def _arm(self, name: str, rules: ArmRules) -> Iterator[ComparedArm]:
         seeds = self.seeds if depends_on_seed(rules, self.experiment.config) else self.seeds[:1]
         for seed in seeds:
             changes: dict[str, Any] = {"seed": seed}
             if rules.draft:
                 changes["draft"] = rules.draft
-            found = self._measured(self.variants.of(changes), name, rules, seed)
+            found = self._measured(self._variant(changes), name, rules, seed)
             if found:
                 yield found
 
     def _grid(self) -> Iterator[dict[str, Any]]:
-        if self.rules.sweep:
-            keys = list(self.rules.sweep)
-            yield from (
-                dict(zip(keys, values, strict=True))
-                for values in product(*self.rules.sweep.values())
-            )
+        sweep = self.rules.sweep
+        for values in product(*sweep.values()) if sweep else ():
+            yield dict(zip(sweep, values, strict=True))
 
     def _point(self, changes: dict[str, Any]) -> Iterator[SweepPoint]:
         for seed in self.seeds:
-            part = self.variants.of({"seed": seed, **changes})
+            part = self._variant({"seed": seed, **changes})
             found = self._measured(part, "tuned", TUNED, seed)
             if found:
                 rounds = load_rounds(part.store)
@@ -308,20 +299,20 @@ class Compared:
         values: dict[str, float | None] = {}
         ends: dict[str, tuple[float, float] | None] = {}
         for name, metric in self.scores.items():
-            span: Interval | None
-            if is_corpus_metric(metric):
-                answered = any(one is not None for one in given)
-                values[name] = float(metric(examples, given)) if answered else None
-                span = corpus_interval(metric, examples, given) if answered else None
-            else:
-                both = [
-                    (example, one)
+            span: Interval | None = None
+            if not is_corpus_metric(metric):
+                scores = [
+                    score_of(metric, example, dict(one.items()))
                     for example, one in zip(examples, given, strict=True)
                     if one is not None
                 ]
-                scores = [score_of(metric, example, dict(one.items())) for example, one in both]
                 values[name] = sum(scores) / len(scores) if scores else None
                 span = bootstrap_mean_interval([[score] for score in scores])
+            elif any(one is not None for one in given):
+                values[name] = float(metric(examples, given))
+                span = corpus_interval(metric, examples, given)
+            else:
+                values[name] = None
             ends[name] = (span.low, span.high) if span else None
         return values, ends
 

@@ -15,11 +15,19 @@ given by the NAME of an environment variable.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from cowest_dspy.errors import ConfigError, masked, nearest
 from cowest_dspy.experiment.tables import Arms, CompareRules, Data, Shown, TrackingRules
@@ -32,8 +40,8 @@ from cowest_dspy.scale.config import RayRules
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.store.budget import Budget
 from cowest_dspy.tuning.config import Sft
-from cowest_dspy.utils.reading import expand_user, file_errors, read_toml
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.reading import file_errors, read_toml
+from cowest_dspy.utils.table import MOVED, Reference, Table
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -45,8 +53,10 @@ class Config(Table):
         pattern=r"^[a-z0-9][a-z0-9_-]*$",
         description="of the task; the run's folder is runs/NAME by default",
     )
-    program: str = Field(description='"recipe.py:program", a function that gives a Collaboration')
-    metric: str = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
+    program: Reference = Field(
+        description='"recipe.py:program", a function that gives a Collaboration'
+    )
+    metric: Reference = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
     draft: DraftFormat | None = Field(
         None, description="the format of drafts, given to the program's and [sft]'s functions"
     )
@@ -80,6 +90,15 @@ class Config(Table):
         None, description="what the whole run may spend, over all its resumes"
     )
     ray: RayRules | None = Field(None, description="the cluster over which collections are spread")
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _paths_are_relative_to_their_file(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        if info.context:
+            info.context["folder"] = info.context["folders"].get(info.field_name)
+        return handler(value)
 
     @field_validator("sft", "judge", "budget", "cycle", "compare", "tracking", "ray", mode="before")
     @classmethod
@@ -118,32 +137,17 @@ class Config(Table):
                 )
         return self
 
+    def settings_of(self, role: str) -> LMSettings:
+        """The model in a role; the strong one judges where there is no [judge]."""
+        return getattr(self, role) or self.strong
+
     def at_once(self, role: str) -> int:
         """Calls to a role's model that may be under way at once: its concurrency, on a cluster that
         of each shard."""
-        settings: LMSettings = getattr(self, role) or self.strong
-        return settings.concurrency
+        return self.settings_of(role).concurrency
 
 
 ROLES = ("weak", "strong", "judge")
-
-# Where a file may name another file or code: these values are read relative to the file in which
-# they stand.
-_REFERENCES = (
-    "program",
-    "metric",
-    "data.source",
-    "sft.drafts",
-    "sft.answers",
-    "influence.rubric",
-    "pairs.source",
-    "evaluate.weak",
-    *(f"{role}.engine" for role in ROLES),
-)
-_FOLDERS = (
-    "data.rows",
-    *(f"{role}.{key}" for role in ROLES for key in ("model", "weights", "adapter")),
-)
 
 
 def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:
@@ -157,23 +161,41 @@ def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Conf
             table, a value out of range.
     """
     merged: dict[str, Any] = {}
+    folders: dict[str, Path] = {}
     names = [Path(file) for file in files]
     for file in names:
-        merged.update(_read(file))
+        values = _read(file)
+        merged |= values
+        folders |= dict.fromkeys(values, file.parent)
     if seed is not None:
         merged["seed"] = seed
-    return validate(Config, merged, " + ".join(str(name) for name in names) or "no file")
+    where = " + ".join(str(name) for name in names) or "no file"
+    with file_errors(ConfigError, where):  # A path that no file system can have.
+        config = validate(Config, merged, where, {"folders": folders})
+        return _resolve_sweep(config, folders["compare"]) if config.compare else config
 
 
-def validate(model: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+def validate(
+    model: type[Settings],
+    values: Mapping[str, Any],
+    where: str,
+    context: dict[str, Any] | None = None,
+) -> Settings:
     """``values`` as an instance of ``model``.
+
+    Args:
+        model: a table, or the whole configuration.
+        values: as they are in TOML.
+        where: what they are, for the message.
+        context: "folders" has the folder of the file in which each table of a configuration stands;
+            relative paths are resolved there.
 
     Raises:
         ConfigError: naming every key that is wrong, what was expected, and the nearest known key of
             one that is unknown.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=context)
     except ValidationError as error:
         raise ConfigError(_explain(model, error, where)) from None
 
@@ -187,35 +209,7 @@ def _read(file: Path) -> dict[str, Any]:
     with file_errors(ConfigError, file):
         if not file.exists():
             raise ConfigError(f"There is no file {file}.{_files_near(file)}")
-        return _anchored_in(file.parent, read_toml(file, ConfigError))
-
-
-def _anchored_in(folder: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a file in ``folder``, with every path and reference in them made absolute."""
-    for dotted in _REFERENCES:
-        _replace(raw, dotted, _anchored_reference, folder)
-    for dotted in _FOLDERS:
-        _replace(raw, dotted, _anchored_folder, folder)
-    _replace(raw, "tracking.uri", _anchored_uri, folder)
-    for dotted, values in _tables(raw, "compare", "sweep").items():
-        if isinstance(values, list):
-            raw["compare"]["sweep"][dotted] = [
-                _anchored(dotted, value, folder) for value in cast("list[Any]", values)
-            ]
-    for step in _tables(raw, "cycle", "steps").values():
-        _replace({"step": step}, "step.optimizer", _anchored_reference, folder)
-    for arm in _tables(raw, "compare", "arms").values():
-        for key in ("corpus", "program"):
-            _replace({"arm": arm}, f"arm.{key}", _anchored_reference, folder)
-    also: Any = raw["compare"].get("also") if isinstance(raw.get("compare"), dict) else None
-    if isinstance(also, list):
-        raw["compare"]["also"] = [
-            _anchored_reference(one, folder) for one in cast("list[Any]", also)
-        ]
-    for role in ROLES:
-        _replace(raw, f"{role}.log", _anchored_file, folder)
-        _replace(raw, f"{role}.command", _anchored_command, folder)
-    return raw
+        return read_toml(file, ConfigError)
 
 
 def _files_near(file: Path) -> str:
@@ -232,24 +226,35 @@ def _files_near(file: Path) -> str:
     return f"{meant} There is: {shown}{', ...' if len(there) > 12 else ''}."
 
 
-def _tables(raw: dict[str, Any], table: str, key: str) -> dict[str, Any]:
-    """The tables under ``[table.key]``, none where there is something else."""
-    found: Any = raw[table].get(key) if isinstance(raw.get(table), dict) else None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+def _resolve_sweep(config: Config, folder: Path) -> Config:
+    """The configuration with the paths in [compare.sweep] as they would be read in the tables that
+    its keys name."""
+    assert config.compare is not None
+    plain = config.model_copy(update={"compare": None})
+    context = {"folders": dict.fromkeys(Config.model_fields, folder)}
+
+    def resolve(dotted: str, value: Any) -> Any:
+        if not value or type(value) not in (str, dict):
+            return value
+        try:
+            changed = overridden(plain, {dotted: value}, context)
+        except ConfigError:  # It may hold beside other values; if not, the comparison says so.
+            return value
+        made: Any = changed.model_dump(mode="json", exclude_unset=True)
+        for key in dotted.split("."):
+            made = made[key]
+        return made
+
+    sweep = {
+        dotted: tuple(resolve(dotted, value) for value in values)
+        for dotted, values in config.compare.sweep.items()
+    }
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"sweep": sweep})})
 
 
-def _anchored(dotted: str, value: Any, folder: Path) -> Any:
-    """The value of a dotted key as it would be read in the file itself; a whole table is read key
-    by key."""
-    if isinstance(value, dict):
-        table = cast("dict[str, Any]", value)
-        return {key: _anchored(f"{dotted}.{key}", one, folder) for key, one in table.items()}
-    if dotted in _REFERENCES:
-        return _anchored_reference(value, folder)
-    return _anchored_folder(value, folder) if dotted in _FOLDERS else value
-
-
-def overridden(config: Config, changes: Mapping[str, Any]) -> Config:
+def overridden(
+    config: Config, changes: Mapping[str, Any], context: dict[str, Any] | None = None
+) -> Config:
     """``config`` with other values of dotted keys: ``overridden(config, {"pairs.most": 32, "draft":
     "direct"})``.
 
@@ -265,75 +270,8 @@ def overridden(config: Config, changes: Mapping[str, Any]) -> Config:
                 place[name] = {}
             place = place[name]
         place[key] = value
-    return validate(
-        Config, values, ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
-    )
-
-
-def _replace(
-    raw: dict[str, Any], dotted: str, change: Callable[[Any, Path], Any], folder: Path
-) -> None:
-    table_name, _, key = dotted.rpartition(".")
-    table: Any = raw.get(table_name) if table_name else raw
-    value = cast("dict[str, Any]", table).get(key) if isinstance(table, dict) else None
-    if isinstance(value, str | list):
-        table[key] = change(value, folder)
-
-
-def _anchored_file(value: Any, folder: Path) -> Any:
-    return str((folder / expand_user(value)).resolve()) if isinstance(value, str) else value
-
-
-def _anchored_uri(value: Any, folder: Path) -> Any:
-    """A file of SQLite, or a folder, relative to the file in which it stands; another address as it
-    is."""
-    scheme, found, path = str(value).rpartition("sqlite:///")
-    if found and not scheme and not path.startswith("/"):
-        return found + str((folder / path).resolve())
-    return value if found else _anchored_folder(value, folder)
-
-
-def _anchored_command(value: Any, folder: Path) -> Any:
-    if not isinstance(value, list):
-        return value
-    return [
-        part.replace("{here}", str(folder.resolve())) if isinstance(part, str) else part
-        for part in cast("list[Any]", value)
-    ]
-
-
-def split_reference(value: str) -> tuple[str, str, str]:
-    """``"recipe.py:name"`` as ``("recipe.py", ":", "name")``; what names nothing in a file, as it
-    is with two empty strings."""
-    return value.rpartition(":") if value.rpartition(":")[2].isidentifier() else (value, "", "")
-
-
-def _anchored_reference(value: Any, folder: Path) -> Any:
-    """ "recipe.py:name" or "rows.jsonl" as an absolute path; an installed "package.module:name" or
-    "hub:..." as it is."""
-    if not isinstance(value, str):
-        return value
-    path, colon, name = split_reference(value)
-    if not path.endswith((".py", ".jsonl")):
-        return value
-    return str((folder / expand_user(path)).resolve()) + colon + name
-
-
-def _anchored_folder(value: Any, folder: Path) -> Any:
-    """A folder or GGUF file relative to the file, when it is one or is written like one; otherwise
-    a Hub id or a name as it is."""
-    if not isinstance(value, str):
-        return value
-    path = folder / expand_user(value)
-    return (
-        str(path.resolve())
-        if value.startswith((".", "~", "/")) or path.is_dir() or path.suffix == ".gguf"
-        else value
-    )
-
-
-# Keys that had another name once.
-RENAMED = {"collect.max_failed": "max_errors"}
+    where = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
+    return validate(Config, values, where, context)
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
@@ -346,9 +284,8 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, location[:-1])
-            new = RENAMED.get(dotted)
-            renamed = f' It is called "{new}" now.' if new else nearest(keys[-1], known)
-            meant = GONE.get(dotted) or renamed
+            moved = MOVED.get(".".join(keys[:-1]), {}).get(keys[-1])
+            meant = f" Write {moved}." if moved else nearest(keys[-1], known)
             lines.append(
                 f"  {dotted}: there is no such key.{meant} Known here: {', '.join(sorted(known))}"
             )
@@ -377,11 +314,6 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     return "\n".join(lines).replace("Value error, ", "")
 
 
-# Keys of earlier versions, and what there is instead.
-GONE = {
-    "collect.engine": " A [ray] table alone spreads a collection over a cluster; leave it out, or "
-    "write an empty one in a later file, to stay on this machine.",
-}
 # What stands under "server" or in a model's id is easily taken for a kind.
 _MEANT = {
     "openai": "api",

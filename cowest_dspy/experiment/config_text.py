@@ -69,13 +69,7 @@ def effective_toml(config: Config) -> str:
         if shown == values
         else [f"# {MASK} stands where a secret was: this cannot be loaded as it is."]
     )
-    tables: list[str] = []
-    for key, value in shown.items():
-        if isinstance(value, dict):
-            tables.extend(_table(key, cast("dict[str, Any]", value)))
-        else:
-            lines.append(f"{_key(key)} = {_value(value)}")
-    return "\n".join([*lines, *tables]) + "\n"
+    return "\n".join([*lines, *_table("", shown, shown_settings(config))]) + "\n"
 
 
 def shown_settings(config: Config) -> dict[str, Any]:
@@ -103,29 +97,21 @@ def shown_settings(config: Config) -> dict[str, Any]:
     return shown
 
 
-def _table(name: str, values: dict[str, Any]) -> list[str]:
-    """The lines of a table: its plain values first, then the tables in it."""
-    lines = [
-        "",
-        f"[{name}]",
-        *(
-            f"{_key(key)} = {_value(value)}"
-            for key, value in values.items()
-            if not isinstance(value, dict)
-        ),
+def _table(name: str, values: dict[str, Any], whole: dict[str, Any]) -> list[str]:
+    """The lines of a table: its plain values first, then what only ``whole`` has as comments, then
+    the tables in it."""
+    lines = ["", f"[{name}]"] if name else []
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines += [
+        f"{_key(key)} = {_value(value)}" for key, value in values.items() if key not in tables
     ]
-    if name in TUNING:
-        whole = validate(TUNING[name], values, f"[{name}]").model_dump(
-            mode="json", exclude_none=True
-        )
-        lines.extend(
-            f"# {_key(key)} = {_value(value)}  (default)"
-            for key, value in whole.items()
-            if key not in values
-        )
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines.extend(_table(f"{name}.{_key(key)}", cast("dict[str, Any]", value)))
+    lines += [
+        f"# {_key(key)} = {_value(value)}  (default)"
+        for key, value in whole.items()
+        if key not in values
+    ]
+    for key, value in tables.items():
+        lines += _table(f"{name}.{_key(key)}".lstrip("."), value, whole.get(key, value))
     return lines
 
 

@@ -65,7 +65,7 @@ def build_cycle(
     progress: NoProgress,
 ) -> Cycle:
     """The cycle of a configuration that has [cycle]. ``evaluator`` is what influence is made of."""
-    rules, threads = config.cycle, config.at_once("strong")
+    rules, num_threads = config.cycle, config.at_once("strong")
     assert rules is not None
 
     def maker(name: str, step: StepRules) -> Callable[[Collaboration], Teleprompter]:
@@ -74,7 +74,7 @@ def build_cycle(
         def make(now: Collaboration) -> Teleprompter:
             proposer = unrecorded(now.strong).copy(temperature=1.0, max_tokens=longest)
             influence = Influence(evaluator, now)
-            tools = Tools(now, metric, influence, recorded(proposer), threads, config.seed)
+            tools = Tools(now, metric, influence, recorded(proposer), num_threads, config.seed)
             return build_optimizer(name, step, tools)
 
         return make
@@ -93,6 +93,6 @@ def build_cycle(
         compile_args={name: step.compile for name, step in rules.steps.items() if step.compile},
         settings={name: digest([meaning, config.seed, made_of[name]]) for name in names},
         confidence=config.rounds.confidence,
-        num_threads=threads,
+        num_threads=num_threads,
         progress=progress,
     )

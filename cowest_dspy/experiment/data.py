@@ -14,7 +14,8 @@ import dspy
 from cowest_dspy.errors import ConfigError, DataError
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.tables import Data
-from cowest_dspy.program.examples import examples, inputs_key
+from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.program.examples import check_inputs, examples, inputs_key
 from cowest_dspy.utils.importing import call
 from cowest_dspy.utils.jsonl import read_jsonl
 from cowest_dspy.utils.reading import describe_os_error, expand_user, file_errors
@@ -47,6 +48,37 @@ def read_split(
     else:
         found = _from_function(source, split, where, {"seed": seed, "rows": rows})
     return examples(found[:limit], inputs, where=where)
+
+
+def load_program(config: Config) -> Collaboration:
+    """The recipe's program, not bound yet.
+
+    Raises:
+        ConfigError: the function that [program] names gave something else.
+    """
+    program = call(config.program, given={"draft": config.draft})
+    if not isinstance(program, Collaboration):
+        raise ConfigError(
+            f"{config.program} gave {type(program).__name__}: a function that returns a "
+            "Collaboration is expected."
+        )
+    return program
+
+
+def load_splits(config: Config, program: Collaboration) -> dict[str, list[dspy.Example]]:
+    """The examples of train, dev and test.
+
+    Raises:
+        DataError: as :func:`read_split`; the same inputs in two splits; or an input is missing that
+            the program, or the one of [evaluate] weak, needs.
+    """
+    made = {split: configured_split(config.data, split) for split in SPLITS}
+    check_apart(made, config.data.inputs)
+    weak = config.evaluate.weak
+    modules = {"[evaluate] weak": call(weak)} if weak else {}
+    for split, rows in made.items():
+        check_inputs(program, rows[:1], modules=modules, where=split, table=True)
+    return made
 
 
 def configured_split(source: Data, split: str) -> list[dspy.Example]:

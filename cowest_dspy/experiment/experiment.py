@@ -37,7 +37,6 @@ from cowest_dspy.optimizers.router import ROUTER_FILE
 from cowest_dspy.optimizers.run import NoProgress, RunContext, TrainedModels
 from cowest_dspy.pairs import PreferencePairs, UnpairedPreferences
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.report import Arm, RunReport, verdict, write_report
 from cowest_dspy.scale import Cluster, merge_shards
 from cowest_dspy.store.call_context import keeping
@@ -45,7 +44,7 @@ from cowest_dspy.store.record import recorded
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TunableEngine, engine_of, tunable
 from cowest_dspy.utils.files import write_whole
-from cowest_dspy.utils.importing import call, load_function, takes
+from cowest_dspy.utils.importing import load_function, takes
 
 
 class Experiment:
@@ -100,7 +99,7 @@ class Experiment:
         self._tuned: dspy.LM | None = None
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the run folder free, unless the store was given; trackers are told the rest.
+        """Give the run folder free, unless the store was given; send the rest to trackers.
         ``error`` is what ended the work."""
         if self._owned:
             try:
@@ -139,13 +138,7 @@ class Experiment:
     @cached_property
     def program(self) -> Collaboration:
         """The recipe's program, not bound yet."""
-        program = call(self.config.program, given={"draft": self.config.draft})
-        if not isinstance(program, Collaboration):
-            raise ConfigError(
-                f"{self.config.program} gave {type(program).__name__}: a function that returns a "
-                "Collaboration is expected."
-            )
-        return program
+        return data.load_program(self.config)
 
     @cached_property
     def strong(self) -> dspy.LM:
@@ -170,18 +163,11 @@ class Experiment:
     def splits(self) -> dict[str, list[dspy.Example]]:
         """The examples of train, dev and test; the same inputs in two splits are an error, and so
         is one that the program lacks."""
-        made = {split: data.configured_split(self.config.data, split) for split in data.SPLITS}
-        data.check_apart(made, self.config.data.inputs)
-        weak = self.config.evaluate.weak
-        modules = {"[evaluate] weak": call(weak)} if weak else {}
-        for split, examples in made.items():
-            check_inputs(self.program, examples[:1], modules=modules, where=split, table=True)
-        return made
+        return data.load_splits(self.config, self.program)
 
     @cached_property
     def evaluator(self) -> Metric:
-        """What gives an answer its score when drafts are compared: [influence]; by default the
-        metric."""
+        """The scorer of answers when drafts are compared: [influence]; by default the metric."""
         judge = self.judge if "judge" in self.config.influence.weights else None
         bound = self.program.bind(strong=self.strong)
         return settings.build_evaluator(self.config.influence, self.metric, bound, judge)
@@ -262,7 +248,7 @@ class Experiment:
             "answers",
             "SFT of the weak baseline",
             self.sft(),
-            lambda: self._taught(answers, "answers"),
+            lambda: self._teaching_rows(answers, "answers"),
             self.settings.answering,
         )
 
@@ -302,7 +288,7 @@ class Experiment:
         return self.rounds.pair(self._drafter())
 
     def check_collected(self, command: str) -> None:
-        """Sees that the run has drafts to make pairs of, or is given pairs; asks nothing.
+        """Check that the run has drafts to make pairs of, or is given pairs; asks nothing.
 
         Args:
             command: what collects drafts in this run, for the message.
@@ -404,7 +390,7 @@ class Experiment:
 
     def arm_names(self) -> list[str]:
         """The arms that the configuration declares, in the order of the table."""
-        return arms.declared(self.config, routed=(self.run / ROUTER_FILE).is_file())
+        return arms.arm_names(self.config, routed=(self.run / ROUTER_FILE).is_file())
 
     def cycle(self) -> RunReport:
         """All stages: fine-tune, collect, pair, tune, evaluate, report."""
@@ -471,9 +457,9 @@ class Experiment:
 
     def _sft_rows(self) -> list[dict[str, Any]]:
         assert self.config.sft is not None
-        return self._taught(self.config.sft.drafts, "drafts")
+        return self._teaching_rows(self.config.sft.drafts, "drafts")
 
-    def _taught(self, reference: str, which: str) -> list[dict[str, Any]]:
+    def _teaching_rows(self, reference: str, which: str) -> list[dict[str, Any]]:
         """The rows of a function of [sft]; one that takes ``strong`` may ask it for rationales."""
         if not takes(reference, "strong"):
             return data.sft_rows(self.config, reference, which)

@@ -43,9 +43,9 @@ _ASKED: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Rationales:
-    """What came of it. ``examples`` are copies of those that got one, in their order, with a field
-    ``rationale``; ``failures`` counts the others by kind: "states the answer", "cut off", or a
-    call's own, such as "timeout" and "parse"."""
+    """Written rationales. ``examples`` are copies of those that got one, in their order, with a
+    field ``rationale``; ``failures`` counts the others by kind: "states the answer", "cut off", or
+    a call's own, such as "timeout" and "parse"."""
 
     examples: list[dspy.Example]
     failures: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def rationales(
     answer: str = "answer",
     secret: Callable[[dspy.Example], Sequence[str]] | None = None,
     max_tokens: int = 128,
-    threads: int = 4,
+    num_threads: int = 4,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Rationales:
     """A rationale of each example, one call each, from its marked inputs and the gold answer in its
@@ -76,7 +76,7 @@ def rationales(
         secret: the texts that background must not contain, whatever their case; by default the
             answer. What stands in the inputs, and a single letter or digit, is no secret.
         max_tokens: of a rationale; a longer one is cut off, and dropped.
-        threads: calls at once.
+        num_threads: calls at once.
         on_progress: is told (done, in all).
 
     Raises:
@@ -110,12 +110,12 @@ def rationales(
             return "", "states the answer"
         return text, ""
 
-    made = map_in_threads(one, examples, threads=threads, on_progress=on_progress)
+    made = map_in_threads(one, examples, threads=num_threads, on_progress=on_progress)
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
         raise DataError(
-            f"Not one of {len(made)} rationales was had: {_counted(failures)}. Is the strong "
-            "model up to the task?"
+            f"Not one of {len(made)} rationales was had: {_format_failures(failures)}. Is the "
+            "strong model up to the task?"
         )
     written = zip(examples, made, strict=True)
     return Rationales(
@@ -156,5 +156,5 @@ def _states(text: str, secrets: Sequence[str], inputs: str) -> bool:
     return False
 
 
-def _counted(failures: dict[str, int]) -> str:
+def _format_failures(failures: dict[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in sorted(failures.items()))

@@ -53,7 +53,7 @@ class TuningSettings:
 
 
 def check_keys(config: Config) -> None:
-    """Sees that the API keys are there which the configuration names, before hours are spent on a
+    """Check that the API keys are there which the configuration names, before hours are spent on a
     training.
 
     Raises:
@@ -66,7 +66,7 @@ def check_keys(config: Config) -> None:
 
 
 def check_prices(config: Config) -> None:
-    """Sees that a budget in US dollars can be kept.
+    """Check that a budget in US dollars can be kept.
 
     Raises:
         ConfigError: it cannot, since the price of an API is not known.
@@ -123,10 +123,9 @@ def digest_of_answers(config: Config, program: Collaboration) -> str:
         "data": {"test"},
         "influence": {"noise"},
     }
-    settings = config.model_dump(mode="json", exclude=aside)
-    # As earlier versions named it, so that what their runs have done is found.
-    settings["collect"]["max_failed"] = settings["collect"].pop("max_errors")
-    return digest([settings, code_of(references), program.dump_state()])
+    return digest(
+        [config.model_dump(mode="json", exclude=aside), code_of(references), program.dump_state()]
+    )
 
 
 def _rubric(reference: str | None) -> Rubric:

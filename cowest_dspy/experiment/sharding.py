@@ -12,6 +12,7 @@ import dspy
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.experiment.config import Config
+from cowest_dspy.experiment.data import load_program
 from cowest_dspy.experiment.settings import build_evaluator
 from cowest_dspy.influence.metric import Metric
 from cowest_dspy.influence.trace import Sampling, Traces
@@ -19,12 +20,12 @@ from cowest_dspy.lms import build_lm
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.scale import Cluster
 from cowest_dspy.store.record import unrecorded
-from cowest_dspy.utils.importing import call, load_function
+from cowest_dspy.utils.importing import load_function
 
 
 @dataclass(frozen=True)
 class ShardParts:
-    """Gives, when it is called, the program and the evaluator of a configuration.
+    """A function that builds the program and the evaluator of a configuration.
 
     config: as JSON; keys of APIs are read from the environment there. prompts: the program's state.
         adapter: the weak model's folder, None for the base. models: the ids of the weak and the
@@ -38,7 +39,7 @@ class ShardParts:
 
     @classmethod
     def of(cls, config: Config, program: Collaboration) -> ShardParts:
-        """Those of a program that is bound here."""
+        """The parts of a program that is bound here."""
         weak = unrecorded(program.weak)
         find = getattr(weak.engine, "adapter_folder", None)
         return cls(
@@ -63,7 +64,7 @@ class ShardParts:
                 f"The models here are {weak.model} and {strong.model}, and not "
                 f"{' and '.join(self.models)}: the weights on this node are others."
             )
-        plain: Collaboration = call(config.program, given={"draft": config.draft})
+        plain = load_program(config)
         program = plain.deepcopy()
         program.load_state(self.prompts)
         judge = build_lm(config.judge) if config.judge else strong
@@ -73,7 +74,7 @@ class ShardParts:
 
 
 def collect_on(cluster: Cluster, config: Config) -> Callable[..., Traces]:
-    """What collects as ``collect`` does, on a cluster."""
+    """A function that collects as ``collect`` does, on a cluster."""
 
     def collect(
         program: Collaboration,

@@ -9,13 +9,13 @@ from pydantic import Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.program.collaboration import DraftFormat
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.table import Folder, Reference, Table, Uri
 
 
 class Data(Table):
     """Where the examples come from, and how many of each split are used."""
 
-    source: str = Field(
+    source: Reference = Field(
         description='"recipe.py:examples" (a function of split and seed), a .jsonl with a "split" '
         'field, or "hub:NAME"'
     )
@@ -25,7 +25,7 @@ class Data(Table):
     seed: int = Field(
         0, ge=0, description="given to a recipe's function; the same for every seed of the run"
     )
-    rows: str | None = Field(
+    rows: Folder | None = Field(
         None,
         description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s '
         "functions as rows=",
@@ -41,7 +41,7 @@ class Arms(Table):
     """[evaluate]: what is compared on the test split."""
 
     split: Literal["dev", "test"] = Field("test", description="whose questions are asked")
-    weak: str | None = Field(None, description='the weak model alone: "recipe.py:program"')
+    weak: Reference | None = Field(None, description='the weak model alone: "recipe.py:program"')
     oracle: str | None = Field(None, description="a field with gold background: the ceiling arm")
     controls: tuple[Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness"], ...] = (
         Field((), description="arms that can say no")
@@ -75,7 +75,7 @@ class TrackingRules(Table):
         min_length=1,
         description='of the run; by default the task\'s name and its seed, "toy, seed 0"',
     )
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         None,
         description="of MLflow: http://..., sqlite:///FILE; by default MLFLOW_TRACKING_URI, "
         "otherwise what MLflow takes",
@@ -130,8 +130,8 @@ class ArmRules(Table):
     of some kinds only."""
 
     kind: Literal[
-        "alone", "strong", "weak", "self_refine", "self_consistency", "rag", "grounded", "super_icl", "collaboration", "oracle",
-        "control", "module",
+        "alone", "strong", "weak", "self_refine", "self_consistency", "rag", "grounded",
+        "super_icl", "collaboration", "oracle", "control", "module",
     ] = Field(description="who answers, and how: the table in compare.md")  # fmt: skip
     title: str | None = Field(None, description="for people")
     weak: Literal["base", "sft", "tuned"] = Field(
@@ -156,7 +156,7 @@ class ArmRules(Table):
         description="self_consistency, super_icl: answers that are sampled for each example",
     )
     temperature: float = Field(0.7, gt=0, le=2, description="of these samples")
-    corpus: str | None = Field(
+    corpus: Reference | None = Field(
         None, description='rag, grounded: "recipe.py:corpus", a function that gives texts'
     )
     passages: int = Field(
@@ -168,7 +168,7 @@ class ArmRules(Table):
     control: (
         Literal["shuffled", "sft_on_chosen", "more_sft", "by_correctness", "other_draft"] | None
     ) = Field(None, description="control: what is not influence")
-    program: str | None = Field(
+    program: Reference | None = Field(
         None, description='module: "recipe.py:make", a function that gives any dspy.Module'
     )
     role: Literal["weak", "strong"] = Field("strong", description="module: which model it runs on")
@@ -195,7 +195,7 @@ class CompareRules(Table):
     seeds: tuple[int, ...] = Field(
         (), description="of runs that are compared as one; by default the run's own seed"
     )
-    also: tuple[str, ...] = Field(
+    also: tuple[Reference, ...] = Field(
         (), description='more scores, beside the metric: "metric.py:macro_f1"'
     )
     arms: dict[str, ArmRules] = Field(

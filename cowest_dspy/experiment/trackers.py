@@ -1,30 +1,22 @@
-"""MLflow, trackio and W&B: whether they are installed and answer, and how each is told of a run."""
+"""MLflow, trackio and W&B: whether they are installed and answer, and how a run is sent to each."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cowest_dspy.errors import ConfigError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.tracking_facts import Part
 
+Level = Literal["ok", "warning", "error"]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True)
-class TrackerCheck:
-    """Whether one tracker can be told anything, and what to do."""
-
-    tracker: str
-    level: Literal["ok", "warning", "error"]
-    text: str
 
 
 def check_installed(config: Config) -> None:
@@ -38,17 +30,17 @@ def check_installed(config: Config) -> None:
             raise ConfigError(_missing(tracker))
 
 
-def check_trackers(config: Config) -> list[TrackerCheck]:
-    """Each tracker of the configuration: whether its package is there, and whether a server of
-    MLflow's answers."""
-    made: list[TrackerCheck] = []
+def check_trackers(config: Config) -> list[tuple[str, Level, str]]:
+    """Each tracker of the configuration, whether its package is there and a server of MLflow's
+    answers, and what to do."""
+    made: list[tuple[str, Level, str]] = []
     for tracker in config.tracking.to if config.tracking else ():
         if importlib.util.find_spec(tracker) is None:
-            made.append(TrackerCheck(tracker, "error", _missing(tracker)))
+            made.append((tracker, "error", _missing(tracker)))
         elif tracker == "mlflow":
-            made.append(_look_at_mlflow(uri_of(config)))
+            made.append(("mlflow", *_look_at_mlflow(uri_of(config))))
         else:
-            made.append(TrackerCheck(tracker, "ok", "is installed"))
+            made.append((tracker, "ok", "is installed"))
     return made
 
 
@@ -65,32 +57,69 @@ def _missing(tracker: str) -> str:
     )
 
 
-def _look_at_mlflow(uri: str | None) -> TrackerCheck:
+def _look_at_mlflow(uri: str | None) -> tuple[Level, str]:
     import httpx
 
     if uri is None or not uri.startswith("http"):
         where = masked(uri) if uri else "where MLflow does by default"
-        return TrackerCheck("mlflow", "ok", f"is installed; it writes to {where}")
+        return ("ok", f"is installed; it writes to {where}")
     try:
         answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=5.0)
         if answer.is_success:
-            return TrackerCheck("mlflow", "ok", f"{masked(uri)} answers")
+            return ("ok", f"{masked(uri)} answers")
         problem = f"says {answer.status_code}"
     except httpx.HTTPError as error:
         problem = f"does not answer ({type(error).__name__})"
     later = "a run would go on without it; start it, and cowest track RUN logs it later"
-    return TrackerCheck("mlflow", "warning", f"{masked(uri)} {problem}: {later}")
+    return ("warning", f"{masked(uri)} {problem}: {later}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run is logged: the project, MLflow's server, the key that all of its parts have
+    there, the name of their group, and a folder for W&B's files."""
+
+    project: str
+    uri: str | None
+    key: str
+    group: str
+    folder: Path
+
+
+class Tracker(Protocol):
+    """One of the three. A part of a run is a run of its own there, with an id."""
+
+    def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
+        """The id of the part's run, which is made when it is not there. ``before`` is the id of the
+        run that it supersedes, ``parent`` that of the whole."""
+        ...
+
+    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+        """Log what the run does not have yet."""
+        ...
+
+    def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
+        """Upload files of a folder under their names in it."""
+        ...
+
+    def where(self, run_id: str) -> str:
+        """What to type, or where to look, to see the run."""
+        ...
+
+    def variables(self, run_id: str) -> dict[str, str]:
+        """Environment variables by which TRL's own logs go into a run."""
+        ...
 
 
 class MLflow:
     """MLflow, by its client: a run, with a nested run for each round and training. Its own state
     (an active run, an experiment) is neither used nor changed. A run is found by its tags."""
 
-    def __init__(self, project: str, uri: str | None, key: str) -> None:
+    def __init__(self, target: Target) -> None:
         from mlflow import MlflowClient
 
-        self._client: Any = MlflowClient(tracking_uri=uri)
-        self._project, self._uri, self._key = project, uri, key
+        self._client: Any = MlflowClient(tracking_uri=target.uri)
+        self._target, project = target, target.project
         self._runs: dict[str, Any] = {}
         found = self._client.get_experiment_by_name(project)
         if found is not None and found.lifecycle_stage != "active":
@@ -100,9 +129,8 @@ class MLflow:
             )
         self._experiment = found.experiment_id if found else self._client.create_experiment(project)
 
-    def open(self, part: Part, title: str, times: int, before: str | None, parent: str) -> str:
-        """The id of the part's run, which is made when it is not there."""
-        tags = {"cowest.key": self._key, "cowest.part": part.name or "whole"}
+    def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
+        tags = {"cowest.key": self._target.key, "cowest.part": part or "whole"}
         tags["cowest.times"] = str(times)
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self._client.search_runs([self._experiment], wanted, max_results=1)
@@ -112,7 +140,7 @@ class MLflow:
                 self._client.update_run(run.info.run_id, name=title)
         else:
             tags |= {"mlflow.source.name": "cowest", "mlflow.source.type": "JOB"}
-            tags |= {"mlflow.parentRunId": parent} if part.name else {}
+            tags |= {"mlflow.parentRunId": parent} if part else {}
             run = self._client.create_run(self._experiment, tags=tags, run_name=title)
             if before:
                 self._client.set_tag(before, "cowest.superseded", "true")
@@ -120,7 +148,6 @@ class MLflow:
         return run.info.run_id
 
     def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
-        """Logs what the run does not have yet."""
         from mlflow.entities import Metric, Param, RunTag
 
         run = self._runs[run_id]
@@ -153,52 +180,88 @@ class MLflow:
             self._client.set_terminated(run_id, status)
 
     def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
-        """Uploads files of a folder under their names in it."""
         for name in names:
             place = str(Path(name).parent)
             self._client.log_artifact(run_id, str(folder / name), None if place == "." else place)
 
     def where(self, run_id: str) -> str:
-        """The page of the run on a server; otherwise its id and the address of the store."""
         uri = masked(self._client.tracking_uri)
         if uri.startswith("http"):
             return f"{uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
         return f"run {run_id} in {uri}"
 
     def variables(self, run_id: str) -> dict[str, str]:
-        """What has TRL's own logs go into a run."""
         made = {
             "MLFLOW_RUN_ID": run_id,
-            "MLFLOW_EXPERIMENT_NAME": self._project,
+            "MLFLOW_EXPERIMENT_NAME": self._target.project,
             "MLFLOW_NESTED_RUN": "true",
             "MLFLOW_MAX_LOG_PARAMS": "0",  # Those that were chosen are in the run already.
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         }
-        return made | ({"MLFLOW_TRACKING_URI": self._uri} if self._uri else {})
+        uri = self._target.uri
+        return made | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
 
 
-class TrackioOrWandb:
-    """trackio and W&B, by what they have in common: init, log, log_artifact, finish. Neither can be
-    asked what it has. The runs of one run of ours have its title as their group."""
+class Trackio:
+    """trackio: a run for each part, all in one group. It cannot be asked what it has, and finds a
+    run by its name, which ends in a part of the key."""
 
-    def __init__(self, tracker: str, project: str, group: str, key: str, folder: Path) -> None:
-        self._api: Any = importlib.import_module(tracker)
-        self._is_wandb, self._project, self._key = tracker == "wandb", project, key
-        self._folder = os.environ.get("WANDB_DIR") or str(folder.absolute())
-        self._group, self._url = group, ""
+    def __init__(self, target: Target) -> None:
+        import trackio
 
-    def open(self, part: Part, title: str, times: int, before: str | None, parent: str) -> str:
-        """The part's id in W&B; its name in trackio, which ends in a part of the run's key."""
-        if not self._is_wandb:
-            return f"{title} [{self._key[:6]}]"
-        identity = f"{self._key} {part.name} {times}"
+        self._api: Any = trackio
+        self._target = target
+
+    def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
+        return f"{title} [{self._target.key[:6]}]"
+
+    def _init(self, run_id: str, config: dict[str, str]) -> Any:
+        return self._api.init(
+            project=self._target.project,
+            name=run_id,
+            group=self._target.group,
+            config=config,
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+        run = self._init(run_id, {**new.params, **new.tags})
+        for step, row in new.rows.items():
+            run.log(row, step=step)
+        if new.metrics:
+            run.log(new.metrics)
+        run.finish()
+
+    def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
+        _upload_artifact(lambda: self._init(run_id, {}), folder, names, self._target.key)
+
+    def where(self, run_id: str) -> str:
+        return f'trackio show --project "{self._target.project}"'
+
+    def variables(self, run_id: str) -> dict[str, str]:
+        from trackio.utils import TRACKIO_DIR
+
+        return {"TRACKIO_DIR": str(TRACKIO_DIR)}
+
+
+class Wandb:
+    """W&B: a run for each part, all in one group. It cannot be asked what it has."""
+
+    def __init__(self, target: Target) -> None:
+        import wandb
+
+        self._api: Any = wandb
+        self._target, self._url = target, ""
+        self._folder = os.environ.get("WANDB_DIR") or str(target.folder.absolute())
+
+    def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
+        identity = f"{self._target.key} {part} {times}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def _init(self, title: str, run_id: str, config: dict[str, str]) -> Any:
-        common = {"project": self._project, "group": self._group, "config": config}
-        if not self._is_wandb:
-            quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-            return self._api.init(name=run_id, resume="allow", **common, **quiet)
         # What W&B looks up by itself about the machine, its commands and its code is left out:
         # nobody has masked it.
         settings = self._api.Settings(
@@ -212,13 +275,15 @@ class TrackioOrWandb:
         )
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         run = self._api.init(
+            project=self._target.project,
             name=title,
             id=run_id,
+            group=self._target.group,
+            config=config,
             dir=self._folder,
             resume="allow",
             reinit="create_new",
             settings=settings,
-            **common,
         )
         run.config.update(config, allow_val_change=True)
         for key in ("training/*", "held_out/*", "rounds/*", "cycle/*"):
@@ -227,38 +292,39 @@ class TrackioOrWandb:
         return run
 
     def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
-        """Logs what the run does not have yet."""
         run = self._init(title, run_id, {**new.params, **new.tags})
         for step, row in new.rows.items():
-            if self._is_wandb:
-                run.log({**row, "step": step})
-            else:
-                run.log(row, step=step)
+            run.log({**row, "step": step})
         if new.metrics:
-            run.summary.update(new.metrics) if self._is_wandb else run.log(new.metrics)
+            run.summary.update(new.metrics)
         run.finish()
 
     def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
-        """Uploads a folder as an artifact, unless only the report was written again."""
-        if not set(names) - {"report.html", "report.json"}:
-            return
-        run = self._init(self._group, run_id, {})
-        run.log_artifact(str(folder), name=f"cowest-{self._key[:6]}", type="cowest-run")
-        run.finish()
+        title = self._target.group
+        _upload_artifact(lambda: self._init(title, run_id, {}), folder, names, self._target.key)
 
     def where(self, run_id: str) -> str:
-        """What shows the run."""
-        if not self._is_wandb:
-            return f'trackio show --project "{self._project}"'
         return self._url or f"wandb sync {self._folder}/wandb/offline-run-*"
 
     def variables(self, run_id: str) -> dict[str, str]:
-        """What has TRL's own logs go into a run."""
-        if not self._is_wandb:
-            return {"TRACKIO_DIR": str(importlib.import_module("trackio.utils").TRACKIO_DIR)}
         return {
-            "WANDB_PROJECT": self._project,
+            "WANDB_PROJECT": self._target.project,
             "WANDB_RUN_ID": run_id,
             "WANDB_RESUME": "allow",
             "WANDB_DIR": self._folder,
         }
+
+
+def _upload_artifact(init: Callable[[], Any], folder: Path, names: list[str], key: str) -> None:
+    """Upload a folder as an artifact, unless only the report was written again."""
+    if set(names) - {"report.html", "report.json"}:
+        run = init()
+        run.log_artifact(str(folder), name=f"cowest-{key[:6]}", type="cowest-run")
+        run.finish()
+
+
+TRACKERS: dict[str, Callable[[Target], Tracker]] = {
+    "mlflow": MLflow,
+    "trackio": Trackio,
+    "wandb": Wandb,
+}

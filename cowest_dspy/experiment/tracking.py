@@ -26,7 +26,14 @@ from typing import Any, TypeVar
 
 from cowest_dspy.errors import masked
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.trackers import MLflow, Status, TrackioOrWandb, check_installed, uri_of
+from cowest_dspy.experiment.trackers import (
+    TRACKERS,
+    Status,
+    Target,
+    Tracker,
+    check_installed,
+    uri_of,
+)
 from cowest_dspy.experiment.tracking_facts import Part, gather, part_of, read_parts
 from cowest_dspy.optimizers.run import Settings
 from cowest_dspy.report import RunReport
@@ -34,8 +41,8 @@ from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 
 Known = dict[str, Any]
-"""What a tracker has of a part, as the store keeps it: ``run`` (its id there), ``times`` (1: the
-first training of it), ``training``, ``status``, ``texts``, ``metrics``, ``rows``."""
+"""The record of what was sent of a part: ``run`` (its id in the tracker), ``times`` (1: the first
+training of it), ``training``, ``status``, ``texts``, ``metrics``, ``rows``."""
 Made = TypeVar("Made")
 QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -65,15 +72,15 @@ class Tracking:
         self._config, self._store, self._say = config, store, say
         self._rules = config.tracking if on else None
         self._working = list(self._rules.to) if self._rules else []
-        self._trackers: dict[str, MLflow | TrackioOrWandb] = {}
+        self._trackers: dict[str, Tracker] = {}
         self._begun = False
 
     def touch(self) -> None:
-        """Notes that there is something to tell at the end."""
+        """Note that there is something to send at the end."""
         self._begun = True
 
     def update(self) -> None:
-        """Tells the trackers how the run is now."""
+        """Send what is new of the run."""
         self.touch()
         for tracker in list(self._working):
             self._call(tracker, lambda tracker=tracker: self._send(tracker, "RUNNING"))
@@ -109,8 +116,7 @@ class Tracking:
             yield settings.model_copy(update={"report_to": tuple(going), **names})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
-        """Tells the trackers the rest, if anything was begun; with files, unless an error has ended
-        the work."""
+        """Send the rest, if anything was begun; with files, unless an error has ended the work."""
         if not (self._begun and self._working):
             return
         if error is not None:
@@ -124,8 +130,8 @@ class Tracking:
         self.finish(made)
 
     def finish(self, report: RunReport | None = None, status: Status = "FINISHED") -> bool:
-        """Tells the trackers all that there is, with files where there is a report. Gives whether
-        all of them have taken it."""
+        """Send all that there is, with files where there is a report. Gives whether all trackers
+        have taken it."""
 
         def send(tracker: str, folder: Path, names: list[str]) -> str:
             _, run_id = self._send(tracker, status, report=report, last=True)
@@ -147,8 +153,8 @@ class Tracking:
     def _call(
         self, tracker: str, work: Callable[[], Made], *, at_the_end: bool = False
     ) -> Made | None:
-        """What ``work`` gives, which calls a tracker. None where that has failed, now or before:
-        the first time is a warning, and the tracker is not called again.
+        """Do work that calls a tracker, and give its result; None where that has failed, now or
+        before. The first failure is a warning, and the tracker is not called again.
 
         The work is done in a context of its own, so that a run that trackio or W&B is at in this
         process is left as it is.
@@ -207,7 +213,7 @@ class Tracking:
     def _send_part(
         self, tracker: str, part: Part, status: Status, parent: str, *, begins: bool, last: bool
     ) -> tuple[str, str]:
-        record = f"{tracker} {self._place(tracker)} {part.name}"
+        record = f"{tracker} {self._destination(tracker)} {part.name}"
         known: Known = self._store.record("tracking", record) or {"times": 1, "training": None}
         another = part.training and known["training"] not in (None, part.training)
         if another or (begins and part.name and known["training"]):
@@ -215,13 +221,13 @@ class Tracking:
         known["training"] = part.training or known["training"]
         title = self._title + (f": {part.name}" if part.name else "")
         title += f" ({known['times']})" if known["times"] > 1 else ""
-        if last or "run" not in known or _news(part, known) != Part(part.name):
+        if last or "run" not in known or _unsent(part, known) != Part(part.name):
             there = self._tracker(tracker)
             before = known.get("before")
-            run_id = there.open(part, title, known["times"], before, parent)
+            run_id = there.open(part.name, title, known["times"], before, parent)
             if run_id != known.get("run"):
                 known = {key: known[key] for key in ("times", "training")} | {"run": run_id}
-            news = _news(part, known)
+            news = _unsent(part, known)
             if news != Part(part.name) or known.get("status") != status:
                 there.log(title, run_id, news, status)
             known |= {"status": status, "texts": {**part.params, **part.tags}}
@@ -230,7 +236,7 @@ class Tracking:
         return title, known["run"]
 
     def _upload(self, tracker: str, run_id: str, folder: Path, names: list[str]) -> None:
-        record = f"{tracker} {self._place(tracker)} files"
+        record = f"{tracker} {self._destination(tracker)} files"
         known = self._store.record("tracking", record) or {}
         now = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
         before = known.get("files", {}) if known.get("run") == run_id else {}
@@ -248,7 +254,7 @@ class Tracking:
             self._say(f"Warning: files cannot be uploaded: {masked(str(error))}")
             return []
 
-    def _tracker(self, name: str) -> MLflow | TrackioOrWandb:
+    def _tracker(self, name: str) -> Tracker:
         if name not in self._trackers:
             # All runs that trackers have of a run have its key.
             records = self._store.records("tracking").values()
@@ -257,13 +263,9 @@ class Tracking:
                 key = uuid.uuid4().hex
                 self._store.keep("tracking", "key", {"key": key})
             group = f"{self._title} [{key[:6]}]"
-            self._trackers[name] = (
-                MLflow(self._project, self._rules.uri if self._rules else None, key)
-                if name == "mlflow"
-                else TrackioOrWandb(
-                    name, self._project, group, key, self._store.folder / "tracking"
-                )
-            )
+            uri = self._rules.uri if self._rules else None
+            target = Target(self._project, uri, key, group, self._store.folder / "tracking")
+            self._trackers[name] = TRACKERS[name](target)
         return self._trackers[name]
 
     @property
@@ -283,25 +285,25 @@ class Tracking:
         given = self._rules.name if self._rules else None
         return given or f"{self._config.name}, seed {self._config.seed}"
 
-    def _place(self, tracker: str) -> str:
-        """Where a tracker keeps the run; in another place it knows nothing of it."""
+    def _destination(self, tracker: str) -> str:
+        """A digest of the server, folder and project that a tracker writes to."""
         folder = os.environ.get(f"{tracker.upper()}_DIR")
         return digest([uri_of(self._config) if tracker == "mlflow" else folder, self._project])
 
 
-def _news(part: Part, known: Known) -> Part:
+def _unsent(part: Part, known: Known) -> Part:
     """The part with what the tracker does not have yet."""
 
-    def news(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    def changed(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in values.items() if before.get(key) != value}
 
     texts, before = known.get("texts", {}), known.get("rows", {})
-    rows = {step: news(row, before.get(str(step), {})) for step, row in part.rows.items()}
+    rows = {step: changed(row, before.get(str(step), {})) for step, row in part.rows.items()}
     return Part(
         part.name,
-        news(part.params, texts),
-        news(part.tags, texts),
-        news(part.metrics, known.get("metrics", {})),
+        changed(part.params, texts),
+        changed(part.tags, texts),
+        changed(part.metrics, known.get("metrics", {})),
         {step: row for step, row in rows.items() if row},
     )
 
@@ -313,16 +315,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     if not variables:
         yield
         return
-    before = _of_trackers()
+    before = _tracker_variables()
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in _of_trackers():
+        for name in _tracker_variables():
             del os.environ[name]
         os.environ.update(before)
 
 
-def _of_trackers() -> dict[str, str]:
+def _tracker_variables() -> dict[str, str]:
     names = ("MLFLOW_", "TRACKIO_", "WANDB_")
     return {name: value for name, value in os.environ.items() if name.startswith(names)}

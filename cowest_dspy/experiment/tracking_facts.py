@@ -1,4 +1,4 @@
-"""What a tracker is told of a run, read from what the run's store holds.
+"""What is logged of a run, read from the run's store.
 
 Parameters, tags and numbers of the run and of its parts; and the files that are uploaded. A run
 that is half done gives half of them.
@@ -36,15 +36,15 @@ from cowest_dspy.store.usage import total_usd
 from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 from cowest_dspy.utils.masking import mask_settings, mask_text
 
-OF_A_ROUND = ("collect", "dpo", "kto", "dev")
+ROUND_STAGES = ("collect", "dpo", "kto", "dev")
 """Stages that each round has; "dpo" and "kto" are trainings too."""
 LONGEST = 500
 """Characters of a parameter or a tag, at most."""
 NO_NUMBERS = ("confidence", "examples", "note")
 Numbers = dict[str, float]
 ROWS = ("pairs*.jsonl", "drafts*.jsonl")
-COMPARED = ("csv", "tex", "md", "html")
-"""Of a comparison, the files without inputs and answers."""
+COMPARISON_FILES = ("csv", "tex", "md", "html")
+"""Kinds of a comparison's files that hold no inputs and answers."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,15 @@ def read_parts(config: Config, store: Store, report: RunReport | None = None) ->
         or any(step_name(name, number) in adapters for name in ("dpo", "kto"))
     ]
     elsewhere = {name for name in stages if name in trainings or _round_of(name) in begun}
-    metrics = {**_arms(config, store), **_comparison(store), **_total(stages)}
+    metrics = {
+        **_arm_numbers(config, store),
+        **_comparison_numbers(store),
+        **_total_numbers(stages),
+    }
     for name, cost in stages.items():
         metrics |= {} if name in elsewhere else numbers(f"cost/{_key(name)}/", cost)
     metrics |= numbers("noise/", (store.record("noise", "floor") or {}).get("floor") or {})
-    rows = {number: numbers("rounds/", _of_round(made)) for number, made in rounds.items()}
+    rows = {number: numbers("rounds/", _round_numbers(made)) for number, made in rounds.items()}
     for step in map(StepResult.from_dict, store.records("cycle").values()):
         rows[step.number] = rows.get(step.number, {}) | numbers("cycle/", asdict(step))
     whole = Part("", _params(config), _tags(config, store, report), metrics, rows)
@@ -110,17 +114,28 @@ def numbers(prefix: str, values: Mapping[str, Any]) -> Numbers:
     >>> numbers("gain/", {"mean": 0.5, "low": None, "dev": {"n": 3}, "name": "x"})
     {'gain/mean': 0.5, 'gain/dev/n': 3.0}
     """
-    made: Numbers = {}
+    return {
+        name: float(value)
+        for name, value in _flatten(values, "/", prefix)
+        if isinstance(value, int | float)
+        and math.isfinite(value)
+        and name.rpartition("/")[2] not in NO_NUMBERS
+    }
+
+
+def _flatten(
+    values: Mapping[str, Any], between: str, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, each with the names of its path."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            made |= numbers(f"{prefix}{name}/", value)
-        elif isinstance(value, int | float) and math.isfinite(value) and name not in NO_NUMBERS:
-            made[f"{prefix}{name}"] = float(value)
-    return made
+            yield from _flatten(value, between, f"{prefix}{name}{between}")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def _arms(config: Config, store: Store) -> Numbers:
-    """Of each evaluated arm, by its name, under the name of the split."""
+def _arm_numbers(config: Config, store: Store) -> Numbers:
+    """The numbers of each evaluated arm, under the names of the split and the arm."""
     arms = tuple(load_arm(name, record) for name, record in store.records("arm").items())
     made: Numbers = {}
     for line in arm_table(RunReport("", "", 0, "collaboration", arms=arms)):
@@ -135,8 +150,8 @@ def _ends(interval: Any) -> dict[str, float]:
     return {"low": interval.low, "high": interval.high} if interval else {}
 
 
-def _comparison(store: Store) -> Numbers:
-    """What `cowest compare` found, when it has."""
+def _comparison_numbers(store: Store) -> Numbers:
+    """The numbers of `cowest compare`, when it was run."""
     try:
         page = read_document(store.folder / "comparison", "comparison", "cowest compare")
     except ReportError:
@@ -149,7 +164,7 @@ def _comparison(store: Store) -> Numbers:
     return made
 
 
-def _total(stages: Mapping[str, Mapping[str, Any]]) -> Numbers:
+def _total_numbers(stages: Mapping[str, Mapping[str, Any]]) -> Numbers:
     names = ("seconds", "calls", "tokens_in", "tokens_out") if stages else ()
     sums = {name: sum(cost.get(name) or 0 for cost in stages.values()) for name in names}
     usd = total_usd(cost.get("usd") for cost in stages.values())
@@ -176,13 +191,13 @@ def _round(
         names = ("n", "helped", "hurt", "same", "failed", "mean", "draft_quality")
         metrics |= numbers("influence/", {name: getattr(counts, name) for name in names})
         metrics |= numbers("influence/", _ends(counts.interval))
-    for stage in OF_A_ROUND:
+    for stage in ROUND_STAGES:
         metrics |= numbers(f"cost/{stage}/", stages.get(step_name(stage, number), {}))
     dropped = store.record("pairs", step_name("dropped", number))
     metrics |= {"pairs/dropped": float(sum(dropped.values()))} if dropped is not None else {}
     tags: dict[str, str] = {}
     if made:
-        metrics |= numbers("", _of_round(made))
+        metrics |= numbers("", _round_numbers(made))
         tags = {"decision": made.outcome, "reason": made.reason}
         tags |= {"model.start": made.start, "model.tuned": made.model or "none"}
         tags["mlflow.note.content"] = f"{made.outcome}: {made.reason}"
@@ -200,7 +215,7 @@ def _round(
     )
 
 
-def _of_round(made: Round) -> dict[str, Any]:
+def _round_numbers(made: Round) -> dict[str, Any]:
     gain = asdict(made.gain) if made.gain else {}
     dev = ("before", "after", "failed_before", "failed_after")
     return {
@@ -244,29 +259,25 @@ def _params(config: Config, *table: str) -> dict[str, str]:
     settings.pop("tracking", None)
     for name in table:
         settings = settings.get(name, {})
-    return _texts(dict(_flat(settings)))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
-        elif value is not None and value != {}:
-            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
+    return _texts(
+        {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in _flatten(settings, ".")
+            if value is not None
+        }
+    )
 
 
 def _round_of(stage: str) -> int | None:
     """The number of the round that a stage is of."""
     name, _, number = stage.partition(" ")
-    if name not in OF_A_ROUND or (number and not number.isdigit()):
+    if name not in ROUND_STAGES or (number and not number.isdigit()):
         return None
     return int(number or 1)
 
 
 def _texts(values: Mapping[str, str]) -> dict[str, str]:
-    """With keys that every tracker takes, nothing secret, and not too long."""
+    """Texts with keys that every tracker takes, nothing secret, and not too long."""
     return {_key(key): masked(value)[:LONGEST] for key, value in values.items() if value}
 
 
@@ -290,7 +301,7 @@ def gather(config: Config, run: Path, report: RunReport, target: Path) -> list[s
         with_marks.replace(target / "report.json")
         shutil.rmtree(target / "marks")
     (target / "config.toml").write_text(effective_toml(config), encoding="utf-8")
-    compared = [run / "comparison" / f"comparison.{kind}" for kind in COMPARED]
+    compared = [run / "comparison" / f"comparison.{kind}" for kind in COMPARISON_FILES]
     if not config.report.hide:
         compared.append(run / "comparison" / "comparison.json")
         for pattern in ROWS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.table import Reference, Table
 
 MAX_ERRORS = 0.3
 """The largest share of drafts that may fail, unless one says otherwise."""
@@ -59,7 +59,7 @@ class InfluenceRules(Table):
     gold: str = Field(
         "answer", description="the field with the gold answer, for judge and likelihood"
     )
-    rubric: str | None = Field(
+    rubric: Reference | None = Field(
         None,
         description='"recipe.py:name", a Rubric; by default coherence and consistency, as in '
         "CoWest",

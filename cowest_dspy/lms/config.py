@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.utils.masking import remember_secret
-from cowest_dspy.utils.table import Table, name_of_a_variable
+from cowest_dspy.utils.table import Argument, File, Folder, Reference, Table, name_of_a_variable
 
 _SAMPLING = "of sampling; 0: the likeliest token; drafts have that of [collect]"
 Temperature = Annotated[float, Field(ge=0, le=2, description=_SAMPLING)]
@@ -30,7 +30,7 @@ Retries = Annotated[
     int, Field(ge=0, description="retries of a passing failure, with exponential backoff")
 ]
 Calls = Annotated[int, Field(ge=1, description="calls under way at once, at most")]
-Adapter = Annotated[str | None, Field(description="a folder with a PEFT adapter to start from")]
+Adapter = Annotated[Folder | None, Field(description="a folder with a PEFT adapter to start from")]
 
 
 class InProcess(Table):
@@ -38,7 +38,7 @@ class InProcess(Table):
     vLLM instead (kind = "server")."""
 
     kind: Literal["in_process"]
-    model: str = Field(
+    model: Folder = Field(
         description="a folder with config.json and *.safetensors or a GGUF file, relative to this "
         "file, or a Hub id"
     )
@@ -92,12 +92,12 @@ class Server(Table):
     api_base: str | None = Field(
         None, description="of a server that runs already, for instance http://127.0.0.1:8000/v1"
     )
-    command: tuple[str, ...] = Field(
+    command: tuple[Argument, ...] = Field(
         (),
         description='starts it when needed; "{port}" becomes a free port, "{here}" this file\'s '
         'folder, "{python}" this Python',
     )
-    weights: str | None = Field(
+    weights: Folder | None = Field(
         None,
         description="the same model as a folder or Hub id: needed to tune it, and to name it by "
         "content",
@@ -105,7 +105,7 @@ class Server(Table):
     adapter: Adapter = None
     api_key_env: KeyEnv = None
     startup: float = Field(600.0, gt=0, description="seconds until a started server must answer")
-    log: str | None = Field(
+    log: File | None = Field(
         None, description="the file that a started server writes to, relative to this file"
     )
     temperature: Temperature = 0.0
@@ -139,7 +139,7 @@ class Engine(Table):
     Response."""
 
     kind: Literal["engine"]
-    engine: str = Field(description='a reference such as "my_engine.py:make"')
+    engine: Reference = Field(description='a reference such as "my_engine.py:make"')
     model: str = Field("engine/custom", description="the id under which its answers are stored")
     temperature: Temperature = 0.0
     max_tokens: MaxTokens = 256

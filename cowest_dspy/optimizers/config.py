@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cowest_dspy.errors import nearest
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.table import Reference, Table
 
 
 class RoundRules(Table):
@@ -40,7 +40,7 @@ class RoundRules(Table):
 class StepRules(Table):
     """[cycle.steps.NAME]: one optimiser of the cycle."""
 
-    optimizer: str = Field(
+    optimizer: Reference = Field(
         description='"GEPA", "MIPROv2", "SIMBA", "BootstrapFewShot", "LabeledFewShot", or '
         '"recipe.py:make"'
     )

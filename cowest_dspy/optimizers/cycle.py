@@ -434,13 +434,13 @@ def _adapter_folder(lm: dspy.LM) -> Path | None:
 class Tools:
     """What an optimiser is made with. ``metric`` scores answers, ``influence`` is that of the
     program's drafts with words for GEPA, ``lm`` is the strong model at temperature 1 for proposing,
-    ``threads`` what may be asked at once, ``seed`` the run's."""
+    ``num_threads`` what may be asked at once, ``seed`` the run's."""
 
     program: Collaboration
     metric: Metric
     influence: Influence
     lm: dspy.LM
-    threads: int
+    num_threads: int
     seed: int
 
 
@@ -448,19 +448,19 @@ OPTIMIZERS: dict[str, dict[str, str]] = {
     "GEPA": {
         "metric": "influence",
         "reflection_lm": "lm",
-        "num_threads": "threads",
+        "num_threads": "num_threads",
         "seed": "seed",
     },
     "MIPROv2": {
         "metric": "metric",
         "prompt_model": "lm",
         "task_model": "lm",
-        "num_threads": "threads",
+        "num_threads": "num_threads",
         "seed": "seed",
     },
-    "SIMBA": {"metric": "metric", "prompt_model": "lm", "num_threads": "threads"},
+    "SIMBA": {"metric": "metric", "prompt_model": "lm", "num_threads": "num_threads"},
     "BootstrapFewShot": {"metric": "metric"},
-    "BootstrapFewShotWithRandomSearch": {"metric": "metric", "num_threads": "threads"},
+    "BootstrapFewShotWithRandomSearch": {"metric": "metric", "num_threads": "num_threads"},
     "LabeledFewShot": {},
 }
 """DSPy's optimisers that may be named, and which of the :class:`Tools` each argument is unless the

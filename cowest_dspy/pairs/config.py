@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.table import Table, resolve_reference
 
 LEAST_PAIRS = 8
 """Fewer preference pairs (or labelled drafts) are not trained on, unless one says otherwise."""
@@ -43,6 +43,6 @@ class PairRules(Table):
         ge=1,
         description="use so many pairs of a round, drawn with the run's seed; all by default",
     )
-    source: str | None = Field(
-        None, pattern=r"\.jsonl$", description="pairs from elsewhere, instead of the run's own"
+    source: Annotated[str, Field(pattern=r"\.jsonl$"), AfterValidator(resolve_reference)] | None = (
+        Field(None, description="pairs from elsewhere, instead of the run's own")
     )

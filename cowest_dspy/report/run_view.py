@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from rich.console import Console
 
-from cowest_dspy.optimizers.deciding import Gain
+from cowest_dspy.optimizers.rounds import Gain
 from cowest_dspy.report import charts
 from cowest_dspy.report.charts import Axis, Chart, Row, ends_of
 from cowest_dspy.report.facts import LOGGED, Curve, RunReport

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from cowest_dspy.errors import nearest
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.table import MOVED, Reference, Table
 
 LOSS_TYPES = (
     "sigmoid",
@@ -45,27 +45,6 @@ step."""
 
 KTO_LOSS_TYPES = ("kto", "apo_zero_unpaired")
 """The names that trl.KTOConfig documents."""
-
-RENAMED = {
-    "epochs": "num_train_epochs",
-    "batch_size": (
-        "per_device_train_batch_size times gradient_accumulation_steps: the rows of one optimiser "
-        "step"
-    ),
-    "micro_batch_size": "per_device_train_batch_size, and gradient_accumulation_steps beside it",
-    "warmup": "warmup_steps; a number below 1 is a part of all steps",
-    "warmup_ratio": "warmup_steps; a number below 1 is a part of all steps",
-    "lr_scheduler": "lr_scheduler_type",
-    "precision": "bf16 = true or false",
-    "evaluate_every": "eval_steps",
-    "patience": "early_stopping_patience",
-    "keep_best": "load_best_model_at_end",
-    "checkpoint_steps": "save_steps",
-    "peft_config": "lora, whose keys are those of peft.LoraConfig",
-}
-"""Old names and the names of other tools, and what they are called here."""
-
-RENAMED_LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 
 RESERVED = {
     "output_dir": "the output folder is an argument of the training",
@@ -99,8 +78,8 @@ class Sft(Table):
     """[sft]: domain fine-tuning. ``drafts`` and ``answers`` name functions of a seed that give
     prompt/completion rows."""
 
-    drafts: str = Field(description="rows that teach the weak model to draft")
-    answers: str | None = Field(
+    drafts: Reference = Field(description="rows that teach the weak model to draft")
+    answers: Reference | None = Field(
         None, description="rows that teach it to answer alone: the fair weak baseline"
     )
     settings: dict[str, Any] = Field(default_factory=dict, description="as cowest_dspy.tuning.SFT")
@@ -134,7 +113,7 @@ class _Settings(BaseModel):
         json_schema_extra=_close_schema,  # pyright: ignore[reportArgumentType]
     )
     library_config: ClassVar[str]
-    renamed: ClassVar[Mapping[str, str]]
+    moved: ClassVar[Mapping[str, str]]
 
     @model_validator(mode="before")
     @classmethod
@@ -150,8 +129,8 @@ class _Settings(BaseModel):
         """What is wrong with a key, or None."""
         if key in cls.model_fields:
             return None
-        if key in cls.renamed:
-            return f"{key}: there is no such key here: write {cls.renamed[key]}."
+        if key in cls.moved:
+            return f"{key}: there is no such key here: write {cls.moved[key]}."
         if key in RESERVED:
             return f"{key}: it cannot be set: {RESERVED[key]}."
         if key in library_fields(cls.library_config):
@@ -159,7 +138,7 @@ class _Settings(BaseModel):
         owners = [
             kind
             for kind in ("SFT", "DPO", "KTO", "Lora")
-            if key in globals()[kind].model_fields or key in globals()[kind].renamed
+            if key in globals()[kind].model_fields or key in globals()[kind].moved
         ]
         if owners:
             where = "the table lora" if owners == ["Lora"] else " and ".join(owners)
@@ -175,7 +154,7 @@ class Lora(_Settings):
     """A LoRA adapter (Hu et al., 2021, arXiv 2106.09685); the fields of peft.LoraConfig."""
 
     library_config: ClassVar[str] = "LoraConfig"
-    renamed: ClassVar[Mapping[str, str]] = RENAMED_LORA
+    moved: ClassVar[Mapping[str, str]] = MOVED["lora"]
 
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank: rows of the two matrices that a layer gets. More can learn more, and take more memory.
@@ -194,7 +173,7 @@ class Lora(_Settings):
 class _Training(_Settings):
     """What all ways of tuning share."""
 
-    renamed: ClassVar[Mapping[str, str]] = RENAMED
+    moved: ClassVar[Mapping[str, str]] = MOVED["training"]
 
     num_train_epochs: Positive = 3.0
     """Passes over the rows; a fraction such as 0.5 is allowed."""

@@ -20,8 +20,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from cowest_dspy import Store
-from cowest_dspy.cli.console import above
-from cowest_dspy.cli.progress import Progress, ended_line, run_costs, view
+from cowest_dspy.cli.console import printing_above
+from cowest_dspy.cli.progress import Progress, format_ended, run_costs, view
 from cowest_dspy.optimizers.run import NoProgress, RunContext
 from cowest_dspy.store.budget import Limit
 from cowest_dspy.store.journal import Event, Journal, OpenStage, Rate
@@ -170,9 +170,9 @@ def test_a_stage_of_which_nothing_is_known_is_a_bar_without_an_end() -> None:
 
 
 def test_the_line_that_stays_of_a_stage_leaves_out_what_is_nothing() -> None:
-    assert str(ended_line(StageState("x", "Tuning", 75.0))) == "done    Tuning  1:15"
+    assert str(format_ended(StageState("x", "Tuning", 75.0))) == "done    Tuning  1:15"
     whole = StageState("x", "Asking", 4.0, 1200, 3, 10, 20, None, {"server": 1}, whole=False)
-    assert str(ended_line(whole)) == (
+    assert str(format_ended(whole)) == (
         "left    Asking  4.0 s, 1,200 calls, 3 from the store, 30 tokens, USD unknown, failed "
         "1: server 1"
     )
@@ -276,7 +276,7 @@ def printed(write: Callable[[TextIO], None]) -> list[str]:
     """What of this is seen while something is drawn."""
     screen_ = Screen()
     console = Console(file=screen_, force_terminal=True, width=80, color_system=None)
-    with redirect_stdout(screen_), redirect_stderr(screen_), above(console):
+    with redirect_stdout(screen_), redirect_stderr(screen_), printing_above(console):
         write(sys.stdout)
     return screen_.getvalue().splitlines()
 
@@ -308,7 +308,7 @@ def test_whatever_is_printed_in_whatever_pieces_comes_out(pieces: list[str]) -> 
 def test_what_goes_elsewhere_is_none_of_the_terminals() -> None:
     out, screen_ = io.StringIO(), Screen()
     console = Console(file=screen_, force_terminal=True, width=80, color_system=None)
-    with redirect_stdout(out), redirect_stderr(screen_), above(console):
+    with redirect_stdout(out), redirect_stderr(screen_), printing_above(console):
         print("to a file")
         print("to the terminal", file=sys.stderr)
     assert out.getvalue() == "to a file\n" and screen_.getvalue() == "to the terminal\n"

@@ -24,13 +24,13 @@ from typer.testing import CliRunner
 from cowest_dspy import Collaboration, Experiment, load_bundle, load_config
 from cowest_dspy.cli import main
 from cowest_dspy.errors import BundleError, ModelError, TuningError
+from cowest_dspy.experiment import bundle as bundles
 from cowest_dspy.experiment.bundle import (
-    as_gguf,
-    merged,
+    convert_to_gguf,
+    merge_adapter,
     read_manifest,
     verify_bundle,
     write_bundle,
-    writing,
 )
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.optimizers.router import Head, Router
@@ -264,9 +264,9 @@ def test_law_10_no_bundle_with_a_secret_in_it_is_written(finished: Path, tmp_pat
         update={"program": f"{recipe}:program"}
     )
     with pytest.raises(BundleError, match=r"toy\.py would hold what looks like a secret"):
-        writing._relocated(config, tmp_path / "recipe")
+        bundles._relocated(config, tmp_path / "recipe")
     with pytest.raises(BundleError, match=r"program\.json would hold"):
-        writing._write(
+        bundles._write(
             tmp_path / "program.json",
             json.dumps({"demos": [{"answer": "hf_" + "abcdefghijklmnop1234"}]}),
         )
@@ -293,7 +293,7 @@ def test_a_merged_model_says_what_base_and_adapter_say(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    out = merged(bundle, tiny_model, tmp_path / "merged")
+    out = merge_adapter(bundle, tiny_model, tmp_path / "merged")
     whole: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     parts: Any = PeftModel.from_pretrained(base, bundle / "adapter")
@@ -308,16 +308,16 @@ def test_a_merged_model_says_what_base_and_adapter_say(
     answer = LocalEngine(out).lm(temperature=0.0, max_tokens=8)("Question: 1?")
     assert answer and not list(out.glob("*.bin"))
     with pytest.raises(BundleError, match="exists: it is not overwritten"):
-        merged(bundle, tiny_model, out)
+        merge_adapter(bundle, tiny_model, out)
     assert verify_bundle(bundle) == ()
 
 
 def test_the_adapter_for_llama_cpp(bundle: Path, tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    file = as_gguf(bundle, tiny_model, tmp_path / "out" / "adapter.gguf")
+    file = convert_to_gguf(bundle, tiny_model, tmp_path / "out" / "adapter.gguf")
     assert file.read_bytes()[:4] == b"GGUF" and verify_bundle(bundle) == ()
     with pytest.raises(BundleError, match="exists: it is not overwritten"):
-        as_gguf(bundle, tiny_model, file)
+        convert_to_gguf(bundle, tiny_model, file)
 
 
 def test_a_push_takes_a_private_model_and_a_refusal_says_why(bundle: Path) -> None:

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from cowest_dspy import load_bundle, load_config
 from cowest_dspy.cli import main, serving
 from cowest_dspy.errors import BundleError
-from cowest_dspy.experiment.bundle import loading, read_manifest, verify_bundle, writing
+from cowest_dspy.experiment import bundle as bundles
+from cowest_dspy.experiment.bundle import read_manifest, verify_bundle
 from cowest_dspy.utils import importing
 from cowest_dspy.utils.files import replace_folder
 
@@ -176,7 +177,7 @@ def test_names_are_shown_without_what_a_terminal_would_obey(bundle: Path) -> Non
 @pytest.mark.parametrize("value", [float("nan"), "\ud800"])
 def test_what_json_has_no_word_for_is_one_error_and_no_bundle(value: object) -> None:
     with pytest.raises(BundleError, match="cannot be written as JSON"):
-        writing._json({"demos": [{"answer": value}]})
+        bundles._json({"demos": [{"answer": value}]})
 
 
 def test_the_message_shows_the_path_that_will_run(bundle: Path, tiny_model: Path) -> None:
@@ -190,14 +191,14 @@ def test_what_is_executed_is_what_was_hashed(
 ) -> None:
     """Files that change after they were verified: each is read once, and what was read must have
     the manifest's hash."""
-    check = loading.open_bundle
+    check = bundles.open_bundle
 
     def and_then_changed(path: Any) -> Any:
         opened = check(path)
         (bundle / "recipe" / "toy.py").write_text(OURS.format(mark=mark) + RECIPE)
         return opened
 
-    monkeypatch.setattr(loading, "open_bundle", and_then_changed)
+    monkeypatch.setattr(bundles, "open_bundle", and_then_changed)
     weak = weak_of(tiny_model)
     with pytest.raises(BundleError, match=r"recipe/toy\.py was changed"):
         load_bundle(bundle, weak=weak, strong=weak, trust_recipe=True)

@@ -167,6 +167,46 @@ def test_here_is_the_folder_of_the_file_that_says_it(tmp_path: Path) -> None:
     assert weak.log == f"{tmp_path}/backends/server.log" and weak.weights == str(tmp_path / "tiny")
 
 
+def test_paths_of_all_tables_are_relative_to_the_file_in_which_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "more/small").mkdir(parents=True)
+    backend = written(
+        tmp_path,
+        "more/own.toml",
+        '[weak]\nkind = "in_process"\nmodel = "small"\n[pairs]\nsource = "pairs.jsonl"\n'
+        '[cycle]\nstrategy = "own -> taken"\n[cycle.steps.own]\noptimizer = "own.py:make"\n'
+        '[cycle.steps.taken]\noptimizer = "installed.module:make"\n'
+        '[tracking]\nto = ["mlflow"]\nuri = "sqlite:///runs.db"\n'
+        '[compare]\nalso = ["scores.py:f1"]\n'
+        '[compare.sweep]\nmetric = ["other.py:match"]\n"weak.model" = ["small", "owner/name"]\n'
+        '"pairs.margin" = [0, 0.5]\n',
+    )
+    made = load_config([written(tmp_path, "toy.toml", TASK_TOML), backend])
+    assert (
+        made.metric == f"{tmp_path}/toy.py:match" and made.data.source == f"{tmp_path}/rows.jsonl"
+    )
+    assert (
+        made.cycle and made.compare and made.tracking and made.strong.model == "openai/gpt-4.1-mini"
+    )
+    assert made.weak.model == f"{tmp_path}/more/small"
+    assert made.pairs.source == f"{tmp_path}/more/pairs.jsonl"
+    assert [step.optimizer for step in made.cycle.steps.values()] == [
+        f"{tmp_path}/more/own.py:make",
+        "installed.module:make",
+    ]
+    assert made.tracking.uri == f"sqlite:///{tmp_path}/more/runs.db"
+    assert made.compare.also == (f"{tmp_path}/more/scores.py:f1",)
+    assert made.compare.sweep == {
+        "metric": (f"{tmp_path}/more/other.py:match",),
+        "weak.model": (f"{tmp_path}/more/small", "owner/name"),
+        "pairs.margin": (0, 0.5),
+    }
+
+
+def test_an_old_key_is_told_what_to_write_instead() -> None:
+    said = refused(collect={"max_failed": 0.2})
+    assert "collect.max_failed: there is no such key. Write max_errors." in said
+
+
 def test_a_judge_is_a_table_like_the_others_and_an_empty_one_takes_it_away(tmp_path: Path) -> None:
     task = written(tmp_path, "toy.toml", TASK_TOML)
     backend = written(

@@ -20,7 +20,7 @@ from cowest_dspy.cli import checks, main
 from cowest_dspy.cli.console import SafeConsole
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.doctor import Diagnosis, examine
-from cowest_dspy.experiment.forecast import Planned, Probe, forecast, planned_calls
+from cowest_dspy.experiment.quote import count_calls, estimate_minutes
 from cowest_dspy.lms import endpoints
 from cowest_dspy.lms.config import Api, Engine, Server
 from cowest_dspy.lms.local import footprint
@@ -122,7 +122,7 @@ def test_a_healthy_pair_is_loaded_asked_and_measured(folder: Path, tiny_model: P
     assert any(line.startswith("weak: loading") for line in said) and not any(
         "paid" in line for line in said
     )
-    assert [made.usd for made in diagnosis.forecasts] == [0.0, 0.0]
+    assert sum("; nothing to pay;" in line for line in diagnosis.forecast) == 2
 
 
 def test_the_question_is_the_longest_of_the_first_50_as_the_program_puts_it(
@@ -141,7 +141,7 @@ def test_without_asking_nothing_is_asked_and_the_weights_are_loaded_all_the_same
     from cowest_dspy.utils.importing import load
 
     diagnosis = examine(configured(folder, weak(tiny_model), STRONG), ask=False)
-    assert diagnosis.healthy and not diagnosis.probes and not diagnosis.forecasts
+    assert diagnosis.healthy and not diagnosis.probes and not diagnosis.forecast
     assert load(f"{folder}/toy.py:asked") == [] and "loaded in" in text(diagnosis, "weak", "model")
 
 
@@ -347,25 +347,21 @@ def test_a_hosted_model_is_asked_one_question_that_is_announced_and_priced(
         in said
     )
     # 60 train examples of 4 drafts and alone, and 6 test examples in four arms.
-    strong = diagnosis.forecasts[1]
-    assert strong.calls == 60 * 5 + 2 * 3 + 6 * 4
+    calls = 60 * 5 + 2 * 3 + 6 * 4
     # 100 tokens in and 10 out each; a draft of one word ("yes") is added where something is
     # refined.
-    assert (
-        strong.input_tokens == strong.calls * 100 + (strong.calls - 6)
-        and strong.output_tokens == strong.calls * 10
-    )
-    assert strong.usd == pytest.approx(
-        (strong.input_tokens * 1.0 + strong.output_tokens * 10.0) / 1e6
+    tokens_in, tokens_out = calls * 100 + (calls - 6), calls * 10
+    usd = (tokens_in * 1.0 + tokens_out * 10.0) / 1e6
+    assert diagnosis.forecast[1].startswith(
+        f"a cycle asks strong at most {calls} times: about {tokens_in:,} tokens in, "
+        f"{tokens_out:,} out; about {usd:.2f} USD; between"
     )
 
 
 def test_without_a_price_the_cost_is_unknown_and_not_zero(folder: Path, key: str) -> None:
     with serving({"/v1/models": {"data": [{"id": "large"}]}}) as endpoint:
         diagnosis = examine(configured(folder, SCRIPTED_WEAK, api(endpoint.address)))
-    assert diagnosis.forecasts[1].usd is None and any(
-        "price unknown" in line for line in diagnosis.measured()
-    )
+    assert "price unknown" in diagnosis.forecast[1]
 
 
 def test_a_model_that_the_endpoint_does_not_list_is_a_warning_with_the_nearest(
@@ -448,49 +444,46 @@ def test_what_servers_say_of_themselves_is_understood(
 # The forecast
 
 
+def counted(config: Config, **sizes: int) -> list[tuple[str, float, float]]:
+    """Each stage with its drafts and answers, at most."""
+    return [
+        (stage.stage, stage.drafts.most, stage.answers.most) for stage in count_calls(config, sizes)
+    ]
+
+
 def test_the_calls_of_a_cycle_are_those_of_its_stages(folder: Path) -> None:
     config = configured(folder, SCRIPTED_WEAK, STRONG, "[collect]\ndrafts = 6")
-    assert planned_calls(config, {"train": 10, "test": 5}) == (
-        Planned("collect", 60, 70),
-        Planned("evaluate strong", 0, 5),
-        Planned("evaluate collaboration_sft", 5, 5),
-        Planned("evaluate collaboration", 5, 5),
-        Planned("evaluate oracle", 0, 5),
-    )
+    assert counted(config, train=10, test=5) == [
+        ("collect", 60, 70),
+        ("evaluate strong", 0, 5),
+        ("evaluate collaboration_sft", 5, 5),
+        ("evaluate collaboration", 5, 5),
+        ("evaluate oracle", 0, 5),
+    ]
 
 
 def test_rounds_collect_again_and_ask_the_dev_split_before_and_after(folder: Path) -> None:
     config = configured(folder, SCRIPTED_WEAK, STRONG, "[collect]\ndrafts = 6\n[rounds]\ncount = 3")
-    rounds = [
-        one
-        for one in planned_calls(config, {"train": 10, "dev": 4, "test": 5})
-        if not one.stage.startswith("evaluate")
-    ]
-    assert rounds == [
-        Planned("collect", 60, 70),
-        Planned("dev", 8, 8),
-        Planned("collect 2", 60, 70),
-        Planned("dev 2", 4, 4),
-        Planned("collect 3", 60, 70),
-        Planned("dev 3", 4, 4),
+    assert counted(config, train=10, dev=4, test=5)[:-4] == [
+        ("collect", 60, 70),
+        ("dev", 8, 8),
+        ("collect 2", 60, 70),
+        ("dev 2", 4, 4),
+        ("collect 3", 60, 70),
+        ("dev 3", 4, 4),
     ]
 
 
 def test_time_is_shared_by_calls_at_once_and_held_by_limits() -> None:
-    stages = (Planned("collect", 100, 600),)
-    probe = Probe("strong", "m", "yes", 2.0, 100, 10)
-    free = Api(kind="api", model="m", concurrency=10)  # pyright: ignore[reportCallIssue]
-    made = forecast(stages, probe, free)
-    assert (made.calls, made.at_once, made.minutes, made.minutes_one_by_one) == (600, 10, 2.0, 20.0)
-    assert (
-        forecast(stages, probe, free.model_copy(update={"requests_per_minute": 100})).minutes == 6.0
-    )
-    assert (
-        forecast(stages, probe, free.model_copy(update={"tokens_per_minute": 6600})).minutes == 10.0
-    )
-    assert forecast((), probe, free).minutes == 0.0
-    own = Engine(kind="engine", engine="a:b", concurrency=1000)  # pyright: ignore[reportCallIssue]
-    assert forecast(stages, probe, own).at_once == 600
+    def minutes(**limits: Any) -> float:
+        settings = Api.model_validate({"kind": "api", "model": "m", "concurrency": 10, **limits})
+        return estimate_minutes(settings, 600, 2.0, 110)
+
+    assert minutes() == 2.0 and minutes(concurrency=1) == 20.0
+    assert minutes(requests_per_minute=100) == 6.0 and minutes(tokens_per_minute=6600) == 10.0
+    own = Engine.model_validate({"kind": "engine", "engine": "a:b", "concurrency": 1000})
+    assert estimate_minutes(own, 600, 2.0, 110) == estimate_minutes(own, 1, 2.0, 110)
+    assert estimate_minutes(own, 0, 2.0, 110) == 0.0
 
 
 # The command

@@ -28,7 +28,7 @@ from tiny import make_adapter
 from cowest_dspy.cli.progress import Progress, describe_end, show_new, view
 from cowest_dspy.cli.scaffold import new_domain
 from cowest_dspy.errors import CowestError
-from cowest_dspy.experiment.bundle.manifest import open_bundle, read_manifest
+from cowest_dspy.experiment.bundle import open_bundle, read_manifest
 from cowest_dspy.experiment.config import fingerprint, load_config
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.data import read_split

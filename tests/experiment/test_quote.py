@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.cli import main
 from cowest_dspy.errors import BudgetError, CollectionError
-from cowest_dspy.experiment.quote import Quote, Range, counted, probed
+from cowest_dspy.experiment.quote import Quote, Range, quote_by_counting, quote_by_probe
 from cowest_dspy.testing import OpenAIServer
 
 
@@ -22,7 +22,7 @@ def quoted(folder: Path, budget: str = "", examples: int = 3, **options: str) ->
     with Experiment(
         load_config([configured(folder, budget, **options)]), folder / "run"
     ) as experiment:
-        return probed(experiment, examples)
+        return quote_by_probe(experiment, examples)
 
 
 def stage(quote: Quote, name: str) -> Any:
@@ -37,7 +37,7 @@ def hosted(server: OpenAIServer, more: str = "") -> str:
 
 
 def test_without_asking_calls_are_counted_and_nothing_is_written(tmp_path: Path) -> None:
-    quote = counted(load_config([configured(tmp_path, "strong_calls = 31")]))
+    quote = quote_by_counting(load_config([configured(tmp_path, "strong_calls = 31")]))
     # 4 train examples of 2 drafts: 2 or 3 answers each. 4 dev examples before and after tuning; 4
     # test examples in three arms.
     assert stage(quote, "collect").calls["strong"] == Range(8, 12, 12)
@@ -50,7 +50,7 @@ def test_without_asking_calls_are_counted_and_nothing_is_written(tmp_path: Path)
 
 def test_a_probe_is_what_the_run_then_costs_and_is_not_asked_again(tmp_path: Path) -> None:
     quote = quoted(tmp_path, "strong_calls = 100\nusd = 1")
-    assert (quote.probe and quote.probe.calls) == 3 * (2 + 3)
+    assert (quote.probe and quote.probe.usage.calls) == 3 * (2 + 3)
     with Experiment(load_config([configured(tmp_path, "")]), tmp_path / "run") as experiment:
         experiment.collect()
         assert experiment.store.calls() == 4 * (2 + 3)
@@ -64,7 +64,7 @@ def test_a_probe_is_what_the_run_then_costs_and_is_not_asked_again(tmp_path: Pat
 
 def test_a_second_quote_costs_nothing_and_says_the_same(tmp_path: Path) -> None:
     first, second = (quoted(tmp_path) for _ in range(2))
-    assert second.probe and (second.probe.calls, second.probe.cached) == (0, 15)
+    assert second.probe and (second.probe.usage.calls, second.probe.usage.cached) == (0, 15)
     assert first.total.tokens == second.total.tokens and first.total.calls == second.total.calls
     assert "15 were in the run's store already" in second.text()[0]
 
@@ -76,7 +76,7 @@ def test_equal_drafts_are_expected_to_save_calls(tmp_path: Path) -> None:
         recipe.read_text().replace("f\"draft {request['config'].get('seed')}\"", '"one draft"')
     )
     with Experiment(load_config([file]), tmp_path / "run") as experiment:
-        quote = probed(experiment)
+        quote = quote_by_probe(experiment)
     assert stage(quote, "collect").calls["strong"] == Range(8, 8, 12)
     assert quote.exceeded == () and quote.doubtful == ("strong_calls: at most 32 of 30",)
 
@@ -108,7 +108,7 @@ def test_a_price_that_is_not_known_is_not_zero(
 
 def test_what_nothing_is_known_of_is_not_said_to_fit(tmp_path: Path) -> None:
     config = load_config([configured(tmp_path, "usd = 2.0\ntokens = 1000\nstrong_calls = 1000")])
-    said = counted(config).text()[-1]
+    said = quote_by_counting(config).text()[-1]
     assert said == (
         "Whether [budget] fits is not known for tokens and usd: leave out --no-ask to ask a "
         "few questions for it."
@@ -130,7 +130,7 @@ def judged(example, prediction, trace=None):
     )
     file.write_text(file.read_text().replace("toy.py:match", "toy.py:judged"))
     with Experiment(load_config([file]), tmp_path / "run") as experiment:
-        quote = probed(experiment)
+        quote = quote_by_probe(experiment)
     # Both drafts have the same answer, so one question to the judge in three is new; the others are
     # counted all the same.
     assert stage(quote, "collect").calls["judge"].expected == 12
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_answer_is_an_error_that_says_so(tmp_path: Path) -
             CollectionError, match=r"strong model gave no answer.*auth: .*down.*`cowest doctor`"
         ),
     ):
-        probed(experiment)
+        quote_by_probe(experiment)
 
 
 def test_a_budget_that_is_too_small_for_a_probe_stops_it(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_a_run_has_collected_is_still_there_after_a_quote(tmp_path: Path) -
     config = load_config([configured(tmp_path, "")])
     with Experiment(config, tmp_path / "run") as experiment:
         before = [trace.to_dict() for trace in experiment.collect()]
-        probed(experiment)
+        quote_by_probe(experiment)
         assert [trace.to_dict() for trace in experiment.collect()] == before
 
 
@@ -192,7 +192,7 @@ def with_a_cycle(folder: Path, budget: str = "") -> Path:
 
 
 def test_steps_of_a_cycle_are_reckoned_and_what_nobody_knows_is_no_number(tmp_path: Path) -> None:
-    quote = counted(load_config([with_a_cycle(tmp_path, "strong_calls = 200")]))
+    quote = quote_by_counting(load_config([with_a_cycle(tmp_path, "strong_calls = 200")]))
     names = [stage.stage for stage in quote.stages]
     assert names[:7] == [
         "step 1 prompts",
@@ -220,7 +220,9 @@ def test_steps_of_a_cycle_are_reckoned_and_what_nobody_knows_is_no_number(tmp_pa
     said = "\n".join(quote.text())
     assert "Steps of [cycle] are reckoned from their optimisers' settings" in said
     assert "step 3 own: nobody knows how often toy.py:make asks. It is in no sum" in said
-    assert "step" not in "\n".join(counted(load_config([configured(tmp_path, "")])).text())
+    assert "step" not in "\n".join(
+        quote_by_counting(load_config([configured(tmp_path, "")])).text()
+    )
 
 
 def test_a_probe_prices_the_steps_and_is_above_what_the_cycle_then_asks(tmp_path: Path) -> None:
@@ -233,7 +235,7 @@ def test_a_probe_prices_the_steps_and_is_above_what_the_cycle_then_asks(tmp_path
         .replace('target = "draft"', "")
     )
     with Experiment(load_config([file]), tmp_path / "run") as experiment:
-        quote = probed(experiment)
+        quote = quote_by_probe(experiment)
         before = experiment.store.calls()
         _ = experiment.final
         asked = experiment.store.calls() - before

@@ -93,7 +93,7 @@ def test_a_budget_ends_it_and_what_was_answered_is_kept(tmp_path: Path) -> None:
         keeping(store),
         pytest.raises(BudgetError),
     ):
-        rationales(EXAMPLES, engine.lm(), task=TASK, threads=1)
+        rationales(EXAMPLES, engine.lm(), task=TASK, num_threads=1)
     assert len(engine.asked) == 3
     with Store(tmp_path) as store, keeping(store):
         assert len(rationales(EXAMPLES, engine.lm(), task=TASK).examples) == 5

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 from cowest_dspy import Experiment, Store, load_config
 from cowest_dspy.cli.main import app
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.experiment import tracking as tracking_module
 from cowest_dspy.experiment.config_text import effective_toml
 from cowest_dspy.experiment.doctor import examine
 from cowest_dspy.experiment.summary import run_report
-from cowest_dspy.experiment.trackers import check_trackers
+from cowest_dspy.experiment.trackers import TRACKERS, check_trackers
 from cowest_dspy.experiment.tracking import Tracking
 from cowest_dspy.experiment.tracking_facts import Part, gather, numbers, read_parts
 from cowest_dspy.optimizers.rounds import Round
@@ -103,11 +102,13 @@ def test_a_package_that_is_missing_is_an_error_before_anything_is_asked(
 
 @pytest.mark.slow
 def test_the_doctor_looks_for_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = check_trackers(config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"'))
-    assert found.level == "warning" and "cowest track" in found.text
+    ((_, level, text),) = check_trackers(
+        config(tmp_path, 'to = ["mlflow"]\nuri = "http://127.0.0.1:9"')
+    )
+    assert level == "warning" and "cowest track" in text
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert [
-        one.level for one in check_trackers(config(tmp_path, 'to = ["mlflow", "trackio"]'))
+        level for _, level, _ in check_trackers(config(tmp_path, 'to = ["mlflow", "trackio"]'))
     ] == [
         "ok",
         "ok",
@@ -295,7 +296,7 @@ def test_whatever_a_tracker_raises_is_one_warning(
     def broken(*_: Any) -> Any:
         raise RecursionError(f"my key is {KEY}")
 
-    monkeypatch.setattr(tracking_module, "MLflow", broken)
+    monkeypatch.setitem(TRACKERS, "mlflow", broken)
     settings = config(tmp_path)
     finished(tmp_path / "run", settings)
     before = dict(os.environ)

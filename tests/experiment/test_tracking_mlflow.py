@@ -76,7 +76,7 @@ def test_a_run_is_one_run_with_its_rounds_nested(
     assert said.lines == [
         f"tracked: {server}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}"
     ]
-    assert check_trackers(tracked)[0].level == "ok"
+    assert check_trackers(tracked)[0][:2] == ("mlflow", "ok")
 
 
 def test_files_are_there_as_they_are_here(tracked: Config, server: str, tmp_path: Path) -> None:

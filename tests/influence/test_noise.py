@@ -14,8 +14,7 @@ from toy_budget import configured
 
 from cowest_dspy import Experiment, Influence, InfluenceReport, load_config
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.experiment.forecast import planned_calls
-from cowest_dspy.experiment.quote import counted, probed
+from cowest_dspy.experiment.quote import count_calls, quote_by_counting, quote_by_probe
 from cowest_dspy.influence import NoiseFloor, noise_floor
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.trace import Sampling
@@ -233,17 +232,18 @@ def test_the_judges_calls_are_in_the_quote(tmp_path: Path) -> None:
     config = load_config(
         [task(tmp_path, 'judge = 1.0\nrubric = "toy.py:RUBRIC"\nrepeats = 2\nnoise = 2')]
     )
-    collecting, noise, *_ = planned_calls(config, {"train": 4, "test": 4})
-    assert (collecting.judge, noise.strong, noise.judge) == (4 * 3 * 2, 2, 4)
-    assert counted(config).stages[0].calls["judge"].most == 24
+    collecting, noise, *_ = count_calls(config, {"train": 4, "test": 4})
+    assert (collecting.scored.most, noise.answers.most, noise.scored.most) == (4 * 3, 2, 2)
+    judged = {one.stage: one.calls["judge"].most for one in quote_by_counting(config).stages}
+    assert (judged["collect"], judged["noise"]) == (4 * 3 * 2, 2 * 2), "each is rated twice"
     with (
         pytest.raises(ConfigError, match="does not sample"),
         Experiment(config, tmp_path / "run") as experiment,
     ):
-        probed(experiment)
+        quote_by_probe(experiment)
     file = task(tmp_path, 'judge = 1.0\nrubric = "toy.py:RUBRIC"')
     with Experiment(load_config([file]), tmp_path / "run2") as experiment:
-        assert probed(experiment).stages[0].calls["judge"].expected == 12
+        assert quote_by_probe(experiment).stages[0].calls["judge"].expected == 12
 
 
 @pytest.mark.parametrize(

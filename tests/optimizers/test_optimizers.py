@@ -142,7 +142,7 @@ def test_miprov2_of_a_configuration_takes_numbers_in_the_place_of_auto(
     task: tuple[Collaboration, Influence],
 ) -> None:
     program, influence = task
-    tools = Tools(program, match, influence, proposer([]), threads=1, seed=0)
+    tools = Tools(program, match, influence, proposer([]), num_threads=1, seed=0)
     settings = {"num_candidates": 3, "max_bootstrapped_demos": 0, "max_labeled_demos": 0}
     compiled = {
         "num_trials": 5,

@@ -11,7 +11,7 @@ import pytest
 from scripted import grading, proposer, questions, strong_that_reads, together, weak_that_obeys
 
 from cowest_dspy import Cycle, Influence
-from cowest_dspy.experiment.prompt_calls import Asked, asked
+from cowest_dspy.experiment.quote import NONE, StepCalls, count_step, up_to
 from cowest_dspy.optimizers.config import StepRules
 from cowest_dspy.program.collaboration import Collaboration
 
@@ -94,32 +94,32 @@ def really_asked(
 def test_an_optimiser_asks_at_most_what_was_reckoned(
     optimizer: str, settings: dict[str, Any], compiled: dict[str, Any], target: Any, tmp_path: Path
 ) -> None:
-    found = asked(
+    found = count_step(
         rules(optimizer=optimizer, settings=settings, compile=compiled, target=target), TRAIN, DEV
     )
     assert found is not None
     runs, prompts = really_asked(optimizer, settings, compiled, target, tmp_path / "run")
-    assert runs <= found.most_runs and found.runs <= found.most_runs
-    assert prompts <= found.most_proposals and found.proposals <= found.most_proposals
+    assert runs <= found.runs.most and found.runs.expected <= found.runs.most
+    assert prompts <= found.prompts.most and found.prompts.expected <= found.prompts.most
     # It is no bound that is kept by being far away.
-    assert runs >= found.most_runs / 3 and (runs > 0) == (found.most_runs > 0)
+    assert runs >= found.runs.most / 3 and (runs > 0) == (found.runs.most > 0)
 
 
 def test_what_is_given_counts_more_than_the_defaults_of_dspy() -> None:
-    assert asked(rules(optimizer="LabeledFewShot"), 100, 10) == Asked(0, 0)
-    assert asked(rules(optimizer="BootstrapFewShot"), 100, 10) == Asked(8, 100)
+    assert count_step(rules(optimizer="LabeledFewShot"), 100, 10) == StepCalls(NONE)
+    few_shot = count_step(rules(optimizer="BootstrapFewShot"), 100, 10)
+    assert few_shot == StepCalls(up_to(8, 100))
     # Two demonstrations each for an unshuffled set and 3 others; 6 programs on dev.
     small = {"max_bootstrapped_demos": 2, "num_candidate_programs": 3}
-    assert asked(
-        rules(optimizer="BootstrapFewShotWithRandomSearch", settings=small), 100, 10
-    ) == Asked(60 + 16, 60 + 400)
-    assert asked(rules(optimizer="recipe.py:make"), 100, 10) is None
+    made = count_step(rules(optimizer="BootstrapFewShotWithRandomSearch", settings=small), 100, 10)
+    assert made == StepCalls(up_to(60 + 16, 60 + 400))
+    assert count_step(rules(optimizer="recipe.py:make"), 100, 10) is None
     # Of 300 runs 40 are the first look at dev; a try takes two minibatches of 3, and asks for one
     # prompt.
-    made = asked(rules(optimizer="GEPA", settings={"max_metric_calls": 300}), 100, 40)
-    assert made == Asked(300, 300 + 6 + 40, 44, 87, judged=True)
+    made = count_step(rules(optimizer="GEPA", settings={"max_metric_calls": 300}), 100, 40)
+    assert made == StepCalls(up_to(300, 300 + 6 + 40), up_to(44, 87), judged=True)
     modes: list[tuple[Any, int]] = [("light", 1), ("medium", 2), ("heavy", 3)]
     for auto, more in modes:
-        made = asked(rules(optimizer="GEPA", settings={"auto": auto}, target="draft"), 100, 40)
+        made = count_step(rules(optimizer="GEPA", settings={"auto": auto}, target="draft"), 100, 40)
         budget: Any = dspy.GEPA(metric=grading, auto=auto, reflection_lm=proposer([]))
-        assert made and made.runs == budget.auto_budget(1, 6 * more, 40)
+        assert made and made.runs.expected == budget.auto_budget(1, 6 * more, 40)

@@ -366,7 +366,7 @@ def config(tmp_path: Path, more: str) -> Config:
 @pytest.mark.parametrize(("more", "why"), [
     ("[ray.strong]\nworkers = 3\n", "there is no strong any more.*num_shards.*concurrency"),
     ("[ray]\nstartup = 3\n", "there is no startup any more"),
-    ('[collect]\nengine = "ray"\n', r"collect.engine: there is no such key. A \[ray\] table alone"),
+    ('[collect]\nengine = "ray"\n', r"collect.engine: there is no such key. Write a \[ray\] table"),
     ('[ray]\naddress = "ray://there:10001"\n', r'ray.address: give "HOST:PORT"'),
     ('[ray]\nnum_shards = 2\n[weak]\nkind = "server"\nmodel = "m"\ncommand = ["serve"]\n',
      r"\[weak\] command: with \[ray\] every task would start a server.*api_base"),

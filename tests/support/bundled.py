@@ -16,8 +16,7 @@ from toy import engine as engine_table
 from toy_experiment import RECIPE, TASK
 
 from cowest_dspy import Collaboration
-from cowest_dspy.experiment.bundle import Manifest
-from cowest_dspy.experiment.bundle.manifest import FORMAT, files_in
+from cowest_dspy.experiment.bundle import FORMAT, Manifest, files_in
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
 from cowest_dspy.tuning import tunable

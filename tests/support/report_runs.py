@@ -6,13 +6,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from cowest_dspy.optimizers.deciding import Gain
-from cowest_dspy.pairs.formats import Message
-
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.trace import Trace
-from cowest_dspy.optimizers.rounds import Outcome, Round
+from cowest_dspy.optimizers.rounds import Gain, Outcome, Round
 from cowest_dspy.pairs import Pair
+from cowest_dspy.pairs.dataset import Message
 from cowest_dspy.report import (
     Arm,
     PairsSummary,

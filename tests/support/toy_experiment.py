@@ -139,7 +139,7 @@ settings = { shots = 2 }
 OWN = """
 
 def make(tools, shots, longest=1024):
-    assert tools.influence is not None and tools.lm.kwargs["max_tokens"] == longest and tools.threads > 0
+    assert tools.influence is not None and tools.lm.kwargs["max_tokens"] == longest and tools.num_threads > 0
     return dspy.LabeledFewShot(k=shots)
 """
 
