@@ -27,7 +27,7 @@ from cowest_dspy.experiment.trackers import check_trackers
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints
 from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
-from cowest_dspy.lms.local import footprint, weights
+from cowest_dspy.lms.local import weights
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import check_inputs, possible_inputs
 from cowest_dspy.scale import check_cluster
@@ -318,8 +318,8 @@ def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM)
         if prompt
         else None
     )
-    _note_context(visit, role, footprint.context_length(folder), tokens, "")
-    if not _enough_memory(visit, role, footprint.memory_needed(folder, settings.dtype)):
+    _note_context(visit, role, weights.context_length(folder), tokens, "")
+    if not _enough_memory(visit, role, weights.memory_needed(folder, settings.dtype)):
         return False
     visit.say(f"{role}: loading {settings.model}")
     started = time.monotonic()

@@ -53,8 +53,8 @@ def map_in_threads(
 def results_in_order(
     start: Callable[[Item], Future[Made]], items: Iterable[Item], *, ahead: int = AHEAD
 ) -> Iterator[Made]:
-    """What ``start(item)`` promises for every item, in their order; at most ``ahead`` are started
-    and not yet given.
+    """Yield the result of ``start(item)`` for every item, in their order; at most ``ahead`` are
+    started and not yet given.
 
     When it is left early, promises that are still open are cancelled.
     """

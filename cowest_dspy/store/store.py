@@ -57,8 +57,9 @@ from cowest_dspy.utils.safe_text import without_half_pairs
 
 @dataclass(eq=False)
 class _Write:
-    """What waits for its commit, for one call. ``answer``: what is committed, where it is an
-    answer. ``lasting``: it must outlive a failure of the power, and not only the process."""
+    """The statements of one call that wait for their commit. ``answer``: what is committed, where
+    it is an answer. ``lasting``: it must outlive a failure of the power, and not only the
+    process."""
 
     statements: tuple[tuple[str, tuple[Any, ...]], ...]
     answer: dict[str, Any] | None = None
@@ -174,7 +175,7 @@ class Store(Merging):
         return self._part.replace("/", ": ")
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the folder free, when the calls that are under way in other threads are committed.
+        """Release the folder, when the calls that are under way in other threads are committed.
         ``error`` ended the work: it is in the run's state, and calls that only wait for their turn
         are let go."""
         if self._part or self._closed:
@@ -190,7 +191,7 @@ class Store(Merging):
         return self
 
     def settle(self) -> None:
-        """Waits for the calls that are under way in other threads after an interruption, so that
+        """Wait for the calls that are under way in other threads after an interruption, so that
         they are kept and booked."""
         self._calls.settle(now=True)
 
@@ -201,7 +202,7 @@ class Store(Merging):
         return self.guard.limits() if self.guard else ()
 
     def _after_a_kill(self) -> Iterator[int]:
-        """Notes what the process before us has left under way; gives the numbers of the rows that
+        """Note what the process before us has left under way; return the numbers of the rows that
         this one may write."""
         with self._writing():
             self._db.execute("UPDATE failures SET error = ? WHERE error = ?", (KILLED, UNDER_WAY))
@@ -210,7 +211,7 @@ class Store(Merging):
 
     @contextmanager
     def spending(self, stage: str) -> Iterator[UsageCounter]:
-        """Books the calls inside this context under ``stage``; gives the running sum."""
+        """Book the calls inside this context under ``stage``; yield the running sum."""
         before = self.stage, self._counter, self._began
         self.stage, self._counter = self._part + stage, UsageCounter()
         known = self._seconds_in(stage)
@@ -229,7 +230,7 @@ class Store(Merging):
 
     @property
     def usage(self) -> Usage:
-        """What the calls of the stage under way took in this process, so far."""
+        """The usage of the stage under way, in this process so far."""
         return self._counter.usage
 
     def _seconds_in(self, stage: str) -> float:
@@ -242,7 +243,7 @@ class Store(Merging):
         return float(row[0] if row else (self.record("stage", stage) or {}).get("seconds", 0.0))
 
     def cost(self, stage: str) -> dict[str, Any]:
-        """What the store says of a stage: ``calls`` that were answered, their ``tokens_in``,
+        """The cost of a stage: ``calls`` that were answered, their ``tokens_in``,
         ``tokens_out`` and ``usd`` (None: the price of one is not known), its ``seconds`` at work in
         all processes, and how many calls failed as a ``note``."""
         with self._reading():
@@ -272,14 +273,14 @@ class Store(Merging):
         }
 
     def set_strong(self, model: str) -> None:
-        """Says which model's calls ``strong_calls`` counts; what the run has made of them before is
-        counted from the store."""
+        """Set the model whose calls ``strong_calls`` counts; what the run has made of them before
+        is counted from the store."""
         if self.guard is not None:
             self.guard.strong, self.guard.bill = model, self.bill(model)
 
     def bill(self, strong: str | None = None) -> Bill:
-        """What this run has spent, over all its processes; with the attempts on the model of the id
-        ``strong``.
+        """Sum up what this run has spent, over all its processes; with the attempts on the model of
+        the id ``strong``.
 
         An answer that was taken over from another run cost nothing here. A call that was under way
         at a kill cost at most what any other of its model did.
@@ -390,7 +391,7 @@ class Store(Merging):
         seconds: float,
         attempts: int,
     ) -> None:
-        """Commits an answer, in the place of the row that says that it is under way.
+        """Commit an answer, in the place of the row that says that it is under way.
 
         Raises:
             LMTransportError: it is no answer that can be written.
@@ -425,7 +426,7 @@ class Store(Merging):
             self.journal.failed(failure(error).partition(":")[0])
 
     def _commit(self, mine: _Write) -> None:
-        """Commits what one call has to write, together with what came while the last commit was
+        """Commit what one call has to write, together with what came while the last commit was
         under way: writing to the disk is what takes time, and it is the same for one as for many.
         Returns when it is committed.
 
@@ -486,11 +487,11 @@ class Store(Merging):
         self.journal.add(usage)
 
     def count_unusable(self, kind: str) -> None:
-        """Counts an answer that was given and cannot be used, by what is wrong with it."""
+        """Count an answer that was given and cannot be used, by what is wrong with it."""
         self.journal.failed(kind)
 
     def seconds_of(self, request: Request) -> float:
-        """How long the answer that is kept for this request took when it was asked for; 0 when
+        """The seconds that the answer to this request took when it was asked for; 0 when
         there is none."""
         with self._reading():
             row = self._db.execute(
@@ -499,6 +500,6 @@ class Store(Merging):
         return float(row[0]) if row else 0.0
 
     def calls(self) -> int:
-        """How many answers are kept."""
+        """Count the answers in the store."""
         with self._reading():
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])

@@ -13,8 +13,8 @@ from cowest_dspy.utils.interrupts import count_calls, stop_requested, uninterrup
 
 
 class UnderWay:
-    """Calls that are being made, in any thread. At the end nothing new is let in, and what is under
-    way is waited for."""
+    """The calls that are being made, in any thread. At the end nothing new is let in, and what is
+    under way is waited for."""
 
     def __init__(self) -> None:
         self._changed, self._count, self._ended = threading.Condition(), 0, False
@@ -66,7 +66,7 @@ class UnderWay:
                 self.asking -= 1
 
     def settle(self, *, now: bool, for_good: bool = False) -> None:
-        """Waits until none is under way. ``now``: those that only wait for their turn, or for a
+        """Wait until none is under way. ``now``: those that only wait for their turn, or for a
         retry, are let go. ``for_good``: no other is let in."""
         with self._changed:
             self._ended = self._ended or for_good
