@@ -38,6 +38,7 @@ from cowest_dspy.store.budget import Bill, Budget, BudgetGuard, Clock, Limit, Pa
 from cowest_dspy.store.call_context import with_context
 from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.merging import Merging
+from cowest_dspy.store.open_calls import OpenCalls
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
     CHECKED_BYTES,
@@ -49,7 +50,6 @@ from cowest_dspy.store.schema import (
     sqlite_errors,
 )
 from cowest_dspy.store.steps import dump_json
-from cowest_dspy.store.under_way import UnderWay
 from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import without_half_pairs
@@ -115,14 +115,14 @@ class Store(Merging):
                 self._reader.execute("ATTACH DATABASE ? AS known", (address,))
                 self._answers.append("known.calls")
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
-            self._rows = self._after_a_kill()
+            self._rows = self._note_killed_calls()
             self._clock, self.guard = Clock(), None
             self._session = f"seconds of session {self._sessions() + 1}"
             if budget is not None and budget.limited:
                 self.guard = BudgetGuard(budget, self._clock, self.bill())
             if strong is not None:
                 self.set_strong(strong)
-            self._calls, bill = UnderWay(), self.guard.bill if self.guard else self.bill()
+            self._calls, bill = OpenCalls(), self.guard.bill if self.guard else self.bill()
             self.journal = Journal(
                 self.folder, kept=self.calls(), usd=bill.usd, limits=self._limits
             )
@@ -201,7 +201,7 @@ class Store(Merging):
     def _limits(self) -> tuple[Limit, ...]:
         return self.guard.limits() if self.guard else ()
 
-    def _after_a_kill(self) -> Iterator[int]:
+    def _note_killed_calls(self) -> Iterator[int]:
         """Note what the process before us has left under way; return the numbers of the rows that
         this one may write."""
         with self._writing():
@@ -322,8 +322,8 @@ class Store(Merging):
         asked = serialize.request_to_dict(request)
         key = serialize.content_key(asked)
         # Also what is only read: a thread left behind must not find a file that is closed.
-        with self._calls.one(), self._turn(key):
-            known = self._known(key)
+        with self._calls.call(), self._turn(key):
+            known = self._find_answer(key)
             if known is not None:
                 with self._lock:
                     self._count(Usage(cached=1))
@@ -345,10 +345,10 @@ class Store(Merging):
                 try:
                     response = ask()
                     seconds = time.monotonic() - started
-                    self._keep(row, key, asked, response, seconds, paying.attempts)
+                    self._commit_answer(row, key, asked, response, seconds, paying.attempts)
                 except BaseException as error:
                     # Ctrl-C too: what was under way may have been paid for.
-                    self._fail(row, error, paying.attempts)
+                    self._commit_failure(row, error, paying.attempts)
                     raise
             return response, False
 
@@ -367,7 +367,7 @@ class Store(Merging):
                 if waiting > 1:
                     self._asking[key] = mine, waiting - 1
 
-    def _known(self, key: str) -> Response | None:
+    def _find_answer(self, key: str) -> Response | None:
         # On a connection of its own, which sees all that is committed: it waits for no disk.
         row = None
         with self._reader_lock, sqlite_errors(self._path):
@@ -382,7 +382,7 @@ class Store(Merging):
         self._check(row[2], key, row[0], row[1])
         return serialize.response_from_dict(json.loads(row[1]))
 
-    def _keep(
+    def _commit_answer(
         self,
         row: int,
         key: str,
@@ -410,7 +410,7 @@ class Store(Merging):
         if self.guard:
             self.guard.book(model, tokens, usd)
 
-    def _fail(self, row: int, error: BaseException, attempts: int) -> None:
+    def _commit_failure(self, row: int, error: BaseException, attempts: int) -> None:
         text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
         write = _Write(((schema.FAIL, (text, attempts, time.time(), row)),))
         if isinstance(error, StoreError):

@@ -69,7 +69,7 @@ def test_a_change_of_the_context_leaves_the_rest_of_it() -> None:
 def test_a_stretch_inside_another_is_stopped_with_it_and_not_the_other_way_round() -> None:
     with stoppable():
         outer, inner = current_stopping(), None
-        with pytest.raises(ValueError), stoppable():  # noqa: PT011, PT012
+        with pytest.raises(ValueError), stoppable():  # noqa: PT012
             inner = current_stopping()
             raise ValueError
         assert inner is not None and inner.stopped and not outer.stopped
