@@ -30,7 +30,7 @@ from cowest_dspy.influence.metric import attempt
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm, endpoints
 from cowest_dspy.lms.api import estimate_cost
 from cowest_dspy.lms.config import Api, Engine, InProcess, LMSettings, Server
-from cowest_dspy.lms.local import footprint, weights
+from cowest_dspy.lms.local import weights
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.examples import possible_inputs
 from cowest_dspy.scale import check_cluster
@@ -274,8 +274,8 @@ def _examine_weights(visit: _Visit, role: str, settings: InProcess, lm: dspy.LM)
         if prompt
         else None
     )
-    _note_context(visit, role, footprint.context_length(folder), tokens, "")
-    if not _fits_memory(visit, role, footprint.memory_needed(folder, settings.dtype)):
+    _note_context(visit, role, weights.context_length(folder), tokens, "")
+    if not _fits_memory(visit, role, weights.memory_needed(folder, settings.dtype)):
         return False
     visit.say(f"{role}: loading {settings.model}")
     started = time.monotonic()
@@ -446,7 +446,7 @@ def _ask(visit: _Visit, task: _Task, role: str, settings: LMSettings, lm: dspy.L
     started = time.monotonic()
     made = attempt(
         lambda: (
-            dspy.Prediction(draft=bound.drafted(**task.inputs))
+            dspy.Prediction(draft=bound.ask_draft(**task.inputs).draft)
             if role == "weak"
             else bound.ask_alone(**task.inputs)
         )

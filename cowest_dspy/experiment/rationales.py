@@ -110,7 +110,7 @@ def rationales(
             return "", "states the answer"
         return text, ""
 
-    made = map_in_threads(one, examples, threads=num_threads, on_progress=on_progress)
+    made = map_in_threads(one, examples, num_threads=num_threads, on_progress=on_progress)
     failures = dict(Counter(kind for _, kind in made if kind))
     if len(made) == sum(failures.values()):
         raise DataError(

@@ -99,7 +99,9 @@ def ask_all(
         return _one(answering, example, metric)
 
     with keeping(store):
-        return tuple(map_in_threads(one, examples, threads=num_threads, on_progress=on_progress))
+        return tuple(
+            map_in_threads(one, examples, num_threads=num_threads, on_progress=on_progress)
+        )
 
 
 def _one(answering: Answering, example: dspy.Example, metric: Metric) -> Answer:

@@ -331,7 +331,7 @@ def noise_floor(
 
     with keeping(store):
         return NoiseFloor.of(
-            map_in_threads(one, examples, threads=num_threads, on_progress=on_progress)
+            map_in_threads(one, examples, num_threads=num_threads, on_progress=on_progress)
         )
 
 

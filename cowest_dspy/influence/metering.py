@@ -1,5 +1,5 @@
-"""What calls take: a ledger that notes, of each call that goes through it, its role, time, tokens
-and price.
+"""The usage of calls by role: a ledger that notes, of each call that goes through it, its role,
+time, tokens and price.
 
 meter = Meter(store, weak="local/weak@ab12")
 with keeping(meter):
@@ -44,8 +44,8 @@ class _Noted:
 
 
 class Meter:
-    """Passes calls on to a store, and notes them. What the store has is noted with the time that it
-    took when it was asked.
+    """A ledger that passes calls on to a store, and notes them. What the store has is noted with
+    the time that it took when it was asked.
 
     Calls inside a metric are the judge's, others with the weak model's id are the weak model's, the
     rest is the strong model's.
@@ -80,7 +80,7 @@ class Meter:
         return metered
 
     def measured(self, role: str) -> Measured | None:
-        """What the calls of a role took; None when there was none."""
+        """Average what the calls of a role took; None when there was none."""
         mine = [one for one in self._noted if one.role == role]
         if not mine:
             return None

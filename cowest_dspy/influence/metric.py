@@ -194,7 +194,7 @@ class Influence:
             DataError: an example lacks an input that the program needs; nothing was asked.
         """
         check_inputs(self.program, examples)
-        measured = map_in_threads(self._one, examples, threads=num_threads)
+        measured = map_in_threads(self._one, examples, num_threads=num_threads)
         failures = Counter(failure_kind(error) for _, error in measured if error)
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 

@@ -250,7 +250,8 @@ def _used_tokens(response: Response) -> int | None:
 
 
 def response_cost(lm: dspy.LM, price: Price | None, response: Response) -> float | None:
-    """What ``response`` of ``lm`` cost; None when its price, or its number of tokens, is not known.
+    """The cost of ``response`` of ``lm``; None when its price, or its number of tokens, is not
+    known.
 
     A table prices a provider's own endpoint. An LM with an address of its own (``api_base``) is
     somebody else's: without a ``price`` its cost is not known.
@@ -272,7 +273,7 @@ def token_cost(price: Price, input_tokens: int | None, output_tokens: int | None
 
 
 def estimate_cost(settings: Api, input_tokens: int, output_tokens: int) -> float | None:
-    """What so many tokens of a hosted model would cost; None when its price is not known.
+    """Estimate what so many tokens of a hosted model would cost; None when its price is not known.
 
     By the thousand, as in many calls of ordinary length: prices of very long prompts are left out.
     """

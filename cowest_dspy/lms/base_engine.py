@@ -1,4 +1,4 @@
-"""What every engine of this package has in common, and its counterpart for ``await lm.acall(...)``.
+"""The base of every engine of this package, and its counterpart for ``await lm.acall(...)``.
 
 An engine is shared and never copied: a copy, a pickle or a saved program holds its settings, and
 gives the process's one engine for them.
@@ -34,7 +34,7 @@ class BaseEngine:
         return response_to_events(self.complete(request))
 
     def dump_state(self) -> dict[str, Any]:
-        """What is needed to make the engine again, as JSON takes it; no secret."""
+        """The state from which the engine can be made again, as JSON takes it; no secret."""
         raise NotImplementedError
 
     @classmethod

@@ -54,7 +54,7 @@ class InProcess(Table):
 
 
 class Price(Table):
-    """What an API takes, in US dollars per million tokens."""
+    """The price of an API, in US dollars per million tokens."""
 
     input: float = Field(ge=0, description="USD per million prompt tokens")
     output: float = Field(ge=0, description="USD per million generated tokens")

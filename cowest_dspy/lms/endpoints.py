@@ -21,7 +21,7 @@ DEADLINE = 5.0
 
 @dataclass(frozen=True)
 class EndpointCheck:
-    """What came of reaching for an endpoint; ``context`` in tokens when it says so."""
+    """The result of asking an endpoint; ``context`` in tokens when it says so."""
 
     level: Literal["ok", "warning", "error"]
     text: str

@@ -86,7 +86,8 @@ _OF_STATUS: dict[int, type[ProviderError]] = {
 
 
 def within(seconds: float, attempt: Callable[[], Awaitable[T]]) -> T:
-    """What ``attempt()`` gives, awaited under the caller's context; this thread waits for it.
+    """Await ``attempt()`` and return its result, under the caller's context; this thread waits for
+    it.
 
     Raises:
         TimeoutError: it has not ended within so many seconds, and was cancelled.
@@ -313,7 +314,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _message(answer: httpx.Response) -> tuple[str, str]:
-    """What a failure says, and its code or type: OpenAI nests both under "error", vLLM's older
+    """The message of a failure, and its code or type: OpenAI nests both under "error", vLLM's older
     versions do not."""
     try:
         body = json.loads(answer.text)
@@ -327,8 +328,8 @@ def _message(answer: httpx.Response) -> tuple[str, str]:
 
 
 def _short(text: str, answer: httpx.Response) -> str:
-    """What a server says, without secrets: a server may repeat the key that it was given, in any
-    form."""
+    """The message of a server, without secrets: a server may repeat the key that it was given, in
+    any form."""
     key = ""
     with suppress(RuntimeError):  # an answer that was made without a request
         key = answer.request.headers.get("authorization", "").removeprefix("Bearer ")

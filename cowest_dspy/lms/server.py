@@ -148,8 +148,8 @@ class ServerEngine(BaseEngine):
             self._process.stop()
 
     def dump_state(self) -> dict[str, Any]:
-        """What is needed to make the engine again: settings (an API key only by its variable's
-        name), and adapters' folders."""
+        """The state from which the engine can be made again: settings (an API key only by its
+        variable's name), and adapters' folders."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             "adapters": self._adapters.folders(),
@@ -315,7 +315,7 @@ class ServedAdapters:
         )
 
     def arguments(self) -> tuple[str, ...]:
-        """What a server that we start must be given on its command line."""
+        """The arguments that a server that we start needs on its command line."""
         return ()
 
     def fields(self, exchange: Exchange, place: Place, adapter_hash: str | None) -> dict[str, Any]:

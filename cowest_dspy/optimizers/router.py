@@ -308,7 +308,7 @@ def sample_drafts(
             raise SamplingFailed(made.error)
         return str(made.outputs["draft"]) if made.outputs else ""
 
-    return map_in_threads(one, range(count), threads=count) if count else []
+    return map_in_threads(one, range(count), num_threads=count) if count else []
 
 
 class DraftLikelihood:

@@ -170,7 +170,7 @@ def observe(
         )
 
     with keeping(store):
-        return map_in_threads(one, examples, threads=threads, on_progress=on_progress)
+        return map_in_threads(one, examples, num_threads=threads, on_progress=on_progress)
 
 
 def _score(metric: Metric, example: dspy.Example, made: Attempt | None) -> float | None:

@@ -308,7 +308,7 @@ def _drafts(
             errors.append(error)
             return None
 
-    drafts = map_in_threads(one, examples, threads=threads)
+    drafts = map_in_threads(one, examples, num_threads=threads)
     if errors and not any(drafts):
         raise errors[0]
     return drafts

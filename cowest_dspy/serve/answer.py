@@ -27,7 +27,7 @@ Fallback = Literal["strong alone", "draft"]
 
 
 class Chooser(Protocol):
-    """What chooses a route after the draft, as a fitted ``Router`` does."""
+    """Chooses a route after the draft, as a fitted ``Router`` does."""
 
     def route(
         self, program: Collaboration, outputs: dspy.Prediction, inputs: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Unanswered(CowestError):
 
 @dataclass(frozen=True)
 class ServedAnswer:
-    """What a request was answered with.
+    """The answer to a request, and how it came about.
 
     ``outputs`` are fields by name; of the fallback "draft" they are those of the draft. ``draft``
     is None where there is none. ``failed`` maps each model that failed to the kind of failure.

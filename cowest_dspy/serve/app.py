@@ -49,7 +49,7 @@ log = logging.getLogger("cowest_dspy.serve")
 
 
 class ErrorFacts(BaseModel):
-    """What went wrong, in OpenAI's form."""
+    """The facts of an error, in OpenAI's form."""
 
     message: str
     type: str
@@ -350,7 +350,7 @@ def _add_others(api: Any, service: Service, guard: Guard) -> None:
         HEALTH, response_model=Health, responses={503: {"model": Health}}, operation_id="health"
     )
     async def health(response: HttpResponse) -> Health:
-        """Tell whether requests are taken (200, or 503 while the server is being stopped). Needs no
+        """Say whether requests are taken (200, or 503 while the server is being stopped). Needs no
         key."""
         response.status_code = 503 if guard.stopping else 200
         return Health(status="stopping" if guard.stopping else "ok")
@@ -402,8 +402,8 @@ def _handle_errors(api: Any) -> None:
 
 
 def _invalid(error: Any) -> ApiError:
-    """What is wrong with a body, by its first fault; nothing of the body is repeated but the names
-    of its keys."""
+    """Build the error of an invalid body, by its first fault; nothing of the body is repeated but
+    the names of its keys."""
     problem = error.errors()[0]
     keys = [str(part)[:100] for part in problem["loc"] if part != "body"]
     where = ".".join(keys)

@@ -76,7 +76,7 @@ class ChatMessage(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream says besides the answer."""
+    """Options of a streamed answer."""
 
     include_usage: bool = Field(False, description="a last chunk with the tokens of both models")
     include_obfuscation: bool | None = None
@@ -92,7 +92,7 @@ class ResponseFormat(_Strict):
 
 
 class Wishes(_Strict):
-    """What a request may ask of this server alone."""
+    """Options of a request that only this server knows."""
 
     model_config = ConfigDict(extra="forbid")
     draft: bool = Field(False, description="give the weak model's draft as reasoning_content")
@@ -168,7 +168,7 @@ _UNSERVED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @dataclass(frozen=True)
 class Interface:
-    """What a program takes and gives, for clients: the types of its inputs by name, and a signature
+    """The interface of a program for clients: the types of its inputs by name, and a signature
     with the answer's fields."""
 
     inputs: dict[str, Any]
@@ -203,7 +203,7 @@ class Interface:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Those of the answer."""
+        """The names of the answer's fields."""
         return tuple(self.signature.output_fields)
 
 
@@ -279,8 +279,9 @@ def _text_of(message: ChatMessage) -> str:
 
 
 def _ignored_messages(earlier: list[ChatMessage], rules: ServeRules, *, formed: bool) -> list[str]:
-    """What is ignored of the messages before the last. The system message of a client that writes
-    inputs by mark or label, as DSPy does, is its own prompt, in whose place the program's comes."""
+    """List what is ignored of the messages before the last. The system message of a client that
+    writes inputs by mark or label, as DSPy does, is its own prompt, in whose place the program's
+    comes."""
     systems = sum(message.role in ("system", "developer") for message in earlier)
     turns = len(earlier) - systems
     if rules.earlier == "refuse" and (turns or (systems and not formed)):

@@ -13,22 +13,26 @@ from cowest_dspy.utils.masking import SHORTEST_SECRET
 from cowest_dspy.utils.table import Table, name_of_a_variable
 
 KEY_VARIABLE = "COWEST_API_KEY"
-_QUEUE = 256
 _REMOVED = {
-    "breaker": (
-        {"failures": 5, "seconds": 30.0},
-        "a proxy in front of the endpoint stops asking what fails",
-    ),
-    "sample": (
-        {"share": 0.0, "run": "runs/live"},
-        "log_text = true logs inputs and answers",
-    ),
+    "breaker": "a proxy in front of the endpoint stops asking what fails",
+    "sample": "log_text = true logs inputs and answers",
+    "queue": "connections bounds what waits, and a proxy in front of the endpoint may bound it "
+    "further",
 }
-"""Tables that are no longer there: their former defaults, which runs and bundles have written and
-which say nothing, and what to use."""
+"""Tables and keys that are no longer there, and what to use."""
 
 
-class ServeLimits(Table):
+class _ServeTable(Table):
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_removed(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if name in _REMOVED:
+                raise ValueError(f'"{name}" was removed: {_REMOVED[name]}')
+        return values
+
+
+class ServeLimits(_ServeTable):
     """[serve.limits]: what one server takes on; what is more is refused with an error that says
     so."""
 
@@ -55,20 +59,8 @@ class ServeLimits(Table):
         description="seconds that requests under way have when the server is asked to stop",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_removed(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "queue" not in values:
-            return values
-        if values["queue"] != _QUEUE:
-            raise ValueError(
-                "[serve.limits] queue was removed: connections bounds what waits, and a proxy in "
-                "front of the endpoint may bound it further"
-            )
-        return {name: value for name, value in values.items() if name != "queue"}
 
-
-class ServeRules(Table):
+class ServeRules(_ServeTable):
     """[serve]: the collaboration as one OpenAI-compatible model (``cowest serve``)."""
 
     host: str = Field(
@@ -113,17 +105,6 @@ class ServeRules(Table):
     )
     limits: ServeLimits = ServeLimits()  # pyright: ignore[reportCallIssue]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_removed(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        for name, (default, instead) in _REMOVED.items():
-            table = values.get(name, {})
-            if not (isinstance(table, dict) and table.items() <= default.items()):
-                raise ValueError(f"[serve.{name}] was removed: {instead}")
-        return {name: value for name, value in values.items() if name not in _REMOVED}
-
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
@@ -131,7 +112,7 @@ class ServeRules(Table):
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is reached from this machine only."""
+    """Whether an address is reached from this machine only."""
     if host.casefold() == "localhost":
         return True
     try:

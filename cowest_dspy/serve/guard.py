@@ -1,5 +1,5 @@
-"""What every request meets first: the API key, the length and time of its body, errors in OpenAI's
-form, counters, one line of log. No text of a request is logged."""
+"""The outermost layer of every request: the API key, the length and time of its body, errors in
+OpenAI's form, counters, one line of log. No text of a request is logged."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class ClientGone(Exception):
 
 
 class Metrics:
-    """What a server counts, for Prometheus. No text of a request is in it, and no label has open
-    ends."""
+    """The counters of a server, for Prometheus. No text of a request is in it, and no label has
+    open ends."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector

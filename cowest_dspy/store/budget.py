@@ -52,8 +52,8 @@ class Budget(BaseModel):
 
 @dataclass(frozen=True)
 class Bill:
-    """What was spent. ``usd`` is None when the price of a call is not known; ``seconds`` are those
-    of earlier processes.
+    """The sum that was spent. ``usd`` is None when the price of a call is not known; ``seconds``
+    are those of earlier processes.
 
     ``killed`` calls were under way when a process was killed, and are in the numbers; those of
     ``unpriced`` (model to calls) are in ``strong_calls`` only, since no call of their model has
@@ -98,7 +98,7 @@ class Limit:
 
 
 class Clock:
-    """Counts the seconds in which at least one thread is inside of ``with clock:``."""
+    """A clock of the seconds in which at least one thread is inside of ``with clock:``."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now, self._lock = now, threading.Lock()
@@ -119,7 +119,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds counted so far."""
         with self._lock:
             return self._before + (self._now() - self._since if self._inside else 0.0)
 
@@ -161,7 +161,7 @@ class Paying:
 
 @dataclass
 class BudgetGuard:
-    """Keeps a budget. Thread-safe.
+    """Enforce a budget. Thread-safe.
 
     Args:
         budget: the limits.
@@ -204,7 +204,7 @@ class BudgetGuard:
                 self._under_way -= 1
 
     def book(self, model: str, tokens: int, usd: float | None) -> None:
-        """Books what an answer took; as much for each call of the model that a kill has left
+        """Book what an answer took; as much for each call of the model that a kill has left
         without a price."""
         with self._lock:
             bill, calls = self.bill, 1 + self.bill.unpriced.get(model, 0)
@@ -215,7 +215,7 @@ class BudgetGuard:
             )
 
     def limits(self) -> tuple[Limit, ...]:
-        """What was spent of what, for each thing that can be limited."""
+        """The amount spent of each thing that can be limited."""
         bill, most = self.bill, self.budget
         return (
             Limit("strong calls", bill.strong_calls + self._under_way, most.strong_calls),
@@ -225,7 +225,7 @@ class BudgetGuard:
         )
 
     def spent(self) -> str:
-        """What was spent of what, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210,
+        """Format what was spent, in words: ``strong calls 96 of 100, tokens 12,345, USD 0.0210,
         minutes 3.2 of 60``; and how many calls a kill has left without an answer."""
         return "; ".join(filter(None, (", ".join(map(str, self.limits())), self.bill.killed_calls)))
 

@@ -54,7 +54,7 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True)
 class CallContext:
-    """What calls that are made now are for.
+    """The purpose of the calls that are made now.
 
     ``ledger`` answers or keeps them, ``calls`` collects them, ``sampling`` are settings in the
     place of those of their LM, ``role`` says whose they are where a model has two, ``stopping``
@@ -185,5 +185,6 @@ def joining(stopping: Stopping) -> Iterator[None]:
 
 
 def current_stopping() -> Stopping:
-    """That of the innermost :func:`stoppable`; outside of one, a new one that is never stopped."""
+    """The stretch of the innermost :func:`stoppable`; outside of one, a new one that is never
+    stopped."""
     return call_context().stopping or Stopping()

@@ -49,7 +49,7 @@ Listener = Callable[[Event, Snapshot], None]
 
 
 class Rate:
-    """How often something happens, over the last ``seconds`` or ``least`` steps, whichever is
+    """The frequency of an event, over the last ``seconds`` or ``least`` steps, whichever is
     longer: a run that is continued first reads what it has."""
 
     def __init__(self, seconds: float, least: int = 1) -> None:

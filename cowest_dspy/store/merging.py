@@ -24,7 +24,7 @@ class Merging(Records):
         raise NotImplementedError
 
     def _take_over(self, others: Sequence[Path]) -> None:
-        """Copies the calls of other runs; each keeps the stage under which it was first paid, and
+        """Copy the calls of other runs; each keeps the stage under which it was first paid, and
         costs this run nothing."""
         for other in others:
             if not other.is_file():
@@ -41,7 +41,7 @@ class Merging(Records):
                 self._db.execute("DETACH DATABASE other")
 
     def copy_calls(self, path: Path) -> None:
-        """Writes all answers into a file of their own, for :class:`Store` ``known``."""
+        """Write all answers into a file of their own, for :class:`Store` ``known``."""
         path.unlink(missing_ok=True)
         with self._attached(path, "copy"), self._db:
             self._db.execute("CREATE TABLE copy.calls AS SELECT * FROM main.calls WHERE 0")
@@ -49,7 +49,7 @@ class Merging(Records):
             self._db.execute("CREATE UNIQUE INDEX copy.calls_key ON calls (key)")
 
     def merge(self, folder: Path, *, kinds: Sequence[str] = ()) -> None:
-        """Takes over the calls that the store in another folder has, at what they cost, its
+        """Take over the calls that the store in another folder has, at what they cost, its
         failures, and its records of these kinds, in their order. Doing it twice is doing it once.
 
         An answer to a request that both have answered was paid for twice: it is kept under a key

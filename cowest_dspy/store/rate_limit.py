@@ -214,7 +214,7 @@ def shared_limits(
 
 
 def share_limits(make: Callable[[tuple[str | None, ...]], Limits]) -> None:
-    """Has the limits of every endpoint of this process made by ``make`` from now on: those of
+    """Have the limits of every endpoint of this process made by ``make`` from now on: those of
     several processes can be one."""
     global _made_by
     with _shared_lock:

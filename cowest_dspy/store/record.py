@@ -72,9 +72,9 @@ def unrecorded(lm: dspy.LM) -> dspy.LM:
 
 
 class RecordedLM(dspy.LM):
-    """What :func:`recorded` gives. A copy for another rollout, as DSPy's samplers make it, draws
-    other samples, and a ledger keeps them apart: the rollout is the seed of calls that have none,
-    and makes another one of the seed of those that have."""
+    """A bound LM, made by :func:`recorded`. A copy for another rollout, as DSPy's samplers make it,
+    draws other samples, and a ledger keeps them apart: the rollout is the seed of calls that have
+    none, and makes another one of the seed of those that have."""
 
     def copy(self, **kwargs: Any) -> dspy.LM:
         """As ``dspy.LM.copy``."""

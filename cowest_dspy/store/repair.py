@@ -64,8 +64,8 @@ _WORK = ".repair-"
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was saved and lost; ``damaged`` is where the old file is now, None when nothing was
-    wrong with it.
+    """The result of a repair: what was saved and lost; ``damaged`` is where the old file is now,
+    None when nothing was wrong with it.
 
     Lost rows are those that are known of. Of a table in ``uncounted`` there may be more: of a part
     of the file that cannot be read nobody knows how many rows it held.
@@ -171,8 +171,8 @@ def _copy(path: Path, to: Path) -> None:
 
 
 def _exchange(path: Path, fresh: Path) -> Path:
-    """Puts the fresh file in the place of the damaged one, which stays beside it with its log;
-    gives where."""
+    """Put the fresh file in the place of the damaged one, which stays beside it with its log;
+    return where."""
     kept = path.with_name(f"{path.name}.damaged")
     number = 1
     while kept.exists():
@@ -189,8 +189,9 @@ def _exchange(path: Path, fresh: Path) -> Path:
 
 
 def _readable(copy: Path) -> bool:
-    """Sees that the file's first page can be read: it says which tables there are, and where. A
-    damaged one is replaced by that of an empty store, whose tables begin at the same places.
+    """Make the first page readable, and return whether it was: it says which tables there are, and
+    where. A damaged one is replaced by that of an empty store, whose tables begin at the same
+    places.
 
     Raises:
         StoreError: a newer version wrote it.
@@ -218,7 +219,7 @@ def _sound(db: sqlite3.Connection) -> bool:
 
 
 def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> _Saved:
-    """Copies the whole rows of a table that SQLite finds: forwards to the damage, and backwards to
+    """Copy the whole rows of a table that SQLite finds: forwards to the damage, and backwards to
     it."""
     names = f"FROM {table} NOT INDEXED"
     columns, saved, seen, low, last = TABLES[table], 0, 0, 0, 0

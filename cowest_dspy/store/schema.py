@@ -138,7 +138,7 @@ NO_COST: dict[str, Any] = {"calls": 0, "tokens_in": 0, "tokens_out": 0, "usd": 0
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Brings a file to this version in one transaction: from nothing, or from an older version.
+    """Bring a file to this version in one transaction: from nothing, or from an older version.
 
     Raises:
         StoreError: it was written by a newer version, or its version is none.
@@ -163,7 +163,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def add_functions(db: sqlite3.Connection) -> None:
-    """Gives a connection the functions that migrations speak of."""
+    """Give a connection the functions that migrations speak of."""
     db.create_function("crc_of", 1, crc_of, deterministic=True)
     db.create_function(
         "tokens_of", 1, lambda response: sum(_tokens(json.loads(response))), deterministic=True
@@ -181,7 +181,7 @@ def _tokens(answer: dict[str, Any]) -> tuple[int, int]:
 
 
 def stage_sums(db: sqlite3.Connection, stage: str = "") -> dict[str, dict[str, Any]]:
-    """What the calls of each stage cost, or those of one, by its name in the file; a stage that has
+    """Sum up the cost of each stage, or of one, by its name in the file; a stage that has
     none is left out.
 
     Answers that were taken over from another run cost nothing here.
@@ -200,9 +200,9 @@ def stage_sums(db: sqlite3.Connection, stage: str = "") -> dict[str, dict[str, A
 
 
 def bill_of(db: sqlite3.Connection, strong: str | None, *, besides: str = "") -> Bill:
-    """What the run has spent, with the attempts on the model of the id ``strong``, and without the
-    seconds of the session ``besides``. A call that was under way at a kill cost at most what any
-    other of its model did."""
+    """Sum up what the run has spent, with the attempts on the model of the id ``strong``, and
+    without the seconds of the session ``besides``. A call that was under way at a kill cost at most
+    what any other of its model did."""
     sums = "SELECT total(tokens), total(usd), count(*), count(usd) FROM calls WHERE attempts > 0"
     tokens, usd, calls, priced = db.execute(sums).fetchone()
     (attempts,) = db.execute(_ATTEMPTS, (UNDER_WAY, strong)).fetchone()
@@ -271,7 +271,7 @@ def lock_folder(folder: Path) -> filelock.BaseFileLock:
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
-    """What SQLite raises inside becomes a StoreError that says what to do."""
+    """Raise a StoreError that says what to do in the place of an error of SQLite."""
     try:
         yield
     except sqlite3.Error as error:

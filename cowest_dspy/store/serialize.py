@@ -144,8 +144,8 @@ def response_to_dict(response: Response) -> dict[str, Any]:
 
 
 def find_fault(answer: Mapping[str, Any], written: str) -> str | None:
-    """What is wrong with an answer (:func:`response_to_dict`, and the same as JSON) that cannot be
-    written, counted or paid for; None when nothing is.
+    """Describe what is wrong with an answer (:func:`response_to_dict`, and the same as JSON) that
+    cannot be written, counted or paid for; None when nothing is.
 
     >>> find_fault({"text": "yes", "input_tokens": 2**63, "output_tokens": 1, "usd": None}, "{}")
     'it counts 9,223,372,036,854,775,809 tokens'
@@ -220,7 +220,7 @@ def with_price(response: Response, usd: float | None) -> Response:
 
 
 def response_usd(response: Response) -> float | None:
-    """What the response cost in US dollars, where its engine said so; None when it is not known."""
+    """The cost of a response in US dollars, where its engine said so; None when it is not known."""
     usd = (response.provider_data or {}).get(PRICE)
     return float(usd) if isinstance(usd, int | float) else None
 

@@ -28,12 +28,12 @@ class Records:
     _lock: threading.RLock
 
     def keep(self, kind: str, key: str, value: Mapping[str, Any]) -> None:
-        """Keeps a record (a trace, a stage, a result) under its kind and key; a later one replaces
+        """Keep a record (a trace, a stage, a result) under its kind and key; a later one replaces
         an earlier. It is read again in what JSON has (jsonable.py)."""
         self.keep_all(kind, {key: value})
 
     def keep_all(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keeps several records in one transaction."""
+        """Keep several records in one transaction."""
         texts = {key: dump_json(plain(dict(value))) for key, value in values.items()}
         kind = self._part + kind
         rows = [(kind, key, text, crc_of(kind + key + text)) for key, text in texts.items()]
@@ -96,7 +96,7 @@ class Records:
         return {key: self._value(kind, key, value, crc) for key, value, crc in rows}
 
     def count(self, kind: str, *, start: str = "") -> int:
-        """How many records of a kind there are, of those whose key begins with ``start``. Also when
+        """Count the records of a kind, of those whose key begins with ``start``. Also when
         the store is closed."""
         with sqlite_errors(self._path), closing(self._open_reader()) as db:
             row = db.execute(
@@ -129,7 +129,7 @@ class Records:
             place = rows[-1][0]
 
     def forget(self, kind: str, *, start: str = "") -> None:
-        """Drops the records of a kind whose key begins with ``start``."""
+        """Drop the records of a kind whose key begins with ``start``."""
         with self._writing():
             self._db.execute(
                 f"DELETE FROM records WHERE {_OF_KIND}", (self._part + kind, len(start), start)

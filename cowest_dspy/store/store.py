@@ -38,6 +38,7 @@ from cowest_dspy.store.budget import Bill, Budget, BudgetGuard, Clock, Limit, Pa
 from cowest_dspy.store.call_context import with_context
 from cowest_dspy.store.journal import Journal
 from cowest_dspy.store.merging import Merging
+from cowest_dspy.store.open_calls import OpenCalls
 from cowest_dspy.store.record import failure
 from cowest_dspy.store.schema import (
     CHECKED_BYTES,
@@ -49,7 +50,6 @@ from cowest_dspy.store.schema import (
     sqlite_errors,
 )
 from cowest_dspy.store.steps import dump_json
-from cowest_dspy.store.under_way import UnderWay
 from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import without_half_pairs
@@ -57,8 +57,9 @@ from cowest_dspy.utils.safe_text import without_half_pairs
 
 @dataclass(eq=False)
 class _Write:
-    """What waits for its commit, for one call. ``answer``: what is committed, where it is an
-    answer. ``lasting``: it must outlive a failure of the power, and not only the process."""
+    """The statements of one call that wait for their commit. ``answer``: what is committed, where
+    it is an answer. ``lasting``: it must outlive a failure of the power, and not only the
+    process."""
 
     statements: tuple[tuple[str, tuple[Any, ...]], ...]
     answer: dict[str, Any] | None = None
@@ -114,14 +115,14 @@ class Store(Merging):
                 self._reader.execute("ATTACH DATABASE ? AS known", (address,))
                 self._answers.append("known.calls")
             self._take_over([Path(other) / "run.sqlite" for other in reuse])
-            self._rows = self._after_a_kill()
+            self._rows = self._note_killed_calls()
             self._clock, self.guard = Clock(), None
             self._session = f"seconds of session {self._sessions() + 1}"
             if budget is not None and budget.limited:
                 self.guard = BudgetGuard(budget, self._clock, self.bill())
             if strong is not None:
                 self.set_strong(strong)
-            self._calls, bill = UnderWay(), self.guard.bill if self.guard else self.bill()
+            self._calls, bill = OpenCalls(), self.guard.bill if self.guard else self.bill()
             self.journal = Journal(
                 self.folder, kept=self.calls(), usd=bill.usd, limits=self._limits
             )
@@ -174,7 +175,7 @@ class Store(Merging):
         return self._part.replace("/", ": ")
 
     def close(self, error: BaseException | None = None) -> None:
-        """Gives the folder free, when the calls that are under way in other threads are committed.
+        """Release the folder, when the calls that are under way in other threads are committed.
         ``error`` ended the work: it is in the run's state, and calls that only wait for their turn
         are let go."""
         if self._part or self._closed:
@@ -190,7 +191,7 @@ class Store(Merging):
         return self
 
     def settle(self) -> None:
-        """Waits for the calls that are under way in other threads after an interruption, so that
+        """Wait for the calls that are under way in other threads after an interruption, so that
         they are kept and booked."""
         self._calls.settle(now=True)
 
@@ -200,8 +201,8 @@ class Store(Merging):
     def _limits(self) -> tuple[Limit, ...]:
         return self.guard.limits() if self.guard else ()
 
-    def _after_a_kill(self) -> Iterator[int]:
-        """Notes what the process before us has left under way; gives the numbers of the rows that
+    def _note_killed_calls(self) -> Iterator[int]:
+        """Note what the process before us has left under way; return the numbers of the rows that
         this one may write."""
         with self._writing():
             self._db.execute("UPDATE failures SET error = ? WHERE error = ?", (KILLED, UNDER_WAY))
@@ -210,7 +211,7 @@ class Store(Merging):
 
     @contextmanager
     def spending(self, stage: str) -> Iterator[UsageCounter]:
-        """Books the calls inside this context under ``stage``; gives the running sum."""
+        """Book the calls inside this context under ``stage``; yield the running sum."""
         before = self.stage, self._counter, self._began
         self.stage, self._counter = self._part + stage, UsageCounter()
         known = self._seconds_in(stage)
@@ -229,7 +230,7 @@ class Store(Merging):
 
     @property
     def usage(self) -> Usage:
-        """What the calls of the stage under way took in this process, so far."""
+        """The usage of the stage under way, in this process so far."""
         return self._counter.usage
 
     def _seconds_in(self, stage: str) -> float:
@@ -242,7 +243,7 @@ class Store(Merging):
         return float(row[0] if row else (self.record("stage", stage) or {}).get("seconds", 0.0))
 
     def cost(self, stage: str) -> dict[str, Any]:
-        """What the store says of a stage: ``calls`` that were answered, their ``tokens_in``,
+        """The cost of a stage: ``calls`` that were answered, their ``tokens_in``,
         ``tokens_out`` and ``usd`` (None: the price of one is not known), its ``seconds`` at work in
         all processes, and how many calls failed as a ``note``."""
         with self._reading():
@@ -272,14 +273,14 @@ class Store(Merging):
         }
 
     def set_strong(self, model: str) -> None:
-        """Says which model's calls ``strong_calls`` counts; what the run has made of them before is
-        counted from the store."""
+        """Set the model whose calls ``strong_calls`` counts; what the run has made of them before
+        is counted from the store."""
         if self.guard is not None:
             self.guard.strong, self.guard.bill = model, self.bill(model)
 
     def bill(self, strong: str | None = None) -> Bill:
-        """What this run has spent, over all its processes; with the attempts on the model of the id
-        ``strong``.
+        """Sum up what this run has spent, over all its processes; with the attempts on the model of
+        the id ``strong``.
 
         An answer that was taken over from another run cost nothing here. A call that was under way
         at a kill cost at most what any other of its model did.
@@ -321,8 +322,8 @@ class Store(Merging):
         asked = serialize.request_to_dict(request)
         key = serialize.content_key(asked)
         # Also what is only read: a thread left behind must not find a file that is closed.
-        with self._calls.one(), self._turn(key):
-            known = self._known(key)
+        with self._calls.call(), self._turn(key):
+            known = self._find_answer(key)
             if known is not None:
                 with self._lock:
                     self._count(Usage(cached=1))
@@ -344,10 +345,10 @@ class Store(Merging):
                 try:
                     response = ask()
                     seconds = time.monotonic() - started
-                    self._keep(row, key, asked, response, seconds, paying.attempts)
+                    self._commit_answer(row, key, asked, response, seconds, paying.attempts)
                 except BaseException as error:
                     # Ctrl-C too: what was under way may have been paid for.
-                    self._fail(row, error, paying.attempts)
+                    self._commit_failure(row, error, paying.attempts)
                     raise
             return response, False
 
@@ -366,7 +367,7 @@ class Store(Merging):
                 if waiting > 1:
                     self._asking[key] = mine, waiting - 1
 
-    def _known(self, key: str) -> Response | None:
+    def _find_answer(self, key: str) -> Response | None:
         # On a connection of its own, which sees all that is committed: it waits for no disk.
         row = None
         with self._reader_lock, sqlite_errors(self._path):
@@ -381,7 +382,7 @@ class Store(Merging):
         self._check(row[2], key, row[0], row[1])
         return serialize.response_from_dict(json.loads(row[1]))
 
-    def _keep(
+    def _commit_answer(
         self,
         row: int,
         key: str,
@@ -390,7 +391,7 @@ class Store(Merging):
         seconds: float,
         attempts: int,
     ) -> None:
-        """Commits an answer, in the place of the row that says that it is under way.
+        """Commit an answer, in the place of the row that says that it is under way.
 
         Raises:
             LMTransportError: it is no answer that can be written.
@@ -409,7 +410,7 @@ class Store(Merging):
         if self.guard:
             self.guard.book(model, tokens, usd)
 
-    def _fail(self, row: int, error: BaseException, attempts: int) -> None:
+    def _commit_failure(self, row: int, error: BaseException, attempts: int) -> None:
         text = without_half_pairs(masked(f"{type(error).__name__}: {error}")[:1000])
         write = _Write(((schema.FAIL, (text, attempts, time.time(), row)),))
         if isinstance(error, StoreError):
@@ -425,7 +426,7 @@ class Store(Merging):
             self.journal.failed(failure(error).partition(":")[0])
 
     def _commit(self, mine: _Write) -> None:
-        """Commits what one call has to write, together with what came while the last commit was
+        """Commit what one call has to write, together with what came while the last commit was
         under way: writing to the disk is what takes time, and it is the same for one as for many.
         Returns when it is committed.
 
@@ -486,11 +487,11 @@ class Store(Merging):
         self.journal.add(usage)
 
     def count_unusable(self, kind: str) -> None:
-        """Counts an answer that was given and cannot be used, by what is wrong with it."""
+        """Count an answer that was given and cannot be used, by what is wrong with it."""
         self.journal.failed(kind)
 
     def seconds_of(self, request: Request) -> float:
-        """How long the answer that is kept for this request took when it was asked for; 0 when
+        """The seconds that the answer to this request took when it was asked for; 0 when
         there is none."""
         with self._reading():
             row = self._db.execute(
@@ -499,6 +500,6 @@ class Store(Merging):
         return float(row[0]) if row else 0.0
 
     def calls(self) -> int:
-        """How many answers are kept."""
+        """Count the answers in the store."""
         with self._reading():
             return int(self._db.execute("SELECT count(*) FROM calls").fetchone()[0])

@@ -31,7 +31,7 @@ def format_usd(usd: float | None) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """What calls took.
+    """The usage of calls: how many, their tokens, dollars and seconds.
 
     ``calls`` were made and answered, with ``tokens_in`` of their prompts and ``tokens_out`` that
     were generated; ``cached`` were answered from a store, ``failed`` got no answer. ``usd`` is US

@@ -22,7 +22,7 @@ class NotScripted(LookupError):
 
 
 def scripted(script: Script[Answer], asked: dict[str, Any]) -> Answer:
-    """What the script answers to ``asked``, a request as ``{"model", "messages", "config"}``.
+    """The script's answer to ``asked``, a request as ``{"model", "messages", "config"}``.
 
     Raises:
         NotScripted: no key, or more than one, is a part of the last message.

@@ -57,7 +57,7 @@ class StrictMessage(BaseModel):
 
 
 class StrictStreamOptions(BaseModel):
-    """How a streamed answer is sent."""
+    """Options of a streamed answer."""
 
     model_config = STRICT
     include_usage: bool = False

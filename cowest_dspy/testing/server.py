@@ -114,7 +114,7 @@ class FaultPlan:
         )
 
     def next(self) -> Fault | None:
-        """What goes wrong with the next request, or None."""
+        """The fault of the next request, or None."""
         with self._lock:
             for fault in self._declared:
                 return fault
@@ -179,7 +179,7 @@ class OpenAIServer:
 
     @property
     def api_base(self) -> str:
-        """What a client is given: ``http://127.0.0.1:PORT/v1``.
+        """The address for clients: ``http://127.0.0.1:PORT/v1``.
 
         Raises:
             RuntimeError: outside ``with``.
@@ -233,7 +233,7 @@ class OpenAIServer:
         return fault
 
     def answers(self, request: StrictRequest) -> list[Choice] | Fault:
-        """What the script says, a choice for each of ``n``.
+        """The script's answers, a choice for each of ``n``.
 
         Raises:
             ProtocolError: 400, where the script has no answer.

@@ -29,7 +29,7 @@ class Hiding:
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def note(self, example_id: str, inputs: Mapping[str, Any]) -> None:
-        """Remembers what the hidden inputs of an example say."""
+        """Remember what the hidden inputs of an example say."""
         self.texts[example_id] = tuple(
             dict.fromkeys(str(inputs[name]) for name in self.names if name in inputs)
         )

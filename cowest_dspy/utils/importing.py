@@ -49,8 +49,8 @@ def load(reference: str, *, relative_to: Path | None = None) -> Any:
 
 
 def load_function(reference: str) -> Callable[..., Any]:
-    """What ``reference`` names, which can be called: a function, a class, or an object such as a
-    Judge.
+    """Load what ``reference`` names, which can be called: a function, a class, or an object such as
+    a Judge.
 
     Raises:
         RecipeError: as :func:`load`; or it cannot be called.
@@ -69,7 +69,7 @@ def call(
     given: Mapping[str, Any] | None = None,
     offered: Mapping[str, Any] | None = None,
 ) -> Any:
-    """What the function that ``reference`` names returns.
+    """Call the function that ``reference`` names, and return its result.
 
     ``given`` are keyword arguments that a configuration gives: None means not given, and a function
     that has no such parameter is an error. ``offered`` ones are passed only to a function that asks
@@ -227,7 +227,7 @@ def _import(name: str, reference: str) -> ModuleType:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """How a function is called; None of some builtins, which do not tell."""
+    """The signature of a function; None of some builtins, which have none."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):

@@ -41,7 +41,8 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """Of the process, which has one set of signal handlers; changed by the main thread only."""
+    """The state of the process, which has one set of signal handlers; changed by the main thread
+    only."""
 
     shields: int = 0
     first: int | None = None

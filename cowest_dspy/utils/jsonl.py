@@ -37,7 +37,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes rows as JSON Lines; the file appears whole or not at all."""
+    """Write rows as JSON Lines; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole({path: "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)})
     return path

@@ -101,8 +101,8 @@ def _forms(secret: str) -> tuple[str, ...]:
 
 
 def _in_base64(raw: bytes) -> Iterator[str]:
-    """What is in the base64 of any text with these bytes in it: they begin at one of three places
-    of a group."""
+    """The characters in the base64 of any text with these bytes in it: they begin at one of three
+    places of a group."""
     for before, first in ((0, 0), (1, 2), (2, 3)):
         characters = (before + len(raw)) * 8 // 6
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
@@ -124,7 +124,7 @@ def _without_beginnings(text: str, secret: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _beside_dots(secret: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What is left of a key on either side of "...", "***" or the like."""
+    """Patterns of what is left of a key on either side of "...", "***" or the like."""
     before = "|".join(re.escape(secret[:size]) for size in BESIDE_DOTS)
     after = "|".join(re.escape(secret[-size:]) for size in BESIDE_DOTS)
     return re.compile(rf"(?:{before})(?=[.*•]{{2}}|…)"), re.compile(

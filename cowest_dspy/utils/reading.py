@@ -50,8 +50,8 @@ DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE})
 
 
 def describe_os_error(error: OSError, path: str | os.PathLike[str] | None = None) -> str:
-    """What the system refused, of which file, and what to do: ``"runs/a: No space left on device.
-    The disk is full ..."``.
+    """Describe what the system refused, of which file, and what to do: ``"runs/a: No space left on
+    device. The disk is full ..."``.
 
     ``path`` is named where the error itself names no file.
     """

@@ -23,7 +23,7 @@ from cowest_dspy.experiment.doctor import Diagnosis, examine
 from cowest_dspy.experiment.quote import count_calls, estimate_minutes
 from cowest_dspy.lms import endpoints
 from cowest_dspy.lms.config import Api, Engine, Server
-from cowest_dspy.lms.local import footprint
+from cowest_dspy.lms.local import weights
 
 RECIPE = (
     toy.RECIPE
@@ -212,7 +212,7 @@ def test_weights_that_do_not_fit_into_memory_are_not_loaded(folder: Path, tiny_m
         {"w": {"dtype": "F32", "shape": [10**7, 10**7], "data_offsets": [0, 0]}}
     ).encode()
     (huge / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert footprint.parameters(huge) == 10**14
+    assert weights.count_parameters(huge) == 10**14
     diagnosis = examine(configured(folder, weak(huge, 'dtype = "float32"'), STRONG))
     assert level(diagnosis, "weak", "memory") == "error" and "Not loaded" in text(
         diagnosis, "weak", "memory"
@@ -228,11 +228,11 @@ def test_the_memory_of_a_folder_is_its_parameters_in_the_type_that_is_asked_for(
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert (
-        footprint.memory_needed(tiny_model, "float32")
+        weights.memory_needed(tiny_model, "float32")
         == 4 * count
-        == 2 * footprint.memory_needed(tiny_model, "bfloat16")
+        == 2 * weights.memory_needed(tiny_model, "bfloat16")
     )
-    assert footprint.context_length(tiny_model) == 512
+    assert weights.context_length(tiny_model) == 512
 
 
 # Engines and tasks of one's own
@@ -397,12 +397,12 @@ def test_a_server_that_only_speaks_the_protocol_cannot_be_tuned(folder: Path) ->
     table = (
         '[weak]\nkind = "server"\nmodel = "small"\napi_base = "http://127.0.0.1:9/v1"\nserver = '
     )
-    for server, weights, says in (
+    for server, given, says in (
         ('"openai"', "", 'server = "openai" takes none'),
         ('"vllm"', "", "weights = ..."),
         ('"vllm"', '\nweights = "a/b"', "it takes adapters"),
     ):
-        diagnosis = examine(configured(folder, table + server + weights, STRONG, TUNED))
+        diagnosis = examine(configured(folder, table + server + given, STRONG, TUNED))
         assert says in text(diagnosis, "weak", "adapters"), server
 
 

@@ -22,7 +22,7 @@ from cowest_dspy.influence.report import InfluenceReport
 from cowest_dspy.influence.trace import Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration, DraftFormat
 from cowest_dspy.store import serialize
-from cowest_dspy.store.pool import map_in_order
+from cowest_dspy.store.pool import results_in_order
 from cowest_dspy.store.store import Store
 from cowest_dspy.testing import ScriptedEngine
 
@@ -90,10 +90,10 @@ def test_memory_does_not_grow_with_the_number_of_traces(tmp_path: Path) -> None:
 def test_items_ahead_are_bounded_and_given_in_order() -> None:
     started: list[int] = []
     with ThreadPoolExecutor(4) as pool:
-        given_items = map_in_order(
-            pool, lambda item: started.append(item) or item, range(1000), ahead=8
+        results = results_in_order(
+            lambda item: pool.submit(lambda: started.append(item) or item), range(1000), ahead=8
         )
-        for place, item in enumerate(given_items):
+        for place, item in enumerate(results):
             assert item == place
             assert len(started) <= place + 9
 
@@ -101,7 +101,9 @@ def test_items_ahead_are_bounded_and_given_in_order() -> None:
 def test_who_stops_early_starts_no_more() -> None:
     started: list[int] = []
     with ThreadPoolExecutor(1) as pool:
-        work = map_in_order(pool, lambda item: started.append(item) or item, range(1000), ahead=8)
+        work = results_in_order(
+            lambda item: pool.submit(lambda: started.append(item) or item), range(1000), ahead=8
+        )
         assert isinstance(work, Iterator) and next(work) == 0
         work.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert len(started) < 12

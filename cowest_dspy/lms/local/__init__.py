@@ -9,7 +9,6 @@ likelihood.py  how likely given texts are
 weights.py     folders, Hub ids and GGUF files: load, check, name by content
 lora.py        which adapters there are, and which of them compute
 int8.py        linear layers in 8-bit integers
-footprint.py   context and memory of a folder that is not loaded
 """
 
 from cowest_dspy.lms.local.engine import LocalEngine

@@ -127,8 +127,8 @@ class LocalEngine(BaseEngine):
     def score(
         self, asked: Sequence[tuple[list[dict[str, str]], str]], model: str | None = None
     ) -> list[likelihood.Likelihood]:
-        """How likely the model finds texts as its answers: for each (chat messages, text) the
-        log-probability of that text and of ending there, in order. Nothing is sampled.
+        """Compute how likely the model finds texts as its answers: for each (chat messages, text)
+        the log-probability of that text and of ending there, in order. Nothing is sampled.
 
         ``model`` is an adapter's id; by default the base is asked.
 
@@ -153,8 +153,8 @@ class LocalEngine(BaseEngine):
         COMPUTE.run(self._let_go)
 
     def dump_state(self) -> dict[str, Any]:
-        """What is needed to make the engine again: settings and the folders of its adapters, no
-        weights."""
+        """The state from which the engine can be made again: settings and the folders of its
+        adapters, no weights."""
         return {
             "model": self.base_folder,
             "dtype": self.dtype,
@@ -241,7 +241,7 @@ class LocalEngine(BaseEngine):
         return self._chat.split(messages) if loaded.joinable else (self._chat.prompt(messages), 0)
 
     def _room(self, tokens: tuple[int, ...]) -> int:
-        """How many tokens the context still takes after these."""
+        """The number of tokens that the context still takes after these."""
         return getattr(self._load().lora.model.config, "max_position_embeddings", 1 << 30) - len(
             tokens
         )

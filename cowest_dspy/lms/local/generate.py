@@ -104,7 +104,7 @@ class Session:
 
     @property
     def live(self) -> int:
-        """How many rows are on their way."""
+        """The number of rows on their way."""
         return len(self._rows)
 
     @property
@@ -382,7 +382,7 @@ class PlainSession:
 
     @property
     def live(self) -> int:
-        """How many rows are on their way."""
+        """The number of rows on their way."""
         return len(self._rows)
 
     @property

@@ -102,7 +102,7 @@ def _unfit(folder: Path, base: Path, why: object) -> ModelError:
 
 
 def _reason(why: object) -> str:
-    """What PEFT says; torch names the first tensor of another shape in its second line."""
+    """The message of PEFT; torch names the first tensor of another shape in its second line."""
     text = why if isinstance(why, str) else f"{type(why).__name__}: {' '.join(str(why).split())}"
     return weights.first_line(text, most=300)
 

@@ -57,7 +57,7 @@ class TokenScore:
 
 @dataclass(eq=False)
 class Draws:
-    """What a row has so far: its tokens, and their scores when it asked for them."""
+    """The progress of a row: its tokens so far, and their scores when it asked for them."""
 
     row: Row
     tokens: list[int] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Completion:
-    """What one row became. ``finish_reason`` is "stop" (end token or stop string) or "length"
+    """The result of one row. ``finish_reason`` is "stop" (end token or stop string) or "length"
     (``max_tokens`` reached).
 
     ``tokens`` are all that were generated, an end token included; ``scores`` those of the tokens
@@ -162,7 +162,7 @@ def _token_score(logits: Any, token: int, count: int) -> TokenScore:
 
 
 def completed(draws: Draws, tokenizer: Any, end_tokens: frozenset[int]) -> Completion | None:
-    """What the row has become, when its newest token ends it; otherwise None."""
+    """The completion of the row, when its newest token ends it; otherwise None."""
     row, tokens = draws.row, draws.tokens
     ended = tokens[-1] in end_tokens
     spoken = tokens[:-1] if ended else tokens

@@ -115,12 +115,12 @@ COMPUTE = ComputeThread()
 
 
 class Batch(Protocol):
-    """What a batch can do: :class:`cowest_dspy.lms.local.generate.Session` or
+    """The interface of a batch: :class:`cowest_dspy.lms.local.generate.Session` or
     :class:`cowest_dspy.lms.local.generate.PlainSession`."""
 
     @property
     def live(self) -> int:
-        """How many rows are on their way."""
+        """The number of rows on their way."""
         ...
 
     @property
@@ -162,7 +162,7 @@ class PendingRequest:
 
     @property
     def prompt(self) -> tuple[str | None, tuple[int, ...]]:
-        """What requests have in common that pay for one prompt together."""
+        """The key of requests that share one prompt."""
         return (self.row.adapter, self.tokens)
 
 
@@ -221,8 +221,8 @@ class Batcher:
         self._run_batch(waiting)
 
     def _arrived(self, wanted: int) -> list[PendingRequest]:
-        """What has come in; as long as fewer than ``wanted`` have, after a moment for threads that
-        are about to ask."""
+        """The requests that have come in; as long as fewer than ``wanted`` have, after a moment for
+        threads that are about to ask."""
         arrived: list[PendingRequest] = []
         while True:
             try:

@@ -14,6 +14,7 @@ import gc
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import struct
@@ -340,11 +341,57 @@ def fast_in_bfloat16(cpu_info: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _cpu_info() -> str:
-    """What Linux says of its processors; nothing elsewhere."""
+    """Linux's description of its processors; empty elsewhere."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# int8 keeps embeddings and scales in float32 and holds a page of float weights at a time: 3.6 GiB
+# were measured at the peak for 1.5 billion parameters.
+_BYTES_IN_INT8 = 2.5
+
+
+def context_length(folder: Path) -> int | None:
+    """Tokens of prompt and answer together, as config.json says; None when it does not."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    length = config.get("max_position_embeddings") or config.get("text_config", {}).get(
+        "max_position_embeddings"
+    )
+    return int(length) if length else None
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors that the folder's safetensors hold, each with its shape, from the files'
+    headers."""
+    return {
+        name: tuple(tensor["shape"])
+        for file in folder.glob("*.safetensors")
+        for name, tensor in _header(file).items()
+        if name != "__metadata__"
+    }
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the numbers that the folder's safetensors hold."""
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+
+
+def memory_needed(folder: Path, dtype: str) -> int:
+    """About how many bytes the weights take when they are loaded in ``dtype`` ("auto": as this
+    machine chooses)."""
+    if dtype == "int8":
+        return round(count_parameters(folder) * _BYTES_IN_INT8)
+    return count_parameters(folder) * _BYTES[choose_dtype() if dtype == "auto" else dtype]
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """A safetensors file begins with the length of a JSON header in 8 bytes, lowest first, and the
+    header."""
+    with file.open("rb") as opened:
+        return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
 
 
 def adapter_hash(folder: Path) -> str:
@@ -382,7 +429,7 @@ def adapter_hash(folder: Path) -> str:
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """What the adapter_config.json of a PEFT adapter says.
+    """Read the adapter_config.json of a PEFT adapter.
 
     Raises:
         ModelError: the folder holds no adapter, or its configuration is damaged.
@@ -412,7 +459,7 @@ def damaged(file: Path, why: object) -> ModelError:
 
 
 def first_line(error: object, most: int = 200) -> str:
-    """What an error of another library says, in one line and without its last full stop."""
+    """The message of an error of another library, in one line and without its last full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:most].rstrip(". ")
 
 

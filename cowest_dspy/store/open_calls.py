@@ -12,9 +12,9 @@ from cowest_dspy.store.call_context import Stopping, joining
 from cowest_dspy.utils.interrupts import count_calls, stop_requested, uninterrupted
 
 
-class UnderWay:
-    """Calls that are being made, in any thread. At the end nothing new is let in, and what is under
-    way is waited for."""
+class OpenCalls:
+    """The calls that are being made, in any thread. At the end nothing new is let in, and what is
+    under way is waited for."""
 
     def __init__(self) -> None:
         self._changed, self._count, self._ended = threading.Condition(), 0, False
@@ -23,7 +23,7 @@ class UnderWay:
         count_calls(self)
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def call(self) -> Iterator[None]:
         """A context around a call.
 
         Raises:
@@ -55,7 +55,7 @@ class UnderWay:
 
     @contextmanager
     def model_call(self) -> Iterator[None]:
-        """A context in which a model is asked, inside of :meth:`one`: what is only read, or waits
+        """A context in which a model is asked, inside of :meth:`call`: what is only read, or waits
         for an equal call, is not."""
         with self._changed:
             self.asking += 1
@@ -66,7 +66,7 @@ class UnderWay:
                 self.asking -= 1
 
     def settle(self, *, now: bool, for_good: bool = False) -> None:
-        """Waits until none is under way. ``now``: those that only wait for their turn, or for a
+        """Wait until none is under way. ``now``: those that only wait for their turn, or for a
         retry, are let go. ``for_good``: no other is let in."""
         with self._changed:
             self._ended = self._ended or for_good
