@@ -9,7 +9,9 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval, share_interval
 from cowest_dspy.utils import notebook
@@ -84,7 +86,7 @@ class NoiseFloor:
     n: int
     changed: int
     mean_change: float
-    square: float
+    square: Annotated[float, Field(ge=0)]
 
     @classmethod
     def of(cls, scores: Iterable[Sequence[float]]) -> NoiseFloor | None:

@@ -171,7 +171,8 @@ def _pairs(report: RunReport) -> list[Any]:
     draft."""
     rows = sample_evenly(report.pairs.rows, MAX_PAIRS) if report.pairs else []
     texts = [
-        [side[-1]["content"] for side in (row.prompt, row.rejected, row.chosen)] for row in rows
+        [side[-1]["content"] if side else "" for side in (row.prompt, row.rejected, row.chosen)]
+        for row in rows
     ]
     return [
         (row, prompt, *diff_words(clip(rejected, 1200), clip(chosen, 1200)))
