@@ -169,7 +169,9 @@ def test_the_draft_of_another_example_is_never_its_own(task: list[Path], tmp_pat
         program = experiment.program.bind(weak=experiment.weak, strong=experiment.strong)
         examples = experiment.splits["test"]
         asked: list[str] = []
-        program.drafted = lambda **inputs: asked.append(inputs["question"]) or "a e i"  # type: ignore[method-assign]
+        program.ask_draft = lambda **inputs: (  # type: ignore[method-assign]
+            asked.append(inputs["question"]) or dspy.Prediction(draft="a e i")
+        )
         answering = other_draft_arm(program, examples, seed=0)
         answers = [answering(example).answer for example in examples]
     assert answers == ["yes"] * 6

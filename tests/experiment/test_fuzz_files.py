@@ -212,8 +212,6 @@ def _router(folder: Path) -> None:
     head = {"weights": [0.5, 1.0], "intercept": 0.0}
     facts = {
         "features": ["words", "is: yes"],
-        "means": [1.0, 0.0],
-        "scales": [1.0, 1.0],
         "seed": 3,
         "about": {"n": 4},
     }
