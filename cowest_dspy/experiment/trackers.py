@@ -94,7 +94,7 @@ class Tracker(Protocol):
         run that it supersedes, ``parent`` that of the whole."""
         ...
 
-    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+    def log(self, run_id: str, new: Part, status: Status) -> None:
         """Log what the run does not have yet."""
         ...
 
@@ -147,7 +147,7 @@ class MLflow:
         self._runs[run.info.run_id] = run
         return run.info.run_id
 
-    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+    def log(self, run_id: str, new: Part, status: Status) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         run = self._runs[run_id]
@@ -227,7 +227,7 @@ class Trackio:
             auto_log_cpu=False,
         )
 
-    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
+    def log(self, run_id: str, new: Part, status: Status) -> None:
         run = self._init(run_id, {**new.params, **new.tags})
         for step, row in new.rows.items():
             run.log(row, step=step)
@@ -255,13 +255,16 @@ class Wandb:
 
         self._api: Any = wandb
         self._target, self._url = target, ""
+        self._titles: dict[str, str] = {}
         self._folder = os.environ.get("WANDB_DIR") or str(target.folder.absolute())
 
     def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
         identity = f"{self._target.key} {part} {times}"
-        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+        run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self._titles[run_id] = title
+        return run_id
 
-    def _init(self, title: str, run_id: str, config: dict[str, str]) -> Any:
+    def _init(self, run_id: str, config: dict[str, str]) -> Any:
         # What W&B looks up by itself about the machine, its commands and its code is left out:
         # nobody has masked it.
         settings = self._api.Settings(
@@ -276,7 +279,7 @@ class Wandb:
         Path(self._folder).mkdir(parents=True, exist_ok=True)
         run = self._api.init(
             project=self._target.project,
-            name=title,
+            name=self._titles[run_id],
             id=run_id,
             group=self._target.group,
             config=config,
@@ -291,8 +294,8 @@ class Wandb:
         self._url = self._url or run.url or ""
         return run
 
-    def log(self, title: str, run_id: str, new: Part, status: Status) -> None:
-        run = self._init(title, run_id, {**new.params, **new.tags})
+    def log(self, run_id: str, new: Part, status: Status) -> None:
+        run = self._init(run_id, {**new.params, **new.tags})
         for step, row in new.rows.items():
             run.log({**row, "step": step})
         if new.metrics:
@@ -300,8 +303,7 @@ class Wandb:
         run.finish()
 
     def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
-        title = self._target.group
-        _upload_artifact(lambda: self._init(title, run_id, {}), folder, names, self._target.key)
+        _upload_artifact(lambda: self._init(run_id, {}), folder, names, self._target.key)
 
     def where(self, run_id: str) -> str:
         return self._url or f"wandb sync {self._folder}/wandb/offline-run-*"

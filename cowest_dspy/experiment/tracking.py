@@ -229,7 +229,7 @@ class Tracking:
                 known = {key: known[key] for key in ("times", "training")} | {"run": run_id}
             news = _unsent(part, known)
             if news != Part(part.name) or known.get("status") != status:
-                there.log(title, run_id, news, status)
+                there.log(run_id, news, status)
             known |= {"status": status, "texts": {**part.params, **part.tags}}
             known |= {"metrics": part.metrics, "rows": part.rows}
             self._store.keep("tracking", record, known)
