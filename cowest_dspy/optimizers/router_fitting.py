@@ -229,7 +229,7 @@ def fit_router(
     )
     weights = np.array([1.0 / counts[one] for one in groups])
     scaler = StandardScaler().fit(raw)
-    data = _Rows(scaler.transform(raw), weights, groups)
+    data = _Rows(np.asarray(scaler.transform(raw)), weights, groups)
     fits = _fit_heads(data, rows)
     router = Router(
         features=names,

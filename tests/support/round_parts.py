@@ -66,7 +66,8 @@ def rules(**values: Any) -> RoundRules:
     return RoundRules.model_validate(values)
 
 
-ALWAYS, NEVER = {"least_gain": -1.0}, {"least_gain": 1.0}
+ALWAYS: dict[str, Any] = {"least_gain": -1.0}
+NEVER: dict[str, Any] = {"least_gain": 1.0}
 
 
 QUICK_DPO = DPO(
