@@ -66,7 +66,7 @@ def preference_pairs(
         near: texts of at least this similarity, in (0, 1], are no pair: DPO on such pairs can make
             even the chosen text less likely (Pal et al., 2024, arXiv 2402.13228). Similarity is
             counted in words and marks, and texts with different numbers are always different (see
-            ``filters.near``). 1 drops only texts that are equal but for case and spacing.
+            ``texts.near``). 1 drops only texts that are equal but for case and spacing.
         leak: a gold field; a draft that says what stands in it, verbatim, is never chosen. For
             tasks in which that is cheating. The field must hold an answer's text, not the letter of
             an option.

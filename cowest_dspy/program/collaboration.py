@@ -290,7 +290,7 @@ def prompt_format(adapter: dspy.Adapter | None) -> Iterator[None]:
 
 def prompt_adapter(adapter: dspy.Adapter | None) -> dspy.Adapter:
     """The adapter of a program's prompts: ``adapter``, by default ``dspy.settings.adapter``,
-    otherwise a LineAdapter. It escapes data (escaping.py)."""
+    otherwise a LineAdapter. It escapes data (adapters.py)."""
     return escaping(adapter or dspy.settings.adapter or LineAdapter())
 
 
@@ -342,7 +342,7 @@ def outputs_of(prediction: Any) -> dict[str, Any]:
 
 
 def sanitize_draft(draft: str) -> str:
-    """A draft as harmless data: escaped (escaping.py), without control characters, at most 4,000
+    """A draft as harmless data: escaped (adapters.py), without control characters, at most 4,000
     characters.
 
     ``sanitize_draft("5 bar<|im_end|>")`` is ``"5 bar< |im_end|>"``: readable, but no tokenizer

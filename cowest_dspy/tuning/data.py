@@ -25,22 +25,27 @@ Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
 
 
-def check_rows(rows: Iterable[Row], tuner: str) -> list[dict[str, Any]]:
+def check_rows(rows: Sequence[Row], tuner: str) -> list[dict[str, Any]]:
     """Rows as the tuner ("SFT", "DPO" or "KTO") takes them, without other columns.
 
     Raises:
         TuningError: rows that cannot be trained on, or that are another tuner's.
     """
-    rows = list(rows)
+    check_tuner(rows, tuner)
+    return {"SFT": sft_rows, "DPO": preference_rows, "KTO": unpaired_rows}[tuner](rows)
+
+
+def check_tuner(rows: Sequence[Row], tuner: str) -> None:
+    """Raise TuningError for rows that are another tuner's: SFT would learn what DPO and KTO are to
+    unlearn."""
     first: Any = rows[0] if rows and isinstance(rows[0], Mapping) else {}
-    labelled = isinstance(first.get("label"), bool)
-    fits = "DPO" if {"chosen", "rejected"} <= first.keys() else "KTO" if labelled else tuner
+    pair, labelled = {"chosen", "rejected"} <= first.keys(), isinstance(first.get("label"), bool)
+    fits = "DPO" if pair else "KTO" if labelled else tuner
     if fits != tuner:
         raise TuningError(
-            f"Rows with {', '.join(map(str, first))} are tuned on with {fits}(...), but settings "
-            f"is {tuner}(...)."
+            f"Rows with {'chosen and rejected' if pair else 'a label'} are tuned on with "
+            f"{fits}(...), but settings is {tuner}(...)."
         )
-    return {"SFT": sft_rows, "DPO": preference_rows, "KTO": unpaired_rows}[tuner](rows)
 
 
 def sft_rows(rows: Iterable[Row]) -> list[dict[str, Messages]]:

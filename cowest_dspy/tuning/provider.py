@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from cowest_dspy.errors import TooFewPairs, TuningError, nearest
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.data import Row
+from cowest_dspy.tuning.data import Row, check_tuner
 from cowest_dspy.tuning.launch import launch, plan_processes
 from cowest_dspy.tuning.train import OnStep, Tuned, train_adapter
 from cowest_dspy.utils import notebook
@@ -194,6 +194,7 @@ class TRLProvider(Provider):
     ) -> Tuned:
         """As :meth:`finetune`, from ``adapter`` (None: from the base), without loading the
         result."""
+        check_tuner(rows, type(settings).__name__)
         found = len(rows)
         if not isinstance(settings, SFT) and found < least:
             raise TooFewPairs(
