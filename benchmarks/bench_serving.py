@@ -43,11 +43,11 @@ from marked import publish
 from rich.console import Console
 from rich.table import Table
 
-from cowest_dspy.cli.progress import format_count
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.testing import ScriptedEngine
 from cowest_dspy.utils.interrupts import handle_signals
+from cowest_dspy.utils.notebook import format_plural
 
 BODY = {"model": "bench", "messages": [{"role": "user", "content": "May the Arbel run at 25 bar?"}]}
 LUA = """
@@ -153,7 +153,7 @@ def direct(latency: float, threads: int, seconds: float) -> Row:
         for done in [pool.submit(calls) for _ in range(threads)]:
             done.result()
     return row(
-        f"called directly, {format_count(threads, 'thread')}", taken, time.perf_counter() - began
+        f"called directly, {format_plural(threads, 'thread')}", taken, time.perf_counter() - began
     )
 
 
@@ -192,7 +192,7 @@ def by_wrk(program_: str, address: str, connections: int, seconds: float) -> Row
     wrong = re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", said)
     failed = sum(map(int, wrong))
     return Row(
-        f"served, {format_count(connections, 'connection')} (wrk)",
+        f"served, {format_plural(connections, 'connection')} (wrk)",
         rate,
         times["50"],
         times["99"],
@@ -223,7 +223,7 @@ def by_httpx(address: str, connections: int, seconds: float) -> Row:
     began = time.perf_counter()
     asyncio.run(all_of_them())
     return row(
-        f"served, {format_count(connections, 'connection')} (httpx)",
+        f"served, {format_plural(connections, 'connection')} (httpx)",
         taken,
         time.perf_counter() - began,
         failed,

@@ -13,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from cowest_dspy.report import RunReport, influence_counts, read_report
-from cowest_dspy.report.charts import Axis, Row, bars
+from cowest_dspy.report.charts import Axis, ChartRow, bars
 
 HERE = Path(__file__).resolve().parent
 # A file of its own has no page around it that says what its colours are.
@@ -47,7 +47,7 @@ def drawing(report: RunReport) -> Markup:
         found.append(("gate: kept as a pair", pairs.kept, "helped"))
         found += [(f"gate: {why}", count, "plain") for why, count in sorted(pairs.dropped.items())]
     rows = [
-        Row(name, count, f"{name}, {count:,}", kind=kind, text=f"{count:,}")
+        ChartRow(name, count, f"{name}, {count:,}", kind=kind, text=f"{count:,}")
         for name, count, kind in found
     ]
     label = (

@@ -133,6 +133,15 @@ def test_the_house_is_at_most_eight_rooms_deep() -> None:
     assert max(depth.values()) <= 8, depth
 
 
+def test_a_class_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_a_recipe_imports_only_the_library_dspy_and_the_standard_library() -> None:
     known = {"cowest_dspy", "dspy", *sys.stdlib_module_names}
     assert foreign(sources("programs", "metrics"), known) == {}

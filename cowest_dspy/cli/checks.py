@@ -126,7 +126,7 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
         console.print("", table)
     else:
         print("", *(visible("{:<9}{:<8}{:<15}{}".format(*row)) for row in rows), sep="\n")
-    print("", *map(visible, diagnosis.measured()), sep="\n")
+    print("", *map(visible, diagnosis.describe_answers()), sep="\n")
 
 
 @config_app.command()

@@ -37,6 +37,7 @@ from cowest_dspy.store.journal import Event
 from cowest_dspy.store.progress import Best, Snapshot, StageState, is_alive, iso, read_snapshot
 from cowest_dspy.store.usage import format_usd
 from cowest_dspy.utils import interrupts
+from cowest_dspy.utils.notebook import format_plural
 
 SCHEMA_VERSION = 1
 """Version of the objects of ``--log json``."""
@@ -49,7 +50,8 @@ Log = Literal["auto", "plain", "json"]
 
 
 def format_duration(seconds: float) -> str:
-    """
+    """Seconds as a clock shows them; below a minute with a decimal.
+
     >>> format_duration(4.31), format_duration(75), format_duration(3725)
     ('4.3 s', '1:15', '1:02:05')
     """
@@ -58,14 +60,6 @@ def format_duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def format_count(number: int, word: str) -> str:
-    """
-    >>> format_count(1, "call"), format_count(1200, "call")
-    ('1 call', '1,200 calls')
-    """
-    return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
 def format_failures(failures: Mapping[str, int]) -> str:
@@ -84,9 +78,9 @@ def stage_costs(stage: StageState) -> list[str]:
     tokens = stage.tokens_in + stage.tokens_out
     return [
         format_duration(stage.seconds),
-        *([format_count(stage.calls, "call")] if stage.calls else []),
+        *([format_plural(stage.calls, "call")] if stage.calls else []),
         *([f"{stage.cached:,} from the store"] if stage.cached else []),
-        *([format_count(tokens, "token")] if tokens else []),
+        *([format_plural(tokens, "token")] if tokens else []),
         *([f"USD {format_usd(stage.usd)}"] if stage.calls and stage.usd != 0 else []),
         *([format_failures(stage.failures)] if stage.failures else []),
     ]
@@ -96,9 +90,9 @@ def run_costs(now: Snapshot) -> list[str]:
     """How fast a run goes and what it has cost, part by part."""
     return [
         f"{now.calls_per_second:.1f} calls/s",
-        format_count(now.calls, "call"),
+        format_plural(now.calls, "call"),
         *([f"{now.cached:,} from the store"] if now.cached else []),
-        format_count(now.tokens, "token"),
+        format_plural(now.tokens, "token"),
         f"USD {format_usd(now.usd)}",
         *([format_failures(now.failures)] if now.failures else []),
     ]
@@ -110,7 +104,8 @@ def format_budget(limits: tuple[Limit, ...]) -> str:
 
 
 def format_best(best: Best) -> str:
-    """
+    """The best score so far, and what gave it.
+
     >>> format_best(Best("round 2", 0.8125, 40))
     'best on held-out examples 0.812 (round 2, n 40)'
     """

@@ -40,7 +40,7 @@ class Log(StrEnum):
 
 option = partial(typer.Option, show_default=False)
 argument = partial(typer.Argument, show_default=False)
-"""Those whose help says what happens without them."""
+"""Options and arguments whose help says what happens without them."""
 
 Files = Annotated[
     list[Path],

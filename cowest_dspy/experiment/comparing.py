@@ -240,7 +240,7 @@ class Compared:
             changes: dict[str, Any] = {"seed": seed}
             if rules.draft:
                 changes["draft"] = rules.draft
-            found = self._measured(self._variant(changes), name, rules, seed)
+            found = self._measure_arm(self._variant(changes), name, rules, seed)
             if found:
                 yield found
 
@@ -252,7 +252,7 @@ class Compared:
     def _point(self, changes: dict[str, Any]) -> Iterator[SweepPoint]:
         for seed in self.seeds:
             part = self._variant({"seed": seed, **changes})
-            found = self._measured(part, "tuned", TUNED, seed)
+            found = self._measure_arm(part, "tuned", TUNED, seed)
             if found:
                 rounds = load_rounds(part.store)
                 trained = sum(
@@ -260,11 +260,11 @@ class Compared:
                 )
                 yield SweepPoint(_plain(changes), found, pairs=trained if rounds else None)
 
-    def _measured(
+    def _measure_arm(
         self, part: Experiment, name: str, rules: ArmRules, seed: int
     ) -> ComparedArm | None:
         try:
-            arm = self._answered(part, name, rules)
+            arm = self._answer_arm(part, name, rules)
         except PairsError as error:
             self.warnings.append(
                 f"{title_of(rules, part)} (seed {seed}) is left out, since it cannot be tuned: "
@@ -277,7 +277,7 @@ class Compared:
         kept = Stage(stage, **(known | cost)) if known or cost["calls"] else None
         return ComparedArm(arm, seed, extra, intervals, kept)
 
-    def _answered(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
+    def _answer_arm(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
         made = answerer(part, rules.model_copy(update={"draft": None}))
         return record_arm(
             part,

@@ -41,12 +41,12 @@ from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.store.budget import Budget
 from cowest_dspy.tuning.config import Sft
 from cowest_dspy.utils.reading import file_errors, read_toml
-from cowest_dspy.utils.table import MOVED, Reference, Table
+from cowest_dspy.utils.table import MOVED, Reference, TomlTable
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class Config(Table):
+class Config(TomlTable):
     """A whole configuration: one task and its backends."""
 
     name: str = Field(
@@ -283,7 +283,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
         ]
         dotted, given = ".".join(keys), problem.get("input")
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(model, location[:-1])
+            known = _list_keys(model, location[:-1])
             moved = MOVED.get(".".join(keys[:-1]), {}).get(keys[-1])
             meant = f" Write {moved}." if moved else nearest(keys[-1], known)
             lines.append(
@@ -306,7 +306,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
             )
         else:
             # What stands in the place of a variable's name may be a key: it is not repeated.
-            shown = "" if keys and keys[-1] == "api_key_env" else f" (given: {_shown(given)})"
+            shown = (
+                "" if keys and keys[-1] == "api_key_env" else f" (given: {_format_value(given)})"
+            )
             lines.append(
                 f"  {dotted or model.__name__}: "
                 f"{_EXPECTED.get(problem['type'], problem['msg'])}{shown}"
@@ -337,14 +339,14 @@ def _has_kind(location: tuple[int | str, ...]) -> bool:
     return len(location) > 1 and location[0] in ROLES and location[1] in KINDS
 
 
-def _shown(given: Any) -> str:
+def _format_value(given: Any) -> str:
     """What was given, with secrets masked; of a whole table only the keys."""
     if isinstance(given, dict):
         return ", ".join(str(key) for key in cast("dict[Any, Any]", given)) or "an empty table"
     return masked(repr(given))
 
 
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _list_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys of the table at ``location``; a union's member is chosen by the tag that pydantic
     puts into the location."""
     current: Any = model

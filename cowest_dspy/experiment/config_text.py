@@ -69,10 +69,10 @@ def effective_toml(config: Config) -> str:
         if shown == values
         else [f"# {MASK} stands where a secret was: this cannot be loaded as it is."]
     )
-    return "\n".join([*lines, *_table("", shown, shown_settings(config))]) + "\n"
+    return "\n".join([*lines, *_table("", shown, visible_settings(config))]) + "\n"
 
 
-def shown_settings(config: Config) -> dict[str, Any]:
+def visible_settings(config: Config) -> dict[str, Any]:
     """``config`` as JSON values with secrets masked, and with what [dpo], [kto] and the tables of
     [sft] leave to their defaults.
 

@@ -59,7 +59,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Probe:
+class AnswerProbe:
     """One answer of a model that was measured: its first line, and what it took."""
 
     role: str
@@ -75,7 +75,7 @@ class Diagnosis:
     ask of them, as lines."""
 
     checks: tuple[Check, ...]
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[AnswerProbe, ...] = ()
     forecast: tuple[str, ...] = ()
 
     @property
@@ -83,7 +83,7 @@ class Diagnosis:
         """Whether no check is an error."""
         return all(check.level != "error" for check in self.checks)
 
-    def measured(self) -> list[str]:
+    def describe_answers(self) -> list[str]:
         """The measured answers and the forecast as lines for people."""
         return [
             *(
@@ -116,7 +116,7 @@ class _Visit:
     task: _Task | None = None
     needed_memory: int = 0
     checks: list[Check] = field(default_factory=list)
-    probes: list[Probe] = field(default_factory=list)
+    probes: list[AnswerProbe] = field(default_factory=list)
     opened: list[dspy.LM] = field(default_factory=list)
 
     def note(self, role: str, name: str, level: Level, text: str) -> None:
@@ -457,7 +457,7 @@ def _ask(visit: _Visit, task: _Task, role: str, settings: LMSettings, lm: dspy.L
         tokens_in = sum(call.input_tokens for call in made.calls)
         tokens_out = sum(call.output_tokens for call in made.calls)
         line = masked(first_line)[:LONGEST_LINE]
-        visit.probes.append(Probe(role, line, seconds, tokens_in, tokens_out))
+        visit.probes.append(AnswerProbe(role, line, seconds, tokens_in, tokens_out))
     level: Level = "warning"
     if made.error is None:
         level, text = "ok", "it answered a train question in the program's form"
@@ -479,7 +479,9 @@ def _ask(visit: _Visit, task: _Task, role: str, settings: LMSettings, lm: dspy.L
 # What a cycle would ask
 
 
-def _forecast(config: Config, stages: Sequence[StageCalls], probes: Sequence[Probe]) -> list[str]:
+def _forecast(
+    config: Config, stages: Sequence[StageCalls], probes: Sequence[AnswerProbe]
+) -> list[str]:
     """A line for each model that a cycle asks, its calls times what one answer took."""
     draft = next((probe.output_tokens for probe in probes if probe.role == "weak"), 0)
     ratings = config.influence.repeats if config.influence.judge else 0

@@ -464,7 +464,7 @@ def quote_by_probe(experiment: Experiment, examples: int = 3) -> Quote:
             answers=config.collect.answers,
             max_errors=1.0,
         )
-    measured = {role: found for role in ROLES if (found := meter.measured(role))}
+    measured = {role: found for role in ROLES if (found := meter.average(role))}
     _check_answered(traces, measured)
     rules, saved, count = config.collect, traces.saved, len(chosen)
     drafts = rules.drafts - saved["weak_calls"] / count

@@ -37,7 +37,7 @@ class TuningSettings:
 
     @classmethod
     def of(cls, config: Config) -> TuningSettings:
-        """Those of ``config``.
+        """The tuning settings of ``config``.
 
         Raises:
             ConfigError: settings that TRL or PEFT would not take.

@@ -9,10 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.program.collaboration import DraftFormat
-from cowest_dspy.utils.table import Folder, Reference, Table, Uri
+from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
 
 
-class Data(Table):
+class Data(TomlTable):
     """Where the examples come from, and how many of each split are used."""
 
     source: Reference = Field(
@@ -37,7 +37,7 @@ class Data(Table):
     test: int | None = Field(None, ge=1, description="as train: what is only counted, at the end")
 
 
-class Arms(Table):
+class Arms(TomlTable):
     """[evaluate]: what is compared on the test split."""
 
     split: Literal["dev", "test"] = Field("test", description="whose questions are asked")
@@ -48,7 +48,7 @@ class Arms(Table):
     )
 
 
-class Shown(Table):
+class Shown(TomlTable):
     """[report]: what pages and the terminal show."""
 
     hide: tuple[str, ...] = Field(
@@ -58,7 +58,7 @@ class Shown(Table):
     )
 
 
-class TrackingRules(Table):
+class TrackingRules(TomlTable):
     """[tracking]: where else a run is logged while it goes on; nowhere by default."""
 
     to: tuple[Literal["mlflow", "trackio", "wandb"], ...] = Field(
@@ -125,7 +125,7 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-class ArmRules(Table):
+class ArmRules(TomlTable):
     """[compare.arms.NAME]: one way to answer the examples. ``kind`` says which; the other keys are
     of some kinds only."""
 
@@ -186,7 +186,7 @@ class ArmRules(Table):
         return self
 
 
-class CompareRules(Table):
+class CompareRules(TomlTable):
     """[compare]: the arms of ``cowest compare``, all on the same examples, and ablations as a
     grid."""
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from typing_extensions import override
+
 from cowest_dspy.errors import ConfigError, masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.tracking_facts import Part
@@ -111,7 +113,7 @@ class Tracker(Protocol):
         ...
 
 
-class MLflow:
+class MLflow(Tracker):
     """MLflow, by its client: a run, with a nested run for each round and training. Its own state
     (an active run, an experiment) is neither used nor changed. A run is found by its tags."""
 
@@ -129,6 +131,7 @@ class MLflow:
             )
         self._experiment = found.experiment_id if found else self._client.create_experiment(project)
 
+    @override
     def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
         tags = {"cowest.key": self._target.key, "cowest.part": part or "whole"}
         tags["cowest.times"] = str(times)
@@ -147,6 +150,7 @@ class MLflow:
         self._runs[run.info.run_id] = run
         return run.info.run_id
 
+    @override
     def log(self, run_id: str, new: Part, status: Status) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
@@ -179,17 +183,20 @@ class MLflow:
         else:
             self._client.set_terminated(run_id, status)
 
+    @override
     def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
         for name in names:
             place = str(Path(name).parent)
             self._client.log_artifact(run_id, str(folder / name), None if place == "." else place)
 
+    @override
     def where(self, run_id: str) -> str:
         uri = masked(self._client.tracking_uri)
         if uri.startswith("http"):
             return f"{uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{run_id}"
         return f"run {run_id} in {uri}"
 
+    @override
     def variables(self, run_id: str) -> dict[str, str]:
         made = {
             "MLFLOW_RUN_ID": run_id,
@@ -202,7 +209,7 @@ class MLflow:
         return made | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
 
 
-class Trackio:
+class Trackio(Tracker):
     """trackio: a run for each part, all in one group. It cannot be asked what it has, and finds a
     run by its name, which ends in a part of the key."""
 
@@ -212,6 +219,7 @@ class Trackio:
         self._api: Any = trackio
         self._target = target
 
+    @override
     def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
         return f"{title} [{self._target.key[:6]}]"
 
@@ -227,6 +235,7 @@ class Trackio:
             auto_log_cpu=False,
         )
 
+    @override
     def log(self, run_id: str, new: Part, status: Status) -> None:
         run = self._init(run_id, {**new.params, **new.tags})
         for step, row in new.rows.items():
@@ -235,19 +244,22 @@ class Trackio:
             run.log(new.metrics)
         run.finish()
 
+    @override
     def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
         _upload_artifact(lambda: self._init(run_id, {}), folder, names, self._target.key)
 
+    @override
     def where(self, run_id: str) -> str:
         return f'trackio show --project "{self._target.project}"'
 
+    @override
     def variables(self, run_id: str) -> dict[str, str]:
         from trackio.utils import TRACKIO_DIR
 
         return {"TRACKIO_DIR": str(TRACKIO_DIR)}
 
 
-class Wandb:
+class Wandb(Tracker):
     """W&B: a run for each part, all in one group. It cannot be asked what it has."""
 
     def __init__(self, target: Target) -> None:
@@ -258,6 +270,7 @@ class Wandb:
         self._titles: dict[str, str] = {}
         self._folder = os.environ.get("WANDB_DIR") or str(target.folder.absolute())
 
+    @override
     def open(self, part: str, title: str, times: int, before: str | None, parent: str) -> str:
         identity = f"{self._target.key} {part} {times}"
         run_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -294,6 +307,7 @@ class Wandb:
         self._url = self._url or run.url or ""
         return run
 
+    @override
     def log(self, run_id: str, new: Part, status: Status) -> None:
         run = self._init(run_id, {**new.params, **new.tags})
         for step, row in new.rows.items():
@@ -302,12 +316,15 @@ class Wandb:
             run.summary.update(new.metrics)
         run.finish()
 
+    @override
     def upload(self, run_id: str, folder: Path, names: list[str]) -> None:
         _upload_artifact(lambda: self._init(run_id, {}), folder, names, self._target.key)
 
+    @override
     def where(self, run_id: str) -> str:
         return self._url or f"wandb sync {self._folder}/wandb/offline-run-*"
 
+    @override
     def variables(self, run_id: str) -> dict[str, str]:
         return {
             "WANDB_PROJECT": self._target.project,

@@ -16,7 +16,7 @@ from typing import Any
 
 from cowest_dspy.errors import ReportError, masked
 from cowest_dspy.experiment.config import Config
-from cowest_dspy.experiment.config_text import effective_toml, shown_settings
+from cowest_dspy.experiment.config_text import effective_toml, visible_settings
 from cowest_dspy.experiment.summary import load_arm, load_rounds, package_versions
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.optimizers.cycle import StepResult
@@ -255,7 +255,7 @@ def _curve(record: Mapping[str, Any]) -> dict[int, Numbers]:
 
 def _params(config: Config, *table: str) -> dict[str, str]:
     """The configuration, or one table of it without the table's name; secrets are masked."""
-    settings = mask_settings(shown_settings(config))
+    settings = mask_settings(visible_settings(config))
     settings.pop("tracking", None)
     for name in table:
         settings = settings.get(name, {})

@@ -131,7 +131,7 @@ def collect_again(
 
     Raises:
         ProgramError, CollectionError, BudgetError: as :func:`collect`, but however many drafts
-        fail.
+            fail.
     """
     plan = Plan(program, metric, sampling or Sampling(), answers)
     _check(plan)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cowest_dspy.utils.table import Reference, Table
+from cowest_dspy.utils.table import Reference, TomlTable
 
 MAX_ERRORS = 0.3
 """The largest share of drafts that may fail, unless one says otherwise."""
 
 
-class Collect(Table):
+class Collect(TomlTable):
     """[collect]: sampling of drafts and measurement of their influence."""
 
     drafts: int = Field(4, ge=2, description="drafts sampled for each example")
@@ -39,7 +39,7 @@ class Collect(Table):
     )
 
 
-class InfluenceRules(Table):
+class InfluenceRules(TomlTable):
     """[influence]: what gives an answer its score when drafts are compared; by default the metric
     alone."""
 

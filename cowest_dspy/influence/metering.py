@@ -4,7 +4,7 @@ time, tokens and price.
 meter = Meter(store, weak="local/weak@ab12")
 with keeping(meter):
     ...
-meter.measured("strong")      # Measured(calls=6, seconds=1.4, input_tokens=212.0,
+meter.average("strong")      # Measured(calls=6, seconds=1.4, input_tokens=212.0,
                               output_tokens=18.5, usd=0.0004)
 """
 
@@ -60,7 +60,7 @@ class Meter:
         return getattr(self._store, name)
 
     def answer(self, request: Request, ask: Callable[[], Response]) -> tuple[Response, bool]:
-        """As :meth:`Store.answer`."""
+        """Answer like :meth:`Store.answer`, and note what the call took."""
         started = time.monotonic()
         response, cached = self._store.answer(request, ask)
         seconds = self._store.seconds_of(request) if cached else time.monotonic() - started
@@ -79,7 +79,7 @@ class Meter:
 
         return metered
 
-    def measured(self, role: str) -> Measured | None:
+    def average(self, role: str) -> Measured | None:
         """Average what the calls of a role took; None when there was none."""
         mine = [one for one in self._noted if one.role == role]
         if not mine:

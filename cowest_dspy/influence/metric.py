@@ -163,6 +163,7 @@ class Influence:
         pred_name: Any = None,
         pred_trace: Any = None,
     ) -> float | bool | dspy.Prediction:
+        """Compute the influence of a prediction's draft (see above)."""
         explained = self.explain(example, prediction)
         if pred_name is not None:
             return explained

@@ -76,7 +76,7 @@ class Trace:
 
     @property
     def key(self) -> str:
-        """Under which a store keeps it: round, example and draft."""
+        """The key in a store: round, example and draft."""
         return f"{self.round}/{self.example_id}/{self.draft_index}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def _row(trace: Trace, hide: tuple[str, ...]) -> tuple[object, ...]:
     texts = [
         _text(hide_inputs(trace.inputs, hide)),
         *(
-            _text(hiding.shown(trace.example_id, one))
+            _text(hiding.redact(trace.example_id, one))
             for one in (trace.draft or trace.completion, trace.alone or "", refined or "")
         ),
     ]

@@ -95,7 +95,7 @@ class ApiEngine(BaseEngine):
 
         Raises:
             dspy's LMError: a failure that does not pass, or the last of ``num_retries`` + 1 that
-            might have.
+                might have.
             BudgetError: a retry for which the run's budget has no room.
             KeyboardInterrupt: the work was stopped while the call waited for its turn or for
                 another try.

@@ -68,11 +68,11 @@ class AsyncEngine:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
     async def complete(self, request: Request) -> Response:
-        """As the engine's own ``complete``."""
+        """Complete by the engine that is wrapped."""
         return await self._in_thread(self.engine.complete, request)
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """As the engine's own ``stream``."""
+        """Stream by the engine that is wrapped."""
         events, last = iter(self.engine.stream(request)), object()
         while (event := await self._in_thread(next, events, last)) is not last:
             yield event

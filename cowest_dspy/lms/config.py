@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.utils.masking import remember_secret
-from cowest_dspy.utils.table import Argument, File, Folder, Reference, Table, name_of_a_variable
+from cowest_dspy.utils.table import Argument, File, Folder, Reference, TomlTable, name_of_a_variable
 
 _SAMPLING = "of sampling; 0: the likeliest token; drafts have that of [collect]"
 Temperature = Annotated[float, Field(ge=0, le=2, description=_SAMPLING)]
@@ -33,7 +33,7 @@ Calls = Annotated[int, Field(ge=1, description="calls under way at once, at most
 Adapter = Annotated[Folder | None, Field(description="a folder with a PEFT adapter to start from")]
 
 
-class InProcess(Table):
+class InProcess(TomlTable):
     """A transformers model in this process: for processors and small models. On CUDA serve it with
     vLLM instead (kind = "server")."""
 
@@ -53,14 +53,14 @@ class InProcess(Table):
     concurrency: int = Field(32, ge=1, description="sequences computed together, at most")
 
 
-class Price(Table):
+class Price(TomlTable):
     """The price of an API, in US dollars per million tokens."""
 
     input: float = Field(ge=0, description="USD per million prompt tokens")
     output: float = Field(ge=0, description="USD per million generated tokens")
 
 
-class Api(Table):
+class Api(TomlTable):
     """A hosted model: anything that dspy.LM reaches over a network."""
 
     kind: Literal["api"]
@@ -79,7 +79,7 @@ class Api(Table):
     price: Price | None = Field(None, description="overrides the price table that DSPy ships")
 
 
-class Server(Table):
+class Server(TomlTable):
     """A server that speaks the OpenAI protocol: one that runs already (``api_base``), or one that
     is started (``command``)."""
 
@@ -134,7 +134,7 @@ class Server(Table):
         return self
 
 
-class Engine(Table):
+class Engine(TomlTable):
     """An engine from your own code: a function that returns an object with complete(Request) ->
     Response."""
 
@@ -149,7 +149,7 @@ class Engine(Table):
 LMSettings = Annotated[InProcess | Api | Server | Engine, Field(discriminator="kind")]
 
 
-KINDS: dict[str, type[Table]] = {
+KINDS: dict[str, type[TomlTable]] = {
     "in_process": InProcess,
     "api": Api,
     "server": Server,

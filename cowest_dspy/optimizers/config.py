@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cowest_dspy.errors import nearest
-from cowest_dspy.utils.table import Reference, Table
+from cowest_dspy.utils.table import Reference, TomlTable
 
 
-class RoundRules(Table):
+class RoundRules(TomlTable):
     """[rounds]: how often drafts are collected and the weak model is tuned, and when a tuned model
     is taken."""
 
@@ -37,7 +37,7 @@ class RoundRules(Table):
     replay: bool = Field(False, description="tune on the pairs of earlier rounds too")
 
 
-class StepRules(Table):
+class StepRules(TomlTable):
     """[cycle.steps.NAME]: one optimiser of the cycle."""
 
     optimizer: Reference = Field(
@@ -59,7 +59,7 @@ class StepRules(Table):
     )
 
 
-class CycleRules(Table):
+class CycleRules(TomlTable):
     """[cycle]: optimisers in order. "sft" is [sft], only as the first; "weights" are the [rounds];
     others are in ``steps``."""
 
@@ -74,7 +74,7 @@ class CycleRules(Table):
         return tuple(name.strip() for name in self.strategy.split("->"))
 
     @model_validator(mode="after")
-    def _known(self) -> CycleRules:
+    def _check_strategy(self) -> CycleRules:
         known = ("sft", "weights", *self.steps)
         for place, name in enumerate(self.names):
             if name not in known:

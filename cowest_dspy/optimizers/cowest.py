@@ -70,7 +70,7 @@ HELD_OUT = 0.2
 logger = logging.getLogger(__name__)
 
 
-class Tuned(Collaboration):
+class TunedCollaboration(Collaboration):
     """For types: a Collaboration that :meth:`CoWest.compile` made. ``rounds`` is their history,
     ``log_dir`` the folder."""
 
@@ -163,7 +163,7 @@ class CoWest(Teleprompter):
         teacher: Any = None,
         valset: Sequence[dspy.Example] | None = None,
         first_round: int = 1,
-    ) -> Tuned:
+    ) -> TunedCollaboration:
         """A copy of ``student`` with the weak model of the last round that was taken; the student
         stays as it is.
 
@@ -197,7 +197,9 @@ class CoWest(Teleprompter):
             models = TrainedModels(run, start, self.seed, processes=self.processes)
             rounds = Rounds(self, run, models, student, train, held, first=first_round)
             lm, history = rounds.run_all(start)
-        made = cast("Tuned", student.bind(weak=lm) if lm is not start else student.deepcopy())
+        made = cast(
+            "TunedCollaboration", student.bind(weak=lm) if lm is not start else student.deepcopy()
+        )
         made.rounds, made.log_dir, made._compiled = history, run.folder, True
         return made
 
@@ -225,7 +227,8 @@ class Rounds:
         run: where they are recorded.
         models: trains weak models and finds them again.
         program: bound to its strong LM.
-        trainset, valset: examples with ids; none of valset may be among trainset.
+        trainset: examples with ids.
+        valset: examples with ids, none of which may be among ``trainset``.
         held_out: examples that must be in no pair, besides those of valset.
         lineage: the run's name in its pairs.
         depends_on: what answers depend on (prompts, settings, code), for the identity of what is
@@ -345,7 +348,7 @@ class Rounds:
 
     def pair(self, start: dspy.LM, number: int = 1) -> PreferencePairs:
         """The round's preference pairs, also written to its file in the run folder."""
-        if self._given(number):
+        if self._has_source(number):
             names = names_hidden_in(self.run.folder)
             pairs = replace(
                 PreferencePairs.load(str(self.pairs.source)),
@@ -378,7 +381,7 @@ class Rounds:
         Raises:
             PairsError: there are fewer than ``least``, or with KTO only one label.
         """
-        if not isinstance(self.optimizer.tuner, KTO) or self._given(number):
+        if not isinstance(self.optimizer.tuner, KTO) or self._has_source(number):
             pairs = self.pair(start, number)
             pairs.check_enough(self.pairs.least, tuned=number > 1)
             return self._as_rows(pairs)
@@ -401,7 +404,7 @@ class Rounds:
     def saved_rows(self, number: int) -> list[dict[str, Any]]:
         """The rows that a round which is done has collected, read from the run folder; without
         those that it replayed."""
-        if not isinstance(self.optimizer.tuner, KTO) or self._given(number):
+        if not isinstance(self.optimizer.tuner, KTO) or self._has_source(number):
             return self._as_rows(PreferencePairs.load(self._file("pairs", number)))
         return UnpairedPreferences.load(self._file("drafts", number)).rows(lineage=False)
 
@@ -464,7 +467,7 @@ class Rounds:
     def _bind(self, weak: dspy.LM) -> Collaboration:
         return self.program.bind(weak=weak)
 
-    def _given(self, number: int) -> bool:
+    def _has_source(self, number: int) -> bool:
         """Whether the pairs of a round were made elsewhere."""
         return self.pairs.source is not None and number == self.first
 

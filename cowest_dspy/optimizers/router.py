@@ -296,7 +296,6 @@ def sample_drafts(
     Raises:
         SamplingFailed: a call failed.
     """
-
     values = {name: str(value) for name, value in sorted(inputs.items())}
 
     def one(number: int) -> str:

@@ -210,7 +210,9 @@ def fit_router(
         within: mean score, in [0, 1], that routing may lose against always collaborating there; the
             cheapest such trade is taken. Where none is cheaper or better, the router does not pay
             and refines every draft.
-        samples, temperature, seed: of further drafts, as the features were made with.
+        samples: further drafts that the features were made with.
+        temperature: that of these drafts.
+        seed: that of these drafts, and of the fit.
 
     Raises:
         RouterError: fewer than 20 examples; or scikit-learn is missing.

@@ -27,7 +27,7 @@ from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory, engine_of, tune
 from cowest_dspy.utils.interrupts import postponing
 
 Settings = SFT | DPO | KTO
-"""Of a training."""
+"""The settings of a training."""
 
 
 class NoProgress:
@@ -39,7 +39,7 @@ class NoProgress:
         a second (``"progress"``), by another thread."""
 
 
-class Tracker(Protocol):
+class RunTracker(Protocol):
     """What else is told of a run: MLflow, for instance (experiment/tracking)."""
 
     def update(self) -> None:
@@ -57,7 +57,7 @@ class RunContext:
 
     store: Store
     progress: NoProgress = field(default_factory=NoProgress)
-    tracker: Tracker | None = None
+    tracker: RunTracker | None = None
 
     @property
     def folder(self) -> Path:

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from cowest_dspy.utils.table import Table, resolve_reference
+from cowest_dspy.utils.table import TomlTable, resolve_reference
 
 LEAST_PAIRS = 8
 """Fewer preference pairs (or labelled drafts) are not trained on, unless one says otherwise."""
 
 
-class PairRules(Table):
+class PairRules(TomlTable):
     """[pairs]: which drafts become a preference pair."""
 
     margin: float = Field(

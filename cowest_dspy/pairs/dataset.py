@@ -123,7 +123,7 @@ class _Preferences(Sequence[Preference], Generic[Preference]):
 
     @property
     def examples(self) -> int:
-        """Of how many examples they are."""
+        """The number of different examples."""
         return len({item.example_id for item in self.items})
 
     def rows(self, *, lineage: bool = True) -> list[dict[str, Any]]:
@@ -179,7 +179,7 @@ class PreferencePairs(_Preferences[Pair]):
         if self.hiding is not None:
             # A prompt is inputs in some format, of which only the whole is known here.
             prompt = mark(prompt)
-            one, other = (self.hiding.shown(pair.example_id, text) for text in (one, other))
+            one, other = (self.hiding.redact(pair.example_id, text) for text in (one, other))
         chosen, rejected = notebook.word_diff(one, other)
         influences = [
             "not measured" if value is None else notebook.format_signed(value)
@@ -350,7 +350,7 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
     def _cells(self, draft: UnpairedPreference) -> tuple[Any, ...]:
         prompt, text = _last(draft.prompt), _last(draft.completion)
         if self.hiding is not None:
-            prompt, text = mark(prompt), self.hiding.shown(draft.example_id, text)
+            prompt, text = mark(prompt), self.hiding.redact(draft.example_id, text)
         return (
             f"{draft.example_id}, {draft.draft_index}",
             notebook.format_text(prompt, 160),

@@ -111,7 +111,7 @@ def _check_strategy(strategy: str, per_example: int | None) -> None:
 
 
 def _hiding(traces: Iterable[Trace]) -> Hiding | None:
-    """Of inputs that a view does not show, where the traces' run hides some."""
+    """The inputs that a view does not show, where the traces' run hides some."""
     names = getattr(traces, "hide", ())
     return Hiding(names) if names else None
 

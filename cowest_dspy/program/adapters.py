@@ -141,6 +141,7 @@ class EscapesData:
             super().__init_subclass__(**kwargs)
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        """Escape inputs and demos, then call the adapter."""
         # Not in format() alone: an adapter may fall back to another one, to which it gives what it
         # was given.
         return super().__call__(lm, lm_kwargs, signature, *self._as_data(signature, demos, inputs))  # pyright: ignore[reportAttributeAccessIssue]

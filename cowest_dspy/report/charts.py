@@ -73,7 +73,7 @@ def reach(values: Iterable[float | None], least: float = 0.1) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ChartRow:
     """One row: its ``label``, ``value`` and interval on the axis, ``text`` beside it, and the
     ``description`` of its mark.
 
@@ -95,7 +95,9 @@ def ends_of(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
-def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = False) -> Markup:
+def bars(
+    rows: Sequence[ChartRow], label: str, axis: Axis = SHARE, *, small: bool = False
+) -> Markup:
     """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing,
     for a column of a grid."""
 
@@ -112,7 +114,7 @@ def bars(rows: Sequence[Row], label: str, axis: Axis = SHARE, *, small: bool = F
 
 
 def points(
-    rows: Sequence[Row],
+    rows: Sequence[ChartRow],
     label: str,
     axis: Axis,
     *,
@@ -140,7 +142,7 @@ def points(
 
 
 def differences(
-    rows: Sequence[Row], label: str, title: str, *, floor: float = 0.0, unit: float = 1.0
+    rows: Sequence[ChartRow], label: str, title: str, *, floor: float = 0.0, unit: float = 1.0
 ) -> Markup:
     """A point per row on an axis that goes equally far to both sides of a line at 0; a grey band
     from -``floor`` to ``floor``. ``unit``: how much a difference of the whole score is."""
@@ -160,7 +162,7 @@ def shares(
 
     ``words`` says what a kind is called, where that is not its name.
     """
-    rows = [Row(name, 1.0, "", text=text) for name, text, _ in groups]
+    rows = [ChartRow(name, 1.0, "", text=text) for name, text, _ in groups]
 
     def layers(data: list[Spec]) -> list[Spec]:
         parts: list[Spec] = []
@@ -331,7 +333,7 @@ Layers = Callable[[list[Spec]], list[Spec]]
 
 
 def _both(
-    rows: Sequence[Row], label: str, axis: Axis, layers: Layers, small: bool = False
+    rows: Sequence[ChartRow], label: str, axis: Axis, layers: Layers, small: bool = False
 ) -> Markup:
     """The drawing of these rows for a wide page and the one for a narrow page, in that order."""
     if not rows:
@@ -344,7 +346,7 @@ def _both(
     )
 
 
-def _rows_spec(rows: Sequence[Row], axis: Axis, layers: Layers, width: int | None) -> Spec:
+def _rows_spec(rows: Sequence[ChartRow], axis: Axis, layers: Layers, width: int | None) -> Spec:
     """The specification of rows with words beside the plot on a wide page (``width`` None), above
     each bar on one of so many pixels."""
     characters, left, plot, right, half = 32, _LEFT, _PLOT, _RIGHT, 9

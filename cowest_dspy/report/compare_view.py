@@ -19,8 +19,8 @@ from cowest_dspy.influence.report import format_kinds
 from cowest_dspy.report.charts import (
     SHARE,
     Chart,
+    ChartRow,
     Mark,
-    Row,
     Series,
     curves,
     differences,
@@ -341,7 +341,7 @@ def score_chart(numbers: Numbers, against: ArmNumbers | None) -> Markup:
 def difference_chart(numbers: Numbers) -> list[Chart]:
     """The difference of each tested arm to ``against``, in points; the colour is the finding after
     correction."""
-    rows = list[Row]()
+    rows = list[ChartRow]()
     for arm in numbers.arms:
         test = arm.test
         if test is None or test.difference is None:
@@ -350,7 +350,7 @@ def difference_chart(numbers: Numbers) -> list[Chart]:
         text = format_difference(test)
         low, high = (None if end is None else 100 * end for end in ends_of(test.interval))
         described = f"{arm.title}: {text} points"
-        rows.append(Row(arm.title, 100 * test.difference, described, low, high, kind, text))
+        rows.append(ChartRow(arm.title, 100 * test.difference, described, low, high, kind, text))
     legend = (("helped", "better"), ("plain", "not distinguishable"), ("hurt", "worse"))
     drawing = differences(rows, "Differences in points", "points", unit=100.0)
     return [Chart(drawing, legend=legend)]

@@ -47,7 +47,7 @@ MAX_TEXT = 4000
 MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
 EFFECTS = ("helped", "hurt", "same", "failed")
 T = TypeVar("T")
-Row = tuple[list[str], list[Any], list[list[str]]]
+TableRow = tuple[list[str], list[Any], list[list[str]]]
 
 
 def report_files(folder: Path) -> WrittenPage:
@@ -140,7 +140,8 @@ def _tiles(report: RunReport, numbers: Figures) -> list[tuple[str, str, str]]:
 
 
 def format_duration(seconds: float) -> str:
-    """
+    """Seconds in words, without decimals.
+
     >>> format_duration(90), format_duration(5400)
     ('90 s', '1 h 30 min')
     """
@@ -194,7 +195,7 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
     by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
     ids = list(dict.fromkeys(example_id for answers in by_id for example_id in answers))
 
-    def row(example_id: str) -> Row:
+    def row(example_id: str) -> TableRow:
         found = {
             arm.name: answers.get(example_id)
             for arm, answers in zip(report.arms, by_id, strict=True)
@@ -248,7 +249,7 @@ def clip_for_page(text: str) -> str:
 def _fit_rows(
     name: str,
     items: Sequence[T],
-    row: Callable[[T], Row],
+    row: Callable[[T], TableRow],
     columns: list[str],
     filters: Sequence[tuple[str, list[list[str]]]],
     max_rows: int,
@@ -272,7 +273,7 @@ def _fit_rows(
         most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
 
 
-def _number_texts(row: Row, texts: dict[str, int], counts: dict[str, int]) -> list[Any]:
+def _number_texts(row: TableRow, texts: dict[str, int], counts: dict[str, int]) -> list[Any]:
     """The row with numbers for its texts, the same for the same text, each cut to size; its empty
     steps left out, its tags counted."""
 
@@ -304,7 +305,7 @@ def _answer_options(report: RunReport) -> list[list[str]]:
     return [*options, ["failed", "failed in some arm"]]
 
 
-def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> Row:
+def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> TableRow:
     known = next(answer for answer in found.values() if answer is not None)
     tags = _change_tag(
         found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken"
@@ -386,7 +387,7 @@ def _fields(answer: Answer) -> dict[str, Any]:
     return {**answer.steps, "answer": "" if answer.answer is None else answer.answer}
 
 
-def _trace_row(where: str, trace: Trace) -> Row:
+def _trace_row(where: str, trace: Trace) -> TableRow:
     kind = describe_effect(trace.influence)
     shown = "failed" if trace.influence is None else f"{trace.influence:+.2f}"
     steps = [

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cowest_dspy.optimizers.rounds import Gain
 from cowest_dspy.report import charts
-from cowest_dspy.report.charts import Axis, Chart, Row, ends_of
+from cowest_dspy.report.charts import Axis, Chart, ChartRow, ends_of
 from cowest_dspy.report.facts import LOGGED, Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenly
@@ -136,15 +136,15 @@ def _arm_cells(line: ArmNumbers, tested: bool) -> tuple[str, ...]:
     return (*cells, *((f"+{test.higher:,} -{test.lower:,}", bare_p(test.p)) if test else ("", "")))
 
 
-def score_row(line: ArmNumbers) -> Row:
+def score_row(line: ArmNumbers) -> ChartRow:
     """An arm's score with its interval, and the scores of single seeds where it has several."""
     if line.score is None:
-        return Row(line.title, None, f"{line.title}: no answers", text="no answers")
+        return ChartRow(line.title, None, f"{line.title}: no answers", text="no answers")
     right = f"n {line.answered:,}"
     if line.correct is not None:
         right = f"{line.correct:,} of {line.answered:,} right"
     score = format_share(line.score)
-    return Row(
+    return ChartRow(
         line.title,
         line.score,
         f"{line.title}: {score}, 95 % {format_interval(line.interval)}, {right}",
@@ -251,7 +251,7 @@ def _gains(label: str, rows: Sequence[tuple[str, Gain | None, bool]]) -> list[Ch
     """A point with its interval for each round or step that has a measured gain; coloured, where it
     was taken."""
     drawn = [
-        Row(
+        ChartRow(
             name,
             gain.mean,
             f"{name}: {gain.span}",
@@ -346,14 +346,16 @@ def _influence_charts(
 def _means(rounds: Mapping[str, InfluenceCounts], floor: float) -> Markup:
     """The mean influence of each round with its interval, on the band of what the strong model's
     own sampling may make."""
-    rows = list[Row]()
+    rows = list[ChartRow]()
     for name, counts in rounds.items():
         if counts.mean is None:
             continue
         low, high = ends_of(counts.interval)
         text = f"{counts.mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if counts.interval else "")
         kind = "accent" if low is not None and low > floor else "plain"
-        rows.append(Row(name, counts.mean, f"{name}: mean influence {text}", low, high, kind, text))
+        rows.append(
+            ChartRow(name, counts.mean, f"{name}: mean influence {text}", low, high, kind, text)
+        )
     return charts.differences(rows, "Mean influence by round", "mean influence", floor=floor)
 
 
@@ -481,7 +483,9 @@ def _stage_charts(report: RunReport) -> list[Chart]:
             continue
         axis = Axis(0.0, float(max(value for _, value in known)), (), "''")
         rows = [
-            Row(name, value, f"{name}: {words(value)} {title}", kind="accent", text=words(value))
+            ChartRow(
+                name, value, f"{name}: {words(value)} {title}", kind="accent", text=words(value)
+            )
             for name, value in known
         ]
         drawing = charts.bars(rows, f"{title} of each stage", axis, small=True)

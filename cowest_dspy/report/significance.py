@@ -62,8 +62,8 @@ def exact_sign_p(higher: int, lower: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in the order given: the step-down method of Holm (1979,
-    Scand. J. Statistics 6:65).
+    """The p values, corrected for their number, in the order given: the step-down method of Holm
+    (1979, Scand. J. Statistics 6:65).
 
     The i-th smallest of m is multiplied by m - i + 1, never falls below a smaller one's, and ends
     at 1.

@@ -65,7 +65,8 @@ def verdict(report: RunReport) -> Verdict:
 
 
 def format_p(p: float) -> str:
-    """
+    """A p value for a sentence.
+
     >>> format_p(0.00001), format_p(0.0312), format_p(1.0)
     ('p < 0.001', 'p = 0.031', 'p = 1')
     """
@@ -75,7 +76,7 @@ def format_p(p: float) -> str:
 
 
 def bare_p(p: float) -> str:
-    """p for the column of a table that is headed "p": ``< 0.001``, ``0.031``."""
+    """A p value for the column of a table that is headed "p": ``< 0.001``, ``0.031``."""
     return format_p(p).removeprefix("p ").removeprefix("= ")
 
 
@@ -117,7 +118,7 @@ def format_points(test: PairedTest) -> str:
 
 
 def format_correction(tests: int) -> str:
-    """``Holm over 3 tests, two-sided 0.05``"""
+    """Name the correction: ``Holm over 3 tests, two-sided 0.05``."""
     return f"Holm over {notebook.format_plural(tests, 'test')}, two-sided {ALPHA:g}"
 
 

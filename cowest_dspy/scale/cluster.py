@@ -155,9 +155,9 @@ class Cluster:
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Traces:
-        """As :func:`cowest_dspy.collect`, in shards of the examples: the same traces, in the same
-        order. Each shard has ``num_threads`` questions under way; a question that is the same in
-        two shards is asked in both.
+        """Collect like :func:`cowest_dspy.collect`, in shards of the examples: the same traces, in
+        the same order. Each shard has ``num_threads`` questions under way; a question that is the
+        same in two shards is asked in both.
 
         Args:
             build: gives the program, bound to its models, and the metric. Pickled by Ray: a

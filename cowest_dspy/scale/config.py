@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from cowest_dspy.utils.table import Table
+from cowest_dspy.utils.table import TomlTable
 
 
-class RayRules(Table):
+class RayRules(TomlTable):
     """[ray]: collections run in shards on a Ray cluster; the run's store and budget stay one."""
 
     address: str | None = Field(

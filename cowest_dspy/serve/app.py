@@ -266,12 +266,12 @@ async def _stream(
         if not draft.done():
             draft.set_result(text)
 
-    async def answered() -> tuple[ServedAnswer, str]:
+    async def ask() -> tuple[ServedAnswer, str]:
         answer = await service.answer(response.id, parsed, request.receive, on_draft)
         _note(facts, answer)
         return answer, format_content(answer, parsed, service.interface)
 
-    shows, answering = service.shows_draft(body), asyncio.ensure_future(answered())
+    shows, answering = service.shows_draft(body), asyncio.ensure_future(ask())
     try:
         await asyncio.wait(
             {answering, draft} if shows else {answering}, return_when=asyncio.FIRST_COMPLETED

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cowest_dspy.errors import ConfigError
 from cowest_dspy.utils.masking import SHORTEST_SECRET
-from cowest_dspy.utils.table import Table, name_of_a_variable
+from cowest_dspy.utils.table import TomlTable, name_of_a_variable
 
 KEY_VARIABLE = "COWEST_API_KEY"
 _REMOVED = {
@@ -22,7 +22,7 @@ _REMOVED = {
 """Tables and keys that are no longer there, and what to use."""
 
 
-class _ServeTable(Table):
+class _ServeTable(TomlTable):
     @model_validator(mode="before")
     @classmethod
     def _refuse_removed(cls, values: Any) -> Any:

@@ -165,7 +165,7 @@ async def _serve(
     """Serve until ``stop`` is set and what was under way is finished, or the grace is over."""
     import uvicorn
 
-    class Server(uvicorn.Server):
+    class StoppableServer(uvicorn.Server):
         """Uvicorn's, which leaves signals to interrupts.py."""
 
         def capture_signals(self) -> Any:
@@ -189,7 +189,7 @@ async def _serve(
         timeout_graceful_shutdown=1,
     )  # pyright: ignore[reportArgumentType]
     asyncio.get_running_loop().set_exception_handler(_log_once_a_minute())
-    server = Server(config)
+    server = StoppableServer(config)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(TICK)

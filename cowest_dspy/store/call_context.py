@@ -128,7 +128,7 @@ class Stopping:
                 waker.set()
 
     def set(self) -> None:
-        """As :meth:`stop`: a stretch inside another is stopped with it."""
+        """Stop, as a stretch inside another is stopped with it."""
         self.stop()
 
     @contextmanager

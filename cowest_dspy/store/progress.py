@@ -124,7 +124,7 @@ class Snapshot:
         return next(mine, None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The snapshot as JSON values."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     @classmethod

@@ -139,7 +139,7 @@ class Limits:
                     self._wake_first()
 
     def try_enter(self, tokens: int = 0) -> Admission | float | None:
-        """As :meth:`enter`, without waiting: where there is no room, the seconds until there may be
+        """Enter without waiting: where there is no room, the seconds until there may be
         some, or None where that depends on the end of other calls."""
         with self._lock:
             return self._admit(tokens)

@@ -77,7 +77,7 @@ class RecordedLM(dspy.LM):
     none, and makes another one of the seed of those that have."""
 
     def copy(self, **kwargs: Any) -> dspy.LM:
-        """As ``dspy.LM.copy``."""
+        """Copy like ``dspy.LM.copy``."""
         rollout, engine = kwargs.get("rollout_id"), self.engine
         if rollout is not None and "engine" not in kwargs and isinstance(engine, RecordingEngine):
             kwargs["engine"] = RecordingEngine(engine.inner, int(rollout))

@@ -84,7 +84,7 @@ class StrictRequest(BaseModel):
     stream_options: StrictStreamOptions | None = None
     response_format: dict[str, Any] | None = None
 
-    def asked(self) -> dict[str, Any]:
+    def to_script(self) -> dict[str, Any]:
         """The request as a script's function gets it: ``model``, ``messages``, ``config``."""
         config = self.model_dump(
             exclude={"model", "messages", "stream", "stream_options"}, exclude_none=True

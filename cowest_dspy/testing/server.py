@@ -239,7 +239,7 @@ class OpenAIServer:
             ProtocolError: 400, where the script has no answer.
         """
         try:
-            texts = [scripted(self.script, request.asked()) for _ in range(request.n or 1)]
+            texts = [scripted(self.script, request.to_script()) for _ in range(request.n or 1)]
         except NotScripted as error:
             raise ProtocolError(400, str(error), "not_scripted") from None
         choices: list[Choice] = []

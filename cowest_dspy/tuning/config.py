@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from cowest_dspy.errors import nearest
-from cowest_dspy.utils.table import MOVED, Reference, Table
+from cowest_dspy.utils.table import MOVED, Reference, TomlTable
 
 LOSS_TYPES = (
     "sigmoid",
@@ -74,7 +74,7 @@ Positive = Annotated[float, Field(gt=0)]
 Part = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Sft(Table):
+class Sft(TomlTable):
     """[sft]: domain fine-tuning. ``drafts`` and ``answers`` name functions of a seed that give
     prompt/completion rows."""
 

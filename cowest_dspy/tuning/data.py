@@ -66,7 +66,7 @@ def _split_chat(row: Row, index: int) -> Row:
     if not isinstance(messages, Sequence) or len(messages) < 2:
         raise TuningError(
             f'Row {index} is no chat row: {{"messages": [user ..., assistant ...]}} was '
-            f"expected, {_shown(row)} given."
+            f"expected, {_format_value(row)} given."
         )
     return {"prompt": messages[:-1], "completion": messages[-1:]}
 
@@ -102,7 +102,7 @@ def unpaired_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:
         if not isinstance(label, bool):
             raise TuningError(
                 f'Row {index}: "label" must be true (desirable) or false (undesirable); '
-                f"{_shown(label)} was given."
+                f"{_format_value(label)} was given."
             )
     if len(set(labels)) < 2:
         raise TuningError(
@@ -134,7 +134,7 @@ def _messages(row: Row, key: str, index: int, sides: tuple[str, ...]) -> Message
         raise TuningError(
             f'Row {index}: "{key}" must be a list of messages such as [{{"role": "user", '
             '"content": "..."}}]; '
-            f"{_shown(value)} was given. A row has {', '.join(('prompt', *sides))}."
+            f"{_format_value(value)} was given. A row has {', '.join(('prompt', *sides))}."
         )
     messages: Messages = [
         {"role": message["role"], "content": message["content"]} for message in value
@@ -165,7 +165,7 @@ def _some(indices: Sequence[int]) -> str:
     return f"{len(indices)} {'row' if len(indices) == 1 else 'rows'} ({shown})"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

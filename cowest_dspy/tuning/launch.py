@@ -171,7 +171,7 @@ def launch(
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> Tuned:
-    """As ``train_adapter``, by several processes. None of them is left when it ends, however it
+    """Run ``train_adapter`` by several processes. None of them is left when it ends, however it
     ends. ``peak_memory_bytes`` is of all processes together.
 
     Raises:

@@ -192,7 +192,7 @@ class TRLProvider(Provider):
         cache: str | Path | None = None,
         least: int = LEAST_PAIRS,
     ) -> Tuned:
-        """As :meth:`finetune`, from ``adapter`` (None: from the base), without loading the
+        """Train like :meth:`finetune`, from ``adapter`` (None: from the base), without loading the
         result."""
         check_tuner(rows, type(settings).__name__)
         found = len(rows)

@@ -81,7 +81,7 @@ def train_adapter(
     on_step: OnStep | None = None,
     cache: Path | None = None,
 ) -> Tuned:
-    """Train an adapter on rows, by the trainer that the settings are of:
+    """Train an adapter on rows, by the trainer that the settings are of.
 
     - ``SFT`` on ``{"prompt": [...], "completion": [...]}``; the loss is that of the completions'
       tokens.

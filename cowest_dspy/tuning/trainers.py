@@ -176,7 +176,7 @@ def progress_callback(settings: SFT | DPO | KTO, on_step: OnStep | None, rows: i
     training that diverges or is asked to stop."""
     from transformers import TrainerCallback
 
-    class Progress(TrainerCallback):
+    class ReportStep(TrainerCallback):
         def __init__(self) -> None:
             self.saved, self.tokens_before, self.first_step = time.monotonic(), 0, 0
 
@@ -225,7 +225,7 @@ def progress_callback(settings: SFT | DPO | KTO, on_step: OnStep | None, rows: i
             if on_step and "loss" in record:
                 on_step(state.global_step, state.max_steps, dict(record))
 
-    return Progress()
+    return ReportStep()
 
 
 SIDES = ("chosen", "rejected")

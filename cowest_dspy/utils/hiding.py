@@ -34,7 +34,7 @@ class Hiding:
             dict.fromkeys(str(inputs[name]) for name in self.names if name in inputs)
         )
 
-    def shown(self, example_id: str, value: Any) -> Any:
+    def redact(self, example_id: str, value: Any) -> Any:
         """A text of the example, or JSON values of it, without what is hidden."""
         return without(value, self.texts.get(example_id, ()))
 

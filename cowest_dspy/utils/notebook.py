@@ -105,7 +105,8 @@ def table(
 
 
 def format_plural(count: int, what: str) -> str:
-    """
+    """A number of things.
+
     >>> format_plural(1, "pair"), format_plural(2000, "pair")
     ('1 pair', '2,000 pairs')
     """

@@ -52,7 +52,7 @@ MOVED: Mapping[str, Mapping[str, str]] = {
 "training" is [dpo], [kto], and the settings of [sft]."""
 
 
-class Table(BaseModel):
+class TomlTable(BaseModel):
     """A table of a TOML: frozen, and closed to keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -16,7 +16,7 @@ from tiny import make_adapter
 
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import generate, scheduler
-from cowest_dspy.lms.local.sampling import Row
+from cowest_dspy.lms.local.sampling import PromptRow
 from cowest_dspy.lms.local.scheduler import ComputeThread
 from cowest_dspy.program.adapters import LineAdapter
 from cowest_dspy.store import serialize
@@ -121,7 +121,9 @@ def test_rows_that_come_and_go_say_what_they_say_alone(tiny_model: Path) -> None
     loaded = LocalEngine(tiny_model, dtype="float32")._load()
     begin = loaded.begin
     rows = [
-        Row([70 + n % 7, 80, 90 + n][: 2 + n % 2] * (1 + n % 5), 3 + n % 9, temperature=1.0, seed=n)
+        PromptRow(
+            [70 + n % 7, 80, 90 + n][: 2 + n % 2] * (1 + n % 5), 3 + n % 9, temperature=1.0, seed=n
+        )
         for n in range(24)
     ]
     alone = {row: generate.run(begin(), [row])[0] for row in rows}

@@ -17,7 +17,7 @@ from cowest_dspy.errors import ModelError
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local import generate
 from cowest_dspy.lms.local.engine import shared_engine
-from cowest_dspy.lms.local.sampling import Row
+from cowest_dspy.lms.local.sampling import PromptRow
 from cowest_dspy.lms.local.weights import adapter_hash, locate
 from cowest_dspy.store import serialize
 from cowest_dspy.store.store import Store
@@ -78,7 +78,7 @@ def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_see
     ]
     loaded = engine._load()
     rows = [
-        Row(engine._tokens(messages)[0], 8, temperature=1.0, seed=seed)
+        PromptRow(engine._tokens(messages)[0], 8, temperature=1.0, seed=seed)
         for messages in asked
         for seed in (1, 2)
     ]
@@ -99,7 +99,7 @@ def test_several_drafts_of_one_prompt_are_prefilled_once_and_differ_by_their_see
 def test_a_padded_prompt_is_not_taken_for_one_that_begins_with_the_padding_token(
     engine: LocalEngine,
 ) -> None:
-    rows = [Row(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
+    rows = [PromptRow(tokens, 6) for tokens in ([0, 70, 80], [70, 80])]
     begin = engine._load().begin
     together = generate.run(begin(), rows)
     one_by_one = [generate.run(begin(), [row])[0] for row in rows]

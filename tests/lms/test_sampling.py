@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cowest_dspy.lms.local.sampling import Draws, Row, choose
+from cowest_dspy.lms.local.sampling import Draws, PromptRow, choose
 
 # In steps of 1/64: nearer logits have equal weights in float32.
 LOGITS = st.lists(st.integers(-512, 512).map(lambda number: number / 64), min_size=2, max_size=12)
 
 
 def row(**settings: Any) -> Draws:
-    return Draws(Row((1,), 8, **{"temperature": 1.0, **settings}))
+    return Draws(PromptRow((1,), 8, **{"temperature": 1.0, **settings}))
 
 
 def drawn(logits: list[float], count: int = 1, **settings: Any) -> list[int]:

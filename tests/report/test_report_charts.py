@@ -28,7 +28,7 @@ from cowest_dspy.report import (
 from cowest_dspy.report.charts import (
     Axis,
     Chart,
-    Row,
+    ChartRow,
     bars,
     histogram,
     lines,
@@ -40,14 +40,14 @@ from cowest_dspy.report.figures import bins
 from cowest_dspy.report.run_view import run_view
 
 ROWS = [
-    Row("one", 0.25, "one: 25 %", 0.1, 0.4, "accent", "25 %"),
-    Row(
+    ChartRow("one", 0.25, "one: 25 %", 0.1, 0.4, "accent", "25 %"),
+    ChartRow(
         "a title that goes on beyond the room that it has beside its bar",
         0.75,
         "two: 75 %",
         text="75 %",
     ),
-    Row("none", None, "none: no answers"),
+    ChartRow("none", None, "none: no answers"),
 ]
 
 
@@ -211,7 +211,7 @@ def test_a_drawing_has_no_style_no_script_no_address_and_no_id_of_another() -> N
 @given(st.text(max_size=60))
 @settings(max_examples=25)
 def test_any_title_is_drawn_as_text(title: str) -> None:
-    chart = bars([Row(title, 0.5, f"said: {title}")], title)
+    chart = bars([ChartRow(title, 0.5, f"said: {title}")], title)
     for one in svgs(chart):  # it parses
         assert one.get("role") == "img" and [found.tag for found in one.iter("script")] == []
     said = titles(chart)

@@ -37,7 +37,7 @@ from cowest_dspy.lms.base_engine import AsyncEngine, BaseEngine
 from cowest_dspy.lms.local import attention, likelihood, scheduler, weights
 from cowest_dspy.lms.local.generate import PlainSession, Session
 from cowest_dspy.lms.local.lora import AdapterRegistry, LoraModel, identify, reload_adapters
-from cowest_dspy.lms.local.sampling import Completion, Row, TokenScore
+from cowest_dspy.lms.local.sampling import Completion, PromptRow, TokenScore
 from cowest_dspy.lms.local.scheduler import COMPUTE, Batcher, LoadedModel, PendingRequest
 from cowest_dspy.store import serialize
 
@@ -220,7 +220,7 @@ class LocalEngine(BaseEngine):
                 f"{self.model_id}: {len(tokens)} prompt tokens and "
                 f"max_tokens={config.get('max_tokens')} do not fit its context."
             )
-        row = Row(
+        row = PromptRow(
             tokens[head:],
             config.get("max_tokens", min(room, _DEFAULT_MAX_TOKENS)),
             temperature=float(config.get("temperature", 0.0)),

@@ -30,7 +30,7 @@ from cowest_dspy.lms.local.attention import (
     merge_parts,
     prefill_mask,
 )
-from cowest_dspy.lms.local.sampling import Completion, Draws, Row, choose, completed
+from cowest_dspy.lms.local.sampling import Completion, Draws, PromptRow, choose, completed
 
 # Prompt tokens computed together on a processor (measured: with more of them, the time goes into
 # moving memory).
@@ -41,7 +41,7 @@ _SHORTEST_POOL = 32
 Select = Callable[[Sequence[str | None]], Callable[..., Any]]
 
 
-Finished = list[tuple[Row, Completion]]
+Finished = list[tuple[PromptRow, Completion]]
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class _Prompt:
     """A prompt that is computed: where its keys and values stand, and its last logits
     ``[vocabulary]``."""
 
-    row: Row
+    row: PromptRow
     pool: Blocks
     number: int
     logits: Any
@@ -112,7 +112,7 @@ class Session:
         """The adapters of the rows on their way."""
         return [item.prompt.row.adapter for item in self._rows]
 
-    def admit(self, rows: Sequence[Row]) -> Finished:
+    def admit(self, rows: Sequence[PromptRow]) -> Finished:
         """Take rows in: compute those of their prompts that are not there yet, and choose every
         row's first token."""
         import torch
@@ -198,10 +198,10 @@ class Session:
 
     # Prompts
 
-    def _compute_prompts(self, rows: list[Row]) -> None:
+    def _compute_prompts(self, rows: list[PromptRow]) -> None:
         """In groups of one adapter and the same beginning; on a processor small ones, whose
         intermediate results stay in its caches."""
-        alike: dict[tuple[str | None, int], list[Row]] = {}
+        alike: dict[tuple[str | None, int], list[PromptRow]] = {}
         for row in sorted(rows, key=lambda row: len(row.tokens)):
             alike.setdefault((row.adapter, id(row.prefix)), []).append(row)
         for group in alike.values():
@@ -214,7 +214,7 @@ class Session:
                 group, some = group[:-size], group[-size:]
                 self._prefill(some)
 
-    def _prefill(self, rows: list[Row]) -> None:
+    def _prefill(self, rows: list[PromptRow]) -> None:
         import torch
         from transformers import DynamicCache
 
@@ -244,7 +244,7 @@ class Session:
         for index, row in enumerate(rows):
             self._prompts[_key(row)] = self._stored(row, cache, index, logits[index])
 
-    def _stored(self, row: Row, cache: Any, index: int, logits: Any) -> _Prompt:
+    def _stored(self, row: PromptRow, cache: Any, index: int, logits: Any) -> _Prompt:
         """The prompt's keys and values, copied to others of like length."""
         assert self._own is not None
         size = max(_SHORTEST_POOL, 1 << (len(row.tokens) - 1).bit_length())
@@ -390,7 +390,7 @@ class PlainSession:
         """The adapters of the rows on their way."""
         return [item.row.adapter for item in self._rows]
 
-    def admit(self, rows: Sequence[Row]) -> Finished:
+    def admit(self, rows: Sequence[PromptRow]) -> Finished:
         """Take rows in, compute their prompts, and choose every row's first token."""
         from transformers import DynamicCache
 
@@ -444,7 +444,7 @@ class PlainSession:
         return finished
 
 
-def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
+def run(session: Any, rows: Sequence[PromptRow]) -> list[Completion]:
     """The completions of ``rows``, in their order, by a session that is empty."""
     done = dict(session.admit(rows))
     while session.live:
@@ -452,5 +452,5 @@ def run(session: Any, rows: Sequence[Row]) -> list[Completion]:
     return [done[row] for row in rows]
 
 
-def _key(row: Row) -> Any:
+def _key(row: PromptRow) -> Any:
     return (row.adapter, id(row.prefix), tuple(row.tokens))

@@ -23,7 +23,7 @@ _LIKELIEST = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PromptRow:
     """One prompt and how to continue it; lengths are in tokens.
 
     ``tokens`` are those after ``prefix``, a beginning that other rows have too. ``adapter`` names
@@ -59,7 +59,7 @@ class TokenScore:
 class Draws:
     """The progress of a row: its tokens so far, and their scores when it asked for them."""
 
-    row: Row
+    row: PromptRow
     tokens: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     _random: random.Random = field(init=False)

@@ -39,7 +39,7 @@ from cowest_dspy.lms.local import weights
 from cowest_dspy.lms.local.attention import Prefix, compute_prefix
 from cowest_dspy.lms.local.generate import PREFILL_TOKENS, Finished
 from cowest_dspy.lms.local.lora import LoraModel
-from cowest_dspy.lms.local.sampling import Completion, Row
+from cowest_dspy.lms.local.sampling import Completion, PromptRow
 
 Result = TypeVar("Result")
 
@@ -128,7 +128,7 @@ class Batch(Protocol):
         """The adapters of the rows on their way."""
         ...
 
-    def admit(self, rows: Sequence[Row]) -> Finished:
+    def admit(self, rows: Sequence[PromptRow]) -> Finished:
         """Take rows in."""
         ...
 
@@ -156,7 +156,7 @@ class PendingRequest:
 
     tokens: tuple[int, ...]
     head: int
-    row: Row
+    row: PromptRow
     future: Future[Completion] = field(default_factory=Future)
     waited: int = 0
 
@@ -239,7 +239,7 @@ class Batcher:
             while waiting:
                 waiting.pop().future.set_exception(error)
             return
-        alive: dict[Row, PendingRequest] = {}
+        alive: dict[PromptRow, PendingRequest] = {}
         joining: list[PendingRequest] = []
         batch, first = loaded.begin(), True
         try:
@@ -307,7 +307,7 @@ class Batcher:
         patient = max(work.waited for work in taken) < PATIENCE
         return not patient or tokens >= PREFILL_TOKENS or len(taken) >= self._max_batch // 4
 
-    def _row(self, loaded: LoadedModel, work: PendingRequest) -> Row:
+    def _row(self, loaded: LoadedModel, work: PendingRequest) -> PromptRow:
         """The row of a request, behind the beginning that it shares."""
         if not work.head:
             return work.row
@@ -328,7 +328,7 @@ class Batcher:
             self._answer_together(half)
 
     def _answer_together(self, works: list[PendingRequest]) -> None:
-        alive: dict[Row, PendingRequest] = {}
+        alive: dict[PromptRow, PendingRequest] = {}
         try:
             loaded = self._open()
             batch = loaded.begin()
@@ -343,7 +343,7 @@ class Batcher:
             self._answer_halves([work for work in works if not work.future.done()], error)
 
 
-def _settle(finished: Finished, alive: dict[Row, PendingRequest]) -> None:
+def _settle(finished: Finished, alive: dict[PromptRow, PendingRequest]) -> None:
     for row, completion in finished:
         alive.pop(row).future.set_result(completion)
 
