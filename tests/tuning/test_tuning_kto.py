@@ -142,7 +142,7 @@ def test_tune_takes_unpaired_rows_and_only_with_kto(tiny_model: Path, tmp_path: 
     tuned = tune(weak, labelled_rows(2), KTO(**QUICK, lora=LORA), tmp_path / "out", least=2)
     assert tuned.model == f"{weak.model}+{tuned.result.adapter_hash}"
     with pytest.raises(
-        TuningError, match=r"label, influence are tuned on with KTO\(...\), but settings is SFT"
+        TuningError, match=r"label are tuned on with KTO\(...\), but settings is SFT"
     ):
         tune(weak, labelled_rows(2), SFT(), tmp_path / "no")
     with pytest.raises(
