@@ -139,7 +139,7 @@ def _rubric(reference: str | None) -> Rubric:
     rubric = load(reference)
     if not isinstance(rubric, Rubric):
         raise ConfigError(
-            f"[influence] rubric {reference} is a {type(rubric).__name__}: a cowest_dspy.Rubric "
-            "is expected."
+            f"[influence] rubric {reference} is a {type(rubric).__name__}: a "
+            "cowest_dspy.influence.Rubric is expected."
         )
     return rubric
