@@ -36,6 +36,7 @@ from cowest_dspy.store.progress import read_snapshot
 from cowest_dspy.store.schema import (
     CALL_COLUMNS,
     SCHEMA_VERSION,
+    UNREADABLE,
     add_functions,
     crc_of,
     is_emptied,
@@ -196,7 +197,7 @@ def _readable(copy: Path) -> bool:
     Raises:
         StoreError: a newer version wrote it.
     """
-    with suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as db:
+    with suppress(*UNREADABLE), closing(sqlite3.connect(copy)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise StoreError(
@@ -211,7 +212,7 @@ def _readable(copy: Path) -> bool:
 
 
 def _sound(db: sqlite3.Connection) -> bool:
-    with suppress(sqlite3.Error):
+    with suppress(*UNREADABLE):
         if not 1 <= db.execute("PRAGMA user_version").fetchone()[0] <= SCHEMA_VERSION:
             return False
         return [tuple(row) for row in db.execute("PRAGMA integrity_check(1)")] == [("ok",)]
@@ -225,7 +226,7 @@ def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> _
     columns, saved, seen, low, last = TABLES[table], 0, 0, 0, 0
     try:
         source.execute(f"SELECT {columns} {names} LIMIT 0")
-    except sqlite3.Error:
+    except UNREADABLE:
         columns = _OLD.get(table, columns)
     try:
         for number, *values in source.execute(f"SELECT rowid, {columns} {names} ORDER BY rowid"):
@@ -233,9 +234,9 @@ def _save(source: sqlite3.Connection, into: sqlite3.Connection, table: str) -> _
             if _put(into, table, number, tuple(values)):
                 saved, last = saved + 1, number
         return _Saved(saved, seen - saved, True, last)
-    except sqlite3.Error:
+    except UNREADABLE:
         query = f"SELECT rowid, {columns} {names} WHERE rowid > ? ORDER BY rowid DESC"
-        with suppress(sqlite3.Error):
+        with suppress(*UNREADABLE):
             for number, *values in source.execute(query, (low,)):
                 seen += 1
                 if _put(into, table, number, tuple(values)):

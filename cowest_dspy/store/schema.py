@@ -51,6 +51,8 @@ UPDATE records SET crc = crc_of(kind || key || value);
 SCHEMA_VERSION = max(MIGRATIONS)
 # Larger ones are only found damaged where they are read: the check reads all of the file.
 CHECKED_BYTES = 100_000_000
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""The errors of SQLite; one whose message quotes damaged bytes cannot be decoded."""
 # An error without a code is of a text that is not UTF-8; SQLITE_ERROR is a table that is not there,
 # or a row that is not ours.
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, None)
@@ -274,7 +276,7 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     """Raise a StoreError that says what to do in the place of an error of SQLite."""
     try:
         yield
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         if getattr(error, "sqlite_errorcode", None) in _DAMAGE:
             raise damaged(path, error) from error
         raise StoreError(

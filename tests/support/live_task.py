@@ -176,9 +176,11 @@ def answered(folder: Path) -> list[str]:
 
 
 def committed(folder: Path, run: str = "run") -> set[str]:
-    """The keys of what the store has."""
+    """The keys of what the store has; none of one that was killed before it had its tables."""
     path = folder / run / "run.sqlite"
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone():
+            return set()
         return {key for (key,) in db.execute("SELECT key FROM calls WHERE model LIKE 'scripted/%'")}
 
 
