@@ -7,6 +7,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -111,6 +112,10 @@ class Tracker(Protocol):
     def variables(self, run_id: str) -> dict[str, str]:
         """Environment variables by which TRL's own logs go into a run."""
         ...
+
+    def active(self, run_id: str) -> AbstractContextManager[Any]:
+        """A context in which TRL's own logs of this process go into a run."""
+        return nullcontext()
 
 
 class MLflow(Tracker):
@@ -277,7 +282,7 @@ class Wandb(Tracker):
         self._titles[run_id] = title
         return run_id
 
-    def _init(self, run_id: str, config: dict[str, str]) -> Any:
+    def _init(self, run_id: str, config: dict[str, str], reinit: str = "create_new") -> Any:
         # What W&B looks up by itself about the machine, its commands and its code is left out:
         # nobody has masked it.
         settings = self._api.Settings(
@@ -298,7 +303,7 @@ class Wandb(Tracker):
             config=config,
             dir=self._folder,
             resume="allow",
-            reinit="create_new",
+            reinit=reinit,
             settings=settings,
         )
         run.config.update(config, allow_val_change=True)
@@ -332,6 +337,12 @@ class Wandb(Tracker):
             "WANDB_RESUME": "allow",
             "WANDB_DIR": self._folder,
         }
+
+    @override
+    def active(self, run_id: str) -> AbstractContextManager[Any]:
+        # W&B reads its variables once in a process; TRL logs into a run that is active. One of the
+        # user's own is left alone.
+        return nullcontext() if self._api.run else self._init(run_id, {}, reinit="default")
 
 
 def _upload_artifact(init: Callable[[], Any], folder: Path, names: list[str], key: str) -> None:

@@ -20,7 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,10 +94,12 @@ class Tracking:
         """
         part, going, variables = part_of(name), list(settings.report_to), dict[str, str]()
         run_name: str | None = None
+        runs = ExitStack()
 
         def begin(tracker: str) -> tuple[str, str]:
             title, run_id = self._send(tracker, "RUNNING", begins=part)
             variables.update(self._trackers[tracker].variables(run_id))
+            runs.enter_context(self._trackers[tracker].active(run_id))
             return title, run_id
 
         for tracker in settings.report_to:
@@ -112,7 +114,7 @@ class Tracking:
                 run_name = run_name or made[0]
         names = {"project": self._project, "run_name": run_name} if run_name else {}
         limits = self._limits if variables else {}
-        with _environment({**limits, **variables}):
+        with runs, _environment({**limits, **variables}):
             yield settings.model_copy(update={"report_to": tuple(going), **names})
 
     def close(self, report: Callable[[], RunReport], error: BaseException | None = None) -> None:
