@@ -20,6 +20,8 @@ import dspy
 if TYPE_CHECKING:
     import torch
 
+_logger = logging.getLogger("cowest_dspy.serve")
+
 
 @contextmanager
 def compact_lm_head() -> Iterator[None]:
@@ -129,9 +131,6 @@ def connection_class(head_seconds: float, keep_alive: float) -> Any:
                 self.transport.abort()
 
     return Connection
-
-
-_logger = logging.getLogger("cowest_dspy.serve")
 
 
 def count_mipro_trials(predictors: int, zero_shot: bool, candidates: int) -> int:

@@ -415,7 +415,7 @@ class _NoModel:
 
 def _prompt_for(visit: _Visit, role: str) -> list[dict[str, str]]:
     """The messages of the first call that the model in this role would get; for a strong one with
-    an empty draft. None where there is no task, or the program asks no model in this role."""
+    an empty draft. Empty where there is no task, or the program asks no model in this role."""
     if visit.task is None:
         return []
     engine, inputs = _NoModel(), visit.task.inputs
@@ -424,11 +424,7 @@ def _prompt_for(visit: _Visit, role: str) -> list[dict[str, str]]:
     )
     bound = visit.task.program.bind(weak=lm, strong=lm)
     attempt(
-        lambda: (
-            dspy.Prediction(draft=bound.ask_draft(**inputs).draft)
-            if role == "weak"
-            else bound.ask_refine("-", **inputs)
-        )
+        lambda: bound.ask_draft(**inputs) if role == "weak" else bound.ask_refine("-", **inputs)
     )
     return engine.prompts[0] if engine.prompts else []
 
@@ -445,11 +441,7 @@ def _ask(visit: _Visit, task: _Task, role: str, settings: LMSettings, lm: dspy.L
     bound = task.program.bind(weak=lm, strong=lm)
     started = time.monotonic()
     made = attempt(
-        lambda: (
-            dspy.Prediction(draft=bound.ask_draft(**task.inputs).draft)
-            if role == "weak"
-            else bound.ask_alone(**task.inputs)
-        )
+        lambda: bound.ask_draft(**task.inputs) if role == "weak" else bound.ask_alone(**task.inputs)
     )
     seconds = time.monotonic() - started
     if made.calls:

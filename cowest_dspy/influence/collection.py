@@ -529,7 +529,6 @@ class Rollout:
         answers = self._refined[text] if drafted.outputs else {}
         refined, alone = _Mean(answers), _Mean(self._alone)
         error = drafted.error or refined.error or (f"alone {alone.error}" if alone.error else None)
-        whole = error is None and refined.score is not None and alone.score is not None
         last = drafted.calls[-1] if drafted.calls else None
         strong = [call for answer in answers.values() for call in answer.calls]
         return Trace(
@@ -545,9 +544,9 @@ class Rollout:
             alone=alone.outputs,
             refined_score=refined.score,
             alone_score=alone.score,
-            influence=refined.score - alone.score
-            if whole and refined.score is not None and alone.score is not None
-            else None,
+            influence=None
+            if error or refined.score is None or alone.score is None
+            else refined.score - alone.score,
             draft_score=self._draft_scores.get(text),
             weak_model=plan.models[0],
             strong_model=plan.models[1],

@@ -1,4 +1,4 @@
-"""ServedAnswer one request with a collaboration, with declared fallbacks where a model fails.
+"""Answer one request with a collaboration, with declared fallbacks where a model fails.
 
     draft      the weak model's; where it fails: the strong model alone, or an error
     route      where a router is given, it decides after the draft: weak, strong or collaborate
@@ -114,7 +114,7 @@ class Answering:
         on_draft: Callable[[str], None] | None = None,
         stopping: Stopping | None = None,
     ) -> ServedAnswer:
-        """ServedAnswer one request.
+        """Answer one request.
 
         Args:
             inputs: the program's, by name.

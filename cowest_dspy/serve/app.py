@@ -106,7 +106,7 @@ class Service:
         receive: Receive,
         on_draft: Callable[[str], None] = lambda _: None,
     ) -> ServedAnswer:
-        """ServedAnswer a request within its time; ``on_draft`` is called on the event loop.
+        """Answer a request within its time; ``on_draft`` is called on the event loop.
 
         When the client goes away, or the time is over, no further model is asked for it.
 

@@ -130,7 +130,7 @@ class Guard:
         self._series, self._numbers = uuid.uuid4().hex[:16], itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ServedAnswer one request."""
+        """Answer one request."""
         began, status, begun = time.monotonic(), 500, False
         request_id = f"chatcmpl-{self._series}{next(self._numbers):08x}"
         scope["cowest"] = facts = {"id": request_id}

@@ -2,7 +2,7 @@
 what it was.
 
     plain(Verdict(label="yes"))                          # {"label": "yes"}
-    restore({"label": "yes"}, Verdict)                  # Verdict(label="yes")
+    restore({"label": "yes"}, Verdict)                   # Verdict(label="yes")
     as_text(Verdict(label="yes"))                        # '{"label": "yes"}'; a text, a number, yes
         and no as Python writes them
     from_text('{"label": "yes"}', Verdict)               # Verdict(label="yes")
@@ -47,7 +47,7 @@ def restore(value: Any, annotation: Any) -> Any:
 def restore_fields(
     values: Mapping[str, Any] | None, types: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Fields by name, each restore by its type; those without one stay as they are."""
+    """Fields by name, each restored by its type; those without one stay as they are."""
     return (
         None
         if values is None
