@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from cowest_dspy.report.facts import redact
 from cowest_dspy.report.page import read_document
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
+from cowest_dspy.utils.jsonable import flatten
 from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 from cowest_dspy.utils.masking import mask_settings, mask_text
 
@@ -116,22 +117,11 @@ def numbers(prefix: str, values: Mapping[str, Any]) -> Numbers:
     """
     return {
         name: float(value)
-        for name, value in _flatten(values, "/", prefix)
+        for name, value in flatten(values, "/", prefix)
         if isinstance(value, int | float)
         and math.isfinite(value)
         and name.rpartition("/")[2] not in NO_NUMBERS
     }
-
-
-def _flatten(
-    values: Mapping[str, Any], between: str, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings, each with the names of its path."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, between, f"{prefix}{name}{between}")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _arm_numbers(config: Config, store: Store) -> Numbers:
@@ -262,8 +252,8 @@ def _params(config: Config, *table: str) -> dict[str, str]:
     return _texts(
         {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for name, value in _flatten(settings, ".")
-            if value is not None
+            for name, value in flatten(settings)
+            if value not in (None, {})
         }
     )
 

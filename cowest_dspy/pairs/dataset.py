@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, overload
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from rich.console import RenderableType
 from typing_extensions import TypedDict
 
@@ -28,6 +28,7 @@ from cowest_dspy.influence.report import remedy
 from cowest_dspy.pairs.texts import Lengths
 from cowest_dspy.utils import notebook
 from cowest_dspy.utils.hiding import Hiding, mark
+from cowest_dspy.utils.jsonable import type_adapter
 from cowest_dspy.utils.jsonl import read_jsonl, write_jsonl
 
 TRAINED_ON = ("prompt", "chosen", "rejected", "completion", "label")
@@ -479,7 +480,7 @@ def _texts(number: int) -> dict[str, str]:
 
 def _validate(kind: type[Preference], values: dict[str, Any], where: str) -> Preference:
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return type_adapter(kind).validate_python(values)
     except ValidationError as error:
         what = "pair" if kind is Pair else "labelled draft"
         raise PairsError(

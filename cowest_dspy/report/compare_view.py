@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from cowest_dspy.report.verdict import (
 )
 from cowest_dspy.report.view import Section, Table, View, print_view, view_html, view_markdown
 from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.jsonable import flatten
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.notebook import format_plural, html_of
 
@@ -397,11 +398,11 @@ def to_csv(comparison: Comparison, numbers: Numbers) -> str:
     comparison.json has, those inside others with a dot (``interval.low``). Numbers in full
     precision, empty where there is none; several values with a space between. A text that a
     spreadsheet would take for a formula has an apostrophe before it."""
-    rows = [{"kind": "arm", **dict(_columns(dataclasses.asdict(line)))} for line in numbers.arms]
+    rows = [{"kind": "arm", **_columns(dataclasses.asdict(line))} for line in numbers.arms]
     for point in numbers.sweep:
         settings = json.dumps(point.settings, ensure_ascii=False, default=str)
         pairs = " ".join(str(count) for count in point.pairs if count is not None)
-        arm = dict(_columns(dataclasses.asdict(point.arm)))
+        arm = _columns(dataclasses.asdict(point.arm))
         rows.append({"kind": "sweep", **arm, "settings": settings, "pairs": pairs})
     stream = io.StringIO()
     heads = dict.fromkeys(head for row in rows for head in row) or ["kind", "name"]
@@ -411,15 +412,15 @@ def to_csv(comparison: Comparison, numbers: Numbers) -> str:
     return stream.getvalue()
 
 
-def _columns(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values by dotted names; what is None is left out."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _columns(value, f"{prefix}{name}.")
-        elif isinstance(value, tuple):
-            yield f"{prefix}{name}", " ".join("-" if one is None else str(one) for one in value)
-        elif value is not None:
-            yield f"{prefix}{name}", value
+    return {
+        name: " ".join("-" if one is None else str(one) for one in value)
+        if isinstance(value, tuple)
+        else value
+        for name, value in flatten(values)
+        if value not in (None, {})
+    }
 
 
 def _escape_formula(value: Any) -> Any:

@@ -27,6 +27,7 @@ from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report.view import Section, Table, View
 from cowest_dspy.utils.files import write_whole
+from cowest_dspy.utils.jsonable import flatten
 from cowest_dspy.utils.notebook import clip
 from cowest_dspy.utils.reading import file_errors, read_json
 
@@ -134,16 +135,12 @@ def settings_section(config: Mapping[str, Any], versions: Mapping[str, str]) -> 
     return Section("settings", "Configuration", tables, missing="None recorded.")
 
 
-def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Nested settings as dotted names and their values as JSON."""
-    rows = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            rows += flatten_settings(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            rows.append((f"{prefix}{key}", text))
-    return rows
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in flatten(settings)
+    ]
 
 
 def read_asset(name: str) -> Markup:

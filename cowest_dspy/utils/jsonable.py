@@ -14,7 +14,7 @@ code to be run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, cast
 
@@ -22,6 +22,21 @@ import dspy
 from dspy.adapters.utils import parse_value
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic_core import to_jsonable_python
+
+
+def flatten(
+    values: Mapping[str, Any], between: str = ".", prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, each with the names on its path; an empty mapping is one.
+
+    >>> list(flatten({"a": {"b": 1, "c": {}}, "d": None}))
+    [('a.b', 1), ('a.c', {}), ('d', None)]
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, between, f"{prefix}{name}{between}")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def plain(value: Any) -> Any:
@@ -100,7 +115,7 @@ def _from_text(annotation: Any) -> Ways:
 
 def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
     try:
-        return _cached_adapter(annotation)
+        return type_adapter(annotation)
     except TypeError:  # A type that cannot be hashed, such as an Annotated with a list in it.
         return TypeAdapter(annotation)
     except PydanticSchemaGenerationError:
@@ -108,5 +123,6 @@ def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
 
 
 @lru_cache(maxsize=256)
-def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
+def type_adapter(annotation: Any) -> TypeAdapter[Any]:
+    """The adapter of a type, made once: that takes milliseconds."""
     return TypeAdapter(cast("Any", annotation))
