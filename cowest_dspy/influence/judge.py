@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -41,7 +42,7 @@ from cowest_dspy.store.record import recorded, unrecorded
 NOT_SHOWN = ("draft", "logprobs")
 
 
-class Evaluator:
+class Evaluator(ABC):
     """A DSPy metric that gives a ``dspy.Prediction(score, feedback, ...)``.
 
     Where an optimiser looks for demonstrations (``trace`` is given), it is the score alone, since a
@@ -63,9 +64,9 @@ class Evaluator:
         found = self.evaluate(example, prediction)
         return found if trace is None or pred_name is not None else float(found.score)
 
+    @abstractmethod
     def evaluate(self, example: dspy.Example, prediction: Any) -> dspy.Prediction:
         """The score in [0, 1] of a prediction, with what is known beside it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, Self
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Self
 from dspy.lm15 import Request, Response, response_to_events
 
 
-class BaseEngine:
+class BaseEngine(ABC):
     """An engine of ``dspy.LM``: ``complete(Request) -> Response``, ``concurrency`` calls at
     once."""
 
@@ -25,22 +26,22 @@ class BaseEngine:
     supports_response_schema = False
     concurrency: int
 
+    @abstractmethod
     def complete(self, request: Request) -> Response:
         """The answer to one request."""
-        raise NotImplementedError
 
     def stream(self, request: Request) -> Any:
         """The finished answer as events; its text comes in one piece."""
         return response_to_events(self.complete(request))
 
+    @abstractmethod
     def dump_state(self) -> dict[str, Any]:
         """The state from which the engine can be made again, as JSON takes it; no secret."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def load_state(cls, state: dict[str, Any]) -> Any:
         """The engine for this state."""
-        raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

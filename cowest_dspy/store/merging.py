@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,14 @@ from cowest_dspy.store.steps import Records
 from cowest_dspy.store.usage import Usage
 
 
-class Merging(Records):
+class Merging(Records, ABC):
     """The part of a store that reads and writes other stores."""
 
     _rows: Iterator[int]
 
+    @abstractmethod
     def _count(self, usage: Usage) -> None:
         """Add calls to the stage's and to the process's sum."""
-        raise NotImplementedError
 
     def _take_over(self, others: Sequence[Path]) -> None:
         """Copy the calls of other runs; each keeps the stage under which it was first paid, and

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,7 @@ def _empty_store() -> Iterator[sqlite3.Connection]:
         yield db
 
 
+@cache
 def _calls_root() -> int:
     """The page at which the table of calls begins: in every store the same."""
     with _empty_store() as db:
