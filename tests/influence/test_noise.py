@@ -264,6 +264,6 @@ def test_a_rubric_that_is_none_is_said(tmp_path: Path) -> None:
     config = load_config([task(tmp_path, 'judge = 1.0\nrubric = "toy.py:match"')])
     with (
         Experiment(config, tmp_path / "run") as experiment,
-        pytest.raises(ConfigError, match=r"a cowest_dspy\.Rubric is expected"),
+        pytest.raises(ConfigError, match=r"a cowest_dspy\.influence\.Rubric is expected"),
     ):
         experiment.collect()
