@@ -266,7 +266,7 @@ class Terminal:
 
 
 def test_ctrl_c_in_a_terminal_stops_cleanly_and_leaves_the_cursor(tmp_path: Path) -> None:
-    written(tmp_path, latency=0.4)
+    written(tmp_path, latency=2.0)  # Several drawings long, so that one of them shows the note.
     terminal = Terminal(tmp_path, "collect", "task.toml", "--run", "run")
     terminal.until("/40")
     terminal.until("calls/s")

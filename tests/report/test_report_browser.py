@@ -131,6 +131,7 @@ def test_every_step_of_a_trace_can_be_read(browser: Any, report: Path) -> None:
             "Alone (score 0)",
             "With draft (score 1)",
             "Influence",
+            "Models",
         ]
 
 

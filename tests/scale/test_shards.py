@@ -209,9 +209,16 @@ def test_a_task_that_is_stopped_keeps_what_it_was_answered_and_asks_the_rest_lat
     asked: list[str] = []
     shard, work = task_of(tmp_path, asked)
     made = Coordinator(None, Bill(), "scripted/strong")
-    timer = threading.Timer(0.1, made.stop)
-    timer.start()
+
+    def stop() -> None:
+        while len(asked) < 5:
+            time.sleep(0.001)
+        made.stop()
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
     assert collect_shard(shard, work, made) is None
+    stopping.join()
     before = len(asked)
     with Store(tmp_path / "run") as store:
         assert 0 < before < 60 and collect_shard(shard, work, made) is None
