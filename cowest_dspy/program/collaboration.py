@@ -87,10 +87,6 @@ class Counterfactual(dspy.Module):
         """The strong model's answer to the inputs, no draft given."""
         return self.module(**inputs)
 
-    async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        """Answer as :meth:`forward`, asynchronously."""
-        return await acall(self.module, **inputs)
-
 
 class Collaboration(dspy.Module):
     """A program of two models: ``draft`` runs on the weak one, ``refine`` on the strong one.
@@ -188,8 +184,8 @@ class Collaboration(dspy.Module):
         calls: list[Call] = []
         try:
             with listening() as calls, prompt_format(self.adapter):
-                draft = self._with_draft_text(await acall(self.draft, **inputs)).draft
-                prediction = await acall(self.refine, **inputs, **{self.draft_field: draft})
+                draft = self._with_draft_text(await _acall(self.draft, **inputs)).draft
+                prediction = await _acall(self.refine, **inputs, **{self.draft_field: draft})
         finally:
             note(calls)
         prediction["draft"] = draft
@@ -440,7 +436,7 @@ def sanitize_draft(draft: str) -> str:
     return escape(visible.strip())[:LONGEST_DRAFT].strip()
 
 
-async def acall(module: dspy.Module, **inputs: Any) -> dspy.Prediction:
+async def _acall(module: dspy.Module, **inputs: Any) -> dspy.Prediction:
     """Await a module; one that has no ``aforward`` is called in a thread."""
     if hasattr(module, "aforward"):
         return await module.acall(**inputs)
