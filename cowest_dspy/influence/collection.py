@@ -355,7 +355,7 @@ class Plan:
 
     @cached_property
     def answer_fields(self) -> frozenset[str]:
-        """What a draft must have to be an answer."""
+        """What a draft must have to be an answer; nothing where none is one."""
         return frozenset(self.program.answer_fields)
 
     def ask(
@@ -373,7 +373,7 @@ class Plan:
         """What a draft scores as an answer; None where it holds none, or where the metric
         failed."""
         metric = self.draft_metric
-        if metric is None and self.answer_fields <= draft.keys():
+        if metric is None and self.answer_fields and self.answer_fields <= draft.keys():
             metric = self.metric
         return None if metric is None else attempt_score(metric, example, draft).score
 

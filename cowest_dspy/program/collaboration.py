@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -166,6 +166,9 @@ class Collaboration(dspy.Module):
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the
         strong model was given."""
+        step: Step | None = dspy.settings.get(_ANSWERING_BY)
+        if step is not None:
+            return step(self, inputs)
         calls: list[Call] = []
         try:
             with listening() as calls:
@@ -271,13 +274,19 @@ class Collaboration(dspy.Module):
             ProgramError: something else was given.
         """
         bound = self.deepcopy()
+        bound.set_lms(weak=weak, strong=strong)
+        return bound
+
+    def set_lms(
+        self, *, weak: dspy.LM | str | None = None, strong: dspy.LM | str | None = None
+    ) -> None:
+        """Put the program itself on these LMs, as :meth:`bind` puts a copy."""
         if weak is not None:
-            bound.draft.set_lm(_recorded("weak", weak))
+            self.draft.set_lm(_recorded("weak", weak))
         if strong is not None:
             lm = _recorded("strong", strong)
-            bound.refine.set_lm(lm)
-            bound.alone.module.set_lm(lm)
-        return bound
+            self.refine.set_lm(lm)
+            self.alone.module.set_lm(lm)
 
     def get_lm(self) -> dspy.LM | None:
         """The LM whose samples differ: the weak model's, or the strong one's where the draft asks
@@ -363,6 +372,19 @@ class Collaboration(dspy.Module):
         ) + "".join(one._repr_html_() for one in history if hasattr(one, "_repr_html_"))
 
 
+Step = Callable[[Collaboration, dict[str, Any]], dspy.Prediction]
+"""Answers for a Collaboration: gets it and the inputs that it was called with."""
+_ANSWERING_BY = "cowest_answering_by"
+
+
+@contextmanager
+def answering_by(step: Step | None) -> Iterator[None]:
+    """Have a Collaboration that is called inside this context, in whatever module, answer by
+    ``step``; None: by itself."""
+    with dspy.context(**{_ANSWERING_BY: step}):
+        yield
+
+
 @contextmanager
 def prompt_format(adapter: dspy.Adapter | None) -> Iterator[None]:
     """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``,
@@ -440,7 +462,8 @@ async def _acall(module: dspy.Module, **inputs: Any) -> dspy.Prediction:
     """Await a module; one that has no ``aforward`` is called in a thread."""
     if hasattr(module, "aforward"):
         return await module.acall(**inputs)
-    return await dspy.asyncify(module)(**inputs)
+    in_thread: Any = dspy.asyncify(module)  # DSPy types it as of two arguments
+    return await in_thread(**inputs)
 
 
 def _recorded(role: str, lm: Any) -> dspy.LM:

@@ -176,7 +176,8 @@ class RecordingEngine:
         """
         inner = self.inner_for(request.model)
         if call_context().ledger is not None or not has_async_engine(inner):
-            return await dspy.asyncify(self.complete)(request)
+            asyncify: Any = dspy.asyncify  # of any callable; DSPy types it as of modules
+            return await asyncify(self.complete)(request)
         request, plain = self._sampled(request)
         with _behind():
             answer = await inner.acall(plain, **self._rollout_id)

@@ -53,6 +53,10 @@ def program_of(server: OpenAIServer, signature: str = "question -> answer", **mo
     return Collaboration(signature, **more).bind(**lms(server))
 
 
+asyncify: Any = dspy.asyncify  # DSPy types what they give as of two arguments
+streamify: Any = dspy.streamify
+
+
 async def gathered(program: Any, questions: list[str]) -> list[Any]:
     return await asyncio.gather(*(program.acall(question=one) for one in questions))
 
@@ -64,8 +68,8 @@ def test_awaited_it_answers_as_it_does_when_called(server: OpenAIServer) -> None
     assert (awaited.answer, awaited.draft) == ("yes it is", f"About Is it?\n{WORDS}")
     bodies = [one.body["messages"] for one in server.received]
     assert bodies[:2] == bodies[2:], "the same prompts"
-    assert asyncio.run(dspy.asyncify(program)(question="Is it?")).answer == "yes it is"
-    assert asyncio.run(dspy.asyncify(program.ask_alone)(question="Is it?")).answer == "no"
+    assert asyncio.run(asyncify(program)(question="Is it?")).answer == "yes it is"
+    assert asyncio.run(asyncify(program.ask_alone)(question="Is it?")).answer == "no"
     assert len(program.history) == 6, "three answers of two calls each"
 
 
@@ -111,7 +115,7 @@ def test_a_store_keeps_each_awaited_answer_once(server: OpenAIServer, tmp_path: 
         first = asyncio.run(gathered(program, asked))
         assert len(server.received) == store.calls() == 2 * 4
         assert program(question="Is it 1?").toDict() == first[1].toDict()
-        asyncio.run(dspy.asyncify(program)(question="Is it 2?"))
+        asyncio.run(asyncify(program)(question="Is it 2?"))
     with Store(tmp_path) as store, keeping(store), listening() as calls:
         again = asyncio.run(gathered(program, asked))
     assert len(server.received) == 2 * 4, "and a second process asks nothing"
@@ -121,7 +125,7 @@ def test_a_store_keeps_each_awaited_answer_once(server: OpenAIServer, tmp_path: 
 
 def test_a_budget_holds_for_what_is_awaited(server: OpenAIServer, tmp_path: Path) -> None:
     program = program_of(server)
-    budget = Budget(strong_calls=3)
+    budget = Budget.model_validate({"strong_calls": 3})
     with (
         Store(tmp_path, budget=budget, strong=program.strong.model) as store,
         keeping(store),
@@ -220,7 +224,7 @@ def test_a_model_in_this_process_is_awaited(tiny_model: Path) -> None:
 
 async def pieces_of(program: Any, names: tuple[str, ...], **options: Any) -> AsyncIterator[Any]:
     listeners = [dspy.streaming.StreamListener(name) for name in names]
-    asked = dspy.streamify(program, stream_listeners=listeners, **options)
+    asked = streamify(program, stream_listeners=listeners, **options)
     async for piece in asked(question="Is it?"):
         yield piece
 
@@ -277,7 +281,7 @@ def test_the_draft_is_seen_before_the_strong_model_is_asked(
 def test_without_listeners_every_piece_comes_once(server: OpenAIServer) -> None:
     async def raw() -> str:
         text = ""
-        async for chunk in dspy.streamify(program_of(server))(question="Is it?"):
+        async for chunk in streamify(program_of(server))(question="Is it?"):
             if not isinstance(chunk, dspy.Prediction):
                 text += chunk.choices[0].delta.content or ""
         return text

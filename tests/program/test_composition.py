@@ -18,8 +18,17 @@ from cowest_dspy.errors import ProgramError
 from cowest_dspy.testing import OpenAIServer, ScriptedEngine
 
 
+def signature(fields: str, docstring: str) -> type[dspy.Signature]:
+    return dspy.make_signature(fields, docstring)
+
+
+def react() -> dspy.Module:
+    agent: Any = dspy.ReAct  # DSPy types a string as no signature
+    return agent("question, hints -> answer", tools=[])
+
+
 def taking(docstring: str) -> dspy.Predict:
-    return dspy.Predict(dspy.Signature("message, draft_notes -> reply", docstring))
+    return dspy.Predict(signature("message, draft_notes -> reply", docstring))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +37,7 @@ def taking(docstring: str) -> dspy.Predict:
         (dspy.Predict("question, hints -> answer"), "question -> hints"),
         (dspy.Predict("hints, question -> answer: bool"), "question -> hints"),
         (dspy.ChainOfThought("question, hints -> answer, source"), "question -> hints"),
-        (dspy.ReAct("question, hints -> answer", tools=[]), "question -> hints"),
+        (react(), "question -> hints"),
     ],
 )
 def test_modules_of_string_signatures_go_together(refine: dspy.Module, draft: str) -> None:
@@ -37,9 +46,9 @@ def test_modules_of_string_signatures_go_together(refine: dspy.Module, draft: st
         program = Collaboration(draft=dspy.Predict(draft), refine=refine)
     assert program.draft_field == "hints"
     for one in program.alone.module.predictors():
-        signature: Any = one.signature
-        assert "hints" not in signature.fields and "hints" not in signature.instructions
-        assert "`question`" in signature.instructions
+        of_alone: Any = one.signature
+        assert "hints" not in of_alone.fields and "hints" not in of_alone.instructions
+        assert "`question`" in of_alone.instructions
 
 
 def test_words_of_a_task_that_are_no_draft_are_no_warning() -> None:
@@ -66,14 +75,15 @@ def test_a_sentence_that_names_the_draft_is_in_the_warning(docstring: str) -> No
 
 
 def test_the_drafts_field_of_a_signature_can_be_named() -> None:
-    task = dspy.Signature("question, background -> answer", "Given the patient's background, ...")
+    task = signature("question, background -> answer", "Given the patient's background, ...")
     with pytest.raises(ProgramError, match=r'a field "background" of its own.*draft_field='):
         Collaboration(task)
     program = Collaboration(task, draft_field="notes")
     assert program.draft_field == "notes"
-    assert list(program.alone.module.predictors()[0].signature.fields) == list(task.fields)
+    alone: Any = program.alone.module
+    assert list(alone.signature.fields) == list(task.fields)
     with pytest.warns(UserWarning, match="Given the patient's background"):
-        Collaboration(dspy.Signature("question -> answer", "Given the patient's background, ..."))
+        Collaboration(signature("question -> answer", "Given the patient's background, ..."))
 
 
 def test_a_refine_that_takes_nothing_but_the_draft_leaves_alone_without_a_question() -> None:
@@ -86,7 +96,7 @@ def test_a_refine_that_takes_nothing_but_the_draft_leaves_alone_without_a_questi
 def test_one_text_is_not_given_to_several_predictors() -> None:
     parts: dict[str, Any] = {
         "draft": dspy.Predict("question -> hints"),
-        "refine": dspy.ReAct("question, hints -> answer", tools=[]),
+        "refine": react(),
     }
     with pytest.raises(ProgramError, match=r"2 predictors .*react, extract.predict"):
         Collaboration(**parts, alone_instructions="Answer.")
