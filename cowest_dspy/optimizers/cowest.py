@@ -57,7 +57,7 @@ from cowest_dspy.pairs import (
 )
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
-from cowest_dspy.program.embedded import Embedded, tune_inside
+from cowest_dspy.program.embedded import Embedded, as_collaboration, tune_inside
 from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
@@ -191,7 +191,7 @@ class CoWest(Teleprompter):
             PairsError: the first round gave fewer pairs (with KTO: labelled drafts) than
                 ``pairs.least``, or with KTO only drafts that helped, or only drafts that hurt.
         """
-        program = student if isinstance(student, Collaboration) else Embedded(student)
+        program = as_collaboration(student)
         _ = program.weak, program.strong
         drafting = None if teacher is None else self._drafter(program, teacher)
         examples = with_ids(trainset)
@@ -230,7 +230,7 @@ class CoWest(Teleprompter):
                 f"CoWest takes a teacher with tuner=SFT(...), which learns from its drafts; "
                 f"{type(self.tuner).__name__} learns from drafts of the model that is tuned."
             )
-        taught = teacher if isinstance(teacher, Collaboration) else Embedded(teacher)
+        taught = as_collaboration(teacher)
         if _draft_prompts(taught) != _draft_prompts(program):
             raise ProgramError(
                 "The teacher drafts with other instructions, fields or demos than the student: "

@@ -11,6 +11,8 @@ another, and with the strong model alone.
 
     program = Embedded(helpdesk)
     program.ask_refine("A note.", message="...")       # what the module returns with that draft
+
+``collect``, ``Influence`` and ``CoWest`` take the module itself.
 """
 
 from __future__ import annotations
@@ -172,6 +174,15 @@ class Embedded(Collaboration):
         }
 
 
+def as_collaboration(module: dspy.Module) -> Collaboration:
+    """A Collaboration as it is, and a module that has one in it as :class:`Embedded`.
+
+    Raises:
+        ProgramError: no Collaboration is in it, or more than one.
+    """
+    return module if isinstance(module, Collaboration) else Embedded(module)
+
+
 class _Drafted(BaseException):
     """The draft is there, and the module need not go on; no error, so that no module takes it for
     one."""
@@ -190,7 +201,7 @@ def _find_inner(module: dspy.Module) -> tuple[str, Collaboration]:
     if len(found) != 1:
         names = f" ({', '.join(name for name, _ in found)})" if found else ""
         raise ProgramError(
-            f"CoWest tunes the weak model of one Collaboration; a {type(module).__name__} was "
-            f"given, with {len(found) or 'none'} in it{names}."
+            f"A Collaboration is wanted, or a module with one Collaboration in it; a "
+            f"{type(module).__name__} was given, with {len(found) or 'none'} in it{names}."
         )
     return found[0]

@@ -11,7 +11,7 @@ import pytest
 from round_parts import ALWAYS, examples, optimizer, rules, student, taught  # noqa: F401 - fixtures
 from scripted import strong_that_reads
 
-from cowest_dspy import SFT, Collaboration, CoWest, Sampling, Store, collect
+from cowest_dspy import SFT, Collaboration, CoWest, Influence, Sampling, Store, collect
 from cowest_dspy.errors import DataError, ProgramError
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.embedded import Embedded
@@ -105,9 +105,7 @@ def test_the_influence_of_a_draft_is_on_what_the_module_returns(tmp_path: Path) 
     program = Collaboration("question -> answer").bind(weak=weak.lm(), strong=strong.lm())
     module = Helpdesk(program, finds)
     with Store(tmp_path) as store:
-        traces = list(
-            collect(Embedded(module), messages(3), same_verdict, Sampling(4, seed=0), store=store)
-        )
+        traces = list(collect(module, messages(3), same_verdict, Sampling(4, seed=0), store=store))
     assert len(traces) == 3 * 4 and not any(trace.error for trace in traces)
     for trace in traces:
         assert trace.inputs == {"message": f"Message {trace.example_id[1:]}!"}
@@ -132,6 +130,17 @@ def test_a_module_is_asked_with_a_draft_and_with_the_strong_model_alone() -> Non
     assert alone.verdict == "NONE"
     assert program(message="Message 5!").verdict == "5"
     assert program.module(message="Message 5!").verdict == "5", "called by itself, as ever"
+
+
+def test_influence_takes_a_module_and_says_what_the_draft_changed_in_the_end() -> None:
+    module = desk()
+    influence = Influence(same_verdict, module)
+    example = messages(6)[5]
+    found = influence.explain(example, module(**example.inputs()))
+    assert found.score == 1.0 and '"NONE" (score 0.00) to "5" (score 1.00)' in found.feedback
+    report = influence.report(messages(3))
+    assert report.mean == 1.0
+    assert dspy.Evaluate(devset=messages(2), metric=influence)(module).score == 100.0
 
 
 def test_a_module_that_catches_errors_hides_no_failure_of_a_draft() -> None:
@@ -171,7 +180,7 @@ class Two(dspy.Module):
 
 def test_one_collaboration_is_in_a_student(optimizer: Callable[..., CoWest]) -> None:
     train = messages(4)
-    with pytest.raises(ProgramError, match=r"one Collaboration; a Predict was given, with none"):
+    with pytest.raises(ProgramError, match=r"wanted.*a Predict was given, with none in it"):
         optimizer().compile(dspy.Predict("question -> answer"), trainset=train)
     with pytest.raises(ProgramError, match=r"2 in it \(self.one, self.other\)"):
         optimizer().compile(Two(), trainset=train)
@@ -200,7 +209,7 @@ def test_a_module_with_a_collaboration_in_it_is_compiled_whole(
     train = [dspy.Example(**{**one.toDict(), "verdict": "YES"}) for one in messages(10)]
     train = [one.with_inputs("message") for one in train]
     made: Any = cowest.compile(module, trainset=train[:6], valset=train[6:])
-    assert type(made) is Helpdesk and made._compiled and not module._compiled
+    assert type(made).__name__ == "Helpdesk" and made._compiled and not module._compiled
     (one,) = made.rounds
     assert one.accepted and made.collab.weak.model == one.model
     assert module.collab.weak.model == student.weak.model != one.model
