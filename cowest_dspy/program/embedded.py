@@ -18,6 +18,7 @@ another, and with the strong model alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import dspy
@@ -72,27 +73,14 @@ class Embedded(Collaboration):
     def ask_draft(self, **inputs: Any) -> dspy.Prediction:
         """The weak model's draft for what the module makes of the inputs; the steps after it are
         not run."""
-        found: list[dspy.Prediction | Exception] = []
+        found: list[dspy.Prediction] = []
 
         def draft(program: Collaboration, given: dict[str, Any]) -> dspy.Prediction:
-            try:
-                found.append(program.ask_draft(**given))
-            except Exception as error:
-                found.append(error)
+            found.append(program.ask_draft(**given))
             raise _Drafted
 
-        try:
-            # Calls of other steps are not the draft's.
-            self._run(draft, inputs, calls=None)
-        except _Drafted:
-            pass
-        except Exception:
-            if not found:
-                raise
-        if not found:
-            raise self._called(0)
-        if isinstance(found[0], Exception):
-            raise found[0]
+        with suppress(_Drafted):
+            self._run(draft, inputs, calls=None)  # calls of other steps are not the draft's
         return found[0]
 
     def ask_refine(self, draft: str, **inputs: Any) -> dspy.Prediction:
@@ -112,18 +100,27 @@ class Embedded(Collaboration):
         **context: Any,
     ) -> Any:
         """Run the module with ``step`` as what its Collaboration answers. How the call is sampled
-        is for the Collaboration alone: other steps say what they always say."""
-        outer, asked = call_context(), []
+        is for the Collaboration alone: other steps say what they always say. Where ``step`` fails,
+        it fails, whatever the module makes of that."""
+        outer, asked, ended = call_context(), [], list[BaseException]()
 
         def answer(program: Collaboration, given: dict[str, Any]) -> dspy.Prediction:
             asked.append(given)
             if len(asked) > 1:
                 raise self._called(len(asked))
-            with with_context(sampling=outer.sampling, calls=outer.calls), answering_by(None):
-                return step(program, given)
+            try:
+                with with_context(sampling=outer.sampling, calls=outer.calls), answering_by(None):
+                    return step(program, given)
+            except BaseException as error:
+                ended.append(error)
+                raise
 
-        with with_context(sampling={}, **context), answering_by(answer):
-            prediction = self.module(**inputs)
+        try:
+            with with_context(sampling={}, **context), answering_by(answer):
+                prediction = self.module(**inputs)
+        finally:
+            if ended:
+                raise ended[0]
         if len(asked) != 1:
             raise self._called(len(asked))
         if not isinstance(prediction, dspy.Prediction):

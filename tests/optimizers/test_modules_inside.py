@@ -155,6 +155,13 @@ def test_a_module_that_catches_errors_hides_no_failure_of_a_draft() -> None:
     (trace,) = collect(broken, messages(1), same_verdict, Sampling(1), max_errors=1.0)
     assert trace.error is not None and trace.error.startswith("timeout")
     assert (trace.refined_score, trace.influence) == (None, None)
+    silent = desk(Careful)
+    down = ScriptedEngine(fails, model="scripted/strong").lm()
+    silent.collab = silent.collab.bind(strong=down)
+    assert silent(message="Message 5!").verdict == "SORRY"
+    (trace,) = collect(silent, messages(1), same_verdict, Sampling(1), max_errors=1.0)
+    assert trace.draft in ("0", "a note") and "timeout" in str(trace.error)
+    assert (trace.refined_score, trace.alone_score) == (None, None)
 
 
 @pytest.mark.parametrize(
