@@ -142,3 +142,12 @@ def count_mipro_trials(predictors: int, zero_shot: bool, candidates: int) -> int
     program = SimpleNamespace(predictors=lambda: range(predictors))
     find: Any = dspy.MIPROv2._set_num_trials_from_num_candidates
     return find(None, program, zero_shot, candidates)
+
+
+def has_async_engine(lm: dspy.LM) -> bool:
+    """Whether ``await lm.acall(...)`` has an engine: DSPy's own, or one that came with it.
+
+    DSPy 3.4.1, ``LM._async_engine_spec``: without one beside an engine of one's own, acall is an
+    LMUnsupportedFeatureError, and nothing public says so before.
+    """
+    return isinstance(lm.engine, str) or lm._async_engine_spec is not None

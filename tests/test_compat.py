@@ -4,6 +4,7 @@ for, and stand in compat.py."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -70,6 +71,18 @@ def test_torch_multiplies_int8_exactly_and_quantizes_rows() -> None:
     rows = compat.quantized_rows(one, scales, torch.zeros(32, dtype=torch.long))
     assert torch.equal(rows.int_repr(), one)
     torch.testing.assert_close(rows.dequantize(), one * scales.float()[:, None])
+
+
+def test_an_lm_of_dspy_knows_whether_it_can_be_awaited() -> None:
+    from cowest_dspy.lms.base_engine import AsyncEngine
+    from cowest_dspy.testing import ScriptedEngine
+
+    engine = ScriptedEngine({"": "yes"})
+    plain, awaited = engine.lm(), dspy.LM("a/b", engine=engine, async_engine=AsyncEngine(engine))
+    assert compat.has_async_engine(dspy.LM("openai/any"))
+    assert compat.has_async_engine(awaited) and not compat.has_async_engine(plain)
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match="no async counterpart"):
+        asyncio.run(plain.acall("Is it?"))
 
 
 def test_a_connection_of_uvicorn_is_what_ours_takes_it_for() -> None:

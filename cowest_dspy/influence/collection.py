@@ -27,6 +27,7 @@ from cowest_dspy.influence.metric import Attempt, Metric, attempt, attempt_score
 from cowest_dspy.influence.report import NoiseFloor, failure_kind, format_kinds, remedy
 from cowest_dspy.influence.trace import FIRST_DRAFTS, KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
+from cowest_dspy.program.embedded import as_collaboration
 from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.store.call_context import Call, keeping, sampling, stoppable
 from cowest_dspy.store.pool import OnProgress, map_in_threads, results_in_order
@@ -43,7 +44,7 @@ MOST_WEAK_THREADS = 256
 
 
 def collect(
-    program: Collaboration,
+    program: dspy.Module,
     examples: Sequence[dspy.Example],
     metric: Metric,
     sampling: Sampling | None = None,
@@ -64,7 +65,8 @@ def collect(
     at enough drafts. With ``answers`` = m it is m times that.
 
     Args:
-        program: bound to its LMs (:meth:`Collaboration.bind`).
+        program: bound to its LMs (:meth:`Collaboration.bind`); or a module with one bound
+            Collaboration in it, whose influence is measured on what the module returns.
         metric: any DSPy metric with values in [0, 1]. A draft that has the fields of an answer is
             scored with it too.
         sampling: number of drafts, temperature, seed. Drafts of one request differ by their seed.
@@ -92,6 +94,7 @@ def collect(
         BudgetError: the budget of the store is used up; calls and traces are kept, and a larger one
             goes on.
     """
+    program = as_collaboration(program)
     plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
     _check(plan)
     check_inputs(program, examples)
@@ -355,7 +358,7 @@ class Plan:
 
     @cached_property
     def answer_fields(self) -> frozenset[str]:
-        """What a draft must have to be an answer."""
+        """What a draft must have to be an answer; nothing where none is one."""
         return frozenset(self.program.answer_fields)
 
     def ask(
@@ -373,7 +376,7 @@ class Plan:
         """What a draft scores as an answer; None where it holds none, or where the metric
         failed."""
         metric = self.draft_metric
-        if metric is None and self.answer_fields <= draft.keys():
+        if metric is None and self.answer_fields and self.answer_fields <= draft.keys():
             metric = self.metric
         return None if metric is None else attempt_score(metric, example, draft).score
 

@@ -22,10 +22,10 @@ from cowest_dspy.errors import DataError
 from cowest_dspy.influence.report import InfluenceReport, failure_kind
 from cowest_dspy.program.collaboration import (
     FAILED_CALL,
-    Collaboration,
     outputs_of,
     sanitize_draft,
 )
+from cowest_dspy.program.embedded import as_collaboration
 from cowest_dspy.program.examples import check_inputs
 from cowest_dspy.store.call_context import Call, listening
 from cowest_dspy.store.pool import map_in_threads
@@ -125,8 +125,9 @@ class Influence:
     Args:
         metric: any DSPy metric with values in [0, 1], higher is better; also a Judge, a
             GoldLikelihood or several, Weighted.
-        program: a bound :class:`Collaboration`; its ``alone`` is asked once per example, however
-            many drafts there are, and whatever an optimiser makes of the program that it optimises.
+        program: a bound :class:`Collaboration`, or a module with one in it, which is measured by
+            what it returns; its ``alone`` is asked once per example, however many drafts there
+            are, and whatever an optimiser makes of the program that it optimises.
 
     ``influence(example, prediction)`` is in [-1, 1]. Where an optimiser looks for demonstrations,
     as BootstrapFewShot and MIPROv2 do (``trace`` is given), it is whether the draft helped, since
@@ -147,8 +148,8 @@ class Influence:
     # As a function has one: what logs a metric, such as MLflow's autolog, calls it by its name.
     __name__ = "influence"
 
-    def __init__(self, metric: Metric, program: Collaboration) -> None:
-        self.metric, self.program = metric, program
+    def __init__(self, metric: Metric, program: dspy.Module) -> None:
+        self.metric, self.program = metric, as_collaboration(program)
         self._alone: dict[str, _Evaluated] = {}
         self._lock = threading.Lock()
 
@@ -217,7 +218,8 @@ class Influence:
             return self._alone.setdefault(key, answered)
 
     def _describe_change(self, refined: _Evaluated, alone: _Evaluated) -> str:
-        field = self.program.answer_fields[-1]
+        named = self.program.answer_fields or [one for one in refined.outputs if one != "draft"]
+        field = named[-1]
         one, other = (
             sanitize_draft(str(answered.outputs.get(field, ""))) for answered in (alone, refined)
         )

@@ -57,6 +57,7 @@ from cowest_dspy.pairs import (
 )
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
+from cowest_dspy.program.embedded import Embedded, as_collaboration, tune_inside
 from cowest_dspy.program.examples import check_inputs, with_ids
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
@@ -157,54 +158,89 @@ class CoWest(Teleprompter):
 
     def compile(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        student: Collaboration,
+        student: dspy.Module,
         *,
         trainset: Sequence[dspy.Example],
-        teacher: Any = None,
+        teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
         first_round: int = 1,
     ) -> TunedCollaboration:
         """A copy of ``student`` with the weak model of the last round that was taken; the student
         stays as it is.
 
-        Only the weak model is trained, on its own completions. Without a valset, the last fifth of
-        the trainset decides. Calls, traces and adapters are kept in ``log_dir``: the same call goes
-        on there where it was interrupted. ``first_round`` is the number of the first round, and in
-        the names of what is kept: a Cycle counts on from the rounds of the steps before.
+        The student is a bound Collaboration, or a module of your own that has one in it and calls
+        it once for each example. Of such a module, influence is measured on what it returns: with
+        the draft, against the module with the strong model alone in the Collaboration's place.
+
+        Only the weak model is trained, on its own completions. With ``tuner=SFT(...)`` it can learn
+        from a ``teacher`` instead: a bound program of the same prompts whose weak model is another,
+        such as ``program.bind(weak="openai/gpt-4.1-mini")``. That model drafts in the student's
+        place, and the student's weak model is fine-tuned on those of its drafts that influence
+        chose. Preference tuning takes no teacher: it is about what the model itself writes.
+
+        Without a valset, the last fifth of the trainset decides. Calls, traces and adapters are
+        kept in ``log_dir``: the same call goes on there where it was interrupted. ``first_round``
+        is the number of the first round, and in the names of what is kept: a Cycle counts on from
+        the rounds of the steps before.
 
         Raises:
-            ProgramError: the student is no bound Collaboration, or a teacher is given: drafts come
-                from the model that is tuned.
+            ProgramError: the student is no bound Collaboration, and has not one in it; a teacher
+                for another tuner than SFT, or of other prompts.
             DataError: an example that lacks an input of the program.
             TuningError: a weak LM that cannot be tuned, or a training that must not go on.
             PairsError: the first round gave fewer pairs (with KTO: labelled drafts) than
                 ``pairs.least``, or with KTO only drafts that helped, or only drafts that hurt.
         """
-        _check(student, teacher)
+        program = as_collaboration(student)
+        _ = program.weak, program.strong
+        drafting = None if teacher is None else self._drafter(program, teacher)
         examples = with_ids(trainset)
         held = (
             with_ids(valset)
             if valset is not None
             else examples[len(examples) - int(HELD_OUT * len(examples)) :]
         )
-        check_inputs(student, [*examples, *held])
+        check_inputs(program, [*examples, *held])
         train = examples if valset is not None else examples[: len(examples) - len(held)]
-        weak = unrecorded(student.weak)
+        weak = unrecorded(program.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
-        with store_in_use(self.log_dir, strong=student.strong.model) as store:
+        with store_in_use(self.log_dir, strong=program.strong.model) as store:
             run = RunContext(store, self.progress)
             logger.info("CoWest works in %s", run.folder)
             models = TrainedModels(run, start, self.seed, processes=self.processes)
-            rounds = Rounds(self, run, models, student, train, held, first=first_round)
+            rounds = Rounds(
+                self, run, models, program, train, held, first=first_round, drafting=drafting
+            )
             lm, history = rounds.run_all(start)
         made = cast(
-            "TunedCollaboration", student.bind(weak=lm) if lm is not start else student.deepcopy()
+            "TunedCollaboration",
+            student.deepcopy()
+            if lm is start
+            else student.bind(weak=lm)
+            if isinstance(student, Collaboration)
+            else tune_inside(student, lm),
         )
         made.rounds, made.log_dir, made._compiled = history, run.folder, True
         return made
 
+    def _drafter(self, program: Collaboration, teacher: dspy.Module) -> dspy.LM:
+        """The weak LM of a teacher."""
+        if not isinstance(self.tuner, SFT):
+            raise ProgramError(
+                f"CoWest takes a teacher with tuner=SFT(...), which learns from its drafts; "
+                f"{type(self.tuner).__name__} learns from drafts of the model that is tuned."
+            )
+        taught = as_collaboration(teacher)
+        if _draft_prompts(taught) != _draft_prompts(program):
+            raise ProgramError(
+                "The teacher drafts with other instructions, fields or demos than the student: "
+                'give the same program on another weak model, program.bind(weak="openai/...").'
+            )
+        return taught.weak
+
     def meaning(self, student: Collaboration, train: Sequence[dspy.Example]) -> str:
         """The digest of what answers depend on besides the models: program, examples, settings."""
+        whole = isinstance(student, Embedded)
         return digest(
             [
                 student.dump_state(),
@@ -214,6 +250,7 @@ class CoWest(Teleprompter):
                 _describe(self.evaluator),
                 _describe(self.metric),
                 [digest(example.toDict()) for example in train],
+                *([_describe(getattr(type(student.module), "forward", None))] if whole else []),
             ]
         )
 
@@ -236,6 +273,7 @@ class Rounds:
         collecting: in the place of ``collect``, as it.
         first: the number of the first round. What is recorded of a round has its number in its
             name, so that the rounds of two steps of one run need different numbers.
+        drafting: the weak LM of a teacher, which drafts in the place of the one that is tuned.
     """
 
     optimizer: CoWest
@@ -249,6 +287,7 @@ class Rounds:
     depends_on: str = ""
     collecting: Callable[..., Traces] = collect
     first: int = 1
+    drafting: dspy.LM | None = None
 
     def __post_init__(self) -> None:
         self.rules, self.pairs = self.optimizer.rules, self.optimizer.pairs
@@ -310,7 +349,8 @@ class Rounds:
         """Drafts of the weak LM ``start`` for the train examples, and their influence. ``again``:
         the failed calls of a collection that is whole are made once more; otherwise it is only
         read, since what was tuned on it would no longer fit it."""
-        store, name, program = self.run.store, step_name("collect", number), self._bind(start)
+        store, name = self.run.store, step_name("collect", number)
+        program = self._bind(self.drafting or start)
         optimizer = self.optimizer
         title = f"Collecting drafts and their influence{_of_round(number)}"
         about = (optimizer.evaluator, replace(optimizer.sampling, round=number))
@@ -486,14 +526,11 @@ def _of_round(number: int) -> str:
     return "" if number == 1 else f", round {number}"
 
 
-def _check(student: Any, teacher: Any) -> None:
-    if not isinstance(student, Collaboration):
-        raise ProgramError(f"CoWest tunes a Collaboration; a {type(student).__name__} was given.")
-    if teacher is not None:
-        raise ProgramError(
-            "CoWest takes no teacher: it samples drafts of the weak model that it tunes."
-        )
-    _ = student.weak, student.strong
+def _draft_prompts(program: Collaboration) -> dict[str, Any]:
+    """What a drafter's prompts are made of, without its models."""
+    state = program.draft.deepcopy()
+    state.set_lm(None)
+    return state.dump_state()
 
 
 def _describe(metric: Any) -> str:

@@ -38,6 +38,8 @@ import pydantic
 from dspy.adapters.utils import format_field_value, parse_value
 from dspy.utils.exceptions import AdapterParseError
 
+from cowest_dspy.program.streaming import marking_fields
+
 # A token between bars: <|im_end|>, Gemma 4's <|turn> and <turn|>, DeepSeek's with full-width bars.
 # Not Haskell's <|>, F#'s f <| x.
 _BARS = r"<(?=[|\uff5c][^\s<>|\uff5c][^\s<>]{0,80}>|[a-z_]{1,40}\|>)"
@@ -196,10 +198,27 @@ def _escaping_class(kind: type[dspy.Adapter]) -> type[dspy.Adapter]:
 
 class LineAdapter(EscapesData, dspy.ChatAdapter):
     """Prompts of labelled lines for any ``dspy.Predict``; one call, no second try in another
-    format. Data is escaped."""
+    format. Data is escaped.
+
+    DSPy's ``StreamListener`` reads its answers where it is the adapter of a program, its default or
+    ``Collaboration(..., adapter=...)``; not as ``dspy.configure(adapter=...)``, since a listener
+    knows that one by its name.
+    """
 
     def __init__(self) -> None:
         super().__init__(use_json_adapter_fallback=False)
+
+    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        """Ask, with the fields of a streamed answer marked for listeners."""
+        names = tuple(signature.output_fields)
+        with marking_fields(names, _labels(names)):
+            return super().__call__(lm, lm_kwargs, signature, demos, inputs)
+
+    async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        """Ask asynchronously, as :meth:`__call__` does."""
+        names = tuple(signature.output_fields)
+        with marking_fields(names, _labels(names)):
+            return await super().acall(lm, lm_kwargs, signature, demos, inputs)
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
         """The instructions as they are."""

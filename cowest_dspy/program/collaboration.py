@@ -10,7 +10,8 @@ that is measured against.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -41,14 +42,45 @@ _DRAFT_TASKS: dict[str, str] = {
 
 class Counterfactual(dspy.Module):
     """The strong model alone: refine without the draft. Closed to optimisers, which would otherwise
-    change the measure."""
+    change the measure.
 
-    def __init__(self, refine: dspy.Module, draft_field: str) -> None:
+    Args:
+        refine: the module that takes the draft; it is copied.
+        draft_field: its input that carries the draft. It leaves the signatures, the demos, and the
+            lists of fields in which DSPy writes instructions: "Given the fields `question`,
+            `hints`" becomes "Given the fields `question`".
+        instructions: in the place of refine's.
+
+    Raises:
+        ProgramError: refine takes nothing but the draft, or several of its predictors take it and
+            there is one text for them all.
+    """
+
+    def __init__(
+        self, refine: dspy.Module, draft_field: str, instructions: str | None = None
+    ) -> None:
         super().__init__()
         self.module = refine.deepcopy()
-        for _, predictor in self.module.named_predictors():
-            predictor.signature = signature_of(predictor).delete(draft_field)
+        named = list(self.module.named_predictors())
+        taking = [name for name, one in named if draft_field in signature_of(one).input_fields]
+        if instructions is not None and len(taking) > 1:
+            raise ProgramError(
+                f"alone_instructions is one text, and {len(taking)} predictors of refine take the "
+                f"draft ({', '.join(taking)}). Word their instructions so that they hold with and "
+                "without a draft."
+            )
+        for name, predictor in named:
+            signature = _without_field(signature_of(predictor), draft_field)
+            if instructions is not None and name in taking:
+                signature = signature.with_instructions(instructions)
+            predictor.signature = signature
             predictor.demos = [_without(demo, draft_field) for demo in predictor.demos]
+        if taking and not any(signature_of(one).input_fields for _, one in named):
+            raise ProgramError(
+                f'refine takes nothing but the draft ("{draft_field}"): without one, the strong '
+                "model would be asked nothing. Give refine the question too, as in "
+                f'"question, {draft_field} -> answer".'
+            )
         self._compiled = True
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
@@ -67,11 +99,19 @@ class Collaboration(dspy.Module):
         refine: any ``dspy.Module`` with one input more than the draft has; by default a
             ``dspy.Predict`` of the task.
         draft_field: the input of refine that carries the draft, where it cannot be told from the
-            signatures. A drafter that asks no model, or whose prediction says more than its draft,
-            names the fields of its draft as ``output_names``.
+            signatures; with a ``signature``, the name of that input, by default ``"background"``. A
+            drafter that asks no model, or whose prediction says more than its draft, names the
+            fields of its draft as ``output_names``.
         demos: worked examples for refine; alone gets the same without their draft.
         adapter: the adapter of all prompts; by default ``dspy.settings.adapter``, otherwise
             :class:`LineAdapter`.
+        alone_instructions: the instructions of the strong model alone, where those of refine speak
+            of the draft; by default refine's.
+
+    The strong model alone has the same prompt without a draft: refine's instructions, demos and
+    settings. Lists of fields that DSPy writes by itself, as for ``"question, hints -> answer"``,
+    lose the draft's field; instructions of your own that name it are a ``UserWarning`` with the
+    sentence, since alone would be told of something that it is not given.
 
     Inputs, demos and the draft reach a model as data, with a draft and without one alike: what
     would be a token of a chat template or a mark of the adapter in them is made harmless. A draft
@@ -79,8 +119,7 @@ class Collaboration(dspy.Module):
 
     Raises:
         ProgramError: neither a signature nor both modules; an unknown format; it is not clear which
-            input of refine carries the draft; or the prompt of the strong model alone would still
-            speak of a draft.
+            input of refine carries the draft; or refine takes nothing else.
     """
 
     def __init__(
@@ -92,6 +131,7 @@ class Collaboration(dspy.Module):
         draft_field: str | None = None,
         demos: list[dspy.Example] | None = None,
         adapter: dspy.Adapter | None = None,
+        alone_instructions: str | None = None,
     ) -> None:
         super().__init__()
         task = dspy.ensure_signature(signature) if signature is not None else None
@@ -100,21 +140,35 @@ class Collaboration(dspy.Module):
                 'Give a signature, such as Collaboration("question -> answer"), or both draft= '
                 "and refine= modules."
             )
-        self.draft: dspy.Module = _drafter(task, draft) if isinstance(draft, str) else draft
+        new = draft_field or DRAFT_FIELD
+        if task is not None and new in task.fields and (isinstance(draft, str) or refine is None):
+            raise ProgramError(
+                f'The task has a field "{new}" of its own; call the draft otherwise: '
+                'Collaboration(..., draft_field="notes").'
+            )
+        self.draft: dspy.Module = _drafter(task, draft, new) if isinstance(draft, str) else draft
         self.refine: dspy.Module = refine or dspy.Predict(
-            _with_draft(cast("type[dspy.Signature]", task))
+            cast("type[dspy.Signature]", task).append(new, dspy.InputField(), str)
         )
         if demos is not None:
             for _, predictor in self.refine.named_predictors():
                 predictor.demos = list(demos)
         self.draft_field = _draft_field(self.draft, self.refine, draft_field)
-        self.alone = Counterfactual(self.refine, self.draft_field)
         self.adapter = adapter
-        _check_alone(self.alone, self.draft_field)
+        self.alone_instructions, self.declared_instructions = (
+            alone_instructions,
+            _texts(self.refine),
+        )
+        self.alone = Counterfactual(self.refine, self.draft_field, alone_instructions)
+        if alone_instructions is None:
+            _warn_of_draft(self.alone, self.draft_field, stacklevel=4)
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Draft, then refine. The prediction has refine's outputs and ``draft``, the text that the
         strong model was given."""
+        step: Step | None = dspy.settings.get(_ANSWERING_BY)
+        if step is not None:
+            return step(self, inputs)
         calls: list[Call] = []
         try:
             with listening() as calls:
@@ -124,11 +178,31 @@ class Collaboration(dspy.Module):
         setattr(prediction, FAILED_CALL, failure_in(calls))
         return prediction
 
+    async def aforward(self, **inputs: Any) -> dspy.Prediction:
+        """Draft, then refine, as :meth:`forward` does: ``await program.acall(question="...")``.
+
+        Both models are awaited. What has only synchronous calls waits in a thread instead
+        (``dspy.asyncify``): a store, an engine, a module of your own without ``aforward``.
+        """
+        calls: list[Call] = []
+        try:
+            with listening() as calls, prompt_format(self.adapter):
+                draft = self._with_draft_text(await _acall(self.draft, **inputs)).draft
+                prediction = await _acall(self.refine, **inputs, **{self.draft_field: draft})
+        finally:
+            note(calls)
+        prediction["draft"] = draft
+        setattr(prediction, FAILED_CALL, failure_in(calls))
+        return prediction
+
     def ask_draft(self, **inputs: Any) -> dspy.Prediction:
         """The weak model's outputs by field, and as ``draft`` the text that the strong model will
         see of them."""
         with prompt_format(self.adapter):
-            prediction = self.draft(**inputs)
+            return self._with_draft_text(self.draft(**inputs))
+
+    def _with_draft_text(self, prediction: dspy.Prediction) -> dspy.Prediction:
+        """A drafter's outputs by field, and ``draft``."""
         outputs = outputs_of(prediction)
         names = _declared(self.draft) or tuple(outputs)
         shown = dspy.Prediction(**{name: outputs[name] for name in names if name in outputs})
@@ -171,14 +245,14 @@ class Collaboration(dspy.Module):
 
     def with_fresh_baseline(self) -> Collaboration:
         """A copy whose alone is made anew from refine as it is now: the strong model alone with the
-        prompts that were found.
-
-        Raises:
-            ProgramError: the prompt of alone would speak of a draft.
-        """
+        prompts that were found. ``alone_instructions`` stay where no others were found; found ones
+        that name the draft's field are a ``UserWarning``."""
         made = self.deepcopy()
-        made.alone = Counterfactual(made.refine, made.draft_field)
-        _check_alone(made.alone, made.draft_field)
+        same = _texts(made.refine) == made.declared_instructions
+        instructions = made.alone_instructions if same else None
+        made.alone = Counterfactual(made.refine, made.draft_field, instructions)
+        if not same:
+            _warn_of_draft(made.alone, made.draft_field, stacklevel=3)
         return made
 
     def ask_module(self, module: dspy.Module, **inputs: Any) -> dspy.Prediction:
@@ -186,16 +260,33 @@ class Collaboration(dspy.Module):
         with prompt_format(self.adapter):
             return module(**inputs)
 
-    def bind(self, *, weak: dspy.LM | None = None, strong: dspy.LM | None = None) -> Collaboration:
+    def bind(
+        self, *, weak: dspy.LM | str | None = None, strong: dspy.LM | str | None = None
+    ) -> Collaboration:
         """A copy of the program on these LMs; what is not given stays as it is. The calls of bound
-        LMs are recorded."""
+        LMs are recorded.
+
+        Args:
+            weak: the LM of draft, or the id of a ``dspy.LM``, such as ``"openai/gpt-4.1-mini"``.
+            strong: the LM of refine and alone, or an id.
+
+        Raises:
+            ProgramError: something else was given.
+        """
         bound = self.deepcopy()
-        if weak is not None:
-            bound.draft.set_lm(recorded(weak))
-        if strong is not None:
-            bound.refine.set_lm(recorded(strong))
-            bound.alone.module.set_lm(recorded(strong))
+        bound.set_lms(weak=weak, strong=strong)
         return bound
+
+    def set_lms(
+        self, *, weak: dspy.LM | str | None = None, strong: dspy.LM | str | None = None
+    ) -> None:
+        """Put the program itself on these LMs, as :meth:`bind` puts a copy."""
+        if weak is not None:
+            self.draft.set_lm(_recorded("weak", weak))
+        if strong is not None:
+            lm = _recorded("strong", strong)
+            self.refine.set_lm(lm)
+            self.alone.module.set_lm(lm)
 
     def get_lm(self) -> dspy.LM | None:
         """The LM whose samples differ: the weak model's, or the strong one's where the draft asks
@@ -281,6 +372,19 @@ class Collaboration(dspy.Module):
         ) + "".join(one._repr_html_() for one in history if hasattr(one, "_repr_html_"))
 
 
+Step = Callable[[Collaboration, dict[str, Any]], dspy.Prediction]
+"""Answers for a Collaboration: gets it and the inputs that it was called with."""
+_ANSWERING_BY = "cowest_answering_by"
+
+
+@contextmanager
+def answering_by(step: Step | None) -> Iterator[None]:
+    """Have a Collaboration that is called inside this context, in whatever module, answer by
+    ``step``; None: by itself."""
+    with dspy.context(**{_ANSWERING_BY: step}):
+        yield
+
+
 @contextmanager
 def prompt_format(adapter: dspy.Adapter | None) -> Iterator[None]:
     """The prompt format of what is asked inside: ``adapter``, by default ``dspy.settings.adapter``,
@@ -324,8 +428,9 @@ def _form(module: dspy.Module) -> str:
 def _instructions(module: dspy.Module) -> tuple[Any, str]:
     """The instructions of a module's predictors, and how many worked examples they have."""
     predictors = module.predictors()
-    text = "\n".join(signature_of(predictor).instructions for predictor in predictors)
-    return notebook.format_text(text), str(sum(len(predictor.demos) for predictor in predictors))
+    return notebook.format_text("\n".join(_texts(module))), str(
+        sum(len(predictor.demos) for predictor in predictors)
+    )
 
 
 def draft_text(prediction: dspy.Prediction, field: str) -> str:
@@ -353,7 +458,26 @@ def sanitize_draft(draft: str) -> str:
     return escape(visible.strip())[:LONGEST_DRAFT].strip()
 
 
-def _drafter(task: type[dspy.Signature] | None, draft: str) -> dspy.Module:
+async def _acall(module: dspy.Module, **inputs: Any) -> dspy.Prediction:
+    """Await a module; one that has no ``aforward`` is called in a thread."""
+    if hasattr(module, "aforward"):
+        return await module.acall(**inputs)
+    in_thread: Any = dspy.asyncify(module)  # DSPy types it as of two arguments
+    return await in_thread(**inputs)
+
+
+def _recorded(role: str, lm: Any) -> dspy.LM:
+    if isinstance(lm, str):
+        lm = dspy.LM(lm)
+    if not isinstance(lm, dspy.LM):
+        raise ProgramError(
+            f"bind({role}=...) takes a dspy.LM, or the id of one as text, and was given a "
+            f"{type(lm).__name__}. A model of your own stands behind dspy.LM(model, engine=...)."
+        )
+    return recorded(lm)
+
+
+def _drafter(task: type[dspy.Signature] | None, draft: str, field: str) -> dspy.Module:
     if draft not in _DRAFT_TASKS:
         raise ProgramError(
             f'There is no draft format "{draft}": use {", ".join(_DRAFT_TASKS)}, or any '
@@ -363,14 +487,10 @@ def _drafter(task: type[dspy.Signature] | None, draft: str) -> dspy.Module:
     if draft == "knowledge":
         for name in list(signature.output_fields):
             signature = signature.delete(name)
-        return dspy.Predict(signature.append(DRAFT_FIELD, dspy.OutputField(), str))
+        return dspy.Predict(signature.append(field, dspy.OutputField(), str))
     return (
         dspy.ChainOfThought(signature) if draft == "chain_of_thought" else dspy.Predict(signature)
     )
-
-
-def _with_draft(task: type[dspy.Signature]) -> type[dspy.Signature]:
-    return task.append(DRAFT_FIELD, dspy.InputField(), str)
 
 
 def _draft_field(draft: dspy.Module, refine: dspy.Module, named: str | None) -> str:
@@ -413,17 +533,33 @@ def _declared(drafter: dspy.Module) -> tuple[str, ...]:
     return tuple(getattr(drafter, "output_names", ()))
 
 
-def _check_alone(alone: Counterfactual, field: str) -> None:
-    words = re.compile(rf"\b({re.escape(field)}|drafts?)\b", re.IGNORECASE)
-    for name, predictor in alone.module.named_predictors():
-        found = words.search(signature_of(predictor).instructions)
-        if found:
-            raise ProgramError(
-                f'The instructions of refine ({name}) say "{found.group()}", and the strong model '
-                "alone gets the same ones: it "
-                "would be told of something that it is not given. Word them so that they hold "
-                "with and without a draft."
+def _without_field(signature: type[dspy.Signature], field: str) -> type[dspy.Signature]:
+    """The signature without a field, and its instructions without the field where they list fields
+    as DSPy's own do: with "`" around each and commas in between."""
+    mark = re.escape(f"`{field}`")
+    instructions = re.sub(rf"{mark}, |, {mark}", "", signature.instructions)
+    return signature.delete(field).with_instructions(instructions)
+
+
+def _warn_of_draft(alone: Counterfactual, field: str, *, stacklevel: int) -> None:
+    """Warn of each sentence that tells the strong model alone of a draft: one with the name of the
+    draft's field, or with "the draft"."""
+    name = re.escape(field).replace("_", "[_ ]")
+    sentence = re.compile(rf"[^.!?\n]*\b(?:{name}|(?:the|this) drafts?)\b[^.!?\n]*[.!?]?", re.I)
+    for place, predictor in alone.module.named_predictors():
+        for found in sentence.finditer(signature_of(predictor).instructions):
+            warnings.warn(
+                f'The strong model alone is not given "{field}", and its instructions '
+                f'({place}) say: "{found.group().strip()}" Word them so that they hold with and '
+                "without a draft, or give alone its own: "
+                'Collaboration(..., alone_instructions="...").',
+                stacklevel=stacklevel,
             )
+
+
+def _texts(module: dspy.Module) -> tuple[str, ...]:
+    """The instructions of a module's predictors."""
+    return tuple(signature_of(predictor).instructions for predictor in module.predictors())
 
 
 def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from cowest_dspy.errors import DataError, nearest
 from cowest_dspy.program.collaboration import Collaboration, Counterfactual, signature_of
+from cowest_dspy.program.embedded import Embedded
 
 
 def examples(
@@ -174,12 +175,12 @@ def needed_by(
 ) -> dict[str, tuple[str, ...]]:
     """Each input that an example must have, with the parts that need it: draft, refine, alone, and
     those of ``modules``."""
-    parts = {
-        "draft": program.draft,
-        "refine": program.refine,
-        "alone": program.alone,
-        **(modules or {}),
-    }
+    parts: dict[str, dspy.Module] = (
+        {"module": program.module}
+        if isinstance(program, Embedded)
+        else {"draft": program.draft, "refine": program.refine, "alone": program.alone}
+    )
+    parts |= modules or {}
     found: dict[str, list[str]] = {}
     for part, module in parts.items():
         for name in needed_inputs(module) - (

@@ -266,13 +266,8 @@ def super_icl(
         DataError: no example has the outputs of a demo.
         Exception: that of the first example, if the weak model failed on all of them.
     """
-    drafter = Confident(weak or _answering(program), samples, temperature, key)
-    made = Collaboration(
-        draft=drafter,
-        refine=program.refine.deepcopy(),
-        draft_field=program.draft_field,
-        adapter=program.adapter,
-    )
+    made = program.deepcopy()
+    made.draft = Confident(weak or _answering(program), samples, temperature, key)
     drafts = _drafts(made, examples, num_threads)
     rows = [
         {**example.toDict(), made.draft_field: draft}

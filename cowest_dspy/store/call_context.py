@@ -58,7 +58,8 @@ class CallContext:
 
     ``ledger`` answers or keeps them, ``calls`` collects them, ``sampling`` are settings in the
     place of those of their LM, ``role`` says whose they are where a model has two, ``stopping``
-    ends their waits, and ``paying`` counts the attempts of the call under way.
+    ends their waits, ``paying`` counts the attempts of the call under way, and ``stream`` is where
+    DSPy's streamify wants its pieces.
     """
 
     ledger: Ledger | None = None
@@ -67,6 +68,7 @@ class CallContext:
     role: str | None = None
     stopping: Stopping | None = None
     paying: Paying | None = None
+    stream: Any = None
 
 
 def call_context() -> CallContext:

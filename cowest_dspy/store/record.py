@@ -10,7 +10,8 @@ before it is used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +19,10 @@ import dspy
 from dspy.lm15 import LM15Error, Request, Response
 from dspy.utils.exceptions import AdapterParseError, LMError, LMServerError
 
+from cowest_dspy.compat import has_async_engine
 from cowest_dspy.errors import masked
 from cowest_dspy.store import serialize
-from cowest_dspy.store.call_context import Call, call_context
+from cowest_dspy.store.call_context import Call, call_context, with_context
 from cowest_dspy.store.rate_limit import retry
 from cowest_dspy.utils.masking import remember_secret
 
@@ -61,7 +63,13 @@ def recorded(lm: dspy.LM) -> dspy.LM:
     remember_secret(lm.kwargs.get("api_key"))
     engine = RecordingEngine(lm)
     return RecordedLM(
-        lm.model, engine=engine, provider=lm.provider, cache=False, num_retries=0, **options
+        lm.model,
+        engine=engine,
+        async_engine=AsyncRecordingEngine(engine),
+        provider=lm.provider,
+        cache=False,
+        num_retries=0,
+        **options,
     )
 
 
@@ -74,14 +82,52 @@ def unrecorded(lm: dspy.LM) -> dspy.LM:
 class RecordedLM(dspy.LM):
     """A bound LM, made by :func:`recorded`. A copy for another rollout, as DSPy's samplers make it,
     draws other samples, and a ledger keeps them apart: the rollout is the seed of calls that have
-    none, and makes another one of the seed of those that have."""
+    none, and makes another one of the seed of those that have. Its calls are in the history of the
+    LM behind, too: that is the one that a user has in hand."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask like ``dspy.LM``."""
+        with _streaming_behind():
+            return super().__call__(*args, **kwargs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask like ``dspy.LM.acall``."""
+        with _streaming_behind():
+            return await super().acall(*args, **kwargs)
 
     def copy(self, **kwargs: Any) -> dspy.LM:
         """Copy like ``dspy.LM.copy``."""
         rollout, engine = kwargs.get("rollout_id"), self.engine
         if rollout is not None and "engine" not in kwargs and isinstance(engine, RecordingEngine):
-            kwargs["engine"] = RecordingEngine(engine.inner, int(rollout))
+            varied = RecordingEngine(engine.inner, int(rollout))
+            kwargs |= {"engine": varied, "async_engine": AsyncRecordingEngine(varied)}
         return super().copy(**kwargs)
+
+    def update_history(self, entry: Any) -> None:
+        """Note a call where DSPy does, and in the history of the LM behind."""
+        super().update_history(entry)
+        most = dspy.settings.max_history_size
+        if most and isinstance(self.engine, RecordingEngine):
+            history = self.engine.inner.history
+            del history[: len(history) + 1 - most]
+            history.append(entry)
+
+    def dump_state(self) -> dict[str, Any]:
+        """Nothing: a saved program, also one that contains a Collaboration, has no bound LM in it.
+        Models are bound again when it is loaded."""
+        return {}
+
+
+@contextmanager
+def _streaming_behind() -> Iterator[None]:
+    """Leave an answer that is streamed to the LM behind, which has it piece by piece: the recorded
+    one would stream the whole of it once more."""
+    stream = dspy.settings.send_stream
+    if stream is None:
+        yield
+        return
+    with with_context(stream=stream), dspy.context(send_stream=None):
+        yield
 
 
 class RecordingEngine:
@@ -109,23 +155,55 @@ class RecordingEngine:
 
     def complete(self, request: Request) -> Response:
         """The answer of the LM behind, or of the ledger; recorded for a listener."""
-        context = call_context()
-        if context.sampling:
-            request = replace(request, config=replace(request.config, **context.sampling))
-        plain = request
-        if self._rollout is not None:
-            seed = _of_both(request.config.seed, self._rollout)
-            request = replace(request, config=replace(request.config, seed=seed))
-            plain = request if "seed" in (self.supported_params or ()) else plain
+        request, plain = self._sampled(request)
 
         def ask() -> Response:
-            if self._direct is not None and dspy.settings.send_stream is None:
+            if self._direct is not None and call_context().stream is None:
                 return self._direct.complete(plain)
-            with dspy.context(disable_history=True):
+            with _behind():
                 return self._tried(plain)
 
-        ledger = context.ledger
+        ledger = call_context().ledger
         response, cached = ledger.answer(request, ask) if ledger else (ask(), False)
+        self._record(request, response, cached)
+        return response
+
+    async def acomplete(self, request: Request) -> Response:
+        """The answer as :meth:`complete` gives it, the LM behind awaited.
+
+        In a thread where there is a ledger, whose calls are synchronous, or where the LM behind has
+        no asynchronous engine. DSPy makes the retries of an LM that is awaited.
+        """
+        inner = self.inner_for(request.model)
+        if call_context().ledger is not None or not has_async_engine(inner):
+            asyncify: Any = dspy.asyncify  # of any callable; DSPy types it as of modules
+            return await asyncify(self.complete)(request)
+        request, plain = self._sampled(request)
+        with _behind():
+            answer = await inner.acall(plain, **self._rollout_id)
+            response = _require_answer(answer, request.model)
+        self._record(request, response, cached=False)
+        return response
+
+    def _sampled(self, request: Request) -> tuple[Request, Request]:
+        """The request with the settings of the context and the rollout's seed, by which it is kept;
+        and as it is asked, without a seed that the LM behind does not know."""
+        settings = call_context().sampling
+        if settings:
+            request = replace(request, config=replace(request.config, **settings))
+        if self._rollout is None:
+            return request, request
+        seed = _of_both(request.config.seed, self._rollout)
+        seeded = replace(request, config=replace(request.config, seed=seed))
+        return seeded, seeded if "seed" in (self.supported_params or ()) else request
+
+    @property
+    def _rollout_id(self) -> dict[str, Any]:
+        """What keeps rollouts apart in the cache of the LM behind."""
+        return {} if self._rollout is None else {"rollout_id": self._rollout}
+
+    def _record(self, request: Request, response: Response, cached: bool) -> None:
+        context = call_context()
         if context.calls is not None:
             answer = serialize.response_to_dict(response)
             context.calls.append(
@@ -140,15 +218,13 @@ class RecordingEngine:
                     answer["usd"],
                 )
             )
-        return response
 
     def _tried(self, request: Request) -> Response:
         """The answer of the LM behind, whose own cache keeps rollouts apart. DSPy's retries are
         made here: each of them is counted, and a stop ends the wait for it. Of an answer that is
         streamed they stay with DSPy, which knows what has been shown."""
         lm = self.inner_for(request.model)
-        options: dict[str, Any] = {} if self._rollout is None else {"rollout_id": self._rollout}
-        paying = call_context().paying
+        options, paying = self._rollout_id, call_context().paying
         if dspy.settings.send_stream is not None and not (paying and paying.limited):
             return _require_answer(lm(request, **options), request.model)
         once = self._without_retries(lm)
@@ -169,14 +245,31 @@ class RecordingEngine:
             self._once[lm.model] = lm.copy(num_retries=0)
         return self._once.get(lm.model, lm)
 
-    def stream(self, request: Request) -> Any:
-        """The finished answer as events."""
-        from dspy.lm15 import response_to_events
-
-        return response_to_events(self.complete(request))
-
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordingEngine:
         return self
+
+
+class AsyncRecordingEngine:
+    """A :class:`RecordingEngine` for ``await lm.acall(...)``."""
+
+    def __init__(self, engine: RecordingEngine) -> None:
+        self.engine = engine
+
+    async def complete(self, request: Request) -> Response:
+        """The answer, recorded."""
+        return await self.engine.acomplete(request)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncRecordingEngine:
+        return self
+
+
+@contextmanager
+def _behind() -> Iterator[None]:
+    """Ask the LM behind a recorded one: it streams, and leaves history and usage, which the
+    recorded one notes."""
+    stream = call_context().stream
+    with dspy.context(disable_history=True, usage_tracker=None, send_stream=stream):
+        yield
 
 
 def _of_both(seed: int | None, rollout: int) -> int:

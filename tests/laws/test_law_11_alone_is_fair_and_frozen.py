@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import dspy
 import pytest
-from scripted import strong_that_reads, together, weak_that_varies
+from scripted import instructions, strong_that_reads, together, weak_that_varies
 
-from cowest_dspy.errors import ProgramError
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.testing import ScriptedEngine
 
@@ -50,13 +50,56 @@ def test_law_11_an_optimiser_that_changes_refine_leaves_alone_as_it_was() -> Non
     )
 
 
-def test_law_11_instructions_that_speak_of_a_draft_are_refused() -> None:
+def test_law_11_of_instructions_that_dspy_writes_alone_has_those_without_the_draft() -> None:
+    strong = ScriptedEngine({"": "Reasoning: It is.\nAnswer: yes"}, model="scripted/strong")
+    program = Collaboration(
+        draft=dspy.Predict("question -> hints"),
+        refine=dspy.ChainOfThought("question, hints -> answer"),
+    ).bind(weak=ScriptedEngine({"": "It may be."}).lm(), strong=strong.lm())
+    assert program(question="Is it?").answer == program.ask_alone(question="Is it?").answer == "yes"
+    refine, alone = strong.asked
+    assert instructions(program.alone.module) == instructions(
+        dspy.ChainOfThought("question -> answer")
+    )
+    assert "hints" in str(refine) and "hints" not in str(alone).lower()
+
+
+def test_law_11_instructions_of_ones_own_that_name_the_draft_are_a_warning() -> None:
     class Refine(dspy.Signature):
-        """Use the draft, answer the question."""
+        """Answer the question. Use the hints where they help."""
 
         question: str = dspy.InputField()
-        draft: str = dspy.InputField()
+        hints: str = dspy.InputField()
         answer: str = dspy.OutputField()
 
-    with pytest.raises(ProgramError, match="told of something that it is not given"):
-        Collaboration(draft=dspy.Predict("question -> draft"), refine=dspy.Predict(Refine))
+    parts: dict[str, Any] = {
+        "draft": dspy.Predict("question -> hints"),
+        "refine": dspy.Predict(Refine),
+    }
+    with pytest.warns(UserWarning, match='"Use the hints where they help."') as found:
+        told = Collaboration(**parts)
+    assert "alone_instructions=" in str(found[0].message)
+    assert found[0].filename == __file__, "the warning is where the program is declared"
+    assert instructions(told.alone.module) == instructions(told.refine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program = Collaboration(**parts, alone_instructions="Answer the question.")
+        assert instructions(program.with_fresh_baseline().alone.module) == ["Answer the question."]
+    assert instructions(program.alone.module) == ["Answer the question."]
+    assert instructions(program.refine) == [Refine.instructions]
+    alone: Any = program.alone.module
+    assert "hints" not in alone.signature.fields
+
+
+def test_law_11_prompts_that_were_found_are_those_of_a_fresh_baseline() -> None:
+    program = Collaboration(
+        draft=dspy.Predict("question -> hints"),
+        refine=dspy.Predict("question, hints -> answer"),
+        alone_instructions="Answer.",
+    )
+    predictor: Any = program.refine
+    predictor.signature = predictor.signature.with_instructions("Weigh the hints. Be short.")
+    with pytest.warns(UserWarning, match="Weigh the hints"):
+        fresh = program.with_fresh_baseline()
+    assert instructions(fresh.alone.module) == ["Weigh the hints. Be short."]
+    assert instructions(program.alone.module) == ["Answer."]
