@@ -26,8 +26,9 @@ from cowest_dspy.experiment.sharding import collect_on
 from cowest_dspy.experiment.summary import run_report
 from cowest_dspy.experiment.trackers import check_installed
 from cowest_dspy.experiment.tracking import Tracking
-from cowest_dspy.influence.collection import collect, noise_floor
+from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import Metric
+from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
@@ -447,7 +448,15 @@ class Experiment:
     def _train(
         self, name: str, title: str, start: dspy.LM, rows: Any, how: SFT | DPO | KTO
     ) -> dspy.LM:
-        engine_of(self.weak)
+        try:
+            engine_of(self.weak)
+        except TuningError as error:
+            raise TuningError(
+                f'{error} In a TOML set kind = "in_process" for [weak]; or kind = "server" with '
+                'weights and server = "llama_cpp" or "vllm". Without tuning there are `cowest '
+                "collect`, `pairs`, `ask`, `report`, and `evaluate` with --arm strong --arm "
+                "collaboration_sft."
+            ) from None
         if getattr(self.config.weak, "dtype", None) == "int8":
             raise TuningError(
                 "A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "

@@ -61,7 +61,9 @@ def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
             Sampling(drafts=2),
             max_errors=0.5,
         )
-    with pytest.raises(CollectionError, match=r"Raise \[strong\] max_tokens and run again"):
+    with pytest.raises(
+        CollectionError, match=r"Raise max_tokens of the strong model and run again"
+    ):
         collect(
             together(ScriptedEngine(lambda request: "fine"), endless),
             questions(3),
