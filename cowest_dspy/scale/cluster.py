@@ -44,7 +44,7 @@ from cowest_dspy.scale.shard import (
 from cowest_dspy.store.pool import OnProgress
 from cowest_dspy.store.store import Store
 
-MISSING = '[ray] needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
+MISSING = 'A cluster needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
 TICK = 0.5
 """Seconds between two looks at the shards."""
 MOST_LOST = 3
@@ -316,7 +316,7 @@ def _actor(store: Store, strong: str) -> Any:
 
 _START = (
     "On the head node type ray start --head, on each other one ray start --address=HOST:PORT; or "
-    "leave [ray] address out for a cluster on this machine alone."
+    "leave address out for a cluster on this machine alone."
 )
 
 
@@ -370,7 +370,7 @@ def _examine(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning"], s
     if rules.num_cpus > has.get("CPU", 0) or rules.num_gpus > has.get("GPU", 0):
         return "warning", (
             f"{text}; a task wants {rules.num_cpus:g} CPU and {rules.num_gpus:g} GPU, and waits "
-            "until there are: lower [ray] num_cpus or num_gpus"
+            "until there are: lower num_cpus or num_gpus"
         )
     return "ok", text
 
