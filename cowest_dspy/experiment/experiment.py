@@ -9,7 +9,8 @@ is not done again. So a run that was killed goes on where it stood, and a finish
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.errors import ConfigError, PairsError, TuningError
+from cowest_dspy.errors import ConfigError, PairsError, TooFewPairs, TuningError
 from cowest_dspy.experiment import arms, data, settings
 from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.config_text import effective_toml
@@ -46,6 +47,11 @@ from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TunableEngine, engine_of, tunable
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.importing import load_function, takes
+
+UNTUNED = (
+    "What there is without tuning is shown by `cowest evaluate` with --arm strong --arm "
+    "collaboration_sft."
+)
 
 
 class Experiment:
@@ -318,7 +324,8 @@ class Experiment:
             PairsError: the first round gave fewer pairs than [pairs] least.
         """
         if self._tuned is None:
-            self._tuned, _ = self.rounds.run_all(self.sft())
+            with _telling_what_needs_no_tuning():
+                self._tuned, _ = self.rounds.run_all(self.sft())
         return self._tuned
 
     @cached_property
@@ -342,7 +349,7 @@ class Experiment:
             self.meaning,
             progress=self.progress,
         )
-        with keeping(self.store):
+        with keeping(self.store), _telling_what_needs_no_tuning():
             return cycle.compile(program, trainset=self.splits["train"], valset=self.splits["dev"])
 
     def control(self, name: str) -> dspy.LM:
@@ -453,9 +460,7 @@ class Experiment:
         except TuningError as error:
             raise TuningError(
                 f'{error} In a TOML set kind = "in_process" for [weak]; or kind = "server" with '
-                'weights and server = "llama_cpp" or "vllm". Without tuning there are `cowest '
-                "collect`, `pairs`, `ask`, `report`, and `evaluate` with --arm strong --arm "
-                "collaboration_sft."
+                f'weights and server = "llama_cpp" or "vllm". {UNTUNED}'
             ) from None
         if getattr(self.config.weak, "dtype", None) == "int8":
             raise TuningError(
@@ -488,3 +493,12 @@ class Experiment:
             engine = getattr(lm, "engine", None)
             if isinstance(engine, LocalEngine | ServerEngine):
                 engine.close()
+
+
+@contextmanager
+def _telling_what_needs_no_tuning() -> Iterator[None]:
+    """A context whose TooFewPairs names the commands that are left."""
+    try:
+        yield
+    except TooFewPairs as few:
+        raise TooFewPairs(f"{few} {UNTUNED}", few.found, few.shortage) from few

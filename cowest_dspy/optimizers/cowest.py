@@ -63,7 +63,7 @@ from cowest_dspy.pairs import (
 )
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
-from cowest_dspy.program.examples import Examples, inputs_key, prepare_examples
+from cowest_dspy.program.examples import Examples, fields_of, inputs_key, prepare_examples
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
@@ -235,7 +235,7 @@ class CoWest(Teleprompter):
                 self.answers,
                 _describe(self.evaluator),
                 _describe(self.metric),
-                [digest(example.toDict()) for example in train],
+                [digest(fields_of(example)) for example in train],
             ]
         )
 
@@ -405,7 +405,7 @@ class Rounds:
         """
         if not isinstance(self.optimizer.tuner, KTO) or self._has_source(number):
             pairs = self.pair(start, number)
-            pairs.check_enough(self.pairs.least, tuned=number > 1)
+            pairs.check_enough(self.pairs.least)
             return self._as_rows(pairs)
         drafts = self.unpaired(start, number)
         drafts.save(self._file("drafts", number))

@@ -33,7 +33,7 @@ from cowest_dspy.optimizers.config import CycleRules, StepRules
 from cowest_dspy.optimizers.rounds import Gain, Scores, gain
 from cowest_dspy.optimizers.run import NoProgress, ProgressBars, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import Examples, prepare_examples
+from cowest_dspy.program.examples import Examples, fields_of, prepare_examples
 from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
@@ -250,7 +250,7 @@ class _Compilation:
         self._cycle, self._run, self._trainset, self._valset = cycle, run, trainset, valset
         self._teacher = teacher
         self._rounds = 0  # made by the steps so far: those of a later step count on from there
-        self._data = digest([[one.toDict() for one in split] for split in (trainset, valset)])
+        self._data = digest([[fields_of(one) for one in split] for split in (trainset, valset)])
 
     def best_of(self, student: Collaboration) -> Cycled:
         """The best program of all steps, the first of which begins from ``student``."""

@@ -207,25 +207,17 @@ class PreferencePairs(_Preferences[Pair]):
             for pair in self
         )
 
-    def check_enough(self, least: int, *, tuned: bool = False) -> None:
-        """See that there are as many as ``least`` asks for; ``tuned``: an earlier round has
-        been tuned.
+    def check_enough(self, least: int) -> None:
+        """See that there are as many as ``least`` asks for.
 
         Raises:
-            TooFewPairs: it says why, what to try, and what there is without tuning, if there is no
-                more than that.
+            TooFewPairs: it says why, and what to try.
         """
         if len(self) < least:
-            instead = (
-                " What there is without tuning is shown by `cowest evaluate` with --arm strong "
-                "--arm collaboration_sft."
-            )
-            message = (
-                f"{self._describe_shortage()} At least {least} are needed (least)."
-                f"{'' if tuned else instead}"
-            )
             raise TooFewPairs(
-                message, len(self), f"{notebook.format_plural(len(self), 'pair')}, {least} needed"
+                f"{self._describe_shortage()} At least {least} are needed (least).",
+                len(self),
+                f"{notebook.format_plural(len(self), 'pair')}, {least} needed",
             )
 
     def _describe_shortage(self) -> str:

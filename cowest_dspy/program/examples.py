@@ -91,9 +91,9 @@ def prepare_examples(given: Examples, program: Collaboration) -> Sequence[dspy.E
         for number, one in enumerate(given, start=1):
             example = _marked(one, names, f"examples, row {number}")
             copy = _with_id(example, f"examples, row {number}", known)
-            if (before := known.setdefault(copy.id, copy)).toDict() != copy.toDict():
+            if fields_of(known.setdefault(copy.id, copy)) != fields_of(copy):
                 raise DataError(
-                    f'Two different examples have the id "{before.id}". Ids must be unique: traces '
+                    f'Two different examples have the id "{copy.id}". Ids must be unique: traces '
                     "are kept by them."
                 )
         made = list(known.values())
@@ -140,13 +140,19 @@ def _marked(given: Any, names: Sequence[str], where: str) -> dspy.Example:
 
 def _with_id(example: dspy.Example, where: str, known: Collection[str]) -> dspy.Example:
     """A copy with an id: its own, otherwise one from its content that is not among ``known``."""
-    row = example.toDict()
+    row = fields_of(example)
     content = _content(row, where)
     if row.get("id") is not None:
         return example.copy(id=str(row["id"]))
     name = _content_id(content)
     numbered = (f"{name}-{number}" if number > 1 else name for number in count(1))
     return example.copy(id=next(one for one in numbered if one not in known))
+
+
+def fields_of(example: dspy.Example) -> dict[str, Any]:
+    """The fields of an example as plain data, without those that DSPy's datasets put there, of
+    which one is drawn anew by every process."""
+    return {name: value for name, value in example.toDict().items() if not name.startswith("dspy_")}
 
 
 def inputs_key(inputs: Mapping[str, Any]) -> str:

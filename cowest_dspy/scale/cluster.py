@@ -21,13 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import dspy
-
 from cowest_dspy.errors import ClusterError, ConfigError, CowestError, masked
 from cowest_dspy.influence.collection import Tally
 from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.trace import KIND, Sampling, Traces
-from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.program.examples import Examples, prepare_examples
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.scale.coordinator import Coordinator, RemoteCoordinator
 from cowest_dspy.scale.shard import (
@@ -147,7 +145,7 @@ class Cluster:
     def collect(
         self,
         build: Build,
-        examples: Sequence[dspy.Example],
+        examples: Examples,
         sampling: Sampling,
         *,
         store: Store,
@@ -172,7 +170,7 @@ class Cluster:
                 the run's store.
         """
         program, _ = build()
-        check_inputs(program, examples)
+        examples = prepare_examples(examples, program)
         self.connect()
         merge_shards(store)
         store.forget(KIND, start=f"{sampling.round}/")

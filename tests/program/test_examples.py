@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dspy
 import pytest
@@ -85,6 +86,13 @@ def test_an_id_is_the_same_in_every_process() -> None:
         for seed in ("1", "2", "3")
     }
     assert len(made) == 1 and len(made.pop().strip()) == 12
+
+
+def test_what_dspys_datasets_draw_anew_is_no_content() -> None:
+    def loaded() -> Any:
+        return [dspy.Example(**row, dspy_uuid=str(uuid4()), dspy_split="train") for row in ROWS]
+
+    assert ids(loaded()) == ids(ROWS) == ids(loaded())
 
 
 def test_what_is_there_twice_without_an_id_is_numbered() -> None:

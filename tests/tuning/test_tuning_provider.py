@@ -152,10 +152,7 @@ def test_fewer_pairs_than_the_floor_are_refused_in_python_with_the_words_of_a_to
         match=r"^Only 1 preference pair\. Sample more drafts .* At least 8 are needed \(least\)\.$",
     ) as few:
         tune(weak, pair_rows(1), DPO(**QUICK), tmp_path / "out")
-    assert (
-        str(few.value).partition("Sample")[2]
-        == toml.partition("Sample")[2].partition(" What there is")[0]
-    )
+    assert str(few.value).partition("Sample")[2] == toml.partition("Sample")[2]
     with pytest.raises(PairsError, match=r"At least 8 are needed \(least\)\."):
         tune(weak, labelled(pair_rows(3)), KTO(**QUICK), tmp_path / "out")
     preference: Any = "preference"
