@@ -30,6 +30,7 @@ from cowest_dspy.program.examples import Examples, check_inputs, prepare_example
 from cowest_dspy.store.call_context import Call, listening
 from cowest_dspy.store.pool import map_in_threads
 from cowest_dspy.store.record import EXPECTED_FAILURES, count_unusable, failure, failure_in
+from cowest_dspy.utils.progress_bars import progress_bar
 
 Metric = Callable[..., Any]
 
@@ -188,19 +189,26 @@ class Influence:
         kept."""
         return self._ask_alone(example).score
 
-    def report(self, examples: Examples, *, num_threads: int = 8) -> InfluenceReport:
+    def report(
+        self, examples: Examples, *, num_threads: int = 8, display_progress: bool | None = None
+    ) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart.
 
         Args:
             examples: examples, dictionaries or a ``datasets.Dataset``, as :func:`collect` takes
                 them.
             num_threads: examples under way at once, at most.
+            display_progress: whether to show a bar, as in ``dspy.Evaluate``. None: in a terminal
+                and in a notebook.
 
         Raises:
             DataError: an example lacks an input that the program needs; nothing was asked.
         """
         examples = prepare_examples(examples, self.program)
-        measured = map_in_threads(self._one, examples, num_threads=num_threads)
+        with progress_bar("Measuring influence", display_progress) as draw:
+            measured = map_in_threads(
+                self._one, examples, num_threads=num_threads, on_progress=draw
+            )
         failures = Counter(failure_kind(error) for _, error in measured if error)
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 

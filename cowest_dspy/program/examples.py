@@ -89,7 +89,7 @@ def prepare_examples(given: Examples, program: Collaboration) -> Sequence[dspy.E
     else:
         names, known = accepted_inputs(program), dict[str, dspy.Example]()
         for number, one in enumerate(given, start=1):
-            example = _marked(one, names, f"examples, row {number}")
+            example = mark_inputs(one, names, f"examples, row {number}")
             copy = _with_id(example, f"examples, row {number}", known)
             if fields_of(known.setdefault(copy.id, copy)) != fields_of(copy):
                 raise DataError(
@@ -119,9 +119,13 @@ def _is_prepared(given: Any) -> TypeGuard[Sequence[dspy.Example]]:
     return True
 
 
-def _marked(given: Any, names: Sequence[str], where: str) -> dspy.Example:
-    """One example with its inputs marked: as it says itself, otherwise the fields among
-    ``names``."""
+def mark_inputs(given: Any, names: Iterable[str], where: str) -> dspy.Example:
+    """An example or a row as an example whose inputs are marked: as it says itself, otherwise those
+    of its fields that are among ``names``.
+
+    Raises:
+        DataError: it is no row, or has no input; it begins with ``where``.
+    """
     if not isinstance(given, dspy.Example):
         given = dspy.Example(**_check_row(given, where))
     marked = _input_names(given)

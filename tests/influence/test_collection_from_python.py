@@ -129,6 +129,14 @@ def test_a_bar_is_shown_or_not_as_the_caller_says(monkeypatch: pytest.MonkeyPatc
     assert shown(Terminal(), monkeypatch, display_progress=False) == ""
 
 
+def test_a_report_shows_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = together(weak_that_varies(["{n}"]), strong_that_reads())
+    for display, count in ((True, "6/6"), (None, "6/6"), (False, "")):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        Influence(match, program).report(ROWS, display_progress=display)
+        assert count in sys.stderr.getvalue() and bool(sys.stderr.getvalue()) == bool(count)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_who_shows_the_progress_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     done = {"on_progress": lambda *at: seen.append(at)}
