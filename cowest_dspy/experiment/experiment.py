@@ -9,7 +9,8 @@ is not done again. So a run that was killed goes on where it stood, and a finish
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.errors import ConfigError, PairsError, TuningError
+from cowest_dspy.errors import ConfigError, PairsError, TooFewPairs, TuningError
 from cowest_dspy.experiment import arms, data, settings
 from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.config_text import effective_toml
@@ -26,8 +27,9 @@ from cowest_dspy.experiment.sharding import collect_on
 from cowest_dspy.experiment.summary import run_report
 from cowest_dspy.experiment.trackers import check_installed
 from cowest_dspy.experiment.tracking import Tracking
-from cowest_dspy.influence.collection import collect, noise_floor
+from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metric import Metric
+from cowest_dspy.influence.noise import noise_floor
 from cowest_dspy.influence.report import NoiseFloor
 from cowest_dspy.influence.trace import Sampling, Traces
 from cowest_dspy.lms import LocalEngine, ServerEngine, build_lm
@@ -45,6 +47,11 @@ from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TunableEngine, engine_of, tunable
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.importing import load_function, takes
+
+UNTUNED = (
+    "What there is without tuning is shown by `cowest evaluate` with --arm strong --arm "
+    "collaboration_sft."
+)
 
 
 class Experiment:
@@ -317,7 +324,8 @@ class Experiment:
             PairsError: the first round gave fewer pairs than [pairs] least.
         """
         if self._tuned is None:
-            self._tuned, _ = self.rounds.run_all(self.sft())
+            with _telling_what_needs_no_tuning():
+                self._tuned, _ = self.rounds.run_all(self.sft())
         return self._tuned
 
     @cached_property
@@ -341,7 +349,7 @@ class Experiment:
             self.meaning,
             progress=self.progress,
         )
-        with keeping(self.store):
+        with keeping(self.store), _telling_what_needs_no_tuning():
             return cycle.compile(program, trainset=self.splits["train"], valset=self.splits["dev"])
 
     def control(self, name: str) -> dspy.LM:
@@ -447,7 +455,13 @@ class Experiment:
     def _train(
         self, name: str, title: str, start: dspy.LM, rows: Any, how: SFT | DPO | KTO
     ) -> dspy.LM:
-        engine_of(self.weak)
+        try:
+            engine_of(self.weak)
+        except TuningError as error:
+            raise TuningError(
+                f'{error} In a TOML set kind = "in_process" for [weak]; or kind = "server" with '
+                f'weights and server = "llama_cpp" or "vllm". {UNTUNED}'
+            ) from None
         if getattr(self.config.weak, "dtype", None) == "int8":
             raise TuningError(
                 "A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "
@@ -479,3 +493,12 @@ class Experiment:
             engine = getattr(lm, "engine", None)
             if isinstance(engine, LocalEngine | ServerEngine):
                 engine.close()
+
+
+@contextmanager
+def _telling_what_needs_no_tuning() -> Iterator[None]:
+    """A context whose TooFewPairs names the commands that are left."""
+    try:
+        yield
+    except TooFewPairs as few:
+        raise TooFewPairs(f"{few} {UNTUNED}", few.found, few.shortage) from few

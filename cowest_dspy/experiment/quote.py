@@ -463,6 +463,7 @@ def quote_by_probe(experiment: Experiment, examples: int = 3) -> Quote:
             weak_threads=config.at_once("weak"),
             answers=config.collect.answers,
             max_errors=1.0,
+            display_progress=False,
         )
     measured = {role: found for role in ROLES if (found := meter.average(role))}
     _check_answered(traces, measured)

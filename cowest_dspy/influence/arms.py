@@ -72,7 +72,8 @@ def oracle_arm(program: Collaboration, field: str) -> Answering:
     def answer(example: dspy.Example) -> dspy.Prediction:
         if not example.get(field):
             raise DataError(
-                f'Example {example.get("id", "?")} has no "{field}", which [evaluate] oracle names.'
+                f'Example {example.get("id", "?")} has no "{field}", the field of the gold '
+                "background."
             )
         return program.ask_refine(str(example[field]), **example.inputs())
 

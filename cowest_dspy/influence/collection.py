@@ -1,5 +1,5 @@
 """collect(): drafts of every example and their influence, within limits; it stops when too many
-drafts fail. collect_again(): what failed, once more. noise_floor(): the strong model, asked twice.
+drafts fail. collect_again(): what failed, once more.
 
 No thread waits for another: a step of an example that is done says what is next. A draft is refined
 when it is there, whatever the others do; equal drafts are refined once. Drafts are made in one
@@ -12,7 +12,7 @@ import contextvars
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -24,16 +24,18 @@ import dspy
 from cowest_dspy.errors import CollectionError
 from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.metric import Attempt, Metric, attempt, attempt_score
-from cowest_dspy.influence.report import NoiseFloor, failure_kind, format_kinds, remedy
+from cowest_dspy.influence.report import failure_kind, format_kinds, remedy
 from cowest_dspy.influence.trace import FIRST_DRAFTS, KIND, Sampling, Trace, Traces
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.program.embedded import as_collaboration
-from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.program.examples import Examples, prepare_examples
 from cowest_dspy.store.call_context import Call, keeping, sampling, stoppable
-from cowest_dspy.store.pool import OnProgress, map_in_threads, results_in_order
+from cowest_dspy.store.pool import OnProgress, results_in_order
 from cowest_dspy.store.record import call_failed
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
+from cowest_dspy.utils.progress_bars import progress_bar
+from cowest_dspy.utils.settings import read_settings
 
 ENOUGH_TO_JUDGE = 20
 """Drafts that must be done before a collection is stopped because too many failed."""
@@ -45,9 +47,9 @@ MOST_WEAK_THREADS = 256
 
 def collect(
     program: dspy.Module,
-    examples: Sequence[dspy.Example],
+    examples: Examples,
     metric: Metric,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
     *,
     store: Store | None = None,
     num_threads: int = 8,
@@ -56,6 +58,7 @@ def collect(
     draft_metric: Metric | None = None,
     max_errors: float | Tally = MAX_ERRORS,
     on_progress: OnProgress | None = None,
+    display_progress: bool | None = None,
 ) -> Traces:
     """Samples drafts for every example and measures the influence of each; traces in the order of
     examples and drafts.
@@ -67,9 +70,13 @@ def collect(
     Args:
         program: bound to its LMs (:meth:`Collaboration.bind`); or a module with one bound
             Collaboration in it, whose influence is measured on what the module returns.
+        examples: ``dspy.Example``, dictionaries, or a ``datasets.Dataset``. Inputs that are not
+            marked are the fields that the program's signatures take, and an ``id`` that is missing
+            is made from the fields (:func:`~cowest_dspy.program.examples.prepare_examples`).
         metric: any DSPy metric with values in [0, 1]. A draft that has the fields of an answer is
             scored with it too.
-        sampling: number of drafts, temperature, seed. Drafts of one request differ by their seed.
+        sampling: number of drafts, temperature, seed, or a dictionary of these. Drafts of one
+            request differ by their seed.
         store: where calls and traces are kept and found again; the traces of this round replace
             those of an earlier collection. The result is then read from it when it is iterated
             over, so that memory does not grow with the number of traces. Without it, calls are kept
@@ -85,6 +92,8 @@ def collect(
             a share, not a count. It is looked at from 20 drafts on, and at the end. A
             :class:`Tally` is shared with other collections.
         on_progress: called with (examples done, examples in all).
+        display_progress: whether to show a bar, as in ``dspy.Evaluate``. None: in a terminal and in
+            a notebook, unless there is ``on_progress``.
 
     Raises:
         ProgramError: the program is not bound.
@@ -95,17 +104,20 @@ def collect(
             goes on.
     """
     program = as_collaboration(program)
-    plan = Plan(program, metric, sampling or Sampling(), answers, draft_metric)
+    rules = read_settings(sampling, Sampling, "sampling")
+    plan = Plan(program, metric, rules, answers, draft_metric)
     _check(plan)
-    check_inputs(program, examples)
+    examples = prepare_examples(examples, program)
     threads = (num_threads, weak_threads)
     tally = max_errors if isinstance(max_errors, Tally) else Tally(max_errors)
-    if store is None:
-        made: list[Trace] = []
-        _roll(plan, examples, made.extend, None, threads, tally, on_progress)
-        return Traces(made, _saved(made, plan))
-    with _Writer(store, plan) as writer:
-        _roll(plan, examples, writer.add, store, threads, tally, on_progress)
+    with progress_bar("Collecting drafts", display_progress, instead=on_progress) as draw:
+        shown = [one for one in (on_progress, draw) if one]
+        if store is None:
+            made: list[Trace] = []
+            _roll(plan, examples, made.extend, None, threads, tally, shown)
+            return Traces(made, _saved(made, plan))
+        with _Writer(store, plan) as writer:
+            _roll(plan, examples, writer.add, store, threads, tally, shown)
     return Traces.load(store, round=plan.sampling.round, types=program.output_types)
 
 
@@ -116,9 +128,9 @@ def with_failed_calls(traces: Iterable[Trace]) -> set[str]:
 
 def collect_again(
     program: Collaboration,
-    examples: Sequence[dspy.Example],
+    examples: Examples,
     metric: Metric,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
     *,
     store: Store,
     num_threads: int = 8,
@@ -136,14 +148,16 @@ def collect_again(
         ProgramError, CollectionError, BudgetError: as :func:`collect`, but however many drafts
             fail.
     """
-    plan = Plan(program, metric, sampling or Sampling(), answers)
+    plan = Plan(program, metric, read_settings(sampling, Sampling, "sampling"), answers)
     _check(plan)
+    examples = prepare_examples(examples, program)
     number, ids = plan.sampling.round, {example.id for example in examples}
     kept = Traces.load(store, round=number, types=program.output_types)
     before = [trace for trace in kept if trace.example_id in ids]
     made: list[Trace] = []
     threads = (num_threads, weak_threads)
-    _roll(plan, examples, made.extend, store, threads, Tally(1.0), on_progress)
+    shown = [on_progress] if on_progress else []
+    _roll(plan, examples, made.extend, store, threads, Tally(1.0), shown)
     store.keep_all(KIND, {trace.key: trace.to_dict() for trace in made})
     saved = Counter(store.record("saved", str(number)) or {})
     saved.subtract(_saved(before, plan))
@@ -174,7 +188,7 @@ def _roll(
     store: Store | None,
     threads: tuple[int, int | None],
     tally: Tally,
-    on_progress: OnProgress | None,
+    on_progress: Iterable[OnProgress],
 ) -> None:
     """Rolls out every example and adds its traces, in their order."""
     many = threads[1] or min(threads[0] * plan.sampling.drafts, MOST_WEAK_THREADS)
@@ -189,8 +203,8 @@ def _roll(
         promised = results_in_order(rollouts.start, examples, ahead=ahead)
         for done, traces in enumerate(promised, start=1):
             add(traces)
-            if on_progress:
-                on_progress(done, len(examples))
+            for show in on_progress:
+                show(done, len(examples))
             tally.add(traces, last=done == len(examples))
 
 
@@ -204,7 +218,7 @@ def _check(plan: Plan) -> None:
         raise CollectionError(
             f"{plan.answers} answers were asked for, but {plan.program.strong.model} does not "
             "sample (temperature 0): they would "
-            "be one and the same. Set [strong] temperature above 0, or [collect] answers = 1."
+            "be one and the same. Give the strong model a temperature above 0, or set answers = 1."
         )
 
 
@@ -283,7 +297,7 @@ class Tally:
             mend = self.remedies[kind]
             raise CollectionError(
                 f"{failed} of {self.done} drafts failed ({format_kinds(self.kinds)}), more than "
-                f"[collect] max_errors = {self.most}. {mend[:1].upper()}{mend[1:]} and run again, "
+                f"max_errors = {self.most}. {mend[:1].upper()}{mend[1:]} and run again, "
                 "or raise max_errors; what a store has is not asked again. The first: "
                 f"{self.first}"
             )
@@ -295,47 +309,11 @@ def _remedy(trace: Trace, kind: str) -> str:
     if "truncated" not in kind:
         return remedy(kind)
     if trace.draft:
-        return "raise [strong] max_tokens"
+        return "raise max_tokens of the strong model"
     return (
-        "raise [weak] max_tokens, or fine-tune the weak model longer ([sft.settings] "
-        "num_train_epochs), "
+        "raise max_tokens of the weak model, or fine-tune it longer (num_train_epochs), "
         "until its drafts come to an end"
     )
-
-
-def noise_floor(
-    program: Collaboration,
-    examples: Sequence[dspy.Example],
-    metric: Metric,
-    rules: Sampling | None = None,
-    *,
-    store: Store | None = None,
-    num_threads: int = 8,
-    on_progress: OnProgress | None = None,
-) -> NoiseFloor | None:
-    """Asks the strong model alone twice for each example, as :func:`collect` does and again with
-    another seed.
-
-    The first answer is the one that collecting asked for, so that a store has it: the floor costs
-    one strong call per example. Examples of which an answer failed are left out. A strong model of
-    temperature 0 is not asked: what it says does not change.
-
-    Returns:
-        the floor, or None where every example failed.
-    """
-    if program.strong.kwargs.get("temperature") == 0:
-        return NoiseFloor(0, 0, 0.0, 0.0)
-    plan = Plan(program, metric, rules or Sampling())
-
-    def one(example: dspy.Example) -> list[float]:
-        ask = lambda: program.ask_alone(**example.inputs())  # noqa: E731
-        scores = [plan.ask(ask, example, number).score for number in (0, 1)]
-        return [score for score in scores if score is not None]
-
-    with keeping(store):
-        return NoiseFloor.of(
-            map_in_threads(one, examples, num_threads=num_threads, on_progress=on_progress)
-        )
 
 
 # One example

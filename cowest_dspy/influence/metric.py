@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,11 @@ from cowest_dspy.program.collaboration import (
     sanitize_draft,
 )
 from cowest_dspy.program.embedded import as_collaboration
-from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.program.examples import Examples, check_inputs, prepare_examples
 from cowest_dspy.store.call_context import Call, listening
 from cowest_dspy.store.pool import map_in_threads
 from cowest_dspy.store.record import EXPECTED_FAILURES, count_unusable, failure, failure_in
+from cowest_dspy.utils.progress_bars import progress_bar
 
 Metric = Callable[..., Any]
 
@@ -189,14 +190,26 @@ class Influence:
         kept."""
         return self._ask_alone(example).score
 
-    def report(self, examples: Sequence[dspy.Example], *, num_threads: int = 8) -> InfluenceReport:
+    def report(
+        self, examples: Examples, *, num_threads: int = 8, display_progress: bool | None = None
+    ) -> InfluenceReport:
         """The influence of the program's own drafts on these examples, failures counted apart.
+
+        Args:
+            examples: examples, dictionaries or a ``datasets.Dataset``, as :func:`collect` takes
+                them.
+            num_threads: examples under way at once, at most.
+            display_progress: whether to show a bar, as in ``dspy.Evaluate``. None: in a terminal
+                and in a notebook.
 
         Raises:
             DataError: an example lacks an input that the program needs; nothing was asked.
         """
-        check_inputs(self.program, examples)
-        measured = map_in_threads(self._one, examples, num_threads=num_threads)
+        examples = prepare_examples(examples, self.program)
+        with progress_bar("Measuring influence", display_progress) as draw:
+            measured = map_in_threads(
+                self._one, examples, num_threads=num_threads, on_progress=draw
+            )
         failures = Counter(failure_kind(error) for _, error in measured if error)
         return InfluenceReport(tuple(value for value, _ in measured), failures=dict(failures))
 

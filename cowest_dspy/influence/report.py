@@ -20,8 +20,8 @@ Z = statistics.NormalDist().inv_cdf(0.975)
 SAME = 1e-9  # scores nearer than this are equal: means of judges' scores carry rounding
 
 _REMEDIES = {
-    "truncated": "raise max_tokens of the model that was cut off ([weak] max_tokens for drafts, "
-    "[strong] max_tokens for answers), "
+    "truncated": "raise max_tokens of the model that was cut off (the weak one for drafts, the "
+    "strong one for answers), "
     "or fine-tune the weak model until its drafts come to an end",
     "parse": "read one of these texts in the report's traces: the format asked for is not kept. "
     "Use another adapter, another draft "

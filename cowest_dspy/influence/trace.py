@@ -7,7 +7,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Any, overload
+from typing import Annotated, Any, ClassVar, overload
+
+from pydantic import ConfigDict, Field
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.report import InfluenceReport, format_kinds
@@ -111,13 +113,16 @@ class Sampling:
         their index and seed: an adaptive run's are the first of the full run's.
     """
 
-    drafts: int = 4
-    temperature: float = 1.0
-    top_p: float = 1.0
+    # What a dictionary that is given in its place is checked by.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    drafts: Annotated[int, Field(ge=1)] = 4
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int = 0
-    round: int = 1
+    round: Annotated[int, Field(ge=1)] = 1
     adaptive: bool = False
-    margin: float = 0.5
+    margin: Annotated[float, Field(gt=0, le=2)] = 0.5
 
     def seed_of(self, example_id: str, draft_index: int) -> int:
         """The random seed of one draft: 31 bits, different for every (seed, round, example,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -48,7 +48,13 @@ from cowest_dspy.optimizers.rounds import (
     rows_file,
     step_name,
 )
-from cowest_dspy.optimizers.run import NoProgress, RunContext, TrainedModels, store_in_use
+from cowest_dspy.optimizers.run import (
+    NoProgress,
+    ProgressBars,
+    RunContext,
+    TrainedModels,
+    store_in_use,
+)
 from cowest_dspy.pairs import (
     PreferencePairs,
     UnpairedPreferences,
@@ -58,11 +64,13 @@ from cowest_dspy.pairs import (
 from cowest_dspy.pairs.config import PairRules
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter
 from cowest_dspy.program.embedded import Embedded, as_collaboration, tune_inside
-from cowest_dspy.program.examples import check_inputs, with_ids
+from cowest_dspy.program.examples import Examples, fields_of, inputs_key, prepare_examples
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
+from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
 from cowest_dspy.utils.hiding import Hiding, names_hidden_in
+from cowest_dspy.utils.settings import read_settings
 
 PLAIN = (str, int, float, tuple, Rubric)
 HELD_OUT = 0.2
@@ -86,13 +94,16 @@ class CoWest(Teleprompter):
         metric: any DSPy metric with values in [0, 1]; it decides on the valset whether a round is
             taken.
         tuner: settings of each round's training: ``DPO`` on preference pairs, ``SFT`` on their
-            chosen drafts, or ``KTO`` on all drafts that helped or hurt, as such.
+            chosen drafts, or ``KTO`` on all drafts that helped or hurt, as such. A dictionary is
+            of DPO's fields.
         drafts: drafts sampled for each example.
-        rounds: how many rounds, at most; or ``RoundRules`` with the thresholds of taking one.
+        rounds: how many rounds, at most; or ``RoundRules``, or a dictionary of them, with the
+            thresholds of taking one.
         evaluator: what influence is made of, where it is not ``metric``: a Judge, a GoldLikelihood,
             several Weighted.
-        sampling: temperature, top_p, seed, adaptive sampling; overrides ``drafts``.
-        pairs: ``PairRules``, which drafts become pairs: margin, strategy, least, ...
+        sampling: temperature, top_p, seed, adaptive sampling; overrides ``drafts``. Of a dictionary
+            what it does not name is as ``drafts`` and ``seed`` say.
+        pairs: ``PairRules``, or a dictionary of them: margin, strategy, least, ...
         answers: how often a strong model that samples is asked; the scores are averaged.
         max_errors: the largest share of drafts that may fail, in [0, 1].
         num_threads: questions to the strong model under way at once. weak_threads: drafts under
@@ -103,24 +114,27 @@ class CoWest(Teleprompter):
         log_dir: the folder of store and adapters, for resuming; by default a new temporary folder,
             which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
         progress: shows it, for instance ``cowest_dspy.cli.progress.Progress()``.
+        display_progress: where there is no ``progress``, whether to show each stage as a bar, as
+            ``dspy.Evaluate`` does. None: in a terminal and in a notebook.
 
     The student's weak LM must be one that can be tuned: an in-process model, or a server that takes
     adapters.
 
     Raises:
+        ConfigError: a dictionary of settings with an unknown key or a value that cannot be.
         TuningError: a tuner that so many processes cannot train by.
     """
 
     def __init__(
         self,
         metric: Metric,
-        tuner: DPO | KTO | SFT | None = None,
+        tuner: DPO | KTO | SFT | Mapping[str, Any] | None = None,
         drafts: int = 4,
-        rounds: int | RoundRules = 1,
+        rounds: int | RoundRules | Mapping[str, Any] = 1,
         *,
         evaluator: Metric | None = None,
-        sampling: Sampling | None = None,
-        pairs: PairRules | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        pairs: PairRules | Mapping[str, Any] | None = None,
         answers: int = 1,
         max_errors: float = MAX_ERRORS,
         num_threads: int = 8,
@@ -129,15 +143,17 @@ class CoWest(Teleprompter):
         processes: int | str | Path = 1,
         log_dir: str | Path | None = None,
         progress: NoProgress | None = None,
+        display_progress: bool | None = None,
     ) -> None:
-        self.metric, self.evaluator, self.tuner = metric, evaluator or metric, tuner or DPO()
-        self.sampling = sampling or Sampling(drafts, seed=seed)
-        self.rules = (
-            rounds
-            if isinstance(rounds, RoundRules)
-            else RoundRules.model_validate({"count": rounds})
+        self.metric, self.evaluator = metric, evaluator or metric
+        self.tuner = tuner if isinstance(tuner, KTO | SFT) else read_settings(tuner, DPO, "tuner")
+        if not isinstance(sampling, Sampling):
+            sampling = {"drafts": drafts, "seed": seed, **(sampling or {})}
+        self.sampling = read_settings(sampling, Sampling, "sampling")
+        self.rules = read_settings(
+            {"count": rounds} if isinstance(rounds, int) else rounds, RoundRules, "rounds"
         )
-        self.pairs = pairs or PairRules.model_validate({})
+        self.pairs = read_settings(pairs, PairRules, "pairs")
         self.answers, self.max_errors, self.num_threads, self.weak_threads = (
             answers,
             max_errors,
@@ -145,7 +161,7 @@ class CoWest(Teleprompter):
             weak_threads,
         )
         self.seed, self.processes, self.log_dir = seed, processes, log_dir
-        self.progress = progress or NoProgress()
+        self.progress, self.display_progress = progress, display_progress
         if processes != 1:
             check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
 
@@ -160,9 +176,9 @@ class CoWest(Teleprompter):
         self,
         student: dspy.Module,
         *,
-        trainset: Sequence[dspy.Example],
+        trainset: Examples,
         teacher: dspy.Module | None = None,
-        valset: Sequence[dspy.Example] | None = None,
+        valset: Examples | None = None,
         first_round: int = 1,
     ) -> TunedCollaboration:
         """A copy of ``student`` with the weak model of the last round that was taken; the student
@@ -178,10 +194,12 @@ class CoWest(Teleprompter):
         place, and the student's weak model is fine-tuned on those of its drafts that influence
         chose. Preference tuning takes no teacher: it is about what the model itself writes.
 
-        Without a valset, the last fifth of the trainset decides. Calls, traces and adapters are
-        kept in ``log_dir``: the same call goes on there where it was interrupted. ``first_round``
-        is the number of the first round, and in the names of what is kept: a Cycle counts on from
-        the rounds of the steps before.
+        Trainset and valset are examples, dictionaries or a ``datasets.Dataset``, as ``collect``
+        takes them. Without a valset, the last fifth of the trainset decides, and an earlier example
+        that has the inputs of one of those is left out. Calls, traces and adapters are kept in
+        ``log_dir``: the same call goes on there where it was interrupted. ``first_round`` is the
+        number of the first round, and in the names of what is kept: a Cycle counts on from the
+        rounds of the steps before.
 
         Raises:
             ProgramError: the student is no bound Collaboration, and has not one in it; a teacher
@@ -194,18 +212,15 @@ class CoWest(Teleprompter):
         program = as_collaboration(student)
         _ = program.weak, program.strong
         drafting = None if teacher is None else self._drafter(program, teacher)
-        examples = with_ids(trainset)
-        held = (
-            with_ids(valset)
-            if valset is not None
-            else examples[len(examples) - int(HELD_OUT * len(examples)) :]
-        )
-        check_inputs(program, [*examples, *held])
-        train = examples if valset is not None else examples[: len(examples) - len(held)]
+        train = list(prepare_examples(trainset, program))
+        if valset is None:
+            train, held = _hold_out(train)
+        else:
+            held = list(prepare_examples(valset, program))
         weak = unrecorded(program.weak)
         start = weak if isinstance(weak.provider, TRLProvider) else tunable(weak)
         with store_in_use(self.log_dir, strong=program.strong.model) as store:
-            run = RunContext(store, self.progress)
+            run = RunContext(store, self._progress(store))
             logger.info("CoWest works in %s", run.folder)
             models = TrainedModels(run, start, self.seed, processes=self.processes)
             rounds = Rounds(
@@ -238,6 +253,13 @@ class CoWest(Teleprompter):
             )
         return taught.weak
 
+    def _progress(self, store: Store) -> NoProgress:
+        """What shows the run: what was given; otherwise bars, unless who opened the store shows it
+        already, as a Cycle does."""
+        if self.progress is not None:
+            return self.progress
+        return NoProgress() if store.journal.watched else ProgressBars(self.display_progress)
+
     def meaning(self, student: Collaboration, train: Sequence[dspy.Example]) -> str:
         """The digest of what answers depend on besides the models: program, examples, settings."""
         whole = isinstance(student, Embedded)
@@ -249,7 +271,7 @@ class CoWest(Teleprompter):
                 self.answers,
                 _describe(self.evaluator),
                 _describe(self.metric),
-                [digest(example.toDict()) for example in train],
+                [digest(fields_of(example)) for example in train],
                 *([_describe(getattr(type(student.module), "forward", None))] if whole else []),
             ]
         )
@@ -423,7 +445,7 @@ class Rounds:
         """
         if not isinstance(self.optimizer.tuner, KTO) or self._has_source(number):
             pairs = self.pair(start, number)
-            pairs.check_enough(self.pairs.least, tuned=number > 1)
+            pairs.check_enough(self.pairs.least)
             return self._as_rows(pairs)
         drafts = self.unpaired(start, number)
         drafts.save(self._file("drafts", number))
@@ -531,6 +553,18 @@ def _draft_prompts(program: Collaboration) -> dict[str, Any]:
     state = program.draft.deepcopy()
     state.set_lm(None)
     return state.dump_state()
+
+
+def _hold_out(
+    examples: Sequence[dspy.Example],
+) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    """Examples to train on, and the last fifth, which decides and shares its inputs with none of
+    the others."""
+    first = len(examples) - int(HELD_OUT * len(examples))
+    held = list(examples[first:])
+    key = lambda example: inputs_key(dict(example.inputs().items()))  # noqa: E731
+    decisive = {key(example) for example in held}
+    return [example for example in examples[:first] if key(example) not in decisive], held
 
 
 def _describe(metric: Any) -> str:

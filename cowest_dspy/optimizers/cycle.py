@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,9 +31,9 @@ from cowest_dspy.influence.metric import Influence, Metric, metric_name
 from cowest_dspy.lms.local.lora import reload_adapters
 from cowest_dspy.optimizers.config import CycleRules, StepRules
 from cowest_dspy.optimizers.rounds import Gain, Scores, gain
-from cowest_dspy.optimizers.run import NoProgress, RunContext, store_in_use
+from cowest_dspy.optimizers.run import NoProgress, ProgressBars, RunContext, store_in_use
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.program.examples import check_inputs, with_ids
+from cowest_dspy.program.examples import Examples, fields_of, prepare_examples
 from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
@@ -145,6 +145,8 @@ class Cycle(Teleprompter):
         log_dir: the folder of the store, for resuming; by default a new temporary folder. A cycle
             inside a run uses that run's.
         progress: shows it.
+        display_progress: where there is no ``progress``, whether to show each stage as a bar. None:
+            in a terminal and in a notebook.
 
     Raises:
         ProgramError: a strategy that names no step, an unknown target.
@@ -163,6 +165,7 @@ class Cycle(Teleprompter):
         num_threads: int = 8,
         log_dir: str | Path | None = None,
         progress: NoProgress | None = None,
+        display_progress: bool | None = None,
     ) -> None:
         self.metric, self.steps = metric, steps
         self.names = parse_strategy(strategy, steps)
@@ -179,7 +182,7 @@ class Cycle(Teleprompter):
             confidence,
             num_threads,
             log_dir,
-            progress or NoProgress(),
+            progress or ProgressBars(display_progress),
         )
 
     def __repr__(self) -> str:
@@ -191,9 +194,9 @@ class Cycle(Teleprompter):
         self,
         student: Collaboration,
         *,
-        trainset: Sequence[dspy.Example],
+        trainset: Examples,
         teacher: Any = None,
-        valset: Sequence[dspy.Example],
+        valset: Examples,
     ) -> Cycled:
         """The best program on the valset, of the student and of what each step made of the best
         before it.
@@ -211,8 +214,7 @@ class Cycle(Teleprompter):
             raise ProgramError(
                 f"Cycle optimises a Collaboration; a {type(student).__name__} was given."
             )
-        train, held = with_ids(trainset), with_ids(valset)
-        check_inputs(student, [*train, *held])
+        train, held = (list(prepare_examples(one, student)) for one in (trainset, valset))
         with store_in_use(self.log_dir) as store:
             run = RunContext(store, self.progress)
             return _Compilation(self, run, train, held, teacher).best_of(student)
@@ -248,7 +250,7 @@ class _Compilation:
         self._cycle, self._run, self._trainset, self._valset = cycle, run, trainset, valset
         self._teacher = teacher
         self._rounds = 0  # made by the steps so far: those of a later step count on from there
-        self._data = digest([[one.toDict() for one in split] for split in (trainset, valset)])
+        self._data = digest([[fields_of(one) for one in split] for split in (trainset, valset)])
 
     def best_of(self, student: Collaboration) -> Cycled:
         """The best program of all steps, the first of which begins from ``student``."""

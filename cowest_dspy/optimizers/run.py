@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory, engine_of, tune
 from cowest_dspy.utils.interrupts import postponing
+from cowest_dspy.utils.progress_bars import advance, is_displayed, open_bar, print_above_bars
 
 Settings = SFT | DPO | KTO
 """The settings of a training."""
@@ -37,6 +39,34 @@ class NoProgress:
         """Called when a stage begins (``"stage_begin"``), has ended (``"stage_end"``, the last of
         ``snapshot.stages``), at a message (``"message"``, the last of ``snapshot.said``), and once
         a second (``"progress"``), by another thread."""
+
+
+class ProgressBars(NoProgress):
+    """Shows each stage of a run as a bar of tqdm, and its messages between them. Where a bar is
+    shown, and when none is: :func:`~cowest_dspy.utils.progress_bars.is_displayed`."""
+
+    def __init__(self, display_progress: bool | None = None) -> None:
+        self._displayed = is_displayed(display_progress)
+        self._lock = threading.Lock()
+        self._bars: dict[str, Any] = {}
+
+    def update(self, event: Event, snapshot: Snapshot) -> None:
+        """Draw the bars of the stages that are under way, and close that of one that has ended."""
+        if not self._displayed:
+            return
+        with self._lock:
+            ended = snapshot.stages[-1:] if event == "stage_end" else ()
+            for stage in (*snapshot.now, *ended):
+                if event == "stage_begin" and stage.name not in self._bars:
+                    self._bars[stage.name] = open_bar(stage.title)
+                bar = self._bars.get(stage.name)  # No look of before its end reopens it.
+                if bar is not None:
+                    advance(bar, stage.done, stage.total)
+            for stage in ended:
+                if (bar := self._bars.pop(stage.name, None)) is not None:
+                    bar.close()
+            if event == "message":
+                print_above_bars(snapshot.said[-1])
 
 
 class RunTracker(Protocol):

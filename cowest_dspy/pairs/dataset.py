@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, overload
+from typing import Annotated, Any, Generic, Self, TypeVar, overload
 
 from pydantic import Field, ValidationError
 from rich.console import RenderableType
@@ -37,7 +37,7 @@ SHOWN = 3
 EVERY_FAILED, ONLY_ONE = "every draft failed", "only one draft"
 NO_CHANGE, FAILED = "drafts that changed nothing", "drafts that failed ("
 """Reasons in ``dropped``, or how they begin."""
-_MORE = "Sample more drafts ([collect] drafts), at a higher temperature, or on more examples"
+_MORE = "Sample more drafts (raise drafts), at a higher temperature, or on more examples"
 
 
 class Message(TypedDict):
@@ -103,9 +103,9 @@ Preference = TypeVar("Preference", Pair, UnpairedPreference)
 
 @dataclass(frozen=True, repr=False)
 class _Preferences(Sequence[Preference], Generic[Preference]):
-    """A sequence in the order of examples, with what was dropped on the way. ``rules``: the
-    settings that made it, empty where it was read from a file. ``hiding``: inputs that a notebook
-    does not show."""
+    """A sequence in the order of examples, with what was dropped on the way; a slice is one of the
+    same kind, with the same ``dropped``. ``rules``: the settings that made it, empty where it was
+    read from a file. ``hiding``: inputs that a notebook does not show."""
 
     items: tuple[Preference, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
@@ -118,9 +118,13 @@ class _Preferences(Sequence[Preference], Generic[Preference]):
     @overload
     def __getitem__(self, index: int) -> Preference: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[Preference, ...]: ...
-    def __getitem__(self, index: int | slice) -> Preference | tuple[Preference, ...]:
-        return self.items[index]
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> Preference | Self:
+        return (
+            replace(self, items=self.items[index])
+            if isinstance(index, slice)
+            else self.items[index]
+        )
 
     @property
     def examples(self) -> int:
@@ -139,9 +143,10 @@ class _Preferences(Sequence[Preference], Generic[Preference]):
             for item in self.items
         ]
 
-    def save(self, path: Path) -> Path:
-        """Write the rows as JSON Lines; the file appears whole or not at all."""
-        return write_jsonl(path, self.rows())
+    def save(self, path: str | Path) -> Path:
+        """Write the rows as JSON Lines, which ``datasets.load_dataset("json", data_files=...)``
+        reads too; the file appears whole or not at all."""
+        return write_jsonl(Path(path), self.rows())
 
     def _to_dataset(self) -> Any:
         from datasets import Dataset
@@ -150,7 +155,8 @@ class _Preferences(Sequence[Preference], Generic[Preference]):
 
 
 class PreferencePairs(_Preferences[Pair]):
-    """Pairs in the order of their examples: ``pairs[0].chosen``. ``dropped`` counts drafts, pairs
+    """Pairs in the order of their examples: ``pairs[0].chosen``, ``pairs[:8].save("x.jsonl")``.
+    ``dropped`` counts drafts, pairs
     and examples that gave none, by reason; ``rules`` are the settings of
     :func:`~cowest_dspy.pairs.preference_pairs`."""
 
@@ -201,32 +207,24 @@ class PreferencePairs(_Preferences[Pair]):
             for pair in self
         )
 
-    def check_enough(self, least: int, *, tuned: bool = False) -> None:
-        """See that there are as many as ``[pairs] least`` asks for; ``tuned``: an earlier round has
-        been tuned.
+    def check_enough(self, least: int) -> None:
+        """See that there are as many as ``least`` asks for.
 
         Raises:
-            TooFewPairs: it says why, what to try, and what there is without tuning, if there is no
-                more than that.
+            TooFewPairs: it says why, and what to try.
         """
         if len(self) < least:
-            instead = (
-                " What there is without tuning is shown by `cowest evaluate` with --arm strong "
-                "--arm collaboration_sft."
-            )
-            message = (
-                f"{self._describe_shortage()} [pairs] least asks for {least}."
-                f"{'' if tuned else instead}"
-            )
             raise TooFewPairs(
-                message, len(self), f"{notebook.format_plural(len(self), 'pair')}, {least} needed"
+                f"{self._describe_shortage()} At least {least} are needed (least).",
+                len(self),
+                f"{notebook.format_plural(len(self), 'pair')}, {least} needed",
             )
 
     def _describe_shortage(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
         more = (
-            "Sample more drafts ([collect] drafts), at a higher temperature, on more examples, or "
-            "lower [pairs] margin when scores are graded."
+            "Sample more drafts (raise drafts), at a higher temperature, on more examples, or "
+            "lower margin when scores are graded."
         )
         return (
             f"Only {notebook.format_plural(len(self), 'preference pair')}: "
@@ -252,7 +250,7 @@ class PreferencePairs(_Preferences[Pair]):
         return replace(
             self,
             items=tuple(self.items[place] for place in drawn),
-            dropped={**self.dropped, "over [pairs] most": len(self) - count},
+            dropped={**self.dropped, "over the limit of pairs (most)": len(self) - count},
             rules={**self.rules, "most": count},
         )
 
@@ -374,7 +372,7 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         return self._to_dataset()
 
     def check_enough(self, least: int) -> None:
-        """See that there are as many as ``[pairs] least`` asks for, and of both labels.
+        """See that there are as many as ``least`` asks for, and of both labels.
 
         Raises:
             TooFewPairs: it says why, and what to try.
@@ -386,7 +384,7 @@ class UnpairedPreferences(_Preferences[UnpairedPreference]):
         if len(self) < least:
             text = (
                 f"Too few labelled drafts for KTO: {found} {_advise(self.dropped, f'{_MORE}.')} "
-                f"[pairs] least asks for {least}."
+                f"At least {least} are needed (least)."
             )
             raise TooFewPairs(text, len(self), f"{counted}, {least} needed")
         if not self.helped or not hurt:

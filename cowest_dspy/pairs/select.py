@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
-
-import dspy
 
 from cowest_dspy.errors import PairsError, nearest
 from cowest_dspy.influence.report import failure_kind
@@ -27,7 +25,7 @@ from cowest_dspy.pairs.dataset import (
 )
 from cowest_dspy.pairs.texts import near, says, word_count
 from cowest_dspy.program.adapters import escape
-from cowest_dspy.program.examples import inputs_key
+from cowest_dspy.program.examples import Examples, inputs_key, mark_inputs
 from cowest_dspy.utils.hiding import Hiding
 
 # Scores are floats: 0.7 - 0.2 is a little less than 0.5, and meets a margin of 0.5 all the same.
@@ -47,7 +45,7 @@ def preference_pairs(
     near: float = 0.95,
     leak: str | None = None,
     length_ratio: float | None = None,
-    held_out: Iterable[dspy.Example] = (),
+    held_out: Examples = (),
     run: str = "",
 ) -> PreferencePairs:
     """Pairs of drafts of one example, the chosen one with the larger influence, which is never
@@ -72,7 +70,7 @@ def preference_pairs(
             an option.
         length_ratio: drops pairs of which one text has more than so many times the words of the
             other.
-        held_out: examples that are tested on, none of which may be among the traces.
+        held_out: examples or rows that are tested on, none of which may be among the traces.
         run: the run's name, for the pairs' lineage.
 
     Ties are broken by the order in which drafts were sampled, so that equal traces give equal
@@ -233,7 +231,7 @@ def unpaired_preferences(
     *,
     same: bool | None = None,
     leak: str | None = None,
-    held_out: Iterable[dspy.Example] = (),
+    held_out: Examples = (),
     run: str = "",
 ) -> UnpairedPreferences:
     """Every usable draft with its label: True for an influence above 0, False below 0.
@@ -307,7 +305,7 @@ class PairFilters:
     near: float = 0.95
     leak: str | None = None
     length_ratio: float | None = None
-    held_out: Iterable[dspy.Example] = ()
+    held_out: Examples = ()
     dropped: Counter[str] = field(default_factory=Counter[str])
 
     def __post_init__(self) -> None:
@@ -326,10 +324,7 @@ class PairFilters:
                 f"length_ratio is {self.length_ratio}: it must be at least 1, the longer text by "
                 "the shorter one."
             )
-        self._held_out = {
-            inputs_key(dict(example.inputs().items())): str(example.get("id", "?"))
-            for example in self.held_out
-        }
+        self._held_out: dict[str, str] | None = None
 
     def group_by_example(self, traces: Iterable[Trace]) -> Iterator[list[Trace]]:
         """The drafts of each example in the order of sampling; one example at a time is in memory.
@@ -349,9 +344,8 @@ class PairFilters:
                 )
             finished.add(key)
             together = sorted(drafts, key=lambda trace: trace.draft_index)
-            if self._held_out:
-                same = self._held_out.get(inputs_key(together[0].inputs))
-                overlap += [] if same is None else [f"{key[1]} (held out as {same})"]
+            if (same := self._find_held_out(together[0].inputs)) is not None:
+                overlap.append(f"{key[1]} (held out as {same})")
             yield together
         if overlap:
             raise PairsError(
@@ -359,6 +353,15 @@ class PairFilters:
                 f"{', '.join(overlap[:5])}{', ...' if len(overlap) > 5 else ''}. What is tested "
                 "must not be trained on: drop one of the two."
             )
+
+    def _find_held_out(self, inputs: Mapping[str, Any]) -> str | None:
+        """The id of the held-out example that has these inputs; None where there is none."""
+        if self._held_out is None:
+            marked = (mark_inputs(one, inputs, "held_out") for one in self.held_out)
+            self._held_out = {
+                inputs_key(dict(one.inputs().items())): str(one.get("id", "?")) for one in marked
+            }
+        return self._held_out.get(inputs_key(inputs)) if self._held_out else None
 
     def usable(self, drafts: Sequence[Trace]) -> list[Trace]:
         """Drafts with an influence, each text once; best first, equally good ones in the order of

@@ -160,7 +160,7 @@ class Lengths:
         word = "longer" if self.difference > 0 else "shorter"
         return (
             f"Chosen drafts are {word} than rejected ones by {size:.1f} words: tuning may teach "
-            "length instead of content. [pairs] length_ratio = 1.5 keeps pairs of similar length "
+            "length instead of content. length_ratio = 1.5 keeps pairs of similar length "
             "only."
         )
 

@@ -1,13 +1,18 @@
 """Rows and ``dspy.Example``: marked inputs, ids that come from content, and whether examples have
-the inputs that a program needs, found out from its signatures before any model is asked."""
+the inputs that a program needs, found out from its signatures before any model is asked.
+
+``examples`` reads the rows of a configuration, whose inputs are named in it; ``prepare_examples``
+takes what Python code gives to ``collect``, to ``Influence.report`` or to an optimiser.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import count
+from typing import Any, TypeGuard, cast
 
 import dspy
 from dspy.adapters.utils import annotation_allows_none
@@ -16,6 +21,10 @@ from pydantic_core import PydanticUndefined
 from cowest_dspy.errors import DataError, nearest
 from cowest_dspy.program.collaboration import Collaboration, Counterfactual, signature_of
 from cowest_dspy.program.embedded import Embedded
+
+Examples = Iterable[Any]
+"""What ``prepare_examples`` takes: examples, dictionaries, a ``datasets.Dataset``."""
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def examples(
@@ -50,27 +59,105 @@ def examples(
     return made
 
 
-def with_ids(given: Iterable[dspy.Example]) -> list[dspy.Example]:
-    """Copies of examples, each with an ``id``: its own, or one from its content. The same example
-    twice is one.
+def prepare_examples(given: Examples, program: Collaboration) -> Sequence[dspy.Example]:
+    """Examples as a collection needs them: with marked inputs and with ids.
+
+    Args:
+        given: examples, dictionaries, or a ``datasets.Dataset``. Where inputs are not marked
+            (``with_inputs``), they are those fields that the program's signatures take
+            (:func:`accepted_inputs`).
+        program: what the examples are for.
+
+    An ``id`` that is given stays. One without gets 12 digits of the SHA-256 of its fields, the same
+    in every process; of those with the same fields the second gets ``-2`` behind it, the third
+    ``-3``, in their order. What has the same ``id`` and the same fields twice is one example.
+
+    Returns:
+        ``given`` itself where every example has both, which may then be a sequence that makes its
+        examples when they are asked for; otherwise a list of copies.
 
     Raises:
-        DataError: no examples, one without marked inputs, or two different ones with one id.
+        DataError: no examples, one that lacks an input of the program or of which no field is an
+            input, or two different ones with one id.
     """
-    made: dict[str, dspy.Example] = {}
-    for one in given:
-        if not one.inputs().toDict():
-            raise DataError(f"An example has no inputs: mark them, with_inputs(...): {one}")
-        row = one.toDict()
-        copy = _example(row, tuple(one.inputs().keys()), "examples")
-        if made.setdefault(copy.id, copy).toDict() != copy.toDict():
-            raise DataError(
-                f'Two different examples have the id "{copy.id}". Ids must be unique: traces are '
-                "kept by them."
-            )
-    if not made:
+    if isinstance(given, Mapping | str):
+        raise DataError(
+            f"Examples are given as a {type(given).__name__}; a list of rows or a dataset is "
+            'expected. Of several splits, give one: dataset["train"].'
+        )
+    if _is_prepared(given):
+        made: Sequence[dspy.Example] = given
+    else:
+        names, known = accepted_inputs(program), dict[str, dspy.Example]()
+        for number, one in enumerate(given, start=1):
+            example = mark_inputs(one, names, f"examples, row {number}")
+            copy = _with_id(example, f"examples, row {number}", known)
+            if fields_of(known.setdefault(copy.id, copy)) != fields_of(copy):
+                raise DataError(
+                    f'Two different examples have the id "{copy.id}". Ids must be unique: traces '
+                    "are kept by them."
+                )
+        made = list(known.values())
+    if not len(made):
         raise DataError("There are no examples.")
-    return list(made.values())
+    check_inputs(program, made)
+    return made
+
+
+def _is_prepared(given: Any) -> TypeGuard[Sequence[dspy.Example]]:
+    """Whether these are examples with marked inputs and with ids, no two of them the same."""
+    if not isinstance(given, Sequence):
+        return False
+    ids = set[str]()
+    for one in given:
+        if not isinstance(one, dspy.Example) or not _input_names(one):
+            return False
+        name = one.get("id")
+        if not isinstance(name, str) or name in ids:
+            return False
+        ids.add(name)
+        _content(one.toDict(), f"example {name}")
+    return True
+
+
+def mark_inputs(given: Any, names: Iterable[str], where: str) -> dspy.Example:
+    """An example or a row as an example whose inputs are marked: as it says itself, otherwise those
+    of its fields that are among ``names``.
+
+    Raises:
+        DataError: it is no row, or has no input; it begins with ``where``.
+    """
+    if not isinstance(given, dspy.Example):
+        given = dspy.Example(**_check_row(given, where))
+    marked = _input_names(given)
+    if marked is None:
+        marked = [name for name in names if given.get(name) is not None]
+        given = given.with_inputs(*marked)
+    if not marked:
+        fields = ", ".join(name for name in given.toDict() if name != "id")
+        expected = f": {', '.join(names)}" if names else ""
+        raise DataError(
+            f"{where}: none of its fields ({fields}) is an input of the program{expected}. Mark "
+            "its inputs: dspy.Example(...).with_inputs(...)."
+        )
+    return given
+
+
+def _with_id(example: dspy.Example, where: str, known: Collection[str]) -> dspy.Example:
+    """A copy with an id: its own, otherwise one from its content that is not among ``known``."""
+    row = fields_of(example)
+    content = _content(row, where)
+    if row.get("id") is not None:
+        return example.copy(id=str(row["id"]))
+    name = _content_id(content)
+    numbered = (f"{name}-{number}" if number > 1 else name for number in count(1))
+    return example.copy(id=next(one for one in numbered if one not in known))
+
+
+def fields_of(example: dspy.Example) -> dict[str, Any]:
+    """The fields of an example as plain data, without those that DSPy's datasets put there, of
+    which one is drawn anew by every process."""
+    return {name: value for name, value in example.toDict().items() if not name.startswith("dspy_")}
 
 
 def inputs_key(inputs: Mapping[str, Any]) -> str:
@@ -84,17 +171,7 @@ def inputs_key(inputs: Mapping[str, Any]) -> str:
 
 
 def _example(given: Mapping[str, Any], inputs: Sequence[str], where: str) -> dspy.Example:
-    if not isinstance(given, Mapping):
-        raise DataError(
-            f"{where}: a {type(given).__name__} is no row; a dictionary of its fields is expected."
-        )
-    row = dict(given)
-    for name in row:
-        if not isinstance(name, str):
-            raise DataError(
-                f"{where}: a field is called {name!r}, which is no text. A CSV row with more "
-                "cells than its header?"
-            )
+    row = _check_row(given, where)
     for name in inputs:
         if row.get(name) in (None, ""):
             raise DataError(
@@ -102,17 +179,34 @@ def _example(given: Mapping[str, Any], inputs: Sequence[str], where: str) -> dsp
                 f"{sorted(row)}."
             )
     content = _content(row, where)
-    if row.get("id") is None:
-        row["id"] = hashlib.sha256(content).hexdigest()[:12]
-    row["id"] = str(row["id"])
+    row["id"] = _content_id(content) if row.get("id") is None else str(row["id"])
     return dspy.Example(**row).with_inputs(*inputs)
+
+
+def _check_row(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"{where}: a {type(given).__name__} is no row; a dictionary of its fields is expected."
+        )
+    row = dict(cast("Mapping[Any, Any]", given))
+    for name in row:
+        if not isinstance(name, str):
+            raise DataError(
+                f"{where}: a field is called {name!r}, which is no text. A CSV row with more "
+                "cells than its header?"
+            )
+    return row
+
+
+def _content_id(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _content(row: Mapping[str, Any], where: str) -> bytes:
     """A row as bytes, equal for equal rows: all of it can be put into a prompt, a store and a
     report."""
     try:
-        return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()
+        return json.dumps(row, sort_keys=True, ensure_ascii=False, default=_as_text).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise DataError(
@@ -121,6 +215,11 @@ def _content(row: Mapping[str, Any], where: str) -> bytes:
         ) from error
     except (RecursionError, ValueError, TypeError) as error:
         raise DataError(f"{where} holds what JSON cannot say: {error}.") from error
+
+
+def _as_text(value: Any) -> str:
+    """As ``str``, but for sets, whose order is another one in every process."""
+    return str(sorted(map(str, value)) if isinstance(value, set | frozenset) else value)
 
 
 def needed_inputs(module: dspy.Module) -> set[str]:
@@ -137,9 +236,8 @@ def needed_inputs(module: dspy.Module) -> set[str]:
     signature = _signature_asked(module)
     if signature is not None:
         return {name for name, field in signature.input_fields.items() if _required(field)}
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {
-        one.name for one in _parameters(module) if one.kind in named and one.default is one.empty
+        one.name for one in _parameters(module) if one.kind in _NAMED and one.default is one.empty
     }
 
 
@@ -168,6 +266,27 @@ def possible_inputs(module: dspy.Module) -> set[str]:
         for name, field in one.input_fields.items()
         if name not in made and _required(field)
     }
+
+
+def accepted_inputs(program: Collaboration) -> list[str]:
+    """The inputs that a program may be given, as far as its signatures and the parameters of its
+    modules' ``forward`` name them; what it makes itself, such as the draft, is none."""
+    if isinstance(program, Embedded):
+        return _accepted(program.module)
+    found = [
+        *_accepted(program.draft),
+        *(name for name in _accepted(program.refine) if name != program.draft_field),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _accepted(module: dspy.Module) -> list[str]:
+    signature = _signature_asked(module)
+    if signature is not None:
+        return list(signature.input_fields)
+    return [one.name for one in _parameters(module) if one.kind in _NAMED] + sorted(
+        possible_inputs(module)
+    )
 
 
 def needed_by(
@@ -211,18 +330,18 @@ def check_inputs(
     """
     needed = needed_by(program, modules)
     for example in examples:
-        given = _input_names(example)
+        given = _input_names(example) or []
         missing = {name: parts for name, parts in needed.items() if name not in given}
         if missing:
             raise DataError(_describe_missing(example, missing, where, table=table))
 
 
-def _input_names(example: dspy.Example) -> list[str]:
-    """The names of an example's inputs; none where they are not marked."""
+def _input_names(example: dspy.Example) -> list[str] | None:
+    """The names of an example's inputs; None where they are not marked."""
     try:
         return list(example.inputs().keys())
     except ValueError:
-        return []
+        return None
 
 
 def _parameters(module: dspy.Module) -> list[inspect.Parameter]:
@@ -252,7 +371,8 @@ def _required(field: Any) -> bool:
 def _describe_missing(
     example: dspy.Example, missing: Mapping[str, Iterable[str]], where: str, *, table: bool
 ) -> str:
-    fields, given = [name for name in example.toDict() if name != "id"], _input_names(example)
+    fields = [name for name in example.toDict() if name != "id"]
+    given = _input_names(example) or []
     parts = ", ".join(dict.fromkeys(part for parts in missing.values() for part in parts))
     what = f"The program ({parts}) needs the input {' and '.join(_quoted(missing))}"
     if table:
@@ -266,7 +386,7 @@ def _describe_missing(
             "and the fields"
         )
     text = f"{what}; {has} {', '.join(fields)}."
-    absent = [name for name in missing if name not in fields]
+    absent = [name for name in missing if example.get(name) is None]
     if absent:
         return (
             f"{text}{nearest(absent[0], fields)} Give every row the field "

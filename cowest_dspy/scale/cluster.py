@@ -21,13 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import dspy
-
 from cowest_dspy.errors import ClusterError, ConfigError, CowestError, masked
 from cowest_dspy.influence.collection import Tally
 from cowest_dspy.influence.config import MAX_ERRORS
 from cowest_dspy.influence.trace import KIND, Sampling, Traces
-from cowest_dspy.program.examples import check_inputs
+from cowest_dspy.program.examples import Examples, prepare_examples
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.scale.coordinator import Coordinator, RemoteCoordinator
 from cowest_dspy.scale.shard import (
@@ -44,7 +42,7 @@ from cowest_dspy.scale.shard import (
 from cowest_dspy.store.pool import OnProgress
 from cowest_dspy.store.store import Store
 
-MISSING = '[ray] needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
+MISSING = 'A cluster needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
 TICK = 0.5
 """Seconds between two looks at the shards."""
 MOST_LOST = 3
@@ -147,7 +145,7 @@ class Cluster:
     def collect(
         self,
         build: Build,
-        examples: Sequence[dspy.Example],
+        examples: Examples,
         sampling: Sampling,
         *,
         store: Store,
@@ -172,7 +170,7 @@ class Cluster:
                 the run's store.
         """
         program, _ = build()
-        check_inputs(program, examples)
+        examples = prepare_examples(examples, program)
         self.connect()
         merge_shards(store)
         store.forget(KIND, start=f"{sampling.round}/")
@@ -316,7 +314,7 @@ def _actor(store: Store, strong: str) -> Any:
 
 _START = (
     "On the head node type ray start --head, on each other one ray start --address=HOST:PORT; or "
-    "leave [ray] address out for a cluster on this machine alone."
+    "leave address out for a cluster on this machine alone."
 )
 
 
@@ -370,7 +368,7 @@ def _examine(rules: RayRules, folder: Path) -> tuple[Literal["ok", "warning"], s
     if rules.num_cpus > has.get("CPU", 0) or rules.num_gpus > has.get("GPU", 0):
         return "warning", (
             f"{text}; a task wants {rules.num_cpus:g} CPU and {rules.num_gpus:g} GPU, and waits "
-            "until there are: lower [ray] num_cpus or num_gpus"
+            "until there are: lower num_cpus or num_gpus"
         )
     return "ok", text
 

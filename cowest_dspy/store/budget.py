@@ -240,7 +240,8 @@ class BudgetGuard:
             if self._refused:
                 raise BudgetError(
                     f"{self._refused} Spent: {self.spent()}. Everything that was answered is kept: "
-                    "raise the number in [budget], and the same command goes on from here."
+                    "raise that limit of the budget, and the same command or call goes on from "
+                    "here."
                 )
             if strong:
                 self._under_way += 1
@@ -252,21 +253,21 @@ class BudgetGuard:
             and limits.strong_calls is not None
             and bill.strong_calls + self._under_way >= limits.strong_calls
         ):
-            return f"[budget] strong_calls = {limits.strong_calls} is reached."
+            return f"The budget of strong_calls = {limits.strong_calls} is reached."
         if limits.tokens is not None and bill.tokens >= limits.tokens:
-            return f"[budget] tokens = {limits.tokens} is reached."
+            return f"The budget of tokens = {limits.tokens} is reached."
         if limits.minutes is not None and self._minutes() >= limits.minutes:
-            return f"[budget] minutes = {limits.minutes:g} is reached."
+            return f"The budget of minutes = {limits.minutes:g} is reached."
         if limits.usd is not None and bill.usd is None:
             return (
-                "[budget] usd cannot be kept: the price of an answer is not known, since its "
+                "A budget of usd cannot be kept: the price of an answer is not known, since its "
                 "engine or its server did not say it "
                 "(price = { input = ..., output = ... } of an API, serialize.with_price of an "
                 "engine). "
                 "Limit strong_calls or tokens instead."
             )
         if limits.usd is not None and bill.usd is not None and bill.usd >= limits.usd:
-            return f"[budget] usd = {limits.usd:g} is reached."
+            return f"The budget of usd = {limits.usd:g} is reached."
         return None
 
     def _minutes(self) -> float:

@@ -264,6 +264,11 @@ class Journal:
         finally:
             self._listeners.remove(listener)
 
+    @property
+    def watched(self) -> bool:
+        """Whether anything listens."""
+        return bool(self._listeners)
+
     def _tell(self, event: Event, snapshot: Snapshot | None = None) -> None:
         for listener in list(self._listeners):
             listener(event, snapshot or self.snapshot())

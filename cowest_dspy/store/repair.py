@@ -103,7 +103,7 @@ class Repaired:
         if not self.uncounted & {"failures", "meta"}:
             return ""
         return (
-            "Failed calls, or the time at work, may be lost, too: then [budget] counts less "
+            "Failed calls, or the time at work, may be lost, too: then the budget counts less "
             "than was spent. "
         )
 

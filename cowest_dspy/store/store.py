@@ -53,6 +53,7 @@ from cowest_dspy.store.steps import dump_json
 from cowest_dspy.store.usage import Usage, UsageCounter
 from cowest_dspy.utils.reading import file_errors
 from cowest_dspy.utils.safe_text import without_half_pairs
+from cowest_dspy.utils.settings import read_settings
 
 
 @dataclass(eq=False)
@@ -75,13 +76,14 @@ class Store(Merging):
         folder: the run's folder; made when it is not there.
         reuse: other runs' folders, whose answers to the very same requests are taken over instead
             of asking again.
-        budget: what this run may spend, over all its processes; at a limit, :meth:`answer` raises
-            BudgetError.
+        budget: what this run may spend, over all its processes, or a dictionary of it; at a limit,
+            :meth:`answer` raises BudgetError.
         strong: the id of the strong model, whose calls ``budget.strong_calls`` counts.
         known: a file of answers (:meth:`copy_calls`) that are given for the same requests, and cost
             nothing here.
 
     Raises:
+        ConfigError: a dictionary as ``budget`` with an unknown key or a value that cannot be.
         StoreError: another process holds the folder, it cannot be written, the file is damaged, or
             a newer version wrote it.
     """
@@ -91,10 +93,11 @@ class Store(Merging):
         folder: str | Path,
         *,
         reuse: Sequence[str | Path] = (),
-        budget: Budget | None = None,
+        budget: Budget | Mapping[str, Any] | None = None,
         strong: str | None = None,
         known: str | Path | None = None,
     ) -> None:
+        limits = read_settings(budget, Budget, "budget")
         self.folder = Path(folder)
         self._path, self._part, self.root = self.folder / "run.sqlite", "", self
         with file_errors(StoreError, self.folder):
@@ -118,8 +121,8 @@ class Store(Merging):
             self._rows = self._note_killed_calls()
             self._clock, self.guard = Clock(), None
             self._session = f"seconds of session {self._sessions() + 1}"
-            if budget is not None and budget.limited:
-                self.guard = BudgetGuard(budget, self._clock, self.bill())
+            if limits.limited:
+                self.guard = BudgetGuard(limits, self._clock, self.bill())
             if strong is not None:
                 self.set_strong(strong)
             self._calls, bill = OpenCalls(), self.guard.bill if self.guard else self.bill()

@@ -141,7 +141,7 @@ class _Settings(BaseModel):
             if key in globals()[kind].model_fields or key in globals()[kind].moved
         ]
         if owners:
-            where = "the table lora" if owners == ["Lora"] else " and ".join(owners)
+            where = "lora" if owners == ["Lora"] else " and ".join(owners)
             return f"{key}: there is no such key here: it is one of {where}."
         known = [*cls.model_fields, *sorted(library_fields(cls.library_config))]
         return (

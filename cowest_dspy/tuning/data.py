@@ -17,12 +17,54 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from cowest_dspy.errors import TuningError
 
 Row = Mapping[str, Any]
 Messages = list[dict[str, str]]
+
+
+@runtime_checkable
+class Preferences(Protocol):
+    """What has rows, such as PreferencePairs."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows, with the columns that say where each comes from."""
+        ...
+
+
+def read_rows(given: Iterable[Any] | Preferences, tuner: str) -> Sequence[Row]:
+    """The rows of preferences, of a ``datasets.Dataset`` or of any other iterable, for a tuner
+    ("SFT", "DPO" or "KTO"); not checked yet.
+
+    Preference pairs are for SFT their chosen drafts, and for KTO a desirable and an undesirable
+    draft each.
+    """
+    if not isinstance(given, Preferences):
+        return given if isinstance(given, Sequence) else list(given)
+    rows = given.rows()
+    if not rows or "chosen" not in rows[0] or tuner == "DPO":
+        return rows
+    sides = (("chosen", True),) if tuner == "SFT" else (("chosen", True), ("rejected", False))
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": row[side],
+            "example_id": row["example_id"],
+            **({"label": good} if tuner == "KTO" else {}),
+        }
+        for row in rows
+        for side, good in sides
+    ]
+
+
+def tuner_of(rows: Sequence[Row]) -> str:
+    """The tuner that rows are for: "DPO" for pairs, "KTO" for labelled drafts, otherwise "SFT"."""
+    first: Any = rows[0] if rows and isinstance(rows[0], Mapping) else {}
+    if {"chosen", "rejected"} <= first.keys():
+        return "DPO"
+    return "KTO" if isinstance(first.get("label"), bool) else "SFT"
 
 
 def check_rows(rows: Sequence[Row], tuner: str) -> list[dict[str, Any]]:
@@ -38,12 +80,10 @@ def check_rows(rows: Sequence[Row], tuner: str) -> list[dict[str, Any]]:
 def check_tuner(rows: Sequence[Row], tuner: str) -> None:
     """Raise TuningError for rows that are another tuner's: SFT would learn what DPO and KTO are to
     unlearn."""
-    first: Any = rows[0] if rows and isinstance(rows[0], Mapping) else {}
-    pair, labelled = {"chosen", "rejected"} <= first.keys(), isinstance(first.get("label"), bool)
-    fits = "DPO" if pair else "KTO" if labelled else tuner
-    if fits != tuner:
+    fits = tuner_of(rows)
+    if fits not in (tuner, "SFT"):
         raise TuningError(
-            f"Rows with {'chosen and rejected' if pair else 'a label'} are tuned on with "
+            f"Rows with {'chosen and rejected' if fits == 'DPO' else 'a label'} are tuned on with "
             f"{fits}(...), but settings is {tuner}(...)."
         )
 

@@ -2,7 +2,7 @@
 ``BootstrapFinetune`` work with it.
 
     weak = tunable(engine.lm())
-    tuned = tune(weak, pairs.rows(), DPO(), Path("adapters/r1"))
+    tuned = tune(weak, pairs, DPO(), "adapters/r1")
     tuned.lm            # a dspy.LM like ``weak``, with the adapter; its model id ends in a hash of
                         the adapter's weights
 
@@ -12,7 +12,7 @@ The provider is handed an engine: whatever has the four members of :class:`Tunab
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,16 @@ from pydantic import ValidationError
 
 from cowest_dspy.errors import TooFewPairs, TuningError, nearest
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.data import Row, check_tuner
+from cowest_dspy.tuning.data import Preferences, Row, check_tuner, read_rows, tuner_of
 from cowest_dspy.tuning.launch import launch, plan_processes
 from cowest_dspy.tuning.train import OnStep, Tuned, train_adapter
 from cowest_dspy.utils import notebook
+from cowest_dspy.utils.progress_bars import progress_bar
+from cowest_dspy.utils.settings import read_settings
 
 LEAST_PAIRS = 8
-"""Fewer preference pairs, or labelled drafts, are not trained on; the default of [pairs] least."""
+"""Fewer preference pairs, or labelled drafts, are not trained on; by default."""
+TUNERS: dict[str, type[SFT | DPO | KTO]] = {"SFT": SFT, "DPO": DPO, "KTO": KTO}
 FORMATS: dict[str, type[SFT | DPO | KTO]] = {
     "sft": SFT,
     "chat": SFT,
@@ -181,7 +184,7 @@ class TRLProvider(Provider):
 
     def train(
         self,
-        rows: Sequence[Row],
+        rows: Iterable[Any] | Preferences,
         settings: SFT | DPO | KTO,
         output: str | Path,
         *,
@@ -194,14 +197,14 @@ class TRLProvider(Provider):
     ) -> Tuned:
         """Train like :meth:`finetune`, from ``adapter`` (None: from the base), without loading the
         result."""
+        rows = read_rows(rows, type(settings).__name__)
         check_tuner(rows, type(settings).__name__)
         found = len(rows)
         if not isinstance(settings, SFT) and found < least:
             raise TooFewPairs(
                 f"Only {notebook.format_plural(found, 'preference pair')}. "
-                "Sample more drafts ([collect] "
-                "drafts), at a higher temperature, on more examples, or lower [pairs] margin when "
-                f"scores are graded. [pairs] least asks for {least}.",
+                "Sample more drafts (raise drafts), at a higher temperature, on more examples, or "
+                f"lower margin when scores are graded. At least {least} are needed (least).",
                 found,
                 f"{notebook.format_plural(found, 'pair')}, {least} needed",
             )
@@ -261,8 +264,8 @@ class TunedLM:
 
 def tune(
     lm: dspy.LM,
-    rows: Sequence[Row],
-    settings: SFT | DPO | KTO,
+    rows: Iterable[Any] | Preferences,
+    settings: SFT | DPO | KTO | Mapping[str, Any],
     output: str | Path,
     *,
     seed: int = 0,
@@ -270,19 +273,36 @@ def tune(
     processes: int | str | Path = 1,
     cache: str | Path | None = None,
     least: int = LEAST_PAIRS,
+    display_progress: bool | None = None,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm``
-    stays as it is. The rows are those that the settings are for: ``DPO`` wants pairs
-    (:func:`~cowest_dspy.tuning.train_adapter`).
+    stays as it is.
+
+    Args:
+        lm: what :func:`tunable` gave, or an earlier ``tune``.
+        rows: ``PreferencePairs`` or ``UnpairedPreferences``, a ``datasets.Dataset``, or any rows
+            that the settings are for (:func:`~cowest_dspy.tuning.train_adapter`). Pairs are for
+            SFT their chosen drafts, for KTO a desirable and an undesirable draft each.
+        settings: how to train; a dictionary is of the fields of ``DPO`` for pairs, of ``KTO`` for
+            labelled drafts, and otherwise of ``SFT``.
+        output: the folder of the adapter.
+        seed: of the order of rows, and of what the adapter begins with.
+        on_step: called with (step, steps, logs).
+        processes: see below.
+        cache: see below.
+        least: fewer pairs, or labelled drafts, are not trained on: so few teach a model their own
+            words.
+        display_progress: whether to show a bar, as in ``dspy.Evaluate``. None: in a terminal and in
+            a notebook, unless there is ``on_step``.
 
     Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder,
     the reference's log-probabilities are kept, for the next training on the same pairs from the
     same weights. With ``processes`` above 1 that many are started, one for each GPU, or on the CPU
     where there is none; the result is the same but for rounding. It may also be a configuration
-    file of Accelerate's, such as those in programs/accelerate. Fewer pairs (or labelled drafts)
-    than ``least`` are not trained on, as with [pairs] least: so few teach a model their own words.
+    file of Accelerate's, such as those in programs/accelerate.
 
     Raises:
+        ConfigError: a dictionary of settings with an unknown key or a value that cannot be.
         TooFewPairs: there are fewer.
         TuningError: an LM that is not tunable, data or a configuration file that do not fit, or a
             training that must not go on.
@@ -293,17 +313,22 @@ def tune(
             f"{lm.model} cannot be tuned here: its provider is {type(provider).__name__}. Use "
             "tunable(lm) first."
         )
-    tuned = provider.train(
-        rows,
-        settings,
-        output,
-        adapter=provider.engine.adapter_folder(lm.model),
-        seed=seed,
-        on_step=on_step,
-        processes=processes,
-        cache=cache,
-        least=least,
-    )
+    if isinstance(settings, Mapping):
+        rows = rows if isinstance(rows, Preferences) else list(rows)
+        settings = read_settings(settings, TUNERS[tuner_of(read_rows(rows, "DPO"))], "settings")
+    with progress_bar(type(settings).__name__, display_progress, instead=on_step) as draw:
+        show = None if draw is None else lambda step, total, _: draw(step, total)
+        tuned = provider.train(
+            rows,
+            settings,
+            output,
+            adapter=provider.engine.adapter_folder(lm.model),
+            seed=seed,
+            on_step=_together(on_step, show),
+            processes=processes,
+            cache=cache,
+            least=least,
+        )
     model = provider.engine.load_adapter(tuned.path)
     return TunedLM(lm.copy(model=model), model, tuned)
 
@@ -329,11 +354,9 @@ def engine_of(lm: dspy.LM) -> TunableEngine:
     if not isinstance(engine, TunableEngine):
         raise TuningError(
             f"{lm.model} cannot be tuned here: its weights are not here, or what answers takes no "
-            "adapters. "
-            'Set kind = "in_process"; or kind = "server" with weights and server = "llama_cpp" or '
-            '"vllm". Without tuning there are '
-            "`cowest collect`, `pairs`, `ask`, `report`, and `evaluate` with --arm strong --arm "
-            "collaboration_sft."
+            'adapters. Draft with a model in this process, LocalEngine("FOLDER or HUB ID").lm(), '
+            "or with one behind a server of llama.cpp or vLLM whose weights are named. Without "
+            "tuning there are collect, preference_pairs and Influence.report."
         )
     return engine
 

@@ -192,9 +192,7 @@ def _source(path: Path) -> bytes:
         if path.is_dir():
             raise RecipeError(f"{path} is a folder, and a Python file is expected.")
         if not path.exists():
-            raise RecipeError(
-                f"There is no file {path}. Paths in a TOML are relative to that TOML."
-            )
+            raise RecipeError(f"There is no file {path}. Those in a TOML are relative to it.")
         return path.read_bytes()
 
 

@@ -184,7 +184,7 @@ def test_an_error_is_one_clear_message(task: list[Path], tmp_path: Path) -> None
             "least = 2",
             "least = 500",
             PairsError,
-            "Sample more drafts.* least asks for 500.*cowest evaluate.* --arm strong",
+            "Sample more drafts.* At least 500 are needed.*cowest evaluate.* --arm strong",
         ),
     ],
 )

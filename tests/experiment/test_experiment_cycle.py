@@ -102,7 +102,7 @@ def test_what_is_wrong_in_kto_is_said_before_anything_is_asked(
     rewrite(task[0], table_of("dpo", 1, 2), "")
     for bad, says in (
         ("betta = 0.1", 'betta: there is no such key. Did you mean "beta"'),
-        ("lora_r = 8", "lora_r: there is no such key here: write r in the table lora"),
+        ("lora_r = 8", "lora_r: there is no such key here: write r in lora"),
     ):
         text = task[0].read_text()
         rewrite(task[0], "[kto]\nbeta = 0.1", f"[kto]\n{bad}")

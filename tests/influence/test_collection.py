@@ -271,7 +271,7 @@ def test_one_answer_of_several_that_failed_fails_the_whole() -> None:
 
 
 def test_several_answers_of_a_model_that_does_not_sample_are_refused() -> None:
-    with pytest.raises(CollectionError, match=r"does not sample .* \[collect\] answers = 1"):
+    with pytest.raises(CollectionError, match=r"does not sample .* answers = 1"):
         collect(together(weak_by_seed(), strong_that_reads()), questions(1), match, answers=2)
 
 

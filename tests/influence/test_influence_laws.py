@@ -52,7 +52,7 @@ def test_a_run_in_which_too_many_drafts_fail_stops_and_says_why(tmp_path: Path) 
 def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
     endless = ScriptedEngine(lambda request: "it goes on and on ...")
     with pytest.raises(
-        CollectionError, match=r"Raise \[weak\] max_tokens, or fine-tune the weak model longer"
+        CollectionError, match=r"Raise max_tokens of the weak model, or fine-tune it longer"
     ):
         collect(
             together(endless, strong_that_reads()),
@@ -61,7 +61,9 @@ def test_a_run_whose_answers_are_cut_off_says_whose_limit_to_raise() -> None:
             Sampling(drafts=2),
             max_errors=0.5,
         )
-    with pytest.raises(CollectionError, match=r"Raise \[strong\] max_tokens and run again"):
+    with pytest.raises(
+        CollectionError, match=r"Raise max_tokens of the strong model and run again"
+    ):
         collect(
             together(ScriptedEngine(lambda request: "fine"), endless),
             questions(3),

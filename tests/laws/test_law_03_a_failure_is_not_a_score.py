@@ -219,7 +219,7 @@ def test_law_3_python_and_toml_stop_at_the_same_part_of_failures() -> None:
     assert defaults == {toml} == {0.3}
     with pytest.raises(
         CollectionError,
-        match=r"10 of 20 drafts failed \(truncated 10\).* Raise \[weak\] max_tokens",
+        match=r"10 of 20 drafts failed \(truncated 10\).* Raise max_tokens of the weak model",
     ):
         collect(
             together(cut_off_at(*range(0, 40, 2)), strong_that_reads()),

@@ -224,13 +224,11 @@ def test_kto_says_what_labelled_drafts_it_lacks(
     student: Collaboration, optimizer: Callable[..., CoWest], tmp_path: Path
 ) -> None:
     train, held = examples("train", 8), examples("dev", 2)
-    advice = (
-        r"Sample more drafts \(\[collect\] drafts\), at a higher temperature, or on more examples"
-    )
+    advice = r"Sample more drafts \(raise drafts\), at a higher temperature, or on more examples"
     with pytest.raises(
         PairsError,
         match=rf"Too few labelled drafts for KTO: \d+ drafts helped and 0 hurt.*{advice}\..* "
-        r"\[pairs\] least asks for 1000",
+        r"At least 1000 are needed \(least\)",
     ):
         optimizer("few", tuner=QUICK_KTO, least=1000).compile(student, trainset=train, valset=held)
     needs = "KTO needs drafts that helped and drafts that hurt: "

@@ -315,6 +315,10 @@ def test_examples_that_are_tested_on_are_refused_by_name(make: Any) -> None:
     ):
         make(traces, held_out=[held_out("something else"), held_out("what OF\n e1?")])
     assert len(make(traces, held_out=[held_out("what of e2?")])) > 0
+    row = {"id": "t7", "question": "what of e1?", "answer": "x"}
+    for rows in ([row], iter([row]), [dspy.Example(**row)]):
+        with pytest.raises(PairsError, match=r"e1 \(held out as t7\)"):
+            make(traces, held_out=rows)
 
 
 @pytest.mark.parametrize("make", [preference_pairs, unpaired_preferences])

@@ -98,6 +98,29 @@ def test_pairs_and_labels_make_the_round_trip_through_files_and_datasets(
     assert labels.to_dataset().to_list() == labels.rows()
 
 
+def test_pairs_are_a_sequence_whose_slices_are_pairs_too(tmp_path: Path) -> None:
+    pairs = some_pairs()
+    assert len(pairs) == 2 and pairs[0].chosen[0]["content"] == "good"
+    assert [pair.example_id for pair in pairs] == ["e0", "e1"] and pairs[-1] is pairs.items[1]
+    first = pairs[:1]
+    assert isinstance(first, PreferencePairs) and first.items == pairs.items[:1]
+    assert (first.dropped, first.rules) == (pairs.dropped, pairs.rules)
+    assert PreferencePairs.load(first.save(str(tmp_path / "x.jsonl"))).items == first.items
+    labels = unpaired_preferences(many([[(1.0, "good"), (-1.0, "bad")]]))
+    assert isinstance(labels[1:], UnpairedPreferences) and labels[1:].helped == 0
+
+
+def test_a_file_of_pairs_is_a_dataset(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    file = some_pairs().save(str(tmp_path / "pairs.jsonl"))
+    read: Any = load_dataset(
+        "json", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert read.to_list() == some_pairs().rows()
+    assert PreferencePairs.from_dataset(read).items == some_pairs().items
+
+
 def test_a_pair_says_where_it_comes_from() -> None:
     row = some_pairs().rows()[1]
     assert {key: row[key] for key in list(row)[3:]} == {

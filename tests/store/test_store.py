@@ -286,7 +286,7 @@ def test_of_calls_that_left_no_trace_in_the_file_the_progress_of_the_run_knows(
         "0 calls saved, at least 200 lost; 0 records saved, how many are lost is not known"
         in str(done)
     )
-    assert "[budget] counts less than was spent" in str(done)
+    assert "the budget counts less than was spent" in str(done)
 
 
 def test_a_second_repair_does_not_count_again_what_the_first_has_lost(tmp_path: Path) -> None:

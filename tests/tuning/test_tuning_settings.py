@@ -122,7 +122,7 @@ def test_an_old_key_is_told_what_to_write_instead(settings: Any) -> None:
             settings(**{name: 1})
         assert "Known:" not in str(caught.value)
         word = re.split(r"[ ,;]", new)[0]
-        known = Lora.model_fields if "in the table lora" in new else settings.model_fields
+        known = Lora.model_fields if "in lora" in new else settings.model_fields
         assert word in known, "what is to be written exists"
     for name, new in MOVED["lora"].items():
         assert new.split()[0] in Lora.model_fields
@@ -171,7 +171,7 @@ def test_all_unknown_keys_are_told_at_once_also_those_of_other_settings_and_of_l
     told = str(caught.value)
     assert "beta: there is no such key here: it is one of DPO and KTO" in told
     assert "desirable_weight: there is no such key here: it is one of KTO" in told
-    assert "rank: there is no such key here: it is one of the table lora" in told
+    assert "rank: there is no such key here: it is one of lora" in told
     assert "epoch: there is no such key. Did you mean" in told
     assert "and every other field of SFTConfig" in told
 

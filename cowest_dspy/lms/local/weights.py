@@ -179,11 +179,11 @@ def _from_hub(model: str) -> Path:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise ModelError(
-            f'"{model}" is no folder beside the TOML or here, and the Hub did not give it: '
+            f'"{model}" is no folder, and the Hub did not give it: '
             f"{type(error).__name__}.{_near(model)} "
             "Check the id and the network, unset HF_HUB_OFFLINE where it is set, log in with `hf "
             "auth login` if it is gated; "
-            "or give a folder, which is looked for beside the TOML."
+            "or give a folder, which in a TOML may be relative to it."
         ) from error
     _check_folder(folder)
     return folder
