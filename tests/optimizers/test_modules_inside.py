@@ -52,12 +52,12 @@ class Wordy(Helpdesk):
         return super().forward(message).verdict
 
 
-def lookup() -> ScriptedEngine:
+def lookup(question: str = "Question number {}?") -> ScriptedEngine:
     """The n-th message is the question of the number n."""
 
     def answer(request: dict[str, Any]) -> str:
         number = request["messages"][-1]["content"].split("Message ")[1].split("!")[0]
-        return f"[[ ## question ## ]]\nQuestion number {number}?\n\n[[ ## completed ## ]]"
+        return f"[[ ## question ## ]]\n{question.format(number)}\n\n[[ ## completed ## ]]"
 
     return ScriptedEngine(answer, model="scripted/lookup")
 
@@ -202,7 +202,7 @@ def test_a_module_with_a_collaboration_in_it_is_compiled_whole(
     student: Collaboration,
     tmp_path: Path,
 ) -> None:
-    finds = lookup()
+    finds = lookup("train {}?")
     module = Helpdesk(student, finds)
     cowest = CoWest(
         same_verdict,
