@@ -57,6 +57,7 @@ NOT_RUN: dict[str, list[str]] = {
 }
 # Code that is run by a test of the page's own.
 ALONE = {
+    "README.md": "docs/test_readme.py",
     "docs/howto/serve.md": "serve/test_serving_page.py",
     "docs/tracking.md": "experiment/test_tracking_page.py",
 }
