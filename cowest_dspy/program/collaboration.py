@@ -546,13 +546,12 @@ def _warn_of_draft(alone: Counterfactual, field: str, *, stacklevel: int) -> Non
     draft's field, or with "the draft"."""
     name = re.escape(field).replace("_", "[_ ]")
     sentence = re.compile(rf"[^.!?\n]*\b(?:{name}|(?:the|this) drafts?)\b[^.!?\n]*[.!?]?", re.I)
-    for place, predictor in alone.module.named_predictors():
-        for found in sentence.finditer(signature_of(predictor).instructions):
+    for text in _texts(alone.module):
+        for found in sentence.finditer(text):
             warnings.warn(
-                f'The strong model alone is not given "{field}", and its instructions '
-                f'({place}) say: "{found.group().strip()}" Word them so that they hold with and '
-                "without a draft, or give alone its own: "
-                'Collaboration(..., alone_instructions="...").',
+                f'The strong model alone is not given "{field}", and its instructions say: '
+                f'"{found.group().strip()}" Word them so that they hold with and without a draft, '
+                'or give alone its own: Collaboration(..., alone_instructions="...").',
                 stacklevel=stacklevel,
             )
 

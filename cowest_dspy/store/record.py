@@ -109,7 +109,7 @@ class RecordedLM(dspy.LM):
         most = dspy.settings.max_history_size
         if most and isinstance(self.engine, RecordingEngine):
             history = self.engine.inner.history
-            del history[: len(history) + 1 - most]
+            del history[: max(0, len(history) + 1 - most)]
             history.append(entry)
 
     def dump_state(self) -> dict[str, Any]:

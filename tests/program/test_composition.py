@@ -134,6 +134,9 @@ def test_what_was_asked_is_in_the_histories_of_program_and_models() -> None:
     assert (len(program.history), len(weak.history), len(strong.history)) == (2, 1, 1)
     program.deepcopy()(question="And at 40?")
     assert len(strong.history) == 2, "a copy asks the same model"
+    with dspy.context(max_history_size=4):
+        program(question="And at 45?")
+    assert len(strong.history) == 3
     with dspy.context(max_history_size=2):
         program(question="And at 50?")
     assert len(strong.history) == 2 and "And at 50?" in printed(strong, 1)
