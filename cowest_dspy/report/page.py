@@ -25,7 +25,7 @@ from markupsafe import Markup, escape
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report.view import Section, Table, View
+from cowest_dspy.report.view import Section, Table, View, format_date
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.jsonable import flatten
 from cowest_dspy.utils.notebook import clip
@@ -158,7 +158,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clip": clip, "code": _code, "fields": format_fields}
+    environment.filters |= {
+        "clip": clip, "code": _code, "date": format_date, "fields": format_fields
+    }  # fmt: skip
     environment.globals |= {"describe_outcome": describe_outcome}
     return environment
 

@@ -138,6 +138,7 @@ class RecordingEngine:
                     answer["output_tokens"],
                     cached,
                     answer["usd"],
+                    request=serialize.request_key(request),
                 )
             )
         return response
