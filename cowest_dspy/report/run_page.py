@@ -116,21 +116,22 @@ def render_html(
     report = redact(report)
     view = run_view(report, numbers)
     extras = {"tuning": _changes(report), "pairs": _pairs(report)}
-    lists = browsers(report, max_rows)
+    answers = answer_list(report, max_rows)
+    traces = trace_list(report, max_rows, MAX_BYTES - len(answers.json.encode(errors="replace")))
     traces_lead = (
         "Every draft, of training rounds and of held-out arms: what went in, what the strong model "
         "answered with and without it, and what that was worth."
     )
     sections = (
         *(replace(one, extra=extras.get(one.name)) for one in view.sections),
-        Section("answers-section", "Answers", missing="No answers yet.", extra=lists["answers"]),
+        Section("answers-section", "Answers", missing="No answers yet.", extra=answers),
         Section(
             "traces-section",
             "Traces",
             notes=_prompts_note(report),
             lead=traces_lead,
             missing="No traces yet.",
-            extra=lists["traces"],
+            extra=traces,
         ),
         settings_section(report.config, report.versions),
     )
@@ -201,15 +202,7 @@ def _pairs(report: RunReport) -> list[Any]:
     ]
 
 
-def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
-    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be
-    too large."""
-    answers = answer_list(report, max_rows)
-    left = MAX_BYTES - len(answers.json.encode("utf-8", errors="replace"))
-    return {"answers": answers, "traces": trace_list(report, max_rows, left)}
-
-
-def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
+def answer_list(report: RunReport, max_rows: int) -> Browser:
     """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which
     arm was right."""
     by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
@@ -227,7 +220,7 @@ def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
     return _fit_rows("answers", ids, row, columns, filters, max_rows, MAX_ANSWERS)
 
 
-def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
+def trace_list(report: RunReport, max_rows: int, max_bytes: int) -> Browser:
     """The drafts, one row each, with every step from input to influence: those of training rounds,
     then those of held-out arms, beside what the first rival answered without them."""
     rows = [
