@@ -441,7 +441,7 @@ def test_ten_thousand_traces_are_all_there_and_the_page_stays_under_ten_megabyte
     made = dataclasses.replace(full_run(), traces=rows, curves={"dpo": points})
     path = write_report(made, tmp_path).html
     assert path.stat().st_size < 10_000_000
-    with opened(browser, path) as seen:
+    with opened(browser, path, fragment=TRACES) as seen:
         assert status(seen, "traces") == "1 to 20 of 10,016"
         seen.page.fill("#traces input", "9999: valve")
         assert status(seen, "traces") == "1 to 1 of 1"
