@@ -59,7 +59,7 @@ def scripted_report(folder: Path) -> Path:
 
 
 def pictures(page_file: Path, out: Path) -> list[Path]:
-    """The pictures of the page, one for each size and theme."""
+    """The pictures of the page, one for each section, size and theme."""
     from playwright.sync_api import sync_playwright
 
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -75,10 +75,13 @@ def pictures(page_file: Path, out: Path) -> list[Path]:
                     viewport={"width": width, "height": height}, color_scheme=theme
                 )
                 page.goto(page_file.resolve().as_uri())
-                for first in page.locator("#traces button.open").all()[:1]:
-                    first.click()
-                made.append(out / f"report-{name}-{theme}.png")
-                page.screenshot(path=made[-1], full_page=True)
+                for link in page.locator("nav a").all():
+                    link.click()
+                    section = (link.get_attribute("href") or "").removeprefix("#")
+                    for first in page.locator(f"#{section} button.open").all()[:1]:
+                        first.click()
+                    made.append(out / f"{section}-{name}-{theme}.png")
+                    page.screenshot(path=made[-1], full_page=True)
                 page.close()
         browser.close()
     return made

@@ -21,11 +21,12 @@ from cowest_dspy.influence.trace import Trace, Traces
 from cowest_dspy.optimizers.cycle import StepResult
 from cowest_dspy.optimizers.rounds import Round, rows_file
 from cowest_dspy.pairs import PreferencePairs
-from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, training_curve
+from cowest_dspy.report.facts import Arm, PairsSummary, Prompts, RunReport, Stage, training_curve
 from cowest_dspy.report.numbers import describe_alike_drafts, influence_counts, mean_noise
 from cowest_dspy.report.run_page import read_report
 from cowest_dspy.report.runs import CONFIG, REPORT, STORE
 from cowest_dspy.report.verdict import describe_rounds
+from cowest_dspy.report.view import format_date
 from cowest_dspy.store.store import Store
 
 ARMS = (
@@ -33,6 +34,8 @@ ARMS = (
     "shuffled", "sft_on_chosen", "more_sft", "by_correctness",
 )  # fmt: skip
 """The arms of [evaluate], in the order of the table."""
+MOST_PROMPTS = 1_000_000
+"""Characters of all prompts in a report; a message that several have in common counts once."""
 PACKAGES = ("cowest-dspy", "dspy", "transformers", "trl", "peft", "torch", "datasets", "pydantic")
 
 
@@ -67,11 +70,28 @@ def run_report(config: Config, store: Store) -> RunReport:
         },
         stages=tuple(Stage(name, **cost) for name, cost in store.costs().items()),
         traces=traces,
+        prompts=load_prompts(traces, store),
         config=config.model_dump(mode="json"),
         versions=package_versions(),
     )
     warnings = _warnings(report, config.strong.temperature, pairs, store.bill().killed_calls)
     return replace(report, warnings=tuple(warnings))
+
+
+def load_prompts(traces: Sequence[Trace], store: Store) -> Prompts:
+    """The prompts of these traces, of the first ones with ``MOST_PROMPTS`` characters."""
+    places, requests, size = dict[tuple[str, str], int](), dict[str, tuple[int, ...]](), 0
+    for key in dict.fromkeys(key for trace in traces for key in trace.requests.values()):
+        asked = store.request_messages(key)
+        if asked is None:
+            continue
+        found = [(message["role"], message["content"]) for message in asked]
+        size += sum(len(text) for role, text in dict.fromkeys(found) if (role, text) not in places)
+        if size > MOST_PROMPTS:
+            break
+        requests[key] = tuple(places.setdefault(message, len(places)) for message in found)
+    messages = tuple({"role": role, "content": text} for role, text in places)
+    return Prompts(messages, requests)
 
 
 def load_rounds(store: Store) -> tuple[Round, ...]:
@@ -303,5 +323,6 @@ def _from_store(path: Path) -> RunReport:
         if "in use by another process" not in str(error) or not (path / REPORT).is_file():
             raise ReportError(f"The run {path} cannot be read: {error}") from error
     report = read_report(path)
-    warning = f"The run is being worked on; this is what its report of {report.created} says."
+    when = format_date(report.created)
+    warning = f"The run is being worked on; this is what its report of {when} says."
     return replace(report, warnings=(*report.warnings, warning))

@@ -539,6 +539,15 @@ class Rollout:
             alone_scores=alone.scores,
             refined_parts=refined.parts,
             alone_parts=alone.parts,
+            requests={
+                name: calls[-1].request
+                for name, calls in (
+                    ("draft", drafted.calls),
+                    ("alone", alone.calls),
+                    ("refine", refined.calls),
+                )
+                if calls
+            },
         )
 
 
@@ -558,6 +567,7 @@ class _Mean:
         }
         self.outputs = ordered[0].outputs if ordered else None
         self.feedback = ordered[0].feedback if ordered else ""
+        self.calls = ordered[0].calls if ordered else ()
 
 
 def _tokens(weak: tuple[Call, ...], strong: list[Call]) -> dict[str, int]:

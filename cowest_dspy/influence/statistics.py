@@ -6,7 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     """
     if not n:
         return Interval(0.0, 1.0)
-    from scipy.stats import binomtest
-
-    found = binomtest(successes, n).proportion_ci(level, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    z, share = NormalDist().inv_cdf((1 + level) / 2), successes / n
+    middle = successes + z * z / 2
+    reach = z * math.sqrt(successes * (1 - share) + z * z / 4)
+    low, high = ((middle + side * reach) / (n + z * z) for side in (-1, 1))
+    return Interval(low if successes else 0.0, high if successes < n else 1.0)
 
 
 def paired_difference_interval(
@@ -135,16 +140,13 @@ def agreement(
         ValueError: lists of different lengths.
     """
     import numpy as np
-    from scipy.stats import kendalltau
 
     if len(first) != len(second) or (examples is not None and len(examples) != len(first)):
         raise ValueError(f"agreement needs lists of one length, got {len(first)} and {len(second)}")
     scores = np.round([first, second], 3)
 
     def tau(places: slice | np.ndarray) -> float | None:
-        one, other = scores[:, places]
-        tied = not len(one) or (one == one[0]).all() or (other == other[0]).all()
-        return None if tied else float(cast("Any", kendalltau(one, other))[0])
+        return kendall_tau_b(*scores[:, places])
 
     whole = tau(slice(None))
     drawn: list[float] = []
@@ -159,3 +161,25 @@ def agreement(
             drawn += [] if one is None else [one]
     ends = np.quantile(drawn, [0.025, 0.975]) if drawn else ()
     return Agreement(whole, Interval(*map(float, ends)) if drawn else None, len(first))
+
+
+def kendall_tau_b(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Tau-b from the table of how often each two values meet (Agresti 2010, Analysis of Ordinal
+    Categorical Data, section 7.1); None where one of the lists has all values alike."""
+    import numpy as np
+
+    (rows, row), (columns, column) = (
+        np.unique(one, return_inverse=True) for one in (first, second)
+    )
+    if len(rows) < 2 or len(columns) < 2:
+        return None
+    table = np.zeros((len(rows), len(columns)))
+    np.add.at(table, (row, column), 1)
+
+    def agreeing(table: np.ndarray) -> float:
+        """The pairs of which one is above the other in both lists."""
+        below = table.cumsum(0).cumsum(1)
+        return float((table[1:, 1:] * below[:-1, :-1]).sum())
+
+    apart = [(len(first) ** 2 - float((table.sum(side) ** 2).sum())) / 2 for side in (0, 1)]
+    return (agreeing(table) - agreeing(table[:, ::-1])) / math.sqrt(apart[0] * apart[1])

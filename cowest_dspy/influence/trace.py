@@ -41,6 +41,9 @@ class Trace:
     the means of ``refined_scores`` and ``alone_scores``, and ``refined`` and ``alone`` are the
     first of them. One that failed fails the whole. ``refined_parts`` and ``alone_parts`` are the
     scores of each evaluator where there are several (``Weighted``), means too.
+
+    ``requests`` has the keys, in the run's store, of what was asked for "draft", "alone" and
+    "refine": of the last call of each, where it took several.
     """
 
     example_id: str
@@ -67,6 +70,7 @@ class Trace:
     alone_scores: tuple[float, ...] = ()
     refined_parts: dict[str, float] = field(default_factory=dict)
     alone_parts: dict[str, float] = field(default_factory=dict)
+    requests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.influence is None) == (self.error is None):

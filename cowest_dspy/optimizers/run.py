@@ -100,17 +100,17 @@ class RunContext:
         cost nothing now."""
         if self.tracker is not None:
             self.tracker.update()
-        journal, title = self.store.journal, self.store.prefix + title
-        with journal.listening(self.progress.update), journal.stage(name, title) as here:
+        journal, shown = self.store.journal, self.store.prefix + title
+        with journal.listening(self.progress.update), journal.stage(name, shown) as here:
             with self.store.spending(name) as counter, PeakMemory() as memory:
                 here.counter = counter
                 try:
                     yield here.at
                 except (BudgetError, KeyboardInterrupt):
                     self.store.settle()  # What other threads have under way is still of this stage.
-                    self._record(name, counter.usage, memory)
+                    self._record(name, title, counter.usage, memory)
                     raise
-            self._record(name, counter.usage, memory)
+            self._record(name, title, counter.usage, memory)
 
     def say(self, text: str) -> None:
         """Shows a message, and keeps it."""
@@ -123,15 +123,12 @@ class RunContext:
             return nullcontext(settings)
         return self.tracker.training(name, settings)
 
-    def _record(self, name: str, used: Usage, memory: PeakMemory) -> None:
+    def _record(self, name: str, title: str, used: Usage, memory: PeakMemory) -> None:
         known = self.store.record("stage", name)
         if known is None or not used.only_read:
             peak = max(memory.peak_bytes, (known or {}).get("peak_memory_bytes", 0))
-            self.store.keep(
-                "stage",
-                name,
-                {**self.store.cost(name), "cached_calls": used.cached, "peak_memory_bytes": peak},
-            )
+            beside = {"title": title, "cached_calls": used.cached, "peak_memory_bytes": peak}
+            self.store.keep("stage", name, {**self.store.cost(name), **beside})
 
 
 @contextmanager

@@ -26,18 +26,16 @@ Spec = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A drawing, its caption, and its legend: the colour and the words of each entry. ``small``: in
-    a grid of several."""
+    """A drawing, its caption, and its legend: the colour and the words of each entry."""
 
     drawing: Markup
     caption: str = ""
     legend: tuple[tuple[str, str], ...] = ()
-    small: bool = False
 
 
 NARROW = 343  # pixels: a phone of 375 less its margins
-SMALL = 240  # one of four beside each other on a wide page
 _LEFT, _PLOT, _RIGHT = 240, 570, 178
+_WIDE = _LEFT + _PLOT + _RIGHT
 _MOST_POINTS = 400
 
 
@@ -95,11 +93,8 @@ def ends_of(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
-def bars(
-    rows: Sequence[ChartRow], label: str, axis: Axis = SHARE, *, small: bool = False
-) -> Markup:
-    """A bar per row from 0 to its value, with its interval as a whisker. ``small``: one drawing,
-    for a column of a grid."""
+def bars(rows: Sequence[ChartRow], label: str, axis: Axis = SHARE) -> Markup:
+    """A bar per row from 0 to its value, with its interval as a whisker."""
 
     def layers(data: list[Spec]) -> list[Spec]:
         bar = {
@@ -110,7 +105,7 @@ def bars(
         }
         return [_mark("rect", data, bar, "colour"), *_whiskers(data, axis, halo=True)]
 
-    return _both(rows, label, axis, layers, small)
+    return _both(rows, label, axis, layers)
 
 
 def points(
@@ -226,7 +221,7 @@ def histogram(bins: Sequence[tuple[float, float, int]], label: str) -> Markup:
     }
     encoding = {"x": across, "x2": {"field": "high"}, "y": y, "y2": {"datum": 0}}
     bar = _mark("rect", data, encoding, "colour", stroke="var(--paper)", strokeWidth=1)
-    return draw(_plot([bar], SMALL, 150), label, "plot")
+    return _plots([bar], label, 150)
 
 
 def lines(
@@ -255,7 +250,7 @@ def lines(
         drawn.append(_mark("line", data, place, **look))
         drawn.append(_mark("circle", dots, place, "", color=colour, size=24, opacity=1))
         labels.append(f"{name} over {x_title}: from {series[0][1]:.4g} to {series[-1][1]:.4g}")
-    return draw(_plot(drawn, SMALL, 160), "; ".join(labels), "plot") if drawn else Markup()
+    return _plots(drawn, "; ".join(labels), 220) if drawn else Markup()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,9 +289,8 @@ def curves(
     apart: bool = True,
 ) -> Markup:
     """A line per series with its points and their intervals, over an x axis with a tick at each
-    measured value (``ticks``, ascending); a dashed line across at ``level``. Drawn for a wide page
-    and for a narrow one. ``apart``: series stand a few pixels beside each other, so that intervals
-    at one x can be told apart."""
+    measured value (``ticks``, ascending); a dashed line across at ``level``. ``apart``: series
+    stand a few pixels beside each other, so that intervals at one x can be told apart."""
     first, last = ticks[0], ticks[-1]
     if logarithmic:
         margin = (last / first) ** 0.06
@@ -322,25 +316,18 @@ def curves(
             _mark("rule", spans, upright, strokeWidth=1.25, opacity=0.75, **look),
             _mark("circle", data, place, "", size=48, opacity=1, **look),
         ]
-    sizes = ((620, 250, "plot at-wide"), (NARROW, 220, "plot at-narrow"))
-    return Markup().join(
-        draw(_plot(layers, width, height), label, kind) for width, height, kind in sizes
-    )
+    return _plots(layers, label, 240)
 
 
 Layers = Callable[[list[Spec]], list[Spec]]
 """Makes the marks of rows, from rows that have their places."""
 
 
-def _both(
-    rows: Sequence[ChartRow], label: str, axis: Axis, layers: Layers, small: bool = False
-) -> Markup:
+def _both(rows: Sequence[ChartRow], label: str, axis: Axis, layers: Layers) -> Markup:
     """The drawing of these rows for a wide page and the one for a narrow page, in that order."""
     if not rows:
         return Markup()
     drawings: list[tuple[int | None, str]] = [(None, "rows at-wide"), (NARROW, "rows at-narrow")]
-    if small:
-        drawings = [(SMALL, "rows")]
     return Markup().join(
         draw(_rows_spec(rows, axis, layers, width), label, kind) for width, kind in drawings
     )
@@ -454,16 +441,14 @@ def _mark(
     return {"data": {"values": data}, "mark": {"type": kind, **look}, "encoding": encoding}
 
 
-def _plot(layers: list[Spec], width: int, height: int) -> Spec:
-    left = 42 if width == SMALL else 52
-    padding = {"left": left, "right": 12, "top": 10, "bottom": 44}
-    return {
-        "width": width - left - 12,
-        "height": height,
-        "autosize": "none",
-        "padding": padding,
-        "layer": layers,
-    }
+def _plots(layers: list[Spec], label: str, height: int) -> Markup:
+    """The drawing of these layers over two axes for a wide page and the one for a narrow page."""
+    padding = {"left": 52, "right": 12, "top": 10, "bottom": 44}
+    plot = {"height": height, "autosize": "none", "padding": padding, "layer": layers}
+    return Markup().join(
+        draw({**plot, "width": width - 64}, label, kind)
+        for width, kind in ((_WIDE, "plot at-wide"), (NARROW, "plot at-narrow"))
+    )
 
 
 def _wrap(text: str, characters: int) -> str:

@@ -153,7 +153,8 @@ def comparison_view(comparison: Comparison, numbers: Numbers) -> View:
     sections.append(settings_section(comparison.config, comparison.versions))
     return View(
         title=comparison.title,
-        subtitle=f"{comparison.created} · score: {comparison.metric}",
+        subtitle=f"score: {comparison.metric}",
+        created=comparison.created,
         verdict=comparison_verdict(comparison, numbers),
         sections=tuple(sections),
         source="comparison.json",

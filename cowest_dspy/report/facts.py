@@ -107,8 +107,8 @@ def training_curve(log_history: Iterable[Mapping[str, Any]]) -> Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The cost of one stage. ``calls`` were made, ``cached_calls`` came from the store; None is
-    "not measured".
+    """The cost of one stage; ``title`` is for people, ``name`` for code. ``calls`` were made,
+    ``cached_calls`` came from the store; None is "not measured".
 
     ``usd`` is US dollars for the calls made; None where the price of one of them is not known.
     """
@@ -122,6 +122,22 @@ class Stage:
     peak_memory_bytes: int | None = None
     usd: float | None = None
     note: str = ""
+    title: str = ""
+
+    @property
+    def shown_name(self) -> str:
+        """The name for people."""
+        return self.title or self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of drafts and answers as they were sent. ``requests`` has the places in
+    ``messages``, where each message stands once, of what was asked under each key of
+    ``Trace.requests``."""
+
+    messages: tuple[dict[str, str], ...] = ()
+    requests: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -134,7 +150,8 @@ class RunReport:
     trainings, by the name of their stage; ``agreement`` has each evaluator that scored the metric's
     answers too.
 
-    Prompts are left out: a trace has none, a pair the last message of its own.
+    A trace has no prompt, a pair the last message of its own. ``prompts`` has those of the traces,
+    of the first ones where they are many.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -155,6 +172,7 @@ class RunReport:
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     traces: tuple[Trace, ...] = ()
+    prompts: Prompts = Prompts()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -242,7 +260,8 @@ def valid_json(value: Any) -> Any:
 
 def redact(report: RunReport) -> RunReport:
     """The report without the inputs that its configuration hides ([report] hide): a mark stands in
-    the place of each, also where another text of the same example repeats it."""
+    the place of each, also where another text of the same example repeats it; and without
+    prompts."""
     names = hidden_names(report.config)
     if not names:
         return report
@@ -273,7 +292,11 @@ def redact(report: RunReport) -> RunReport:
         dataclasses.replace(arm, answers=tuple(map(redacted, arm.answers))) for arm in report.arms
     )
     return dataclasses.replace(
-        report, arms=arms, traces=tuple(map(redacted, report.traces)), pairs=pairs
+        report,
+        arms=arms,
+        traces=tuple(map(redacted, report.traces)),
+        pairs=pairs,
+        prompts=Prompts(),
     )
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -25,7 +25,7 @@ from markupsafe import Markup, escape
 
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
-from cowest_dspy.report.view import Section, Table, View
+from cowest_dspy.report.view import Section, Table, View, format_date
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.jsonable import flatten
 from cowest_dspy.utils.notebook import clip
@@ -105,7 +105,7 @@ def render_page(view: View) -> str:
             sections=sections,
             style=style,
             script=script,
-            policy=_policy([style], [script] if script else []),
+            policy=_policy(style, script),
         )
     )
 
@@ -158,7 +158,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clip": clip, "code": _code, "fields": format_fields}
+    environment.filters |= {
+        "clip": clip, "code": _code, "date": format_date, "fields": format_fields
+    }  # fmt: skip
     environment.globals |= {"describe_outcome": describe_outcome}
     return environment
 
@@ -196,14 +198,14 @@ def data_block(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _policy(styles: Iterable[str], scripts: Iterable[str]) -> str:
-    """The content security policy of a page that has these styles and scripts, and nothing else."""
-    allowed = [f"default-src 'none'; img-src data:; style-src {_hashes(styles)}"]
-    if ran := _hashes(scripts):
-        allowed.append(f"script-src {ran}")
-    return "; ".join([*allowed, "base-uri 'none'; form-action 'none'"])
+def _policy(style: str, script: str) -> str:
+    """The content security policy of a page that has this style and this script, which may be
+    empty, and nothing else."""
+    rules = ["default-src 'none'", "img-src data:", f"style-src {_hash(style)}"]
+    if script:
+        rules.append(f"script-src {_hash(script)}")
+    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 
-def _hashes(texts: Iterable[str]) -> str:
-    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

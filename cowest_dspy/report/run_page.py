@@ -2,9 +2,10 @@
 search; report.json and report.html, written together.
 
 A list is plain JSON, which the page's script pages through: ``columns``, ``filters`` (a label and
-the tags that it offers), ``texts`` and ``rows``. A row has tags, cells, and steps: a cell is the
-number of a text, or ``[text, kind]``; a step is the numbers of its label and its text, and with a
-kind it is a heading. Each text stands in the page once: drafts of one example share their input and
+the tags that it offers), ``texts`` and ``rows``. A row has tags, cells, steps, the id under which a
+link finds it, and prompts: a cell is the number of a text, or ``[text, kind]``; a step is the
+numbers of its label and its text, and with a kind it is a heading; a prompt has a title, and its
+messages as steps. Each text stands in the page once: drafts of one example share their input and
 the answer without a draft.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,25 @@ MAX_TEXT = 4000
 MAX_ANSWERS, MAX_BYTES = 2_500_000, 9_200_000
 EFFECTS = ("helped", "hurt", "same", "failed")
 T = TypeVar("T")
-TableRow = tuple[list[str], list[Any], list[list[str]]]
+PROMPTS = {
+    "draft": "Prompt of the draft",
+    "alone": "Prompt of the strong model alone",
+    "refine": "Prompt with the draft",
+}
+"""The requests of a trace, each with its title."""
+Steps = list[list[str]]
+
+
+@dataclass(frozen=True)
+class ListRow:
+    """A row of a list. ``id`` finds it from a link: rows that are alike up to its last "/" are of
+    one example."""
+
+    id: str
+    tags: list[str]
+    cells: list[Any]
+    steps: Steps
+    prompts: Sequence[tuple[str, Steps]] = ()
 
 
 def report_files(folder: Path) -> WrittenPage:
@@ -97,20 +116,22 @@ def render_html(
     report = redact(report)
     view = run_view(report, numbers)
     extras = {"tuning": _changes(report), "pairs": _pairs(report)}
-    lists = browsers(report, max_rows)
+    answers = answer_list(report, max_rows)
+    traces = trace_list(report, max_rows, MAX_BYTES - len(answers.json.encode(errors="replace")))
     traces_lead = (
         "Every draft, of training rounds and of held-out arms: what went in, what the strong model "
         "answered with and without it, and what that was worth."
     )
     sections = (
         *(replace(one, extra=extras.get(one.name)) for one in view.sections),
-        Section("answers-section", "Answers", missing="No answers yet.", extra=lists["answers"]),
+        Section("answers-section", "Answers", missing="No answers yet.", extra=answers),
         Section(
             "traces-section",
             "Traces",
+            notes=_prompts_note(report),
             lead=traces_lead,
             missing="No traces yet.",
-            extra=lists["traces"],
+            extra=traces,
         ),
         settings_section(report.config, report.versions),
     )
@@ -181,37 +202,36 @@ def _pairs(report: RunReport) -> list[Any]:
     ]
 
 
-def browsers(report: RunReport, max_rows: int = MAX_ROWS) -> dict[str, Browser]:
-    """The answers and the traces, each with at most ``max_rows``, and fewer where the page would be
-    too large."""
-    answers = answer_list(report, max_rows)
-    left = MAX_BYTES - len(answers.json.encode("utf-8", errors="replace"))
-    return {"answers": answers, "traces": trace_list(report, max_rows, left)}
-
-
-def answer_list(report: RunReport, max_rows: int = MAX_ROWS) -> Browser:
+def answer_list(report: RunReport, max_rows: int) -> Browser:
     """The held-out examples, one row each, with every arm's answer; tags: what tuning fixed, which
     arm was right."""
     by_id = [{answer.example_id: answer for answer in arm.answers} for arm in report.arms]
     ids = list(dict.fromkeys(example_id for answers in by_id for example_id in answers))
 
-    def row(example_id: str) -> TableRow:
+    def row(example_id: str) -> ListRow:
         found = {
             arm.name: answers.get(example_id)
             for arm, answers in zip(report.arms, by_id, strict=True)
         }
-        return _answer_row(report, found)
+        return _answer_row(report, example_id, found)
 
     columns = ["Example", "Expected", *(arm.title for arm in report.arms)]
     filters = [("Show", _answer_options(report))]
     return _fit_rows("answers", ids, row, columns, filters, max_rows, MAX_ANSWERS)
 
 
-def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> Browser:
+def trace_list(report: RunReport, max_rows: int, max_bytes: int) -> Browser:
     """The drafts, one row each, with every step from input to influence: those of training rounds,
     then those of held-out arms, beside what the first rival answered without them."""
-    traces: list[tuple[str, Trace]] = [(f"round {trace.round}", trace) for trace in report.traces]
-    traces += [(arm.title, trace) for arm in report.arms for trace in _held_out_traces(report, arm)]
+    rows = [
+        (f"trace-{trace.key}", f"round {trace.round}", trace, _prompts(report, trace))
+        for trace in report.traces
+    ]
+    rows += [
+        (f"trace-{arm.name}/{trace.example_id}/0", arm.title, trace, [])
+        for arm in report.arms
+        for trace in _held_out_traces(report, arm)
+    ]
     rounds = sorted({trace.round for trace in report.traces})
     arms = [arm.title for arm in report.arms]
     filters = [
@@ -221,7 +241,29 @@ def trace_list(report: RunReport, max_rows: int = MAX_ROWS, max_bytes: int = MAX
     ]
     columns = ["Example", "Where", "Draft", "Alone", "With draft", "Influence"]
     return _fit_rows(
-        "traces", traces, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes
+        "traces", rows, lambda item: _trace_row(*item), columns, filters, max_rows, max_bytes
+    )
+
+
+def _prompts(report: RunReport, trace: Trace) -> list[tuple[str, Steps]]:
+    """The prompts of a trace that the report has: a title, and the role and text of each
+    message."""
+    messages, requests = report.prompts.messages, report.prompts.requests
+    return [
+        (title, [[messages[place][part] for part in ("role", "content")] for place in places])
+        for name, title in PROMPTS.items()
+        if (places := requests.get(trace.requests.get(name, "")))
+    ]
+
+
+def _prompts_note(report: RunReport) -> tuple[str, ...]:
+    """A remark where the report has the prompts of the first traces only."""
+    known = sum(bool(_prompts(report, trace)) for trace in report.traces)
+    if known in (0, len(report.traces)):
+        return ()
+    return (
+        f"With the prompts of {known:,} of {len(report.traces):,} drafts of training rounds; the "
+        "others are in run.sqlite, so that the report stays small.",
     )
 
 
@@ -249,7 +291,7 @@ def clip_for_page(text: str) -> str:
 def _fit_rows(
     name: str,
     items: Sequence[T],
-    row: Callable[[T], TableRow],
+    row: Callable[[T], ListRow],
     columns: list[str],
     filters: Sequence[tuple[str, list[list[str]]]],
     max_rows: int,
@@ -273,21 +315,25 @@ def _fit_rows(
         most = max(1, min(most - 1, int(0.99 * most * max_bytes / size)))
 
 
-def _number_texts(row: TableRow, texts: dict[str, int], counts: dict[str, int]) -> list[Any]:
+def _number_texts(row: ListRow, texts: dict[str, int], counts: dict[str, int]) -> list[Any]:
     """The row with numbers for its texts, the same for the same text, each cut to size; its empty
     steps left out, its tags counted."""
 
     def number(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    tags, cells, steps = row
-    for name in tags:
+    def numbered(steps: Steps) -> list[Any]:
+        return [
+            [number(label), number(clip_for_page(text)), *kind]
+            for label, text, *kind in steps
+            if text
+        ]
+
+    for name in row.tags:
         counts[name] = counts.get(name, 0) + 1
-    shown = [
-        [number(label), number(clip_for_page(text)), *kind] for label, text, *kind in steps if text
-    ]
-    found = [cell if isinstance(cell, list) else number(clip_for_page(cell)) for cell in cells]
-    return [tags, found, shown]
+    cells = [cell if isinstance(cell, list) else number(clip_for_page(cell)) for cell in row.cells]
+    prompts = [[number(title), numbered(messages)] for title, messages in row.prompts]
+    return [row.tags, cells, numbered(row.steps), row.id, prompts]
 
 
 def _count_options(options: Iterable[list[str]], counts: Mapping[str, int]) -> list[list[str]]:
@@ -305,7 +351,7 @@ def _answer_options(report: RunReport) -> list[list[str]]:
     return [*options, ["failed", "failed in some arm"]]
 
 
-def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> TableRow:
+def _answer_row(report: RunReport, example_id: str, found: dict[str, Answer | None]) -> ListRow:
     known = next(answer for answer in found.values() if answer is not None)
     tags = _change_tag(
         found.get(report.before or ""), found.get(report.after or ""), "fixed", "broken"
@@ -316,7 +362,7 @@ def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> TableRow:
     if any(describe_outcome(answer) == "failed" for answer in found.values()):
         tags.append("failed")
     steps = [
-        ["Example", known.example_id],
+        ["Example", example_id],
         ["Input", format_fields(known.inputs)],
         ["Expected", known.gold],
     ]
@@ -326,7 +372,7 @@ def _answer_row(report: RunReport, found: dict[str, Answer | None]) -> TableRow:
             steps += _answer_steps(arm.title, answer)
     cells: list[Any] = [format_fields(known.inputs), known.gold]
     cells += [[describe_outcome(answer), describe_outcome(answer)] for answer in found.values()]
-    return tags, cells, steps
+    return ListRow(f"answer-{example_id}/", tags, cells, steps)
 
 
 def _change_tag(before: Answer | None, after: Answer | None, better: str, worse: str) -> list[str]:
@@ -387,9 +433,12 @@ def _fields(answer: Answer) -> dict[str, Any]:
     return {**answer.steps, "answer": "" if answer.answer is None else answer.answer}
 
 
-def _trace_row(where: str, trace: Trace) -> TableRow:
+def _trace_row(
+    row_id: str, where: str, trace: Trace, prompts: Sequence[tuple[str, Steps]]
+) -> ListRow:
     kind = describe_effect(trace.influence)
     shown = "failed" if trace.influence is None else f"{trace.influence:+.2f}"
+    refined = {name: text for name, text in (trace.refined or {}).items() if name != "draft"}
     steps = [
         ["Example", f"{trace.example_id}, draft {trace.draft_index}, {where}"],
         ["Input", format_fields(trace.inputs)],
@@ -400,7 +449,7 @@ def _trace_row(where: str, trace: Trace) -> TableRow:
             trace.completion if trace.completion.strip() != trace.draft.strip() else "",
         ],
         [_label_score("Alone", trace.alone_score), format_fields(trace.alone)],
-        [_label_score("With draft", trace.refined_score), format_fields(trace.refined)],
+        [_label_score("With draft", trace.refined_score), format_fields(refined)],
         ["Influence", "" if trace.influence is None else f"{trace.influence:+.2f}, {kind}"],
         ["Error", trace.error or ""],
         ["Models", " -> ".join(model for model in (trace.weak_model, trace.strong_model) if model)],
@@ -410,9 +459,9 @@ def _trace_row(where: str, trace: Trace) -> TableRow:
         where,
         trace.draft or trace.completion,
         format_fields(trace.alone),
-        format_fields(trace.refined),
+        format_fields(refined),
     ]
-    return [kind, where], [*texts, [shown, kind]], steps
+    return ListRow(row_id, [kind, where], [*texts, [shown, kind]], steps, prompts)
 
 
 def _label_score(label: str, score: float | None) -> str:

@@ -60,6 +60,7 @@ def run_view(report: RunReport, numbers: Figures | None = None) -> View:
     """The sections of a run; ``numbers`` are those of ``figures(report)``, where they are at hand
     already. What reads examples (changes, pairs, answers, traces) is added by page.py."""
     numbers = numbers or figures(report)
+    titles = {stage.name: stage.shown_name for stage in report.stages}
     sections = (
         _arms(report, numbers),
         _tuning(report, numbers),
@@ -67,12 +68,13 @@ def run_view(report: RunReport, numbers: Figures | None = None) -> View:
         _cycle(report),
         _influence(report, numbers),
         _pairs(report),
-        _training(report.curves),
+        _training(report.curves, titles),
         _stages(report, numbers),
     )
     return View(
         title=report.title,
-        subtitle=f"{report.created} · seed {report.seed}",
+        subtitle=f"seed {report.seed}",
+        created=report.created,
         verdict=numbers.verdict,
         sections=tuple(section for section in sections if section is not None),
         source="report.json",
@@ -194,7 +196,7 @@ def _rounds(report: RunReport) -> Section | None:
         return None
     rows = tuple(
         (
-            str(row.number),
+            f"round {row.number}",
             format_count(row.pairs),
             format_count(row.replayed),
             row.gain.span if row.gain else "-",
@@ -339,7 +341,7 @@ def _influence_charts(
         if numbers.graded:
             columns = [(one.low, one.high, one.count) for one in bins]
             drawing = charts.histogram(columns, f"Influences in round {number}")
-            found.append(Chart(drawing, f"drafts of round {number}", small=True))
+            found.append(Chart(drawing, f"Influences of the drafts of round {number}"))
     return [chart for chart in found if chart.drawing]
 
 
@@ -373,15 +375,17 @@ def _pairs(report: RunReport) -> Section:
     return Section("pairs", "Pairs", (table,), tuple(pairs_notes(report)))
 
 
-def _training(curves: Mapping[str, Curve]) -> Section:
-    drawn = {stage: curve for stage, curve in curves.items() if _logged_names(curve, 2)}
+def _training(curves: Mapping[str, Curve], titles: Mapping[str, str]) -> Section:
+    drawn = [
+        (titles.get(stage, stage), curve)
+        for stage, curve in curves.items()
+        if _logged_names(curve, 2)
+    ]
     return Section(
         "curves",
         "Training",
-        tuple(_curve_table(stage, curve) for stage, curve in drawn.items()),
-        charts=lambda: [
-            chart for stage, curve in drawn.items() for chart in _curve_charts(stage, curve)
-        ],
+        tuple(_curve_table(stage, curve) for stage, curve in drawn),
+        charts=lambda: [chart for stage, curve in drawn for chart in _curve_charts(stage, curve)],
         missing="No training curves: nothing has been trained yet (`cowest tune`), or too few "
         "steps were logged.",
     )
@@ -404,15 +408,12 @@ def _points(curve: Curve, name: str) -> list[charts.Point]:
 def _curve_charts(stage: str, curve: Curve) -> list[Chart]:
     """A chart per number, training and held out in one."""
     legend = (("accent", "training"), ("second", "held out, dashed"))
-    found = [
-        (title, charts.lines(_points(curve, name), _points(curve, f"eval_{name}"), "step", title))
-        for name, title in LOGGED.items()
-    ]
-    return [
-        Chart(drawing, f"{stage}: {title}", legend, small=True)
-        for title, drawing in found
-        if drawing
-    ]
+    found = list[Chart]()
+    for name, title in LOGGED.items():
+        training, held_out = _points(curve, name), _points(curve, f"eval_{name}")
+        if drawing := charts.lines(training, held_out, "step", title):
+            found.append(Chart(drawing, f"{stage}: {title}", legend if len(held_out) > 1 else ()))
+    return found
 
 
 def _curve_table(stage: str, curve: Curve) -> Table:
@@ -444,7 +445,7 @@ def _stages(report: RunReport, numbers: Figures) -> Section:
 
     heads = ("stage", "seconds", "calls", "from store", "tokens in", "tokens out", "USD", "memory")
     rows = (
-        *(cells(stage.name, stage) for stage in report.stages),
+        *(cells(stage.shown_name, stage) for stage in report.stages),
         cells("total", numbers.totals),
     )
     table = Table(
@@ -464,21 +465,16 @@ def _stages(report: RunReport, numbers: Figures) -> Section:
 
 
 def _stage_charts(report: RunReport) -> list[Chart]:
-    """One chart per measure that some stage has: seconds, calls, tokens, dollars; stages that have
-    none of it are left out."""
+    """One chart per measure that some stage has: seconds, calls, dollars; stages that have none of
+    it are left out."""
     measures = (
         ("seconds", lambda stage: stage.seconds, lambda value: f"{value:,.1f}"),
         ("calls made", lambda stage: stage.calls, lambda value: f"{value:,}"),
-        (
-            "tokens, in and out",
-            lambda stage: (stage.tokens_in or 0) + (stage.tokens_out or 0),
-            lambda value: f"{value:,}",
-        ),
         ("US dollars", lambda stage: stage.usd, format_usd),
     )
     found = []
     for title, value_of, words in measures:
-        known = [(stage.name, value) for stage in report.stages if (value := value_of(stage))]
+        known = [(stage.shown_name, value) for stage in report.stages if (value := value_of(stage))]
         if not known:
             continue
         axis = Axis(0.0, float(max(value for _, value in known)), (), "''")
@@ -488,6 +484,6 @@ def _stage_charts(report: RunReport) -> list[Chart]:
             )
             for name, value in known
         ]
-        drawing = charts.bars(rows, f"{title} of each stage", axis, small=True)
-        found.append(Chart(drawing, title, small=True))
+        drawing = charts.bars(rows, f"{title} of each stage", axis)
+        found.append(Chart(drawing, f"{title[0].upper()}{title[1:]}"))
     return found

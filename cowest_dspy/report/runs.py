@@ -212,7 +212,13 @@ def _summarize(db: sqlite3.Connection, *, numbers: bool) -> StoreSummary:
 def _stage(name: str, record: dict[str, Any]) -> StageState:
     numbers = {key: record[key] for key in ("seconds", "calls", "tokens_in", "tokens_out", "usd")}
     return _STAGE.validate_python(
-        {**numbers, "cached": record["cached_calls"], "name": name, "title": name, "earlier": True}
+        {
+            **numbers,
+            "cached": record["cached_calls"],
+            "name": name,
+            "title": record.get("title", name),
+            "earlier": True,
+        }
     )
 
 

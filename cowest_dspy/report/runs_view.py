@@ -35,7 +35,7 @@ from cowest_dspy.report.verdict import (
     format_share,
     format_usd,
 )
-from cowest_dspy.report.view import Section, Table, Verdict, View, print_view
+from cowest_dspy.report.view import Section, Table, Verdict, View, format_date, print_view
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.reading import read_json
 
@@ -272,7 +272,7 @@ def _facts(view: SideBySide) -> dict[str, tuple[str, ...]]:
     }
     for role in dict.fromkeys(role for run in view.runs for role in run.models):
         rows[f"{role} model"] = lambda run, role=role: run.models.get(role, LACKING)
-    rows["report of"] = lambda run: run.created
+    rows["report of"] = lambda run: format_date(run.created)
     return {name: tuple(map(cell, view.runs)) for name, cell in rows.items()}
 
 

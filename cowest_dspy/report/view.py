@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
@@ -72,7 +73,8 @@ class Section:
 @dataclass(frozen=True)
 class View:
     """A title, what it shows in words, and its sections. ``tiles``: a name, a number and a remark
-    each, at the head of a page. ``source``: the file beside the page that has every number."""
+    each, at the head of a page. ``source``: the file beside the page that has every number.
+    ``created``: an ISO 8601 time, for people in the place that they look at."""
 
     title: str
     subtitle: str
@@ -81,6 +83,7 @@ class View:
     source: str
     warnings: tuple[str, ...] = ()
     tiles: tuple[tuple[str, str, str], ...] = ()
+    created: str = ""
 
     @property
     def tables(self) -> list[Table]:
@@ -99,7 +102,24 @@ def print_view(view: View, console: Console | None = None) -> None:
 def view_html(view: View) -> str:
     """The view as a fragment of HTML, small enough for a notebook's cell."""
     parts = rich_parts(view, notebook.WIDTH, _MOST_ROWS)
-    return notebook.view(view.title, *parts, notebook.line(view.subtitle, soft=True))
+    about = " · ".join(filter(None, (format_date(view.created), view.subtitle)))
+    return notebook.view(view.title, *parts, notebook.line(about, soft=True))
+
+
+def format_date(created: str) -> str:
+    """An ISO 8601 time for people, in UTC; a text that is none stays as it is.
+
+    >>> format_date("2026-11-30T15:05:09+01:00")
+    '30 November 2026, 14:05 UTC'
+    """
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    if moment.tzinfo is None:
+        return created
+    moment = moment.astimezone(UTC)
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
 def rich_parts(view: View, width: int, most: int | None = None) -> Iterator[RenderableType]:

@@ -29,7 +29,7 @@ class Call:
     """One answered call: chat messages in, raw text out. ``cached``: it came from the ledger and
     cost nothing now. ``usd`` is what it cost when it was made, in US dollars; None where its price
     is not known. ``left_out``: its sample failed and a vote went on without it, so that the way it
-    ended is not the way its step ended."""
+    ended is not the way its step ended. ``request`` is the key of what was asked in a store."""
 
     model: str
     messages: tuple[dict[str, str], ...]
@@ -40,6 +40,7 @@ class Call:
     cached: bool
     usd: float | None = None
     left_out: bool = False
+    request: str = ""
 
 
 class Ledger(Protocol):

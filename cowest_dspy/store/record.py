@@ -216,6 +216,7 @@ class RecordingEngine:
                     answer["output_tokens"],
                     cached,
                     answer["usd"],
+                    request=serialize.request_key(request),
                 )
             )
 

@@ -502,6 +502,12 @@ class Store(Merging):
             ).fetchone()
         return float(row[0]) if row else 0.0
 
+    def request_messages(self, key: str) -> list[dict[str, str]] | None:
+        """The messages of an answered request by its key; None where the store does not have it."""
+        with self._reading():
+            row = self._db.execute("SELECT request FROM calls WHERE key = ?", (key,)).fetchone()
+        return json.loads(row[0])["messages"] if row else None
+
     def calls(self) -> int:
         """Count the answers in the store."""
         with self._reading():

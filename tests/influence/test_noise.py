@@ -214,6 +214,13 @@ def test_a_run_scores_by_weight_measures_its_floor_and_reports_agreement(tmp_pat
         report = experiment.report()
     assert all(trace.refined_parts.keys() == {"metric", "judge"} for trace in traces)
     assert report.noise and report.noise.n == 3
+    assert [one.title for one in report.stages] == [
+        "Collecting drafts and their influence",
+        "Measuring the noise floor",
+    ]
+    assert {
+        key for one in traces for key in one.requests.values()
+    } == report.prompts.requests.keys()
     assert {name: one.n for name, one in report.agreement.items()} == {"judge": 4 * (2 + 1)}
     assert read_report(tmp_path / "run") == report
     page = (tmp_path / "run/report.html").read_text()

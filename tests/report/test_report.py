@@ -73,7 +73,15 @@ def test_the_wilson_interval_equals_the_one_of_scipy():
     for successes, n in ((0, 7), (3, 7), (7, 7), (84, 117), (1, 1000)):
         expected = stats.binomtest(successes, n).proportion_ci(0.9, method="wilson")
         found = wilson_interval(successes, n, 0.9)
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_exact_p_equals_the_one_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for higher, lower in ((2, 0), (9, 4), (30, 61), (700, 800), (0, 900)):
+        expected = stats.binomtest(higher, higher + lower).pvalue
+        assert exact_sign_p(higher, lower) == pytest.approx(expected, rel=1e-10)
+    assert exact_sign_p(0, 2000) > 0
 
 
 def test_the_interval_of_a_paired_difference_agrees_with_the_published_example():

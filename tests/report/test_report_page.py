@@ -28,6 +28,7 @@ from cowest_dspy.report import (
     training_curve,
     write_report,
 )
+from cowest_dspy.report.facts import Prompts
 from cowest_dspy.report.numbers import sample_evenly
 from cowest_dspy.report.page import data_block
 
@@ -123,6 +124,26 @@ def test_the_policy_allows_exactly_the_style_and_the_script_of_the_page():
 def test_the_page_asks_the_network_for_nothing():
     page = Page(render_html(full_run()))
     assert all(address == "data:," or address.startswith("#") for address in page.addresses)
+
+
+def test_the_date_is_for_people_and_for_machines():
+    html = render_html(full_run())
+    assert '<time datetime="2025-01-01T00:00:00Z">1 January 2025, 00:00 UTC</time> · seed 0' in html
+
+
+def test_a_page_that_hides_inputs_has_no_prompts():
+    prompts = Prompts(({"role": "user", "content": "a secret"},), {"a": (0,)})
+    rows = (dataclasses.replace(trace(0), requests={"draft": "a"}),)
+    shown = dataclasses.replace(full_run(), traces=rows, prompts=prompts)
+    hiding = dataclasses.replace(shown, config={"report": {"hide": ["question"]}})
+    assert "a secret" in render_html(shown) and "a secret" not in render_html(hiding)
+
+
+def test_stages_are_named_for_people():
+    stages = (Stage("dpo 2", 3.0, title="Preference tuning, round 2"),)
+    curve = ({"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0})
+    html = render_html(run(stages=stages, curves={"dpo 2": curve}))
+    assert html.count("Preference tuning, round 2") >= 5 and "dpo 2" not in Page(html).text
 
 
 def test_every_link_of_the_page_leads_to_a_section():

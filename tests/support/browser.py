@@ -27,7 +27,7 @@ class Watched:
     """An open page and what it did that a page of ours must not: messages on the console, errors,
     requests beside its own file."""
 
-    def __init__(self, page: Any, path: Path) -> None:
+    def __init__(self, page: Any, path: Path, fragment: str = "") -> None:
         self.page, self.faults = page, list[str]()
         page.on("console", lambda message: self.faults.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
@@ -39,11 +39,15 @@ class Watched:
                 else self.faults.append(f"request: {request.url}")
             ),
         )
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + fragment)
 
     @staticmethod
     def _own(url: str, path: Path) -> bool:
         return url.partition("#")[0] == path.as_uri() or url == "data:,"
+
+    def open_section(self, title: str) -> None:
+        """Follows the link of the navigation with that title."""
+        self.page.get_by_role("navigation").get_by_role("link", name=title, exact=True).click()
 
     def overflow(self) -> list[str]:
         """The elements that stick out of the window to the right, less those inside something that
@@ -53,7 +57,7 @@ class Watched:
               const wide = document.documentElement.clientWidth + 1;
               const out = [...document.querySelectorAll("body *")].filter((node) =>
                 node.getClientRects().length && node.getBoundingClientRect().right > wide
-                && !node.closest(".wide, .skip") && !node.closest("svg g"));
+                && !node.closest(".wide, .skip, nav") && !node.closest("svg g"));
               const page = document.documentElement.scrollWidth > wide ? ["the page"] : [];
               return page.concat(out.map((node) => `${node.tagName}.${node.getAttribute("class")}`));
             }"""
@@ -79,14 +83,19 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(
-    running: Any, path: Path, size: tuple[int, int] = WIDE, scheme: str = "light"
+    running: Any,
+    path: Path,
+    size: tuple[int, int] = WIDE,
+    scheme: str = "light",
+    fragment: str = "",
 ) -> Iterator[Watched]:
-    """The page at that path in a window of that size, and no fault in the end."""
+    """The page at that path, and that fragment of it, in a window of that size; and no fault in the
+    end."""
     context = running.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme=scheme
     )
     try:
-        watched = Watched(context.new_page(), path)
+        watched = Watched(context.new_page(), path, fragment)
         yield watched
         assert watched.faults == []
     finally:
