@@ -265,6 +265,14 @@ def bundle(
     public: Annotated[
         bool, typer.Option("--public", help="With --push: everybody may read it.")
     ] = False,
+    licence: Annotated[
+        str | None,
+        option(
+            "--license",
+            help="For the model card, such as apache-2.0. Default: the base model's, where it is "
+            "known.",
+        ),
+    ] = None,
 ) -> None:
     """Writes what a finished run ended with into one folder: prompts, adapter, configuration,
     pairs, numbers, model card, hashes.
@@ -293,7 +301,7 @@ def bundle(
     except ConfigError as error:
         raise BundleError(str(error)) from error
     with Experiment(config, run) as experiment:
-        made = write_bundle(experiment, out or run / "bundle")
+        made = write_bundle(experiment, out or run / "bundle", licence=licence)
         base = engine_of(experiment.weak).base_folder
     console.print_line(f"bundle: {made}")
     if merge is not None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 from dspy.teleprompt import Teleprompter
@@ -62,6 +62,9 @@ from cowest_dspy.store.record import unrecorded
 from cowest_dspy.store.serialize import digest
 from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tunable
 from cowest_dspy.utils.hiding import Hiding, names_hidden_in
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 PLAIN = (str, int, float, tuple, Rubric)
 HELD_OUT = 0.2
@@ -99,6 +102,8 @@ class CoWest(Teleprompter):
         seed: of sampling and training.
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
             file of Accelerate's (tuning.md).
+        trainer_callbacks: ``transformers.TrainerCallback`` instances for every training. They are
+            no part of what a round depends on.
         log_dir: the folder of store and adapters, for resuming; by default a new temporary folder,
             which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
         progress: shows it, for instance ``cowest_dspy.cli.progress.Progress()``.
@@ -126,6 +131,7 @@ class CoWest(Teleprompter):
         weak_threads: int | None = None,
         seed: int = 0,
         processes: int | str | Path = 1,
+        trainer_callbacks: Sequence[TrainerCallback] = (),
         log_dir: str | Path | None = None,
         progress: NoProgress | None = None,
     ) -> None:
@@ -144,9 +150,12 @@ class CoWest(Teleprompter):
             weak_threads,
         )
         self.seed, self.processes, self.log_dir = seed, processes, log_dir
+        # Not "callbacks": DSPy calls those of that name when an optimiser compiles.
+        self.trainer_callbacks = tuple(trainer_callbacks)
         self.progress = progress or NoProgress()
         if processes != 1:
-            check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
+            # Now, and not when all drafts are collected.
+            check_processes(self.tuner, processes, trainer_callbacks)
 
     def __repr__(self) -> str:
         about = (
@@ -194,7 +203,13 @@ class CoWest(Teleprompter):
         with store_in_use(self.log_dir, strong=student.strong.model) as store:
             run = RunContext(store, self.progress)
             logger.info("CoWest works in %s", run.folder)
-            models = TrainedModels(run, start, self.seed, processes=self.processes)
+            models = TrainedModels(
+                run,
+                start,
+                self.seed,
+                processes=self.processes,
+                callbacks=self.trainer_callbacks,
+            )
             rounds = Rounds(self, run, models, student, train, held, first=first_round)
             lm, history = rounds.run_all(start)
         made = cast(

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
 
@@ -25,6 +25,9 @@ from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory, engine_of, tune
 from cowest_dspy.utils.interrupts import postponing
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 Settings = SFT | DPO | KTO
 """The settings of a training."""
@@ -128,6 +131,7 @@ class TrainedModels:
         make_room: called before something is trained.
         processes: that train together, or a file of Accelerate's. It is no part of a model's
             identity: the result is the same but for rounding.
+        callbacks: of transformers' Trainer; no part of a model's identity either.
     """
 
     def __init__(
@@ -138,9 +142,10 @@ class TrainedModels:
         *,
         make_room: Callable[[], None] = lambda: None,
         processes: int | str | Path = 1,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self._run, self._base, self._seed = run, base, seed
-        self._make_room, self._processes = make_room, processes
+        self._make_room, self._processes, self._callbacks = make_room, processes, callbacks
         self._lms: dict[str, dspy.LM] = {}
 
     def train(
@@ -219,6 +224,7 @@ class TrainedModels:
                 self._run.folder / folder,
                 seed=self._seed,
                 on_step=lambda step, total, _: progress(step, total),
+                callbacks=self._callbacks,
                 processes=self._processes,
                 cache=self._run.folder / "reference",
                 least=0,  # The round, or the control, has looked at that.

@@ -221,8 +221,8 @@ def test_a_bundle_at_the_place_of_another_runs_its_own_recipe(
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("adapter/adapter_model.safetensors", b""),
-        ("adapter/adapter_config.json", b"{"),
+        ("adapter_model.safetensors", b""),
+        ("adapter_config.json", b"{"),
         ("program.json", b'{"a":' * 10_000),
         ("program.json", b"[]"),
         ("config.toml", b"\xff"),
