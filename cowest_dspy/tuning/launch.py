@@ -38,6 +38,7 @@ from cowest_dspy.tuning.train import (
     find_training,
     last_checkpoint,
     plan_training,
+    read_record,
     train_adapter,
 )
 from cowest_dspy.utils.files import discard, workplace, write_whole
@@ -211,9 +212,7 @@ def launch(
         lines = "".join(json.dumps(dict(row)) + "\n" for row in rows)
         write_whole({job / "rows.jsonl": lines, job / "spec.json": json.dumps(spec)})
         _run(job, planned, on_step)
-    tuned = find_training(plan, output)
-    assert tuned is not None
-    return replace(tuned, seconds=time.monotonic() - started)
+    return replace(read_record(output)[1], seconds=time.monotonic() - started)
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def _train(
         _release(trainer)
     del trainer
     weights.return_memory()
-    return _read_record(output)[1]
+    return read_record(output)[1]
 
 
 def _prepare(trainer: Any, settings: SFT | DPO | KTO, seed: int, cache: Path | None) -> None:
@@ -351,7 +351,7 @@ def find_training(plan: TrainingPlan, output: Path) -> Tuned | None:
     if not names or not names <= {*ADAPTER_FILES, RECORD}:
         raise TuningError(f"{output} exists and is not an adapter of ours. {again}")
     try:
-        identity, tuned = _read_record(output)
+        identity, tuned = read_record(output)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise TuningError(
             f"{output} holds an adapter, but no {RECORD} that says how it was trained "
@@ -380,7 +380,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
-def _read_record(folder: Path) -> tuple[dict[str, Any], Tuned]:
+def read_record(folder: Path) -> tuple[dict[str, Any], Tuned]:
     """The identity of the training whose result stands in a folder, and that result."""
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     return record["identity"], Tuned(**{**record["tuned"], "path": folder})
