@@ -141,11 +141,10 @@ def _metadata(
 def _licence_of(base: Path) -> dict[str, Any]:
     """What the card of the base says of its licence; "unknown" where it has none."""
     from huggingface_hub import ModelCard
-    from yaml import YAMLError
 
     try:
         said = ModelCard.load(base / "README.md", ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError, YAMLError):  # There is no such file, or it is no card.
+    except Exception:  # There is no such file, or whatever a reader of YAML says of its head.
         said = {}
     found = {key: said[key] for key in _LICENCE if isinstance(said.get(key), str)}
     return found if "license" in found else {"license": "unknown"}

@@ -156,11 +156,12 @@ def plan_training(
     """The plan of a training by :func:`train_adapter`.
 
     Raises:
-        TuningError: rows that cannot be trained on.
+        TuningError: rows that cannot be trained on, a place of logs that is not installed.
         ModelError: a base or an adapter that cannot be used.
     """
     rows = list(rows)
     checked, ids = data.check_rows(rows, type(settings).__name__), _example_ids(rows)
+    _check_reporters(settings.report_to)
     folder = weights.locate(base)
     start = _start_id(folder, adapter)
     identity = {
@@ -185,7 +186,6 @@ def _train(
     from accelerate.utils import gather_object
 
     started, rows = time.monotonic(), plan.rows
-    _check_reporters(settings.report_to)
     checkpoints = _checkpoint_folder(settings, plan, output)
     split = data.split_rows(rows, settings.held_out, seed, plan.example_ids)
     train_ids, held_ids = map(list, split)
