@@ -119,8 +119,9 @@ def _metadata(
         for source in (config.data.source, config.data.rows)
         if source and source.startswith("hub:")
     ]
+    terms: dict[str, Any] = {"license": licence} if licence else _licence_of(base)
     data = ModelCardData(
-        **({"license": licence} if licence else _licence_of(base)),
+        **terms,
         base_model=manifest["base"],
         base_model_relation="adapter" if manifest["adapter"] else None,
         datasets=datasets or None,

@@ -89,7 +89,7 @@ def test_its_card_says_to_the_hub_what_it_is_and_what_was_measured(
 ) -> None:
     from huggingface_hub import ModelCard
 
-    data = ModelCard.load(whole / "README.md").data
+    data: Any = ModelCard.load(whole / "README.md").data
     manifest, metrics = read_manifest(whole), json.loads((whole / "metrics.json").read_text())
     known = {
         "license": "unknown",
