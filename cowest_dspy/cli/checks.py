@@ -11,7 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.verbs import Files, NoAsk, Run, Seed, argument, option, quiet_dspy, running
+from cowest_dspy.cli.verbs import (
+    Files,
+    NoAsk,
+    Run,
+    Seed,
+    Set,
+    argument,
+    option,
+    quiet_dspy,
+    read_config,
+    running,
+)
 from cowest_dspy.errors import CowestError
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.safe_text import visible
@@ -34,6 +45,7 @@ def doctor(
         argument(metavar="TOML", help="Files, the task first and then the backend."),
     ] = None,
     seed: Seed = None,
+    changes: Set = None,
     no_ask: NoAsk = False,
     repair: Annotated[
         Path | None,
@@ -58,11 +70,10 @@ def doctor(
         raise CowestError(
             "Name TOML files, the task first and then the backend; or --repair and a run's folder."
         )
-    from cowest_dspy.experiment.config import load_config
     from cowest_dspy.experiment.doctor import examine
 
     quiet_dspy()
-    diagnosis = examine(load_config(files, seed=seed), ask=not no_ask, say=console.print_line)
+    diagnosis = examine(read_config(files, seed, changes), ask=not no_ask, say=console.print_line)
     _print_diagnosis(diagnosis)
     if not diagnosis.healthy:
         raise typer.Exit(1)
@@ -72,6 +83,7 @@ def quote(
     files: Files,
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     examples: Annotated[
         int, typer.Option("--examples", min=1, help="Train examples that are asked as a run would.")
     ] = 3,
@@ -86,13 +98,12 @@ def quote(
 
     Example: `cowest quote programs/handbook.toml programs/backends/openai.toml --examples 3`
     """
-    from cowest_dspy.experiment.config import load_config
     from cowest_dspy.experiment.quote import quote_by_counting, quote_by_probe
 
     if no_ask:
-        made = quote_by_counting(load_config(files, seed=seed))
+        made = quote_by_counting(read_config(files, seed, changes))
     else:
-        with running(files, run, seed, verb="quote") as experiment:
+        with running(files, run, seed, changes, verb="quote") as experiment:
             made = quote_by_probe(experiment, examples)
     rows = made.table()
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
@@ -152,14 +163,13 @@ def schema(
 
 
 @config_app.command()
-def show(files: Files, seed: Seed = None) -> None:
+def show(files: Files, seed: Seed = None, changes: Set = None) -> None:
     """Prints the configuration that TOML files make together, with every default, as TOML; secrets
     are masked.
 
     Example: `cowest config show programs/handbook.toml programs/backends/in_process.toml`
     """
-    from cowest_dspy.experiment.config import load_config
     from cowest_dspy.experiment.config_text import effective_toml
 
     # Not through Rich, which would break lines at the width of the terminal.
-    print(visible(effective_toml(load_config(files, seed=seed))), end="")
+    print(visible(effective_toml(read_config(files, seed, changes))), end="")

@@ -30,6 +30,7 @@ from cowest_dspy.cli.verbs import (
     LogAs,
     Run,
     Seed,
+    Set,
     VisibleFormatter,
     option,
     running,
@@ -83,6 +84,7 @@ def cycle(
     files: Files,
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     accelerate: Accelerate = "1",
     log: LogAs = Log.auto,
 ) -> None:
@@ -91,7 +93,7 @@ def cycle(
     What an earlier call with the same run folder has done is not done again. At the end: the table,
     and where the report is.
     """
-    with running(files, run, seed, accelerate, verb="cycle", log=log) as experiment:
+    with running(files, run, seed, changes, accelerate, verb="cycle", log=log) as experiment:
         _print_report(experiment, experiment.cycle())
 
 
@@ -108,13 +110,14 @@ def ask(
     ],
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
 ) -> None:
     """Asks the collaboration one question, with the best weak model that the run has.
 
     Example: `cowest ask programs/handbook.toml programs/backends/in_process.toml -q "May the Arbel
         run at 25 bar?"`
     """
-    with running(files, run, seed, verb="ask") as experiment:
+    with running(files, run, seed, changes, verb="ask") as experiment:
         prediction = experiment.ask(**_inputs(question, experiment.config.data.inputs))
         for name, value in prediction.items():
             console.print(Text.assemble((name, "bold"), ": ", masked(str(value))), soft_wrap=True)
@@ -125,13 +128,14 @@ def evaluate(
     files: Files,
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     arm: Annotated[
         list[str] | None, option("--arm", help="Only this arm; may be given several times.")
     ] = None,
     log: LogAs = Log.auto,
 ) -> None:
     """Asks the held-out questions of every arm, or of some, and prints the table."""
-    with running(files, run, seed, verb="evaluate", log=log) as experiment:
+    with running(files, run, seed, changes, verb="evaluate", log=log) as experiment:
         known = experiment.arm_names()
         for name in arm or []:
             if name not in known:
@@ -147,6 +151,7 @@ def compare(
     files: Files,
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     arm: Annotated[
         list[str] | None,
         option("--arm", help="Only this arm, and no sweep; may be given several times."),
@@ -171,7 +176,7 @@ def compare(
         write_comparison,
     )
 
-    with running(files, run, seed, accelerate, verb="compare", log=log) as experiment:
+    with running(files, run, seed, changes, accelerate, verb="compare", log=log) as experiment:
         made = Compared(experiment).run(arm)
         written = write_comparison(made, experiment.run / "comparison")
         numbers = compute_numbers(made)
@@ -182,11 +187,17 @@ def compare(
 
 
 @app.command()
-def collect(files: Files, run: Run = None, seed: Seed = None, log: LogAs = Log.auto) -> None:
+def collect(
+    files: Files,
+    run: Run = None,
+    seed: Seed = None,
+    changes: Set = None,
+    log: LogAs = Log.auto,
+) -> None:
     """Samples drafts for the train questions and measures the influence of each."""
     from cowest_dspy.influence.report import InfluenceReport
 
-    with running(files, run, seed, verb="collect", log=log) as experiment:
+    with running(files, run, seed, changes, verb="collect", log=log) as experiment:
         traces = experiment.collect()
         found = InfluenceReport.from_traces(traces)
         counts = {name: getattr(found, name) for name in ("helped", "hurt", "same", "failed")}
@@ -207,6 +218,7 @@ def pairs(
     files: Files,
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     push: Annotated[
         str | None, option("--push", help="Upload them as this Hub dataset, OWNER/NAME; private.")
     ] = None,
@@ -226,8 +238,8 @@ def pairs(
         raise CowestError(
             "--public says how --push uploads: give the dataset's name too, --push OWNER/NAME."
         )
-    with running(files, run, seed, verb="pairs", log=log) as experiment:
-        experiment.check_collected(_collect_command(files, run, seed))
+    with running(files, run, seed, changes, verb="pairs", log=log) as experiment:
+        experiment.check_collected(_collect_command(files, run, seed, changes))
         made = experiment.pairs()
         experiment.store.journal.result(
             pairs=len(made), dropped=made.dropped, file=str(experiment.run / "pairs.jsonl")
@@ -250,6 +262,7 @@ def tune(
     files: Files,
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     accelerate: Accelerate = "1",
     log: LogAs = Log.auto,
 ) -> None:
@@ -262,8 +275,8 @@ def tune(
     the same result but for rounding; `--accelerate FILE` as a configuration file of Accelerate's
     says: one GPU, several, FSDP, several machines.
     """
-    with running(files, run, seed, accelerate, verb="tune", log=log) as experiment:
-        experiment.check_collected(_collect_command(files, run, seed))
+    with running(files, run, seed, changes, accelerate, verb="tune", log=log) as experiment:
+        experiment.check_collected(_collect_command(files, run, seed, changes))
         model = experiment.tune().model
         experiment.store.journal.result(model=model)
         console.print(f"tuned: {model}")
@@ -341,11 +354,14 @@ def _describe_pairs(made: PreferencePairs, run: Path) -> Iterator[str]:
             yield f"Warning: {lengths.warning}"
 
 
-def _collect_command(files: list[Path], run: Path | None, seed: int | None) -> str:
+def _collect_command(
+    files: list[Path], run: Path | None, seed: int | None, changes: list[str] | None
+) -> str:
     """The command that collects drafts for what was typed."""
     options = [
         *(("--run", str(run)) if run else ()),
         *(("--seed", str(seed)) if seed is not None else ()),
+        *(part for change in changes or () for part in ("--set", change)),
     ]
     return shlex.join(["cowest", "collect", *map(str, files), *options])
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cowest_dspy.cli.console import console
-from cowest_dspy.cli.verbs import Run, Schema, Seed, argument, option, quiet_dspy, running
+from cowest_dspy.cli.verbs import Run, Schema, Seed, Set, argument, option, quiet_dspy, running
 from cowest_dspy.errors import BundleError, ConfigError, ReportError, StoreError
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.interrupts import announcing, signal_of
@@ -159,6 +159,7 @@ def report(
     ],
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     out: Annotated[
         Path | None,
         option("--out", help="Where to write: a folder; for several runs also FILE.html."),
@@ -180,7 +181,7 @@ def report(
     """
     quiet_dspy()
     files = [path for path in what if path.suffix == ".toml" and not path.is_dir()]
-    _check_report(what, files, run if seed is None else seed, out)
+    _check_report(what, files, [given for given in (run, seed, changes) if given is not None], out)
     if not files and len(what) > 1:
         _print_side_by_side(what, out, as_json)
         return
@@ -188,7 +189,7 @@ def report(
     from cowest_dspy.report import report_files, write_report
 
     if files:
-        with running(files, run, seed, verb="report") as experiment:
+        with running(files, run, seed, changes, verb="report") as experiment:
             made = experiment.report()  # It stands in the run's folder now.
             there = write_report(made, out) if out else report_files(experiment.run)
             _print_report(made, there, as_json)
@@ -199,16 +200,16 @@ def report(
 
 
 def _check_report(
-    what: Sequence[Path], files: Sequence[Path], given: object, out: Path | None
+    what: Sequence[Path], files: Sequence[Path], given: Sequence[object], out: Path | None
 ) -> None:
     if files and len(files) < len(what):
         raise ReportError(
             "Name either the folders of runs, or the TOML files of one run; both were given."
         )
-    if not files and given is not None:
+    if not files and given:
         raise ReportError(
-            "--run and --seed go with TOML files; a run that is named by its folder has its own "
-            "configuration."
+            "--run, --seed and --set go with TOML files; a run that is named by its folder has its "
+            "own configuration."
         )
     if out is not None and out.suffix and (files or len(what) == 1):
         raise ReportError(
@@ -264,6 +265,14 @@ def bundle(
     public: Annotated[
         bool, typer.Option("--public", help="With --push: everybody may read it.")
     ] = False,
+    licence: Annotated[
+        str | None,
+        option(
+            "--license",
+            help="For the model card, such as apache-2.0. Default: the base model's, where it is "
+            "known.",
+        ),
+    ] = None,
 ) -> None:
     """Writes what a finished run ended with into one folder: prompts, adapter, configuration,
     pairs, numbers, model card, hashes.
@@ -292,7 +301,7 @@ def bundle(
     except ConfigError as error:
         raise BundleError(str(error)) from error
     with Experiment(config, run) as experiment:
-        made = write_bundle(experiment, out or run / "bundle")
+        made = write_bundle(experiment, out or run / "bundle", licence=licence)
         base = engine_of(experiment.weak).base_folder
     console.print_line(f"bundle: {made}")
     if merge is not None:

@@ -15,10 +15,12 @@ from cowest_dspy.cli.verbs import (
     LogAs,
     Run,
     Seed,
+    Set,
     VisibleFormatter,
     argument,
     option,
     quiet_dspy,
+    read_config,
     running,
 )
 from cowest_dspy.errors import BundleError, ConfigError, ModelError, RouterError
@@ -85,6 +87,7 @@ def serve(
     ],
     run: Run = None,
     seed: Seed = None,
+    changes: Set = None,
     host: Host = None,
     port: Port = None,
     trust_recipe: TrustRecipe = False,
@@ -105,13 +108,15 @@ def serve(
     check_installed()
     quiet_dspy()
     bundled = _is_bundle(files[0], run)
-    config = _config(files, bundled, seed)
-    rules = _rules(config, host, port, own=files[1:] if bundled else files)
+    config = _config(files, bundled, seed, changes)
+    rules = _rules(config, host, port, own=_serve_keys(files[1:] if bundled else files, changes))
 
     def load() -> tuple[Collaboration, Router | None]:
         folder = files[0] if bundled else run or Path("runs") / config.name
         program = (
-            _of_bundle(files[0], config, trust_recipe) if bundled else _of_run(files, run, seed)
+            _of_bundle(files[0], config, trust_recipe)
+            if bundled
+            else _of_run(files, run, seed, changes)
         )
         return program, _router(folder) if use_router else None
 
@@ -156,12 +161,12 @@ def _is_bundle(first: Path, run: Path | None) -> bool:
     return bundled
 
 
-def _config(files: list[Path], bundled: bool, seed: int | None) -> Config:
-    from cowest_dspy.experiment.config import load_config
-
+def _config(
+    files: list[Path], bundled: bool, seed: int | None, changes: list[str] | None
+) -> Config:
     if not bundled:
-        return load_config(files, seed=seed)
-    config = load_config([files[0] / "config.toml", *files[1:]], seed=seed)
+        return read_config(files, seed, changes)
+    config = read_config([files[0] / "config.toml", *files[1:]], seed, changes)
     missing = sorted({"weak", "strong"} - _tables(files[1:]))
     if missing:
         tables = " and ".join(f"[{name}]" for name in missing)
@@ -178,25 +183,33 @@ def _tables(files: Sequence[Path]) -> set[str]:
     return {name for file in files for name in read_toml(file, ConfigError)}
 
 
-def _rules(
-    config: Config, host: str | None, port: int | None, *, own: Sequence[Path]
-) -> ServeRules:
-    """The rules of [serve]. ``own`` are the TOML files that the user has named, of which a bundle's
-    is none."""
+def _serve_keys(own: Sequence[Path], changes: list[str] | None) -> set[str]:
+    """The keys of :data:`OWN` that the user's own files, of which a bundle's is none, and --set
+    decide."""
+    from cowest_dspy.experiment.config import parse_override
+
+    given = {parse_override(change)[0] for change in changes or ()}
+    whole = "serve" in _tables(own) | given
+    return {name for name in OWN if whole or f"serve.{name}" in given}
+
+
+def _rules(config: Config, host: str | None, port: int | None, *, own: set[str]) -> ServeRules:
+    """The rules of [serve]; ``own`` are its keys that the user has decided."""
     from cowest_dspy.serve.config import ServeRules
 
-    rules = config.serve
-    if "serve" not in _tables(own):
-        default = ServeRules()  # pyright: ignore[reportCallIssue]
-        rules = rules.model_copy(update={name: getattr(default, name) for name in OWN})
+    default = ServeRules()  # pyright: ignore[reportCallIssue]
+    others = {name: getattr(default, name) for name in OWN if name not in own}
+    rules = config.serve.model_copy(update=others)
     changed = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     return rules.model_copy(update=changed)
 
 
-def _of_run(files: list[Path], run: Path | None, seed: int | None) -> Collaboration:
+def _of_run(
+    files: list[Path], run: Path | None, seed: int | None, changes: list[str] | None
+) -> Collaboration:
     """The program with the best weak model of the run, whose folder is free again while it is
     served."""
-    with running(files, run, seed, verb="serve") as experiment:
+    with running(files, run, seed, changes, verb="serve") as experiment:
         return experiment.best
 
 
@@ -293,7 +306,7 @@ def route(
             f"{run} is no run's folder: there is no config.toml in it.{suggest_run(run)} "
             "`cowest cycle` makes one."
         )
-    with running([settings], run, None, verb="route", log=log) as experiment:
+    with running([settings], run, None, None, verb="route", log=log) as experiment:
         _fit(experiment, within, samples, likelihood)
 
 

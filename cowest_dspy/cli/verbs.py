@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from enum import StrEnum
 from functools import partial
@@ -21,6 +21,7 @@ from cowest_dspy.utils.safe_text import visible
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment import Experiment
+    from cowest_dspy.experiment.config import Config
     from cowest_dspy.store.journal import Journal
 
 STOPPED = "\nStopped. Everything that was answered is kept: the same command goes on from here."
@@ -63,6 +64,15 @@ Accelerate = Annotated[
     ),
 ]
 Seed = Annotated[int | None, option("--seed", help="Overrides the seed in the files.")]
+Set = Annotated[
+    list[str] | None,
+    option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Overrides one key of the files, such as dpo.beta=0.2: a value of TOML, or a bare "
+        "word. A path is of this folder. May be given several times.",
+    ),
+]
 LogAs = Annotated[
     Log,
     typer.Option(
@@ -92,11 +102,19 @@ Schema = Annotated[
 ]
 
 
+def read_config(files: Sequence[Path], seed: int | None, changes: list[str] | None) -> Config:
+    """The configuration of TOML files, ``--seed`` and ``--set``."""
+    from cowest_dspy.experiment.config import load_config, parse_override
+
+    return load_config(files, seed=seed, overrides=dict(map(parse_override, changes or ())))
+
+
 @contextmanager
 def running(
     files: list[Path],
     run: Path | None,
     seed: int | None,
+    changes: list[str] | None,
     accelerate: str = "1",
     *,
     verb: str | None = None,
@@ -119,10 +137,9 @@ def running(
         if log is Log.json:  # What libraries print belongs to no event.
             around.enter_context(redirect_stdout(sys.stderr))
         from cowest_dspy.experiment import Experiment
-        from cowest_dspy.experiment.config import load_config
 
         quiet_dspy()
-        config = load_config(files, seed=seed)
+        config = read_config(files, seed, changes)
         folder = run or Path("runs") / config.name
         processes = _processes(accelerate)
         new = _describe_new(run, verb)

@@ -4,11 +4,15 @@
     verify_bundle("handbook-bundle")                  # (): every file is as the manifest says
     load_bundle("handbook-bundle", weak=weak, strong=strong, trust_recipe=True)
 
-    program.json    prompts and demos (no LM)         adapter/       the weak model's LoRA adapter
-    recipe/         the task's Python files           config.toml    the configuration, no secrets
-    pairs.jsonl     the preference pairs              metrics.json   arms, influence, rounds
-    README.md       the model card                    cowest.json    the manifest: versions, models,
-    router.json     where a draft pays                               a hash of every file
+    program.json    prompts and demos (no LM)         adapter_config.json, adapter_model.safetensors
+    recipe/         the task's Python files                          the weak model's LoRA adapter
+    pairs.jsonl     the preference pairs              config.toml    the configuration, no secrets
+    README.md       the model card                    metrics.json   arms, influence, rounds
+    router.json     where a draft pays                cowest.json    the manifest: versions, models,
+                                                                     a hash of every file
+
+The adapter stands in the folder itself, so that PEFT, transformers and vLLM take a bundle, here or
+on the Hub, for what it is to them: an adapter.
 
 :func:`open_bundle` is the only way to what the files say: each is read once, and is what its hash
 covers.
@@ -54,13 +58,13 @@ from cowest_dspy.utils.table import split_reference
 if TYPE_CHECKING:
     from cowest_dspy.experiment.experiment import Experiment
 
-FILE, FORMAT = "cowest.json", 1
-ADAPTER, RECIPE = "adapter", "recipe"
+FILE, FORMAT = "cowest.json", 2
+RECIPE = "recipe"
 # What a bundle of this format can hold. A recipe stands in the folder itself, so that nothing
 # beside it can be imported for it.
 _HELD = re.compile(
     r"README\.md|config\.toml|router\.json|gate\.json|metrics\.json|pairs\.jsonl|program\.json"
-    rf"|{ADAPTER}/({'|'.join(map(re.escape, ADAPTER_FILES))})|{RECIPE}/[^/\\]+\.py"
+    rf"|{'|'.join(map(re.escape, ADAPTER_FILES))}|{RECIPE}/[^/\\]+\.py"
 )
 # What the Hub's client puts beside a bundle that it downloads: never read.
 _BESIDE = re.compile(r"\.gitattributes|\.cache/huggingface/.*")
@@ -72,7 +76,8 @@ PREDICTOR_KEYS = frozenset({"traces", "train", "demos", "signature", "lm"})
 class Manifest(BaseModel):
     """What cowest.json says.
 
-    ``base`` is the weak model without an adapter by name and content hash; ``adapter`` the content
+    ``base`` is the weak model without an adapter by its Hub id, or its folder's name, and content
+    hash; ``adapter`` the content
     hash of the adapter, None where nothing was tuned; ``program`` and ``metric`` references into
     the bundle; ``files`` the SHA-256 of every other file by its path.
     """
@@ -189,25 +194,20 @@ def read_manifest(bundle: str | Path) -> Manifest:
     """What the cowest.json of a bundle says; its files are not looked at.
 
     Raises:
-        BundleError: no bundle, one of a newer format, or a manifest that was damaged.
+        BundleError: no bundle, one of another format, or a manifest that was damaged.
     """
     path = Path(bundle) / FILE
     try:
         values: Any = parse_json(path.read_bytes())
     except OSError:
-        raise BundleError(
-            f"{bundle} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one."
-        ) from None
+        raise _no_bundle(bundle) from None
     except ValueError as error:
         raise BundleError(f"{path} is damaged: {printable(str(error))}.") from None
-    if (
-        isinstance(values, dict)
-        and isinstance(values.get("format"), int)
-        and values["format"] > FORMAT
-    ):
+    given = values.get("format") if isinstance(values, dict) else None
+    if isinstance(given, int) and given != FORMAT:
+        mend = "update it" if given > FORMAT else "write the bundle again, by `cowest bundle RUN`"
         raise BundleError(
-            f"{bundle} has format {values['format']}, and this cowest_dspy knows {FORMAT}: update "
-            "it."
+            f"{bundle} has format {given}, and this cowest_dspy knows {FORMAT}: {mend}."
         )
     try:
         return Manifest.model_validate(values)
@@ -215,6 +215,12 @@ def read_manifest(bundle: str | Path) -> Manifest:
         raise BundleError(
             f"{path} is damaged: {printable(describe_faults(error, 'manifest'))}."
         ) from None
+
+
+def _no_bundle(folder: str | Path) -> BundleError:
+    return BundleError(
+        f"{folder} is no bundle: there is no {FILE} in it. `cowest bundle RUN` writes one."
+    )
 
 
 def verify_bundle(bundle: str | Path) -> tuple[str, ...]:
@@ -242,13 +248,13 @@ def _faults_in(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     if manifest.adapter is None or wrong:
         return tuple(wrong)
     try:
-        found = weights.adapter_hash(folder / ADAPTER)
+        found = weights.adapter_hash(folder)
     except ModelError as error:
-        return (f"{ADAPTER}: {error}",)
+        return (f"the adapter: {error}",)
     if found == manifest.adapter:
         return ()
     says = printable(manifest.adapter)
-    return (f"{ADAPTER}: has the content hash {found}, and the manifest says {says}",)
+    return (f"the adapter: has the content hash {found}, and the manifest says {says}",)
 
 
 def _hash(path: Path) -> str:
@@ -262,11 +268,13 @@ def _hash(path: Path) -> str:
 # Writing
 
 
-def write_bundle(experiment: Experiment, folder: str | Path) -> Path:
+def write_bundle(experiment: Experiment, folder: str | Path, *, licence: str | None = None) -> Path:
     """Writes what a finished run ended with into ``folder``, whole or not at all; a bundle that is
     there is replaced.
 
-    What processes have left that were killed while they wrote to the same place goes.
+    ``licence`` is for the model card, an identifier of the Hub's such as "apache-2.0"; by default
+    the base model's, where its own card names one. What processes have left that were killed while
+    they wrote to the same place goes.
 
     Raises:
         BundleError: the run is not finished; the folder holds something else; a pair or a demo
@@ -275,15 +283,15 @@ def write_bundle(experiment: Experiment, folder: str | Path) -> Path:
     target = Path(folder).resolve()
     if target.is_file():
         raise BundleError(f"{folder} is a file: it is not overwritten. Give a folder.")
-    if target.exists() and any(target.iterdir()):
-        read_manifest(target)
+    if target.exists() and any(target.iterdir()) and not (target / FILE).is_file():
+        raise _no_bundle(target)
     if experiment.store.record("arm", "collaboration") is None:
         raise BundleError(
             f"{experiment.run} is not finished: run `cowest cycle` on it first, which goes on "
             "where it stood."
         )
     with workplace(target) as work:
-        _fill(work / "bundle", experiment)
+        _fill(work / "bundle", experiment, licence)
         replace_folder(work / "bundle", target)
     return Path(folder)
 
@@ -310,7 +318,7 @@ def push_bundle(
     )
 
 
-def _fill(folder: Path, experiment: Experiment) -> None:
+def _fill(folder: Path, experiment: Experiment, licence: str | None) -> None:
     folder.mkdir()
     config, program, report = experiment.config, experiment.final, experiment.report()
     engine = engine_of(experiment.weak)
@@ -327,17 +335,18 @@ def _fill(folder: Path, experiment: Experiment) -> None:
     pairs = (load_pairs(experiment.store) or PreferencePairs(())).save(folder / "pairs.jsonl")
     _write(pairs, pairs.read_text(encoding="utf-8"))
     if adapter is not None:
-        (folder / ADAPTER).mkdir()
-        for name in ADAPTER_FILES:
-            shutil.copyfile(Path(adapter) / name, folder / ADAPTER / name)
+        # Where the base lies on this machine is nobody's business elsewhere.
+        named = {"base_model_name_or_path": weights.base_name(base)}
+        _write(folder / weights.ADAPTER_CONFIG, _json(weights.adapter_config(adapter) | named))
+        shutil.copyfile(adapter / weights.ADAPTER_WEIGHTS, folder / weights.ADAPTER_WEIGHTS)
     manifest = Manifest(
         format=FORMAT,
         name=config.name,
         seed=config.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        base=base.name,
+        base=weights.base_name(base),
         base_hash=weights.folder_hash(base),
-        adapter=weights.adapter_hash(folder / ADAPTER) if adapter is not None else None,
+        adapter=weights.adapter_hash(folder) if adapter is not None else None,
         weak=program.weak.model,
         strong=masked(program.strong.model),
         program=moved.program,
@@ -345,7 +354,7 @@ def _fill(folder: Path, experiment: Experiment) -> None:
         versions=package_versions(),
         files={},
     )
-    _write(folder / "README.md", format_card(manifest.model_dump(), report))
+    _write(folder / "README.md", format_card(manifest.model_dump(), report, config, base, licence))
     manifest = manifest.model_copy(update={"files": files_in(folder)})
     (folder / FILE).write_text(_json(manifest.model_dump()), encoding="utf-8")
 
@@ -510,9 +519,8 @@ def _adapter_for(path: str | Path, base: str | Path, output: str | Path) -> tupl
     source = _check_base(bundle.manifest, str(base))
     if target.exists():
         raise BundleError(f"{target} exists: it is not overwritten.")
-    adapter = bundle.folder / ADAPTER
-    _check_adapter(bundle, lora.identify(adapter, source))
-    return source, adapter, target
+    _check_adapter(bundle, lora.identify(bundle.folder, source))
+    return source, bundle.folder, target
 
 
 def _build_program(bundle: OpenBundle) -> Collaboration:
@@ -570,7 +578,7 @@ def _check_base(manifest: Manifest, base: str) -> Path:
 def _check_adapter(bundle: OpenBundle, found: str) -> None:
     if found != bundle.manifest.adapter:
         raise BundleError(
-            f"{bundle.folder / ADAPTER} was changed while the bundle was read: load it again."
+            f"{bundle.folder}: the adapter was changed while the bundle was read: load it again."
         )
 
 
@@ -584,6 +592,6 @@ def _with_adapter(weak: dspy.LM, bundle: OpenBundle) -> dspy.LM:
         )
     if bundle.manifest.adapter is None:
         return plain
-    model = engine.load_adapter(bundle.folder / ADAPTER)
+    model = engine.load_adapter(bundle.folder)
     _check_adapter(bundle, model.rpartition("+")[2])
     return plain.copy(model=model)

@@ -6,16 +6,19 @@ tables, so that nothing of an earlier backend survives in a later one:
 
     load_config(["programs/handbook.toml", "programs/backends/in_process.toml"])
 
-A later [sft] or [judge] without any key takes the earlier one away.
+A later [sft] or [judge] without any key takes the earlier one away. Single keys are changed by
+``overrides``, which `cowest ... --set dpo.beta=0.2` gives.
 
-Paths and references in a file are relative to that file. No secret stands in a file: an API key is
+Paths and references in a file are relative to that file, and those of an override to the current
+folder. No secret stands in a file: an API key is
 given by the NAME of an environment variable.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -150,11 +153,20 @@ class Config(TomlTable):
 ROLES = ("weak", "strong", "judge")
 
 
-def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Config:
+def load_config(
+    files: Iterable[str | Path],
+    *,
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
     """The configuration that ``files`` make together: a later file replaces whole tables of an
     earlier one.
 
-    ``seed`` overrides the one in the files.
+    Args:
+        files: TOML files, the task first and then the backend.
+        seed: overrides the one in the files, and in ``overrides``.
+        overrides: values of single keys, as if they stood in the files: ``{"dpo.beta": 0.2}``.
+            A relative path among them is of the current folder.
 
     Raises:
         ConfigError: no such file, no TOML, an unknown key (with the nearest known one), a missing
@@ -167,12 +179,73 @@ def load_config(files: Iterable[str | Path], *, seed: int | None = None) -> Conf
         values = _read(file)
         merged |= values
         folders |= dict.fromkeys(values, file.parent)
+    changes = dict(overrides or {})
     if seed is not None:
-        merged["seed"] = seed
+        changes["seed"] = seed
+    for key, value in changes.items():
+        _put(merged, key, value)
     where = " + ".join(str(name) for name in names) or "no file"
+    if overrides:
+        where += f", with other values of {', '.join(overrides)}"
     with file_errors(ConfigError, where):  # A path that no file system can have.
         config = validate(Config, merged, where, {"folders": folders})
-        return _resolve_sweep(config, folders["compare"]) if config.compare else config
+        if config.compare:
+            config = _resolve_sweep(config, folders.get("compare", Path()))
+        if overrides:  # Once more from here: what the files say is resolved by now.
+            here = dict.fromkeys(Config.model_fields, Path())
+            config = overridden(config, changes, {"folders": here})
+            config = _resolve_sweep(config, Path()) if config.compare else config
+        return config
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of ``"dpo.beta=0.2"``; a value that is no TOML is a string.
+
+    Raises:
+        ConfigError: there is no "=", or what stands before it is no key of TOML.
+
+    >>> parse_override("weak.model=models/other")
+    ('weak.model', 'models/other')
+    >>> parse_override('dpo.loss_type=["sigmoid", "sft"]')
+    ('dpo.loss_type', ['sigmoid', 'sft'])
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {masked(text)}: write KEY=VALUE, for instance dpo.beta=0.2.")
+    key, value = key.strip(), value.strip()
+    _split_key(key)
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return key, value
+    return key, parsed["value"] if len(parsed) == 1 else value
+
+
+def _split_key(dotted: str) -> Sequence[str]:
+    """The parts of a dotted key of TOML: ``compare.sweep."dpo.beta"`` has three.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        place: Any = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        raise ConfigError(f"{masked(dotted)!r} is no key: give one such as dpo.beta.") from None
+    parts: list[str] = []
+    while isinstance(place, dict):
+        name, place = cast("dict[str, Any]", place).popitem()
+        parts.append(name)
+    return parts
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one key in nested tables, which are made where there are none."""
+    *tables, key = _split_key(dotted)
+    for name in tables:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[key] = value
 
 
 def validate(
@@ -263,13 +336,7 @@ def overridden(
     """
     values = config.model_dump(mode="json")
     for dotted, value in changes.items():
-        *tables, key = dotted.split(".")
-        place = values
-        for name in tables:
-            if not isinstance(place.get(name), dict):
-                place[name] = {}
-            place = place[name]
-        place[key] = value
+        _put(values, dotted, value)
     where = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
     return validate(Config, values, where, context)
 

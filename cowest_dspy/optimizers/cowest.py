@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 from dspy.teleprompt import Teleprompter
@@ -72,6 +72,9 @@ from cowest_dspy.tuning import DPO, KTO, SFT, TRLProvider, check_processes, tuna
 from cowest_dspy.utils.hiding import Hiding, names_hidden_in
 from cowest_dspy.utils.settings import read_settings
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 PLAIN = (str, int, float, tuple, Rubric)
 HELD_OUT = 0.2
 """The part of the trainset that decides, when there is no valset."""
@@ -111,6 +114,8 @@ class CoWest(Teleprompter):
         seed: of sampling and training.
         processes: that train together, one for each GPU, or on the CPU where there is none; or a
             file of Accelerate's (tuning.md).
+        trainer_callbacks: ``transformers.TrainerCallback`` instances for every training. They are
+            no part of what a round depends on.
         log_dir: the folder of store and adapters, for resuming; by default a new temporary folder,
             which is kept. Inside ``keeping(store)``, as in a Cycle, it is that store's.
         progress: shows it, for instance ``cowest_dspy.cli.progress.Progress()``.
@@ -141,6 +146,7 @@ class CoWest(Teleprompter):
         weak_threads: int | None = None,
         seed: int = 0,
         processes: int | str | Path = 1,
+        trainer_callbacks: Sequence[TrainerCallback] = (),
         log_dir: str | Path | None = None,
         progress: NoProgress | None = None,
         display_progress: bool | None = None,
@@ -162,8 +168,11 @@ class CoWest(Teleprompter):
         )
         self.seed, self.processes, self.log_dir = seed, processes, log_dir
         self.progress, self.display_progress = progress, display_progress
+        # Not "callbacks": DSPy calls those of that name when an optimiser compiles.
+        self.trainer_callbacks = tuple(trainer_callbacks)
         if processes != 1:
-            check_processes(self.tuner, processes)  # Now, and not when all drafts are collected.
+            # Now, and not when all drafts are collected.
+            check_processes(self.tuner, processes, trainer_callbacks)
 
     def __repr__(self) -> str:
         about = (
@@ -222,7 +231,13 @@ class CoWest(Teleprompter):
         with store_in_use(self.log_dir, strong=program.strong.model) as store:
             run = RunContext(store, self._progress(store))
             logger.info("CoWest works in %s", run.folder)
-            models = TrainedModels(run, start, self.seed, processes=self.processes)
+            models = TrainedModels(
+                run,
+                start,
+                self.seed,
+                processes=self.processes,
+                callbacks=self.trainer_callbacks,
+            )
             rounds = Rounds(
                 self, run, models, program, train, held, first=first_round, drafting=drafting
             )

@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
 
@@ -27,6 +27,9 @@ from cowest_dspy.store.usage import Usage
 from cowest_dspy.tuning import DPO, KTO, SFT, PeakMemory, engine_of, tune
 from cowest_dspy.utils.interrupts import postponing
 from cowest_dspy.utils.progress_bars import advance, is_displayed, open_bar, print_above_bars
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 Settings = SFT | DPO | KTO
 """The settings of a training."""
@@ -155,6 +158,7 @@ class TrainedModels:
         make_room: called before something is trained.
         processes: that train together, or a file of Accelerate's. It is no part of a model's
             identity: the result is the same but for rounding.
+        callbacks: of transformers' Trainer; no part of a model's identity either.
     """
 
     def __init__(
@@ -165,9 +169,10 @@ class TrainedModels:
         *,
         make_room: Callable[[], None] = lambda: None,
         processes: int | str | Path = 1,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self._run, self._base, self._seed = run, base, seed
-        self._make_room, self._processes = make_room, processes
+        self._make_room, self._processes, self._callbacks = make_room, processes, callbacks
         self._lms: dict[str, dspy.LM] = {}
 
     def train(
@@ -246,6 +251,7 @@ class TrainedModels:
                 self._run.folder / folder,
                 seed=self._seed,
                 on_step=lambda step, total, _: progress(step, total),
+                callbacks=self._callbacks,
                 processes=self._processes,
                 cache=self._run.folder / "reference",
                 least=0,  # The round, or the control, has looked at that.

@@ -6,8 +6,9 @@ own names.
     KTO(beta=0.1, desirable_weight=1.5)
 
 The fields below are those whose defaults are ours. Every other field of trl.SFTConfig, DPOConfig or
-KTOConfig (of peft.LoraConfig for ``lora``) may be given too, and goes to TRL or PEFT as it is. A
-TOML table with the same keys makes the same object.
+KTOConfig (of peft.LoraConfig for ``lora``, which may be such an object) may be given too, and goes
+to TRL or PEFT as it is; the few that a training decides itself are errors that say why, unless they
+say what it does anyway. A TOML table with the same keys makes the same object.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -46,28 +47,74 @@ step."""
 KTO_LOSS_TYPES = ("kto", "apo_zero_unpaired")
 """The names that trl.KTOConfig documents."""
 
-RESERVED = {
-    "output_dir": "the output folder is an argument of the training",
-    "seed": "the seed is an argument of the training",
-    "trust_remote_code": "code out of a model's folder is never run",
-    "completion_only_loss": "only completions carry loss, always",
-    "assistant_only_loss": "only completions carry loss, always",
-    "packing": "each row is trained on by itself",
-    "train_sampling_strategy": "rows are shuffled by the seed, and sorted by length in a step",
-    "truncation_mode": "rows are never cut; a row longer than max_length is an error",
-    "precompute_ref_log_probs": "the reference is computed once before the first step, always",
-    "sync_ref_model": "the reference is the model as it is when training starts",
-    "eval_strategy": "set held_out to evaluate, and eval_steps to say how often",
-    "save_strategy": "set save_steps to say how often checkpoints are written; 0 writes none",
-    "logging_steps": "every step is logged",
-    "logging_strategy": "every step is logged",
-    "resume_from_checkpoint": "a stopped training resumes when it is started again",
-    "push_to_hub": "nothing is uploaded by a training",
-    "task_type": "only causal language models are tuned",
-    "modules_to_save": "only LoRA's own matrices are trained and saved",
-    "bias": "biases are not trained",
+_ONLY_COMPLETIONS = "only completions carry loss, always"
+_BY_ITSELF = "each row is trained on by itself"
+_ORDERED = "rows are shuffled by the seed, and sorted by length in a step"
+_EVERY_STEP = "every step is logged"
+_NO_UPLOAD = "nothing is uploaded by a training"
+_SHARED_OUT = "processes, or a configuration file of Accelerate's, say how a training is shared out"
+_RESUMES = "a stopped training resumes to the same bits, from checkpoints that hold all of it"
+_OF_THE_BASE = "the base is that of the LM that is tuned"
+
+RESERVED: dict[str, tuple[Any, ...]] = {
+    "output_dir": ("the output folder is an argument of the training",),
+    "seed": ("the seed is an argument of the training",),
+    "data_seed": (_ORDERED, None),
+    "trust_remote_code": ("code out of a model's folder is never run", False),
+    "model_init_kwargs": ("the model is loaded in float32, before TRL has it", None),
+    "chat_template_path": ("the model's own chat template is used, as when it is asked", None),
+    "completion_only_loss": (_ONLY_COMPLETIONS, True, None),
+    "assistant_only_loss": (_ONLY_COMPLETIONS, False),
+    "packing": (_BY_ITSELF, False),
+    "eval_packing": (_BY_ITSELF, False, None),
+    "auto_find_batch_size": ("a step has as many rows as the settings say", False),
+    "train_sampling_strategy": (_ORDERED,),
+    "shuffle_dataset": (_ORDERED, False),
+    "truncation_mode": ("rows are never cut; a row longer than max_length is an error",),
+    "precompute_ref_log_probs": (
+        "the reference is computed once before the first step, always",
+        True,
+    ),
+    "sync_ref_model": ("the reference is the model as it is when training starts", False),
+    "eval_strategy": ("set held_out to evaluate, and eval_steps to say how often",),
+    "eval_on_start": ("where rows are held out, the start is evaluated, too", True),
+    "save_strategy": ("set save_steps to say how often checkpoints are written; 0 writes none",),
+    "save_total_limit": ("the newest checkpoint is kept, until the adapter is there", 1),
+    "save_only_model": (_RESUMES, False),
+    "ignore_data_skip": (_RESUMES, False),
+    "restore_callback_states_from_checkpoint": (_RESUMES, True),
+    "enable_jit_checkpoint": ("Ctrl-C and SIGTERM write a checkpoint, always", False),
+    "resume_from_checkpoint": (
+        "a stopped training resumes when it is started again",
+        None,
+    ),
+    "logging_steps": (_EVERY_STEP, 1),
+    "logging_strategy": (_EVERY_STEP, "steps"),
+    "logging_nan_inf_filter": ("a loss that is no number stops the training", False),
+    "push_to_hub": (_NO_UPLOAD, False),
+    **dict.fromkeys(
+        ("hub_model_id", "hub_token", "hub_private_repo", "hub_revision"), (_NO_UPLOAD, None)
+    ),
+    "hub_always_push": (_NO_UPLOAD, False),
+    "hub_strategy": (_NO_UPLOAD,),
+    "deepspeed": (_SHARED_OUT, None),
+    "fsdp": (_SHARED_OUT, None),
+    "fsdp_config": (_SHARED_OUT, None),
+    "parallelism_config": (_SHARED_OUT, None),
+    "task_type": ("only causal language models are tuned", "CAUSAL_LM"),
+    "peft_type": ("the adapter is a LoRA", "LORA"),
+    "inference_mode": ("the adapter is to be trained", False),
+    "modules_to_save": ("only LoRA's own matrices are trained and saved", None),
+    "bias": ("biases are not trained", "none"),
+    "layer_replication": ("it moves the layers of the model itself, which others use, too", None),
+    "base_model_name_or_path": (_OF_THE_BASE, None),
+    "revision": (_OF_THE_BASE, None),
 }
-"""Fields of TRL and PEFT that a training sets itself, and why."""
+"""Fields of TRL and PEFT that a training sets itself: why, and the values that are what it does
+anyway, so that they may be given."""
+
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of PEFT's init_lora_weights that change the base's weights."""
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -105,6 +152,12 @@ def _close_schema(schema: dict[str, Any], settings: type[_Settings]) -> None:
     schema["propertyNames"] = {"enum": sorted(known)}
 
 
+def _is_done_anyway(key: str, value: Any) -> bool:
+    """Whether a value of a field that a training sets itself is the one that it sets."""
+    done = RESERVED.get(key, ("",))[1:]
+    return any(value == one and type(value) is type(one) for one in done)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True,
@@ -118,11 +171,14 @@ class _Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _keys_are_known(cls, given: Any) -> Any:
-        if isinstance(given, Mapping):
-            wrong = [text for key in given if (text := cls._fault(str(key)))]
-            if wrong:
-                raise PydanticCustomError("unknown_keys", "{told}", {"told": "\n  ".join(wrong)})
-        return given
+        if not isinstance(given, Mapping):
+            return given
+        said = cast("Mapping[str, Any]", given)
+        others = {key: value for key, value in said.items() if not _is_done_anyway(key, value)}
+        wrong = [text for key in others if (text := cls._fault(str(key)))]
+        if wrong:
+            raise PydanticCustomError("unknown_keys", "{told}", {"told": "\n  ".join(wrong)})
+        return others
 
     @classmethod
     def _fault(cls, key: str) -> str | None:
@@ -132,7 +188,7 @@ class _Settings(BaseModel):
         if key in cls.moved:
             return f"{key}: there is no such key here: write {cls.moved[key]}."
         if key in RESERVED:
-            return f"{key}: it cannot be set: {RESERVED[key]}."
+            return f"{key}: it cannot be set: {RESERVED[key][0]}."
         if key in library_fields(cls.library_config):
             return None
         owners = [
@@ -168,6 +224,37 @@ class Lora(_Settings):
     """The layers that are adapted. "all-linear": every linear layer but the LM head, which is what
     LoRA needs to learn as well as full fine-tuning does (Dettmers et al., 2023, arXiv 2305.14314,
     section 4)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_of_peft(cls, given: Any) -> Any:
+        """A ``peft.LoraConfig`` as what it says."""
+        if not dataclasses.is_dataclass(given) or type(given).__name__ != cls.library_config:
+            return given
+        default, made = type(given)(), dict[str, Any]()
+        for one in dataclasses.fields(given):
+            value = getattr(given, one.name)
+            if one.name in cls.model_fields or value != getattr(default, one.name):
+                made[one.name] = sorted(value) if isinstance(value, set) else value
+        if made["target_modules"] is None:
+            del made["target_modules"]
+        return made
+
+    @model_validator(mode="after")
+    def _the_base_stays_as_it_is(self) -> Lora:
+        init = str((self.model_extra or {}).get("init_lora_weights", "")).lower()
+        if init.startswith(BASE_CHANGING):
+            raise ValueError(
+                f'init_lora_weights = "{init}" changes the weights of the base, which the '
+                'reference and other adapters use, too: give "gaussian", "orthogonal", or leave it '
+                "out"
+            )
+        if init == "eva":
+            raise ValueError(
+                'init_lora_weights = "eva" needs activations of the training rows, which are not '
+                'computed here: give "gaussian", "orthogonal", or leave it out'
+            )
+        return self
 
 
 class _Training(_Settings):
@@ -234,7 +321,7 @@ class _Training(_Settings):
     def decisive(self) -> dict[str, Any]:
         """The settings as JSON values, without those that cannot change the adapter: where logs go,
         checkpoints, how to evaluate on nothing."""
-        idle = {"report_to", "run_name", "project", "save_steps"}
+        idle = {"report_to", "run_name", "project", "save_steps", "disable_tqdm"}
         if not self.held_out:
             idle |= {"held_out", "eval_steps", "early_stopping_patience", "load_best_model_at_end"}
         return self.model_dump(mode="json", exclude=idle)

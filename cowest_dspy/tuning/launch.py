@@ -1,7 +1,7 @@
 """Training by several processes at once, started by ``accelerate launch``: one for each GPU, or
 some that share a CPU.
 
-    tune(weak, pairs.rows(), "preference", DPO(), "adapters/r1", processes=2)
+    tune(weak, pairs.rows(), DPO(), "adapters/r1", processes=2)
     tune(..., processes="programs/accelerate/fsdp.yaml")      # a configuration file of Accelerate's
 
 Each process runs the same function as one process alone (train.py); an optimiser step has the rows
@@ -9,8 +9,8 @@ that it has with one process, and the adapter is the same but for rounding. Drop
 random numbers.
 
 ``python -m cowest_dspy.tuning.launch JOB`` is what each process runs. JOB is a folder with
-spec.json (what to train) and rows.jsonl (on what); the first process leaves progress.jsonl and
-result.json there, one that fails error-RANK.json.
+spec.json (what to train) and rows.jsonl (on what); the first process leaves progress.jsonl there,
+one that fails error-RANK.json.
 """
 
 from __future__ import annotations
@@ -24,16 +24,23 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cowest_dspy import errors
 from cowest_dspy.errors import CowestError, TuningError, masked
-from cowest_dspy.lms.local import weights
 from cowest_dspy.tuning import data
 from cowest_dspy.tuning.config import DPO, KTO, SFT
-from cowest_dspy.tuning.train import OnStep, Tuned, last_checkpoint, train_adapter
+from cowest_dspy.tuning.train import (
+    OnStep,
+    Tuned,
+    find_training,
+    last_checkpoint,
+    plan_training,
+    read_record,
+    train_adapter,
+)
 from cowest_dspy.utils.files import discard, workplace, write_whole
 from cowest_dspy.utils.processes import TAIL, WATCHED, end_group, free_port
 
@@ -129,17 +136,24 @@ def _count_gpus() -> int:
 
 
 def check_processes(
-    settings: SFT | DPO | KTO, processes: int | str | Path | Processes
+    settings: SFT | DPO | KTO,
+    processes: int | str | Path | Processes,
+    callbacks: Sequence[Any] = (),
 ) -> Processes:
-    """The processes that train by these settings.
+    """The processes that train by these settings, with these callbacks of transformers' Trainer.
 
     Raises:
         TuningError: a step that cannot be shared out equally, a configuration file that cannot be
-            used or that contradicts the settings.
+            used or that contradicts the settings; callbacks, which only one process can have.
     """
     planned = plan_processes(processes)
     if planned.count == 1:
         return planned
+    if callbacks:
+        raise TuningError(
+            "Callbacks are objects of this process, and do not reach others that train: leave "
+            "them out, or train with processes=1."
+        )
     accumulation = settings.gradient_accumulation_steps
     if accumulation % planned.count:
         raise TuningError(
@@ -172,7 +186,7 @@ def launch(
     cache: Path | None = None,
 ) -> Tuned:
     """Run ``train_adapter`` by several processes. None of them is left when it ends, however it
-    ends. ``peak_memory_bytes`` is of all processes together.
+    ends.
 
     Raises:
         TuningError: a step that cannot be shared out, fewer GPUs than processes, a configuration
@@ -181,10 +195,13 @@ def launch(
     """
     started = time.monotonic()
     planned, output = check_processes(settings, processes), Path(output).absolute()
+    plan = plan_training(settings, rows, base, adapter, seed)
+    if done := find_training(plan, output):
+        return done
     spec = {
         "kind": type(settings).__name__,
         "settings": settings.model_dump(mode="json"),
-        "base": str(weights.locate(base)),
+        "base": str(plan.base),
         "adapter": str(adapter) if adapter else None,
         "output": str(output),
         "cache": str(cache) if cache else None,
@@ -195,8 +212,7 @@ def launch(
         lines = "".join(json.dumps(dict(row)) + "\n" for row in rows)
         write_whole({job / "rows.jsonl": lines, job / "spec.json": json.dumps(spec)})
         _run(job, planned, on_step)
-        result = json.loads((job / "result.json").read_text(encoding="utf-8"))
-    return Tuned(**{**result, "path": output, "seconds": time.monotonic() - started})
+    return replace(read_record(output)[1], seconds=time.monotonic() - started)
 
 
 @contextmanager
@@ -311,7 +327,6 @@ def main(job: Path) -> int:
     """Train as spec.json says, as one of several processes; the exit code: 0, or 1 when
     error-RANK.json says what was wrong."""
     from accelerate import PartialState
-    from accelerate.utils import gather_object
 
     rank = int(os.environ["RANK"])
     _end_with(os.getppid())
@@ -320,7 +335,7 @@ def main(job: Path) -> int:
         lines = (job / "rows.jsonl").read_text(encoding="utf-8").splitlines()
         state = PartialState(cpu=spec["cpu"])
         settings = {"SFT": SFT, "DPO": DPO, "KTO": KTO}[spec["kind"]]
-        tuned = train_adapter(
+        train_adapter(
             settings(**spec["settings"]),
             [json.loads(line) for line in lines],
             base=spec["base"],
@@ -330,10 +345,6 @@ def main(job: Path) -> int:
             on_step=_write_steps(job / "progress.jsonl") if rank == 0 else None,
             cache=Path(spec["cache"]) if spec["cache"] else None,
         )
-        peak = sum(gather_object([tuned.peak_memory_bytes]))
-        if rank == 0:
-            result = {**asdict(tuned), "path": str(tuned.path), "peak_memory_bytes": peak}
-            write_whole({job / "result.json": json.dumps(result)})
         state.destroy_process_group()
     except Exception as error:
         text = str(error) if isinstance(error, CowestError) else traceback.format_exc()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import dspy
 from dspy.clients.provider import Provider, TrainingJob
@@ -26,11 +26,14 @@ from pydantic import ValidationError
 from cowest_dspy.errors import TooFewPairs, TuningError, nearest
 from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.data import Preferences, Row, check_tuner, read_rows, tuner_of
-from cowest_dspy.tuning.launch import launch, plan_processes
+from cowest_dspy.tuning.launch import check_processes, launch
 from cowest_dspy.tuning.train import OnStep, Tuned, train_adapter
 from cowest_dspy.utils import notebook
 from cowest_dspy.utils.progress_bars import progress_bar
 from cowest_dspy.utils.settings import read_settings
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 LEAST_PAIRS = 8
 """Fewer preference pairs, or labelled drafts, are not trained on; by default."""
@@ -42,7 +45,17 @@ FORMATS: dict[str, type[SFT | DPO | KTO]] = {
     "unpaired": KTO,
 }
 """Data formats, and the settings that each is tuned on with."""
-OPTIONS = ("settings", "output", "seed", "on_step", "adapter", "processes", "cache", "least")
+OPTIONS = (
+    "settings",
+    "output",
+    "seed",
+    "on_step",
+    "callbacks",
+    "adapter",
+    "processes",
+    "cache",
+    "least",
+)
 
 
 @runtime_checkable
@@ -135,11 +148,11 @@ class TRLProvider(Provider):
     """Tunes the model of an in-process engine with TRL, and loads the result into that engine.
 
     ``train_kwargs``: ``settings`` (an ``SFT``, ``DPO`` or ``KTO``, or a dictionary of one),
-        ``output`` (the adapter's folder), ``seed`` (default 0), ``on_step``, ``adapter`` (to train
-        further; by default the one that the model id names, None for a new one), ``processes``
-        (that train together, or a file of Accelerate's; default 1, this one), ``cache`` (a folder
-        for the reference's log-probabilities of pairs), ``least`` (fewer pairs, or labelled drafts,
-        are not trained on; default 8). Data
+        ``output`` (the adapter's folder), ``seed`` (default 0), ``on_step``, ``callbacks`` (of
+        transformers' Trainer), ``adapter`` (to train further; by default the one that the model id
+        names, None for a new one), ``processes`` (that train together, or a file of Accelerate's;
+        default 1, this one), ``cache`` (a folder for the reference's log-probabilities of pairs),
+        ``least`` (fewer pairs, or labelled drafts, are not trained on; default 8). Data
     formats: "sft" (prompt and completion), DSPy's chat (the last message is the completion),
         "preference" (prompt, chosen, rejected), and "unpaired" (prompt, completion, label).
     """
@@ -191,6 +204,7 @@ class TRLProvider(Provider):
         adapter: Path | None,
         seed: int = 0,
         on_step: OnStep | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         processes: int | str | Path = 1,
         cache: str | Path | None = None,
         least: int = LEAST_PAIRS,
@@ -208,8 +222,12 @@ class TRLProvider(Provider):
                 found,
                 f"{notebook.format_plural(found, 'pair')}, {least} needed",
             )
-        planned = plan_processes(processes)
-        train = partial(launch, processes=planned) if planned.count > 1 else train_adapter
+        planned = check_processes(settings, processes, callbacks)
+        train = (
+            partial(launch, processes=planned)
+            if planned.count > 1
+            else partial(train_adapter, callbacks=callbacks)
+        )
         return train(
             settings,
             rows,
@@ -270,42 +288,47 @@ def tune(
     *,
     seed: int = 0,
     on_step: OnStep | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     processes: int | str | Path = 1,
     cache: str | Path | None = None,
     least: int = LEAST_PAIRS,
     display_progress: bool | None = None,
 ) -> TunedLM:
     """Trains a tunable LM further, from the adapter that it has, and gives the tuned one; ``lm``
-    stays as it is.
+    stays as it is. Unlike ``lm.finetune`` it runs in this thread, and a failure is raised.
+
+    A training is done once: the same call gives the result that stands in ``output``, whose
+    training.json says what it was trained on. Other settings, rows, starting weights or another
+    seed are another training and need another folder: no adapter is overwritten, since LMs that
+    were tuned before still read theirs. A training that was stopped resumes.
 
     Args:
         lm: what :func:`tunable` gave, or an earlier ``tune``.
         rows: ``PreferencePairs`` or ``UnpairedPreferences``, a ``datasets.Dataset``, or any rows
             that the settings are for (:func:`~cowest_dspy.tuning.train_adapter`). Pairs are for
             SFT their chosen drafts, for KTO a desirable and an undesirable draft each.
-        settings: how to train; a dictionary is of the fields of ``DPO`` for pairs, of ``KTO`` for
-            labelled drafts, and otherwise of ``SFT``.
+        settings: how to train, in TRL's names; a dictionary is of the fields of ``DPO`` for pairs,
+            of ``KTO`` for labelled drafts, and otherwise of ``SFT``.
         output: the folder of the adapter.
-        seed: of the order of rows, and of what the adapter begins with.
+        seed: of the new adapter, the order of rows and dropout.
         on_step: called with (step, steps, logs).
-        processes: see below.
-        cache: see below.
+        callbacks: ``transformers.TrainerCallback`` instances, such as trl.RichProgressCallback().
+            They are no part of what tells two trainings apart.
+        processes: above 1 that many are started, one for each GPU, or on the CPU where there is
+            none; the result is the same but for rounding. It may also be a configuration file of
+            Accelerate's, such as those in programs/accelerate.
+        cache: a folder for the reference's log-probabilities, for the next training on the same
+            pairs from the same weights.
         least: fewer pairs, or labelled drafts, are not trained on: so few teach a model their own
             words.
         display_progress: whether to show a bar, as in ``dspy.Evaluate``. None: in a terminal and in
             a notebook, unless there is ``on_step``.
 
-    Unlike ``lm.finetune`` it runs in this thread, and a failure is raised. In ``cache``, a folder,
-    the reference's log-probabilities are kept, for the next training on the same pairs from the
-    same weights. With ``processes`` above 1 that many are started, one for each GPU, or on the CPU
-    where there is none; the result is the same but for rounding. It may also be a configuration
-    file of Accelerate's, such as those in programs/accelerate.
-
     Raises:
         ConfigError: a dictionary of settings with an unknown key or a value that cannot be.
         TooFewPairs: there are fewer.
-        TuningError: an LM that is not tunable, data or a configuration file that do not fit, or a
-            training that must not go on.
+        TuningError: an LM that is not tunable, data or a configuration file that do not fit, an
+            ``output`` that holds another training, or a training that must not go on.
     """
     provider = lm.provider
     if not isinstance(provider, TRLProvider):
@@ -325,6 +348,7 @@ def tune(
             adapter=provider.engine.adapter_folder(lm.model),
             seed=seed,
             on_step=_together(on_step, show),
+            callbacks=callbacks,
             processes=processes,
             cache=cache,
             least=least,

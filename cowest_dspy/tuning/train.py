@@ -6,6 +6,9 @@ base.
     tuned.adapter_hash        # "5f2c09a1b3de"
     tuned.history[0]          # {"step": 1, "epoch": 0.13, "loss": 0.6931, "rewards/margins": 0.0}
 
+What decided the training stands beside the adapter, in training.json, with what it gave: the same
+call gives that again, and trains nothing.
+
 Only the adapter is trained, and only the completion's tokens carry loss. The same seed on one CPU
 thread gives the same bits. Checkpoints, evaluation, early stopping and logs are those of
 transformers' Trainer.
@@ -23,9 +26,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cowest_dspy import compat
 from cowest_dspy.errors import TuningError
@@ -37,7 +40,12 @@ from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.trainers import OnStep
 from cowest_dspy.utils import files
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+RECORD = "training.json"
+"""The file beside an adapter that says what it was trained on, and what the training gave."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Tuned:
         grad_norm, and of DPO and KTO rewards/margins, ...; and one per evaluation of held-out rows:
         step, epoch, eval_loss, ... Of DPO also kl: the mean over completions of log p - log p_ref
         in nats, on the data's completions, so that it may be negative.
-    seconds, peak_memory_bytes: of this process's part of the training, loading included.
+    seconds: of the training, loading included. peak_memory_bytes: of all its processes together.
     tokens: read by the model, all passes together. trained_rows: a row of two passes counts twice.
     settings: as they were given.
     best_step: of the lowest held-out loss; None when nothing is held out.
@@ -79,6 +87,7 @@ def train_adapter(
     output: Path,
     seed: int = 0,
     on_step: OnStep | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     cache: Path | None = None,
 ) -> Tuned:
     """Train an adapter on rows, by the trainer that the settings are of.
@@ -96,9 +105,12 @@ def train_adapter(
         base: a model folder or Hub id.
         adapter: one to train further, or None for a new one. The reference of DPO and KTO is the
             model as it is at the start: the base, or the base with this adapter.
-        output: the folder of the result, written at the end and whole.
+        output: the folder of the result, written at the end and whole. Where this very training
+            (settings, rows, starting weights, seed) is done there already, its result is given and
+            nothing is trained; where another one is, that is an error.
         seed: of the new adapter, the order of rows and dropout.
         on_step: hears of every optimiser step (:data:`OnStep`).
+        callbacks: of transformers' Trainer, called after the library's own.
         cache: a folder for the reference's log-probabilities, which are computed once, before the
             first step: the next training that starts from the same weights with the same rows reads
             them, whatever its settings.
@@ -109,32 +121,73 @@ def train_adapter(
 
     Raises:
         TuningError: rows that cannot be trained on, a row longer than ``max_length`` or the model's
-            context, a loss that is no number, an output folder that holds something else.
+            context, a loss that is no number, an output folder that holds another training or
+            something else.
         ModelError: a base or an adapter that cannot be used.
     """
-    given = list(rows)
-    checked, ids = data.check_rows(given, type(settings).__name__), _example_ids(given)
-    return _train(settings, checked, ids, base, adapter, Path(output), seed, on_step, cache)
+    plan, output = plan_training(settings, rows, base, adapter, seed), Path(output)
+    done = find_training(plan, output)
+    return done or _train(settings, plan, output, seed, on_step, callbacks, cache)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training is of: checked rows, the ids of their examples, the base's folder, an adapter
+    to train further, hashes of the weights that it starts from.
+
+    identity: everything that decides the result, but for rounding; JSON values.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    example_ids: Sequence[Any]
+    base: Path
+    adapter: Path | None
+    start: str
+    identity: dict[str, Any]
+
+
+def plan_training(
+    settings: SFT | DPO | KTO,
+    rows: Iterable[data.Row],
+    base: str,
+    adapter: Path | None,
+    seed: int,
+) -> TrainingPlan:
+    """The plan of a training by :func:`train_adapter`.
+
+    Raises:
+        TuningError: rows that cannot be trained on, a place of logs that is not installed.
+        ModelError: a base or an adapter that cannot be used.
+    """
+    rows = list(rows)
+    checked, ids = data.check_rows(rows, type(settings).__name__), _example_ids(rows)
+    _check_reporters(settings.report_to)
+    folder = weights.locate(base)
+    start = _start_id(folder, adapter)
+    identity = {
+        "tuner": type(settings).__name__,
+        "settings": settings.decisive(),
+        "rows": digest([checked, ids if settings.held_out else None]),
+        "starting weights": start,
+        "seed": seed,
+    }
+    return TrainingPlan(checked, ids, folder, adapter, start, identity)
 
 
 def _train(
     settings: SFT | DPO | KTO,
-    rows: Sequence[dict[str, Any]],
-    example_ids: Sequence[Any],
-    base: str,
-    adapter: Path | None,
+    plan: TrainingPlan,
     output: Path,
     seed: int,
     on_step: OnStep | None,
+    callbacks: Sequence[TrainerCallback],
     cache: Path | None,
 ) -> Tuned:
-    started = time.monotonic()
-    _check_reporters(settings.report_to)
-    folder = weights.locate(base)
-    _check_output(output)
-    start = _start_id(folder, adapter)
-    checkpoints = _checkpoint_folder(settings, rows, start, seed, output)
-    split = data.split_rows(rows, settings.held_out, seed, example_ids)
+    from accelerate.utils import gather_object
+
+    started, rows = time.monotonic(), plan.rows
+    checkpoints = _checkpoint_folder(settings, plan, output)
+    split = data.split_rows(rows, settings.held_out, seed, plan.example_ids)
     train_ids, held_ids = map(list, split)
     if isinstance(settings, KTO):
         # TRL pairs each prompt with the completion of its neighbour, so rows are shuffled before.
@@ -149,34 +202,38 @@ def _train(
         _clean_up(checkpoints),
     ):
         trainer = trainers.make_trainer(
-            settings, *parts, folder, adapter, checkpoints, seed, checkpoint is not None
+            settings, *parts, plan.base, plan.adapter, checkpoints, seed, checkpoint is not None
         )
         _check_lengths(trainer, train_ids + held_ids, settings.max_length)
         trainer.add_callback(trainers.progress_callback(settings, on_step, len(train_ids)))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         with compat.compact_lm_head():
-            _prepare(trainer, settings, seed, cache / start if cache else None)
+            _prepare(trainer, settings, seed, cache / plan.start if cache else None)
             trainer.train(resume_from_checkpoint=checkpoint)
-        made = _save(trainer, output, folder.name)
-        if trainer.is_world_process_zero():
-            _delete_checkpoints(checkpoints, output)
         state = trainer.state
+        history = [one for one in state.log_history if "loss" in one or "eval_loss" in one]
+        tuned = Tuned(
+            path=output,
+            adapter_hash="",  # Known when it is written.
+            base_id=f"{weights.base_name(plan.base)}@{plan.start.split('-')[0]}",
+            history=history,
+            seconds=time.monotonic() - started,
+            tokens=int(max((one.get("num_tokens", 0) for one in history), default=0)),
+            trained_rows=round(state.epoch * len(train_ids)),
+            peak_memory_bytes=sum(gather_object([memory.peak_bytes])),
+            settings=settings.model_dump(mode="json"),
+            best_step=state.best_global_step,
+            stopped_early=state.global_step < state.max_steps,
+        )
+        _save(trainer, tuned, plan)
+        if trainer.is_world_process_zero():
+            _keep_logs(checkpoints, output)
+            _delete_checkpoints(output)
         _release(trainer)
     del trainer
     weights.return_memory()
-    history = [one for one in state.log_history if "loss" in one or "eval_loss" in one]
-    return Tuned(
-        path=output,
-        adapter_hash=made,
-        base_id=f"{folder.name}@{start.split('-')[0]}",
-        history=history,
-        seconds=time.monotonic() - started,
-        tokens=int(max((one.get("num_tokens", 0) for one in history), default=0)),
-        trained_rows=round(state.epoch * len(train_ids)),
-        peak_memory_bytes=memory.peak_bytes,
-        settings=settings.model_dump(mode="json"),
-        best_step=state.best_global_step,
-        stopped_early=state.global_step < state.max_steps,
-    )
+    return read_record(output)[1]
 
 
 def _prepare(trainer: Any, settings: SFT | DPO | KTO, seed: int, cache: Path | None) -> None:
@@ -229,21 +286,11 @@ def _start_id(folder: Path, adapter: Path | None) -> str:
     return f"{weights.folder_hash(folder)}-{lora.identify(adapter, folder) if adapter else 'new'}"
 
 
-def _checkpoint_folder(
-    settings: SFT | DPO | KTO,
-    rows: Sequence[dict[str, Any]],
-    start: str,
-    seed: int,
-    output: Path,
-) -> Path:
+def _checkpoint_folder(settings: SFT | DPO | KTO, plan: TrainingPlan, output: Path) -> Path:
     """Where the checkpoints of a training are: beside its output, named by everything that decides
     the result, so that those of another training are never taken."""
     identity = {
-        "kind": type(settings).__name__,
-        "settings": settings.decisive(),
-        "rows": rows,
-        "start": start,
-        "seed": seed,
+        **plan.identity,
         "bf16": weights.choose_dtype() if settings.bf16 is None else settings.bf16,
         "processes": trainers.count_processes(),
         "versions": [*map(importlib.metadata.version, trainers.LIBRARIES)],
@@ -262,12 +309,16 @@ def last_checkpoint(checkpoints: Path) -> str | None:
     return found[max(found)] if found else None
 
 
-def _delete_checkpoints(checkpoints: Path, output: Path) -> None:
-    """Delete the checkpoints of every training into this output: its adapter is there now, or never
-    will be. TensorBoard's files, which Trainer writes beside them, go to ``<output>.logs``."""
+def _keep_logs(checkpoints: Path, output: Path) -> None:
+    """Copy TensorBoard's files, which Trainer writes beside checkpoints, to ``<output>.logs``."""
     if (checkpoints / "runs").is_dir():
         logs = output.with_name(f"{output.name}.logs")
         shutil.copytree(checkpoints / "runs", logs, dirs_exist_ok=True)
+
+
+def _delete_checkpoints(output: Path) -> None:
+    """Delete the checkpoints of every training into this output: its adapter is there now, or never
+    will be."""
     for path in output.absolute().parent.glob(f".{output.name}.*.checkpoints"):
         files.discard(path)
 
@@ -287,22 +338,62 @@ def _clean_up(checkpoints: Path) -> Iterator[None]:
 # The output
 
 
-def _check_output(output: Path) -> None:
-    if output.exists() and not (
-        output.is_dir() and {path.name for path in output.iterdir()} <= set(ADAPTER_FILES)
-    ):
-        raise TuningError(
-            f"{output} exists and is not an adapter of ours: it is not overwritten. Give another "
-            "output folder."
-        )
+def find_training(plan: TrainingPlan, output: Path) -> Tuned | None:
+    """What a training gave that is done in ``output`` already; None where nothing is there.
 
-
-def _save(trainer: Any, output: Path, base_name: str) -> str:
-    """Write the trained adapter into ``output``, all of it or nothing; gives its content hash.
-
-    The configuration names the base by ``base_name``, not by its path on this machine, and does not
-    depend on hash order. Of several processes each has to call it; the first writes.
+    Raises:
+        TuningError: another training, an adapter that was changed since, or something else.
     """
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
+    if not names and not output.is_file():
+        return None
+    again = "It is not overwritten: give another output folder, or delete this one."
+    if not names or not names <= {*ADAPTER_FILES, RECORD}:
+        raise TuningError(f"{output} exists and is not an adapter of ours. {again}")
+    try:
+        identity, tuned = read_record(output)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TuningError(
+            f"{output} holds an adapter, but no {RECORD} that says how it was trained "
+            f"({type(error).__name__}). {again}"
+        ) from error
+    if identity != plan.identity:
+        raise TuningError(
+            f"{output} holds another training: {_differences(identity, plan.identity)}. {again}"
+        )
+    if weights.adapter_hash(output) != tuned.adapter_hash:
+        raise TuningError(
+            f"{output} holds an adapter that was changed since it was trained. {again}"
+        )
+    # Those of a process that was killed when the adapter had been written.
+    _delete_checkpoints(output)
+    return tuned
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What two trainings differ in, such as "other settings (beta), other rows"."""
+    one, other = before["settings"], now["settings"]
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    named = {"settings": f" ({', '.join(keys)})"} if keys else {}
+    return ", ".join(
+        f"other {name}{named.get(name, '')}" for name in now if before.get(name) != now[name]
+    )
+
+
+def read_record(folder: Path) -> tuple[dict[str, Any], Tuned]:
+    """The identity of the training whose result stands in a folder, and that result."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return record["identity"], Tuned(**{**record["tuned"], "path": folder})
+
+
+def _save(trainer: Any, tuned: Tuned, plan: TrainingPlan) -> None:
+    """Write the trained adapter into ``tuned.path``, with the record of its training beside it, all
+    of it or nothing.
+
+    The configuration names the base as ``from_pretrained`` finds it, and does not depend on hash
+    order. Of several processes each has to call it; the first writes.
+    """
+    output = tuned.path
     state_dict = _gather_sharded(trainer.model)
     if trainer.is_world_process_zero():
         with files.workplace(output) as work:
@@ -317,15 +408,17 @@ def _save(trainer: Any, output: Path, base_name: str) -> str:
                 if path.name not in ADAPTER_FILES:
                     path.unlink()
             config = json.loads((staged / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            config["base_model_name_or_path"] = base_name
+            config["base_model_name_or_path"] = weights.hub_id(plan.base) or str(plan.base)
             if isinstance(config.get("target_modules"), list):
                 config["target_modules"] = sorted(config["target_modules"])
             (staged / ADAPTER_CONFIG).write_text(
                 json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
             )
+            made = replace(tuned, adapter_hash=weights.adapter_hash(staged))
+            record = {"identity": plan.identity, "tuned": {**asdict(made), "path": None}}
+            (staged / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             files.replace_folder(staged, output)
     trainer.accelerator.wait_for_everyone()
-    return weights.adapter_hash(output)
 
 
 def _gather_sharded(model: Any) -> dict[str, Any] | None:

@@ -121,12 +121,9 @@ def trainer_arguments(
         # Rows are put in order before; lengths are checked, since TRL would cut rows silently.
         "train_sampling_strategy": "sequential",
         "max_length": None,
-        "use_cpu": not torch.cuda.is_available(),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": list(settings.report_to) or "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": seed,
         "save_strategy": "no",  # A callback saves; see progress_callback.
         "save_total_limit": 1,
@@ -140,8 +137,6 @@ def trainer_arguments(
         decided |= {
             "eval_strategy": "steps",
             "eval_on_start": not resumes,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
         }
         if settings.load_best_model_at_end:
             decided |= {"save_strategy": "best", "load_best_model_at_end": True}
@@ -153,7 +148,12 @@ def trainer_arguments(
         decided |= {"desirable_weight": good, "undesirable_weight": bad}
     else:
         decided["max_steps"] = settings.steps(len(rows))
+    gpu = torch.cuda.is_available()
     return {
+        "use_cpu": not gpu,
+        "dataloader_pin_memory": gpu,
+        "disable_tqdm": True,
+        "metric_for_best_model": "eval_loss" if evaluating else None,
         "per_device_eval_batch_size": settings.per_device_train_batch_size,
         "activation_checkpointing": False,
         "gradient_checkpointing": None,

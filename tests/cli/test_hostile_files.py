@@ -305,10 +305,10 @@ def test_a_run_without_drafts_says_which_command_collects_them(
     typed: Callable[..., str], tmp_path: Path, verb: str
 ) -> None:
     (tmp_path / "new").mkdir()
-    said = typed(verb, "toy.toml", "--run", "new", "--seed", "3")
+    said = typed(verb, "toy.toml", "--run", "new", "--seed", "3", "--set", "draft=direct")
     assert said == (
         "PairsError: There are no pairs yet: no drafts were collected in new. Collect them first: "
-        "cowest collect toy.toml --run new --seed 3\n"
+        "cowest collect toy.toml --run new --seed 3 --set draft=direct\n"
     )
     with sqlite3.connect(tmp_path / "new/run.sqlite") as db:
         assert db.execute("SELECT count(*) FROM calls").fetchone() == (0,)

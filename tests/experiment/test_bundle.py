@@ -32,7 +32,10 @@ from cowest_dspy.experiment.bundle import (
     verify_bundle,
     write_bundle,
 )
+from cowest_dspy.experiment.bundle_card import format_card
+from cowest_dspy.experiment.summary import read_run
 from cowest_dspy.lms import LocalEngine
+from cowest_dspy.lms.local import weights
 from cowest_dspy.optimizers.router import Head, Router
 from cowest_dspy.pairs import PreferencePairs
 from cowest_dspy.store.record import unrecorded
@@ -65,19 +68,13 @@ def test_what_is_in_it(whole: Path, finished: Path) -> None:
         "README.md",
         "recipe/toy.py",
     } <= set(manifest.files)
-    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(
-        manifest.files
-    )
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(manifest.files)
     assert len(PreferencePairs.load(whole / "pairs.jsonl")) == metrics["pairs"]["kept"] >= 2
     assert {line["name"] for line in metrics["arms"]} >= {"strong", "collaboration"} and metrics[
         "steps"
     ]
     card = (whole / "README.md").read_text()
-    assert (
-        card.startswith("---\nlibrary_name: peft\n")
-        and "| arm | n | failed |" in card
-        and str(manifest.adapter) in card
-    )
+    assert "| arm | n | failed |" in card and str(manifest.adapter) in card
     config = load_config([whole / "config.toml"])
     assert config.program == f"{(whole / 'recipe' / 'toy.py').resolve()}:program"
     for path in whole.rglob("*"):
@@ -85,6 +82,80 @@ def test_what_is_in_it(whole: Path, finished: Path) -> None:
             content = path.read_bytes()
             assert str(finished).encode() not in content and b"/tmp/" not in content, path
             assert not re.search(rb"\.bin|pickle", path.name.encode())
+
+
+def test_its_card_says_to_the_hub_what_it_is_and_what_was_measured(
+    whole: Path, finished: Path
+) -> None:
+    from huggingface_hub import ModelCard
+
+    data: Any = ModelCard.load(whole / "README.md").data
+    manifest, metrics = read_manifest(whole), json.loads((whole / "metrics.json").read_text())
+    known = {
+        "license": "unknown",
+        "base_model": manifest.base,
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+    }
+    assert {name: data.get(name) for name in known} == known
+    assert manifest.base == "tiny" and data.get("datasets") is None and "lora" in data.tags
+    arms = {arm["title"]: arm for arm in metrics["arms"] if arm["score"] is not None}
+    measured = {one.metric_name: one for one in data.eval_results}
+    assert data.model_name == "toy" and {*arms} < {*measured}
+    for title, arm in arms.items():
+        one = measured[title]
+        assert one.metric_value == round(arm["score"], 4) and one.metric_args["n"] == arm["n"]
+        assert (one.metric_type, one.dataset_type, one.dataset_split) == ("match", "toy", "test")
+    (influence,) = [one for one in data.eval_results if one.metric_type == "influence"]
+    assert influence.metric_value == round(metrics["influence"]["1"]["mean"], 4)
+
+
+def test_the_licence_is_given_or_the_bases_and_a_dataset_of_the_hub_is_named(
+    whole: Path, finished: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub import ModelCard
+
+    config = load_config(
+        [finished / "run" / "config.toml"], overrides={"data.source": "hub:owner/rows:en"}
+    )
+    report, manifest = read_run(finished / "run"), read_manifest(whole)
+    snapshot = tmp_path / "models--owner--tiny-model" / "snapshots" / "0123abc"
+    shutil.copytree(tiny_model, snapshot)
+
+    def card(base: Path, **about: Any) -> Any:
+        about = {"base": weights.base_name(base), **about}
+        made = manifest.model_copy(update=about).model_dump()
+        return ModelCard(format_card(made, report, config, base, about.get("licence")))
+
+    assert card(tiny_model, licence="mit").data.license == "mit"
+    (snapshot / "README.md").write_text("---\nlicense: other\nlicense_name: tiny\n---\nTiny.")
+    made = card(snapshot)
+    assert (made.data.license, made.data.license_name) == ("other", "tiny")
+    assert made.data.datasets == ["owner/rows"]
+    assert {one.dataset_type for one in made.data.eval_results} == {"owner/rows"}
+    assert made.data.base_model == "owner/tiny-model" and "no id on the Hub" not in made.text
+    assert "no id on the Hub" in card(tiny_model).text
+    (snapshot / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert card(snapshot).data.license == "unknown"
+    assert "lora" not in card(tiny_model, adapter=None).data.tags
+
+
+def test_peft_and_transformers_take_a_bundle_as_an_adapter(whole: Path, tiny_model: Path) -> None:
+    import torch
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((whole / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny", "its Hub id, or its name"
+    ids = torch.arange(3, 40).unsqueeze(0)
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        plain = base(ids).logits
+        tuned = PeftModel.from_pretrained(base, str(whole))(ids).logits
+    assert not torch.equal(plain, tuned)
+    with pytest.raises(OSError, match="huggingface"):  # The card says to give the folder.
+        AutoPeftModelForCausalLM.from_pretrained(whole)
 
 
 def test_a_router_is_taken_along(finished: Path, tmp_path: Path) -> None:
@@ -178,10 +249,8 @@ def test_what_a_download_leaves_beside_it_is_no_damage(bundle: Path) -> None:
     (bundle / ".cache" / "huggingface").mkdir(parents=True)
     (bundle / ".cache" / "huggingface" / "x.metadata").write_text("")
     assert verify_bundle(bundle) == ()
-    (bundle / "adapter" / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
-    assert verify_bundle(bundle) == (
-        "adapter/cowest-0123456789ab.gguf: does not belong to the bundle",
-    )
+    (bundle / "cowest-0123456789ab.gguf").write_bytes(b"GGUF")
+    assert verify_bundle(bundle) == ("cowest-0123456789ab.gguf: does not belong to the bundle",)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +258,9 @@ def test_what_a_download_leaves_beside_it_is_no_damage(bundle: Path) -> None:
     [
         ("{", "is damaged"),
         ("[]", "is damaged"),
-        ('{"format": 99}', "has format 99"),
-        ('{"format": 1}', "name: Field required"),
+        ('{"format": 99}', "has format 99, and this cowest_dspy knows 2: update it"),
+        ('{"format": 1}', "has format 1, .*: write the bundle again, by `cowest bundle RUN`"),
+        ('{"format": 2}', "name: Field required"),
     ],
 )
 def test_a_manifest_that_cannot_be_read(bundle: Path, text: str, says: str) -> None:
@@ -296,7 +366,7 @@ def test_a_merged_model_says_what_base_and_adapter_say(
     out = merge_adapter(bundle, tiny_model, tmp_path / "merged")
     whole: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     base: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    parts: Any = PeftModel.from_pretrained(base, bundle / "adapter")
+    parts: Any = PeftModel.from_pretrained(base, bundle)
     ids = torch.arange(3, 40).unsqueeze(0)
     with torch.no_grad():
         assert torch.allclose(whole(ids).logits, parts(ids).logits, atol=1e-4)

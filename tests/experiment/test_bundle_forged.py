@@ -23,9 +23,11 @@ from typer.testing import CliRunner
 
 from cowest_dspy import load_bundle, load_config
 from cowest_dspy.cli import main, serving
+from cowest_dspy.cli.verbs import read_config
 from cowest_dspy.errors import BundleError
 from cowest_dspy.experiment import bundle as bundles
 from cowest_dspy.experiment.bundle import read_manifest, verify_bundle
+from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.utils import importing
 from cowest_dspy.utils.files import replace_folder
 
@@ -219,8 +221,8 @@ def test_a_bundle_at_the_place_of_another_runs_its_own_recipe(
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("adapter/adapter_model.safetensors", b""),
-        ("adapter/adapter_config.json", b"{"),
+        ("adapter_model.safetensors", b""),
+        ("adapter_config.json", b"{"),
         ("program.json", b'{"a":' * 10_000),
         ("program.json", b"[]"),
         ("config.toml", b"\xff"),
@@ -259,11 +261,19 @@ def test_served_is_what_the_reader_named_and_not_what_the_bundle_names(
         and not mark.exists()
     )
     assert load_config([config, own]).serve.host == "0.0.0.0"
-    rules = serving._rules(load_config([config, own]), None, None, own=[own])
-    assert (rules.host, rules.api_key_env) == ("127.0.0.1", "COWEST_API_KEY")
+
+    def rules(port: int | None = None, *changes: str) -> ServeRules:
+        read = read_config([config, own], None, [*changes])
+        return serving._rules(read, None, port, own=serving._serve_keys([own], [*changes]))
+
+    assert (rules().host, rules().api_key_env) == ("127.0.0.1", "COWEST_API_KEY")
+    changed = rules(None, "serve.host=127.0.0.2")
+    assert (changed.host, changed.api_key_env) == ("127.0.0.2", "COWEST_API_KEY")
     own.write_text(own.read_text() + '[serve]\nport = 81\nhost = "::1"\n')
-    rules = serving._rules(load_config([config, own]), None, 82, own=[own])
-    assert (rules.host, rules.port) == ("::1", 82)
+    assert (rules(82).host, rules(82).port) == ("::1", 82)
+    assert "name [strong] and [weak] in a TOML of your own" in cowest(
+        "serve", str(bundle), "--trust-recipe", "--set", "weak.max_tokens=3", fails=True
+    )
 
 
 # A place that is written to again and again

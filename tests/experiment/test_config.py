@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from cowest_dspy.cli import checks
 from cowest_dspy.cli.main import app
 from cowest_dspy.errors import ConfigError
-from cowest_dspy.experiment.config import Config, load_config, validate
+from cowest_dspy.experiment.config import (
+    Config,
+    fingerprint,
+    load_config,
+    parse_override,
+    validate,
+)
 from cowest_dspy.experiment.config_text import effective_toml, json_schema
 from cowest_dspy.lms.config import Api, InProcess, Server
 
@@ -243,6 +250,128 @@ def test_a_file_that_is_not_there_says_what_is(tmp_path: Path) -> None:
         ConfigError, match=r'Did you mean ".*ferries\.toml"\? There is: .*ferries\.toml\.'
     ):
         load_config([tmp_path / "ferry.toml"])
+
+
+# Single keys
+
+
+def tasked(tmp_path: Path, text: str) -> list[Path]:
+    task = written(tmp_path / "task", "toy.toml", TASK_TOML)
+    backend = '[weak]\nkind = "in_process"\nmodel = "./tiny"\n'
+    return [task, written(tmp_path / "task", "more.toml", backend + text)]
+
+
+def test_an_override_is_as_if_it_stood_in_the_file(tmp_path: Path) -> None:
+    said = {
+        "dpo.beta": 0.2,
+        "dpo.lora.r": 8,
+        "pairs.margin": 0.25,
+        "draft": "direct",
+        'compare.sweep."dpo.beta"': [0.1, 0.3],
+    }
+    before = "[dpo]\nbeta = {}\nlearning_rate = 1e-4\n[dpo.lora]\n{}lora_alpha = 8\n"
+    files = tasked(tmp_path, before.format(0.1, ""))
+    made = load_config(files, overrides=said)
+    assert made.dpo == {
+        "beta": 0.2,
+        "learning_rate": 1e-4,
+        "lora": {"r": 8, "lora_alpha": 8},
+    }
+    more = '[pairs]\nmargin = 0.25\n[compare.sweep]\n"dpo.beta" = [0.1, 0.3]\n'
+    same = tasked(tmp_path / "same", before.format(0.2, "r = 8\n") + more)
+    same[0].write_text('draft = "direct"\n' + TASK_TOML)
+    other = load_config(same)
+    assert json.loads(fingerprint(made)) == json.loads(
+        fingerprint(other).replace(f"{tmp_path}/same", str(tmp_path))
+    )
+    assert fingerprint(made) != fingerprint(load_config(files))
+
+
+def test_a_path_of_an_override_is_of_the_current_folder_and_no_other_path_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tasked(tmp_path, "[dpo]\nbeta = 0.1\n")
+    (tmp_path / "here" / "other").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    said = {
+        "metric": "mine.py:match",
+        "strong.model": "other",
+        "weak.model": "other",
+        "judge": {"kind": "in_process", "model": "owner/name"},
+    }
+    made = load_config(files, overrides=said)
+    assert made.metric == f"{tmp_path}/here/mine.py:match"
+    assert made.program == f"{tmp_path}/task/toy.py:program"
+    assert made.strong.model == "other", "of an API it is a name, and no path"
+    assert made.weak.model == f"{tmp_path}/here/other"
+    assert made.judge and made.judge.model == "owner/name"
+    assert load_config(files).weak.model == f"{tmp_path}/task/tiny"
+
+
+def test_an_empty_table_as_an_override_takes_the_table_away(tmp_path: Path) -> None:
+    files = tasked(tmp_path, "[dpo]\nbeta = 0.1\n")
+    made = load_config(files, overrides={"dpo": {}, "kto.beta": 0.3})
+    assert (made.dpo, made.kto) == ({}, {"beta": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("dpo.beta=0.2", "dpo.beta", 0.2),
+        ("draft = direct", "draft", "direct"),
+        ("weak.model=openai/gpt-4.1-mini", "weak.model", "openai/gpt-4.1-mini"),
+        ('name="7"', "name", "7"),
+        ("a.b=[1, 2]", "a.b", [1, 2]),
+        ("a.b={c = 1}", "a.b", {"c": 1}),
+        ("dpo.use_weighting=true", "dpo.use_weighting", True),
+        ("strong.api_base=http://127.0.0.1/v1?a=1", "strong.api_base", "http://127.0.0.1/v1?a=1"),
+        ("note=one\ntwo = 2", "note", "one\ntwo = 2"),
+        ("name=", "name", ""),
+    ],
+)
+def test_a_value_is_toml_or_a_bare_word(text: str, key: str, value: Any) -> None:
+    assert parse_override(text) == (key, value)
+
+
+@pytest.mark.parametrize("text", ["dpo.beta", "=3", "dpo..beta=3", "a b=3", "[dpo]=3"])
+def test_what_is_no_key_and_value_says_what_is(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"such as dpo\.beta|for instance dpo\.beta=0\.2"):
+        parse_override(text)
+
+
+def test_set_is_shown_and_a_typo_in_it_is_told(tmp_path: Path) -> None:
+    files = [str(file) for file in tasked(tmp_path, "[dpo]\nbeta = 0.1\n")]
+    show = ["config", "show", *files]
+    said = CliRunner().invoke(
+        app, [*show, "--set", "dpo.beta=0.2", "--set", "draft=direct", "--seed", "3"]
+    )
+    shown = said.stdout.splitlines()
+    assert {"beta = 0.2", 'draft = "direct"', "seed = 3"} <= {*shown} and "beta = 0.1" not in shown
+    for wrong, hint in (
+        ("dpo.betta=0.2", 'betta: there is no such key. Did you mean "beta"?'),
+        ("pears.margin=1", 'pears: there is no such key. Did you mean "pairs"?'),
+        ("pairs.margn=1", 'pairs.margn: there is no such key. Did you mean "margin"?'),
+        ("pairs.margin=lots", "pairs.margin: Input should be a valid number"),
+        ("weak.kind=vllm", 'Did you mean "server"?'),
+    ):
+        failed = CliRunner().invoke(app, [*show, "--set", wrong])
+        assert failed.exit_code == 1 and hint in str(failed.exception), wrong
+
+
+def test_every_verb_that_takes_toml_files_takes_set() -> None:
+    import inspect
+
+    takes = {
+        command.name or command.callback.__name__: set(
+            inspect.signature(command.callback).parameters
+        )
+        for group in (app, checks.config_app)
+        for command in group.registered_commands
+        if command.callback
+    }
+    seeded = {name for name, parameters in takes.items() if "seed" in parameters}
+    assert len(seeded) >= 12
+    assert seeded == {name for name, parameters in takes.items() if "changes" in parameters}
 
 
 # The schema

@@ -50,10 +50,19 @@ def test_too_few_examples_say_nothing() -> None:
 def test_a_compiled_program_has_another_weak_model_and_the_student_has_not(
     student: Collaboration, optimizer: Callable[..., CoWest]
 ) -> None:
-    weak = student.weak.model
-    better = optimizer(**ALWAYS).compile(
+    from transformers import TrainerCallback
+
+    class Count(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.steps += 1
+
+    weak, count = student.weak.model, Count()
+    better = optimizer(trainer_callbacks=[count], **ALWAYS).compile(
         student, trainset=examples("train", 10), valset=examples("dev", 4)
     )
+    assert count.steps == 2, "its training has called what it was given"
     (one,) = better.rounds
     assert (
         one.accepted and one.model == better.weak.model != weak == student.weak.model == one.start

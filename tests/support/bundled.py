@@ -20,6 +20,7 @@ from cowest_dspy.experiment.bundle import FORMAT, Manifest, files_in
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash, folder_hash
 from cowest_dspy.tuning import tunable
+from cowest_dspy.tuning.train import ADAPTER_FILES
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,9 @@ def small_bundle(folder: Path, base: Path) -> Path:
     out."""
     (folder / "recipe").mkdir(parents=True)
     (folder / "recipe" / "toy.py").write_text(RECIPE)
-    (make_adapter(base, folder / "adapter", seed=1) / "README.md").unlink(missing_ok=True)
+    made = make_adapter(base, folder.with_name("adapter"), seed=1)
+    for name in ADAPTER_FILES:
+        shutil.copyfile(made / name, folder / name)
     (folder / "config.toml").write_text(
         TASK.replace('"toy.py:', '"recipe/toy.py:') + engine_table("weak") + engine_table("strong")
     )
@@ -80,7 +83,7 @@ def small_bundle(folder: Path, base: Path) -> Path:
         created="2026-01-01T00:00:00+00:00",
         base=base.name,
         base_hash=folder_hash(base),
-        adapter=adapter_hash(folder / "adapter"),
+        adapter=adapter_hash(folder),
         weak="local/tiny",
         strong="scripted/strong",
         program="recipe/toy.py:program",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def quick_cowest(
     *,
     least: int = 2,
     processes: int = 1,
+    trainer_callbacks: Sequence[Any] = (),
     **values: Any,
 ) -> CoWest:
     """Rounds that take two optimiser steps each; ``values`` are those of [rounds]."""
@@ -92,6 +93,7 @@ def quick_cowest(
         pairs=PairRules.model_validate({"least": least}),
         max_errors=1.0,
         processes=processes,
+        trainer_callbacks=trainer_callbacks,
         log_dir=log_dir,
     )
 

@@ -7,8 +7,10 @@ import importlib
 import json
 import logging
 import random
+import shutil
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,7 @@ def test_what_has_no_loss_of_precision_trains_in_bfloat16_too(
 # What is written and said
 
 
-def test_the_output_is_two_files_and_nothing_else_is_written(
+def test_the_output_is_three_files_and_nothing_else_is_written(
     first_sft: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -179,38 +181,130 @@ def test_the_output_is_two_files_and_nothing_else_is_written(
         "deep/out",
         "deep/out/adapter_config.json",
         "deep/out/adapter_model.safetensors",
+        "deep/out/training.json",
     ]
-    config = json.loads((tmp_path / "deep/out/adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
-    assert str(tiny_model.parent) not in json.dumps(config)
 
 
-def test_a_failed_training_leaves_the_earlier_adapter_and_no_rubbish(
+def test_peft_finds_the_base_of_an_adapter_by_itself(
     first_sft: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
+    import torch
+    from peft import AutoPeftModelForCausalLM
+
+    ids = torch.arange(3, 40).unsqueeze(0)
+    found: Any = AutoPeftModelForCausalLM.from_pretrained(first_sft.path)
+    with torch.no_grad():
+        by_hand = load(tiny_model, first_sft.path)[0](ids).logits
+        assert torch.equal(found(ids).logits, by_hand)
+        assert not torch.equal(by_hand, load(tiny_model)[0](ids).logits)
+    # A base of the Hub's cache is named by its id.
+    snapshot = tmp_path / "hub" / "models--owner--tiny-model" / "snapshots" / "0123abc"
+    shutil.copytree(tiny_model, snapshot)
+    tuned = train_adapter(
+        SFT(**QUICK, lora=LORA), sft_rows(2), base=str(snapshot), output=tmp_path / "out"
+    )
+    config = json.loads((tuned.path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/tiny-model"
+    assert tuned.base_id.partition("@")[0] == "owner/tiny-model"
+
+
+def test_a_failed_training_leaves_no_rubbish(tiny_model: Path, tmp_path: Path) -> None:
     def stop(step: int, total: int, logs: dict[str, float]) -> None:
         if step == 1:
             raise KeyboardInterrupt
 
-    output = tmp_path / "out"
-    kept = train_adapter(
-        SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output
-    ).adapter_hash
     with pytest.raises(KeyboardInterrupt):
         train_adapter(
             SFT(**QUICK, lora=LORA),
             sft_rows(),
             base=str(tiny_model),
-            output=output,
-            seed=1,
+            output=tmp_path / "out",
             on_step=stop,
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert adapter_hash(output) == kept
-    again = train_adapter(
-        SFT(**QUICK, lora=LORA), sft_rows(), base=str(tiny_model), output=output, seed=1
-    )
-    assert adapter_hash(output) == again.adapter_hash != kept
+    assert list(tmp_path.iterdir()) == []
+
+
+# A training that is done
+
+
+def test_a_training_that_is_done_is_found_and_not_repeated(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    def train(settings: DPO, where: Path = tmp_path / "out") -> tuple[Any, list[int]]:
+        steps: list[int] = []
+        tuned = train_adapter(
+            settings,
+            pair_rows(),
+            base=str(tiny_model),
+            adapter=first_sft.path,
+            output=where,
+            on_step=lambda step, *_: steps.append(step),
+        )
+        return tuned, steps
+
+    first, steps = train(DPO(**QUICK))
+    assert steps == [0, 1, 2] and first.adapter_hash == adapter_hash(first.path)
+    again, steps = train(DPO(**QUICK, save_steps=1, report_to=("tensorboard",)))
+    assert again == first and steps == [], "what decides nothing is no other training"
+    # Elsewhere, too: an adapter may be moved with its record.
+    moved = Path(shutil.move(first.path, tmp_path / "moved"))
+    (tmp_path / f".{moved.name}.abc.checkpoints").mkdir()  # of a process that was killed
+    there, steps = train(DPO(**QUICK), moved)
+    assert there == replace(first, path=moved) and steps == []
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_another_training_is_not_put_in_the_place_of_one_that_is_done(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    same: dict[str, Any] = {
+        "settings": DPO(**QUICK, lora=LORA),
+        "rows": pair_rows(),
+        "base": str(tiny_model),
+    }
+    before = train_adapter(**same, output=output)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"settings": DPO(**QUICK, lora=LORA, beta=0.2)}, r"other settings \(beta\)"),
+        ({"rows": pair_rows(7)}, "other rows"),
+        ({"seed": 1}, "other seed"),
+        ({"adapter": first_sft.path}, "other starting weights"),
+        (
+            {"settings": SFT(**QUICK, lora=LORA), "rows": sft_rows()},
+            r"other tuner, other settings \(beta, .*\), other rows",
+        ),
+    ]
+    for change, says in others:
+        with pytest.raises(
+            TuningError, match=rf"holds another training: {says}\. It is not overwritten: give"
+        ):
+            train_adapter(**same | change, output=output)
+    assert train_adapter(**same, output=output) == before
+    (output / "training.json").write_text("{")
+    with pytest.raises(TuningError, match=r"no training\.json that says how it was trained"):
+        train_adapter(**same, output=output)
+    (output / "training.json").unlink()
+    with pytest.raises(TuningError, match=r"no training\.json that says how it was trained"):
+        train_adapter(**same, output=output)
+    assert adapter_hash(output) == before.adapter_hash
+
+
+def test_an_adapter_that_was_changed_is_not_given_as_the_result(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    same: dict[str, Any] = {
+        "settings": SFT(**QUICK, lora=LORA),
+        "rows": sft_rows(),
+        "base": str(tiny_model),
+        "output": tmp_path / "out",
+    }
+    tuned = train_adapter(**same)
+    tensors = {name: tensor * 2 for name, tensor in read(tuned.path).items()}
+    save_file(tensors, tuned.path / "adapter_model.safetensors")
+    with pytest.raises(TuningError, match="changed since it was trained"):
+        train_adapter(**same)
 
 
 def test_a_folder_that_holds_something_else_is_not_overwritten(

@@ -132,6 +132,7 @@ def test_training_says_nothing_by_itself_and_writes_two_files(
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "training.json",
     ]
     assert KTO(**tuned.settings) == settings and read(tuned.path)
 

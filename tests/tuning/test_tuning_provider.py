@@ -17,6 +17,7 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import LORA, QUICK, labelled, pair_rows, quick, says, sft_rows
 
+from cowest_dspy import CoWest
 from cowest_dspy.errors import ConfigError, PairsError, TuningError
 from cowest_dspy.lms import LocalEngine
 from cowest_dspy.lms.local.weights import adapter_hash
@@ -121,6 +122,64 @@ def test_tune_shows_a_bar_of_its_steps(
 
     assert "2/2" in shown("shown", display_progress=True)
     assert "2/2" not in shown("not shown")
+
+
+def test_tune_finds_what_it_has_done_and_refuses_another_training_in_its_folder(
+    weak: dspy.LM, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    def again(**changes: Any) -> Any:
+        settings = SFT(**quick(**changes), lora=Lora(r=4))
+        return tune(
+            weak, sft_rows(), settings, tmp_path / "a", on_step=lambda step, *_: steps.append(step)
+        )
+
+    first = again()
+    assert steps == [0, 1, 2]
+    second = again()
+    assert (second.model, second.result, steps) == (first.model, first.result, [0, 1, 2])
+    assert repr(second) == repr(first)
+    with pytest.raises(TuningError, match=r"other settings \(learning_rate\)\. It is not over"):
+        again(learning_rate=1e-4)
+    assert first.lm("2 + 2?") == second.lm("2 + 2?")
+
+
+def test_a_trainer_callback_hears_of_the_training_and_may_end_it(
+    weak: dspy.LM, tmp_path: Path
+) -> None:
+    from transformers import TrainerCallback
+
+    class StopAtThree(TrainerCallback):
+        def __init__(self) -> None:
+            self.losses: list[float] = []
+
+        def on_log(
+            self,
+            args: Any,
+            state: Any,
+            control: Any,
+            logs: dict[str, float] | None = None,
+            **_: Any,
+        ) -> None:
+            self.losses += [logs["loss"]] if logs and "loss" in logs else []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    watching = StopAtThree()
+    settings = SFT(**quick(num_train_epochs=4), lora=Lora(r=4))
+    tuned = tune(weak, sft_rows(), settings, tmp_path / "out", callbacks=[watching])
+    assert watching.losses == [row["loss"] for row in tuned.result.history]
+    assert len(watching.losses) == 3 and tuned.result.stopped_early
+    chat: Any = "sft"
+    options = {"settings": settings, "output": tmp_path / "job", "callbacks": [StopAtThree()]}
+    job: Any = weak.finetune(sft_rows(), chat, options)
+    assert job.result().model == tuned.model and job.tuned.stopped_early
+    with pytest.raises(TuningError, match="Callbacks are objects of this process"):
+        tune(weak, sft_rows(), settings, tmp_path / "two", processes=2, callbacks=[watching])
+    with pytest.raises(TuningError, match="Callbacks are objects of this process"):
+        CoWest(lambda *_: 0.0, SFT(), processes=2, trainer_callbacks=[watching])
 
 
 def test_a_failure_of_tune_is_raised(weak: dspy.LM, tmp_path: Path) -> None:

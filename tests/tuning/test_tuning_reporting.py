@@ -91,6 +91,7 @@ def test_an_integration_is_told_of_steps_and_evaluations(
     assert sorted(path.name for path in tuned.path.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "training.json",
     ]
 
 

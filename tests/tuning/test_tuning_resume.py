@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import make_tiny_model
 from tuning_fixtures import modules_are_no_garbage  # noqa: F401 - fixtures
 from tuning_rows import HARD, left, same, sft_rows, train
 
@@ -45,18 +46,23 @@ def test_the_checkpoint_of_another_training_is_not_taken(
     assert left(tmp_path / "out") == [], "that of the other was for this output, too"
 
 
-def test_other_rows_another_base_and_another_start_are_other_trainings(tmp_path: Path) -> None:
+def test_other_rows_another_base_and_another_start_are_other_trainings(
+    first_sft: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    bases = tiny_model, make_tiny_model(tmp_path / "other", seed=1)
+
+    def folder(base: Path, adapter: Path | None, rows: int, **settings: Any) -> str:
+        made = SFT(**settings)
+        plan = training.plan_training(made, sft_rows(rows), str(base), adapter, 0)
+        return training._checkpoint_folder(made, plan, tmp_path / "out").name
+
     made = {
-        training._checkpoint_folder(SFT(), rows, start, 0, tmp_path / "out").name
-        for rows in (sft_rows(2), sft_rows(3))
-        for start in ("aaaaaaaaaaaa-new", "bbbbbbbbbbbb-new", "aaaaaaaaaaaa-cccccccccccc")
+        folder(base, adapter, rows)
+        for rows in (2, 3)
+        for base, adapter in ((bases[0], None), (bases[1], None), (bases[0], first_sft.path))
     }
     assert len(made) == 6
-    first, second = (
-        training._checkpoint_folder(SFT(save_steps=every), [], "a-new", 0, tmp_path / "out").name
-        for every in (1, 7)
-    )
-    assert first == second, "how often checkpoints are written decides nothing"
+    assert folder(bases[0], None, 2, save_steps=7) in made, "how often it is saved decides nothing"
 
 
 def test_a_checkpoint_that_was_not_written_whole_is_not_taken(

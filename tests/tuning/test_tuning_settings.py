@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tuning_rows import LORA, QUICK, pair_rows, read, says, sft_rows
+from tuning_rows import LORA, QUICK, labelled_rows, pair_rows, read, says, sft_rows
 
 from cowest_dspy.errors import ModelError, TuningError
 from cowest_dspy.tuning import (
@@ -139,7 +139,9 @@ def test_every_field_of_trl_and_peft_is_taken_but_those_that_a_training_decides(
         for name in sorted(fields - set(settings.model_fields)):
             if name in RESERVED:
                 with pytest.raises(ValidationError, match=f"{name}: it cannot be set: "):
-                    settings(**{name: 1})
+                    settings(**{name: "x"})
+                for done_anyway in RESERVED[name][1:]:
+                    assert settings(**{name: done_anyway}) == settings()
             else:
                 assert settings._fault(name) is None
     assert set(RESERVED) <= set().union(
@@ -148,6 +150,52 @@ def test_every_field_of_trl_and_peft_is_taken_but_those_that_a_training_decides(
     assert not {*MOVED["training"]} & set().union(
         *(library_fields(kind.library_config) for kind in (SFT, DPO, KTO))
     )
+
+
+def test_every_field_that_is_taken_reaches_trl_and_peft_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import peft
+
+    where = tmp_path / ".out.x.checkpoints"
+    for settings in (SFT, DPO, KTO):
+        free = library_fields(settings.library_config) - {*settings.model_fields, *RESERVED}
+        given = {name: object() for name in free}
+        made = trainers.trainer_arguments(
+            settings(**given), labelled_rows(2), True, where, 0, False
+        )
+        assert {name: made[name] for name in free} == given
+    free = library_fields("LoraConfig") - {*Lora.model_fields, *RESERVED}
+    given: dict[str, Any] = {name: object() for name in free}
+    monkeypatch.setattr(peft, "LoraConfig", dict)
+    made = trainers.lora_config(Lora.model_construct(**Lora().model_dump(), **given))
+    assert {name: made[name] for name in free} == given
+
+
+def test_lora_may_be_an_object_of_peft() -> None:
+    from peft import LoraConfig
+
+    given: Any = LoraConfig(
+        r=8,
+        lora_alpha=64,
+        target_modules=["v_proj", "q_proj"],
+        task_type="CAUSAL_LM",
+        use_rslora=True,
+    )
+    made = SFT(lora=given).lora
+    assert made == Lora(r=8, lora_alpha=64, target_modules=("q_proj", "v_proj"), use_rslora=True)  # pyright: ignore[reportCallIssue]
+    plain: Any = LoraConfig()
+    assert DPO(lora=plain).lora == Lora(r=8, lora_alpha=8), "PEFT's defaults, but all layers"
+    whole: Any = LoraConfig(modules_to_save=["lm_head"])
+    with pytest.raises(ValidationError, match="modules_to_save: it cannot be set: only LoRA's own"):
+        SFT(lora=whole)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "eva"])
+def test_an_initialisation_that_would_not_be_what_it_says_is_refused(init: str) -> None:
+    with pytest.raises(ValidationError, match=f'init_lora_weights = "{init}" .*give "gaussian"'):
+        Lora(init_lora_weights=init)  # pyright: ignore[reportCallIssue]
+    assert Lora(init_lora_weights="gaussian")  # pyright: ignore[reportCallIssue]
 
 
 def test_other_fields_reach_trl_and_peft(tiny_model: Path, tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def locate(model: str) -> Path:
     return _from_hub(model)
 
 
+def hub_id(folder: Path) -> str | None:
+    """The Hub id of a snapshot in the Hub's cache, "OWNER/NAME"; None for any other folder."""
+    kind, *name = folder.parent.parent.name.split("--")
+    return "/".join(name) if folder.parent.name == "snapshots" and kind == "models" else None
+
+
+def base_name(folder: Path) -> str:
+    """How a model is called elsewhere: by its Hub id, or its folder's name."""
+    return hub_id(folder) or folder.name
+
+
 def cache_folder() -> Path:
     """The folder of converted models: ``COWEST_CACHE``, by default ``~/.cache/cowest_dspy``."""
     return Path(os.environ.get("COWEST_CACHE") or Path.home() / ".cache" / "cowest_dspy")
@@ -174,7 +185,8 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    # Its card says which licence it has.
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
     try:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
