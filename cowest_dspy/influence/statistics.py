@@ -6,7 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,13 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     """
     if not n:
         return Interval(0.0, 1.0)
-    from scipy.stats import binomtest
+    z = NormalDist().inv_cdf((1 + level) / 2)
 
-    found = binomtest(successes, n).proportion_ci(level, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    def low(count: int) -> float:
+        reach = z * math.sqrt(count * (n - count) / n + z * z / 4)
+        return max((count + z * z / 2 - reach) / (n + z * z), 0.0) if count else 0.0
+
+    return Interval(low(successes), 1 - low(n - successes))
 
 
 def paired_difference_interval(
@@ -135,18 +142,18 @@ def agreement(
         ValueError: lists of different lengths.
     """
     import numpy as np
-    from scipy.stats import kendalltau
 
     if len(first) != len(second) or (examples is not None and len(examples) != len(first)):
         raise ValueError(f"agreement needs lists of one length, got {len(first)} and {len(second)}")
-    scores = np.round([first, second], 3)
+    (rows, row), (columns, column) = (
+        np.unique(np.round(scores, 3), return_inverse=True) for scores in (first, second)
+    )
+    cells, shape = row * len(columns) + column, (len(rows), len(columns))
 
-    def tau(places: slice | np.ndarray) -> float | None:
-        one, other = scores[:, places]
-        tied = not len(one) or (one == one[0]).all() or (other == other[0]).all()
-        return None if tied else float(cast("Any", kendalltau(one, other))[0])
+    def tau(cells: np.ndarray) -> float | None:
+        return _tau_b(np.bincount(cells, minlength=shape[0] * shape[1]).reshape(shape))
 
-    whole = tau(slice(None))
+    whole = tau(cells)
     drawn: list[float] = []
     groups: dict[object, list[int]] = {}
     for place, name in enumerate(examples or range(len(first))):
@@ -155,7 +162,23 @@ def agreement(
         generator, places = np.random.default_rng(seed), [np.array(one) for one in groups.values()]
         for _ in range(repeats):
             chosen = generator.integers(len(places), size=len(places))
-            one = tau(np.concatenate([places[index] for index in chosen]))
+            one = tau(cells[np.concatenate([places[index] for index in chosen])])
             drawn += [] if one is None else [one]
     ends = np.quantile(drawn, [0.025, 0.975]) if drawn else ()
     return Agreement(whole, Interval(*map(float, ends)) if drawn else None, len(first))
+
+
+def _tau_b(counts: np.ndarray) -> float | None:
+    """Kendall's tau-b from how many answers have which two scores, shape (rows, columns), both in
+    the order of the scores; None where all are tied in one of the two."""
+
+    def pairs(counts: np.ndarray) -> int:
+        """How many pairs there are within each count, in all."""
+        return int((counts * (counts - 1)).sum()) // 2
+
+    above = counts[::-1, ::-1].cumsum(0).cumsum(1)[::-1, ::-1]  # in this row and column, or later
+    concordant = int((counts[:-1, :-1] * above[1:, 1:]).sum())
+    total, in_rows, in_columns = (pairs(counts.sum(axis)) for axis in ((0, 1), 1, 0))
+    ordered = total - in_rows - in_columns + pairs(counts)
+    most = math.sqrt((total - in_rows) * (total - in_columns))
+    return (2 * concordant - ordered) / most if most else None

@@ -37,6 +37,7 @@ from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.pool import OnProgress, map_in_threads
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
+from cowest_dspy.utils.extras import check_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -264,13 +265,7 @@ def _check_possible(examples: int) -> None:
             f"{examples} examples with a draft and both answers: a router needs {MIN_EXAMPLES} at "
             "least. Collect on more of them."
         )
-    try:
-        import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        raise RouterError(
-            'A router is fitted with scikit-learn: pip install "cowest_dspy[router]". Using one '
-            "needs nothing more."
-        ) from None
+    check_extra("route", "Fitting a router", RouterError)
 
 
 def _feature_names(rows: Sequence[Observed]) -> tuple[str, ...]:

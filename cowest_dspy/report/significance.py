@@ -55,10 +55,11 @@ def exact_sign_p(higher: int, lower: int) -> float:
     arm is better; 1 when nothing differs. Below the least float, that float stands in."""
     if abs(higher - lower) <= 1:
         return 1.0
-    from scipy.stats import binomtest
-
-    p = float(binomtest(min(higher, lower), higher + lower).pvalue)
-    return max(p, sys.float_info.min)
+    n, term, tail = higher + lower, 1, 0
+    for k in range(min(higher, lower) + 1):  # of the binomial coefficients of n up to this one
+        tail += term
+        term = term * (n - k) // (k + 1)
+    return max(tail / 2 ** (n - 1), sys.float_info.min)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -12,7 +12,6 @@ import ctypes
 import functools
 import gc
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cowest_dspy.errors import ModelError, nearest
+from cowest_dspy.utils.extras import check_extra
 from cowest_dspy.utils.files import file_sha256, workplace
 from cowest_dspy.utils.reading import parse_json
 
@@ -124,10 +124,7 @@ def check_gguf(file: Path) -> None:
             f"{file} is not a GGUF file: it begins with {magic!r}. Fetch it again; what stands "
             "where a model should be is often an error page or a pointer file."
         )
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            'Reading GGUF files needs the package gguf: pip install "cowest-dspy[gguf]"'
-        )
+    check_extra("gguf", f"Reading {file}", ModelError)
 
 
 def convert_gguf(file: Path, folder: Path, dtype: str) -> None:
