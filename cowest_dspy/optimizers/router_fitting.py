@@ -218,6 +218,7 @@ def fit_router(
     Raises:
         RouterError: fewer than 20 examples; or scikit-learn is missing.
     """
+    check_extra("route", "Fitting a router", RouterError)
     import numpy as np
 
     rows = [one for one in (*observed, *choose_on) if one.complete]
@@ -265,7 +266,6 @@ def _check_possible(examples: int) -> None:
             f"{examples} examples with a draft and both answers: a router needs {MIN_EXAMPLES} at "
             "least. Collect on more of them."
         )
-    check_extra("route", "Fitting a router", RouterError)
 
 
 def _feature_names(rows: Sequence[Observed]) -> tuple[str, ...]:
