@@ -1,7 +1,9 @@
-"""Every reach into private names of other libraries, each with the version that it was read in.
+"""Every reach into private names of other libraries, each with the version that it was read in;
+and what a coming version of DSPy changes.
 
-Names that begin with an underscore, and attributes of classes that their library does not document.
-tests/test_compat.py fails when one of them is gone, and when another file reaches into one.
+Private are names that begin with an underscore, and attributes of classes that their library does
+not document. tests/test_compat.py fails when one of them is gone, and when another file reaches
+into one.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -142,3 +144,16 @@ def count_mipro_trials(predictors: int, zero_shot: bool, candidates: int) -> int
     program = SimpleNamespace(predictors=lambda: range(predictors))
     find: Any = dspy.MIPROv2._set_num_trials_from_num_candidates
     return find(None, program, zero_shot, candidates)
+
+
+def prompt_messages(
+    adapter: dspy.Adapter,
+    signature: type[dspy.Signature],
+    demos: Sequence[Any],
+    inputs: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the prompt that an adapter makes, as messages of OpenAI's chat.
+
+    DSPy 3.4.1, ``Adapter.format``, which is public; that of DSPy 3.5 returns a Prompt instead.
+    """
+    return adapter.format(signature, list(demos), dict(inputs))

@@ -38,6 +38,8 @@ import pydantic
 from dspy.adapters.utils import format_field_value, parse_value
 from dspy.utils.exceptions import AdapterParseError
 
+from cowest_dspy.compat import prompt_messages
+
 # A token between bars: <|im_end|>, Gemma 4's <|turn> and <turn|>, DeepSeek's with full-width bars.
 # Not Haskell's <|>, F#'s f <| x.
 _BARS = r"<(?=[|\uff5c][^\s<>|\uff5c][^\s<>]{0,80}>|[a-z_]{1,40}\|>)"
@@ -277,7 +279,7 @@ def training_row(
     adapter = LineAdapter()
     wanted = {name: escape_value(outputs[name]) for name in signature.output_fields}
     completion = adapter.format_assistant_message_content(signature, wanted)
-    prompt = adapter.format(signature, [], dict(inputs))
+    prompt = prompt_messages(adapter, signature, [], dict(inputs))
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
 
 
