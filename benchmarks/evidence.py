@@ -1,4 +1,4 @@
-"""The evidence behind the README: the handbook with three seeds, all test questions, and controls
+"""The evidence behind docs/results/handbook.md: the handbook with three seeds, all test questions, and controls
 that can say no.
 
     make evidence                        # or: python benchmarks/evidence.py --seeds 0 1 2
@@ -7,7 +7,7 @@ Each seed is a run of its own (runs/evidence/seed-N), resumable as every run is:
 to start from, other drafts, another order of training. The handbook and its questions are the same
 for all, so that a call which one seed has made (greedy, of the same strong model, with the same
 messages) is taken over by the next instead of being made again. Seed 0 goes on from what `make
-demo` has done, if it was run. At the end the table between the two marks of README.md is written
+demo` has done, if it was run. At the end the table between the two marks of that page is written
 anew.
 """
 
@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = [ROOT / "programs/handbook.toml", ROOT / "programs/backends/in_process.toml"]
 CONTROLS = ("shuffled", "sft_on_chosen")
 DEMO = ROOT / "runs/handbook"
+PAGE = ROOT / "docs/results/handbook.md"
 BEGIN, END = "<!-- evidence: written by make evidence -->", "<!-- end of evidence -->"
 
 
@@ -145,7 +146,7 @@ def main() -> None:
     else:
         reports = run_all(given.seeds, given.runs, given.test)
     text = table(reports)
-    put(ROOT / "README.md", BEGIN, END, text)
+    put(PAGE, BEGIN, END, text)
     Console(highlight=False).print(text, markup=False)
 
 

@@ -1,5 +1,5 @@
 """The three domains of the paper on real data, with real models: every arm and control, and what
-drafts did; for docs/RESULTS.md.
+drafts did; for docs/RESULTS.md and docs/results/.
 
     make quality                                              # all domains and arms (hours;
         resumable)
@@ -8,14 +8,13 @@ drafts did; for docs/RESULTS.md.
         seeds, every control, and sweeps
     python benchmarks/quality.py --domains handbook --runs runs   # the demo's domain, going on from
         `make demo`
-    python benchmarks/quality.py --table-only                 # only write docs/RESULTS.md from what
-        is done
+    python benchmarks/quality.py --table-only                 # only write docs/ from what is done
 
 Each domain is a run of its own (runs/quality/DOMAIN) of programs/DOMAIN.toml, with the sizes below;
 a run that was stopped goes on where it stood. Rows are read from --data: a folder with one folder
 for each domain, which has train.jsonl and dev.jsonl with the fields as published. Without a
 test.jsonl there, a recipe halves dev.jsonl by a seeded shuffle: one half is the dev split (accepts
-rounds), the other is counted. Of the texts of the data nothing is written to docs/RESULTS.md.
+rounds), the other is counted. Of the texts of the data nothing is written to docs/.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,14 @@ from cowest_dspy.report.view import escape_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKEND = ROOT / "programs/backends/in_process.toml"
-RESULTS = ROOT / "docs/RESULTS.md"
+DOCS = ROOT / "docs"
+SUMMARY, SUMMARY_END = (
+    "<!-- summary: written by benchmarks/quality.py -->",
+    "<!-- end of summary -->",
+)
 BEGIN, END = "<!-- tables: written by benchmarks/quality.py -->", "<!-- end of tables -->"
 DOMAINS = ("prosocial", "ifqa", "medmcqa", "handbook")
-PARTS = ("prosocial", "prosocial-seeds", "ifqa", "medmcqa", "handbook")
+PARTS = ("handbook", "prosocial", "prosocial-seeds", "ifqa", "medmcqa")
 MADE_UP = "handbook"
 """The domain of the demo, whose rows are made up by its recipe, with the sizes of its own TOML."""
 
@@ -273,11 +277,11 @@ def claims(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-# The page
+# The pages
 
 
 def section(comparison: Comparison, command: str) -> str:
-    """One domain's part of the page."""
+    """The tables of one part's page."""
     return "\n\n".join(
         [
             to_markdown(comparison, compute_numbers(comparison)).rstrip(),
@@ -290,27 +294,49 @@ def section(comparison: Comparison, command: str) -> str:
     )
 
 
-def write_results(parts: dict[str, str], page: Path = RESULTS) -> None:
-    """Puts the domains' parts between the two marks of the page; those of other domains are left as
-    they are."""
-    old = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    known = dict(_sections(old))
-    known.update(parts)
-    body = "\n\n".join(
-        f"<!-- {domain} -->\n{known[domain].strip()}" for domain in PARTS if domain in known
+def summary(part: str, comparison: Comparison) -> list[str]:
+    """The rows of a part in the summary, one for each format of drafts: the tuned collaboration
+    less the other arms, in points, and how many of its controls it beats."""
+    arms = defaultdict[str, list[ComparedArm]](list)
+    for one in comparison.arms:
+        arms[one.arm.name].append(one)
+    numbers, rows = compute_numbers(comparison), list[str]()
+    for before, after in FORMATS:
+        if after not in arms:
+            continue
+        runs = arms[after]
+        cells = [
+            escape_markdown(format_difference(paired_test(runs, arms[other])))
+            if other in arms
+            else "-"
+            for other in (comparison.against, "weak", before)
+        ]
+        tests = [one for one in numbers.controls if one.target == after]
+        beaten = sum(one.holm < 0.05 and (one.test.difference or 0) > 0 for one in tests)
+        controls = f"{beaten} of {len(tests)}" if tests else "-"
+        draft = runs[0].arm.title.partition("draft = ")[2] or "the recipe's"
+        n = len(runs[0].arm.answers)
+        line = [f"[{part}](results/{part}.md)", draft, str(n), str(len(runs)), *cells, controls]
+        rows.append("| " + " | ".join(line) + " |")
+    return rows
+
+
+def write_results(part: str, tables: str, rows: Sequence[str], docs: Path = DOCS) -> None:
+    """Write a part's tables into its page, and its rows into the summary, between their marks;
+    what else stands there, and the rows of other parts, are left as they are."""
+    put(docs / f"results/{part}.md", BEGIN, END, tables)
+    page = docs / "RESULTS.md"
+    old = page.read_text(encoding="utf-8").partition(SUMMARY)[2].partition(SUMMARY_END)[0]
+    head = (
+        "| domain | draft | n | seeds | less strong alone | less weak alone | less untuned | "
+        "controls beaten |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     )
-    put(page, BEGIN, END, body)
-
-
-def _sections(text: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for domain in PARTS:
-        mark = f"<!-- {domain} -->"
-        if mark in text:
-            rest = text.partition(mark)[2]
-            ends = [place for other in PARTS if (place := rest.find(f"<!-- {other} -->")) >= 0]
-            found.append((domain, rest[: min(ends, default=len(rest))]))
-    return found
+    known = {
+        one: [line for line in old.splitlines() if line.startswith(f"| [{one}](")] for one in PARTS
+    }
+    known[part] = list(rows)
+    put(page, SUMMARY, SUMMARY_END, "\n".join([*head, *chain.from_iterable(known.values())]))
 
 
 def main() -> None:
@@ -342,10 +368,10 @@ def main() -> None:
     parser.add_argument(
         "--table-only",
         action="store_true",
-        help="only write docs/RESULTS.md from finished comparisons",
+        help="only write docs/ from finished comparisons",
     )
     given = parser.parse_args()
-    console, parts = Console(), dict[str, str]()
+    console = Console()
     arms: Sequence[str] | None = given.arms or (CORE if given.core else None)
     for domain in [domain for domain in given.domains if not given.seeds or domain in SEEDED]:
         part = f"{domain}-seeds" if given.seeds else domain
@@ -370,11 +396,11 @@ def main() -> None:
             if {one.arm.name for one in made.arms} <= set(CORE)
             else ""
         )
-        parts[part] = section(
+        tables = section(
             replace(made, title=f"{part}: comparison"),
             f"python benchmarks/quality.py --domains {domain}{asked}",
         )
-        write_results(parts)
+        write_results(part, tables, summary(part, made))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,10 @@ def _first_sentence(text: str) -> str:
     ].rstrip(":")
 
 
+REPEATED = 6
+"""Rows that a table has in common with an earlier one, from which on they are not shown again."""
+
+
 def toml_page() -> str:
     """The reference of the TOML: each table with its keys, their types, defaults, bounds and
     meanings."""
@@ -190,7 +194,7 @@ def _table(title: str, name: str, known: dict[str, Any], said: dict[str, str]) -
         yield f"As [`{said[name]}`](#{slug(said[name])})."
         return
     said[name] = title
-    yield from (text[:1].upper() + text[1:], "", *_keys(table, known))
+    yield from (text[:1].upper() + text[1:], "", *_own_keys(title, table, known, said))
     inside = title.strip("[]") if title.startswith("[") else "weak"
     for key, value in table["properties"].items():
         for inner in _definitions(value, known):
@@ -200,6 +204,24 @@ def _table(title: str, name: str, known: dict[str, Any], said: dict[str, str]) -
                 known,
                 said,
             )
+
+
+def _own_keys(
+    title: str, table: dict[str, Any], known: dict[str, Any], said: dict[str, str]
+) -> Iterator[str]:
+    """The keys of a table; of those that an earlier table has with the same words, if they are
+    many, only the names."""
+    rows = list(_keys(table, known))
+    again = [row for row in rows[2:] if row in said]
+    if len(again) < REPEATED:
+        again = []
+    yield from (row for row in rows if row not in again)
+    if again:
+        where = said[again[0]]
+        names = ", ".join(row.split(" | ")[0].removeprefix("| ") for row in again)
+        yield from ("", f"And as in [`{where}`](#{slug(where)}): {names}.")
+    for row in rows[2:]:
+        said.setdefault(row, title)
 
 
 def slug(title: str) -> str:

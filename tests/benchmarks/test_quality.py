@@ -118,16 +118,34 @@ def test_the_two_claims_are_differences_in_each_format_that_was_run() -> None:
     )
 
 
-def test_the_page_keeps_what_was_written_by_hand_and_the_other_domains(tmp_path: Path) -> None:
-    page = tmp_path / "RESULTS.md"
+def test_the_pages_keep_what_was_written_by_hand_and_the_other_domains(tmp_path: Path) -> None:
     write, begin, end = quality("write_results"), quality("BEGIN"), quality("END")
-    page.write_text(f"# Results\n\nBefore.\n\n{begin}\n{end}\n\nAfter.\n")
-    write({"ifqa": "of ifqa"}, page)
-    write({"prosocial": "of prosocial"}, page)
-    write({"ifqa": "of ifqa, anew"}, page)
+    (tmp_path / "results").mkdir()
+    for part in ("ifqa", "prosocial"):
+        (tmp_path / f"results/{part}.md").write_text(f"# {part}\n\nBefore.\n\n{begin}\n{end}\n")
+    page = tmp_path / "RESULTS.md"
+    marks = f"{quality('SUMMARY')}\n{quality('SUMMARY_END')}"
+    page.write_text(f"# Results\n\nBefore.\n\n{marks}\n\nAfter.\n")
+    write("ifqa", "of ifqa", ["| [ifqa](results/ifqa.md) | first |"], tmp_path)
+    write("prosocial", "of prosocial", ["| [prosocial](results/prosocial.md) | a |"], tmp_path)
+    write("ifqa", "of ifqa, anew", ["| [ifqa](results/ifqa.md) | anew |"], tmp_path)
     text = page.read_text()
     assert text.startswith("# Results\n\nBefore.") and text.endswith("After.\n")
-    assert text.index("of prosocial") < text.index("of ifqa, anew") and text.count("of ifqa") == 1
+    assert "first" not in text and text.index("[prosocial]") < text.index("| anew |")
+    assert "Before." in (own := (tmp_path / "results/ifqa.md").read_text()) and "anew" in own
+    assert "of prosocial" in (tmp_path / "results/prosocial.md").read_text()
+
+
+def test_the_summary_has_a_row_for_each_format_that_was_run() -> None:
+    made = comparison()
+    arms = {one.arm.name: one.arm for one in made.arms}
+    after = replace(arms["both"], name="direct", title="tuned, draft = direct")
+    (row,) = quality("summary")(
+        "ifqa", replace(made, arms=tuple(map(ComparedArm, (arms["alone"], after))))
+    )
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["[ifqa](results/ifqa.md)", "direct", "4", "1"]
+    assert cells[4].startswith("+0.0 ") and cells[5:] == ["-", "-", "-"]
 
 
 def test_a_section_has_the_table_the_effects_and_the_command() -> None:
