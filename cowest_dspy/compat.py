@@ -157,3 +157,12 @@ def prompt_messages(
     DSPy 3.4.1, ``Adapter.format``, which is public; that of DSPy 3.5 returns a Prompt instead.
     """
     return adapter.format(signature, list(demos), dict(inputs))
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what a failed call of ``huggingface_hub`` raises: refused, or no connection.
+
+    huggingface_hub 1.33 asks by httpx, 2.4 by httpx2, whose errors have no base in common:
+    ``HTTPError`` of ``huggingface_hub.errors`` is that of the one which it has.
+    """
+    return importlib.import_module("huggingface_hub.errors").HTTPError, OSError

@@ -176,3 +176,17 @@ def test_only_compat_makes_prompts_of_an_adapter() -> None:
         and not isinstance(node.func.value, ast.Constant)
     }
     assert calls == {"compat.py"}
+
+
+def test_a_hub_that_cannot_be_reached_raises_what_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import get_session
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(compat.hub_errors(), match=r"(?i)refused|connect"):
+        get_session().get("http://127.0.0.1:1")
+    for error in (HfHubHTTPError, LocalEntryNotFoundError):
+        assert issubclass(error, compat.hub_errors())

@@ -3,6 +3,9 @@ works as before."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,3 +90,27 @@ def test_a_report_without_charts_is_written_and_says_what_draws_them(
     assert "<svg" in full and line not in full
     assert "<svg" not in page and "<figure" not in page and line in page
     assert page.count("<table>") == full.count("<table>") > 0
+
+
+def installed_by(target: str, folder: Path, uv: str) -> list[str]:
+    """What make would install for a target in an environment that is not there yet."""
+    run = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={folder}/venv", f"UV={uv}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    lines = [line for line in run.stdout.splitlines() if " pip install " in line]
+    return [word for line in lines for word in shlex.split(line) if not word.startswith("-")]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("uv", ["", "uv"])
+def test_make_demo_installs_the_core_charts_and_gguf_and_no_group(uv: str, tmp_path: Path) -> None:
+    words = installed_by("demo", tmp_path, uv)
+    assert [word for word in words if "[" in word] == [".[charts,gguf]"]
+    assert not {"dev", "docs", "long"} & set(words) and ("uv" in words) == bool(uv)
+    tested = installed_by("test", tmp_path, uv)
+    assert "dev" in tested and not {"docs", "long"} & set(tested)
+    assert {"docs", "long", ".[all]"} <= set(installed_by("docs", tmp_path, uv))

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.compat import hub_errors
 from cowest_dspy.errors import ModelError, nearest
 from cowest_dspy.utils.extras import check_extra
 from cowest_dspy.utils.files import file_sha256, workplace
@@ -167,14 +168,12 @@ def convert_gguf(file: Path, folder: Path, dtype: str) -> None:
 
 
 def _from_hub(model: str) -> Path:
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+    except hub_errors() as error:
         raise ModelError(
             f'"{model}" is no folder beside the TOML or here, and the Hub did not give it: '
             f"{type(error).__name__}.{_near(model)} "
