@@ -40,7 +40,7 @@ setup: $(DEMO) ## .venv with the tested versions of what `make demo` needs (a fe
 $(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || { echo "setup: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@$(call PIP,$(VENV)) $(TOGETHER) --upgrade pip
+	@$(if $(UV),,$(call PIP,$(VENV)) $(TOGETHER) --upgrade pip)
 	@echo "setup: installing PyTorch, transformers, DSPy and what they need"
 	@$(call install,$(VENV),$(TOGETHER) --editable '.[$(SHOWN)]')
 	@touch $@
@@ -94,7 +94,7 @@ test-all: $(LONG) check ## all of that and the long tests: kills, Ray, trackers,
 # A user who installs today gets these versions, and not those of constraints.txt. PyTorch alone is the one there, of whichever build.
 test-latest: ## a part of the tests with the newest versions of all dependencies, in .venv-latest
 	@test -x $(LATEST)/bin/python || { echo "test-latest: making $(LATEST)"; $(PYTHON) -m venv $(LATEST); }
-	@$(call PIP,$(LATEST)) --upgrade pip
+	@$(if $(UV),,$(call PIP,$(LATEST)) --upgrade pip)
 	@grep '^torch==' constraints.txt > $(LATEST)/torch.txt
 	@$(call install,$(LATEST),--upgrade $(if $(UV),,--upgrade-strategy eager) --constraint $(LATEST)/torch.txt --group test --editable '.[$(TESTED)]')
 	@echo "test-latest: other versions than in constraints.txt:"

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,23 @@ def attention_name(config: Any) -> str | None:
     public, and nothing public reads what it set.
     """
     return getattr(config, "_attn_implementation", None)
+
+
+def cached(config: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument with which a causal model of this ``config`` takes a cache.
+
+    Transformers 5.24 calls it ``cache``; before it is ``past_key_values``, which goes in 5.40.
+    """
+    return {_cache_argument(type(config)): cache}
+
+
+@lru_cache
+def _cache_argument(config_class: type) -> str:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    taken = inspect.signature(model.forward).parameters if model else ()
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 def has_vnni() -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,15 @@ def test_a_hub_that_cannot_be_reached_raises_what_is_caught(
         get_session().get("http://127.0.0.1:1")
     for error in (HfHubHTTPError, LocalEntryNotFoundError):
         assert issubclass(error, compat.hub_errors())
+
+
+def test_a_model_takes_its_cache_by_the_name_that_stays(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    cache: Any = DynamicCache(config=model.config)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("error", "`past_key_values`", FutureWarning)
+        model(input_ids=torch.tensor([[1, 2, 3]]), **compat.cached(model.config, cache))
+    assert cache.get_seq_length() == 3
