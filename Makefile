@@ -3,14 +3,26 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+LATEST := .venv-latest
 VLLM   := .venv-vllm
 RUN    ?= runs/handbook
 PARALLEL := --numprocesses 2 --dist worksteal
 BENCH  ?= $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TASK   := programs/handbook.toml programs/backends/in_process.toml
+# The part of the tests that `make test-latest` runs.
+CHOSEN := tests/test_compat.py tests/laws tests/lms tests/program tests/pairs tests/tuning/test_tuning.py
 # Written when an installation has gone through; older than what it was made from, it is made again.
-STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.installed-demo
+DEV    := $(VENV)/.installed
 LONG   := $(VENV)/.installed-long
+# Extras. A comma that stood in a call would end its argument.
+SHOWN  := charts,gguf
+TESTED := $(SHOWN),optimizers,retrieval,route,serve
+# uv where it is there, else pip; $(call install,VENV,WHAT)
+UV     := $(shell command -v uv)
+PIP     = $(1)/bin/python -m pip install -qq --disable-pip-version-check
+install = $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(PIP)) $(2)
+TOGETHER := --constraint constraints.txt
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -18,40 +30,44 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup models demo report-screenshots evidence quality docs reference notebook test test-all check format vllm bench clean
+.PHONY: help setup models demo report-screenshots evidence quality docs reference notebook test test-latest test-all check format vllm bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## .venv with the tested set of packages (a few minutes, once)
+setup: $(DEMO) ## .venv with the tested versions of what `make demo` needs (a few minutes, once)
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || { echo "setup: making $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "setup: installing PyTorch"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt torch
-	@echo "setup: installing the rest"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev,gguf,optimizers,router,serve]'
+	@$(if $(UV),,$(call PIP,$(VENV)) $(TOGETHER) --upgrade pip)
+	@echo "setup: installing PyTorch, transformers, DSPy and what they need"
+	@$(call install,$(VENV),$(TOGETHER) --editable '.[$(SHOWN)]')
 	@touch $@
 
-$(LONG): $(STAMP)
+$(DEV): $(DEMO)
+	@echo "setup: installing what the tests need"
+	@$(call install,$(VENV),$(TOGETHER) --group dev --editable '.[$(TESTED)]')
+	@touch $@
+
+$(LONG): $(DEV)
 	@echo "setup: installing what only the long tests, the documentation and the benchmarks need"
-	@$(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[docs,long,mlflow,ray,trackio,wandb]'
+	@$(call install,$(VENV),$(TOGETHER) --group docs --group long --editable '.[all]')
 	@touch $@
 
-models: setup ## the demo's two models into models/ (1.2 GB of downloads, 4.1 GB on disk, once)
+models: $(DEMO) ## the demo's two models into models/ (1.2 GB of downloads, 4.1 GB on disk, once)
 	@$(BIN)/python demo/fetch_models.py
 
 demo: models ## the whole of CoWest on real models, and its table (again: resumes; finished: shows it)
 	@$(BIN)/cowest cycle $(TASK) --run $(RUN)
 
-report-screenshots: setup ## pictures of the demo's report (of a small scripted run before make demo) in build/screenshots; wants Chromium
+report-screenshots: $(DEV) ## pictures of the demo's report (of a small scripted run before make demo) in build/screenshots; wants Chromium
 	@$(BIN)/python demo/screenshots.py $(RUN)
 
-evidence: models ## the table of the README: 3 seeds, all test questions, two controls (hours; resumable)
+evidence: $(DEV) models ## the table of the README: 3 seeds, all test questions, two controls (hours; resumable)
 	@$(BIN)/python benchmarks/evidence.py
 
-quality: models ## docs/RESULTS.md: the three domains of the paper, every arm and control (hours; resumable; wants their rows)
+quality: $(DEV) models ## docs/RESULTS.md: the three domains of the paper, every arm and control (hours; resumable; wants their rows)
 	@$(BIN)/python benchmarks/quality.py
 
 # NO_MKDOCS_2_WARNING: the theme tells of a later MkDocs at every build, which the range in pyproject.toml keeps out.
@@ -59,7 +75,7 @@ docs: $(LONG) reference ## the documentation as a site in site/, offline; a warn
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "docs: open site/index.html"
 
-reference: setup ## docs/reference/cli.md and toml.md, from the code
+reference: $(DEV) ## docs/reference/cli.md and toml.md, from the code
 	@$(BIN)/python docs/make_reference.py
 
 notebook: $(LONG) models ## docs/first_collaboration.ipynb executed anew and stored with its outputs (minutes)
@@ -73,13 +89,24 @@ test-all: $(LONG) check ## all of that and the long tests: kills, Ray, trackers,
 	@$(BIN)/python demo/fetch_models.py || echo "test-all: no models, so the tests that need them are skipped"
 	@$(BIN)/pyright --warnings
 	@$(BIN)/pytest -m "slow or not slow" $(PARALLEL)
+	@$(MAKE) --no-print-directory test-latest
 
-check: setup ## ruff (lint and format) and pyright
+# A user who installs today gets these versions, and not those of constraints.txt. PyTorch alone is the one there, of whichever build.
+test-latest: ## a part of the tests with the newest versions of all dependencies, in .venv-latest
+	@test -x $(LATEST)/bin/python || { echo "test-latest: making $(LATEST)"; $(PYTHON) -m venv $(LATEST); }
+	@$(if $(UV),,$(call PIP,$(LATEST)) --upgrade pip)
+	@grep '^torch==' constraints.txt > $(LATEST)/torch.txt
+	@$(call install,$(LATEST),--upgrade $(if $(UV),,--upgrade-strategy eager) --constraint $(LATEST)/torch.txt --group test --editable '.[$(TESTED)]')
+	@echo "test-latest: other versions than in constraints.txt:"
+	@$(LATEST)/bin/python -m pip freeze --disable-pip-version-check --exclude-editable | sed 's/+.*//' | grep -vixFf constraints.txt || true
+	@$(LATEST)/bin/pytest $(PARALLEL) $(CHOSEN)
+
+check: $(DEV) ## ruff (lint and format) and pyright
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --level error
 
-format: setup ## what ruff can mend by itself
+format: $(DEV) ## what ruff can mend by itself
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

@@ -1,17 +1,21 @@
-"""Every reach into private names of other libraries, each with the version that it was read in.
+"""Every reach into private names of other libraries, each with the version that it was read in;
+and what a coming version of DSPy changes.
 
-Names that begin with an underscore, and attributes of classes that their library does not document.
-tests/test_compat.py fails when one of them is gone, and when another file reaches into one.
+Private are names that begin with an underscore, and attributes of classes that their library does
+not document. tests/test_compat.py fails when one of them is gone, and when another file reaches
+into one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +54,23 @@ def attention_name(config: Any) -> str | None:
     public, and nothing public reads what it set.
     """
     return getattr(config, "_attn_implementation", None)
+
+
+def cached(config: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument with which a causal model of this ``config`` takes a cache.
+
+    Transformers 5.24 calls it ``cache``; before it is ``past_key_values``, which goes in 5.40.
+    """
+    return {_cache_argument(type(config)): cache}
+
+
+@lru_cache
+def _cache_argument(config_class: type) -> str:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    taken = inspect.signature(model.forward).parameters if model else ()
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 def has_vnni() -> bool:
@@ -151,3 +172,25 @@ def has_async_engine(lm: dspy.LM) -> bool:
     LMUnsupportedFeatureError, and nothing public says so before.
     """
     return isinstance(lm.engine, str) or lm._async_engine_spec is not None
+
+
+def prompt_messages(
+    adapter: dspy.Adapter,
+    signature: type[dspy.Signature],
+    demos: Sequence[Any],
+    inputs: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the prompt that an adapter makes, as messages of OpenAI's chat.
+
+    DSPy 3.4.1, ``Adapter.format``, which is public; that of DSPy 3.5 returns a Prompt instead.
+    """
+    return adapter.format(signature, list(demos), dict(inputs))
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return what a failed call of ``huggingface_hub`` raises: refused, or no connection.
+
+    huggingface_hub 1.33 asks by httpx, 2.4 by httpx2, whose errors have no base in common:
+    ``HTTPError`` of ``huggingface_hub.errors`` is that of the one which it has.
+    """
+    return importlib.import_module("huggingface_hub.errors").HTTPError, OSError

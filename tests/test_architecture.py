@@ -10,9 +10,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cowest_dspy.utils.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "cowest_dspy"
@@ -30,7 +36,6 @@ HEAVY = {
 }  # fmt: skip
 # Lines of 100 columns. What builds data for a test or a benchmark is longer than what decides.
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_OF_DATA = 600, 72, 90
-NOT_FOR_USERS = ("dev", "docs", "long")
 
 
 def sources(*folders: str) -> list[Path]:
@@ -148,25 +153,59 @@ def test_a_recipe_imports_only_the_library_dspy_and_the_standard_library() -> No
 
 
 def test_the_library_imports_no_recipe_and_nothing_that_is_not_declared() -> None:
+    """What a declared package itself requires, such as numpy, comes with it and is not declared
+    again."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    optional = [
-        requirement
-        for name, extra in extras.items()
-        if name not in NOT_FOR_USERS
-        for requirement in extra
-    ]
-    declared = [*project["dependencies"], *optional]
-    packages = {
-        requirement.split(">=")[0].split("[")[0].replace("-", "_").removesuffix("_python")
-        for requirement in declared
-    }
-    packages |= {
-        module for package, module in {"scikit_learn": "sklearn"}.items() if package in packages
-    }
-    assert (
-        foreign(list(MODULES.values()), {"cowest_dspy", *packages, *sys.stdlib_module_names}) == {}
+    assert set(extras) == {*EXTRAS, "all"}
+    (together,) = (Requirement(one) for one in extras["all"])
+    assert together.name == project["name"] and together.extras == set(EXTRAS)
+    installed = with_their_own(
+        [*project["dependencies"], *(one for name in EXTRAS for one in extras[name])]
     )
+    modules = {
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if any(canonicalize_name(owner) in installed for owner in owners)
+    }
+    modules |= {module for names in EXTRAS.values() for module in names}
+    assert (
+        foreign(list(MODULES.values()), {"cowest_dspy", *modules, *sys.stdlib_module_names}) == {}
+    )
+
+
+def with_their_own(requirements: Iterable[str]) -> set[str]:
+    """The names of packages and of all that they require in turn, as far as they are installed."""
+    found: set[str] = set()
+    waiting = [Requirement(one) for one in requirements]
+    while waiting:
+        name = canonicalize_name(waiting.pop().name)
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(metadata.PackageNotFoundError):
+            required = map(Requirement, metadata.requires(name) or [])
+            waiting += [
+                one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def test_each_extra_brings_the_modules_that_are_named_for_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    owners = metadata.packages_distributions()
+    core = with_their_own(project["dependencies"])
+    for extra, modules in EXTRAS.items():
+        requirements = project["optional-dependencies"][extra]
+        # dspy[optuna]: an extra of another package, which is core itself.
+        brought = {
+            canonicalize_name(name)
+            for one in map(Requirement, requirements)
+            for name in (one.extras or {one.name})
+        }
+        assert not brought & core, extra
+        for module in modules:
+            assert module not in owners or {*map(canonicalize_name, owners[module])} & brought
 
 
 def foreign(paths: Iterable[Path], known: set[str]) -> dict[str, set[str]]:

@@ -7,6 +7,7 @@ import ast
 import asyncio
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import dspy
 import pytest
 
 from cowest_dspy import compat
+from cowest_dspy.program.adapters import LineAdapter
+from cowest_dspy.testing import ScriptedEngine
 
 LIBRARY = Path(compat.__file__).parent
 PROTOCOLS = {
@@ -162,3 +165,54 @@ def test_miprov2_looks_at_the_number_of_predictors_for_its_trials(zero_shot: boo
     optimizer: Any = dspy.MIPROv2(metric=lambda *_: 1.0, prompt_model=lm, task_model=lm)
     found = optimizer._set_num_trials_from_num_candidates(program, zero_shot, 6)
     assert compat.count_mipro_trials(1, zero_shot, 6) == found > 0
+
+
+def test_prompt_messages_are_what_the_adapter_sends() -> None:
+    lm = ScriptedEngine(lambda request: "Answer: 8").lm()
+    signature: Any = dspy.Predict("question -> answer").signature
+    with dspy.context(lm=lm, adapter=LineAdapter()):
+        dspy.Predict(signature)(question="How many?")
+    sent = lm.history[-1]["messages"]
+    assert compat.prompt_messages(LineAdapter(), signature, [], {"question": "How many?"}) == sent
+
+
+def test_only_compat_makes_prompts_of_an_adapter() -> None:
+    """``adapter.format(signature, demos, inputs)`` gives something else in DSPy 3.5; an adapter of
+    ours may pass on what its base gives."""
+    calls = {
+        path.relative_to(LIBRARY).as_posix()
+        for path in LIBRARY.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "format"
+        and len(node.args) >= 3
+        and not isinstance(node.func.value, ast.Constant)
+    }
+    assert calls == {"compat.py"}
+
+
+def test_a_hub_that_cannot_be_reached_raises_what_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import get_session
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(compat.hub_errors(), match=r"(?i)refused|connect"):
+        get_session().get("http://127.0.0.1:1")
+    for error in (HfHubHTTPError, LocalEntryNotFoundError):
+        assert issubclass(error, compat.hub_errors())
+
+
+def test_a_model_takes_its_cache_by_the_name_that_stays(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    cache: Any = DynamicCache(config=model.config)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("error", "`past_key_values`", FutureWarning)
+        model(input_ids=torch.tensor([[1, 2, 3]]), **compat.cached(model.config, cache))
+    assert cache.get_seq_length() == 3

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from cowest_dspy import __version__
 from cowest_dspy.cli import checks, results
 from cowest_dspy.cli.console import console
 from cowest_dspy.cli.serving import route, serve
@@ -62,6 +63,25 @@ Example: `cowest cycle programs/handbook.toml programs/backends/in_process.toml 
 Killed half-way? The same command goes on where it stood; no answered call is made twice.""",
 )
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"cowest_dspy {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _take_common_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Take what stands before any verb; the help is the application's own."""
+
+
 _OLD_VERBS = {"gate": "route"}
 
 
@@ -71,15 +91,6 @@ def _refuse_old_verb(context: typer.Context) -> None:
     raise CowestError(f"`cowest {old}` is now `cowest {_OLD_VERBS[old]}`.")
 
 
-for _old in _OLD_VERBS:
-    app.command(
-        _old,
-        hidden=True,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_refuse_old_verb)
-
-
-@app.command()
 def cycle(
     files: Files,
     run: Run = None,
@@ -97,7 +108,6 @@ def cycle(
         _print_report(experiment, experiment.cycle())
 
 
-@app.command()
 def ask(
     files: Files,
     question: Annotated[
@@ -123,7 +133,6 @@ def ask(
             console.print(Text.assemble((name, "bold"), ": ", masked(str(value))), soft_wrap=True)
 
 
-@app.command()
 def evaluate(
     files: Files,
     run: Run = None,
@@ -146,7 +155,6 @@ def evaluate(
         _print_report(experiment, experiment.report())
 
 
-@app.command()
 def compare(
     files: Files,
     run: Run = None,
@@ -186,7 +194,6 @@ def compare(
         console.print_line(f"\ncomparison: {written.html}")
 
 
-@app.command()
 def collect(
     files: Files,
     run: Run = None,
@@ -213,7 +220,6 @@ def collect(
             )
 
 
-@app.command()
 def pairs(
     files: Files,
     run: Run = None,
@@ -257,7 +263,6 @@ def pairs(
             console.print_line(f"uploaded: {made.push_to_hub(push, private=not public)}")
 
 
-@app.command()
 def tune(
     files: Files,
     run: Run = None,
@@ -282,21 +287,26 @@ def tune(
         console.print(f"tuned: {model}")
 
 
-for verb in (
-    checks.doctor,
-    checks.quote,
-    results.report,
-    results.bundle,
-    results.verify,
-    route,
-    serve,
-    results.track,
-    results.new,
-    results.runs,
-    results.watch,
-):
-    app.command()(verb)
-app.add_typer(checks.config_app)
+VERBS = {
+    "Start": (results.new, checks.doctor, checks.quote, checks.config_app),
+    "Run": (cycle, collect, pairs, tune, evaluate, compare, route),
+    "Look": (ask, results.report, results.runs, results.watch, results.track),
+    "Ship": (results.bundle, results.verify, serve),
+}
+"""The verbs in the groups and in the order in which `cowest --help` lists them."""
+
+for _group, _verbs in VERBS.items():
+    for _verb in _verbs:
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb, rich_help_panel=_group)
+        else:
+            app.command(rich_help_panel=_group)(_verb)
+for _old in _OLD_VERBS:
+    app.command(
+        _old,
+        hidden=True,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_refuse_old_verb)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from cowest_dspy.cli.verbs import (
     running,
 )
 from cowest_dspy.errors import BundleError, ConfigError, ModelError, RouterError
+from cowest_dspy.utils.extras import check_extra
 from cowest_dspy.utils.reading import read_toml
 
 if TYPE_CHECKING:
@@ -103,9 +104,7 @@ def serve(
 
     Example: `cowest serve handbook-bundle programs/backends/in_process.toml --trust-recipe`
     """
-    from cowest_dspy.serve.server import check_installed
-
-    check_installed()
+    check_extra("serve", "Serving")
     quiet_dspy()
     bundled = _is_bundle(files[0], run)
     config = _config(files, bundled, seed, changes)

@@ -21,6 +21,7 @@ from cowest_dspy.optimizers.router_fitting import (
 from cowest_dspy.program.collaboration import Collaboration
 from cowest_dspy.report.page import WrittenPage
 from cowest_dspy.report.router_view import write_curve
+from cowest_dspy.utils.extras import check_extra
 
 if TYPE_CHECKING:
     from cowest_dspy.experiment.experiment import Experiment
@@ -59,9 +60,11 @@ def fit_run_router(
         likelihood: whether to use the likelihood of drafts; by default where it can be had.
 
     Raises:
-        RouterError: no traces, or of too few examples; no dev or test examples.
+        RouterError: no traces, or of too few examples; no dev or test examples; the extra "route"
+            is not installed.
         ConfigError: ``likelihood``, and the weak model gives none.
     """
+    check_extra("route", "Fitting a router", RouterError)
     traces = Traces.load(experiment.store)
     if not len(traces):
         raise RouterError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from typing import Any, Literal, Protocol
 
 from typing_extensions import override
 
-from cowest_dspy.errors import ConfigError, masked
+from cowest_dspy.errors import masked
 from cowest_dspy.experiment.config import Config
 from cowest_dspy.experiment.tracking_facts import Part
+from cowest_dspy.utils.extras import check_extra, describe_missing
 
 Level = Literal["ok", "warning", "error"]
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -29,8 +29,7 @@ def check_installed(config: Config) -> None:
         ConfigError: one is not installed.
     """
     for tracker in config.tracking.to if config.tracking else ():
-        if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(_missing(tracker))
+        check_extra(tracker, f"[tracking] to {tracker}")
 
 
 def check_trackers(config: Config) -> list[tuple[str, Level, str]]:
@@ -38,8 +37,8 @@ def check_trackers(config: Config) -> list[tuple[str, Level, str]]:
     answers, and what to do."""
     made: list[tuple[str, Level, str]] = []
     for tracker in config.tracking.to if config.tracking else ():
-        if importlib.util.find_spec(tracker) is None:
-            made.append((tracker, "error", _missing(tracker)))
+        if missing := describe_missing(tracker, f"[tracking] to {tracker}"):
+            made.append((tracker, "error", missing))
         elif tracker == "mlflow":
             made.append(("mlflow", *_look_at_mlflow(uri_of(config))))
         else:
@@ -51,13 +50,6 @@ def uri_of(config: Config) -> str | None:
     """Where MLflow is: [tracking] uri, or MLFLOW_TRACKING_URI; None is MLflow's own choice."""
     given = config.tracking.uri if config.tracking else None
     return given or os.environ.get("MLFLOW_TRACKING_URI") or None
-
-
-def _missing(tracker: str) -> str:
-    return (
-        f"[tracking] to has {tracker}, which is not installed: type pip install "
-        f"'cowest_dspy[{tracker}]', or take it out."
-    )
 
 
 def _look_at_mlflow(uri: str | None) -> tuple[Level, str]:

@@ -25,6 +25,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from cowest_dspy.compat import prompt_messages
 from cowest_dspy.errors import ConfigError, ProgramError
 from cowest_dspy.influence.metric import Metric, evaluate
 from cowest_dspy.lms.local.likelihood import Likelihood
@@ -390,7 +391,7 @@ class GoldLikelihood(Evaluator):
             if name != self.field:
                 signature = signature.delete(name)
         adapter = prompt_adapter(program.adapter)
-        messages: Any = adapter.format(signature, list(predictor.demos), inputs)
+        messages = prompt_messages(adapter, signature, list(predictor.demos), inputs)
         return messages, adapter.format_assistant_message_content(
             signature, {self.field: str(example[self.gold])}
         )

@@ -11,7 +11,6 @@ and the B matrices.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 from cowest_dspy.errors import ModelError
 from cowest_dspy.lms.local import weights
+from cowest_dspy.utils.extras import check_extra
 from cowest_dspy.utils.files import workplace
 from cowest_dspy.utils.reading import read_json_text
 
@@ -75,10 +75,7 @@ def convert(adapter: Path, base: Path) -> Path:
     target = place / file_name(weights.adapter_hash(adapter))
     if target.is_file():
         return target
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            'Adapters for llama.cpp need the package gguf: pip install "cowest-dspy[gguf]"'
-        )
+    check_extra("gguf", "Writing an adapter for llama.cpp", ModelError)
     model = read_json_text(shape, str(file), ModelError)
     kind = model.get("model_type")
     if kind not in ARCHITECTURES:

@@ -40,6 +40,7 @@ from cowest_dspy.store.serialize import digest
 from cowest_dspy.store.store import Store
 from cowest_dspy.tuning import TunableEngine, engine_of
 from cowest_dspy.utils import notebook
+from cowest_dspy.utils.extras import check_extra
 from cowest_dspy.utils.importing import load_function
 
 ARROW = "->"
@@ -479,7 +480,8 @@ def settings_of(rules: StepRules) -> list[Any]:
 
 
 def check_steps(cycle: CycleRules | None) -> None:
-    """Sees, before anything is asked, that each optimiser of [cycle] exists and takes its settings.
+    """Sees, before anything is asked, that each optimiser of [cycle] exists, has its package, and
+    takes its settings.
 
     Raises:
         ConfigError: it does not.
@@ -488,6 +490,8 @@ def check_steps(cycle: CycleRules | None) -> None:
         if ".py" in rules.optimizer or ":" in rules.optimizer:
             load_function(rules.optimizer)
             continue
+        if rules.optimizer == "MIPROv2":
+            check_extra("optimizers", f"[cycle.steps.{name}] MIPROv2")
         taken = inspect.signature(_class(name, rules.optimizer).__init__).parameters
         unknown = [key for key in rules.settings if key not in taken]
         if unknown:

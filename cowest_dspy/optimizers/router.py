@@ -23,6 +23,7 @@ from typing import Any, Literal
 import dspy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cowest_dspy.compat import prompt_messages
 from cowest_dspy.errors import ConfigError, ProgramError, RouterError, describe_faults
 from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.influence.metric import attempt
@@ -352,7 +353,8 @@ class DraftLikelihood:
     def _prompt(self, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
         (predictor,) = self._program.draft.predictors()
         adapter = prompt_adapter(self._program.adapter)
-        return adapter.format(signature_of(predictor), list(predictor.demos), dict(inputs))
+        demos = list(predictor.demos)
+        return prompt_messages(adapter, signature_of(predictor), demos, dict(inputs))
 
 
 def scores_drafts(program: Collaboration) -> bool:

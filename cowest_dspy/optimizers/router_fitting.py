@@ -37,6 +37,7 @@ from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.pool import OnProgress, map_in_threads
 from cowest_dspy.store.store import Store
 from cowest_dspy.store.usage import total_usd
+from cowest_dspy.utils.extras import check_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,6 +218,7 @@ def fit_router(
     Raises:
         RouterError: fewer than 20 examples; or scikit-learn is missing.
     """
+    check_extra("route", "Fitting a router", RouterError)
     import numpy as np
 
     rows = [one for one in (*observed, *choose_on) if one.complete]
@@ -264,13 +266,6 @@ def _check_possible(examples: int) -> None:
             f"{examples} examples with a draft and both answers: a router needs {MIN_EXAMPLES} at "
             "least. Collect on more of them."
         )
-    try:
-        import sklearn  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        raise RouterError(
-            'A router is fitted with scikit-learn: pip install "cowest_dspy[router]". Using one '
-            "needs nothing more."
-        ) from None
 
 
 def _feature_names(rows: Sequence[Observed]) -> tuple[str, ...]:

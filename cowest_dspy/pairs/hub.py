@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from cowest_dspy import __version__
+from cowest_dspy.compat import hub_errors
 from cowest_dspy.errors import CowestError, PairsError, masked
 from cowest_dspy.utils.jsonl import write_jsonl
 
@@ -155,7 +156,6 @@ def upload(
     """Upload a folder as a Hub dataset or model, made when it is not there, and give its address.
     Failures are raised as ``error``: no permission, no connection, no such owner; or ``private`` is
     wanted of what is public."""
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -172,7 +172,7 @@ def upload(
         api.upload_folder(
             repo_id=made.repo_id, repo_type=kind, folder_path=folder, commit_message=message
         )
-    except (httpx.HTTPError, OSError, HFValidationError) as found:
+    except (*hub_errors(), HFValidationError) as found:
         raise error(
             f"The Hub did not take {repo_id}: {masked(' '.join(str(found).split()))[:300]}. Log in "
             "with `hf auth login`, or set HF_TOKEN to a token that may write."

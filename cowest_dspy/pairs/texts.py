@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from cowest_dspy.errors import PairsError
 from cowest_dspy.influence.statistics import Interval, bootstrap_mean_interval
+from cowest_dspy.utils.extras import check_extra
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +227,7 @@ def near_duplicates(
 
     Raises:
         ValueError: a threshold out of range.
+        PairsError: the extra "retrieval" is not installed, and there are more than ``CANDIDATES``.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a similarity in (0, 1], not {threshold}.")
@@ -300,6 +303,7 @@ def _ranked(kept: list[tuple[str, ...]], asked: list[tuple[str, ...]]) -> Iterat
     """For each of ``asked`` the places of the candidates among ``kept``, as an iterator."""
     if len(kept) <= CANDIDATES or not asked:
         return iter([range(len(kept))] * len(asked))
+    check_extra("retrieval", f"Looking for near-duplicates of {len(kept)} texts", PairsError)
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG

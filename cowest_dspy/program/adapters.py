@@ -38,6 +38,7 @@ import pydantic
 from dspy.adapters.utils import format_field_value, parse_value
 from dspy.utils.exceptions import AdapterParseError
 
+from cowest_dspy.compat import prompt_messages
 from cowest_dspy.program.streaming import marking_fields
 
 # A token between bars: <|im_end|>, Gemma 4's <|turn> and <turn|>, DeepSeek's with full-width bars.
@@ -296,7 +297,7 @@ def training_row(
     adapter = LineAdapter()
     wanted = {name: escape_value(outputs[name]) for name in signature.output_fields}
     completion = adapter.format_assistant_message_content(signature, wanted)
-    prompt = adapter.format(signature, [], dict(inputs))
+    prompt = prompt_messages(adapter, signature, [], dict(inputs))
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": completion}]}
 
 

@@ -34,6 +34,7 @@ from cowest_dspy.program.collaboration import (
     sanitize_draft,
     signature_of,
 )
+from cowest_dspy.utils.extras import check_extra
 
 Task: TypeAlias = "Collaboration | dspy.Module | str | type[dspy.Signature]"
 REASONING = "reasoning"
@@ -433,6 +434,7 @@ class _Index:
     def __init__(self, corpus: Sequence[str], stopwords: str | None) -> None:
         import logging
 
+        check_extra("retrieval", "Retriever", ProgramError)
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG

@@ -21,6 +21,9 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from cowest_dspy.errors import ReportError
+from cowest_dspy.utils.extras import check_extra
+
 # Characters that XML does not allow. A text of a model may hold them.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
@@ -58,6 +61,9 @@ def draw(specification: Mapping[str, Any], label: str, kind: str = "") -> Markup
 
     The same specification gives the same bytes. Colours of the specification may be CSS variables
     of the page.
+
+    Raises:
+        ReportError: the extra "charts" is not installed.
     """
     whole = json.dumps(xml_text({"config": CONFIG, **specification}), ensure_ascii=False)
     return _drawn(whole, str(xml_text(label)), kind)
@@ -65,6 +71,7 @@ def draw(specification: Mapping[str, Any], label: str, kind: str = "") -> Markup
 
 @lru_cache(maxsize=64)
 def _drawn(specification: str, label: str, kind: str) -> Markup:
+    check_extra("charts", "Drawing a chart", ReportError)
     import vl_convert
 
     text = vl_convert.vegalite_to_svg(specification)

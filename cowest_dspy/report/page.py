@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 from cowest_dspy.errors import ReportError
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.report.view import Section, Table, View, format_date
+from cowest_dspy.utils.extras import describe_missing
 from cowest_dspy.utils.files import write_whole
 from cowest_dspy.utils.jsonable import flatten
 from cowest_dspy.utils.notebook import clip
@@ -89,12 +90,13 @@ def read_document(path: str | os.PathLike[str], kind: str, command: str) -> dict
 
 
 def render_page(view: View) -> str:
-    """The page of a view."""
+    """The page of a view; without the extra "charts" it says so, and has no charts."""
+    no_charts = describe_missing("charts", "Drawing the charts of this page")
     scripted = any(isinstance(one.extra, Browser) and one.extra.rows for one in view.sections)
     style, script = read_asset("page.css"), read_asset("page.js") if scripted else Markup()
     filled = [_has_content(one) for one in view.sections]
     sections = [
-        (one, one.charts() if shown else (), shown)
+        (one, one.charts() if shown and not no_charts else (), shown)
         for one, shown in zip(view.sections, filled, strict=True)
     ]
     return (
@@ -103,6 +105,7 @@ def render_page(view: View) -> str:
         .render(
             view=view,
             sections=sections,
+            no_charts=no_charts,
             style=style,
             script=script,
             policy=_policy(style, script),

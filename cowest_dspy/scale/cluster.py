@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -41,8 +40,8 @@ from cowest_dspy.scale.shard import (
 )
 from cowest_dspy.store.pool import OnProgress
 from cowest_dspy.store.store import Store
+from cowest_dspy.utils.extras import check_extra
 
-MISSING = 'A cluster needs Ray, which is not installed: type pip install "cowest_dspy[ray]".'
 TICK = 0.5
 """Seconds between two looks at the shards."""
 MOST_LOST = 3
@@ -65,8 +64,7 @@ class Cluster:
     """
 
     def __init__(self, rules: RayRules) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise ConfigError(MISSING)
+        check_extra("ray", "[ray]")
         self.rules = rules
         self._thread: ThreadPoolExecutor | None = None
         self._folder: Path | None = None

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from typing import Any
 
 from cowest_dspy import compat
@@ -29,6 +28,7 @@ from cowest_dspy.serve.app import Service, make_app
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.serve.guard import Guard
 from cowest_dspy.utils import interrupts
+from cowest_dspy.utils.extras import check_extra
 
 log = logging.getLogger("cowest_dspy.serve")
 BACKLOG = 2048
@@ -38,16 +38,6 @@ QUIET = 0.3
 """Seconds in which a server that is asked to stop says 503, and closes each connection with that:
 what comes over a connection as it is closed has no answer."""
 TICK = 0.02
-
-
-def check_installed() -> None:
-    """Raise ConfigError where the extra "serve" is not installed."""
-    needed = ("fastapi", "uvicorn", "prometheus_client")
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f'{", ".join(missing)} is not installed: pip install "cowest_dspy[serve]".'
-        )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -139,7 +129,7 @@ def served(
     Raises:
         ConfigError: the extra "serve" is not installed, or rules that do not fit the program.
     """
-    check_installed()
+    check_extra("serve", "Serving")
     rules = rules or ServeRules()  # pyright: ignore[reportCallIssue]
     service = make_service(program, rules, name, inputs=inputs, router=router)
     with bind("127.0.0.1", 0) as listener:

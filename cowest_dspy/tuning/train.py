@@ -39,6 +39,7 @@ from cowest_dspy.tuning import data, shared_prompt, trainers
 from cowest_dspy.tuning.config import DPO, KTO, SFT
 from cowest_dspy.tuning.trainers import OnStep
 from cowest_dspy.utils import files
+from cowest_dspy.utils.extras import EXTRAS, check_extra
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -445,6 +446,9 @@ def _release(trainer: Any) -> None:
 
 
 def _check_reporters(report_to: Sequence[str]) -> None:
+    for name in report_to:
+        if name in EXTRAS:
+            check_extra(name, f"report_to {name}", TuningError)
     missing = [name for name in report_to if importlib.util.find_spec(name) is None]
     if missing:
         raise TuningError(

@@ -21,6 +21,7 @@ from cowest_dspy.influence.config import InfluenceRules
 from cowest_dspy.optimizers.config import CycleRules, RoundRules
 from cowest_dspy.report import Arm, PairsSummary, RunReport, write_report
 from cowest_dspy.report.corpus import is_corpus_metric
+from cowest_dspy.utils.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,3 +117,30 @@ def test_the_figure_is_drawn_from_a_report(tmp_path: Path) -> None:
         == "1 drafts helped, 0 changed nothing, 1 hurt, 1 failed"
     )
     assert "tie &amp; more" in (tmp_path / "out.svg").read_text()
+
+
+def test_an_install_line_is_spelled_in_one_way_and_names_extras_that_are_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("programs/**/*.toml")]
+    found = 0
+    for page in set(pages) - {ROOT / "CHANGELOG.md"}:
+        for line in re.findall(r"pip install ([^`\n]*)", page.read_text(encoding="utf-8")):
+            spelled = re.search(
+                r"(?:^|(?<=txt ))(?:\.|'(?:\.|cowest_dspy)\[(?P<extras>[a-z,]+)\]')(?=$|[ :)])",
+                line,
+            )
+            assert spelled, f"{page}: pip install {line}"
+            extras = (spelled["extras"] or "all").split(",")
+            assert set(extras) <= set(project["optional-dependencies"]), f"{page}: {line}"
+            found += 1
+    assert found >= 8
+
+
+def test_the_page_on_installing_has_every_extra() -> None:
+    text = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert named == {*EXTRAS, "all"}

@@ -48,6 +48,7 @@ NOT_RUN: dict[str, list[str]] = {
     ],
     "docs/howto/vllm.md": ["needs vLLM and a GPU", "needs the two servers of step 1"],
     "docs/index.md": ["installs packages"],
+    "docs/install.md": ["installs packages"] * 3,
     "docs/scale.md": ["measures for minutes"],
     "docs/when.md": ["two models, some minutes"],
     "docs/tracking.md": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from cowest_dspy.influence.collection import Tally, collect
 from cowest_dspy.influence.trace import Traces
 from cowest_dspy.lms import build_lm
 from cowest_dspy.program.collaboration import Collaboration
-from cowest_dspy.scale import Cluster, RayRules, check_cluster, cluster
+from cowest_dspy.scale import Cluster, RayRules, check_cluster
 from cowest_dspy.scale.coordinator import Coordinator, Report, SharedGuard, SharedLimits
 from cowest_dspy.scale.shard import (
     FOLDER,
@@ -425,9 +426,9 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
 def test_without_ray_the_error_says_what_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     weak = toy.engine("weak").replace("toy.py", "task.py")
-    with pytest.raises(ConfigError, match=r'pip install "cowest_dspy\[ray\]"'):
+    with pytest.raises(ConfigError, match=r"pip install 'cowest_dspy\[ray\]'"):
         Experiment(config(tmp_path, weak + "[ray]\nnum_shards = 2\n"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert check_cluster(RayRules(), tmp_path)[0] == "error"  # pyright: ignore[reportCallIssue]

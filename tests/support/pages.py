@@ -271,7 +271,7 @@ def complaint(command: str, page: Path) -> str | None:
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[0] == "make":
         targets = re.findall(
-            r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+            r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
         )
         unknown = [word for word in words[1:] if "=" not in word and word not in targets]
         return f"no target {unknown}" if unknown else None

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cowest_dspy.compat import attention_name
+from cowest_dspy.compat import attention_name, cached
 
 if TYPE_CHECKING:
     import torch
@@ -150,7 +150,7 @@ def compute_prefix(
     with torch.inference_mode():
         cache = DynamicCache(config=config)
         ids = torch.tensor([list(tokens)], device=device)
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, **cached(config, cache), use_cache=True, logits_to_keep=1)
     layers: Any = cache.layers
     return Prefix(
         tuple((layer.keys.float(), layer.values.float()) for layer in layers), len(tokens)

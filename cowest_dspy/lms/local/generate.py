@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cowest_dspy.compat import cached
 from cowest_dspy.lms.local.attention import (
     Attend,
     Blocks,
@@ -230,9 +231,9 @@ class Session:
                 input_ids=ids,
                 attention_mask=prefill_mask(real),
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **cached(self._config, cache),
                 **attending_to(first.prefix),
             )
             logits = out.logits[:, -1].float()
@@ -419,7 +420,7 @@ class PlainSession:
                 input_ids=ids,
                 attention_mask=self._real.long(),
                 position_ids=positions,
-                past_key_values=self._cache,
+                **cached(self._config, self._cache),
                 use_cache=True,
                 logits_to_keep=1,
             )

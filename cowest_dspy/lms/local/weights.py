@@ -12,7 +12,6 @@ import ctypes
 import functools
 import gc
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -23,7 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cowest_dspy.compat import hub_errors
 from cowest_dspy.errors import ModelError, nearest
+from cowest_dspy.utils.extras import check_extra
 from cowest_dspy.utils.files import file_sha256, workplace
 from cowest_dspy.utils.reading import parse_json
 
@@ -135,10 +136,7 @@ def check_gguf(file: Path) -> None:
             f"{file} is not a GGUF file: it begins with {magic!r}. Fetch it again; what stands "
             "where a model should be is often an error page or a pointer file."
         )
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(
-            'Reading GGUF files needs the package gguf: pip install "cowest-dspy[gguf]"'
-        )
+    check_extra("gguf", f"Reading {file}", ModelError)
 
 
 def convert_gguf(file: Path, folder: Path, dtype: str) -> None:
@@ -181,15 +179,13 @@ def convert_gguf(file: Path, folder: Path, dtype: str) -> None:
 
 
 def _from_hub(model: str) -> Path:
-    from httpx import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     # Its card says which licence it has.
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md"]
     try:
         folder = Path(snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+    except hub_errors() as error:
         raise ModelError(
             f'"{model}" is no folder, and the Hub did not give it: '
             f"{type(error).__name__}.{_near(model)} "
