@@ -25,7 +25,6 @@ from cowest_dspy.utils import notebook
 
 DraftFormat = Literal["direct", "knowledge", "chain_of_thought"]
 """What a draft holds: an answer, background for one, or reasoning and an answer."""
-"""What a draft is: an answer, what is known about it, or reasoning and an answer."""
 
 DRAFT_FIELD = "background"
 LONGEST_DRAFT = 4000

@@ -21,7 +21,13 @@ from cowest_dspy.report.facts import Arm, PairsSummary, RunReport, Stage, traini
 from cowest_dspy.report.figures import figures, report_schema
 from cowest_dspy.report.numbers import arm_table, influence_by_round, influence_counts
 from cowest_dspy.report.page import WrittenPage
-from cowest_dspy.report.run_page import read_report, render_html, report_files, write_report
+from cowest_dspy.report.run_page import (
+    print_change,
+    read_report,
+    render_html,
+    report_files,
+    write_report,
+)
 from cowest_dspy.report.run_view import print_report
 from cowest_dspy.report.runs_view import (
     print_side_by_side,
@@ -49,6 +55,7 @@ __all__ = [
     "figures",
     "influence_by_round",
     "influence_counts",
+    "print_change",
     "print_comparison",
     "print_report",
     "print_side_by_side",

@@ -17,6 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.table import Table as RichTable
+
 from cowest_dspy.influence.arms import Answer
 from cowest_dspy.influence.report import SAME
 from cowest_dspy.influence.trace import Trace
@@ -38,8 +41,10 @@ from cowest_dspy.report.verdict import describe_arm, format_share, format_usd
 from cowest_dspy.report.view import Section
 from cowest_dspy.utils.masking import mask_document
 from cowest_dspy.utils.notebook import clip, diff_words
+from cowest_dspy.utils.safe_text import visible_text
 
 MAX_PAIRS = 30
+LONGEST_SHOWN = 600
 MAX_CHANGES = 4
 MAX_ROWS = 20_000
 MAX_TEXT = 4000
@@ -186,6 +191,29 @@ def _changes(report: RunReport) -> list[tuple[str, list[Any], int]]:
         ("Broken", [pair for pair in both if score_change(*pair) < 0]),
     )
     return [(word, sample_evenly(pairs, MAX_CHANGES), len(pairs)) for word, pairs in kinds if pairs]
+
+
+def print_change(report: RunReport, console: Console) -> None:
+    """Print one answer that tuning fixed by another draft, before and after; nothing where none is
+    in the report's sample. Inputs that the configuration hides are not shown."""
+    for word, pairs, _ in _changes(redact(report)):
+        for before, after in pairs if word == "Fixed" else ():
+            if before and before.draft and after.draft and before.draft != after.draft:
+                _print_before_and_after(before, after, console)
+                return
+
+
+def _print_before_and_after(before: Answer, after: Answer, console: Console) -> None:
+    shown = RichTable(title="For example", title_justify="left", show_header=False)
+    rows = [("input", format_fields(after.inputs))]
+    for when, one in (("before", before), ("after", after)):
+        score = "failed" if one.score is None else f"score {one.score:g}"
+        rows.append((f"draft {when} tuning", one.draft or ""))
+        rows.append((f"answer, {score}", one.answer or ""))
+    for name, text in rows:
+        shown.add_row(name, visible_text(clip(text, LONGEST_SHOWN)))
+    console.print()
+    console.print(shown)
 
 
 def _pairs(report: RunReport) -> list[Any]:

@@ -7,11 +7,12 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import full_run, pair, run
+from report_runs import arm, full_run, pair, run
 from rich.console import Console
 from toy import engine
 from typer.testing import CliRunner
@@ -24,6 +25,7 @@ from cowest_dspy.report import (
     Arm,
     PairsSummary,
     RunReport,
+    print_change,
     print_report,
     read_report,
     render_html,
@@ -155,3 +157,19 @@ def test_a_whole_run_prints_and_shows_no_hidden_text(tmp_path: Path) -> None:
 def test_only_inputs_can_be_hidden(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'no input "contxt".*"context"'):
         load_config(configured(tmp_path, 'hide = ["contxt"]'))
+
+
+def test_the_terminal_shows_one_answer_that_tuning_fixed() -> None:
+    def shown(report: RunReport) -> str:
+        console = Console(width=100, file=io.StringIO())
+        print_change(report, console)
+        return cast("io.StringIO", console.file).getvalue()
+
+    arms = arm("sft", "+-!", draft="9 litres."), arm("both", "+++", draft="It holds 17 litres.")
+    text = shown(run(*arms))
+    assert "How much is 1?" in text and text.index("9 litres.") < text.index("It holds 17")
+    assert "score 0" in text and "score 1" in text
+    hidden = shown(run(*arms, config={"report": {"hide": ["question"]}}))
+    assert "How much is 1?" not in hidden and "It holds 17 litres." in hidden
+    same = arm("sft", "+-!", draft="9 litres."), arm("both", "+++", draft="9 litres.")
+    assert shown(run(*same)) == ""
