@@ -89,7 +89,7 @@ def test_a_report_without_charts_is_written_and_says_what_draws_them(
     line = "Drawing the charts of this page needs vl_convert: pip install"
     assert "<svg" in full and line not in full
     assert "<svg" not in page and "<figure" not in page and line in page
-    assert page.count("<table>") == full.count("<table>") > 0
+    assert page.count("<table") == full.count("<table") > 0
 
 
 def installed_by(target: str, folder: Path, uv: str) -> list[str]:

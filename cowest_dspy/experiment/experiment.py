@@ -324,6 +324,7 @@ class Experiment:
             PairsError: the first round gave fewer pairs than [pairs] least.
         """
         if self._tuned is None:
+            self._check_tunable()
             with _telling_what_needs_no_tuning():
                 self._tuned, _ = self.rounds.run_all(self.sft())
         return self._tuned
@@ -455,6 +456,10 @@ class Experiment:
     def _train(
         self, name: str, title: str, start: dspy.LM, rows: Any, how: SFT | DPO | KTO
     ) -> dspy.LM:
+        self._check_tunable()
+        return self.trained.train(name, title, start, rows, how)
+
+    def _check_tunable(self) -> None:
         try:
             engine_of(self.weak)
         except TuningError as error:
@@ -467,7 +472,6 @@ class Experiment:
                 "A model in int8 takes no adapter, so it cannot be tuned: set [weak] dtype = "
                 '"auto".'
             )
-        return self.trained.train(name, title, start, rows, how)
 
     def _sft_rows(self) -> list[dict[str, Any]]:
         assert self.config.sft is not None

@@ -347,7 +347,7 @@ def test_a_report_alone_is_enough(ran: Callable[..., Path], tmp_path: Path) -> N
     ("words", "said"),
     [
         (["a", "toy.toml"], "both were given"),
-        (["a", "b", "--seed", "3"], "--run and --seed go with TOML files"),
+        (["a", "b", "--seed", "3"], "--run, --seed and --set go with TOML files"),
         (["a", "--out", "x.html"], "give a folder"),
     ],
 )
