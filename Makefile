@@ -59,6 +59,7 @@ models: $(DEMO) ## the demo's two models into models/ (1.2 GB of downloads, 4.1 
 	@$(BIN)/python demo/fetch_models.py
 
 demo: models ## the whole of CoWest on real models, and its table (again: resumes; finished: shows it)
+	@cat demo/stages.txt
 	@$(BIN)/cowest cycle $(TASK) --run $(RUN)
 
 report-screenshots: $(DEV) ## pictures of the demo's report (of a small scripted run before make demo) in build/screenshots; wants Chromium

@@ -32,11 +32,11 @@ from pages import (
 NOT_RUN: dict[str, list[str]] = {
     "README.md": [
         "installs packages",
-        "a download of 1.2 GB, then some ten minutes; and all tests",
+        "a download of 1.2 GB, then some fifteen minutes; and all tests",
         "some minutes, and money for an API",
     ],
     "docs/compare.md": ["wants the rows of MedMCQA, and hours", "of runs of your own"],
-    "docs/demo.md": ["a download of 1.2 GB, then some ten minutes", "goes on from make demo"],
+    "docs/demo.md": ["a download of 1.2 GB, then some fifteen minutes", "goes on from make demo"],
     "docs/domains.md": ["wants the rows of MedMCQA, and hours"],
     "docs/howto/cluster.md": ["needs several machines"],
     "docs/howto/bundle.md": ["needs an account on the Hub"],
@@ -183,6 +183,12 @@ def test_commands_that_do_not_exist_are_found() -> None:
         "python benchmarks/bench_nothing.py",
     ):
         assert complaint(command, page), command
+
+
+def test_the_demo_says_first_what_its_page_says() -> None:
+    stages = (ROOT / "demo/stages.txt").read_text(encoding="utf-8")
+    assert f"```text\n{stages}```" in (ROOT / "docs/demo.md").read_text(encoding="utf-8")
+    assert "cat demo/stages.txt" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_readme_is_short_and_shows_how_to_begin() -> None:
