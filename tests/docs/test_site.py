@@ -189,6 +189,24 @@ def test_a_browser_searches_it_and_asks_nobody_else(served: str) -> None:
     assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt install chromium")
+def test_it_can_be_searched_when_it_is_opened_from_a_folder(site: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "index.html").as_uri())
+        page.fill("input[name=query]", "noise floor")
+        page.wait_for_selector(".md-search-result__item")
+        found = page.locator(".md-search-result__item").all_inner_texts()
+        browser.close()
+    assert any("noise" in text.lower() for text in found)
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
 def test_the_search_knows_every_page(site: Path) -> None:
     known = {
         entry["location"].partition("#")[0]
