@@ -324,6 +324,7 @@ class Experiment:
             PairsError: the first round gave fewer pairs than [pairs] least.
         """
         if self._tuned is None:
+            _ = self.splits  # Rows are checked first, then whether the weak model can be tuned.
             self._check_tunable()
             with _telling_what_needs_no_tuning():
                 self._tuned, _ = self.rounds.run_all(self.sft())
