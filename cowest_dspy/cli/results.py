@@ -219,12 +219,13 @@ def _check_report(
 
 
 def _print_report(made: RunReport, written: WrittenPage, as_json: bool) -> None:
-    from cowest_dspy.report import print_report
+    from cowest_dspy.report import print_change, print_report
 
     if as_json:
         print(visible(written.json.read_text(encoding="utf-8")), end="")
         return
     print_report(made, console)
+    print_change(made, console)
     console.print_line(f"\nreport: {written.html}")
 
 
