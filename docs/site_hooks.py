@@ -33,6 +33,11 @@ def on_post_page(output: str, **_: Any) -> str:
     return output.replace(SHIM, f"<script>{WORKER.read_text(encoding='utf-8')}</script>")
 
 
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same of the page for what is not found."""
+    return on_post_page(output_content)
+
+
 def _plain(found: re.Match[str]) -> str:
     note = found["note"]
     title = f' title="{note}"' if re.fullmatch(r"[\w/.-]+\.\w+", note) else ""
