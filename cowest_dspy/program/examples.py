@@ -218,7 +218,8 @@ def _content(row: Mapping[str, Any], where: str) -> bytes:
 
 
 def _as_text(value: Any) -> str:
-    """As ``str``, but for sets, whose order is another one in every process."""
+    """Text of a value that JSON has no form for; a set is sorted, since its order differs between
+    processes."""
     return str(sorted(map(str, value)) if isinstance(value, set | frozenset) else value)
 
 
@@ -272,11 +273,10 @@ def accepted_inputs(program: Collaboration) -> list[str]:
     """The inputs that a program may be given, as far as its signatures and the parameters of its
     modules' ``forward`` name them; what it makes itself, such as the draft, is none."""
     if isinstance(program, Embedded):
-        return _accepted(program.module)
-    found = [
-        *_accepted(program.draft),
-        *(name for name in _accepted(program.refine) if name != program.draft_field),
-    ]
+        found = _accepted(program.module)
+    else:
+        refine = [name for name in _accepted(program.refine) if name != program.draft_field]
+        found = [*_accepted(program.draft), *refine]
     return list(dict.fromkeys(found))
 
 
