@@ -242,6 +242,14 @@ FORMATS = (
 """The arms of each format of drafts, before and after preference tuning."""
 
 
+def _runs_by_name(comparison: Comparison) -> dict[str, list[ComparedArm]]:
+    """The runs of each arm, one for each seed."""
+    arms = defaultdict[str, list[ComparedArm]](list)
+    for one in comparison.arms:
+        arms[one.arm.name].append(one)
+    return arms
+
+
 def claims(comparison: Comparison) -> str:
     """A Markdown table: the paper's two claims in each format of drafts, as differences of an arm
     less another, in points.
@@ -249,9 +257,7 @@ def claims(comparison: Comparison) -> str:
     On the examples that both answered; 95 % interval and p (two-sided, of one test: not corrected
     for the number of them).
     """
-    arms = defaultdict[str, list[ComparedArm]](list)
-    for one in comparison.arms:
-        arms[one.arm.name].append(one)
+    arms = _runs_by_name(comparison)
     asked = [
         (after, other)
         for before, after in FORMATS
@@ -297,9 +303,7 @@ def section(comparison: Comparison, command: str) -> str:
 def summary(part: str, comparison: Comparison) -> list[str]:
     """The rows of a part in the summary, one for each format of drafts: the tuned collaboration
     less the other arms, in points, and how many of its controls it beats."""
-    arms = defaultdict[str, list[ComparedArm]](list)
-    for one in comparison.arms:
-        arms[one.arm.name].append(one)
+    arms = _runs_by_name(comparison)
     numbers, rows = compute_numbers(comparison), list[str]()
     for before, after in FORMATS:
         if after not in arms:
