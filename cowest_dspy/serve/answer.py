@@ -96,16 +96,12 @@ class Answering:
         on_weak_failure: Literal["strong", "error"] = "strong",
         on_strong_failure: Literal["error", "draft"] = "error",
     ) -> None:
-        _ = program.strong, program.weak.model if program.draft.predictors() else ""
+        drafter = program.draft
+        weak = program.weak.model if drafter.predictors() else type(drafter).__name__
+        self.models: dict[Role, str] = {"weak": weak, "strong": program.strong.model}
+        """The ids of both models; a draft that asks no model has the name of its module."""
         self.program, self.router = program, router
         self.on_weak_failure, self.on_strong_failure = on_weak_failure, on_strong_failure
-
-    @property
-    def models(self) -> dict[Role, str]:
-        """The ids of both models; a draft that asks no model has the name of its module."""
-        drafter = self.program.draft
-        weak = self.program.weak.model if drafter.predictors() else type(drafter).__name__
-        return {"weak": weak, "strong": self.program.strong.model}
 
     def answer(
         self,
