@@ -59,7 +59,7 @@ def attempt(step: Callable[[], dspy.Prediction]) -> Attempt:
     """Runs one step of a program. An expected failure (of the LM, its connection, parsing, a
     refused or cut-off answer) becomes its error; anything else is a bug in the program and is
     raised."""
-    with listening() as calls:
+    with listening(counted=True) as calls:
         try:
             prediction = step()
         except EXPECTED_FAILURES as error:
@@ -111,7 +111,7 @@ def attempt_score(metric: Metric, example: dspy.Example, outputs: Mapping[str, A
         DataError: the metric's value is not in [0, 1].
     """
     given = dict(outputs)
-    with listening() as calls:
+    with listening(counted=True) as calls:
         try:
             score, feedback, parts = evaluate(metric, example, dspy.Prediction(**given))
         except EXPECTED_FAILURES as error:

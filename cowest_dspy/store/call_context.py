@@ -59,8 +59,8 @@ class CallContext:
 
     ``ledger`` answers or keeps them, ``calls`` collects them, ``sampling`` are settings in the
     place of those of their LM, ``role`` says whose they are where a model has two, ``stopping``
-    ends their waits, ``paying`` counts the attempts of the call under way, and ``stream`` is where
-    DSPy's streamify wants its pieces.
+    ends their waits, ``paying`` counts the attempts of the call under way, ``counted`` says that
+    the listener counts how each ended, and ``stream`` is where DSPy's streamify wants its pieces.
     """
 
     ledger: Ledger | None = None
@@ -69,6 +69,7 @@ class CallContext:
     role: str | None = None
     stopping: Stopping | None = None
     paying: Paying | None = None
+    counted: bool = False
     stream: Any = None
 
 
@@ -92,10 +93,12 @@ def keeping(ledger: Ledger | None) -> Iterator[None]:
 
 
 @contextmanager
-def listening() -> Iterator[list[Call]]:
-    """Collect the calls that bound LMs answer inside this context, in order."""
+def listening(*, counted: bool = False) -> Iterator[list[Call]]:
+    """Collect the calls that bound LMs answer inside this context, in order. ``counted``: the
+    caller looks how each ended, so that no log has to say it."""
     calls: list[Call] = []
-    with with_context(calls=calls):
+    changes = {"counted": True} if counted else {}
+    with with_context(calls=calls, **changes):
         yield calls
 
 

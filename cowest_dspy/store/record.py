@@ -10,6 +10,7 @@ before it is used.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,16 @@ LONGEST_PAUSE = 30.0
 UNUSABLE = ("parse", "refusal", "truncated")
 """Kinds of failures of answers that were given. Of any other kind the call itself failed, and the
 ledger knows of it."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether DSPy's log may say it: where endings are counted, a line for each of some hundred
+    drafts that were cut off would hide everything else."""
+    cut_off = "LM response was truncated" in record.getMessage()
+    return not (cut_off and call_context().counted)
+
+
+logging.getLogger("dspy.clients.lm").addFilter(_is_news)
 
 
 def call_failed(error: str | None) -> bool:

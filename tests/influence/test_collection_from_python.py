@@ -4,6 +4,7 @@ dictionary, a bar while it works."""
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,19 @@ def test_a_notebook_counts_as_somebody_who_looks(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setitem(sys.modules, "IPython", IPython)  # pyright: ignore[reportArgumentType]
     assert "3/3" in shown(io.StringIO(), monkeypatch)
+
+
+def test_drafts_that_are_cut_off_are_counted_and_not_logged_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program = together(weak_that_varies(["a draft that goes on and on..."]), strong_that_reads())
+    # DSPy's loggers do not pass records on to the root's handlers.
+    logging.getLogger("dspy.clients.lm").addHandler(caplog.handler)
+    try:
+        traces = collect(program, ROWS, match, max_errors=1.0)
+        assert not caplog.records
+        program(question="Question number 1?")
+        assert any("truncated" in one.getMessage() for one in caplog.records)
+    finally:
+        logging.getLogger("dspy.clients.lm").removeHandler(caplog.handler)
+    assert all((trace.error or "").startswith("truncated") for trace in traces)
