@@ -388,14 +388,12 @@ def _inputs(question: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _print_report(experiment: Experiment, made: Any) -> None:
-    from cowest_dspy.report import arm_table, print_change, print_report
+    from cowest_dspy.report import arm_table
 
     facts = ("name", "answered", "failed", "score")
     arms = [{fact: getattr(line, fact) for fact in facts} for line in arm_table(made)]
     experiment.store.journal.result(report=str(experiment.run / "report.json"), arms=arms)
-    print_report(made, console)
-    print_change(made, console)
-    console.print(f"\nreport: {experiment.run / 'report.html'}")
+    results.show_report(made, experiment.run / "report.html")
 
 
 if __name__ == "__main__":

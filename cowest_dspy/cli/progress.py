@@ -49,10 +49,10 @@ Log = Literal["auto", "plain", "json"]
 # Numbers as text
 
 
-def format_duration(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Seconds as a clock shows them; below a minute with a decimal.
 
-    >>> format_duration(4.31), format_duration(75), format_duration(3725)
+    >>> format_clock(4.31), format_clock(75), format_clock(3725)
     ('4.3 s', '1:15', '1:02:05')
     """
     if seconds < 60:
@@ -77,7 +77,7 @@ def stage_costs(stage: StageState) -> list[str]:
     """What a stage took, part by part; parts that are nothing are left out."""
     tokens = stage.tokens_in + stage.tokens_out
     return [
-        format_duration(stage.seconds),
+        format_clock(stage.seconds),
         *([format_plural(stage.calls, "call")] if stage.calls else []),
         *([f"{stage.cached:,} from the store"] if stage.cached else []),
         *([format_plural(tokens, "token")] if tokens else []),
@@ -131,7 +131,7 @@ def format_stop(last: Snapshot | None, signal: int, command: str) -> str:
     where, left = "", last.left
     if left is not None:
         far = f", at {left.done:,} of {left.total:,}" if left.total else ""
-        where = f' in "{left.title}" after {format_duration(left.seconds)}{far}'
+        where = f' in "{left.title}" after {format_clock(left.seconds)}{far}'
     whole = [one.title for one in last.stages if one.whole and not one.earlier]
     budget = format_budget(last.limits)
     lines = [
@@ -165,9 +165,9 @@ def view(now: Snapshot, note: str = "") -> Group:
     )
     for stage in now.now:
         count = f"{stage.done:,}/{stage.total:,}" if stage.total else ""
-        took = format_duration(stage.seconds)
+        took = format_clock(stage.seconds)
         if stage.left is not None and stage.total and stage.done < stage.total:
-            took += f", left {format_duration(stage.left)}"
+            took += f", left {format_clock(stage.left)}"
         bars.add_task(stage.title, total=stage.total, completed=stage.done, count=count, time=took)
     budget = format_budget(now.limits)
     lines: list[RenderableType] = [bars.make_tasks_table(bars.tasks)] if now.now else []

@@ -218,15 +218,20 @@ def _check_report(
         )
 
 
-def _print_report(made: RunReport, written: WrittenPage, as_json: bool) -> None:
+def show_report(made: RunReport, html: Path) -> None:
+    """Print the tables of a report, one answer before and after tuning, and where the page is."""
     from cowest_dspy.report import print_change, print_report
 
-    if as_json:
-        print(visible(written.json.read_text(encoding="utf-8")), end="")
-        return
     print_report(made, console)
     print_change(made, console)
-    console.print_line(f"\nreport: {written.html}")
+    console.print_line(f"\nreport: {html}")
+
+
+def _print_report(made: RunReport, written: WrittenPage, as_json: bool) -> None:
+    if as_json:
+        print(visible(written.json.read_text(encoding="utf-8")), end="")
+    else:
+        show_report(made, written.html)
 
 
 def _print_side_by_side(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
