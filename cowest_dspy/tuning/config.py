@@ -341,6 +341,16 @@ class SFT(_Training):
 
     library_config: ClassVar[str] = "SFTConfig"
 
+    share_prompt: bool = True
+    """Compute what the rows of a batch begin with once for all of them, where the model's
+    log-probabilities allow it (found out before training). It changes speed and memory, not the
+    result; with ``lora_dropout``, rows drop the same in what they share."""
+
+    def decisive(self) -> dict[str, Any]:
+        """As of every tuner; ``share_prompt``, which came later, is left out: what was trained
+        before it is found."""
+        return {name: value for name, value in super().decisive().items() if name != "share_prompt"}
+
 
 class DPO(_Training):
     """Preference tuning on pairs: DPO (Rafailov et al., 2023, arXiv 2305.18290) and the losses that

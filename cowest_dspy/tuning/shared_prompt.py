@@ -1,15 +1,16 @@
-"""The prompt of a pair computed once: chosen and rejected as one row, and the weights of bfloat16
-rounded once.
+"""What rows of a batch begin with, computed once: chosen and rejected as one row, rows of SFT with
+one prompt as one row; and the weights of bfloat16 rounded once.
 
-TRL feeds a pair as two rows, ``prompt + chosen`` and ``prompt + rejected``. What a causal model
-computes at a token depends on the tokens before it only, so wherever the two rows begin alike they
-give the same numbers twice. Here the pair goes through the model's backbone as one row
+TRL feeds a pair as two rows, ``prompt + chosen`` and ``prompt + rejected``, and rows of SFT that
+begin with the same instructions one by one. What a causal model computes at a token depends on the
+tokens before it only, so wherever rows begin alike they give the same numbers several times. Here
+they go through the model's backbone as one row
 
-    prompt | chosen | rejected          positions of rejected go on after the prompt; rejected does
-        not see chosen
+    beginning | rest of first | rest of second | ...
 
-and what comes out is laid out again as TRL's two rows. The LM head, every loss and every metric
-stay TRL's. Forward and backward are those of fewer tokens, and the same within float rounding.
+in which the positions of each rest go on after the beginning, and no rest sees another. What comes
+out is laid out again as TRL's rows. The LM head, every loss and every metric stay TRL's. Forward
+and backward are those of fewer tokens, and the same within float rounding.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ log = logging.getLogger(__name__)
 
 # nats by which the log-probability of a token may differ, in float32; rounding makes about 1e-5
 TOLERANCE = 1e-3
+SHORT = 512
+"""Tokens up to which a row may grow by packing, or to twice the longest row that is packed:
+attention costs the square of them."""
 _HARMLESS = {
     "use_cache",
     "return_dict",
 }  # arguments of a backbone that do not change what it computes
 
 
-class PackedPairs(NamedTuple):
-    """Pairs as rows of [shared beginning | rest of first | rest of second], ``B`` pairs and ``S``
-    tokens in the longest.
+class PackedRows(NamedTuple):
+    """Rows packed n to one, as [shared beginning | rest of first | rest of second | ...]: ``B``
+    rows of ``S`` tokens in the longest.
 
     input_ids, position_ids: (B, S). attention_mask: (B, 1, S, S), 0 where a query may look and the
     lowest float where not.
-    places: (2B, T), where in its pair's row each token of the rows given is found; 0 for padding.
+    places: (n * B, T), where in its packed row each token of the rows given is found; 0 for
+    padding.
     """
 
     input_ids: Any
@@ -45,66 +50,83 @@ class PackedPairs(NamedTuple):
     places: Any
 
 
-def pack(input_ids: Any, attention_mask: Any) -> PackedPairs:
-    """Packs ``(2B, T)`` rows padded on the right, of which row i and row B + i are a pair. Any two
-    rows may be one."""
+def pack(input_ids: Any, attention_mask: Any, together: int = 2) -> PackedRows:
+    """Pack ``(n * B, T)`` rows padded on the right, ``together`` = n to one: rows i, B + i, 2B + i,
+    ... Any rows may be packed, also such as have no token in common."""
     import torch
 
-    width, device = input_ids.size(1), input_ids.device
-    first, second = input_ids.chunk(2)
-    real_first, real_second = attention_mask.bool().chunk(2)
-    ends = real_first.sum(1, keepdim=True)
-    shared = ((first == second) & real_first & real_second).long().cumprod(1).sum(1, keepdim=True)
-    size = int((ends + real_second.sum(1, keepdim=True) - shared).max())
-    counted = torch.arange(width, device=device).expand_as(first)
+    device, width = input_ids.device, input_ids.size(1)
+    ids, real = (one.view(together, -1, width) for one in (input_ids, attention_mask.bool()))
+    alike = ((ids == ids[:1]) & real).all(0)
+    shared = alike.long().cumprod(1).sum(1)[None, :, None]
+    counted = torch.arange(width, device=device).expand_as(ids)
+    rest = (real.sum(2, keepdim=True) - shared).cumsum(0)
+    starts = shared + torch.cat([torch.zeros_like(rest[:1]), rest[:-1]])  # of each rest
+    size = int((shared + rest[-1:]).max())
+    inside = counted >= shared
     # Column ``size`` takes the padding, and is cut off.
-    to_first = torch.where(real_first, counted, size)
-    to_second = torch.where(
-        real_second, torch.where(counted < shared, counted, ends + counted - shared), size
-    )
+    places = torch.where(real, torch.where(inside, starts + counted - shared, counted), size)
 
-    def packed(of_first: Any, of_second: Any) -> Any:
-        empty = input_ids.new_zeros((len(first), size + 1))
-        return empty.scatter(1, to_first, of_first).scatter(1, to_second, of_second)[:, :size]
+    def packed(values: Any) -> Any:
+        made = input_ids.new_zeros((ids.size(1), size + 1))
+        for to, value in zip(places, values, strict=True):
+            made.scatter_(1, to, value)
+        return made[:, :size]
 
+    begins = packed(torch.where(inside, starts, 0))[:, :, None]
     steps = torch.arange(size, device=device)
     query, key = steps[None, :, None], steps[None, None, :]
-    ends, shared = ends[:, :, None], shared[:, :, None]
-    hidden = (key > query) | ((query >= ends) & (key >= shared) & (key < ends))
+    hidden = (key > query) | ((key >= shared[0][:, :, None]) & (key < begins))
     mask = torch.zeros(hidden.shape, device=device).masked_fill(
         hidden, torch.finfo(torch.float32).min
     )[:, None]
-    places = torch.cat([to_first, to_second])
-    return PackedPairs(
-        packed(first, second), packed(counted, counted), mask, places.masked_fill(places == size, 0)
-    )
+    flat = places.reshape(-1, width)
+    return PackedRows(packed(ids), packed(counted), mask, flat.masked_fill(flat == size, 0))
 
 
-def share(backbone: Any) -> Callable[[], None]:
-    """Makes ``backbone`` compute what two rows of a pair share only once; gives a function that
-    undoes it.
+def choose_together(input_ids: Any, attention_mask: Any) -> int:
+    """How many rows of a batch to pack to one: as many as make no packed row longer than SHORT
+    tokens, or than twice the longest row; 1 where nothing is gained."""
+    rows, width = input_ids.shape
+    for together in range(rows, 1, -1):
+        if rows % together:
+            continue
+        ids, real = (one.view(together, -1, width) for one in (input_ids, attention_mask.bool()))
+        shared = ((ids == ids[:1]) & real).all(0).long().cumprod(1).sum(1)
+        longest = int((real.sum(2).sum(0) - (together - 1) * shared).max())
+        if int(shared.max()) and longest <= max(SHORT, 2 * width):
+            return together
+    return 1
 
-    It takes and gives the same tensors as before, ``(2B, T)`` to ``(2B, T, H)``. Calls of another
-    shape (an odd number of rows, a cache, padding on the left, router logits) go through as they
-    are.
+
+def share(backbone: Any, together: int | None = 2) -> Callable[[], None]:
+    """Make ``backbone`` compute what rows of a batch share only once; gives a function that undoes
+    it. ``together``: so many rows are packed to one; None: as many as it pays for.
+
+    It takes and gives the same tensors as before, ``(n * B, T)`` to ``(n * B, T, H)``. Calls of
+    another shape (a number of rows that is no multiple, a cache, padding on the left, router
+    logits) go through as they are.
     """
     original = backbone.forward
 
     def forward(input_ids: Any = None, attention_mask: Any = None, **others: Any) -> Any:
-        if not _are_pairs(input_ids, attention_mask, others):
+        many = 1
+        if _are_padded_rows(input_ids, attention_mask, others):
+            many = together or choose_together(input_ids, attention_mask)
+        if many == 1 or len(input_ids) % many:
             return original(input_ids=input_ids, attention_mask=attention_mask, **others)
-        pairs = pack(input_ids, attention_mask)
+        rows = pack(input_ids, attention_mask, many)
         found = original(
-            input_ids=pairs.input_ids,
-            position_ids=pairs.position_ids,
-            attention_mask=pairs.attention_mask,
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=rows.attention_mask,
             use_cache=False,
         )
         states = found.last_hidden_state
         count, size, width = states.shape
-        rows = pairs.places.new_tensor(range(count)).repeat(2)[:, None] * size + pairs.places
+        whose = rows.places.new_tensor(range(count)).repeat(many)[:, None] * size + rows.places
         found.last_hidden_state = (
-            states.reshape(-1, width).index_select(0, rows.reshape(-1)).view(*rows.shape, width)
+            states.reshape(-1, width).index_select(0, whose.reshape(-1)).view(*whose.shape, width)
         )
         return found
 
@@ -117,12 +139,12 @@ def share(backbone: Any) -> Callable[[], None]:
 
 
 def share_if_equal(trainer: Any, sizes: Sequence[int]) -> bool:
-    """Shares prompts in the model of a ``trl.DPOTrainer`` if its log-probabilities stay what they
-    are; says if it does.
+    """Share what rows begin with in the model of a ``trl.DPOTrainer`` or ``trl.SFTTrainer`` if its
+    log-probabilities stay what they are; says if it does.
 
-    Found out by computing the longest and the shortest pair both ways, before training: a sliding
+    Found out by computing the longest and the shortest row both ways, before training: a sliding
     window shorter than the row, a recurrent layer, attention that takes no mask of its own make a
-    difference, and such a model is left as it is. ``sizes`` are the tokens of every pair. A model
+    difference, and such a model is left as it is. ``sizes`` are the tokens of every row. A model
     that does not share is named in a line of the log.
     """
     model = (
@@ -133,7 +155,7 @@ def share_if_equal(trainer: Any, sizes: Sequence[int]) -> bool:
     backbone, name = getattr(model, "base_model", model), type(model).__name__
     attention = attention_name(model.config.get_text_config())
     if backbone is model or attention not in ("eager", "sdpa"):
-        log.info("%s computes the prompt of a pair twice: its attention is %s.", name, attention)
+        log.info("%s computes a prompt for each row: its attention is %s.", name, attention)
         return False
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     batch = collate(trainer, trainer.train_dataset, (by_size[-1], by_size[0]))
@@ -144,20 +166,20 @@ def share_if_equal(trainer: Any, sizes: Sequence[int]) -> bool:
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         undo()
         log.info(
-            "%s computes the prompt of a pair twice, since it takes no mask of its own: %s",
-            name,
-            error,
+            "%s computes a prompt for each row, since it takes no mask of its own: %s", name, error
         )
         return False
     if not difference <= TOLERANCE:
         undo()
         log.info(
-            "%s computes the prompt of a pair twice: computed once, log-probabilities differ by "
-            "%.2g.",
+            "%s computes a prompt for each row: computed once, log-probabilities differ by %.2g.",
             name,
             difference,
         )
         return False
+    if "labels" in batch:  # SFT: rows are in no order that pairs them.
+        undo()
+        share(backbone, together=None)
     return True
 
 
@@ -187,13 +209,8 @@ def round_frozen(model: Any) -> None:
                     parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _are_pairs(input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> bool:
-    if (
-        input_ids is None
-        or attention_mask is None
-        or attention_mask.dim() != 2
-        or len(input_ids) % 2
-    ):
+def _are_padded_rows(input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> bool:
+    if input_ids is None or attention_mask is None or attention_mask.dim() != 2:
         return False
     if any(
         value is not None and value is not False
@@ -205,11 +222,13 @@ def _are_pairs(input_ids: Any, attention_mask: Any, others: dict[str, Any]) -> b
 
 
 def _log_probs(model: Any, batch: dict[str, Any]) -> Any:
-    """Log-probabilities of a collated batch of TRL's, (2B, T - 1), in the model's own precision and
-    without gradients."""
+    """Log-probabilities of a collated batch of TRL's, (rows, T - 1), in the model's own precision
+    and without gradients."""
     import torch
 
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    labels = batch.get("labels")
+    if labels is None:
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     training = model.training
     model.eval()
     try:

@@ -241,7 +241,7 @@ def _prepare(trainer: Any, settings: SFT | DPO | KTO, seed: int, cache: Path | N
     """Share prompts, round frozen weights, add the reference, and put the rows in order."""
     lengths = trainers.row_lengths(trainer.train_dataset)
     if not trainer.is_fsdp_enabled:  # FSDP has the model whole nowhere, until it trains.
-        if isinstance(settings, DPO) and settings.share_prompt:
+        if isinstance(settings, DPO | SFT) and settings.share_prompt:
             shared_prompt.share_if_equal(trainer, lengths)
         if trainer.args.bf16:
             shared_prompt.round_frozen(trainer.model)

@@ -1,4 +1,4 @@
-"""Laws of the shared prompt: computed once or twice, log-probabilities, gradients and trainings are
+"""Laws of what rows share: computed once or for each, log-probabilities, gradients and trainings are
 the same."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tiny import make_adapter
 from tuning_rows import LORA, assert_close, pair_rows, quick
 
 from cowest_dspy import compat
-from cowest_dspy.tuning import DPO, shared_prompt, train_adapter, trainers
+from cowest_dspy.tuning import DPO, SFT, shared_prompt, train_adapter, trainers
 
 LOGGER = "cowest_dspy.tuning.shared_prompt"
 
@@ -161,7 +161,7 @@ def test_a_sliding_window_shorter_than_a_row_is_found_and_left_to_the_stock_path
     windowed = make_windowed_model(tiny_model, tmp_path / "windowed", window=8)
     trainer = trainer_on(windowed, tmp_path / "work")
     assert not is_shared(trainer)
-    assert "MistralForCausalLM computes the prompt of a pair twice" in caplog.text
+    assert "MistralForCausalLM computes a prompt for each row" in caplog.text
     stock = trainer_on(windowed, tmp_path / "work", share_prompt=False)
     batch = batch_of(trainer)
     assert shared_prompt._log_probs(trainer.model, batch).equal(
@@ -215,3 +215,114 @@ def test_weights_rounded_once_give_the_same_bits_as_autocast(
     monkeypatch.setattr(shared_prompt, "round_frozen", lambda model: None)
     always = train_adapter(settings, pair_rows(), base=str(tiny_model), output=tmp_path / "always")
     assert once.adapter_hash == always.adapter_hash
+
+
+# Rows of SFT
+
+
+def sft_rows(count: int = 8) -> list[dict[str, Any]]:
+    """Rows that begin with one instruction, and go on for different lengths."""
+    return [
+        {
+            "prompt": [
+                {"role": "system", "content": "Write what the handbook of the ferries says."},
+                {
+                    "role": "user",
+                    "content": f"Question: how many berths has ship {n}?" + " Now?" * n,
+                },
+            ],
+            "completion": [{"role": "assistant", "content": f"It has {n * n} berths."}],
+        }
+        for n in range(count)
+    ]
+
+
+def sft_on(tiny_model: Path, output: Path, **changes: Any) -> Any:
+    settings = SFT(**quick(num_train_epochs=2, gradient_accumulation_steps=1) | changes)
+    return train_adapter(settings, sft_rows(), base=str(tiny_model), output=output, seed=3)
+
+
+@pytest.mark.parametrize("together", [2, 3, 6])
+def test_any_number_of_rows_is_one_row(together: int) -> None:
+    import torch
+
+    draw = torch.Generator().manual_seed(together)
+    ids = torch.randint(3, 9, (6, 7), generator=draw)
+    ids[:, :2] = 5
+    real = (torch.arange(7) < torch.randint(3, 8, (6, 1), generator=draw)).long()
+    packed = shared_prompt.pack(ids * real, real, together)
+    shown = packed.input_ids.repeat(together, 1).gather(1, packed.places)
+    assert (shown * real).tolist() == (ids * real).tolist()
+    positions = packed.position_ids.repeat(together, 1).gather(1, packed.places)
+    assert (positions * real).tolist() == (torch.arange(7) * real).tolist()
+    # Each token sees the tokens before it in its own row, and no other.
+    for row in range(6):
+        looks = packed.attention_mask[row % (6 // together), 0]
+        for place in range(int(real[row].sum())):
+            seen = (looks[packed.places[row, place]] == 0).nonzero().flatten().tolist()
+            assert seen == sorted(packed.places[row, : place + 1].tolist())
+
+
+@pytest.mark.parametrize("size", [3, 4, 8])
+def test_a_training_of_sft_is_the_same_with_and_without(
+    size: int, tiny_model: Path, tmp_path: Path
+) -> None:
+    found = {
+        shared: sft_on(
+            tiny_model,
+            tmp_path / str(shared),
+            share_prompt=shared,
+            per_device_train_batch_size=size,
+            lora=LORA,
+        )
+        for shared in (True, False)
+    }
+    one, other = (
+        [(step["loss"], step["grad_norm"]) for step in found[shared].history]
+        for shared in (True, False)
+    )
+    torch_close(one, other)
+    assert found[True].tokens == found[False].tokens
+
+
+def test_a_training_that_was_done_without_sharing_is_found(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    first = sft_on(tiny_model, tmp_path / "sft", share_prompt=False)
+    assert sft_on(tiny_model, tmp_path / "sft") == first
+
+
+def test_rows_of_sft_go_through_the_model_as_fewer_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    settings = SFT(**quick(per_device_train_batch_size=8, gradient_accumulation_steps=1))
+    trainer = trainers.make_trainer(
+        settings, sft_rows(), [], tiny_model, None, tmp_path / "work/.w.x.y", 0
+    )
+    layer = trainer.model.get_base_model().base_model.layers[0]
+    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2].numel()))
+    batch = batch_of(trainer)
+    before = shared_prompt._log_probs(trainer.model, batch)
+    with compat.compact_lm_head():
+        assert shared_prompt.share_if_equal(trainer, trainers.row_lengths(trainer.train_dataset))
+    after = shared_prompt._log_probs(trainer.model, batch)
+    torch_close(after.tolist(), before.tolist())
+    assert seen[-1] < 0.75 * seen[0]
+
+
+def test_rows_that_would_become_too_long_are_packed_fewer_to_one() -> None:
+    import torch
+
+    ids = torch.arange(600).repeat(4, 1)
+    ids[:, 550:] += torch.arange(4)[:, None]
+    real = torch.ones_like(ids)
+    assert shared_prompt.choose_together(ids, real) == 4
+    ids[:, 100:] += 1000 * torch.arange(4)[:, None]
+    assert shared_prompt.choose_together(ids, real) == 2
+    assert shared_prompt.choose_together(ids[:3], real[:3]) == 1
+    assert shared_prompt.choose_together(torch.arange(8).view(4, 2), torch.ones(4, 2)) == 1
+
+
+def torch_close(one: Any, other: Any) -> None:
+    import torch
+
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
