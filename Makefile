@@ -79,7 +79,7 @@ docs: $(LONG) reference ## the documentation as a site in site/, offline; a warn
 reference: $(DEV) ## docs/reference/cli.md and toml.md, from the code
 	@$(BIN)/python docs/make_reference.py
 
-notebook: $(LONG) models ## docs/first_collaboration.ipynb executed anew and stored with its outputs (minutes)
+notebook: $(LONG) models ## docs/dspy.ipynb executed anew and stored with its outputs (minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/execute_notebook.py
 
 test: check ## check, then every law and one smoke of each real thing (minutes); without the real models theirs are skipped

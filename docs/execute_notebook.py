@@ -1,4 +1,4 @@
-"""Runs docs/first_collaboration.ipynb from nothing and stores it with what its cells gave: ``make
+"""Runs docs/dspy.ipynb from nothing and stores it with what its cells gave: ``make
 notebook``.
 
 Nothing of this machine stays in it: no path, no progress bar, no time stamp of a cell. A cell that
@@ -19,7 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 
 DOCS = Path(__file__).resolve().parent
-NOTEBOOK = DOCS / "first_collaboration.ipynb"
+NOTEBOOK = DOCS / "dspy.ipynb"
 MODELS = ("SmolLM2-135M-Instruct", "Qwen2.5-Coder-1.5B-Instruct")
 SECONDS = 3600
 """A cell may take so long; on one free core the slowest takes about three minutes."""
