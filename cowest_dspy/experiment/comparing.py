@@ -54,8 +54,8 @@ _TITLES = {
 _STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference tuning"}
 
 
-ASIDE: Any = {"tracking": True, "ray": True}
-"""Tables in which runs may differ and are one variant all the same."""
+ASIDE: Any = {"tracking": True, "ray": True, "compare": {"smallest"}}
+"""Tables and keys in which runs may differ and are one variant all the same."""
 
 
 def _folder_name(changes: dict[str, Any], config: Config) -> str:

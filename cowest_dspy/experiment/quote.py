@@ -5,6 +5,7 @@ against [budget].
         quote = quote_by_probe(experiment, examples=3)
     print(quote.text())
     quote.exceeded          # ("usd: about 3.2 of 2",)
+    quote.describe_power()  # "120 test questions show a difference of 11.3 points or more (...)."
 
 A few train examples are collected as a run would, through the run's store, so that the run itself
 does not ask the same again. What they took, times what is left to do, is the quote. Tuning asks no
@@ -29,9 +30,11 @@ from cowest_dspy.experiment.config import ROLES, Config
 from cowest_dspy.experiment.data import load_program, load_splits
 from cowest_dspy.influence.collection import collect
 from cowest_dspy.influence.metering import Measured, Meter
+from cowest_dspy.influence.statistics import SMALLEST, detectable_difference, questions_needed
 from cowest_dspy.influence.trace import FIRST_DRAFTS, Traces
 from cowest_dspy.lms.config import Api, LMSettings
 from cowest_dspy.optimizers.config import StepRules
+from cowest_dspy.report.verdict import format_about
 from cowest_dspy.store.budget import Budget
 from cowest_dspy.store.call_context import keeping
 from cowest_dspy.store.usage import Usage
@@ -75,6 +78,8 @@ def up_to(expected: float, most: float) -> Range:
 
 
 NONE = exactly(0)
+ASSUMED = 0.2
+"""The share of questions that only one of two arms gets right, while none has been measured."""
 
 
 # How many calls
@@ -320,11 +325,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Quote:
-    """The stages of a cycle, the configuration whose [budget] they are held against, and the probe
-    that they were measured by."""
+    """The stages of a cycle, the configuration whose [budget] they are held against, the number of
+    ``questions`` that arms will be compared on, and the probe that they were measured by."""
 
     stages: tuple[StageQuote, ...]
     config: Config
+    questions: int
     probe: Probe | None = None
 
     @property
@@ -384,7 +390,23 @@ class Quote:
             for stage in self.stages
             if stage.unknown
         ]
-        return [*lines, self._compare_with_budget()]
+        return [*lines, self.describe_power(), self._compare_with_budget()]
+
+    def describe_power(self) -> str:
+        """The difference between two arms that the questions can show, and how many the smallest
+        one worth finding needs, both for a metric of right and wrong."""
+        rules, split = self.config.compare, self.config.evaluate.split
+        smallest = rules.smallest if rules else SMALLEST
+        found = detectable_difference(self.questions, ASSUMED)
+        if found is None:
+            return f"{self.questions} {split} questions are too few to show any difference."
+        needed = questions_needed(smallest / 100, ASSUMED)
+        more = f"; {smallest:g} points need about {format_about(needed)}"
+        return (
+            f"{self.questions:,} {split} questions show a difference of {100 * found:.1f} points "
+            f"or more (80 % power, if one arm alone is right on {100 * ASSUMED:g} % of them)"
+            f"{more if needed > self.questions else ''}."
+        )
 
     def _describe_probe(self, probe: Probe) -> str:
         usage = probe.usage
@@ -437,8 +459,9 @@ def quote_by_counting(config: Config) -> Quote:
     """Calls only, from the configuration and the sizes of its splits. Nothing is asked, loaded or
     written."""
     splits = load_splits(config, load_program(config))
-    stages = count_calls(config, {split: len(examples) for split, examples in splits.items()})
-    return Quote(tuple(_quote_stage(config, stage, None) for stage in stages), config)
+    sizes = {split: len(examples) for split, examples in splits.items()}
+    made = tuple(_quote_stage(config, stage, None) for stage in count_calls(config, sizes))
+    return Quote(made, config, sizes[config.evaluate.split])
 
 
 def quote_by_probe(experiment: Experiment, examples: int = 3) -> Quote:
@@ -471,8 +494,9 @@ def quote_by_probe(experiment: Experiment, examples: int = 3) -> Quote:
     drafts = rules.drafts - saved["weak_calls"] / count
     answers = rules.answers * (rules.drafts + 1) - saved["strong_calls"] / count
     probe = Probe(count, drafts, answers, measured, counter.usage)
-    stages = count_calls(config, {split: len(found) for split, found in splits.items()}, probe)
-    return Quote(tuple(_quote_stage(config, stage, probe) for stage in stages), config, probe)
+    sizes = {split: len(found) for split, found in splits.items()}
+    made = tuple(_quote_stage(config, stage, probe) for stage in count_calls(config, sizes, probe))
+    return Quote(made, config, sizes[config.evaluate.split], probe)
 
 
 def _check_answered(traces: Traces, measured: dict[str, Measured]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
+from cowest_dspy.influence.statistics import SMALLEST
 from cowest_dspy.program.collaboration import DraftFormat
 from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
 
@@ -197,6 +198,13 @@ class CompareRules(TomlTable):
     )
     also: tuple[Reference, ...] = Field(
         (), description='more scores, beside the metric: "metric.py:macro_f1"'
+    )
+    smallest: float = Field(
+        SMALLEST,
+        gt=0,
+        lt=100,
+        description="points: the smallest difference worth finding, which verdicts and "
+        "`cowest quote` name",
     )
     arms: dict[str, ArmRules] = Field(
         default_factory=dict, description="the ways to answer, by name"

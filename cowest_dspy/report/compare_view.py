@@ -47,11 +47,13 @@ from cowest_dspy.report.page import (
 )
 from cowest_dspy.report.run_view import mark_against, score_row
 from cowest_dspy.report.verdict import (
+    COULD_SHOW,
     bare_p,
     comparison_verdict,
     describe_intervals,
     describe_tests,
     format_count,
+    format_detectable,
     format_difference,
     format_interval,
     format_usd,
@@ -204,7 +206,10 @@ def results_table(comparison: Comparison, numbers: Numbers) -> Table:
     return Table("Arms", heads, rows, mark_against(numbers.arms), caption)
 
 
-_CORE = ("n", "failed", "score, %", "95 %", "strict, %", "difference [95 %]", "p (Holm)")
+_CORE = (
+    *("n", "failed", "score, %", "95 %", "strict, %"),
+    *("difference [95 %]", "p (Holm)", "could show"),
+)
 
 
 def _core(line: ArmNumbers) -> tuple[str, ...]:
@@ -216,6 +221,7 @@ def _core(line: ArmNumbers) -> tuple[str, ...]:
         format_percent(line.strict_score),
         "-" if line.test is None else format_difference(line.test),
         "-" if line.holm is None else bare_p(line.holm),
+        "-" if line.test is None else format_detectable(line.test),
     )
 
 
@@ -235,6 +241,7 @@ def _describe_tests(comparison: Comparison, numbers: Numbers) -> str:
         )
         over = format_plural(numbers.tests, "test")
         parts.append(f"p: {describe_tests(numbers.arms)}, two-sided, Holm-corrected over {over}.")
+        parts.append(COULD_SHOW)
     return " ".join(parts)
 
 

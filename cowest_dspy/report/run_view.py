@@ -16,12 +16,14 @@ from cowest_dspy.report.facts import LOGGED, Curve, RunReport
 from cowest_dspy.report.figures import Figures, figures
 from cowest_dspy.report.numbers import ArmNumbers, InfluenceCounts, sample_evenly
 from cowest_dspy.report.verdict import (
+    COULD_SHOW,
     arm_notes,
     bare_p,
     describe_intervals,
     describe_tests,
-    explain_doubt,
+    explain_chance,
     format_count,
+    format_detectable,
     format_interval,
     format_p,
     format_points,
@@ -29,6 +31,7 @@ from cowest_dspy.report.verdict import (
     format_usd,
     influence_notes,
     pairs_notes,
+    smallest_difference,
 )
 from cowest_dspy.report.view import Section, Table, View, print_view, view_html
 from cowest_dspy.utils.notebook import html_of
@@ -87,14 +90,15 @@ def _arms(report: RunReport, numbers: Figures) -> Section:
     heads = ("arm", "n", "failed", "correct", "score", "95 %", "strict")
     caption = ""
     if reference:
-        heads += ("+/-", "p")
+        heads += ("+/-", "p", "could show")
         left_out = max((line.test.left_out for line in lines if line.test), default=0)
         left = f" (up to {left_out:,} left out: failed or missing)" if left_out else ""
         tests = describe_tests(lines)
         caption = (
             f"Score: over answered; strict: failures as wrong. {describe_intervals(lines)} +/-: "
             f"what only this arm / only {reference.title} gets right. p: "
-            f"{tests and f'{tests}, '}two-sided, on examples that both have a score for{left}."
+            f"{tests and f'{tests}, '}two-sided, on examples that both have a score for{left}. "
+            f"{COULD_SHOW}"
         )
     table = Table(
         "Arms",
@@ -135,7 +139,10 @@ def _arm_cells(line: ArmNumbers, tested: bool) -> tuple[str, ...]:
     if not tested:
         return cells
     test = line.test
-    return (*cells, *((f"+{test.higher:,} -{test.lower:,}", bare_p(test.p)) if test else ("", "")))
+    if test is None:
+        return (*cells, "", "", "")
+    changed = f"+{test.higher:,} -{test.lower:,}"
+    return (*cells, changed, bare_p(test.p), format_detectable(test))
 
 
 def score_row(line: ArmNumbers) -> ChartRow:
@@ -166,10 +173,11 @@ def _tuning(report: RunReport, numbers: Figures) -> Section:
     if before is None or after is None or test is None:
         return Section("tuning", "Tuning", missing=missing)
     left = f", {test.left_out:,} left out: failed or missing" if test.left_out else ""
-    doubt = f"; {explain_doubt(test)}" if explain_doubt(test) else ""
+    why = explain_chance(test, smallest_difference(report.config))
+    reason = f"; {why}" if why else ""
     lead = (
         f"What tuning fixed and broke, from “{before.title}” to “{after.title}”: "
-        f"{format_points(test)}, {format_p(test.p)}, on {test.n:,} examples{left}{doubt}."
+        f"{format_points(test)}, {format_p(test.p)}, on {test.n:,} examples{left}{reason}."
     )
     return Section("tuning", "Tuning", lead=lead, charts=lambda: _tuning_chart(numbers))
 

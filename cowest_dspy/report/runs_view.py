@@ -26,6 +26,7 @@ from cowest_dspy.report.page import WrittenPage, flatten_settings, render_page
 from cowest_dspy.report.run_view import score_row
 from cowest_dspy.report.significance import PairedTest, compare_scores, correct_tests, finding
 from cowest_dspy.report.verdict import (
+    chance_clause,
     format_correction,
     format_count,
     format_difference,
@@ -34,6 +35,7 @@ from cowest_dspy.report.verdict import (
     format_points,
     format_share,
     format_usd,
+    smallest_difference,
 )
 from cowest_dspy.report.view import Section, Table, Verdict, View, format_date, print_view
 from cowest_dspy.utils.masking import mask_document
@@ -139,7 +141,9 @@ def side_by_side(reports: Mapping[str, RunReport]) -> SideBySide:
             [dict(flatten_settings(report.config)) for report in masked.values()]
         ),
         versions=_find_differences([report.versions for report in masked.values()]),
-        sentences=tuple(_sentence(test, count) for test in tests),
+        sentences=tuple(
+            _sentence(test, count, smallest_difference(masked[test.first].config)) for test in tests
+        ),
     )
 
 
@@ -368,7 +372,7 @@ def _scores(arm: Arm, examples: set[str]) -> dict[str, float | None]:
     return {key: score for key, score in arm.scores().items() if key in examples}
 
 
-def _sentence(found: RunTest, tests: int) -> str:
+def _sentence(found: RunTest, tests: int, smallest: float) -> str:
     if found.test is None or found.holm is None:
         return f"{found.first} and {found.second} are not comparable: {found.why}."
     left = found.test.left_out
@@ -376,7 +380,8 @@ def _sentence(found: RunTest, tests: int) -> str:
     return (
         f"{found.second} {_FOUND[found.finding or 0]} {found.first} ({found.arm}): "
         f"{format_difference(found.test)} points on the {found.test.n} test examples that they "
-        f"share{left_out}, {format_p(found.holm)} ({format_correction(tests)})."
+        f"share{left_out}, {format_p(found.holm)} ({format_correction(tests)})"
+        f"{chance_clause(found.test, found.holm, smallest)}."
     )
 
 

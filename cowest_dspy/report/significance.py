@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 from cowest_dspy.influence.report import SAME
 from cowest_dspy.influence.statistics import (
+    ALPHA,
     Interval,
     bootstrap_mean_interval,
+    detectable_difference,
+    detectable_mean,
     paired_difference_interval,
+    questions_needed,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
 REPEATS = 10_000
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,9 @@ class PairedTest:
     (examples times seeds), ``higher`` and ``lower`` those where this arm scores more or less;
     ``left_out`` those that one of the two has no score for. ``difference`` is this arm's mean less
     the other's, in [-1, 1]; None without a single pair. ``interval`` is its 95 % interval, not
-    corrected for the number of tests.
+    corrected for the number of tests. ``detectable`` is the smallest true difference, in (0, 1],
+    that ``n`` examples show with 80 % power at the two-sided level 0.05 of one test, from the
+    answers that differ (McNemar) or the spread of the differences (bootstrap); None for too few.
     """
 
     method: str
@@ -44,6 +49,16 @@ class PairedTest:
     difference: float | None
     interval: Interval | None
     p: float
+    detectable: float | None = None
+
+    def needed(self, difference: float) -> int | None:
+        """About how many examples show a true ``difference``, in (0, 1], with 80 % power; None
+        where ``detectable`` is."""
+        if self.detectable is None:
+            return None
+        if self.method == "mcnemar":
+            return questions_needed(difference, (self.higher + self.lower) / self.n)
+        return math.ceil(self.n * (self.detectable / difference) ** 2)
 
 
 def exact_sign_p(higher: int, lower: int) -> float:
@@ -117,15 +132,17 @@ def compare_seeds(
     pairs = [pair for example in sorted(both) for pair in both[example]]
     higher = sum(one - two > SAME for one, two in pairs)
     lower = sum(two - one > SAME for one, two in pairs)
-    interval, p, method = None, 1.0, "bootstrap"
+    interval, p, method, detectable = None, 1.0, "bootstrap", None
     if len(places) == 1 and pairs and is_binary(score for pair in pairs for score in pair):
         right = sum(one == two == 1 for one, two in pairs)
         wrong = len(pairs) - right - higher - lower
         interval = paired_difference_interval(right, higher, lower, wrong)
         p, method = exact_sign_p(higher, lower), "mcnemar"
+        detectable = detectable_difference(len(pairs), (higher + lower) / len(pairs))
     elif pairs:
         groups = [[one - two for one, two in both[example]] for example in sorted(both)]
         interval, p = bootstrap_mean_interval(groups), bootstrap_test(groups, repeats=repeats)
+        detectable = detectable_mean(groups)
     return PairedTest(
         method=method,
         n=len(both),
@@ -136,6 +153,7 @@ def compare_seeds(
         difference=math.fsum(one - two for one, two in pairs) / len(pairs) if pairs else None,
         interval=interval,
         p=p,
+        detectable=detectable,
     )
 
 

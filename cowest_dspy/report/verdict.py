@@ -4,13 +4,13 @@ method beats its controls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 from cowest_dspy.influence.report import format_kinds, remedy
-from cowest_dspy.influence.statistics import Interval
+from cowest_dspy.influence.statistics import ALPHA, LEAST_CHANGED, SMALLEST, Interval
 from cowest_dspy.optimizers.rounds import Outcome, Round
-from cowest_dspy.report.compare import Numbers, controls_of
+from cowest_dspy.report.compare import ControlTest, Numbers, controls_of
 from cowest_dspy.report.compared import Comparison
 from cowest_dspy.report.facts import RunReport
 from cowest_dspy.report.numbers import (
@@ -20,13 +20,15 @@ from cowest_dspy.report.numbers import (
     influence_counts,
     mean_noise,
 )
-from cowest_dspy.report.significance import ALPHA, PairedTest, finding
+from cowest_dspy.report.significance import PairedTest, finding
 from cowest_dspy.report.view import Verdict
 from cowest_dspy.store.usage import format_usd as format_usd
 from cowest_dspy.utils import notebook
 
-LEAST_CHANGED = next(count for count in range(1, 99) if 2.0 ** (1 - count) < ALPHA)
-"""Fewer answers that change give an exact two-sided test no chance of p < 0.05: 6."""
+COULD_SHOW = (
+    "Could show: the smallest true difference, in points, that these examples find with 80 % power "
+    "(one test, two-sided 5 %), given how often their answers differ."
+)
 # Arms as a sentence names them; others by their titles.
 _PHRASES = {
     "collaboration": "the collaboration",
@@ -203,14 +205,14 @@ def _rival_claim(report: RunReport, rival: str) -> tuple[str, bool] | None:
     test = compare_arms(report, rival, report.main_arm)
     if test is None or test.difference is None:
         return None
-    direction, doubt = _direction(test), explain_doubt(test)
+    direction, why = _direction(test), explain_chance(test, smallest_difference(report.config))
     ours, theirs = describe_arm(report, report.main_arm), describe_arm(report, rival)
     claim = {
         1: f"{ours} beats {theirs} by {format_gain(test)}",
         -1: f"{ours} is WORSE than {theirs} by {format_gain(test, -1)}",
         0: (
             f"{ours} does NOT reliably beat {theirs}: "
-            f"{f'{doubt}; ' if doubt else ''}{format_points(test)}"
+            f"{f'{why}; ' if why else ''}{format_points(test)}"
         ),
     }[direction]
     left = f" ({test.left_out:,} left out, failed or missing)" if test.left_out else ""
@@ -225,11 +227,11 @@ def _tuning_claim(report: RunReport) -> tuple[str, bool] | None:
         return "no tuned model was taken, so the weak model is the one from before", False
     what = "the cycle" if report.steps else "tuning"
     counts = f"it fixed {test.higher:,} and broke {test.lower:,} of {test.n:,} ({format_p(test.p)})"
-    doubt = explain_doubt(test)
+    why = explain_chance(test, smallest_difference(report.config))
     words = {1: f"{what} helped", -1: f"{what} did HARM", 0: f"{what} made NO reliable difference"}
     direction = _direction(test)
     return (
-        f"{words[direction]}: {counts}{f', {doubt}' if doubt and not direction else ''}",
+        f"{words[direction]}: {counts}{f', {why}' if why and not direction else ''}",
         direction > 0,
     )
 
@@ -281,6 +283,42 @@ def explain_doubt(test: PairedTest) -> str | None:
         "the interval, which is approximate, leaves 0 out, but the test, which decides, does not "
         "reach 5 %"
     )
+
+
+def smallest_difference(config: Mapping[str, Any]) -> float:
+    """The smallest difference worth finding, in points: that of [compare], else 5."""
+    rules = config.get("compare")
+    value = rules.get("smallest") if isinstance(rules, dict) else None
+    return float(value) if isinstance(value, int | float) and 0 < value < 100 else SMALLEST
+
+
+def format_detectable(test: PairedTest) -> str:
+    """The smallest difference that the examples could show, in points; a dash for too few."""
+    return "-" if test.detectable is None else f"{100 * test.detectable:.1f}"
+
+
+def explain_chance(test: PairedTest, smallest: float) -> str | None:
+    """Explain what a test without a finding rules out: differences beyond the far end of its
+    interval, where that end is at most ``smallest`` points or so few could have been shown; else
+    how many questions could show ``smallest``. Where interval and test are at odds, explain that.
+    None for a finding, and where too few answers change to say any of it."""
+    doubt = explain_doubt(test)
+    needed = test.needed(smallest / 100)
+    if doubt or test.p < ALPHA or not (test.interval and test.detectable and needed):
+        return doubt
+    bound = 100 * max(-test.interval.low, test.interval.high)
+    if min(bound, 100 * test.detectable) <= smallest:
+        return f"no difference larger than {bound:.1f} points at 95 %"
+    return f"not enough questions for {smallest:g} points, which need about {format_about(needed)}"
+
+
+def format_about(count: int) -> str:
+    """A count to two digits.
+
+    >>> format_about(2941), format_about(315)
+    ('2,900', '320')
+    """
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def describe_rounds(rounds: Sequence[Round], *, why: bool = False) -> str:
@@ -351,9 +389,10 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
     these are there; False when it is not; None when there is no such claim to judge.
     """
     sentences, claims = list[str](), list[bool]()
+    smallest = smallest_difference(comparison.config)
     against = numbers.arm(comparison.against)
     if against is not None and numbers.tests:
-        sentences += _describe_findings(against.title, numbers)
+        sentences += _describe_findings(against.title, numbers, smallest)
         target = numbers.arm(comparison.target)
         if target is not None and target.finding is not None:
             claims.append(target.finding > 0)
@@ -363,7 +402,7 @@ def comparison_verdict(comparison: Comparison, numbers: Numbers) -> Verdict:
             "not been evaluated."
         )
     for name, controls in controls_of(comparison).items():
-        sentence, beaten = _controls_claim(name, len(controls), numbers)
+        sentence, beaten = _controls_claim(name, len(controls), numbers, smallest)
         sentences.append(sentence)
         claims += [beaten] if name == comparison.target and beaten is not None else []
     if not sentences:
@@ -384,19 +423,19 @@ def format_difference(test: PairedTest) -> str:
     return format_points(test).replace(" points", "")
 
 
-def _describe_findings(against: str, numbers: Numbers) -> list[str]:
+def _describe_findings(against: str, numbers: Numbers, smallest: float) -> list[str]:
     better, same, worse = (
         [line for line in numbers.arms if line.finding == sign] for sign in (1, 0, -1)
     )
     over = format_correction(numbers.tests)
     if better:
-        sentences = [f"Better than {against} ({over}): {_join_findings(better)}."]
+        sentences = [f"Better than {against} ({over}): {_join_findings(better, smallest)}."]
     else:
         sentences = [f"No arm is reliably better than {against} ({over})."]
     if same:
-        sentences.append(f"Not distinguishable from {against}: {_join_findings(same)}.")
+        sentences.append(f"Not distinguishable from {against}: {_join_findings(same, smallest)}.")
     if worse:
-        sentences.append(f"WORSE than {against}: {_join_findings(worse)}.")
+        sentences.append(f"WORSE than {against}: {_join_findings(worse, smallest)}.")
     turned = [
         line.title
         for line in numbers.arms
@@ -409,28 +448,31 @@ def _describe_findings(against: str, numbers: Numbers) -> list[str]:
     return sentences
 
 
-def _join_findings(lines: Sequence[ArmNumbers]) -> str:
+def _join_findings(lines: Sequence[ArmNumbers | ControlTest], smallest: float) -> str:
     return "; ".join(
         (
             f"{line.title} ({format_difference(line.test)} points, "
-            f"{format_p(line.holm)}{_doubt_clause(line.test, line.holm)})"
+            f"{format_p(line.holm)}{chance_clause(line.test, line.holm, smallest)})"
         )
         for line in lines
         if line.test is not None and line.holm is not None
     )
 
 
-def _doubt_clause(test: PairedTest, corrected: float) -> str:
-    """Explain, as a clause, why an interval leaves 0 out and the corrected p does not reach 5 %;
-    empty where the two agree."""
-    if test.interval is None or corrected < ALPHA or test.interval.low <= 0 <= test.interval.high:
+def chance_clause(test: PairedTest, corrected: float, smallest: float) -> str:
+    """Explain, as a clause, a corrected p that does not reach 5 %: by the correction where the test
+    alone does, else as ``explain_chance``; empty where there is nothing to explain."""
+    if test.interval is None or corrected < ALPHA:
         return ""
-    if test.p < ALPHA:
+    if test.p < ALPHA and not test.interval.low <= 0 <= test.interval.high:
         return f"; {format_p(test.p)} before the correction, as the interval is"
-    return f"; {explain_doubt(test)}"
+    why = explain_chance(test, smallest)
+    return f"; {why}" if why else ""
 
 
-def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool | None]:
+def _controls_claim(
+    name: str, count: int, numbers: Numbers, smallest: float
+) -> tuple[str, bool | None]:
     """Whether the arm of that name beats every one of its ``count`` controls, in a sentence; None
     where that cannot be known."""
     target, tests = (
@@ -449,13 +491,7 @@ def _controls_claim(name: str, count: int, numbers: Numbers) -> tuple[str, bool 
             None,
         )
     lost = [control for control in tests if finding(control.test, control.holm) != 1]
-    arms = "; ".join(
-        (
-            f"{control.title} ({format_difference(control.test)} points, "
-            f"{format_p(control.holm)}{_doubt_clause(control.test, control.holm)})"
-        )
-        for control in lost or tests
-    )
+    arms = _join_findings(lost or tests, smallest)
     over = f"(Holm over {notebook.format_plural(len(tests), 'test')})"
     if lost:
         return (

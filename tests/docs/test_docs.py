@@ -3,6 +3,8 @@ from a real report."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -71,8 +73,12 @@ def test_the_toml_and_the_code_of_the_page_on_comparing_are_read() -> None:
         *get_args(get_args(fields["control"].annotation)[0]),
     } <= kinds
     names: dict[str, Any] = {}
-    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), names)
     assert is_corpus_metric(names["share_of_yes"])
+    lines = printed.getvalue().splitlines()
+    assert len(lines) == 6 and all(line in text for line in lines)
 
 
 def test_the_page_on_tuning_makes_the_settings_that_it_shows() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import dspy
 import pytest
+from compare_task import declared
 from compare_task import task as task
 
 from cowest_dspy import Experiment, load_config
 from cowest_dspy.errors import PairsError, RecipeError
 from cowest_dspy.experiment.arms import by_correctness, other_draft_arm, shuffled
-from cowest_dspy.experiment.comparing import depends_on_seed, title_of
+from cowest_dspy.experiment.comparing import _folder_name, depends_on_seed, title_of
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.tables import ArmRules
 from cowest_dspy.optimizers.rounds import Round
@@ -134,6 +135,13 @@ def test_a_function_is_given_what_the_configuration_says_and_offered_what_it_ask
         call(f"{recipe}:f", given={"draft": "direct"})
     with pytest.raises(RecipeError, match="a function is expected"):
         call(f"{recipe}:x")
+
+
+def test_the_difference_worth_finding_makes_no_other_variant(task: list[Path]) -> None:
+    config = load_config(declared(task, '[compare.arms.alone]\nkind = "alone"'))
+    other = overridden(config, {"compare.smallest": 2.5})
+    long = {"weak.model": "models/some-other-model-with-a-name"}
+    assert _folder_name(long, config) == _folder_name(long, other)
 
 
 def test_a_program_that_takes_no_format_says_so(task: list[Path], tmp_path: Path) -> None:

@@ -62,6 +62,24 @@ def test_a_probe_is_what_the_run_then_costs_and_is_not_asked_again(tmp_path: Pat
     assert quote.exceeded == () and "[budget] fits." in quote.text()
 
 
+def test_a_quote_says_what_difference_the_test_questions_can_show(tmp_path: Path) -> None:
+    file = configured(tmp_path, "")
+    recipe = tmp_path / "toy.py"
+    recipe.write_text(recipe.read_text().replace("range(4)", "range(120)"))
+    few = quote_by_counting(load_config([file], overrides={"data.test": 4}))
+    assert few.questions == 4
+    assert few.text()[-2] == "4 test questions are too few to show any difference."
+    said = quote_by_counting(load_config([file])).text()[-2]
+    assert said == (
+        "120 test questions show a difference of 11.3 points or more (80 % power, if one arm alone "
+        "is right on 20 % of them); 5 points need about 630."
+    )
+    file.write_text(
+        file.read_text() + '[compare]\nsmallest = 12\n[compare.arms.alone]\nkind = "alone"\n'
+    )
+    assert quote_by_counting(load_config([file])).describe_power().endswith("20 % of them).")
+
+
 def test_a_second_quote_costs_nothing_and_says_the_same(tmp_path: Path) -> None:
     first, second = (quoted(tmp_path) for _ in range(2))
     assert second.probe and (second.probe.usage.calls, second.probe.usage.cached) == (0, 15)
