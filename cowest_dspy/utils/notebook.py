@@ -58,7 +58,14 @@ def html_of(thing: Any) -> str:
 def view(title: str, *parts: RenderableType | None) -> str:
     """A whole view as HTML: its title in bold, then its parts; what is empty is left out."""
     shown = [line(part) if isinstance(part, str) else part for part in parts if part]
-    console = Console(file=io.StringIO(), record=True, width=WIDTH, color_system="truecolor")
+    # In a notebook it would also show what it prints.
+    console = Console(
+        file=io.StringIO(),
+        force_jupyter=False,
+        record=True,
+        width=WIDTH,
+        color_system="truecolor",
+    )
     console.print(Group(visible_text(title, style="bold"), *shown))
     return console.export_html(inline_styles=True, code_format=_PRE)
 

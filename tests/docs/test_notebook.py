@@ -37,17 +37,14 @@ def checked(notebook: Any) -> None:
         "executed once, from top to bottom"
     )
     outputs = [output for cell in cells for output in cell.outputs]
-    assert {output.output_type for output in outputs} <= {
-        "stream",
-        "execute_result",
-        "display_data",
-    }, "no cell failed"
+    kinds = {output.output_type for output in outputs}
+    assert kinds <= {"stream", "execute_result"}, "no cell failed, and nothing is shown twice"
     plain = "\n".join(output.get("text") or output.data.get("text/plain", "") for output in outputs)
     views = "\n".join(output.data.get("text/html", "") for output in outputs if "data" in output)
     assert "12 archive, 14 train, 14 dev, 24 test" in plain
     for word in (
         "the large model alone: ",
-        "round 1: ",
+        "round 1 ",
         "Collaboration(local/SmolLM2",
         "Traces(56 traces",
         "PreferencePairs(",
