@@ -25,9 +25,9 @@ def execution_match(example: Any, prediction: Any, trace: object = None) -> floa
     Raises:
         DataError: the gold query fails, or there is no such database.
     """
-    gold = _gold(str(example.database), str(example.sql))
-    given = run_query(example.database, str(getattr(prediction, "sql", None) or ""))
-    return float(gold.matches(given))
+    database, given = str(example.get("database")), getattr(prediction, "sql", None)
+    gold = _gold(database, str(example.get("sql")))
+    return float(gold.matches(run_query(database, str(given or ""))))
 
 
 @lru_cache(maxsize=4096)
