@@ -87,7 +87,9 @@ def test_rows_that_are_not_there_or_do_not_fit_are_errors_that_say_so(
     for number, wrong in enumerate(({"id": "7"}, {"id": None}, {"question": ""}, {"sql": ""}, {})):
         folder = islands(tmp_path / str(number))
         write_rows(folder, dev=[whole, {**whole, **wrong}])
-        said = r"two rows are 99-1" if not wrong else r'\(dev\), row 2: a row has id \("SHAPE-NUMBER'
+        said = (
+            r"two rows are 99-1" if not wrong else r'\(dev\), row 2: a row has id \("SHAPE-NUMBER'
+        )
         with pytest.raises(DataError, match=said):
             named("examples")("dev", rows=str(folder))
 
