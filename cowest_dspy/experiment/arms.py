@@ -116,11 +116,7 @@ def _evaluated(experiment: _Parts, name: str) -> Answerer:
         program = experiment.final
         return _of_program(experiment, program, arms.alone_arm(program.with_fresh_baseline()))
     if name == "routed":
-        program, router = experiment.best, Router.load(experiment.run)
-        routed = Routed(program, router)
-        made = _of_program(experiment, program, lambda example: routed(**example.inputs()))
-        settings = router.model_dump(mode="json", exclude={"about"})
-        return made.on(settings)
+        return _routed(experiment, ArmRules.model_validate({"kind": "routed"}))
     sft = experiment.config.sft
     rules = {
         "weak": {"kind": "weak", "weak": "sft" if sft and sft.answers else "base"},
@@ -273,7 +269,7 @@ def _weak_alone(experiment: _Parts) -> dspy.Module:
     strong model without its demos."""
     reference = experiment.config.evaluate.weak
     if reference:
-        return call(reference)
+        return call(reference, offered=experiment.config.data.arguments)
     module = experiment.program.alone.module.deepcopy()
     for _, predictor in module.named_predictors():
         predictor.demos = []
@@ -311,10 +307,8 @@ def _grounded(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _retriever(experiment: _Parts, rules: ArmRules) -> Retriever:
-    data = experiment.config.data
-    return Retriever(
-        call(str(rules.corpus), given={"seed": data.seed, "rows": data.rows}), rules.passages
-    )
+    texts = call(str(rules.corpus), given=experiment.config.data.arguments)
+    return Retriever(texts, rules.passages)
 
 
 def _super_icl(experiment: _Parts, rules: ArmRules) -> Answerer:
@@ -335,6 +329,14 @@ def _collaboration(experiment: _Parts, rules: ArmRules) -> Answerer:
         return _of_program(experiment, experiment.final, note=_rounds_note(experiment))
     weak = _state(experiment, rules)
     return _of_program(experiment, experiment.program.bind(weak=weak, strong=experiment.strong))
+
+
+def _routed(experiment: _Parts, rules: ArmRules) -> Answerer:
+    """The router that the run has."""
+    program, router = experiment.best, Router.load(experiment.run)
+    routed = Routed(program, router)
+    made = _of_program(experiment, program, lambda example: routed(**example.inputs()))
+    return made.on(router.model_dump(mode="json", exclude={"about"}))
 
 
 def _rounds_note(experiment: _Parts) -> str:
@@ -372,7 +374,7 @@ def _control(experiment: _Parts, rules: ArmRules) -> Answerer:
 
 
 def _module(experiment: _Parts, rules: ArmRules) -> Answerer:
-    module = call(str(rules.program))
+    module = call(str(rules.program), offered=experiment.config.data.arguments)
     if not isinstance(module, dspy.Module):
         raise ConfigError(
             f"{rules.program} gave a {type(module).__name__}: a function that returns a "
@@ -394,6 +396,7 @@ _KINDS: dict[str, Callable[[_Parts, ArmRules], Answerer]] = {
     "grounded": _grounded,
     "super_icl": _super_icl,
     "collaboration": _collaboration,
+    "routed": _routed,
     "oracle": _oracle,
     "control": _control,
     "module": _module,

@@ -530,8 +530,11 @@ def _build_program(bundle: OpenBundle) -> Collaboration:
     with file_errors(BundleError, file):
         text = bundle.read(file.name).decode("utf-8")
         settings = read_toml_text(text, str(file), BundleError)
+    data = {name: settings.get("data", {}).get(name) for name in ("seed", "rows", "fold")}
     made: Any = call(
-        str(bundle.folder / bundle.manifest.program), given={"draft": settings.get("draft")}
+        str(bundle.folder / bundle.manifest.program),
+        given={"draft": settings.get("draft")},
+        offered={name: value for name, value in data.items() if value is not None},
     )
     if not isinstance(made, Collaboration):
         raise BundleError(f"{bundle.manifest.program} of the bundle gave no Collaboration.")

@@ -16,10 +16,11 @@ from typing import Any
 
 import dspy
 
-from cowest_dspy.errors import ConfigError, PairsError, nearest
+from cowest_dspy.errors import ConfigError, PairsError, RouterError, nearest
 from cowest_dspy.experiment.arms import answerer, record_arm, stage_of
 from cowest_dspy.experiment.config import Config, overridden
 from cowest_dspy.experiment.experiment import Experiment
+from cowest_dspy.experiment.routing import fit_run_router
 from cowest_dspy.experiment.summary import (
     add_state,
     arm_title,
@@ -49,6 +50,7 @@ _TITLES = {
     "rag": "strong with retrieved passages (RAG)",
     "grounded": "collaboration, drafts from retrieved passages",
     "super_icl": "SuperICL: strong with weak answers and their confidence",
+    "routed": "collaboration, by the router",
     "oracle": "ceiling: strong with gold background",
 }
 _STATES = {"base": "as it came", "sft": "after SFT", "tuned": "after preference tuning"}
@@ -151,7 +153,7 @@ class Compared:
         """The comparison, with every arm and every point of the sweep, or with these arms alone.
 
         An arm whose weak model cannot be tuned, since there are too few pairs, is left out with a
-        warning.
+        warning; so is a router for which too little was observed.
 
         Raises:
             ConfigError: ``only`` names an arm that there is not; or an arm lacks what it needs.
@@ -271,6 +273,9 @@ class Compared:
                 f"{error}"
             )
             return None
+        except RouterError as error:
+            self.warnings.append(f"{title_of(rules, part)} (seed {seed}) is left out: {error}")
+            return None
         stage = stage_of("compared", name)
         known, cost = part.store.record("stage", stage) or {}, part.store.cost(stage)
         extra, intervals = self._more_scores(arm, part.splits[self.rules.split], part.program)
@@ -278,6 +283,9 @@ class Compared:
         return ComparedArm(arm, seed, extra, intervals, kept)
 
     def _answer_arm(self, part: Experiment, name: str, rules: ArmRules) -> Arm:
+        if rules.kind == "routed":  # For the best weak model that there is by now.
+            part.collect()
+            fit_run_router(part)
         made = answerer(part, rules.model_copy(update={"draft": None}))
         return record_arm(
             part,

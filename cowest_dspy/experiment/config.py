@@ -38,7 +38,6 @@ from cowest_dspy.influence.config import Collect, InfluenceRules
 from cowest_dspy.lms.config import KINDS, LMSettings, Server
 from cowest_dspy.optimizers.config import CycleRules, RoundRules
 from cowest_dspy.pairs.config import PairRules
-from cowest_dspy.program.collaboration import DraftFormat
 from cowest_dspy.scale.config import RayRules
 from cowest_dspy.serve.config import ServeRules
 from cowest_dspy.store.budget import Budget
@@ -60,8 +59,10 @@ class Config(TomlTable):
         description='"recipe.py:program", a function that gives a Collaboration'
     )
     metric: Reference = Field(description='"metric.py:name", a DSPy metric with values in [0, 1]')
-    draft: DraftFormat | None = Field(
-        None, description="the format of drafts, given to the program's and [sft]'s functions"
+    draft: str | None = Field(
+        None,
+        description='the format of drafts, such as "direct", "knowledge" or "chain_of_thought": '
+        "given to the program's and [sft]'s functions, which know their own",
     )
     seed: int = Field(0, ge=0, description="of sampling, order and training; --seed goes before it")
     data: Data

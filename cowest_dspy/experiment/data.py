@@ -31,10 +31,11 @@ def read_split(
     seed: int = 0,
     limit: int | None = None,
     rows: str | None = None,
+    fold: int | None = None,
 ) -> list[dspy.Example]:
     """The examples of one split: ``source`` is "file.py:function" (called with the split,
-    ``seed=``, and ``rows=`` where that is given), "file.jsonl" with a ``split`` field in each row,
-    or "hub:NAME" (optionally "hub:NAME:CONFIG").
+    ``seed=``, and ``rows=`` and ``fold=`` where these are given), "file.jsonl" with a ``split``
+    field in each row, or "hub:NAME" (optionally "hub:NAME:CONFIG").
 
     Raises:
         DataError: nothing in that split, no such file (also one that a recipe's function reads), or
@@ -46,7 +47,7 @@ def read_split(
     elif source.endswith(".jsonl"):
         found = [row for row in read_jsonl(Path(source)) if row.get("split", "train") == split]
     else:
-        found = _from_function(source, split, where, {"seed": seed, "rows": rows})
+        found = _from_function(source, split, where, {"seed": seed, "rows": rows, "fold": fold})
     return examples(found[:limit], inputs, where=where)
 
 
@@ -56,7 +57,8 @@ def load_program(config: Config) -> Collaboration:
     Raises:
         ConfigError: the function that [program] names gave something else.
     """
-    program = call(config.program, given={"draft": config.draft})
+    given = {"draft": config.draft}
+    program = call(config.program, given=given, offered=config.data.arguments)
     if not isinstance(program, Collaboration):
         raise ConfigError(
             f"{config.program} gave {type(program).__name__}: a function that returns a "
@@ -75,7 +77,7 @@ def load_splits(config: Config, program: Collaboration) -> dict[str, list[dspy.E
     made = {split: configured_split(config.data, split) for split in SPLITS}
     check_apart(made, config.data.inputs)
     weak = config.evaluate.weak
-    modules = {"[evaluate] weak": call(weak)} if weak else {}
+    modules = {"[evaluate] weak": call(weak, offered=config.data.arguments)} if weak else {}
     for split, rows in made.items():
         check_inputs(program, rows[:1], modules=modules, where=split, table=True)
     return made
@@ -88,9 +90,8 @@ def configured_split(source: Data, split: str) -> list[dspy.Example]:
         source.source,
         split,
         source.inputs,
-        seed=source.seed,
         limit=getattr(source, split),
-        rows=source.rows,
+        **source.arguments,
     )
 
 
@@ -185,7 +186,7 @@ def sft_rows(config: Config, reference: str, which: str, **offered: Any) -> list
     Raises:
         ConfigError: it gave none.
     """
-    given: dict[str, Any] = {"seed": config.data.seed, "rows": config.data.rows}
+    given = config.data.arguments
     if which == "drafts":
         given["draft"] = config.draft
     rows = call(reference, given=given, offered=offered)

@@ -219,9 +219,9 @@ def _note_oracle(visit: _Visit, examples: Sequence[dspy.Example]) -> None:
 
 def _note_lessons(visit: _Visit) -> None:
     """Note whether [sft] has rows, in the form in which drafts will be asked for."""
-    sft, own = visit.config.sft, visit.config.data
+    sft = visit.config.sft
     assert sft is not None
-    given = {"seed": own.seed, "rows": own.rows, "draft": visit.config.draft}
+    given = {**visit.config.data.arguments, "draft": visit.config.draft}
     rows = sft_rows(call(sft.drafts, given=given))
     asked = _prompt_for(visit, "weak")
     alike = sum(row["prompt"][:-1] == asked[:-1] for row in rows)

@@ -83,7 +83,7 @@ def fit_run_router(
     likelihood = scores_drafts(program) if likelihood is None else likelihood
     scorer = DraftLikelihood(program) if likelihood else None
     with experiment.context.stage("router traces", "Looking at the run's traces"):
-        learned = observe_traces(traces, samples=samples, likelihood=scorer)
+        learned = observe_traces(traces, samples=samples, likelihood=scorer, program=program)
     asked = {
         name: _observed(experiment, program, examples, name, samples, scorer)
         for name, examples in splits.items()

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from cowest_dspy.errors import nearest
 from cowest_dspy.influence.statistics import SMALLEST
-from cowest_dspy.program.collaboration import DraftFormat
 from cowest_dspy.utils.table import Folder, Reference, TomlTable, Uri
 
 
@@ -31,11 +30,21 @@ class Data(TomlTable):
         description='a folder with the rows of a dataset, or "hub:NAME": given to the recipe\'s '
         "functions as rows=",
     )
+    fold: int | None = Field(
+        None, ge=0, description="which fold is test, of a recipe that makes folds: fold="
+    )
     train: int | None = Field(None, ge=1, description="use the first so many; all by default")
     dev: int | None = Field(
         None, ge=1, description="as train: what rounds are taken or rolled back by"
     )
     test: int | None = Field(None, ge=1, description="as train: what is only counted, at the end")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What is given to a recipe's functions by keyword: seed, rows and fold, as far as they are
+        set."""
+        given = {"seed": self.seed, "rows": self.rows, "fold": self.fold}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Arms(TomlTable):
@@ -122,6 +131,7 @@ _ARM_OPTIONS: dict[str, tuple[str, ...]] = {
     "collaboration": ("draft", "weak"),
     "oracle": ("field",),
     "control": ("control", "draft"),
+    "routed": (),
     "module": ("program", "role"),
 }
 
@@ -132,13 +142,13 @@ class ArmRules(TomlTable):
 
     kind: Literal[
         "alone", "strong", "weak", "self_refine", "self_consistency", "rag", "grounded",
-        "super_icl", "collaboration", "oracle", "control", "module",
+        "super_icl", "collaboration", "routed", "oracle", "control", "module",
     ] = Field(description="who answers, and how: the table in compare.md")  # fmt: skip
     title: str | None = Field(None, description="for people")
     weak: Literal["base", "sft", "tuned"] = Field(
         "sft", description="the weak model: as it came, after [sft], after all tuning"
     )
-    draft: DraftFormat | None = Field(
+    draft: str | None = Field(
         None,
         description="collaboration, control: another format of drafts, with its own SFT and tuning",
     )

@@ -28,6 +28,7 @@ from cowest_dspy.errors import ConfigError, ProgramError, RouterError, describe_
 from cowest_dspy.influence.judge import ScoringEngine
 from cowest_dspy.influence.metric import attempt
 from cowest_dspy.influence.trace import seed_from
+from cowest_dspy.program.adapters import labelled_lines, split_lines
 from cowest_dspy.program.collaboration import Collaboration, prompt_adapter, signature_of
 from cowest_dspy.store.call_context import note, sampling
 from cowest_dspy.store.pool import map_in_threads
@@ -82,6 +83,13 @@ def draft_features(
     if logprob is not None:
         features["logprob"] = logprob
     return features
+
+
+def drafter_features(program: Collaboration | None, draft: str) -> dict[str, float]:
+    """What the program's drafter itself says of a draft in finite numbers, for instance what a tool
+    gave: where it is a module with a method ``draft_features(draft)``, as a dictionary."""
+    describe = getattr(program.draft, "draft_features", None) if program is not None else None
+    return {} if describe is None else {name: float(one) for name, one in describe(draft).items()}
 
 
 def draft_label(draft: str) -> str:
@@ -198,6 +206,7 @@ class Router(BaseModel):
         except (SamplingFailed, *EXPECTED_FAILURES):
             return "collaborate"
         features = draft_features(inputs, draft, others=others, logprob=logprob)
+        features |= drafter_features(program, draft)
         return self.choose(self.predict(features, draft))
 
     def sample_drafts(self, program: Collaboration, inputs: Mapping[str, Any]) -> list[str]:
@@ -315,6 +324,8 @@ class DraftLikelihood:
     """The mean natural log-probability of a draft's tokens (and of ending there), at most 0, under
     the program's weak model.
 
+    What a drafter with a tool adds to what the model wrote is not counted.
+
     Args:
         program: bound; its drafter is one predictor, its weak model in process.
 
@@ -346,9 +357,19 @@ class DraftLikelihood:
     def of_all(self, drafts: Sequence[tuple[Mapping[str, Any], str]]) -> list[float]:
         """Compute those of several inputs with their drafts together, in their order; 0 for an
         empty draft."""
-        rows = [(self._prompt(inputs), draft) for inputs, draft in drafts if draft]
+        rows = [(self._prompt(inputs), self._written(draft)) for inputs, draft in drafts if draft]
         scores = iter(self._engine.score(rows, model=self._model) if rows else ())
         return [next(scores).per_token if draft else 0.0 for _, draft in drafts]
+
+    def _written(self, draft: str) -> str:
+        """The part of a draft that the model wrote."""
+        (predictor,) = self._program.draft.predictors()
+        own = signature_of(predictor).output_fields
+        names = getattr(self._program.draft, "output_names", own)
+        if set(names) <= set(own):
+            return draft
+        parts = split_lines(list(names), draft)
+        return labelled_lines({name: parts[name] for name in own if name in parts}) or draft
 
     def _prompt(self, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
         (predictor,) = self._program.draft.predictors()

@@ -29,6 +29,7 @@ from cowest_dspy.optimizers.router import (
     SamplingFailed,
     draft_features,
     draft_label,
+    drafter_features,
     feature_value,
     sample_drafts,
 )
@@ -81,7 +82,11 @@ class Observed:
 
 
 def observe_traces(
-    traces: Iterable[Trace], *, samples: int = 0, likelihood: DraftLikelihood | None = None
+    traces: Iterable[Trace],
+    *,
+    samples: int = 0,
+    likelihood: DraftLikelihood | None = None,
+    program: Collaboration | None = None,
 ) -> list[Observed]:
     """Convert traces, in their order; those without an influence are left out.
 
@@ -89,6 +94,7 @@ def observe_traces(
         samples: so many of an example's other drafts are used for "agreement" and "likeness";
             examples with fewer are left out.
         likelihood: of the weak model whose drafts the router will see.
+        program: whose drafter may describe drafts (:func:`drafter_features`).
     """
     groups: dict[tuple[int, str], list[Trace]] = defaultdict(list)
     for trace in traces:
@@ -106,7 +112,8 @@ def observe_traces(
         Observed(
             trace.example_id,
             trace.draft,
-            draft_features(trace.inputs, trace.draft, others=others, logprob=logprob),
+            draft_features(trace.inputs, trace.draft, others=others, logprob=logprob)
+            | drafter_features(program, trace.draft),
             {
                 "weak": trace.draft_score,
                 "strong": trace.alone_score,
@@ -149,13 +156,14 @@ def observe(
         alone = attempt(lambda: program.ask_alone(**inputs))
         outputs = drafted.outputs or {}
         draft = str(outputs.get("draft", ""))
-        features: Mapping[str, float] = {}
+        features: dict[str, float] = {}
         refined: Attempt | None = None
         if drafted.outputs is not None:
             refined = attempt(lambda: program.ask_refine(draft, **inputs))
             with suppress(SamplingFailed):
                 logprob = likelihood(inputs, draft) if likelihood else None
                 features = draft_features(inputs, draft, others=sample(inputs), logprob=logprob)
+                features |= drafter_features(program, draft)
         holds = program.holds_answer(outputs)
         return Observed(
             example.id,

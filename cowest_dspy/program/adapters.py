@@ -270,7 +270,7 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
         texts = (
             {names[0]: _unlabelled(names[0], completion)}
             if len(names) == 1
-            else _split(names, completion)
+            else split_lines(names, completion)
         )
         fields: dict[str, Any] = {}
         for name in names:
@@ -467,7 +467,8 @@ def _after(found: re.Match[str], text: str) -> str:
     return text if closed or not text.endswith(mark) else text[: -len(mark)].strip()
 
 
-def _split(names: list[str], completion: str) -> dict[str, str]:
+def split_lines(names: list[str], completion: str) -> dict[str, str]:
+    """The values of labelled lines by field, of those fields that are there."""
     found = list(_labels(tuple(names)).finditer(completion))
     texts: dict[str, str] = {}
     for match, following in zip(found, [*found[1:], None], strict=False):

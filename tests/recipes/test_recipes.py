@@ -61,6 +61,8 @@ def test_a_program_recipe_gives_an_unbound_collaboration(path: Path) -> None:
 @pytest.mark.parametrize("path", METRICS, ids=named)
 def test_a_metric_recipe_scores_between_0_and_1(path: Path) -> None:
     assert metrics_of(path)
+    if path.stem == "sql_results":
+        pytest.skip("it runs answers on a database: see test_sql_results.py")
     example = dspy.Example(question="What is left?", answer="12").with_inputs("question")
     for metric in metrics_of(path).values():
         scores = [

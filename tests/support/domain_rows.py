@@ -1,10 +1,12 @@
-"""Rows in the schemas in which MedMCQA and IfQA are published, about things that do not exist: made
-here, none of it is theirs."""
+"""Rows in the schemas in which MedMCQA, IfQA and GeoQuery are published, about things that do not
+exist: made here, none of it is theirs."""
 
 from __future__ import annotations
 
 import json
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,53 @@ def counterfactual(count: int, name: str) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+ISLANDS = ("arn", "bost", "cull", "dray", "eck", "fenn", "gorse", "holm", "innis", "jarl")
+# Of each shape of SQL a question, and the query that answers it.
+_ASKED = (
+    ("what is baked on {}", "SELECT bread FROM island WHERE island_name = '{}'"),
+    ("how many live on {}", "SELECT people FROM island WHERE island_name = '{}'"),
+    ("which ferry lands at {}", "SELECT ferry_name FROM ferry WHERE island_name = '{}'"),
+    ("how many ferries reach {}", "SELECT COUNT(ferry_name) FROM ferry WHERE island_name = '{}'"),
+    (
+        "who bakes as {} does",
+        "SELECT island_name FROM island WHERE bread = "
+        "(SELECT bread FROM island WHERE island_name = '{}')",
+    ),
+    (
+        "which slow ferry lands at {}",
+        "SELECT ferry_name FROM ferry WHERE knots < 12 AND island_name = '{}'",
+    ),
+    ("is {} an island", "SELECT island_name FROM island WHERE island_name = '{}' AND people > 0"),
+)
+_ASKED_ONCE = tuple(
+    (f"where do more than {count} live", f"SELECT island_name FROM island WHERE people > {count}")
+    for count in range(100, 150)
+)
+
+
+def islands(folder: Path) -> Path:
+    """The folder, with a small database of islands and ferries, and 120 questions with their SQL:
+    seven shapes of ten, fifty of one."""
+    rows = [
+        {"id": f"{shape}-{number}", "question": asked.format(name), "sql": sql.format(name)}
+        for shape, (asked, sql) in enumerate(_ASKED)
+        for number, name in enumerate(ISLANDS)
+    ]
+    for shape, (asked, sql) in enumerate(_ASKED_ONCE, len(_ASKED)):
+        rows.append({"id": f"{shape}-0", "question": asked, "sql": sql})
+    write_rows(folder, train=rows[:100], dev=rows[100:])
+    with closing(sqlite3.connect(folder / "geography.sqlite")) as database:
+        database.execute("CREATE TABLE island (island_name TEXT, people INT, bread TEXT)")
+        database.execute("CREATE TABLE ferry (ferry_name TEXT, knots REAL, island_name TEXT)")
+        for number, name in enumerate(ISLANDS):
+            bread = ("rye", "oat", "spelt")[number % 3]
+            database.execute("INSERT INTO island VALUES (?, ?, ?)", (name, 40 * number, bread))
+            ferry = (f"the {name} maid", 8.5 + number, name)
+            database.execute("INSERT INTO ferry VALUES (?, ?, ?)", ferry)
+        database.commit()
+    return folder
 
 
 def write_rows(folder: Path, **splits: list[dict[str, Any]]) -> Path:
