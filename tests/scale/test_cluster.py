@@ -245,11 +245,19 @@ def test_one_rate_limit_holds_for_all_shards_and_refused_calls_are_tried_again(
 
 DEADLY = """
 import os
+import time
+from pathlib import Path
 from cowest_dspy.testing import ScriptedEngine
 
 def make():
+    log = Path(__file__).with_name("answered.log")
+
     def answer(request):
         if "train 3?" in request["messages"][-1]["content"]:
+            # Not while an answer is on its way to the store: with its process it would be lost.
+            size = -1
+            while not log.is_file() or size != (size := log.stat().st_size):
+                time.sleep(1)
             os._exit(7)
         return "fine"
     return ScriptedEngine(answer, model="scripted/weak")
