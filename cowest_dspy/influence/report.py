@@ -251,6 +251,10 @@ class InfluenceReport:
         return list(drafts.values())
 
     def __str__(self) -> str:
+        if not self.scored and self.failures:
+            kind = max(self.failures, key=lambda kind: self.failures[kind])
+            count = notebook.format_plural(len(self.values), "draft")
+            return f"no influence: {count} failed ({format_kinds(self.failures)}): {remedy(kind)}"
         interval = self.interval()
         spread = f" [{interval.low:+.2f}, {interval.high:+.2f}]" if interval else ""
         kinds = f" ({format_kinds(self.failures)})" if self.failures else ""

@@ -172,3 +172,9 @@ def test_drafts_that_are_cut_off_are_counted_and_not_logged_one_by_one(
     finally:
         logging.getLogger("dspy.clients.lm").removeHandler(caplog.handler)
     assert all((trace.error or "").startswith("truncated") for trace in traces)
+
+
+def test_a_report_of_nothing_but_failures_says_what_to_do() -> None:
+    weak, strong = weak_that_varies(["a draft that goes on and on..."]), strong_that_reads()
+    report = Influence(match, together(weak, strong)).report(ROWS)
+    assert str(report).startswith("no influence: 6 drafts failed (truncated 6): raise max_tokens")
