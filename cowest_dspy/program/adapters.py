@@ -1,6 +1,7 @@
 """LineAdapter: a signature as labelled lines, the plainest prompt that small models follow.
 
-    system     the signature's instructions, nothing else
+    system     the signature's instructions; and the lines of the answer, where there are several
+               and no worked example shows them
     user       Question: Which of the two runs hotter?
                Background: The Orvane press runs at 180 degrees.
     assistant  Working: ...
@@ -35,7 +36,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 import dspy
 import pydantic
-from dspy.adapters.utils import format_field_value, parse_value
+from dspy.adapters.utils import format_field_value, parse_value, translate_field_type
 from dspy.utils.exceptions import AdapterParseError
 
 from cowest_dspy.compat import prompt_messages
@@ -220,6 +221,20 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
         names = tuple(signature.output_fields)
         with marking_fields(names, _labels(names)):
             return await super().acall(lm, lm_kwargs, signature, demos, inputs)
+
+    def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
+        """The chat messages of a prompt. Where several outputs are wanted and no worked example
+        shows their lines, the system message does."""
+        messages = super().format(signature, demos, inputs)
+        outputs = signature.output_fields
+        if len(outputs) > 1 and not demos and messages[0]["role"] == "system":
+            lines = [
+                f"{label(name)}: {translate_field_type(name, field)}"
+                for name, field in outputs.items()
+            ]
+            shown = "\n".join(["Answer in these lines:", *lines])
+            messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n{shown}".strip()}
+        return messages
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
         """The instructions as they are."""

@@ -1,0 +1,58 @@
+"""What stands between a collaboration on GeoQuery and the best of its two models: who is right, which
+drafts show that they are wrong, and how often the strong model writes the draft again.
+
+    python benchmarks/drafts_of_sql.py runs/geoquery      # of a run that cowest compare has made
+
+Of the arms "alone", "weak" and "collaboration_sft". The rule that is counted beside them keeps SQL
+that gives something, and takes the answer of the strong model alone for the others.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cowest_dspy.report.compare_view import read_comparison
+from cowest_dspy.report.significance import compare_scores
+from cowest_dspy.report.verdict import format_difference, format_p
+
+NOTHING = ("no rows", "1 row: NULL", "1 row: 0")
+
+
+def main(run: Path) -> None:
+    """Print the counts."""
+    comparison = read_comparison(run / "comparison" / "comparison.json")
+    answers = {
+        one.arm.name: {answer.example_id: answer for answer in one.arm.answers}
+        for one in comparison.arms
+    }
+    right = {
+        arm: {example: found.score or 0.0 for example, found in of_arm.items()}
+        for arm, of_arm in answers.items()
+    }
+    weak, alone, both = right["weak"], right["alone"], answers["collaboration_sft"]
+    shows = {
+        example: (result := (found.draft or "").rpartition("\nResult: ")[2]).startswith("error")
+        or result in NOTHING
+        for example, found in both.items()
+    }
+    again = sum(
+        f"{(found.draft or '').partition(chr(10))[0]}" == f"Sql: {found.answer}"
+        for found in both.values()
+    )
+    rule = {one: alone[one] if shows[one] else weak[one] for one in both}
+    union = sum(max(weak[one], alone[one]) for one in both)
+    print(f"questions {len(both)}; right by one of the two models: {union:.0f}")
+    print(f"only weak {sum(weak[one] > alone[one] for one in both)}, ", end="")
+    print(f"only strong {sum(weak[one] < alone[one] for one in both)}")
+    print(f"drafts that fail or give nothing: {sum(shows.values())}", end="")
+    print(f", right ones among them: {sum(weak[one] for one in both if shows[one]):.0f}")
+    print(f"answers that are the draft's SQL again: {again}")
+    print(f"the rule is right on {sum(rule.values()):.0f}")
+    for name in ("weak", "alone"):
+        test = compare_scores(rule, right[name])
+        print(f"  less {name}: {format_difference(test)} points, {format_p(test.p)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
