@@ -225,16 +225,9 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
     def format(self, signature: Any, demos: Any, inputs: Any) -> Any:
         """The chat messages of a prompt. Where several outputs are wanted and no worked example
         shows their lines, the system message does."""
-        messages = super().format(signature, demos, inputs)
-        outputs = signature.output_fields
-        if len(outputs) > 1 and not demos and messages[0]["role"] == "system":
-            lines = [
-                f"{label(name)}: {translate_field_type(name, field)}"
-                for name, field in outputs.items()
-            ]
-            shown = "\n".join(["Answer in these lines:", *lines])
-            messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n{shown}".strip()}
-        return messages
+        if len(signature.output_fields) > 1 and not demos:
+            signature = _with_lines(signature)
+        return super().format(signature, demos=demos, inputs=inputs)
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
         """The instructions as they are."""
@@ -302,6 +295,15 @@ class LineAdapter(EscapesData, dspy.ChatAdapter):
                     message=f"field {name}: {error}",
                 ) from error
         return fields
+
+
+@lru_cache(maxsize=256)
+def _with_lines(signature: type[dspy.Signature]) -> type[dspy.Signature]:
+    """The signature with the lines of its answer in its instructions."""
+    fields = signature.output_fields.items()
+    lines = [f"{label(name)}: {translate_field_type(name, field)}" for name, field in fields]
+    told = [signature.instructions.strip(), "Answer in these lines:", *lines]
+    return signature.with_instructions("\n".join(told))
 
 
 def training_row(
