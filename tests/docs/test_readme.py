@@ -26,7 +26,7 @@ def test_the_snippet_of_the_readme_tunes_a_weak_model(tmp_path: Path, tiny_model
     code = next(block for block in blocks(ROOT / PAGE) if block.note == "alone").text
     assert HUB in code
     weak = weak_that_has_learned(tiny_model, tmp_path)
-    rows = "".join(f"Question {number}?,yes\n" for number in range(12))
+    rows = "".join(f"Question {number}?,yes\n" for number in range(32))
     (tmp_path / "questions.csv").write_text(f"question,answer\n{rows}")
     with local_server({CHAT: says_yes_to_vowels}) as server:
         done = subprocess.run(

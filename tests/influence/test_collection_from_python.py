@@ -162,7 +162,8 @@ def test_drafts_that_are_cut_off_are_counted_and_not_logged_one_by_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     program = together(weak_that_varies(["a draft that goes on and on..."]), strong_that_reads())
-    # DSPy's loggers do not pass records on to the root's handlers.
+    # DSPy's loggers do not pass records on to the root's handlers; the command line quiets them.
+    caplog.set_level(logging.WARNING, "dspy.clients.lm")
     logging.getLogger("dspy.clients.lm").addHandler(caplog.handler)
     try:
         traces = collect(program, ROWS, match, max_errors=1.0)
