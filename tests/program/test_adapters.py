@@ -400,7 +400,7 @@ def test_influence_is_not_lost_by_a_label() -> None:
 
 
 def test_several_outputs_without_an_example_are_asked_for_as_lines() -> None:
-    signature = dspy.Signature("question -> reasoning, count: int")
+    signature: Any = dspy.ensure_signature("question -> reasoning, count: int")
     asked = LineAdapter().format(signature, [], {"question": "How many?"})
     assert asked[0]["content"].endswith(
         "Answer in these lines:\nReasoning: {reasoning}\n"
@@ -408,5 +408,6 @@ def test_several_outputs_without_an_example_are_asked_for_as_lines() -> None:
     )
     demo = dspy.Example(question="How many?", reasoning="Two and one.", count=3)
     shown = LineAdapter().format(signature, [demo], {"question": "How many?"})
-    one = LineAdapter().format(dspy.Signature("question -> count: int"), [], {"question": "Q?"})
+    alone: Any = dspy.ensure_signature("question -> count: int")
+    one = LineAdapter().format(alone, [], {"question": "Q?"})
     assert "these lines" not in shown[0]["content"] + one[0]["content"]
